@@ -1,0 +1,65 @@
+"""A feature store: correct training sets, fast online features, embedded by default.
+
+Names load when they are first used, so that ``import featurestore`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featurestore.definitions import (
+        Entity,
+        FeatureService,
+        FeatureView,
+        Field,
+        OnDemandFeatureView,
+        ParquetSource,
+        PushSource,
+        RequestSource,
+        on_demand_feature_view,
+    )
+    from featurestore.store import FeatureStore
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Entity": "featurestore.definitions",
+    "FeatureService": "featurestore.definitions",
+    "FeatureStore": "featurestore.store",
+    "FeatureView": "featurestore.definitions",
+    "Field": "featurestore.definitions",
+    "OnDemandFeatureView": "featurestore.definitions",
+    "ParquetSource": "featurestore.definitions",
+    "PushSource": "featurestore.definitions",
+    "RequestSource": "featurestore.definitions",
+    "on_demand_feature_view": "featurestore.definitions",
+}
+
+__all__ = [
+    "Entity",
+    "FeatureService",
+    "FeatureStore",
+    "FeatureView",
+    "Field",
+    "OnDemandFeatureView",
+    "ParquetSource",
+    "PushSource",
+    "RequestSource",
+    "on_demand_feature_view",
+]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module 'featurestore' has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

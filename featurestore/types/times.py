@@ -1,0 +1,127 @@
+"""Instants: UTC microseconds since 1970-01-01T00:00Z, as Python int.
+
+Naive timestamps are read as UTC, aware ones are converted. Finer ones are floored for entity frames and ceiled
+for feature rows, by integer arithmetic before any cast: DuckDB would round to nearest and delta-rs truncate
+toward zero, and both would leak.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Literal
+
+from featurestore.errors import ValueTypeError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Clock = Callable[[], int]
+"""Returns the current instant in UTC microseconds; the one source of "now"."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+MIN_INSTANT = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // MICROSECOND
+MAX_INSTANT = (datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC) - EPOCH) // MICROSECOND
+
+
+def system_clock() -> int:
+    """Return the machine's current instant in UTC microseconds."""
+    return time.time_ns() // 1000
+
+
+def to_instant(value: datetime | str | int) -> int:
+    """Return the UTC microseconds of a datetime, an ISO 8601 text or an int that already is one.
+
+    Raises ValueTypeError for anything else and for instants outside the years 1 to 9999.
+    """
+    if isinstance(value, bool) or not isinstance(value, datetime | str | int):
+        raise ValueTypeError(f"{value!r} is not an instant.", hint="Pass a datetime or an ISO 8601 text.")
+    if isinstance(value, int):
+        if not MIN_INSTANT <= value <= MAX_INSTANT:
+            raise ValueTypeError(f"{value} is not within the years 1 to 9999 in UTC microseconds.")
+        return value
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueTypeError(
+                f"{value!r} is not an ISO 8601 instant.", hint="Write it as 2013-11-03T05:30:00Z."
+            ) from None
+    nanosecond = getattr(value, "nanosecond", 0)  # pandas.Timestamp is a datetime with more digits
+    if value.tzinfo is None:
+        value = value.replace(tzinfo=UTC)
+    # The range is checked on the datetime itself: converting an aware 0001-01-01 or 9999-12-31 can overflow.
+    instant = (value - EPOCH) // MICROSECOND if nanosecond == 0 else int(value.value) // 1000  # type: ignore[attr-defined]
+    if not MIN_INSTANT <= instant <= MAX_INSTANT:
+        raise ValueTypeError(f"{value} is not within the years 1 to 9999 in UTC.")
+    return instant
+
+
+def to_datetime(instant: int) -> datetime:
+    """Return the aware UTC datetime of an instant."""
+    return EPOCH + timedelta(microseconds=instant)
+
+
+def to_rfc3339(instant: int) -> str:
+    """Return the instant as RFC 3339 text with microseconds and ``Z``."""
+    return to_datetime(instant).strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0")
+
+
+def date_to_days(value: date) -> int:
+    """Return the days since 1970-01-01."""
+    return value.toordinal() - 719_163
+
+
+def days_to_date(days: int) -> date:
+    """Return the date of a number of days since 1970-01-01."""
+    return date.fromordinal(days + 719_163)
+
+
+_UNITS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+
+
+def instants_from_arrow(
+    column: pa.ChunkedArray | pa.Array, rounding: Literal["floor", "ceil"]
+) -> pa.ChunkedArray | pa.Array:
+    """Return a timestamp or date column as ``timestamp[us, tz=UTC]``, floored or ceiled to microseconds.
+
+    Nulls stay null. Raises ValueTypeError when the column is of another type or an instant lies outside the
+    years 1 to 9999.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_date(kind):
+        column, kind = column.cast(pa.timestamp("s")), pa.timestamp("s")
+    if not pa.types.is_timestamp(kind):
+        raise ValueTypeError(f"a column of type {kind} holds no instants.", hint="Pass timestamps.")
+    raw = column.cast(pa.timestamp(kind.unit)).cast(pa.int64()) if kind.tz is None else column.cast(pa.int64())
+    per_second = _UNITS_PER_SECOND[kind.unit]
+    if per_second <= 1_000_000:
+        factor = 1_000_000 // per_second
+        bounds = (MIN_INSTANT // factor, MAX_INSTANT // factor)
+        _check_range(raw, bounds)
+        instants = pc.multiply(raw, factor) if factor > 1 else raw
+    else:
+        # Integer division truncates toward zero, so the remainder's sign tells which way to move.
+        quotient = pc.divide(raw, 1000)
+        remainder = pc.subtract(raw, pc.multiply(quotient, 1000))
+        if rounding == "floor":
+            move = pc.cast(pc.less(remainder, 0), pa.int64())
+            instants = pc.subtract(quotient, move)
+        else:
+            move = pc.cast(pc.greater(remainder, 0), pa.int64())
+            instants = pc.add(quotient, move)
+        _check_range(instants, (MIN_INSTANT, MAX_INSTANT))
+    return instants.cast(pa.timestamp("us", tz="UTC"))
+
+
+def _check_range(values: pa.ChunkedArray | pa.Array, bounds: tuple[int, int]) -> None:
+    import pyarrow.compute as pc
+
+    found = pc.min_max(values).as_py()
+    if found["min"] is not None and (found["min"] < bounds[0] or found["max"] > bounds[1]):
+        raise ValueTypeError("a timestamp lies outside the years 1 to 9999.", hint="Correct the time column.")

@@ -1,0 +1,107 @@
+"""The two small interfaces of a registry. `testing` holds the suite that every implementation passes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from featurestore_registry.records import Change, Document, LedgerEntry, Revision, RevisionInfo
+
+
+class Definitions(ABC):
+    """Versioned definitions, per project.
+
+    A revision is a project's complete set of records; it never changes. Revisions count 1, 2, 3 …; a project
+    nobody applied to has head 0 and no records. Safe to call from several threads and processes. Every method
+    raises RegistryUnavailableError when the registry cannot be reached and RegistryFormatError when it was
+    written by a newer version.
+    """
+
+    @abstractmethod
+    def head(self, project: str) -> int:
+        """Return the newest revision's number, 0 for an unknown project."""
+
+    @abstractmethod
+    def read(self, project: str, revision: int | None = None) -> Revision:
+        """Return one revision whole (the newest when None), as one consistent snapshot.
+
+        Raises RecordNotFoundError for a revision that does not exist.
+        """
+
+    @abstractmethod
+    def history(self, project: str, *, limit: int = 50) -> list[RevisionInfo]:
+        """Return the newest revisions first."""
+
+    @abstractmethod
+    def apply(
+        self,
+        project: str,
+        expected_revision: int,
+        changes: Sequence[Change],
+        *,
+        author: str,
+        message: str,
+        commit: str,
+    ) -> int:
+        """Apply the changes in one transaction and return the new revision's number.
+
+        Raises RevisionConflictError, having changed nothing, when the head is not ``expected_revision``; of
+        concurrent calls with the same expectation exactly one succeeds. An empty ``changes`` is a ValueError;
+        a delete of a record that is not there raises RecordNotFoundError and changes nothing.
+        """
+
+    @abstractmethod
+    def projects(self) -> list[str]:
+        """Return the names of all projects ever applied, sorted."""
+
+
+class Ledger(ABC):
+    """An append-only book of what happened: runs, watermarks, saved sets, tokens, audit.
+
+    Ledger writes never move a revision. Keys are versioned: 1, 2, 3 …. Per (project, kind, key) the newest
+    1,000 entries are kept (the newest always). Safe to call from several threads and processes.
+    """
+
+    @abstractmethod
+    def append(
+        self, project: str, kind: str, key: str, document: Document, *, if_version: int | None = None
+    ) -> int:
+        """Append the next version of a key and return its number, durably.
+
+        With ``if_version`` (0: the key must not exist yet) raises LedgerConflictError, having written
+        nothing, when the newest version is another; of concurrent calls exactly one succeeds.
+        """
+
+    @abstractmethod
+    def latest(self, project: str, kind: str, key: str) -> LedgerEntry | None:
+        """Return the newest entry of a key, or None."""
+
+    @abstractmethod
+    def scan(
+        self, project: str, kind: str, *, key: str | None = None, limit: int | None = None
+    ) -> list[LedgerEntry]:
+        """Return entries, newest first.
+
+        With ``key`` all kept versions of that key; without it the newest entry of each key of the kind.
+        """
+
+
+class Registry(ABC):
+    """A connection to a registry: its definitions and its ledger, closed together."""
+
+    definitions: Definitions
+    ledger: Ledger
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release connections; calling it twice is allowed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
