@@ -1,0 +1,127 @@
+"""The online store: the newest record of each (project, view, entity), as bytes.
+
+A store knows keys and records, not features: keys, codec, ttl and status are shared code without I/O in
+`keys`, `codec` and `reading`. `featurestore.testing` holds the suite that every store passes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from featurestore.types import ValueType
+
+
+@dataclass(frozen=True, slots=True)
+class ViewLayout:
+    """How one generation of a view lies in the online store; publisher and readers share it."""
+
+    project: str
+    view: str
+    generation: int
+    join_keys: tuple[tuple[str, ValueType], ...]
+    """Sorted by name: the order of the values in a key."""
+    features: tuple[tuple[str, ValueType], ...]
+    """In stored order."""
+    ttl_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One record on its way into the store."""
+
+    key: bytes
+    record: bytes
+    expire_at_ms: int | None
+    """Instant of physical expiry, UTC milliseconds, or None for never."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """Replace exactly the record that carries these times, by another one or by nothing."""
+
+    key: bytes
+    event_us: int
+    created_us: int
+    replacement: Write | None
+
+
+class WriteResult(IntEnum):
+    """What became of one write."""
+
+    WRITTEN = 0
+    STALE = 1
+    """A newer record is there, and stayed."""
+    EXPIRED = 2
+    """Its physical expiry is past: not written, and an older record of the key was removed."""
+    WRONG_TYPE = 3
+    """The key holds something that is no record; it was left alone."""
+
+
+class AsyncReader(ABC):
+    """The read path of a server: one connection pool per process and event loop."""
+
+    @abstractmethod
+    async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the record of each key, in order, None where there is none.
+
+        Bound by the read deadline; no retry. Cancelling a call never affects another's answer. Raises
+        OnlineStoreUnavailableError.
+        """
+
+    @abstractmethod
+    async def check(self) -> None:
+        """Return when the store answers; raises OnlineStoreUnavailableError otherwise."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release connections; calling it twice is allowed."""
+
+
+class OnlineStore(ABC):
+    """One online store. Safe to call from several threads; opened after a fork, never before.
+
+    Driver errors never leave it: OnlineStoreUnavailableError (down, hung), OnlineStoreFullError (no room),
+    DamagedRecordError (a file that is not a store of ours).
+    """
+
+    @abstractmethod
+    def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the record of each key, in order, None where there is none. Bound by the read deadline."""
+
+    @abstractmethod
+    def write(self, writes: Sequence[Write], *, now_us: int) -> list[WriteResult]:
+        """Compare and set: per key the record with the greatest (event_ts, created_ts) stays, equal replaces.
+
+        Atomic per key, inside the store; duplicated keys in one call are taken in order. Retried within the
+        publishing deadline, which compare-and-set makes safe. Durable as far as the store is.
+        """
+
+    @abstractmethod
+    def repair(self, repairs: Sequence[Repair], *, now_us: int) -> list[bool]:
+        """Replace or delete each record that still carries exactly the given times; tell which were."""
+
+    @abstractmethod
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set a plain value beside the records, such as a schema."""
+
+    @abstractmethod
+    def scan(self, prefix: bytes) -> Iterator[Sequence[tuple[bytes, bytes]]]:
+        """Yield batches of (key, value) under an exact prefix; each live key at least once, in any order."""
+
+    @abstractmethod
+    def delete(self, prefix: bytes) -> int:
+        """Delete every key under an exact prefix, in batches, resumable; return how many there were."""
+
+    @abstractmethod
+    def facts(self) -> Mapping[str, str]:
+        """Return what a doctor wants to know (server, version, memory policy, size); raises when it is down."""
+
+    @abstractmethod
+    def reader(self) -> AsyncReader:
+        """Return an asynchronous reader; call it inside the event loop that will use it."""
+
+    def close(self) -> None:  # noqa: B027 - a store without connections has nothing to release
+        """Release connections; calling it twice is allowed."""
