@@ -50,8 +50,8 @@ def arrow_type(value_type: ValueType) -> pa.DataType:
 def value_type_of(kind: pa.DataType) -> ValueType | None:
     """Return the narrowest value type that holds every value of an Arrow type, or None where there is none.
 
-    Timestamps of every unit and zone are Timestamp; unsigned 64-bit integers, times of day, durations, structs
-    and maps have none.
+    Timestamps of every unit and zone are Timestamp; unsigned 64-bit integers, times of day, durations,
+    structs and maps have none.
     """
     import pyarrow as pa
 

@@ -1,8 +1,8 @@
 """Instants: UTC microseconds since 1970-01-01T00:00Z, as Python int.
 
-Naive timestamps are read as UTC, aware ones are converted. Finer ones are floored for entity frames and ceiled
-for feature rows, by integer arithmetic before any cast: DuckDB would round to nearest and delta-rs truncate
-toward zero, and both would leak.
+Naive timestamps are read as UTC, aware ones are converted. Finer ones are floored for entity frames and
+ceiled for feature rows, by integer arithmetic before any cast: DuckDB would round to nearest and delta-rs
+truncate toward zero, and both would leak.
 """
 
 from __future__ import annotations

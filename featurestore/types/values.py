@@ -101,13 +101,8 @@ _DUCKDB = {
 
 
 def Decimal(precision: int, scale: int = 0) -> ValueType:  # noqa: N802 - it reads as a type
-    """Return the type of exact decimals with ``precision`` digits, ``scale`` of them after the point (1-38)."""
-    if not (
-        isinstance(precision, int)
-        and isinstance(scale, int)
-        and 1 <= precision <= 38
-        and 0 <= scale <= precision
-    ):
+    """Return the type of exact decimals of ``precision`` digits (1-38), ``scale`` of them after the point."""
+    if not (1 <= precision <= 38 and 0 <= scale <= precision):
         raise DefinitionError(
             f"Decimal({precision}, {scale}) is not a type.",
             hint="Use 1 <= precision <= 38 and 0 <= scale <= precision.",
@@ -153,7 +148,7 @@ def duckdb_type(value_type: ValueType) -> str:
 
 
 def is_widening(old: ValueType, new: ValueType) -> bool:
-    """Tell whether every ``old`` value is a ``new`` value without loss: Int32 to Int64, Float32 to Float64."""
+    """Tell whether ``old`` widens to ``new`` without loss: Int32 to Int64, Float32 to Float64."""
     return (old.name, new.name) in {("Int32", "Int64"), ("Float32", "Float64")}
 
 

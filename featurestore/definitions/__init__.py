@@ -1,0 +1,22 @@
+"""What users write: frozen, typed definitions, validated when they are made. Imports no backend."""
+
+from featurestore.definitions.base import Definition, Field
+from featurestore.definitions.entity import Entity
+from featurestore.definitions.on_demand import OnDemandFeatureView, on_demand_feature_view
+from featurestore.definitions.service import FeatureService
+from featurestore.definitions.source import ParquetSource, PushSource, RequestSource
+from featurestore.definitions.view import FeatureSelection, FeatureView
+
+__all__ = [
+    "Definition",
+    "Entity",
+    "FeatureSelection",
+    "FeatureService",
+    "FeatureView",
+    "Field",
+    "OnDemandFeatureView",
+    "ParquetSource",
+    "PushSource",
+    "RequestSource",
+    "on_demand_feature_view",
+]

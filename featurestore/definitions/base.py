@@ -1,0 +1,161 @@
+"""What all definitions share: frozen, typed, validated when they are made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from featurestore.errors import DefinitionError, ValueTypeError
+from featurestore.types import ValueType
+from featurestore.types.values import coerce
+
+OBJECT_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,126}")
+RESERVED_PREFIX = "fs_"
+RESERVED_COLUMNS = frozenset({"event_ts", "created_ts"})
+"""Columns of every offline table beside keys and features."""
+
+
+def check_object_name(name: str) -> str:
+    """Return the name; raises ValueError when it is ill-formed or reserved."""
+    if not OBJECT_NAME.fullmatch(name):
+        raise ValueError("a name is a lower-case letter followed by at most 62 of a-z, 0-9 and _")
+    if name.startswith(RESERVED_PREFIX):
+        raise ValueError(f"names that start with {RESERVED_PREFIX!r} are reserved")
+    return name
+
+
+def check_column_name(name: str) -> str:
+    """Return the name of a feature or join key; raises ValueError when it is ill-formed or reserved."""
+    if not COLUMN_NAME.fullmatch(name):
+        raise ValueError("a column name is a letter or _ followed by at most 126 of A-Z, a-z, 0-9 and _")
+    if name.lower().startswith(RESERVED_PREFIX) or name.lower() in RESERVED_COLUMNS:
+        reserved = ", ".join([f"{RESERVED_PREFIX}*", *sorted(RESERVED_COLUMNS)])
+        raise ValueError(f"this column name is reserved ({reserved})")
+    return name
+
+
+def check_unique_columns(names: Iterable[str]) -> None:
+    """Raise ValueError when two names are equal or differ only in case: engines compare without case."""
+    seen: dict[str, str] = {}
+    for name in names:
+        twin = seen.setdefault(name.lower(), name)
+        if twin is not name and twin != name:
+            raise ValueError(f"columns {twin!r} and {name!r} differ only in case")
+    if len(seen) != len(list(names)):
+        raise ValueError("a column name is used twice")
+
+
+def as_tuple(values: Any) -> Any:
+    """Return a list or tuple as a tuple, and anything else as it is, for the validator to name."""
+    return tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else values
+
+
+class FrozenModel(BaseModel):
+    """A frozen pydantic model whose validation errors are DefinitionErrors naming field and value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=False)
+
+    kind: ClassVar[str]
+    title: ClassVar[str]
+
+    name: str
+
+    def _fill(self, name: str, **values: Any) -> None:
+        """Validate and set every field; the ``__init__`` of each class calls it with what it was given."""
+        try:
+            BaseModel.__init__(self, name=name, **values)
+        except ValidationError as error:
+            raise _definition_error(self.title, name, error) from None
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.name))
+
+    def replaced(self, **values: Any) -> Self:
+        """Return a copy with other values, validated again."""
+        made = type(self).__new__(type(self))
+        made._fill(**{**{field: getattr(self, field) for field in type(self).model_fields}, **values})
+        return made
+
+
+class Definition(FrozenModel):
+    """A named object of a feature repo."""
+
+    description: str = ""
+    owner: str = ""
+    tags: dict[str, str] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return check_object_name(name)
+
+    @property
+    def key(self) -> str:
+        """``kind:name``, unique in a project."""
+        return f"{self.kind}:{self.name}"
+
+
+class Field(FrozenModel):
+    """One feature of a view, or one value of a request.
+
+    ``default`` is what serving answers instead of null when a value is not PRESENT; the status stays true.
+    """
+
+    kind: ClassVar[str] = "field"
+    title: ClassVar[str] = "Field"
+
+    type: ValueType
+    description: str = ""
+    tags: dict[str, str] = {}
+    default: Any = None
+
+    def __init__(
+        self,
+        name: str,
+        type: ValueType,
+        *,
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+        default: Any = None,
+    ) -> None:
+        self._fill(name, type=type, description=description, tags=dict(tags or {}), default=default)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _coerce_default(cls, values: Any, build: Any) -> Field:
+        if isinstance(values, dict) and isinstance(values.get("type"), ValueType):
+            try:
+                values = {**values, "default": coerce(values["type"], values.get("default"))}
+            except ValueTypeError as error:
+                raise ValueError(f"default: {error.message.rstrip('.')}") from None
+        made: Field = build(values)
+        return made
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return check_column_name(name)
+
+
+def _definition_error(title: str, name: object, error: ValidationError) -> DefinitionError:
+    """Translate pydantic's first complaint; the rest usually follow from it."""
+    first = error.errors(include_url=False)[0]
+    location = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    about_whole = not location or first["type"] == "missing"
+    shown = "" if about_whole else f" (got {_shorten(first.get('input'))})"
+    return DefinitionError(
+        f"{title} {name!r}: {location + ': ' if location else ''}{message}{shown}.",
+        object=name,
+        field=location,
+    )
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,0 +1,238 @@
+"""Feature views, and selections of their features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, ClassVar
+
+import pydantic
+from pydantic import field_validator, model_validator
+
+from featurestore.definitions.base import (
+    Definition,
+    Field,
+    FrozenModel,
+    as_tuple,
+    check_column_name,
+    check_object_name,
+    check_unique_columns,
+)
+from featurestore.definitions.entity import Entity
+from featurestore.definitions.source import ParquetSource, PushSource
+from featurestore.definitions.sql import check_view_sql
+from featurestore.errors import DefinitionError, NotFoundError, did_you_mean
+from featurestore.types import ValueType
+
+
+class FeatureView(Definition):
+    """Features of one entity (or of several together), read from a source.
+
+    Without ``sql`` the source's columns are taken as they are. With it, the query reads the sources by their
+    names and outputs join keys, the time columns of the first source, and the features. ``schema`` may be
+    left out: `fs apply` then reads it from the source and pins it. ``ttl=None`` never expires; a value is
+    older than its ttl when its event time lies before ``t - ttl`` (the bound itself still counts).
+    """
+
+    kind: ClassVar[str] = "feature_view"
+    title: ClassVar[str] = "FeatureView"
+
+    entities: tuple[Entity, ...]
+    sources: tuple[ParquetSource | PushSource, ...]
+    fields: tuple[Field, ...] | None = None
+    """The declared schema, or None until `fs apply` has read it."""
+    sql: str | None = None
+    ttl: timedelta | None = None
+    online: bool = True
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        entities: Sequence[Entity],
+        source: ParquetSource | PushSource | Sequence[ParquetSource | PushSource],
+        schema: Sequence[Field] | None = None,
+        sql: str | None = None,
+        ttl: timedelta | None = None,
+        online: bool = True,
+        description: str = "",
+        owner: str = "",
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self._fill(
+            name,
+            entities=as_tuple(entities),
+            sources=as_tuple(source) if isinstance(source, Sequence) else (source,),
+            fields=None if schema is None else as_tuple(schema),
+            sql=sql,
+            ttl=ttl,
+            online=online,
+            description=description,
+            owner=owner,
+            tags=dict(tags or {}),
+        )
+
+    @field_validator("entities")
+    @classmethod
+    def _check_entities(cls, entities: tuple[Entity, ...]) -> tuple[Entity, ...]:
+        if not entities:
+            raise ValueError("a feature view needs at least one entity")
+        check_unique_columns([key for entity in entities for key in entity.join_keys])
+        return entities
+
+    @field_validator("ttl")
+    @classmethod
+    def _check_ttl(cls, ttl: timedelta | None) -> timedelta | None:
+        if ttl is not None and ttl <= timedelta(0):
+            raise ValueError("must be greater than zero; leave it out for features that never expire")
+        return ttl
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> FeatureView:
+        if not self.sources:
+            raise ValueError("a feature view needs a source")
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError(f"source: the same source is given twice: {names}")
+        if len(names) > 1 and self.sql is None:
+            raise ValueError(f"sql: several sources ({', '.join(names)}) need a query that joins them")
+        if self.sql is not None:
+            try:
+                check_view_sql(self.sql, names)
+            except DefinitionError as error:
+                raise DefinitionError(
+                    f"FeatureView {self.name!r}: sql: {error.message}", hint=error.hint, field="sql"
+                ) from None
+        if self.fields is not None:
+            if not self.fields:
+                raise ValueError("schema: needs at least one Field, or leave it out")
+            check_unique_columns([*self.join_keys, *(field.name for field in self.fields)])
+        return self
+
+    @property
+    def join_keys(self) -> dict[str, ValueType]:
+        """Every join key of the entities and its type, as declared."""
+        return {key: kind for entity in self.entities for key, kind in entity.join_keys.items()}
+
+    @property
+    def features(self) -> tuple[Field, ...]:
+        """The view's features; raises DefinitionError while no schema is declared or pinned."""
+        if self.fields is None:
+            raise DefinitionError(
+                f"FeatureView {self.name!r}: schema: is not known yet.",
+                hint="Declare schema=[Field(...)], or run `fs apply`, which reads it from the source.",
+            )
+        return self.fields
+
+    @property
+    def batch_sources(self) -> tuple[ParquetSource, ...]:
+        """The Parquet sources, those behind push sources included."""
+        return tuple(source.batch_source for source in self.sources)
+
+    @property
+    def timestamp_field(self) -> str:
+        """The event time column, in the source or in the output of ``sql``."""
+        return self.batch_sources[0].timestamp_field
+
+    @property
+    def created_timestamp_field(self) -> str | None:
+        """The created time column, in the source or in the output of ``sql``, if any source declares one."""
+        return self.batch_sources[0].created_timestamp_field or next(
+            (found for source in self.batch_sources if (found := source.created_timestamp_field)), None
+        )
+
+    @property
+    def ttl_us(self) -> int | None:
+        """The ttl in microseconds, or None."""
+        return None if self.ttl is None else self.ttl // timedelta(microseconds=1)
+
+    def feature(self, name: str) -> Field:
+        """Return one feature; raises NotFoundError with the closest name."""
+        for field in self.features:
+            if field.name == name:
+                return field
+        raise NotFoundError(
+            f"Feature view {self.name!r} has no feature {name!r}.",
+            hint=did_you_mean(name, [field.name for field in self.features]),
+            view=self.name,
+            feature=name,
+        )
+
+    def __getitem__(self, names: str | Sequence[str]) -> FeatureSelection:
+        """Select features: ``view[["a", "b"]]``."""
+        return FeatureSelection(self)[names]
+
+    def with_name(self, name: str) -> FeatureSelection:
+        """Read the view under another name, so that it can be joined twice."""
+        return FeatureSelection(self).with_name(name)
+
+    def with_join_keys(self, columns: Mapping[str, str]) -> FeatureSelection:
+        """Read the view by other columns of the entity frame: ``{join key: column}``."""
+        return FeatureSelection(self).with_join_keys(columns)
+
+
+class FeatureSelection(FrozenModel):
+    """Some features of a view, perhaps under another name and by other key columns."""
+
+    kind: ClassVar[str] = "selection"
+    title: ClassVar[str] = "Selection"
+
+    view: FeatureView
+    names: tuple[str, ...] | None = None
+    """The selected features in order, or None for all."""
+    columns: dict[str, str] = pydantic.Field(default_factory=dict)
+    """Entity-frame column of each renamed join key."""
+
+    def __init__(self, view: FeatureView, **values: Any) -> None:
+        self._fill(values.pop("name", view.name), view=view, **values)
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        return check_object_name(name)
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> FeatureSelection:
+        if self.names is not None:
+            if not self.names or len(set(self.names)) != len(self.names):
+                raise ValueError(f"select at least one feature, each once, not {list(self.names)}")
+            if self.view.fields is not None:
+                for name in self.names:
+                    self.view.feature(name)
+        for key, column in self.columns.items():
+            if key not in self.view.join_keys:
+                raise ValueError(
+                    f"{key!r} is no join key of view {self.view.name!r}; "
+                    f"its join keys are {', '.join(self.view.join_keys)}"
+                )
+            check_column_name(column)
+        check_unique_columns(list(self.join_key_columns.values()))
+        return self
+
+    @property
+    def join_key_columns(self) -> dict[str, str]:
+        """The entity-frame column of every join key."""
+        return {key: self.columns.get(key, key) for key in self.view.join_keys}
+
+    @property
+    def features(self) -> tuple[Field, ...]:
+        """The selected features in order."""
+        if self.names is None:
+            return self.view.features
+        return tuple(self.view.feature(name) for name in self.names)
+
+    def __getitem__(self, names: str | Sequence[str]) -> FeatureSelection:
+        """Select features: ``selection[["a", "b"]]``."""
+        return self._with(names=(names,) if isinstance(names, str) else tuple(names))
+
+    def with_name(self, name: str) -> FeatureSelection:
+        """Read the view under another name, so that it can be joined twice."""
+        return self._with(name=name)
+
+    def with_join_keys(self, columns: Mapping[str, str]) -> FeatureSelection:
+        """Read the view by other columns of the entity frame: ``{join key: column}``."""
+        return self._with(columns=dict(columns))
+
+    def _with(self, **values: Any) -> FeatureSelection:
+        kept = {"name": self.name, "names": self.names, "columns": self.columns}
+        return FeatureSelection(self.view, **{**kept, **values})

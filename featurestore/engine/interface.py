@@ -1,0 +1,170 @@
+"""The engine: everything that touches many rows. DuckDB here; the suite in `featurestore.testing` is the contract."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from featurestore.definitions import FeatureView, ParquetSource
+from featurestore.types import ValueType
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+AsOf = Literal["event", "available"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a source as it lies there now."""
+
+    path: str
+    size_bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceColumn:
+    """One column of a source or of a view's SQL."""
+
+    name: str
+    native_type: str
+    """As the engine or the file calls it, for messages."""
+    value_type: ValueType | None
+    """The narrowest of ours that holds it, or None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows to read: event time in [start_us, end_us), and where given also created after an instant or in files."""
+
+    start_us: int
+    end_us: int
+    created_after_us: int | None = None
+    files: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageRequest:
+    """Read a view's source rows and write those that its log does not hold yet."""
+
+    view: FeatureView
+    spans: tuple[Span, ...]
+    """A row that lies in any of them is read, once."""
+    now_us: int
+    """Rows whose event or created time is after it wait for a later run."""
+    log_files: tuple[str, ...]
+    """The table's files, to compare with."""
+    first_sequence: int
+    """``fs_seq`` of the first row; the rest count up in arrival order."""
+    folder: Path
+    """Where to write."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagedRows:
+    """What `Engine.stage` wrote, and where the other rows went."""
+
+    path: Path | None
+    """The written file, None when no row was new."""
+    appended: int
+    read: int
+    duplicates: int
+    """Of equal keys and times the last counts; these were the others."""
+    unchanged: int
+    """Equal to the newest version of the row in the log."""
+    null_keys: int
+    null_times: int
+    waiting: int
+    """Dated after now."""
+    min_event_us: int | None
+    max_event_us: int | None
+    """Of the appended rows."""
+    max_created_us: int | None
+    """Greatest created time among the rows read that were not waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class ViewJoin:
+    """One view of a point-in-time join."""
+
+    name: str
+    """Unique in the join; the view's own name or its alias."""
+    view: FeatureView
+    files: tuple[str, ...]
+    """The table version's files."""
+    key_columns: Mapping[str, str]
+    """Frame column of each join key."""
+    features: tuple[str, ...]
+    """In output order, without any repetition."""
+    as_of: AsOf
+
+
+@dataclass(frozen=True, slots=True)
+class JoinFacts:
+    """What a join found out about one view, for warnings and certificates."""
+
+    view: str
+    nulls: Mapping[str, int]
+    """Entity rows without a candidate by reason: null_key, no_entity, nothing_before, not_yet_available, expired."""
+    greatest_age_us: int | None
+    from_future: int
+    """Chosen rows whose event time or availability lies after the entity row's time: must be 0."""
+    null_values: Mapping[str, int] = field(default_factory=dict)
+    """Per feature: chosen rows whose value is null."""
+
+
+class Engine(ABC):
+    """Reads sources, writes sorted files, joins. Not safe across threads: make one for each.
+
+    Raises SourceSchemaError and SourceFileError for what is wrong with a source, DiskFullError, and EngineError
+    for the rest; the engine's own errors never leave it. Memory stays within the configured limit: what does
+    not fit is spilled to disk. User SQL sees the given sources and views and nothing else: no files, no network.
+    """
+
+    @abstractmethod
+    def files(self, source: ParquetSource) -> tuple[SourceFile, ...]:
+        """Return the files of a source, sorted by path; raises SourceFileError when there are none."""
+
+    @abstractmethod
+    def columns(self, source: FeatureView | ParquetSource) -> tuple[SourceColumn, ...]:
+        """Return the columns of a source, or of what a view reads, from footers alone.
+
+        Raises SourceSchemaError when files of one source disagree in a way that no wider type covers.
+        """
+
+    @abstractmethod
+    def first_event_us(self, view: FeatureView) -> int | None:
+        """Return the least event time that the view's source holds, None when it holds none."""
+
+    @abstractmethod
+    def stage(self, request: StageRequest) -> StagedRows:
+        """Write the new rows of a view's source into one sorted Parquet file."""
+
+    @abstractmethod
+    def latest(
+        self, view: FeatureView, files: Sequence[str], *, changed: Sequence[str] | None, batch_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the newest row of each entity: keys, event_ts, created_ts, features.
+
+        Newest by (event_ts, created_ts with null as event_ts, fs_seq). With ``changed`` (some of ``files``) only
+        of entities that occur there, and newest among those files' rows: compare-and-set does the rest.
+        """
+
+    @abstractmethod
+    def join(
+        self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], *, batch_rows: int
+    ) -> pa.RecordBatchReader:
+        """Join features to entity rows at each row's time, by the rules of DESIGN 4.
+
+        ``frame`` holds the key columns (declared types) and ``time_column`` (timestamp[us, UTC], no nulls). The
+        result has one row per frame row in the frame's order and, for each view and feature, a column named
+        ``{view}__{feature}``.
+        """
+
+    @abstractmethod
+    def examine(self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin]) -> tuple[JoinFacts, ...]:
+        """Find out, by queries independent of `join`, what a certificate states."""

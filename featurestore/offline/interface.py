@@ -1,0 +1,140 @@
+"""The offline store: one append-only table of row versions per view and generation.
+
+A table's columns: join keys, ``event_ts`` and ``created_ts`` (timestamps in UTC microseconds, created may be
+null), ``fs_seq`` (int64, arrival order, unique in a table), ``fs_origin`` (``batch`` or ``push``), features. Rows
+lie in (event_ts, created_ts, fs_seq) order within a file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurestore.types import ValueType
+
+EVENT, CREATED, SEQUENCE, ORIGIN = "event_ts", "created_ts", "fs_seq", "fs_origin"
+LOG_COLUMNS = (EVENT, CREATED, SEQUENCE, ORIGIN)
+
+
+@dataclass(frozen=True, slots=True)
+class TableId:
+    """One generation of one view's table; lies at ``{project}/{view}/{generation}``. Never reused."""
+
+    project: str
+    view: str
+    generation: int
+
+    def __str__(self) -> str:
+        return f"{self.project}/{self.view}/{self.generation}"
+
+
+@dataclass(frozen=True, slots=True)
+class TableSchema:
+    """The columns of a table beside `LOG_COLUMNS`."""
+
+    join_keys: tuple[tuple[str, ValueType], ...]
+    features: tuple[tuple[str, ValueType], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """A Parquet file that lies in a table's staging place and is not yet part of the table."""
+
+    path: Path
+    rows: int
+    min_event_us: int
+    max_event_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file of one table version."""
+
+    path: str
+    """Absolute path, as the engine reads it."""
+    rows: int
+    size_bytes: int
+    sha256: str
+    min_event_us: int
+    max_event_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class TableVersion:
+    """What a table held right after one commit; it never changes."""
+
+    table: TableId
+    number: int
+    files: tuple[DataFile, ...]
+    """In commit order."""
+
+    @property
+    def rows(self) -> int:
+        """Rows in all files."""
+        return sum(file.rows for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class TableChanges:
+    """Files that came and went between two versions."""
+
+    added: tuple[DataFile, ...]
+    removed: tuple[DataFile, ...]
+
+
+class OfflineStore(ABC):
+    """Tables of files with versions. A version is pinned by its number and readable until it is cleaned.
+
+    Safe to call from several processes: a commit either is the next version or raises ConcurrentCommitError.
+    After `commit` returns, the version survives a power cut. Raises DiskFullError when no space is left,
+    OfflineStoreError otherwise; driver errors never leave it.
+    """
+
+    @abstractmethod
+    def current(self, table: TableId) -> TableVersion | None:
+        """Return the newest version, or None when the table does not exist."""
+
+    @abstractmethod
+    def version(self, table: TableId, number: int) -> TableVersion:
+        """Return one version; raises TableVersionError when it is not there any more."""
+
+    @abstractmethod
+    def staging(self, table: TableId) -> Path:
+        """Return a folder on the table's own disk in which new files are written, creating it."""
+
+    @abstractmethod
+    def commit(
+        self,
+        table: TableId,
+        schema: TableSchema,
+        *,
+        base: int | None,
+        add: Sequence[StagedFile],
+        remove: Sequence[DataFile] = (),
+    ) -> TableVersion:
+        """Make the next version from ``base`` (None: the table does not exist yet) in one commit.
+
+        Syncs the files, records their sizes and SHA-256 hashes, commits, syncs the log. The schema may have
+        gained features or wider types since ``base``.
+        """
+
+    @abstractmethod
+    def changes(self, table: TableId, after: int | None, until: int) -> TableChanges:
+        """Return what changed after version ``after`` (None: from nothing) up to and with ``until``."""
+
+    @abstractmethod
+    def verify(self, files: Sequence[DataFile], *, again: bool = False) -> None:
+        """Check the hashes of files, each once per process unless ``again``; raises DamagedFileError."""
+
+    @abstractmethod
+    def tables(self, project: str) -> list[TableId]:
+        """Return every table of a project that holds data, sorted."""
+
+    @abstractmethod
+    def clean(self, table: TableId, *, keep: Sequence[int] | None) -> int:
+        """Remove staged leftovers and files that no version of ``keep`` or the newest one needs.
+
+        ``keep=None`` drops the table whole. Returns the number of files removed.
+        """

@@ -1,0 +1,5 @@
+"""The FeatureStore facade."""
+
+
+class FeatureStore:
+    """The facade."""
