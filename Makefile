@@ -1,0 +1,56 @@
+# Two commands matter: `make demo` shows the whole product on real data, `make test` runs every check.
+# Both need Python >= 3.11 and make; everything else is installed into .venv.
+
+PYTHON ?=
+JOBS ?= logical
+BIN := .venv/bin
+
+.PHONY: help demo test bench docs lint format clean
+
+help:
+	@echo "make demo    install, write the example's sources, and walk through the whole product"
+	@echo "make test    lint, types, layer contract, and all tests with the coverage gate"
+	@echo "make bench   our speed beside the floors, in one run"
+	@echo "make docs    build the documentation, warnings as errors"
+	@echo "make lint    ruff, mypy and the layer contract alone"
+	@echo "make format  let ruff rewrite what it can"
+	@echo "make clean   remove what the commands above made"
+
+demo: .venv/.installed-demo
+	@$(BIN)/python feature_repo/demo.py
+
+# The closing line is pytest's summary; a missed coverage gate fails the run as a failed test does.
+test: lint
+	@sh tools/redis.sh
+	@rm -f .coverage .coverage.*
+	@$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --cov --cov-report=term:skip-covered
+
+bench: .venv/.installed-test
+	@$(BIN)/python -m benchmarks
+
+docs: .venv/.installed-docs
+	@$(BIN)/zensical build --clean --strict
+
+lint: .venv/.installed-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: .venv/.installed-test
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist site feature_repo/data feature_repo/.featurestore
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.made: tools/environment.sh
+	@PYTHON="$(PYTHON)" sh tools/environment.sh .venv
+	@touch $@
+
+.venv/.installed-%: .venv/.made pyproject.toml
+	@echo "Installing featurestore with what '$*' needs into .venv (a minute or two the first time)."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
