@@ -31,9 +31,7 @@ class FeatureService(Definition):
     ) -> None:
         self._fill(
             name,
-            features=tuple(
-                FeatureSelection(f) if isinstance(f, FeatureView) else f for f in as_tuple(features)
-            ),
+            features=tuple(FeatureSelection(f) if isinstance(f, FeatureView) else f for f in as_tuple(features)),
             description=description,
             owner=owner,
             tags=dict(tags or {}),

@@ -95,9 +95,7 @@ class PushSource(Definition):
         owner: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        self._fill(
-            name, batch_source=batch_source, description=description, owner=owner, tags=dict(tags or {})
-        )
+        self._fill(name, batch_source=batch_source, description=description, owner=owner, tags=dict(tags or {}))
 
 
 class RequestSource(Definition):

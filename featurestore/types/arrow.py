@@ -103,9 +103,7 @@ def fits(declared: ValueType, found: ValueType | None) -> bool:
     }
 
 
-def cast_column(
-    column: pa.ChunkedArray | pa.Array, value_type: ValueType, *, name: str
-) -> pa.ChunkedArray | pa.Array:
+def cast_column(column: pa.ChunkedArray | pa.Array, value_type: ValueType, *, name: str) -> pa.ChunkedArray | pa.Array:
     """Return a caller's column as the Arrow type of ``value_type``, losing nothing.
 
     Accepts what `fits` accepts, an all-null column, a narrower integer, and whole floats within 2**53 for

@@ -98,9 +98,7 @@ def instants_from_arrow(
         column, kind = column.cast(pa.timestamp("s")), pa.timestamp("s")
     if not pa.types.is_timestamp(kind):
         raise ValueTypeError(f"a column of type {kind} holds no instants.", hint="Pass timestamps.")
-    raw = (
-        column.cast(pa.timestamp(kind.unit)).cast(pa.int64()) if kind.tz is None else column.cast(pa.int64())
-    )
+    raw = column.cast(pa.timestamp(kind.unit)).cast(pa.int64()) if kind.tz is None else column.cast(pa.int64())
     per_second = _UNITS_PER_SECOND[kind.unit]
     if per_second <= 1_000_000:
         factor = 1_000_000 // per_second

@@ -113,9 +113,7 @@ def Decimal(precision: int, scale: int = 0) -> ValueType:  # noqa: N802 - it rea
 def Array(item: ValueType) -> ValueType:  # noqa: N802 - it reads as a type
     """Return the type of lists of ``item`` values, which may hold nulls and may be nested."""
     if not isinstance(item, ValueType):
-        raise DefinitionError(
-            f"Array({item!r}) is not a type.", hint="Pass a value type, such as Array(Int64)."
-        )
+        raise DefinitionError(f"Array({item!r}) is not a type.", hint="Pass a value type, such as Array(Int64).")
     return ValueType("Array", item=item)
 
 
