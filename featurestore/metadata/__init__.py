@@ -1,0 +1,1 @@
+"""What the registry knows, as objects of the feature store."""

@@ -1,0 +1,1 @@
+"""The offline store: versioned tables of row versions."""

@@ -1,0 +1,1 @@
+"""The online store: the newest record of each entity."""

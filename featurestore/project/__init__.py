@@ -1,0 +1,1 @@
+"""A feature repo on disk: its settings and its definitions."""

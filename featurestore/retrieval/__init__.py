@@ -1,0 +1,1 @@
+"""Training sets and online reads."""

@@ -1,0 +1,107 @@
+"""URL scheme -> backend, loaded when it is first used. The one place where implementations are wired."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from featurestore.errors import SettingsError, did_you_mean
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from featurestore_registry.interface import Registry
+
+    from featurestore.engine.interface import Engine
+    from featurestore.offline.interface import OfflineStore
+    from featurestore.online.interface import OnlineStore
+
+    class Located(Protocol):
+        """A store's settings: its URL and what stands beside it."""
+
+        url: str
+
+        @property
+        def options(self) -> dict[str, Any]:
+            """Everything beside the URL."""
+
+    class Limits(Protocol):
+        """An engine's settings."""
+
+        memory_limit: str | None
+        threads: int | None
+        temp_directory: str | None
+
+
+REGISTRY_SCHEMES = ("sqlite",)
+OFFLINE_SCHEMES = ("", "file")
+ONLINE_SCHEMES = ("lmdb", "redis", "rediss")
+
+
+def local_path(url: str, root: Path) -> Path:
+    """Return the path of a ``scheme:///path`` URL or a bare path: relative to ``root``, absolute with four slashes."""
+    _, separator, rest = url.partition("://")
+    path = rest.removeprefix("/") if separator else url
+    if not path:
+        raise SettingsError(f"{url!r} names no path.", hint="Write it as scheme:///folder/name.")
+    return Path(root, path).resolve()
+
+
+def open_registry(located: Located, root: Path, *, create: bool = True) -> Registry:
+    """Open the registry; raises SettingsError for a scheme that is not built or an unknown option."""
+    _scheme("registry", located.url, REGISTRY_SCHEMES)
+    _options("registry", located.options, ())
+    from featurestore_registry.sql import open_registry as open_sql
+
+    return open_sql(f"sqlite:///{local_path(located.url, root)}", create=create)
+
+
+def open_offline(located: Located, root: Path) -> OfflineStore:
+    """Open the offline store; raises SettingsError for a scheme that is not built or an unknown option."""
+    _scheme("offline_store", located.url, OFFLINE_SCHEMES)
+    _options("offline_store", located.options, ())
+    from featurestore.offline.delta import DeltaStore
+
+    return DeltaStore(local_path(located.url, root))
+
+
+def open_online(located: Located, root: Path) -> OnlineStore:
+    """Open the online store; raises SettingsError for a scheme that is not built or an unknown option."""
+    scheme = _scheme("online_store", located.url, ONLINE_SCHEMES)
+    if scheme == "lmdb":
+        _options("online_store", located.options, ())
+        from featurestore.online.lmdb import LmdbStore
+
+        return LmdbStore(local_path(located.url, root))
+    _options("online_store", located.options, ("read_timeout_ms", "write_timeout_ms"))
+    from featurestore.online.redis import RedisStore
+
+    return RedisStore(located.url, **located.options)
+
+
+def open_engine(limits: Limits, root: Path) -> Engine:
+    """Open the engine."""
+    from featurestore.engine.duck import DuckEngine
+    from featurestore.engine.session import EngineSettings
+
+    return DuckEngine(root, EngineSettings(limits.memory_limit, limits.threads, limits.temp_directory))
+
+
+def _scheme(setting: str, url: str, built: tuple[str, ...]) -> str:
+    scheme = urlsplit(url).scheme if "://" in url else ""
+    if scheme not in built:
+        known = ", ".join(f"{name}://" if name else "a folder" for name in built)
+        raise SettingsError(
+            f"{setting}: the scheme {scheme or 'of a bare path'!r} is not built.", hint=f"Built are: {known}."
+        )
+    return scheme
+
+
+def _options(setting: str, options: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for name in options:
+        if name not in known:
+            raise SettingsError(
+                f"{setting}: {name!r} is not an option here.", hint=did_you_mean(name, known) or "There are none."
+            )

@@ -1,0 +1,294 @@
+"""Definitions as registry records, and records as definitions again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from featurestore_registry.records import Record, RecordField, fingerprint
+
+from featurestore.definitions import (
+    Definition,
+    Entity,
+    FeatureSelection,
+    FeatureService,
+    FeatureView,
+    Field,
+    OnDemandFeatureView,
+    ParquetSource,
+    PushSource,
+    RequestSource,
+)
+from featurestore.types import parse_type
+from featurestore.types.values import from_json, to_json
+
+MICROSECOND = timedelta(microseconds=1)
+
+KINDS: tuple[type[Definition], ...] = (
+    Entity,
+    ParquetSource,
+    PushSource,
+    RequestSource,
+    FeatureView,
+    OnDemandFeatureView,
+    FeatureService,
+)
+"""Every kind, each after the kinds it may depend on."""
+
+Lookup = Callable[[str, str], Any]
+"""Returns the definition of a kind and name that the record depends on."""
+
+
+def field_document(field: Field) -> dict[str, Any]:
+    """Return a field as JSON."""
+    return {
+        "name": field.name,
+        "type": str(field.type),
+        "description": field.description,
+        "tags": field.tags,
+        "default": to_json(field.type, field.default),
+    }
+
+
+def field_from(document: Mapping[str, Any]) -> Field:
+    """Return the field of a `field_document`."""
+    kind = parse_type(document["type"])
+    return Field(
+        document["name"],
+        kind,
+        description=document["description"],
+        tags=document["tags"],
+        default=from_json(kind, document["default"]),
+    )
+
+
+def selection_document(selection: FeatureSelection) -> dict[str, Any]:
+    """Return a selection as JSON, its features pinned by name."""
+    return {
+        "view": selection.view.name,
+        "features": [field.name for field in selection.features],
+        "name": selection.name,
+        "join_keys": selection.columns,
+    }
+
+
+def selection_from(document: Mapping[str, Any], lookup: Lookup) -> FeatureSelection:
+    """Return the selection of a `selection_document`."""
+    return FeatureSelection(
+        lookup(FeatureView.kind, document["view"]),
+        name=document["name"],
+        names=tuple(document["features"]),
+        columns=dict(document["join_keys"]),
+    )
+
+
+def to_record(project: str, definition: Definition, *, generation: int = 1) -> Record:
+    """Return a definition as the record that the registry keeps; a view's schema must be known."""
+    document, fields, depends_on = _WRITERS[type(definition)](definition)
+    if isinstance(definition, FeatureView):
+        document["generation"] = generation
+    described = {
+        "document": document,
+        "description": definition.description,
+        "owner": definition.owner,
+        "tags": definition.tags,
+    }
+    return Record(
+        kind=definition.kind,
+        project=project,
+        name=definition.name,
+        document=document,
+        fingerprint=fingerprint(described),
+        fields=tuple(fields),
+        depends_on=tuple(dict.fromkeys(depends_on)),
+        owner=definition.owner,
+        tags=definition.tags,
+        description=definition.description,
+    )
+
+
+def from_records(records: Iterable[Record]) -> dict[tuple[str, str], Definition]:
+    """Return the definitions of a complete set of records by (kind, name). On-demand code is not among them."""
+    made: dict[tuple[str, str], Definition] = {}
+    order = {kind.kind: position for position, kind in enumerate(KINDS)}
+    for record in sorted(records, key=lambda record: order[record.kind]):
+        common = {"description": record.description, "owner": record.owner, "tags": record.tags}
+        read = _READERS[record.kind]
+        made[record.kind, record.name] = read(record.name, record.document, lambda *key: made[key], common)
+    return made
+
+
+Written = tuple[dict[str, Any], list[RecordField], list[str]]
+
+
+def _write_entity(entity: Entity) -> Written:
+    keys = {name: str(kind) for name, kind in entity.join_keys.items()}
+    return {"join_keys": list(keys.items())}, [RecordField(name, kind) for name, kind in keys.items()], []
+
+
+def _write_source(source: ParquetSource) -> Written:
+    document = {
+        "format": "parquet",
+        "path": source.path,
+        "timestamp_field": source.timestamp_field,
+        "created_timestamp_field": source.created_timestamp_field,
+        "allowed_lateness_us": source.allowed_lateness // MICROSECOND,
+    }
+    return document, [], []
+
+
+def _write_push(source: PushSource) -> Written:
+    return {"batch_source": source.batch_source.name}, [], [source.batch_source.key]
+
+
+def _write_request(source: RequestSource) -> Written:
+    return {"schema": [field_document(field) for field in source.fields]}, _record_fields(source.fields), []
+
+
+def _write_view(view: FeatureView) -> Written:
+    document = {
+        "entities": [entity.name for entity in view.entities],
+        "sources": [[source.kind, source.name] for source in view.sources],
+        "schema": [field_document(field) for field in view.features],
+        "sql": view.sql,
+        "ttl_us": view.ttl_us,
+        "online": view.online,
+    }
+    sources = [source.name for source in view.sources]
+    fields = [
+        RecordField(
+            field.name,
+            str(field.type),
+            field.description,
+            field.tags,
+            inputs=tuple(f"{name}.{field.name}" if view.sql is None else f"{name}.*" for name in sources),
+        )
+        for field in view.features
+    ]
+    return document, fields, [*(e.key for e in view.entities), *(s.key for s in view.sources)]
+
+
+def _write_on_demand(view: OnDemandFeatureView) -> Written:
+    document = {
+        "inputs": [
+            {"request": source.name} if isinstance(source, RequestSource) else selection_document(source)
+            for source in view.inputs
+        ],
+        "schema": [field_document(field) for field in view.fields],
+        "mode": view.mode,
+        "code": view.code,
+        "code_hash": view.code_hash,
+    }
+    read = tuple(
+        f"{source.name if isinstance(source, RequestSource) else source.view.name}.{field.name}"
+        for source in view.inputs
+        for field in (source.fields if isinstance(source, RequestSource) else source.features)
+    )
+    fields = [RecordField(f.name, str(f.type), f.description, f.tags, inputs=read) for f in view.fields]
+    depends = [source.key if isinstance(source, RequestSource) else source.view.key for source in view.inputs]
+    return document, fields, depends
+
+
+def _write_service(service: FeatureService) -> Written:
+    document = {
+        "features": [
+            {"on_demand": feature.name} if isinstance(feature, OnDemandFeatureView) else selection_document(feature)
+            for feature in service.features
+        ]
+    }
+    fields = [
+        RecordField(field.name, str(field.type), field.description, field.tags, inputs=(f"{read.name}.{field.name}",))
+        for read in service.features
+        for field in read.features
+    ]
+    depends = [f.key if isinstance(f, OnDemandFeatureView) else f.view.key for f in service.features]
+    return document, fields, depends
+
+
+def _record_fields(fields: Iterable[Field]) -> list[RecordField]:
+    return [RecordField(field.name, str(field.type), field.description, field.tags) for field in fields]
+
+
+_WRITERS: dict[type, Callable[[Any], Written]] = {
+    Entity: _write_entity,
+    ParquetSource: _write_source,
+    PushSource: _write_push,
+    RequestSource: _write_request,
+    FeatureView: _write_view,
+    OnDemandFeatureView: _write_on_demand,
+    FeatureService: _write_service,
+}
+
+
+def _read_entity(name: str, document: Mapping[str, Any], lookup: Lookup, common: dict[str, Any]) -> Entity:
+    return Entity(name, {key: parse_type(kind) for key, kind in document["join_keys"]}, **common)
+
+
+def _read_source(name: str, document: Mapping[str, Any], lookup: Lookup, common: dict[str, Any]) -> ParquetSource:
+    return ParquetSource(
+        name,
+        document["path"],
+        document["timestamp_field"],
+        document["created_timestamp_field"],
+        allowed_lateness=document["allowed_lateness_us"] * MICROSECOND,
+        **common,
+    )
+
+
+def _read_push(name: str, document: Mapping[str, Any], lookup: Lookup, common: dict[str, Any]) -> PushSource:
+    return PushSource(name, lookup(ParquetSource.kind, document["batch_source"]), **common)
+
+
+def _read_request(name: str, document: Mapping[str, Any], lookup: Lookup, common: dict[str, Any]) -> RequestSource:
+    return RequestSource(name, [field_from(field) for field in document["schema"]], **common)
+
+
+def _read_view(name: str, document: Mapping[str, Any], lookup: Lookup, common: dict[str, Any]) -> FeatureView:
+    ttl_us = document["ttl_us"]
+    return FeatureView(
+        name,
+        entities=[lookup(Entity.kind, entity) for entity in document["entities"]],
+        source=[lookup(kind, source) for kind, source in document["sources"]],
+        schema=[field_from(field) for field in document["schema"]],
+        sql=document["sql"],
+        ttl=None if ttl_us is None else ttl_us * MICROSECOND,
+        online=document["online"],
+        **common,
+    )
+
+
+def _read_on_demand(
+    name: str, document: Mapping[str, Any], lookup: Lookup, common: dict[str, Any]
+) -> OnDemandFeatureView:
+    return OnDemandFeatureView(
+        name,
+        sources=[
+            lookup(RequestSource.kind, found["request"]) if "request" in found else selection_from(found, lookup)
+            for found in document["inputs"]
+        ],
+        schema=[field_from(field) for field in document["schema"]],
+        function=None,
+        mode=document["mode"],
+        code=document["code"],
+        **common,
+    )
+
+
+def _read_service(name: str, document: Mapping[str, Any], lookup: Lookup, common: dict[str, Any]) -> FeatureService:
+    features = [
+        lookup(OnDemandFeatureView.kind, found["on_demand"]) if "on_demand" in found else selection_from(found, lookup)
+        for found in document["features"]
+    ]
+    return FeatureService(name, features, **common)
+
+
+_READERS: dict[str, Callable[[str, Mapping[str, Any], Lookup, dict[str, Any]], Definition]] = {
+    Entity.kind: _read_entity,
+    ParquetSource.kind: _read_source,
+    PushSource.kind: _read_push,
+    RequestSource.kind: _read_request,
+    FeatureView.kind: _read_view,
+    OnDemandFeatureView.kind: _read_on_demand,
+    FeatureService.kind: _read_service,
+}

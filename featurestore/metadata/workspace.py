@@ -1,0 +1,87 @@
+"""What every use case receives: one project's settings, stores, definitions and clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featurestore_registry.interface import Ledger, Registry
+
+from featurestore.backends import open_engine, open_offline, open_online, open_registry
+from featurestore.definitions import Definition
+from featurestore.metadata.snapshot import Snapshot
+from featurestore.project.settings import Settings
+from featurestore.types.times import Clock, system_clock
+
+if TYPE_CHECKING:
+    from featurestore.engine.interface import Engine
+    from featurestore.offline.interface import OfflineStore
+    from featurestore.online.interface import OnlineStore
+
+
+class Workspace:
+    """One project, wired. Stores open when they are first used and close together.
+
+    ``code`` holds the definitions loaded from the feature repo or given in a notebook: on-demand functions come
+    from there. ``clock`` is the one source of "now".
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        settings: Settings,
+        *,
+        code: Sequence[Definition] = (),
+        clock: Clock = system_clock,
+    ) -> None:
+        self.root = root
+        self.settings = settings
+        self.code = tuple(code)
+        self.clock = clock
+        self._snapshot: Snapshot | None = None
+
+    @property
+    def project(self) -> str:
+        """The project's name."""
+        return self.settings.project
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The registry; a file is created when it is not there."""
+        return open_registry(self.settings.registry, self.root)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The registry's ledger."""
+        return self.registry.ledger
+
+    @cached_property
+    def offline(self) -> OfflineStore:
+        """The offline store."""
+        return open_offline(self.settings.offline_store, self.root)
+
+    @cached_property
+    def online(self) -> OnlineStore:
+        """The online store."""
+        return open_online(self.settings.online_store, self.root)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine of this thread's work."""
+        return open_engine(self.settings.engine, self.root)
+
+    def snapshot(self) -> Snapshot:
+        """Return the newest revision's definitions; the same object while the revision stays."""
+        head = self.registry.definitions.head(self.project)
+        if self._snapshot is None or self._snapshot.revision != head:
+            self._snapshot = Snapshot.of(self.registry.definitions.read(self.project), self.code)
+        return self._snapshot
+
+    def close(self) -> None:
+        """Close what was opened; calling it twice is allowed."""
+        for name in ("registry", "online"):
+            opened = self.__dict__.pop(name, None)
+            if opened is not None:
+                opened.close()

@@ -1,0 +1,127 @@
+"""Loading the definitions of a feature repo: ``features.py`` or the package ``features/``, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import pkgutil
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+from featurestore.definitions import (
+    Definition,
+    FeatureService,
+    FeatureView,
+    OnDemandFeatureView,
+    PushSource,
+    RequestSource,
+)
+from featurestore.errors import DefinitionError, FeatureStoreError, RepositoryError
+
+
+def load_definitions(root: Path) -> list[Definition]:
+    """Import a feature repo's definitions and return them with all they refer to, sorted by kind and name.
+
+    Raises RepositoryError when there are none or their import fails (the traceback trimmed to the user's own
+    files), DefinitionError when two different ones share a name.
+    """
+    module_path, package_path = root / "features.py", root / "features" / "__init__.py"
+    if module_path.is_file() and package_path.is_file():
+        raise RepositoryError(f"{root} holds both features.py and features/.", hint="Keep one of them.")
+    found = next((path for path in (module_path, package_path) if path.is_file()), None)
+    if found is None:
+        raise RepositoryError(
+            f"{root} holds no features.py.", hint="Write your definitions there, or in the package features/."
+        )
+    modules = _import(found, root)
+    return collect(value for module in modules for value in vars(module).values() if isinstance(value, Definition))
+
+
+def collect(definitions: Iterable[Definition]) -> list[Definition]:
+    """Return definitions with everything they refer to, each once, sorted by kind and name.
+
+    Raises DefinitionError when two different ones share a kind and a name, or a feature view and an on-demand
+    feature view share a name.
+    """
+    known: dict[tuple[str, str], Definition] = {}
+    for definition in definitions:
+        for each in _with_parts(definition):
+            # Feature references are "view:feature" for both kinds of view, so these share one namespace.
+            kind = FeatureView.kind if isinstance(each, OnDemandFeatureView) else each.kind
+            other = known.setdefault((kind, each.name), each)
+            if other is not each and other != each:
+                raise DefinitionError(
+                    f"Two definitions are called {each.name!r}: a {other.title} and another {each.title}.",
+                    hint="Rename one of them, or use the same object in both places.",
+                    name=each.name,
+                )
+    return sorted(known.values(), key=lambda each: (each.kind, each.name))
+
+
+def _with_parts(definition: Definition) -> Iterable[Definition]:
+    parts: Iterable[Definition] = ()
+    if isinstance(definition, PushSource):
+        parts = (definition.batch_source,)
+    elif isinstance(definition, FeatureView):
+        parts = (*definition.entities, *definition.sources)
+    elif isinstance(definition, OnDemandFeatureView):
+        parts = tuple(s if isinstance(s, RequestSource) else s.view for s in definition.inputs)
+    elif isinstance(definition, FeatureService):
+        parts = tuple(f if isinstance(f, OnDemandFeatureView) else f.view for f in definition.features)
+    for part in parts:
+        yield from _with_parts(part)
+    yield definition
+
+
+def _import(path: Path, root: Path) -> list[ModuleType]:
+    is_package = path.name == "__init__.py"
+    name = f"featurestore_repo_{abs(hash(root.resolve())):x}"
+    _forget(name)
+    locations = [str(path.parent)] if is_package else None
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=locations)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+        modules = [module]
+        if is_package:
+            for info in pkgutil.walk_packages([str(path.parent)], prefix=f"{name}."):
+                modules.append(importlib.import_module(info.name))
+    except FeatureStoreError as error:
+        _forget(name)
+        error.details.setdefault("traceback", _own_traceback(error, root))
+        raise
+    except (Exception, SystemExit) as error:
+        _forget(name)
+        hint = "Fix the error in your definitions and run the command again."
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "features":
+            hint = "Inside the package features/ import with a leading dot: from .module import name."
+        raise RepositoryError(
+            f"{path.relative_to(root)} cannot be imported: {type(error).__name__}: {error}",
+            hint=hint,
+            traceback=_own_traceback(error, root),
+        ) from None
+    return modules
+
+
+def _forget(name: str) -> None:
+    for loaded in [known for known in sys.modules if known == name or known.startswith(f"{name}.")]:
+        del sys.modules[loaded]
+
+
+def _own_traceback(error: BaseException, root: Path) -> str:
+    """Return the traceback with the frames of the user's files only, their paths relative to the repo."""
+    own = str(root.resolve())
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_in(frame.filename, own)]
+    lines = ["Traceback (your files only, most recent call last):\n"] if frames else []
+    lines += [line.replace(f"{own}/", "") for line in traceback.format_list(frames)]
+    lines += [line.replace(f"{own}/", "") for line in traceback.format_exception_only(error)]
+    return "".join(lines).rstrip()
+
+
+def _is_in(filename: str, own: str) -> bool:
+    return str(Path(filename).resolve()).startswith(f"{own}/")

@@ -1,0 +1,168 @@
+"""feature_store.yaml and the ``FS_`` environment variables."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from featurestore.definitions.base import check_object_name
+from featurestore.errors import SettingsError, did_you_mean
+
+FILE_NAME = "feature_store.yaml"
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _read_duration(value: Any) -> Any:
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("write a duration as a number and ms, s, m, h or d, for example 10s")
+    return timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
+
+
+Duration = Annotated[timedelta, BeforeValidator(_read_duration)]
+
+
+class StoreSettings(BaseModel):
+    """Where a store is, and its options; a bare text in the file is the ``url``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    url: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything beside the URL, for the backend to check."""
+        return dict(self.model_extra or {})
+
+
+def _read_store(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+Store = Annotated[StoreSettings, NoDecode, BeforeValidator(_read_store)]
+
+
+class EngineLimits(BaseModel):
+    """Bounds of the embedded engine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    memory_limit: str | None = None
+    threads: int | None = Field(default=None, ge=1)
+    temp_directory: str | None = None
+
+
+class ServerSettings(BaseModel):
+    """How `fs serve` serves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=6566, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=256)
+    refresh: Duration = timedelta(seconds=10)
+    max_clock_skew: Duration = timedelta(seconds=5)
+    max_body: ByteSize = ByteSize(1_000_000)
+
+
+class _Environment(EnvSettingsSource):
+    """``FS_ONLINE_STORE`` sets the URL, ``FS_ONLINE_STORE__OPTION`` one option beside it."""
+
+    def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
+        if field_name == "project" or value is None:
+            return super().prepare_field_value(field_name, field, value, value_is_complex)
+        return {"url": value, **self.explode_env_vars(field_name, field, self.env_vars)}
+
+
+class Settings(BaseSettings):
+    """A project's settings. The environment wins over the file."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FS_", env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+
+    project: Annotated[str, AfterValidator(check_object_name)]
+    registry: Store = StoreSettings(url="sqlite:///data/registry.db")
+    offline_store: Store = StoreSettings(url="data/offline")
+    online_store: Store = StoreSettings(url="lmdb:///data/online")
+    engine: EngineLimits = EngineLimits()
+    server: ServerSettings = ServerSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment first, then the file; no dotenv and no secrets folder."""
+        return _Environment(settings_cls), init_settings
+
+
+def read_settings(folder: Path) -> Settings:
+    """Read ``feature_store.yaml`` of a folder.
+
+    Raises SettingsError when there is none, it is no YAML mapping, a key is unknown or a ``${VAR}`` is not set.
+    """
+    path = folder / FILE_NAME
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(
+            f"There is no {FILE_NAME} in {folder}.", hint="Run `fs init DIR` for a new repo, or pass --repo DIR."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise SettingsError(f"{path} must hold a mapping that starts with `project:`.")
+    return make_settings(document, where=str(path))
+
+
+def make_settings(document: Mapping[str, Any], *, where: str = "settings") -> Settings:
+    """Make settings of a mapping as in the file, with the environment on top; raises SettingsError."""
+    try:
+        values = {str(key): _read_store(_substitute(value)) for key, value in document.items()}
+        if isinstance(values.get("project"), dict):
+            values["project"] = values["project"].get("url")
+        return Settings(**values)
+    except ValidationError as error:
+        raise _settings_error(where, error) from None
+
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def _substitute(value: Any) -> Any:
+    if isinstance(value, str):
+        return _VARIABLE.sub(lambda match: _variable(match[1]), value)
+    if isinstance(value, dict):
+        return {key: _substitute(item) for key, item in value.items()}
+    return [_substitute(item) for item in value] if isinstance(value, list) else value
+
+
+def _variable(name: str) -> str:
+    try:
+        return os.environ[name]
+    except KeyError:
+        raise SettingsError(
+            f"The settings use ${{{name}}}, which is not set.", hint=f"Run `export {name}=…`."
+        ) from None
+
+
+def _settings_error(where: str, error: ValidationError) -> SettingsError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        owner = {"engine": EngineLimits, "server": ServerSettings}.get(str(first["loc"][0]), Settings)
+        known = list(owner.model_fields if len(first["loc"]) > 1 else Settings.model_fields)
+        return SettingsError(
+            f"{where}: {path} is not a setting.", hint=did_you_mean(str(first["loc"][-1]), known), key=path
+        )
+    return SettingsError(f"{where}: {path}: {first['msg'].removeprefix('Value error, ')}.", key=path)
