@@ -10,12 +10,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from featurestore.errors import DefinitionError, ValueTypeError
 from featurestore.types import ValueType
+from featurestore.types.columns import CREATED, EVENT
 from featurestore.types.values import coerce
 
 OBJECT_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,126}")
 RESERVED_PREFIX = "fs_"
-RESERVED_COLUMNS = frozenset({"event_ts", "created_ts"})
+RESERVED_COLUMNS = frozenset({EVENT, CREATED})
 """Columns of every offline table beside keys and features."""
 
 

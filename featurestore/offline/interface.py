@@ -14,9 +14,6 @@ from pathlib import Path
 
 from featurestore.types import ValueType
 
-EVENT, CREATED, SEQUENCE, ORIGIN = "event_ts", "created_ts", "fs_seq", "fs_origin"
-LOG_COLUMNS = (EVENT, CREATED, SEQUENCE, ORIGIN)
-
 
 @dataclass(frozen=True, slots=True)
 class TableId:
@@ -39,16 +36,6 @@ class TableSchema:
 
 
 @dataclass(frozen=True, slots=True)
-class StagedFile:
-    """A Parquet file that lies in a table's staging place and is not yet part of the table."""
-
-    path: Path
-    rows: int
-    min_event_us: int
-    max_event_us: int
-
-
-@dataclass(frozen=True, slots=True)
 class DataFile:
     """A file of one table version."""
 
@@ -59,6 +46,7 @@ class DataFile:
     sha256: str
     min_event_us: int
     max_event_us: int
+    """Bounds of the event times, cut to milliseconds: no row lies outside, none need lie on them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +56,9 @@ class TableVersion:
     table: TableId
     number: int
     files: tuple[DataFile, ...]
-    """In commit order."""
+    """Sorted by path."""
+    next_sequence: int
+    """Greater than every ``fs_seq`` that was ever committed: where the next rows start to count."""
 
     @property
     def rows(self) -> int:
@@ -102,7 +92,10 @@ class OfflineStore(ABC):
 
     @abstractmethod
     def staging(self, table: TableId) -> Path:
-        """Return a folder on the table's own disk in which new files are written, creating it."""
+        """Return a folder on the table's own disk in which new files are written, creating it.
+
+        It is this store object's own while the object lives: `clean` leaves it alone.
+        """
 
     @abstractmethod
     def commit(
@@ -111,13 +104,13 @@ class OfflineStore(ABC):
         schema: TableSchema,
         *,
         base: int | None,
-        add: Sequence[StagedFile],
+        add: Sequence[Path],
         remove: Sequence[DataFile] = (),
     ) -> TableVersion:
         """Make the next version from ``base`` (None: the table does not exist yet) in one commit.
 
-        Syncs the files, records their sizes and SHA-256 hashes, commits, syncs the log. The schema may have
-        gained features or wider types since ``base``.
+        ``add`` are Parquet files in `staging`, which move into the table. Syncs them, records their sizes and
+        SHA-256 hashes, commits, syncs the log. The schema may have gained features or wider types since ``base``.
         """
 
     @abstractmethod
