@@ -78,7 +78,7 @@ def open_online(located: Located, root: Path) -> OnlineStore:
     _options("online_store", located.options, ("read_timeout_ms", "write_timeout_ms"))
     from featurestore.online.redis import RedisStore
 
-    return RedisStore(located.url, **located.options)
+    return RedisStore(located.url, **{name: _milliseconds(name, value) for name, value in located.options.items()})
 
 
 def open_engine(limits: Limits, root: Path) -> Engine:
@@ -87,6 +87,16 @@ def open_engine(limits: Limits, root: Path) -> Engine:
     from featurestore.engine.session import EngineSettings
 
     return DuckEngine(root, EngineSettings(limits.memory_limit, limits.threads, limits.temp_directory))
+
+
+def _milliseconds(name: str, value: Any) -> int:
+    try:
+        milliseconds = int(value)  # an environment variable is a text
+    except (TypeError, ValueError):
+        milliseconds = 0
+    if milliseconds <= 0:
+        raise SettingsError(f"online_store: {name}: {value!r} is not a positive number of milliseconds.")
+    return milliseconds
 
 
 def _scheme(setting: str, url: str, built: tuple[str, ...]) -> str:

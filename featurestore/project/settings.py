@@ -100,7 +100,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment first, then the file; no dotenv and no secrets folder."""
         return _Environment(settings_cls), init_settings
@@ -160,8 +160,9 @@ def _settings_error(where: str, error: ValidationError) -> SettingsError:
     first = error.errors(include_url=False, include_input=False)[0]
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        owner = {"engine": EngineLimits, "server": ServerSettings}.get(str(first["loc"][0]), Settings)
-        known = list(owner.model_fields if len(first["loc"]) > 1 else Settings.model_fields)
+        owners: dict[str, type[BaseModel]] = {"engine": EngineLimits, "server": ServerSettings}
+        owner = owners.get(str(first["loc"][0]), Settings) if len(first["loc"]) > 1 else Settings
+        known = list(owner.model_fields)
         return SettingsError(
             f"{where}: {path} is not a setting.", hint=did_you_mean(str(first["loc"][-1]), known), key=path
         )
