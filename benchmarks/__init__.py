@@ -1,0 +1,1 @@
+"""Benchmarks: our speed beside floors that do the bare minimum with the same libraries."""
