@@ -32,7 +32,7 @@ class Definitions(ABC):
 
     @abstractmethod
     def history(self, project: str, *, limit: int = 50) -> list[RevisionInfo]:
-        """Return the newest revisions first."""
+        """Return the newest revisions first, at most ``limit``; none for an unknown project."""
 
     @abstractmethod
     def apply(
@@ -48,8 +48,10 @@ class Definitions(ABC):
         """Apply the changes in one transaction and return the new revision's number.
 
         Raises RevisionConflictError, having changed nothing, when the head is not ``expected_revision``; of
-        concurrent calls with the same expectation exactly one succeeds. An empty ``changes`` is a ValueError;
-        a delete of a record that is not there raises RecordNotFoundError and changes nothing.
+        concurrent calls with the same expectation exactly one succeeds. A delete of a record that is not there
+        raises RecordNotFoundError and changes nothing. A ValueError, before anything is read: empty
+        ``changes``, two changes of one (kind, name), a put whose record is missing or is of another project,
+        kind or name, a delete with a record, a document that JSON cannot hold (NaN, infinities).
         """
 
     @abstractmethod
@@ -65,9 +67,7 @@ class Ledger(ABC):
     """
 
     @abstractmethod
-    def append(
-        self, project: str, kind: str, key: str, document: Document, *, if_version: int | None = None
-    ) -> int:
+    def append(self, project: str, kind: str, key: str, document: Document, *, if_version: int | None = None) -> int:
         """Append the next version of a key and return its number, durably.
 
         With ``if_version`` (0: the key must not exist yet) raises LedgerConflictError, having written
@@ -79,9 +79,7 @@ class Ledger(ABC):
         """Return the newest entry of a key, or None."""
 
     @abstractmethod
-    def scan(
-        self, project: str, kind: str, *, key: str | None = None, limit: int | None = None
-    ) -> list[LedgerEntry]:
+    def scan(self, project: str, kind: str, *, key: str | None = None, limit: int | None = None) -> list[LedgerEntry]:
         """Return entries, newest first.
 
         With ``key`` all kept versions of that key; without it the newest entry of each key of the kind.

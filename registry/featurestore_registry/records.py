@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
 Document = Mapping[str, Any]
+Clock = Callable[[], int]
+"""Returns the current instant in UTC microseconds; the registry's one source of "now"."""
+
+
+def system_clock() -> int:
+    """Return the machine's current instant in UTC microseconds."""
+    return time.time_ns() // 1000
 
 
 def canonical_json(document: Any) -> str:

@@ -1,0 +1,261 @@
+"""Definitions in SQL: versions of records, each valid for a span of revisions."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, and_, insert, select, update
+
+from featurestore_registry.errors import RecordNotFoundError, RevisionConflictError
+from featurestore_registry.interface import Definitions
+from featurestore_registry.records import (
+    Change,
+    Clock,
+    Record,
+    RecordField,
+    Revision,
+    RevisionInfo,
+    canonical_json,
+)
+from featurestore_registry.sql import tables
+from featurestore_registry.sql.engine import SqliteDatabase, load_json, utc_datetime
+
+
+class SqlDefinitions(Definitions):
+    """See `Definitions`. Reads need no lock: what a revision number names never changes."""
+
+    def __init__(self, database: SqliteDatabase, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def head(self, project: str) -> int:
+        """Return the newest revision's number, 0 for an unknown project."""
+        with self._database.reading() as connection:
+            return _head(connection, project)
+
+    def projects(self) -> list[str]:
+        """Return the names of all projects ever applied, sorted."""
+        with self._database.reading() as connection:
+            return sorted(connection.scalars(select(tables.project.c.project)))
+
+    def read(self, project: str, revision: int | None = None) -> Revision:
+        """Return one revision whole, the newest when None; see `Definitions.read`."""
+        record = tables.record
+        with self._database.reading() as connection:
+            head = _head(connection, project)
+            number = head if revision is None else revision
+            if not 0 <= number <= head:
+                raise RecordNotFoundError(
+                    f"Project {project!r} has no revision {number}; its newest is {head}.",
+                    hint="See `fs log` for the revisions there are.",
+                    project=project,
+                    revision=number,
+                    head=head,
+                )
+            rows = connection.execute(
+                select(record).where(
+                    record.c.project == project, record.c.valid_from <= number, record.c.valid_to > number
+                )
+            ).mappings()
+            records = [_record(row) for row in rows]
+        return Revision(project, number, tuple(sorted(records, key=lambda each: (each.kind, each.name))))
+
+    def history(self, project: str, *, limit: int = 50) -> list[RevisionInfo]:
+        """Return the newest revisions first; see `Definitions.history`."""
+        if limit < 0:
+            raise ValueError(f"limit must be 0 or more, not {limit}")
+        revision, change, record = tables.revision, tables.change, tables.record
+        with self._database.reading() as connection:
+            infos = connection.execute(
+                select(revision).where(revision.c.project == project).order_by(revision.c.number.desc()).limit(limit)
+            ).all()
+            if not infos:
+                return []
+            rows = connection.execute(
+                # Both tables have kind and name; the change's are never null.
+                select(change.c.number, change.c.action, record, change.c.kind, change.c.name)
+                .select_from(
+                    change.outerjoin(
+                        record,
+                        and_(
+                            record.c.project == change.c.project,
+                            record.c.kind == change.c.kind,
+                            record.c.name == change.c.name,
+                            record.c.valid_from == change.c.number,
+                        ),
+                    )
+                )
+                .where(change.c.project == project, change.c.number >= infos[-1].number)
+                .order_by(change.c.number, change.c.position)
+            ).mappings()
+            changes: defaultdict[int, list[Change]] = defaultdict(list)
+            for row in rows:
+                action, kind, name = row[change.c.action], row[change.c.kind], row[change.c.name]
+                put = _record(row) if action == "put" else None
+                changes[row[change.c.number]].append(Change(action, kind, name, put))
+        return [
+            RevisionInfo(
+                number=info.number,
+                applied_at=utc_datetime(info.applied_at_us),
+                author=info.author,
+                message=info.message,
+                commit=info.source_commit,
+                changes=tuple(changes[info.number]),
+            )
+            for info in infos
+        ]
+
+    def apply(
+        self,
+        project: str,
+        expected_revision: int,
+        changes: Sequence[Change],
+        *,
+        author: str,
+        message: str,
+        commit: str,
+    ) -> int:
+        """Apply the changes in one transaction; see `Definitions.apply`."""
+        rows = _rows(project, changes)
+        new = expected_revision + 1
+        with self._database.writing() as connection:
+            _move(connection, project, expected_revision)
+            connection.execute(
+                insert(tables.revision).values(
+                    project=project,
+                    number=new,
+                    applied_at_us=self._clock(),
+                    author=author,
+                    message=message,
+                    source_commit=commit,
+                )
+            )
+            for position, (change, row) in enumerate(zip(changes, rows, strict=True)):
+                _apply_one(connection, project, new, change, row)
+                connection.execute(
+                    insert(tables.change).values(
+                        project=project,
+                        number=new,
+                        position=position,
+                        action=change.action,
+                        kind=change.kind,
+                        name=change.name,
+                    )
+                )
+        return new
+
+
+def _head(connection: Connection, project: str) -> int:
+    head = connection.scalar(select(tables.project.c.revision).where(tables.project.c.project == project))
+    return head or 0
+
+
+def _move(connection: Connection, project: str, expected: int) -> None:
+    """Move the project's revision by one, from exactly ``expected``."""
+    table = tables.project
+    if expected == 0 and _head(connection, project) == 0:
+        connection.execute(insert(table).values(project=project, revision=1))
+        return
+    moved = connection.execute(
+        update(table).where(table.c.project == project, table.c.revision == expected).values(revision=expected + 1)
+    )
+    if moved.rowcount != 1:
+        head = _head(connection, project)
+        raise RevisionConflictError(
+            f"Project {project!r} is at revision {head}, not at {expected}: another apply came first.",
+            hint="Plan again and apply what it shows.",
+            project=project,
+            head=head,
+            expected=expected,
+        )
+
+
+def _apply_one(connection: Connection, project: str, new: int, change: Change, row: Mapping[str, Any] | None) -> None:
+    table = tables.record
+    closed = connection.execute(
+        update(table)
+        .where(
+            table.c.project == project,
+            table.c.kind == change.kind,
+            table.c.name == change.name,
+            table.c.valid_to == tables.OPEN_END,
+        )
+        .values(valid_to=new)
+    )
+    if row is not None:
+        connection.execute(insert(table).values(**row, valid_from=new, valid_to=tables.OPEN_END))
+    elif closed.rowcount == 0:
+        raise RecordNotFoundError(
+            f"Project {project!r} has no {change.kind} {change.name!r} to delete.",
+            hint="Plan again and apply what it shows.",
+            project=project,
+            kind=change.kind,
+            name=change.name,
+        )
+
+
+def _rows(project: str, changes: Sequence[Change]) -> list[dict[str, Any] | None]:
+    """Return each change's row (None for a delete); raises ValueError for changes that make no sense."""
+    if not changes:
+        raise ValueError("an apply needs at least one change")
+    counts = Counter((change.kind, change.name) for change in changes)
+    (kind, name), count = counts.most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} changes of {kind}:{name} in one apply")
+    return [_row(project, change) for change in changes]
+
+
+def _row(project: str, change: Change) -> dict[str, Any] | None:
+    record = change.record
+    if change.action == "delete" and record is None:
+        return None
+    if change.action != "put" or record is None:
+        raise ValueError(f"a put needs a record and a delete has none: {change.kind}:{change.name}")
+    if (record.project, record.kind, record.name) != (project, change.kind, change.name):
+        raise ValueError(
+            f"the record {record.key} of project {record.project!r} is not "
+            f"{change.kind}:{change.name} of project {project!r}"
+        )
+    return {
+        "project": project,
+        "kind": record.kind,
+        "name": record.name,
+        "fingerprint": record.fingerprint,
+        "owner": record.owner,
+        "description": record.description,
+        "tags": canonical_json(dict(record.tags)),
+        "depends_on": canonical_json(record.depends_on),
+        "fields": canonical_json(
+            [
+                {
+                    "name": field.name,
+                    "type": field.type,
+                    "description": field.description,
+                    "tags": dict(field.tags),
+                    "inputs": field.inputs,
+                }
+                for field in record.fields
+            ]
+        ),
+        "document": canonical_json(record.document),
+    }
+
+
+def _record(row: RowMapping) -> Record:
+    table = tables.record.c
+    return Record(
+        kind=row[table.kind],
+        project=row[table.project],
+        name=row[table.name],
+        document=load_json(row[table.document]),
+        fingerprint=row[table.fingerprint],
+        fields=tuple(
+            RecordField(**{**field, "inputs": tuple(field["inputs"])}) for field in load_json(row[table.fields])
+        ),
+        depends_on=tuple(load_json(row[table.depends_on])),
+        owner=row[table.owner],
+        tags=load_json(row[table.tags]),
+        description=row[table.description],
+    )

@@ -1,0 +1,138 @@
+"""Connections and transactions of a SQLite registry, and the one place that translates the driver's errors."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from featurestore_registry.errors import RegistryFormatError, RegistryUnavailableError
+
+_DAMAGED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "SQLITE_ERROR", "SQLITE_MISMATCH", "SQLITE_SCHEMA")
+"""Codes that speak of what the file holds (SQLITE_ERROR: a table or column is not there)."""
+
+_HINTS = {
+    "SQLITE_BUSY": "Another program holds its lock: wait for it, or end it, and run the command again.",
+    "SQLITE_FULL": "The disk is full: free some space and run the command again.",
+    "SQLITE_READONLY": "It cannot be written: check its permissions, its folder's, and that the disk is not read-only.",
+    "SQLITE_CANTOPEN": "Check that the file and its folder exist and that you may read and write both.",
+}
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def utc_datetime(instant_us: int) -> datetime:
+    """Return the aware UTC datetime of an instant in microseconds."""
+    return _EPOCH + timedelta(microseconds=instant_us)
+
+
+def load_json(text: str) -> Any:
+    """Return what a stored JSON text holds; raises RegistryFormatError when it is damaged."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RegistryFormatError(
+            f"A document of the registry is damaged: {error}.", hint="Bring the registry back from a backup."
+        ) from error
+
+
+class SqliteDatabase:
+    """One SQLite file; every transaction has a connection of its own, safe across threads and forks.
+
+    Connections are not kept: SQLite's must not cross a fork, and one kept open would go on writing to a file
+    that has been moved away or deleted. Opening one costs about 0.1 ms.
+    """
+
+    def __init__(self, path: Path, *, busy_timeout_ms: int) -> None:
+        self.path = path
+        self._busy_timeout_ms = busy_timeout_ms
+        self._engine = create_engine("sqlite://", creator=self._connect, poolclass=NullPool)
+
+    def _connect(self) -> sqlite3.Connection:
+        # mode=rw: a registry that has gone away is an error, never silently an empty one. isolation_level=None:
+        # the transactions are the ones begun below, not the ones the driver would begin by itself, too late.
+        connection = sqlite3.connect(
+            f"{self.path.as_uri()}?mode=rw",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=self._busy_timeout_ms / 1000,
+        )
+        # EXTRA is FULL and syncs the folder after the journal is gone: with FULL alone a power cut can bring
+        # the journal back and undo a commit that was already acknowledged.
+        connection.execute("PRAGMA synchronous = EXTRA")
+        return connection
+
+    def exists(self) -> bool:
+        """Return whether there is a file at all, of whatever content."""
+        with self._translated():
+            return self.path.exists()
+
+    def create(self) -> None:
+        """Make the folder and an empty file where they are missing."""
+        with self._translated():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Give a connection whose statements each see the newest committed state."""
+        with self._translated(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """Give a transaction that excludes all other writers, in every process, from its first moment.
+
+        It commits at the end of the block and changes nothing when the block raises.
+        """
+        with self._translated(), self._engine.begin() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    def use_rollback_journal(self) -> None:
+        """Leave WAL mode, which stays with a file: before SQLite 3.51.3 it can lose commits."""
+        with self.reading() as connection:
+            mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
+            if mode == "wal":
+                connection.exec_driver_sql("PRAGMA journal_mode = DELETE")
+
+    def close(self) -> None:
+        """Release what the engine holds."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            raise self._translate(error) from error
+        except OSError as error:
+            raise RegistryUnavailableError(
+                f"The registry {self.path} cannot be opened: {error.strerror}.",
+                hint="Check that the file and its folder exist and that you may read and write both.",
+                path=str(self.path),
+            ) from error
+
+    def _translate(self, error: DBAPIError) -> RegistryFormatError | RegistryUnavailableError:
+        # No code at all: the driver could not decode a text.
+        code: str = getattr(error.orig, "sqlite_errorname", None) or "SQLITE_FORMAT"
+        if code.startswith(_DAMAGED):
+            return RegistryFormatError(
+                f"{self.path} is not a registry, or it is damaged: {error.orig}.",
+                hint="Check the path; a damaged registry is brought back from a backup, or made anew by `fs apply`.",
+                path=str(self.path),
+                code=code,
+            )
+        hint = next((hint for prefix, hint in _HINTS.items() if code.startswith(prefix)), "")
+        return RegistryUnavailableError(
+            f"The registry {self.path} cannot be used: {error.orig}.", hint=hint, path=str(self.path), code=code
+        )

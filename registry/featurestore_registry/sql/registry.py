@@ -1,0 +1,50 @@
+"""The registry on a SQL database, and how it is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from featurestore_registry.errors import RegistryUnavailableError
+from featurestore_registry.interface import Registry
+from featurestore_registry.records import Clock, system_clock
+from featurestore_registry.sql.definitions import SqlDefinitions
+from featurestore_registry.sql.engine import SqliteDatabase
+from featurestore_registry.sql.ledger import SqlLedger
+from featurestore_registry.sql.schema import ensure_schema
+
+_SQLITE = "sqlite:///"
+
+
+class SqlRegistry(Registry):
+    """Definitions and ledger in one SQL database. Threads, processes and forks may share it."""
+
+    def __init__(self, database: SqliteDatabase, *, clock: Clock) -> None:
+        self._database = database
+        self.definitions = SqlDefinitions(database, clock)
+        self.ledger = SqlLedger(database, clock)
+
+    def close(self) -> None:
+        """Release connections; calling it twice is allowed."""
+        self._database.close()
+
+
+def open_registry(
+    url: str, *, create: bool = True, clock: Clock = system_clock, busy_timeout_ms: int = 30_000
+) -> SqlRegistry:
+    """Open the registry at ``sqlite:///PATH``, with PATH absolute (so four slashes) and taken as it is written.
+
+    With ``create`` a missing file and its folder are made; without it a missing registry raises
+    RegistryUnavailableError. An older schema is upgraded either way. A writer waits up to ``busy_timeout_ms``
+    for another. Raises RegistryUnavailableError when the file cannot be opened or the URL is of another kind,
+    RegistryFormatError when it is no registry, is damaged, or was written by a newer version.
+    """
+    path = url.removeprefix(_SQLITE)
+    if path == url or not Path(path).is_absolute():
+        # The URL itself may hold a password, so the message shows its scheme alone.
+        raise RegistryUnavailableError(
+            f"A registry URL of the scheme {url.partition(':')[0]!r} cannot be opened here.",
+            hint="Known is sqlite:///PATH with an absolute path, for example sqlite:////srv/registry.db.",
+        )
+    database = SqliteDatabase(Path(path), busy_timeout_ms=busy_timeout_ms)
+    ensure_schema(database, create=create)
+    return SqlRegistry(database, clock=clock)

@@ -1,0 +1,90 @@
+"""Bring a database to the schema of this version, or refuse it. Alembic is loaded only when there is work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, column, inspect, select, table
+
+from featurestore_registry.errors import RegistryFormatError, RegistryUnavailableError
+from featurestore_registry.sql.tables import SCHEMA_VERSION, VERSION_TABLE
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+    from featurestore_registry.sql.engine import SqliteDatabase
+
+_version_table = table(VERSION_TABLE, column("version_num"))
+
+
+def ensure_schema(database: SqliteDatabase, *, create: bool) -> None:
+    """Create the schema in a new database, upgrade an older one, leave a current one alone.
+
+    Safe with any number of processes at once: the work is one write transaction, which excludes the others
+    and leaves nothing behind when it is cut off. Raises RegistryUnavailableError when there is no registry and
+    ``create`` is False, RegistryFormatError when a newer version or another program wrote the database.
+    """
+    if not database.exists():
+        if not create:
+            raise _missing(database)
+        database.create()
+    with database.reading() as connection:
+        version = _schema_version(connection, database)
+    if version is None and not create:
+        raise _missing(database)
+    if version != SCHEMA_VERSION:
+        with database.writing() as connection:
+            _upgrade(connection, database)
+    database.use_rollback_journal()
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Return Alembic's configuration for the shipped migrations, run on ``connection``."""
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", "featurestore_registry.sql:migrations")
+    return config
+
+
+def _upgrade(connection: Connection, database: SqliteDatabase) -> None:
+    from alembic import command
+    from alembic.script import ScriptDirectory
+
+    config = alembic_config(connection)
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    # Read again under the lock: another process may have done the work meanwhile.
+    version = _schema_version(connection, database)
+    if version is not None and version not in known:
+        raise RegistryFormatError(
+            f"The registry {database.path} has the schema {version!r} of a newer version; "
+            f"this one knows schemas up to {SCHEMA_VERSION!r}.",
+            hint="Upgrade the package: pip install --upgrade featurestore.",
+            path=str(database.path),
+            schema=version,
+            known=sorted(known),
+        )
+    command.upgrade(config, "head")
+
+
+def _schema_version(connection: Connection, database: SqliteDatabase) -> str | None:
+    """Return the stamp of the newest migration that was run, None in an empty database."""
+    # One look at the names: between two, another process may have created them all.
+    names = inspect(connection).get_table_names()
+    if not names:
+        return None
+    if VERSION_TABLE in names:
+        version: str | None = connection.scalar(select(_version_table.c.version_num))
+        if version is not None:
+            return version
+    raise RegistryFormatError(
+        f"{database.path} is a database of another program: it has tables but no registry's schema version.",
+        hint="Choose another path for the registry.",
+        path=str(database.path),
+    )
+
+
+def _missing(database: SqliteDatabase) -> RegistryUnavailableError:
+    return RegistryUnavailableError(
+        f"There is no registry at {database.path}.", hint="Run `fs apply` to create it.", path=str(database.path)
+    )
