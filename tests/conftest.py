@@ -1,0 +1,77 @@
+"""Fixtures that every test may use; what they are made of is in `tests/support`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from support.example import copy_example, write_example_sources
+from support.redis_server import RedisServer
+
+# "ci" always tries the same examples, so that a run says something about the change and not about the dice;
+# HYPOTHESIS_PROFILE=explore looks further.
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100, print_blob=True)
+settings.register_profile("explore", deadline=None, max_examples=2_000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real server for every test of one worker. Leave it running; take `start_redis` to break one."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """The URL of the worker's server, emptied."""
+    with redis_server.client() as client:
+        client.flushall()
+    return redis_server.url
+
+
+@pytest.fixture
+def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """Start servers of the test's own: ``start_redis("--maxmemory", "3mb", environment={"LC_ALL": "C"})``."""
+    servers: list[RedisServer] = []
+
+    def start(*options: str, environment: Mapping[str, str] | None = None) -> RedisServer:
+        directory = tmp_path / f"redis{len(servers)}"
+        directory.mkdir()
+        servers.append(RedisServer(directory, *options, environment=environment))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def example_sources(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The folder with the example's Parquet sources, instants as they were in 2013. Do not change it."""
+    folder = tmp_path_factory.getbasetemp()
+    return write_example_sources(folder if worker_id == "master" else folder.parent)
+
+
+@pytest.fixture
+def example_repo(tmp_path: Path, example_sources: Path) -> Path:
+    """A feature repo of the test's own like `feature_repo/`, with its sources and nothing applied yet."""
+    return copy_example(tmp_path / "feature_repo", example_sources)
+
+
+@pytest.fixture(params=["UTC", "America/New_York", "Asia/Kolkata"])
+def process_time_zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Run the test in three process time zones: one without, one with summer time, one off by half an hour.
+
+    DuckDB takes its default zone when it is first loaded, so what depends on that belongs into a subprocess.
+    """
+    zone: str = request.param
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        yield zone
+    time.tzset()
