@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from featurestore.types import ValueType
 
@@ -28,9 +29,8 @@ class ViewLayout:
     ttl_us: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
-    """One record on its way into the store."""
+class Write(NamedTuple):
+    """One record on its way into the store; a tuple, because a publish makes millions of them."""
 
     key: bytes
     record: bytes
@@ -125,3 +125,11 @@ class OnlineStore(ABC):
 
     def close(self) -> None:  # noqa: B027 - a store without connections has nothing to release
         """Release connections; calling it twice is allowed."""
+
+
+@runtime_checkable
+class Sweeper(Protocol):
+    """A store without expiry of its own, where ``fs gc`` has to remove what is past its physical expiry."""
+
+    def sweep(self, *, now_us: int) -> int:
+        """Delete every record whose physical expiry is past, in batches; return how many there were."""

@@ -1,0 +1,220 @@
+"""Records: the bytes of one entity's features in one view, as `docs/reference/wire-format.md` says.
+
+======  =====  ==============================================================================
+offset  bytes  what
+======  =====  ==============================================================================
+0       1      format version, 1
+1       8      event_ts, UTC microseconds, big-endian, sign bit flipped: compares as bytes
+9       8      created_ts, likewise; event_ts where it is null
+17      8      schema id: the first 8 bytes of BLAKE2b-256 of the schema document
+25      n      msgpack array of the values, in the order of the schema document
+25 + n  4      CRC-32 (zlib) of the key followed by all bytes before this field, big-endian
+======  =====  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import struct
+from collections.abc import Callable, Sequence
+from decimal import Decimal as PythonDecimal
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import msgspec
+
+from featurestore.errors import DamagedRecordError
+from featurestore.online.interface import ViewLayout, Write
+from featurestore.online.keys import KeyEncoder
+from featurestore.types.times import MAX_INSTANT, date_to_days, days_to_date, to_datetime, to_instant
+from featurestore.types.values import ValueType, parse_type
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT_VERSION = 1
+HEADER_BYTES = 25
+CRC_BYTES = 4
+SMALLEST_RECORD_BYTES = HEADER_BYTES + 1 + CRC_BYTES
+REPUBLISH = "Rebuild it with `fs materialize --republish --authoritative`."
+
+_HEADER = struct.Struct(">BQQ8s")
+_SIGN = 1 << 63
+_DAY_US = 86_400_000_000
+_encode_payload = msgspec.msgpack.Encoder().encode
+
+Converter = Callable[[Any], Any]
+
+
+def time_bytes(instant_us: int) -> bytes:
+    """Return an instant as the 8 bytes that sort like it."""
+    return (instant_us + _SIGN).to_bytes(8)
+
+
+def record_times(record: bytes) -> tuple[int, int]:
+    """Return (event_us, created_us) of a record."""
+    _, event, created, _ = _HEADER.unpack_from(record)
+    return event - _SIGN, created - _SIGN
+
+
+def is_record(value: bytes) -> bool:
+    """Tell whether a value looks like a record of this format version."""
+    return len(value) >= SMALLEST_RECORD_BYTES and value[0] == FORMAT_VERSION
+
+
+def is_intact(key: bytes, record: bytes) -> bool:
+    """Tell whether a record's checksum is that of its key and bytes."""
+    return is_record(record) and crc32(record[:-CRC_BYTES], crc32(key)) == int.from_bytes(record[-CRC_BYTES:])
+
+
+def damaged(key: bytes, why: str) -> DamagedRecordError:
+    """Return the error that names a damaged record and the command that rebuilds it."""
+    return DamagedRecordError(f"the online record {key!r} {why}.", hint=REPUBLISH, key=repr(key))
+
+
+def kept_us(ttl_us: int) -> int:
+    """Return how long a record is kept after its event: the ttl, and the greater of ttl and one day as grace."""
+    return ttl_us + max(ttl_us, _DAY_US)
+
+
+def expire_at_ms(event_us: int, ttl_us: int | None) -> int | None:
+    """Return the instant of physical expiry in UTC milliseconds, rounded up, or None for never.
+
+    Beyond the year 9999 is never.
+    """
+    if ttl_us is None:
+        return None
+    expiry_us = event_us + kept_us(ttl_us)
+    return None if expiry_us > MAX_INSTANT else -(-expiry_us // 1000)
+
+
+def schema_document(features: Sequence[tuple[str, ValueType]]) -> bytes:
+    """Return the canonical JSON ``[[feature, type], …]`` in stored order: no blanks, UTF-8."""
+    pairs = [[name, str(value_type)] for name, value_type in features]
+    return json.dumps(pairs, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def schema_id(document: bytes) -> bytes:
+    """Return the first 8 bytes of BLAKE2b-256 of a schema document."""
+    return blake2b(document, digest_size=32).digest()[:8]
+
+
+def read_schema(document: bytes) -> tuple[tuple[str, ValueType], ...]:
+    """Return the features of a schema document. Raises DefinitionError for an unknown type."""
+    return tuple((name, parse_type(text)) for name, text in json.loads(document))
+
+
+def to_wire(value_type: ValueType) -> Converter | None:
+    """Return what turns a canonical Python value into what msgpack carries, or None for the value itself."""
+    if value_type.item is not None:
+        item = to_wire(value_type.item)
+        return None if item is None else _for_lists(item)
+    return _TO_WIRE.get(value_type.name)
+
+
+def from_wire(value_type: ValueType) -> Converter | None:
+    """Return what turns a decoded msgpack value into the canonical Python value, or None for the value."""
+    if value_type.item is not None:
+        item = from_wire(value_type.item)
+        return None if item is None else _for_lists(item)
+    return _FROM_WIRE.get(value_type.name)
+
+
+def _for_lists(convert: Converter) -> Converter:
+    return lambda values: [None if value is None else convert(value) for value in values]
+
+
+def _float32(value: float) -> msgspec.Raw:
+    return msgspec.Raw(b"\xca" + struct.pack(">f", value))  # msgspec alone would write a float64
+
+
+def _decimal_text(value: PythonDecimal) -> str:
+    return format(value, "f")
+
+
+_TO_WIRE: dict[str, Converter] = {
+    "Float32": _float32,
+    "Timestamp": to_instant,
+    "Date": date_to_days,
+    "Decimal": _decimal_text,
+}
+_FROM_WIRE: dict[str, Converter] = {
+    "Timestamp": to_datetime,
+    "Date": days_to_date,
+    "Decimal": PythonDecimal,
+}
+
+
+class RecordEncoder:
+    """Makes the records of one generation of a view."""
+
+    def __init__(self, layout: ViewLayout) -> None:
+        self.layout = layout
+        self.keys = KeyEncoder(layout)
+        self.schema_json = schema_document(layout.features)
+        self.schema_id = schema_id(self.schema_json)
+        self.schema_key = self.keys.schema_key(self.schema_id)
+        """Where the publisher puts ``schema_json`` before the first record."""
+        self._converters = [to_wire(value_type) for _, value_type in layout.features]
+
+    def encode(self, key: bytes, event_us: int, created_us: int | None, values: Sequence[Any]) -> bytes:
+        """Return one record of canonical Python values in stored order."""
+        wire = [
+            value if value is None or convert is None else convert(value)
+            for value, convert in zip(values, self._converters, strict=True)
+        ]
+        created_us = event_us if created_us is None else created_us
+        head = _HEADER.pack(FORMAT_VERSION, event_us + _SIGN, created_us + _SIGN, self.schema_id)
+        body = head + _encode_payload(wire)
+        return body + crc32(body, crc32(key)).to_bytes(CRC_BYTES)
+
+    def write(self, entity: Sequence[Any], event_us: int, created_us: int | None, values: Sequence[Any]) -> Write:
+        """Return one record as a write, with its key and physical expiry."""
+        key = self.keys.encode(entity)
+        record = self.encode(key, event_us, created_us, values)
+        return Write(key, record, expire_at_ms(event_us, self.layout.ttl_us))
+
+    def encode_table(
+        self,
+        table: pa.RecordBatch | pa.Table,
+        *,
+        event_column: str = "event_ts",
+        created_column: str = "created_ts",
+    ) -> list[Write]:
+        """Return the writes of a table with the join keys, features and time columns by name.
+
+        Columns are of the declared Arrow types (`featurestore.types.arrow.arrow_type`); the created column may
+        hold nulls or be absent. Raises EntityKeyError for a null join key.
+        """
+        from featurestore.online.columns import float_chunks, time_columns
+
+        if table.num_rows == 0:
+            return []
+        names = [name for name, _ in self.layout.join_keys]
+        keys = self.keys.encode_columns({name: table.column(name) for name in names})
+        created = table.column(created_column) if created_column in table.schema.names else None
+        times = time_columns(table.column(event_column), created)
+        parts = float_chunks([(table.column(name), kind) for name, kind in self.layout.features])
+        heads = times.heads(FORMAT_VERSION, self.schema_id, msgpack_array_header(len(self.layout.features)))
+        if len(parts) == 1 and parts[0].is_chunk:
+            bodies = list(map(operator.add, heads, parts[0].values))
+        else:
+            # Chunks hold several values, so the array header that msgspec writes counts too few: cut it off.
+            own_header = len(msgpack_array_header(len(parts)))
+            columns = [map(msgspec.Raw, part.values) if part.is_chunk else part.values for part in parts]
+            payloads = map(_encode_payload, zip(*columns, strict=True))
+            bodies = [head + payload[own_header:] for head, payload in zip(heads, payloads, strict=True)]
+        checksums = times.checksum_bytes(list(map(crc32, bodies, map(crc32, keys))))
+        records = map(operator.add, bodies, checksums)
+        return list(map(Write, keys, records, times.expiries_ms(self.layout.ttl_us)))
+
+
+def msgpack_array_header(length: int) -> bytes:
+    """Return the msgpack header of an array of ``length`` items."""
+    if length < 16:
+        return bytes([0x90 | length])
+    if length < 1 << 16:
+        return b"\xdc" + length.to_bytes(2)
+    return b"\xdd" + length.to_bytes(4)

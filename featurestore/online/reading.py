@@ -1,0 +1,347 @@
+"""From records to values, statuses and event times, without I/O: the SDK and the servers share it."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Literal, cast
+
+import msgspec
+
+from featurestore.errors import DamagedRecordError, DefinitionError
+from featurestore.online.codec import (
+    CRC_BYTES,
+    FORMAT_VERSION,
+    HEADER_BYTES,
+    REPUBLISH,
+    Converter,
+    damaged,
+    from_wire,
+    is_record,
+    msgpack_array_header,
+    read_schema,
+    record_times,
+    schema_document,
+    schema_id,
+    time_bytes,
+)
+from featurestore.online.interface import ViewLayout
+from featurestore.types.times import MIN_INSTANT
+from featurestore.types.values import ValueType, is_widening, to_json
+
+_HEAD = operator.itemgetter(slice(0, 9))
+_SCHEMA = operator.itemgetter(slice(17, 25))
+_PAYLOAD = operator.itemgetter(slice(HEADER_BYTES, -CRC_BYTES))
+_VERSION = bytes([FORMAT_VERSION])
+_NEXT_VERSION = bytes([FORMAT_VERSION + 1])
+_decode_row = msgspec.msgpack.Decoder(list[Any]).decode
+_decode_rows = msgspec.msgpack.Decoder(list[list[Any]]).decode
+
+FetchSchema = Callable[[bytes], bytes | None]
+"""Returns the schema document of a schema id, or None where the store does not hold it."""
+
+
+class Status(IntEnum):
+    """What an online value is; the numbers are Feast's."""
+
+    PRESENT = 1
+    NULL_VALUE = 2
+    NOT_FOUND = 3
+    OUTSIDE_MAX_AGE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapping:
+    """How a stored row becomes the asked features: a position each, None where the row lacks the feature."""
+
+    length: int
+    positions: tuple[int | None, ...]
+    statuses: tuple[Status, ...]
+    """PRESENT where the row has the feature."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One record, by feature name."""
+
+    event_us: int
+    created_us: int
+    schema_id: bytes
+    values: dict[str, Any]
+    """Canonical Python values; a feature that the record lacks is absent."""
+
+
+class RecordDecoder:
+    """Maps records of any schema a generation ever had to the features of its layout.
+
+    Not locked: learning one schema twice is harmless.
+    """
+
+    def __init__(
+        self,
+        layout: ViewLayout,
+        features: Sequence[str] | None = None,
+        *,
+        schemas: Mapping[bytes, bytes] | None = None,
+        fetch_schema: FetchSchema | None = None,
+    ) -> None:
+        types = dict(layout.features)
+        self.names = tuple(types) if features is None else tuple(features)
+        self.types: tuple[ValueType, ...] = tuple(types[name] for name in self.names)
+        self.converters = [from_wire(value_type) for value_type in self.types]
+        self._fetch_schema = fetch_schema
+        document = schema_document(layout.features)
+        self.schema_id = schema_id(document)
+        self._mappings = {self.schema_id: self._mapping(layout.features)}
+        for known_id, known in (schemas or {}).items():
+            self.learn(known_id, known)
+
+    def unknown_schemas(self, records: Iterable[bytes | None]) -> set[bytes]:
+        """Return the schema ids to look up and `learn` before reading, for callers that cannot block."""
+        return {_SCHEMA(record) for record in records if record is not None and is_record(record)} - set(self._mappings)
+
+    def learn(self, known_id: bytes, document: bytes) -> None:
+        """Take a schema document from the store. Raises DamagedRecordError when it is not that id's."""
+        if schema_id(document) != known_id:
+            raise DamagedRecordError(
+                f"the online schema {known_id.hex()} does not match its own checksum.", hint=REPUBLISH
+            )
+        self._mappings[known_id] = self._mapping(read_schema(document))
+
+    def mapping(self, record: bytes) -> _Mapping | None:
+        """Return how a record's row is read, or None where its schema is in no store any more."""
+        known_id = _SCHEMA(record)
+        if known_id not in self._mappings and self._fetch_schema is not None:
+            document = self._fetch_schema(known_id)
+            if document is not None:
+                self.learn(known_id, document)
+        return self._mappings.get(known_id)
+
+    def row(self, key: bytes, record: bytes, mapping: _Mapping) -> list[Any]:
+        """Return the asked features of one record as msgpack carries them, None where it lacks one."""
+        try:
+            stored = _decode_row(_PAYLOAD(record))
+        except msgspec.DecodeError:
+            raise damaged(key, "holds no msgpack array") from None
+        if len(stored) != mapping.length:
+            raise damaged(key, f"holds {len(stored)} values where its schema has {mapping.length}")
+        return [None if position is None else stored[position] for position in mapping.positions]
+
+    def decode(self, key: bytes, record: bytes) -> Decoded | None:
+        """Return one record by feature name, or None where its schema is gone. Raises DamagedRecordError."""
+        if not is_record(record):
+            raise damaged(key, "is no record of this format version")
+        mapping = self.mapping(record)
+        if mapping is None:
+            return None
+        values = {
+            name: value if value is None or convert is None else convert(value)
+            for name, value, convert, status in zip(
+                self.names, self.row(key, record, mapping), self.converters, mapping.statuses, strict=True
+            )
+            if status is Status.PRESENT
+        }
+        return Decoded(*record_times(record), _SCHEMA(record), values)
+
+    def _mapping(self, stored: Sequence[tuple[str, ValueType]]) -> _Mapping:
+        places = {name: (position, value_type) for position, (name, value_type) in enumerate(stored)}
+        positions: list[int | None] = []
+        for name, value_type in zip(self.names, self.types, strict=True):
+            position, stored_type = places.get(name, (None, value_type))
+            readable = stored_type == value_type or is_widening(stored_type, value_type)
+            positions.append(position if readable else None)
+        statuses = tuple(Status.NOT_FOUND if place is None else Status.PRESENT for place in positions)
+        return _Mapping(len(stored), tuple(positions), statuses)
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRows:
+    """What a view answers, row by row in the order of the keys."""
+
+    values: Sequence[Sequence[Any]]
+    """Per entity the asked features in order; None where the status is not PRESENT."""
+    statuses: Sequence[Sequence[Status]] | None
+    """Likewise; None says that every value is PRESENT."""
+    records: Sequence[bytes | None]
+    width: int
+
+    def columns(self) -> list[list[Any]]:
+        """Return the values feature by feature."""
+        if not self.values:
+            return [[] for _ in range(self.width)]
+        return [list(column) for column in zip(*self.values, strict=True)]
+
+    def status_columns(self) -> list[list[Status]]:
+        """Return the statuses feature by feature."""
+        if self.statuses is None:
+            return [[Status.PRESENT] * len(self.values) for _ in range(self.width)]
+        return [list(column) for column in zip(*self.statuses, strict=True)]
+
+    def event_us(self) -> list[int | None]:
+        """Return each record's event_ts, also of one outside its ttl; None where there is no record."""
+        return [None if record is None else record_times(record)[0] for record in self.records]
+
+
+class ViewReader:
+    """Reads the asked features of one view; made once per view and feature list, then used for every request.
+
+    ``form`` says what values become: canonical Python values, or what stands for them in JSON, where NaN and
+    infinities are None with NULL_VALUE.
+    """
+
+    def __init__(
+        self,
+        layout: ViewLayout,
+        features: Sequence[str],
+        *,
+        fetch_schema: FetchSchema | None = None,
+        form: Literal["python", "json"] = "python",
+    ) -> None:
+        unknown = [name for name in features if name not in dict(layout.features)]
+        if unknown:
+            raise DefinitionError(f"view {layout.view!r} has no feature {unknown[0]!r}.")
+        self.layout = layout
+        self.features = tuple(features)
+        self.decoder = RecordDecoder(layout, features, fetch_schema=fetch_schema)
+        self._ttl_us = layout.ttl_us
+        self._own_schema = {self.decoder.schema_id}
+        self._stored_width = len(layout.features)
+        self._select = _selection([name for name, _ in layout.features], self.features)
+        self._present = (Status.PRESENT,) * len(self.features)
+        self._absent = (Status.NOT_FOUND,) * len(self.features)
+        self._too_old = (Status.OUTSIDE_MAX_AGE,) * len(self.features)
+        self._empty = (None,) * len(self.features)
+        converters = _json_converters(self.decoder) if form == "json" else self.decoder.converters
+        self._converters = [(place, convert) for place, convert in enumerate(converters) if convert is not None]
+        floats = ("Float32", "Float64") if form == "json" else ()
+        self._checked_floats = [place for place, kind in enumerate(self.decoder.types) if kind.name in floats]
+
+    def read(self, keys: Sequence[bytes], records: Sequence[bytes | None], now_us: int) -> ViewRows:
+        """Return the answer for records as a store gave them for ``keys``.
+
+        The ttl is judged by ``now_us``, inclusive: event_ts >= now - ttl is PRESENT. A feature that an old
+        record lacks, and a record whose schema is in no store any more, is NOT_FOUND. Raises
+        DamagedRecordError naming the key.
+        """
+        oldest = self._oldest_head(now_us)
+        if records and None not in records:
+            heads = list(map(_HEAD, records))
+            if min(heads) >= oldest and max(heads) < _NEXT_VERSION and set(map(_SCHEMA, records)) == self._own_schema:
+                return self._finish(self._rows(keys, records), None, records)
+        return self._read_mixed(keys, records, oldest)
+
+    def _oldest_head(self, now_us: int) -> bytes:
+        """Return the first nine bytes that a record within its ttl has at least."""
+        oldest_us = MIN_INSTANT if self._ttl_us is None else max(now_us - self._ttl_us, MIN_INSTANT)
+        return _VERSION + time_bytes(oldest_us)
+
+    def _rows(self, keys: Sequence[bytes], records: Sequence[Any]) -> list[Sequence[Any]]:
+        """Return the asked features of records of the layout's own schema, decoded behind one array header."""
+        try:
+            rows: list[Any] = _decode_rows(msgpack_array_header(len(records)) + b"".join(map(_PAYLOAD, records)))
+            whole = set(map(len, rows)) == {self._stored_width}
+        except msgspec.DecodeError:
+            whole = False
+        if not whole:
+            raise self._first_damaged(keys, records)
+        return rows if self._select is None else list(map(self._select, rows))
+
+    def _first_damaged(self, keys: Sequence[bytes], records: Sequence[bytes]) -> DamagedRecordError:
+        try:
+            for key, record in zip(keys, records, strict=True):
+                mapping = self.decoder.mapping(record)
+                assert mapping is not None
+                self.decoder.row(key, record, mapping)
+        except DamagedRecordError as error:
+            return error
+        return damaged(keys[0], "or one read with it holds no msgpack array")
+
+    def _read_mixed(self, keys: Sequence[bytes], records: Sequence[bytes | None], oldest: bytes) -> ViewRows:
+        own_id = self.decoder.schema_id
+        values: list[Sequence[Any]] = [self._empty] * len(records)
+        statuses: list[Sequence[Status]] = [self._absent] * len(records)
+        own_places, seen = [], list(records)
+        for place, (key, record) in enumerate(zip(keys, records, strict=True)):
+            if record is None:
+                continue
+            if not is_record(record):
+                raise damaged(key, "is no record of this format version")
+            if record[:9] < oldest:
+                statuses[place] = self._too_old
+            elif record[17:25] == own_id:
+                own_places.append(place)
+            elif (mapping := self.decoder.mapping(record)) is not None:
+                values[place] = self.decoder.row(key, record, mapping)
+                statuses[place] = mapping.statuses
+            else:
+                seen[place] = None
+        if own_places:
+            rows = self._rows([keys[place] for place in own_places], [records[place] for place in own_places])
+            for place, row in zip(own_places, rows, strict=True):
+                values[place] = row
+                statuses[place] = self._present
+        return self._finish(values, statuses, seen)
+
+    def _finish(
+        self,
+        rows: list[Sequence[Any]],
+        statuses: list[Sequence[Status]] | None,
+        records: Sequence[bytes | None],
+    ) -> ViewRows:
+        if self._checked_floats:
+            rows = self._without_special_floats(rows)
+        with_nulls = [place for place, row in enumerate(rows) if None in row]
+        if with_nulls:
+            found: list[Sequence[Status]] = statuses or [self._present] * len(rows)
+            for place in with_nulls:
+                found[place] = [
+                    Status.NULL_VALUE if value is None and status is Status.PRESENT else status
+                    for value, status in zip(rows[place], found[place], strict=True)
+                ]
+            statuses = found
+        if self._converters:
+            columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
+            for place, convert in self._converters:
+                columns[place] = [None if value is None else convert(value) for value in columns[place]]
+            rows = list(zip(*columns, strict=True))
+        return ViewRows(rows, statuses, records, len(self.features))
+
+    def _without_special_floats(self, rows: list[Sequence[Any]]) -> list[Sequence[Any]]:
+        columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
+        changed = False
+        for place in self._checked_floats:
+            column = columns[place]
+            # NaN and infinities survive a sum, so one addition per value clears nearly every column.
+            if None not in column and math.isfinite(sum(column)):
+                continue
+            cleaned = [None if value is None or not math.isfinite(value) else value for value in column]
+            changed = changed or cleaned.count(None) != list(column).count(None)
+            columns[place] = cleaned
+        return list(zip(*columns, strict=True)) if changed else rows
+
+
+def _selection(stored: Sequence[str], asked: Sequence[str]) -> Callable[[Any], Sequence[Any]] | None:
+    """Return what picks the asked features from a stored row, or None where they are the row."""
+    if list(asked) == list(stored):
+        return None
+    positions = [stored.index(name) for name in asked]
+    if len(positions) == 1:
+        return lambda row: (row[positions[0]],)
+    return operator.itemgetter(*positions) if positions else lambda row: ()
+
+
+def _json_converters(decoder: RecordDecoder) -> list[Converter | None]:
+    """Return what turns decoded msgpack values into their JSON forms; None where they already are."""
+
+    def json_converter(value_type: ValueType, convert: Converter | None) -> Converter | None:
+        if value_type.name == "Bytes" or value_type.item is not None or convert is not None:
+            return lambda value: to_json(value_type, value if convert is None else convert(value))
+        return None
+
+    return [
+        json_converter(value_type, convert)
+        for value_type, convert in zip(decoder.types, decoder.converters, strict=True)
+    ]
