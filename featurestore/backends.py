@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     class Located(Protocol):
         """A store's settings: its URL and what stands beside it."""
 
-        url: str
+        @property
+        def url(self) -> str:
+            """Where the store is."""
 
         @property
         def options(self) -> dict[str, Any]:
@@ -30,9 +32,17 @@ if TYPE_CHECKING:
     class Limits(Protocol):
         """An engine's settings."""
 
-        memory_limit: str | None
-        threads: int | None
-        temp_directory: str | None
+        @property
+        def memory_limit(self) -> str | None:
+            """As DuckDB reads it, for example ``4GB``."""
+
+        @property
+        def threads(self) -> int | None:
+            """At least 1."""
+
+        @property
+        def temp_directory(self) -> str | None:
+            """Where to spill."""
 
 
 REGISTRY_SCHEMES = ("sqlite",)

@@ -1,5 +1,218 @@
-"""The FeatureStore facade."""
+"""The FeatureStore facade: each public method calls one use case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from featurestore.definitions import Definition
+from featurestore.metadata.records import kind_named
+from featurestore.metadata.workspace import Workspace
+from featurestore.project.loader import collect, load_definitions
+from featurestore.project.settings import Settings, make_settings, read_settings
+from featurestore.types.times import Clock, system_clock, to_instant
+
+if TYPE_CHECKING:
+    from featurestore.engine.interface import AsOf
+    from featurestore.materialization import RunResult
+    from featurestore.plan import Plan
+    from featurestore.retrieval import FeaturesArgument, OnlineResponse, TrainingSet
+
+Instant = datetime | str
+"""An aware datetime (a naive one is UTC) or an ISO 8601 text."""
 
 
 class FeatureStore:
-    """The facade."""
+    """One project of a feature store.
+
+    >>> store = FeatureStore("feature_repo")                                   # doctest: +SKIP
+    >>> store.get_historical_features(entity_df, "delay_model_v1").to_pandas() # doctest: +SKIP
+
+    ``repo`` is the folder of feature_store.yaml; or settings, as an object or a mapping as in that file (paths
+    are then relative to the working directory). Stores open when they are first used; `close`, or a ``with``
+    block, closes them. Not safe across threads: make one for each.
+    """
+
+    def __init__(self, repo: str | Path | Settings | Mapping[str, Any] = ".", *, clock: Clock = system_clock) -> None:
+        if isinstance(repo, str | Path):
+            self.root = Path(repo).resolve()
+            settings = read_settings(self.root)
+        else:
+            self.root = Path.cwd()
+            settings = repo if isinstance(repo, Settings) else make_settings(repo)
+        self._in_folder = isinstance(repo, str | Path)
+        self._workspace = Workspace(self.root, settings, code=self._load if self._in_folder else (), clock=clock)
+
+    @property
+    def workspace(self) -> Workspace:
+        """The wired project, as the use cases receive it."""
+        return self._workspace
+
+    @property
+    def project(self) -> str:
+        """The project's name."""
+        return self._workspace.project
+
+    @property
+    def settings(self) -> Settings:
+        """The project's settings."""
+        return self._workspace.settings
+
+    def _load(self) -> Sequence[Definition]:
+        return load_definitions(self.root)
+
+    def _wanted(self, objects: Iterable[Definition] | None) -> Sequence[Definition]:
+        return list(self._load()) if objects is None else collect(objects)
+
+    def plan(self, objects: Iterable[Definition] | None = None, *, refresh_schema: bool = False) -> Plan:
+        """Return what `apply` would do. Changes nothing.
+
+        Without ``objects`` the feature repo's definitions are compared with what is applied, and what the repo
+        does not hold is planned for deletion; given objects are only added or changed. Raises RepositoryError,
+        DefinitionError, SourceError.
+        """
+        from featurestore.plan import make_plan
+
+        wanted = self._wanted(objects)
+        return make_plan(self._workspace, wanted, partial=objects is not None, refresh_schema=refresh_schema)
+
+    def apply(
+        self,
+        objects: Iterable[Definition] | None = None,
+        *,
+        allow_breaking: bool = False,
+        allow_destroy: bool = False,
+        refresh_schema: bool = False,
+        message: str = "",
+    ) -> Plan:
+        """Plan and apply in one go, and return the plan with the revision it made.
+
+        Raises what `plan` raises, ChangesNotAllowedError without the flag that a change needs, and
+        RevisionConflictError when another apply came in between; nothing is changed then.
+        """
+        objects = None if objects is None else list(objects)
+        planned = self.plan(objects, refresh_schema=refresh_schema)
+        applied = self.apply_plan(planned, allow_breaking=allow_breaking, allow_destroy=allow_destroy, message=message)
+        self._workspace.use_code(objects or ())
+        return applied
+
+    def apply_plan(
+        self, plan: Plan, *, allow_breaking: bool = False, allow_destroy: bool = False, message: str = ""
+    ) -> Plan:
+        """Apply a plan that was shown before; raises as `apply`."""
+        from featurestore.plan import apply_plan, check_allowed
+
+        check_allowed(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy)
+        return replace(plan, applied=apply_plan(self._workspace, plan, message=message))
+
+    def list(self, kind: str | None = None) -> Sequence[Definition]:
+        """Return the applied definitions, or those of one kind such as ``feature_view`` or ``entities``."""
+        return self._workspace.snapshot().list(None if kind is None else kind_named(kind))
+
+    def get(self, kind: str, name: str) -> Definition:
+        """Return one applied definition; raises NotFoundError with the closest name."""
+        from featurestore.metadata.records import KINDS
+
+        wanted = kind_named(kind)
+        return self._workspace.snapshot().get(next(k for k in KINDS if k.kind == wanted), name)
+
+    def materialize(
+        self,
+        start: Instant,
+        end: Instant,
+        views: Sequence[str] | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> Sequence[RunResult]:
+        """Bring rows with event time in [start, end) from the sources into the offline and online stores.
+
+        Rerunning an interval appends nothing. Raises IntervalError for an interval that is empty or ends in the
+        future, MaterializationError naming the views that failed (the others are done).
+        """
+        from featurestore.materialization import materialize
+
+        span = to_instant(start), to_instant(end)
+        return materialize(self._workspace, *span, views, dry_run=dry_run)
+
+    def materialize_incremental(
+        self, end: Instant | None = None, views: Sequence[str] | None = None, *, dry_run: bool = False
+    ) -> Sequence[RunResult]:
+        """Bring what is new since the last run, late rows and corrections included, up to ``end`` (default: now)."""
+        from featurestore.materialization import materialize_incremental
+
+        end_us = None if end is None else to_instant(end)
+        return materialize_incremental(self._workspace, end_us, views, dry_run=dry_run)
+
+    def get_historical_features(
+        self,
+        entity_df: Any = None,
+        features: FeaturesArgument = None,
+        *,
+        timestamp_column: str = "event_timestamp",
+        start: Instant | None = None,
+        end: Instant | None = None,
+        full_feature_names: bool = False,
+        as_of: AsOf | None = None,
+        direct: bool = False,
+    ) -> TrainingSet:
+        """Return a training set: the entity frame's rows with each feature as it was known at the row's time.
+
+        ``entity_df`` is a pandas, Arrow or polars table, the path of a Parquet file, or a SQL query over the
+        project's views and sources; it holds the join keys and ``timestamp_column``. ``features`` is a feature
+        service (or its name) or a list of ``"view:feature"``, views and selections. ``as_of="event"`` ignores
+        when values became known. ``direct=True`` reads the sources instead of the offline store. Without
+        ``entity_df``, ``start`` and ``end`` and one view give the view's rows in that span.
+
+        Raises EntityFrameError, EntityKeyError, NotFoundError, OutputNameClashError.
+        """
+        from featurestore.retrieval import get_historical_features
+
+        return get_historical_features(
+            self._workspace,
+            entity_df,
+            features,
+            timestamp_column=timestamp_column,
+            start=start,
+            end=end,
+            full_feature_names=full_feature_names,
+            as_of=as_of,
+            direct=direct,
+        )
+
+    def get_training_set(self, name: str) -> TrainingSet:
+        """Build a saved training set again from its pinned versions, identical; TrainingSetChangedError otherwise."""
+        from featurestore.retrieval import get_training_set
+
+        return get_training_set(self._workspace, name)
+
+    def get_online_features(
+        self,
+        features: FeaturesArgument,
+        entity_rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
+        *,
+        full_feature_names: bool = False,
+    ) -> OnlineResponse:
+        """Return the newest values of some entities from the online store, each with a true status.
+
+        ``entity_rows`` is a list of dicts or a dict of lists, with join keys and request data. Raises
+        EntityKeyError, NotFoundError, OnlineStoreUnavailableError.
+        """
+        from featurestore.retrieval import get_online_features
+
+        return get_online_features(self._workspace, features, entity_rows, full_feature_names=full_feature_names)
+
+    def close(self) -> None:
+        """Close the stores; calling it twice is allowed."""
+        self._workspace.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

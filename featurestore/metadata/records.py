@@ -20,6 +20,7 @@ from featurestore.definitions import (
     PushSource,
     RequestSource,
 )
+from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.types import parse_type
 from featurestore.types.values import from_json, to_json
 
@@ -35,6 +36,22 @@ KINDS: tuple[type[Definition], ...] = (
     FeatureService,
 )
 """Every kind, each after the kinds it may depend on."""
+
+_SHORT_KINDS = {"view": "feature_view", "service": "feature_service", "on_demand_view": "on_demand_feature_view"}
+
+
+def kind_named(text: str) -> str:
+    """Return the kind that a person's word means: ``feature-views``, ``view`` and ``feature_view`` are one.
+
+    Raises NotFoundError for anything else.
+    """
+    word = text.lower().replace("-", "_").removesuffix("s")
+    word = "entity" if word == "entitie" else _SHORT_KINDS.get(word, word)
+    kinds = [kind.kind for kind in KINDS]
+    if word not in kinds:
+        raise NotFoundError(f"There is no kind of definition called {text!r}.", hint=did_you_mean(text, kinds))
+    return word
+
 
 Lookup = Callable[[str, str], Any]
 """Returns the definition of a kind and name that the record depends on."""

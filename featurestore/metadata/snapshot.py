@@ -116,9 +116,7 @@ class Snapshot:
         return found
 
     def list(self, kind: str | None = None) -> list[Definition]:
-        """Return all definitions, or those of one kind, sorted by kind and name; NotFoundError for an unknown kind."""
+        """Return all definitions, or those of one kind, sorted by kind and name."""
         kinds = [found.kind for found in KINDS]
-        if kind is not None and kind not in kinds:
-            raise NotFoundError(f"There is no kind {kind!r}.", hint=did_you_mean(kind, kinds), kind=kind)
         pairs = sorted(self.definitions.items(), key=lambda pair: (kinds.index(pair[0][0]), pair[0][1]))
         return [definition for (found, _), definition in pairs if kind in (None, found)]

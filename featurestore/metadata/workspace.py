@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from featurestore_registry.interface import Ledger, Registry
 
 from featurestore.backends import open_engine, open_offline, open_online, open_registry
 from featurestore.definitions import Definition
+from featurestore.errors import FeatureStoreError
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.project.settings import Settings
 from featurestore.types.times import Clock, system_clock
@@ -20,12 +22,14 @@ if TYPE_CHECKING:
     from featurestore.offline.interface import OfflineStore
     from featurestore.online.interface import OnlineStore
 
+logger = logging.getLogger("featurestore")
+
 
 class Workspace:
     """One project, wired. Stores open when they are first used and close together.
 
-    ``code`` holds the definitions loaded from the feature repo or given in a notebook: on-demand functions come
-    from there. ``clock`` is the one source of "now".
+    ``code`` holds the definitions of the feature repo, or loads them when they are first needed: on-demand
+    functions come from there. ``clock`` is the one source of "now".
     """
 
     def __init__(
@@ -33,12 +37,12 @@ class Workspace:
         root: Path,
         settings: Settings,
         *,
-        code: Sequence[Definition] = (),
+        code: Sequence[Definition] | Callable[[], Sequence[Definition]] = (),
         clock: Clock = system_clock,
     ) -> None:
         self.root = root
         self.settings = settings
-        self.code = tuple(code)
+        self._code = code
         self.clock = clock
         self._snapshot: Snapshot | None = None
 
@@ -51,6 +55,21 @@ class Workspace:
     def registry(self) -> Registry:
         """The registry; a file is created when it is not there."""
         return open_registry(self.settings.registry, self.root)
+
+    @cached_property
+    def code(self) -> tuple[Definition, ...]:
+        """The definitions whose functions this process may run; empty, with a warning, when they do not load."""
+        try:
+            return tuple(self._code() if callable(self._code) else self._code)
+        except FeatureStoreError as error:
+            logger.warning("on-demand features are unavailable: %s", error)
+            return ()
+
+    def use_code(self, definitions: Sequence[Definition]) -> None:
+        """Add definitions, replacing those of the same name; the next snapshot runs their functions."""
+        kept = {(found.kind, found.name): found for found in (*self.code, *definitions)}
+        self.code = tuple(kept.values())
+        self._snapshot = None
 
     @property
     def ledger(self) -> Ledger:
@@ -76,7 +95,9 @@ class Workspace:
         """Return the newest revision's definitions; the same object while the revision stays."""
         head = self.registry.definitions.head(self.project)
         if self._snapshot is None or self._snapshot.revision != head:
-            self._snapshot = Snapshot.of(self.registry.definitions.read(self.project), self.code)
+            snapshot = Snapshot.of(self.registry.definitions.read(self.project))
+            # Features without code are served even where the feature repo does not load.
+            self._snapshot = snapshot.with_code(self.code) if snapshot.on_demand else snapshot
         return self._snapshot
 
     def close(self) -> None:

@@ -1,1 +1,7 @@
 """What an apply would do, and doing it."""
+
+from featurestore.plan.applying import apply_plan, check_allowed
+from featurestore.plan.classes import ChangeClass, Difference
+from featurestore.plan.planning import Loss, Plan, Step, make_plan
+
+__all__ = ["ChangeClass", "Difference", "Loss", "Plan", "Step", "apply_plan", "check_allowed", "make_plan"]

@@ -1,0 +1,99 @@
+"""Applying a plan: one registry transaction, then deleting what the plan said it would delete."""
+
+from __future__ import annotations
+
+import getpass
+import subprocess
+from pathlib import Path
+
+from featurestore.errors import ChangesNotAllowedError, RevisionConflictError
+from featurestore.metadata.workspace import Workspace
+from featurestore.online.keys import view_prefix
+from featurestore.plan.classes import ChangeClass
+from featurestore.plan.planning import GENERATION, Plan, Step
+from featurestore.steps import crash_point, reached, step
+
+APPLIED = crash_point("apply.committed", "the new revision is in the registry; dropped views still have data")
+DROPPED = crash_point("apply.dropped", "one dropped view's data is deleted")
+
+
+def check_allowed(plan: Plan, *, allow_breaking: bool, allow_destroy: bool) -> None:
+    """Raise ChangesNotAllowedError naming the first step whose class needs a flag that was not given."""
+    allowed = {ChangeClass.BREAKING: allow_breaking, ChangeClass.DESTRUCTIVE: allow_destroy}
+    for planned in plan.steps:
+        if not allowed.get(planned.change_class, True):
+            breaking = planned.change_class is ChangeClass.BREAKING
+            flag = "--allow-breaking" if breaking else "--allow-destroy"
+            argument = flag.removeprefix("--").replace("-", "_")
+            raise ChangesNotAllowedError(
+                f"{planned.action} {planned.title} {planned.name!r} is {planned.change_class.name.lower()}"
+                f"{_lost(planned)}, and nothing was applied.",
+                hint=f"If that is what you want, apply with {flag} (in Python {argument}=True).",
+                step=planned.name,
+                change_class=planned.change_class.name.lower(),
+            )
+
+
+def _lost(planned: Step) -> str:
+    if planned.loss is None:
+        return ""
+    verb = "deletes" if planned.loss.deleted else "sets aside"
+    return f" ({verb} {planned.loss.offline_rows:,} offline and {planned.loss.online_rows:,} online rows)"
+
+
+def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "") -> int:
+    """Apply a plan's steps and return the revision that the project is at afterwards.
+
+    Raises RevisionConflictError, having changed nothing, when another apply came since the plan was made. An
+    empty plan moves nothing. Data of deleted views goes after the definitions: a crash in between leaves data
+    without a definition, which `fs gc` removes, and never a definition without its data.
+    """
+    if not plan.steps:
+        return plan.revision
+    with step("apply", f"apply {len(plan.steps)} changes to {plan.project}"):
+        _remember_generations(workspace, plan)
+        try:
+            revision = workspace.registry.definitions.apply(
+                plan.project,
+                plan.revision,
+                [planned.change for planned in plan.steps],
+                author=_author(),
+                message=message,
+                commit=_commit(workspace.root),
+            )
+        except RevisionConflictError as error:
+            raise RevisionConflictError(error.message, hint="Run `fs plan` again and look at what changed.") from None
+        reached(APPLIED)
+    for planned in plan.steps:
+        for table in planned.drops:
+            with step("drop", f"delete the data of {table.view} (generation {table.generation})"):
+                workspace.online.delete(view_prefix(table.project, table.view, table.generation))
+                workspace.offline.clean(table, keep=None)
+                reached(DROPPED)
+    return revision
+
+
+def _remember_generations(workspace: Workspace, plan: Plan) -> None:
+    for planned in plan.steps:
+        if planned.generation is not None:
+            entry = workspace.ledger.latest(plan.project, GENERATION, planned.name)
+            if entry is None or entry.document["generation"] < planned.generation:
+                workspace.ledger.append(plan.project, GENERATION, planned.name, {"generation": planned.generation})
+
+
+def _author() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""  # a container's user may have no name
+
+
+def _commit(root: Path) -> str:
+    """Return the version-control commit that the feature repo is at, or an empty text."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""

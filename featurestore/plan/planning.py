@@ -1,0 +1,182 @@
+"""Making a plan: what an apply would do, as a list of steps that *explain* and *apply* both walk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from featurestore_registry.interface import Ledger
+from featurestore_registry.records import Change, Record
+
+from featurestore.definitions import Definition, FeatureView
+from featurestore.errors import DefinitionError
+from featurestore.metadata.records import KINDS, to_record
+from featurestore.metadata.snapshot import Snapshot
+from featurestore.metadata.watermarks import read_watermark
+from featurestore.metadata.workspace import Workspace
+from featurestore.offline.interface import TableId
+from featurestore.plan.classes import DELETION_CLASS, ChangeClass, Difference, differences
+from featurestore.plan.schemas import pin_schemas
+
+GENERATION = "generation"
+"""Ledger kind: the last generation that a view's name has used, so that a name never reuses storage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a step takes away, by the ledger's counts."""
+
+    offline_rows: int
+    online_rows: int
+    deleted: bool
+    """True: by this apply. False: kept under the old generation until `fs gc`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change of a definition."""
+
+    action: Literal["create", "update", "delete"]
+    kind: str
+    title: str
+    name: str
+    change_class: ChangeClass
+    differences: tuple[Difference, ...]
+    affects: tuple[str, ...]
+    """``kind:name`` of what depends on it, directly or not."""
+    record: Record | None
+    generation: int | None
+    """The view's generation after the step."""
+    drops: tuple[TableId, ...]
+    """Tables, and their online records, that this step deletes."""
+    loss: Loss | None
+
+    @property
+    def change(self) -> Change:
+        """What the registry is told."""
+        return Change("delete" if self.action == "delete" else "put", self.kind, self.name, self.record)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an apply would do to a project that is at ``revision``."""
+
+    project: str
+    revision: int
+    steps: tuple[Step, ...]
+    notices: tuple[str, ...]
+    applied: int | None = None
+    """The revision that applying it made, None while it is only a plan."""
+
+    @property
+    def worst(self) -> ChangeClass | None:
+        """The greatest class among the steps, None when nothing changes."""
+        return max((step.change_class for step in self.steps), default=None)
+
+
+def make_plan(
+    workspace: Workspace, definitions: Iterable[Definition], *, partial: bool, refresh_schema: bool = False
+) -> Plan:
+    """Compare definitions with what is applied. Changes nothing.
+
+    ``partial``: definitions that are not given stay; otherwise they are planned for deletion. Raises what
+    `pin_schemas` raises for a source that does not fit.
+    """
+    snapshot = workspace.snapshot()
+    applied = {name: registered.view for name, registered in snapshot.views.items()}
+    wanted, notices = pin_schemas(list(definitions), applied, workspace.engine, refresh=refresh_schema)
+    order = {kind.kind: position for position, kind in enumerate(KINDS)}
+    wanted.sort(key=lambda found: (order[found.kind], found.name))
+    given = {(found.kind, found.name) for found in wanted}
+    if partial:
+        _check_shared_names(snapshot, wanted)
+    steps = [step for found in wanted if (step := _put_step(workspace, snapshot, found)) is not None]
+    if not partial:
+        gone = [found for key, found in snapshot.definitions.items() if key not in given]
+        gone.sort(key=lambda found: (-order[found.kind], found.name))
+        steps = [*(_delete_step(workspace, snapshot, found) for found in gone), *steps]
+    return Plan(workspace.project, snapshot.revision, tuple(steps), tuple(notices))
+
+
+def _check_shared_names(snapshot: Snapshot, wanted: Sequence[Definition]) -> None:
+    for found in wanted:
+        other = {"feature_view": "on_demand_feature_view", "on_demand_feature_view": "feature_view"}.get(found.kind)
+        if other is not None and (other, found.name) in snapshot.definitions:
+            raise DefinitionError(
+                f"{found.title} {found.name!r}: the name is taken by another kind of view.",
+                hint="Feature references are view:feature for both kinds; rename one of them.",
+            )
+
+
+def _put_step(workspace: Workspace, snapshot: Snapshot, wanted: Definition) -> Step | None:
+    before = snapshot.definitions.get((wanted.kind, wanted.name))
+    changes = () if before is None else tuple(differences(before, wanted))
+    generation: int | None = None
+    loss: Loss | None = None
+    if isinstance(wanted, FeatureView):
+        registered = snapshot.views.get(wanted.name)
+        if registered is None:
+            generation = _last_generation(workspace.ledger, workspace.project, wanted.name) + 1
+        elif any(change.new_generation for change in changes):
+            generation = registered.generation + 1
+            loss = _loss(workspace, snapshot, wanted.name, deleted=False)
+        else:
+            generation = registered.generation
+    record = to_record(workspace.project, wanted, generation=generation or 1)
+    known = next((r for r in snapshot.records if r.key == record.key), None)
+    if known is not None and known.fingerprint == record.fingerprint:
+        return None
+    change_class = max((change.change_class for change in changes), default=ChangeClass.COMPATIBLE)
+    return Step(
+        action="create" if before is None else "update",
+        kind=wanted.kind,
+        title=wanted.title,
+        name=wanted.name,
+        change_class=change_class,
+        differences=changes,
+        affects=_dependents(snapshot, wanted.key) if before is not None else (),
+        record=record,
+        generation=generation,
+        drops=(),
+        loss=loss,
+    )
+
+
+def _delete_step(workspace: Workspace, snapshot: Snapshot, gone: Definition) -> Step:
+    is_view = isinstance(gone, FeatureView)
+    generation = snapshot.views[gone.name].generation if is_view else 0
+    drops = tuple(TableId(workspace.project, gone.name, number + 1) for number in range(generation))
+    return Step(
+        action="delete",
+        kind=gone.kind,
+        title=gone.title,
+        name=gone.name,
+        change_class=DELETION_CLASS[type(gone)],
+        differences=(),
+        affects=_dependents(snapshot, gone.key),
+        record=None,
+        generation=None,
+        drops=drops,
+        loss=_loss(workspace, snapshot, gone.name, deleted=True) if is_view else None,
+    )
+
+
+def _last_generation(ledger: Ledger, project: str, view: str) -> int:
+    entry = ledger.latest(project, GENERATION, view)
+    return 0 if entry is None else int(entry.document["generation"])
+
+
+def _loss(workspace: Workspace, snapshot: Snapshot, view: str, *, deleted: bool) -> Loss:
+    watermark = read_watermark(workspace.ledger, snapshot.views[view])
+    return Loss(watermark.offline_rows, watermark.online_rows, deleted)
+
+
+def _dependents(snapshot: Snapshot, key: str) -> tuple[str, ...]:
+    """Return the ``kind:name`` of every record that needs ``key``, directly or through others, sorted."""
+    found: set[str] = set()
+    frontier = {key}
+    while frontier:
+        frontier = {r.key for r in snapshot.records if frontier & set(r.depends_on)} - found
+        found |= frontier
+    return tuple(sorted(found))
