@@ -1,0 +1,24 @@
+"""Tokens, roles and the ASGI middleware that both servers stand behind. Pure ASGI: no web framework here."""
+
+from featurestore_registry.auth.middleware import AuthMiddleware, ErrorBody
+from featurestore_registry.auth.tokens import (
+    MIN_STATIC_TOKEN_LENGTH,
+    Role,
+    Token,
+    TokenVerifier,
+    create_token,
+    revoke_token,
+    tokens,
+)
+
+__all__ = [
+    "MIN_STATIC_TOKEN_LENGTH",
+    "AuthMiddleware",
+    "ErrorBody",
+    "Role",
+    "Token",
+    "TokenVerifier",
+    "create_token",
+    "revoke_token",
+    "tokens",
+]

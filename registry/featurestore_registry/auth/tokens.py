@@ -1,0 +1,195 @@
+"""Roles, tokens in the ledger, and the check of a presented token.
+
+A token is 256 random bits, shown once when it is made. Only its SHA-256 is kept: such a key cannot be guessed,
+so a slow hash would only slow down the server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from enum import IntEnum
+from typing import Any, Self
+
+from featurestore_registry.errors import RecordNotFoundError, RegistryError, did_you_mean
+from featurestore_registry.interface import Ledger
+from featurestore_registry.records import Clock, Document, system_clock
+
+MIN_STATIC_TOKEN_LENGTH = 32
+"""Characters that ``FS_SERVER_TOKEN`` must have."""
+
+_KIND = "token"
+_EVERY_PROJECT = ""
+"""The ledger's project for tokens that are not bound to one: no project can be named so."""
+_TOKEN68 = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+"""What a bearer token may consist of (RFC 6750, section 2.1)."""
+
+
+class Role(IntEnum):
+    """What a token may do; each role includes the ones before it."""
+
+    VIEWER = 1
+    """Read the registry."""
+    READER = 2
+    """Read features."""
+    OPERATOR = 3
+    """Push rows, record runs."""
+    EDITOR = 4
+    """Apply definitions."""
+    ADMIN = 5
+    """Create and revoke tokens."""
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """Return the role of that name, for example ``reader``; raises RegistryError for an unknown one."""
+        try:
+            return cls[name.upper()]
+        except KeyError:
+            known = [str(role) for role in cls]
+            raise RegistryError(f"There is no role {name!r}.", hint=did_you_mean(name, known), known=known) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What is kept of a token; the token itself is not."""
+
+    id: str
+    hash: str
+    """Hex of the SHA-256 of the token's text."""
+    role: Role
+    project: str | None = None
+    """The one project it is good for; None: every project."""
+    expires_at_us: int | None = None
+    """The first instant, in UTC microseconds, at which it is no longer good; None: never."""
+    name: str = ""
+    """What people call it, for example the service that uses it."""
+
+    @classmethod
+    def from_document(cls, document: Document) -> Self:
+        """Read what `to_document` wrote; what else the document holds is left."""
+        known = {each.name: document[each.name] for each in fields(cls)}
+        return cls(**{**known, "role": Role.parse(document["role"])})
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the token as the ledger and a server's snapshot keep it."""
+        return {**asdict(self), "role": str(self.role)}
+
+
+def hash_token(plaintext: str | bytes) -> str:
+    """Return the hex of the SHA-256 of a token's text."""
+    return hashlib.sha256(plaintext.encode() if isinstance(plaintext, str) else plaintext).hexdigest()
+
+
+def create_token(
+    ledger: Ledger,
+    project: str | None,
+    role: Role,
+    *,
+    expires_at_us: int | None,
+    now_us: int,
+    name: str = "",
+) -> tuple[str, Token]:
+    """Make a token (for every project when ``project`` is None) and return its text, shown only here, with it.
+
+    Raises RegistryError, having written nothing, when it would expire at once.
+    """
+    if expires_at_us is not None and expires_at_us <= now_us:
+        raise RegistryError(
+            f"The token {name!r} would expire before it is made.",
+            hint="Choose an expiry in the future.",
+            expires_at_us=expires_at_us,
+            now_us=now_us,
+        )
+    plaintext = f"fs_{secrets.token_urlsafe(32)}"
+    token = Token(secrets.token_hex(8), hash_token(plaintext), role, project, expires_at_us, name)
+    document = {**token.to_document(), "created_at_us": now_us}
+    ledger.append(project or _EVERY_PROJECT, _KIND, token.id, document, if_version=0)
+    return plaintext, token
+
+
+def tokens(ledger: Ledger, project: str | None) -> tuple[Token, ...]:
+    """Return the tokens that are good for a project, its own and those of every project, newest first.
+
+    With None only those of every project. Revoked ones are left out, expired ones are not.
+    """
+    found = [
+        entry
+        for partition in dict.fromkeys([project or _EVERY_PROJECT, _EVERY_PROJECT])
+        for entry in ledger.scan(partition, _KIND)
+        if "revoked_at_us" not in entry.document
+    ]
+    found.sort(key=lambda entry: entry.written_at, reverse=True)
+    return tuple(Token.from_document(entry.document) for entry in found)
+
+
+def revoke_token(ledger: Ledger, project: str | None, token_id: str, *, now_us: int) -> None:
+    """End a token for good; servers stop taking it when they next refresh.
+
+    Raises RecordNotFoundError when ``project`` has no such token or it has been revoked before.
+    """
+    partition = project or _EVERY_PROJECT
+    live = {token.id for token in tokens(ledger, project) if token.project == project}
+    if token_id not in live:
+        raise RecordNotFoundError(
+            f"There is no token {token_id!r} to revoke" + (f" in project {project!r}." if project else "."),
+            hint=did_you_mean(token_id, live),
+            project=project,
+            token=token_id,
+        )
+    ledger.append(partition, _KIND, token_id, {"id": token_id, "revoked_at_us": now_us})
+
+
+class TokenVerifier:
+    """Tells which token a presented text is, if any.
+
+    ``current`` returns the tokens of the moment; to change them it returns another tuple. ``static_token`` (the
+    setting ``FS_SERVER_TOKEN``) is one more, a reader of every project that never expires; raises RegistryError
+    when it is shorter than 32 characters or cannot travel in a header.
+    """
+
+    def __init__(
+        self,
+        current: Callable[[], tuple[Token, ...]] = tuple,
+        *,
+        static_token: str | None = None,
+        clock: Clock = system_clock,
+    ) -> None:
+        self._current = current
+        self._clock = clock
+        self._static = () if static_token is None else (_static_token(static_token),)
+        # One attribute, so that a thread never sees the tokens of one moment with the index of another.
+        self._index = self._indexed(())
+
+    def _indexed(self, current: tuple[Token, ...]) -> tuple[tuple[Token, ...], dict[str, Token]]:
+        return current, {token.hash: token for token in (*current, *self._static)}
+
+    def verify(self, presented: bytes) -> Token | None:
+        """Return the token whose text this is, None when there is none or it has expired."""
+        current, index = self._current(), self._index
+        if current is not index[0]:
+            index = self._index = self._indexed(current)
+        digest = hash_token(presented)
+        token = index[1].get(digest)
+        if token is None or not hmac.compare_digest(token.hash, digest):
+            return None
+        if token.expires_at_us is not None and self._clock() >= token.expires_at_us:
+            return None
+        return token
+
+
+def _static_token(plaintext: str) -> Token:
+    if len(plaintext) < MIN_STATIC_TOKEN_LENGTH or not _TOKEN68.fullmatch(plaintext):
+        raise RegistryError(
+            f"FS_SERVER_TOKEN must be {MIN_STATIC_TOKEN_LENGTH} characters or more of letters, digits and "
+            f"-._~+/; the one that is set has {len(plaintext)} characters.",
+            hint="Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'.",
+            length=len(plaintext),
+        )
+    return Token("static", hash_token(plaintext), Role.READER, name="FS_SERVER_TOKEN")

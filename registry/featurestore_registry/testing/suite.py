@@ -1,0 +1,68 @@
+"""The conformance suite of a registry: definitions and ledger together."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from featurestore_registry.interface import Registry
+from featurestore_registry.testing.definitions import DefinitionsConformance, put
+from featurestore_registry.testing.ledger import LedgerConformance
+from featurestore_registry.testing.support import Reopen
+
+
+class RegistryConformance(DefinitionsConformance, LedgerConformance):
+    """What `Definitions`, `Ledger` and `Registry` promise, sentence by sentence.
+
+    Derive a ``Test…`` class from it and override the fixture ``reopen``::
+
+        class TestMyRegistry(RegistryConformance):
+            @pytest.fixture
+            def reopen(self, tmp_path):
+                return lambda: open_my_registry(tmp_path)
+
+    ``reopen()`` returns another connection to one and the same registry, empty when the test begins. The
+    fixture ``registry`` is its first connection; override it as well where that one is made otherwise.
+    """
+
+    def test_closing_twice_is_allowed_and_leaves_other_connections_alone(self, reopen: Reopen) -> None:
+        first, second = reopen(), reopen()
+        first.close()
+        first.close()
+        with second as entered:
+            assert entered is second
+            assert entered.definitions.head("p") == 0
+
+    def test_what_was_written_is_there_after_reopening(self, registry: Registry, reopen: Reopen) -> None:
+        registry.definitions.apply("p", 0, [put("p", "a")], author="a", message="m", commit="c")
+        registry.ledger.append("p", "run", "k", {"n": 1})
+        before = registry.definitions.read("p"), registry.definitions.history("p"), registry.ledger.scan("p", "run")
+        registry.close()
+        with reopen() as again:
+            assert again.definitions.read("p") == before[0]
+            assert again.definitions.history("p") == before[1]
+            assert again.ledger.scan("p", "run") == before[2]
+
+    def test_ledger_writes_never_move_a_revision(self, registry: Registry) -> None:
+        registry.definitions.apply("p", 0, [put("p", "a")], author="a", message="m", commit="c")
+        for _ in range(3):
+            registry.ledger.append("p", "run", "k", {})
+        assert registry.definitions.head("p") == 1
+        registry.ledger.append("only in the ledger", "run", "k", {})
+        assert registry.definitions.projects() == ["p"]
+
+    def test_instants_are_aware_and_utc(self, registry: Registry) -> None:
+        registry.definitions.apply("p", 0, [put("p", "a")], author="a", message="m", commit="c")
+        registry.ledger.append("p", "run", "k", {})
+        entry = registry.ledger.latest("p", "run", "k")
+        assert entry is not None
+        for instant in (registry.definitions.history("p")[0].applied_at, entry.written_at):
+            assert instant.utcoffset() == timedelta(0)
+
+    @pytest.mark.parametrize("limit", [-1, -1000])
+    def test_a_negative_limit_is_a_value_error(self, registry: Registry, limit: int) -> None:
+        with pytest.raises(ValueError, match="limit"):
+            registry.definitions.history("p", limit=limit)
+        with pytest.raises(ValueError, match="limit"):
+            registry.ledger.scan("p", "run", limit=limit)

@@ -1,0 +1,180 @@
+"""The registry's conformance suite over SQLite, and what only real processes can show."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from featurestore_registry.sql import open_registry
+from featurestore_registry.testing import RegistryConformance
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'new folder' / 'registry.db'}"
+
+
+class TestSqlite(RegistryConformance):
+    @pytest.fixture
+    def reopen(self, url):
+        return lambda: open_registry(url)
+
+
+PRELUDE = """
+import json, sys, time
+from pathlib import Path
+from featurestore_registry.errors import RevisionConflictError
+from featurestore_registry.records import Change, Record
+from featurestore_registry.sql import open_registry
+
+url, start, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+
+def put(name, value):
+    return Change("put", "view", name, Record("view", "p", name, {"value": value}, "f"))
+
+def wait_for_start():
+    (start.parent / f"ready-{number}").touch()
+    while not start.exists():
+        time.sleep(0.001)
+"""
+
+APPLY = """
+wait_for_start()
+won, lost = [], 0
+with open_registry(url) as registry:
+    while len(won) < 20:
+        head = registry.definitions.head("p")
+        try:
+            changes = [put("shared", f"{number}.{len(won)}"), put(f"own-{number}", len(won))]
+            won.append(registry.definitions.apply("p", head, changes, author=str(number), message="", commit=""))
+        except RevisionConflictError:
+            lost += 1
+print(json.dumps([won, lost]))
+"""
+
+FOREVER = """
+wait_for_start()
+with open_registry(url) as registry:
+    while True:
+        head = registry.definitions.head("p")
+        changes = [put(f"v{n}", head + 1) for n in range(30)]
+        try:
+            registry.definitions.apply("p", head, changes, author="", message="", commit="")
+        except RevisionConflictError:
+            continue
+        registry.ledger.append("p", "run", "k", {"head": head + 1})
+"""
+
+
+class Processes:
+    """Python processes that run one piece of code, started together and gone when the block ends."""
+
+    def __init__(self, folder: Path, url: str, count: int, code: str) -> None:
+        self.folder = folder
+        self.start = folder / "start"
+        self.command = [sys.executable, "-W", "error", "-c", PRELUDE + code, url, str(self.start)]
+        self.count = count
+        self.running: list[subprocess.Popen[str]] = []
+
+    def __enter__(self):
+        for left in [*self.folder.glob("ready-*"), *self.folder.glob("start")]:
+            left.unlink()
+        try:
+            for number in range(self.count):
+                self.running.append(
+                    subprocess.Popen(
+                        [*self.command, str(number)],
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        text=True,
+                    )
+                )
+            while len(list(self.folder.glob("ready-*"))) < self.count:
+                self.assert_alive()
+                time.sleep(0.005)
+        except BaseException:
+            self.kill()
+            raise
+        self.start.touch()
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+
+    def assert_alive(self) -> None:
+        for process in self.running:
+            assert process.poll() is None, process.stderr.read()
+
+    def kill(self) -> None:
+        for process in self.running:
+            process.kill()
+            process.communicate()
+
+    def output(self) -> list[str]:
+        results = [process.communicate(timeout=120) for process in self.running]
+        assert [process.returncode for process in self.running] == [0] * self.count, results
+        return [out for out, _ in results]
+
+
+def test_eight_processes_apply_twenty_times_each_to_a_new_registry(tmp_path, url):
+    """They also create and migrate the file, all at once."""
+    with Processes(tmp_path, url, 8, APPLY) as processes:
+        results = [json.loads(line) for line in processes.output()]
+    assert sorted(number for won, _ in results for number in won) == list(range(1, 161))
+    assert sum(lost for _, lost in results) > 0, "there was no contention: the test proves nothing"
+    author_of = {number: str(writer) for writer, (won, _) in enumerate(results) for number in won}
+    with open_registry(url, create=False) as registry:
+        history = registry.definitions.history("p", limit=1000)
+        assert [info.number for info in history] == list(range(160, 0, -1))
+        for info in history:
+            assert info.author == author_of[info.number]
+            # All of an apply is of one process: never a mix.
+            assert info.changes[1].name == f"own-{info.author}"
+            shared = {r.name: r.document["value"] for r in registry.definitions.read("p", info.number).records}
+            assert shared["shared"].startswith(f"{info.author}.")
+        final = {r.name: r.document["value"] for r in registry.definitions.read("p").records}
+        assert {final[f"own-{number}"] for number in range(8)} == {19}
+
+
+OPEN = """
+wait_for_start()
+with open_registry(url) as registry:
+    assert registry.definitions.head("p") == 0
+    registry.ledger.append("p", "opened", str(number), {})
+"""
+
+
+def test_eight_processes_open_a_new_registry_at_once(tmp_path, url):
+    with Processes(tmp_path, url, 8, OPEN) as processes:
+        processes.output()
+    with open_registry(url, create=False) as registry:
+        assert {entry.key for entry in registry.ledger.scan("p", "opened")} == {str(n) for n in range(8)}
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_a_killed_writer_leaves_whole_revisions(tmp_path, url, turn):
+    """SIGKILL while two processes write as fast as they can, then two more: all or nothing, and it goes on."""
+    reached = 0
+    for _ in range(2):
+        with Processes(tmp_path, url, 2, FOREVER) as writers, open_registry(url) as watch:
+            while watch.definitions.head("p") < reached + 3:
+                writers.assert_alive()
+                time.sleep(0.01)
+            time.sleep(0.007 * turn)
+            writers.assert_alive()
+        with open_registry(url) as registry:
+            head = registry.definitions.head("p")
+            assert head >= reached
+            reached = head
+            history = registry.definitions.history("p", limit=10_000)
+            assert [info.number for info in history] == list(range(head, 0, -1))
+            for info in history:
+                assert len(info.changes) == 30
+                read = registry.definitions.read("p", info.number)
+                assert [r.document["value"] for r in read.records] == [info.number] * 30
+            versions = [entry.version for entry in registry.ledger.scan("p", "run", key="k")]
+            assert versions == list(range(len(versions), 0, -1))
