@@ -74,6 +74,11 @@ class Plan:
         """The greatest class among the steps, None when nothing changes."""
         return max((step.change_class for step in self.steps), default=None)
 
+    def _repr_html_(self) -> str:
+        from featurestore.plan.explain import to_html
+
+        return to_html(self)
+
 
 def make_plan(
     workspace: Workspace, definitions: Iterable[Definition], *, partial: bool, refresh_schema: bool = False

@@ -1,0 +1,52 @@
+"""fs apply."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import click
+
+from featurestore.cli.output import Output, repo_command
+from featurestore.cli.plans import plan_document, render_plan
+from featurestore.plan import ChangeClass, check_allowed
+from featurestore.store import FeatureStore
+
+
+@click.command("apply")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask (metadata, compatible and rebuild changes).")
+@click.option("--allow-breaking", is_flag=True, help="Allow changes that break readers.")
+@click.option("--allow-destroy", is_flag=True, help="Allow changes that delete data.")
+@click.option("--refresh-schema", is_flag=True, help="Take in columns that sources have gained.")
+@click.option("--message", "-m", default="", help="Why; kept in the history.")
+@repo_command
+def command(
+    store: FeatureStore,
+    output: Output,
+    yes: bool,
+    allow_breaking: bool,
+    allow_destroy: bool,
+    refresh_schema: bool,
+    message: str,
+) -> None:
+    """Register the repo's definitions, after showing what changes.
+
+    Definitions that the repo no longer holds are deleted, which needs --allow-destroy where data goes with them.
+    """
+    plan = store.plan(refresh_schema=refresh_schema)
+    if not output.as_json:
+        render_plan(output.console, plan)
+    check_allowed(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy)
+    if plan.steps and not yes:
+        _ask(plan.worst)
+    if plan.steps:
+        plan = store.apply_plan(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy, message=message)
+    plan = replace(plan, applied=plan.revision) if plan.applied is None else plan
+    output.emit(plan_document(plan), lambda console: console.print(f"{plan.project} is at revision {plan.applied}."))
+
+
+def _ask(worst: ChangeClass | None) -> None:
+    if not sys.stdin.isatty():
+        raise click.UsageError("There is no terminal to ask on: pass --yes to apply.")
+    assert worst is not None
+    click.confirm(f"Apply? The worst change is {worst.name.lower()}", abort=True, err=True)

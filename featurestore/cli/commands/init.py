@@ -1,0 +1,84 @@
+"""fs init."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from importlib.resources import files
+from pathlib import Path
+
+import click
+
+from featurestore.definitions.base import OBJECT_NAME
+from featurestore.errors import SettingsError
+from featurestore.types.times import system_clock
+
+DAYS, DRIVERS = 30, 20
+
+
+@click.command("init")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--name", help="The project's name (default: made from DIRECTORY's).")
+def command(directory: Path, name: str | None) -> None:
+    """Make a small feature repo in DIRECTORY, with data, that applies, materializes and serves as it is."""
+    project = name or re.sub(r"[^a-z0-9]+", "_", directory.resolve().name.lower()).strip("_") or "project"
+    if not OBJECT_NAME.fullmatch(project) or project.startswith("fs_"):
+        raise SettingsError(
+            f"{project!r} cannot name a project: a lower-case letter, then at most 62 of a-z, 0-9 and _.",
+            hint="Pass --name.",
+        )
+    if directory.exists() and any(directory.iterdir()):
+        raise SettingsError(f"{directory} is not empty.", hint="Choose a new folder; nothing was written.")
+    template = files("featurestore.cli") / "template"
+    (directory / "data").mkdir(parents=True)
+    for target, source in (
+        ("feature_store.yaml", "feature_store.yaml"),
+        ("features.py", "features.py.txt"),
+        (".gitignore", "gitignore"),
+    ):
+        text = (template / source).read_text(encoding="utf-8").replace("PROJECT", project)
+        (directory / target).write_text(text, encoding="utf-8")
+    _write_data(directory / "data")
+    click.echo(f"Made the feature repo {directory} for project {project}. Next:\n")
+    click.echo(f"  cd {directory}")
+    click.echo("  fs apply --yes")
+    click.echo("  fs materialize")
+    click.echo("  fs training-set --entities data/trips.parquet --service trip_model_v1 --out training.parquet")
+    click.echo("  fs online --service trip_model_v1 --entity driver_id=1001 --entity trip_km=12.5")
+    click.echo("  fs serve")
+
+
+def _write_data(folder: Path) -> None:
+    """Write a month of hourly driver statistics up to now, and trips to train on; the same shape every time."""
+    import random
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    dice = random.Random(2013)  # noqa: S311 - example data
+    hour = timedelta(hours=1) // timedelta(microseconds=1)
+    now = system_clock() // hour * hour
+    instant = pa.timestamp("us", tz="UTC")
+    statistics: dict[str, list[float]] = {key: [] for key in ("driver_id", "hour", "created", "trips", "rating")}
+    for driver in range(1001, 1001 + DRIVERS):
+        for hours_ago in range(DAYS * 24, 0, -1):
+            statistics["driver_id"].append(driver)
+            statistics["hour"].append(now - hours_ago * hour)
+            statistics["created"].append(now - hours_ago * hour + hour // 4)
+            statistics["trips"].append(dice.randrange(8))
+            statistics["rating"].append(round(dice.uniform(3.5, 5.0), 2))
+    types = (pa.int64(), instant, instant, pa.int64(), pa.float64())
+    columns = {key: pa.array(values, kind) for (key, values), kind in zip(statistics.items(), types, strict=True)}
+    pq.write_table(pa.table(columns), folder / "driver_stats.parquet")
+    trips = sorted(now - dice.randrange(hour, (DAYS - 1) * 24 * hour) for _ in range(500))
+    pq.write_table(
+        pa.table(
+            {
+                "event_timestamp": pa.array(trips, instant),
+                "driver_id": pa.array([dice.randrange(1001, 1001 + DRIVERS) for _ in trips], pa.int64()),
+                "trip_km": pa.array([round(dice.uniform(1, 40), 1) for _ in trips], pa.float64()),
+                "tipped": pa.array([dice.random() < 0.4 for _ in trips], pa.bool_()),
+            }
+        ),
+        folder / "trips.parquet",
+    )

@@ -1,0 +1,42 @@
+"""fs list."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from featurestore.cli.output import Output, repo_command, table
+from featurestore.definitions import Definition, Entity, FeatureService, FeatureView, OnDemandFeatureView
+from featurestore.store import FeatureStore
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command("list")
+@click.argument("kind", required=False)
+@repo_command
+def command(store: FeatureStore, output: Output, kind: str | None) -> None:
+    """List what is registered, or one KIND of it: entities, sources, feature-views, feature-services, …"""
+    found = store.list(kind)
+    rows = [(each.kind, each.name, _about(each), each.owner, each.description) for each in found]
+    names = ("kind", "name", "about", "owner", "description")
+
+    def render(console: Console) -> None:
+        if rows:
+            table(console, names, rows)
+        else:
+            console.print("Nothing is registered yet: run `fs apply`.")
+
+    output.emit([dict(zip(names, row, strict=True)) for row in rows], render)
+
+
+def _about(found: Definition) -> str:
+    if isinstance(found, Entity):
+        return ", ".join(f"{key}: {kind}" for key, kind in found.join_keys.items())
+    if isinstance(found, FeatureView | OnDemandFeatureView):
+        return ", ".join(field.name for field in found.features)
+    if isinstance(found, FeatureService):
+        return f"{sum(len(read.features) for read in found.features)} features of {len(found.features)} views"
+    return str(getattr(found, "path", ""))

@@ -1,0 +1,23 @@
+"""fs plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from featurestore.cli.main import EXIT_PENDING
+from featurestore.cli.output import Output, repo_command
+from featurestore.cli.plans import plan_document, render_plan
+from featurestore.store import FeatureStore
+
+
+@click.command("plan")
+@click.option("--check", is_flag=True, help="Exit with 3 when changes are pending (for CI).")
+@click.option("--refresh-schema", is_flag=True, help="Take in columns that sources have gained.")
+@repo_command
+def command(store: FeatureStore, output: Output, check: bool, refresh_schema: bool) -> Any:
+    """Show what `fs apply` would change, how deep each change goes, and what would be lost."""
+    plan = store.plan(refresh_schema=refresh_schema)
+    output.emit(plan_document(plan), lambda console: render_plan(console, plan))
+    return EXIT_PENDING if check and plan.steps else 0

@@ -1,0 +1,100 @@
+"""The command ``fs``. Commands load when they run, so that ``fs --help`` is instant."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+COMMANDS = {
+    "init": "Make a small feature repo that works as it is.",
+    "plan": "Show what an apply would change.",
+    "apply": "Register the repo's definitions.",
+    "materialize": "Bring rows from the sources into the stores.",
+    "training-set": "Build a point-in-time correct training set.",
+    "online": "Read features from the online store.",
+    "peek": "Show the newest rows of a feature view.",
+    "serve": "Serve features over HTTP.",
+    "list": "List what is registered.",
+    "show": "Show one definition.",
+    "status": "Show freshness, watermarks, rows and runs.",
+    "log": "Show what was applied and materialized.",
+    "optimize": "Compact offline tables into large files.",
+    "verify": "Check every stored file and record.",
+    "gc": "Remove what nothing refers to any more.",
+    "teardown": "Delete a project with all its data.",
+    "doctor": "Check settings, sources, stores and clock.",
+}
+"""Every command and its one-line help, in the order of a first day."""
+
+EXIT_FAILED, EXIT_USAGE, EXIT_PENDING, EXIT_CONFLICT = 1, 2, 3, 4
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"featurestore.cli.commands.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from featurestore.errors import did_you_mean
+
+            ctx.fail(f"There is no command {args[0]!r}. {did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        import featurestore
+
+        click.echo(f"featurestore {featurestore.__version__}")
+        ctx.exit()
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."
+)
+def fs() -> None:
+    """A feature store: correct training sets, fast online features.
+
+    Exit codes: 0 done, 1 failed, 2 usage, 3 changes pending (fs plan --check), 4 the registry changed meanwhile.
+    """
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Run ``fs`` and exit with its code; a user's mistake is never a traceback."""
+    given = sys.argv[1:] if args is None else args
+    try:
+        code = fs.main(given, prog_name="fs", standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(EXIT_USAGE)
+    except click.Abort:
+        click.echo("Stopped; nothing more was changed.", err=True)
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        click.echo("Stopped; running the same command again finishes the work.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe has left: nobody is there to be told
+        sys.exit(EXIT_FAILED)
+    except Exception as error:
+        from featurestore.cli.output import show_error
+
+        sys.exit(show_error(error, as_json="--json" in given, debug="--debug" in given))
+    sys.exit(code if isinstance(code, int) else 0)

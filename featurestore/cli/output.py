@@ -1,0 +1,160 @@
+"""How commands speak: one small interface for text and JSON. Errors go to standard error as a cause chain."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date, datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featurestore.cli.main import EXIT_CONFLICT, EXIT_FAILED
+from featurestore.errors import FeatureStoreError, RevisionConflictError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from featurestore.store import FeatureStore
+
+
+class Output:
+    """What a command prints with: text for people, or one JSON document with ``--json``."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+
+    @functools.cached_property
+    def console(self) -> Console:
+        """The console that text goes to. Lines are not wrapped where there is no terminal."""
+        from rich.console import Console
+
+        terminal = sys.stdout.isatty()
+        return Console(highlight=False, soft_wrap=not terminal, width=None if terminal else 200)
+
+    def emit(self, document: Any, render: Callable[[Console], None]) -> None:
+        """Print the document as JSON, or call ``render`` to show it to a person."""
+        if self.as_json:
+            click.echo(json.dumps(jsonable(document), indent=2, ensure_ascii=False))
+        else:
+            render(self.console)
+
+    def say(self, text: str) -> None:
+        """Print a line for people only."""
+        if not self.as_json:
+            self.console.print(text, markup=False)
+
+
+def jsonable(value: Any) -> Any:
+    """Return a result object as JSON: dataclasses as objects, instants and dates as ISO 8601, durations in seconds."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, Enum):
+        return value.name.lower()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    if isinstance(value, Sequence | set | frozenset):
+        return [jsonable(item) for item in value]
+    return str(value)
+
+
+def table(
+    console: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()
+) -> None:
+    """Print rows under column heads; columns named in ``right`` are set flush right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    console.print(made)
+
+
+def repo_command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command ``--repo``, ``--json`` and ``--debug``; it receives ``store`` and ``output``."""
+
+    @click.option("--repo", type=click.Path(path_type=Path), default=Path(), help="The feature repo (default: here).")
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+    @click.option("--debug", is_flag=True, help="Show tracebacks and debug logs.")
+    @functools.wraps(function)
+    def run(*args: Any, repo: Path, as_json: bool, debug: bool, **values: Any) -> Any:
+        from featurestore.cli.progress import showing_progress
+
+        with _logging(debug=debug), _open(repo) as store, showing_progress(quiet=as_json):
+            return function(*args, store=store, output=Output(as_json=as_json), **values)
+
+    return run
+
+
+@contextmanager
+def _open(repo: Path) -> Iterator[FeatureStore]:
+    from featurestore.store import FeatureStore
+
+    with FeatureStore(repo) as store:
+        yield store
+
+
+@contextmanager
+def _logging(*, debug: bool) -> Iterator[None]:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("featurestore")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def show_error(error: Exception, *, as_json: bool, debug: bool) -> int:
+    """Print an error to standard error and return the exit code it stands for."""
+    code = EXIT_CONFLICT if isinstance(error, RevisionConflictError) else EXIT_FAILED
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if as_json:
+        known = isinstance(error, FeatureStoreError)
+        details = {key: item for key, item in error.details.items() if key != "traceback"} if known else {}
+        document = {"type": type(error).__name__, "message": str(error), "details": jsonable(details)}
+        click.echo(json.dumps({"error": document}, ensure_ascii=False), err=True)
+    elif isinstance(error, FeatureStoreError):
+        _show_known(error)
+    else:
+        text = f"{type(error).__name__}: {error}"
+        click.echo(f"{click.style('Internal error', fg='red', bold=True)}: {text}", err=True)
+        click.echo("This is a defect of featurestore. Run the command again with --debug and report it.", err=True)
+    return code
+
+
+def _show_known(error: FeatureStoreError) -> None:
+    if "traceback" in error.details:
+        click.echo(error.details["traceback"], err=True)
+    click.echo(f"{click.style('Error', fg='red', bold=True)}: {error.message}", err=True)
+    cause = error.__cause__
+    while isinstance(cause, FeatureStoreError):
+        click.echo(f"  because: {cause.message}", err=True)
+        cause = cause.__cause__
+    if error.hint:
+        click.echo(f"{click.style('What to do', bold=True)}: {error.hint}", err=True)

@@ -1,0 +1,89 @@
+"""A plan as lines that read like a diff, for the terminal and for notebooks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from html import escape
+from typing import Any
+
+from featurestore.plan.classes import ChangeClass
+from featurestore.plan.planning import Plan, Step
+
+MARKS = {"create": "+", "update": "~", "delete": "-"}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of an explained plan."""
+
+    indent: int
+    text: str
+    change_class: ChangeClass | None = None
+    action: str = ""
+
+
+def explain(plan: Plan) -> list[Line]:
+    """Return what a plan would do, line by line."""
+    if not plan.steps:
+        made = [Line(0, f"{plan.project} is up to date (revision {plan.revision}): nothing to change.")]
+    else:
+        made = [Line(0, f"Plan for {plan.project}: revision {plan.revision} -> {plan.revision + 1}"), Line(0, "")]
+        for step in plan.steps:
+            made += _explain_step(step)
+        made += [Line(0, ""), Line(0, _summary(plan))]
+    return made + [Line(0, f"Note: {notice}") for notice in plan.notices]
+
+
+def _explain_step(step: Step) -> list[Line]:
+    kind = step.kind.replace("_", " ")
+    lines = [Line(1, f"{MARKS[step.action]} {kind} {step.name}", step.change_class, step.action)]
+    for found in step.differences:
+        lines.append(Line(3, f"{found.what}: {_show(found.before)} -> {_show(found.after)}", found.change_class))
+    if step.change_class is ChangeClass.REBUILD and step.kind in ("feature_view", "source"):
+        lines.append(Line(3, "stored rows keep the old values until you run `fs materialize START END --rebuild`"))
+    if step.loss is not None:
+        rows = f"{step.loss.offline_rows:,} offline rows and {step.loss.online_rows:,} online rows"
+        fate = "deleted" if step.loss.deleted else f"set aside; generation {step.generation} starts empty"
+        lines.append(Line(3, f"{rows} would be {fate}"))
+    if step.affects and step.change_class > ChangeClass.METADATA:
+        lines.append(Line(3, f"used by: {', '.join(step.affects)}"))
+    return lines
+
+
+def _summary(plan: Plan) -> str:
+    counts = [
+        f"{sum(step.action == action for step in plan.steps)} to {word}"
+        for action, word in (("create", "create"), ("update", "change"), ("delete", "delete"))
+        if any(step.action == action for step in plan.steps)
+    ]
+    worst = plan.worst
+    assert worst is not None
+    classes = {step.change_class for step in plan.steps}
+    flags = [
+        flag
+        for change, flag in ((ChangeClass.BREAKING, "--allow-breaking"), (ChangeClass.DESTRUCTIVE, "--allow-destroy"))
+        if change in classes
+    ]
+    needs = f"; apply needs {' and '.join(flags)}" if flags else ""
+    return f"{', '.join(counts)}; the worst change is {worst.name.lower()}{needs}."
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, timedelta):
+        return str(value)
+    text = value if isinstance(value, str) else repr(value)
+    lines = text.splitlines()
+    return text if len(lines) <= 1 and len(text) <= 100 else f"{lines[0][:80]}… ({len(lines)} lines)"
+
+
+def to_html(plan: Plan) -> str:
+    """Return the explained plan as HTML for a notebook."""
+    rows = "".join(
+        f"<tr><td style='padding-left:{line.indent}em;text-align:left'>{escape(line.text)}</td>"
+        f"<td>{line.change_class.name.lower() if line.change_class is not None else ''}</td></tr>"
+        for line in explain(plan)
+    )
+    return f"<table>{rows}</table>"
