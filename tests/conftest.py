@@ -51,10 +51,10 @@ def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
 
 
 @pytest.fixture(scope="session")
-def example_sources(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+def example_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the example's Parquet sources, instants as they were in 2013. Do not change it."""
     folder = tmp_path_factory.getbasetemp()
-    return write_example_sources(folder if worker_id == "master" else folder.parent)
+    return write_example_sources(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
 
 
 @pytest.fixture
