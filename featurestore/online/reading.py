@@ -228,9 +228,11 @@ class ViewReader:
         """
         oldest = self._oldest_head(now_us)
         if records and None not in records:
-            heads = list(map(_HEAD, records))
-            if min(heads) >= oldest and max(heads) < _NEXT_VERSION and set(map(_SCHEMA, records)) == self._own_schema:
-                return self._finish(self._rows(keys, records), None, records)
+            found = cast("Sequence[bytes]", records)
+            heads = list(map(_HEAD, found))
+            own = set(map(_SCHEMA, found)) == self._own_schema
+            if own and min(heads) >= oldest and max(heads) < _NEXT_VERSION:
+                return self._finish(self._rows(keys, found), None, records)
         return self._read_mixed(keys, records, oldest)
 
     def _oldest_head(self, now_us: int) -> bytes:

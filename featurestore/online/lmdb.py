@@ -1,0 +1,380 @@
+"""The embedded online store: one LMDB file, read by many processes while one writes.
+
+What Redis does by itself is in the value's envelope here: 8 bytes instant of physical expiry in UTC milliseconds,
+big-endian with the sign bit flipped, and the same 8 bytes inverted; then the record, byte for byte as in every other
+backend. An expiry of all ones never comes; of all ones but the last it marks a plain value (a schema), with its
+CRC-32 in front. LMDB itself checks nothing it reads, so every value is checked against its checksum here.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import lmdb
+
+from featurestore.online.codec import CRC_BYTES, damaged, is_intact, is_record, record_times
+from featurestore.online.interface import AsyncReader, OnlineStore, Repair, Write, WriteResult
+from featurestore.online.keys import check_prefix
+from featurestore.online.lmdb_environment import (
+    DATA_FILE,
+    inode_of,
+    open_environment,
+    pad_file,
+    translated,
+)
+from featurestore.types.times import Clock, system_clock
+
+Transaction = Any
+"""An lmdb.Transaction: its stubs say that values may be memoryviews, which they are only with buffers=True."""
+
+MAP_BYTES = 64 << 30
+SWEPT_KEY = b"\x00swept"
+
+_ENVELOPE = struct.Struct(">QQ")
+_ENVELOPE_BYTES = 16
+_SIGN = 1 << 63
+_ONES = (1 << 64) - 1
+_NEVER = _ENVELOPE.pack(_ONES, 0)
+_PLAIN = _ENVELOPE.pack(_ONES - 1, 1)
+_RECHECK_SECONDS = 1.0
+
+# 8,000 records of usual size take about 30 ms to put: another writer waits no longer.
+_BATCH_RECORDS = 8_000
+_BATCH_BYTES = 8 << 20
+_SCAN_RECORDS = 1_000
+_SWEEP_RECORDS = 2_000
+
+
+class LmdbStore(OnlineStore):
+    """An `OnlineStore` in a folder, created where it is not there yet.
+
+    Opened on first use, in the process that uses it: after a fork the child opens its own. A folder that was
+    replaced under a running process is noticed within a second.
+    """
+
+    def __init__(self, path: Path | str, *, clock: Clock = system_clock, map_bytes: int = MAP_BYTES) -> None:
+        self._path = Path(path).absolute()
+        self._clock = clock
+        self._map_bytes = map_bytes
+        self._environment: lmdb.Environment | None = None
+        self._pid = self._inode = 0
+        self._checked_at = 0.0
+
+    def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return each key's record or plain value from one snapshot, checked. Raises DamagedRecordError."""
+        # No context manager of our own here: two of them would cost more than the lookup of a key.
+        try:
+            with self._open().begin() as transaction:
+                values: list[Any] = list(map(transaction.get, keys))
+        except lmdb.Error:
+            with self._transaction() as transaction:
+                values = list(map(transaction.get, keys))
+        now = _stored_instant(self._clock() // 1000)
+        if None not in values and _are_whole_and_live(keys, values, now):
+            return [value[_ENVELOPE_BYTES:] for value in values]
+        return [None if value is None else _opened(key, value, now) for key, value in zip(keys, values, strict=True)]
+
+    def write(self, writes: Sequence[Write], *, now_us: int) -> list[WriteResult]:
+        """Compare and set in transactions of bounded length; durable when it returns. Sweeps a slice as it goes."""
+        if not writes:
+            return []
+        results = [WriteResult.WRITTEN] * len(writes)
+        now_ms = now_us // 1000
+        # In key order each page of the tree changes in one transaction. The sort is stable: duplicates stay in order.
+        order = sorted(range(len(writes)), key=[write.key for write in writes].__getitem__)
+        for places in _batches(order, writes):
+            with self._transaction(write=True) as transaction:
+                _set_newest(transaction, writes, places, results, now_ms)
+                _sweep(transaction, now_ms, min(_SWEEP_RECORDS, 2 * len(places) + 100))
+        self._sync()
+        return results
+
+    def repair(self, repairs: Sequence[Repair], *, now_us: int) -> list[bool]:
+        """Replace or delete what still carries exactly the given times."""
+        done: list[bool] = []
+        for start in range(0, len(repairs), _SCAN_RECORDS):
+            with self._transaction(write=True) as transaction:
+                batch = repairs[start : start + _SCAN_RECORDS]
+                done += [_repaired(transaction, repair, now_us // 1000) for repair in batch]
+        self._sync()
+        return done
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set a plain value, with a checksum of its own."""
+        checksum = crc32(value, crc32(key)).to_bytes(CRC_BYTES)
+        with self._transaction(write=True) as transaction:
+            transaction.put(key, _PLAIN + checksum + value)
+        self._sync()
+
+    def scan(self, prefix: bytes) -> Iterator[Sequence[tuple[bytes, bytes]]]:
+        """Yield live pairs in key order, each batch from a snapshot of its own; records are not checked here."""
+        check_prefix(prefix)
+        after: bytes | None = None
+        while True:
+            with self._transaction() as transaction:
+                found = _slice(transaction, prefix, after, _SCAN_RECORDS)
+            if not found:
+                return
+            after = found[-1][0]
+            now = _stored_instant(self._clock() // 1000)
+            if batch := [(key, _content(value)) for key, value in found if value[:8] > now]:
+                yield batch
+
+    def delete(self, prefix: bytes) -> int:
+        """Delete every key under an exact prefix, expired ones too; a killed one is resumed by the next."""
+        check_prefix(prefix)
+        deleted = 0
+        while True:
+            with self._transaction(write=True) as transaction:
+                found = _slice(transaction, prefix, None, _SCAN_RECORDS)
+                for key, _ in found:
+                    transaction.delete(key)
+            deleted += len(found)
+            if not found:
+                self._sync()
+                return deleted
+
+    def sweep(self, *, now_us: int) -> int:
+        """Delete every expired record (`featurestore.online.interface.Sweeper`)."""
+        swept = 0
+        after: bytes | None = b""
+        while after is not None:
+            with self._transaction(write=True) as transaction:
+                count, after = _sweep_slice(transaction, after, now_us // 1000, _SCAN_RECORDS)
+            swept += count
+        self._sync()
+        return swept
+
+    def facts(self) -> Mapping[str, str]:
+        """Return the library's version, the file's path and size, the map's size, entries and readers."""
+        with self._transaction() as transaction:
+            entries = transaction.stat()["entries"]
+        info = self._open().info()
+        return {
+            "server": "lmdb " + ".".join(map(str, lmdb.version())),
+            "path": str(self._path),
+            "file_bytes": str((self._path / DATA_FILE).stat().st_size),
+            "map_bytes": str(info["map_size"]),
+            "entries": str(entries),
+            "readers": str(info["num_readers"]),
+            "max_readers": str(info["max_readers"]),
+        }
+
+    def reader(self) -> AsyncReader:
+        """Return a reader that calls the store directly: a lookup takes microseconds, a thread hop more."""
+        return _DirectReader(self)
+
+    def close(self) -> None:
+        """Let go of the environment; it closes with its last user of this process."""
+        self._environment = None
+
+    def _sync(self) -> None:
+        """Make the commits of a call durable, and clear the slots of readers that died."""
+        with translated(self._path):
+            environment = self._open()
+            environment.sync(True)
+            environment.reader_check()
+
+    @contextmanager
+    def _transaction(self, *, write: bool = False) -> Iterator[Transaction]:
+        with translated(self._path):
+            environment = self._open()
+            try:
+                transaction = environment.begin(write=write)
+            except lmdb.ReadersFullError:
+                environment.reader_check()
+                transaction = environment.begin(write=write)
+            with transaction:
+                yield transaction
+            if write:
+                pad_file(self._path, environment)
+
+    def _open(self) -> lmdb.Environment:
+        now = time.monotonic()
+        if self._environment is not None and self._pid == os.getpid():
+            if now - self._checked_at < _RECHECK_SECONDS:
+                return self._environment
+            self._checked_at = now
+            if inode_of(self._path) == self._inode:
+                return self._environment
+        self._environment = open_environment(self._path, self._map_bytes)
+        self._pid, self._inode, self._checked_at = os.getpid(), inode_of(self._path), now
+        return self._environment
+
+
+class _DirectReader(AsyncReader):
+    def __init__(self, store: LmdbStore) -> None:
+        self._store = store
+
+    async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return self._store.mget(keys)
+
+    async def check(self) -> None:
+        self._store.mget([])
+
+    async def close(self) -> None:
+        self._store.close()
+
+
+def _set_newest(
+    transaction: Transaction,
+    writes: Sequence[Write],
+    places: Sequence[int],
+    results: list[WriteResult],
+    now_ms: int,
+) -> None:
+    """Compare and set the writes at ``places``, which are in key order, and note each result."""
+    cursor = transaction.cursor()
+    found: dict[bytes, bytes] = dict(cursor.getmulti([writes[place].key for place in places]))
+    puts: dict[bytes, bytes] = {}
+    removed: set[bytes] = set()
+    for place in places:
+        key, record, expiry_ms = writes[place]
+        old = found.get(key)
+        if old is not None:
+            if old.startswith(_PLAIN):
+                results[place] = WriteResult.WRONG_TYPE
+                continue
+            if record[1:17] < old[17:33] and _is_live(key, old, now_ms):
+                results[place] = WriteResult.STALE
+                continue
+        if expiry_ms is not None and expiry_ms <= now_ms:
+            results[place] = WriteResult.EXPIRED
+            puts.pop(key, None)
+            if found.pop(key, None) is not None:
+                removed.add(key)
+        else:
+            found[key] = puts[key] = _sealed(expiry_ms, record)
+    for key in removed - puts.keys():
+        transaction.delete(key)
+    cursor.putmulti(list(puts.items()))
+
+
+def _is_live(key: bytes, value: bytes, now_ms: int) -> bool:
+    """Tell whether a stored record may hold back an older one: it is whole, and not expired."""
+    return is_intact(key, value[_ENVELOPE_BYTES:]) and (
+        value[:8] > _stored_instant(now_ms) or not _is_expiry_whole(value)
+    )
+
+
+def _repaired(transaction: Transaction, repair: Repair, now_ms: int) -> bool:
+    old = transaction.get(repair.key)
+    if old is None or old[:8] <= _stored_instant(now_ms):
+        return False
+    record = _content(old)
+    if old.startswith(_PLAIN) or not is_record(record):
+        return False
+    if record_times(record) != (repair.event_us, repair.created_us):
+        return False
+    new = repair.replacement
+    if new is None or (new.expire_at_ms is not None and new.expire_at_ms <= now_ms):
+        transaction.delete(repair.key)
+    else:
+        transaction.put(repair.key, _sealed(new.expire_at_ms, new.record))
+    return True
+
+
+def _batches(order: Sequence[int], writes: Sequence[Write]) -> Iterator[Sequence[int]]:
+    """Cut the order where a transaction would hold too many records or bytes."""
+    start = size = 0
+    for end, place in enumerate(order):
+        size += len(writes[place].record)
+        if end - start == _BATCH_RECORDS or (size > _BATCH_BYTES and end > start):
+            yield order[start:end]
+            start, size = end, len(writes[place].record)
+    yield order[start:]
+
+
+def _slice(transaction: Transaction, prefix: bytes, after: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
+    """Return up to ``limit`` pairs under a prefix, behind ``after``; fewer where values are large."""
+    cursor = transaction.cursor()
+    found: list[tuple[bytes, bytes]] = []
+    size = 0
+    if cursor.set_range(after or prefix):
+        for key, value in cursor:
+            if not key.startswith(prefix) or len(found) == limit or size > _BATCH_BYTES:
+                break
+            if key != after:
+                found.append((key, value))
+                size += len(value)
+    return found
+
+
+def _sweep(transaction: Transaction, now_ms: int, limit: int) -> None:
+    """Delete the expired of the next ``limit`` records, going round from publish to publish."""
+    _, last = _sweep_slice(transaction, transaction.get(SWEPT_KEY, b""), now_ms, limit)
+    transaction.put(SWEPT_KEY, last or b"\x01")
+
+
+def _sweep_slice(transaction: Transaction, after: bytes, now_ms: int, limit: int) -> tuple[int, bytes | None]:
+    """Return how many of the ``limit`` records from ``after`` on were expired and deleted, and where to go on."""
+    following: bytes | None = None
+    expired = []
+    now = _stored_instant(now_ms)
+    cursor = transaction.cursor()
+    if cursor.set_range(max(after, b"\x01")):  # our own keys begin with a zero
+        for seen, (key, value) in enumerate(cursor):
+            if seen == limit:
+                following = key
+                break
+            if value[:8] <= now and _is_expiry_whole(value):
+                expired.append(key)
+    for key in expired:
+        transaction.delete(key)
+    return len(expired), following
+
+
+def _stored_instant(instant_ms: int) -> bytes:
+    return (instant_ms + _SIGN).to_bytes(8)
+
+
+def _sealed(expiry_ms: int | None, record: bytes) -> bytes:
+    if expiry_ms is None:
+        return _NEVER + record
+    stored = expiry_ms + _SIGN
+    return _ENVELOPE.pack(stored, stored ^ _ONES) + record
+
+
+def _is_expiry_whole(value: bytes) -> bool:
+    """Tell whether the two copies of an expiry agree; the record's checksum does not cover them."""
+    if len(value) < _ENVELOPE_BYTES:
+        return False
+    stored, inverted = _ENVELOPE.unpack_from(value)
+    return bool(stored ^ inverted == _ONES)
+
+
+def _content(value: bytes) -> bytes:
+    return value[_ENVELOPE_BYTES + CRC_BYTES if value.startswith(_PLAIN) else _ENVELOPE_BYTES :]
+
+
+def _are_whole_and_live(keys: Sequence[bytes], values: Sequence[bytes], now: bytes) -> bool:
+    """Tell whether all values are records that match their checksums and are not expired."""
+    found = list(map(crc32, [value[_ENVELOPE_BYTES:-CRC_BYTES] for value in values], map(crc32, keys)))
+    stored = b"".join([value[-CRC_BYTES:] for value in values])
+    if struct.pack(f">{len(found)}I", *found) != stored:
+        return False
+    return min([value[:8] for value in values], default=_NEVER) > now
+
+
+def _opened(key: bytes, value: bytes, now: bytes) -> bytes | None:
+    """Return what a value holds, None where it is expired. Raises DamagedRecordError."""
+    content = value[_ENVELOPE_BYTES:]
+    checksum = content[-CRC_BYTES:]
+    checked = content[:-CRC_BYTES]
+    if value.startswith(_PLAIN):
+        checksum, content = content[:CRC_BYTES], content[CRC_BYTES:]
+        checked = content
+    if crc32(checked, crc32(key)).to_bytes(CRC_BYTES) != checksum:
+        raise damaged(key, "does not match its checksum")
+    if value[:8] > now:
+        return content
+    if not _is_expiry_whole(value):
+        raise damaged(key, "has a damaged instant of expiry")
+    return None

@@ -1,0 +1,163 @@
+"""Opening the file of the embedded online store: once per process, after a fork, and only when it is whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import lmdb
+
+from featurestore.errors import (
+    DamagedRecordError,
+    OnlineStoreError,
+    OnlineStoreFullError,
+    OnlineStoreUnavailableError,
+)
+
+MAX_READERS = 1024
+FORMAT_KEY = b"\x00format"
+FORMAT = b"1"
+DATA_FILE = "data.mdb"
+
+# Of LMDB's meta page behind its 16-byte page header: magic, version, address, map size, then two tree roots of 48
+# bytes, the first of which begins with the page size; last page number, transaction number.
+_META = struct.Struct("=II8x8xI44x48xQQ")
+_META_OFFSET = 16
+_MAGIC = 0xBEEFC0DE
+# A transaction that frees its own newest pages never writes them: the file ends before its last page until the
+# writer pads it, a moment after the commit.
+_PADDING_SECONDS = 0.05
+
+_DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # LMDB reports a write cut short as EIO
+
+_open: WeakValueDictionary[tuple[str, int], lmdb.Environment] = WeakValueDictionary()
+"""The environments of this process by path and inode: LMDB forbids opening one twice. Closed with their last user."""
+_lock = threading.Lock()
+_owner_pid = os.getpid()
+
+
+def inode_of(path: Path) -> int:
+    """Return the inode of the folder's data file, 0 where there is none."""
+    try:
+        return (path / DATA_FILE).stat().st_ino
+    except OSError:
+        return 0
+
+
+def open_environment(path: Path, map_bytes: int) -> lmdb.Environment:
+    """Return this process's environment of a folder, made where it is not there.
+
+    Raises DamagedRecordError for a file that is truncated, foreign or of another format version, and
+    OnlineStoreUnavailableError where the folder cannot be used.
+    """
+    global _owner_pid
+    with _lock, translated(path):
+        if _owner_pid != os.getpid():
+            for inherited in list(_open.values()):
+                inherited.close()  # the child's copy; its parent's environment is not touched
+            _open.clear()
+            _owner_pid = os.getpid()
+        name = os.path.realpath(path)
+        environment = _open.get((name, inode_of(path)))
+        if environment is None:
+            path.mkdir(parents=True, exist_ok=True)
+            _check_length(path)
+            # Without a sync of the meta page a power cut may undo the last commits, never damage them; the store
+            # syncs at the end of each call instead of twice in every transaction.
+            environment = lmdb.open(str(path), map_size=map_bytes, max_readers=MAX_READERS, metasync=False)
+            environment.reader_check()
+            _check_format(path, environment)
+            _open[(name, inode_of(path))] = environment
+        return environment
+
+
+def pad_file(path: Path, environment: lmdb.Environment) -> None:
+    """Make the file as long as its last page says, so that a shorter one is known to be truncated."""
+    whole = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    file = path / DATA_FILE
+    if file.stat().st_size < whole:
+        os.truncate(file, whole)
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn LMDB's errors into ours."""
+    try:
+        yield
+    except lmdb.MapFullError as error:
+        raise OnlineStoreFullError(
+            f"the online store {str(path)!r} has reached the size of its map.",
+            hint="Remove expired records with `fs gc`, or move to Redis.",
+        ) from error
+    except _DAMAGED as error:
+        raise damaged_file(path, str(error)) from error
+    except (lmdb.Error, OSError) as error:
+        code = getattr(error, "code", None) or getattr(error, "errno", None)
+        if code in _NO_ROOM:
+            free = os.statvfs(path if path.exists() else path.anchor)
+            raise OnlineStoreFullError(
+                f"the disk of the online store {str(path)!r} did not take a write: {error}. "
+                f"It has {free.f_bavail * free.f_frsize >> 20} MiB left; nothing of the batch was changed.",
+                hint="Free some space, then run the same command again.",
+            ) from error
+        kind = OnlineStoreError if isinstance(error, lmdb.BadValsizeError) else OnlineStoreUnavailableError
+        raise kind(f"the online store {str(path)!r} cannot be used: {error}.") from error
+
+
+def damaged_file(path: Path, why: str) -> DamagedRecordError:
+    """Return the error that names a damaged file and how to rebuild it."""
+    return DamagedRecordError(
+        f"the online store {str(path)!r} is damaged: {why}.",
+        hint=f"Rebuild it: remove the folder {str(path)!r}, then run `fs materialize --republish --authoritative`.",
+        path=str(path),
+    )
+
+
+def _check_format(path: Path, environment: lmdb.Environment) -> None:
+    with environment.begin() as transaction:
+        found = transaction.get(FORMAT_KEY)
+        entries = transaction.stat()["entries"]
+    if found is None and entries == 0:
+        with environment.begin(write=True) as transaction:
+            transaction.put(FORMAT_KEY, FORMAT)
+        environment.sync(True)
+    elif found != FORMAT:
+        raise damaged_file(path, f"its format is {found!r} where this version reads {FORMAT!r}")
+
+
+def _check_length(path: Path) -> None:
+    """Refuse a file shorter than its last page: reading behind the end of a map would kill the process."""
+    if _missing_bytes(path) > 0:
+        time.sleep(_PADDING_SECONDS)
+    if (missing := _missing_bytes(path)) > 0:
+        raise damaged_file(path, f"{DATA_FILE} is truncated, {missing} bytes are missing")
+
+
+def _missing_bytes(path: Path) -> int:
+    file = path / DATA_FILE
+    if not file.exists() or file.stat().st_size == 0:
+        return 0
+    with file.open("rb") as opened:
+        first = _meta(path, opened.read(_META_OFFSET + _META.size))
+        opened.seek(first[0])
+        second = _meta(path, opened.read(_META_OFFSET + _META.size))
+    page_bytes, last_page, _ = max(first, second, key=lambda meta: meta[2])
+    return (last_page + 1) * page_bytes - file.stat().st_size
+
+
+def _meta(path: Path, page: bytes) -> tuple[int, int, int]:
+    """Return (page size, last page, transaction) of a meta page."""
+    if len(page) < _META_OFFSET + _META.size:
+        raise damaged_file(path, f"{DATA_FILE} is cut off within its first pages")
+    magic, _, page_bytes, last_page, transaction = _META.unpack_from(page, _META_OFFSET)
+    if magic != _MAGIC:
+        raise damaged_file(path, f"{DATA_FILE} is no LMDB file")
+    return page_bytes, last_page, transaction
