@@ -74,7 +74,11 @@ class SqliteDatabase:
     def exists(self) -> bool:
         """Return whether there is a file at all, of whatever content."""
         with self._translated():
-            return self.path.exists()
+            try:
+                self.path.stat()
+            except FileNotFoundError:
+                return False
+            return True
 
     def create(self) -> None:
         """Make the folder and an empty file where they are missing."""

@@ -38,13 +38,14 @@ def open_registry(
     for another. Raises RegistryUnavailableError when the file cannot be opened or the URL is of another kind,
     RegistryFormatError when it is no registry, is damaged, or was written by a newer version.
     """
-    path = url.removeprefix(_SQLITE)
-    if path == url or not Path(path).is_absolute():
+    hint = "Known is sqlite:///PATH with an absolute path, for example sqlite:////srv/registry.db."
+    if not url.startswith(_SQLITE):
         # The URL itself may hold a password, so the message shows its scheme alone.
-        raise RegistryUnavailableError(
-            f"A registry URL of the scheme {url.partition(':')[0]!r} cannot be opened here.",
-            hint="Known is sqlite:///PATH with an absolute path, for example sqlite:////srv/registry.db.",
-        )
-    database = SqliteDatabase(Path(path), busy_timeout_ms=busy_timeout_ms)
+        scheme = url.partition("://")[0] if "://" in url else ""
+        raise RegistryUnavailableError(f"No registry of the scheme {scheme!r} can be opened here.", hint=hint)
+    path = Path(url.removeprefix(_SQLITE))
+    if not path.is_absolute():
+        raise RegistryUnavailableError(f"The registry's path {str(path)!r} is not absolute.", hint=hint)
+    database = SqliteDatabase(path, busy_timeout_ms=busy_timeout_ms)
     ensure_schema(database, create=create)
     return SqlRegistry(database, clock=clock)

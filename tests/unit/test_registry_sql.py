@@ -1,0 +1,565 @@
+"""The SQLite registry: opening, migrations, transactions, and that no driver error leaks."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+
+import pytest
+import sqlalchemy
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from featurestore_registry.errors import (
+    LedgerConflictError,
+    RegistryError,
+    RegistryFormatError,
+    RegistryUnavailableError,
+    RevisionConflictError,
+)
+from featurestore_registry.records import Change, Record, RecordField
+from featurestore_registry.sql import open_registry, tables
+from featurestore_registry.sql.schema import alembic_config
+
+
+def put(name, document, project="p"):
+    return Change("put", "view", name, Record("view", project, name, document, "f"))
+
+
+def apply(registry, expected, *changes):
+    return registry.definitions.apply("p", expected, changes, author="ada", message="why", commit="c0ffee")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "registry.db"
+
+
+@pytest.fixture
+def url(path):
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def filled(url):
+    with open_registry(url) as registry:
+        apply(registry, 0, put("a", {"v": 1}))
+        registry.ledger.append("p", "run", "k", {"n": 1})
+    return url
+
+
+@contextmanager
+def raw(path):
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        yield connection
+
+
+@contextmanager
+def on_connect(change):
+    """Change every new driver connection of this thread's test, in the way that real trouble would."""
+    sqlalchemy.event.listen(sqlalchemy.pool.Pool, "connect", change)
+    try:
+        yield
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.pool.Pool, "connect", change)
+
+
+def python(code, *arguments):
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+# Opening
+
+
+def test_missing_folders_are_created(tmp_path):
+    path = tmp_path / "a" / "b" / "registry.db"
+    with open_registry(f"sqlite:///{path}") as registry:
+        assert apply(registry, 0, put("a", {})) == 1
+    assert [entry.name for entry in path.parent.iterdir()] == ["registry.db"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.db", "a%20b.db", "a?mode=memory.db", "a#b.db", "ünï 🛫.db", "a;b&c.db", "'\".db"]
+)
+def test_the_path_is_taken_as_it_is_written(tmp_path, name):
+    folder = tmp_path / f"in {name}"
+    with open_registry(f"sqlite:///{folder / name}") as registry:
+        apply(registry, 0, put("a", {}))
+    assert [entry.name for entry in folder.iterdir()] == [name]
+    with open_registry(f"sqlite:///{folder / name}", create=False) as registry:
+        assert registry.definitions.head("p") == 1
+
+
+def test_without_create_nothing_is_made(tmp_path):
+    with pytest.raises(RegistryUnavailableError, match="There is no registry") as raised:
+        open_registry(f"sqlite:///{tmp_path / 'folder' / 'registry.db'}", create=False)
+    assert "fs apply" in raised.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_create_an_empty_file_is_no_registry(path, url):
+    path.touch()
+    with pytest.raises(RegistryUnavailableError, match="There is no registry"):
+        open_registry(url, create=False)
+    assert path.read_bytes() == b""
+    open_registry(url).close()
+    open_registry(url, create=False).close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:hunter2@host/db",
+        "https://user:hunter2@host",
+        "sqlite://",
+        "/hunter2.db",
+        "",
+    ],
+)
+def test_other_urls_are_refused_without_showing_them(url):
+    with pytest.raises(RegistryUnavailableError, match="can be opened here") as raised:
+        open_registry(url)
+    assert "hunter2" not in str(raised.value)
+    assert "sqlite:////" in raised.value.hint
+
+
+@pytest.mark.parametrize("path", ["", "relative/registry.db", "./registry.db", ":memory:", "~/registry.db"])
+def test_a_path_that_is_not_absolute_is_refused(path):
+    with pytest.raises(RegistryUnavailableError, match="is not absolute"):
+        open_registry(f"sqlite:///{path}")
+
+
+def test_the_clock_is_the_one_that_was_given(url):
+    now = 1_383_456_789_123_456
+    with open_registry(url, clock=lambda: now) as registry:
+        apply(registry, 0, put("a", {}))
+        registry.ledger.append("p", "run", "k", {})
+        expected = datetime(2013, 11, 3, 5, 33, 9, 123456, tzinfo=UTC)
+        assert registry.definitions.history("p")[0].applied_at == expected
+        assert registry.ledger.latest("p", "run", "k").written_at == expected
+
+
+def test_without_a_clock_the_machine_tells_the_time(url):
+    with open_registry(url) as registry:
+        registry.ledger.append("p", "run", "k", {})
+        age = datetime.now(UTC) - registry.ledger.latest("p", "run", "k").written_at
+    assert 0 <= age.total_seconds() < 60
+
+
+def test_a_current_registry_opens_without_alembic(filled):
+    code = """
+import sys
+from featurestore_registry.sql import open_registry
+with open_registry(sys.argv[1], create=False) as registry:
+    assert registry.definitions.head("p") == 1
+assert "sqlalchemy" in sys.modules
+print([name for name in sys.modules if name.startswith("alembic")])
+"""
+    assert python(code, filled) == "[]\n"
+
+
+# Migrations
+
+
+def test_migrations_leave_logging_alone(url):
+    mine = logging.getLogger("somebody.elses")
+    before = logging.root.level, list(logging.root.handlers), mine.disabled, mine.level
+    open_registry(url).close()
+    assert (logging.root.level, list(logging.root.handlers), mine.disabled, mine.level) == before
+    assert {type(handler) for handler in logging.getLogger("alembic").handlers} <= {logging.NullHandler}
+    assert logging.getLogger("alembic").level == logging.NOTSET
+
+
+@pytest.fixture
+def scripts():
+    return ScriptDirectory.from_config(alembic_config(None))
+
+
+def test_the_stamp_is_the_newest_migration(scripts):
+    assert scripts.get_heads() == [tables.SCHEMA_VERSION]
+
+
+def test_models_equal_migrations(url, path):
+    open_registry(url).close()
+    engine = sqlalchemy.create_engine("sqlite://", creator=lambda: sqlite3.connect(path))
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={"version_table": tables.VERSION_TABLE, "compare_type": True, "compare_server_default": True},
+        )
+        assert compare_metadata(context, tables.metadata) == []
+    engine.dispose()
+
+
+def released_0001(connection):
+    """What a registry of the first schema holds, written without any of today's code."""
+    statements = [
+        "INSERT INTO registry_project VALUES ('p', 2)",
+        "INSERT INTO registry_revision VALUES ('p', 1, 1383456789123456, 'ada', 'first', '')",
+        "INSERT INTO registry_revision VALUES ('p', 2, 1383456789123457, 'bob', 'second', 'c0ffee')",
+        "INSERT INTO registry_change VALUES ('p', 1, 0, 'put', 'view', 'a')",
+        "INSERT INTO registry_change VALUES ('p', 2, 0, 'put', 'view', 'b')",
+        "INSERT INTO registry_change VALUES ('p', 2, 1, 'delete', 'view', 'a')",
+        "INSERT INTO registry_record VALUES ('p', 'view', 'a', 1, 2, 'fa', 'o', 'd', '{\"t\":\"1\"}', "
+        '\'["entity:c"]\', \'[{"name":"n","type":"Int64","description":"x","tags":{"u":"2"},'
+        '"inputs":["s.c"]}]\', \'{"v":1}\')',
+        "INSERT INTO registry_record VALUES ('p', 'view', 'b', 2, 9223372036854775807, 'fb', '', '', '{}', "
+        "'[]', '[]', '{\"v\":2}')",
+        "INSERT INTO registry_ledger_key VALUES ('p', 'run', 'k', 7)",
+        "INSERT INTO registry_ledger VALUES (31, 'p', 'run', 'k', 6, 1383456789123456, '{\"n\":6}')",
+        "INSERT INTO registry_ledger VALUES (32, 'p', 'run', 'k', 7, 1383456789123457, '{\"n\":7}')",
+    ]
+    for statement in statements:
+        connection.exec_driver_sql(statement)
+
+
+RELEASED = {"0001": released_0001}
+
+
+def test_every_released_schema_has_a_fixture(scripts):
+    assert {script.revision for script in scripts.walk_revisions()} == set(RELEASED)
+
+
+@pytest.mark.parametrize("released", RELEASED)
+def test_a_registry_of_a_released_schema_is_upgraded(path, url, released):
+    engine = sqlalchemy.create_engine("sqlite://", creator=lambda: sqlite3.connect(path))
+    with engine.begin() as connection:
+        command.upgrade(alembic_config(connection), released)
+        RELEASED[released](connection)
+    engine.dispose()
+    with open_registry(url, create=False) as registry:
+        field = RecordField("n", "Int64", "x", {"u": "2"}, ("s.c",))
+        a = Record("view", "p", "a", {"v": 1}, "fa", (field,), ("entity:c",), "o", {"t": "1"}, "d")
+        b = Record("view", "p", "b", {"v": 2}, "fb")
+        definitions = registry.definitions
+        assert definitions.projects() == ["p"]
+        assert [definitions.read("p", n).records for n in range(3)] == [(), (a,), (b,)]
+        second, first = definitions.history("p")
+        assert (first.author, first.message, first.commit) == ("ada", "first", "")
+        assert first.applied_at == datetime(2013, 11, 3, 5, 33, 9, 123456, tzinfo=UTC)
+        assert second.changes == (Change("put", "view", "b", b), Change("delete", "view", "a"))
+        entries = registry.ledger.scan("p", "run", key="k")
+        assert [(entry.version, entry.document) for entry in entries] == [(7, {"n": 7}), (6, {"n": 6})]
+        assert registry.ledger.scan("p", "run") == entries[:1]
+        assert apply(registry, 2, Change("delete", "view", "b")) == 3
+        assert registry.ledger.append("p", "run", "k", {}, if_version=7) == 8
+
+
+def test_a_newer_schema_is_refused_by_name(filled, path):
+    with raw(path) as connection:
+        connection.execute("UPDATE registry_version SET version_num = '9999'")
+    before = path.read_bytes()
+    for create in (True, False):
+        with pytest.raises(RegistryFormatError, match="'9999' of a newer version") as raised:
+            open_registry(filled, create=create)
+        assert "pip install --upgrade featurestore" in raised.value.hint
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["CREATE TABLE theirs (x)", "INSERT INTO theirs VALUES (1)"],
+        ["CREATE TABLE alembic_version (version_num TEXT)", "INSERT INTO alembic_version VALUES ('0001')"],
+        ["CREATE TABLE registry_version (version_num TEXT)"],
+    ],
+)
+def test_another_programs_database_is_left_alone(path, url, statements):
+    with raw(path) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    before = path.read_bytes()
+    for create in (True, False):
+        with pytest.raises(RegistryFormatError, match="another program"):
+            open_registry(url, create=create)
+    assert path.read_bytes() == before
+
+
+# Transactions
+
+
+def test_writes_begin_immediate_and_are_synced(filled):
+    seen = []
+
+    def trace(connection, _):
+        seen.append(("connect", connection.execute("PRAGMA synchronous").fetchone()[0]))
+        seen.append(("journal", connection.execute("PRAGMA journal_mode").fetchone()[0]))
+        seen.append(("timeout", connection.execute("PRAGMA busy_timeout").fetchone()[0]))
+        connection.set_trace_callback(lambda statement: seen.append(statement.split("\n")[0]))
+
+    with open_registry(filled) as registry, on_connect(trace):
+        for write in (
+            lambda: apply(registry, 1, put("b", {}), Change("delete", "view", "a")),
+            lambda: registry.ledger.append("p", "run", "k", {}),
+        ):
+            seen.clear()
+            write()
+            assert seen[:4] == [("connect", 3), ("journal", "delete"), ("timeout", 30_000), "BEGIN IMMEDIATE"]
+            assert seen[-1] == "COMMIT"
+            assert sum(str(statement).startswith(("BEGIN", "COMMIT")) for statement in seen) == 2
+
+
+def test_a_writer_waits_for_another(filled, path):
+    with open_registry(filled) as registry, raw(path) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        done = []
+        threads = [
+            threading.Thread(target=lambda: done.append(apply(registry, 1, put("b", {})))),
+            threading.Thread(target=lambda: done.append(registry.ledger.append("p", "run", "k", {}))),
+            threading.Thread(target=lambda: done.append(len(registry.definitions.read("p").records))),
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        assert done == []
+        other.execute("ROLLBACK")
+        for thread in threads:
+            thread.join(20)
+        assert len(done) == 3
+
+
+def test_a_reader_does_not_wait_for_a_writer_at_work(filled, path):
+    with open_registry(filled, busy_timeout_ms=0) as registry, raw(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("DELETE FROM registry_record")
+        assert len(registry.definitions.read("p").records) == 1
+
+
+def test_write_ahead_mode_is_left(filled, path):
+    with raw(path) as connection:
+        assert connection.execute("PRAGMA journal_mode = WAL").fetchone() == ("wal",)
+    with open_registry(filled) as registry:
+        assert registry.definitions.head("p") == 1
+    with raw(path) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
+def test_a_registry_crosses_a_fork(filled):
+    code = """
+import os, sys
+from featurestore_registry.records import Change, Record
+from featurestore_registry.sql import open_registry
+with open_registry(sys.argv[1]) as registry:
+    assert registry.definitions.head("p") == 1
+    children = []
+    for number in range(4):
+        child = os.fork()
+        if child == 0:
+            for _ in range(5):
+                registry.ledger.append("p", "forked", "k", {"n": number})
+            os._exit(0)
+        children.append(child)
+    for _ in range(5):
+        registry.ledger.append("p", "forked", "k", {"n": "parent"})
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    print(registry.ledger.latest("p", "forked", "k").version)
+"""
+    assert python(code, filled) == "25\n"
+
+
+# Errors
+
+METHODS = {
+    "head": lambda registry: registry.definitions.head("p"),
+    "read": lambda registry: registry.definitions.read("p"),
+    "history": lambda registry: registry.definitions.history("p"),
+    "projects": lambda registry: registry.definitions.projects(),
+    "apply": lambda registry: apply(registry, 1, put("b", {})),
+    "append": lambda registry: registry.ledger.append("p", "run", "k", {}),
+    "latest": lambda registry: registry.ledger.latest("p", "run", "k"),
+    "scan": lambda registry: registry.ledger.scan("p", "run"),
+}
+WRITES = ("apply", "append")
+
+
+def delete_file(path):
+    path.unlink()
+
+
+def replace_by_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def replace_by_text(path):
+    path.write_text("this is not a database, it is a text that somebody put there\n" * 100)
+
+
+def truncate(path):
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2 - 7)
+
+
+def overwrite_pages(path):
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(200)
+        file.write(random.Random(3).randbytes(size - 200))
+
+
+def drop_tables(path):
+    with raw(path) as connection:
+        for table in tables.metadata.tables:
+            connection.execute(f"DROP TABLE {table}")
+
+
+def zero(path):
+    path.write_bytes(b"")
+
+
+FAULTS = {
+    delete_file: RegistryUnavailableError,
+    replace_by_folder: RegistryUnavailableError,
+    replace_by_text: RegistryFormatError,
+    truncate: RegistryFormatError,
+    overwrite_pages: RegistryFormatError,
+    drop_tables: RegistryFormatError,
+    zero: RegistryFormatError,
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_no_driver_error_leaks(filled, path, fault, method):
+    with open_registry(filled) as registry:
+        fault(path)
+        with pytest.raises(RegistryError) as raised:
+            METHODS[method](registry)
+    assert type(raised.value) is FAULTS[fault]
+    assert str(path) in raised.value.message
+    assert raised.value.hint
+    assert (fault is delete_file) == (not path.exists())
+
+
+@pytest.mark.parametrize("create", [True, False])
+@pytest.mark.parametrize("fault", [replace_by_folder, replace_by_text, truncate, overwrite_pages])
+def test_opening_what_is_no_registry(filled, path, fault, create):
+    fault(path)
+    with pytest.raises(FAULTS[fault], match=str(path)):
+        open_registry(filled, create=create)
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_file_where_a_folder_should_be(tmp_path, create):
+    (tmp_path / "file").touch()
+    with pytest.raises(RegistryUnavailableError, match=r"cannot be opened: (Not a directory|File exists)"):
+        open_registry(f"sqlite:///{tmp_path / 'file' / 'registry.db'}", create=create)
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_folder_without_permission(filled, path, create):
+    code = """
+import os, sys
+from featurestore_registry.errors import RegistryUnavailableError
+from featurestore_registry.sql import open_registry
+if os.geteuid() == 0:
+    os.seteuid(65534)
+try:
+    open_registry(sys.argv[1], create=sys.argv[2] == "True")
+except RegistryUnavailableError as error:
+    print(error.message)
+"""
+    path.parent.chmod(0o000)
+    try:
+        assert "Permission denied" in python(code, filled, str(create))
+    finally:
+        path.parent.chmod(0o700)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_lock_that_is_never_released(filled, path, method):
+    with open_registry(filled, busy_timeout_ms=30) as registry, raw(path) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(RegistryUnavailableError, match="locked") as raised:
+            METHODS[method](registry)
+        assert "wait for it" in raised.value.hint
+        with pytest.raises(RegistryUnavailableError, match="locked"):
+            open_registry(filled, busy_timeout_ms=30)
+
+
+@pytest.mark.parametrize("method", WRITES)
+@pytest.mark.parametrize(
+    ("pragma", "said", "hint"),
+    [
+        ("max_page_count = 1", "full", "free some space"),
+        ("query_only = ON", "readonly", "permissions"),
+    ],
+)
+def test_a_write_that_cannot_be_done_changes_nothing(filled, pragma, said, hint, method):
+    document = {"big": "x" * 200_000}
+    with open_registry(filled) as registry:
+        writes = {
+            "apply": lambda: apply(registry, 1, put("b", document)),
+            "append": lambda: registry.ledger.append("p", "run", "k", document),
+        }
+        with on_connect(lambda connection, _: connection.execute(f"PRAGMA {pragma}").fetchall()):
+            with pytest.raises(RegistryUnavailableError, match=said) as raised:
+                writes[method]()
+            assert hint in raised.value.hint
+        assert registry.definitions.head("p") == 1
+        assert [record.name for record in registry.definitions.read("p").records] == ["a"]
+        assert registry.ledger.latest("p", "run", "k").version == 1
+        assert writes[method]() == 2
+
+
+def test_a_registry_that_comes_back_is_used_again(filled, path):
+    away = path.with_suffix(".away")
+    with open_registry(filled) as registry:
+        shutil.move(path, away)
+        for method in METHODS.values():
+            with pytest.raises(RegistryUnavailableError, match="unable to open"):
+                method(registry)
+        assert not path.exists()
+        shutil.move(away, path)
+        assert apply(registry, 1, put("b", {})) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE registry_record SET document = '{\"v\":'",
+        "UPDATE registry_record SET fields = 'x'",
+        "UPDATE registry_record SET document = CAST(x'22ff22' AS TEXT)",
+    ],
+)
+@pytest.mark.parametrize("method", ["read", "history"])
+def test_a_damaged_document_is_told(filled, path, damage, method):
+    with raw(path) as connection:
+        connection.execute(damage)
+    with open_registry(filled) as registry, pytest.raises(RegistryFormatError, match="damaged"):
+        METHODS[method](registry)
+
+
+def test_a_text_that_is_not_unicode_is_a_value_error(filled):
+    with open_registry(filled) as registry:
+        for write in (
+            lambda: apply(registry, 1, put("b", {"v": "\ud800"})),
+            lambda: apply(registry, 1, put("\udfff", {})),
+            lambda: registry.ledger.append("p", "run", "k", {"\ud800": 1}),
+        ):
+            with pytest.raises(ValueError, match="surrogates"):
+                write()
+        assert registry.definitions.head("p") == 1
+
+
+def test_a_conflict_says_what_it_met_and_what_to_do(filled):
+    with open_registry(filled) as registry:
+        with pytest.raises(RevisionConflictError, match="'p' is at revision 1, not at 0") as raised:
+            apply(registry, 0, put("b", {}))
+        assert raised.value.hint == "Plan again and apply what it shows."
+        assert raised.value.details == {"project": "p", "head": 1, "expected": 0}
+        with pytest.raises(LedgerConflictError, match="run 'k' of project 'p' is at version 1, not at 3"):
+            registry.ledger.append("p", "run", "k", {}, if_version=3)
