@@ -1,0 +1,151 @@
+"""Loading a feature repo: what counts as a definition, and what the user sees when their code fails."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from featurestore.errors import DefinitionError, RepositoryError
+from featurestore.project.loader import load_definitions
+
+HEAD = """
+from featurestore import Entity, FeatureService, FeatureView, Field
+from featurestore import ParquetSource, PushSource, RequestSource, on_demand_feature_view
+from featurestore.types import Float64, Int64, String
+"""
+VIEW = (
+    HEAD
+    + """
+carrier = Entity("carrier", {"carrier": String})
+view = FeatureView("delays", entities=[carrier], source=PushSource("pushed", ParquetSource("flights", "f", "t")),
+                   schema=[Field("delay", Float64)])
+"""
+)
+
+
+def write(root, text, name="features.py"):
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def names(found):
+    return [(each.kind, each.name) for each in found]
+
+
+def test_everything_a_definition_refers_to_comes_along(tmp_path):
+    write(tmp_path, VIEW.replace("view = ", "service = FeatureService('model', [").rstrip() + "])")
+    assert names(load_definitions(tmp_path)) == [
+        ("entity", "carrier"),
+        ("feature_service", "model"),
+        ("feature_view", "delays"),
+        ("push_source", "pushed"),
+        ("source", "flights"),
+    ]
+
+
+def test_on_demand_functions_and_request_sources_come_along(tmp_path):
+    write(
+        tmp_path,
+        VIEW
+        + """
+@on_demand_feature_view(sources=[view, RequestSource("request", [Field("x", Int64)])], schema=[Field("y", Float64)])
+def twice(inputs):
+    return {"y": [2 * x for x in inputs["x"]]}
+""",
+    )
+    found = load_definitions(tmp_path)
+    assert ("request_source", "request") in names(found)
+    assert next(each for each in found if each.name == "twice").function({"x": [2]}) == {"y": [4]}
+
+
+def test_packages_are_loaded_whole_with_relative_imports(tmp_path):
+    write(tmp_path, "", "features/__init__.py")
+    write(tmp_path, VIEW, "features/delays.py")
+    write(tmp_path, "from ..delays import carrier\n" + HEAD, "features/more/__init__.py")
+    write(tmp_path, "raise RuntimeError('outside of features/')", "other.py")
+    assert ("feature_view", "delays") in names(load_definitions(tmp_path))
+
+
+def test_a_repo_is_read_afresh_each_time(tmp_path):
+    write(tmp_path, VIEW)
+    load_definitions(tmp_path)
+    write(tmp_path, VIEW.replace('"delays"', '"later"'))
+    assert ("feature_view", "later") in names(load_definitions(tmp_path))
+
+
+def test_loading_leaves_the_path_alone(tmp_path):
+    write(tmp_path, VIEW)
+    before = list(sys.path)
+    load_definitions(tmp_path)
+    assert sys.path == before
+    assert "features" not in sys.modules
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(RepositoryError, match=r"features\.py"):
+        load_definitions(tmp_path)
+
+
+def test_two_homes_are_refused(tmp_path):
+    write(tmp_path, VIEW)
+    write(tmp_path, "", "features/__init__.py")
+    with pytest.raises(RepositoryError, match="both"):
+        load_definitions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def broken(:\n", ["SyntaxError"]),
+        ("import no_such_module_anywhere", ["ModuleNotFoundError", "no_such_module_anywhere"]),
+        ("from features.delays import x", ["leading dot"]),
+        ("def inner():\n    return 1 / 0\n\ninner()", ["ZeroDivisionError"]),
+        ("raise SystemExit(3)", ["SystemExit"]),
+    ],
+)
+def test_a_failing_import_shows_the_users_own_frames(tmp_path, text, words):
+    write(tmp_path, text)
+    with pytest.raises(RepositoryError) as caught:
+        load_definitions(tmp_path)
+    for word in words:
+        assert word in str(caught.value)
+    trace = caught.value.details["traceback"]
+    assert str(tmp_path) not in trace
+    assert "importlib" not in trace
+    assert "loader.py" not in trace
+    if "inner" in text:
+        assert 'File "features.py", line 2, in inner' in trace
+
+
+def test_a_wrong_definition_shows_where_it_was_made(tmp_path):
+    write(tmp_path, HEAD + "\ncarrier = Entity('Carrier', {'c': String})")
+    with pytest.raises(DefinitionError, match="Carrier") as caught:
+        load_definitions(tmp_path)
+    assert 'File "features.py", line 6' in caught.value.details["traceback"]
+
+
+def test_two_different_definitions_of_one_name_are_refused(tmp_path):
+    write(tmp_path, VIEW + "\nother = Entity('carrier', {'code': String})")
+    with pytest.raises(DefinitionError, match="Two definitions are called 'carrier'"):
+        load_definitions(tmp_path)
+
+
+def test_equal_definitions_of_one_name_are_one(tmp_path):
+    write(tmp_path, VIEW + "\nother = Entity('carrier', {'carrier': String})")
+    assert names(load_definitions(tmp_path)).count(("entity", "carrier")) == 1
+
+
+def test_both_kinds_of_view_share_their_names(tmp_path):
+    write(
+        tmp_path,
+        VIEW
+        + """
+@on_demand_feature_view(sources=[view], schema=[Field("y", Float64)], name="delays")
+def twice(inputs):
+    return inputs
+""",
+    )
+    with pytest.raises(DefinitionError, match="'delays'"):
+        load_definitions(tmp_path)

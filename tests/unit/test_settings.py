@@ -1,0 +1,142 @@
+"""feature_store.yaml: what is read, what the environment changes, what is refused."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from featurestore.backends import local_path, open_offline, open_online, open_registry
+from featurestore.errors import SettingsError
+from featurestore.project.settings import StoreSettings, make_settings, read_settings
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("FS_")]:
+        monkeypatch.delenv(name)
+
+
+def test_defaults_are_embedded():
+    settings = make_settings({"project": "p"})
+    assert settings.registry.url == "sqlite:///data/registry.db"
+    assert settings.offline_store.url == "data/offline"
+    assert settings.online_store.url == "lmdb:///data/online"
+    assert settings.server.refresh == timedelta(seconds=10)
+    assert (settings.server.host, settings.server.port) == ("127.0.0.1", 6566)
+
+
+def test_stores_take_options_and_durations_have_units():
+    settings = make_settings(
+        {
+            "project": "p",
+            "online_store": {"url": "redis://h", "read_timeout_ms": 20},
+            "server": {"refresh": "1.5m", "max_body": "2MB"},
+            "engine": {"memory_limit": "4GB", "threads": 2},
+        }
+    )
+    assert settings.online_store.options == {"read_timeout_ms": 20}
+    assert settings.server.refresh == timedelta(seconds=90)
+    assert settings.server.max_body == 2_000_000
+
+
+def test_the_environment_wins(monkeypatch):
+    monkeypatch.setenv("FS_ONLINE_STORE", "redis://env")
+    monkeypatch.setenv("FS_ONLINE_STORE__READ_TIMEOUT_MS", "20")
+    monkeypatch.setenv("FS_SERVER__PORT", "7000")
+    monkeypatch.setenv("FS_PROJECT", "other")
+    settings = make_settings({"project": "p", "online_store": "lmdb:///x", "server": {"workers": 2}})
+    assert settings.project == "other"
+    assert settings.online_store == StoreSettings(url="redis://env", read_timeout_ms="20")
+    assert (settings.server.port, settings.server.workers) == (7000, 2)
+
+
+def test_variables_are_substituted_everywhere(monkeypatch):
+    monkeypatch.setenv("SECRET", "s3cret")
+    settings = make_settings({"project": "p", "online_store": {"url": "redis://:${SECRET}@h", "x": ["${SECRET}"]}})
+    assert settings.online_store.url == "redis://:s3cret@h"
+    assert settings.online_store.options == {"x": ["s3cret"]}
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({}, ["project", "required"]),
+        ({"project": "P"}, ["project", "lower-case"]),
+        ({"project": ["p"]}, ["project"]),
+        ({"project": "p", "onlin_store": "x"}, ["onlin_store", "'online_store'?"]),
+        ({"project": "p", "server": {"prt": 1}}, ["server.prt", "'port'?"]),
+        ({"project": "p", "server": {"port": 70000}}, ["server.port"]),
+        ({"project": "p", "server": {"refresh": 10}}, ["server.refresh", "10s"]),
+        ({"project": "p", "server": {"refresh": "10 weeks"}}, ["server.refresh"]),
+        ({"project": "p", "registry": "sqlite:///${NOT_SET_ANYWHERE}"}, ["NOT_SET_ANYWHERE", "export"]),
+        ({"project": "p", "registry": {"path": "x"}}, ["registry.url"]),
+        ({"project": "p", "engine": {"threads": 0}}, ["engine.threads"]),
+    ],
+    ids=str,
+)
+def test_mistakes_are_named(document, words):
+    with pytest.raises(SettingsError) as caught:
+        make_settings(document)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_secrets_are_not_in_messages():
+    with pytest.raises(SettingsError) as caught:
+        make_settings({"project": "p", "server": {"port": "s3cret"}})
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [None, "[", "- a", b"\xff\xfe\x00", "just text"])
+def test_files_that_are_no_settings_are_refused(tmp_path, text):
+    path = tmp_path / "feature_store.yaml"
+    if isinstance(text, bytes):
+        path.write_bytes(text)
+    elif text is not None:
+        path.write_text(text)
+    with pytest.raises(SettingsError, match=r"feature_store\.yaml"):
+        read_settings(tmp_path)
+
+
+def test_yaml_cannot_make_objects(tmp_path):
+    (tmp_path / "feature_store.yaml").write_text("project: !!python/object/apply:os.getcwd []")
+    with pytest.raises(SettingsError):
+        read_settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("data/x", "/repo/data/x"),
+        ("/abs/x", "/abs/x"),
+        ("lmdb:///data/x", "/repo/data/x"),
+        ("lmdb:////abs/x", "/abs/x"),
+        ("sqlite:///../x", "/x"),
+    ],
+)
+def test_paths_are_relative_to_the_repo(url, expected):
+    assert local_path(url, Path("/repo")) == Path(expected)
+
+
+@pytest.mark.parametrize(
+    ("opener", "url", "options", "words"),
+    [
+        (open_registry, "mysql://x", {}, ["registry", "mysql", "sqlite://"]),
+        (open_registry, "data/registry.db", {}, ["registry", "sqlite://"]),
+        (open_offline, "s3://bucket/x", {}, ["offline_store", "s3", "a folder"]),
+        (open_online, "cassandra://x", {}, ["online_store", "cassandra", "lmdb://", "redis://"]),
+        (open_online, "redis://h", {"read_timeout": 5}, ["read_timeout", "'read_timeout_ms'?"]),
+        (open_online, "redis://h", {"read_timeout_ms": "fast"}, ["read_timeout_ms", "fast"]),
+        (open_online, "redis://h", {"read_timeout_ms": 0}, ["read_timeout_ms"]),
+        (open_online, "lmdb:///x", {"map_size": 5}, ["map_size"]),
+        (open_online, "lmdb://", {}, ["names no path"]),
+    ],
+)
+def test_backends_that_are_not_built_are_named(tmp_path, opener, url, options, words):
+    with pytest.raises(SettingsError) as caught:
+        opener(StoreSettings(url=url, **options), tmp_path)
+    for word in words:
+        assert word in str(caught.value)
