@@ -120,8 +120,8 @@ def _write(made: WorkloadView, columns: dict[str, Column], keys: int, events: in
         con.execute(f"COPY (FROM recorded) TO '{made.source}' (FORMAT parquet)")
         features = ", ".join(made.features)
         con.execute(
-            f"COPY (SELECT {made.key}, event_ts, created_ts, file_row_number AS fs_seq, 'batch' AS fs_origin, {features} "
-            f"FROM read_parquet('{made.source}') ORDER BY event_ts, created_ts, file_row_number) "
+            f"COPY (SELECT {made.key}, event_ts, created_ts, file_row_number AS fs_seq, 'batch' AS fs_origin, "
+            f"{features} FROM read_parquet('{made.source}') ORDER BY event_ts, created_ts, file_row_number) "
             f"TO '{made.table}' (FORMAT parquet)"
         )
 

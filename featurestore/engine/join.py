@@ -1,0 +1,220 @@
+"""The point-in-time join: choose a row for every entity row, then fetch the chosen rows' features, in order.
+
+To choose takes four thin columns (keys, times, sequence) of the entities that are asked for; see
+`featurestore.engine.newest`. The features are then read once, joined to the chosen rows by ``fs_seq``, and sorted
+by the frame's row numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featurestore.engine.interface import ViewJoin
+from featurestore.engine.newest import Int64s, Rows, newest
+from featurestore.engine.session import Session, quote, text_list, translated
+from featurestore.errors import EngineError
+from featurestore.types.arrow import arrow_type
+from featurestore.types.times import MIN_INSTANT
+from featurestore.types.values import ValueType, duckdb_type
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+ROWS_AT_ONCE = 16_000_000
+"""Rows of a view that are chosen from at once, at about 100 bytes each; of more, a share of the keys at a time."""
+DOING = "join features to entity rows"
+
+
+class EntityRows:
+    """An entity frame inside one connection: the table ``entity_rows`` and key numbers for each set of key columns.
+
+    Columns are numbered, not named, so that no name of the frame can meet one of ours.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, frame: pa.Table, time_column: str) -> None:
+        import pyarrow as pa
+
+        self.connection = connection
+        self.count = frame.num_rows
+        self._columns = {name: f"k{number}" for number, name in enumerate(frame.column_names) if name != time_column}
+        self._keys: dict[tuple[str, ...], str] = {}
+        self._times = frame.column(time_column).cast(pa.int64()).to_numpy()
+        arrays = {column: frame.column(name) for name, column in self._columns.items()}
+        arrays["at"] = pa.array(self._times)
+        arrays["row"] = pa.array(np.arange(self.count))
+        connection.register("given_rows", pa.table(arrays))
+        connection.execute("CREATE TABLE entity_rows AS FROM given_rows")
+        connection.unregister("given_rows")
+        self.first_us = int(self._times.min()) if self.count else 0
+        self.last_us = int(self._times.max()) if self.count else 0
+
+    def columns(self, view: ViewJoin) -> list[str]:
+        """Return the frame's columns that hold the view's join keys, in the order of `ViewJoin.view`'s keys."""
+        return [self._columns[view.key_columns[key]] for key in view.view.join_keys]
+
+    def keys(self, view: ViewJoin) -> str:
+        """Return the table with a number (``id``) for each distinct key that the frame asks the view for."""
+        columns = tuple(self.columns(view))
+        if columns not in self._keys:
+            name = self._keys[columns] = f"entity_keys_{len(self._keys)}"
+            self.connection.execute(
+                f"CREATE TABLE {name} AS SELECT (row_number() OVER () - 1)::INTEGER AS id, * FROM ("
+                f"SELECT DISTINCT {', '.join(columns)} FROM entity_rows "
+                f"WHERE {' AND '.join(f'{column} IS NOT NULL' for column in columns)})"
+            )
+        return self._keys[columns]
+
+    def on_keys(self, view: ViewJoin, left: str, right: str) -> str:
+        """Return the condition that ``left``'s join keys (a log) are ``right``'s (numbered columns)."""
+        pairs = zip(view.view.join_keys, self.columns(view), strict=True)
+        return " AND ".join(f"{left}.{quote(key)} = {right}.{column}" for key, column in pairs)
+
+    def asked(self, view: ViewJoin) -> tuple[Int64s, Int64s, Int64s]:
+        """Return row numbers, key numbers and times of the entity rows without a null key."""
+        pairs = " AND ".join(f"r.{column} = k.{column}" for column in self.columns(view))
+        rows, keys = arrays(
+            self.connection, f"SELECT r.row, k.id FROM entity_rows r JOIN {self.keys(view)} k ON {pairs}", "row", "id"
+        )
+        return rows, keys.astype(np.int64), self._times[rows]
+
+
+def arrays(connection: duckdb.DuckDBPyConnection, sql: str, *columns: str) -> list[Int64s]:
+    """Return integer columns of a query's result as arrays."""
+    table = connection.sql(sql).to_arrow_table()
+    taken = []
+    for column in columns:
+        taken.append(table.column(column).to_numpy())
+        table = table.drop_columns(column)  # so that each column is held once
+    return taken
+
+
+def log(files: Sequence[str]) -> str:
+    """Return the table function that reads a table version's files."""
+    return f"read_parquet({text_list(files)}, union_by_name = true, hive_partitioning = false)"
+
+
+def instant(microseconds: int) -> str:
+    """Return an instant as a SQL expression that the engine folds, and so compares with a file's statistics."""
+    return f"make_timestamptz({max(microseconds, MIN_INSTANT)}::BIGINT)"
+
+
+def join(
+    session: Session, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], *, batch_rows: int
+) -> pa.RecordBatchReader:
+    """See `Engine.join`. Rows are chosen before it returns; the features are read while the result is."""
+    import pyarrow as pa
+
+    kinds = [(view, name, view.view.feature(name).type) for view in views for name in view.features]
+    schema = pa.schema([(f"{view.name}__{name}", arrow_type(kind)) for view, name, kind in kinds])
+    files = [file for view in views for file in view.files]
+    connection = session.connect(reads=files)
+    try:
+        with translated(DOING, table_files=files):
+            entities = EntityRows(connection, frame, time_column)
+            for number, view in enumerate(views):
+                if view.files:
+                    _keep_chosen(entities, view, number)
+            sql = _gather(entities, views)
+    except BaseException:
+        connection.close()
+        raise
+    return pa.RecordBatchReader.from_batches(schema, _stream(entities, sql, files, schema, batch_rows))
+
+
+def choose(entities: EntityRows, view: ViewJoin) -> tuple[Int64s, Int64s]:
+    """Return the numbers of the entity rows that have an answer in the view, and the ``fs_seq`` of each answer."""
+    rows, keys, times = entities.asked(view)
+    counted = f"SELECT sum(num_rows)::BIGINT FROM parquet_file_metadata({text_list(view.files)})"
+    ((total,),) = entities.connection.execute(counted).fetchall()
+    shares = max(1, -(-total // ROWS_AT_ONCE))
+    chosen_rows, chosen_sequences = [], []
+    for share in range(shares):
+        log_rows = Rows(*arrays(entities.connection, _thin(entities, view, share, shares), "id", "e", "c", "s"))
+        mine = slice(None) if shares == 1 else np.flatnonzero(keys % shares == share)
+        answers = newest(
+            keys[mine], times[mine], log_rows, available=view.as_of == "available", ttl_us=view.view.ttl_us
+        )
+        answered = answers >= 0
+        chosen_rows.append(rows[mine][answered])
+        chosen_sequences.append(log_rows.sequences[answers[answered]])
+    return np.concatenate(chosen_rows), np.concatenate(chosen_sequences)
+
+
+def _thin(entities: EntityRows, view: ViewJoin, share: int, shares: int) -> str:
+    """Select key number, event, created and sequence of the log's rows that can answer at all."""
+    conditions = [f"l.event_ts <= {instant(entities.last_us)}"]
+    if view.view.ttl_us is not None:
+        conditions.append(f"l.event_ts >= {instant(entities.first_us - view.view.ttl_us)}")
+    if view.as_of == "available":
+        conditions.append(f"(l.created_ts IS NULL OR l.created_ts <= {instant(entities.last_us)})")
+    if shares > 1:
+        conditions.append(f"k.id % {shares} = {share}")
+    return (
+        f"SELECT k.id, epoch_us(l.event_ts) AS e, epoch_us(coalesce(l.created_ts, l.event_ts)) AS c, l.fs_seq AS s "
+        f"FROM {log(view.files)} l JOIN {entities.keys(view)} k ON {entities.on_keys(view, 'l', 'k')} "
+        f"WHERE {' AND '.join(conditions)}"
+    )
+
+
+def _keep_chosen(entities: EntityRows, view: ViewJoin, number: int) -> None:
+    import pyarrow as pa
+
+    rows, sequences = choose(entities, view)
+    entities.connection.register("found", pa.table({"row": rows, "seq": sequences}))
+    entities.connection.execute(f"CREATE TABLE chosen_{number} AS FROM found")
+    entities.connection.unregister("found")
+
+
+def _gather(entities: EntityRows, views: Sequence[ViewJoin]) -> str:
+    """Select row number and features of every entity row, in the frame's order."""
+    outputs, joins = ["r.row"], []
+    for number, view in enumerate(views):
+        kinds = {name: view.view.feature(name).type for name in view.features}
+        outputs += [f"{_typed(f'g{number}.f{place}', kind)}" for place, kind in enumerate(kinds.values())]
+        if not view.files:
+            joins.append(f"LEFT JOIN (SELECT 0 AS row, {_columns(kinds, {})} WHERE false) g{number} USING (row)")
+            continue
+        stored = entities.connection.execute(f"DESCRIBE FROM {log(view.files)}").fetchall()
+        columns = _columns(kinds, {str(name).lower(): str(name) for name, *_ in stored})
+        joins.append(
+            f"LEFT JOIN (SELECT c.row, {columns} FROM {log(view.files)} l "
+            f"JOIN chosen_{number} c ON l.fs_seq = c.seq) g{number} USING (row)"
+        )
+    frame = f"(SELECT range AS row FROM range({entities.count})) r"
+    return f"SELECT {', '.join(outputs)} FROM {frame} {' '.join(joins)} ORDER BY r.row"
+
+
+def _columns(kinds: Mapping[str, ValueType], stored: Mapping[str, str]) -> str:
+    """Select features under numbered names; one that no file holds yet is null."""
+    found = (f"l.{quote(stored[name.lower()])}" if name.lower() in stored else "NULL" for name in kinds)
+    return ", ".join(f"{column} AS f{place}" for place, column in enumerate(found))
+
+
+def _typed(column: str, kind: ValueType) -> str:
+    return f"CAST({column} AS {duckdb_type(kind)})"
+
+
+def _stream(
+    entities: EntityRows, sql: str, files: Sequence[str], schema: pa.Schema, batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the result's batches without the row number, having seen that rows are whole and in order."""
+    done = 0
+    try:
+        with translated(DOING, table_files=files):
+            for batch in entities.connection.sql(sql).to_arrow_reader(batch_rows):
+                numbers = batch.column(0).to_numpy()
+                if not np.array_equal(numbers, np.arange(done, done + len(numbers))):
+                    break
+                done += len(numbers)
+                yield batch.remove_column(0).rename_columns(schema.names).cast(schema)
+        if done != entities.count:
+            raise EngineError(
+                f"The join gave other rows than the frame's {entities.count}, from row {done} on.",
+                hint="An offline table holds an fs_seq twice: run `fs verify`.",
+            )
+    finally:
+        entities.connection.close()
