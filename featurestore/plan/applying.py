@@ -7,10 +7,11 @@ import subprocess
 from pathlib import Path
 
 from featurestore.errors import ChangesNotAllowedError, RevisionConflictError
+from featurestore.metadata.generations import remember_generation
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.keys import view_prefix
 from featurestore.plan.classes import ChangeClass
-from featurestore.plan.planning import GENERATION, Plan, Step
+from featurestore.plan.planning import Plan, Step
 from featurestore.steps import crash_point, reached, step
 
 APPLIED = crash_point("apply.committed", "the new revision is in the registry; dropped views still have data")
@@ -51,7 +52,9 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "") -> int:
     if not plan.steps:
         return plan.revision
     with step("apply", f"apply {len(plan.steps)} changes to {plan.project}"):
-        _remember_generations(workspace, plan)
+        for planned in plan.steps:
+            if planned.generation is not None:
+                remember_generation(workspace.ledger, plan.project, planned.name, planned.generation)
         try:
             revision = workspace.registry.definitions.apply(
                 plan.project,
@@ -71,14 +74,6 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "") -> int:
                 workspace.offline.clean(table, keep=None)
                 reached(DROPPED)
     return revision
-
-
-def _remember_generations(workspace: Workspace, plan: Plan) -> None:
-    for planned in plan.steps:
-        if planned.generation is not None:
-            entry = workspace.ledger.latest(plan.project, GENERATION, planned.name)
-            if entry is None or entry.document["generation"] < planned.generation:
-                workspace.ledger.append(plan.project, GENERATION, planned.name, {"generation": planned.generation})
 
 
 def _author() -> str:

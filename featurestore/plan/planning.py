@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from featurestore_registry.interface import Ledger
 from featurestore_registry.records import Change, Record
 
 from featurestore.definitions import Definition, FeatureView
 from featurestore.errors import DefinitionError
+from featurestore.metadata.generations import last_generation
 from featurestore.metadata.records import KINDS, to_record
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.watermarks import read_watermark
@@ -18,9 +18,6 @@ from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import TableId
 from featurestore.plan.classes import DELETION_CLASS, ChangeClass, Difference, differences
 from featurestore.plan.schemas import pin_schemas
-
-GENERATION = "generation"
-"""Ledger kind: the last generation that a view's name has used, so that a name never reuses storage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +119,7 @@ def _put_step(workspace: Workspace, snapshot: Snapshot, wanted: Definition) -> S
     if isinstance(wanted, FeatureView):
         registered = snapshot.views.get(wanted.name)
         if registered is None:
-            generation = _last_generation(workspace.ledger, workspace.project, wanted.name) + 1
+            generation = last_generation(workspace.ledger, workspace.project, wanted.name) + 1
         elif any(change.new_generation for change in changes):
             generation = registered.generation + 1
             loss = _loss(workspace, snapshot, wanted.name, deleted=False)
@@ -165,11 +162,6 @@ def _delete_step(workspace: Workspace, snapshot: Snapshot, gone: Definition) -> 
         drops=drops,
         loss=_loss(workspace, snapshot, gone.name, deleted=True) if is_view else None,
     )
-
-
-def _last_generation(ledger: Ledger, project: str, view: str) -> int:
-    entry = ledger.latest(project, GENERATION, view)
-    return 0 if entry is None else int(entry.document["generation"])
 
 
 def _loss(workspace: Workspace, snapshot: Snapshot, view: str, *, deleted: bool) -> Loss:

@@ -13,7 +13,7 @@ from featurestore.definitions import (
     OnDemandFeatureView,
 )
 from featurestore.engine.interface import Engine, SourceColumn
-from featurestore.engine.scan import check_columns
+from featurestore.engine.schema import check_columns
 from featurestore.errors import SourceError, SourceSchemaError
 
 

@@ -1,0 +1,135 @@
+"""Checking a deployment: settings, feature repo, registry, sources, stores, versions, clock."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from featurestore.backends import local_path
+from featurestore.definitions import FeatureView
+from featurestore.errors import FeatureStoreError, RepositoryError
+from featurestore.metadata.workspace import Workspace
+from featurestore.project.loader import load_definitions
+from featurestore.types.times import to_instant, to_rfc3339
+
+LOW_DISK_BYTES = 1 << 30
+CLOCK_TOLERANCE_US = 5_000_000
+PACKAGES = ("featurestore", "duckdb", "deltalake", "pyarrow", "lmdb", "redis", "fastapi", "sqlalchemy")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding."""
+
+    name: str
+    state: Literal["ok", "warning", "failed"]
+    message: str
+    hint: str = ""
+
+
+def examine(workspace: Workspace) -> list[Check]:
+    """Check everything that can be checked without changing anything. Never raises for what it finds."""
+    checks = [Check("versions", "ok", _versions())]
+    for name, look in (
+        ("feature repo", _feature_repo),
+        ("registry", _registry),
+        ("clock", _clock),
+        ("sources", _sources),
+        ("offline store", _offline),
+        ("online store", _online),
+    ):
+        checks += _guarded(name, look, workspace)
+    return checks
+
+
+def _guarded(name: str, look: Callable[[Workspace], Iterator[Check]], workspace: Workspace) -> list[Check]:
+    try:
+        return list(look(workspace))
+    except FeatureStoreError as error:
+        return [Check(name, "failed", error.message, error.hint)]
+
+
+def _versions() -> str:
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"Python {python}, SQLite {sqlite3.sqlite_version}, " + ", ".join(
+        f"{package} {version(package)}" for package in PACKAGES
+    )
+
+
+def _feature_repo(workspace: Workspace) -> Iterator[Check]:
+    try:
+        definitions = load_definitions(workspace.root)
+    except RepositoryError as error:
+        yield Check("feature repo", "failed", error.message, error.hint)
+        return
+    yield Check("feature repo", "ok", f"{len(definitions)} definitions in {workspace.root}")
+
+
+def _registry(workspace: Workspace) -> Iterator[Check]:
+    snapshot = workspace.snapshot()
+    if snapshot.revision == 0:
+        yield Check("registry", "warning", f"project {snapshot.project} was never applied", "Run `fs apply`.")
+    else:
+        yield Check("registry", "ok", f"project {snapshot.project} is at revision {snapshot.revision}")
+    mismatched = [name for name in snapshot.on_demand if snapshot.function(name) is None]
+    if mismatched:
+        yield Check(
+            "on-demand code",
+            "failed",
+            f"the code of {', '.join(mismatched)} here is not what was applied",
+            "Run `fs plan`, then `fs apply`, or check out the applied version.",
+        )
+
+
+def _clock(workspace: Workspace) -> Iterator[Check]:
+    now_us = workspace.clock()
+    history = workspace.registry.definitions.history(workspace.project, limit=1)
+    newest_us = to_instant(history[0].applied_at) if history else now_us
+    if newest_us > now_us + CLOCK_TOLERANCE_US:
+        message = f"it is {to_rfc3339(now_us)} here, but the newest revision was applied at {to_rfc3339(newest_us)}"
+        yield Check("clock", "failed", message, "Synchronise this machine's clock: ttl and watermarks depend on it.")
+    else:
+        yield Check("clock", "ok", to_rfc3339(now_us))
+
+
+def _sources(workspace: Workspace) -> Iterator[Check]:
+    from featurestore.engine.schema import check_columns
+
+    views = [found for found in workspace.snapshot().list(FeatureView.kind) if isinstance(found, FeatureView)]
+    for view in views:
+        try:
+            check_columns(view, workspace.engine.columns(view))
+        except FeatureStoreError as error:
+            yield Check(f"source of {view.name}", "failed", error.message, error.hint)
+        else:
+            names = ", ".join(source.path for source in view.batch_sources)
+            yield Check(f"source of {view.name}", "ok", names)
+
+
+def _offline(workspace: Workspace) -> Iterator[Check]:
+    folder = local_path(workspace.settings.offline_store.url, workspace.root)
+    tables = workspace.offline.tables(workspace.project)
+    yield Check("offline store", "ok", f"{len(tables)} tables in {folder}")
+    free = shutil.disk_usage(_existing(folder)).free
+    state: Literal["ok", "warning"] = "ok" if free >= LOW_DISK_BYTES else "warning"
+    hint = "" if state == "ok" else "Free some space: a run that finds the disk full changes nothing, but fails."
+    yield Check("disk", state, f"{free / 1e9:,.1f} GB free below {folder}", hint)
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+def _online(workspace: Workspace) -> Iterator[Check]:
+    facts = workspace.online.facts()
+    yield Check("online store", "ok", ", ".join(f"{name} {value}" for name, value in facts.items()))
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        message = f"maxmemory-policy is {policy}: evicted entities read as NOT_FOUND"
+        yield Check("eviction", "warning", message, "Run `CONFIG SET maxmemory-policy noeviction`.")
