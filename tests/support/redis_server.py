@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 START_SECONDS = 10.0
 ATTEMPTS = 5
@@ -37,9 +39,19 @@ def find_redis_server() -> str:
 class RedisServer:
     """One server process; without persistence unless the options say so, gone when the test process is."""
 
-    def __init__(self, directory: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        command: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """``command`` is run in place of the usual one; it finds the port to listen on in ``$PORT``."""
         self.directory = directory
-        self.options = options
+        self.command = command or [
+            *[find_redis_server(), "--bind", "127.0.0.1", "--dir", str(directory)],
+            *["--save", "", "--appendonly", "no", *options],
+        ]
         self.environment = {**os.environ, **(environment or {})}
         self._start_on_free_port()
 
@@ -47,8 +59,10 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
 
-    def client(self) -> redis.Redis:
-        return redis.Redis(host="127.0.0.1", port=self.port, socket_timeout=5)
+    def client(self, password: str | None = None) -> redis.Redis:
+        return redis.Redis(
+            host="127.0.0.1", port=self.port, password=password, socket_timeout=5, retry=Retry(NoBackoff(), 0)
+        )
 
     def hang(self) -> None:
         """Stop answering, with every connection left open."""
@@ -98,15 +112,14 @@ class RedisServer:
     def _start(self, port: int) -> bool:
         self.port = port
         self._log_file = self.directory / f"redis-{port}.log"
-        command = [find_redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(self.directory)]
-        command += ["--save", "", "--appendonly", "no", *self.options]
+        ending = [] if "$PORT" in " ".join(self.command) else ["--port", str(port)]
         self._shell = subprocess.Popen(
-            ["/bin/sh", "-c", WATCHED, "sh", *command],
+            ["/bin/sh", "-c", WATCHED, "sh", *self.command, *ending],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,  # Ctrl-C is for pytest, which then stops the server
-            env={**self.environment, "LOG_FILE": str(self._log_file)},
+            env={**self.environment, "LOG_FILE": str(self._log_file), "PORT": str(port)},
         )
         assert self._shell.stdout is not None
         self.pid = int(self._shell.stdout.readline())
@@ -125,7 +138,7 @@ class RedisServer:
                     return bool(info["process_id"] == self.pid)
                 except redis.BusyLoadingError:
                     time.sleep(0.02)
-                except redis.ResponseError:  # the test wants a password: the server is up
+                except redis.AuthenticationError:  # it is up, and wants the password it was given
                     return True
                 except redis.ConnectionError:
                     if not _is_alive(self.pid):
