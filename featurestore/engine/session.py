@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,20 @@ from typing import Any
 
 import duckdb
 
-from featurestore.errors import DiskFullError, EngineError, FeatureStoreError, SourceError, SourceSchemaError
+from featurestore.errors import (
+    DamagedFileError,
+    DiskFullError,
+    EngineError,
+    FeatureStoreError,
+    SourceError,
+    SourceFileError,
+    SourceSchemaError,
+)
 
 MEMORY_HINT = "Raise `engine: {memory_limit}`, or set `engine: {temp_directory}` to a disk with room."
 DISK_HINT = "Free some space, or set `engine: {temp_directory}` to a disk with room, and run it again."
+USER_ERROR = "featurestore: "
+"""Starts what our own SQL passes to ``error()``: a fault of the data, in words for people."""
 NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
@@ -105,47 +115,71 @@ def text_list(values: Iterable[str]) -> str:
 
 @contextmanager
 def translated(
-    doing: str,
-    *,
-    files: Sequence[str] = (),
-    damaged: Callable[[str, str], FeatureStoreError] | None = None,
-    sql_of: str | None = None,
+    doing: str, *, source_files: Sequence[str] = (), table_files: Sequence[str] = (), sql_of: str | None = None
 ) -> Iterator[None]:
     """Turn DuckDB's errors into ours: the one place that knows them.
 
-    ``doing`` completes "the engine could not …". ``files`` are what the block reads: after an error that tells of
-    no other cause each is read once more, and ``damaged(path, reason)`` makes the error for the first that
-    cannot be. ``sql_of`` names the view whose SQL runs in the block.
+    ``doing`` completes "the engine could not …". ``source_files`` and ``table_files`` are what the block reads:
+    after an error that tells of no other cause they are read once more, to name the one that is damaged.
+    ``sql_of`` names the view whose SQL runs in the block.
     """
     try:
         yield
     except duckdb.Error as error:
-        raise _translate(error, doing, files, damaged, sql_of) from None
+        lack = _lack_of_room(error, doing)
+        raise (
+            lack
+            or _wrong_data(error, source_files, table_files, sql_of)
+            or EngineError(f"The engine could not {doing}: {_reason(error)}.")
+        ) from None
 
 
-def _translate(
-    error: duckdb.Error,
-    doing: str,
-    files: Sequence[str],
-    damaged: Callable[[str, str], FeatureStoreError] | None,
-    sql_of: str | None,
-) -> FeatureStoreError:
-    message = str(error)
-    reason = message.split("\n\n")[0].replace("\n", " ").strip().rstrip(".")
-    if any(mark in message for mark in NO_SPACE):
-        return DiskFullError(f"No space was left while the engine tried to {doing}: {reason}.", hint=DISK_HINT)
+def _reason(error: duckdb.Error) -> str:
+    return str(error).split("\n\n")[0].replace("\n", " ").strip().rstrip(".")
+
+
+def _lack_of_room(error: duckdb.Error, doing: str) -> FeatureStoreError | None:
+    if any(mark in str(error) for mark in NO_SPACE):
+        return DiskFullError(f"No space was left while the engine tried to {doing}: {_reason(error)}.", hint=DISK_HINT)
     if isinstance(error, duckdb.OutOfMemoryException):
-        return EngineError(f"The engine ran out of memory while it tried to {doing}: {reason}.", hint=MEMORY_HINT)
-    if damaged is not None:
-        for path in files:
-            if (fault := unreadable(path)) is not None:
-                return damaged(path, fault)
+        return EngineError(
+            f"The engine ran out of memory while it tried to {doing}: {_reason(error)}.", hint=MEMORY_HINT
+        )
+    return None
+
+
+def _wrong_data(
+    error: duckdb.Error, source_files: Sequence[str], table_files: Sequence[str], sql_of: str | None
+) -> FeatureStoreError | None:
+    message = str(error)
+    if USER_ERROR in message:
+        found = message.partition(USER_ERROR)[2].splitlines()[0]
+        return SourceError(
+            f"{found[0].upper()}{found[1:]}.", hint="Correct the data, or leave such rows out with sql=."
+        )
+    for path in source_files:
+        if (fault := unreadable(path)) is not None:
+            return source_file_error(path, fault)
+    for path in table_files:
+        if (fault := unreadable(path)) is not None:
+            return DamagedFileError(
+                f"{path} of the offline store cannot be read: {fault}.", hint="Run `fs verify`.", path=path
+            )
     if sql_of is not None:
         about = f"The SQL of feature view {sql_of!r} fails: {message.strip()}"
         if isinstance(error, duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException):
             return SourceSchemaError(about, hint="Compare it with the columns of its sources.", view=sql_of)
         return SourceError(about, hint="Correct the SQL, or the data it reads.", view=sql_of)
-    return EngineError(f"The engine could not {doing}: {reason}.")
+    if source_files and isinstance(error, duckdb.DataError | duckdb.InvalidInputException):
+        return SourceError(f"The source cannot be read: {_reason(error)}.", hint="Correct the data.")
+    return None
+
+
+def source_file_error(path: str, reason: str) -> SourceFileError:
+    """Return the error for a source file that is no readable Parquet file."""
+    return SourceFileError(
+        f"{path} cannot be read: {reason}.", hint="Write the file again, or take it out of the source.", path=path
+    )
 
 
 def unreadable(path: str) -> str | None:

@@ -1,0 +1,93 @@
+"""SQL expressions that bring a column to a declared type, losing nothing, and instants to whole microseconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from featurestore.engine.interface import SourceColumn
+from featurestore.engine.schema import NULL_TYPE
+from featurestore.engine.session import USER_ERROR, quote, text
+from featurestore.types import Date, Timestamp, ValueType
+from featurestore.types.arrow import value_type_of
+from featurestore.types.times import MAX_INSTANT, MIN_INSTANT
+from featurestore.types.values import duckdb_type
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+Rounding = Literal["floor", "ceil"]
+_WITHOUT_VALUE_TYPE = ("HUGEINT", "UHUGEINT", "BIGNUM", "VARINT", "BIT")
+"""DuckDB exports these as Arrow types that do not hold all of their values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a relation, as DuckDB calls it and as ours."""
+
+    name: str
+    duck_type: str
+    native_type: str
+    value_type: ValueType | None
+
+    @property
+    def described(self) -> SourceColumn:
+        """The column as the engine's interface tells of it."""
+        return SourceColumn(self.name, self.native_type, self.value_type)
+
+
+def describe(connection: duckdb.DuckDBPyConnection, sql: str) -> list[Column]:
+    """Return the columns of a SELECT without running it."""
+    types = [row[1] for row in connection.execute(f"DESCRIBE {sql}").fetchall()]
+    schema: pa.Schema = connection.sql(f"SELECT * FROM ({sql}\n) LIMIT 0").to_arrow_table().schema
+    columns = []
+    for field, duck_type in zip(schema, types, strict=True):
+        known = duck_type.rstrip("[]") not in _WITHOUT_VALUE_TYPE
+        native = NULL_TYPE if duck_type.strip('"') == "NULL" else duck_type
+        columns.append(Column(field.name, duck_type, native, value_type_of(field.type) if known else None))
+    return columns
+
+
+def instant_us(column: Column, sql: str, rounding: Rounding) -> str:
+    """Return the UTC microseconds of a timestamp or date expression as a BIGINT expression.
+
+    Rounds by integer arithmetic; null stays null. An instant outside the years 1 to 9999 ends the query with a
+    SourceError that names the column.
+    """
+    if column.native_type == NULL_TYPE:
+        return "NULL::BIGINT"
+    outside = f"error({text(f'{USER_ERROR}column {column.name!r} holds a time outside the years 1 to 9999')})"
+    if column.duck_type == "DATE":
+        within, instant = f"{sql} BETWEEN DATE '0001-01-01' AND DATE '9999-12-31'", f"epoch_us({sql})"
+    elif column.duck_type.endswith("_NS"):
+        # Integer division truncates toward zero, so the remainder's sign tells which way to move.
+        nanoseconds = f"epoch_ns({sql})"
+        move = f"({nanoseconds} % 1000 > 0)::BIGINT" if rounding == "ceil" else f"-({nanoseconds} % 1000 < 0)::BIGINT"
+        within, instant = f"{nanoseconds} IS NOT NULL", f"({nanoseconds} // 1000 + {move})"
+    else:
+        instant = f"epoch_us({sql})"
+        within = f"{instant} BETWEEN {MIN_INSTANT} AND {MAX_INSTANT}"
+    return f"CASE WHEN {sql} IS NULL THEN NULL WHEN {within} THEN {instant} ELSE {outside} END"
+
+
+def converted(column: Column, sql: str, declared: ValueType, *, rounding: Rounding = "floor") -> str:
+    """Return an expression of the declared type; the caller has checked that the column fits it."""
+    target = duckdb_type(declared)
+    if column.native_type == NULL_TYPE:
+        return f"NULL::{target}"
+    if declared == Timestamp:
+        return f"make_timestamptz({instant_us(column, sql, rounding)})"
+    if declared == Date:
+        outside = f"error({text(f'{USER_ERROR}column {column.name!r} holds a date outside the years 1 to 9999')})"
+        within = f"{sql} IS NULL OR {sql} BETWEEN DATE '0001-01-01' AND DATE '9999-12-31'"
+        return f"CASE WHEN {within} THEN {sql} ELSE {outside} END"
+    if declared.item is not None and _holds(declared, (Timestamp, Date)):
+        item = Column(column.name, column.duck_type.removesuffix("[]"), column.native_type, declared.item)
+        name = quote(f"item{column.duck_type.count('[')}")
+        return f"list_transform({sql}, lambda {name}: {converted(item, name, declared.item, rounding=rounding)})"
+    return sql if column.duck_type == target else f"CAST({sql} AS {target})"
+
+
+def _holds(value_type: ValueType, wanted: tuple[ValueType, ...]) -> bool:
+    return value_type in wanted or (value_type.item is not None and _holds(value_type.item, wanted))

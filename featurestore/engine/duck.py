@@ -1,0 +1,68 @@
+"""The DuckDB engine: the interface, each method a call of the module that does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featurestore.definitions import FeatureView, ParquetSource
+from featurestore.engine import join, latest, scan
+from featurestore.engine.interface import (
+    Engine,
+    JoinFacts,
+    SourceColumn,
+    SourceFile,
+    StagedRows,
+    StageRequest,
+    ViewJoin,
+)
+from featurestore.engine.session import EngineSettings, Session
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class DuckEngine(Engine):
+    """An engine of one process on DuckDB. ``root`` is the folder that relative source paths start from."""
+
+    def __init__(self, root: Path, settings: EngineSettings | None = None) -> None:
+        self._session = Session(root, settings or EngineSettings())
+
+    def files(self, source: ParquetSource) -> tuple[SourceFile, ...]:
+        """See `Engine.files`."""
+        return scan.files(self._session, source)
+
+    def columns(self, source: FeatureView | ParquetSource) -> tuple[SourceColumn, ...]:
+        """See `Engine.columns`."""
+        return scan.columns(self._session, source)
+
+    def first_event_us(self, view: FeatureView) -> int | None:
+        """See `Engine.first_event_us`."""
+        return scan.first_event_us(self._session, view)
+
+    def stage(self, request: StageRequest) -> StagedRows:
+        """See `Engine.stage`."""
+        return scan.stage(self._session, request)
+
+    def latest(
+        self,
+        view: FeatureView,
+        files: Sequence[str],
+        *,
+        changed: Sequence[str] | None,
+        until_us: int | None = None,
+        batch_rows: int,
+    ) -> Iterator[pa.RecordBatch]:
+        """See `Engine.latest`."""
+        return latest.latest(self._session, view, files, changed=changed, until_us=until_us, batch_rows=batch_rows)
+
+    def join(
+        self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], *, batch_rows: int
+    ) -> pa.RecordBatchReader:
+        """See `Engine.join`."""
+        return join.join(self._session, frame, time_column, views, batch_rows=batch_rows)
+
+    def examine(self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin]) -> tuple[JoinFacts, ...]:
+        """See `Engine.examine`."""
+        return join.examine(self._session, frame, time_column, views)

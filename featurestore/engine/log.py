@@ -1,0 +1,41 @@
+"""The SQL that reads a view's offline table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from featurestore.definitions import FeatureView
+from featurestore.engine.session import quote, text_list
+from featurestore.types import Int64, String, Timestamp, ValueType
+from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
+from featurestore.types.values import duckdb_type
+
+KNOWN_US = f"epoch_us(coalesce({CREATED}, {EVENT}))"
+"""A null created time counts as the event time."""
+
+
+def log_columns(view: FeatureView) -> dict[str, ValueType]:
+    """Return every column of a view's table and its type, in the table's order."""
+    return {
+        **view.join_keys,
+        EVENT: Timestamp,
+        CREATED: Timestamp,
+        SEQUENCE: Int64,
+        ORIGIN: String,
+        **{field.name: field.type for field in view.features},
+    }
+
+
+def read_log(columns: Mapping[str, ValueType], files: Sequence[str]) -> str:
+    """Return a SELECT of the table's files. A column that a file lacks is null: the feature was added later."""
+    empty = ", ".join(f"NULL::{duckdb_type(kind)} AS {quote(name)}" for name, kind in columns.items())
+    names = ", ".join(map(quote, columns))
+    if not files:
+        return f"SELECT {empty} WHERE false"
+    read = f"SELECT * FROM read_parquet({text_list(files)}, union_by_name = true, hive_partitioning = false)"
+    return f"SELECT {names} FROM (SELECT {empty} WHERE false UNION ALL BY NAME {read})"
+
+
+def instants(first_us: int, last_us: int) -> str:
+    """Return the condition that the event time lies between two instants, both included."""
+    return f"{EVENT} BETWEEN make_timestamptz({first_us}) AND make_timestamptz({last_us})"

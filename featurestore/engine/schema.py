@@ -1,0 +1,77 @@
+"""Columns that are found against columns that are declared, before any row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from featurestore.definitions import FeatureView
+from featurestore.engine.interface import SourceColumn
+from featurestore.errors import SourceSchemaError, did_you_mean
+from featurestore.types import Date, Timestamp, ValueType
+from featurestore.types.arrow import fits
+
+NULL_TYPE = "null"
+"""The native type of a column that holds nothing but nulls, as pandas writes an empty one: it fits every type."""
+
+
+def find_column(columns: Iterable[SourceColumn], name: str) -> SourceColumn | None:
+    """Return the column of that name, compared without case, or None."""
+    return next((column for column in columns if column.name.lower() == name.lower()), None)
+
+
+def check_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
+    """Check what a view reads (`Engine.columns`) against what it declares.
+
+    Every join key, both time columns and every feature must be there, with a type that loses nothing on the way
+    to the declared one. Raises SourceSchemaError; its message has a line for each problem.
+    """
+    problems = twins(column.name for column in columns)
+    for key, value_type in view.join_keys.items():
+        problems += _typed_problems(columns, "join key", key, value_type)
+    problems += _time_problems(columns, "event time", view.timestamp_field)
+    if view.created_timestamp_field is not None:
+        problems += _time_problems(columns, "created time", view.created_timestamp_field)
+    for field in view.fields or ():
+        problems += _typed_problems(columns, "feature", field.name, field.type)
+    if problems:
+        read = "the output of its SQL" if view.sql is not None else f"source {view.batch_sources[0].name!r}"
+        raise SourceSchemaError(
+            f"Feature view {view.name!r} does not fit {read}:" + "".join(f"\n  - {problem}" for problem in problems),
+            hint="Correct the definition, or the data; sql= can rename and cast.",
+            view=view.name,
+            problems=problems,
+        )
+
+
+def twins(names: Iterable[str]) -> list[str]:
+    """Return a complaint for each two columns whose names differ only in case: engines would mix them up."""
+    seen: dict[str, str] = {}
+    problems = []
+    for name in names:
+        twin = seen.setdefault(name.lower(), name)
+        if twin is not name:
+            problems.append(f"columns {twin!r} and {name!r} differ only in case")
+    return problems
+
+
+def _typed_problems(columns: Sequence[SourceColumn], role: str, name: str, declared: ValueType) -> list[str]:
+    column = find_column(columns, name)
+    if column is None:
+        return [_missing(columns, role, name)]
+    if column.native_type == NULL_TYPE or fits(declared, column.value_type):
+        return []
+    found = "" if column.value_type is None else f" ({column.value_type})"
+    return [f"{role} {name!r} is declared {declared}, found {column.native_type}{found}"]
+
+
+def _time_problems(columns: Sequence[SourceColumn], role: str, name: str) -> list[str]:
+    column = find_column(columns, name)
+    if column is None:
+        return [_missing(columns, role, name)]
+    if column.value_type in (Timestamp, Date) or column.native_type == NULL_TYPE:
+        return []
+    return [f"{role} {name!r} must be a timestamp or a date, found {column.native_type}"]
+
+
+def _missing(columns: Sequence[SourceColumn], role: str, name: str) -> str:
+    return f"{role} {name!r} is missing. {did_you_mean(name, [column.name for column in columns])}".rstrip()

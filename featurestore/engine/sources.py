@@ -1,0 +1,334 @@
+"""Sources on disk: which files they have, what the footers say, and the SQL that reads them."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from featurestore.definitions import ParquetSource
+from featurestore.engine.convert import Column, converted, instant_us
+from featurestore.engine.interface import SourceColumn, SourceFile
+from featurestore.engine.schema import NULL_TYPE, twins
+from featurestore.engine.session import Session, quote, source_file_error, text_list, translated
+from featurestore.errors import SourceError, SourceFileError, SourceSchemaError
+from featurestore.types import Float64, Int64, String, ValueType
+from featurestore.types.arrow import fits, value_type_of
+from featurestore.types.values import duckdb_type
+
+if TYPE_CHECKING:
+    import duckdb
+
+EVENT_US, CREATED_US, POSITION, FILE = "fs_event_us", "fs_created_us", "fs_position", "fs_file"
+"""Columns beside the user's: instants in UTC microseconds, row number over all files, file number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What one file says of itself."""
+
+    path: str
+    """Absolute."""
+    rows: int
+    columns: tuple[SourceColumn, ...]
+    """Hive partition columns included."""
+    in_nanoseconds: frozenset[str]
+    """Timestamp columns that may have more digits than microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTable:
+    """A source as it lies there now."""
+
+    source: ParquetSource
+    files: tuple[SourceFile, ...]
+    footers: tuple[Footer, ...]
+    columns: tuple[SourceColumn, ...]
+    """Of all files together, each in the narrowest type that holds it everywhere."""
+
+    @property
+    def paths(self) -> list[str]:
+        """Absolute path of each file."""
+        return [footer.path for footer in self.footers]
+
+
+def find_files(root: Path, source: ParquetSource) -> tuple[SourceFile, ...]:
+    """Return the files of a source sorted by path: relative to ``root`` where they lie below it.
+
+    Hidden files and folders, and those that start with ``_``, are left out of folders and globs.
+    """
+    if "://" in source.path:
+        raise SourceError(
+            f"Source {source.name!r}: {source.path} is not a local path.", hint="Object stores cannot be read yet."
+        )
+    path = root / source.path
+    if path.is_file():
+        found = [path]
+    else:
+        base, pattern = (path, "**/*.parquet") if path.is_dir() else (root, source.path)
+        names = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        found = [base / name for name in names if not _is_hidden(name, pattern) and (base / name).is_file()]
+    if not found:
+        raise SourceFileError(
+            f"Source {source.name!r}: {source.path} matches no Parquet file below {root}.",
+            hint="Check the path; relative paths start at the feature repo.",
+            source=source.name,
+            path=source.path,
+        )
+    return tuple(sorted((_source_file(root, path) for path in found), key=lambda file: file.path))
+
+
+def _is_hidden(name: str, pattern: str) -> bool:
+    """Tell whether a part of the name that the pattern does not spell out starts with a dot or an underscore."""
+    spelled = set(Path(pattern).parts)
+    return any(part[0] in "._" and part not in spelled and part not in ("..", ".") for part in Path(name).parts)
+
+
+def _source_file(root: Path, path: Path) -> SourceFile:
+    state = path.stat()
+    shown = path.relative_to(root) if path.is_relative_to(root) else path
+    return SourceFile(shown.as_posix(), state.st_size, state.st_mtime_ns)
+
+
+def open_source(session: Session, source: ParquetSource) -> SourceTable:
+    """Read the footers of a source's files.
+
+    Raises SourceFileError naming a file that is empty, truncated or foreign, and SourceSchemaError where files
+    disagree on a column in a way that no wider type covers.
+    """
+    files = find_files(session.root, source)
+    base = session.root / source.path
+    below = base if base.is_dir() else session.root
+    footers = tuple(
+        _footer(str(session.root / file.path), file.size_bytes, file.modified_ns, str(below)) for file in files
+    )
+    return SourceTable(source, files, footers, _unified(source, footers))
+
+
+def check_unchanged(root: Path, tables: Sequence[SourceTable]) -> None:
+    """Raise SourceFileError when a file is not the one whose footer was read."""
+    for table in tables:
+        for file in table.files:
+            path = root / file.path
+            if not path.is_file() or _source_file(root, path) != file:
+                raise SourceFileError(f"{file.path} changed while it was read.", hint="Run it again.", path=file.path)
+
+
+@lru_cache(maxsize=65536)
+def _footer(path: str, size_bytes: int, modified_ns: int, below: str) -> Footer:
+    """Read one footer; remembered while size and time stay. ``below`` is where hive partitions start."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            stored = [file.schema.column(number) for number in range(len(file.schema))]
+    except (OSError, pa.ArrowException) as error:
+        raise source_file_error(path, str(error).splitlines()[0].rstrip(".")) from None
+    partitions = _partitions(Path(path), Path(below))
+    old = {column.path for column in stored if column.physical_type == "INT96"}
+    columns = [
+        SourceColumn(field.name, f"{field.type}{' (INT96)' * (field.name in old)}", value_type_of(field.type))
+        for field in schema
+    ]
+    columns = [column for column in columns if column.name not in partitions]
+    columns += [SourceColumn(name, "hive partition", String) for name in partitions]
+    if found := twins(column.name for column in columns):
+        raise SourceSchemaError(f"{path}: {found[0]}.", hint="Rename one of them.", path=path)
+    fine = {field.name for field in schema if pa.types.is_timestamp(field.type) and field.type.unit == "ns"}
+    return Footer(path, rows, tuple(columns), frozenset(fine))
+
+
+def _partitions(path: Path, below: Path) -> list[str]:
+    folders = path.relative_to(below).parts[:-1] if path.is_relative_to(below) else ()
+    return [unquote(folder.split("=", 1)[0]) for folder in folders if "=" in folder[1:]]
+
+
+def _unified(source: ParquetSource, footers: Sequence[Footer]) -> tuple[SourceColumn, ...]:
+    """Return the columns of all files together."""
+    unified: dict[str, SourceColumn] = {}
+    first_seen: dict[str, str] = {}
+    problems: list[str] = []
+    for footer in footers:
+        for column in footer.columns:
+            known = unified.setdefault(column.name, column)
+            first = first_seen.setdefault(column.name, footer.path)
+            wider = _wider(known, column)
+            if wider is None:
+                problems.append(
+                    f"column {column.name!r} is {column.native_type} in {Path(footer.path).name}, "
+                    f"but {known.native_type} in {Path(first).name}"
+                )
+            else:
+                unified[column.name] = wider
+    problems += twins(unified)
+    if problems:
+        raise SourceSchemaError(
+            f"Source {source.name!r}: its files disagree:" + "".join(f"\n  - {problem}" for problem in problems[:20]),
+            hint="Write the files with one schema.",
+            source=source.name,
+            problems=problems,
+        )
+    return tuple(unified.values())
+
+
+def _wider(one: SourceColumn, other: SourceColumn) -> SourceColumn | None:
+    """Return the column whose type holds the values of both, or None where there is none."""
+    if one.native_type == other.native_type or other.native_type == NULL_TYPE:
+        return one
+    if one.native_type == NULL_TYPE:
+        return other
+    if one.value_type is None or other.value_type is None:
+        return None
+    for candidate in (one.value_type, other.value_type, Int64, Float64):
+        if fits(candidate, one.value_type) and fits(candidate, other.value_type):
+            return SourceColumn(one.name, f"{one.native_type} or {other.native_type}", candidate)
+    return None
+
+
+class Reader:
+    """The SQL that reads one source through one connection, in groups of files with equal columns."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
+        self._table = table
+        self._groups = self._describe_groups(connection)
+
+    def _describe_groups(self, connection: duckdb.DuckDBPyConnection) -> list[_Group]:
+        members: dict[Any, list[int]] = {}
+        for number, footer in enumerate(self._table.footers):
+            members.setdefault(footer.columns, []).append(number)
+        groups = []
+        for columns, numbers in members.items():
+            path = self._table.footers[numbers[0]].path
+            with translated("read a source", source_files=[path]):
+                rows = connection.execute(f"DESCRIBE SELECT * FROM {_read([path])}").fetchall()
+            duck_types = {row[0]: row[1] for row in rows}
+            found = {c.name: Column(c.name, duck_types[c.name], c.native_type, c.value_type) for c in columns}
+            group = _Group(tuple(numbers), found)
+            for name in (self._table.source.timestamp_field, self._table.source.created_timestamp_field):
+                if name is not None:
+                    self._check_digits(group, name)
+            groups.append(group)
+        return groups
+
+    def _check_digits(self, group: _Group, name: str) -> None:
+        """Refuse nanoseconds that DuckDB drops while reading: rounding down would let a row be known too early.
+
+        DuckDB before 2.0 does so to nanoseconds with a zone, every version to the old INT96 timestamps.
+        """
+        column = group.find(name)
+        if column is None or column.duck_type.endswith("_NS"):
+            return
+        for footer in (self._table.footers[number] for number in group.files):
+            if column.name in footer.in_nanoseconds and _has_nanoseconds(footer.path, column.name):
+                raise SourceSchemaError(
+                    f"Source {self._table.source.name!r}: column {column.name!r} of {footer.path} is "
+                    f"{column.native_type} with digits below microseconds, which DuckDB cannot read exactly.",
+                    hint="Write it as timestamp[us], or use duckdb 2 and plain timestamp[ns].",
+                    column=column.name,
+                )
+
+    def rows(
+        self, values: Mapping[str, ValueType], event: str, created: str | None, *, only: frozenset[str] | None = None
+    ) -> str:
+        """Return a SELECT of the columns ``values`` in their declared types, instants, position and file.
+
+        ``only`` names the files (as `find_files` does) that are read; positions count over all of them.
+        """
+        selects = []
+        for group, numbers in self._chosen(only):
+            columns = [f"{self._value(group, name, kind)} AS {quote(name)}" for name, kind in values.items()]
+            columns.append(f"{self._instant(group, event)} AS {EVENT_US}")
+            columns.append(f"{self._instant(group, created) if created else 'NULL::BIGINT'} AS {CREATED_US}")
+            columns += self._place(numbers)
+            paths = [self._table.footers[number].path for number in numbers]
+            selects.append(f"SELECT {', '.join(columns)} FROM {_read(paths)}")
+        return "\nUNION ALL\n".join(selects)
+
+    def presented(self) -> str:
+        """Return a SELECT of every column as users' SQL sees it.
+
+        Types are the files' own, but timestamps in nanoseconds become microseconds (the source's times are
+        ceiled, others floored), and where files disagree the column has the wider type.
+        """
+        times = {self._table.source.timestamp_field, self._table.source.created_timestamp_field}
+        selects = []
+        for group in self._groups:
+            columns = []
+            for column in self._table.columns:
+                rounded = self._is_fine(column.name)
+                kinds = {g.columns[column.name].duck_type for g in self._groups if column.name in g.columns}
+                if rounded or len(kinds) > 1:
+                    assert column.value_type is not None
+                    value = self._value(group, column.name, column.value_type, is_time=column.name in times)
+                else:
+                    value = quote(column.name) if column.name in group.columns else f"NULL::{kinds.pop()}"
+                columns.append(f"{value} AS {quote(column.name)}")
+            paths = [self._table.footers[number].path for number in group.files]
+            selects.append(f"SELECT {', '.join(columns)} FROM {_read(paths)}")
+        return "\nUNION ALL\n".join(selects)
+
+    def _chosen(self, only: frozenset[str] | None) -> list[tuple[_Group, list[int]]]:
+        chosen = []
+        for group in self._groups:
+            numbers = [n for n in group.files if only is None or self._table.files[n].path in only]
+            if numbers:
+                chosen.append((group, numbers))
+        return chosen or [(self._groups[0], list(self._groups[0].files[:1]))]
+
+    def _place(self, numbers: Sequence[int]) -> list[str]:
+        """Return the expressions of a row's position and file, from the number of the file in this read."""
+        starts, total = [], 0
+        for footer in self._table.footers:
+            starts.append(total)
+            total += footer.rows
+        begin = ", ".join(str(starts[number]) for number in numbers)
+        files = ", ".join(str(number) for number in numbers)
+        return [
+            f"([{begin}]::BIGINT[])[(file_index + 1)::BIGINT] + file_row_number AS {POSITION}",
+            f"([{files}]::BIGINT[])[(file_index + 1)::BIGINT] AS {FILE}",
+        ]
+
+    def _value(self, group: _Group, name: str, declared: ValueType, *, is_time: bool = False) -> str:
+        column = group.find(name)
+        if column is None:
+            return f"NULL::{duckdb_type(declared)}"
+        return converted(column, quote(column.name), declared, rounding="ceil" if is_time else "floor")
+
+    def _instant(self, group: _Group, name: str) -> str:
+        column = group.find(name)
+        return "NULL::BIGINT" if column is None else instant_us(column, quote(column.name), "ceil")
+
+    def _is_fine(self, name: str) -> bool:
+        return any(name in footer.in_nanoseconds for footer in self._table.footers)
+
+
+def _has_nanoseconds(path: str, name: str) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=[name]):
+            values = batch.column(0).cast(pa.int64())
+            if any(value is not None and value % 1000 for value in values.to_pylist()):
+                return True
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    files: tuple[int, ...]
+    columns: dict[str, Column]
+
+    def find(self, name: str) -> Column | None:
+        exact = self.columns.get(name)
+        return exact or next((c for n, c in self.columns.items() if n.lower() == name.lower()), None)
+
+
+def _read(paths: Sequence[str]) -> str:
+    return f"read_parquet({text_list(paths)}, hive_partitioning = true, hive_types_autocast = false)"
