@@ -1,0 +1,132 @@
+"""Asynchronous reads from Redis: few connections, one deadline, and no reply that could meet another reader."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import redis
+from redis.asyncio.connection import Connection, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from featurestore.errors import OnlineStoreUnavailableError
+from featurestore.online.interface import AsyncReader
+from featurestore.online.redis import CONNECTION_OPTIONS, checked_reply, unavailable
+
+MOST_OPENING = 64
+"""Connections on their way at once; reads beyond them fail at once instead of piling up."""
+
+
+class RedisReader(AsyncReader):
+    """Reads of one event loop.
+
+    redis-py's pool opens a connection inside the read that needs it, so a deadline of 50 ms would cut off every
+    handshake that takes longer, for ever. Here a connection that a read gave up waiting for is still opened, for
+    the next one. A connection is used again only after its whole reply was read: a cancelled read closes it.
+    """
+
+    def __init__(self, options: Mapping[str, Any], location: str, read_seconds: float, connect_seconds: float) -> None:
+        self._kind = SSLConnection if "connection_class" in options else Connection
+        self._options = {name: value for name, value in options.items() if name != "connection_class"}
+        self._location = location
+        self._read_seconds = read_seconds
+        self._connect_seconds = connect_seconds
+        self._idle: list[Any] = []
+        self._opening: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return each key's value in one MGET, within the read deadline."""
+        if not keys:
+            return []
+        reply = await self._ask(self._read_seconds, "MGET", *keys)
+        try:
+            return checked_reply(reply, len(keys))
+        except redis.InvalidResponse as error:
+            self._drop_idle()
+            raise unavailable(self._location, self._read_seconds, error) from None
+
+    async def check(self) -> None:
+        """Return when the server answers a PING; opens the first connection, which may take longer than a read."""
+        await self._ask(self._connect_seconds + self._read_seconds, "PING")
+
+    async def close(self) -> None:
+        """Close every connection, and those on their way."""
+        self._closed = True
+        for task in list(self._opening):
+            task.cancel()
+        await asyncio.gather(*self._opening, return_exceptions=True)
+        while self._idle:
+            await self._idle.pop().disconnect()
+
+    async def _ask(self, seconds: float, *command: bytes | str) -> Any:
+        try:
+            async with asyncio.timeout(seconds):
+                connection = self._idle.pop() if self._idle else await self._opened()
+                try:
+                    await connection.send_packed_command(connection.pack_command(*command), check_health=False)
+                    reply = await connection.read_response()
+                except BaseException:
+                    await connection.disconnect(nowait=True)
+                    raise
+        except (redis.RedisError, OSError, UnicodeError) as error:
+            if not isinstance(error, TimeoutError):
+                self._drop_idle()  # opened before the server went away, most likely
+            raise unavailable(self._location, seconds, error) from error
+        self._keep(connection)
+        return reply
+
+    async def _opened(self) -> Any:
+        """Return a new connection; when its reader stops waiting, it is opened all the same and kept."""
+        if self._closed or len(self._opening) >= MOST_OPENING:
+            raise OnlineStoreUnavailableError(f"Redis at {self._location} has no connection left to read from.")
+        task = asyncio.create_task(self._connect())
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._keep_opened)
+            raise
+
+    async def _connect(self) -> Any:
+        connection: Any = self._kind(
+            **self._options,
+            **CONNECTION_OPTIONS,
+            socket_timeout=None,
+            socket_connect_timeout=self._connect_seconds,
+            retry=Retry(NoBackoff(), 0),
+        )
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    def _keep_opened(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._keep(task.result())
+
+    def _keep(self, connection: Any) -> None:
+        if self._closed:
+            _close_soon(connection)
+        else:
+            self._idle.append(connection)
+
+    def _drop_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            _close_soon(connection)
+
+
+_closing: set[asyncio.Task[None]] = set()
+
+
+def _close_soon(connection: Any) -> None:
+    task = asyncio.ensure_future(connection.disconnect(nowait=True))
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
