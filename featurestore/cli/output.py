@@ -135,8 +135,7 @@ def show_error(error: Exception, *, as_json: bool, debug: bool) -> int:
         error.show()
         return error.exit_code
     if as_json:
-        known = isinstance(error, FeatureStoreError)
-        details = {key: item for key, item in error.details.items() if key != "traceback"} if known else {}
+        details = error.details if isinstance(error, FeatureStoreError) else {}
         document = {"type": type(error).__name__, "message": str(error), "details": jsonable(details)}
         click.echo(json.dumps({"error": document}, ensure_ascii=False), err=True)
     elif isinstance(error, FeatureStoreError):

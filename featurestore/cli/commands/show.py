@@ -28,10 +28,14 @@ def command(store: FeatureStore, output: Output, name: str) -> None:
     if not records:
         known = [record.name for record in snapshot.records]
         raise NotFoundError(f"Nothing called {name!r} is registered.", hint=did_you_mean(bare, known), name=name)
-    documents = [
-        _document(record, [r.key for r in snapshot.records if record.key in r.depends_on]) for record in records
-    ]
-    output.emit(documents, lambda console: [_render(console, document) for document in documents] and None)
+    users = {record.key: [r.key for r in snapshot.records if record.key in r.depends_on] for record in records}
+    documents = [_document(record, users[record.key]) for record in records]
+
+    def render(console: Console) -> None:
+        for document in documents:
+            _render(console, document)
+
+    output.emit(documents, render)
 
 
 def _document(record: Record, used_by: list[str]) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""fs online."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featurestore.cli.output import Output, jsonable, repo_command, table
+from featurestore.definitions import OnDemandFeatureView
+from featurestore.errors import ValueTypeError
+from featurestore.store import FeatureStore
+from featurestore.types import ValueType
+from featurestore.types.values import from_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command("online")
+@click.option("--features", help="Comma-separated view:feature references.")
+@click.option("--service", help="A feature service, in place of --features.")
+@click.option("--entity", "entities", multiple=True, required=True, metavar="KEY=VALUE", help="Repeat for more.")
+@click.option("--full-feature-names", is_flag=True, help="Name columns view__feature.")
+@repo_command
+def command(
+    store: FeatureStore,
+    output: Output,
+    features: str | None,
+    service: str | None,
+    entities: tuple[str, ...],
+    full_feature_names: bool,
+) -> None:
+    """Read features from the online store.
+
+    --entity carrier=UA --entity carrier=AA asks for two rows; different keys make one row together, request data
+    included.
+    """
+    if (features is None) == (service is None):
+        raise click.UsageError("Give either --features or --service.")
+    wanted = service if features is None else [reference.strip() for reference in features.split(",")]
+    rows = _entity_rows(entities, _declared_types(store))
+    answer = store.get_online_features(wanted, rows, full_feature_names=full_feature_names)
+    values, statuses = answer.to_dict(), answer.statuses()
+
+    def render(console: Console) -> None:
+        for row in range(len(next(iter(rows.values())))):
+            shown = ", ".join(f"{key}={column[row]}" for key, column in rows.items())
+            console.print(shown, markup=False, style="bold")
+            cells = [(name, _text(values[name][row]), status[row].name) for name, status in statuses.items()]
+            table(console, ("feature", "value", "status"), cells)
+
+    named = {name: [status.name for status in column] for name, column in statuses.items()}
+    output.emit({"entities": rows, "features": jsonable(values), "statuses": named}, render)
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(jsonable(value))
+
+
+def _declared_types(store: FeatureStore) -> dict[str, ValueType]:
+    """Return the type of every column that a caller may bring: keys, renamed keys, request data."""
+    snapshot = store.workspace.snapshot()
+    types: dict[str, ValueType] = {}
+    for registered in snapshot.views.values():
+        types.update(registered.view.join_keys)
+    for service in snapshot.services.values():
+        for read in service.features:
+            if not isinstance(read, OnDemandFeatureView):
+                types.update({column: read.view.join_keys[key] for key, column in read.join_key_columns.items()})
+    for on_demand in snapshot.on_demand.values():
+        types.update({field.name: field.type for field in on_demand.request_fields})
+        for selection in on_demand.selections:
+            types.update({column: selection.view.join_keys[key] for key, column in selection.join_key_columns.items()})
+    return types
+
+
+def _entity_rows(entities: tuple[str, ...], types: dict[str, ValueType]) -> dict[str, list[Any]]:
+    rows: dict[str, list[Any]] = {}
+    for pair in entities:
+        name, separator, text = pair.partition("=")
+        if not separator or not name:
+            raise click.UsageError(f"--entity {pair!r} is not KEY=VALUE.")
+        rows.setdefault(name, []).append(_value(name, text, types.get(name)))
+    lengths = {len(values) for values in rows.values()}
+    if len(lengths) > 1:
+        counts = ", ".join(f"{name}: {len(values)}" for name, values in rows.items())
+        raise click.UsageError(f"Every --entity key needs equally many values, not {counts}.")
+    return rows
+
+
+_BOOLEANS = {"true": True, "false": False}
+
+
+def _value(name: str, text: str, kind: ValueType | None) -> Any:
+    """Return what a text on the command line means for a declared type; unknown names stay texts."""
+    if kind is None or kind.name == "String":
+        return text
+    try:
+        if kind.name in ("Int32", "Int64"):
+            return from_json(kind, int(text))
+        if kind.name in ("Float32", "Float64"):
+            return from_json(kind, float(text))
+        return from_json(kind, _BOOLEANS.get(text, text) if kind.name == "Bool" else text)
+    except (ValueError, ValueTypeError):
+        raise click.UsageError(f"--entity {name}={text}: {text!r} is not a value of type {kind}.") from None

@@ -1,0 +1,24 @@
+"""fs serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("serve")
+@click.option("--repo", type=click.Path(path_type=Path), default=Path(), help="The feature repo (default: here).")
+@click.option("--host", help="Address to bind (default: server.host, 127.0.0.1).")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to bind (default: server.port, 6566; 0: any free).")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes (default: server.workers, 1).")
+@click.option("--debug", is_flag=True, help="Show tracebacks and debug logs.")
+def command(repo: Path, host: str | None, port: int | None, workers: int | None, debug: bool) -> None:
+    """Serve features over HTTP until interrupted.
+
+    Beyond loopback a token is needed: set FS_SERVER_TOKEN (32 characters or more). Every request then carries it:
+    Authorization: Bearer <token>.
+    """
+    from featurestore.server.run import serve
+
+    serve(repo, host=host, port=port, workers=workers, debug=debug)

@@ -1,0 +1,62 @@
+"""fs training-set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from featurestore.cli.output import Output, repo_command
+from featurestore.store import FeatureStore
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command("training-set")
+@click.option("--entities", required=True, help="Parquet file with join keys and times, or a SELECT over the project.")
+@click.option("--features", help="Comma-separated view:feature references.")
+@click.option("--service", help="A feature service, in place of --features.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Parquet file to write.")
+@click.option("--timestamp-column", default="event_timestamp", show_default=True)
+@click.option("--as-of", type=click.Choice(["event", "available"]), help="Default: available where it is declared.")
+@click.option("--full-feature-names", is_flag=True, help="Name columns view__feature.")
+@click.option("--direct", is_flag=True, help="Read the sources instead of the offline store.")
+@click.option("--save", metavar="NAME", help="Register the set, so that it can be built again, identical.")
+@repo_command
+def command(
+    store: FeatureStore,
+    output: Output,
+    entities: str,
+    features: str | None,
+    service: str | None,
+    out: Path,
+    timestamp_column: str,
+    as_of: str | None,
+    full_feature_names: bool,
+    direct: bool,
+    save: str | None,
+) -> None:
+    """Build a training set: each entity row with the features as they were known at its time."""
+    if (features is None) == (service is None):
+        raise click.UsageError("Give either --features or --service.")
+    training = store.get_historical_features(
+        entities,
+        service if features is None else [reference.strip() for reference in features.split(",")],
+        timestamp_column=timestamp_column,
+        full_feature_names=full_feature_names,
+        as_of=as_of,  # type: ignore[arg-type]
+        direct=direct,
+    )
+    training.write_parquet(out)
+    if save is not None:
+        training.save(save)
+    certificate = training.certificate
+
+    def render(console: Console) -> None:
+        console.print(str(certificate), markup=False)
+        saved = f" and saved as {save}" if save is not None else ""
+        console.print(f"\n{certificate.rows:,} rows written to {out}{saved}.", markup=False)
+
+    output.emit({"out": str(out), "saved": save, "certificate": certificate.to_dict()}, render)

@@ -1,0 +1,33 @@
+"""fs verify."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featurestore.cli.main import EXIT_FAILED
+from featurestore.cli.output import Output, repo_command, table
+from featurestore.maintenance.verify import verify
+from featurestore.store import FeatureStore
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command("verify")
+@repo_command
+def command(store: FeatureStore, output: Output) -> Any:
+    """Check the checksum of every offline file and every online record. Exits with 1 when something is damaged."""
+    checked = verify(store.workspace)
+    problems = [problem for view in checked for problem in view.problems]
+
+    def render(console: Console) -> None:
+        rows = [(v.view, f"{v.files:,}", f"{v.records:,}", len(v.problems)) for v in checked]
+        heads = ("view", "files", "online records", "problems")
+        table(console, heads, rows, right=heads[1:])
+        for problem in problems:
+            console.print(problem, markup=False, style="red")
+
+    output.emit(checked, render)
+    return EXIT_FAILED if problems else 0
