@@ -1,0 +1,212 @@
+"""In-process online reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
+
+from featurestore.errors import EntityKeyError, InputError
+from featurestore.metadata.snapshot import Snapshot
+from featurestore.metadata.workspace import Workspace
+from featurestore.online.reading import Status
+from featurestore.retrieval.features import FeaturesArgument, resolve
+from featurestore.retrieval.online_plan import Answer, FetchValue, OnlinePlan
+from featurestore.types.times import to_datetime
+from featurestore.types.values import ValueType, coerce
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+EntityRows = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+_MOST_PLANS = 256
+
+
+class OnlineResponse:
+    """The newest values of some entities, in the order asked; the caller's own columns stand first."""
+
+    def __init__(self, plan: OnlinePlan, own: Mapping[str, list[Any]], answer: Answer) -> None:
+        self._plan = plan
+        self._own = own
+        self._answer = answer
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The feature columns in the order asked."""
+        return self._plan.names
+
+    @property
+    def statuses(self) -> dict[str, list[Status]]:
+        """What each value is, by feature column."""
+        return dict(zip(self.names, self._answer.status_columns(), strict=True))
+
+    @property
+    def event_timestamps(self) -> dict[str, list[Any]]:
+        """By view the event time of each row's values as an aware datetime, None where nothing was found."""
+        return {
+            alias: [None if instant is None else to_datetime(instant) for instant in instants]
+            for alias, instants in self._answer.event_us().items()
+        }
+
+    def to_dict(self, include_status: bool = False, include_event_timestamps: bool = False) -> dict[str, list[Any]]:
+        """Return lists by column: the entity rows' own columns, then the features.
+
+        ``include_status`` adds ``{feature}__status`` (PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE), and
+        ``include_event_timestamps`` ``{view}__event_timestamp``.
+        """
+        columns = {**self._own, **dict(zip(self.names, self._answer.columns(), strict=True))}
+        if include_status:
+            columns |= {f"{name}__status": [s.name for s in found] for name, found in self.statuses.items()}
+        if include_event_timestamps:
+            columns |= {f"{alias}__event_timestamp": found for alias, found in self.event_timestamps.items()}
+        return columns
+
+    def to_arrow(self) -> pa.Table:
+        """Return a table; keys and features have their declared types, other own columns what Arrow infers."""
+        import pyarrow as pa
+
+        from featurestore.types.arrow import column_from_values
+
+        request = self._plan.request
+        types = {name: kinds[0] for name, kinds in request.key_types.items()}
+        types |= {name: found.type for name, found in request.request_fields.items()}
+        columns = {}
+        for name, values in self._own.items():
+            if name in types:
+                columns[name] = column_from_values(
+                    [_coerced_or_null(types[name], v, coerce) for v in values], types[name]
+                )
+            else:
+                columns[name] = pa.array(values)
+        for output, values in zip(request.outputs, self._answer.columns(), strict=True):
+            columns[output.name] = column_from_values(values, output.field.type)
+        return pa.table(columns)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a frame: numpy dtypes where there are no nulls, else pandas' nullable ones."""
+        from featurestore.retrieval.columns import to_frame
+
+        return to_frame(self.to_arrow())
+
+    def __len__(self) -> int:
+        return self._answer.row_count
+
+    def __repr__(self) -> str:
+        return f"OnlineResponse({len(self)} rows, {len(self.names)} features)"
+
+    def _repr_html_(self) -> str:
+        columns = self.to_dict()
+        head = "".join(f"<th>{escape(str(name))}</th>" for name in columns)
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in row) + "</tr>"
+            for row in zip(*(values[:20] for values in columns.values()), strict=True)
+        )
+        more = f"<p>{len(self) - 20} more rows</p>" if len(self) > 20 else ""
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
+
+
+def get_online_features(
+    workspace: Workspace,
+    features: FeaturesArgument,
+    entity_rows: EntityRows,
+    *,
+    full_feature_names: bool = False,
+) -> OnlineResponse:
+    """Read the newest values of some entities from the online store, each with a true status.
+
+    ``entity_rows`` is a list of dicts or a dict of lists, with join keys and request data. Raises EntityKeyError
+    naming key, value and row, NotFoundError, OutputNameClashError, CodeMismatchError, InputError,
+    OnlineStoreUnavailableError.
+    """
+    plan = _plans(workspace).plan(workspace, features, full_feature_names)
+    own = _columns(entity_rows)
+    plan.request.check_own_columns(own)
+    query = plan.query(own)
+    return OnlineResponse(plan, own, plan.answer(query, workspace.online.mget(query.keys), workspace.clock()))
+
+
+@dataclass
+class _Plans:
+    """Compiled plans of one snapshot, by what was asked for."""
+
+    snapshot: Snapshot | None = None
+    plans: dict[Any, tuple[Any, OnlinePlan]] = field(default_factory=dict)
+
+    def plan(self, workspace: Workspace, features: FeaturesArgument, full_names: bool) -> OnlinePlan:
+        snapshot = workspace.snapshot()
+        if snapshot is not self.snapshot or len(self.plans) >= _MOST_PLANS:
+            self.snapshot, self.plans = snapshot, {}
+        shape = (_shape(features), full_names)
+        if shape not in self.plans:
+            request = resolve(snapshot, features, full_feature_names=full_names)
+            plan = OnlinePlan.compile(snapshot, request, fetch=_fetch_from(ref(workspace)))
+            # The objects stay alive with the plan, or another could get the id that stands in the shape.
+            kept = tuple(features) if isinstance(features, list | tuple) else features
+            self.plans[shape] = (kept, plan)
+        return self.plans[shape][1]
+
+
+_by_workspace: WeakKeyDictionary[Workspace, _Plans] = WeakKeyDictionary()
+
+
+def _plans(workspace: Workspace) -> _Plans:
+    found = _by_workspace.get(workspace)
+    if found is None:
+        found = _by_workspace[workspace] = _Plans()
+    return found
+
+
+def _fetch_from(weak: ref[Workspace]) -> FetchValue:
+    """Return what looks up one key, without keeping the workspace alive."""
+
+    def fetch(key: bytes) -> bytes | None:
+        workspace = weak()
+        assert workspace is not None
+        return workspace.online.mget([key])[0]
+
+    return fetch
+
+
+def _shape(features: Any) -> Any:
+    if isinstance(features, list | tuple):
+        return tuple(feature if isinstance(feature, str) else id(feature) for feature in features)
+    return features if isinstance(features, str) else id(features)
+
+
+def _key_value(value_type: ValueType, value: Any) -> Any:
+    is_missing = isinstance(value, float) and math.isnan(value)
+    return None if is_missing else coerce(value_type, value)
+
+
+def _columns(entity_rows: Any) -> dict[str, list[Any]]:
+    """Return entity rows as lists by column, the caller's objects untouched."""
+    if isinstance(entity_rows, Mapping):
+        return {name: _list(name, values) for name, values in entity_rows.items()}
+    if not isinstance(entity_rows, list | tuple) or not all(isinstance(row, Mapping) for row in entity_rows):
+        raise InputError(
+            f"entity_rows is {type(entity_rows).__name__}, not a list of dicts or a dict of lists.",
+            hint='Pass [{"carrier": "UA"}] or {"carrier": ["UA"]}; of a pandas frame df.to_dict("list").',
+        )
+    names = dict.fromkeys(name for row in entity_rows for name in row)
+    try:
+        return {name: [row[name] for row in entity_rows] for name in names}
+    except KeyError:
+        place, name = next((p, n) for n in names for p, row in enumerate(entity_rows) if n not in row)
+        raise EntityKeyError(
+            f"Row {place} of the entity rows has no {name!r}.", hint="Pass None where there is none.", row=place
+        ) from None
+
+
+def _list(name: str, values: Any) -> list[Any]:
+    if isinstance(values, list):
+        return values
+    if hasattr(values, "tolist") or hasattr(values, "to_pylist"):
+        listed: list[Any] = values.tolist() if hasattr(values, "tolist") else values.to_pylist()
+        return listed
+    if isinstance(values, tuple):
+        return list(values)
+    raise InputError(f"entity_rows[{name!r}] is {type(values).__name__}, not a list.", hint="Pass one value per row.")
