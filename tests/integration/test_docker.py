@@ -6,7 +6,6 @@ commands of the containers run for real, as processes of this machine.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
 import re
@@ -69,30 +68,26 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def build_context() -> list[str]:
-    """The committed and new files that .dockerignore lets through; the last rule that matches decides."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=REPOSITORY,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.splitlines()
+    """The files that .dockerignore lets through; the last rule that matches a file or a folder above it decides."""
     rules = [
-        (not rule.startswith("!"), rule.lstrip("!"))
+        (not rule.startswith("!"), rule.removeprefix("!"))
         for rule in (REPOSITORY / ".dockerignore").read_text().splitlines()
         if rule and not rule.startswith("#")
     ]
 
-    def left_out(path: str) -> bool:
-        parts = path.split("/")
-        prefixes = ["/".join(parts[: n + 1]) for n in range(len(parts))]
+    def left_out(path: Path) -> bool:
+        above = [path, *path.parents][:-1]
         verdict = False
         for excluded, pattern in rules:
-            if any(fnmatch.fnmatch(prefix, pattern) for prefix in prefixes):
+            # Of Docker's patterns the file uses a plain path, `*`, and `**/name` for a name at any depth.
+            if pattern == "*" or any(pattern in (str(each), f"**/{each.name}") for each in above):
                 verdict = excluded
         return verdict
 
-    return [path for path in listed if (REPOSITORY / path).is_file() and not left_out(path)]
+    tops = [top for top in REPOSITORY.iterdir() if not left_out(top.relative_to(REPOSITORY))]
+    files = [file for top in tops for file in ([top] if top.is_file() else top.rglob("*")) if file.is_file()]
+    paths = [file.relative_to(REPOSITORY) for file in files]
+    return sorted(str(path) for path in paths if not left_out(path))
 
 
 def test_services_use_known_keys_and_what_they_name_exists(compose: dict[str, Any]) -> None:
@@ -159,7 +154,8 @@ def test_the_image_copies_what_exists_and_the_build_may_see() -> None:
 
 def test_what_the_build_sees_makes_a_whole_wheel(tmp_path: Path) -> None:
     context, wheels = tmp_path / "context", tmp_path / "wheels"
-    for path in build_context():
+    seen = build_context()
+    for path in seen:
         (context / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPOSITORY / path, context / path)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
