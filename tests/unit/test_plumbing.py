@@ -164,6 +164,8 @@ def test_modules_and_functions_stay_small() -> None:
     """Modules under 500 lines and functions under 50: what is larger says something twice, or does two things."""
     too_long = []
     for path in product_files():
+        if "migrations" in path.parts:  # a schema is one long list
+            continue
         text = path.read_text()
         if len(text.splitlines()) >= 500:
             too_long.append(str(path.relative_to(REPOSITORY)))
