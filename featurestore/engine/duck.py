@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurestore.definitions import FeatureView, ParquetSource
-from featurestore.engine import join, latest, scan
+from featurestore.engine import join, latest, query, scan
 from featurestore.engine.interface import (
     Engine,
     JoinFacts,
@@ -66,3 +66,18 @@ class DuckEngine(Engine):
     def examine(self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin]) -> tuple[JoinFacts, ...]:
         """See `Engine.examine`."""
         return join.examine(self._session, frame, time_column, views)
+
+    def query(
+        self,
+        sql: str,
+        sources: Sequence[ParquetSource],
+        views: Mapping[str, tuple[FeatureView, Sequence[str]]],
+    ) -> pa.Table:
+        """See `SqlReader.query`."""
+        return query.query(self._session, sql, sources, views)
+
+    def span(
+        self, view: FeatureView, files: Sequence[str], start_us: int, end_us: int, *, batch_rows: int
+    ) -> pa.RecordBatchReader:
+        """See `SqlReader.span`."""
+        return query.span(self._session, view, files, start_us, end_us, batch_rows=batch_rows)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.types import ValueType
@@ -175,3 +175,26 @@ class Engine(ABC):
     @abstractmethod
     def examine(self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin]) -> tuple[JoinFacts, ...]:
         """Find out, by queries independent of `join`, what a certificate states."""
+
+
+@runtime_checkable
+class SqlReader(Protocol):
+    """An engine that also reads by SQL, from sources and views and from nothing else."""
+
+    def query(
+        self,
+        sql: str,
+        sources: Sequence[ParquetSource],
+        views: Mapping[str, tuple[FeatureView, Sequence[str]]],
+    ) -> pa.Table:
+        """Return the result of one SELECT over sources and views by name.
+
+        A view (with its table's files) has join keys, ``event_ts`` and features, each row as it was last
+        corrected. Raises EntityFrameError with the engine's words for SQL that does not run, SourceFileError and
+        DamagedFileError for what it reads.
+        """
+
+    def span(
+        self, view: FeatureView, files: Sequence[str], start_us: int, end_us: int, *, batch_rows: int
+    ) -> pa.RecordBatchReader:
+        """Return a view's rows with event time in [start, end), ordered by event time and keys: columns as above."""

@@ -77,9 +77,7 @@ class OnlineResponse:
         columns = {}
         for name, values in self._own.items():
             if name in types:
-                columns[name] = column_from_values(
-                    [_coerced_or_null(types[name], v, coerce) for v in values], types[name]
-                )
+                columns[name] = column_from_values([_key_value(types[name], value) for value in values], types[name])
             else:
                 columns[name] = pa.array(values)
         for output, values in zip(request.outputs, self._answer.columns(), strict=True):
