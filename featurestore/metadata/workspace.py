@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from featurestore_registry.interface import Ledger, Registry
 
 from featurestore.backends import open_engine, open_offline, open_online, open_registry
 from featurestore.definitions import Definition
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import FeatureStoreError, RegistryUnavailableError
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.project.settings import Settings
 from featurestore.types.times import Clock, system_clock
@@ -45,6 +46,7 @@ class Workspace:
         self._code = code
         self.clock = clock
         self._snapshot: Snapshot | None = None
+        self._stale_at_s = 0.0
 
     @property
     def project(self) -> str:
@@ -98,6 +100,23 @@ class Workspace:
             snapshot = Snapshot.of(self.registry.definitions.read(self.project))
             # Features without code are served even where the feature repo does not load.
             self._snapshot = snapshot.with_code(self.code) if snapshot.on_demand else snapshot
+        return self._snapshot
+
+    def recent_snapshot(self) -> Snapshot:
+        """Return definitions at most ``server.refresh`` old, and older ones while the registry is away.
+
+        Reads of features use it: they must not cost a look at the registry each, nor fail with it.
+        """
+        now_s = time.monotonic()
+        if self._snapshot is None or now_s >= self._stale_at_s:
+            try:
+                self.snapshot()
+            except RegistryUnavailableError as error:
+                if self._snapshot is None:
+                    raise
+                logger.warning("serving revision %d: %s", self._snapshot.revision, error)
+            self._stale_at_s = now_s + self.settings.server.refresh.total_seconds()
+        assert self._snapshot is not None
         return self._snapshot
 
     def close(self) -> None:

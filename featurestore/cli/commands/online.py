@@ -41,7 +41,7 @@ def command(
     wanted = service if features is None else [reference.strip() for reference in features.split(",")]
     rows = _entity_rows(entities, _declared_types(store))
     answer = store.get_online_features(wanted, rows, full_feature_names=full_feature_names)
-    values, statuses = answer.to_dict(), answer.statuses()
+    values, statuses = answer.to_dict(), answer.statuses
 
     def render(console: Console) -> None:
         for row in range(len(next(iter(rows.values())))):

@@ -1,0 +1,176 @@
+"""The whole product on real data, one step after the other: `make demo`.
+
+Writes the example's sources, applies the definitions, materializes, builds a training set of all flights, serves,
+asks over HTTP for three flights, and stops cleanly. Embedded defaults only: nothing else needs to run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from rich.console import Console
+from rich.table import Table
+
+REPO = Path(__file__).resolve().parent
+DATA = REPO / "data"
+TRAINING = DATA / "training.parquet"
+SERVICE = "departure_delay_v1"
+FS = Path(sys.executable).with_name("fs")
+# The demo stands for itself: settings of the caller's own store must not leak into it.
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("FS_") or key == "FS_CRASH_AT"}
+SHOWN = ("carrier", "flight", "origin", "dest", "tailnum")
+console = Console(highlight=False, width=max(100, Console().width))
+
+
+def main() -> None:
+    """Run every step; the first that fails ends the demo with its own message."""
+    started = time.monotonic()
+    say("Flights from New York: will this one arrive more than 15 minutes late?")
+    for leftover in (DATA, REPO / ".featurestore"):
+        if leftover.exists():
+            console.print(
+                f"[dim]Starting afresh: removing {leftover.relative_to(REPO.parent)} of an earlier run.[/dim]"
+            )
+            shutil.rmtree(leftover)
+    step(1, "Write the sources: 336,776 flights of 2013, moved by whole weeks so that they end now")
+    run(sys.executable, REPO / "make_sources.py", "--shift-to-now")
+    step(2, "Register the definitions of features.py")
+    fs("apply", "--yes")
+    step(3, "Bring the rows into the offline store, and the newest of each entity into the online store")
+    fs("materialize")
+    step(4, "Build a training set: every flight, with what was known at its scheduled departure")
+    frame = "data/departures.parquet"
+    fs("training-set", "--entities", frame, "--service", SERVICE, "--out", TRAINING, "--full-feature-names")
+    show_training_set()
+    step(5, "Serve the same features over HTTP, and ask for the last three flights")
+    ask_server()
+    console.print()
+    say(f"Done in {time.monotonic() - started:.0f} seconds. Look around with: {show(FS, '--repo', REPO, 'status')}")
+
+
+def say(text: str) -> None:
+    """Print a headline."""
+    console.print(text, style="bold")
+
+
+def step(number: int, title: str) -> None:
+    """Announce a step."""
+    console.print(f"\n[bold cyan]{number}.[/bold cyan] [bold]{title}[/bold]")
+
+
+def show(*command: Any) -> str:
+    """Return a command as a person would type it."""
+    texts = [Path(sys.executable).name if part == sys.executable else str(part) for part in command]
+    return " ".join(text.replace(f"{Path.cwd()}/", "").replace(f"{REPO}/", "") for text in texts)
+
+
+def run(*command: Any) -> None:
+    """Run a command in the feature repo, its output passing through; end the demo when it fails."""
+    console.print(f"[dim]$ {show(*command)}[/dim]")
+    started = time.monotonic()
+    finished = subprocess.run([str(part) for part in command], env=ENVIRONMENT, cwd=REPO, check=False)
+    if finished.returncode != 0:
+        console.print(f"[red]This step failed with exit code {finished.returncode}.[/red]")
+        sys.exit(finished.returncode)
+    console.print(f"[dim]took {time.monotonic() - started:.1f} s[/dim]")
+
+
+def fs(*arguments: Any) -> None:
+    """Run the command line of the feature store."""
+    run(FS, *arguments)
+
+
+def show_training_set() -> None:
+    """Print what came out, and how a few features relate to the label."""
+    connection = duckdb.connect()
+    relation = connection.sql(f"FROM read_parquet('{TRAINING}')")
+    rows = relation.aggregate("count(*)").fetchall()[0][0]
+    console.print(
+        f"{rows:,} rows with {len(relation.columns)} columns in {TRAINING.relative_to(REPO.parent)}. For example:"
+    )
+    table = Table("last delay of the plane", "flights", "late", "share late", box=None, header_style="bold")
+    query = """
+        SELECT CASE WHEN plane_status__last_delay IS NULL THEN 'not known'
+                    WHEN plane_status__last_delay <= 15 THEN 'up to 15 minutes'
+                    ELSE 'more than 15 minutes' END AS last_delay,
+               count(*), count(*) FILTER (late), avg(late::INT)
+        FROM read_parquet($file) WHERE late IS NOT NULL GROUP BY ALL ORDER BY 1
+    """
+    for label, flights, late, share in connection.execute(query, {"file": str(TRAINING)}).fetchall():
+        table.add_row(label, f"{flights:,}", f"{late:,}", f"{share:.1%}")
+    console.print(table)
+
+
+def ask_server() -> None:
+    """Start a server on a free port, ask it for three flights, show the answer, stop it."""
+    command = [str(FS), "serve", "--port", "0"]
+    console.print(f"[dim]$ {show(*command)}[/dim]")
+    server = subprocess.Popen(command, env=ENVIRONMENT, cwd=REPO, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        url = next(word.rstrip(".") for line in server.stdout for word in line.split() if word.startswith("http://"))
+        flights = last_flights(3)
+        body = request_body(flights)
+        console.print(f"[dim]$ curl -X POST {url}/v1/online-features -d '{json.dumps(body)[:160]}…'[/dim]")
+        request = urllib.request.Request(  # noqa: S310 - our own server on loopback
+            f"{url}/v1/online-features", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        started = time.monotonic()
+        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+            answer = json.load(response)
+        console.print(f"[dim]answered in {(time.monotonic() - started) * 1000:.1f} ms[/dim]")
+        show_answer(flights, answer)
+    finally:
+        server.terminate()
+        code = server.wait(timeout=20)
+    console.print(f"[dim]The server stopped cleanly (exit code {code}).[/dim]")
+
+
+def last_flights(count: int) -> list[dict[str, Any]]:
+    """Return the last departures of the entity frame that have a plane."""
+    query = f"""
+        SELECT carrier, flight, origin, dest, tailnum, strftime(sched_dep, '%Y-%m-%dT%H:%M:%SZ') AS sched_dep, distance
+        FROM read_parquet($file) WHERE tailnum IS NOT NULL ORDER BY event_timestamp DESC, flight LIMIT {count}
+    """
+    connection = duckdb.connect(config={"TimeZone": "UTC"})
+    found = connection.execute(query, {"file": str(DATA / "departures.parquet")})
+    names = [column[0] for column in found.description]
+    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+def request_body(flights: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the request for some flights."""
+    return {
+        "feature_service": SERVICE,
+        "full_feature_names": True,
+        "entities": {key: [flight[key] for flight in flights] for key in ("carrier", "origin", "dest", "tailnum")},
+        "request_data": {key: [flight[key] for flight in flights] for key in ("sched_dep", "distance")},
+    }
+
+
+def show_answer(flights: Sequence[dict[str, Any]], answer: dict[str, Any]) -> None:
+    """Print the answer, a column a flight; what is not PRESENT says what it is."""
+    heads = ["{carrier} {flight} {origin}-{dest} ({tailnum})".format(**flight) for flight in flights]
+    table = Table("feature", *heads, box=None, header_style="bold")
+    for place, name in enumerate(answer["names"]):
+        cells = []
+        for row, statuses in zip(answer["rows"], answer["status"], strict=True):
+            value, status = row[place], statuses[place]
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            cells.append(shown if status == "PRESENT" else f"[dim]{status}[/dim]")
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
