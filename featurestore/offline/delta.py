@@ -1,0 +1,243 @@
+"""The offline store on Delta tables of one folder: Parquet files of our own in explicit, durable commits."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featurestore.errors import ConcurrentCommitError, FeatureStoreError, OfflineStoreError, TableVersionError
+from featurestore.offline import files as disk
+from featurestore.offline.interface import (
+    DataFile,
+    OfflineStore,
+    TableChanges,
+    TableId,
+    TableSchema,
+    TableVersion,
+)
+from featurestore.offline.log import CHECKPOINT_EVERY, COMMITTED, LOG_SYNCED, TableLog, arrow_schema, file_name
+from featurestore.offline.staging import Staging, abandoned, is_held
+from featurestore.steps import crash_point, reached
+from featurestore.types.times import Clock, system_clock
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+FILES_SYNCED = crash_point("offline.files_synced", "new files are on the disk, in the staging place")
+FILES_MOVED = crash_point("offline.files_moved", "new files lie in the table's folder, in no version yet")
+COLUMNS_ADDED = crash_point("offline.columns_added", "a version with the new columns and no new rows")
+TABLE_MOVED = crash_point("offline.table_moved", "a dropped table is out of sight, its files are still there")
+
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+_DROPPED = ".dropped-"
+
+
+class DeltaStore(OfflineStore):
+    """Tables below one folder of the local file system. Safe across threads and processes.
+
+    ``clock`` only dates removals, for other programs that clean Delta tables.
+    """
+
+    def __init__(self, folder: Path, *, clock: Clock = system_clock) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._staging: dict[TableId, Staging] = {}
+        weakref.finalize(self, _close_all, self._staging)
+
+    def current(self, table: TableId) -> TableVersion | None:
+        """See `OfflineStore.current`."""
+        log = self._log(table)
+        return log.read(log.open()) if log.exists() else None
+
+    def version(self, table: TableId, number: int) -> TableVersion:
+        """See `OfflineStore.version`."""
+        log = self._log(table)
+        found = log.read(log.open(number))
+        gone = next((file.path for file in found.files if not Path(file.path).is_file()), None)
+        if gone is not None:
+            raise TableVersionError(
+                f"Version {number} of table {table} cannot be read any more: {gone} is gone.",
+                hint="Saved training sets keep the versions they pin; all others go when the store is cleaned.",
+                table=str(table),
+                version=number,
+            )
+        return found
+
+    def staging(self, table: TableId) -> Path:
+        """See `OfflineStore.staging`."""
+        return self._own_staging(table).folder
+
+    def commit(
+        self,
+        table: TableId,
+        schema: TableSchema,
+        *,
+        base: int | None,
+        add: Sequence[Path],
+        remove: Sequence[DataFile] = (),
+    ) -> TableVersion:
+        """See `OfflineStore.commit`."""
+        log = self._log(table)
+        wanted = arrow_schema(schema)
+        before, widened = None, False
+        if base is not None:
+            before, wanted, widened = self._prepare(log, base, wanted)
+            if widened:
+                add = [*add, *self._widened(log, before, wanted, remove)]
+        elif log.exists():
+            raise ConcurrentCommitError(
+                f"Another writer created table {table} first.", hint="Run it again.", table=str(table)
+            )
+        moved = self._move(log, add)
+        number = 0 if before is None else before.version() + 1
+        try:
+            log.commit(before, wanted, moved, remove, removed_ms=self._clock() // 1000, replace=widened)
+        except FeatureStoreError:
+            _take_back(log, moved)
+            raise
+        reached(COMMITTED)
+        log.sync(number)
+        reached(LOG_SYNCED)
+        if number and number % CHECKPOINT_EVERY == 0:
+            log.checkpoint(number)
+        return log.read(log.open(number))
+
+    def changes(self, table: TableId, after: int | None, until: int) -> TableChanges:
+        """See `OfflineStore.changes`."""
+        log = self._log(table)
+        old = () if after is None else log.read(log.open(after)).files
+        new = log.read(log.open(until)).files
+        before, now = {file.path for file in old}, {file.path for file in new}
+        return TableChanges(
+            added=tuple(file for file in new if file.path not in before),
+            removed=tuple(file for file in old if file.path not in now),
+        )
+
+    def verify(self, files: Sequence[DataFile], *, again: bool = False) -> None:
+        """See `OfflineStore.verify`."""
+        disk.verify(files, again=again)
+
+    def tables(self, project: str) -> list[TableId]:
+        """See `OfflineStore.tables`."""
+        found = []
+        for folder in self._path(project).glob("*/*"):
+            if folder.name.isdecimal() and not folder.parent.name.startswith("."):
+                table = TableId(project, folder.parent.name, int(folder.name))
+                if self._log(table).exists():
+                    found.append(table)
+        return sorted(found, key=lambda table: (table.view, table.generation))
+
+    def clean(self, table: TableId, *, keep: Sequence[int] | None) -> int:
+        """See `OfflineStore.clean`."""
+        log = self._log(table)
+        with disk.disk_errors(f"clean table {table}"):
+            removed = sum(_remove_tree(folder) for folder in log.path.parent.glob(f"{_DROPPED}*"))
+            if keep is None:
+                return removed + self._drop(table, log)
+            # A writer that is gone before the newest version is read has its commit in it, or never will.
+            present = [path for path in log.path.glob("*.parquet*") if path.is_file()]
+            unclaimed = {path for path in present if not is_held(log.path, path.name.partition("-")[0])}
+            leftovers = list(abandoned(log.path))
+            needed: set[str] = set()
+            committed: set[str] = set()
+            if log.exists():
+                committed, needed = log.committed_names(), log.newest_names()
+                for number in keep:
+                    needed |= {Path(file.path).name for file in self.version(table, number).files}
+            for path in present:
+                if path.name not in needed and (path in unclaimed or path.name in committed):
+                    path.unlink()
+                    removed += 1
+            return removed + sum(_remove_tree(folder) for folder in leftovers)
+
+    def _drop(self, table: TableId, log: TableLog) -> int:
+        staging = self._staging.pop(table, None)
+        if staging is not None:
+            staging.close()
+        if not log.path.is_dir():
+            return 0
+        # A table that is half removed would be a broken one: it goes out of sight in one step.
+        hidden = log.path.with_name(f"{_DROPPED}{secrets.token_hex(8)}")
+        log.path.rename(hidden)
+        disk.sync_folder(hidden.parent)
+        reached(TABLE_MOVED)
+        return _remove_tree(hidden)
+
+    def _prepare(self, log: TableLog, base: int, wanted: pa.Schema) -> tuple[DeltaTable, pa.Schema, bool]:
+        """Load the base of a commit, sync it, and give it the columns that are new."""
+        before = log.open(base)
+        log.sync(base)  # its writer may have died before it did
+        merged, added, widened = log.merged(before, wanted)
+        if added and not widened:
+            log.add_columns(before, [merged.field(name) for name in added])
+            reached(COLUMNS_ADDED)
+        return before, merged, widened
+
+    def _widened(self, log: TableLog, before: DeltaTable, schema: pa.Schema, remove: Sequence[DataFile]) -> list[Path]:
+        """Write the files that stay once more, with wider types: Delta's readers expect the table's types in them."""
+        dropped = {file.path for file in remove}
+        written = []
+        with disk.disk_errors(f"rewrite table {log.table}"):
+            for file in log.read(before).files:
+                if file.path not in dropped:
+                    written.append(self.staging(log.table) / f"{secrets.token_hex(16)}.parquet")
+                    disk.rewrite(Path(file.path), written[-1], schema)
+        return written
+
+    def _move(self, log: TableLog, add: Sequence[Path]) -> dict[str, disk.FileFacts]:
+        """Sync and hash new files and move them into the table's folder, where no version needs them yet."""
+        place = self._own_staging(log.table)
+        facts = {path: disk.examine(path) for path in add}
+        reached(FILES_SYNCED)
+        moved = {}
+        with disk.disk_errors(f"move new files into table {log.table}"):
+            for path, found in facts.items():
+                name = file_name(place.name, found.sha256)
+                path.rename(log.path / name)
+                disk.remember(log.path / name, found.sha256)
+                moved[name] = found
+            disk.sync_folder(log.path)
+        reached(FILES_MOVED)
+        return moved
+
+    def _own_staging(self, table: TableId) -> Staging:
+        with disk.disk_errors(f"make a place for new files of table {table}"):
+            place = self._staging.get(table)
+            if place is None or not place.folder.is_dir():
+                place = self._staging[table] = Staging(self._log(table).path)
+        return place
+
+    def _log(self, table: TableId) -> TableLog:
+        return TableLog(table, self._path(table.project, table.view, str(table.generation)))
+
+    def _path(self, *parts: str) -> Path:
+        for part in parts:
+            if not _PART.fullmatch(part):
+                raise OfflineStoreError(f"{part!r} cannot be a part of a table's name.", name=part)
+        return self._folder.joinpath(*parts)
+
+
+def _close_all(staging: dict[TableId, Staging]) -> None:
+    for place in staging.values():
+        place.close()
+
+
+def _take_back(log: TableLog, moved: dict[str, disk.FileFacts]) -> None:
+    """Remove files of a commit that failed, unless it is in the log after all."""
+    committed = log.newest_names() if log.exists() else set()
+    for name in moved:
+        if name not in committed:
+            (log.path / name).unlink(missing_ok=True)
+
+
+def _remove_tree(folder: Path) -> int:
+    """Remove a folder; returns the number of files that were in it."""
+    count = sum(1 for path in folder.rglob("*") if path.is_file())
+    shutil.rmtree(folder)
+    return count
