@@ -108,9 +108,8 @@ class LmdbStore(OnlineStore):
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set a plain value, with a checksum of its own."""
-        checksum = crc32(value, crc32(key)).to_bytes(CRC_BYTES)
         with self._transaction(write=True) as transaction:
-            transaction.put(key, _PLAIN + checksum + value)
+            transaction.put(key, _PLAIN + _plain_checksum(key, value) + value)
         self._sync()
 
     def scan(self, prefix: bytes) -> Iterator[Sequence[tuple[bytes, bytes]]]:
@@ -350,6 +349,10 @@ def _is_expiry_whole(value: bytes) -> bool:
     return bool(stored ^ inverted == _ONES)
 
 
+def _plain_checksum(key: bytes, value: bytes) -> bytes:
+    return crc32(value, crc32(_PLAIN, crc32(key))).to_bytes(CRC_BYTES)
+
+
 def _content(value: bytes) -> bytes:
     return value[_ENVELOPE_BYTES + CRC_BYTES if value.startswith(_PLAIN) else _ENVELOPE_BYTES :]
 
@@ -365,13 +368,12 @@ def _are_whole_and_live(keys: Sequence[bytes], values: Sequence[bytes], now: byt
 
 def _opened(key: bytes, value: bytes, now: bytes) -> bytes | None:
     """Return what a value holds, None where it is expired. Raises DamagedRecordError."""
-    content = value[_ENVELOPE_BYTES:]
-    checksum = content[-CRC_BYTES:]
-    checked = content[:-CRC_BYTES]
+    content = _content(value)
     if value.startswith(_PLAIN):
-        checksum, content = content[:CRC_BYTES], content[CRC_BYTES:]
-        checked = content
-    if crc32(checked, crc32(key)).to_bytes(CRC_BYTES) != checksum:
+        is_whole = value[_ENVELOPE_BYTES : _ENVELOPE_BYTES + CRC_BYTES] == _plain_checksum(key, content)
+    else:
+        is_whole = is_intact(key, content)
+    if not is_whole:
         raise damaged(key, "does not match its checksum")
     if value[:8] > now:
         return content

@@ -40,6 +40,19 @@ _NEXT_VERSION = bytes([FORMAT_VERSION + 1])
 _decode_row = msgspec.msgpack.Decoder(list[Any]).decode
 _decode_rows = msgspec.msgpack.Decoder(list[list[Any]]).decode
 
+_WIRE_KINDS: dict[str, type] = {
+    "Int32": int,
+    "Int64": int,
+    "Float32": float,
+    "Float64": float,
+    "Bool": bool,
+    "String": str,
+    "Bytes": bytes,
+    "Timestamp": int,
+    "Date": int,
+    "Decimal": str,
+}
+
 FetchSchema = Callable[[bytes], bytes | None]
 """Returns the schema document of a schema id, or None where the store does not hold it."""
 
@@ -209,6 +222,10 @@ class ViewReader:
         self._ttl_us = layout.ttl_us
         self._own_schema = {self.decoder.schema_id}
         self._stored_width = len(layout.features)
+        # Decoding into types that hold no null proves that there is none, for free. Where one was met the next
+        # read looks for them instead, until it finds none.
+        self._decode_without_nulls = msgspec.msgpack.Decoder(_wire_rows(layout)).decode
+        self._expects_nulls = False
         self._select = _selection([name for name, _ in layout.features], self.features)
         self._present = (Status.PRESENT,) * len(self.features)
         self._absent = (Status.NOT_FOUND,) * len(self.features)
@@ -232,7 +249,12 @@ class ViewReader:
             heads = list(map(_HEAD, found))
             own = set(map(_SCHEMA, found)) == self._own_schema
             if own and min(heads) >= oldest and max(heads) < _NEXT_VERSION:
-                return self._finish(self._rows(keys, found), None, records)
+                rows, is_without_nulls = self._rows(keys, found)
+                if is_without_nulls:
+                    return self._finish(rows, None, records, look_for_nulls=False)
+                answer = self._finish(rows, None, records, look_for_nulls=True)
+                self._expects_nulls = answer.statuses is not None
+                return answer
         return self._read_mixed(keys, records, oldest)
 
     def _oldest_head(self, now_us: int) -> bytes:
@@ -240,16 +262,27 @@ class ViewReader:
         oldest_us = MIN_INSTANT if self._ttl_us is None else max(now_us - self._ttl_us, MIN_INSTANT)
         return _VERSION + time_bytes(oldest_us)
 
-    def _rows(self, keys: Sequence[bytes], records: Sequence[Any]) -> list[Sequence[Any]]:
-        """Return the asked features of records of the layout's own schema, decoded behind one array header."""
+    def _rows(self, keys: Sequence[bytes], records: Sequence[Any]) -> tuple[list[Sequence[Any]], bool]:
+        """Decode records of the layout's own schema behind one array header.
+
+        Return the asked features, and whether decoding has proven that no value is null.
+        """
+        payload = msgpack_array_header(len(records)) + b"".join(map(_PAYLOAD, records))
+        rows: Any = None
+        if not self._expects_nulls:
+            try:
+                rows = self._decode_without_nulls(payload)
+            except msgspec.DecodeError:
+                self._expects_nulls = True
+        is_without_nulls = rows is not None
         try:
-            rows: list[Any] = _decode_rows(msgpack_array_header(len(records)) + b"".join(map(_PAYLOAD, records)))
-            whole = set(map(len, rows)) == {self._stored_width}
+            rows = _decode_rows(payload) if rows is None else rows
         except msgspec.DecodeError:
-            whole = False
-        if not whole:
+            raise self._first_damaged(keys, records) from None
+        if set(map(len, rows)) != {self._stored_width}:
             raise self._first_damaged(keys, records)
-        return rows if self._select is None else list(map(self._select, rows))
+        asked: list[Sequence[Any]] = rows if self._select is None else list(map(self._select, rows))
+        return asked, is_without_nulls
 
     def _first_damaged(self, keys: Sequence[bytes], records: Sequence[bytes]) -> DamagedRecordError:
         try:
@@ -281,21 +314,25 @@ class ViewReader:
             else:
                 seen[place] = None
         if own_places:
-            rows = self._rows([keys[place] for place in own_places], [records[place] for place in own_places])
+            rows, _ = self._rows([keys[place] for place in own_places], [records[place] for place in own_places])
             for place, row in zip(own_places, rows, strict=True):
                 values[place] = row
                 statuses[place] = self._present
-        return self._finish(values, statuses, seen)
+        return self._finish(values, statuses, seen, look_for_nulls=True)
 
     def _finish(
         self,
         rows: list[Sequence[Any]],
         statuses: list[Sequence[Status]] | None,
         records: Sequence[bytes | None],
+        *,
+        look_for_nulls: bool,
     ) -> ViewRows:
         if self._checked_floats:
-            rows = self._without_special_floats(rows)
-        with_nulls = [place for place, row in enumerate(rows) if None in row]
+            cleaned = self._without_special_floats(rows)
+            look_for_nulls = look_for_nulls or cleaned is not rows
+            rows = cleaned
+        with_nulls = [place for place, row in enumerate(rows) if None in row] if look_for_nulls else []
         if with_nulls:
             found: list[Sequence[Status]] = statuses or [self._present] * len(rows)
             for place in with_nulls:
@@ -333,6 +370,12 @@ def _selection(stored: Sequence[str], asked: Sequence[str]) -> Callable[[Any], S
     if len(positions) == 1:
         return lambda row: (row[positions[0]],)
     return operator.itemgetter(*positions) if positions else lambda row: ()
+
+
+def _wire_rows(layout: ViewLayout) -> Any:
+    """Return the type of rows as msgpack carries them, without nulls."""
+    kinds = [list if value_type.item is not None else _WIRE_KINDS[value_type.name] for _, value_type in layout.features]
+    return list[tuple[tuple(kinds)]]  # type: ignore[misc]
 
 
 def _json_converters(decoder: RecordDecoder) -> list[Converter | None]:

@@ -15,8 +15,8 @@ from featurestore.errors import OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
 from featurestore.online.redis import CONNECTION_OPTIONS, checked_reply, unavailable
 
-MOST_OPENING = 64
-"""Connections on their way at once; reads beyond them fail at once instead of piling up."""
+MOST_CONNECTIONS = 64
+"""In use at once; reads beyond them wait for one within their deadline."""
 
 
 class RedisReader(AsyncReader):
@@ -35,6 +35,7 @@ class RedisReader(AsyncReader):
         self._connect_seconds = connect_seconds
         self._idle: list[Any] = []
         self._opening: set[asyncio.Task[Any]] = set()
+        self._gate = asyncio.Semaphore(MOST_CONNECTIONS)
         self._closed = False
 
     async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -63,7 +64,7 @@ class RedisReader(AsyncReader):
 
     async def _ask(self, seconds: float, *command: bytes | str) -> Any:
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds), self._gate:
                 connection = self._idle.pop() if self._idle else await self._opened()
                 try:
                     await connection.send_packed_command(connection.pack_command(*command), check_health=False)
@@ -80,8 +81,9 @@ class RedisReader(AsyncReader):
 
     async def _opened(self) -> Any:
         """Return a new connection; when its reader stops waiting, it is opened all the same and kept."""
-        if self._closed or len(self._opening) >= MOST_OPENING:
-            raise OnlineStoreUnavailableError(f"Redis at {self._location} has no connection left to read from.")
+        if self._closed or len(self._opening) >= MOST_CONNECTIONS:
+            # None of those that earlier reads gave up on is open yet: another one would wait in vain as well.
+            raise OnlineStoreUnavailableError(f"Redis at {self._location} accepts no connection.")
         task = asyncio.create_task(self._connect())
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
