@@ -27,7 +27,7 @@ def command(store: FeatureStore, output: Output, limit: int) -> None:
         at = info.applied_at.isoformat()
         about = f"{info.message + ': ' if info.message else ''}{changed}"
         events.append({"at": at, "what": f"apply revision {info.number}", "by": info.author, "about": about})
-    for run in all_runs(workspace.ledger, workspace.project):
+    for run in all_runs(workspace.ledger, workspace.project, now_us=workspace.clock()):
         about = f"{run.appended:,} rows appended, {run.published.written:,} published"
         events.append(
             {

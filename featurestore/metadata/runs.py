@@ -1,0 +1,120 @@
+"""Runs: what each materialization did, as `fs materialize`, `fs log` and the ledger show it.
+
+A run is written twice per view: when it starts (kind ``run_start``) and when it ends (kind ``run``). A start
+without an end whose lease is gone belongs to a process that was killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from featurestore_registry.interface import Ledger
+
+from featurestore.metadata.leases import read_lease
+from featurestore.metadata.watermarks import Interval
+from featurestore.steps import crash_point, reached
+
+START_KIND, END_KIND = "run_start", "run"
+
+RunKind = Literal["interval", "incremental", "rebuild", "republish"]
+RunState = Literal["running", "done", "failed", "killed"]
+
+STARTED = crash_point("run.started", "the ledger says that the run is under way")
+RECORDED = crash_point("run.recorded", "the ledger says how the run ended")
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What became of the records that a run sent online."""
+
+    written: int = 0
+    stale: int = 0
+    """A newer record was there, and stayed."""
+    expired: int = 0
+    """Past their physical expiry: not written."""
+    wrong_type: int = 0
+    """Their key holds something that is no record; it was left alone."""
+    repaired: int = 0
+    """Of withdrawn rows: replaced by the entity's next best row."""
+    deleted: int = 0
+    """Of withdrawn rows: deleted, because the entity has no other row."""
+    wrong_type_keys: tuple[str, ...] = ()
+    """The first few of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """One run of one view. Counts are rows."""
+
+    run_id: str
+    view: str
+    generation: int
+    kind: RunKind
+    state: RunState
+    started_us: int
+    host: str
+    pid: int
+    intervals: tuple[Interval, ...] = ()
+    """The spans of event time that were asked for; an incremental run also read what changed elsewhere."""
+    read: int = 0
+    appended: int = 0
+    duplicates: int = 0
+    """Of equal keys and times the last counts; these were the others."""
+    unchanged: int = 0
+    null_keys: int = 0
+    """Dropped."""
+    null_times: int = 0
+    """Dropped."""
+    waiting: int = 0
+    """Dated after now: left for a later run."""
+    withdrawn: int = 0
+    """By a rebuild: rows that the source no longer holds."""
+    table_version: int | None = None
+    published: Published = field(default_factory=Published)
+    duration_ms: int | None = None
+    error: str | None = None
+    dry_run: bool = False
+    """It counted and wrote nothing."""
+
+
+def record_start(ledger: Ledger, project: str, run: RunResult) -> None:
+    """Write that a run is under way."""
+    ledger.append(project, START_KIND, run.view, asdict(run))
+    reached(STARTED)
+
+
+def record_end(ledger: Ledger, project: str, run: RunResult) -> None:
+    """Write how a run ended."""
+    ledger.append(project, END_KIND, run.view, asdict(run))
+    reached(RECORDED)
+
+
+def runs(ledger: Ledger, project: str, view: str, *, now_us: int) -> list[RunResult]:
+    """Return a view's runs, newest first; those that started and never ended are running or killed."""
+    ended = [run_from(entry.document) for entry in ledger.scan(project, END_KIND, key=view)]
+    known = {run.run_id for run in ended}
+    started = [run_from(entry.document) for entry in ledger.scan(project, START_KIND, key=view)]
+    lease, _ = read_lease(ledger, project, view)
+    holder = lease.holder if lease is not None and lease.is_held(now_us) else None
+    open_runs = [
+        replace(run, state="running" if run.run_id == holder else "killed")
+        for run in started
+        if run.run_id not in known
+    ]
+    return sorted([*ended, *open_runs], key=lambda run: run.started_us, reverse=True)
+
+
+def all_runs(ledger: Ledger, project: str, *, now_us: int) -> list[RunResult]:
+    """Return the runs of every view, also of deleted ones, newest first."""
+    views = {entry.key for kind in (START_KIND, END_KIND) for entry in ledger.scan(project, kind)}
+    found = [run for view in sorted(views) for run in runs(ledger, project, view, now_us=now_us)]
+    return sorted(found, key=lambda run: run.started_us, reverse=True)
+
+
+def run_from(document: Mapping[str, Any]) -> RunResult:
+    """Return the run of a ledger document."""
+    published = {**document["published"], "wrong_type_keys": tuple(document["published"]["wrong_type_keys"])}
+    intervals = tuple((start, end) for start, end in document["intervals"])
+    return RunResult(**{**document, "intervals": intervals, "published": Published(**published)})
