@@ -1,0 +1,178 @@
+"""The feature server: one FastAPI app, with the hot routes as bare ASGI apps inside it."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import PlainTextResponse
+from featurestore_registry.auth import AuthMiddleware, Role, TokenVerifier
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+import featurestore
+from featurestore.errors import OnlineStoreUnavailableError, SettingsError
+from featurestore.metadata.workspace import Workspace
+from featurestore.server.definitions import DefinitionsKeeper
+from featurestore.server.docs import add_docs
+from featurestore.server.envelope import App, Envelope, Receive, Scope, Send
+from featurestore.server.errors import error_body
+from featurestore.server.metrics import CONTENT_TYPE, Metrics
+from featurestore.server.online import FeastEndpoint, OnlineEndpoint, OnlineReads
+from featurestore.server.openapi import complete, error_responses
+
+OPEN_PATHS = frozenset({"/health", "/ready"})
+"""Open to everyone, and without details."""
+
+READY_SECONDS = 1.0
+_KINDS = {404: "no_such_route", 405: "method_not_allowed"}
+
+
+def create_app(source: Workspace | Path | str, *, token: str | None = None, host: str = "127.0.0.1") -> FastAPI:
+    """Return the server of one feature repo (a path, or a workspace, which the app then closes).
+
+    ``token`` is the setting ``FS_SERVER_TOKEN``; ``host`` is where the server will listen. Definitions are read
+    here, so what cannot be served is known before anything listens. Raises SettingsError without any token
+    beyond loopback, RegistryError when neither the registry nor a saved snapshot can be read.
+    """
+    workspace = source if isinstance(source, Workspace) else open_workspace(Path(source))
+    definitions = DefinitionsKeeper(workspace)
+    definitions.load()
+    verifier = TokenVerifier(definitions.tokens, static_token=token, clock=workspace.clock)
+    check_binding(host, has_token=token is not None or bool(definitions.tokens()))
+    metrics = Metrics()
+    reads = OnlineReads(definitions, workspace.clock, metrics)
+
+    def measure() -> None:
+        metrics.revision.set(definitions.current.snapshot.revision)
+        metrics.registry_age_seconds.set(definitions.age_us() / 1_000_000)
+
+    def refreshed(outcome: str) -> None:
+        metrics.refreshes.labels(outcome).inc()
+        measure()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        measure()
+        definitions.on_refresh = refreshed
+        reads.reader = workspace.online.reader()
+        definitions.start()
+        yield
+        await asyncio.to_thread(definitions.stop)
+        await reads.reader.close()
+        workspace.close()
+
+    app = FastAPI(
+        title=f"Features of {workspace.project}",
+        version=featurestore.__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={StarletteHTTPException: _http_error},
+    )
+    limit = int(workspace.settings.server.max_body)
+    app.router.routes += [
+        Route("/v1/online-features", OnlineEndpoint(reads, limit), methods=["POST"]),
+        Route("/get-online-features", FeastEndpoint(reads, limit), methods=["POST"]),
+    ]
+    _add_operations(app, reads, metrics, measure)
+    add_docs(app)
+    metrics.routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
+    describe = app.openapi
+    app.openapi = lambda: app.openapi_schema or complete(describe(), OPEN_PATHS)  # type: ignore[method-assign]
+    app.add_middleware(
+        Gate,
+        verifier=verifier,
+        project=workspace.project,
+        is_open=lambda: is_loopback(host) and token is None and not definitions.tokens(),
+    )
+    app.add_middleware(Envelope, metrics=metrics)
+    return app
+
+
+def open_workspace(root: Path) -> Workspace:
+    """Open a feature repo for serving; its code is loaded when an on-demand feature view wants it."""
+    from featurestore.project.loader import load_definitions
+    from featurestore.project.settings import read_settings
+
+    return Workspace(root, read_settings(root), code=lambda: load_definitions(root))
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_binding(host: str, *, has_token: bool) -> None:
+    """Raise SettingsError when anyone beyond this machine could read features without a token."""
+    if not (has_token or is_loopback(host)):
+        raise SettingsError(
+            f"Without a token the server listens on loopback only, not on {host!r}.",
+            hint="Set FS_SERVER_TOKEN: python -c 'import secrets; print(secrets.token_urlsafe(32))'.",
+            host=host,
+        )
+
+
+class Gate:
+    """The token check of every route but the open ones; on loopback nothing is checked while there are no tokens."""
+
+    def __init__(self, app: App, *, verifier: TokenVerifier, project: str, is_open: Callable[[], bool]) -> None:
+        self._app = app
+        self._is_open = is_open
+        self._closed = AuthMiddleware(
+            app,
+            verifier=verifier,
+            open_paths=OPEN_PATHS,
+            required_role=lambda method, path: Role.READER,
+            project_of=lambda method, path: project,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        await (self._app if self._is_open() else self._closed)(scope, receive, send)
+
+
+def _add_operations(app: FastAPI, reads: OnlineReads, metrics: Metrics, look: Callable[[], None]) -> None:
+    """Add what those who run the server ask for."""
+
+    @app.get("/health", tags=["operations"], summary="The process is alive")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get(
+        "/ready",
+        tags=["operations"],
+        summary="The online store answers and definitions are loaded",
+        responses={503: error_responses("503")["503"]},
+    )
+    async def ready() -> dict[str, str]:
+        try:
+            if reads.reader is None:
+                raise OnlineStoreUnavailableError("The online store is not open.")
+            await asyncio.wait_for(reads.reader.check(), READY_SECONDS)
+        except (OnlineStoreUnavailableError, TimeoutError):
+            raise HTTPException(503, "Not ready.", {"retry-after": "1"}) from None
+        return {"status": "ready"}
+
+    @app.get("/metrics", tags=["operations"], summary="For Prometheus", response_class=PlainTextResponse)
+    async def scrape() -> Response:
+        look()
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    """Answer what the router refuses in the shape of all errors."""
+    kind = _KINDS.get(error.status_code, "not_ready")
+    body = error_body(kind, str(error.detail), request.scope["state"]["request_id"])
+    return Response(body, error.status_code, dict(error.headers or {}), "application/json")

@@ -1,0 +1,220 @@
+"""The definitions that a server serves: from the registry, refreshed in the background, kept on disk for bad days.
+
+A request takes `DefinitionsKeeper.current` once and uses nothing else, so a swap never mixes two revisions in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from random import SystemRandom
+
+from featurestore_registry.auth import Token, tokens
+
+from featurestore.backends import open_registry
+from featurestore.errors import DefinitionError, FeatureStoreError, RegistryError, RegistryFormatError
+from featurestore.metadata.snapshot import Snapshot
+from featurestore.metadata.snapshot_file import (
+    FILE_NAME,
+    SavedSnapshot,
+    confirm_snapshot,
+    read_snapshot,
+    save_snapshot,
+)
+from featurestore.metadata.workspace import Workspace
+from featurestore.server.plans import Plans
+from featurestore.types.times import to_rfc3339
+
+logger = logging.getLogger("featurestore.server")
+
+WARN_EVERY_US = 60_000_000
+"""An absent registry is spoken of so often, however short the refresh interval is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One revision, whole. It never changes; a newer revision is another object."""
+
+    plans: Plans
+    tokens: tuple[Token, ...]
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The definitions."""
+        return self.plans.snapshot
+
+
+class DefinitionsKeeper:
+    """Keeps `current` as new as the registry allows. ``on_refresh`` hears the outcome of every look at it."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._path = workspace.root / FILE_NAME
+        self._interval: timedelta = workspace.settings.server.refresh
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._warned_us: int | None = None
+        self._saved: SavedSnapshot | None = None
+        self._served: Served | None = None
+        self.on_refresh: Callable[[str], None] | None = None
+
+    @property
+    def current(self) -> Served:
+        """What is served now; `load` comes first."""
+        assert self._served is not None
+        return self._served
+
+    def age_us(self) -> int:
+        """Return how long ago the registry last confirmed what is served, in microseconds."""
+        assert self._saved is not None
+        return max(0, self._workspace.clock() - self._saved.seen_us)
+
+    def tokens(self) -> tuple[Token, ...]:
+        """Return the tokens of the moment."""
+        return self.current.tokens
+
+    def load(self) -> None:
+        """Read the registry, or, while it is away, what was last known of it.
+
+        Raises the registry's error when nothing was ever saved, RegistryFormatError when what was saved is
+        damaged.
+        """
+        project = self._workspace.project
+        try:
+            found = self._ask()
+            if found.revision.number == 0:
+                kept = read_snapshot(self._path, project)
+                if kept is not None and kept.revision.number > 0:
+                    self._take(kept)
+                    self._warn(f"The registry knows no project {project!r}.")
+                    return
+            self._take(found)
+        except RegistryError as error:
+            kept = read_snapshot(self._path, project)
+            if kept is None:
+                raise
+            self._take(kept)
+            self._warn(f"The registry is away ({error}).")
+        else:
+            self._save(found)
+
+    def refresh(self) -> str:
+        """Look at the registry once; return ``same``, ``changed`` or ``failed``. Never raises."""
+        try:
+            outcome = self._look()
+        except FeatureStoreError as error:
+            self._warn(f"The registry is away ({error}).")
+            outcome = "failed"
+        except Exception:
+            # The thread must live on: what is served now stays right.
+            logger.exception("refreshing the definitions failed")
+            outcome = "failed"
+        if self.on_refresh is not None:
+            self.on_refresh(outcome)
+        return outcome
+
+    def start(self) -> None:
+        """Refresh in the background, every interval give or take a tenth, so that workers do not ask as one."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="featurestore-refresh", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the background thread; waits for a look that is under way."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        seconds = self._interval.total_seconds()
+        jitter = SystemRandom()
+        while not self._stop.wait(seconds * jitter.uniform(0.9, 1.1)):
+            self.refresh()
+
+    def _ask(self, known: SavedSnapshot | None = None) -> SavedSnapshot:
+        """Return what the registry holds now, reading the records only when the revision is not the known one."""
+        workspace = self._workspace
+        project = workspace.project
+        # Never created here: an empty registry in the place of a lost one would end all serving. Opened anew
+        # each time: a file that was moved away or replaced must be noticed.
+        with open_registry(workspace.settings.registry, workspace.root, create=False) as registry:
+            seen_us = workspace.clock()
+            found = tokens(registry.ledger, project)
+            if known is not None and registry.definitions.head(project) == known.revision.number:
+                unchanged = found == known.tokens
+                return SavedSnapshot(known.revision, known.tokens if unchanged else found, seen_us)
+            return SavedSnapshot(registry.definitions.read(project), found, seen_us)
+
+    def _look(self) -> str:
+        known = self._saved
+        assert known is not None
+        found = self._ask(known)
+        if found.revision.number == 0 and known.revision.number > 0:
+            self._warn(f"The registry knows no project {self._workspace.project!r}.")
+            return "failed"
+        self._warned_us = None
+        if found.revision is known.revision and found.tokens is known.tokens:
+            self._saved = found
+            self._confirm(found)
+            return "same"
+        if found.revision.number < known.revision.number:
+            logger.warning(
+                "the registry went back from revision %d to %d", known.revision.number, found.revision.number
+            )
+        self._take(found)
+        self._save(found)
+        return "changed"
+
+    def _take(self, found: SavedSnapshot) -> None:
+        before = self._served
+        if before is not None and before.snapshot.revision == found.revision.number:
+            plans = before.plans
+        else:
+            snapshot = _read_whole(Snapshot.of(found.revision))
+            plans = Plans(snapshot.with_code(self._workspace.code) if snapshot.on_demand else snapshot)
+            if before is not None:
+                plans.prepare(before.plans)
+            logger.info("serving revision %d of project %r", found.revision.number, found.revision.project)
+        self._saved, self._served = found, Served(plans, found.tokens)
+
+    def _save(self, found: SavedSnapshot) -> None:
+        try:
+            save_snapshot(self._path, found)
+        except FeatureStoreError as error:
+            logger.warning("the definitions could not be saved for a start without the registry: %s", error)
+
+    def _confirm(self, found: SavedSnapshot) -> None:
+        try:
+            confirm_snapshot(self._path, found.seen_us)
+        except FeatureStoreError:
+            self._save(found)
+
+    def _warn(self, what: str) -> None:
+        assert self._saved is not None
+        now_us = self._workspace.clock()
+        if self._warned_us is not None and now_us - self._warned_us < WARN_EVERY_US:
+            return
+        self._warned_us = now_us
+        logger.warning(
+            "%s Serving revision %d as it was confirmed at %s.",
+            what,
+            self._saved.revision.number,
+            to_rfc3339(self._saved.seen_us),
+        )
+
+
+def _read_whole(snapshot: Snapshot) -> Snapshot:
+    """Build every definition now, not in the first request; it fails where a newer version wrote them."""
+    try:
+        _ = snapshot.views, snapshot.on_demand, snapshot.services
+    except (KeyError, TypeError, ValueError, DefinitionError) as error:
+        raise RegistryFormatError(
+            f"Revision {snapshot.revision} of project {snapshot.project!r} holds definitions that this version "
+            f"cannot read ({type(error).__name__}: {error}).",
+            hint="Upgrade the package: pip install --upgrade featurestore.",
+        ) from None
+    return snapshot

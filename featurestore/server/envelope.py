@@ -1,0 +1,127 @@
+"""What surrounds every request: its id, its metrics, and an answer for whatever went wrong inside."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from time import perf_counter
+from typing import Any
+
+from featurestore.server.errors import ErrorAnswer, RequestError, error_answer
+from featurestore.server.metrics import Metrics
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_USABLE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+"""What may come back in a header and stand in a log line."""
+
+# A process-wide random part and a count: unique like a random id each, without a system call each.
+_PROCESS = secrets.token_hex(8)
+_COUNT = itertools.count(1)
+
+
+class ClientDisconnectedError(Exception):
+    """The client left before its request was read; nobody is there to answer."""
+
+
+def new_request_id() -> str:
+    """Return an id that no other request has."""
+    return f"{_PROCESS}-{next(_COUNT):x}"
+
+
+class Envelope:
+    """The outermost ASGI app. Every answer carries ``X-Request-ID``: the client's own where it sent a usable one."""
+
+    def __init__(self, app: App, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection's request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = perf_counter()
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        header = (b"x-request-id", request_id.encode())
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), header]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnectedError:
+            status = 499
+        except Exception as error:
+            if status:
+                raise  # half an answer is out: the server closes the connection
+            await respond(send_with_id, error_answer(error, request_id))
+        finally:
+            self._metrics.request(scope["path"], status, perf_counter() - started)
+
+
+async def respond(send: Send, answer: ErrorAnswer) -> None:
+    """Send an error."""
+    await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            return value.decode() if _USABLE_ID.fullmatch(value) else new_request_id()
+    return new_request_id()
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """Return the body of a JSON request.
+
+    Raises RequestError: 415 for another content type or a compressed body, 413 for more than ``limit`` bytes,
+    whether announced or counted while they arrive. Raises ClientDisconnectedError when the client is gone.
+    """
+    content_type = b""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            content_type = value
+        elif name == b"content-length":
+            if value.isdigit() and int(value) > limit:
+                raise _too_large(limit)
+        elif name == b"content-encoding" and value.strip().lower() != b"identity":
+            raise RequestError(415, "unsupported_media_type", "The body must not be compressed.")
+    if content_type != b"application/json" and content_type.split(b";")[0].strip().lower() != b"application/json":
+        raise RequestError(415, "unsupported_media_type", "The body must be JSON: send Content-Type: application/json.")
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        body: bytes = message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+    parts, size = [], 0
+    while True:
+        if message["type"] != "http.request":
+            raise ClientDisconnectedError
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise _too_large(limit)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+        message = await receive()
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(
+        413, "body_too_large", f"The body is larger than {limit} bytes.", hint="Send fewer rows.", max_bytes=limit
+    )

@@ -1,0 +1,240 @@
+"""Online reads over HTTP: two request forms, one path to the store, two forms of answer.
+
+Nothing here runs in a thread, and nothing touches a Request or Response object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic, perf_counter
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from featurestore.errors import InputError, OnlineStoreError, OnlineStoreUnavailableError
+from featurestore.online.interface import AsyncReader
+from featurestore.online.reading import Status
+from featurestore.retrieval.online_plan import Answer, OnlinePlan
+from featurestore.server.definitions import DefinitionsKeeper
+from featurestore.server.envelope import Receive, Scope, Send, read_body
+from featurestore.server.errors import RequestError
+from featurestore.server.metrics import Metrics
+from featurestore.server.plans import Asked
+from featurestore.types.times import Clock, to_instant, to_rfc3339
+
+MOST_ROWS = 1_000
+ABSENT_SCHEMA_SECONDS = 10.0
+"""How long a schema that the store does not hold is not looked up again."""
+
+EPOCH_TEXT = "1970-01-01T00:00:00Z"
+_STATUS = {status: status.name for status in Status}
+_JSON = (b"content-type", b"application/json")
+
+T = TypeVar("T")
+Name = Annotated[str, msgspec.Meta(max_length=256)]
+Columns = dict[Name, list[Any]]
+
+
+class OnlineRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of ``POST /v1/online-features``."""
+
+    features: list[Name] | None = None
+    feature_service: Name | None = None
+    entities: Columns = {}
+    request_data: Columns = {}
+    include: tuple[Literal["status", "event_timestamp"], ...] = ("status",)
+    full_feature_names: bool = False
+
+
+class FeastRequest(msgspec.Struct):
+    """Body of ``POST /get-online-features`` as Feast's clients write it; what else they send is ignored."""
+
+    entities: Columns
+    features: list[Name] | None = None
+    feature_service: Name | None = None
+    full_feature_names: bool = False
+    include_feature_view_version_metadata: bool = False
+
+
+class OnlineReads:
+    """From a shape and columns to an answer, by one store's asynchronous reader."""
+
+    def __init__(self, definitions: DefinitionsKeeper, clock: Clock, metrics: Metrics) -> None:
+        self._definitions = definitions
+        self._clock = clock
+        self._metrics = metrics
+        self._absent: dict[bytes, float] = {}
+        self.reader: AsyncReader | None = None
+
+    async def read(self, asked: Asked, columns: Mapping[str, Sequence[Any]]) -> tuple[OnlinePlan, Answer]:
+        """Return the plan that was used and its answer, both of one revision. Raises as its parts do."""
+        rows = max(map(len, columns.values()), default=0)
+        if rows > MOST_ROWS:
+            raise RequestError(
+                413,
+                "too_many_entities",
+                f"{rows} entity rows are more than {MOST_ROWS}.",
+                hint="Ask in several requests.",
+                entities=rows,
+                max_entities=MOST_ROWS,
+            )
+        plan = self._definitions.current.plans.plan(asked)
+        query = plan.query(columns)
+        records = await self._records(query.keys)
+        missing = plan.missing_schemas(query, records)
+        if missing:
+            await self._learn(missing)
+        self._metrics.rows.inc(query.rows)
+        return plan, plan.answer(query, records, self._clock())
+
+    async def _records(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """One round trip of one request. Requests that share one would meet here."""
+        if not keys:
+            return []
+        if self.reader is None:
+            raise OnlineStoreUnavailableError("The online store is not open.")
+        started = perf_counter()
+        try:
+            return await self.reader.mget(keys)
+        except OnlineStoreError:
+            self._metrics.store_errors.inc()
+            raise
+        finally:
+            self._metrics.store_seconds.observe(perf_counter() - started)
+
+    async def _learn(self, missing: Mapping[bytes, Callable[[bytes], None]]) -> None:
+        """Look up schemas of older records; one that is nowhere is not asked for with every request."""
+        now = monotonic()
+        wanted = [key for key in missing if self._absent.get(key, 0.0) <= now]
+        if not wanted:
+            return
+        for key, document in zip(wanted, await self._records(wanted), strict=True):
+            if document is None:
+                if len(self._absent) >= MOST_ROWS:
+                    self._absent.clear()
+                self._absent[key] = now + ABSENT_SCHEMA_SECONDS
+            else:
+                missing[key](document)
+
+
+class OnlineEndpoint:
+    """``POST /v1/online-features``: row-major, features only, ready for a model. A bare ASGI app."""
+
+    def __init__(self, reads: OnlineReads, max_body: int) -> None:
+        self._reads = reads
+        self._max_body = max_body
+        self._decoder = msgspec.json.Decoder(OnlineRequest)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = _decoded(self._decoder, await read_body(scope, receive, self._max_body))
+        if (request.features is None) == (request.feature_service is None):
+            raise InputError("Ask either for features or for a feature_service.", hint="Send one of the two.")
+        twice = request.entities.keys() & request.request_data.keys()
+        if twice:
+            raise InputError(f"{min(twice)!r} is given both in entities and in request_data.", hint="Send it once.")
+        asked = Asked(tuple(request.features or ()), request.feature_service, request.full_feature_names)
+        plan, answer = await self._reads.read(asked, {**request.entities, **request.request_data})
+        await _send_json(send, online_body(plan, answer, request.include))
+
+
+class FeastEndpoint:
+    """``POST /get-online-features``: column by column, as Feast's own client reads it. A bare ASGI app."""
+
+    def __init__(self, reads: OnlineReads, max_body: int) -> None:
+        self._reads = reads
+        self._max_body = max_body
+        self._decoder = msgspec.json.Decoder(FeastRequest)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = _decoded(self._decoder, await read_body(scope, receive, self._max_body))
+        features = () if request.feature_service is not None else tuple(request.features or ())
+        asked = Asked(features, request.feature_service, request.full_feature_names)
+        plan, answer = await self._reads.read(asked, request.entities)
+        await _send_json(send, feast_body(plan, answer, request))
+
+
+def online_body(plan: OnlinePlan, answer: Answer, include: Sequence[str]) -> bytes:
+    """Return ``{"names", "rows", "status", "event_timestamp"}``; the last two only where they are asked for."""
+    body: dict[str, Any] = {"names": plan.names, "rows": answer.rows()}
+    if "status" in include:
+        statuses = answer.status_rows()
+        if statuses is None:
+            body["status"] = [["PRESENT"] * len(plan.names)] * answer.row_count
+        else:
+            body["status"] = [[_STATUS[status] for status in row] for row in statuses]
+    if "event_timestamp" in include:
+        body["event_timestamp"] = {
+            view: [None if instant is None else to_rfc3339(instant) for instant in instants]
+            for view, instants in answer.event_us().items()
+        }
+    return msgspec.json.encode(body)
+
+
+def feast_body(plan: OnlinePlan, answer: Answer, request: FeastRequest) -> bytes:
+    """Return ``{"metadata": {"feature_names"}, "results": [{"values", "statuses", "event_timestamps"}]}``.
+
+    The client's own join keys come first, as they were sent; Timestamp features are integer seconds, and there
+    is an event timestamp everywhere, as Feast's servers answer.
+    """
+    epochs = [EPOCH_TEXT] * answer.row_count
+    keys = [name for name in request.entities if name in plan.request.key_types]
+    plan.request.check_own_columns(keys)
+    results: list[dict[str, Any]] = [
+        {
+            "values": request.entities[name],
+            "statuses": ["NULL_VALUE" if value is None else "PRESENT" for value in request.entities[name]],
+            "event_timestamps": epochs,
+        }
+        for name in keys
+    ]
+    times = {
+        alias: [EPOCH_TEXT if instant is None else _feast_time(instant) for instant in instants]
+        for alias, instants in answer.event_us().items()
+    }
+    for output, values, statuses in zip(plan.request.outputs, answer.columns(), answer.status_columns(), strict=True):
+        innermost = output.field.type
+        while innermost.item is not None:
+            innermost = innermost.item
+        results.append(
+            {
+                "values": [_in_seconds(value) for value in values] if innermost.name == "Timestamp" else values,
+                "statuses": [_STATUS[status] for status in statuses],
+                "event_timestamps": times.get(output.alias, epochs),
+            }
+        )
+    metadata: dict[str, Any] = {"feature_names": [*keys, *plan.names]}
+    if request.include_feature_view_version_metadata:
+        metadata["feature_view_metadata"] = [
+            {"name": read.name, "version": read.registered.generation} for read in plan.request.reads
+        ]
+    return msgspec.json.encode({"metadata": metadata, "results": results})
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise RequestError(422, "invalid_request", f"The body is not as it should be: {error}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(400, "malformed_json", f"The body is no JSON: {error}.") from None
+    except RecursionError:
+        raise RequestError(400, "malformed_json", "The body is nested too deeply.") from None
+
+
+def _feast_time(instant: int) -> str:
+    text = to_rfc3339(instant)
+    return text.replace(".000000Z", "Z")
+
+
+def _in_seconds(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_in_seconds(item) for item in value]
+    return None if value is None else to_instant(value) // 1_000_000
+
+
+async def _send_json(send: Send, body: bytes) -> None:
+    headers = [_JSON, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,196 @@
+"""The description of the hot routes, written by hand: FastAPI does not see what is a bare ASGI app.
+
+A test sends what this says, and checks that the answers are what it says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from featurestore.server.online import MOST_ROWS
+from featurestore.server.plans import MOST_FEATURES
+
+Json = dict[str, Any]
+
+_NAME: Json = {"type": "string", "maxLength": 256}
+_STATUS: Json = {"type": "string", "enum": ["PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE"]}
+_INSTANT: Json = {"type": "string", "format": "date-time"}
+_FEATURES: Json = {
+    "type": ["array", "null"],
+    "items": _NAME,
+    "maxItems": MOST_FEATURES,
+    "description": "`view:feature`, in the order of the answer.",
+}
+
+
+def _columns(description: str) -> Json:
+    return {
+        "type": "object",
+        "description": description,
+        "propertyNames": _NAME,
+        "additionalProperties": {"type": "array", "maxItems": MOST_ROWS, "items": {}},
+    }
+
+
+def _list(items: Json) -> Json:
+    return {"type": "array", "items": items}
+
+
+def _object(properties: Json, required: list[str], **more: Any) -> Json:
+    return {"type": "object", "properties": properties, "required": required, **more}
+
+
+SCHEMAS: dict[str, Json] = {
+    "OnlineRequest": _object(
+        {
+            "features": _FEATURES,
+            "feature_service": {"type": ["string", "null"], "maxLength": 256},
+            "entities": _columns("Join keys, one list each. Int64 keys may be decimal strings."),
+            "request_data": _columns("Values for on-demand features, one list each."),
+            "include": {
+                "type": "array",
+                "items": {"type": "string", "enum": ["status", "event_timestamp"]},
+                "default": ["status"],
+            },
+            "full_feature_names": {"type": "boolean", "default": False},
+        },
+        [],
+        additionalProperties=False,
+        description="Either `features` or `feature_service`.",
+        examples=[{"features": ["carrier_profile:last_delay"], "entities": {"carrier": ["UA", "AA"]}}],
+    ),
+    "OnlineAnswer": _object(
+        {
+            "names": _list({"type": "string"}),
+            "rows": _list(_list({})),
+            "status": _list(_list(_STATUS)),
+            "event_timestamp": {
+                "type": "object",
+                "description": "By view, one instant a row; null where nothing was found.",
+                "additionalProperties": _list({**_INSTANT, "type": ["string", "null"]}),
+            },
+        },
+        ["names", "rows"],
+        additionalProperties=False,
+        description="Row-major, features only, in the order asked. Values that are not PRESENT are null, or the "
+        "feature's declared default. Timestamps are RFC 3339, dates ISO 8601, decimals strings, bytes base64; NaN and "
+        "infinities are null with NULL_VALUE.",
+    ),
+    "FeastRequest": _object(
+        {
+            "features": _FEATURES,
+            "feature_service": {"type": ["string", "null"], "maxLength": 256},
+            "entities": _columns("Join keys and request data, one list each."),
+            "full_feature_names": {"type": "boolean", "default": False},
+            "include_feature_view_version_metadata": {"type": "boolean", "default": False},
+        },
+        ["entities"],
+        description="As Feast's clients send it. Other keys are ignored.",
+    ),
+    "FeastAnswer": _object(
+        {
+            "metadata": _object({"feature_names": _list({"type": "string"})}, ["feature_names"]),
+            "results": _list(
+                _object(
+                    {
+                        "values": _list({}),
+                        "statuses": _list(_STATUS),
+                        "event_timestamps": _list(_INSTANT),
+                    },
+                    ["values", "statuses", "event_timestamps"],
+                )
+            ),
+        },
+        ["metadata", "results"],
+        description="Column-major: `metadata.feature_names[i]` belongs to `results[i]`, join keys first.",
+    ),
+    "Error": _object(
+        {
+            "error": _object(
+                {
+                    "type": {"type": "string"},
+                    "message": {"type": "string"},
+                    "details": _object({"request_id": {"type": "string"}}, []),
+                },
+                ["type", "message", "details"],
+            )
+        },
+        ["error"],
+    ),
+}
+
+ERRORS = {
+    "400": "The body is no JSON.",
+    "401": "A token is missing or unknown.",
+    "403": "The token's role or project is not enough.",
+    "404": "No such feature or feature service.",
+    "408": "The request did not arrive in time.",
+    "413": f"Over {MOST_ROWS:,} entity rows, {MOST_FEATURES} features, or the body limit.",
+    "415": "The body is not application/json.",
+    "422": "A join key is missing or ill-typed, or the body is not as described.",
+    "500": "The server failed.",
+    "503": "The online store does not answer (with Retry-After), or on-demand code differs from what was applied.",
+}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _json(name: str) -> Json:
+    return {"application/json": {"schema": _ref(name)}}
+
+
+def error_responses(*statuses: str) -> Json:
+    """Return the responses of some error statuses, all of them where none is named."""
+    return {
+        status: {
+            "description": text,
+            "headers": {"X-Request-ID": {"schema": {"type": "string"}}},
+            "content": _json("Error"),
+        }
+        for status, text in ERRORS.items()
+        if not statuses or status in statuses
+    }
+
+
+def _operation(operation_id: str, summary: str, request: str, answer: str) -> Json:
+    return {
+        "post": {
+            "tags": ["features"],
+            "operationId": operation_id,
+            "summary": summary,
+            "requestBody": {"required": True, "content": _json(request)},
+            "responses": {
+                "200": {
+                    "description": "The newest values, each with a true status.",
+                    "headers": {"X-Request-ID": {"schema": {"type": "string"}}},
+                    "content": _json(answer),
+                },
+                **error_responses(),
+            },
+        }
+    }
+
+
+PATHS: dict[str, Json] = {
+    "/v1/online-features": _operation(
+        "online_features", "The newest feature values of some entities", "OnlineRequest", "OnlineAnswer"
+    ),
+    "/get-online-features": _operation(
+        "get_online_features", "The same for Feast's clients", "FeastRequest", "FeastAnswer"
+    ),
+}
+
+
+def complete(document: Json, open_paths: frozenset[str]) -> Json:
+    """Add the hot routes, their schemas and the token to what FastAPI describes."""
+    document["paths"] = {**PATHS, **document["paths"]}
+    components = document.setdefault("components", {})
+    components["schemas"] = {**components.get("schemas", {}), **SCHEMAS}
+    components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{"token": []}]
+    for path in open_paths:
+        for operation in document["paths"][path].values():
+            operation["security"] = []
+    return document

@@ -1,0 +1,142 @@
+"""Running the server: the socket, the workers, the way down."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.supervisors import Multiprocess
+
+from featurestore.errors import SettingsError
+from featurestore.server.app import create_app, open_workspace
+from featurestore.server.metrics import DIRECTORY_VARIABLE
+from featurestore.server.protocol import DeadlineProtocol
+
+logger = logging.getLogger("featurestore.server")
+
+TOKEN_VARIABLE = "FS_SERVER_TOKEN"  # noqa: S105 - its name, not its value
+MAX_CONNECTIONS = 900
+"""A worker's; the usual limit of open files is 1,024."""
+
+GRACE_SECONDS = 15
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the usual minute of load balancers, so that it is they who close idle connections."""
+
+BACKLOG = 2048
+
+
+def serve(
+    root: Path,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    workers: int | None = None,
+    debug: bool = False,
+    announce: Callable[[str], None] | None = None,
+) -> None:
+    """Serve a feature repo until SIGTERM or SIGINT; requests under way are finished first.
+
+    What is None comes from the settings; port 0 takes a free one. ``announce`` is told the URL once connections
+    are accepted (by default it stands on standard output); logs go to standard error. The token is read from
+    ``FS_SERVER_TOKEN``. Raises SettingsError when the port is taken or the binding wants a token, and what
+    `create_app` raises, before anything listens.
+    """
+    _configure_logging(debug)
+    settings = open_workspace(root).settings.server
+    host = settings.host if host is None else host
+    port = settings.port if port is None else port
+    workers = settings.workers if workers is None else workers
+    # With one worker this is the app; with several it tells what is wrong before they are started.
+    app = create_app(root, token=os.environ.get(TOKEN_VARIABLE), host=host)
+    listening = bind(host, port)
+    with listening:
+        (announce or _announce)(url_of(listening))
+        if workers == 1:
+            _serve_here(app, listening)
+        else:
+            _serve_by_workers(functools.partial(_worker_app, root, host, debug), workers, listening)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; connections wait in it until a worker accepts them."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise SettingsError(
+            f"{host}:{port} cannot be listened on: {error.strerror}.",
+            hint="Choose another with --port, or --port 0 for a free one.",
+            host=host,
+            port=port,
+        ) from None
+    listening.set_inheritable(True)
+    return listening
+
+
+def url_of(listening: socket.socket) -> str:
+    """Return the URL under which a listening socket is reached."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _serve_here(app: FastAPI, listening: socket.socket) -> None:
+    # uvicorn raises the signal again when it is done: by then there is nothing left to end.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    uvicorn.Server(_config(app)).run(sockets=[listening])
+
+
+def _serve_by_workers(factory: Callable[[], FastAPI], workers: int, listening: socket.socket) -> None:
+    # The workers are new processes, not forks: stores open in the process that uses them.
+    directory = tempfile.mkdtemp(prefix="featurestore-metrics-")
+    os.environ[DIRECTORY_VARIABLE] = directory
+    try:
+        Multiprocess(_config(factory, workers=workers), sockets=[listening]).run()
+    finally:
+        del os.environ[DIRECTORY_VARIABLE]
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _worker_app(root: Path, host: str, debug: bool) -> FastAPI:
+    _configure_logging(debug)
+    return create_app(root, token=os.environ.get(TOKEN_VARIABLE), host=host)
+
+
+def _config(app: FastAPI | Callable[[], FastAPI], *, workers: int = 1) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        factory=not isinstance(app, FastAPI),
+        workers=workers,
+        http=DeadlineProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        backlog=BACKLOG,
+    )
+
+
+def _announce(url: str) -> None:
+    sys.stdout.write(f"Serving features at {url}\n")
+    sys.stdout.flush()
+
+
+def _configure_logging(debug: bool) -> None:
+    """Send logs to standard error unless the program has already said where they go."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("featurestore").setLevel(logging.DEBUG if debug else logging.INFO)

@@ -1,0 +1,193 @@
+"""A small project that is ready to be served, and servers on it: in this process, and as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from featurestore_registry.records import Change
+
+from featurestore.backends import open_online, open_registry
+from featurestore.metadata.records import to_record
+from featurestore.metadata.snapshot import Snapshot
+from featurestore.metadata.workspace import Workspace
+from featurestore.online.codec import RecordEncoder
+from featurestore.project.loader import load_definitions
+from featurestore.project.settings import read_settings
+from featurestore.server.app import create_app
+from featurestore.types.times import Clock, system_clock
+
+TOKEN = "t" * 20 + "-_." + "9" * 20
+HOUR_US = 3_600_000_000
+
+FEATURES = '''
+from datetime import timedelta
+
+from featurestore import (
+    Entity, FeatureService, FeatureView, Field, ParquetSource, RequestSource, on_demand_feature_view,
+)
+from featurestore.types import (
+    Array, Bool, Bytes, Date, Decimal, Float32, Float64, Int32, Int64, String, Timestamp,
+)
+
+customer = Entity("customer", join_keys={"customer_id": Int64})
+route = Entity("route", join_keys={"origin": String, "dest": String})
+day = Entity("day", join_keys={"day": Date, "open": Bool, "raw": Bytes, "number": Int32})
+orders = ParquetSource("orders", path="data/orders.parquet", timestamp_field="ordered_at")
+
+everything = FeatureView(
+    "everything",
+    entities=[customer],
+    source=orders,
+    schema=[
+        Field("an_int32", Int32),
+        Field("an_int64", Int64),
+        Field("a_float32", Float32),
+        Field("a_float64", Float64),
+        Field("a_bool", Bool),
+        Field("a_string", String),
+        Field("some_bytes", Bytes),
+        Field("an_instant", Timestamp),
+        Field("a_date", Date),
+        Field("a_decimal", Decimal(12, 2)),
+        Field("numbers", Array(Float64)),
+        Field("instants", Array(Array(Timestamp))),
+    ],
+)
+fresh = FeatureView(
+    "fresh",
+    entities=[customer],
+    source=orders,
+    ttl=timedelta(hours=1),
+    schema=[Field("clicks", Int64, default=0), Field("score", Float64)],
+)
+routes = FeatureView("routes", entities=[route], source=orders, schema=[Field("miles", Int64)])
+days = FeatureView("days", entities=[day], source=orders, schema=[Field("visitors", Int32)])
+request = RequestSource("request", schema=[Field("amount", Float64)])
+
+
+@on_demand_feature_view(sources=[fresh[["clicks"]], request], schema=[Field("amount_per_click", Float64)])
+def spending(inputs):
+    return {
+        "amount_per_click": [
+            amount / clicks if clicks and amount is not None else None
+            for amount, clicks in zip(inputs["amount"], inputs["clicks"])
+        ]
+    }
+
+
+model = FeatureService("model_v1", features=[fresh, routes, spending])
+plain = FeatureService("plain", features=[fresh, routes])
+'''
+
+
+class Project:
+    """A feature repo on disk, applied; `put` publishes rows as a materialization would."""
+
+    def __init__(self, root: Path, *, online_url: str = "lmdb:///data/online", refresh: str = "10s") -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "features.py").write_text(FEATURES)
+        settings = {"project": "shop", "online_store": online_url, "server": {"refresh": refresh}}
+        (root / "feature_store.yaml").write_text(json.dumps(settings))
+        self.apply()
+
+    @property
+    def registry_file(self) -> Path:
+        return self.root / "data" / "registry.db"
+
+    def apply(self, without: Sequence[str] = ()) -> int:
+        """Apply the definitions in the folder, but for some ``kind:name``; what is left out is deleted."""
+        settings = read_settings(self.root)
+        found = [definition for definition in load_definitions(self.root) if definition.key not in without]
+        records = {record.key: record for record in (to_record("shop", definition) for definition in found)}
+        with open_registry(settings.registry, self.root) as registry:
+            head = registry.definitions.head("shop")
+            before = {record.key: record for record in registry.definitions.read("shop").records} if head else {}
+            changes = [Change("put", r.kind, r.name, r) for r in records.values() if before.get(r.key) != r]
+            changes += [Change("delete", r.kind, r.name) for key, r in before.items() if key not in records]
+            if not changes:
+                return head
+            return registry.definitions.apply("shop", head, changes, author="test", message="", commit="")
+
+    def put(self, view: str, entity: Mapping[str, Any], values: Mapping[str, Any], *, event_us: int) -> None:
+        """Publish one row."""
+        settings = read_settings(self.root)
+        with open_registry(settings.registry, self.root) as registry:
+            registered = Snapshot.of(registry.definitions.read("shop")).views[view]
+        encoder = RecordEncoder(registered.layout)
+        keys = [entity[name] for name, _ in registered.layout.join_keys]
+        row = [values.get(name) for name, _ in registered.layout.features]
+        store = open_online(settings.online_store, self.root)
+        store.put(encoder.schema_key, encoder.schema_json)
+        store.write([encoder.write(keys, event_us, None, row)], now_us=event_us)
+        store.close()
+
+    def workspace(self, clock: Clock = system_clock) -> Workspace:
+        return Workspace(self.root, read_settings(self.root), code=lambda: load_definitions(self.root), clock=clock)
+
+
+def small_project(root: Path, now_us: int, **options: Any) -> Project:
+    """Return a project with two customers: 1 has everything and is fresh, 2 is an hour and a second old."""
+    project = Project(root, **options)
+    project.put("fresh", {"customer_id": 1}, {"clicks": 7, "score": 0.5}, event_us=now_us - HOUR_US // 2)
+    project.put("fresh", {"customer_id": 2}, {"clicks": 9, "score": 1.5}, event_us=now_us - HOUR_US - 1_000_000)
+    project.put("fresh", {"customer_id": 3}, {"clicks": 3, "score": float("nan")}, event_us=now_us)
+    project.put("routes", {"origin": "JFK", "dest": "LAX"}, {"miles": 2475}, event_us=now_us)
+    return project
+
+
+@asynccontextmanager
+async def client_in_process(
+    source: Workspace, *, headers: Mapping[str, str] | None = None, **options: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Give a client of an app in this process, started and stopped as a server would."""
+    app = create_app(source, **options)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://server", headers=headers) as client,
+    ):
+        yield client
+
+
+class ServerProcess:
+    """A running `fs serve`."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str, log: Path) -> None:
+        self.process = process
+        self.url = url
+        self.log = log
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=10, **options)
+
+
+@contextmanager
+def serving(root: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[ServerProcess]:
+    """Run ``fs serve`` on a free port of loopback; at the end it must stop by SIGTERM, with exit code 0."""
+    log = root / "server.log"
+    command = [str(Path(sys.executable).parent / "fs"), "serve", "--repo", str(root), "--port", "0", *arguments]
+    with log.open("a") as errors:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **(environment or {})}
+        )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert "http://" in line, log.read_text()
+        yield ServerProcess(process, line.split()[-1], log)
+        process.terminate()
+        assert process.wait(timeout=20) == 0, log.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        process.stdout.close()
