@@ -7,7 +7,7 @@ by the frame's row numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ from featurestore.engine.session import Session, quote, text_list, translated
 from featurestore.errors import EngineError
 from featurestore.types.arrow import arrow_type
 from featurestore.types.times import MIN_INSTANT
-from featurestore.types.values import ValueType, duckdb_type
+from featurestore.types.values import duckdb_type
 
 if TYPE_CHECKING:
     import duckdb
@@ -44,7 +44,7 @@ class EntityRows:
         self._keys: dict[tuple[str, ...], str] = {}
         self._times = frame.column(time_column).cast(pa.int64()).to_numpy()
         arrays = {column: frame.column(name) for name, column in self._columns.items()}
-        arrays["at"] = pa.array(self._times)
+        arrays["at_us"] = pa.array(self._times)
         arrays["row"] = pa.array(np.arange(self.count))
         connection.register("given_rows", pa.table(arrays))
         connection.execute("CREATE TABLE entity_rows AS FROM given_rows")
@@ -117,7 +117,7 @@ def join(
             entities = EntityRows(connection, frame, time_column)
             for number, view in enumerate(views):
                 if view.files:
-                    _keep_chosen(entities, view, number)
+                    keep_chosen(entities, view, number)
             sql = _gather(entities, views)
     except BaseException:
         connection.close()
@@ -160,7 +160,8 @@ def _thin(entities: EntityRows, view: ViewJoin, share: int, shares: int) -> str:
     )
 
 
-def _keep_chosen(entities: EntityRows, view: ViewJoin, number: int) -> None:
+def keep_chosen(entities: EntityRows, view: ViewJoin, number: int) -> None:
+    """Make the table ``chosen_{number}``: ``row`` of the entity row, ``seq`` of its answer, where it has one."""
     import pyarrow as pa
 
     rows, sequences = choose(entities, view)
@@ -169,33 +170,36 @@ def _keep_chosen(entities: EntityRows, view: ViewJoin, number: int) -> None:
     entities.connection.unregister("found")
 
 
+def feature_columns(entities: EntityRows, view: ViewJoin) -> dict[str, str]:
+    """Return each feature's expression over the log ``l``, in its declared type; null where no file holds it yet."""
+    described = entities.connection.execute(f"DESCRIBE FROM {log(view.files)}").fetchall()
+    stored = {str(name).lower(): str(name) for name, *_ in described}
+    return {
+        name: _typed(f"l.{quote(stored[name.lower()])}" if name.lower() in stored else "NULL", view, name)
+        for name in view.features
+    }
+
+
 def _gather(entities: EntityRows, views: Sequence[ViewJoin]) -> str:
-    """Select row number and features of every entity row, in the frame's order."""
+    """Select row number and features of every entity row, in the frame's order, under numbered names."""
     outputs, joins = ["r.row"], []
     for number, view in enumerate(views):
-        kinds = {name: view.view.feature(name).type for name in view.features}
-        outputs += [f"{_typed(f'g{number}.f{place}', kind)}" for place, kind in enumerate(kinds.values())]
         if not view.files:
-            joins.append(f"LEFT JOIN (SELECT 0 AS row, {_columns(kinds, {})} WHERE false) g{number} USING (row)")
+            outputs += [_typed("NULL", view, name) for name in view.features]
             continue
-        stored = entities.connection.execute(f"DESCRIBE FROM {log(view.files)}").fetchall()
-        columns = _columns(kinds, {str(name).lower(): str(name) for name, *_ in stored})
+        outputs += [f"g{number}.f{place}" for place in range(len(view.features))]
+        columns = feature_columns(entities, view).values()
+        numbered = ", ".join(f"{column} AS f{place}" for place, column in enumerate(columns))
         joins.append(
-            f"LEFT JOIN (SELECT c.row, {columns} FROM {log(view.files)} l "
-            f"JOIN chosen_{number} c ON l.fs_seq = c.seq) g{number} USING (row)"
+            f"LEFT JOIN (SELECT c.row, {numbered} FROM {log(view.files)} l "
+            f"JOIN chosen_{number} c ON l.fs_seq = c.seq) g{number} ON g{number}.row = r.row"
         )
     frame = f"(SELECT range AS row FROM range({entities.count})) r"
     return f"SELECT {', '.join(outputs)} FROM {frame} {' '.join(joins)} ORDER BY r.row"
 
 
-def _columns(kinds: Mapping[str, ValueType], stored: Mapping[str, str]) -> str:
-    """Select features under numbered names; one that no file holds yet is null."""
-    found = (f"l.{quote(stored[name.lower()])}" if name.lower() in stored else "NULL" for name in kinds)
-    return ", ".join(f"{column} AS f{place}" for place, column in enumerate(found))
-
-
-def _typed(column: str, kind: ValueType) -> str:
-    return f"CAST({column} AS {duckdb_type(kind)})"
+def _typed(column: str, view: ViewJoin, name: str) -> str:
+    return f"CAST({column} AS {duckdb_type(view.view.feature(name).type)})"
 
 
 def _stream(

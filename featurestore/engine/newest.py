@@ -19,6 +19,7 @@ Int64s = NDArray[np.int64]
 
 KEY_SHIFT = 32
 """Keys and places share one integer in the sort: at most 2**31 keys and 2**32 rows at once."""
+RANK_MASK = (1 << KEY_SHIFT) - 1
 COMPOSITE_LIMIT = 2**62
 
 
@@ -43,23 +44,21 @@ def newest(asked_keys: Int64s, asked_times: Int64s, rows: Rows, *, available: bo
     if not len(rows.keys) or not len(asked_keys):
         return answers
     order = ranked(rows)
-    keys = rows.keys if order is None else rows.keys[order]
-    layout = (keys.astype(np.int64) << KEY_SHIFT) | np.arange(len(keys), dtype=np.int64)
+    # Arrays are long: every step that can works in place, since new memory costs more than the arithmetic.
+    layout = (rows.keys if order is None else rows.keys[order]).astype(np.int64)
+    layout <<= KEY_SHIFT
+    layout |= np.arange(len(layout), dtype=np.int64)
     layout.sort()
-    keys = layout >> KEY_SHIFT
-    layout &= (1 << KEY_SHIFT) - 1
-    if order is not None:
-        layout = order[layout]
-    starts = rows.events[layout]
-    if available:
-        np.maximum(starts, rows.createds[layout], out=starts)
-    found = _search(keys, starts, asked_keys, asked_times)
-    hits = np.flatnonzero(found >= 0)
-    answers[hits] = layout[found[hits]]
+    starts = np.maximum(rows.events, rows.createds) if available else rows.events
+    starts = (starts if order is None else starts[order])[layout & RANK_MASK]
+    places = _search(layout, starts, asked_keys, asked_times)
+    hits = np.flatnonzero(places >= 0)
+    ranks = layout[places[hits]] & RANK_MASK
+    answers[hits] = ranks if order is None else order[ranks]
     if ttl_us is not None:
         # The newest has the greatest event time of all candidates: if it is too old, so are the others.
-        hits = hits[rows.events[answers[hits]] < asked_times[hits] - ttl_us]
-        answers[hits] = -1
+        expired = rows.events[answers[hits]] < asked_times[hits] - ttl_us
+        answers[hits[expired]] = -1
     return answers
 
 
@@ -83,29 +82,34 @@ def ranked(rows: Rows) -> Int64s | None:
     return order
 
 
-def _search(keys: Int64s, starts: Int64s, asked_keys: Int64s, asked_times: Int64s) -> Int64s:
-    """Return for each asked (key, time) the last place of the key where a start at or before time is at or after.
+def _search(layout: Int64s, starts: Int64s, asked_keys: Int64s, asked_times: Int64s) -> Int64s:
+    """Return for each asked (key, time) the last place of the key with a start at or before time, -1 without one.
 
-    ``keys`` are sorted. Key and time are compared as one integer, over as many keys at once as fit into it.
-    Overwrites ``starts``.
+    Key and time are compared as one integer, over as many keys at once as fit into it. Overwrites ``starts``.
     """
     low, high = int(asked_times.min()), int(asked_times.max())
     span = high - low + 2
     np.clip(starts, low, high + 1, out=starts)
     starts -= low
     found = np.full(len(asked_keys), -1, np.int64)
-    by_key = np.argsort(asked_keys, kind="stable")
-    sorted_keys = asked_keys[by_key]
     step = max(1, COMPOSITE_LIMIT // span)
-    for first in range(0, int(sorted_keys[-1]) + 1, step):
-        begin, end = np.searchsorted(keys, (first, first + step))
-        some = by_key[slice(*np.searchsorted(sorted_keys, (first, first + step)))]
+    by_key = np.argsort(asked_keys, kind="stable")
+    edges = np.arange(0, int(asked_keys[by_key[-1]]) + 1 + step, step)
+    places = np.searchsorted(layout, edges << KEY_SHIFT)
+    askeds = np.searchsorted(asked_keys, edges, sorter=by_key)
+    for number, first in enumerate(edges[:-1]):
+        begin, end = places[number : number + 2]
+        some = by_key[askeds[number] : askeds[number + 1]]
         if begin == end or not len(some):
             continue
-        composite = (keys[begin:end] - first) * span + starts[begin:end]
-        composite = np.minimum.accumulate(composite[::-1])[::-1]
+        composite = starts[begin:end]
+        composite += ((layout[begin:end] >> KEY_SHIFT) - first) * span
+        np.minimum.accumulate(composite[::-1], out=composite[::-1])
         wanted = (asked_keys[some] - first) * span + (asked_times[some] - low)
-        places = begin + np.searchsorted(composite, wanted, side="right") - 1
-        hit = (places >= begin) & (keys[places] == asked_keys[some])
-        found[some[hit]] = places[hit]
+        # Sorted, the searches walk through memory instead of jumping.
+        sorted_wanted = np.argsort(wanted)
+        some, wanted = some[sorted_wanted], wanted[sorted_wanted]
+        last = begin + np.searchsorted(composite, wanted, side="right") - 1
+        hit = (last >= begin) & (layout[last] >> KEY_SHIFT == asked_keys[some])
+        found[some[hit]] = last[hit]
     return found
