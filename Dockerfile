@@ -10,17 +10,18 @@ RUN python -m venv /opt/featurestore \
 
 FROM python:3.13.7-slim-bookworm
 COPY --from=build /opt/featurestore /opt/featurestore
-# The code is root's, so the server cannot change what it runs; only data/ is the service's own.
+# The code is root's, so the server cannot change what it runs. Its own are the stores in data/ and the definitions
+# that it last read, in .featurestore/: it starts from them when the registry is away.
 COPY feature_repo /repo
 RUN useradd --system --uid 10001 --no-create-home featurestore \
-    && mkdir -p /repo/data \
-    && chown 10001 /repo/data
+    && mkdir -p /repo/data /repo/.featurestore \
+    && chown 10001 /repo/data /repo/.featurestore
 ENV PATH=/opt/featurestore/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp
 WORKDIR /repo
-VOLUME /repo/data
+VOLUME /repo/data /repo/.featurestore
 USER 10001
 EXPOSE 6566
 ENTRYPOINT ["fs"]

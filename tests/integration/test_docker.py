@@ -12,16 +12,20 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import redis
 import yaml
 from support.example import REPOSITORY
 from support.redis_server import RedisServer, find_redis_server
+from support.serving import serving
 
 SECRETS = {"REDIS_PASSWORD": "p" * 64, "FS_SERVER_TOKEN": "t" * 64}
 SERVICE_KEYS = {
@@ -189,18 +193,88 @@ def test_commands_of_the_containers_exist(compose: dict[str, Any]) -> None:
     assert f":{port}/ready" in server["healthcheck"]["test"][-1]
 
 
-def test_redis_starts_as_the_container_would_start_it(compose: dict[str, Any], tmp_path: Path) -> None:
-    """Its own script, with another port and folder: it wants the password, keeps data, and never evicts."""
+@pytest.fixture
+def compose_redis(compose: dict[str, Any], tmp_path: Path) -> Iterator[RedisServer]:
+    """The service `redis`, by its own script, with another port and other folders."""
     service = compose["services"]["redis"]
-    (tmp_path / "redis-server").symlink_to(find_redis_server())
-    script = service["command"][0].replace("/tmp/redis.conf", str(tmp_path / "redis.conf"))
-    script = script.replace("/data", str(tmp_path)).replace("--port 6379", '--port "$PORT" --bind 127.0.0.1')
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **service["environment"]}
-    with RedisServer(tmp_path, command=[*service["entrypoint"], script], environment=environment) as server:
-        assert SECRETS["REDIS_PASSWORD"] not in " ".join(psutil.Process(server.pid).cmdline())
-        assert (tmp_path / "redis.conf").stat().st_mode & 0o077 == 0
-        with server.client() as stranger, pytest.raises(redis.AuthenticationError):
-            stranger.ping()
-        with server.client(password=SECRETS["REDIS_PASSWORD"]) as client:
-            settings = client.config_get("appendonly", "maxmemory", "maxmemory-policy")
-            assert settings == {"appendonly": "yes", "maxmemory": str(512 << 20), "maxmemory-policy": "noeviction"}
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    (folder / "redis-server").symlink_to(find_redis_server())
+    script = service["command"][0].replace("/tmp/redis.conf", str(folder / "redis.conf"))
+    script = script.replace("/data", str(folder)).replace("--port 6379", '--port "$PORT" --bind 127.0.0.1')
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", **service["environment"]}
+    with RedisServer(folder, command=[*service["entrypoint"], script], environment=environment) as server:
+        yield server
+
+
+def test_redis_wants_its_password_keeps_data_and_never_evicts(compose_redis: RedisServer) -> None:
+    assert SECRETS["REDIS_PASSWORD"] not in " ".join(psutil.Process(compose_redis.pid).cmdline())
+    assert (compose_redis.directory / "redis.conf").stat().st_mode & 0o077 == 0
+    with compose_redis.client() as stranger, pytest.raises(redis.AuthenticationError):
+        stranger.ping()
+    with compose_redis.client(password=SECRETS["REDIS_PASSWORD"]) as client:
+        settings = client.config_get("appendonly", "maxmemory", "maxmemory-policy")
+        assert settings == {"appendonly": "yes", "maxmemory": str(512 << 20), "maxmemory-policy": "noeviction"}
+
+
+def as_process(service: dict[str, Any], server: RedisServer) -> dict[str, str]:
+    """The variables of a service as a process of this machine sees them, and the image's."""
+    image = dict(pair.split("=", 1) for word, pairs in instructions() if word == "ENV" for pair in pairs.split())
+    here = f"@127.0.0.1:{server.port}"
+    given = {key: value.replace("@redis:6379", here) for key, value in service["environment"].items()}
+    return {**image, "PATH": f"{BIN}:{os.environ['PATH']}", **given}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_job_fills_redis_and_the_server_serves_it(
+    compose: dict[str, Any], compose_redis: RedisServer, tmp_path: Path
+) -> None:
+    """The scripts of both services one after the other, in a folder that holds what the image copies."""
+    job, server = compose["services"]["materialize"], compose["services"]["server"]
+    repo = tmp_path / "repo"
+    for path in build_context():
+        if path.startswith("feature_repo/"):
+            target = repo / Path(path).relative_to("feature_repo")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(REPOSITORY / path, target)
+    copied = files_of(repo)
+    (repo / "data").mkdir()
+
+    done = subprocess.run(
+        [*job["entrypoint"], *job["command"]],
+        cwd=repo,
+        env=as_process(job, compose_redis),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    arguments = server["command"]
+    workers = arguments[arguments.index("--workers") + 1]
+    host = arguments[arguments.index("--host") + 1]
+    with serving(repo, "--host", host, "--workers", workers, environment=as_process(server, compose_redis)) as process:
+        port = process.url.rsplit(":", 1)[1].rstrip("/")
+        healthcheck = [part.replace(":6566", f":{port}") for part in server["healthcheck"]["test"][1:]]
+        wait_until_healthy(healthcheck, as_process(server, compose_redis))
+        ask = {"features": ["carrier_delays:last_delay"], "entities": {"carrier": ["UA"]}}
+        url = f"http://127.0.0.1:{port}/v1/online-features"
+        assert httpx.post(url, json=ask).status_code == 401
+        answer = httpx.post(url, json=ask, headers={"Authorization": f"Bearer {SECRETS['FS_SERVER_TOKEN']}"})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["status"] == [["PRESENT"]]
+
+    # The containers' file system is read-only but for their volumes.
+    writable = tuple(volume.split(":")[1].removeprefix("/repo/") for volume in server["volumes"])
+    after = files_of(repo)
+    assert {name: after[name] for name in after if not name.startswith((*writable, "server.log"))} == copied
+
+
+def wait_until_healthy(command: list[str], environment: dict[str, str]) -> None:
+    deadline = time.monotonic() + 20
+    while (done := subprocess.run(command, env=environment, capture_output=True, text=True, check=False)).returncode:
+        assert time.monotonic() < deadline, done.stderr
+        time.sleep(0.2)
