@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurestore.definitions import FeatureView, ParquetSource
-from featurestore.engine import join, latest, query, scan
+from featurestore.engine import examine, join, latest, query, scan, withdrawal
 from featurestore.engine.interface import (
     Engine,
     JoinFacts,
     SourceColumn,
     SourceFile,
+    Span,
     StagedRows,
     StageRequest,
     ViewJoin,
+    Withdrawal,
 )
 from featurestore.engine.session import EngineSettings, Session
 
@@ -57,6 +59,25 @@ class DuckEngine(Engine):
         """See `Engine.latest`."""
         return latest.latest(self._session, view, files, changed=changed, until_us=until_us, batch_rows=batch_rows)
 
+    def withdraw(self, view: FeatureView, files: Sequence[str], span: Span, *, folder: Path | None) -> Withdrawal:
+        """See `Engine.withdraw`."""
+        return withdrawal.withdraw(self._session, view, files, span, folder=folder)
+
+    def replacements(
+        self,
+        view: FeatureView,
+        files: Sequence[str],
+        *,
+        removed: Sequence[str],
+        added: Sequence[str],
+        until_us: int | None = None,
+        batch_rows: int,
+    ) -> Iterator[pa.RecordBatch]:
+        """See `Engine.replacements`."""
+        return withdrawal.replacements(
+            self._session, view, files, removed=removed, added=added, until_us=until_us, batch_rows=batch_rows
+        )
+
     def join(
         self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], *, batch_rows: int
     ) -> pa.RecordBatchReader:
@@ -65,12 +86,12 @@ class DuckEngine(Engine):
 
     def examine(self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin]) -> tuple[JoinFacts, ...]:
         """See `Engine.examine`."""
-        return join.examine(self._session, frame, time_column, views)
+        return examine.examine(self._session, frame, time_column, views)
 
     def query(
         self,
         sql: str,
-        sources: Sequence[ParquetSource],
+        sources: Mapping[str, ParquetSource],
         views: Mapping[str, tuple[FeatureView, Sequence[str]]],
     ) -> pa.Table:
         """See `SqlReader.query`."""

@@ -87,6 +87,22 @@ class StagedRows:
     """Greatest created time among the rows read that were not waiting."""
 
 
+GONE_EVENT, GONE_CREATED = "fs_gone_event_ts", "fs_gone_created_ts"
+"""Columns of `Engine.replacements`: the times of the row that is gone, created never null."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """What `Engine.withdraw` found."""
+
+    rows: int
+    """Batch rows of the log that the source no longer holds."""
+    removed: tuple[str, ...]
+    """The log's files that hold such rows; the commit removes them."""
+    written: tuple[Path, ...]
+    """What stays of those files, for the same commit to add; empty where nothing was to be written."""
+
+
 @dataclass(frozen=True, slots=True)
 class ViewJoin:
     """One view of a point-in-time join."""
@@ -162,6 +178,31 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def withdraw(self, view: FeatureView, files: Sequence[str], span: Span, *, folder: Path | None) -> Withdrawal:
+        """Find the batch rows of the log in [start, end) whose keys and times the source no longer holds.
+
+        All versions of such a row count; pushed rows never do. With a ``folder`` the files that hold them are
+        written there without them; without one this is a dry run. Only start and end of ``span`` are looked at.
+        """
+
+    @abstractmethod
+    def replacements(
+        self,
+        view: FeatureView,
+        files: Sequence[str],
+        *,
+        removed: Sequence[str],
+        added: Sequence[str],
+        until_us: int | None = None,
+        batch_rows: int,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield each row that went with ``removed`` and is not in ``added``, and the newest row left of its entity.
+
+        ``files`` are the table's now. Columns: keys, `GONE_EVENT`, `GONE_CREATED` (null created as event), then
+        event_ts, created_ts and features of the newest row (as in `latest`); a null event_ts: there is none.
+        """
+
+    @abstractmethod
     def join(
         self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], *, batch_rows: int
     ) -> pa.RecordBatchReader:
@@ -184,7 +225,7 @@ class SqlReader(Protocol):
     def query(
         self,
         sql: str,
-        sources: Sequence[ParquetSource],
+        sources: Mapping[str, ParquetSource],
         views: Mapping[str, tuple[FeatureView, Sequence[str]]],
     ) -> pa.Table:
         """Return the result of one SELECT over sources and views by name.

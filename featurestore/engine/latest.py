@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from featurestore.definitions import FeatureView
-from featurestore.engine.log import KNOWN_US, log_columns, read_log
+from featurestore.engine.log import FILE, KNOWN_US, ROW, log_columns, read_log, thin, until
 from featurestore.engine.session import Session, quote, translated
 from featurestore.types.arrow import arrow_type
-from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
+from featurestore.types.columns import EVENT, ORIGIN, SEQUENCE
 
 if TYPE_CHECKING:
     import duckdb
@@ -28,36 +28,40 @@ def latest(
     """See `Engine.latest`."""
     read = list(files if changed is None else changed)
     columns = log_columns(view)
-    output = [name for name in columns if name not in (SEQUENCE, ORIGIN)]
+    output = {name: arrow_type(kind) for name, kind in columns.items() if name not in (SEQUENCE, ORIGIN)}
     with session.open(reads=read) as connection, translated("read the offline store", table_files=read):
-        _find_newest(connection, view, read, until_us)
+        chosen = find_newest(connection, view, read, f"WHERE {until(until_us)}")
         wanted = ", ".join(map(quote, output))
-        query = f"SELECT {wanted} FROM ({read_log(columns, read)}) SEMI JOIN newest USING ({SEQUENCE})"
-        reader = connection.sql(query).to_arrow_reader(batch_rows)
-        yield from as_declared(reader, view, output)
+        query = f"SELECT {wanted} FROM ({read_log(columns, read)}) {chosen}"
+        yield from as_declared(connection.sql(query).to_arrow_reader(batch_rows), output)
 
 
-def _find_newest(
-    connection: duckdb.DuckDBPyConnection, view: FeatureView, files: Sequence[str], until_us: int | None
-) -> None:
-    """Make the table ``newest``: ``fs_seq`` of the newest row per entity; it is unique, so it finds the row."""
+def find_newest(connection: duckdb.DuckDBPyConnection, view: FeatureView, files: Sequence[str], of: str) -> str:
+    """Find the newest row per entity of the log's rows ``of`` a condition or join; returns the join that keeps them.
+
+    A file's rows lie in order, so its newest row of an entity has the greatest row number: an integer maximum
+    costs half of comparing times.
+    """
     keys = ", ".join(map(quote, view.join_keys))
-    thin = read_log(
-        {name: kind for name, kind in log_columns(view).items() if name in (*view.join_keys, EVENT, CREATED, SEQUENCE)},
-        files,
+    rows = f"({read_log(thin(view), files)})"
+    connection.execute(
+        f"CREATE TEMP TABLE newest_of_file AS SELECT {FILE}, max({ROW}) AS {ROW} FROM {rows} {of} "
+        f"GROUP BY {keys}, {FILE}"
     )
-    past = "" if until_us is None else f" WHERE epoch_us({EVENT}) <= {until_us} AND {KNOWN_US} <= {until_us}"
+    chosen = f"SEMI JOIN newest_of_file USING ({FILE}, {ROW})"
+    if len(files) < 2:
+        return chosen
     connection.execute(
         f"CREATE TEMP TABLE newest AS SELECT arg_max({SEQUENCE}, (epoch_us({EVENT}), {KNOWN_US}, {SEQUENCE})) "
-        f"AS {SEQUENCE} FROM ({thin}){past} GROUP BY {keys}"
+        f"AS {SEQUENCE} FROM {rows} {chosen} GROUP BY {keys}"
     )
+    return f"SEMI JOIN newest USING ({SEQUENCE})"
 
 
-def as_declared(reader: pa.RecordBatchReader, view: FeatureView, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield batches with the declared Arrow types: DuckDB names list items and buffers its own way."""
+def as_declared(reader: pa.RecordBatchReader, columns: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
+    """Yield batches with the declared Arrow types: DuckDB names list items its own way."""
     import pyarrow as pa
 
-    columns = log_columns(view)
-    schema = pa.schema([(name, arrow_type(columns[name])) for name in names])
+    schema = pa.schema(list(columns.items()))
     for batch in reader:
         yield batch.cast(schema)

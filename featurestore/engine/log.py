@@ -12,6 +12,8 @@ from featurestore.types.values import duckdb_type
 
 KNOWN_US = f"epoch_us(coalesce({CREATED}, {EVENT}))"
 """A null created time counts as the event time."""
+FILE, ROW = "fs_file", "fs_row"
+"""Where a row lies: the number of its file among those given, and its number in the file."""
 
 
 def log_columns(view: FeatureView) -> dict[str, ValueType]:
@@ -27,15 +29,31 @@ def log_columns(view: FeatureView) -> dict[str, ValueType]:
 
 
 def read_log(columns: Mapping[str, ValueType], files: Sequence[str]) -> str:
-    """Return a SELECT of the table's files. A column that a file lacks is null: the feature was added later."""
+    """Return a SELECT of columns of the table's files, and of `FILE` and `ROW`.
+
+    A column that a file lacks is null: the feature was added later.
+    """
     empty = ", ".join(f"NULL::{duckdb_type(kind)} AS {quote(name)}" for name, kind in columns.items())
-    names = ", ".join(map(quote, columns))
+    empty = f"SELECT {empty}, NULL::BIGINT AS {FILE}, NULL::BIGINT AS {ROW} WHERE false"
     if not files:
-        return f"SELECT {empty} WHERE false"
-    read = f"SELECT * FROM read_parquet({text_list(files)}, union_by_name = true, hive_partitioning = false)"
-    return f"SELECT {names} FROM (SELECT {empty} WHERE false UNION ALL BY NAME {read})"
+        return empty
+    read = (
+        f"SELECT *, file_index::BIGINT AS {FILE}, file_row_number AS {ROW} "
+        f"FROM read_parquet({text_list(files)}, union_by_name = true, hive_partitioning = false)"
+    )
+    return f"SELECT {', '.join(map(quote, columns))}, {FILE}, {ROW} FROM ({empty} UNION ALL BY NAME {read})"
 
 
 def instants(first_us: int, last_us: int) -> str:
     """Return the condition that the event time lies between two instants, both included."""
     return f"{EVENT} BETWEEN make_timestamptz({first_us}) AND make_timestamptz({last_us})"
+
+
+def until(until_us: int | None) -> str:
+    """Return the condition that a row's times are not after an instant."""
+    return "true" if until_us is None else f"epoch_us({EVENT}) <= {until_us} AND {KNOWN_US} <= {until_us}"
+
+
+def thin(view: FeatureView) -> dict[str, ValueType]:
+    """Return the columns that tell which row it is."""
+    return {**view.join_keys, EVENT: Timestamp, CREATED: Timestamp, SEQUENCE: Int64}

@@ -139,6 +139,14 @@ def stage(session: Session, request: StageRequest) -> StagedRows:
         return _write(scanned, request)
 
 
+def source_identities(scanned: Scanned, span: Span) -> str:
+    """Return a SELECT of the keys and instants of the source's rows with an event time in [start, end)."""
+    keys = ", ".join(map(quote, scanned.view.join_keys))
+    rows = scanned.rows(scanned.view.join_keys)
+    within = f"{EVENT_US} >= {span.start_us} AND {EVENT_US} < {span.end_us}"
+    return f"SELECT DISTINCT {keys}, {EVENT_US}, {KNOWN_US} AS fs_known_us FROM ({rows}) WHERE {within}"
+
+
 def _read(scanned: Scanned, request: StageRequest) -> None:
     """Make the table ``read`` of all source rows in the spans, and ``fresh`` of those that may go into the log."""
     view, connection = request.view, scanned.connection
