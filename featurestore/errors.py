@@ -12,6 +12,7 @@ FeatureStoreError                       (featurestore_registry.errors: the regis
 │   ├── EntityKeyError                  a join key: missing, ill-typed
 │   ├── ValueTypeError                  a value does not fit its declared type
 │   ├── OutputNameClashError            two output columns of one name
+│   ├── OnDemandError                   an on-demand function failed, or returned something else
 │   └── IntervalError                   a span of time
 ├── SourceError                         a source cannot be read
 │   ├── SourceSchemaError               columns or types are not the declared ones
@@ -69,6 +70,7 @@ __all__ = [
     "MaterializationError",
     "NotFoundError",
     "OfflineStoreError",
+    "OnDemandError",
     "OnlineStoreError",
     "OnlineStoreFullError",
     "OnlineStoreUnavailableError",
@@ -134,6 +136,10 @@ class ValueTypeError(InputError):
 
 class OutputNameClashError(InputError):
     """Two output columns would have the same name."""
+
+
+class OnDemandError(InputError):
+    """An on-demand function failed, or returned something else; ``details['traceback']`` is the user's own."""
 
 
 class IntervalError(InputError):

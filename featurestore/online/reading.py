@@ -189,7 +189,7 @@ class ViewRows:
 
     def status_columns(self) -> list[list[Status]]:
         """Return the statuses feature by feature."""
-        if self.statuses is None:
+        if self.statuses is None or not self.values:
             return [[Status.PRESENT] * len(self.values) for _ in range(self.width)]
         return [list(column) for column in zip(*self.statuses, strict=True)]
 

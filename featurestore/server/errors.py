@@ -13,10 +13,12 @@ import msgspec
 
 from featurestore.errors import (
     CodeMismatchError,
+    DamagedRecordError,
     EntityKeyError,
     FeatureStoreError,
     InputError,
     NotFoundError,
+    OnDemandError,
     OnlineStoreUnavailableError,
     OutputNameClashError,
     RegistryError,
@@ -51,11 +53,13 @@ _ANSWERS: Mapping[type[BaseException], _Answer] = {
     EntityKeyError: _Answer(422, "entity_key"),
     ValueTypeError: _Answer(422, "value_type"),
     OutputNameClashError: _Answer(422, "output_name_clash"),
+    OnDemandError: _Answer(500, "on_demand_failed", "An on-demand function failed. The server's log tells more."),
     InputError: _Answer(422, "invalid_input"),
     CodeMismatchError: _Answer(503, "code_mismatch"),
     OnlineStoreUnavailableError: _Answer(
         503, "online_store_unavailable", "The online store does not answer. Try again.", retry_after_seconds=1
     ),
+    DamagedRecordError: _Answer(500, "damaged_record", "A stored record is damaged. The server's log tells more."),
     RegistryError: _Answer(503, "registry_unavailable", "The registry does not answer. Try again.", 5),
     BaseException: _Answer(500, "internal_error", "The request failed. The server's log tells more."),
 }

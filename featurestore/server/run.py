@@ -93,7 +93,7 @@ def _serve_here(app: FastAPI, listening: socket.socket) -> None:
     # uvicorn raises the signal again when it is done: by then there is nothing left to end.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     signal.signal(signal.SIGINT, lambda number, frame: None)
-    uvicorn.Server(_config(app)).run(sockets=[listening])
+    uvicorn.Server(server_config(app)).run(sockets=[listening])
 
 
 def _serve_by_workers(factory: Callable[[], FastAPI], workers: int, listening: socket.socket) -> None:
@@ -101,7 +101,7 @@ def _serve_by_workers(factory: Callable[[], FastAPI], workers: int, listening: s
     directory = tempfile.mkdtemp(prefix="featurestore-metrics-")
     os.environ[DIRECTORY_VARIABLE] = directory
     try:
-        Multiprocess(_config(factory, workers=workers), sockets=[listening]).run()
+        Multiprocess(server_config(factory, workers=workers), sockets=[listening]).run()
     finally:
         del os.environ[DIRECTORY_VARIABLE]
         shutil.rmtree(directory, ignore_errors=True)
@@ -112,7 +112,8 @@ def _worker_app(root: Path, host: str, debug: bool) -> FastAPI:
     return create_app(root, token=os.environ.get(TOKEN_VARIABLE), host=host)
 
 
-def _config(app: FastAPI | Callable[[], FastAPI], *, workers: int = 1) -> uvicorn.Config:
+def server_config(app: FastAPI | Callable[[], FastAPI], *, workers: int = 1) -> uvicorn.Config:
+    """Return how uvicorn runs an app, or what makes one in each worker."""
     return uvicorn.Config(
         app,
         factory=not isinstance(app, FastAPI),

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import uvicorn
 from featurestore_registry.records import Change
 
 from featurestore.backends import open_online, open_registry
@@ -22,12 +25,13 @@ from featurestore.online.codec import RecordEncoder
 from featurestore.project.loader import load_definitions
 from featurestore.project.settings import read_settings
 from featurestore.server.app import create_app
+from featurestore.server.run import bind, server_config, url_of
 from featurestore.types.times import Clock, system_clock
 
 TOKEN = "t" * 20 + "-_." + "9" * 20
 HOUR_US = 3_600_000_000
 
-FEATURES = '''
+FEATURES = """
 from datetime import timedelta
 
 from featurestore import (
@@ -85,7 +89,7 @@ def spending(inputs):
 
 model = FeatureService("model_v1", features=[fresh, routes, spending])
 plain = FeatureService("plain", features=[fresh, routes])
-'''
+"""
 
 
 class Project:
@@ -144,18 +148,43 @@ def small_project(root: Path, now_us: int, **options: Any) -> Project:
     return project
 
 
-@asynccontextmanager
-async def client_in_process(
-    source: Workspace, *, headers: Mapping[str, str] | None = None, **options: Any
-) -> AsyncIterator[httpx.AsyncClient]:
-    """Give a client of an app in this process, started and stopped as a server would."""
-    app = create_app(source, **options)
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://server", headers=headers) as client,
-    ):
-        yield client
+@contextmanager
+def serving_here(source: Workspace, *, token: str | None = None, host: str = "127.0.0.1") -> Iterator[httpx.Client]:
+    """Give a client of a real server in a thread of this process, so that the test can move the clock."""
+    listening = bind("127.0.0.1", 0)
+    server = uvicorn.Server(server_config(create_app(source, token=token, host=host)))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        with httpx.Client(base_url=url_of(listening), timeout=10) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """Return the error of an answer, after checking that it has the one shape of all errors."""
+    assert response.headers["content-type"] == "application/json"
+    document = response.json()
+    assert set(document) == {"error"}
+    assert set(document["error"]) == {"type", "message", "details"}
+    assert document["error"]["details"]["request_id"] == response.headers["x-request-id"]
+    assert "Traceback" not in response.text
+    assert ".py" not in response.text
+    return dict(document["error"])
+
+
+def until(condition: Callable[[], Any], *, seconds: float = 15) -> Any:
+    """Return what the condition returns once it is true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"it did not happen within {seconds} seconds")
 
 
 class ServerProcess:
