@@ -17,6 +17,8 @@ from featurestore.project.settings import Settings, make_settings, read_settings
 from featurestore.types.times import Clock, system_clock, to_instant
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from featurestore.engine.interface import AsOf
     from featurestore.materialization import RunResult
     from featurestore.plan import Plan
@@ -108,6 +110,32 @@ class FeatureStore:
 
         check_allowed(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy)
         return replace(plan, applied=apply_plan(self._workspace, plan, message=message))
+
+    def plan_teardown(self) -> Plan:
+        """Return what `teardown` would do. Changes nothing."""
+        from featurestore.plan import make_plan
+
+        return make_plan(self._workspace, [], partial=False)
+
+    def teardown(self, plan: Plan | None = None) -> Plan:
+        """Delete the project's definitions, offline tables and online records; other projects are not touched.
+
+        Saved training sets lose the tables that they pin. The ledger keeps what happened. A teardown that was
+        killed is finished by the next one.
+        """
+        from featurestore.maintenance.teardown import drop_data
+
+        applied = self.apply_plan(plan or self.plan_teardown(), allow_breaking=True, allow_destroy=True)
+        drop_data(self._workspace)
+        return applied
+
+    def peek(self, view: str, rows: int = 10) -> pa.Table:
+        """Return the newest rows of a view in the offline store, newest first, as an Arrow table."""
+        from featurestore.definitions import FeatureView
+        from featurestore.retrieval.peek import peek
+
+        snapshot = self._workspace.snapshot()
+        return peek(self._workspace, snapshot.views[snapshot.get(FeatureView, view).name], rows)
 
     def list(self, kind: str | None = None) -> Sequence[Definition]:
         """Return the applied definitions, or those of one kind such as ``feature_view`` or ``entities``."""

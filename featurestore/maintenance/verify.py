@@ -39,9 +39,7 @@ def verify(workspace: Workspace) -> list[Verification]:
                 records, damaged = _check_records(workspace, registered)
                 problems += damaged
             running.note(files=files, records=records)
-        checked.append(
-            Verification(registered.view.name, registered.generation, files, records, tuple(problems))
-        )
+        checked.append(Verification(registered.view.name, registered.generation, files, records, tuple(problems)))
     return checked
 
 

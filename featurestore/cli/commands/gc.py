@@ -1,0 +1,46 @@
+"""fs gc."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from featurestore.cli.output import Output, repo_command
+from featurestore.maintenance.gc import collect_garbage
+from featurestore.store import FeatureStore
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command("gc")
+@click.option("--dry-run", is_flag=True, help="Show what would go; remove nothing.")
+@repo_command
+def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
+    """Remove old generations, data of deleted views, and leftovers of killed runs.
+
+    What a saved training set pins stays.
+    """
+    garbage = collect_garbage(store.workspace, dry_run=dry_run)
+
+    def render(console: Console) -> None:
+        verb = "would be removed" if dry_run else "removed"
+        for found in garbage.tables:
+            console.print(f"offline table {found} {verb}", markup=False)
+        for found in garbage.kept:
+            console.print(f"offline table {found} kept: a saved training set pins it", markup=False)
+        if dry_run:
+            console.print("Leftover files and online records are counted when they are removed.")
+        else:
+            console.print(f"{garbage.files:,} files and {garbage.records:,} online records removed.")
+
+    document = {
+        "tables": [str(found) for found in garbage.tables],
+        "kept": [str(found) for found in garbage.kept],
+        "online_prefixes": [prefix.decode() for prefix in garbage.online_prefixes],
+        "files": garbage.files,
+        "records": garbage.records,
+        "dry_run": dry_run,
+    }
+    output.emit(document, render)

@@ -1,0 +1,36 @@
+"""fs teardown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from featurestore.cli.output import Output, repo_command
+from featurestore.cli.plans import plan_document, render_plan
+from featurestore.errors import ChangesNotAllowedError
+from featurestore.store import FeatureStore
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command("teardown")
+@click.option("--allow-destroy", is_flag=True, help="Yes, delete the project's definitions and data.")
+@repo_command
+def command(store: FeatureStore, output: Output, allow_destroy: bool) -> None:
+    """Delete the project: its definitions, offline tables and online records. Neighbours are never touched."""
+    plan = store.plan_teardown()
+    if not allow_destroy:
+        if not output.as_json:
+            render_plan(output.console, plan)
+        raise ChangesNotAllowedError(
+            f"Tearing down {store.project!r} deletes everything it holds, and nothing was deleted.",
+            hint="If that is what you want, run `fs teardown --allow-destroy`.",
+        )
+    applied = store.teardown(plan)
+
+    def render(console: Console) -> None:
+        console.print(f"Project {store.project} is gone: its definitions, offline tables and online records.")
+
+    output.emit(plan_document(applied), render)

@@ -1,0 +1,58 @@
+"""The newest rows of a view, as they lie in the offline store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from featurestore.metadata.snapshot import RegisteredView
+from featurestore.metadata.workspace import Workspace
+from featurestore.types.arrow import arrow_type
+from featurestore.types.columns import CREATED, EVENT, SEQUENCE
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def peek(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Table:
+    """Return the newest ``rows`` rows of a view's table, newest first: keys, event_ts, created_ts, features.
+
+    An empty table where nothing is materialized yet. Reads only the ends of the files, which lie in time order.
+    """
+    import pyarrow as pa
+
+    version = workspace.offline.current(registered.table)
+    shown = [*registered.view.join_keys, EVENT, CREATED]
+    instant = pa.timestamp("us", tz="UTC")
+    kinds = {**registered.view.join_keys, **{field.name: field.type for field in registered.view.features}}
+    schema = pa.schema(
+        [(name, instant if name in (EVENT, CREATED) else arrow_type(kinds[name])) for name in shown]
+        + [(field.name, arrow_type(field.type)) for field in registered.view.features]
+    )
+    ends = [_end_of(file.path, rows, schema) for file in (() if version is None else version.files)]
+    if not ends:
+        return schema.empty_table()
+    order = [(EVENT, "descending"), (CREATED, "descending"), (SEQUENCE, "descending")]
+    return pa.concat_tables(ends).sort_by(order).slice(0, rows).select(schema.names)
+
+
+def _end_of(path: str, rows: int, schema: pa.Schema) -> pa.Table:
+    """Return the last ``rows`` rows of one file in the view's columns; one that the file lacks is null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        groups, found = [], 0
+        for group in reversed(range(file.num_row_groups)):
+            groups.append(group)
+            found += file.metadata.row_group(group).num_rows
+            if found >= rows:
+                break
+        table = file.read_row_groups(sorted(groups)) if groups else file.schema_arrow.empty_table()
+    table = table.slice(max(0, table.num_rows - rows))
+    columns = {
+        field.name: table[field.name].cast(field.type)
+        if field.name in table.schema.names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    }
+    return pa.table({**columns, SEQUENCE: table[SEQUENCE]})
