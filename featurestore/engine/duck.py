@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurestore.definitions import FeatureView, ParquetSource
-from featurestore.engine import examine, join, latest, query, scan, withdrawal
+from featurestore.engine import compact, examine, join, latest, query, scan, withdrawal
 from featurestore.engine.interface import (
     Engine,
     JoinFacts,
@@ -77,6 +77,10 @@ class DuckEngine(Engine):
         return withdrawal.replacements(
             self._session, view, files, removed=removed, added=added, until_us=until_us, batch_rows=batch_rows
         )
+
+    def compact(self, view: FeatureView, files: Sequence[str], path: Path) -> None:
+        """See `Engine.compact`."""
+        compact.compact(self._session, view, files, path)
 
     def join(
         self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], *, batch_rows: int

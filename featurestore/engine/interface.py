@@ -203,6 +203,10 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def compact(self, view: FeatureView, files: Sequence[str], path: Path) -> None:
+        """Write the rows of a table's files as one file in the table's order, every column as it is."""
+
+    @abstractmethod
     def join(
         self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], *, batch_rows: int
     ) -> pa.RecordBatchReader:

@@ -1,0 +1,25 @@
+"""Writing a view's table again as one file in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from featurestore.definitions import FeatureView
+from featurestore.engine.log import KNOWN_US, log_columns, read_log
+from featurestore.engine.session import Session, quote, text, translated
+from featurestore.types.columns import EVENT, SEQUENCE
+
+
+def compact(session: Session, view: FeatureView, files: Sequence[str], path: Path) -> None:
+    """See `Engine.compact`."""
+    columns = log_columns(view)
+    wanted = ", ".join(map(quote, columns))
+    order = f"epoch_us({EVENT}), {KNOWN_US}, {SEQUENCE}"
+    query = f"SELECT {wanted} FROM ({read_log(columns, files)}) ORDER BY {order}"
+    with session.open(reads=files, writes=path.parent) as connection, translated("compact", table_files=files):
+        try:
+            connection.execute(f"COPY ({query}) TO {text(str(path))} (FORMAT parquet, COMPRESSION zstd)")
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
