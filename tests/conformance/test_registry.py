@@ -24,6 +24,11 @@ class TestSqlite(RegistryConformance):
         return lambda: open_registry(url)
 
 
+def test_no_test_of_the_suite_hides_another():
+    names = [name for part in RegistryConformance.__mro__ for name in vars(part) if name.startswith("test_")]
+    assert len(names) == len(set(names)) > 30
+
+
 PRELUDE = """
 import json, sys, time
 from pathlib import Path

@@ -460,11 +460,13 @@ def test_a_file_where_a_folder_should_be(tmp_path, create):
 
 
 @pytest.mark.parametrize("create", [True, False])
-def test_a_folder_without_permission(filled, path, create):
+def test_a_folder_without_permission(filled, path, tmp_path_factory, create):
+    loaded = f"sqlite:///{tmp_path_factory.mktemp('loaded') / 'registry.db'}"
     code = """
 import os, sys
 from featurestore_registry.errors import RegistryUnavailableError
 from featurestore_registry.sql import open_registry
+open_registry(sys.argv[3]).close()  # loads all that it takes, while that can be read
 if os.geteuid() == 0:
     os.seteuid(65534)
 try:
@@ -474,7 +476,7 @@ except RegistryUnavailableError as error:
 """
     path.parent.chmod(0o000)
     try:
-        assert "Permission denied" in python(code, filled, str(create))
+        assert "Permission denied" in python(code, filled, str(create), loaded)
     finally:
         path.parent.chmod(0o700)
 

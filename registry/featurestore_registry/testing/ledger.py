@@ -33,7 +33,7 @@ class LedgerConformance(RegistryFixtures):
             assert entry.document == {"turn": 3, "key": list(key)}
 
     @pytest.mark.parametrize("number", range(len(DOCUMENTS)))
-    def test_documents_come_back_as_they_were(self, registry: Registry, number: int) -> None:
+    def test_entries_come_back_as_they_were(self, registry: Registry, number: int) -> None:
         registry.ledger.append("p", "run", "k", DOCUMENTS[number])
         entry = registry.ledger.latest("p", "run", "k")
         assert entry is not None
@@ -146,7 +146,7 @@ class LedgerConformance(RegistryFixtures):
         assert [entry.document["n"] for entry in ledger.scan("p", "run")] == [1003, "kept"]
         assert ledger.append("p", "run", "busy", {}, if_version=1003) == 1004
 
-    def test_a_caller_that_changes_what_it_read_changes_nothing(self, registry: Registry) -> None:
+    def test_a_caller_that_changes_an_entry_changes_nothing(self, registry: Registry) -> None:
         registry.ledger.append("p", "run", "k", {"list": [1]})
         entry = registry.ledger.latest("p", "run", "k")
         assert entry is not None
