@@ -12,7 +12,7 @@ from featurestore.metadata.saved_sets import pins
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import read_watermark, write_watermark
 from featurestore.metadata.workspace import Workspace
-from featurestore.offline.interface import StagedFile, TableVersion
+from featurestore.offline.interface import TableVersion
 from featurestore.steps import crash_point, reached, step
 
 COMMITTED = crash_point("optimize.committed", "the compacted version is committed, its watermark is not")
@@ -61,15 +61,9 @@ def _compact(workspace: Workspace, registered: RegisteredView, version: TableVer
     workspace.offline.verify(version.files)
     path = workspace.offline.staging(registered.table) / f"{secrets.token_hex(16)}.parquet"
     workspace.engine.compact(registered.view, [file.path for file in version.files], path)
-    staged = StagedFile(
-        path,
-        version.rows,
-        min(file.min_event_us for file in version.files),
-        max(file.max_event_us for file in version.files),
-    )
     lease.check()
     made = workspace.offline.commit(
-        registered.table, registered.table_schema, base=version.number, add=[staged], remove=version.files
+        registered.table, registered.table_schema, base=version.number, add=[path], remove=version.files
     )
     reached(COMMITTED)
     watermark = read_watermark(workspace.ledger, registered)
