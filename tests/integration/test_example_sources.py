@@ -90,7 +90,12 @@ def test_missing_values_are_nulls_and_whole_numbers_stay_whole(
     for name, column in [("planes", "year"), ("planes", "speed"), ("planes", "seats"), ("airports", "alt")]:
         assert sources[name][column].type == pa.int64()
         assert sources[name][column].equals(packaged[name][column].cast(pa.int64()))
-    for name, column in [("flights", "arr_delay"), ("flights", "air_time"), ("weather", "wind_gust")]:
+    for name, column in [
+        ("flights", "arr_delay"),
+        ("flights", "air_time"),
+        ("weather", "wind_gust"),
+        ("airports", "lon"),
+    ]:
         assert sources[name][column].equals(packaged[name][column].cast(pa.float64())), column
     for table in sources.values():
         for field in table.schema:
