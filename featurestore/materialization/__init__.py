@@ -1,1 +1,6 @@
-"""From sources into the offline store, and from there into the online store."""
+"""From sources into the offline log, and from there online."""
+
+from featurestore.materialization.jobs import materialize, materialize_incremental, republish, succeeded
+from featurestore.metadata.runs import RunResult
+
+__all__ = ["RunResult", "materialize", "materialize_incremental", "republish", "succeeded"]

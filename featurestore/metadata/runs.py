@@ -21,6 +21,8 @@ START_KIND, END_KIND = "run_start", "run"
 RunKind = Literal["interval", "incremental", "rebuild", "republish"]
 RunState = Literal["running", "done", "failed", "killed"]
 
+SHOWN_KEYS = 5
+
 STARTED = crash_point("run.started", "the ledger says that the run is under way")
 RECORDED = crash_point("run.recorded", "the ledger says how the run ended")
 
@@ -42,6 +44,15 @@ class Published:
     """Of withdrawn rows: deleted, because the entity has no other row."""
     wrong_type_keys: tuple[str, ...] = ()
     """The first few of them."""
+
+    def __add__(self, other: Published) -> Published:
+        """Return the counts of two publishes of one run."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
+        keys = tuple(dict.fromkeys((*self.wrong_type_keys, *other.wrong_type_keys)))[:SHOWN_KEYS]
+        return Published(**sums, wrong_type_keys=keys)
+
+
+_COUNTS = ("written", "stale", "expired", "wrong_type", "repaired", "deleted")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,219 @@
+"""The use cases: materialize a span, what is new, or publish again; one result for each view.
+
+A view that fails does not keep the others from being done: its result says what went wrong, and `succeeded`
+turns such results into an error.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from featurestore.definitions import FeatureView
+from featurestore.errors import FeatureStoreError, IntervalError, MaterializationError, RegistryError
+from featurestore.materialization.run import Confirm, MakePlan, Rebuild, ViewRun
+from featurestore.materialization.spans import plan_incremental, plan_interval
+from featurestore.metadata.leases import WAIT_SECONDS, holding
+from featurestore.metadata.runs import RunKind, RunResult, record_end, record_start
+from featurestore.metadata.snapshot import RegisteredView
+from featurestore.metadata.workspace import Workspace
+from featurestore.steps import step
+from featurestore.types.times import to_rfc3339
+
+Job = Callable[[ViewRun], None]
+
+
+def materialize(
+    workspace: Workspace,
+    start_us: int,
+    end_us: int,
+    views: Iterable[str] | None = None,
+    *,
+    dry_run: bool = False,
+    rebuild: bool = False,
+    confirm: Confirm | None = None,
+    wait_seconds: float = WAIT_SECONDS,
+) -> list[RunResult]:
+    """Bring source rows with event time in [start, end) into the offline log, and the newest online.
+
+    With ``rebuild`` rows of the span that came from the source, and that it no longer holds, are withdrawn after
+    ``confirm(view, rows)`` has returned True. A dry run counts and writes nothing. ``wait_seconds`` is how long
+    to wait for another run of a view. Raises IntervalError for a span that is empty or ends in the future,
+    NotFoundError for an unknown view.
+    """
+    if start_us >= end_us:
+        raise IntervalError(
+            f"The interval from {to_rfc3339(start_us)} to {to_rfc3339(end_us)} is empty.",
+            hint="Give a start that lies before the end; the start is part of the interval, the end is not.",
+        )
+    _check_end(end_us, workspace.clock())
+    span = start_us, end_us
+    withdraw = Rebuild(span, confirm) if rebuild else None
+    return _run(
+        workspace,
+        views,
+        "rebuild" if rebuild else "interval",
+        _bring(lambda view, watermark: plan_interval(workspace.engine, view, watermark, span), withdraw, dry_run),
+        dry_run=dry_run,
+        wait_seconds=wait_seconds,
+    )
+
+
+def materialize_incremental(
+    workspace: Workspace,
+    end_us: int | None = None,
+    views: Iterable[str] | None = None,
+    *,
+    dry_run: bool = False,
+    wait_seconds: float = WAIT_SECONDS,
+) -> list[RunResult]:
+    """Bring what no run has read before ``end_us`` (None: now), and late rows and corrections of the rest.
+
+    Raises IntervalError for an end in the future, NotFoundError for an unknown view.
+    """
+    now_us = workspace.clock()
+    until_us = now_us if end_us is None else end_us
+    _check_end(until_us, now_us)
+    return _run(
+        workspace,
+        views,
+        "incremental",
+        _bring(lambda view, watermark: plan_incremental(workspace.engine, view, watermark, until_us), None, dry_run),
+        dry_run=dry_run,
+        wait_seconds=wait_seconds,
+    )
+
+
+def republish(
+    workspace: Workspace,
+    views: Iterable[str] | None = None,
+    *,
+    authoritative: bool = False,
+    wait_seconds: float = WAIT_SECONDS,
+) -> list[RunResult]:
+    """Publish the newest row of every entity again; views that stay offline are left out.
+
+    With ``authoritative`` the online store is made equal to the offline log: records of entities that the log
+    does not hold are deleted, records newer than the log replaced. Raises NotFoundError for an unknown view.
+    """
+
+    def job(run: ViewRun) -> None:
+        run.republish(authoritative=authoritative)
+
+    return _run(workspace, views, "republish", job, dry_run=False, wait_seconds=wait_seconds)
+
+
+def succeeded(results: Sequence[RunResult]) -> Sequence[RunResult]:
+    """Return the results; raises MaterializationError naming the views that failed, if any did."""
+    failed = [run for run in results if run.state != "done"]
+    if failed:
+        reasons = "".join(f"\n  - {run.view}: {run.error}" for run in failed)
+        raise MaterializationError(
+            f"{len(failed)} of {len(results)} feature views failed; the others are done:{reasons}",
+            hint="Running it again is safe.",
+            views=[run.view for run in failed],
+        )
+    return results
+
+
+def _check_end(end_us: int, now_us: int) -> None:
+    if end_us > now_us:
+        raise IntervalError(
+            f"The interval ends in the future, at {to_rfc3339(end_us)}; it is {to_rfc3339(now_us)}.",
+            hint="Give an end that has passed: what is to come cannot be committed yet.",
+        )
+
+
+def _bring(make_plan: MakePlan, rebuild: Rebuild | None, dry_run: bool) -> Job:
+    def job(run: ViewRun) -> None:
+        if dry_run:
+            run.count(make_plan, rebuild)
+        else:
+            run.bring(make_plan, rebuild)
+
+    return job
+
+
+def _run(
+    workspace: Workspace,
+    views: Iterable[str] | None,
+    kind: RunKind,
+    job: Job,
+    *,
+    dry_run: bool,
+    wait_seconds: float,
+) -> list[RunResult]:
+    """Run a job for each view."""
+    snapshot = workspace.snapshot()
+    names = sorted(snapshot.views) if views is None else list(dict.fromkeys(views))
+    for name in names:
+        snapshot.get(FeatureView, name)
+    results = []
+    for name in names:
+        registered = snapshot.views[name]
+        result = _started(workspace, registered, kind, dry_run=dry_run)
+        with step("materialize", f"materialize {name}", unit="views"):
+            if dry_run:
+                results.append(_attempt(workspace, registered, result, job, lambda: None))
+            else:
+                results.append(_run_alone(workspace, registered, result, job, wait_seconds))
+    return results
+
+
+def _started(workspace: Workspace, registered: RegisteredView, kind: RunKind, *, dry_run: bool) -> RunResult:
+    return RunResult(
+        run_id=secrets.token_hex(8),
+        view=registered.view.name,
+        generation=registered.generation,
+        kind=kind,
+        state="running",
+        started_us=workspace.clock(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        dry_run=dry_run,
+    )
+
+
+def _run_alone(
+    workspace: Workspace, registered: RegisteredView, result: RunResult, job: Job, wait_seconds: float
+) -> RunResult:
+    """Run a job while holding the view's lease, and write down how it went."""
+    ledger, project, view = workspace.ledger, workspace.project, registered.view.name
+    try:
+        with holding(
+            ledger, project, view, holder=result.run_id, clock=workspace.clock, wait_seconds=wait_seconds
+        ) as lease:
+            # Waiting for the lease may have taken a while, and the rows that came meanwhile are not of the future.
+            result = replace(result, started_us=workspace.clock())
+            record_start(ledger, project, result)
+            try:
+                result = _attempt(workspace, registered, result, job, lease.check)
+            except BaseException as error:
+                record_end(ledger, project, replace(result, state="failed", error=f"{type(error).__name__}: {error}"))
+                raise
+            record_end(ledger, project, result)
+    except FeatureStoreError as error:  # no lease, or no ledger
+        result = replace(result, state="failed", error=str(error))
+        if not isinstance(error, RegistryError):
+            record_start(ledger, project, result)
+            record_end(ledger, project, result)
+    return result
+
+
+def _attempt(
+    workspace: Workspace, registered: RegisteredView, result: RunResult, job: Job, check: Callable[[], None]
+) -> RunResult:
+    """Run a job; an error of ours becomes the result's, all others pass."""
+    begun = time.perf_counter()
+    run: ViewRun | None = None
+    try:
+        run = ViewRun(workspace, registered, result, check)
+        job(run)
+        result = replace(run.result, state="done")
+    except FeatureStoreError as error:
+        result = replace(result if run is None else run.result, state="failed", error=str(error))
+    return replace(result, duration_ms=round((time.perf_counter() - begun) * 1000))

@@ -1,0 +1,202 @@
+"""Publishing: the newest committed row of each entity, as a record in the online store.
+
+The store's compare-and-set settles every order of arrival, so publishing again is always safe: a publish that
+was cut off is simply done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from featurestore.engine.interface import GONE_CREATED, GONE_EVENT
+from featurestore.errors import DamagedFileError
+from featurestore.metadata.runs import SHOWN_KEYS, Published
+from featurestore.metadata.snapshot import RegisteredView
+from featurestore.metadata.workspace import Workspace
+from featurestore.offline.interface import DataFile, TableChanges, TableVersion
+from featurestore.online.codec import RecordEncoder, is_record, record_times
+from featurestore.online.columns import time_columns
+from featurestore.online.interface import Repair, Write, WriteResult
+from featurestore.steps import Step, crash_point, reached, step
+from featurestore.types.columns import EVENT
+
+SCHEMA_WRITTEN = crash_point("publish.schema", "the schema of the records is online, no record yet")
+BATCH_WRITTEN = crash_point("publish.batch", "one more batch of records is online")
+REPAIRED = crash_point("publish.repaired", "one more batch of records that the log does not hold is repaired")
+
+BATCH_ROWS = 10_000
+"""Rows that are encoded while those before them are under way to the store."""
+
+Batches = Iterator[Sequence[Write]]
+Times = tuple[int, int]
+"""(event_us, created_us) of a record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What one publish did."""
+
+    counts: Published
+    version: int
+    """The table version that was read."""
+    is_complete: bool
+    """False when rows dated after now were held back: the version is not published yet."""
+
+
+def publish(
+    workspace: Workspace,
+    registered: RegisteredView,
+    *,
+    after: int | None,
+    authoritative: bool = False,
+    check: Callable[[], None],
+) -> Publication:
+    """Bring what the table holds online: the changes after version ``after``, or with None everything.
+
+    Records of rows that left the table since then give way to the entity's next best row, or go. With
+    ``authoritative`` so does every record that is newer than its entity's rows in the table, wherever it came
+    from. ``check`` is called before each batch and may raise. Raises OnlineStoreUnavailableError and
+    OnlineStoreFullError; what was written until then stays, and is right. The table must exist.
+    """
+    publisher = _Publisher(workspace, registered, check)
+    with step("publish", f"publish {registered.view.name}", unit="entities") as running:
+        # What is online is looked at before the log is: a record that comes later belongs to a later version.
+        online = publisher.records_online() if authoritative else None
+        version = workspace.offline.current(registered.table)
+        assert version is not None
+        changes = workspace.offline.changes(registered.table, after, version.number)
+        if online is None and not _are_readable(workspace, changes.removed):
+            online = publisher.records_online()
+        workspace.offline.verify(version.files if after is None else changes.added)
+        publisher.put_schema()
+        repairs: list[Repair] = []
+        newest = publisher.newest(version, None if after is None or online is not None else changes.added)
+        publisher.send(newest if online is None else _watched(newest, online, repairs), running)
+        if online is not None:
+            publisher.repair([*repairs, *(Repair(key, *times, replacement=None) for key, times in online.items())])
+        elif changes.removed:
+            for batch in publisher.replacements(version, changes):
+                publisher.repair(batch)
+        running.note(written=publisher.counts.written)
+    held_back = any(file.max_event_us > publisher.now_us for file in changes.added)
+    return Publication(publisher.counts, version.number, is_complete=not held_back)
+
+
+def _are_readable(workspace: Workspace, removed: Sequence[DataFile]) -> bool:
+    """Tell whether files that left the table still lie there: cleaning keeps them only for a while."""
+    try:
+        workspace.offline.verify(removed)
+    except DamagedFileError:
+        return False
+    return True
+
+
+def _watched(batches: Batches, online: dict[bytes, Times], repairs: list[Repair]) -> Batches:
+    """Pass batches on, noting which records ``online`` are newer than the row that has to replace them.
+
+    What is left of ``online`` in the end has no row at all.
+    """
+    for writes in batches:
+        for write in writes:
+            times = online.pop(write.key, None)
+            if times is not None and times > record_times(write.record):
+                repairs.append(Repair(write.key, *times, replacement=write))
+        yield writes
+
+
+class _Publisher:
+    """One publish under way: it reads, encodes, sends and counts."""
+
+    def __init__(self, workspace: Workspace, registered: RegisteredView, check: Callable[[], None]) -> None:
+        self.engine, self.online = workspace.engine, workspace.online
+        self.view = registered.view
+        self.encoder = RecordEncoder(registered.layout)
+        self.now_us = workspace.clock()
+        self.counts = Published()
+        self._check = check
+
+    def put_schema(self) -> None:
+        """Write what readers need to understand the records, before the first of them."""
+        self.online.put(self.encoder.schema_key, self.encoder.schema_json)
+        reached(SCHEMA_WRITTEN)
+
+    def newest(self, version: TableVersion, changed: Sequence[DataFile] | None) -> Batches:
+        """Yield each entity's newest row as a write; with ``changed`` of the entities that occur there."""
+        batches = self.engine.latest(
+            self.view,
+            [file.path for file in version.files],
+            changed=None if changed is None else [file.path for file in changed],
+            until_us=self.now_us,
+            batch_rows=BATCH_ROWS,
+        )
+        return (self.encoder.encode_table(batch) for batch in batches)
+
+    def replacements(self, version: TableVersion, changes: TableChanges) -> Iterator[Sequence[Repair]]:
+        """Yield repairs of the records that removed rows may have left behind."""
+        batches = self.engine.replacements(
+            self.view,
+            [file.path for file in version.files],
+            removed=[file.path for file in changes.removed],
+            added=[file.path for file in changes.added],
+            until_us=self.now_us,
+            batch_rows=BATCH_ROWS,
+        )
+        names = list(self.view.join_keys)
+        for batch in batches:
+            keys = self.encoder.keys.encode_columns({name: batch.column(name) for name in names})
+            gone = time_columns(batch.column(GONE_EVENT), batch.column(GONE_CREATED))
+            has_row = batch.column(EVENT).is_valid()
+            writes = {write.key: write for write in self.encoder.encode_table(batch.filter(has_row))}
+            times = zip(keys, gone.event_us.tolist(), gone.created_us.tolist(), strict=True)
+            yield [Repair(key, event_us, created_us, writes.get(key)) for key, event_us, created_us in times]
+
+    def records_online(self) -> dict[bytes, Times]:
+        """Return the times of every record of the view that is online."""
+        batches = self.online.scan(self.encoder.keys.prefix)
+        return {key: record_times(value) for pairs in batches for key, value in pairs if is_record(value)}
+
+    def send(self, batches: Batches, running: Step) -> None:
+        """Write batches; one is under way while the next is encoded."""
+        with ThreadPoolExecutor(1, thread_name_prefix="publish") as sender:
+            under_way: tuple[Future[list[WriteResult]], Sequence[Write]] | None = None
+            for writes in batches:
+                if under_way is not None:
+                    self._count(*under_way, running)
+                self._check()
+                under_way = sender.submit(self.online.write, writes, now_us=self.now_us), writes
+            if under_way is not None:
+                self._count(*under_way, running)
+
+    def _count(self, sent: Future[list[WriteResult]], writes: Sequence[Write], running: Step) -> None:
+        results = sent.result()
+        reached(BATCH_WRITTEN)
+        running.advance(len(results))
+        counts, wrong = self.counts, results.count(WriteResult.WRONG_TYPE)
+        keys = counts.wrong_type_keys
+        if wrong:
+            found = (w.key for w, result in zip(writes, results, strict=True) if result is WriteResult.WRONG_TYPE)
+            keys = (*keys, *(key.decode() for key in found))[:SHOWN_KEYS]
+        self.counts = replace(
+            counts,
+            written=counts.written + results.count(WriteResult.WRITTEN),
+            stale=counts.stale + results.count(WriteResult.STALE),
+            expired=counts.expired + results.count(WriteResult.EXPIRED),
+            wrong_type=counts.wrong_type + wrong,
+            wrong_type_keys=keys,
+        )
+
+    def repair(self, repairs: Sequence[Repair]) -> None:
+        """Replace or delete records that the log does not hold."""
+        for start in range(0, len(repairs), BATCH_ROWS):
+            self._check()
+            batch = repairs[start : start + BATCH_ROWS]
+            done = self.online.repair(batch, now_us=self.now_us)
+            reached(REPAIRED)
+            replaced = [repair.replacement is not None for repair, was in zip(batch, done, strict=True) if was]
+            self.counts = replace(
+                self.counts,
+                repaired=self.counts.repaired + replaced.count(True),
+                deleted=self.counts.deleted + replaced.count(False),
+            )

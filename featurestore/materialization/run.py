@@ -1,0 +1,213 @@
+"""A run of one view: read, commit, publish, each step followed by the watermark that says so.
+
+Whatever step a run dies in, the next one begins where the watermark stands: rows that are in the log already
+are found unchanged and not appended again, and what is committed but not published is published first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from featurestore.definitions import FeatureView
+from featurestore.engine.interface import Span, StagedRows, StageRequest, Withdrawal
+from featurestore.errors import ConcurrentCommitError, MaterializationError
+from featurestore.materialization.publish import publish
+from featurestore.materialization.spans import ReadPlan, advance
+from featurestore.metadata.runs import RunResult
+from featurestore.metadata.snapshot import RegisteredView
+from featurestore.metadata.watermarks import Interval, Watermark, read_watermark, write_watermark
+from featurestore.metadata.workspace import Workspace
+from featurestore.offline.interface import TableVersion
+from featurestore.steps import crash_point, reached, step
+
+STAGED = crash_point("stage.written", "the new rows lie in a file of their own, in no version")
+COMMITTED = crash_point("watermark.committed", "the watermark says what is committed, of which nothing is online")
+PUBLISHED = crash_point("watermark.published", "the watermark says what is online")
+
+COMMIT_TRIES = 5
+"""Pushes commit to the same table, at most one a second."""
+
+Confirm = Callable[[str, int], bool]
+"""Asked before a rebuild withdraws rows: view and number of rows."""
+
+
+MakePlan = Callable[[FeatureView, Watermark], ReadPlan]
+"""Decides what a run reads, by the watermark as it stands when the view's lease is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """The span in which rows that the source no longer holds are withdrawn, and who is asked before."""
+
+    interval: Interval
+    confirm: Confirm | None
+
+
+class ViewRun:
+    """One run of one view under way. ``result`` is what has come of it so far."""
+
+    def __init__(
+        self, workspace: Workspace, registered: RegisteredView, result: RunResult, check: Callable[[], None]
+    ) -> None:
+        self.workspace, self.registered, self.result = workspace, registered, result
+        self._check = check
+        """Raises when the view's lease is lost."""
+        self.watermark = read_watermark(workspace.ledger, registered)
+
+    def bring(self, make_plan: MakePlan, rebuild: Rebuild | None = None) -> None:
+        """Bring source rows into the log and online; publishes first what an earlier run left unpublished."""
+        self.publish_pending()
+        plan = make_plan(self.registered.view, self.watermark)
+        self.result = replace(self.result, intervals=plan.intervals)
+        staged, version = self._commit(plan, rebuild)
+        view, started_us = self.registered.view, self.result.started_us
+        self._write(advance(self.watermark, view, plan, staged, version, started_us))
+        reached(COMMITTED)
+        self.publish_pending()
+
+    def count(self, make_plan: MakePlan, rebuild: Rebuild | None = None) -> None:
+        """Find out what `bring` would read and append. Writes nothing that stays."""
+        plan = make_plan(self.registered.view, self.watermark)
+        version = self._current()
+        with TemporaryDirectory(prefix="featurestore-") as folder:
+            staged = self._stage(plan, version, Path(folder))
+        withdrawal = self._withdraw(rebuild, version, None)
+        self.result = _counted(replace(self.result, intervals=plan.intervals), staged, withdrawal, version)
+
+    def publish_pending(self) -> None:
+        """Publish what is committed but not yet published."""
+        version = self._current()
+        if version is not None and version.number != self.watermark.published_version:
+            self._publish(after=self.watermark.published_version)
+
+    def republish(self, *, authoritative: bool) -> None:
+        """Publish the newest row of every entity again."""
+        self.publish_pending()
+        if self._current() is not None:
+            self._publish(after=None, authoritative=authoritative)
+
+    def _publish(self, *, after: int | None, authoritative: bool = False) -> None:
+        if not self.registered.view.online:
+            return
+        done = publish(self.workspace, self.registered, after=after, authoritative=authoritative, check=self._check)
+        counts = done.counts
+        self.result = replace(self.result, published=self.result.published + counts)
+        online_rows = counts.written + counts.stale
+        if after is not None:
+            online_rows = max(self.watermark.online_rows - counts.deleted, online_rows)
+        watermark = replace(self.watermark, online_rows=online_rows)
+        if done.is_complete:
+            watermark = replace(watermark, published_version=done.version)
+        self._write(watermark)
+        reached(PUBLISHED)
+
+    def _commit(self, plan: ReadPlan, rebuild: Rebuild | None) -> tuple[StagedRows, TableVersion | None]:
+        for _ in range(COMMIT_TRIES):
+            version = self._current()
+            folder = self.workspace.offline.staging(self.registered.table)
+            written: list[Path] = []
+            try:
+                staged = self._stage(plan, version, folder)
+                written += [staged.path] if staged.path is not None else []
+                withdrawal = self._withdraw(rebuild, version, folder)
+                written += withdrawal.written
+                _ask(self.registered.view.name, rebuild, withdrawal)
+                reached(STAGED)
+                if staged.path is not None or withdrawal.removed:
+                    version = self._commit_files(version, written, withdrawal)
+            except ConcurrentCommitError:
+                continue  # the rows that came meanwhile have to be compared with, too
+            finally:
+                for path in written:
+                    path.unlink(missing_ok=True)
+            self.result = _counted(self.result, staged, withdrawal, version)
+            return staged, version
+        raise MaterializationError(
+            f"Other writers committed to {self.registered.table} first, {COMMIT_TRIES} times in a row.",
+            hint="Run it again when there are fewer of them.",
+        )
+
+    def _commit_files(self, base: TableVersion | None, add: list[Path], withdrawal: Withdrawal) -> TableVersion:
+        self._check()
+        return self.workspace.offline.commit(
+            self.registered.table,
+            self.registered.table_schema,
+            base=None if base is None else base.number,
+            add=add,
+            remove=[file for file in base.files if file.path in withdrawal.removed] if base is not None else [],
+        )
+
+    def _stage(self, plan: ReadPlan, version: TableVersion | None, folder: Path) -> StagedRows:
+        if not plan.spans:
+            return StagedRows(None, 0, 0, 0, 0, 0, 0, 0, None, None, None)
+        request = StageRequest(
+            view=self.registered.view,
+            spans=plan.spans,
+            now_us=self.result.started_us,
+            log_files=_paths(version),
+            first_sequence=0 if version is None else version.next_sequence,
+            folder=folder,
+        )
+        with step("read", f"read the source of {self.registered.view.name}") as reading:
+            staged = self.workspace.engine.stage(request)
+            reading.advance(staged.read)
+        return staged
+
+    def _withdraw(self, rebuild: Rebuild | None, version: TableVersion | None, folder: Path | None) -> Withdrawal:
+        if rebuild is None or version is None:
+            return Withdrawal(0, (), ())
+        with step("withdraw", f"compare {self.registered.view.name} with its source"):
+            view, span = self.registered.view, Span(*rebuild.interval)
+            return self.workspace.engine.withdraw(view, _paths(version), span, folder=folder)
+
+    def _current(self) -> TableVersion | None:
+        """Return the table's version; raises MaterializationError when it is older than what was committed."""
+        version, known = self.workspace.offline.current(self.registered.table), self.watermark.table_version
+        if known is not None and (version is None or version.number < known):
+            found = "nothing" if version is None else f"version {version.number}"
+            raise MaterializationError(
+                f"The offline store holds {found} of {self.registered.table}, but version {known} was committed.",
+                hint="Check offline_store in feature_store.yaml, or restore the table from a backup.",
+                table=str(self.registered.table),
+            )
+        return version
+
+    def _write(self, watermark: Watermark) -> None:
+        if watermark != self.watermark:
+            self._check()
+            self.watermark = write_watermark(self.workspace.ledger, self.registered, watermark)
+
+
+def _ask(view: str, rebuild: Rebuild | None, withdrawal: Withdrawal) -> None:
+    if rebuild is None or not withdrawal.rows:
+        return
+    if rebuild.confirm is None or not rebuild.confirm(view, withdrawal.rows):
+        raise MaterializationError(
+            f"Rebuilding {view!r} would withdraw {withdrawal.rows:,} rows that its source no longer holds; "
+            "nothing was changed.",
+            hint="If that is what you want, confirm it (`--yes`).",
+            view=view,
+            rows=withdrawal.rows,
+        )
+
+
+def _paths(version: TableVersion | None) -> tuple[str, ...]:
+    return () if version is None else tuple(file.path for file in version.files)
+
+
+def _counted(result: RunResult, staged: StagedRows, withdrawal: Withdrawal, version: TableVersion | None) -> RunResult:
+    return replace(
+        result,
+        read=staged.read,
+        appended=staged.appended,
+        duplicates=staged.duplicates,
+        unchanged=staged.unchanged,
+        null_keys=staged.null_keys,
+        null_times=staged.null_times,
+        waiting=staged.waiting,
+        withdrawn=withdrawal.rows,
+        table_version=None if version is None else version.number,
+    )

@@ -1,0 +1,156 @@
+"""What a run reads, and what its watermark says after the commit.
+
+An interval run reads the rows of its span. An incremental run reads the spans that no run has read yet, from the
+source's first event on, and beside them what turned up late in the others: by created time where the source
+declares one, by changed files where it does not, and everything again when a joined source changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+
+from featurestore.definitions import FeatureView, ParquetSource
+from featurestore.engine.interface import Engine, SourceFile, Span, StagedRows
+from featurestore.metadata.watermarks import Interval, Watermark, merge, subtract
+from featurestore.offline.interface import TableVersion
+from featurestore.types.times import MICROSECOND, MIN_INSTANT
+
+Seen = Mapping[str, Mapping[str, str]]
+"""Per source whose files tell what changed: fingerprints by file, or one under ``*`` for all files together."""
+
+ALL_FILES = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """What a run reads of a view's source."""
+
+    spans: tuple[Span, ...]
+    intervals: tuple[Interval, ...]
+    """Committed when the run is, beside those that were before."""
+    seen: Seen
+    """The source's files as they lay there before they were read."""
+    is_complete: bool
+    """With it, everything of the committed intervals that the source holds now has been read."""
+    begun_us: int | None
+    """For the watermark."""
+
+
+def plan_interval(engine: Engine, view: FeatureView, watermark: Watermark, interval: Interval) -> ReadPlan:
+    """Read exactly the rows with event time in an interval."""
+    outside = subtract(watermark.intervals, (interval,))
+    return ReadPlan(
+        spans=(Span(*interval),),
+        intervals=(interval,),
+        seen=seen_files(engine, view),
+        # Before the first event of an incremental run lies what only incremental runs look for.
+        is_complete=not outside and watermark.begun_us is None,
+        begun_us=watermark.begun_us,
+    )
+
+
+def plan_incremental(engine: Engine, view: FeatureView, watermark: Watermark, end_us: int) -> ReadPlan:
+    """Read what no run has read before ``end_us``, and what changed since in what was read."""
+    seen = seen_files(engine, view)
+    begun_us = watermark.begun_us
+    if begun_us is None:
+        begun_us = engine.first_event_us(view)
+    if begun_us is None:  # the source is empty
+        return ReadPlan((), (), seen, is_complete=not watermark.intervals, begun_us=None)
+    gaps = subtract(((begun_us, end_us),), watermark.intervals)
+    spans = [Span(start_us, gap_end_us) for start_us, gap_end_us in gaps]
+    if watermark.intervals:
+        spans += _late_spans(view, watermark, seen, max(end_us, watermark.intervals[-1][1]))
+    return ReadPlan(tuple(spans), gaps, seen, is_complete=True, begun_us=begun_us)
+
+
+def _late_spans(view: FeatureView, watermark: Watermark, seen: Seen, end_us: int) -> list[Span]:
+    """Return where rows of the committed intervals, or from before them, may have turned up or changed."""
+    known = watermark.files
+    changed = {
+        source: [path for path, fingerprint in files.items() if known.get(source, {}).get(path) != fingerprint]
+        for source, files in seen.items()
+    }
+    by_created = _created_source(view) is not None
+    if view.sql is None:
+        (source,) = view.batch_sources
+        if by_created:
+            return [Span(MIN_INSTANT, end_us, created_after_us=watermark.created_until_us)]
+        files = tuple(changed[source.name])
+        return [Span(MIN_INSTANT, end_us, files=files)] if files else []
+    if any(changed.values()):
+        return [Span(MIN_INSTANT, end_us)]
+    return [Span(MIN_INSTANT, end_us, created_after_us=watermark.created_until_us)] if by_created else []
+
+
+def seen_files(engine: Engine, view: FeatureView) -> Seen:
+    """Return fingerprints of the sources whose files tell what changed.
+
+    A source whose created column finds late rows needs none. Rows of a query do not tell their file, so behind
+    ``sql`` one fingerprint stands for all files of a source.
+    """
+    seen = {}
+    for source in view.batch_sources:
+        if source is _created_source(view):
+            continue
+        files = engine.files(source)
+        seen[source.name] = {file.path: _fingerprint([file]) for file in files}
+        if view.sql is not None:
+            seen[source.name] = {ALL_FILES: _fingerprint(files)}
+    return seen
+
+
+def _created_source(view: FeatureView) -> ParquetSource | None:
+    """Return the source whose late rows the created column finds: the first, if it declares one."""
+    first = view.batch_sources[0]
+    return first if first.created_timestamp_field is not None else None
+
+
+def _fingerprint(files: Sequence[SourceFile]) -> str:
+    state = "".join(f"{file.path}\0{file.size_bytes}\0{file.modified_ns}\0" for file in files)
+    return blake2b(state.encode(), digest_size=8).hexdigest()
+
+
+def advance(
+    watermark: Watermark,
+    view: FeatureView,
+    plan: ReadPlan,
+    staged: StagedRows,
+    version: TableVersion | None,
+    started_us: int,
+) -> Watermark:
+    """Return the watermark after the rows are committed, of which ``version`` is the table."""
+    begun_us, intervals = plan.begun_us, [*watermark.intervals, *plan.intervals]
+    if begun_us is not None and staged.min_event_us is not None and staged.min_event_us < begun_us:
+        # Older rows turned up: together with what lies between, which the source does not hold, they are committed.
+        intervals.append((staged.min_event_us, begun_us))
+        begun_us = staged.min_event_us
+    created_until_us = watermark.created_until_us
+    if _created_source(view) is not None and staged.max_created_us is not None:
+        created_until_us = _created_until(view, watermark, plan, staged.max_created_us, started_us)
+    events = [found for found in (watermark.greatest_event_us, staged.max_event_us) if found is not None]
+    return replace(
+        watermark,
+        intervals=merge(intervals),
+        begun_us=begun_us,
+        created_until_us=created_until_us,
+        files=plan.seen if plan.is_complete else watermark.files,
+        table_version=None if version is None else version.number,
+        offline_rows=0 if version is None else version.rows,
+        greatest_event_us=max(events, default=None),
+    )
+
+
+def _created_until(
+    view: FeatureView, watermark: Watermark, plan: ReadPlan, max_created_us: int, started_us: int
+) -> int | None:
+    """Return up to where, by created time, the committed intervals hold everything."""
+    lateness_us = view.batch_sources[0].allowed_lateness // MICROSECOND
+    found_us = max(min(max_created_us, started_us) - lateness_us, MIN_INSTANT)
+    known_us = watermark.created_until_us
+    if known_us is None:
+        # Without a limit all rows of earlier intervals are read again: they were read before a limit was known.
+        return found_us if plan.is_complete else None
+    return max(known_us, found_us) if plan.is_complete else min(known_us, found_us)
