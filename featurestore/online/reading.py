@@ -34,6 +34,8 @@ from featurestore.types.values import ValueType, is_widening, to_json
 
 _HEAD = operator.itemgetter(slice(0, 9))
 _SCHEMA = operator.itemgetter(slice(17, 25))
+_SHAPE = operator.itemgetter(slice(17, 26))
+"""The schema id and the first byte of the array header: a payload of another shape never shifts its neighbours."""
 _PAYLOAD = operator.itemgetter(slice(HEADER_BYTES, -CRC_BYTES))
 _VERSION = bytes([FORMAT_VERSION])
 _NEXT_VERSION = bytes([FORMAT_VERSION + 1])
@@ -220,8 +222,8 @@ class ViewReader:
         self.features = tuple(features)
         self.decoder = RecordDecoder(layout, features, fetch_schema=fetch_schema)
         self._ttl_us = layout.ttl_us
-        self._own_schema = {self.decoder.schema_id}
         self._stored_width = len(layout.features)
+        self._own_shape = self.decoder.schema_id + msgpack_array_header(self._stored_width)[:1]
         # Decoding into types that hold no null proves that there is none, for free. Where one was met the next
         # read looks for them instead, until it finds none.
         self._decode_without_nulls = msgspec.msgpack.Decoder(_wire_rows(layout)).decode
@@ -247,7 +249,7 @@ class ViewReader:
         if records and None not in records:
             found = cast("Sequence[bytes]", records)
             heads = list(map(_HEAD, found))
-            own = set(map(_SCHEMA, found)) == self._own_schema
+            own = set(map(_SHAPE, found)) == {self._own_shape}
             if own and min(heads) >= oldest and max(heads) < _NEXT_VERSION:
                 rows, is_without_nulls = self._rows(keys, found)
                 if is_without_nulls:
@@ -295,7 +297,6 @@ class ViewReader:
         return damaged(keys[0], "or one read with it holds no msgpack array")
 
     def _read_mixed(self, keys: Sequence[bytes], records: Sequence[bytes | None], oldest: bytes) -> ViewRows:
-        own_id = self.decoder.schema_id
         values: list[Sequence[Any]] = [self._empty] * len(records)
         statuses: list[Sequence[Status]] = [self._absent] * len(records)
         own_places, seen = [], list(records)
@@ -306,7 +307,7 @@ class ViewReader:
                 raise damaged(key, "is no record of this format version")
             if record[:9] < oldest:
                 statuses[place] = self._too_old
-            elif record[17:25] == own_id:
+            elif record[17:26] == self._own_shape:
                 own_places.append(place)
             elif (mapping := self.decoder.mapping(record)) is not None:
                 values[place] = self.decoder.row(key, record, mapping)
