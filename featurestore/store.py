@@ -161,19 +161,19 @@ class FeatureStore:
         Rerunning an interval appends nothing. Raises IntervalError for an interval that is empty or ends in the
         future, MaterializationError naming the views that failed (the others are done).
         """
-        from featurestore.materialization import materialize
+        from featurestore.materialization import materialize, succeeded
 
         span = to_instant(start), to_instant(end)
-        return materialize(self._workspace, *span, views, dry_run=dry_run)
+        return succeeded(materialize(self._workspace, *span, views, dry_run=dry_run))
 
     def materialize_incremental(
         self, end: Instant | None = None, views: Sequence[str] | None = None, *, dry_run: bool = False
     ) -> Sequence[RunResult]:
         """Bring what is new since the last run, late rows and corrections included, up to ``end`` (default: now)."""
-        from featurestore.materialization import materialize_incremental
+        from featurestore.materialization import materialize_incremental, succeeded
 
         end_us = None if end is None else to_instant(end)
-        return materialize_incremental(self._workspace, end_us, views, dry_run=dry_run)
+        return succeeded(materialize_incremental(self._workspace, end_us, views, dry_run=dry_run))
 
     def get_historical_features(
         self,

@@ -1,0 +1,121 @@
+"""fs materialize."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featurestore.cli.main import EXIT_FAILED
+from featurestore.cli.output import Output, repo_command, table
+from featurestore.materialization import RunResult, materialize, materialize_incremental, republish
+from featurestore.store import FeatureStore
+from featurestore.types.times import to_instant
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command("materialize")
+@click.argument("start", required=False)
+@click.argument("end", required=False)
+@click.option("--view", "views", multiple=True, help="A view to materialize (default: all). Repeat for more.")
+@click.option("--dry-run", is_flag=True, help="Count what would be read and appended; write nothing.")
+@click.option("--rebuild", is_flag=True, help="Also withdraw rows of the span that the source no longer holds.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before rows are withdrawn.")
+@click.option("--republish", "again", is_flag=True, help="Publish the newest row of every entity again.")
+@click.option("--authoritative", is_flag=True, help="With --republish: also remove what the offline store lacks.")
+@repo_command
+def command(
+    store: FeatureStore,
+    output: Output,
+    start: str | None,
+    end: str | None,
+    views: tuple[str, ...],
+    dry_run: bool,
+    rebuild: bool,
+    yes: bool,
+    again: bool,
+    authoritative: bool,
+) -> Any:
+    """Bring rows from the sources into the offline store, and the newest of each entity online.
+
+    Without START and END: what is new since the last run, late rows and corrections included. With them: rows with
+    event time in [START, END), ISO 8601, UTC where no zone is given. Running it again appends nothing.
+    """
+    _check(start, end, rebuild=rebuild, again=again, authoritative=authoritative, dry_run=dry_run)
+    workspace, wanted = store.workspace, views or None
+    if again:
+        results = republish(workspace, wanted, authoritative=authoritative)
+    elif start is not None and end is not None:
+        span = to_instant(start), to_instant(end)
+        confirm = (lambda view, rows: True) if yes else _ask
+        results = materialize(workspace, *span, wanted, dry_run=dry_run, rebuild=rebuild, confirm=confirm)
+    else:
+        results = materialize_incremental(workspace, None, wanted, dry_run=dry_run)
+    output.emit(results, lambda console: _render(console, results, dry_run=dry_run))
+    return EXIT_FAILED if any(run.state != "done" for run in results) else 0
+
+
+def _check(
+    start: str | None, end: str | None, *, rebuild: bool, again: bool, authoritative: bool, dry_run: bool
+) -> None:
+    if (start is None) != (end is None):
+        raise click.UsageError("Give both START and END, or neither.")
+    if rebuild and start is None:
+        raise click.UsageError("--rebuild needs START and END.")
+    if authoritative and not again:
+        raise click.UsageError("--authoritative goes with --republish.")
+    if again and (start is not None or dry_run):
+        raise click.UsageError("--republish takes neither START and END nor --dry-run.")
+
+
+def _ask(view: str, rows: int) -> bool:
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{rows:,} rows of {view} would be withdrawn and nobody can be asked: pass --yes.")
+    return click.confirm(f"Withdraw {rows:,} rows of {view} that the source no longer holds?", err=True)
+
+
+def _render(console: Console, results: Sequence[RunResult], *, dry_run: bool) -> None:
+    if not results:
+        console.print("There is nothing to materialize: run `fs apply` first.")
+        return
+    heads = ("view", "read", "appended", "unchanged", "duplicates", "dropped", "waiting", "online", "took")
+    rows = [
+        (
+            run.view,
+            f"{run.read:,}",
+            f"{run.appended:,}",
+            f"{run.unchanged:,}",
+            f"{run.duplicates:,}",
+            f"{run.null_keys + run.null_times:,}",
+            f"{run.waiting:,}",
+            f"{run.published.written:,}",
+            "" if run.duration_ms is None else f"{run.duration_ms / 1000:.1f} s",
+        )
+        for run in results
+    ]
+    table(console, heads, rows, right=heads[1:])
+    for run in results:
+        for note in _notes(run):
+            console.print(f"{run.view}: {note}", markup=False, style="red" if run.error else "yellow")
+    if dry_run:
+        console.print("This was a dry run: nothing was written.")
+
+
+def _notes(run: RunResult) -> list[str]:
+    notes = []
+    if run.error is not None:
+        notes.append(f"failed: {run.error}")
+    if run.null_keys or run.null_times:
+        notes.append(f"dropped {run.null_keys:,} rows with a null key and {run.null_times:,} without event time")
+    if run.waiting:
+        notes.append(f"{run.waiting:,} rows are dated after now and wait for a later run")
+    if run.withdrawn:
+        notes.append(f"withdrew {run.withdrawn:,} rows that the source no longer holds")
+    if run.published.wrong_type:
+        keys = ", ".join(run.published.wrong_type_keys)
+        notes.append(f"{run.published.wrong_type:,} keys hold something else and were left alone: {keys}")
+    return notes
