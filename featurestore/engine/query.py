@@ -23,18 +23,17 @@ if TYPE_CHECKING:
 def query(
     session: Session,
     sql: str,
-    sources: Sequence[ParquetSource],
+    sources: Mapping[str, ParquetSource],
     views: Mapping[str, tuple[FeatureView, Sequence[str]]],
 ) -> pa.Table:
     """See `SqlReader.query`."""
-    readers = [open_source(session, source) for source in sources]
-    source_files = [path for table in readers for path in table.paths]
+    tables = {name: open_source(session, source) for name, source in sources.items()}
+    source_files = [path for table in tables.values() for path in table.paths]
     table_files = [file for _, files in views.values() for file in files]
     with session.open(reads=[*source_files, *table_files]) as connection:
         with translated("open what the SQL reads", source_files=source_files, table_files=table_files):
-            for table in readers:
-                reader = Reader(connection, table)
-                connection.execute(f"CREATE TEMP VIEW {quote(table.source.name)} AS {reader.presented()}")
+            for name, table in tables.items():
+                connection.execute(f"CREATE TEMP VIEW {quote(name)} AS {Reader(connection, table).presented()}")
             for name, (view, files) in views.items():
                 connection.execute(f"CREATE TEMP VIEW {quote(name)} AS {_newest_versions(view, files)}")
         with translated("run the SQL", source_files=source_files, table_files=table_files):

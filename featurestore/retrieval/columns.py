@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from featurestore.errors import ValueTypeError
+from featurestore.types.arrow import arrow_type, cast_column
 from featurestore.types.times import to_datetime
 from featurestore.types.values import ValueType, coerce
 
@@ -92,3 +94,19 @@ def to_frame(table: pa.Table, index: pd.Index | None = None) -> pd.DataFrame:
     frame = pd.DataFrame(dict(enumerate(columns)), index=index, copy=False)
     frame.columns = pd.Index(table.column_names)
     return frame
+
+
+def cast_exactly(column: pa.Array | pa.ChunkedArray, value_type: ValueType, *, name: str) -> pa.Array | pa.ChunkedArray:
+    """Return a column in the declared type as `types.arrow.cast_column`, and integers as floats where that is exact.
+
+    Raises ValueTypeError naming the column.
+    """
+    import pyarrow as pa
+
+    if pa.types.is_integer(column.type) and value_type.name in ("Float32", "Float64"):
+        try:
+            return column.cast(arrow_type(value_type))
+        except pa.ArrowInvalid as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise ValueTypeError(f"column {name!r} holds a value that is no {value_type}: {reason}.") from None
+    return cast_column(column, value_type, name=name)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions import Field, OnDemandFeatureView, RequestSource
-from featurestore.errors import CodeMismatchError, InputError, ValueTypeError
+from featurestore.errors import CodeMismatchError, OnDemandError, ValueTypeError
 from featurestore.metadata.snapshot import Snapshot
-from featurestore.retrieval.columns import canonical_values, to_nullable_series
-from featurestore.types.arrow import arrow_type, cast_column, column_from_values
+from featurestore.retrieval.columns import canonical_values, cast_exactly, to_nullable_series
+from featurestore.types.arrow import arrow_type, column_from_values
 from featurestore.types.values import INTEGER_RANGES, ValueType, coerce
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class OnDemandFunction:
     def on_lists(self, inputs: Mapping[str, Sequence[Any]], rows: int) -> list[list[Any]]:
         """Return one list of canonical values per feature, from lists of canonical values by input name.
 
-        Raises InputError when the function fails or returns something else, ValueTypeError naming function,
+        Raises OnDemandError when the function fails or returns something else, ValueTypeError naming function,
         feature and row when a value is not of the declared type.
         """
         if rows == 0:
@@ -91,7 +91,7 @@ class OnDemandFunction:
             raise _failed(self.view.name, error) from None
         expected = "a DataFrame" if self.view.mode == "pandas" else "a dict of lists"
         if not (isinstance(returned, Mapping) or hasattr(returned, "columns")):
-            raise InputError(
+            raise OnDemandError(
                 f"The on-demand feature view {self.view.name!r} returned {type(returned).__name__}, not {expected}.",
                 view=self.view.name,
             )
@@ -100,7 +100,7 @@ class OnDemandFunction:
     def _column(self, returned: Any, field: Field, rows: int) -> Any:
         if field.name not in returned:
             names = ", ".join(map(repr, returned)) or "nothing"
-            raise InputError(
+            raise OnDemandError(
                 f"The on-demand feature view {self.view.name!r} returned {names}, but no {field.name!r}.",
                 hint=f"Return {field.name!r}, or take it out of schema=.",
                 view=self.view.name,
@@ -109,7 +109,7 @@ class OnDemandFunction:
         column = returned[field.name]
         if isinstance(column, str | bytes) or not hasattr(column, "__len__") or len(column) != rows:
             what = f"{len(column)} values" if hasattr(column, "__len__") else type(column).__name__
-            raise InputError(
+            raise OnDemandError(
                 f"The on-demand feature view {self.view.name!r} returned {what} of {field.name!r} for {rows} rows.",
                 hint="Return one value per row, None where there is none.",
                 view=self.view.name,
@@ -141,10 +141,8 @@ class OnDemandFunction:
         array = pa.array(series)
         array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
         try:
-            if pa.types.is_integer(array.type) and field.type.name in ("Float32", "Float64"):
-                return array.cast(arrow_type(field.type))
-            return cast_column(array, field.type, name=field.name)
-        except (ValueTypeError, pa.ArrowInvalid) as error:
+            return cast_exactly(array, field.type, name=field.name)
+        except ValueTypeError as error:
             raise self._wrong_value(field, str(error)) from None
 
     def _wrong_value(self, field: Field, message: str, **details: Any) -> ValueTypeError:
@@ -168,11 +166,11 @@ def _is_canonical(value_type: ValueType, values: Sequence[Any]) -> bool:
     return kinds == {_AS_THEY_ARE.get(value_type.name)}
 
 
-def _failed(view: str, error: Exception) -> InputError:
+def _failed(view: str, error: Exception) -> OnDemandError:
     """Return the error that tells of a function's failure with the user's own frames."""
     frames = traceback.extract_tb(error.__traceback__)[1:]
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return InputError(
+    return OnDemandError(
         f"The on-demand feature view {view!r} failed with {type(error).__name__}: {error}{where}.",
         hint="Correct the function; values may be None.",
         view=view,

@@ -1,0 +1,297 @@
+"""Certificates: what is known of a training set, found by other ways than the one that made it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from featurestore.engine.interface import JoinFacts
+from featurestore.errors import CertificateError
+from featurestore.retrieval.coverage import Gap
+from featurestore.retrieval.frames import TIME
+from featurestore.retrieval.joins import JoinedRows, Observed, PinnedRead
+from featurestore.retrieval.reference import ReferenceRow, ReferenceView, reference_answer
+from featurestore.types.arrow import arrow_type
+from featurestore.types.columns import CREATED, EVENT, SEQUENCE
+from featurestore.types.times import to_rfc3339
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+REASONS = {
+    "null_key": "null key",
+    "no_entity": "no such entity",
+    "nothing_before": "nothing before",
+    "not_yet_available": "not yet available",
+    "expired": "expired",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ViewCertificate:
+    """What a certificate states of one view."""
+
+    name: str
+    """As it is read in this set."""
+    view: str
+    generation: int
+    table_version: int | None
+    """None where nothing was committed, and in direct sets."""
+    as_of: str
+    availability: str
+    """Whether and by what the time at which values became known counts."""
+    rests_on: str
+    """What the promise rests on beside the rows; empty where nothing."""
+    features: tuple[str, ...]
+    nulls: Mapping[str, int]
+    """Rows without an answer by reason, the first that applies."""
+    null_values: Mapping[str, int]
+    """By feature, rows whose answer is a null."""
+    greatest_age_us: int | None
+    from_future: int
+    """Answers whose event time or availability lies after their row's time."""
+    not_covered: int
+    """Rows that look past what was committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What is known of a training set, as of the pinned versions."""
+
+    project: str
+    registry_revision: int
+    rows: int
+    features: tuple[str, ...]
+    views: tuple[ViewCertificate, ...]
+    on_demand: Mapping[str, str]
+    """Hash of the code of each on-demand view."""
+    rows_after_now: int
+    recomputed_rows: int
+    """Rows that plain loops over the files answered again, with the same values."""
+    certified_at: str
+    """RFC 3339."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the certificate as JSON."""
+        document = asdict(self)
+        document["features"] = list(self.features)
+        document["views"] = [{**asdict(view), "features": list(view.features)} for view in self.views]
+        return document
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Certificate:
+        """Return the certificate of a `to_dict`."""
+        views = tuple(ViewCertificate(**{**view, "features": tuple(view["features"])}) for view in document["views"])
+        return cls(**{**document, "features": tuple(document["features"]), "views": views})
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name + ':':<22}{value}" if name else value for name, value in self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        yield "rows", f"{self.rows:,}"
+        yield "features", f"{len(self.features)}"
+        yield "registry", f"project {self.project}, revision {self.registry_revision}"
+        future = sum(view.from_future for view in self.views)
+        yield "from the future", f"{future} answers (by a separate query)"
+        yield "recomputed", f"{self.recomputed_rows:,} rows by plain loops over the files: all equal"
+        if self.rows_after_now:
+            yield "after now", f"{self.rows_after_now:,} rows"
+        for name, code in self.on_demand.items():
+            yield "on demand", f"{name}, code {code}"
+        for view in self.views:
+            yield "", ""
+            yield from self._view_lines(view)
+
+    def _view_lines(self, view: ViewCertificate) -> Iterator[tuple[str, str]]:
+        version = "no table version" if view.table_version is None else f"table version {view.table_version}"
+        of = "" if view.name == view.view else f" of {view.view}"
+        yield "view", f"{view.name}{of}, generation {view.generation}, {version}"
+        yield "availability", view.availability
+        if view.rests_on:
+            yield "note", view.rests_on
+        if view.greatest_age_us is not None:
+            yield "greatest age", _duration(view.greatest_age_us)
+        shares = [f"{REASONS[reason]} {self._share(rows)}" for reason, rows in view.nulls.items() if rows]
+        yield "without an answer", ", ".join(shares) or "no row"
+        nulls = [f"{name} {self._share(rows)}" for name, rows in view.null_values.items() if rows]
+        yield "null value", ", ".join(nulls) or "none"
+        if view.not_covered:
+            yield "not committed", f"{self._share(view.not_covered)} of the rows look past what was committed"
+
+    def _share(self, rows: int) -> str:
+        return f"{rows / self.rows:.2%} ({rows:,})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(value)}</td></tr>"
+            for name, value in self._lines()
+        )
+        return f"<table>{rows}</table>"
+
+
+def certify(rows: JoinedRows, observed: Observed, gaps: Sequence[Gap], after_now: int, now_us: int) -> Certificate:
+    """Examine a join and recompute its sampled rows. Raises CertificateError when a check fails."""
+    rows.verify()
+    facts = rows.engine.examine(rows.frame.keys, TIME, [pinned.view_join() for pinned in rows.pins])
+    uncovered = {gap.view: gap.rows for gap in gaps}
+    views = []
+    for pinned, found in zip(rows.pins, facts, strict=True):
+        if found.from_future:
+            raise CertificateError(
+                f"{found.from_future} answers of view {found.view!r} lie in the future of their rows.",
+                hint="Please report this: the join has a fault.",
+                view=found.view,
+            )
+        recompute(rows, pinned, observed)
+        views.append(_view_certificate(pinned, found, uncovered.get(pinned.read.view.name, 0)))
+    return Certificate(
+        project=rows.request.project,
+        registry_revision=rows.request.revision,
+        rows=len(rows.frame),
+        features=tuple(output.name for output in rows.request.outputs),
+        views=tuple(views),
+        on_demand={read.view.name: read.view.code_hash for read in rows.request.on_demand},
+        rows_after_now=after_now,
+        recomputed_rows=len(observed.rows),
+        certified_at=to_rfc3339(now_us),
+    )
+
+
+def _view_certificate(pinned: PinnedRead, facts: JoinFacts, not_covered: int) -> ViewCertificate:
+    view = pinned.read.view
+    created = view.created_timestamp_field
+    availability = "not declared" if created is None else f"by {created}"
+    if created is not None and pinned.as_of == "event":
+        availability = f"declared by {created}, not considered (as_of=event)"
+    joined = ", ".join(source.name for source in view.sources[1:])
+    return ViewCertificate(
+        name=pinned.read.name,
+        view=view.name,
+        generation=pinned.read.registered.generation,
+        table_version=None if pinned.version is None else pinned.version.number,
+        as_of=pinned.as_of,
+        availability=availability,
+        rests_on=f"its SQL also reads {joined}: that nothing comes from the future there rests on it" if joined else "",
+        features=pinned.read.features,
+        nulls=dict(facts.nulls),
+        null_values=dict(facts.null_values),
+        greatest_age_us=facts.greatest_age_us,
+        from_future=facts.from_future,
+        not_covered=not_covered,
+    )
+
+
+def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> None:
+    """Answer the sampled rows of one view again by plain loops; raises CertificateError where a value differs."""
+    import pyarrow as pa
+
+    join = pinned.view_join()
+    sample = rows.frame.keys.take(pa.array(observed.rows))
+    columns = tuple(join.key_columns[key] for key in join.view.join_keys)
+    keys = list(zip(*(sample.column(name).to_pylist() for name in columns), strict=True))
+    times = sample.column(TIME).cast(pa.int64()).to_pylist()
+    history = _History(pinned, keys)
+    view = ReferenceView(join.name, columns, join.features, (), join.view.ttl_us, join.as_of)
+    answers = []
+    for key, at in zip(keys, times, strict=True):
+        answer = reference_answer(key, at, view, history.rows.get(key, []))
+        answers.append(answer if isinstance(answer, ReferenceRow) else None)
+    expected = history.values(answers)
+    for feature, joined in observed.values(pinned.read).items():
+        for row, (found, wanted) in enumerate(zip(joined, expected[feature], strict=True)):
+            if not _equal(found, wanted):
+                raise CertificateError(
+                    f"Row {observed.rows[row]} of {join.name}:{feature} is {found!r}, but plain loops over the files "
+                    f"give {wanted!r}.",
+                    hint="Please report this: the join has a fault.",
+                    view=join.name,
+                    feature=feature,
+                )
+
+
+class _History:
+    """The rows that a table version holds of some entities, read without the engine."""
+
+    def __init__(self, pinned: PinnedRead, keys: Sequence[tuple[Any, ...]]) -> None:
+        self._pinned = pinned
+        self._wanted = {key for key in keys if None not in key}
+        self.rows: dict[tuple[Any, ...], list[ReferenceRow]] = {}
+        self._places: dict[int, tuple[int, int, int]] = {}
+        """File, row group and row in it of each sequence number."""
+        for number, path in enumerate(pinned.files):
+            with _opened(path) as file:
+                for group in range(file.num_row_groups):
+                    self._read_group(file, number, group)
+
+    def _read_group(self, file: pq.ParquetFile, number: int, group: int) -> None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        types = self._pinned.read.view.join_keys
+        table = file.read_row_group(group, columns=[*types, EVENT, CREATED, SEQUENCE])
+        held = None
+        for position, (key, value_type) in enumerate(types.items()):
+            values = pa.array({wanted[position] for wanted in self._wanted}, arrow_type(value_type))
+            found = pc.is_in(table.column(key).cast(values.type), value_set=values)
+            held = found if held is None else pc.and_(held, found)
+        places = pc.indices_nonzero(held)
+        table = table.take(places)
+        lists = [table.column(key).to_pylist() for key in types]
+        event, created = (table.column(name).cast(pa.int64()).to_pylist() for name in (EVENT, CREATED))
+        sequences = table.column(SEQUENCE).to_pylist()
+        rows = zip(zip(*lists, strict=True), event, created, sequences, places.to_pylist(), strict=True)
+        for key_values, event_us, created_us, sequence, place in rows:
+            if key_values in self._wanted:
+                row = ReferenceRow(key_values, event_us, created_us, sequence)
+                self.rows.setdefault(key_values, []).append(row)
+                self._places[sequence] = (number, group, place)
+
+    def values(self, answers: Sequence[ReferenceRow | None]) -> dict[str, list[Any]]:
+        """Return by feature the value of each answer, None where there is none."""
+        wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for row, answer in enumerate(answers):
+            if answer is not None:
+                number, group, place = self._places[answer.sequence]
+                wanted.setdefault((number, group), []).append((row, place))
+        names = self._pinned.read.features
+        values: dict[str, list[Any]] = {name: [None] * len(answers) for name in names}
+        for number, path in enumerate(self._pinned.files):
+            with _opened(path) as file:
+                for (_, group), places in ((at, found) for at, found in wanted.items() if at[0] == number):
+                    self._fill(values, file, group, places)
+        return values
+
+    def _fill(
+        self, values: dict[str, list[Any]], file: pq.ParquetFile, group: int, places: Sequence[tuple[int, int]]
+    ) -> None:
+        stored = [name for name in values if name in file.schema_arrow.names]
+        table = file.read_row_group(group, columns=stored).take([place for _, place in places])
+        for name in stored:
+            kind = arrow_type(self._pinned.read.view.feature(name).type)
+            for (row, _), value in zip(places, table.column(name).cast(kind).to_pylist(), strict=True):
+                values[name][row] = value
+
+
+def _opened(path: str) -> pq.ParquetFile:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, float) and isinstance(other, float) and math.isnan(one):
+        return math.isnan(other)
+    return type(one) is type(other) and bool(one == other)
+
+
+def _duration(age_us: int) -> str:
+    seconds, microseconds = divmod(age_us, 1_000_000)
+    days, seconds = divmod(seconds, 86_400)
+    clock = f"{seconds // 3600:02d}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
+    fraction = f".{microseconds:06d}" if microseconds else ""
+    return f"{days} days {clock}{fraction}" if days else f"{clock}{fraction}"

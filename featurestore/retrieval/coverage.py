@@ -1,0 +1,110 @@
+"""What a training set lacks for reasons its user can change: spans not committed, values not yet available."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from featurestore.metadata.snapshot import RegisteredView
+from featurestore.metadata.watermarks import Interval, Watermark, subtract
+from featurestore.retrieval.frames import TIME
+from featurestore.retrieval.joins import JoinedRows, Observed
+from featurestore.types.times import MIN_INSTANT, to_rfc3339
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+LARGE_SHARE = 0.1
+"""Of rows without a value because it was not yet available: from here on the user is told."""
+
+
+class TrainingSetWarning(UserWarning):
+    """Something about a training set that its user should know before using it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Entity rows of one view that ask for spans of event time which are not committed."""
+
+    view: str
+    rows: int
+    total: int
+    command: str
+    """Fills the gap."""
+
+    @property
+    def text(self) -> str:
+        """A sentence for people."""
+        return (
+            f"{self.rows:,} of {self.total:,} entity rows look past what was committed of view {self.view!r}: "
+            f"values that are missing or old may be so only for that. Fill the gap with `{self.command}`."
+        )
+
+
+def find_gap(registered: RegisteredView, watermark: Watermark, times: npt.NDArray[np.int64], now_us: int) -> Gap | None:
+    """Return the gap of one view, None where every entity row is covered.
+
+    A row at t asks for the events in [t - ttl, t]. Before the source's first event there is nothing to commit:
+    of a view that was never read incrementally that is not known, and the row counts where t itself is not
+    committed.
+    """
+    import numpy as np
+
+    if not len(times):
+        return None
+    name, total = registered.view.name, len(times)
+    if not watermark.intervals:
+        return Gap(name, total, total, f"fs materialize --view {name}")
+    starts = np.array([start for start, _ in watermark.intervals])
+    ends = np.array([end for _, end in watermark.intervals])
+    place = np.searchsorted(starts, times, side="right") - 1
+    inside = (place >= 0) & (times < ends[np.maximum(place, 0)])
+    ttl_us = registered.view.ttl_us
+    oldest = np.full(total, MIN_INSTANT) if ttl_us is None else times - ttl_us
+    whole = inside & ((place == 0) | (oldest >= starts[np.maximum(place, 0)]))
+    if watermark.begun_us is not None:
+        whole |= times < watermark.begun_us
+    missing = np.flatnonzero(~whole)
+    if not len(missing):
+        return None
+    return Gap(name, len(missing), total, _command(name, watermark.intervals, times[missing], now_us))
+
+
+def _command(view: str, intervals: Sequence[Interval], times: npt.NDArray[np.int64], now_us: int) -> str:
+    """Return the command that commits what the rows at ``times`` ask for."""
+    first, last = int(times.min()), int(times.max())
+    if first >= intervals[-1][1] and len(intervals) == 1:
+        return f"fs materialize --view {view}"
+    gaps = subtract([(min(first, intervals[0][0]), last + 1)], intervals)
+    start, end = gaps[0][0], min(gaps[-1][1], now_us)
+    return f"fs materialize {to_rfc3339(start)} {to_rfc3339(end)} --view {view}"
+
+
+def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
+    """Return a sentence for each view of which availability holds back a large share of the rows.
+
+    Looks closer, at the sampled rows, only where that many rows have no value at all.
+    """
+    import pyarrow as pa
+
+    limit = LARGE_SHARE * len(rows.frame)
+    views = [
+        pinned.view_join()
+        for pinned in rows.pins
+        if pinned.as_of == "available" and len(rows.frame) and observed.missing[pinned.read.name] >= limit
+    ]
+    if not views:
+        return []
+    sample = rows.frame.keys.take(pa.array(observed.rows))
+    texts = []
+    for facts in rows.engine.examine(sample, TIME, views):
+        share = facts.nulls["not_yet_available"] / len(observed.rows)
+        if share >= LARGE_SHARE:
+            texts.append(
+                f"{share:.0%} of the entity rows have no value of view {facts.view!r} because it was not yet known at "
+                f"their time. Where created times are those of a later load, pass as_of='event' to go by event time."
+            )
+    return texts

@@ -1,0 +1,307 @@
+"""Training sets: an entity frame's rows with each feature as it was known at the row's time."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from featurestore.errors import (
+    DiskFullError,
+    EngineError,
+    InputError,
+    OfflineStoreError,
+    TrainingSetChangedError,
+    TrainingSetError,
+)
+from featurestore.metadata.saved_sets import SavedSet
+from featurestore.offline.files import NO_SPACE
+from featurestore.retrieval.coverage import Gap, TrainingSetWarning, held_back
+from featurestore.retrieval.frames import OwnColumns
+from featurestore.retrieval.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone
+from featurestore.retrieval.sql_text import join_sql
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
+    from featurestore.metadata.workspace import Workspace
+    from featurestore.retrieval.certificate import Certificate
+
+T = TypeVar("T")
+
+
+class TrainingSet:
+    """The rows of an entity frame, in its order and with its columns untouched, and the features beside them.
+
+    The join runs when rows are first asked for; what it reads was pinned when the set was made. ``warnings``
+    says what its user should know; each was also warned of as `TrainingSetWarning`.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        rows: JoinedRows | SpanRows,
+        *,
+        gaps: Sequence[Gap] = (),
+        after_now: int = 0,
+        checks_availability: bool = False,
+        saved: SavedSet | None = None,
+    ) -> None:
+        self._workspace = workspace
+        self._rows = rows
+        self._gaps = tuple(gaps)
+        self._after_now = after_now
+        self._checks_availability = checks_availability
+        self._saved = saved
+        """What the rows are compared with."""
+        self._table: pa.Table | None = None
+        self._observed: Observed | None = None
+        self._reopened = False
+        self.warnings: list[str] = []
+        for gap in self._gaps:
+            self._warn(gap.text)
+        if after_now:
+            self._warn(f"{after_now:,} of {len(self):,} entity rows lie after now: their values may still change.")
+
+    def __len__(self) -> int:
+        return len(self._rows.frame) if isinstance(self._rows, JoinedRows) else self._features().num_rows
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The feature columns, in the order asked."""
+        return tuple(output.name for output in self._rows.request.outputs)
+
+    @property
+    def sql(self) -> str:
+        """The SQL of the join, for reading."""
+        rows = self._rows
+        at = rows.frame.timestamp_column if isinstance(rows, JoinedRows) else rows.timestamp_column
+        return join_sql(rows.request, rows.pins, at)
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """What is known of the set, checked by an independent method; computed when it is first asked for.
+
+        Raises CertificateError when a check fails, TrainingSetError for a view's rows in a span.
+        """
+        from featurestore.retrieval.certificate import Certificate, certify
+
+        if self._saved is not None:
+            return Certificate.from_dict(self._saved.certificate)
+
+        def work() -> Certificate:
+            rows = self.joined("has no certificate")
+            if self._observed is None:
+                for _ in self._batches():
+                    pass
+            assert self._observed is not None
+            return certify(rows, self._observed, self._gaps, self._after_now, self._workspace.clock())
+
+        return self._with_reopening(work)
+
+    def to_arrow(self) -> pa.Table:
+        """Return the frame's own columns, a pandas index apart, and the features."""
+        table = self._own.to_arrow()
+        for name, column in zip(self._schema.names, self._features().columns, strict=True):
+            table = table.append_column(name, column)
+        return table
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the frame's own columns and index as they were given, and the features.
+
+        Features have numpy dtypes where nothing is null, else pandas' nullable ones.
+        """
+        import pandas as pd
+
+        from featurestore.retrieval.columns import to_frame
+
+        own = self._own.to_pandas()
+        features = to_frame(self._features(), own.index)
+        if not len(own.columns):
+            return features
+        frame = pd.concat([own, features], axis="columns")
+        frame.index, frame.columns.name = own.index, own.columns.name
+        frame.attrs = dict(own.attrs)
+        return frame
+
+    to_df = to_pandas
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return a polars frame."""
+        import polars as pl
+
+        features = pl.from_arrow(self._features())
+        assert isinstance(features, pl.DataFrame)
+        own = self._own.table if self._own.form == "polars" else pl.from_arrow(self._own.to_arrow())
+        assert isinstance(own, pl.DataFrame)
+        return own.hstack(features) if own.width else features
+
+    def write_parquet(self, path: str | Path) -> Path:
+        """Write the rows to a Parquet file as they are joined, never holding the whole set, and return its path.
+
+        The file appears whole or not at all. Raises InputError for a folder that is not there, DiskFullError.
+        """
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+        try:
+            with _output_errors(target):
+                self._with_reopening(lambda: self._write(partial))
+                partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return target
+
+    def save(self, name: str) -> TrainingSet:
+        """Register the set, so that `get_training_set(name)` builds it again, identical; return it.
+
+        Saving the same set under its name again changes nothing. Raises InputError for an ill-formed name,
+        TrainingSetError for a name that holds another set and for a direct set.
+        """
+        from featurestore.retrieval.saving import save
+
+        self.joined("cannot be saved")
+        save(self._workspace, self, name)
+        return self
+
+    def fingerprint(self) -> str:
+        """Return the hash of the feature columns: of every value, its type and its place."""
+        from featurestore.retrieval.fingerprints import fingerprint
+
+        def work() -> str:
+            return fingerprint(self._schema, self._batches() if self._table is None else self._table.to_batches())
+
+        return self._with_reopening(work)
+
+    def joined(self, complaint: str) -> JoinedRows:
+        """Return what the set joins; raises TrainingSetError for a view's rows in a span."""
+        if isinstance(self._rows, SpanRows):
+            raise TrainingSetError(
+                f"A view's rows in a span are no training set: it {complaint}.",
+                hint="Pass an entity frame: then each value is as it was known at its row's time.",
+            )
+        return self._rows
+
+    @property
+    def _own(self) -> OwnColumns:
+        import pyarrow as pa
+
+        if isinstance(self._rows, JoinedRows):
+            return self._rows.frame.own
+        return OwnColumns("arrow", pa.table({"": pa.nulls(self._features().num_rows)}).select([]))
+
+    @property
+    def _schema(self) -> pa.Schema:
+        return self._rows.schema
+
+    def _features(self) -> pa.Table:
+        """Return the feature columns of all rows, joined once."""
+        import pyarrow as pa
+
+        if self._table is None:
+            self._table = self._with_reopening(lambda: pa.Table.from_batches(self._batches(), self._schema))
+        return self._table
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the feature columns; at the end they have been compared with what was saved."""
+        from featurestore.retrieval.fingerprints import TableFingerprint
+
+        if isinstance(self._rows, SpanRows):
+            yield from self._rows.batches()
+            return
+        taken = None if self._saved is None else TableFingerprint(self._schema)
+        observed = Observed(len(self))
+        for batch in self._rows.batches(observed):
+            if taken is not None:
+                taken.update(batch)
+            yield batch
+        if taken is not None and self._saved is not None and taken.hexdigest() != self._saved.fingerprint:
+            raise TrainingSetChangedError(
+                f"Training set {self._saved.name!r} does not build to the rows that were saved.",
+                hint="Its files are as they were: look for an on-demand function that is not deterministic.",
+                name=self._saved.name,
+            )
+        self._observed = observed
+        if self._checks_availability:
+            self._checks_availability = False
+            for text in held_back(self._rows, observed):
+                self._warn(text)
+
+    def _write(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        own = self._own.to_arrow()
+        schema = pa.schema([*own.schema, *self._schema], metadata=own.schema.metadata)
+        batches = self._batches() if self._table is None else self._table.to_batches(BATCH_ROWS)
+        start = 0
+        with pq.ParquetWriter(path, schema, **_parquet_options(schema)) as writer:
+            for batch in batches:
+                mine = own.slice(start, batch.num_rows).combine_chunks()
+                start += batch.num_rows
+                arrays = [*(_one_chunk(column) for column in mine.columns), *batch.columns]
+                writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema), row_group_size=BATCH_ROWS)
+
+    def _with_reopening(self, work: Callable[[], T]) -> T:
+        """Run ``work``; when pinned files were cleaned away meanwhile, once more with the newest versions."""
+        try:
+            return work()
+        except (OfflineStoreError, EngineError):
+            offline = self._workspace.offline
+            if self._reopened or self._saved is not None or not any(is_gone(offline, p) for p in self._rows.pins):
+                raise
+        self._reopened, self._observed = True, None
+        self._rows = self._rows.repinned()
+        self._warn("The files of a pinned table version were cleaned away: the set was opened again with the newest.")
+        return work()
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        warnings.warn(text, TrainingSetWarning, stacklevel=4)
+
+    def __repr__(self) -> str:
+        count = f"{len(self):,} rows" if isinstance(self._rows, JoinedRows) or self._table is not None else "a span"
+        return f"TrainingSet({self._saved.name + ': ' if self._saved else ''}{count}, {len(self.features)} features)"
+
+    def _repr_html_(self) -> str:
+        reads = "".join(
+            f"<tr><td>{escape(pinned.read.name)}</td><td>{escape(pinned.read.view.name)}</td>"
+            f"<td>{'' if pinned.version is None else pinned.version.number}</td><td>{pinned.as_of}</td></tr>"
+            for pinned in self._rows.pins
+        )
+        notes = "".join(f"<p>⚠ {escape(text)}</p>" for text in self.warnings)
+        names = ", ".join(escape(name) for name in self.features)
+        head = "<tr><th>read as</th><th>view</th><th>table version</th><th>as of</th></tr>"
+        return f"<p><b>{escape(repr(self))}</b>: {names}</p><table>{head}{reads}</table>{notes}"
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    import pyarrow as pa
+
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """Return how the file is written: dictionaries only where values repeat, which saves a third of the time."""
+    import pyarrow as pa
+
+    texts = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+    return {"compression": "snappy", "use_dictionary": texts or False}
+
+
+@contextlib.contextmanager
+def _output_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise DiskFullError(
+                f"No space was left for {target}.", hint="Free some space and write it again."
+            ) from None
+        raise InputError(f"{target} cannot be written: {error.strerror or error}.", path=str(target)) from None
