@@ -56,7 +56,7 @@ class DefinitionsKeeper:
         self._interval: timedelta = workspace.settings.server.refresh
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._warned_us: int | None = None
+        self._warned: tuple[str, int] | None = None
         self._saved: SavedSnapshot | None = None
         self._served: Served | None = None
         self.on_refresh: Callable[[str], None] | None = None
@@ -156,7 +156,7 @@ class DefinitionsKeeper:
         if found.revision.number == 0 and known.revision.number > 0:
             self._warn(f"The registry knows no project {self._workspace.project!r}.")
             return "failed"
-        self._warned_us = None
+        self._warned = None
         if found.revision is known.revision and found.tokens is known.tokens:
             self._saved = found
             self._confirm(found)
@@ -196,9 +196,9 @@ class DefinitionsKeeper:
     def _warn(self, what: str) -> None:
         assert self._saved is not None
         now_us = self._workspace.clock()
-        if self._warned_us is not None and now_us - self._warned_us < WARN_EVERY_US:
+        if self._warned is not None and self._warned[0] == what and now_us - self._warned[1] < WARN_EVERY_US:
             return
-        self._warned_us = now_us
+        self._warned = (what, now_us)
         logger.warning(
             "%s Serving revision %d as it was confirmed at %s.",
             what,
