@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from featurestore.errors import SettingsError, did_you_mean
+from featurestore.types.times import Clock, system_clock
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -68,27 +69,28 @@ def open_registry(located: Located, root: Path, *, create: bool = True) -> Regis
     return open_sql(f"sqlite:///{local_path(located.url, root)}", create=create)
 
 
-def open_offline(located: Located, root: Path) -> OfflineStore:
+def open_offline(located: Located, root: Path, *, clock: Clock = system_clock) -> OfflineStore:
     """Open the offline store; raises SettingsError for a scheme that is not built or an unknown option."""
     _scheme("offline_store", located.url, OFFLINE_SCHEMES)
     _options("offline_store", located.options, ())
     from featurestore.offline.delta import DeltaStore
 
-    return DeltaStore(local_path(located.url, root))
+    return DeltaStore(local_path(located.url, root), clock=clock)
 
 
-def open_online(located: Located, root: Path) -> OnlineStore:
+def open_online(located: Located, root: Path, *, clock: Clock = system_clock) -> OnlineStore:
     """Open the online store; raises SettingsError for a scheme that is not built or an unknown option."""
     scheme = _scheme("online_store", located.url, ONLINE_SCHEMES)
     if scheme == "lmdb":
         _options("online_store", located.options, ())
         from featurestore.online.lmdb import LmdbStore
 
-        return LmdbStore(local_path(located.url, root))
+        return LmdbStore(local_path(located.url, root), clock=clock)
     _options("online_store", located.options, ("read_timeout_ms", "write_timeout_ms"))
     from featurestore.online.redis import RedisStore
 
-    return RedisStore(located.url, **{name: _milliseconds(name, value) for name, value in located.options.items()})
+    options = {name: _milliseconds(name, value) for name, value in located.options.items()}
+    return RedisStore(located.url, **options, clock=clock)
 
 
 def open_engine(limits: Limits, root: Path) -> Engine:

@@ -94,7 +94,7 @@ class ViewRun:
             return
         done = publish(self.workspace, self.registered, after=after, authoritative=authoritative, check=self._check)
         counts = done.counts
-        self.result = replace(self.result, published=self.result.published + counts)
+        self.result = replace(self.result, published=self.result.published + counts, table_version=done.version)
         online_rows = counts.written + counts.stale
         if after is not None:
             online_rows = max(self.watermark.online_rows - counts.deleted, online_rows)

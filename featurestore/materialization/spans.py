@@ -123,14 +123,14 @@ def advance(
 ) -> Watermark:
     """Return the watermark after the rows are committed, of which ``version`` is the table."""
     begun_us, intervals = plan.begun_us, [*watermark.intervals, *plan.intervals]
-    if begun_us is not None and staged.min_event_us is not None and staged.min_event_us < begun_us:
-        # Older rows turned up: together with what lies between, which the source does not hold, they are committed.
-        intervals.append((staged.min_event_us, begun_us))
-        begun_us = staged.min_event_us
     created_until_us = watermark.created_until_us
-    if _created_source(view) is not None and staged.max_created_us is not None:
-        created_until_us = _created_until(view, watermark, plan, staged.max_created_us, started_us)
-    events = [found for found in (watermark.greatest_event_us, staged.max_event_us) if found is not None]
+    if plan.is_complete:
+        if begun_us is not None and staged.min_event_us is not None and staged.min_event_us < begun_us:
+            # Older rows turned up. What lies between the source does not hold, or it would have been read as well.
+            intervals.append((staged.min_event_us, begun_us))
+            begun_us = staged.min_event_us
+        if _created_source(view) is not None and staged.max_created_us is not None:
+            created_until_us = _created_until(view, watermark, staged.max_created_us, started_us)
     return replace(
         watermark,
         intervals=merge(intervals),
@@ -139,18 +139,20 @@ def advance(
         files=plan.seen if plan.is_complete else watermark.files,
         table_version=None if version is None else version.number,
         offline_rows=0 if version is None else version.rows,
-        greatest_event_us=max(events, default=None),
+        greatest_event_us=_greatest_event(watermark, staged, version),
     )
 
 
-def _created_until(
-    view: FeatureView, watermark: Watermark, plan: ReadPlan, max_created_us: int, started_us: int
-) -> int | None:
-    """Return up to where, by created time, the committed intervals hold everything."""
+def _created_until(view: FeatureView, watermark: Watermark, max_created_us: int, started_us: int) -> int:
+    """Return up to where, by created time, everything is committed once everything was read."""
     lateness_us = view.batch_sources[0].allowed_lateness // MICROSECOND
     found_us = max(min(max_created_us, started_us) - lateness_us, MIN_INSTANT)
-    known_us = watermark.created_until_us
-    if known_us is None:
-        # Without a limit all rows of earlier intervals are read again: they were read before a limit was known.
-        return found_us if plan.is_complete else None
-    return max(known_us, found_us) if plan.is_complete else min(known_us, found_us)
+    return found_us if watermark.created_until_us is None else max(watermark.created_until_us, found_us)
+
+
+def _greatest_event(watermark: Watermark, staged: StagedRows, version: TableVersion | None) -> int | None:
+    """Return the greatest event time of the table: of what was appended, unless a rebuild withdrew it."""
+    events = [found for found in (watermark.greatest_event_us, staged.max_event_us) if found is not None]
+    if version is None or not version.files or not events:
+        return None
+    return min(max(events), max(file.max_event_us for file in version.files))

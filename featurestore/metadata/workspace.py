@@ -81,12 +81,12 @@ class Workspace:
     @cached_property
     def offline(self) -> OfflineStore:
         """The offline store."""
-        return open_offline(self.settings.offline_store, self.root)
+        return open_offline(self.settings.offline_store, self.root, clock=self.clock)
 
     @cached_property
     def online(self) -> OnlineStore:
         """The online store."""
-        return open_online(self.settings.online_store, self.root)
+        return open_online(self.settings.online_store, self.root, clock=self.clock)
 
     @cached_property
     def engine(self) -> Engine:
