@@ -1,0 +1,73 @@
+"""What `fs status` shows: how fresh each view is, what is committed and online, and which runs are under way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import takewhile
+
+from featurestore.metadata.runs import RunResult, runs
+from featurestore.metadata.watermarks import Interval, read_watermark
+from featurestore.metadata.workspace import Workspace
+from featurestore.types.times import to_rfc3339
+
+
+@dataclass(frozen=True, slots=True)
+class ViewStatus:
+    """One view's state, by the ledger alone: no store is opened."""
+
+    view: str
+    generation: int
+    online: bool
+    """Whether it is published at all."""
+    greatest_event_us: int | None
+    """The newest committed event."""
+    age_us: int | None
+    """How long ago that was; negative when it lies in the future."""
+    intervals: tuple[Interval, ...]
+    """Committed spans of event time."""
+    committed_until_us: int | None
+    """The end of the last of them."""
+    table_version: int | None
+    published_version: int | None
+    offline_rows: int
+    online_rows: int
+    running: tuple[RunResult, ...]
+    killed: tuple[RunResult, ...]
+    """Runs whose process died, since the last run that ended."""
+    last_run: str
+    """The newest run in a few words; empty when there never was one."""
+
+
+def status(workspace: Workspace) -> list[ViewStatus]:
+    """Return the state of every view, sorted by name."""
+    now_us = workspace.clock()
+    found = []
+    for name, registered in sorted(workspace.snapshot().views.items()):
+        watermark = read_watermark(workspace.ledger, registered)
+        history = runs(workspace.ledger, workspace.project, name, now_us=now_us)
+        unfinished = list(takewhile(lambda run: run.state in ("running", "killed"), history))
+        greatest_us = watermark.greatest_event_us
+        found.append(
+            ViewStatus(
+                view=name,
+                generation=registered.generation,
+                online=registered.view.online,
+                greatest_event_us=greatest_us,
+                age_us=None if greatest_us is None else now_us - greatest_us,
+                intervals=watermark.intervals,
+                committed_until_us=watermark.end_us,
+                table_version=watermark.table_version,
+                published_version=watermark.published_version,
+                offline_rows=watermark.offline_rows,
+                online_rows=watermark.online_rows,
+                running=tuple(run for run in unfinished if run.state == "running"),
+                killed=tuple(run for run in unfinished if run.state == "killed"),
+                last_run=_in_words(history[0]) if history else "",
+            )
+        )
+    return found
+
+
+def _in_words(run: RunResult) -> str:
+    by = f", process {run.pid} on {run.host}" if run.state in ("running", "killed") else ""
+    return f"{run.kind} {run.state}, {to_rfc3339(run.started_us)[:19].replace('T', ' ')}{by}"
