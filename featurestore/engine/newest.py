@@ -92,9 +92,10 @@ def _search(layout: Int64s, starts: Int64s, asked_keys: Int64s, asked_times: Int
     np.clip(starts, low, high + 1, out=starts)
     starts -= low
     found = np.full(len(asked_keys), -1, np.int64)
-    step = max(1, COMPOSITE_LIMIT // span)
     by_key = np.argsort(asked_keys, kind="stable")
-    edges = np.arange(0, int(asked_keys[by_key[-1]]) + 1 + step, step)
+    keys = int(asked_keys[by_key[-1]]) + 1
+    step = min(keys, max(1, COMPOSITE_LIMIT // span))
+    edges = np.arange(0, keys + step, step)
     places = np.searchsorted(layout, edges << KEY_SHIFT)
     askeds = np.searchsorted(asked_keys, edges, sorter=by_key)
     for number, first in enumerate(edges[:-1]):

@@ -1,0 +1,156 @@
+"""The join and its examination against plain loops over rows, on small worlds full of ties and edges."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.logs import instants, make_view, write_log
+
+from featurestore.engine import join as join_module
+from featurestore.engine import newest as newest_module
+from featurestore.engine.examine import examine
+from featurestore.engine.interface import JoinFacts, ViewJoin
+from featurestore.engine.join import join
+from featurestore.engine.session import EngineSettings, Session
+from featurestore.retrieval.reference import ReferenceRow, ReferenceView, reference_answer, reference_join
+from featurestore.types import Float64, Int64, String
+
+PLACES = {"city": String, "shop": Int64}
+FEATURES = {"amount": Int64, "score": Float64, "added": String}
+
+
+@dataclass(frozen=True)
+class World:
+    frame: list[dict[str, Any]]
+    joins: tuple[ViewJoin, ...]
+    references: tuple[ReferenceView, ...]
+    threads: int
+    rows_at_once: int
+    composite_limit: int
+
+
+@st.composite
+def logs(draw: st.DrawFn, keys: st.SearchStrategy[tuple[Any, ...]], base: int) -> list[list[ReferenceRow]]:
+    """Return the rows of up to three files: few instants, so that events, created times and both tie often."""
+    moments = st.integers(0, 6)
+    drafts = draw(
+        st.lists(
+            st.tuples(
+                keys,
+                moments,
+                st.none() | moments,
+                st.none() | st.integers(2**62, 2**63 - 1),
+                st.none() | st.sampled_from([0.5, -0.0, float("inf")]),
+                st.integers(0, 2),
+            ),
+            max_size=14,
+        )
+    )
+    sequences = draw(st.permutations(range(len(drafts))))
+    files: list[list[ReferenceRow]] = [[], [], []]
+    for sequence, (key, event, created, amount, score, file) in zip(sequences, drafts, strict=True):
+        # The last file was written before the feature `added` was, the second holds amounts as Int32.
+        amount = amount % 2**31 if amount is not None and file == 1 else amount
+        values = {"amount": amount, "score": score, "added": None if file == 2 else f"text {sequence}"}
+        files[file].append(
+            ReferenceRow(key, base + event, None if created is None else base + created, sequence, values)
+        )
+    return files
+
+
+@st.composite
+def worlds(draw: st.DrawFn, folder: Path) -> World:
+    # Before 1970, around it, now; and the ends of what Parquet, Arrow and we call an instant.
+    base = draw(st.sampled_from([-2_208_988_800_000_000, -3, 1_700_000_000_000_000]))
+    cities, shops = st.sampled_from(["Åre", "b|c", ""]), st.sampled_from([-1, 2**62 + 1])
+    frame = draw(
+        st.lists(
+            st.fixed_dictionaries(
+                {
+                    "city": st.none() | cities,
+                    "shop": st.none() | shops,
+                    "other shop": st.none() | shops,
+                    "when": st.integers(base - 1, base + 8),
+                }
+            ),
+            max_size=8,
+        )
+    )
+    frame += draw(st.lists(st.sampled_from(frame), max_size=2)) if frame else []
+    specifications: list[tuple[str, dict[str, str], Any]] = [
+        ("pair", {"city": "city", "shop": "shop"}, st.tuples(cities, shops)),
+        ("own", {"shop": "shop"}, st.tuples(shops)),
+        ("renamed", {"shop": "other shop"}, st.tuples(shops)),
+    ]
+    joins, references = [], []
+    for name, columns, keys in specifications[: draw(st.integers(1, 3))]:
+        ttl_us = draw(st.none() | st.integers(1, 4))
+        as_of = draw(st.sampled_from(["event", "available"]))
+        view = make_view(name, {key: PLACES[key] for key in columns}, FEATURES, ttl_us)
+        paths = []
+        files = draw(logs(keys, base))
+        for number, rows in enumerate(files):
+            if rows:
+                # Writers sort each file; that the result does not depend on it is part of the property.
+                laid_out = rows if draw(st.booleans()) else sorted(rows, key=_order)
+                types, without = {"amount": pa.int32()} if number == 1 else {}, ("added",) if number == 2 else ()
+                path = folder / name / f"{number}.parquet"
+                paths.append(write_log(path, view, laid_out, types=types, without=without, row_group_size=3))
+        asked = tuple(draw(st.permutations(list(FEATURES))))
+        joins.append(ViewJoin(name, view, tuple(draw(st.permutations(paths))), columns, asked, as_of))
+        rows = [row for file in files for row in file]
+        references.append(ReferenceView(name, tuple(columns.values()), asked, rows, ttl_us, as_of))
+    return World(
+        frame,
+        tuple(joins),
+        tuple(references),
+        threads=draw(st.integers(1, 4)),
+        rows_at_once=draw(st.sampled_from([2, 16_000_000])),
+        composite_limit=draw(st.sampled_from([12, 2**62])),
+    )
+
+
+def _order(row: ReferenceRow) -> tuple[int, int, int]:
+    return row.event_us, row.created_or_event_us, row.sequence
+
+
+def frame_table(frame: list[dict[str, Any]]) -> pa.Table:
+    kinds = {"city": pa.string(), "shop": pa.int64(), "other shop": pa.int64()}
+    columns = {name: pa.array([row[name] for row in frame], kind) for name, kind in kinds.items()}
+    return pa.table({**columns, "when": instants(row["when"] for row in frame)})
+
+
+def expected_facts(frame: list[dict[str, Any]], view: ReferenceView) -> JoinFacts:
+    answers = [reference_answer(tuple(row[column] for column in view.key_columns), row["when"], view) for row in frame]
+    nulls = Counter(answer for answer in answers if isinstance(answer, str))
+    reasons = ("null_key", "no_entity", "nothing_before", "not_yet_available", "expired")
+    chosen = [(row["when"], answer) for row, answer in zip(frame, answers, strict=True) if not isinstance(answer, str)]
+    return JoinFacts(
+        view.name,
+        {reason: nulls[reason] for reason in reasons},
+        max((when - answer.event_us for when, answer in chosen), default=None),
+        0,
+        {feature: sum(answer.values[feature] is None for _, answer in chosen) for feature in view.features},
+    )
+
+
+@given(st.data())
+def test_equals_plain_loops(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        world = data.draw(worlds(Path(folder)))
+        patch.setattr(join_module, "ROWS_AT_ONCE", world.rows_at_once)
+        patch.setattr(newest_module, "COMPOSITE_LIMIT", world.composite_limit)
+        session = Session(Path(folder), EngineSettings(threads=world.threads))
+        table = frame_table(world.frame)
+        joined = join(session, table, "when", world.joins, batch_rows=3).read_all()
+        assert joined.to_pylist() == reference_join(world.frame, "when", world.references)
+        facts = examine(session, table, "when", world.joins)
+        assert facts == tuple(expected_facts(world.frame, view) for view in world.references)
