@@ -27,6 +27,8 @@ RECORDS_PER_CALL = 1_000
 BYTES_PER_CALL = 4 << 20
 CALLS_UNDER_WAY = 3
 """While the server runs one call, the next are on their way: sending and running overlap."""
+CALLS_PER_DEADLINE = 16
+"""After so many answers the retries begin anew, so that a long publish outlives many short interruptions."""
 BACKOFFS = 7
 _URL_OPTIONS = re.compile(r"db|client_name|ssl_\w+")
 _GLOB = re.compile(rb"([*?\[\]\\])")
@@ -191,20 +193,20 @@ class RedisStore(OnlineStore):
         digest = sha1(script.encode(), usedforsecurity=False).hexdigest()
         replies: list[list[int]] = []
 
-        def run(connection: Any) -> None:
+        def run(connection: Any, end: int) -> None:
             if digest not in self._loaded:
                 connection.send_command("SCRIPT", "LOAD", script, check_health=False)
                 connection.read_response()
                 self._loaded.add(digest)
             sent = len(replies)
-            while len(replies) < len(calls):
-                while sent < min(len(calls), len(replies) + CALLS_UNDER_WAY):
+            while len(replies) < end:
+                while sent < min(end, len(replies) + CALLS_UNDER_WAY):
                     connection.send_command("EVALSHA", digest, *calls[sent](), check_health=False)
                     sent += 1
                 replies.append(connection.read_response())
 
-        if calls:
-            self._retried(run)
+        while len(replies) < len(calls):
+            self._retried(partial(run, end=min(len(calls), len(replies) + CALLS_PER_DEADLINE)))
         return replies
 
     def _retried(self, run: Callable[[Any], Result]) -> Result:

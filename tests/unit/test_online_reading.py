@@ -57,39 +57,37 @@ ALL = (
     ("days", Array(Date)),
     ("nested", Array(Array(Float32))),
 )
-ROWS: list[tuple[Any, ...]] = [
-    (
-        -(2**31),
-        2**63 - 1,
-        0.5,
-        0.1,
-        True,
-        "é🛫",
-        b"\x00\xff",
-        datetime(1969, 12, 31, 23, tzinfo=UTC),
-        date(1969, 12, 31),
-        PythonDecimal("-12.50"),
-        [1, None],
-        [date(2013, 1, 1), None],
-        [[1.5, None], None],
-    ),
-    (None,) * len(ALL),
-    (
-        0,
-        -(2**63),
-        -0.0,
-        math.inf,
-        False,
-        "",
-        b"",
-        datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
-        date(9999, 12, 31),
-        PythonDecimal("0.00"),
-        [],
-        [],
-        [],
-    ),
-]
+_FIRST: dict[str, Any] = {
+    "i32": -(2**31),
+    "i64": 2**63 - 1,
+    "f32": 0.5,
+    "f64": 0.1,
+    "flag": True,
+    "text": "é\U0001f6eb",
+    "raw": b"\x00\xff",
+    "at": datetime(1969, 12, 31, 23, tzinfo=UTC),
+    "day": date(1969, 12, 31),
+    "price": PythonDecimal("-12.50"),
+    "list": [1, None],
+    "days": [date(2013, 1, 1), None],
+    "nested": [[1.5, None], None],
+}
+_LAST: dict[str, Any] = {
+    "i32": 0,
+    "i64": -(2**63),
+    "f32": -0.0,
+    "f64": math.inf,
+    "flag": False,
+    "text": "",
+    "raw": b"",
+    "at": datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+    "day": date(9999, 12, 31),
+    "price": PythonDecimal("0.00"),
+    "list": [],
+    "days": [],
+    "nested": [],
+}
+ROWS: list[list[Any]] = [list(_FIRST.values()), [None] * len(ALL), list(_LAST.values())]
 
 
 def layout(

@@ -1,0 +1,339 @@
+"""The embedded store under kills, truncation, flipped bits, a full map, a full disk, forks and many readers."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurestore.errors import (
+    DamagedRecordError,
+    OnlineStoreError,
+    OnlineStoreFullError,
+    OnlineStoreUnavailableError,
+)
+from featurestore.online.codec import RecordEncoder, is_intact, record_times
+from featurestore.online.interface import ViewLayout, Write, WriteResult
+from featurestore.online.lmdb import LmdbStore
+from featurestore.testing.online_store import LAYOUT, record_of
+from featurestore.types import Int64, String
+from featurestore.types.times import system_clock
+
+NOW = system_clock()
+REBUILD = "fs materialize --republish --authoritative"
+TEXTS = ViewLayout("conformance", "texts", 1, (("id", Int64),), (("x", Int64), ("text", String)), None)
+
+# What a killed writer does: versions of 300 entities, without end.
+WRITER = """
+import sys
+from featurestore.online.lmdb import LmdbStore
+from featurestore.testing.online_store import record_of
+store, now = LmdbStore(sys.argv[1]), int(sys.argv[2])
+print("ready", flush=True)
+version = 0
+while True:
+    version += 1
+    store.write([record_of(now + version, x=version, entity=f"e{n}") for n in range(300)], now_us=now)
+"""
+
+
+def records(count: int, *, version: int = 0) -> list[Write]:
+    return [record_of(NOW + version, x=version, entity=f"e{number}") for number in range(count)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "online"
+
+
+def test_a_folder_not_yet_there_is_an_empty_store(folder: Path) -> None:
+    store = LmdbStore(folder / "deep" / "down")
+    assert store.mget([records(1)[0].key]) == [None]
+    asyncio.run(store.reader().check())
+    assert list(store.scan(b"fs:p:")) == []
+    assert LmdbStore(folder / "deep" / "down").mget([records(1)[0].key]) == [None]
+
+
+def test_a_folder_that_cannot_be_made_is_unavailable(folder: Path) -> None:
+    folder.write_text("a file")
+    with pytest.raises(OnlineStoreUnavailableError, match="online"):
+        LmdbStore(folder).mget([b"fs:p:v:{a}"])
+
+
+def test_two_stores_of_one_process_share_the_file(folder: Path) -> None:
+    first, second = LmdbStore(folder), LmdbStore(folder)
+    first.write(records(3), now_us=NOW)
+    first.close()
+    assert second.mget([records(1)[0].key]) == [records(1)[0].record]
+    assert first.mget([records(1)[0].key]) == [records(1)[0].record]
+
+
+def test_a_replaced_folder_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featurestore.online.lmdb._RECHECK_SECONDS", 0.0)
+    store = LmdbStore(folder)
+    store.write(records(3), now_us=NOW)
+    shutil.rmtree(folder)
+    assert store.mget([records(1)[0].key]) == [None]
+    assert store.write(records(3), now_us=NOW) == [WriteResult.WRITTEN] * 3
+    assert store.mget([records(1)[0].key]) == [records(1)[0].record]
+
+
+def test_killed_writers_tear_nothing(folder: Path) -> None:
+    keys = [write.key for write in records(300)]
+    store = LmdbStore(folder)
+    store.write(records(300), now_us=NOW)
+    chance = random.Random(3)
+    seen, reads = 0, 0
+    for _ in range(4):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(folder), str(NOW)], stdout=subprocess.PIPE, text=True
+        ) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "ready\n"
+            end = time.monotonic() + chance.random() * 0.4
+            while time.monotonic() < end:
+                versions = {record_times(record or b"")[0] - NOW for record in store.mget(keys)}
+                # One snapshot of one transaction: a single version, and never an earlier one.
+                assert len(versions) == 1
+                assert min(versions) >= seen
+                seen, reads = min(versions), reads + 1
+            writer.send_signal(signal.SIGKILL)
+    reopened = subprocess.run(
+        [sys.executable, "-c", WRITER.replace("while True", "for _ in range(1)"), str(folder), str(NOW)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert reopened.stderr == ""
+    found = store.mget(keys)
+    assert len(set(map(record_times, filter(None, found)))) == 1
+    assert seen > 0
+    assert reads > 20
+
+
+def read_for_a_while(path: str, index: int, results: Any, begin: Any) -> None:
+    store = LmdbStore(path)
+    keys = [write.key for write in records(50)]
+    begin.wait(60)
+    count, end = 0, time.monotonic() + 0.5
+    while time.monotonic() < end:
+        found = store.mget(keys)
+        assert len({record_times(record)[0] for record in found if record}) == 1
+        assert len(found) == 50
+        count += 1
+    results.put(count)
+
+
+def test_many_readers_and_two_writers(folder: Path) -> None:
+    store = LmdbStore(folder)
+    store.write(records(50), now_us=NOW)
+    context = multiprocessing.get_context("fork")  # the parent's store is open: each child opens its own
+    results, begin = context.Queue(), context.Event()
+    readers = [context.Process(target=read_for_a_while, args=(str(folder), n, results, begin)) for n in range(24)]
+    for reader in readers:
+        reader.start()
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder), str(NOW)], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        begin.set()
+        for version in range(20):
+            store.write(records(300, version=version), now_us=NOW)
+        counts = [results.get(timeout=60) for _ in readers]
+        writer.kill()
+    for reader in readers:
+        reader.join(60)
+        assert reader.exitcode == 0
+    assert min(counts) > 0
+
+
+def test_readers_that_died_leave_no_slot(folder: Path) -> None:
+    store = LmdbStore(folder)
+    store.write(records(1), now_us=NOW)
+    for _ in range(3):
+        pid = os.fork()
+        if pid == 0:
+            LmdbStore(folder).mget([records(1)[0].key])
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+    store.write(records(1), now_us=NOW)
+    assert int(store.facts()["readers"]) <= 2
+    assert store.facts()["max_readers"] == "1024"
+
+
+def test_opened_before_a_fork(folder: Path) -> None:
+    store = LmdbStore(folder)
+    store.write(records(10), now_us=NOW)
+    pid = os.fork()
+    if pid == 0:
+        answers = store.mget([records(1)[0].key]) == [records(1)[0].record]
+        answers = answers and set(store.write(records(10, version=1), now_us=NOW)) == {WriteResult.WRITTEN}
+        store.close()
+        os._exit(0 if answers else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert store.mget([records(1)[0].key]) == [records(1, version=1)[0].record]
+    assert set(store.write(records(10, version=2), now_us=NOW)) == {WriteResult.WRITTEN}
+
+
+@pytest.mark.parametrize("kept", [0.9, 0.5, 0.1, 0.0001])
+def test_a_truncated_file_is_refused_with_the_way_to_rebuild_it(folder: Path, kept: float) -> None:
+    store = LmdbStore(folder)
+    store.write(records(5_000), now_us=NOW)
+    store.close()
+    file = folder / "data.mdb"
+    os.truncate(file, int(file.stat().st_size * kept))
+    for action in (lambda: LmdbStore(folder).mget([b"fs:p:v:{a}"]), LmdbStore(folder).facts):
+        with pytest.raises(DamagedRecordError) as raised:
+            action()
+        assert REBUILD in str(raised.value)
+        assert str(folder) in str(raised.value)
+    shutil.rmtree(folder)
+    assert LmdbStore(folder).write(records(5), now_us=NOW) == [WriteResult.WRITTEN] * 5
+
+
+@pytest.mark.parametrize("content", [b"x" * 10_000, bytes(10_000), b"short"])
+def test_a_foreign_file_is_refused(folder: Path, content: bytes) -> None:
+    folder.mkdir()
+    (folder / "data.mdb").write_bytes(content)
+    with pytest.raises(DamagedRecordError, match=REBUILD):
+        LmdbStore(folder).mget([b"fs:p:v:{a}"])
+
+
+def test_a_file_of_another_format_is_refused(folder: Path) -> None:
+    import lmdb
+
+    with lmdb.open(str(folder)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"\x00format", b"2")
+    with pytest.raises(DamagedRecordError, match="format"):
+        LmdbStore(folder).mget([b"fs:p:v:{a}"])
+
+
+def flipped(whole: bytes, content: bytes, place: int, mask: int) -> bytes:
+    """Return a file with a bit flipped ``place`` bytes behind every copy of the content: old pages hold some."""
+    changed, start = bytearray(whole), whole.find(content)
+    while start >= 0:
+        changed[start + place] ^= mask
+        start = whole.find(content, start + 1)
+    return bytes(changed)
+
+
+def failure_of(store: LmdbStore, key: bytes) -> DamagedRecordError | None:
+    try:
+        store.mget([key])
+    except DamagedRecordError as error:
+        return error
+    return None
+
+
+def test_flipped_bits_are_caught_by_the_checksum(folder: Path) -> None:
+    encoder = RecordEncoder(TEXTS)
+    writes = [encoder.write([n], NOW, None, [n, "t" * 40]) for n in range(50)]
+    writes = [write._replace(expire_at_ms=NOW // 1000 + 10**7) for write in writes]
+    schema = encoder.schema_key
+    store = LmdbStore(folder)
+    store.write(writes, now_us=NOW)
+    store.put(schema, encoder.schema_json)
+    store.close()
+    whole = (folder / "data.mdb").read_bytes()
+    chance = random.Random(5)
+    caught = 0
+    for write in writes[:12]:
+        for first, length in ((0, len(write.record)), (-16, 8)):
+            place = first + chance.randrange(length)
+            (folder / "data.mdb").write_bytes(flipped(whole, write.record, place, 1 << chance.randrange(8)))
+            damaged = LmdbStore(folder)
+            error = failure_of(damaged, write.key)
+            if error is not None:
+                assert REBUILD in str(error)
+                assert repr(write.key) in str(error)
+                caught += 1
+            else:
+                (read,) = damaged.mget([write.key])
+                # A later expiry than was meant hides nothing: the reader's own clock judges the age.
+                assert read == write.record
+                assert place < 0
+            # A damaged record holds back no older one, as the way to rebuild it would otherwise be closed.
+            if place >= 0:
+                older = encoder.write([0], NOW - 1, None, [1, ""])._replace(key=write.key)
+                older = older._replace(record=encoder.encode(write.key, NOW - 1, None, [1, ""]))
+                assert damaged.write([older], now_us=NOW) == [WriteResult.WRITTEN]
+                assert damaged.mget([write.key]) == [older.record]
+            damaged.close()
+    assert caught >= 12
+    (folder / "data.mdb").write_bytes(flipped(whole, encoder.schema_json, 3, 1))
+    with pytest.raises(DamagedRecordError, match="schema"):
+        LmdbStore(folder).mget([schema])
+    scanned = dict(pair for batch in LmdbStore(folder).scan(encoder.keys.prefix) for pair in batch)
+    assert all(is_intact(key, record) for key, record in scanned.items())
+
+
+def test_a_full_map_names_itself_and_keeps_what_was_there(folder: Path) -> None:
+    store = LmdbStore(folder, map_bytes=1 << 20)
+    store.write(records(100), now_us=NOW)
+    large = [RecordEncoder(TEXTS).write([number], NOW, None, [number, "x" * 100_000]) for number in range(100)]
+    with pytest.raises(OnlineStoreFullError, match="fs gc"):
+        store.write(large, now_us=NOW)
+    assert store.mget([write.key for write in records(100)]) == [write.record for write in records(100)]
+    store.close()
+    # More room, as a later release or a larger disk would give, and the next run completes.
+    roomy = LmdbStore(folder)
+    assert set(roomy.write(large, now_us=NOW)) == {WriteResult.WRITTEN}
+
+
+def test_a_full_disk_is_told_and_the_next_run_completes(folder: Path) -> None:
+    store = LmdbStore(folder)
+    store.write(records(100), now_us=NOW)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "data.mdb").stat().st_size + 50_000, limit[1]))
+    try:
+        with pytest.raises(OnlineStoreFullError, match="MiB left"):
+            store.write(records(5_000, version=1), now_us=NOW)
+        assert store.mget([write.key for write in records(100)]) == [write.record for write in records(100)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert set(store.write(records(5_000, version=1), now_us=NOW)) == {WriteResult.WRITTEN}
+    store.close()
+    assert LmdbStore(folder).mget([records(1)[0].key]) == [records(1, version=1)[0].record]
+
+
+def test_keys_too_long_for_the_file_are_refused(folder: Path) -> None:
+    write = record_of(NOW)._replace(key=b"fs:p:v:{" + b"x" * 600 + b"}")
+    with pytest.raises(OnlineStoreError):
+        LmdbStore(folder).write([write], now_us=NOW)
+
+
+def test_the_longest_names_there_are_fit(folder: Path) -> None:
+    layout = ViewLayout("p" * 63, "v" * 63, 10**9, (("id", String),), LAYOUT.features, None)
+    write = RecordEncoder(layout).write(["x" * 200], NOW, None, [1, 1.0])
+    store = LmdbStore(folder)
+    assert store.write([write], now_us=NOW) == [WriteResult.WRITTEN]
+    assert store.mget([write.key]) == [write.record]
+
+
+def test_the_file_is_never_shorter_than_its_last_page(folder: Path) -> None:
+    chance = random.Random(1)
+    store, encoder = LmdbStore(folder), RecordEncoder(TEXTS)
+    for version in range(60):
+        writes = [
+            encoder.write([chance.randrange(300)], NOW + version, None, [1, "x" * chance.choice([1, 3_000, 20_000])])
+            for _ in range(chance.randrange(1, 30))
+        ]
+        store.write(writes, now_us=NOW)
+        if version % 10 == 9:
+            store.delete(encoder.keys.prefix + b"%d" % chance.randrange(10))
+        store.close()
+        assert store.mget([writes[-1].key]) != [None] or version % 10 == 9

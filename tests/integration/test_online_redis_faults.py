@@ -1,0 +1,378 @@
+"""Redis down, hung, cut off, answering nonsense, full: a typed error within a bounded time, never a wrong value."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import redis
+from support.faults import FaultProxy
+from support.redis_server import RedisServer
+
+from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError, SettingsError
+from featurestore.online.codec import RecordEncoder
+from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
+from featurestore.online.redis import RedisStore
+from featurestore.testing.online_store import LAYOUT, record_of
+from featurestore.types.times import system_clock
+
+NOW = system_clock()
+READ_MS = 100
+TOLERANCE = 10
+"""A deadline may be missed by this factor on a busy machine; a minute, as by default, may not."""
+
+
+@pytest.fixture
+def proxy(redis_server: RedisServer, redis_url: str) -> Iterator[FaultProxy]:
+    with FaultProxy(redis_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def store(proxy: FaultProxy) -> Iterator[RedisStore]:
+    store = RedisStore(proxy.url, read_timeout_ms=READ_MS, write_timeout_ms=500, connect_timeout_ms=1_000)
+    yield store
+    store.close()
+
+
+def records(count: int) -> list[Write]:
+    return [record_of(NOW, x=number, entity=f"e{number}") for number in range(count)]
+
+
+def eventually(action: Callable[[], object], seconds: float = 10) -> object:
+    """Return what the action returns once it no longer fails."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except OnlineStoreUnavailableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("fault", ["hang", "reset", "garbage", "refuse"])
+def test_a_fault_ends_reads_within_their_deadline_and_passes(store: RedisStore, proxy: FaultProxy, fault: str) -> None:
+    writes = records(3)
+    store.write(writes, now_us=NOW)
+    keys = [write.key for write in writes]
+    assert eventually(lambda: store.mget(keys)) == [write.record for write in writes]
+    proxy.fault = fault  # type: ignore[assignment]
+    if fault == "refuse":
+        proxy.cut()
+    for _ in range(3):
+        start = time.monotonic()
+        with pytest.raises(OnlineStoreUnavailableError, match=f"127.0.0.1:{proxy.port}"):
+            store.mget(keys)
+        assert time.monotonic() - start < TOLERANCE * READ_MS / 1000 + 1.0
+    proxy.fault = "none"
+    assert eventually(lambda: store.mget(keys)) == [write.record for write in writes]
+
+
+@pytest.mark.parametrize("fault", ["hang", "reset", "garbage", "refuse", "drip"])
+def test_a_fault_ends_asynchronous_reads_within_their_deadline_and_passes(
+    store: RedisStore, proxy: FaultProxy, fault: str
+) -> None:
+    writes = records(30)
+    store.write(writes, now_us=NOW)
+    keys = [write.key for write in writes]
+
+    async def read() -> None:
+        reader = store.reader()
+        await reader.check()
+        proxy.fault = fault  # type: ignore[assignment]
+        if fault == "refuse":
+            proxy.cut()
+        start = time.monotonic()
+        answers = await asyncio.gather(*[reader.mget(keys) for _ in range(5)], return_exceptions=True)
+        assert [type(answer) for answer in answers] == [OnlineStoreUnavailableError] * 5
+        assert time.monotonic() - start < TOLERANCE * READ_MS / 1000
+        with pytest.raises(OnlineStoreUnavailableError):
+            await reader.check()
+        proxy.fault = "none"
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                assert await reader.mget(keys) == [write.record for write in writes]
+                break
+            except OnlineStoreUnavailableError:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.02)
+        await reader.close()
+        with pytest.raises(OnlineStoreUnavailableError):
+            await reader.mget(keys)
+
+    asyncio.run(read())
+
+
+@pytest.mark.parametrize("fault", ["hang", "garbage", "refuse"])
+def test_a_fault_ends_writes_within_their_deadline(store: RedisStore, proxy: FaultProxy, fault: str) -> None:
+    proxy.fault = fault  # type: ignore[assignment]
+    calls: list[Callable[[], object]] = [
+        lambda: store.write(records(5), now_us=NOW),
+        lambda: store.repair([Repair(records(1)[0].key, NOW, NOW, None)], now_us=NOW),
+        lambda: store.put(b"fs:p:v:schema:00", b""),
+        lambda: store.delete(b"fs:p:"),
+        lambda: list(store.scan(b"fs:p:")),
+        store.facts,
+    ]
+    for call in calls:
+        start = time.monotonic()
+        with pytest.raises(OnlineStoreUnavailableError):
+            call()
+        assert time.monotonic() - start < 5
+
+
+def test_a_lost_connection_is_tried_again_and_every_record_arrives_once(
+    redis_server: RedisServer, redis_url: str
+) -> None:
+    writes = records(20_000)
+    with FaultProxy(redis_server.port) as proxy:
+        store = RedisStore(proxy.url, read_timeout_ms=10_000, write_timeout_ms=10_000)
+        done = threading.Event()
+
+        def cut_now_and_then() -> None:
+            while not done.wait(0.1):
+                proxy.cut()
+
+        cutter = threading.Thread(target=cut_now_and_then)
+        cutter.start()
+        try:
+            results = store.write(writes, now_us=NOW)
+        finally:
+            done.set()
+            cutter.join()
+        assert results == [WriteResult.WRITTEN] * len(writes)
+        read = eventually(lambda: store.mget([write.key for write in writes]))
+        assert read == [write.record for write in writes]
+        store.close()
+
+
+def test_down_at_start_and_coming_back(start_redis: Callable[..., RedisServer]) -> None:
+    server = start_redis()
+    server.kill()
+    store = RedisStore(server.url, read_timeout_ms=1_000, write_timeout_ms=500)
+    with pytest.raises(OnlineStoreUnavailableError, match=f"127.0.0.1:{server.port}"):
+        store.mget([b"fs:p:v:{a}"])
+    with pytest.raises(OnlineStoreUnavailableError):
+        store.write(records(1), now_us=NOW)
+    server.restart()
+    assert store.write(records(1), now_us=NOW) == [WriteResult.WRITTEN]
+    # A restart forgets the script and every open connection; neither reaches the caller of a write or a read.
+    server.restart()
+    assert store.mget([records(1)[0].key]) == [None]
+    assert store.write(records(1), now_us=NOW) == [WriteResult.WRITTEN]
+    assert store.mget([records(1)[0].key]) == [records(1)[0].record]
+    with server.client() as client:
+        client.script_flush()
+    assert store.write(records(3), now_us=NOW) == [WriteResult.WRITTEN] * 3
+    server.hang()
+    start = time.monotonic()
+    with pytest.raises(OnlineStoreUnavailableError, match="did not answer"):
+        store.mget([b"fs:p:v:{a}"])
+    assert time.monotonic() - start < 5
+    server.resume()
+    assert eventually(lambda: store.mget([b"fs:p:v:{a}"])) == [None]
+    store.close()
+
+
+def test_a_connection_opened_too_late_serves_the_next_read(redis_server: RedisServer, redis_url: str) -> None:
+    with FaultProxy(redis_server.port, delay_seconds=0.4) as proxy:
+        proxy.fault = "delay"
+        store = RedisStore(proxy.url, read_timeout_ms=5, connect_timeout_ms=5_000)
+
+        async def read() -> None:
+            reader = store.reader()
+            with pytest.raises(OnlineStoreUnavailableError):
+                await reader.mget([b"fs:p:v:{a}"])
+            deadline = time.monotonic() + 10
+            while True:
+                await asyncio.sleep(0.1)
+                proxy.fault = "none"
+                try:
+                    assert await reader.mget([b"fs:p:v:{a}"]) == [None]
+                    break
+                except OnlineStoreUnavailableError:
+                    assert time.monotonic() < deadline
+            await reader.close()
+
+        asyncio.run(read())
+
+
+def test_cancelled_reads_never_meet_anothers_answer(redis_server: RedisServer, redis_url: str) -> None:
+    writes = records(50)
+    with FaultProxy(redis_server.port, delay_seconds=0.02) as proxy:
+        store = RedisStore(proxy.url, read_timeout_ms=10_000)
+        store.write(writes, now_us=NOW)
+        proxy.fault = "delay"
+        outcomes = {"answered": 0, "cancelled": 0, "failed": 0}
+
+        async def one(reader: AsyncReader, place: int) -> None:
+            write = writes[place % len(writes)]
+            try:
+                async with asyncio.timeout(0.002 + (place % 13) * 0.002):
+                    assert await reader.mget([write.key]) == [write.record]
+                outcomes["answered"] += 1
+            except TimeoutError:
+                outcomes["cancelled"] += 1
+            except OnlineStoreUnavailableError:
+                outcomes["failed"] += 1
+
+        async def read() -> None:
+            reader = store.reader()
+            await reader.check()
+            for start in range(0, 1_500, 50):
+                await asyncio.gather(*[one(reader, place) for place in range(start, start + 50)])
+            proxy.fault = "none"
+            for write in writes:
+                assert await reader.mget([write.key]) == [write.record]
+            await reader.close()
+
+        asyncio.run(read())
+        store.close()
+    assert outcomes["cancelled"] > 100
+    assert outcomes["answered"] > 20
+
+
+def test_failing_reads_leak_no_descriptor(start_redis: Callable[..., RedisServer]) -> None:
+    server = start_redis()
+    store = RedisStore(server.url, read_timeout_ms=20, connect_timeout_ms=50)
+
+    def open_descriptors() -> int:
+        gc.collect()
+        return len(list(Path("/dev/fd").iterdir()))
+
+    async def read(times: int) -> None:
+        reader = store.reader()
+        for _ in range(times):
+            with pytest.raises(OnlineStoreUnavailableError):
+                await reader.mget([b"fs:p:v:{a}"])
+        await reader.close()
+
+    server.hang()
+    asyncio.run(read(2))
+    before = open_descriptors()
+    asyncio.run(read(40))
+    for _ in range(20):
+        with pytest.raises(OnlineStoreUnavailableError):
+            store.mget([b"fs:p:v:{a}"])
+    assert open_descriptors() <= before + 2
+    server.resume()
+
+
+def test_full_memory_names_the_limit_and_the_next_run_completes(start_redis: Callable[..., RedisServer]) -> None:
+    server = start_redis("--maxmemory", "4mb", "--maxmemory-policy", "noeviction")
+    store = RedisStore(server.url, read_timeout_ms=10_000)
+    encoder = RecordEncoder(LAYOUT)
+    writes = [encoder.write([f"{'x' * 150}{number}"], NOW, None, [number, 1.0]) for number in range(60_000)]
+    with pytest.raises(OnlineStoreFullError, match="maxmemory of 4194304 bytes"):
+        store.write(writes, now_us=NOW)
+    assert store.mget([writes[0].key]) == [writes[0].record]
+    with server.client() as client:
+        client.config_set("maxmemory", "200mb")
+    assert store.write(writes, now_us=NOW) == [WriteResult.WRITTEN] * len(writes)
+    assert store.facts()["maxmemory_policy"] == "noeviction"
+    store.close()
+
+
+def test_a_read_only_server_is_unavailable_for_writes(start_redis: Callable[..., RedisServer]) -> None:
+    primary, replica = start_redis(), start_redis()
+    with replica.client() as client:
+        client.replicaof("127.0.0.1", primary.port)
+    store = RedisStore(replica.url, read_timeout_ms=10_000, write_timeout_ms=300)
+    with pytest.raises(OnlineStoreUnavailableError):
+        eventually(lambda: store.put(b"fs:p:v:schema:00", b"x"), seconds=1)
+    store.close()
+
+
+def test_wrong_credentials_are_told_without_the_password(start_redis: Callable[..., RedisServer]) -> None:
+    server = start_redis("--requirepass", "right-secret")
+    good = server.url.replace("redis://", "redis://:right-secret@")
+    bad = server.url.replace("redis://", "redis://someone:wrong-secret@")
+    store = RedisStore(good, read_timeout_ms=10_000)
+    assert store.write(records(1), now_us=NOW) == [WriteResult.WRITTEN]
+    store.close()
+
+    async def check(store: RedisStore) -> None:
+        await store.reader().check()
+
+    for url in (server.url, bad):
+        store = RedisStore(url, read_timeout_ms=10_000, write_timeout_ms=60_000)
+        calls: list[Callable[[], object]] = [
+            partial(store.mget, [b"fs:p:v:{a}"]),
+            partial(store.write, records(1), now_us=NOW),
+            store.facts,
+            partial(asyncio.run, check(store)),
+        ]
+        for call in calls:
+            start = time.monotonic()
+            with pytest.raises(OnlineStoreUnavailableError) as raised:
+                call()
+            assert time.monotonic() - start < 10  # no use in trying again
+            told, error = "", raised.value
+            while error is not None:
+                told, error = told + str(error) + repr(error), error.__cause__ or error.__context__  # type: ignore[assignment]
+            assert "secret" not in told
+        store.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:pa ss@host:not-a-port/0",
+        "redis://",
+        "http://secret@host",
+        "redis://:secret@host/0?decode_responses=true",
+        "redis://:secret@host/0?socket_timeout=60",
+        "redis://:secret@host/0?db=x",
+        "unix:///tmp/secret.sock",
+        "redis://[secret",
+    ],
+)
+def test_a_url_that_is_none_is_refused_without_being_shown(url: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        RedisStore(url)
+    assert "secret" not in str(raised.value)
+    assert "pa ss" not in str(raised.value)
+
+
+def test_every_database_of_a_server_is_its_own(redis_server: RedisServer, redis_url: str) -> None:
+    stores = [RedisStore(f"{redis_url}/{number}?client_name=ours", read_timeout_ms=10_000) for number in (0, 3)]
+    stores[1].write(records(1), now_us=NOW)
+    assert [store.mget([records(1)[0].key]) for store in stores] == [[None], [records(1)[0].record]]
+    assert stores[1].facts()["location"].endswith("/3")
+
+    async def read() -> list[bytes | None]:
+        reader = stores[1].reader()
+        answer = await reader.mget([records(1)[0].key])
+        await reader.close()
+        return answer
+
+    assert asyncio.run(read()) == [records(1)[0].record]
+    with redis.Redis(port=redis_server.port) as client:
+        assert "ours" in {entry["name"] for entry in client.client_list()}
+    for store in stores:
+        store.delete(b"fs:conformance:")
+        store.close()
+
+
+def test_after_a_fork_the_child_has_connections_of_its_own(redis_url: str, tmp_path: Path) -> None:
+    store = RedisStore(redis_url, read_timeout_ms=10_000)
+    writes = records(200)
+    store.write(writes, now_us=NOW)
+    store.mget([writes[0].key])
+    pid = os.fork()
+    if pid == 0:
+        answers = all(store.mget([write.key]) == [write.record] for write in writes)
+        answers = answers and store.write(writes, now_us=NOW) == [WriteResult.WRITTEN] * len(writes)
+        os._exit(0 if answers else 1)
+    assert all(store.mget([write.key]) == [write.record] for write in writes)
+    assert os.waitpid(pid, 0)[1] == 0
+    store.close()
