@@ -142,7 +142,8 @@ def last_flights(count: int) -> list[dict[str, Any]]:
         SELECT carrier, flight, origin, dest, tailnum, strftime(sched_dep, '%Y-%m-%dT%H:%M:%SZ') AS sched_dep, distance
         FROM read_parquet($file) WHERE tailnum IS NOT NULL ORDER BY event_timestamp DESC, flight LIMIT {count}
     """
-    connection = duckdb.connect(config={"TimeZone": "UTC"})
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
     found = connection.execute(query, {"file": str(DATA / "departures.parquet")})
     names = [column[0] for column in found.description]
     return [dict(zip(names, row, strict=True)) for row in found.fetchall()]

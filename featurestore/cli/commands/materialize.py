@@ -113,6 +113,8 @@ def _notes(run: RunResult) -> list[str]:
         notes.append(f"dropped {run.null_keys:,} rows with a null key and {run.null_times:,} without event time")
     if run.waiting:
         notes.append(f"{run.waiting:,} rows are dated after now and wait for a later run")
+    if run.published.expired:
+        notes.append(f"{run.published.expired:,} entities were not put online: their newest row is long past its ttl")
     if run.withdrawn:
         notes.append(f"withdrew {run.withdrawn:,} rows that the source no longer holds")
     if run.published.wrong_type:
