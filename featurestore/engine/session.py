@@ -70,6 +70,7 @@ class Session:
         with translated("start"):
             connection = duckdb.connect(":memory:", config=config)
             connection.execute("SET TimeZone = 'UTC'")
+            connection.execute("SET enable_progress_bar = false")  # it would write into the caller's output
             connection.execute(f"SET allowed_paths = {text_list(str(path) for path in reads)}")
             if writes is not None:
                 connection.execute(f"SET allowed_directories = {text_list([str(writes)])}")
