@@ -102,10 +102,10 @@ def _reasons(entities: EntityRows, view: ViewJoin, number: int) -> str:
     """Count the entity rows with a key and without an answer by reason."""
     ttl_us = view.view.ttl_us
     keys = entities.keys(view)
-    within = "true" if ttl_us is None else f"w.event >= m.at_us - {ttl_us}"
     on_frame = " AND ".join(f"r.{column} = k.{column}" for column in entities.columns(view))
-    # Only rows that became available after a row asked can have been held back from it: usually few.
-    held_back = "l.available > s.first_at" if view.as_of == "available" else "false"
+    not_before = "true" if ttl_us is None else f"l.event >= s.first_at - {ttl_us}"
+    within = "w.event IS NOT NULL" if ttl_us is None else f"w.event >= m.at_us - {ttl_us}"
+    known = "w.available <= m.at_us" if view.as_of == "available" else "true"
     return f"""
         WITH missing AS MATERIALIZED (
             SELECT k.id, r.at_us FROM entity_rows r JOIN {keys} k ON {on_frame}
@@ -117,19 +117,18 @@ def _reasons(entities: EntityRows, view: ViewJoin, number: int) -> str:
             FROM {log(view.files)} l JOIN {keys} k ON {entities.on_keys(view, "l", "k")}
         ), firsts AS (
             SELECT id, min(event) AS event FROM known SEMI JOIN spans USING (id) GROUP BY id
-        ), waiting AS (
+        ), recent AS (
             SELECT l.id, l.event, l.available FROM known l JOIN spans s ON l.id = s.id
-            WHERE l.event <= s.last_at AND {held_back}
+            WHERE l.event <= s.last_at AND {not_before}
         )
         SELECT CASE
             WHEN f.event IS NULL THEN 'no_entity'
             WHEN f.event > m.at_us THEN 'nothing_before'
-            WHEN w.available <= m.at_us AND {within} THEN 'missed'
-            WHEN w.event IS NOT NULL AND {within} THEN 'not_yet_available'
-            WHEN {str(ttl_us is None).lower()} THEN 'missed'
+            WHEN {within} AND {known} THEN 'missed'
+            WHEN {within} THEN 'not_yet_available'
             ELSE 'expired'
         END AS reason, count(*)
         FROM missing m LEFT JOIN firsts f ON f.id = m.id
-        ASOF LEFT JOIN waiting w ON w.id = m.id AND m.at_us >= w.event
+        ASOF LEFT JOIN recent w ON w.id = m.id AND m.at_us >= w.event
         GROUP BY reason
     """
