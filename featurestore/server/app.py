@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import featurestore
-from featurestore.errors import OnlineStoreUnavailableError, SettingsError
+from featurestore.errors import OnlineStoreError, OnlineStoreUnavailableError, SettingsError
 from featurestore.metadata.workspace import Workspace
 from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.server.docs import add_docs
@@ -63,6 +63,8 @@ def create_app(source: Workspace | Path | str, *, token: str | None = None, host
         measure()
         definitions.on_refresh = refreshed
         reads.reader = workspace.online.reader()
+        with suppress(OnlineStoreError, TimeoutError):  # the first connection is open before the first request
+            await asyncio.wait_for(reads.reader.check(), READY_SECONDS)
         definitions.start()
         yield
         await asyncio.to_thread(definitions.stop)
@@ -161,7 +163,7 @@ def _add_operations(app: FastAPI, reads: OnlineReads, metrics: Metrics, look: Ca
             if reads.reader is None:
                 raise OnlineStoreUnavailableError("The online store is not open.")
             await asyncio.wait_for(reads.reader.check(), READY_SECONDS)
-        except (OnlineStoreUnavailableError, TimeoutError):
+        except (OnlineStoreError, TimeoutError):
             raise HTTPException(503, "Not ready.", {"retry-after": "1"}) from None
         return {"status": "ready"}
 

@@ -10,7 +10,8 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
@@ -32,6 +33,9 @@ GRACE_SECONDS = 15
 KEEP_ALIVE_SECONDS = 75
 """Longer than the usual minute of load balancers, so that it is they who close idle connections."""
 
+WORKER_ANSWER_SECONDS = 30
+"""A worker that does not answer its parent so long is replaced; loading all modules on a busy machine takes seconds."""
+
 BACKLOG = 2048
 
 
@@ -52,6 +56,13 @@ def serve(
     `create_app` raises, before anything listens.
     """
     _configure_logging(debug)
+    with suppress(_Stopped), _stopping_by_signals():
+        _serve(root, host, port, workers, debug, announce or _announce)
+
+
+def _serve(
+    root: Path, host: str | None, port: int | None, workers: int | None, debug: bool, announce: Callable[[str], None]
+) -> None:
     settings = open_workspace(root).settings.server
     host = settings.host if host is None else host
     port = settings.port if port is None else port
@@ -60,9 +71,9 @@ def serve(
     app = create_app(root, token=os.environ.get(TOKEN_VARIABLE), host=host)
     listening = bind(host, port)
     with listening:
-        (announce or _announce)(url_of(listening))
+        announce(url_of(listening))
         if workers == 1:
-            _serve_here(app, listening)
+            uvicorn.Server(server_config(app)).run(sockets=[listening])
         else:
             _serve_by_workers(functools.partial(_worker_app, root, host, debug), workers, listening)
 
@@ -89,11 +100,23 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _serve_here(app: FastAPI, listening: socket.socket) -> None:
-    # uvicorn raises the signal again when it is done: by then there is nothing left to end.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    signal.signal(signal.SIGINT, lambda number, frame: None)
-    uvicorn.Server(server_config(app)).run(sockets=[listening])
+class _Stopped(BaseException):
+    """SIGTERM or SIGINT arrived where nothing is left to finish."""
+
+
+@contextmanager
+def _stopping_by_signals() -> Iterator[None]:
+    """Turn both signals into a clean end: before uvicorn takes them over, and when it raises them again afterwards."""
+
+    def stop(number: int, frame: object) -> None:
+        raise _Stopped
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _serve_by_workers(factory: Callable[[], FastAPI], workers: int, listening: socket.socket) -> None:
@@ -128,6 +151,7 @@ def server_config(app: FastAPI | Callable[[], FastAPI], *, workers: int = 1) -> 
         limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_worker_healthcheck=WORKER_ANSWER_SECONDS,
         backlog=BACKLOG,
     )
 

@@ -99,7 +99,10 @@ class Project:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
         (root / "features.py").write_text(FEATURES)
-        settings = {"project": "shop", "online_store": online_url, "server": {"refresh": refresh}}
+        store: dict[str, Any] = {"url": online_url}
+        if online_url.startswith("redis"):
+            store["read_timeout_ms"] = 1000  # the usual 50 ms can pass on a machine busy with other tests
+        settings = {"project": "shop", "online_store": store, "server": {"refresh": refresh}}
         (root / "feature_store.yaml").write_text(json.dumps(settings))
         self.apply()
 
@@ -213,7 +216,8 @@ def serving(root: Path, *arguments: str, environment: Mapping[str, str] | None =
         line = process.stdout.readline()
         assert "http://" in line, log.read_text()
         yield ServerProcess(process, line.split()[-1], log)
-        process.terminate()
+        if process.poll() is None:
+            process.terminate()
         assert process.wait(timeout=20) == 0, log.read_text()
     finally:
         if process.poll() is None:

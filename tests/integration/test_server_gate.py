@@ -1,0 +1,222 @@
+"""Who may ask what; the description and the page of it; what schemathesis finds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from starlette.routing import Route
+from support.serving import TOKEN, Project, error_of, serving_here, small_project
+
+from featurestore.server.app import create_app
+from featurestore.types.times import system_clock
+
+OPEN = {"/health", "/ready"}
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return small_project(tmp_path_factory.mktemp("server") / "repo", system_clock())
+
+
+@pytest.fixture(scope="module")
+def paths(project: Project) -> list[str]:
+    """Every route that the app has, and some that it has not."""
+    routes = create_app(project.workspace()).routes
+    assert all(isinstance(route, Route) for route in routes)  # nothing mounted that this walk would not see
+    found = [route.path for route in routes if isinstance(route, Route)]
+    assert {"/v1/online-features", "/get-online-features", "/metrics", "/openapi.json", "/docs"} < set(found)
+    return [*found, "/", "/nowhere", "//health", "/health/", "/HEALTH", "/ready/../metrics", "/health%2f..%2fmetrics"]
+
+
+@pytest.fixture(scope="module")
+def client(project: Project) -> Iterator[httpx.Client]:
+    with serving_here(project.workspace()) as client:
+        yield client
+
+
+def raw_path(client: httpx.Client, method: str, path: str, headers: dict[str, str]) -> httpx.Response:
+    request = client.build_request(method, client.base_url, headers=headers)
+    request.url = request.url.copy_with(raw_path=path.encode())
+    return client.send(request)
+
+
+def test_without_a_token_only_the_open_paths_answer(project: Project, paths: list[str]) -> None:
+    wrong = [
+        {},
+        {"authorization": ""},
+        {"authorization": f"Bearer {TOKEN[:-1]}"},
+        {"authorization": f"Bearer {TOKEN}x"},
+        {"authorization": f"Basic {TOKEN}"},
+        {"authorization": TOKEN},
+        {"x-api-key": TOKEN},
+        {"host": "health"},
+    ]
+    with serving_here(project.workspace(), token=TOKEN) as client:
+        for path in paths:
+            for method in METHODS:
+                for headers in wrong if method in ("GET", "POST") else wrong[:1]:
+                    response = raw_path(client, method, path, headers)
+                    if path in OPEN:
+                        assert response.status_code == (200 if method == "GET" else 405), (method, path)
+                        continue
+                    assert response.status_code == 401, (method, path, headers)
+                    assert response.headers["www-authenticate"] == "Bearer"
+                    if method != "HEAD":
+                        assert error_of(response)["type"] == "unauthorized"
+        for path in paths:
+            response = raw_path(client, "GET", path, {"authorization": f"Bearer {TOKEN}"})
+            assert response.status_code in (200, 404, 405), path
+        assert client.get(f"/metrics?token={TOKEN}").status_code == 401
+
+
+def test_the_token_is_checked_before_the_body_is_read(project: Project) -> None:
+    with serving_here(project.workspace(), token=TOKEN) as client:
+        response = client.post("/v1/online-features", content=b"x" * 10_000_000)
+        assert response.status_code == 401
+
+
+def test_on_loopback_without_tokens_everything_is_open(client: httpx.Client, paths: list[str]) -> None:
+    for path in paths:
+        assert raw_path(client, "GET", path, {}).status_code in (200, 404, 405), path
+
+
+def test_open_paths_tell_nothing(client: httpx.Client) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json() == {"status": "ready"}
+
+
+def test_an_app_that_was_not_started_is_not_ready(project: Project) -> None:
+    import asyncio
+
+    app = create_app(project.workspace())
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+            body = {"features": ["fresh:clicks"], "entities": {"customer_id": [1]}}
+            return [await client.get("/ready"), await client.post("/v1/online-features", json=body)]
+
+    ready, answer = asyncio.run(ask())
+    assert error_of(ready)["type"] == "not_ready"
+    assert error_of(answer)["type"] == "online_store_unavailable"
+
+
+class _Addresses(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.inline = ""
+        self._in_script = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._in_script = tag == "script"
+        self.found += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.inline += data if self._in_script else ""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False
+
+
+def test_the_page_loads_everything_from_the_server_itself(client: httpx.Client) -> None:
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == "'self'"
+    parser = _Addresses()
+    parser.feed(page.text)
+    assert not parser.inline.strip()
+    for address in parser.found:
+        if address == "data:,":
+            continue
+        assert re.fullmatch(r"docs/[a-z.-]+", address), address
+        file = client.get(f"/{address}")
+        assert file.status_code == 200
+        assert file.content
+    script = client.get("/docs/start.js").text
+    assert 'url: "openapi.json"' in script
+    assert "validatorUrl: null" in script
+    assert client.get("/openapi.json").json()["openapi"].startswith("3.1")
+    assert b"SwaggerUIBundle" in client.get("/docs/swagger-ui-bundle.js").content
+
+
+def test_the_description_names_every_route_and_who_may_use_it(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    assert set(document["paths"]) == {
+        "/v1/online-features",
+        "/get-online-features",
+        "/health",
+        "/ready",
+        "/metrics",
+    }
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert operation.get("security", document["security"]) == ([] if path in OPEN else [{"token": []}]), path
+    assert client.get("/openapi.json").json() == document
+
+
+def with_known_names(schema: Any) -> Any:
+    """Return the document with names that exist among what is generated, so that not every request is a 404."""
+    features = {"enum": ["fresh:clicks", "fresh:score", "routes:miles", "spending:amount_per_click", "no:such"]}
+    columns = {
+        "customer_id": {"type": "array", "items": {"anyOf": [{"type": "integer"}, {"type": ["string", "null"]}]}},
+        "origin": {"type": "array", "items": {"type": "string"}},
+        "dest": {"type": "array", "items": {"type": "string"}},
+        "amount": {"type": "array", "items": {"type": ["number", "null"]}},
+    }
+    for name in ("OnlineRequest", "FeastRequest"):
+        properties = schema["components"]["schemas"][name]["properties"]
+        properties["features"]["items"] = features
+        properties["feature_service"]["enum"] = ["model_v1", "plain", "none", None]
+        properties["entities"]["properties"] = columns
+    return schema
+
+
+@pytest.mark.parametrize("known_names", [False, True])
+@pytest.mark.parametrize("path", ["/v1/online-features", "/get-online-features", "/health", "/ready"])
+def test_schemathesis_finds_nothing(client: httpx.Client, path: str, known_names: bool) -> None:
+    document = client.get("/openapi.json").json()
+    schema = schemathesis.openapi.from_dict(with_known_names(document) if known_names else document)
+    seen = set()
+    operation = next(found.ok() for found in schema.get_all_operations() if found.ok().path == path)
+
+    @given(case=operation.as_strategy())
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    def conforms(case: schemathesis.Case) -> None:
+        response = case.call(base_url=str(client.base_url))
+        seen.add(response.status_code)
+        case.validate_response(
+            response,
+            checks=[
+                not_a_server_error,
+                status_code_conformance,
+                content_type_conformance,
+                response_headers_conformance,
+                response_schema_conformance,
+            ],
+        )
+
+    conforms()
+    assert 200 in seen or not known_names
+
+
+def test_the_examples_in_the_description_are_well_formed(client: httpx.Client) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    for example in schemas["OnlineRequest"]["examples"]:
+        assert client.post("/v1/online-features", json=example).status_code == 404  # only its names are unknown here
