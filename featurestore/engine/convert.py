@@ -71,6 +71,23 @@ def instant_us(column: Column, sql: str, rounding: Rounding) -> str:
     return f"CASE WHEN {sql} IS NULL THEN NULL WHEN {within} THEN {instant} ELSE {outside} END"
 
 
+def coarse_bounds(column: Column, sql: str, first_us: int, last_us: int) -> str | None:
+    """Return a condition in the column's own type that holds wherever its ceiled instant is between two.
+
+    None for a type without one.
+    """
+    # Ceiling moves an instant by less than a microsecond, and a date lies at its day's start.
+    makers = {
+        "TIMESTAMP": "make_timestamp({})",
+        "TIMESTAMP WITH TIME ZONE": "make_timestamptz({})",
+        "DATE": "make_timestamp({})::DATE",
+    }
+    maker = makers.get(column.duck_type)
+    if maker is None:
+        return None
+    return f"{sql} BETWEEN {maker.format(first_us)} AND {maker.format(last_us)}"
+
+
 def converted(column: Column, sql: str, declared: ValueType, *, rounding: Rounding = "floor") -> str:
     """Return an expression of the declared type; the caller has checked that the column fits it."""
     target = duckdb_type(declared)

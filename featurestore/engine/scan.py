@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.engine.convert import converted, describe, instant_us
@@ -29,6 +29,7 @@ from featurestore.engine.sources import (
 )
 from featurestore.types import ValueType
 from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
+from featurestore.types.times import to_instant
 
 if TYPE_CHECKING:
     import duckdb
@@ -76,11 +77,17 @@ class Scanned:
         """Join keys and features with their declared types."""
         return {**self.view.join_keys, **{field.name: field.type for field in self.view.features}}
 
-    def rows(self, values: dict[str, ValueType], *, only: frozenset[str] | None = None) -> str:
-        """Return a SELECT of ``values``, instants, and for a view without SQL position and file."""
+    def rows(
+        self,
+        values: Mapping[str, ValueType],
+        *,
+        only: frozenset[str] | None = None,
+        between_us: tuple[int, int] | None = None,
+    ) -> str:
+        """Return a SELECT of ``values`` and instants, and for a view without SQL of what `Reader.rows` adds."""
         event, created = self.view.timestamp_field, self.view.created_timestamp_field
         if self.view.sql is None:
-            return self.readers[0].rows(values, event, created, only=only)
+            return self.readers[0].rows(values, event, created, only=only, between_us=between_us)
         found = describe(self.connection, self.view.sql)
         by_name = {column.name.lower(): column for column in found}
         selected = [
@@ -134,124 +141,161 @@ def stage(session: Session, request: StageRequest) -> StagedRows:
         opened(session, request.view, reads=request.log_files, writes=request.folder) as scanned,
         scanned.translated("read the source", table_files=request.log_files),
     ):
-        _read(scanned, request)
-        check_unchanged(session.root, scanned.tables)
-        return _write(scanned, request)
+        return _Stage(session.root, scanned, request).run()
 
 
-def source_identities(scanned: Scanned, span: Span) -> str:
-    """Return a SELECT of the keys and instants of the source's rows with an event time in [start, end)."""
-    keys = ", ".join(map(quote, scanned.view.join_keys))
-    rows = scanned.rows(scanned.view.join_keys)
-    within = f"{EVENT_US} >= {span.start_us} AND {EVENT_US} < {span.end_us}"
-    return f"SELECT DISTINCT {keys}, {EVENT_US}, {KNOWN_US} AS fs_known_us FROM ({rows}) WHERE {within}"
+class _Stage:
+    """One staging: finds out from keys and times where each row goes, then reads the rest of those that are new."""
+
+    def __init__(self, root: Path, scanned: Scanned, request: StageRequest) -> None:
+        self._root = root
+        self._scanned = scanned
+        self._request = request
+        self._view = request.view
+        self._connection = scanned.connection
+        self._keys = ", ".join(map(quote, request.view.join_keys))
+        names = [span.files for span in request.spans]
+        self._only: frozenset[str] | None = None
+        if None not in names:
+            self._only = frozenset(name for chosen in names for name in chosen or ())
+        self._wanted = " OR ".join(self._span_condition(span) for span in request.spans) or "false"
+
+    def run(self) -> StagedRows:
+        """Make the tables ``found`` (rows in the spans), ``last`` and ``unchanged`` (positions), and the file."""
+        self._find()
+        has_keys = " AND ".join(f"{quote(key)} IS NOT NULL" for key in self._view.join_keys)
+        is_past = f"{EVENT_US} <= {self._request.now_us} AND {KNOWN_US} <= {self._request.now_us}"
+        fresh = f"{EVENT_US} IS NOT NULL AND {has_keys} AND {is_past}"
+        read, null_times, null_keys, waiting, max_created_us, first_us, last_us = self._row(
+            f"SELECT count(*), count(*) FILTER ({EVENT_US} IS NULL), "
+            f"count(*) FILTER ({EVENT_US} IS NOT NULL AND NOT ({has_keys})), "
+            f"count(*) FILTER ({EVENT_US} IS NOT NULL AND {has_keys} AND NOT ({is_past})), "
+            f"max({CREATED_US}) FILTER ({EVENT_US} IS NOT NULL AND {is_past}), "
+            f"min({EVENT_US}) FILTER ({fresh}), max({EVENT_US}) FILTER ({fresh}) FROM found"
+        )
+        candidates = read - null_times - null_keys - waiting
+        distinct = unchanged = 0
+        if candidates:
+            distinct = self._find_last(fresh)
+            rows = self._rows((first_us, last_us), fresh, "" if distinct == candidates else "SEMI JOIN last")
+            unchanged = self._find_unchanged(rows, (first_us, last_us))
+            if unchanged:
+                rows = f"SELECT * FROM ({rows}) ANTI JOIN unchanged USING ({POSITION})"
+        appended = distinct - unchanged
+        path = self._write(rows) if appended else None
+        bounds = (None, None) if path is None else _event_bounds_us(path)
+        check_unchanged(self._root, self._scanned.tables)
+        return StagedRows(
+            path=path,
+            appended=appended,
+            read=read,
+            duplicates=candidates - distinct,
+            unchanged=unchanged,
+            null_keys=null_keys,
+            null_times=null_times,
+            waiting=waiting,
+            min_event_us=bounds[0],
+            max_event_us=bounds[1],
+            max_created_us=max_created_us,
+        )
+
+    def _find(self) -> None:
+        """Make the table ``found``: keys, times and position; of a query's output all columns, for it runs once."""
+        scanned = self._scanned
+        if self._view.sql is None:
+            columns = f"{self._keys}, {EVENT_US}, {CREATED_US}, {POSITION}"
+            rows = scanned.rows(self._view.join_keys, only=self._only)
+            query = f"SELECT {columns} FROM ({rows}) WHERE {self._wanted}"
+        else:
+            # The rows of a query have no order of their own; their content gives one that every run repeats.
+            order = ", ".join([EVENT_US, KNOWN_US, *map(quote, scanned.values)])
+            rows = f"SELECT * FROM ({scanned.rows(scanned.values)}) WHERE {self._wanted}"
+            query = f"SELECT *, row_number() OVER (ORDER BY {order}) - 1 AS {POSITION} FROM ({rows})"
+        self._connection.execute(f"CREATE TEMP TABLE found AS {query}")
+
+    def _rows(self, bounds_us: tuple[int, int], fresh: str, join: str) -> str:
+        """Return a SELECT of the rows that may go into the log, with all their columns."""
+        using = f" {join} USING ({POSITION})" if join else ""
+        rows, condition = "found", fresh
+        if self._view.sql is None:
+            read = self._scanned.rows(self._scanned.values, only=self._only, between_us=bounds_us)
+            rows, condition = f"({read})", f"({self._wanted}) AND {fresh}"
+        return f"SELECT *, {KNOWN_US} AS fs_known_us FROM {rows}{using} WHERE {condition}"
+
+    def _find_last(self, fresh: str) -> int:
+        """Make the table ``last``: of rows with equal keys and times the position of the last; returns their number."""
+        self._connection.execute(
+            f"CREATE TEMP TABLE last AS SELECT max({POSITION}) AS {POSITION} FROM found WHERE {fresh} "
+            f"GROUP BY {self._keys}, {EVENT_US}, {KNOWN_US}"
+        )
+        return int(self._row("SELECT count(*) FROM last")[0])
+
+    def _find_unchanged(self, rows: str, bounds_us: tuple[int, int]) -> int:
+        """Make the table ``unchanged``: positions of rows whose newest version in the log holds the same values."""
+        if not self._request.log_files:
+            return 0
+        log = (
+            f"SELECT *, epoch_us({EVENT}) AS {EVENT_US}, {LOG_KNOWN_US} AS fs_known_us "
+            f"FROM ({read_log(log_columns(self._view), self._request.log_files)}) WHERE {instants(*bounds_us)}"
+        )
+        keys = " AND ".join(f"f.{quote(key)} = l.{quote(key)}" for key in self._view.join_keys)
+        same = " AND ".join(_same(field.name, field.type) for field in self._view.features)
+        self._connection.execute(
+            f"CREATE TEMP TABLE unchanged AS SELECT f.{POSITION} FROM ({rows}) f JOIN ({log}) l "
+            f"ON {keys} AND f.{EVENT_US} = l.{EVENT_US} AND f.fs_known_us = l.fs_known_us "
+            f"GROUP BY f.{POSITION} HAVING arg_max({same}, l.{SEQUENCE})"
+        )
+        return int(self._row("SELECT count(*) FROM unchanged")[0])
+
+    def _write(self, rows: str) -> Path:
+        """Write rows in the log's order."""
+        selected = [
+            *map(quote, self._view.join_keys),
+            f"make_timestamptz({EVENT_US}) AS {EVENT}",
+            f"make_timestamptz({CREATED_US}) AS {CREATED}",
+            f"{self._request.first_sequence} + {POSITION} AS {SEQUENCE}",
+            f"'{BATCH}' AS {ORIGIN}",
+            *(quote(field.name) for field in self._view.features),
+        ]
+        query = f"SELECT {', '.join(selected)} FROM ({rows}) ORDER BY {EVENT_US}, fs_known_us, {POSITION}"
+        return write_parquet(self._connection, query, self._request.folder)
+
+    def _span_condition(self, span: Span) -> str:
+        """Return the condition of one span. Rows without an event time are in it, to be counted."""
+        conditions = [f"({EVENT_US} IS NULL OR {EVENT_US} >= {span.start_us} AND {EVENT_US} < {span.end_us})"]
+        if span.created_after_us is not None:
+            conditions.append(f"({KNOWN_US} > {span.created_after_us})")
+        if span.files is not None and self._view.sql is None:
+            numbers = {file.path: number for number, file in enumerate(self._scanned.tables[0].files)}
+            chosen = ", ".join(str(numbers[name]) for name in span.files if name in numbers)
+            conditions.append(f"{FILE} IN ({chosen or 'NULL'})")
+        return f"({' AND '.join(conditions)})"
+
+    def _row(self, query: str) -> tuple[Any, ...]:
+        found = self._connection.execute(query).fetchone()
+        assert found is not None
+        return tuple(found)
 
 
-def _read(scanned: Scanned, request: StageRequest) -> None:
-    """Make the table ``read`` of all source rows in the spans, and ``fresh`` of those that may go into the log."""
-    view, connection = request.view, scanned.connection
-    named = [span.files for span in request.spans if view.sql is None]
-    only = None
-    if all(names is not None for names in named) and named:
-        only = frozenset(name for names in named if names is not None for name in names)
-    numbers = {file.path: number for number, file in enumerate(scanned.tables[0].files)} if view.sql is None else None
-    wanted = " OR ".join(_span_condition(span, numbers) for span in request.spans) or "false"
-    rows = f"SELECT * FROM ({scanned.rows(scanned.values, only=only)}) WHERE {wanted}"
-    if view.sql is not None:
-        # The rows of a query have no order of their own; their content gives one that every run repeats.
-        order = ", ".join([EVENT_US, KNOWN_US, *map(quote, scanned.values)])
-        rows = f"SELECT *, row_number() OVER (ORDER BY {order}) - 1 AS {POSITION} FROM ({rows})"
-    connection.execute(f"CREATE TEMP TABLE read AS {rows}")
-    connection.execute(
-        f"CREATE TEMP VIEW fresh AS SELECT *, {KNOWN_US} AS fs_known_us FROM read "
-        f"WHERE {EVENT_US} IS NOT NULL AND {_has_keys(view)} AND {_is_past(request.now_us)}"
-    )
+def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, folder: Path) -> Path:
+    """Write a query's rows into a new file of an offline table; leaves nothing behind when that fails."""
+    path = folder / f"{secrets.token_hex(16)}.parquet"
+    try:
+        connection.execute(f"COPY ({query}) TO {text(str(path))} (FORMAT parquet, COMPRESSION zstd)")
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
 
 
-def _span_condition(span: Span, numbers: dict[str, int] | None) -> str:
-    """Return the condition of one span. Rows without an event time are in it, to be counted."""
-    conditions = [f"({EVENT_US} IS NULL OR {EVENT_US} >= {span.start_us} AND {EVENT_US} < {span.end_us})"]
-    if span.created_after_us is not None:
-        conditions.append(f"({KNOWN_US} > {span.created_after_us})")
-    if span.files is not None and numbers is not None:
-        chosen = ", ".join(str(numbers[name]) for name in span.files if name in numbers)
-        conditions.append(f"{FILE} IN ({chosen or 'NULL'})")
-    return f"({' AND '.join(conditions)})"
+def _event_bounds_us(path: Path) -> tuple[int, int]:
+    """Return the least and greatest event time of a written file, from its footer."""
+    import pyarrow.parquet as pq
 
-
-def _has_keys(view: FeatureView) -> str:
-    return " AND ".join(f"{quote(key)} IS NOT NULL" for key in view.join_keys)
-
-
-def _is_past(now_us: int) -> str:
-    return f"{EVENT_US} <= {now_us} AND {KNOWN_US} <= {now_us}"
-
-
-def _write(scanned: Scanned, request: StageRequest) -> StagedRows:
-    """Find out where each row goes, and write those that are new."""
-    view, connection = request.view, scanned.connection
-    counts = connection.execute(
-        f"SELECT count(*), count(*) FILTER ({EVENT_US} IS NULL), "
-        f"count(*) FILTER ({EVENT_US} IS NOT NULL AND NOT ({_has_keys(view)})), "
-        f"count(*) FILTER ({EVENT_US} IS NOT NULL AND {_has_keys(view)} AND NOT ({_is_past(request.now_us)})), "
-        f"max({CREATED_US}) FILTER ({EVENT_US} IS NOT NULL AND {_is_past(request.now_us)}) FROM read"
-    ).fetchone()
-    assert counts is not None
-    read, null_times, null_keys, waiting, max_created_us = counts
-    fresh = read - null_times - null_keys - waiting
-    identity = ", ".join([*map(quote, view.join_keys), EVENT_US, "fs_known_us"])
-    connection.execute(f"CREATE TEMP TABLE last AS SELECT max({POSITION}) AS {POSITION} FROM fresh GROUP BY {identity}")
-    distinct = _count(connection, "last")
-    _find_unchanged(connection, request)
-    unchanged = _count(connection, "unchanged")
-    appended = distinct - unchanged
-    path: Path | None = None
-    bounds: tuple[int | None, int | None] = (None, None)
-    if appended:
-        path = request.folder / f"{secrets.token_hex(16)}.parquet"
-        bounds = _copy(connection, request, path)
-    return StagedRows(
-        path=path,
-        appended=appended,
-        read=read,
-        duplicates=fresh - distinct,
-        unchanged=unchanged,
-        null_keys=null_keys,
-        null_times=null_times,
-        waiting=waiting,
-        min_event_us=bounds[0],
-        max_event_us=bounds[1],
-        max_created_us=max_created_us,
-    )
-
-
-def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
-    row = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def _find_unchanged(connection: duckdb.DuckDBPyConnection, request: StageRequest) -> None:
-    """Make the table ``unchanged``: positions of rows whose newest version in the log holds the same values."""
-    view = request.view
-    if not request.log_files:
-        connection.execute(f"CREATE TEMP TABLE unchanged AS SELECT {POSITION} FROM last WHERE false")
-        return
-    bounds = connection.execute(f"SELECT min({EVENT_US}), max({EVENT_US}) FROM fresh").fetchone()
-    assert bounds is not None
-    if bounds[0] is None:
-        bounds = (0, -1)
-    log = (
-        f"SELECT *, epoch_us({EVENT}) AS {EVENT_US}, {LOG_KNOWN_US} AS fs_known_us "
-        f"FROM ({read_log(log_columns(view), request.log_files)}) WHERE {instants(*bounds)}"
-    )
-    keys = " AND ".join(f"f.{quote(key)} = l.{quote(key)}" for key in view.join_keys)
-    same = " AND ".join(_same(field.name, field.type) for field in view.features)
-    connection.execute(
-        f"CREATE TEMP TABLE unchanged AS SELECT f.{POSITION} FROM fresh f SEMI JOIN last USING ({POSITION}) "
-        f"JOIN ({log}) l ON {keys} AND f.{EVENT_US} = l.{EVENT_US} AND f.fs_known_us = l.fs_known_us "
-        f"GROUP BY f.{POSITION} HAVING arg_max({same}, l.{SEQUENCE})"
-    )
+    footer = pq.read_metadata(path)
+    column = footer.schema.names.index(EVENT)
+    found = [footer.row_group(number).column(column).statistics for number in range(footer.num_row_groups)]
+    return min(to_instant(group.min) for group in found), max(to_instant(group.max) for group in found)
 
 
 def _same(name: str, value_type: ValueType) -> str:
@@ -263,25 +307,9 @@ def _same(name: str, value_type: ValueType) -> str:
     return same
 
 
-def _copy(connection: duckdb.DuckDBPyConnection, request: StageRequest, path: Path) -> tuple[int, int]:
-    """Write the new rows in the log's order; returns the least and greatest event time."""
-    view = request.view
-    names = [quote(field.name) for field in view.features]
-    new = f"fresh SEMI JOIN last USING ({POSITION}) ANTI JOIN unchanged USING ({POSITION})"
-    selected = [
-        *map(quote, view.join_keys),
-        f"make_timestamptz({EVENT_US}) AS {EVENT}",
-        f"make_timestamptz({CREATED_US}) AS {CREATED}",
-        f"{request.first_sequence} + {POSITION} AS {SEQUENCE}",
-        f"'{BATCH}' AS {ORIGIN}",
-        *names,
-    ]
-    bounds = connection.execute(f"SELECT min({EVENT_US}), max({EVENT_US}) FROM {new}").fetchone()
-    assert bounds is not None
-    query = f"SELECT {', '.join(selected)} FROM {new} ORDER BY {EVENT_US}, fs_known_us, {POSITION}"
-    try:
-        connection.execute(f"COPY ({query}) TO {text(str(path))} (FORMAT parquet, COMPRESSION zstd)")
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return bounds[0], bounds[1]
+def source_identities(scanned: Scanned, span: Span) -> str:
+    """Return a SELECT of the keys and instants of the source's rows with an event time in [start, end)."""
+    keys = ", ".join(map(quote, scanned.view.join_keys))
+    rows = scanned.rows(scanned.view.join_keys)
+    within = f"{EVENT_US} >= {span.start_us} AND {EVENT_US} < {span.end_us}"
+    return f"SELECT DISTINCT {keys}, {EVENT_US}, {KNOWN_US} AS fs_known_us FROM ({rows}) WHERE {within}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from featurestore.definitions import ParquetSource
-from featurestore.engine.convert import Column, converted, instant_us
+from featurestore.engine.convert import Column, coarse_bounds, converted, instant_us
 from featurestore.engine.interface import SourceColumn, SourceFile
 from featurestore.engine.schema import NULL_TYPE, twins
 from featurestore.engine.session import Session, quote, source_file_error, text_list, translated
@@ -234,11 +234,19 @@ class Reader:
                 )
 
     def rows(
-        self, values: Mapping[str, ValueType], event: str, created: str | None, *, only: frozenset[str] | None = None
+        self,
+        values: Mapping[str, ValueType],
+        event: str,
+        created: str | None,
+        *,
+        only: frozenset[str] | None = None,
+        between_us: tuple[int, int] | None = None,
     ) -> str:
         """Return a SELECT of the columns ``values`` in their declared types, instants, position and file.
 
-        ``only`` names the files (as `find_files` does) that are read; positions count over all of them.
+        ``only`` names the files (as `find_files` does) that are read; positions count over all of them. With
+        ``between_us`` rows with other event times may be left out: in the file's own type, so that whole row
+        groups are skipped.
         """
         selects = []
         for group, numbers in self._chosen(only):
@@ -247,7 +255,8 @@ class Reader:
             columns.append(f"{self._instant(group, created) if created else 'NULL::BIGINT'} AS {CREATED_US}")
             columns += self._place(numbers)
             paths = [self._table.footers[number].path for number in numbers]
-            selects.append(f"SELECT {', '.join(columns)} FROM {_read(paths)}")
+            where = self._coarse_bounds(group, event, between_us) if between_us is not None else ""
+            selects.append(f"SELECT {', '.join(columns)} FROM {_read(paths)}{where}")
         return "\nUNION ALL\n".join(selects)
 
     def presented(self) -> str:
@@ -303,6 +312,11 @@ class Reader:
     def _instant(self, group: _Group, name: str) -> str:
         column = group.find(name)
         return "NULL::BIGINT" if column is None else instant_us(column, quote(column.name), "ceil")
+
+    def _coarse_bounds(self, group: _Group, event: str, between_us: tuple[int, int]) -> str:
+        column = group.find(event)
+        bounds = None if column is None else coarse_bounds(column, quote(column.name), *between_us)
+        return f" WHERE {bounds}" if bounds else ""
 
     def _is_fine(self, name: str) -> bool:
         return any(name in footer.in_nanoseconds for footer in self._table.footers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +10,8 @@ from featurestore.definitions import FeatureView
 from featurestore.engine.interface import GONE_CREATED, GONE_EVENT, Span, Withdrawal
 from featurestore.engine.latest import as_declared, find_newest
 from featurestore.engine.log import FILE, KNOWN_US, instants, log_columns, read_log, thin, until
-from featurestore.engine.scan import BATCH, opened, source_identities
-from featurestore.engine.session import Session, quote, text, translated
+from featurestore.engine.scan import BATCH, opened, source_identities, write_parquet
+from featurestore.engine.session import Session, quote, translated
 from featurestore.types import String, Timestamp
 from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
@@ -57,10 +56,8 @@ def _rest(connection: duckdb.DuckDBPyConnection, view: FeatureView, file: str, f
     assert count is not None
     if not count[0]:
         return None
-    path = folder / f"{secrets.token_hex(16)}.parquet"
     query = f"SELECT {', '.join(map(quote, columns))} {rows} ORDER BY {EVENT}, {KNOWN_US}, {SEQUENCE}"
-    connection.execute(f"COPY ({query}) TO {text(str(path))} (FORMAT parquet, COMPRESSION zstd)")
-    return path
+    return write_parquet(connection, query, folder)
 
 
 def replacements(
