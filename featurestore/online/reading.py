@@ -191,7 +191,7 @@ class ViewRows:
 
     def status_columns(self) -> list[list[Status]]:
         """Return the statuses feature by feature."""
-        if self.statuses is None or not self.values:
+        if self.statuses is None:
             return [[Status.PRESENT] * len(self.values) for _ in range(self.width)]
         return [list(column) for column in zip(*self.statuses, strict=True)]
 
@@ -245,8 +245,10 @@ class ViewReader:
         record lacks, and a record whose schema is in no store any more, is NOT_FOUND. Raises
         DamagedRecordError naming the key.
         """
+        if not records:
+            return ViewRows([], None, records, len(self.features))
         oldest = self._oldest_head(now_us)
-        if records and None not in records:
+        if None not in records:
             found = cast("Sequence[bytes]", records)
             heads = list(map(_HEAD, found))
             own = set(map(_SHAPE, found)) == {self._own_shape}
