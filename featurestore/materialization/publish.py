@@ -26,8 +26,11 @@ SCHEMA_WRITTEN = crash_point("publish.schema", "the schema of the records is onl
 BATCH_WRITTEN = crash_point("publish.batch", "one more batch of records is online")
 REPAIRED = crash_point("publish.repaired", "one more batch of records that the log does not hold is repaired")
 
-BATCH_ROWS = 10_000
-"""Rows that are encoded while those before them are under way to the store."""
+BATCH_ROWS = 5_000
+"""Rows that are read, encoded and repaired at once."""
+MOST_WRITES, MOST_BYTES = 80_000, 64 << 20
+"""Records of one call of the store: few at first, so that sending begins early and overlaps with encoding, then
+more, because a store that keeps its keys in order is quicker with many of them at once."""
 
 Batches = Iterator[Sequence[Write]]
 Times = tuple[int, int]
@@ -106,6 +109,21 @@ def _watched(batches: Batches, online: dict[bytes, Times], repairs: list[Repair]
         yield writes
 
 
+def _grouped(batches: Batches) -> Batches:
+    """Put small batches together to larger and larger ones."""
+    group: list[Write] = []
+    wanted = size = 0
+    for writes in batches:
+        group += writes
+        size += sum(len(write.record) for write in writes)
+        if len(group) > wanted or size > MOST_BYTES:
+            yield group
+            wanted = min(2 * len(group), MOST_WRITES)
+            group, size = [], 0
+    if group:
+        yield group
+
+
 class _Publisher:
     """One publish under way: it reads, encodes, sends and counts."""
 
@@ -161,7 +179,7 @@ class _Publisher:
         """Write batches; one is under way while the next is encoded."""
         with ThreadPoolExecutor(1, thread_name_prefix="publish") as sender:
             under_way: tuple[Future[list[WriteResult]], Sequence[Write]] | None = None
-            for writes in batches:
+            for writes in _grouped(batches):
                 if under_way is not None:
                     self._count(*under_way, running)
                 self._check()
