@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ class DeltaStore(OfflineStore):
         self._folder = folder
         self._clock = clock
         self._staging: dict[TableId, Staging] = {}
+        self._lock = threading.Lock()
         weakref.finalize(self, _close_all, self._staging)
 
     def current(self, table: TableId) -> TableVersion | None:
@@ -207,7 +209,7 @@ class DeltaStore(OfflineStore):
         return moved
 
     def _own_staging(self, table: TableId) -> Staging:
-        with disk.disk_errors(f"make a place for new files of table {table}"):
+        with disk.disk_errors(f"make a place for new files of table {table}"), self._lock:
             place = self._staging.get(table)
             if place is None or not place.folder.is_dir():
                 place = self._staging[table] = Staging(self._log(table).path)

@@ -1,0 +1,17 @@
+"""The suite of `featurestore.testing` over every offline store that is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from featurestore.offline.delta import DeltaStore
+from featurestore.offline.interface import OfflineStore
+from featurestore.testing.offline_store import OfflineStoreConformance
+
+
+class TestDelta(OfflineStoreConformance):
+    @pytest.fixture
+    def offline(self, tmp_path: Path) -> OfflineStore:
+        return DeltaStore(tmp_path / "new folder" / "offline")
