@@ -92,8 +92,9 @@ def _chosen(entities: EntityRows, view: ViewJoin, number: int) -> str:
     if view.view.ttl_us is not None:
         allowed += f" AND {age} <= {view.view.ttl_us}"
     nulls = "".join(f", count(*) - count({column})" for column in feature_columns(entities, view).values())
+    future = f"epoch_us({since}) > r.at_us"
     return (
-        f"SELECT count(*), count(*) FILTER ({allowed}), count(*) FILTER (epoch_us({since}) > r.at_us), max({age}){nulls} "
+        f"SELECT count(*), count(*) FILTER ({allowed}), count(*) FILTER ({future}), max({age}){nulls} "
         f"FROM {log(view.files)} l JOIN chosen_{number} c ON l.fs_seq = c.seq JOIN entity_rows r ON r.row = c.row"
     )
 
@@ -109,7 +110,7 @@ def _reasons(entities: EntityRows, view: ViewJoin, number: int) -> str:
     return f"""
         WITH missing AS MATERIALIZED (
             SELECT k.id, r.at_us FROM entity_rows r JOIN {keys} k ON {on_frame}
-            ANTI JOIN chosen_{number} c ON c.row = r.row
+            JOIN chosen_{number} c ON c.row = r.row WHERE c.seq IS NULL
         ), spans AS MATERIALIZED (
             SELECT id, min(at_us) AS first_at, max(at_us) AS last_at FROM missing GROUP BY id
         ), known AS (

@@ -108,21 +108,21 @@ def join(
     """See `Engine.join`. Rows are chosen before it returns; the features are read while the result is."""
     import pyarrow as pa
 
-    kinds = [(view, name, view.view.feature(name).type) for view in views for name in view.features]
-    schema = pa.schema([(f"{view.name}__{name}", arrow_type(kind)) for view, name, kind in kinds])
+    kinds = [(f"{view.name}__{name}", view.view.feature(name).type) for view in views for name in view.features]
+    schema = pa.schema([(name, arrow_type(kind)) for name, kind in kinds])
     files = [file for view in views for file in view.files]
     connection = session.connect(reads=files)
     try:
         with translated(DOING, table_files=files):
             entities = EntityRows(connection, frame, time_column)
+            parts = []
             for number, view in enumerate(views):
-                if view.files:
-                    keep_chosen(entities, view, number)
-            sql = _gather(entities, views)
+                keep_chosen(entities, view, number)
+                parts.append(_gather(entities, view, number))
     except BaseException:
         connection.close()
         raise
-    return pa.RecordBatchReader.from_batches(schema, _stream(entities, sql, files, schema, batch_rows))
+    return pa.RecordBatchReader.from_batches(schema, _stream(entities, parts, files, schema, batch_rows))
 
 
 def choose(entities: EntityRows, view: ViewJoin) -> tuple[Int64s, Int64s]:
@@ -161,11 +161,15 @@ def _thin(entities: EntityRows, view: ViewJoin, share: int, shares: int) -> str:
 
 
 def keep_chosen(entities: EntityRows, view: ViewJoin, number: int) -> None:
-    """Make the table ``chosen_{number}``: ``row`` of the entity row, ``seq`` of its answer, where it has one."""
+    """Make the table ``chosen_{number}``: each entity row's number and the ``fs_seq`` of its answer, else null."""
     import pyarrow as pa
 
-    rows, sequences = choose(entities, view)
-    entities.connection.register("found", pa.table({"row": rows, "seq": sequences}))
+    answers, missing = np.zeros(entities.count, np.int64), np.ones(entities.count, np.bool_)
+    if view.files:
+        rows, sequences = choose(entities, view)
+        answers[rows], missing[rows] = sequences, False
+    chosen = pa.table({"row": np.arange(entities.count), "seq": pa.array(answers, mask=missing)})
+    entities.connection.register("found", chosen)
     entities.connection.execute(f"CREATE TABLE chosen_{number} AS FROM found")
     entities.connection.unregister("found")
 
@@ -180,45 +184,62 @@ def feature_columns(entities: EntityRows, view: ViewJoin) -> dict[str, str]:
     }
 
 
-def _gather(entities: EntityRows, views: Sequence[ViewJoin]) -> str:
-    """Select row number and features of every entity row, in the frame's order, under numbered names."""
-    outputs, joins = ["r.row"], []
-    for number, view in enumerate(views):
-        if not view.files:
-            outputs += [_typed("NULL", view, name) for name in view.features]
-            continue
-        outputs += [f"g{number}.f{place}" for place in range(len(view.features))]
-        columns = feature_columns(entities, view).values()
-        numbered = ", ".join(f"{column} AS f{place}" for place, column in enumerate(columns))
-        joins.append(
-            f"LEFT JOIN (SELECT c.row, {numbered} FROM {log(view.files)} l "
-            f"JOIN chosen_{number} c ON l.fs_seq = c.seq) g{number} ON g{number}.row = r.row"
-        )
-    frame = f"(SELECT range AS row FROM range({entities.count})) r"
-    return f"SELECT {', '.join(outputs)} FROM {frame} {' '.join(joins)} ORDER BY r.row"
-
-
 def _typed(column: str, view: ViewJoin, name: str) -> str:
     return f"CAST({column} AS {duckdb_type(view.view.feature(name).type)})"
 
 
+def _gather(entities: EntityRows, view: ViewJoin, number: int) -> str:
+    """Select row number and features of every entity row, in the frame's order, under numbered names."""
+    if not view.files:
+        nulls = ", ".join(_typed("NULL", view, name) for name in view.features)
+        return f"SELECT row, {nulls} FROM chosen_{number} ORDER BY row"
+    columns = ", ".join(feature_columns(entities, view).values())
+    return (
+        f"SELECT c.row, {columns} FROM chosen_{number} c LEFT JOIN {log(view.files)} l ON l.fs_seq = c.seq "
+        f"ORDER BY c.row"
+    )
+
+
 def _stream(
-    entities: EntityRows, sql: str, files: Sequence[str], schema: pa.Schema, batch_rows: int
+    entities: EntityRows, parts: Sequence[str], files: Sequence[str], schema: pa.Schema, batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the result's batches without the row number, having seen that rows are whole and in order."""
+    """Yield the views' columns side by side, having seen that rows are whole and in order."""
+    import pyarrow as pa
+
     done = 0
     try:
         with translated(DOING, table_files=files):
-            for batch in entities.connection.sql(sql).to_arrow_reader(batch_rows):
-                numbers = batch.column(0).to_numpy()
-                if not np.array_equal(numbers, np.arange(done, done + len(numbers))):
-                    break
-                done += len(numbers)
-                yield batch.remove_column(0).rename_columns(schema.names).cast(schema)
-        if done != entities.count:
-            raise EngineError(
-                f"The join gave other rows than the frame's {entities.count}, from row {done} on.",
-                hint="An offline table holds an fs_seq twice: run `fs verify`.",
-            )
+            # Sorted apart and put side by side here, the views need no join with one another.
+            readers = [entities.connection.cursor().sql(part).to_arrow_reader(batch_rows) for part in parts]
+            batches = [_next(reader, done) for reader in readers]
+            while size := min(batch.num_rows for batch in batches):
+                columns = [column for batch in batches for column in batch.slice(0, size).columns[1:]]
+                cast = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
+                yield pa.RecordBatch.from_arrays(cast, schema=schema)
+                done += size
+                rest = [batch.slice(size) for batch in batches]
+                batches = [
+                    batch if batch.num_rows else _next(reader, done)
+                    for batch, reader in zip(rest, readers, strict=True)
+                ]
+        if done != entities.count or any(batch.num_rows for batch in batches):
+            raise _out_of_step(done)
     finally:
         entities.connection.close()
+
+
+def _next(reader: pa.RecordBatchReader, first: int) -> pa.RecordBatch:
+    """Return the next batch, whose row numbers must count up from ``first``; an empty one at the end."""
+    import pyarrow as pa
+
+    batch = next(reader, pa.RecordBatch.from_pylist([], schema=reader.schema))
+    if not np.array_equal(batch.column(0).to_numpy(), np.arange(first, first + batch.num_rows)):
+        raise _out_of_step(first)
+    return batch
+
+
+def _out_of_step(row: int) -> EngineError:
+    return EngineError(
+        f"The join gave other rows than the frame has, at or after row {row}.",
+        hint="An offline table holds an fs_seq twice: run `fs verify`.",
+    )
