@@ -82,7 +82,7 @@ answer = store.get_online_features(features=["fresh:clicks", "fresh:score"], ent
 found["by_references"] = answer.to_dict()
 found["statuses"] = {
     name: [FieldStatus.Name(status) for status in result.statuses]
-    for name, result in zip(answer.proto.metadata.feature_names.val, answer.proto.results)
+    for name, result in zip(answer.proto.metadata.feature_names.val, answer.proto.results, strict=True)
 }
 found["by_service"] = store.get_online_features(
     features=plain, entity_rows=[{"customer_id": 1, "origin": "JFK", "dest": "LAX"}]
