@@ -50,7 +50,7 @@ class TestLmdb(OnlineStoreConformance):
 class TestRedis(OnlineStoreConformance):
     @pytest.fixture
     def store(self, redis_url: str) -> Iterator[OnlineStore]:
-        store = RedisStore(redis_url, read_timeout_ms=BUSY_MACHINE_MS)
+        store = RedisStore(redis_url, read_timeout_ms=BUSY_MACHINE_MS, connect_timeout_ms=BUSY_MACHINE_MS)
         yield store
         store.close()
 

@@ -19,7 +19,7 @@ from support.redis_server import RedisServer
 from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError, SettingsError
 from featurestore.online.codec import RecordEncoder
 from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
-from featurestore.online.redis import RedisStore
+from featurestore.online.redis import BACKOFFS, RedisStore, checked_reply
 from featurestore.testing.online_store import LAYOUT, record_of
 from featurestore.types.times import system_clock
 
@@ -135,11 +135,12 @@ def test_a_lost_connection_is_tried_again_and_every_record_arrives_once(
 ) -> None:
     writes = records(20_000)
     with FaultProxy(redis_server.port) as proxy:
-        store = RedisStore(proxy.url, read_timeout_ms=10_000, write_timeout_ms=10_000)
+        store = RedisStore(proxy.url, read_timeout_ms=10_000, connect_timeout_ms=10_000, write_timeout_ms=10_000)
         done = threading.Event()
 
         def cut_now_and_then() -> None:
-            while not done.wait(0.1):
+            for _ in range(BACKOFFS - 1):  # fewer than are tried again, however slow the machine is
+                done.wait(0.05)
                 proxy.cut()
 
         cutter = threading.Thread(target=cut_now_and_then)
@@ -209,7 +210,7 @@ def test_a_connection_opened_too_late_serves_the_next_read(redis_server: RedisSe
 def test_cancelled_reads_never_meet_anothers_answer(redis_server: RedisServer, redis_url: str) -> None:
     writes = records(50)
     with FaultProxy(redis_server.port, delay_seconds=0.02) as proxy:
-        store = RedisStore(proxy.url, read_timeout_ms=10_000)
+        store = RedisStore(proxy.url, read_timeout_ms=10_000, connect_timeout_ms=10_000)
         store.write(writes, now_us=NOW)
         proxy.fault = "delay"
         outcomes = {"answered": 0, "cancelled": 0, "failed": 0}
@@ -269,7 +270,7 @@ def test_failing_reads_leak_no_descriptor(start_redis: Callable[..., RedisServer
 
 def test_full_memory_names_the_limit_and_the_next_run_completes(start_redis: Callable[..., RedisServer]) -> None:
     server = start_redis("--maxmemory", "4mb", "--maxmemory-policy", "noeviction")
-    store = RedisStore(server.url, read_timeout_ms=10_000)
+    store = RedisStore(server.url, read_timeout_ms=10_000, connect_timeout_ms=10_000)
     encoder = RecordEncoder(LAYOUT)
     writes = [encoder.write([f"{'x' * 150}{number}"], NOW, None, [number, 1.0]) for number in range(60_000)]
     with pytest.raises(OnlineStoreFullError, match="maxmemory of 4194304 bytes"):
@@ -286,7 +287,7 @@ def test_a_read_only_server_is_unavailable_for_writes(start_redis: Callable[...,
     primary, replica = start_redis(), start_redis()
     with replica.client() as client:
         client.replicaof("127.0.0.1", primary.port)
-    store = RedisStore(replica.url, read_timeout_ms=10_000, write_timeout_ms=300)
+    store = RedisStore(replica.url, read_timeout_ms=10_000, connect_timeout_ms=10_000, write_timeout_ms=300)
     with pytest.raises(OnlineStoreUnavailableError):
         eventually(lambda: store.put(b"fs:p:v:schema:00", b"x"), seconds=1)
     store.close()
@@ -296,7 +297,7 @@ def test_wrong_credentials_are_told_without_the_password(start_redis: Callable[.
     server = start_redis("--requirepass", "right-secret")
     good = server.url.replace("redis://", "redis://:right-secret@")
     bad = server.url.replace("redis://", "redis://someone:wrong-secret@")
-    store = RedisStore(good, read_timeout_ms=10_000)
+    store = RedisStore(good, read_timeout_ms=10_000, connect_timeout_ms=10_000)
     assert store.write(records(1), now_us=NOW) == [WriteResult.WRITTEN]
     store.close()
 
@@ -304,7 +305,7 @@ def test_wrong_credentials_are_told_without_the_password(start_redis: Callable[.
         await store.reader().check()
 
     for url in (server.url, bad):
-        store = RedisStore(url, read_timeout_ms=10_000, write_timeout_ms=60_000)
+        store = RedisStore(url, read_timeout_ms=10_000, connect_timeout_ms=10_000, write_timeout_ms=60_000)
         calls: list[Callable[[], object]] = [
             partial(store.mget, [b"fs:p:v:{a}"]),
             partial(store.write, records(1), now_us=NOW),
@@ -343,8 +344,30 @@ def test_a_url_that_is_none_is_refused_without_being_shown(url: str) -> None:
     assert "pa ss" not in str(raised.value)
 
 
+def test_full_memory_is_told_also_to_who_may_not_ask_for_the_limit(start_redis: Callable[..., RedisServer]) -> None:
+    server = start_redis("--maxmemory", "1mb", "--maxmemory-policy", "noeviction")
+    with server.client() as client:  # the account may write, and not ask how much memory there is
+        client.execute_command("ACL", "SETUSER", "writer", "on", ">pass", "~*", "+@all", "-info")
+    url = server.url.replace("redis://", "redis://writer:pass@")
+    store = RedisStore(url, read_timeout_ms=10_000, connect_timeout_ms=10_000)
+    with pytest.raises(OnlineStoreFullError, match="maxmemory of unknown size"):
+        store.write(records(20_000), now_us=NOW)
+    store.close()
+
+
+def test_garbage_of_the_right_form_is_no_answer() -> None:
+    with pytest.raises(redis.InvalidResponse):
+        checked_reply(b"OK", 1)
+    with pytest.raises(redis.InvalidResponse):
+        checked_reply([None], 2)
+    assert checked_reply([None], 1) == [None]
+
+
 def test_every_database_of_a_server_is_its_own(redis_server: RedisServer, redis_url: str) -> None:
-    stores = [RedisStore(f"{redis_url}/{number}?client_name=ours", read_timeout_ms=10_000) for number in (0, 3)]
+    stores = [
+        RedisStore(f"{redis_url}/{number}?client_name=ours", read_timeout_ms=10_000, connect_timeout_ms=10_000)
+        for number in (0, 3)
+    ]
     stores[1].write(records(1), now_us=NOW)
     assert [store.mget([records(1)[0].key]) for store in stores] == [[None], [records(1)[0].record]]
     assert stores[1].facts()["location"].endswith("/3")
@@ -364,7 +387,7 @@ def test_every_database_of_a_server_is_its_own(redis_server: RedisServer, redis_
 
 
 def test_after_a_fork_the_child_has_connections_of_its_own(redis_url: str, tmp_path: Path) -> None:
-    store = RedisStore(redis_url, read_timeout_ms=10_000)
+    store = RedisStore(redis_url, read_timeout_ms=10_000, connect_timeout_ms=10_000)
     writes = records(200)
     store.write(writes, now_us=NOW)
     store.mget([writes[0].key])
