@@ -7,7 +7,7 @@ import secrets
 import shutil
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,22 +86,11 @@ class DeltaStore(OfflineStore):
     ) -> TableVersion:
         """See `OfflineStore.commit`."""
         log = self._log(table)
-        wanted = arrow_schema(schema)
-        before, widened = None, False
-        if base is not None:
-            before, wanted, widened = self._prepare(log, base, wanted)
-            if widened:
-                add = [*add, *self._widened(log, before, wanted, remove)]
-        elif log.exists():
-            raise ConcurrentCommitError(
-                f"Another writer created table {table} first.", hint="Run it again.", table=str(table)
-            )
-        moved = self._move(log, add)
-        number = 0 if before is None else before.version() + 1
+        staged, moved = list(add), dict[str, disk.FileFacts]()
         try:
-            log.commit(before, wanted, moved, remove, removed_ms=self._clock() // 1000, replace=widened)
+            number = self._commit(log, arrow_schema(schema), base, staged, moved, remove)
         except FeatureStoreError:
-            _take_back(log, moved)
+            _take_back(log, staged, moved)
             raise
         reached(COMMITTED)
         log.sync(number)
@@ -158,6 +147,30 @@ class DeltaStore(OfflineStore):
                     removed += 1
             return removed + sum(_remove_tree(folder) for folder in leftovers)
 
+    def _commit(
+        self,
+        log: TableLog,
+        schema: pa.Schema,
+        base: int | None,
+        staged: list[Path],
+        moved: dict[str, disk.FileFacts],
+        remove: Sequence[DataFile],
+    ) -> int:
+        """Commit, keeping ``staged`` and ``moved`` up to date for the case that it fails; returns the number."""
+        before, widened = None, False
+        if base is not None:
+            before, schema, widened = self._prepare(log, base, schema)
+            if widened:
+                self._widen(log, before, schema, remove, staged)
+        elif log.exists():
+            raise ConcurrentCommitError(
+                f"Another writer created table {log.table} first.", hint="Run it again.", table=str(log.table)
+            )
+        number = 0 if before is None else int(before.version()) + 1
+        self._move(log, staged, moved)
+        log.commit(before, schema, moved, remove, removed_ms=self._clock() // 1000, replace=widened)
+        return number
+
     def _drop(self, table: TableId, log: TableLog) -> int:
         staging = self._staging.pop(table, None)
         if staging is not None:
@@ -181,32 +194,30 @@ class DeltaStore(OfflineStore):
             reached(COLUMNS_ADDED)
         return before, merged, widened
 
-    def _widened(self, log: TableLog, before: DeltaTable, schema: pa.Schema, remove: Sequence[DataFile]) -> list[Path]:
-        """Write the files that stay once more, with wider types: Delta's readers expect the table's types in them."""
+    def _widen(
+        self, log: TableLog, before: DeltaTable, schema: pa.Schema, remove: Sequence[DataFile], staged: list[Path]
+    ) -> None:
+        """Stage the files that stay once more, with wider types: Delta's readers expect the table's types in them."""
         dropped = {file.path for file in remove}
-        written = []
         with disk.disk_errors(f"rewrite table {log.table}"):
             for file in log.read(before).files:
                 if file.path not in dropped:
-                    written.append(self.staging(log.table) / f"{secrets.token_hex(16)}.parquet")
-                    disk.rewrite(Path(file.path), written[-1], schema)
-        return written
+                    staged.append(self.staging(log.table) / f"{secrets.token_hex(16)}.parquet")
+                    disk.rewrite(Path(file.path), staged[-1], schema)
 
-    def _move(self, log: TableLog, add: Sequence[Path]) -> dict[str, disk.FileFacts]:
+    def _move(self, log: TableLog, staged: Sequence[Path], moved: dict[str, disk.FileFacts]) -> None:
         """Sync and hash new files and move them into the table's folder, where no version needs them yet."""
         place = self._own_staging(log.table)
-        facts = {path: disk.examine(path) for path in add}
+        facts = {path: disk.examine(path) for path in staged}
         reached(FILES_SYNCED)
-        moved = {}
         with disk.disk_errors(f"move new files into table {log.table}"):
             for path, found in facts.items():
                 name = file_name(place.name, found.sha256)
                 path.rename(log.path / name)
-                disk.remember(log.path / name, found.sha256)
                 moved[name] = found
+                disk.remember(log.path / name, found.sha256)
             disk.sync_folder(log.path)
         reached(FILES_MOVED)
-        return moved
 
     def _own_staging(self, table: TableId) -> Staging:
         with disk.disk_errors(f"make a place for new files of table {table}"), self._lock:
@@ -230,12 +241,11 @@ def _close_all(staging: dict[TableId, Staging]) -> None:
         place.close()
 
 
-def _take_back(log: TableLog, moved: dict[str, disk.FileFacts]) -> None:
-    """Remove files of a commit that failed, unless it is in the log after all."""
-    committed = log.newest_names() if log.exists() else set()
-    for name in moved:
-        if name not in committed:
-            (log.path / name).unlink(missing_ok=True)
+def _take_back(log: TableLog, staged: Sequence[Path], moved: Mapping[str, disk.FileFacts]) -> None:
+    """Remove the files of a commit that failed, unless it is in the log after all."""
+    committed = log.newest_names() if moved and log.exists() else set()
+    for path in (*staged, *(log.path / name for name in moved if name not in committed)):
+        path.unlink(missing_ok=True)
 
 
 def _remove_tree(folder: Path) -> int:
