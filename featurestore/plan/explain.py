@@ -72,6 +72,8 @@ def _summary(plan: Plan) -> str:
 def _show(value: Any) -> str:
     if value is None:
         return "none"
+    if value == "":
+        return "(empty)"
     if isinstance(value, timedelta):
         return str(value)
     text = value if isinstance(value, str) else repr(value)

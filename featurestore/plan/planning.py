@@ -97,7 +97,8 @@ def make_plan(
     if not partial:
         gone = [found for key, found in snapshot.definitions.items() if key not in given]
         gone.sort(key=lambda found: (-order[found.kind], found.name))
-        steps = [*(_delete_step(workspace, snapshot, found) for found in gone), *steps]
+        keys = {found.key for found in gone}
+        steps = [*(_delete_step(workspace, snapshot, found, keys) for found in gone), *steps]
     return Plan(workspace.project, snapshot.revision, tuple(steps), tuple(notices))
 
 
@@ -145,7 +146,7 @@ def _put_step(workspace: Workspace, snapshot: Snapshot, wanted: Definition) -> S
     )
 
 
-def _delete_step(workspace: Workspace, snapshot: Snapshot, gone: Definition) -> Step:
+def _delete_step(workspace: Workspace, snapshot: Snapshot, gone: Definition, leaving: set[str]) -> Step:
     is_view = isinstance(gone, FeatureView)
     generation = snapshot.views[gone.name].generation if is_view else 0
     drops = tuple(TableId(workspace.project, gone.name, number + 1) for number in range(generation))
@@ -156,7 +157,7 @@ def _delete_step(workspace: Workspace, snapshot: Snapshot, gone: Definition) -> 
         name=gone.name,
         change_class=DELETION_CLASS[type(gone)],
         differences=(),
-        affects=_dependents(snapshot, gone.key),
+        affects=tuple(key for key in _dependents(snapshot, gone.key) if key not in leaving),
         record=None,
         generation=None,
         drops=drops,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,11 +67,21 @@ def _render(console: Console, document: dict[str, Any]) -> None:
     if document["tags"]:
         console.print("  tags: " + escape(", ".join(f"{k}={v}" for k, v in document["tags"].items())))
     for key, value in document["definition"].items():
-        if key not in ("schema", "join_keys", "features", "inputs") and value is not None:
-            console.print(f"  {key}: {escape(str(value))}")
+        if key not in ("schema", "join_keys", "features", "inputs", "entities", "sources") and value is not None:
+            console.print(f"  {key.replace('_', ' ')}: {escape(_text(value))}")
     for key in ("depends_on", "used_by"):
         if document[key]:
             console.print(f"  {key.replace('_', ' ')}: {', '.join(document[key])}")
     if document["fields"]:
         rows = [(f["name"], f["type"], f["description"], ", ".join(f["inputs"])) for f in document["fields"]]
         table(console, ("column", "type", "description", "from"), rows)
+
+
+def _text(value: Any) -> str:
+    """Return a value as a person reads it; code and SQL stand on lines of their own, indented."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = str(value)
+    if "\n" not in text.strip():
+        return text.strip()
+    return "\n" + textwrap.indent(textwrap.dedent(text.strip("\n")).rstrip(), "    ")

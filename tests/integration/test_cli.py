@@ -1,0 +1,467 @@
+"""The command line: whole pages as people see them, JSON, exit codes, and never a traceback for a user's mistake.
+
+The pages are in `tests/golden`; ``UPDATE_GOLDEN=1`` writes them anew, for reading before they are committed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from featurestore.cli.main import COMMANDS, main
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+START = datetime(2013, 6, 1, tzinfo=UTC)
+
+FEATURES = '''
+from datetime import timedelta
+from featurestore import Entity, FeatureService, FeatureView, Field, ParquetSource, RequestSource
+from featurestore import on_demand_feature_view
+from featurestore.types import Float64, Int64, String
+
+carrier = Entity("carrier", join_keys={"carrier": String}, description="Airline")
+flights = ParquetSource("flights", "data/flights.parquet", "arrived_at", "recorded_at")
+carrier_delays = FeatureView(
+    "carrier_delays", entities=[carrier], source=flights, owner="ops", tags={"tier": "1"},
+    schema=[Field("delay", Float64, description="minutes"), Field("seats", Int64)],
+)
+trip = RequestSource("trip", schema=[Field("miles", Float64)])
+
+@on_demand_feature_view(sources=[carrier_delays[["seats"]], trip], schema=[Field("miles_per_seat", Float64)])
+def per_seat(inputs):
+    """Miles for each seat."""
+    return {"miles_per_seat": [m / s if m and s else None for m, s in zip(inputs["miles"], inputs["seats"])]}
+
+delay_model = FeatureService("delay_model_v1", features=[carrier_delays, per_seat])
+'''
+
+
+def write_flights(repo: Path, rows: int = 6) -> None:
+    at = [None if row == 4 else START + timedelta(hours=row) for row in range(rows)]
+    table = pa.table(
+        {
+            "carrier": ["UA", "AA", "UA", None, "B6", "AA", "UA", "DL"][:rows],
+            "arrived_at": pa.array(at, pa.timestamp("us", tz="UTC")),
+            "recorded_at": pa.array(at, pa.timestamp("us", tz="UTC")),
+            "delay": [1.5, -2.0, float(rows), 3.0, 0.0, None, 7.0, 8.0][:rows],
+            "seats": pa.array([100, 150, 120, 1, 2, 160, 99, 98][:rows], pa.int64()),
+        }
+    )
+    pq.write_table(table, repo / "data" / "flights.parquet")
+
+
+@pytest.fixture
+def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small feature repo, which is also the working directory."""
+    for name in [name for name in os.environ if name.startswith("FS_")]:
+        monkeypatch.delenv(name)
+    root = tmp_path / "repo"
+    (root / "data").mkdir(parents=True)
+    (root / "feature_store.yaml").write_text("project: flights\n")
+    (root / "features.py").write_text(FEATURES)
+    write_flights(root)
+    frame = {"carrier": ["AA", "UA", "XX"], "event_timestamp": [START + timedelta(days=1)] * 3, "miles": [300.0] * 3}
+    pq.write_table(pa.table(frame), root / "data" / "frame.parquet")
+    monkeypatch.chdir(root)
+    return root
+
+
+class Shell:
+    """Runs ``fs`` in this process and keeps what it printed."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self.out = self.err = ""
+
+    def __call__(self, *arguments: str, expect: int = 0) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main(list(arguments))
+        self.out, self.err = self._capsys.readouterr()
+        assert caught.value.code == expect, self.out + self.err
+        assert "Traceback (most recent call last)" not in self.out + self.err
+        return self.out
+
+    def json(self, *arguments: str, expect: int = 0):
+        return json.loads(self(*arguments, "--json", expect=expect))
+
+
+@pytest.fixture
+def fs(capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capsys)
+
+
+@pytest.fixture
+def applied(repo: Path, fs: Shell) -> Path:
+    fs("apply", "--yes")
+    return repo
+
+
+@pytest.fixture
+def materialized(applied: Path, fs: Shell) -> Path:
+    fs("materialize")
+    return applied
+
+
+def tidy(page: str, repo: Path) -> str:
+    """Take out what differs from run to run: the machine, the clock, how long it took."""
+    page = page.replace(str(repo), "REPO")
+    page = (
+        re.sub(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)?(?=  )", "NOW", page) if "when" in page else page
+    )
+    page = re.sub(r"\b\d+\.\d s\b", "N.N s", page)
+    page = re.sub(r"\b[0-9a-f]{32}\b", "HASH", page)
+    return "\n".join(re.sub(r" +$", "", line) for line in page.splitlines()) + "\n"
+
+
+def check_page(name: str, page: str, repo: Path) -> None:
+    path = GOLDEN / f"{name}.txt"
+    page = tidy(page, repo)
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(page)
+    assert page == path.read_text()
+
+
+def test_help_lists_every_command(fs, repo):
+    check_page("help", fs("--help"), repo)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_that_begins_as_the_list_says_what_it_does(fs, command):
+    text = fs(command, "--help")
+    assert "Usage: fs" in text
+    assert len(text.splitlines()) > 5
+
+
+def test_the_version_is_told(fs):
+    import featurestore
+
+    assert fs("--version") == f"featurestore {featurestore.__version__}\n"
+
+
+def test_plan_apply_list_show(fs, repo):
+    check_page("plan_new", fs("plan"), repo)
+    check_page("apply_new", fs("apply", "--yes"), repo)
+    check_page("plan_nothing", fs("plan"), repo)
+    check_page("list", fs("list"), repo)
+    check_page("list_views", fs("list", "feature-views"), repo)
+    check_page("show_view", fs("show", "carrier_delays"), repo)
+    check_page("show_on_demand", fs("show", "on_demand_feature_view:per_seat"), repo)
+
+
+def test_a_plan_that_breaks_and_destroys(fs, materialized):
+    text = FEATURES.replace('Field("seats", Int64)', 'Field("seats", Float64)').replace("Airline", "An airline")
+    (materialized / "features.py").write_text(text)
+    write = (materialized / "data" / "flights.parquet").read_bytes()
+    table = pq.read_table(materialized / "data" / "flights.parquet")
+    pq.write_table(
+        table.set_column(4, "seats", table["seats"].cast(pa.float64())), materialized / "data/flights.parquet"
+    )
+    check_page("plan_breaking", fs("plan"), materialized)
+    fs("plan", "--check", expect=3)
+    check_page("apply_breaking_refused", fs("apply", "--yes", expect=1) + fs.err, materialized)
+    (materialized / "data" / "flights.parquet").write_bytes(write)
+    only = "from featurestore import Entity\nfrom featurestore.types import String\n"
+    only += 'carrier = Entity("carrier", {"carrier": String})'
+    (materialized / "features.py").write_text(only)
+    check_page("plan_destroying", fs("plan"), materialized)
+    fs("apply", "--yes", "--allow-breaking", expect=1)
+    assert "--allow-destroy" in fs.err
+    fs("apply", "--yes", "--allow-breaking", "--allow-destroy")
+    assert [found["kind"] for found in fs.json("list")] == ["entity"]
+
+
+def test_materialize_status_log_peek(fs, applied):
+    check_page("status_new", fs("status"), applied)
+    check_page("peek_nothing", fs("peek", "carrier_delays"), applied)
+    check_page("materialize_dry_run", fs("materialize", "--dry-run"), applied)
+    check_page("materialize", fs("materialize"), applied)
+    check_page("materialize_again", fs("materialize", "2013-06-01", "2013-06-02T00:00:00Z"), applied)
+    check_page("peek", fs("peek", "carrier_delays", "-n", "2"), applied)
+    page = fs("log")
+    assert "apply revision 1" in page
+    assert "4 rows appended, 2 published" in page
+    assert len(fs.json("log", "--limit", "2")) == 2
+    status = fs.json("status")[0]
+    assert (status["view"], status["offline_rows"], status["online_rows"]) == ("carrier_delays", 4, 2)
+    assert "2013-06-01 05:00:00" in fs("status")
+
+
+def test_rebuild_withdraws_what_the_source_lost(fs, materialized):
+    write_flights(materialized, rows=3)
+    fs("materialize", "2013-06-01", "2013-06-02", "--rebuild", expect=2)
+    assert "pass --yes" in fs.err
+    page = fs("materialize", "2013-06-01", "2013-06-02", "--rebuild", "--yes")
+    assert "withdrew 1 rows" in page
+    assert fs.json("online", "--features", "carrier_delays:seats", "--entity", "carrier=AA")["features"]["seats"] == [
+        150
+    ]
+
+
+def test_republish(fs, materialized):
+    runs = fs.json("materialize", "--republish", "--authoritative", "--view", "carrier_delays")
+    assert [(run["kind"], run["state"], run["published"]["written"]) for run in runs] == [("republish", "done", 2)]
+
+
+def test_training_set(fs, materialized):
+    out = materialized / "training.parquet"
+    arguments = [
+        "--entities",
+        "data/frame.parquet",
+        "--service",
+        "delay_model_v1",
+        "--out",
+        str(out),
+        "--save",
+        "first",
+    ]
+    page = fs("training-set", *arguments)
+    assert "3 rows written" in page
+    assert "from the future:      0" in page
+    table = pq.read_table(out)
+    assert table.column_names == ["carrier", "event_timestamp", "miles", "delay", "seats", "miles_per_seat"]
+    assert table["seats"].to_pylist() == [160, 120, None]
+    assert table["miles_per_seat"].to_pylist() == [300 / 160, 2.5, None]
+    document = fs.json("training-set", *arguments[:-2], "--as-of", "event")
+    assert document["certificate"]["rows"] == 3
+    fs("training-set", "--entities", "data/frame.parquet", "--out", "x.parquet", expect=2)
+    fs("training-set", *arguments[:4], "--features", "carrier_delays:delay", "--out", "x.parquet", expect=2)
+    assert not (materialized / "x.parquet").exists()
+
+
+def test_online(fs, materialized):
+    entities = ["--entity", "carrier=UA", "--entity", "carrier=XX", "--entity", "miles=60", "--entity", "miles=60"]
+    check_page("online", fs("online", "--service", "delay_model_v1", *entities), materialized)
+    document = fs.json("online", "--features", "carrier_delays:seats", "--entity", "carrier=UA", "--full-feature-names")
+    assert document["features"]["carrier_delays__seats"] == [120]
+    assert document["statuses"] == {"carrier_delays__seats": ["PRESENT"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--features", "carrier_delays:seats", "--service", "s", "--entity", "carrier=UA"], ["either"]),
+        (["--features", "carrier_delays:seats", "--entity", "carrier"], ["KEY=VALUE"]),
+        (["--service", "delay_model_v1", "--entity", "carrier=UA", "--entity", "miles=far"], ["miles", "Float64"]),
+        (
+            ["--service", "delay_model_v1", "--entity", "carrier=UA", "--entity", "carrier=B", "--entity", "miles=1"],
+            ["equally many", "miles: 1"],
+        ),
+    ],
+)
+def test_online_usage_mistakes(fs, materialized, arguments, words):
+    fs("online", *arguments, expect=2)
+    for word in words:
+        assert word in fs.err
+
+
+def test_housekeeping(fs, materialized):
+    write_flights(materialized, rows=8)
+    fs("materialize")
+    check_page("optimize", fs("optimize"), materialized)
+    check_page("verify", fs("verify"), materialized)
+    check_page("gc_dry_run", fs("gc", "--dry-run"), materialized)
+    fs("gc")
+    assert fs.json("gc", "--dry-run")["tables"] == []
+    before = fs.json("peek", "carrier_delays")
+    assert len(before) == 7  # the correction of one row is a row of its own
+    assert fs.json("status")[0]["offline_rows"] == 7
+    assert fs.json("doctor")[0]["name"] == "versions"
+
+
+def test_verify_tells_of_damage(fs, materialized):
+    file = next((materialized / "data" / "offline").rglob("*.parquet"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    page = fs("verify", expect=1)
+    assert file.name in page
+
+
+def test_doctor_tells_what_is_wrong(fs, materialized):
+    (materialized / "data" / "flights.parquet").unlink()
+    (materialized / "features.py").write_text(FEATURES.replace("m / s", "s / m"))
+    page = fs("doctor", expect=1)
+    assert "flights.parquet" in page
+    assert "per_seat" in page
+    fs("doctor", expect=1)
+    (materialized / "features.py").write_text("import nothing_like_it")
+    assert "nothing_like_it" in fs("doctor", expect=1)
+
+
+def test_doctor_on_a_new_project(fs, repo):
+    assert "was never applied" in fs("doctor")
+
+
+def test_gc_removes_what_a_new_generation_left(fs, materialized):
+    text = FEATURES.replace('Field("delay", Float64, description="minutes"), ', "")
+    (materialized / "features.py").write_text(text)
+    fs("apply", "--yes", "--allow-breaking")
+    garbage = fs.json("gc", "--dry-run")
+    assert garbage["tables"] == ["flights/carrier_delays/1"]
+    removed = fs.json("gc")
+    assert (removed["records"], removed["files"] > 0) == (3, True)
+    assert not (materialized / "data/offline/flights/carrier_delays/1").exists()
+
+
+def test_teardown_needs_its_flag_and_spares_neighbours(fs, materialized, tmp_path):
+    neighbour = tmp_path / "neighbour"
+    neighbour.mkdir()
+    for name in ("features.py", "data"):
+        (neighbour / name).symlink_to(materialized / name)
+    (neighbour / "feature_store.yaml").write_text("project: flights_2\n")
+    fs("apply", "--yes", "--repo", str(neighbour))
+    fs("materialize", "--repo", str(neighbour))
+    fs("teardown", expect=1)
+    assert "--allow-destroy" in fs.err
+    assert fs.json("status")[0]["offline_rows"] == 4
+    fs("teardown", "--allow-destroy")
+    assert fs.json("list") == []
+    assert not list((materialized / "data/offline/flights").rglob("*.parquet"))
+    online = ["online", "--features", "carrier_delays:seats", "--entity", "carrier=UA"]
+    assert fs.json(*online, "--repo", str(neighbour))["features"]["seats"] == [120]
+    fs("teardown", "--allow-destroy")
+
+
+MISTAKES = {
+    "unknown command": (["aply"], 2, ["'aply'", "Did you mean 'apply'"]),
+    "unknown option": (["plan", "--chekc"], 2, ["--chekc"]),
+    "no repo": (["plan", "--repo", "/nowhere"], 1, ["feature_store.yaml", "fs init"]),
+    "unknown view": (["peek", "carrier_delay"], 1, ["'carrier_delay'", "'carrier_delays'"]),
+    "unknown view to materialize": (["materialize", "--view", "carrier_delay"], 1, ["'carrier_delays'"]),
+    "unknown view to optimize": (["optimize", "--view", "carrier_delay"], 1, ["'carrier_delays'"]),
+    "unknown kind": (["list", "featur-views"], 1, ["featur-views"]),
+    "unknown name": (["show", "carier"], 1, ["'carrier'"]),
+    "half an interval": (["materialize", "2013-06-01"], 2, ["START and END"]),
+    "interval backwards": (["materialize", "2013-06-02", "2013-06-01"], 1, ["2013-06-02"]),
+    "interval in the future": (["materialize", "2013-06-02", "2999-06-01"], 1, ["future"]),
+    "no instant": (["materialize", "yesterday", "today"], 1, ["'yesterday'", "ISO 8601"]),
+    "rebuild of everything": (["materialize", "--rebuild"], 2, ["--rebuild needs"]),
+    "authoritative alone": (["materialize", "--authoritative"], 2, ["--republish"]),
+    "republish of a span": (["materialize", "2013-06-01", "2013-06-02", "--republish"], 2, ["--republish"]),
+    "unknown service": (
+        ["online", "--service", "delay_model_v2", "--entity", "carrier=UA"],
+        1,
+        ["'delay_model_v2'", "'delay_model_v1'"],
+    ),
+    "unknown feature": (
+        ["online", "--features", "carrier_delays:seat", "--entity", "carrier=UA"],
+        1,
+        ["'seat'", "'seats'"],
+    ),
+    "missing key": (["online", "--features", "carrier_delays:seats", "--entity", "carier=UA"], 1, ["carrier"]),
+    "missing frame": (
+        ["training-set", "--entities", "nowhere.parquet", "--service", "delay_model_v1", "--out", "o.parquet"],
+        1,
+        ["nowhere.parquet"],
+    ),
+    "apply unasked": (["apply"], 2, ["--yes"]),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_have_an_exit_code_and_say_what_to_do(fs, materialized, case):
+    arguments, code, words = MISTAKES[case]
+    if case == "apply unasked":
+        (materialized / "features.py").write_text(FEATURES.replace("Airline", "An airline"))
+    fs(*arguments, expect=code)
+    for word in words:
+        assert word in fs.err
+    assert "Internal error" not in fs.err
+
+
+def test_errors_are_json_where_json_was_asked_for(fs, materialized):
+    fs("show", "carier", "--json", expect=1)
+    assert json.loads(fs.err)["error"]["type"] == "NotFoundError"
+    (materialized / "features.py").write_text("1 / 0")
+    fs("plan", "--json", expect=1)
+    assert json.loads(fs.err)["error"]["details"]["traceback"].startswith("Traceback (your files only")
+
+
+def test_a_repo_that_fails_to_import_shows_the_users_frames(fs, repo, capsys):
+    (repo / "features.py").write_text("def inner():\n    return 1 / 0\n\ninner()\n")
+    with pytest.raises(SystemExit) as caught:
+        main(["plan"])
+    error = capsys.readouterr().err
+    assert caught.value.code == 1
+    assert 'File "features.py", line 2, in inner' in error
+    assert "ZeroDivisionError" in error
+    assert "featurestore/" not in error
+
+
+def test_debug_shows_the_whole_traceback(repo, capsys):
+    with pytest.raises(SystemExit):
+        main(["show", "x", "--debug"])
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_a_defect_of_ours_says_so(fs, repo, monkeypatch):
+    from featurestore.store import FeatureStore
+
+    def broken(*_, **__):
+        raise RuntimeError("wires crossed")
+
+    monkeypatch.setattr(FeatureStore, "plan", broken)
+    fs("plan", expect=1)
+    assert "Internal error" in fs.err
+    assert "RuntimeError: wires crossed" in fs.err
+    assert "--debug" in fs.err
+
+
+def test_interrupts_are_told_apart(repo, monkeypatch, capsys):
+    from featurestore.store import FeatureStore
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FeatureStore, "plan", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main(["plan"])
+    assert caught.value.code in (1, 130)
+    assert "Stopped" in capsys.readouterr().err
+
+
+def test_another_apply_meanwhile_is_exit_code_4(fs, repo, monkeypatch):
+    from featurestore import Entity
+    from featurestore.store import FeatureStore
+    from featurestore.types import Int64
+
+    apply_plan = FeatureStore.apply_plan
+
+    def overtaken(self, plan, **values):
+        monkeypatch.setattr(FeatureStore, "apply_plan", apply_plan)
+        with FeatureStore(repo) as other:
+            other.apply([Entity("other", {"x": Int64})])
+        return apply_plan(self, plan, **values)
+
+    monkeypatch.setattr(FeatureStore, "apply_plan", overtaken)
+    fs("apply", "--yes", expect=4)
+    assert "fs plan" in fs.err
+
+
+class TestInit:
+    def test_a_new_repo_works_as_it_is(self, fs, repo, tmp_path, monkeypatch):
+        check_page("init", fs("init", "../My Shop").replace("../", ""), repo)
+        monkeypatch.chdir(tmp_path / "My Shop")
+        fs("apply", "--yes")
+        fs("materialize")
+        out = ["--entities", "data/trips.parquet", "--service", "trip_model_v1", "--out", "training.parquet"]
+        assert "500 rows written" in fs("training-set", *out)
+        answer = fs.json("online", "--service", "trip_model_v1", "--entity", "driver_id=1001", "--entity", "trip_km=9")
+        assert answer["statuses"] == {name: ["PRESENT"] for name in ("trips", "rating", "km_per_trip")}
+
+    def test_folders_in_use_are_left_alone(self, fs, repo):
+        fs("init", ".", expect=1)
+        assert "not empty" in fs.err
+
+    @pytest.mark.parametrize("name", ["9lives", "fs_x", "Ä"])
+    def test_names_that_cannot_be_are_refused(self, fs, repo, name):
+        fs("init", "new", "--name", name, expect=1)
+        assert "--name" in fs.err
+        assert not (repo / "new").exists()
