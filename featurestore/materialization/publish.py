@@ -72,10 +72,12 @@ def publish(
         changes = workspace.offline.changes(registered.table, after, version.number)
         if online is None and not _are_readable(workspace, changes.removed):
             online = publisher.records_online()
-        workspace.offline.verify(version.files if after is None else changes.added)
+        # Of rows with equal times the last to arrive counts, and a rewritten file may hold the ones before it.
+        everything = after is None or online is not None or bool(changes.removed)
+        workspace.offline.verify(version.files if everything else changes.added)
         publisher.put_schema()
         repairs: list[Repair] = []
-        newest = publisher.newest(version, None if after is None or online is not None else changes.added)
+        newest = publisher.newest(version, None if everything else changes.added)
         publisher.send(newest if online is None else _watched(newest, online, repairs), running)
         if online is not None:
             publisher.repair([*repairs, *(Repair(key, *times, replacement=None) for key, times in online.items())])
