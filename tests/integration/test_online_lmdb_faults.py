@@ -173,6 +173,23 @@ def test_readers_that_died_leave_no_slot(folder: Path) -> None:
     assert store.facts()["max_readers"] == "1024"
 
 
+@pytest.mark.parametrize("way", ["read", "write"])
+def test_slots_of_the_dead_are_taken_when_none_is_free(folder: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setattr("featurestore.online.lmdb_environment.MAX_READERS", 2)
+    store = LmdbStore(folder)
+    store.write(records(1), now_us=NOW)
+    for _ in range(2):
+        pid = os.fork()
+        if pid == 0:
+            _ = LmdbStore(folder)._open().begin()  # held until the end
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+    if way == "read":
+        assert store.mget([records(1)[0].key]) == [records(1)[0].record]
+    else:
+        assert [len(batch) for batch in store.scan(b"fs:conformance:")] == [1]
+
+
 def test_opened_before_a_fork(folder: Path) -> None:
     store = LmdbStore(folder)
     store.write(records(10), now_us=NOW)
