@@ -1,0 +1,72 @@
+"""Promise P12: what is loaded at start-up, and that the public names are what they say."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import featurestore
+from featurestore.cli.main import COMMANDS
+
+HEAVY = (
+    "alembic", "deltalake", "duckdb", "fastapi", "lmdb", "msgspec", "numpy", "pandas", "polars", "prometheus_client",
+    "pyarrow", "pydantic", "pydantic_settings", "pyspark", "redis", "rich", "sqlalchemy", "sqlglot", "starlette",
+    "uvicorn", "yaml",
+)  # fmt: skip
+
+
+def loaded_after(code: str) -> set[str]:
+    """Return which of the heavy modules a fresh interpreter has loaded after running ``code``."""
+    report = f"{code}\nimport sys\nprint('LOADED', *[name for name in {HEAVY!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", report], check=True, capture_output=True, text=True)
+    return set(found.stdout.splitlines()[-1].split()[1:])
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert loaded_after("import featurestore") == set()
+
+
+def test_help_loads_nothing_heavy():
+    code = "from featurestore.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
+    assert loaded_after(code) == set()
+
+
+def test_definitions_load_no_backend():
+    loaded = loaded_after("from featurestore import Entity, FeatureView, Field, ParquetSource")
+    assert loaded <= {"pydantic"}
+
+
+def test_errors_and_types_load_no_backend():
+    assert loaded_after("import featurestore.errors, featurestore.types, featurestore.steps") == set()
+
+
+@pytest.mark.parametrize("name", featurestore.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(featurestore, name).__name__ == name
+    assert name in dir(featurestore)
+
+
+def test_names_that_are_not_there_say_so():
+    with pytest.raises(AttributeError, match="FeatureVeiw"):
+        _ = featurestore.FeatureVeiw
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_there_under_its_name(command):
+    module = importlib.import_module(f"featurestore.cli.commands.{command.replace('-', '_')}")
+    assert module.command.name == command
+
+
+def test_every_error_is_listed_and_drawn():
+    from featurestore import errors
+
+    tree = errors.__doc__ or ""
+    for name, value in vars(errors).items():
+        if isinstance(value, type) and issubclass(value, Exception):
+            assert name in errors.__all__
+            if value.__module__ == errors.__name__:
+                assert name in tree
+                assert issubclass(value, errors.FeatureStoreError)
