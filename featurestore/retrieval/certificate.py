@@ -16,9 +16,10 @@ from featurestore.retrieval.joins import JoinedRows, Observed, PinnedRead
 from featurestore.retrieval.reference import ReferenceRow, ReferenceView, reference_answer
 from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
-from featurestore.types.times import to_rfc3339
+from featurestore.types.times import MIN_INSTANT, to_rfc3339
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
 REASONS = {
@@ -193,7 +194,7 @@ def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> None:
     columns = tuple(join.key_columns[key] for key in join.view.join_keys)
     keys = list(zip(*(sample.column(name).to_pylist() for name in columns), strict=True))
     times = sample.column(TIME).cast(pa.int64()).to_pylist()
-    history = _History(pinned, keys)
+    history = _History(pinned, keys, times)
     view = ReferenceView(join.name, columns, join.features, (), join.view.ttl_us, join.as_of)
     answers = []
     for key, at in zip(keys, times, strict=True):
@@ -213,11 +214,12 @@ def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> None:
 
 
 class _History:
-    """The rows that a table version holds of some entities, read without the engine."""
+    """The rows that a table version holds of some entities near the times asked, read without the engine."""
 
-    def __init__(self, pinned: PinnedRead, keys: Sequence[tuple[Any, ...]]) -> None:
+    def __init__(self, pinned: PinnedRead, keys: Sequence[tuple[Any, ...]], times: Sequence[int]) -> None:
         self._pinned = pinned
         self._wanted = {key for key in keys if None not in key}
+        self._spans = self._asked_spans(keys, times)
         self.rows: dict[tuple[Any, ...], list[ReferenceRow]] = {}
         self._places: dict[int, tuple[int, int, int]] = {}
         """File, row group and row in it of each sequence number."""
@@ -226,18 +228,42 @@ class _History:
                 for group in range(file.num_row_groups):
                     self._read_group(file, number, group)
 
-    def _read_group(self, file: pq.ParquetFile, number: int, group: int) -> None:
+    def _asked_spans(self, keys: Sequence[tuple[Any, ...]], times: Sequence[int]) -> dict[Any, tuple[int, int]]:
+        """Return by first join key the span outside of which no row can answer."""
+        ttl_us = self._pinned.read.view.ttl_us
+        spans: dict[Any, tuple[int, int]] = {}
+        for (first, *_), at in zip(keys, times, strict=True):
+            oldest = MIN_INSTANT if ttl_us is None else at - ttl_us
+            low, high = spans.get(first, (oldest, at))
+            spans[first] = min(low, oldest), max(high, at)
+        spans.pop(None, None)
+        return spans
+
+    def _near(self, table: pa.Table) -> pa.Array:
+        """Return the places of rows whose keys and event time are asked for; some more where keys are composite."""
+        import numpy as np
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        (first, kind), *others = self._pinned.read.view.join_keys.items()
+        asked = pa.array(list(self._spans), arrow_type(kind))
+        place = pc.index_in(table.column(first).cast(asked.type), value_set=asked)
+        place = pc.fill_null(place, -1).to_numpy()
+        # The last span, of no key, is empty: numpy takes it for -1.
+        low, high = np.array([*self._spans.values(), (0, -1)], dtype=np.int64).T
+        event = table.column(EVENT).cast(pa.int64()).to_numpy()
+        near = (place >= 0) & (event >= low[place]) & (event <= high[place])
+        for position, (key, kind) in enumerate(others, start=1):
+            asked = pa.array({wanted[position] for wanted in self._wanted}, arrow_type(kind))
+            near &= pc.is_in(table.column(key).cast(asked.type), value_set=asked).to_numpy()
+        return pa.array(np.flatnonzero(near))
+
+    def _read_group(self, file: pq.ParquetFile, number: int, group: int) -> None:
+        import pyarrow as pa
+
         types = self._pinned.read.view.join_keys
         table = file.read_row_group(group, columns=[*types, EVENT, CREATED, SEQUENCE])
-        held = None
-        for position, (key, value_type) in enumerate(types.items()):
-            values = pa.array({wanted[position] for wanted in self._wanted}, arrow_type(value_type))
-            found = pc.is_in(table.column(key).cast(values.type), value_set=values)
-            held = found if held is None else pc.and_(held, found)
-        places = pc.indices_nonzero(held)
+        places = self._near(table)
         table = table.take(places)
         lists = [table.column(key).to_pylist() for key in types]
         event, created = (table.column(name).cast(pa.int64()).to_pylist() for name in (EVENT, CREATED))

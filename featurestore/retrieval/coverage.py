@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import Interval, Watermark, subtract
 from featurestore.retrieval.frames import TIME
-from featurestore.retrieval.joins import JoinedRows, Observed
+from featurestore.retrieval.joins import JoinedRows, Observed, PinnedRead
+from featurestore.types.columns import CREATED, EVENT
 from featurestore.types.times import MIN_INSTANT, to_rfc3339
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 LARGE_SHARE = 0.1
 """Of rows without a value because it was not yet available: from here on the user is told."""
+
+
+_SMALL_TABLE_ROWS = 200_000
 
 
 class TrainingSetWarning(UserWarning):
@@ -86,15 +90,17 @@ def _command(view: str, intervals: Sequence[Interval], times: npt.NDArray[np.int
 def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
     """Return a sentence for each view of which availability holds back a large share of the rows.
 
-    Looks closer, at the sampled rows, only where that many rows have no value at all.
+    Looks closer, at the sampled rows, only where that many rows have no value at all and the files tell of rows
+    that were recorded long after their events.
     """
     import pyarrow as pa
 
     limit = LARGE_SHARE * len(rows.frame)
+    suspects = [found for found in rows.pins if found.as_of == "available" and found.version and len(rows.frame)]
     views = [
         pinned.view_join()
-        for pinned in rows.pins
-        if pinned.as_of == "available" and len(rows.frame) and observed.missing[pinned.read.name] >= limit
+        for pinned in suspects
+        if observed.missing[pinned.read.name] >= limit and _loaded_later(pinned)
     ]
     if not views:
         return []
@@ -108,3 +114,23 @@ def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
                 f"their time. Where created times are those of a later load, pass as_of='event' to go by event time."
             )
     return texts
+
+
+def _loaded_later(pinned: PinnedRead) -> bool:
+    """Tell from footers whether rows may have been loaded after the fact: a group all created after its last event.
+
+    A backfill leaves such groups; rows that come in as they happen do not. Small tables are always looked at.
+    """
+    import pyarrow.parquet as pq
+
+    assert pinned.version is not None
+    if pinned.version.rows <= _SMALL_TABLE_ROWS:
+        return True
+    for path in pinned.files:
+        footer = pq.read_metadata(path)
+        places = {footer.schema.column(place).path: place for place in range(footer.num_columns)}
+        for group in (footer.row_group(number) for number in range(footer.num_row_groups)):
+            event, created = (group.column(places[name]).statistics for name in (EVENT, CREATED))
+            if created is None or not created.has_min_max or created.min > event.max:
+                return True
+    return False

@@ -135,7 +135,7 @@ class _Plans:
     plans: dict[Any, tuple[Any, OnlinePlan]] = field(default_factory=dict)
 
     def plan(self, workspace: Workspace, features: FeaturesArgument, full_names: bool) -> OnlinePlan:
-        snapshot = workspace.snapshot()
+        snapshot = workspace.recent_snapshot()
         if snapshot is not self.snapshot or len(self.plans) >= _MOST_PLANS:
             self.snapshot, self.plans = snapshot, {}
         shape = (_shape(features), full_names)

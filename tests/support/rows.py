@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -29,7 +30,9 @@ def commit_rows(
     first = 0 if before is None else before.next_sequence
     kinds = {**dict(registered.table_schema.join_keys), **dict(registered.table_schema.features)}
     arrived = [{"created_ts": None, **row, "fs_seq": first + place} for place, row in enumerate(rows)]
-    arrived.sort(key=lambda row: (instant(row["event_ts"]), instant(row["created_ts"] or row["event_ts"]), row["fs_seq"]))
+    arrived.sort(
+        key=lambda row: (instant(row["event_ts"]), instant(row["created_ts"] or row["event_ts"]), row["fs_seq"])
+    )
     columns = {name: pa.array([row.get(name) for row in arrived], arrow_type(kind)) for name, kind in kinds.items()}
     times = pa.timestamp("us", tz="UTC")
     for name in ("event_ts", "created_ts"):
@@ -47,10 +50,12 @@ def commit_rows(
     return version
 
 
+def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (instant(row["event_ts"]), instant(row["created_ts"] or row["event_ts"]), row["fs_seq"])
+
+
 def cover(workspace: Workspace, view: str, start: Any, end: Any) -> None:
     """Note an interval as committed."""
-    from dataclasses import replace
-
     registered = workspace.snapshot().views[view]
     known = read_watermark(workspace.ledger, registered)
     interval = (to_instant(start), to_instant(end))
