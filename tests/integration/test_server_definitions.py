@@ -15,12 +15,14 @@ from featurestore_registry.auth import Role, create_token
 from featurestore_registry.records import Change, Record, fingerprint
 from featurestore_registry.sql.tables import VERSION_TABLE
 from support.clock import ManualClock
+from support.redis_server import RedisServer
 from support.serving import TOKEN, Project, error_of, serving, serving_here, small_project, until
 
 from featurestore.backends import open_registry
 from featurestore.errors import RegistryFormatError, RegistryUnavailableError, SettingsError
 from featurestore.metadata.snapshot_file import FILE_NAME
 from featurestore.project.settings import StoreSettings, read_settings
+from featurestore.server import plans
 from featurestore.server.app import create_app
 from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.types.times import system_clock
@@ -262,3 +264,64 @@ def test_beyond_loopback_there_must_be_a_token(project: Project) -> None:
     for host in ("", "::", "192.168.1.1", "example.org", "localhost.example.org"):
         with pytest.raises(SettingsError):
             create_app(project.workspace(), host=host)
+
+
+def test_records_of_an_older_schema_are_read_by_name_and_a_lost_schema_is_not_asked_for_each_time(
+    tmp_path: Path, redis_server: RedisServer, redis_url: str
+) -> None:
+    now_us = system_clock()
+    project = small_project(tmp_path / "repo", now_us, online_url=redis_url, refresh=QUICK)
+    text = (project.root / "features.py").read_text()
+    (project.root / "features.py").write_text(
+        text.replace('Field("clicks", Int64, default=0), Field("score", Float64)', 'Field("score", Float64)')
+        .replace('fresh[["clicks"]], request', "routes, request")
+        .replace('inputs["clicks"]', 'inputs["miles"]')
+    )
+    project.put("fresh", {"customer_id": 1}, {"clicks": 7, "score": 0.5}, event_us=now_us)
+    project.apply()
+    body = {"features": ["fresh:score"], "entities": {"customer_id": [1]}}
+
+    def lookups() -> int:
+        with redis_server.client() as client:
+            return int(client.info("commandstats").get("cmdstat_mget", {"calls": 0})["calls"])
+
+    with serving_here(project.workspace()) as client:
+
+        def ask() -> list[Any]:
+            answer = client.post("/v1/online-features", json=body).json()
+            return [answer["rows"], answer["status"]]
+
+        before = lookups()
+        assert [ask(), ask()] == [[[[0.5]], [["PRESENT"]]]] * 2
+        assert lookups() - before == 3
+    with redis_server.client() as client:
+        for key in client.scan_iter("fs:shop:fresh:schema:*"):
+            client.delete(key)
+    with serving_here(project.workspace()) as client:
+        before = lookups()
+        assert [ask(), ask(), ask()] == [[[[None]], [["NOT_FOUND"]]]] * 3
+        assert lookups() - before == 4
+
+
+def test_only_so_many_plans_are_kept(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "MOST_PLANS", 2)
+    keeper = DefinitionsKeeper(project.workspace())
+    keeper.load()
+    asked = [plans.Asked((feature,), None, False) for feature in ("fresh:clicks", "fresh:score", "everything:a_bool")]
+    kept = keeper.current.plans
+    first, second = kept.plan(asked[0]), kept.plan(asked[1])
+    assert kept.plan(asked[0]) is first
+    kept.plan(asked[2])
+    assert kept.plan(asked[0]) is first
+    assert kept.plan(asked[1]) is not second
+
+
+def test_what_is_in_use_is_compiled_before_a_swap(project: Project) -> None:
+    keeper = DefinitionsKeeper(project.workspace())
+    keeper.load()
+    here, gone = plans.Asked(("fresh:clicks",), None, False), plans.Asked((), "plain", False)
+    before = [keeper.current.plans.plan(asked) for asked in (here, gone)]
+    project.apply(without=["feature_service:plain"])
+    assert keeper.refresh() == "changed"
+    assert list(keeper.current.plans._plans) == [here]
+    assert keeper.current.plans.plan(here) not in before

@@ -179,7 +179,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     return dict(document["error"])
 
 
-def until(condition: Callable[[], Any], *, seconds: float = 15) -> Any:
+def until(condition: Callable[[], Any], *, seconds: float = 60) -> Any:
     """Return what the condition returns once it is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -199,7 +199,8 @@ class ServerProcess:
         self.log = log
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=10, **options)
+        # Workers may still be loading their modules, on a machine that is busy with other tests.
+        return httpx.Client(base_url=self.url, timeout=60, **options)
 
 
 @contextmanager
