@@ -85,7 +85,7 @@ def publish(
             for batch in publisher.replacements(version, changes):
                 publisher.repair(batch)
         running.note(written=publisher.counts.written)
-    held_back = any(file.max_event_us > publisher.now_us for file in changes.added)
+    held_back = any(max(file.max_event_us, file.max_created_us or 0) > publisher.now_us for file in changes.added)
     return Publication(publisher.counts, version.number, is_complete=not held_back)
 
 

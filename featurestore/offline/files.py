@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from featurestore.errors import DamagedFileError, DiskFullError, OfflineStoreError
 from featurestore.offline.interface import DataFile
-from featurestore.types.columns import EVENT, SEQUENCE
+from featurestore.types.columns import CREATED, EVENT, SEQUENCE
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT, to_instant, to_rfc3339
 
 if TYPE_CHECKING:
@@ -42,15 +42,17 @@ class FileFacts:
     modified_ms: int
     min_event_us: int
     max_event_us: int
+    max_created_us: int | None
     max_sequence: int
 
     def statistics(self) -> str:
         """Return Delta's statistics. Timestamps have milliseconds there: the least is floored, the greatest ceiled."""
         least: dict[str, object] = {EVENT: _milliseconds(self.min_event_us)}
         greatest: dict[str, object] = {SEQUENCE: self.max_sequence}
-        ceiled_us = -(-self.max_event_us // 1000) * 1000
-        if ceiled_us <= MAX_INSTANT:
-            greatest[EVENT] = _milliseconds(ceiled_us)
+        for name, instant_us in ((EVENT, self.max_event_us), (CREATED, self.max_created_us)):
+            ceiled_us = None if instant_us is None else -(-instant_us // 1000) * 1000
+            if ceiled_us is not None and ceiled_us <= MAX_INSTANT:
+                greatest[name] = _milliseconds(ceiled_us)
         nulls = {EVENT: 0, SEQUENCE: 0}
         return json.dumps({"numRecords": self.rows, "minValues": least, "maxValues": greatest, "nullCount": nulls})
 
@@ -76,6 +78,7 @@ def examine(path: Path) -> FileFacts:
         bounds = [footer.row_group(number).column for number in range(footer.num_row_groups)]
         names = footer.schema.names
         events = [column(names.index(EVENT)).statistics for column in bounds]
+        createds = [column(names.index(CREATED)).statistics for column in bounds]
         sequences = [column(names.index(SEQUENCE)).statistics for column in bounds]
         return FileFacts(
             rows=footer.num_rows,
@@ -84,6 +87,7 @@ def examine(path: Path) -> FileFacts:
             modified_ms=state.st_mtime_ns // 1_000_000,
             min_event_us=min(to_instant(found.min) for found in events),
             max_event_us=max(to_instant(found.max) for found in events),
+            max_created_us=max((to_instant(found.max) for found in createds if found.has_min_max), default=None),
             max_sequence=max(found.max for found in sequences),
         )
     except (pa.ArrowException, ValueError, AttributeError) as error:

@@ -47,6 +47,8 @@ class DataFile:
     min_event_us: int
     max_event_us: int
     """Bounds of the event times, cut to milliseconds: no row lies outside, none need lie on them."""
+    max_created_us: int | None
+    """Bound of the created times, likewise; None where the file has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ class TableLog:
             actions = pa.table(found.get_add_actions(flatten=True))
             next_sequence = found.transaction_version(NEXT_SEQUENCE) or 0
         bounds: dict[str, list[int | None]] = {}
-        for name in (f"min.{EVENT}", f"max.{EVENT}"):
+        for name in (f"min.{EVENT}", f"max.{EVENT}", f"max.{CREATED}"):
             known = name in actions.column_names
             bounds[name] = pc.cast(actions[name], pa.int64()).to_pylist() if known else [None] * len(actions)
         rows = zip(
@@ -110,12 +110,15 @@ class TableLog:
             actions["size_bytes"].to_pylist(),
             bounds[f"min.{EVENT}"],
             bounds[f"max.{EVENT}"],
+            bounds[f"max.{CREATED}"],
             strict=True,
         )
         files = (self._data_file(*row) for row in rows)
         return TableVersion(self.table, found.version(), tuple(sorted(files, key=lambda f: f.path)), next_sequence)
 
-    def _data_file(self, name: str, rows: int, size_bytes: int, least: int | None, greatest: int | None) -> DataFile:
+    def _data_file(
+        self, name: str, rows: int, size_bytes: int, least: int | None, greatest: int | None, created: int | None
+    ) -> DataFile:
         match = _FILE_NAME.fullmatch(name)
         if match is None:
             raise OfflineStoreError(
@@ -130,6 +133,7 @@ class TableLog:
             sha256=match["sha256"],
             min_event_us=MIN_INSTANT if least is None else least,
             max_event_us=MAX_INSTANT if greatest is None else greatest,
+            max_created_us=created,
         )
 
     def merged(self, base: DeltaTable, wanted: pa.Schema) -> tuple[pa.Schema, list[str], bool]:

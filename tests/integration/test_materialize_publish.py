@@ -182,6 +182,20 @@ class TestTimesAfterNow:
         assert watermark(workspace).published_version == 1
         workspace.close()
 
+    def test_a_pushed_row_that_becomes_known_later_is_held_back_too(self, tmp_path, expected):
+        workspace = filled(tmp_path, None)
+        materialize_incremental(workspace)
+        commit_pushed(workspace, [Sale("shop 1", NOW - 1, NOW + 1_000_000, 111)])
+        materialize_incremental(workspace)
+        assert online_rows(workspace) == expected_online(expected, NOW)
+        assert watermark(workspace).published_version == 0
+
+        workspace.clock.set(NOW + 1_000_000)
+        materialize_incremental(workspace)
+        assert online_rows(workspace)["shop 1"][2] == 111
+        assert watermark(workspace).published_version == 1
+        workspace.close()
+
     def test_values_past_their_expiry_are_not_written(self, tmp_path, online_url):
         """Redis expires by its own clock, so this test's instants are real ones."""
         now = system_clock()
