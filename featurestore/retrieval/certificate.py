@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from featurestore.engine.interface import JoinFacts
@@ -198,7 +200,7 @@ def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> None:
     view = ReferenceView(join.name, columns, join.features, (), join.view.ttl_us, join.as_of)
     answers = []
     for key, at in zip(keys, times, strict=True):
-        answer = reference_answer(key, at, view, history.rows.get(key, []))
+        answer = reference_answer(key, at, view, history.near(key, at))
         answers.append(answer if isinstance(answer, ReferenceRow) else None)
     expected = history.values(answers)
     for feature, joined in observed.values(pinned.read).items():
@@ -211,6 +213,9 @@ def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> None:
                     view=join.name,
                     feature=feature,
                 )
+
+
+_event_us = attrgetter("event_us")
 
 
 class _History:
@@ -227,6 +232,14 @@ class _History:
             with _opened(path) as file:
                 for group in range(file.num_row_groups):
                     self._read_group(file, number, group)
+        for rows in self.rows.values():
+            rows.sort(key=_event_us)
+
+    def near(self, key: tuple[Any, ...], at_us: int) -> Sequence[ReferenceRow]:
+        """Return an entity's rows that can answer at an instant: a busy one's year is not looped over for each."""
+        rows, ttl_us = self.rows.get(key, []), self._pinned.read.view.ttl_us
+        first = 0 if ttl_us is None else bisect_left(rows, at_us - ttl_us, key=_event_us)
+        return rows[first : bisect_right(rows, at_us, key=_event_us)]
 
     def _asked_spans(self, keys: Sequence[tuple[Any, ...]], times: Sequence[int]) -> dict[Any, tuple[int, int]]:
         """Return by first join key the span outside of which no row can answer."""
