@@ -80,6 +80,7 @@ def test_bulk_load_with_one_created_time(session: Session, tmp_path: Path) -> No
     rows = [row(1, NOON + event, loaded, sequence=99 - event, v=event) for event in range(50)]
     view = one_view(tmp_path, rows)
     assert values(session, view, (1, loaded - 1), (1, loaded), (1, loaded + 1)) == [None, 49, 49]
+    assert values(session, view, (1, loaded)) == [49]
 
 
 def test_ttl_bounds_are_inclusive(session: Session, tmp_path: Path) -> None:
@@ -88,6 +89,16 @@ def test_ttl_bounds_are_inclusive(session: Session, tmp_path: Path) -> None:
     assert values(session, view, *asked) == [None, 7, 7, None]
     (facts,) = examine(session, frame_of([1] * 4, [time for _, time in asked]), "when", [view])
     assert (facts.nulls["nothing_before"], facts.nulls["expired"], facts.greatest_age_us) == (1, 1, 10)
+
+
+def test_a_value_is_not_yet_available_where_event_time_alone_would_answer(session: Session, tmp_path: Path) -> None:
+    rows = [row(1, NOON - 50, NOON - 50, 0, v=1), row(1, NOON, NOON + 30, 1, v=2)]
+    view = one_view(tmp_path, rows, ttl_us=10)
+    asked = [NOON + 10, NOON + 11]  # the second row would answer, had it been known; would not any more
+    assert values(session, view, *((1, time) for time in asked)) == [None, None]
+    for time, reason in zip(asked, ("not_yet_available", "expired"), strict=True):
+        (facts,) = examine(session, frame_of([1], [time]), "when", [view])
+        assert {name for name, count in facts.nulls.items() if count} == {reason}
 
 
 def test_a_correction_counts_from_when_it_is_known(session: Session, tmp_path: Path) -> None:
