@@ -14,7 +14,7 @@ import numpy as np
 
 from featurestore.engine.interface import ViewJoin
 from featurestore.engine.newest import Int64s, Rows, newest
-from featurestore.engine.session import Session, quote, text_list, translated
+from featurestore.engine.session import Session, file_list, quote, translated
 from featurestore.errors import EngineError
 from featurestore.types.arrow import arrow_type
 from featurestore.types.times import MIN_INSTANT
@@ -94,7 +94,7 @@ def arrays(connection: duckdb.DuckDBPyConnection, sql: str, *columns: str) -> li
 
 def log(files: Sequence[str]) -> str:
     """Return the table function that reads a table version's files."""
-    return f"read_parquet({text_list(files)}, union_by_name = true, hive_partitioning = false)"
+    return f"read_parquet({file_list(files)}, union_by_name = true, hive_partitioning = false)"
 
 
 def instant(microseconds: int) -> str:

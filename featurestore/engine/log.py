@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from featurestore.definitions import FeatureView
-from featurestore.engine.session import quote, text_list
+from featurestore.engine.session import file_list, quote
 from featurestore.types import Int64, String, Timestamp, ValueType
 from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
 from featurestore.types.values import duckdb_type
@@ -39,7 +39,7 @@ def read_log(columns: Mapping[str, ValueType], files: Sequence[str]) -> str:
         return empty
     read = (
         f"SELECT *, file_index::BIGINT AS {FILE}, file_row_number AS {ROW} "
-        f"FROM read_parquet({text_list(files)}, union_by_name = true, hive_partitioning = false)"
+        f"FROM read_parquet({file_list(files)}, union_by_name = true, hive_partitioning = false)"
     )
     return f"SELECT {', '.join(map(quote, columns))}, {FILE}, {ROW} FROM ({empty} UNION ALL BY NAME {read})"
 

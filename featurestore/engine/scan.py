@@ -56,7 +56,7 @@ def columns(session: Session, source: FeatureView | ParquetSource) -> tuple[Sour
 
 def first_event_us(session: Session, view: FeatureView) -> int | None:
     """See `Engine.first_event_us`."""
-    with _opened(session, view) as scanned, scanned.translated("find the first event"):
+    with opened(session, view) as scanned, scanned.translated("find the first event"):
         row = scanned.connection.execute(f"SELECT min({EVENT_US}) FROM ({scanned.rows({})})").fetchone()
     assert row is not None
     return None if row[0] is None else int(row[0])

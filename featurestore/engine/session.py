@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ MEMORY_HINT = "Raise `engine: {memory_limit}`, or set `engine: {temp_directory}`
 DISK_HINT = "Free some space, or set `engine: {temp_directory}` to a disk with room, and run it again."
 USER_ERROR = "featurestore: "
 """Starts what our own SQL passes to ``error()``: a fault of the data, in words for people."""
+_PATTERN = re.compile(r"[*?\[]")
 NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
@@ -71,7 +73,10 @@ class Session:
             connection = duckdb.connect(":memory:", config=config)
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute("SET enable_progress_bar = false")  # it would write into the caller's output
-            connection.execute(f"SET allowed_paths = {text_list(str(path) for path in reads)}")
+            allowed = [str(path) for path in reads]
+            # To find a file by a pattern, DuckDB wants the pattern allowed and what it finds.
+            patterns = [_escaped(path) for path in allowed if _PATTERN.search(path)]
+            connection.execute(f"SET allowed_paths = {text_list([*allowed, *patterns])}")
             if writes is not None:
                 connection.execute(f"SET allowed_directories = {text_list([str(writes)])}")
             connection.execute("SET enable_external_access = false")
@@ -114,6 +119,15 @@ def text_list(values: Iterable[str]) -> str:
     return "[" + ", ".join(text(value) for value in values) + "]"
 
 
+def file_list(paths: Iterable[str]) -> str:
+    """Return paths as a SQL list that names these files and no others: DuckDB reads ``*``, ``?`` and ``[`` in them."""
+    return text_list(map(_escaped, paths))
+
+
+def _escaped(path: str) -> str:
+    return _PATTERN.sub(r"[\g<0>]", path)
+
+
 @contextmanager
 def translated(
     doing: str, *, source_files: Sequence[str] = (), table_files: Sequence[str] = (), sql_of: str | None = None
@@ -149,6 +163,9 @@ def _lack_of_room(error: duckdb.Error, doing: str) -> FeatureStoreError | None:
     return None
 
 
+_OUR_FAULTS = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.PermissionException)
+
+
 def _wrong_data(
     error: duckdb.Error, source_files: Sequence[str], table_files: Sequence[str], sql_of: str | None
 ) -> FeatureStoreError | None:
@@ -168,10 +185,12 @@ def _wrong_data(
             )
     if sql_of is not None:
         about = f"The SQL of feature view {sql_of!r} fails: {message.strip()}"
-        if isinstance(error, duckdb.BinderException | duckdb.CatalogException | duckdb.ParserException):
+        if isinstance(error, _OUR_FAULTS):
             return SourceSchemaError(about, hint="Compare it with the columns of its sources.", view=sql_of)
         return SourceError(about, hint="Correct the SQL, or the data it reads.", view=sql_of)
-    if source_files and isinstance(error, duckdb.DataError | duckdb.InvalidInputException):
+    if source_files and not isinstance(error, _OUR_FAULTS):
+        if len(source_files) == 1:
+            return source_file_error(source_files[0], _reason(error))
         return SourceError(f"The source cannot be read: {_reason(error)}.", hint="Correct the data.")
     return None
 

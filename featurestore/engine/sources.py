@@ -14,7 +14,7 @@ from featurestore.definitions import ParquetSource
 from featurestore.engine.convert import Column, coarse_bounds, converted, instant_us
 from featurestore.engine.interface import SourceColumn, SourceFile
 from featurestore.engine.schema import NULL_TYPE, twins
-from featurestore.engine.session import Session, quote, source_file_error, text_list, translated
+from featurestore.engine.session import Session, file_list, quote, source_file_error, translated
 from featurestore.errors import SourceError, SourceFileError, SourceSchemaError
 from featurestore.types import Float64, Int64, String, ValueType
 from featurestore.types.arrow import fits, value_type_of
@@ -208,6 +208,8 @@ class Reader:
             with translated("read a source", source_files=[path]):
                 rows = connection.execute(f"DESCRIBE SELECT * FROM {_read([path])}").fetchall()
             duck_types = {row[0]: row[1] for row in rows}
+            if not duck_types.keys() >= {column.name for column in columns}:
+                raise source_file_error(path, "the names of its columns are damaged")
             found = {c.name: Column(c.name, duck_types[c.name], c.native_type, c.value_type) for c in columns}
             group = _Group(tuple(numbers), found)
             for name in (self._table.source.timestamp_field, self._table.source.created_timestamp_field):
@@ -345,4 +347,4 @@ class _Group:
 
 
 def _read(paths: Sequence[str]) -> str:
-    return f"read_parquet({text_list(paths)}, hive_partitioning = true, hive_types_autocast = false)"
+    return f"read_parquet({file_list(paths)}, hive_partitioning = true, hive_types_autocast = false)"
