@@ -128,7 +128,7 @@ def join(
 def choose(entities: EntityRows, view: ViewJoin) -> tuple[Int64s, Int64s]:
     """Return the numbers of the entity rows that have an answer in the view, and the ``fs_seq`` of each answer."""
     rows, keys, times = entities.asked(view)
-    counted = f"SELECT sum(num_rows)::BIGINT FROM parquet_file_metadata({text_list(view.files)})"
+    counted = f"SELECT sum(num_rows)::BIGINT FROM parquet_file_metadata({file_list(view.files)})"
     ((total,),) = entities.connection.execute(counted).fetchall()
     shares = max(1, -(-total // ROWS_AT_ONCE))
     chosen_rows, chosen_sequences = [], []
