@@ -34,7 +34,8 @@ class RedisReader(AsyncReader):
         self._read_seconds = read_seconds
         self._connect_seconds = connect_seconds
         self._idle: list[Any] = []
-        self._opening: set[asyncio.Task[Any]] = set()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Future[None]] = set()
         self._gate = asyncio.Semaphore(MOST_CONNECTIONS)
         self._closed = False
 
@@ -54,18 +55,17 @@ class RedisReader(AsyncReader):
         await self._ask(self._connect_seconds + self._read_seconds, "PING")
 
     async def close(self) -> None:
-        """Close every connection, and those on their way."""
+        """Close every connection, and those on their way; a read under way closes its own when it ends."""
         self._closed = True
-        for task in list(self._opening):
+        for task in self._opening:
             task.cancel()
-        await asyncio.gather(*self._opening, return_exceptions=True)
-        while self._idle:
-            await self._idle.pop().disconnect()
+        self._drop_idle()
+        await asyncio.gather(*self._opening, *self._closing, return_exceptions=True)
 
     async def _ask(self, seconds: float, *command: bytes | str) -> Any:
         try:
             async with asyncio.timeout(seconds), self._gate:
-                connection = self._idle.pop() if self._idle else await self._opened()
+                connection = await self._connection()
                 try:
                     await connection.send_packed_command(connection.pack_command(*command), check_health=False)
                     reply = await connection.read_response()
@@ -76,24 +76,30 @@ class RedisReader(AsyncReader):
             if not isinstance(error, TimeoutError):
                 self._drop_idle()  # opened before the server went away, most likely
             raise unavailable(self._location, seconds, error) from error
-        self._keep(connection)
+        if self._closed:
+            await connection.disconnect(nowait=True)
+        else:
+            self._idle.append(connection)
         return reply
 
-    async def _opened(self) -> Any:
-        """Return a new connection; when its reader stops waiting, it is opened all the same and kept."""
-        if self._closed or len(self._opening) >= MOST_CONNECTIONS:
-            # None of those that earlier reads gave up on is open yet: another one would wait in vain as well.
-            raise OnlineStoreUnavailableError(f"Redis at {self._location} accepts no connection.")
-        task = asyncio.create_task(self._connect())
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(self._keep_opened)
-            raise
+    async def _connection(self) -> Any:
+        """Return an open connection; one that its reader stops waiting for is opened all the same."""
+        while not self._idle:
+            if self._closed or len(self._opening) >= MOST_CONNECTIONS:
+                # None of those that earlier reads gave up on is open yet: another one would wait in vain as well.
+                raise OnlineStoreUnavailableError(f"Redis at {self._location} accepts no connection.")
+            task = asyncio.create_task(self._open())
+            self._opening.add(task)
+            task.add_done_callback(self._opened)
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError:
+                if task.cancelled():
+                    raise OnlineStoreUnavailableError(f"The reader of Redis at {self._location} is closed.") from None
+                raise
+        return self._idle.pop()
 
-    async def _connect(self) -> Any:
+    async def _open(self) -> None:
         connection: Any = self._kind(
             **self._options,
             **CONNECTION_OPTIONS,
@@ -107,28 +113,15 @@ class RedisReader(AsyncReader):
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        return connection
+        self._idle.append(connection)
 
-    def _keep_opened(self, task: asyncio.Task[Any]) -> None:
-        if not task.cancelled() and task.exception() is None:
-            self._keep(task.result())
-
-    def _keep(self, connection: Any) -> None:
-        if self._closed:
-            _close_soon(connection)
-        else:
-            self._idle.append(connection)
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._opening.discard(task)
+        if not task.cancelled():
+            task.exception()  # its reader may be gone: nobody else asks for it
 
     def _drop_idle(self) -> None:
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            _close_soon(connection)
-
-
-_closing: set[asyncio.Task[None]] = set()
-
-
-def _close_soon(connection: Any) -> None:
-    task = asyncio.ensure_future(connection.disconnect(nowait=True))
-    _closing.add(task)
-    task.add_done_callback(_closing.discard)
+        while self._idle:
+            task = asyncio.ensure_future(self._idle.pop().disconnect(nowait=True))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)

@@ -363,6 +363,68 @@ def test_garbage_of_the_right_form_is_no_answer() -> None:
     assert checked_reply([None], 1) == [None]
 
 
+def test_an_answer_to_another_question_is_refused() -> None:
+    async def read() -> None:
+        async def answer_ok(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while await reader.read(4_096):
+                    writer.write(b"+OK\r\n" * 2)  # more than was asked for, and never a list
+            finally:
+                writer.close()
+
+        async with await asyncio.start_server(answer_ok, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            reader = RedisStore(f"redis://127.0.0.1:{port}", read_timeout_ms=10_000).reader()
+            for _ in range(3):
+                with pytest.raises(OnlineStoreUnavailableError, match="not that of MGET"):
+                    await reader.mget([b"fs:p:v:{a}", b"fs:p:v:{b}"])
+            await reader.close()
+
+    asyncio.run(read())
+
+
+def test_one_lost_connection_lets_go_of_all_that_were_open(store: RedisStore, proxy: FaultProxy) -> None:
+    writes = records(8)
+    store.write(writes, now_us=NOW)
+
+    async def read() -> None:
+        reader = store.reader()
+        await reader.check()
+        await asyncio.gather(*[reader.mget([write.key]) for write in writes], return_exceptions=True)
+        proxy.cut()
+        await asyncio.sleep(0.1)
+        with pytest.raises(OnlineStoreUnavailableError):
+            await reader.mget([writes[0].key])
+        await reader.check()
+        assert await reader.mget([write.key for write in writes]) == [write.record for write in writes]
+        await reader.close()
+
+    asyncio.run(read())
+
+
+def test_a_reader_closed_while_it_reads_keeps_nothing_open(proxy: FaultProxy, redis_server: RedisServer) -> None:
+    store = RedisStore(proxy.url, read_timeout_ms=10_000, connect_timeout_ms=10_000)
+
+    async def read() -> None:
+        reader = store.reader()
+        await reader.check()
+        proxy.delay_seconds, proxy.fault = 0.5, "delay"
+        reading = asyncio.create_task(reader.mget([b"fs:p:v:{a}"]))
+        opening = asyncio.create_task(reader.mget([b"fs:p:v:{b}"]))
+        await asyncio.sleep(0.01)
+        await reader.close()
+        with pytest.raises(OnlineStoreUnavailableError, match="closed"):
+            await opening
+        assert await reading == [None]
+
+    asyncio.run(read())
+    with redis_server.client() as client:
+        deadline = time.monotonic() + 10
+        while len(client.client_list()) > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
 def test_every_database_of_a_server_is_its_own(redis_server: RedisServer, redis_url: str) -> None:
     stores = [
         RedisStore(f"{redis_url}/{number}?client_name=ours", read_timeout_ms=10_000, connect_timeout_ms=10_000)
