@@ -224,8 +224,7 @@ def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 
 def _feast_time(instant: int) -> str:
-    text = to_rfc3339(instant)
-    return text.replace(".000000Z", "Z")
+    return to_rfc3339(instant).replace(".000000Z", "Z")
 
 
 def _in_seconds(value: Any) -> Any:
