@@ -1,0 +1,571 @@
+"""Source values on their way into the log: exact, in arrival order, at the right instant, or refused."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import struct
+import subprocess
+import sys
+import time
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal as PythonDecimal
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.disks import small_disk
+from support.sources import ALWAYS, instants, stage, staged_rows, table_of, view_of, write
+
+from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
+from featurestore.engine.duck import DuckEngine
+from featurestore.engine.interface import Span
+from featurestore.engine.session import EngineSettings
+from featurestore.errors import DamagedFileError, DiskFullError, EngineError, SourceError, SourceSchemaError
+from featurestore.types import Array, Bool, Bytes, Date, Decimal, Float32, Float64, Int32, Int64, String, Timestamp
+from featurestore.types.arrow import arrow_type
+
+YEAR_1, YEAR_9999 = -62_135_596_800_000_000, 253_402_300_799_999_999
+EXTREMES = [
+    (Int32, pa.int32(), [-(2**31), 2**31 - 1, 0, None]),
+    (Int64, pa.int64(), [-(2**63), 2**63 - 1, 9_007_199_254_740_993, None]),
+    (Int64, pa.uint32(), [0, 2**32 - 1, None]),
+    (Float32, pa.float32(), [0.10000000149011612, -0.0, 0.0, math.nan, math.inf, -math.inf, 1e-45, None]),
+    (Float64, pa.float64(), [0.1, -0.0, 0.0, math.nan, math.inf, -math.inf, 5e-324, 1.7976931348623157e308, None]),
+    (Float64, pa.float32(), [0.10000000149011612, -0.0, None]),
+    (Float64, pa.int32(), [-(2**31), 2**31 - 1, None]),
+    (Bool, pa.bool_(), [True, False, None]),
+    (String, pa.string(), ["", "x" * 1_000_000, "a|b%{}:*\n\0\t'\"", "é✈👩‍👩‍👧 e\u0301", None]),
+    (String, pa.dictionary(pa.int16(), pa.large_string()), ["a", "", None]),
+    (Bytes, pa.binary(), [b"", bytes(range(256)), b"\xff" * 1_000_000, None]),
+    (Bytes, pa.binary(2), [b"ab", b"\0\0", None]),
+    (Date, pa.date32(), [date(1, 1, 1), date(1582, 10, 10), date(1969, 12, 31), date(9999, 12, 31), None]),
+    (Decimal(38, 10), pa.decimal128(38, 10), [PythonDecimal("9" * 28 + "." + "9" * 10), PythonDecimal("-1e-10"), None]),
+    (Decimal(20, 4), pa.decimal128(5, 2), [PythonDecimal("999.99"), PythonDecimal("-0.01"), None]),
+    (Array(Int64), pa.list_(pa.int64()), [[], [None], [2**63 - 1, None], None]),
+    (Array(Array(Float64)), pa.large_list(pa.list_(pa.float32())), [[[]], [None, [0.5, None]], [], None]),
+    (Array(String), pa.list_(pa.string(), 2), [["a", ""], ["b", None], None]),
+    (Array(Timestamp), pa.list_(pa.timestamp("ns", tz="UTC")), [[0, None], [-62_135_596_000], None]),
+    (Array(Array(Date)), pa.list_(pa.list_(pa.date32())), [[[date(1969, 12, 31), None]], None]),
+]
+
+
+def bits(value: object) -> object:
+    """Return a value that compares as its bits do: NaN equals NaN, -0.0 is not 0.0."""
+    if isinstance(value, float):
+        return "nan" if math.isnan(value) else struct.pack("<d", value)
+    return [bits(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(("declared", "kind", "values"), EXTREMES, ids=[f"{d} from {k}" for d, k, _ in EXTREMES])
+@pytest.mark.parametrize("by_sql", [False, True], ids=["plain", "sql"])
+def test_values_survive_exactly(tmp_path, declared, kind, values, by_sql):
+    column = pa.array(values, kind)
+    write(tmp_path / "data.parquet", table_of(k=pa.array(range(len(values))), v=column))
+    sql = 'SELECT k, "at", v FROM flights' if by_sql else None
+    view = view_of(features={"v": declared}, sql=sql)
+    staged = stage(tmp_path, view)
+    assert staged.path is not None
+    written = pq.ParquetFile(staged.path).read()
+    expected = column.cast(arrow_type(declared)).to_pylist()
+    assert bits(written["v"].to_pylist()) == bits(expected)
+    # And back out again, in the declared Arrow type; and a rerun finds nothing new.
+    (batch,) = DuckEngine(tmp_path).latest(view, [str(staged.path)], changed=None, batch_rows=100)
+    assert batch.schema.field("v").type == arrow_type(declared)
+    by_key = dict(zip(batch["k"].to_pylist(), batch["v"].to_pylist(), strict=True))
+    assert bits([by_key[number] for number in range(len(values))]) == bits(expected)
+    again = stage(tmp_path, view, log=[staged.path])
+    assert (again.appended, again.unchanged) == (0, len(values))
+
+
+@pytest.mark.parametrize(
+    ("declared", "values"),
+    [
+        (Int32, [-(2**31), 2**31 - 1]),
+        (Int64, [-(2**63), 2**63 - 1]),
+        (String, ["", " ", "a|b", "%", "{x}", "é", "e\u0301", "x" * 300, "\n", "*", ":"]),
+        (Bytes, [b"", b"\0", b"\xff" * 300]),
+        (Bool, [True, False]),
+        (Date, [date(1, 1, 1), date(9999, 12, 31)]),
+    ],
+    ids=lambda value: str(value) if not isinstance(value, list) else "",
+)
+def test_keys_of_every_type(tmp_path, declared, values):
+    write(tmp_path / "data.parquet", table_of(k=pa.array(values, arrow_type(declared))))
+    view = view_of(keys={"k": declared})
+    staged = stage(tmp_path, view)
+    assert [row["k"] for row in pq.ParquetFile(staged.path).read().to_pylist()] == values
+    batches = list(DuckEngine(tmp_path).latest(view, [str(staged.path)], changed=None, batch_rows=100))
+    assert sorted(key for batch in batches for key in batch["k"].to_pylist()) == sorted(values)
+    assert stage(tmp_path, view, log=[staged.path]).unchanged == len(values)
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "America/New_York", "+05:30"])
+@pytest.mark.parametrize(
+    ("unit", "values", "expected"),
+    [
+        ("s", [-2, 0, 3, YEAR_1 // 10**6, YEAR_9999 // 10**6], [-2 * 10**6, 0, 3 * 10**6, YEAR_1, YEAR_9999 - 999_999]),
+        ("ms", [-1, 1, None], [-1_000, 1_000, None]),
+        ("us", [-1, 1, YEAR_1, YEAR_9999, None], [-1, 1, YEAR_1, YEAR_9999, None]),
+        ("ns", [-1_001, -1_000, -999, -1, 0, 1, 999, 1_000, 1_001], [-1, -1, 0, 0, 0, 1, 1, 1, 2]),
+        ("ns", [-(2**63) + 10, 2**63 - 10], [-9_223_372_036_854_775, 9_223_372_036_854_776]),
+    ],
+)
+def test_instants_are_ceiled_to_microseconds(tmp_path, unit, zone, values, expected):
+    if unit == "ns" and zone is not None and duckdb.__version__.startswith("1."):
+        with pytest.raises(SourceSchemaError, match="digits below microseconds"):
+            stage_times(tmp_path, instants(*values, unit=unit, zone=zone))
+        return
+    column = instants(*values, unit=unit, zone=zone)
+    assert stage_times(tmp_path, column) == [(at, at) for at in expected if at is not None]
+    assert stage_times(tmp_path, column, by_sql=True) == [(at, at) for at in expected if at is not None]
+
+
+def stage_times(root: Path, column: pa.Array, *, by_sql: bool = False) -> list[tuple[int | None, int | None]]:
+    """Stage a source whose event and created time are the column; returns both in microseconds, by key."""
+    write(root / "data.parquet", table_of(k=pa.array(range(len(column))), at=column, known=column))
+    sql = 'SELECT v, "at", known, k FROM flights' if by_sql else None
+    staged = stage(root, view_of(created="known", sql=sql), spans=[Span(YEAR_1, YEAR_9999 + 1)])
+    table = pq.ParquetFile(staged.path).read().sort_by("k")
+    event, created = (table[name].cast(pa.int64()).to_pylist() for name in ("event_ts", "created_ts"))
+    return list(zip(event, created, strict=True))
+
+
+def test_dates_are_the_start_of_their_day(tmp_path):
+    days = [date(1, 1, 1), date(1969, 12, 31), date(1970, 1, 1), date(9999, 12, 31)]
+    expected = [(day.toordinal() - 719_163) * 86_400_000_000 for day in days]
+    assert stage_times(tmp_path, pa.array(days)) == [(at, at) for at in expected]
+    assert stage_times(tmp_path, pa.array(days), by_sql=True) == [(at, at) for at in expected]
+
+
+def test_a_whole_int96_instant_is_read_and_a_finer_one_refused(tmp_path):
+    """DuckDB drops their nanoseconds while reading, and rounding down would let a row be known too early."""
+    for values, fine in (([-1_000, 1_000, None], False), ([1_001, 0], True)):
+        column = instants(*values, unit="ns", zone=None)
+        write(tmp_path / "data.parquet", table_of(at=column), use_deprecated_int96_timestamps=True)
+        if fine:
+            with pytest.raises(SourceSchemaError, match=r"'at' of .*data\.parquet is timestamp\[ns\] \(INT96\)"):
+                stage(tmp_path, view_of())
+        else:
+            assert [row["event_ts"].microsecond for row in staged_rows(tmp_path, view_of())] == [999_999, 1]
+
+
+def test_files_with_times_in_different_units_agree(tmp_path):
+    columns = {
+        "a": instants(1_001, unit="ns", zone=None),
+        "b": instants(2, unit="us"),
+        "c": instants(1, unit="ms", zone="Asia/Tokyo"),
+        "d": pa.array([date(1970, 1, 2)]),
+    }
+    for number, (name, column) in enumerate(columns.items()):
+        if name != "d":
+            write(tmp_path / "data" / f"{name}.parquet", table_of(k=pa.array([number]), at=column, copy=column))
+    view = view_of("data", features={"copy": Timestamp})
+    rows = staged_rows(tmp_path, view)
+    assert [row["event_ts"].microsecond for row in rows] == [2, 2, 1_000]
+    # A feature is floored: it is a value and not a time at which something becomes known.
+    assert [row["copy"].microsecond for row in rows] == [1, 2, 1_000]
+    by_sql = view_of("data", features={"copy": Timestamp}, sql='SELECT k, "at", copy FROM flights')
+    assert [row["copy"].microsecond for row in staged_rows(tmp_path, by_sql)] == [1, 2, 1_000]
+    write(tmp_path / "data" / "d.parquet", table_of(k=pa.array([4]), at=columns["d"], copy=columns["b"]))
+    with pytest.raises(SourceSchemaError, match="'at' is date32"):
+        stage(tmp_path, view)
+
+
+OUTSIDE = {
+    "before year 1": instants(YEAR_1 - 1),
+    "after year 9999": instants(YEAR_9999 + 1),
+    "infinity": instants(2**63 - 1),
+    "minus infinity": instants(-(2**63) + 1),
+    "seconds": instants(2**40, unit="s"),
+    "naive": instants(YEAR_9999 + 1, zone=None),
+    "a date": pa.array([4_000_000], pa.int32()).cast(pa.date32()),
+    "an infinite date": pa.array([2**31 - 1], pa.int32()).cast(pa.date32()),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("role", ["at", "known", "v"])
+@pytest.mark.parametrize("by_sql", [False, True], ids=["plain", "sql"])
+def test_times_outside_the_calendar_are_told(tmp_path, name, role, by_sql):
+    column = OUTSIDE[name]
+    table = table_of(k=pa.array([1]), at=instants(1), known=instants(1), v=column)
+    table = table.set_column(table.schema.names.index(role), role, column)
+    write(tmp_path / "data.parquet", table)
+    kind = Date if pa.types.is_date(column.type) else Timestamp
+    if role != "v":
+        kind, table = Float64, table.set_column(table.schema.names.index("v"), "v", pa.array([1.5]))
+        write(tmp_path / "data.parquet", table)
+    sql = 'SELECT k, "at", known, v FROM flights' if by_sql else None
+    view = view_of(created="known", features={"v": kind}, sql=sql)
+    with pytest.raises(SourceError, match=rf"(?i)'{role}' holds a (time|date) outside the years|out of range|convert"):
+        stage(tmp_path, view)
+
+
+def test_the_process_time_zone_does_not_matter(tmp_path):
+    column = pa.array([datetime(2013, 11, 3, 1, 30), datetime(2013, 3, 10, 2, 30)], pa.timestamp("us"))
+    write(tmp_path / "data.parquet", table_of(at=column, v=column))
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from pathlib import Path
+from support.sources import staged_rows, view_of
+from featurestore.types import Timestamp
+sql = 'SELECT k, "at", date_trunc(\\'day\\', v) AS v FROM flights'
+for query in (None, sql):
+    for row in staged_rows(Path({str(tmp_path)!r}), view_of(features={{"v": Timestamp}}, sql=query)):
+        print(row["event_ts"].isoformat(), row["v"].isoformat())
+"""
+    shown = set()
+    for zone in ("UTC", "America/New_York", "Asia/Kolkata"):
+        environment = {**os.environ, "TZ": zone}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True
+        )
+        shown.add(done.stdout)
+    (output,) = shown
+    assert output.splitlines()[1] == "2013-11-03T01:30:00+00:00 2013-11-03T01:30:00+00:00"
+    assert output.splitlines()[3] == "2013-11-03T01:30:00+00:00 2013-11-03T00:00:00+00:00"
+
+
+def test_result_depends_neither_on_threads_nor_on_row_groups(tmp_path):
+    chance = random.Random(5)
+    for number in range(3):
+        rows = 4_000
+        table = pa.table(
+            {
+                "k": pa.array([chance.randrange(50) for _ in range(rows)]),
+                "at": instants(*(chance.randrange(20) for _ in range(rows))),
+                "v": pa.array([chance.random() for _ in range(rows)]),
+            }
+        )
+        write(tmp_path / "data" / f"{number}.parquet", table, row_group_size=chance.choice([100, 1_000, 4_000]))
+    sql = 'SELECT k, "at", v FROM flights'
+    for query in (None, sql):
+        seen = set()
+        for threads in (1, 2, 3, 4, 1, 4):
+            rows = staged_rows(tmp_path, view_of("data", sql=query), settings=EngineSettings(threads=threads))
+            seen.add(tuple(tuple(row.values()) for row in rows))
+        assert len(seen) == 1
+        assert len(rows) == 50 * 20
+
+
+def test_a_large_result_lies_in_order_over_all_row_groups(tmp_path):
+    """The newest row of a file is found by its number, and the join skips row groups: both rest on this."""
+    rows = 300_000
+    table = pa.table(
+        {
+            "k": pa.array(range(rows)),
+            "at": instants(*((n * 7_919) % 1_000 for n in range(rows))),
+            "known": instants(*((n * 104_729) % 2_000 if n % 3 else None for n in range(rows))),
+            "v": pa.array([float(n) for n in range(rows)]),
+        }
+    )
+    write(tmp_path / "data.parquet", table)
+    staged = stage(tmp_path, view_of(created="known"), settings=EngineSettings(threads=4), first_sequence=10**12)
+    file = pq.ParquetFile(staged.path)
+    assert file.num_row_groups > 1
+    written = file.read()
+    known = written["created_ts"].cast(pa.int64()).to_pylist()
+    events = written["event_ts"].cast(pa.int64()).to_pylist()
+    orders = [
+        (at, at if when is None else when, sequence)
+        for at, when, sequence in zip(events, known, written["fs_seq"].to_pylist(), strict=True)
+    ]
+    assert orders == sorted(orders)
+    assert sorted(sequence for *_, sequence in orders) == list(range(10**12, 10**12 + rows))
+    assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_what_the_log_holds_in_another_generation_of_features(tmp_path):
+    """A feature that was added later is null in older files: rows with a value for it are new versions."""
+    write(tmp_path / "data.parquet", table_of(more=pa.array(["x", None, "y"])))
+    old = stage(tmp_path, view_of())
+    view = view_of(features={"v": Float64, "more": String})
+    new = stage(tmp_path, view, log=[old.path])
+    assert (new.appended, new.unchanged) == (2, 1)
+    wider = view_of(features={"v": Float64})
+    narrow = pq.ParquetFile(old.path).read()
+    narrow = narrow.set_column(narrow.schema.names.index("v"), "v", narrow["v"].cast(pa.float32()))
+    path = write(tmp_path / "staging" / "narrow.parquet", narrow)
+    assert stage(tmp_path, wider, log=[path]).unchanged == 3
+
+
+def test_a_correction_and_its_correction_back(tmp_path):
+    """A, B, A: the newest version counts, so the third is a row of its own."""
+    log: list[Path] = []
+    for number, value in enumerate([1.5, 2.5, 1.5, 1.5]):
+        write(tmp_path / "data.parquet", table_of(k=pa.array([1]), v=pa.array([value])))
+        staged = stage(tmp_path, view_of(), log=log, first_sequence=number)
+        log += [staged.path] if staged.path is not None else []
+    assert [pq.ParquetFile(path).read()["v"].to_pylist() for path in log] == [[1.5], [2.5], [1.5]]
+
+
+def test_rows_dated_after_now_wait(tmp_path):
+    write(tmp_path / "data.parquet", table_of(at=instants(1, 5, 1), known=instants(1, 5, 9)))
+    staged = stage(tmp_path, view_of(created="known"), now_us=4)
+    assert (staged.read, staged.appended, staged.waiting, staged.max_created_us) == (3, 1, 2, 1)
+    later = stage(tmp_path, view_of(created="known"), now_us=9, log=[staged.path])
+    assert (later.appended, later.unchanged, later.waiting, later.max_created_us) == (2, 1, 0, 9)
+
+
+def test_spans_choose_by_rounded_event_by_created_and_by_file(tmp_path):
+    write(tmp_path / "data" / "a.parquet", table_of(k=pa.array([1, 2]), at=instants(999, 1_001, unit="ns", zone=None)))
+    write(tmp_path / "data" / "b.parquet", table_of(k=pa.array([3]), at=instants(3_000, unit="ns", zone=None)))
+    view = view_of("data")
+
+    def keys(*spans: Span) -> list[int]:
+        return [row["k"] for row in staged_rows(tmp_path, view, spans=spans)]
+
+    assert keys(Span(0, 1)) == []
+    assert keys(Span(1, 2)) == [1]
+    assert keys(Span(2, 4)) == [2, 3]
+    assert keys(Span(1, 2), Span(1, 4)) == [1, 2, 3]
+    assert keys() == []
+    assert keys(Span(0, 9, files=("data/b.parquet",))) == [3]
+    assert keys(Span(0, 9, files=())) == []
+    assert keys(Span(0, 9, files=("data/gone.parquet",))) == []
+    assert keys(Span(0, 9, created_after_us=1)) == [2, 3]
+    assert keys(Span(0, 9, created_after_us=3), Span(1, 2, files=("data/a.parquet",))) == [1]
+
+
+def test_sequence_numbers_follow_files_and_rows(tmp_path):
+    for number, name in enumerate(["b.parquet", "a/z.parquet", "c.parquet"]):
+        write(tmp_path / "data" / name, table_of(k=pa.array([number, number + 10]), at=instants(5, 5)))
+    rows = staged_rows(tmp_path, view_of("data"), first_sequence=100)
+    assert [(row["k"], row["fs_seq"]) for row in rows] == [
+        (1, 100),
+        (11, 101),
+        (0, 102),
+        (10, 103),
+        (2, 104),
+        (12, 105),
+    ]
+    # They do not depend on what else is read.
+    only = [Span(ALWAYS.start_us, ALWAYS.end_us, files=("data/b.parquet",))]
+    assert [row["fs_seq"] for row in staged_rows(tmp_path, view_of("data"), first_sequence=100, spans=only)] == [
+        102,
+        103,
+    ]
+
+
+def test_a_feature_may_be_a_time_or_a_key(tmp_path):
+    write(tmp_path / "data.parquet", table_of(at=instants(1_001, unit="ns", zone=None), k=pa.array([7])))
+    (row,) = staged_rows(tmp_path, view_of(features={"at": Timestamp}))
+    assert (row["event_ts"].microsecond, row["at"].microsecond) == (2, 1)
+
+
+# SQL ---------------------------------------------------------------------------------------------------------------
+
+
+def joined(sql: str) -> FeatureView:
+    """Return a view over two sources."""
+    return FeatureView(
+        "joined",
+        entities=[Entity("thing", join_keys={"k": Int64})],
+        source=[
+            ParquetSource("flights", "flights.parquet", "at", "known"),
+            ParquetSource("weather", "weather", "hour"),
+        ],
+        schema=[Field("v", Float64), Field("n", Int64)],
+        sql=sql,
+    )
+
+
+@pytest.fixture
+def joined_root(tmp_path: Path) -> Path:
+    write(tmp_path / "flights.parquet", table_of(known=instants(2_500, None, 2_500, unit="ns", zone=None)))
+    write(tmp_path / "weather" / "day=1" / "w.parquet", pa.table({"hour": instants(0, 0), "temp": [1.0, None]}))
+    return tmp_path
+
+
+def test_sql_joins_sources_by_name(joined_root):
+    sql = """
+        WITH counted AS (SELECT day, count(*) AS n, avg(temp) AS t FROM weather GROUP BY day)
+        SELECT k, "at", f.known, v + t AS v, n FROM flights f CROSS JOIN counted -- a comment at the end"""
+    view = joined(sql)
+    rows = staged_rows(joined_root, view)
+    assert [(row["k"], row["v"], row["n"]) for row in rows] == [(0, 2.5, 2), (1, 2.5, 2), (2, 2.5, 2)]
+    assert [row["created_ts"] and row["created_ts"].microsecond for row in rows] == [3, None, 3]
+    engine = DuckEngine(joined_root)
+    assert engine.first_event_us(view) == 0
+    assert {c.name: c.value_type for c in engine.columns(view)} == {
+        "k": Int64, "at": Timestamp, "known": Timestamp, "v": Float64, "n": Int64,
+    }  # fmt: skip
+
+
+def test_sql_that_no_longer_fits_its_sources_is_told(joined_root):
+    with pytest.raises(SourceSchemaError, match=r"(?s)'joined' fails.*gone") as caught:
+        DuckEngine(joined_root).columns(joined('SELECT k, "at", known, gone AS v, 1 AS n FROM flights, weather'))
+    assert caught.value.details == {"view": "joined"}
+    with pytest.raises(SourceSchemaError, match="does not fit the output of its SQL") as caught:
+        stage(joined_root, joined('SELECT k, "at", sum(k) AS n FROM flights, weather GROUP BY ALL'))
+    assert caught.value.details["problems"] == [
+        "created time 'known' is missing. Known are: at, k, n.",
+        "feature 'v' is missing. Known are: at, k, n.",
+        "feature 'n' is declared Int64, found HUGEINT",
+    ]
+
+
+def test_sql_that_fails_on_the_data_is_told(joined_root):
+    sql = "SELECT k, \"at\", known, v, CAST(CASE WHEN k > 1 THEN 'x' ELSE '1' END AS BIGINT) AS n FROM flights, weather"
+    with pytest.raises(SourceError, match=r"(?s)'joined' fails: Conversion Error.*'x'"):
+        stage(joined_root, joined(sql))
+
+
+def test_sql_of_null_and_of_odd_types(joined_root):
+    view = joined('SELECT k, "at", NULL AS known, NULL AS v, NULL AS n FROM flights, weather')
+    rows = staged_rows(joined_root, view)
+    assert {(row["created_ts"], row["v"], row["n"]) for row in rows} == {(None, None, None)}
+    odd = "SELECT uuid() AS u, '1'::BIT AS b, INTERVAL 1 DAY AS i, [1::HUGEINT] AS h, {'a': 1} AS s, TIME '10:00' AS t"
+    columns = DuckEngine(joined_root).columns(joined(f"{odd}, 'a'::ENUM('a') AS e FROM flights, weather"))
+    assert {c.name: c.value_type for c in columns} == {
+        "u": String, "b": None, "i": None, "h": None, "s": None, "t": None, "e": String,
+    }  # fmt: skip
+
+
+SECRETS = [
+    "SELECT content AS v FROM read_text('{secret}')",
+    "SELECT * FROM read_parquet('{secret}')",
+    "SELECT * FROM glob('{folder}/*')",
+    "SELECT * FROM '{secret}'",
+    "COPY (SELECT 1) TO '{folder}/out.csv'",
+    "ATTACH '{folder}/x.db'",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    "SET enable_external_access = true",
+    "SET memory_limit = '1TB'",
+    "RESET allowed_paths",
+    "SELECT * FROM python_variable",
+]
+
+
+@pytest.mark.parametrize("statement", SECRETS)
+def test_sql_sees_nothing_but_the_sources(joined_root, tmp_path_factory, statement):
+    """Definitions refuse most of these while they are parsed; the connection must not rest on that."""
+    from featurestore.engine.scan import _opened
+    from featurestore.engine.session import Session
+
+    folder = tmp_path_factory.mktemp("secret")
+    secret = write(folder / "secret.parquet", pa.table({"v": ["a secret"]}))
+    python_variable = pa.table({"v": ["a secret"]})
+    assert python_variable.num_rows == 1
+    view = joined('SELECT k, "at", known, v, k AS n FROM flights, weather')
+    with _opened(Session(joined_root, EngineSettings()), view, writes=joined_root / "staging") as scanned:
+        with pytest.raises(duckdb.Error):
+            scanned.connection.execute(statement.format(secret=secret, folder=folder)).fetchall()
+        # What the connection may do still works.
+        assert scanned.connection.execute("SELECT count(*) FROM flights").fetchall() == [(3,)]
+    assert [path.name for path in folder.iterdir()] == ["secret.parquet"]
+
+
+def test_sources_of_sql_show_nanoseconds_as_instants(tmp_path):
+    """DuckDB has hardly a function for TIMESTAMPTZ_NS; users' SQL sees what it can work with."""
+    table = table_of(
+        at=instants(1_001, unit="ns", zone=None), seen=instants(1_999, unit="ns", zone=None), k=pa.array([1])
+    )
+    write(tmp_path / "data.parquet", table)
+    sql = 'SELECT k, "at" + INTERVAL 1 MICROSECOND AS "at", epoch_us(seen) AS v FROM flights'
+    (row,) = staged_rows(tmp_path, view_of(features={"v": Int64}, sql=sql))
+    assert (row["event_ts"].microsecond, row["v"]) == (3, 1)
+
+
+# Bounds ------------------------------------------------------------------------------------------------------------
+
+
+def wide_source(root: Path, rows: int) -> FeatureView:
+    chance = random.Random(1)
+    texts = pa.array([f"{chance.random()}" * 5 for _ in range(2_000)])
+    columns = {f"t{number}": pa.concat_arrays([texts] * (rows // 2_000)) for number in range(4)}
+    times = instants(*(chance.randrange(10**6) for _ in range(2_000)))
+    table = table_of(k=pa.array(range(rows)), at=pa.concat_arrays([times] * (rows // 2_000)), **columns)
+    write(root / "data.parquet", table, compression="zstd")
+    return view_of(features=dict.fromkeys(columns, String))
+
+
+def test_what_does_not_fit_into_memory_goes_to_the_disk(tmp_path):
+    view = wide_source(tmp_path, rows=300_000)
+    settings = EngineSettings(memory_limit="100MB", threads=1, temp_directory="spill/here")
+    staged = stage(tmp_path, view, settings=settings)
+    assert staged.appended == 300_000
+    assert list((tmp_path / "spill" / "here").iterdir()) == []
+
+
+def test_too_little_memory_is_told_with_the_settings_to_raise(tmp_path):
+    view = wide_source(tmp_path, rows=20_000)
+    with pytest.raises(EngineError, match="ran out of memory") as caught:
+        stage(tmp_path, view, settings=EngineSettings(memory_limit="2MB", threads=1))
+    assert "memory_limit" in caught.value.hint
+    assert "temp_directory" in caught.value.hint
+    assert list((tmp_path / "staging").iterdir()) == []
+
+
+def test_a_full_disk_is_told_and_leaves_no_file(tmp_path):
+    view = wide_source(tmp_path, rows=40_000)
+    with small_disk(tmp_path / "staging", size="128k") as is_small:
+        if is_small:
+            with pytest.raises(DiskFullError, match="No space was left"):
+                stage(tmp_path, view)
+            assert list((tmp_path / "staging").iterdir()) == []
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from pathlib import Path
+from featurestore.errors import DiskFullError
+from featurestore.types import String
+from support.disks import small_files
+from support.sources import stage, view_of
+with small_files(100_000):
+    try:
+        stage(Path({str(tmp_path)!r}), view_of(features=dict.fromkeys(["t0", "t1"], String)))
+    except DiskFullError as error:
+        print("full:", error.hint)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert done.stdout.startswith("full: Free some space"), done.stderr
+    assert list((tmp_path / "staging").iterdir()) == []
+
+
+def test_a_damaged_file_of_the_log_is_told(tmp_path):
+    write(tmp_path / "data.parquet", table_of(k=pa.array(range(10_000))))
+    staged = stage(tmp_path, view_of())
+    content = bytearray(staged.path.read_bytes())
+    content[4:2_000] = b"\xff" * 1_996
+    staged.path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match="of the offline store cannot be read"):
+        stage(tmp_path, view_of(), log=[staged.path])
+    with pytest.raises(DamagedFileError):
+        list(DuckEngine(tmp_path).latest(view_of(), [str(staged.path)], changed=None, batch_rows=10))
+    staged.path.unlink()
+    with pytest.raises(DamagedFileError, match="No such file"):
+        list(DuckEngine(tmp_path).latest(view_of(), [str(staged.path)], changed=None, batch_rows=10))
+
+
+def test_latest_of_no_files_is_nothing(tmp_path):
+    assert list(DuckEngine(tmp_path).latest(view_of(), [], changed=None, batch_rows=10)) == []
+
+
+def test_an_incremental_read_of_a_large_source_skips_most_of_it(tmp_path):
+    """Row groups outside the span are not unpacked: a day of a year costs much less than the year."""
+    rows = 400_000
+    text = pa.array([f"{number}-{'x' * 40}" for number in range(rows)])
+    write(tmp_path / "data.parquet", table_of(k=pa.array(range(rows)), v=text), row_group_size=10_000)
+    view = view_of(features={"v": String})
+    begun = time.perf_counter()
+    assert stage(tmp_path, view).appended == rows
+    whole_seconds = time.perf_counter() - begun
+    begun = time.perf_counter()
+    assert stage(tmp_path, view, spans=[Span(1_000, 1_100)]).appended == 100
+    part_seconds = time.perf_counter() - begun
+    assert part_seconds < whole_seconds / 2
+
+
+def test_dates_of_the_calendar_change_are_not_shifted(tmp_path):
+    """A calendar library that knows of 1582 would move what lies before by ten days."""
+    moment = datetime(1500, 2, 3, 4, 5, 6, 7, tzinfo=UTC)
+    write(tmp_path / "data.parquet", table_of(at=pa.array([moment], pa.timestamp("us", tz="UTC")), k=pa.array([1])))
+    (row,) = staged_rows(tmp_path, view_of())
+    assert row["event_ts"] - moment == timedelta(0)
