@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -138,18 +139,16 @@ def _folder(workspace: Workspace) -> Path:
 
 
 def _keep(workspace: Workspace, name: str, rows: JoinedRows, table: pa.Table) -> SavedFrame:
-    """Write the entity frame beside the offline tables, to stay."""
-    import pyarrow.parquet as pq
-
+    """Write the entity frame beside the offline tables, to stay: as Arrow's file format, which changes no type."""
     folder = _folder(workspace) / workspace.project / FOLDER
     with disk_errors(f"keep the entity frame of training set {name!r}"):
         make_folder(folder)
         partial = folder / f"{name}.{secrets.token_hex(8)}.partial"
         try:
-            pq.write_table(table, partial, compression="zstd")
+            partial.write_bytes(_to_file(table))
             sync_file(partial)
             sha256 = hash_of(partial)
-            target = folder / f"{name}-{sha256}.parquet"
+            target = folder / f"{name}-{sha256}.arrow"
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
@@ -160,21 +159,18 @@ def _keep(workspace: Workspace, name: str, rows: JoinedRows, table: pa.Table) ->
 
 def _read_kept(workspace: Workspace, saved: SavedSet) -> pa.Table:
     """Read a kept entity frame; raises DamagedFileError when it is not what was kept."""
-    import pyarrow.parquet as pq
-
     path = _folder(workspace) / saved.frame.file
     try:
-        whole = hash_of(path) == saved.frame.sha256
+        content = path.read_bytes()
     except OSError:
-        whole = False
-    if not whole:
+        content = b""
+    if hashlib.sha256(content).hexdigest() != saved.frame.sha256:
         raise DamagedFileError(
             f"{path}, the entity frame of training set {saved.name!r}, is missing or damaged.",
             hint="Restore it from a backup.",
             path=str(path),
         )
-    with pq.ParquetFile(path) as file:
-        return file.read()
+    return _from_file(content)
 
 
 def to_kept(own: OwnColumns) -> pa.Table:
@@ -194,12 +190,12 @@ def to_kept(own: OwnColumns) -> pa.Table:
                 f"The entity frame cannot be kept: {str(error).splitlines()[0]}.",
                 hint="Save a set whose frame has columns of one type each.",
             ) from None
-    back = _through_parquet(table)
+    back = _from_file(_to_file(table))
     changed = _first_difference(own, from_kept(back, own.form))
     if changed is not None:
         raise TrainingSetError(
             f"The entity frame cannot be kept: {changed} would not come back as it is.",
-            hint="Leave it out of the frame, or give it a type that Parquet has.",
+            hint="Leave it out of the frame, or give it a type that Arrow has.",
         )
     return back
 
@@ -215,16 +211,22 @@ def from_kept(table: pa.Table, form: Form) -> OwnColumns:
     return OwnColumns("arrow", table)
 
 
-def _through_parquet(table: pa.Table) -> pa.Table:
+def _to_file(table: pa.Table) -> pa.Buffer:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    try:
-        pq.write_table(table, sink)
-    except (pa.ArrowException, NotImplementedError) as error:
-        raise TrainingSetError(f"The entity frame cannot be kept: {str(error).splitlines()[0]}.") from None
-    return pq.read_table(pa.BufferReader(sink.getvalue()))
+    # A file holds one dictionary for each column.
+    table = table.unify_dictionaries().combine_chunks()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def _from_file(content: bytes | pa.Buffer) -> pa.Table:
+    import pyarrow as pa
+
+    with pa.ipc.open_file(pa.BufferReader(content)) as file:
+        return file.read_all()
 
 
 def _first_difference(given: OwnColumns, back: OwnColumns) -> str | None:

@@ -18,7 +18,9 @@ from featurestore.definitions import (
     on_demand_feature_view,
 )
 from featurestore.metadata.workspace import Workspace
+from featurestore.project.settings import make_settings
 from featurestore.types import Array, Bool, Bytes, Date, Decimal, Float32, Float64, Int32, Int64, String, Timestamp
+from support.clock import ManualClock
 from support.projects import make_workspace
 
 NOW = "2024-02-01T00:00:00Z"
@@ -113,3 +115,9 @@ DEFINITIONS = [
 def small_project(tmp_path: Path, *, online_url: str | None = None, now: Any = NOW) -> Workspace:
     """Return the project applied in ``tmp_path``, without any rows."""
     return make_workspace(tmp_path, DEFINITIONS, online_url=online_url, now_us=now)
+
+
+def open_small_project(folder: Path, *, now: Any = NOW) -> Workspace:
+    """Return the project that `small_project` made in a folder, or a copy of it."""
+    settings = make_settings({"project": "shop", "online_store": "lmdb:///data/online"})
+    return Workspace(folder, settings, code=DEFINITIONS, clock=ManualClock(now))
