@@ -29,7 +29,9 @@ bench: .venv/.installed-test
 	@$(BIN)/python -m benchmarks
 
 docs: .venv/.installed-docs
-	@$(BIN)/zensical build --clean --strict
+	@$(BIN)/python docs/generate.py
+	@$(BIN)/python -m sphinx --fresh-env --fail-on-warning --nitpicky --quiet docs site
+	@echo "The documentation is at site/index.html."
 
 lint: .venv/.installed-test
 	@$(BIN)/ruff check .

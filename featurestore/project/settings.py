@@ -58,8 +58,11 @@ class EngineLimits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     memory_limit: str | None = None
+    """What DuckDB may take, for example ``4GB``; by default four fifths of the machine's memory."""
     threads: int | None = Field(default=None, ge=1)
+    """How many threads work; by default one for each core."""
     temp_directory: str | None = None
+    """Where it spills what does not fit."""
 
 
 class ServerSettings(BaseModel):
@@ -68,11 +71,17 @@ class ServerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: str = "127.0.0.1"
+    """Address to listen on; beyond loopback a token is needed."""
     port: int = Field(default=6566, ge=0, le=65535)
+    """Port to listen on; 0 takes any that is free."""
     workers: int = Field(default=1, ge=1, le=256)
+    """Processes that serve."""
     refresh: Duration = timedelta(seconds=10)
+    """How often the server looks for a new revision of the definitions."""
     max_clock_skew: Duration = timedelta(seconds=5)
+    """How far ahead of our clock the time of a pushed row may lie."""
     max_body: ByteSize = ByteSize(1_000_000)
+    """The largest request body, in bytes or as ``2MB``."""
 
 
 class _Environment(EnvSettingsSource):
@@ -92,11 +101,17 @@ class Settings(BaseSettings):
     )
 
     project: Annotated[str, AfterValidator(check_object_name)]
+    """The project's name, part of every key and path: a lower-case letter, then at most 62 of a-z, 0-9 and _."""
     registry: Store = StoreSettings(url="sqlite:///data/registry.db")
+    """Where definitions and the ledger of runs are kept."""
     offline_store: Store = StoreSettings(url="data/offline")
+    """Where the Delta tables lie that training sets are made of."""
     online_store: Store = StoreSettings(url="lmdb:///data/online")
+    """Where the newest values lie that are served."""
     engine: EngineLimits = EngineLimits()
+    """Bounds of DuckDB, which reads sources and joins training sets."""
     server: ServerSettings = ServerSettings()
+    """How ``fs serve`` serves."""
 
     @classmethod
     def settings_customise_sources(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command("peek")
 @click.argument("view")
-@click.option("--rows", "-n", type=click.IntRange(1, 10_000), default=10, show_default=True)
+@click.option("--rows", "-n", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many.")
 @repo_command
 def command(store: FeatureStore, output: Output, view: str, rows: int) -> None:
     """Show the newest rows of VIEW in the offline store."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--features", help="Comma-separated view:feature references.")
 @click.option("--service", help="A feature service, in place of --features.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Parquet file to write.")
-@click.option("--timestamp-column", default="event_timestamp", show_default=True)
+@click.option("--timestamp-column", default="event_timestamp", show_default=True, help="The frame's time column.")
 @click.option("--as-of", type=click.Choice(["event", "available"]), help="Default: available where it is declared.")
 @click.option("--full-feature-names", is_flag=True, help="Name columns view__feature.")
 @click.option("--direct", is_flag=True, help="Read the sources instead of the offline store.")

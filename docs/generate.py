@@ -1,0 +1,633 @@
+"""Write the reference pages that are made from the code: ``python docs/generate.py`` (``--check`` only compares).
+
+A page is never edited by hand: what it says is in the docstrings, option helps and tables that it is made of. A test
+compares the committed pages with what this writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import click
+
+REFERENCE = Path(__file__).resolve().parent / "reference"
+NOTICE = "<!-- Made from the code by docs/generate.py: do not edit. -->\n"
+
+
+def main() -> None:
+    """Write every page, or say which are out of date."""
+    parser = argparse.ArgumentParser(description="Write the reference pages that are made from the code.")
+    parser.add_argument("--check", action="store_true", help="compare only; exit with 1 when a page is out of date")
+    options = parser.parse_args()
+    stale = []
+    for name, text in pages().items():
+        path = REFERENCE / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.append(name)
+            if not options.check:
+                path.write_text(text, encoding="utf-8")
+    print("\n".join(f"{'out of date' if options.check else 'written'}: {name}" for name in stale) or "up to date")
+    sys.exit(1 if stale and options.check else 0)
+
+
+def pages() -> dict[str, str]:
+    """Return the text of every generated page by file name."""
+    makers: dict[str, Callable[[], Iterable[str]]] = {
+        "cli.md": cli_page,
+        "errors.md": errors_page,
+        "http.md": http_page,
+        "python.md": python_page,
+        "settings.md": settings_page,
+        "steps.md": steps_page,
+        "types.md": types_page,
+    }
+    return {name: NOTICE + "\n" + "\n".join(make()).rstrip() + "\n" for name, make in makers.items()}
+
+
+# The command line
+
+
+def cli_page() -> Iterable[str]:
+    from featurestore.cli.main import COMMANDS, fs
+
+    yield "# Commands\n"
+    yield "```console\n$ fs --help\n" + help_text(fs, "fs") + "\n```\n"
+    yield COMMON_OPTIONS
+    context = click.Context(fs, info_name="fs")
+    for name in COMMANDS:
+        command = fs.get_command(context, name)
+        assert command is not None
+        yield from command_section(name, command)
+
+
+COMMON_OPTIONS = """\
+Every command but `init` takes `--repo` and `--debug`, and all that print something to read take `--json`: one document
+on standard output, the same facts that the text shows. Progress and errors go to standard error.
+
+| Exit code | Means |
+|---|---|
+| 0 | done |
+| 1 | failed; for `fs verify` and `fs doctor`: something is damaged or wrong |
+| 2 | the command was not written as it should be |
+| 3 | changes are pending (`fs plan --check`) |
+| 4 | the registry changed meanwhile: plan again |
+"""
+
+
+def command_section(name: str, command: click.Command) -> Iterable[str]:
+    context = click.Context(command, info_name=f"fs {name}")
+    usage = " ".join(piece for piece in command.collect_usage_pieces(context) if piece != "[OPTIONS]")
+    yield f"## fs {name}\n"
+    yield f"```console\n$ fs {name}{' ' + usage if usage else ''} [OPTIONS]\n```\n"
+    yield inspect.cleandoc(command.help or "") + "\n"
+    yield "| Option | What it does |\n|---|---|"
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            yield f"| {option_names(parameter)} | {cell(option_help(parameter))} |"
+    yield ""
+
+
+def option_names(option: click.Option) -> str:
+    metavar = "" if option.is_flag else f" {option.make_metavar(click.Context(click.Command('fs')))}"
+    return cell(", ".join(f"`{name}{metavar}`" for name in option.opts))
+
+
+def option_help(option: click.Option) -> str:
+    text = option.help or ""
+    if option.show_default and not option.is_flag:
+        text = f"{text.rstrip('.')} (default: `{option.default}`)."
+    return text + (" Required." if option.required else "")
+
+
+def help_text(command: click.Command, name: str) -> str:
+    return command.get_help(click.Context(command, info_name=name, terminal_width=90, max_content_width=90)).rstrip()
+
+
+# Settings
+
+
+def settings_page() -> Iterable[str]:
+    from featurestore import backends
+    from featurestore.project import settings
+
+    yield "# Settings\n"
+    yield SETTINGS_HEAD
+    yield from settings_table(settings.Settings, "")
+    for setting, schemes in (
+        ("registry", backends.REGISTRY_SCHEMES),
+        ("offline_store", backends.OFFLINE_SCHEMES),
+        ("online_store", backends.ONLINE_SCHEMES),
+    ):
+        yield f"## {setting}\n"
+        yield "| URL | What it is |\n|---|---|"
+        yield from (f"| `{URLS[setting, scheme][0]}` | {URLS[setting, scheme][1]} |" for scheme in schemes)
+        yield ""
+    yield REDIS_OPTIONS
+    yield "## engine\n"
+    yield from settings_table(settings.EngineLimits, "engine.")
+    yield "## server\n"
+    yield from settings_table(settings.ServerSettings, "server.")
+    yield ENVIRONMENT
+
+
+SETTINGS_HEAD = """\
+A feature repo's settings are in its `feature_store.yaml`. An unknown key is an error that names the closest one.
+
+```yaml
+project: nyc_flights
+registry: sqlite:///data/registry.db
+offline_store: data/offline
+online_store:                                 # a URL, or a mapping with options
+  url: redis://:${REDIS_PASSWORD}@localhost:6379/0
+  read_timeout_ms: 80
+engine: {memory_limit: 4GB}
+server: {port: 6566, workers: 4}
+```
+
+`${NAME}` is replaced by the environment variable, and an unset one is an error. Relative paths (bare, or after three
+slashes) are relative to the folder of `feature_store.yaml`; four slashes make an absolute path. Durations are written
+`500ms`, `10s`, `5m`, `2h`, `1d`.
+"""
+
+URLS = {
+    ("registry", "sqlite"): ("sqlite:///data/registry.db", "a SQLite file, on a local disk"),
+    ("offline_store", ""): ("data/offline", "a folder"),
+    ("offline_store", "file"): ("file:///data/offline", "the same, written as a URL"),
+    ("online_store", "lmdb"): (
+        "lmdb:///data/online",
+        "an embedded store in a folder: many processes read while one writes",
+    ),
+    ("online_store", "redis"): ("redis://user:password@host:6379/0", "one Redis (6.2 or later) or Valkey server"),
+    ("online_store", "rediss"): ("rediss://host:6379/0", "the same over TLS"),
+}
+
+REDIS_OPTIONS = """\
+Options beside a `redis` or `rediss` URL:
+
+| Option | Default | What it is |
+|---|---|---|
+| `read_timeout_ms` | 50 | how long an online read waits on an open connection; it is never tried again |
+| `write_timeout_ms` | 5000 | how long a publish waits for each answer; a lost connection is tried again about as long |
+"""
+
+ENVIRONMENT = """\
+## Environment variables
+
+The environment wins over the file. A URL is set by the name of its setting, an option beside it after two underscores.
+
+| Variable | Sets |
+|---|---|
+| `FS_PROJECT` | `project` |
+| `FS_REGISTRY`, `FS_OFFLINE_STORE`, `FS_ONLINE_STORE` | the URL of a store, in place of the file's whole setting |
+| `FS_ONLINE_STORE__READ_TIMEOUT_MS` | an option beside a URL from the environment |
+| `FS_ENGINE__MEMORY_LIMIT`, `FS_SERVER__PORT`, … | one key of `engine` or `server` |
+| `FS_SERVER_TOKEN` | the token of `fs serve`, 32 characters or more; the file, which is committed, cannot hold it |
+| `FS_CRASH_AT` | for tests: [the point at which the process ends itself](steps.md) |
+"""
+
+
+def settings_table(model: Any, prefix: str) -> Iterable[str]:
+    from pydantic import BaseModel
+
+    documents = attribute_docstrings(model)
+    yield "| Setting | Default | What it is |\n|---|---|---|"
+    for name, field in model.model_fields.items():
+        if field.is_required():
+            default = "required"
+        elif hasattr(field.default, "url"):
+            default = f"`{field.default.url}`"
+        elif isinstance(field.default, BaseModel):
+            default = f"[see below](#{name})"
+        elif field.default is None:
+            default = "none"
+        elif hasattr(field.default, "total_seconds"):
+            default = f"`{field.default.total_seconds():g}s`"
+        else:
+            default = f"`{field.default}`"
+        yield f"| `{prefix}{name}` | {default} | {cell(prose(documents[name]))} |"
+    yield ""
+
+
+def attribute_docstrings(owner: type) -> dict[str, str]:
+    """Return the docstrings that stand below the attributes of a class."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+    assert isinstance(node, ast.ClassDef)
+    found = {}
+    for one, following in zip(node.body, node.body[1:], strict=False):
+        if not (isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)):
+            continue
+        target = (
+            one.target if isinstance(one, ast.AnnAssign) else one.targets[0] if isinstance(one, ast.Assign) else None
+        )
+        if isinstance(target, ast.Name):
+            found[target.id] = inspect.cleandoc(following.value.value)
+    return found
+
+
+# Python
+
+
+def python_page() -> Iterable[str]:
+    import featurestore
+    import featurestore.definitions
+    from featurestore.metadata.runs import Published, RunResult
+    from featurestore.online.reading import Status
+    from featurestore.plan import ChangeClass, Plan
+    from featurestore.plan.classes import Difference
+    from featurestore.plan.planning import Step
+    from featurestore.retrieval import OnlineResponse, TrainingSet
+    from featurestore.retrieval.certificate import Certificate, ViewCertificate
+
+    yield "# Python API\n"
+    yield (
+        "What `import featurestore` offers, and what it returns. [Value types](types.md) and [errors](errors.md) have "
+        "pages of their own.\n"
+    )
+    yield from class_section(featurestore.FeatureStore, 2)
+    yield "## Definitions\n"
+    for name in featurestore.__all__:
+        if name == "FeatureStore":
+            continue
+        found = getattr(featurestore, name)
+        yield from class_section(found, 3) if inspect.isclass(found) else function_section(found, 3)
+    yield from class_section(featurestore.definitions.FeatureSelection, 3)
+    yield "## What comes back\n"
+    results = (TrainingSet, Certificate, ViewCertificate, OnlineResponse, Status)
+    for returned in (*results, RunResult, Published, Plan, Step, Difference, ChangeClass):
+        yield from class_section(returned, 3)
+
+
+HIDDEN = {"kind", "title", "model_config", "joined"}
+
+
+def class_section(owner: Any, level: int) -> Iterable[str]:
+    yield f"{'#' * level} {owner.__name__}\n"
+    if takes_arguments(owner):
+        yield "```python\n" + signature(owner, owner.__name__) + "\n```\n"
+    yield prose(owner.__doc__) + "\n"
+    yield from attribute_table(owner)
+    for name, member in vars(owner).items():
+        if name.startswith("_") or name in HIDDEN:
+            continue
+        head = f"{'#' * (level + 1)} {owner.__name__}.{name}\n"
+        if isinstance(member, property) or hasattr(member, "attrname"):
+            text = (member.fget if isinstance(member, property) else member.func).__doc__  # type: ignore[attr-defined]
+            yield f"{head}\n{prose(text)}\n"
+        elif inspect.isfunction(member) and member.__name__ != name:
+            yield f"{head}\nThe same as `{member.__name__}`.\n"
+        elif inspect.isfunction(member) and not is_validator(owner, name):
+            yield f"{head}\n```python\n{signature(member, name)}\n```\n\n{prose(member.__doc__)}\n"
+
+
+def attribute_table(owner: Any) -> Iterable[str]:
+    """Yield a table of the fields of a data class, the members of an enumeration, and whatever is documented."""
+    documents = attribute_docstrings(owner)
+    if issubclass(owner, Enum):
+        rows = [(member.name, "", documents.get(member.name, "")) for member in owner]
+    elif is_dataclass(owner):
+        rows = [(field.name, str(field.type), documents.get(field.name, "")) for field in fields(owner)]
+    else:
+        rows = [(name, "", text) for name, text in documents.items() if name not in HIDDEN]
+    typed = any(kind for _, kind, _ in rows)
+    if rows:
+        yield "| Name | Type | What it is |\n|---|---|---|" if typed else "| Name | What it is |\n|---|---|"
+        for name, kind, text in rows:
+            yield f"| `{name}` |" + (f" `{cell(kind)}` |" if typed else "") + f" {cell(prose(text))} |"
+        yield ""
+
+
+def takes_arguments(owner: Any) -> bool:
+    """Tell whether users make objects of a class: results have a constructor that is not theirs to call."""
+    if owner.__name__ == "FeatureSelection":  # made by view[[...]], with_name and with_join_keys
+        return False
+    return owner.__module__.startswith("featurestore.definitions") or owner.__name__ == "FeatureStore"
+
+
+def is_validator(owner: Any, name: str) -> bool:
+    decorators = getattr(owner, "__pydantic_decorators__", None)
+    return decorators is not None and (name in decorators.field_validators or name in decorators.model_validators)
+
+
+def function_section(function: Any, level: int) -> Iterable[str]:
+    yield f"{'#' * level} {function.__name__}\n"
+    yield f"```python\n{signature(function, function.__name__)}\n```\n\n{prose(function.__doc__)}\n"
+
+
+def signature(function: Any, name: str) -> str:
+    found = inspect.signature(function)
+    kept = [parameter for parameter in found.parameters.values() if parameter.name != "self"]
+    text = str(found.replace(parameters=kept))
+    text = text.replace("datetime.timedelta", "timedelta")
+    text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text)
+    text = text.replace("'", "") if "from __future__" in inspect.getsource(inspect.getmodule(function)) else text
+    text = restore_quotes(text, kept)
+    arguments, arrow, returned = text.rpartition(" -> ")
+    if not arrow:
+        arguments, returned = text, ""
+    returned = "" if inspect.isclass(function) else returned
+    line = f"{name}{arguments}" + (f" -> {returned}" if returned else "")
+    if len(line) <= 100:
+        return line
+    inner = split_arguments(arguments[1:-1])
+    return f"{name}(\n" + "".join(f"    {each},\n" for each in inner) + ")" + (f" -> {returned}" if returned else "")
+
+
+def restore_quotes(text: str, parameters: Sequence[inspect.Parameter]) -> str:
+    """Put back the quotes of defaults that are texts: annotations are texts too, and lose theirs."""
+    for parameter in parameters:
+        if isinstance(parameter.default, str):
+            text = text.replace(
+                f"{parameter.name}: {parameter.annotation} = {parameter.default}".replace("'", ""),
+                f'{parameter.name}: {parameter.annotation} = "{parameter.default}"',
+            )
+    return text
+
+
+def split_arguments(text: str) -> list[str]:
+    parts, depth, start = [], 0, 0
+    for place, character in enumerate(text):
+        depth += (character in "([") - (character in ")]")
+        if character == "," and depth == 0:
+            parts.append(text[start:place].strip())
+            start = place + 1
+    return [*parts, text[start:].strip()]
+
+
+# HTTP
+
+
+def http_page() -> Iterable[str]:
+    from featurestore.server.errors import _ANSWERS
+    from featurestore.server.metrics import Metrics
+
+    document = openapi()
+    yield "# HTTP API\n"
+    yield HTTP_HEAD
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            yield from operation_section(document, method, path, operation)
+    yield "## Errors\n"
+    yield (
+        'Every error is `{"error": {"type", "message", "details"}}`; the details hold the request id, which is also '
+        "the header `X-Request-ID`. No stack trace leaves the server.\n"
+    )
+    yield "| Status | When |\n|---|---|"
+    responses = document["paths"]["/v1/online-features"]["post"]["responses"]
+    yield from (
+        f"| {status} | {cell(found['description'])} |" for status, found in responses.items() if status != "200"
+    )
+    yield "\n| Type of a domain error | Status | Error class |\n|---|---|---|"
+    for error, answer in _ANSWERS.items():
+        name = "anything else" if error is BaseException else f"[{error.__name__}](errors.md)"
+        yield f"| `{answer.kind}` | {answer.status} | {name} |"
+    yield "\n## Metrics\n"
+    yield "| Metric | Kind | What it is |\n|---|---|---|"
+    for metric in Metrics()._registry.collect():
+        suffix = "_total" if metric.type == "counter" else ""
+        yield f"| `{metric.name}{suffix}` | {metric.type} | {cell(metric.documentation)} |"
+
+
+HTTP_HEAD = """\
+`fs serve` answers at `http://127.0.0.1:6566` unless told otherwise. Beyond loopback every request but `/health` and
+`/ready` carries `Authorization: Bearer <token>`. The running server describes itself at `/openapi.json`, and `/docs` is
+a page to try requests from; its scripts come from the server.
+"""
+
+
+def operation_section(document: dict[str, Any], method: str, path: str, operation: dict[str, Any]) -> Iterable[str]:
+    yield f"## {method.upper()} {path}\n"
+    yield operation["summary"] + "." + (" Open to everyone." if operation.get("security") == [] else "") + "\n"
+    body = operation.get("requestBody")
+    if body is not None:
+        yield "**Request**\n"
+        yield from schema_table(document, body["content"]["application/json"]["schema"])
+        yield "**Answer**\n"
+        yield from schema_table(document, operation["responses"]["200"]["content"]["application/json"]["schema"])
+
+
+def schema_table(document: dict[str, Any], reference: dict[str, Any]) -> Iterable[str]:
+    schema = document["components"]["schemas"][reference["$ref"].rpartition("/")[2]]
+    if "description" in schema:
+        yield schema["description"] + "\n"
+    yield "| Key | Type | What it is |\n|---|---|---|"
+    for name, found in schema["properties"].items():
+        notes = [found.get("description", "")]
+        if "default" in found:
+            notes.append(f"Default: `{found['default']}`.".replace("'", '"').replace("False", "false"))
+        if name in schema.get("required", ()):
+            notes.append("Always there." if "Answer" in reference["$ref"] else "Required.")
+        yield f"| `{name}` | {cell(schema_type(found))} | {cell(' '.join(filter(None, notes)))} |"
+    yield ""
+
+
+def schema_type(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    kinds = schema.get("type", "any")
+    text = " or ".join([kinds] if isinstance(kinds, str) else kinds)
+    if "items" in schema and "array" in text:
+        text = text.replace("array", f"list of {schema_type(schema['items'])}")
+    if isinstance(schema.get("additionalProperties"), dict):
+        text = f"object of {schema_type(schema['additionalProperties'])}"
+    elif "properties" in schema:
+        text = "object of " + ", ".join(f"`{name}`" for name in schema["properties"])
+    return text
+
+
+def openapi() -> dict[str, Any]:
+    """Return what the server of a small feature repo says of itself."""
+    from featurestore import FeatureStore
+    from featurestore.cli.commands.init import command
+    from featurestore.server.app import create_app
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "repo"
+        assert command.callback is not None
+        silent = click.echo
+        click.echo = lambda *_, **__: None  # type: ignore[assignment]
+        try:
+            command.callback(root, "repo")
+        finally:
+            click.echo = silent
+        with FeatureStore(root) as store:
+            store.apply()
+        document: dict[str, Any] = create_app(root).openapi()
+        return document
+
+
+# Errors
+
+
+def errors_page() -> Iterable[str]:
+    from featurestore import errors
+
+    yield "# Errors\n"
+    yield ERRORS_HEAD
+    tree = (errors.__doc__ or "").split("\n\n", 1)[1]
+    yield f"```text\n{tree.rstrip()}\n```\n"
+    yield "The registry's:\n"
+    registry = importlib.import_module("featurestore_registry.errors").__doc__ or ""
+    yield f"```text\n{registry.split(chr(10) * 2, 1)[1].rstrip()}\n```\n"
+    yield "| Error | Under | When |\n|---|---|---|"
+    for name in errors.__all__:
+        found = getattr(errors, name)
+        if inspect.isclass(found):
+            parent = found.__bases__[0].__name__
+            under = f"`{parent}`" if parent != "Exception" else "`Exception`"
+            yield f"| `{name}` | {under} | {cell(prose(found.__doc__))} |"
+
+
+ERRORS_HEAD = """\
+Every error that the product raises on purpose is a `FeatureStoreError` of `featurestore.errors`. Its `message` says
+what was wrong, with the offending name and value; its `hint` says what to do next; its `details` hold the same facts as
+data. On the command line `message` and `hint` are printed, with `--json` all three. An error that is none of these is a
+defect: please report it.
+"""
+
+
+# Value types
+
+
+def types_page() -> Iterable[str]:
+    from featurestore.types import values
+
+    yield "# Value types\n"
+    yield "```python\nfrom featurestore.types import Array, Decimal, Float64, Int64, String, Timestamp\n```\n"
+    yield (
+        "No value changes its type or precision on the way: an Int64 of 19 digits with nulls around it comes back as "
+        "that Int64. Instants are UTC microseconds; naive ones are read as UTC. Rounding never leaks: finer instants "
+        "are rounded down in entity frames and up in feature rows.\n"
+    )
+    yield "| Type | Join key | Arrow | DuckDB | Python | JSON |\n|---|---|---|---|---|---|"
+    from featurestore.types.arrow import arrow_type
+
+    table = dict(table_rows(values.__doc__ or ""))
+    for value_type in [*values.SCALARS.values(), values.Decimal(10, 2), values.Array(values.Int64)]:
+        python, json = table[str(value_type)]
+        name = {"Decimal(10,2)": "Decimal(p, s)", "Array(Int64)": "Array(T)"}.get(str(value_type), str(value_type))
+        shown = f"for example `{value_type}`: " if name != str(value_type) else ""
+        key = "yes" if value_type in values.JOIN_KEY_TYPES else ""
+        arrow, duckdb = arrow_type(value_type), values.duckdb_type(value_type)
+        yield f"| `{name}` | {key} | {shown}`{arrow}` | `{duckdb}` | {python} | {json} |"
+    yield ""
+    yield prose(values.Decimal.__doc__).replace("Return the type of exact decimals", "`Decimal(p, s)`: exact decimals")
+    yield ""
+    yield prose(values.Array.__doc__).replace("Return the type of lists", "`Array(T)`: lists") + "\n"
+    yield (
+        "A type may become wider without a new generation: Int32 to Int64, Float32 to Float64. How each is written "
+        "online is on the page of the [wire format](wire-format.md).\n"
+    )
+
+
+def table_rows(text: str) -> Iterable[tuple[str, tuple[str, str]]]:
+    """Yield each type's Python and JSON form from the table at the head of the module of types."""
+    rules = [line for line in text.splitlines() if line.startswith("===")]
+    places = [(match.start(), match.end()) for match in re.finditer("=+", rules[0])]
+    inside = text.split(rules[0])[2]
+    for line in inside.strip("\n").splitlines():
+        cells = [line[start : (end if place < 4 else None)].strip() for place, (start, end) in enumerate(places)]
+        first = cells[0].replace("Decimal(p, s)", "Decimal(10,2)").replace("Array(T)", "Array(Int64)")
+        names = [first] if "(" in first else first.replace("Float32, 64", "Float32, Float64").split(", ")
+        yield from ((name, (cells[3], cells[4])) for name in names)
+
+
+# Steps and crash points
+
+
+def steps_page() -> Iterable[str]:
+    import featurestore
+    from featurestore.steps import CRASH_POINTS
+
+    for module in pkgutil.walk_packages(featurestore.__path__, "featurestore."):
+        importlib.import_module(module.name)
+    yield "# Steps and crash points\n"
+    yield STEPS_HEAD
+    yield "| Step | Title |\n|---|---|"
+    titles = step_titles(Path(featurestore.__file__).parent)
+    yield from (f"| `{name}` | {cell(title)} |" for name, title in sorted(titles))
+    yield "\n## Crash points\n"
+    yield CRASH_HEAD
+    yield "| Point | What has happened when it is passed |\n|---|---|"
+    yield from (f"| `{name}` | {cell(what)} |" for name, what in sorted(CRASH_POINTS.items()))
+
+
+STEPS_HEAD = """\
+Long work runs in named steps. The command line shows a bar for each that takes over a second (plain lines without a
+terminal), the logger `featurestore` tells of their end, and a program can listen:
+
+```python
+from featurestore.steps import listening
+
+with listening(lambda event: print(event.phase, event.title, event.done, event.total)):
+    store.materialize_incremental()
+```
+"""
+
+CRASH_HEAD = """\
+A crash at any point leaves a consistent store, and the same command run again finishes the work. That is tested by
+ending the process at each of these points: `FS_CRASH_AT=offline.committed` ends it the first time the point is passed,
+`FS_CRASH_AT=publish.batch:3` the third time, without any clean-up and with exit code 137.
+"""
+
+
+def step_titles(root: Path) -> set[tuple[str, str]]:
+    """Return name and title of every ``step(...)`` in the source."""
+    found = set()
+    for path in sorted(root.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "step" and node.args:
+                name, title = node.args[0], node.args[1] if len(node.args) > 1 else node.args[0]
+                if isinstance(name, ast.Constant):
+                    found.add((name.value, title_text(title)))
+    return found
+
+
+def title_text(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    assert isinstance(node, ast.JoinedStr)
+    parts = [str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values]
+    return "".join(parts)
+
+
+# Text
+
+
+def prose(text: str | None) -> str:
+    """Return a docstring as Markdown: literals in single backticks, doctest examples as code."""
+    lines = inspect.cleandoc(text or "").replace("``", "`").splitlines()
+    shown: list[str] = []
+    in_example = False
+    for line in lines:
+        is_example = line.startswith((">>> ", "... "))
+        if is_example != in_example:
+            shown.append("```python" if is_example else "```")
+        in_example = is_example
+        if is_example and line.startswith("... #"):
+            continue
+        shown.append(re.sub(r"\s*# doctest.*$", "", line[4:]) if is_example else line)
+    if in_example:
+        shown.append("```")
+    return "\n".join(line for line in shown if line != "Entity(...)")
+
+
+def cell(text: str) -> str:
+    """Return a text as the cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()

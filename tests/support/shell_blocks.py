@@ -1,0 +1,171 @@
+"""What a page shows, run: its console blocks line by line, its Python blocks, and the output that stands below them.
+
+A console block holds commands (``$ ...``), each followed by what it prints. A Python block may be followed by a text
+block with what it prints. `UPDATE_DOCS=1` writes the page anew with what was printed, for reading before it is
+committed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
+SERVED = "http://127.0.0.1:6566"
+
+VOLATILE = [
+    (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.\d]*Z?"), "<instant>"),
+    (re.compile(r"(\d+ days?, )?\d+:\d\d:\d\d(\.\d+)?"), "<duration>"),
+    (re.compile(r"\b\d+\.\d s\b"), "<seconds>"),
+    (re.compile(r"read the source of .*\n|materialize \w+: done in .*\n"), ""),
+]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    language: str
+    text: str
+
+
+def blocks(text: str) -> list[Block]:
+    """Return the fenced blocks of a page or of a part of it."""
+    return [Block(match[1], match[2]) for match in BLOCK.finditer(text)]
+
+
+def commands(block: Block) -> list[tuple[str, str]]:
+    """Return the commands of a console block, each with what is shown below it."""
+    found: list[tuple[str, str]] = []
+    for line in block.text.splitlines(keepends=True):
+        if line.startswith("$ "):
+            found.append((line[2:].rstrip("\n"), ""))
+        else:
+            command, shown = found[-1]
+            found[-1] = command, shown + line
+    return found
+
+
+def settled(output: str) -> str:
+    """Return an output without what differs from run to run."""
+    for pattern, stands_for in VOLATILE:
+        output = pattern.sub(stands_for, output)
+    return "\n".join(" ".join(line.split()) for line in output.splitlines())
+
+
+class Shell:
+    """Runs the commands of a page, one after the other, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("FS_")}
+        self.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.environment['PATH']}"
+        self._server: subprocess.Popen[str] | None = None
+        self._url = ""
+
+    def run(self, command: str) -> str:
+        """Run a command and return what it printed, errors included."""
+        if command.startswith("cd "):
+            self.folder = self.folder / command[3:]
+            return ""
+        if command.startswith("fs serve"):
+            return self._serve(command)
+        if command.startswith("curl "):
+            return self._curl(shlex.split(command)[1:])
+        return self._capture(["sh", "-c", command])
+
+    def run_python(self, text: str) -> str:
+        """Run a Python block and return what it printed."""
+        return self._capture([sys.executable, "-c", text])
+
+    def close(self) -> None:
+        """Stop the server, if one was started."""
+        if self._server is not None:
+            self._server.terminate()
+            assert self._server.wait(timeout=20) == 0
+            assert self._server.stdout is not None
+            self._server.stdout.close()
+
+    def _capture(self, command: list[str]) -> str:
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return done.stdout
+
+    def _serve(self, command: str) -> str:
+        # The page names the default port, which may be in use where the tests run.
+        self._server = subprocess.Popen(
+            [*shlex.split(command), "--port", "0"],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._server.stdout is not None
+        line = self._server.stdout.readline()
+        self._url = line.split()[-1]
+        return line.replace(self._url, SERVED)
+
+    def _curl(self, arguments: list[str]) -> str:
+        """Send what curl would send: a machine may have no curl."""
+        url, body, headers = "", None, {}
+        while arguments:
+            argument = arguments.pop(0)
+            if argument == "-d":
+                body = arguments.pop(0)
+            elif argument == "-H":
+                name, _, value = arguments.pop(0).partition(": ")
+                headers[name] = value
+            elif argument != "-s":
+                url = argument.replace(SERVED, self._url)
+        return httpx.request("POST" if body else "GET", url, content=body, headers=headers, timeout=10).text + "\n"
+
+
+def rerun(text: str, shell: Shell) -> Iterator[tuple[Block, Block]]:
+    """Yield each block that shows an output as it is and as it should be."""
+    python = ""
+    for block in blocks(text):
+        if block.language == "console":
+            made = "".join(f"$ {command}\n{ended(shell.run(command))}" for command, _ in commands(block))
+            yield block, replace(block, text=made)
+        elif block.language == "python":
+            python = shell.run_python(block.text)
+        elif block.language == "text" and python:
+            yield block, replace(block, text=ended(python))
+            python = ""
+
+
+def ended(output: str) -> str:
+    """Return an output as a page shows it: no blanks at the ends of lines, and a line end after the last."""
+    lines = [line.rstrip() for line in output.splitlines()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def check_page(page: Path, shell: Shell, part: Callable[[str], str]) -> list[str]:
+    """Run a part of a page and return what it shows wrongly; with UPDATE_DOCS=1 the page is corrected."""
+    text = page.read_text(encoding="utf-8")
+    wrong, corrected = [], text
+    for shown, real in rerun(part(text), shell):
+        if settled(shown.text) != settled(real.text):
+            wrong.append(f"the page shows\n{shown.text}\nbut running it gives\n{real.text}")
+            old, new = (f"```{block.language}\n{block.text}```\n" for block in (shown, real))
+            corrected = corrected.replace(old, new, 1)
+    if os.environ.get("UPDATE_DOCS") and wrong:
+        page.write_text(corrected, encoding="utf-8")
+    return wrong
