@@ -2,7 +2,8 @@
 
 A console block holds commands (``$ ...``), each followed by what it prints. A Python block may be followed by a text
 block with what it prints. `UPDATE_DOCS=1` writes the page anew with what was printed, for reading before it is
-committed.
+committed. The clock of the commands is set, so that a page shows the same whenever it is run; a page names the default
+port and Redis's, and the commands get those that are free.
 """
 
 from __future__ import annotations
@@ -12,21 +13,34 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
 
+from featurestore.types.times import to_instant
+
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 SERVED = "http://127.0.0.1:6566"
 
+NOW = "2026-11-26T09:20:00Z"
+"""When the pages are run, by the clock of their commands: it goes on from here, and no page takes forty minutes."""
+
+SET_CLOCK = """\
+import time
+_real, _ahead_ns = time.time_ns, {ahead_ns}
+time.time_ns = lambda: _real() + _ahead_ns
+"""
+
 VOLATILE = [
-    (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.\d]*Z?"), "<instant>"),
-    (re.compile(r"(\d+ days?, )?\d+:\d\d:\d\d(\.\d+)?"), "<duration>"),
+    (re.compile(r"\d{4}-\d\d-\d\d[ T]09:[2-5]\d:\d\d[.\d]*Z?"), "<now>"),
     (re.compile(r"\b\d+\.\d s\b"), "<seconds>"),
-    (re.compile(r"read the source of .*\n|materialize \w+: done in .*\n"), ""),
+    (re.compile(r"\b\d+\.\d GB free"), "<free>"),
 ]
+PROGRESS = re.compile(r"^.*: done in [\d.]+ s$\n", re.MULTILINE)
+"""What long steps tell on standard error, on slow machines more often."""
 
 
 @dataclass(frozen=True)
@@ -64,27 +78,46 @@ def settled(output: str) -> str:
 class Shell:
     """Runs the commands of a page, one after the other, in one folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stands_for: Mapping[str, str] | None = None) -> None:
+        """Begin in ``folder``. ``stands_for`` gives what a page names (an address, say) as it really is."""
         self.folder = folder
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("FS_")}
         self.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.environment['PATH']}"
+        self.environment["PYTHONPATH"] = str(folder / ".clock")
+        (folder / ".clock").mkdir(exist_ok=True)
+        ahead_ns = to_instant(NOW) * 1000 - time.time_ns()
+        (folder / ".clock" / "sitecustomize.py").write_text(SET_CLOCK.format(ahead_ns=ahead_ns))
+        self._stands_for = dict(stands_for or {})
         self._server: subprocess.Popen[str] | None = None
-        self._url = ""
 
     def run(self, command: str) -> str:
         """Run a command and return what it printed, errors included."""
         if command.startswith("cd "):
             self.folder = self.folder / command[3:]
             return ""
+        if command.startswith("export "):
+            name, _, value = self._real(command[7:]).partition("=")
+            self.environment[name] = shlex.split(value)[0]
+            return ""
         if command.startswith("fs serve"):
             return self._serve(command)
         if command.startswith("curl "):
-            return self._curl(shlex.split(command)[1:])
-        return self._capture(["sh", "-c", command])
+            return self._curl(shlex.split(self._real(command))[1:])
+        return self._capture(["sh", "-c", self._real(command)])
 
     def run_python(self, text: str) -> str:
         """Run a Python block and return what it printed."""
-        return self._capture([sys.executable, "-c", text])
+        return self._capture([sys.executable, "-c", self._real(text)])
+
+    def _real(self, text: str) -> str:
+        for shown, real in self._stands_for.items():
+            text = text.replace(shown, real)
+        return text
+
+    def _shown(self, text: str) -> str:
+        for shown, real in self._stands_for.items():
+            text = text.replace(real, shown)
+        return text
 
     def close(self) -> None:
         """Stop the server, if one was started."""
@@ -105,7 +138,7 @@ class Shell:
             timeout=120,
             check=False,
         )
-        return done.stdout
+        return self._shown(done.stdout)
 
     def _serve(self, command: str) -> str:
         # The page names the default port, which may be in use where the tests run.
@@ -119,8 +152,8 @@ class Shell:
         )
         assert self._server.stdout is not None
         line = self._server.stdout.readline()
-        self._url = line.split()[-1]
-        return line.replace(self._url, SERVED)
+        self._stands_for[SERVED] = line.split()[-1]
+        return self._shown(line)
 
     def _curl(self, arguments: list[str]) -> str:
         """Send what curl would send: a machine may have no curl."""
@@ -133,7 +166,7 @@ class Shell:
                 name, _, value = arguments.pop(0).partition(": ")
                 headers[name] = value
             elif argument != "-s":
-                url = argument.replace(SERVED, self._url)
+                url = argument
         return httpx.request("POST" if body else "GET", url, content=body, headers=headers, timeout=10).text + "\n"
 
 
@@ -153,7 +186,7 @@ def rerun(text: str, shell: Shell) -> Iterator[tuple[Block, Block]]:
 
 def ended(output: str) -> str:
     """Return an output as a page shows it: no blanks at the ends of lines, and a line end after the last."""
-    lines = [line.rstrip() for line in output.splitlines()]
+    lines = [line.rstrip() for line in PROGRESS.sub("", output).splitlines()]
     return "".join(f"{line}\n" for line in lines)
 
 
