@@ -139,7 +139,7 @@ def advance(
         files=plan.seen if plan.is_complete else watermark.files,
         table_version=None if version is None else version.number,
         offline_rows=0 if version is None else version.rows,
-        greatest_event_us=_greatest_event(watermark, staged, version),
+        greatest_event_us=None if version is None else max((file.max_event_us for file in version.files), default=None),
     )
 
 
@@ -148,11 +148,3 @@ def _created_until(view: FeatureView, watermark: Watermark, max_created_us: int,
     lateness_us = view.batch_sources[0].allowed_lateness // MICROSECOND
     found_us = max(min(max_created_us, started_us) - lateness_us, MIN_INSTANT)
     return found_us if watermark.created_until_us is None else max(watermark.created_until_us, found_us)
-
-
-def _greatest_event(watermark: Watermark, staged: StagedRows, version: TableVersion | None) -> int | None:
-    """Return the greatest event time of the table: of what was appended, unless a rebuild withdrew it."""
-    events = [found for found in (watermark.greatest_event_us, staged.max_event_us) if found is not None]
-    if version is None or not version.files or not events:
-        return None
-    return min(max(events), max(file.max_event_us for file in version.files))

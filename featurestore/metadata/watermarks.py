@@ -38,7 +38,7 @@ class Watermark:
     online_rows: int = 0
     """Records online: exact after everything was published, between that the most that one publish wrote."""
     greatest_event_us: int | None = None
-    """Greatest event time committed: how fresh the view is."""
+    """Greatest event time committed, rounded up to a millisecond: how fresh the view is."""
     entry: int = 0
     """The ledger version that this was read from, 0 when nothing was ever committed."""
 

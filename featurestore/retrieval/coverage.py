@@ -82,7 +82,9 @@ def _command(view: str, intervals: Sequence[Interval], times: npt.NDArray[np.int
     first, last = int(times.min()), int(times.max())
     if first >= intervals[-1][1] and len(intervals) == 1:
         return f"fs materialize --view {view}"
-    gaps = subtract([(min(first, intervals[0][0]), last + 1)], intervals)
+    # Up to the first interval, not only to the last row: what is committed must not have a hole in it afterwards.
+    begun = intervals[0][0]
+    gaps = subtract([(min(first, begun), max(last + 1, begun))], intervals)
     start, end = gaps[0][0], min(gaps[-1][1], now_us)
     return f"fs materialize {to_rfc3339(start)} {to_rfc3339(end)} --view {view}"
 

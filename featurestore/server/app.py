@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,32 +49,11 @@ def create_app(source: Workspace | Path | str, *, token: str | None = None, host
     check_binding(host, has_token=token is not None or bool(definitions.tokens()))
     metrics = Metrics()
     reads = OnlineReads(definitions, workspace.clock, metrics)
-
-    def measure() -> None:
-        metrics.revision.set(definitions.current.snapshot.revision)
-        metrics.registry_age_seconds.set(definitions.age_us() / 1_000_000)
-
-    def refreshed(outcome: str) -> None:
-        metrics.refreshes.labels(outcome).inc()
-        measure()
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        measure()
-        definitions.on_refresh = refreshed
-        reads.reader = workspace.online.reader()
-        with suppress(OnlineStoreError, TimeoutError):  # the first connection is open before the first request
-            await asyncio.wait_for(reads.reader.check(), READY_SECONDS)
-        definitions.start()
-        yield
-        await asyncio.to_thread(definitions.stop)
-        await reads.reader.close()
-        workspace.close()
-
+    measure = _measuring(definitions, metrics)
     app = FastAPI(
         title=f"Features of {workspace.project}",
         version=featurestore.__version__,
-        lifespan=lifespan,
+        lifespan=_lifespan(workspace, definitions, reads, metrics, measure),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -98,6 +77,43 @@ def create_app(source: Workspace | Path | str, *, token: str | None = None, host
     )
     app.add_middleware(Envelope, metrics=metrics)
     return app
+
+
+def _measuring(definitions: DefinitionsKeeper, metrics: Metrics) -> Callable[[], None]:
+    def measure() -> None:
+        metrics.revision.set(definitions.current.snapshot.revision)
+        metrics.registry_age_seconds.set(definitions.age_us() / 1_000_000)
+
+    return measure
+
+
+def _lifespan(
+    workspace: Workspace,
+    definitions: DefinitionsKeeper,
+    reads: OnlineReads,
+    metrics: Metrics,
+    measure: Callable[[], None],
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Return what opens the reader and the background refresh before the first request, and closes them after it."""
+
+    def refreshed(outcome: str) -> None:
+        metrics.refreshes.labels(outcome).inc()
+        measure()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        measure()
+        definitions.on_refresh = refreshed
+        reads.reader = workspace.online.reader()
+        with suppress(OnlineStoreError, TimeoutError):  # the first connection is open before the first request
+            await asyncio.wait_for(reads.reader.check(), READY_SECONDS)
+        definitions.start()
+        yield
+        await asyncio.to_thread(definitions.stop)
+        await reads.reader.close()
+        workspace.close()
+
+    return lifespan
 
 
 def open_workspace(root: Path) -> Workspace:

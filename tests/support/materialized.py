@@ -135,7 +135,7 @@ def _known(event_us: int, created_us: int | None) -> int:
 
 
 def log_rows(workspace: Workspace, view: str = "shop_sales") -> list[tuple[Any, ...]]:
-    """Return the offline table's rows in order of arrival: keys, event, created (µs), features."""
+    """Return the offline rows in order of arrival: keys, event and created in µs, features (null in older files)."""
     registered = workspace.snapshot().views[view]
     version = workspace.offline.current(registered.table)
     if version is None:
@@ -148,7 +148,7 @@ def log_rows(workspace: Workspace, view: str = "shop_sales") -> list[tuple[Any, 
         for name in ("event_ts", "created_ts"):
             place = table.schema.get_field_index(name)
             table = table.set_column(place, name, table.column(name).cast(INSTANT).cast(pa.int64()))
-        found += [(row["fs_seq"], tuple(row[name] for name in names)) for row in table.to_pylist()]
+        found += [(row["fs_seq"], tuple(row.get(name) for name in names)) for row in table.to_pylist()]
     assert len({sequence for sequence, _ in found}) == len(found), "fs_seq is not unique"
     return [row for _, row in sorted(found, key=lambda pair: pair[0])]
 

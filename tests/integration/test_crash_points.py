@@ -1,0 +1,160 @@
+"""Every durable step can be the last: a process that dies in it leaves a store that the same command finishes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.crash_scenario import COMMANDS, NOW, PASSED_FILE, CrashServer, Job, open_workspace
+from support.materialized import log_rows, online_rows
+
+import featurestore
+from featurestore.metadata.leases import LEASE_US
+from featurestore.metadata.runs import all_runs
+from featurestore.metadata.watermarks import read_watermark
+from featurestore.retrieval import get_training_set
+from featurestore.steps import CRASH_POINTS
+
+LATER_US = LEASE_US + 1
+SIGKILL = -9
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[CrashServer]:
+    server = CrashServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["lmdb", "redis"])
+def online_url(request: pytest.FixtureRequest) -> str | None:
+    return None if request.param == "lmdb" else request.getfixturevalue("redis_url")
+
+
+class Life:
+    """The scenario's undisturbed run, with a copy of everything before each command."""
+
+    def __init__(self, folder: Path, url: str | None, server: CrashServer) -> None:
+        self.folder, self.url, self.server = folder, url, server
+        self.states: dict[str, Any] = {}
+        """What is there after each command."""
+        self.passed: dict[str, dict[str, int]] = {}
+        """How often each command passes each crash point."""
+        self.online: dict[str, dict[bytes, bytes]] = {}
+        self.copies = 0
+        project = folder / "undisturbed"
+        project.mkdir()
+        for command in COMMANDS:
+            shutil.copytree(project, folder / f"before {command}")
+            self.online[command] = self._redis_content()
+            self.run(project, Job(command, str(project), url))
+            self.passed[command] = json.loads((project / PASSED_FILE).read_text())
+            self.states[command] = state_of(project, url)
+
+    def before(self, command: str) -> Path:
+        """Return a fresh copy of the project as it was before a command, the online store included."""
+        self.copies += 1
+        project = self.folder / f"copy {self.copies}"
+        shutil.copytree(self.folder / f"before {command}", project)
+        if self.url is not None:
+            with closing(open_workspace(project, self.url)) as workspace:
+                workspace.online.delete(b"fs:shop:")
+                for key, value in self.online[command].items():
+                    workspace.online.put(key, value)
+        return project
+
+    def run(self, project: Path, job: Job, *, wanted: tuple[int, ...] = (0,)) -> int:
+        code = self.server.run(job)
+        log = project / "child.log"
+        assert code in wanted, f"{job}: exit status {code}\n{log.read_text() if log.exists() else ''}"
+        return code
+
+    def finish(self, project: Path, command: str, what: str) -> None:
+        """Run a command again, and compare what is there with the undisturbed run."""
+        self.run(project, Job(command, str(project), self.url, lateness_us=LATER_US))
+        assert state_of(project, self.url) == self.states[command], what
+        shutil.rmtree(project)
+
+    def _redis_content(self) -> dict[bytes, bytes]:
+        if self.url is None:
+            return {}
+        with closing(open_workspace(self.folder, self.url)) as workspace:
+            return {key: value for batch in workspace.online.scan(b"fs:shop:") for key, value in batch}
+
+
+def state_of(project: Path, url: str | None) -> dict[str, Any]:
+    """Return everything that a user could see: definitions, rows, watermarks, online records, training sets."""
+    workspace = open_workspace(project, url, now_us=NOW + 3 * LATER_US)
+    views = workspace.snapshot().views
+    state: dict[str, Any] = {"tables": workspace.offline.tables("shop")}
+    for name, registered in views.items():
+        state[name] = (
+            registered,
+            log_rows(workspace, name),
+            _with_new_features(online_rows(workspace, name), 2 + len(registered.layout.features)),
+            replace(read_watermark(workspace.ledger, registered), entry=0),
+        )
+    state["doomed online"] = {key for batch in workspace.online.scan(b"fs:shop:doomed:") for key, _ in batch}
+    saved = [entry.key for entry in workspace.ledger.scan("shop", "training_set")]
+    state["training sets"] = {name: get_training_set(workspace, name).to_arrow() for name in saved}
+    assert {run.state for run in all_runs(workspace.ledger, "shop", now_us=workspace.clock())} <= {"done", "killed"}
+    workspace.close()
+    return state
+
+
+def _with_new_features(rows: dict[Any, tuple[Any, ...]], width: int) -> dict[Any, tuple[Any, ...]]:
+    """Return records as wide as the newest schema: a run that finishes another's may write again what has not changed,
+    and a feature that the older record lacked is null then."""
+    return {entity: row + (None,) * (width - len(row)) for entity, row in rows.items()}
+
+
+def test_a_run_that_died_at_any_crash_point_or_moment_is_finished_by_the_next(tmp_path, server, online_url):
+    for module in pkgutil.walk_packages(featurestore.__path__, "featurestore."):
+        importlib.import_module(module.name)
+    life = Life(tmp_path, online_url, server)
+    assert life.states["rebuild"]["shop_sales"][1] != life.states["late_rows"]["shop_sales"][1]
+    assert life.states["save_training_set"]["training sets"].keys() == {"kept"}
+    walked = set().union(*life.passed.values())
+    assert walked == set(CRASH_POINTS), "a crash point that no command passes, or one that is not declared"
+    for command, point, passing in deaths(life):
+        project = life.before(command)
+        life.run(project, Job(command, str(project), online_url, f"{point}:{passing}"), wanted=(137,))
+        life.finish(project, command, f"{command} died at {point}:{passing}")
+    kill_at_any_moment(life, times=5)
+
+
+def deaths(life: Life) -> Iterator[tuple[str, str, int]]:
+    """Yield where to die: at each point in the first command that passes it, and all through the richest command."""
+    seen: set[str] = set()
+    for command, points in life.passed.items():
+        for point, times in points.items():
+            # Online stores differ in publishing alone.
+            if life.url is not None and not point.startswith(("publish.", "watermark.")):
+                continue
+            if command == "rebuild":
+                # How many batches of repairs there are depends on the engine's threads.
+                yield from ((command, point, passing) for passing in {1, times if point == "publish.batch" else 1})
+            elif point not in seen:
+                yield command, point, 1
+            seen.add(point)
+
+
+def kill_at_any_moment(life: Life, times: int) -> None:
+    dice = random.Random(7)
+    killed = 0
+    for _ in range(times):
+        command = dice.choice(["first_run", "late_rows", "rebuild", "checkpoint"])
+        project = life.before(command)
+        job = Job(command, str(project), life.url, kill_after_ms=dice.uniform(20, 400))
+        killed += life.run(project, job, wanted=(0, SIGKILL)) == SIGKILL
+        life.finish(project, command, f"{job}")
+    assert killed

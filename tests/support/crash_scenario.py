@@ -1,0 +1,277 @@
+"""The life of a small project as commands that can be killed and run again, each in a process of its own.
+
+Run as a program it imports everything once and forks for each command, which is a hundred times quicker than
+starting Python: a line of JSON in (`Job`), a line with the exit status out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from featurestore import Field
+from featurestore.maintenance.gc import collect_garbage
+from featurestore.maintenance.optimize import optimize
+from featurestore.materialization import materialize, materialize_incremental, publish, succeeded
+from featurestore.metadata.workspace import Workspace
+from featurestore.offline import delta
+from featurestore.plan import apply_plan, make_plan
+from featurestore.project.loader import collect
+from featurestore.project.settings import make_settings
+from featurestore.types import Float64
+from support.clock import ManualClock
+from support.materialized import SOURCE_SCHEMA, Sale, day, sales_view, write_sales
+
+NOW = day(30)
+PASSED_FILE = "passed.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command to run in a folder."""
+
+    command: str
+    folder: str
+    url: str | None
+    crash_at: str | None = None
+    kill_after_ms: float | None = None
+    lateness_us: int = 0
+    """How much later than usual it is: an earlier run's lease has expired then."""
+
+
+def open_workspace(folder: Path, url: str | None, *, now_us: int = NOW) -> Workspace:
+    settings = make_settings({"project": "shop", "online_store": url or "lmdb:///data/online"})
+    return Workspace(folder, settings, clock=ManualClock(now_us))
+
+
+FIRST = [Sale(f"shop {number % 12}", day(number / 10), day(number / 10), number) for number in range(40)]
+LATE = [
+    Sale("shop 3", day(2.25), day(11), 33, "late"),
+    Sale("shop 4", day(0.4), day(0.4), 4, "corrected"),
+    Sale("shop 4", day(11.5), day(11.5), 44),
+    Sale("brand new", day(11.5), day(11.5), 45),
+]
+SECOND = [sale for sale in FIRST if sale.sold_us != day(0.4)] + LATE
+KEPT = [sale for sale in SECOND if sale.amount not in (44, 45, 39, 27)]
+LAST = [*KEPT, Sale("shop 5", day(25), day(25), 55)]
+
+
+def _apply(workspace: Workspace, *, doomed: bool, price: bool) -> None:
+    view = sales_view()
+    views = [view.replaced(fields=(*view.fields, Field("price", Float64))) if price else view]
+    if doomed:
+        views.append(view.replaced(name="doomed"))
+    apply_plan(workspace, make_plan(workspace, collect(views), partial=False))
+
+
+def _write(workspace: Workspace, sales: list[Sale], *, price: bool = False) -> None:
+    write_sales(workspace.root / "sales.parquet", sales)
+    if price:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(workspace.root / "sales.parquet", schema=SOURCE_SCHEMA)
+        prices = pa.array([float(row) for row in range(len(table))])
+        pq.write_table(table.append_column("price", prices), workspace.root / "sales.parquet")
+
+
+def apply_first(workspace: Workspace) -> None:
+    _write(workspace, FIRST)
+    _apply(workspace, doomed=True, price=False)
+
+
+def first_run(workspace: Workspace) -> None:
+    succeeded(materialize_incremental(workspace, day(10)))
+
+
+def late_rows(workspace: Workspace) -> None:
+    _write(workspace, SECOND)
+    succeeded(materialize_incremental(workspace, day(12), ["shop_sales"]))
+
+
+def rebuild(workspace: Workspace) -> None:
+    _write(workspace, KEPT)
+    succeeded(
+        materialize(workspace, day(0), day(12), ["shop_sales"], rebuild=True, confirm=lambda view, rows: rows == 4)
+    )
+
+
+def new_feature(workspace: Workspace) -> None:
+    _write(workspace, KEPT, price=True)
+    _apply(workspace, doomed=True, price=True)
+    succeeded(materialize(workspace, day(1), day(2), ["shop_sales"]))
+
+
+def save_training_set(workspace: Workspace) -> None:
+    import pandas as pd
+
+    from featurestore.retrieval import get_historical_features
+
+    times = pd.to_datetime([day(5), day(6)], unit="us", utc=True)
+    frame = pd.DataFrame({"shop": ["shop 1", "shop 2"], "event_timestamp": times})
+    get_historical_features(workspace, frame, ["shop_sales:amount"]).save("kept")
+
+
+def compact(workspace: Workspace) -> None:
+    optimize(workspace, ["shop_sales"])
+    succeeded(materialize_incremental(workspace, day(12), ["shop_sales"]))  # sets what a death left of the watermark
+
+
+def checkpoint(workspace: Workspace) -> None:
+    delta.CHECKPOINT_EVERY = 1
+    _write(workspace, LAST, price=True)
+    succeeded(materialize_incremental(workspace, day(26), ["shop_sales"]))
+
+
+def drop(workspace: Workspace) -> None:
+    _apply(workspace, doomed=False, price=True)
+    collect_garbage(workspace)
+
+
+COMMANDS: dict[str, Callable[[Workspace], None]] = {
+    command.__name__: command
+    for command in (
+        apply_first,
+        first_run,
+        late_rows,
+        rebuild,
+        new_feature,
+        save_training_set,
+        compact,
+        checkpoint,
+        drop,
+    )
+}
+
+
+class CrashServer:
+    """The program below, running."""
+
+    def __init__(self) -> None:
+        root = Path(__file__).resolve().parents[1]
+        environment = {**os.environ, "PYTHONPATH": str(root)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "support.crash_scenario"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def run(self, job: Job) -> int:
+        """Return the exit status; minus the signal for a process that was killed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(asdict(job)) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def _serve() -> None:
+    import deltalake
+    import duckdb
+    import lmdb
+    import pandas
+    import pyarrow.parquet
+    import redis
+    import sqlalchemy
+
+    from featurestore.engine import duck
+    from featurestore.online import lmdb as own_lmdb
+    from featurestore.online import redis as own_redis
+    from featurestore.retrieval import certificate, saving
+
+    loaded = (deltalake, duckdb, lmdb, pandas, pyarrow.parquet, redis, sqlalchemy)
+    assert all((*loaded, duck, own_lmdb, own_redis, certificate, saving))
+    for line in sys.stdin:
+        job = Job(**json.loads(line))
+        child = os.fork()
+        if child == 0:
+            _run(job)
+        if job.kill_after_ms is not None:
+            timer = threading.Timer(job.kill_after_ms / 1000, _kill, [child])
+            timer.start()
+        _, status = os.waitpid(child, 0)
+        if job.kill_after_ms is not None:
+            timer.cancel()
+            timer.join()
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def _kill(child: int) -> None:
+    try:
+        os.kill(child, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _run(job: Job) -> None:
+    log = os.open(f"{job.folder}/child.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if job.crash_at is not None:
+        os.environ["FS_CRASH_AT"] = job.crash_at
+    passed = _note_crash_points()
+    _send_few_at_once()
+    try:
+        workspace = open_workspace(Path(job.folder), job.url, now_us=NOW + job.lateness_us)
+        COMMANDS[job.command](workspace)
+        workspace.close()
+        Path(job.folder, PASSED_FILE).write_text(json.dumps(passed))
+        sys.stdout.flush()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _send_few_at_once() -> None:
+    """Make several batches of a few records, to die between; the engine alone would make one."""
+    import pyarrow
+
+    from featurestore.engine.duck import DuckEngine
+
+    publish.MOST_WRITES = 4
+    latest = DuckEngine.latest
+
+    def few(*arguments: Any, **options: Any) -> Iterator[Any]:
+        batches = list(latest(*arguments, **options))
+        if batches:
+            yield from pyarrow.Table.from_batches(batches).combine_chunks().to_batches(max_chunksize=4)
+
+    DuckEngine.latest = few
+
+
+def _note_crash_points() -> Counter[str]:
+    """Count the passing of every crash point from here on, beside what it does."""
+    passed: Counter[str] = Counter()
+
+    def noting(reached: Callable[[str], None]) -> Callable[[str], None]:
+        def note(name: str) -> None:
+            passed[name] += 1
+            reached(name)
+
+        return note
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("featurestore.") and hasattr(module, "reached") and name != "featurestore.steps":
+            module.reached = noting(module.reached)
+    return passed
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,108 @@
+"""Which entity rows look past what was committed, against a loop over the definition."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
+from featurestore.metadata.snapshot import RegisteredView
+from featurestore.metadata.watermarks import Interval, Watermark, merge
+from featurestore.retrieval.coverage import find_gap
+from featurestore.types import Int64, String
+
+
+def view(ttl_us: int | None) -> RegisteredView:
+    made = FeatureView(
+        "delays",
+        entities=[Entity("carrier", {"carrier": String})],
+        source=ParquetSource("s", "s.parquet", "at"),
+        schema=[Field("x", Int64)],
+        ttl=None if ttl_us is None else timedelta(microseconds=ttl_us),
+    )
+    return RegisteredView("shop", made, 1)
+
+
+def is_covered(at: int, ttl_us: int | None, intervals: tuple[Interval, ...], begun_us: int | None) -> bool:
+    """Every instant from the first committed one, or t - ttl, up to t is committed; or nothing was ever there."""
+    if begun_us is not None and at < begun_us:
+        return True
+    first = intervals[0][0] if ttl_us is None else max(intervals[0][0], at - ttl_us)
+    wanted = range(min(first, at), at + 1)
+    return all(any(start <= instant < end for start, end in intervals) for instant in wanted)
+
+
+INTERVALS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 10)), min_size=1, max_size=4)
+
+
+@given(
+    intervals=INTERVALS,
+    times=st.lists(st.integers(-5, 45), min_size=1, max_size=8),
+    ttl_us=st.none() | st.integers(1, 30),
+    begun_us=st.none() | st.integers(0, 5),
+)
+def test_rows_are_counted_as_the_definition_says(
+    intervals: list[tuple[int, int]], times: list[int], ttl_us: int | None, begun_us: int | None
+) -> None:
+    merged = merge((start, start + length) for start, length in intervals)
+    gap = find_gap(view(ttl_us), Watermark(intervals=merged, begun_us=begun_us), np.array(times), 1_000)
+    expected = sum(not is_covered(at, ttl_us, merged, begun_us) for at in times)
+    assert (0 if gap is None else gap.rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("intervals", "times", "span"),
+    [
+        ([], [5], None),
+        ([(0, 10)], [12], None),
+        ([(10, 20)], [5], ("000005", "000010")),
+        ([(0, 10), (20, 30)], [25], ("000010", "000020")),
+        ([(0, 10), (20, 30)], [15], ("000010", "000016")),
+        ([(0, 10), (20, 30)], [9_999], ("000010", "001000")),
+    ],
+)
+def test_the_command_commits_what_is_missing(
+    intervals: list[Interval], times: list[int], span: tuple[str, str] | None
+) -> None:
+    dates = "" if span is None else " ".join(f"1970-01-01T00:00:00.{part}Z" for part in span) + " "
+    command = f"fs materialize {dates}--view delays"
+    gap = find_gap(view(None), Watermark(intervals=tuple(intervals)), np.array(times), 1_000)
+    assert gap is not None
+    assert gap.command == command
+    assert gap.text.startswith(
+        f"{len(times)} of {len(times)} entity rows look past what was committed of view 'delays'"
+    )
+
+
+@pytest.mark.parametrize("times", [[], [5]])
+def test_nothing_is_told_where_nothing_is_missing(times: list[int]) -> None:
+    assert find_gap(view(None), Watermark(intervals=((0, 10),)), np.array(times, dtype=np.int64), 1_000) is None
+
+
+def test_a_backfilled_group_makes_large_tables_suspect(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from featurestore.offline.interface import DataFile, TableId, TableVersion
+    from featurestore.retrieval import coverage
+    from featurestore.retrieval.features import ViewRead
+    from featurestore.retrieval.joins import PinnedRead
+
+    def pinned(events: list[int], created: list[int | None]) -> PinnedRead:
+        times = pa.timestamp("us", tz="UTC")
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.parquet"
+        pq.write_table(pa.table({"event_ts": pa.array(events, times), "created_ts": pa.array(created, times)}), path)
+        file = DataFile(str(path), len(events), 1, "", 0, 0, 0)
+        read = ViewRead("delays", view(None), (("carrier", "carrier"),), ("x",))
+        return PinnedRead(read, "available", TableVersion(TableId("shop", "delays", 1), 0, (file,), 9))
+
+    assert coverage._loaded_later(pinned([1, 2], [1, 2]))  # small: always looked at
+    monkeypatch.setattr(coverage, "_SMALL_TABLE_ROWS", 0)
+    assert not coverage._loaded_later(pinned([1, 2, 3], [1, 9, 9]))
+    assert coverage._loaded_later(pinned([1, 2, 3], [4, 9, 9]))
+    assert coverage._loaded_later(pinned([1, 2, 3], [None, None, None]))
