@@ -249,7 +249,8 @@ SHAPES = {
     "bytes": Keyed({"raw": Bytes}, [(text.encode(),) for text in TEMPTING] + [(b"\xff\xfe",), (b"\0" * 300,)]),
     "two texts": Keyed(
         {"origin": String, "dest": String},
-        [("a|b", "c"), ("a", "b|c"), ("c", "a|b"), ("b|c", "a"), ("", ""), ("", "a"), ("a", ""), ("%", "|"), ("%7C", ""), ("JFK", "LAX"),
+        [("a|b", "c"), ("a", "b|c"), ("c", "a|b"), ("b|c", "a"),
+         ("", ""), ("", "a"), ("a", ""), ("%", "|"), ("%7C", ""), ("JFK", "LAX"),
          ("LAX", "JFK"), ("x" * 300, "y" * 300), ("x" * 300, "")],
     ),
     "numbers": Keyed(
