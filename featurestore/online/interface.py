@@ -63,6 +63,9 @@ class WriteResult(IntEnum):
 class AsyncReader(ABC):
     """The read path of a server: one connection pool per process and event loop."""
 
+    deadline_seconds: float | None = None
+    """How long a read may wait for the store; None where the store is in this process and nothing is waited for."""
+
     @abstractmethod
     async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the record of each key, in order, None where there is none.

@@ -32,6 +32,7 @@ class RedisReader(AsyncReader):
         self._options = {name: value for name, value in options.items() if name != "connection_class"}
         self._location = location
         self._read_seconds = read_seconds
+        self.deadline_seconds = read_seconds
         self._connect_seconds = connect_seconds
         self._idle: list[Any] = []
         self._opening: set[asyncio.Task[None]] = set()

@@ -1,0 +1,79 @@
+"""A circuit breaker before the online store: while it does not answer, requests are told so at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from featurestore.errors import OnlineStoreError, OnlineStoreUnavailableError
+from featurestore.online.interface import AsyncReader
+
+logger = logging.getLogger("featurestore.server")
+
+FAILURES_TO_OPEN = 5
+"""Failed reads in a row; one that succeeds in between begins the count anew."""
+
+PROBE_SECONDS = 0.5
+"""An open breaker asks the store so often whether it answers again."""
+
+
+class Breaker(AsyncReader):
+    """Passes reads on while the store answers.
+
+    After `FAILURES_TO_OPEN` reads in a row have failed it is open: reads fail without waiting for the deadline, and
+    a task asks the store every `PROBE_SECONDS` until it answers. ``on_change`` hears whether it is open.
+    """
+
+    def __init__(self, reader: AsyncReader, on_change: Callable[[bool], None]) -> None:
+        self._reader = reader
+        self._on_change = on_change
+        self._failures = 0
+        self._probing: asyncio.Task[None] | None = None
+        self.deadline_seconds = reader.deadline_seconds
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether reads are refused."""
+        return self._probing is not None
+
+    async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See `AsyncReader.mget`; raises OnlineStoreUnavailableError at once while the breaker is open."""
+        if self._probing is not None:
+            raise OnlineStoreUnavailableError("The online store did not answer lately; it is being probed.")
+        try:
+            records = await self._reader.mget(keys)
+        except OnlineStoreUnavailableError:
+            self._failures += 1
+            if self._failures >= FAILURES_TO_OPEN and self._probing is None:
+                self._probing = asyncio.create_task(self._probe())
+                logger.warning("the online store failed %d reads in a row: it is left alone and probed", self._failures)
+                self._on_change(True)
+            raise
+        self._failures = 0
+        return records
+
+    async def check(self) -> None:
+        """Ask the store itself, whatever the breaker's state."""
+        await self._reader.check()
+
+    async def close(self) -> None:
+        """Stop probing and close the reader."""
+        if self._probing is not None:
+            self._probing.cancel()
+        await self._reader.close()
+
+    async def _probe(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            begun = loop.time()
+            try:
+                async with asyncio.timeout(PROBE_SECONDS):
+                    await self._reader.check()
+            except (OnlineStoreError, TimeoutError):
+                await asyncio.sleep(max(0.0, begun + PROBE_SECONDS - loop.time()))
+            else:
+                break
+        self._failures, self._probing = 0, None
+        logger.warning("the online store answers again")
+        self._on_change(False)
