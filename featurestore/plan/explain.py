@@ -41,7 +41,9 @@ def _explain_step(step: Step) -> list[Line]:
     for found in step.differences:
         lines.append(Line(3, f"{found.what}: {_show(found.before)} -> {_show(found.after)}", found.change_class))
     if step.change_class is ChangeClass.REBUILD and step.kind in ("feature_view", "source"):
-        lines.append(Line(3, "stored rows keep the old values until you run `fs materialize START END --rebuild`"))
+        lines.append(
+            Line(3, _remedy({found.what for found in step.differences if found.change_class is step.change_class}))
+        )
     if step.loss is not None:
         rows = f"{step.loss.offline_rows:,} offline rows and {step.loss.online_rows:,} online rows"
         fate = "deleted" if step.loss.deleted else f"set aside; generation {step.generation} starts empty"
@@ -49,6 +51,13 @@ def _explain_step(step: Step) -> list[Line]:
     if step.affects and step.change_class > ChangeClass.METADATA:
         lines.append(Line(3, f"used by: {', '.join(step.affects)}"))
     return lines
+
+
+def _remedy(rebuilt: set[str]) -> str:
+    """Return what has to be run after a change of class rebuild."""
+    if rebuilt == {"ttl"}:
+        return "what expired online by the old ttl comes back when you run `fs materialize --republish`"
+    return "stored rows keep the old values until you run `fs materialize START END --rebuild`"
 
 
 def _summary(plan: Plan) -> str:

@@ -1,0 +1,181 @@
+"""What becomes of rows that are stored when their view's definition changes, and that the plan's remedy is one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.clock import ManualClock
+
+from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource
+from featurestore.maintenance.gc import collect_garbage
+from featurestore.materialization import materialize, republish, succeeded
+from featurestore.online.keys import project_prefix
+from featurestore.plan.explain import explain
+from featurestore.retrieval import TrainingSetWarning
+from featurestore.types import Int32, Int64, String
+from featurestore.types.times import system_clock
+
+# Redis expires by its own clock, so these instants are real ones.
+NOW_US = system_clock()
+DAY_US = 86_400_000_000
+SHOPS = ["a", "b", "old"]
+VALUES = [1, 2, 3]
+AGES_DAYS = [1, 2, 10]
+
+
+def sales(name: str = "sales", **changes: Any) -> FeatureView:
+    values = {"schema": [Field("amount", Int32), Field("note", String)], "ttl": timedelta(days=3), **changes}
+    source = ParquetSource("rows", "rows.parquet", "at")
+    return FeatureView(name, entities=[Entity("shop", {"shop": String})], source=source, **values)
+
+
+def write_rows(root: Path, amounts: list[int]) -> None:
+    at = pa.array([NOW_US - age * DAY_US for age in AGES_DAYS], pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+    kind = pa.int64() if max(amounts) > 2**31 else pa.int32()
+    columns = {"shop": SHOPS, "at": at, "amount": pa.array(amounts, kind), "note": ["x", "y", "z"], "more": ["m"] * 3}
+    pq.write_table(pa.table(columns), root / "rows.parquet")
+
+
+@pytest.fixture(params=["lmdb", "redis"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FeatureStore]:
+    """A project whose view ``sales`` is materialized, and a neighbour whose name begins alike."""
+    (tmp_path / "feature_store.yaml").write_text("project: shop\n")
+    if request.param == "redis":
+        url = request.getfixturevalue("redis_url")
+        settings = f"project: shop\nonline_store: {{url: '{url}', read_timeout_ms: 5000}}\n"
+        (tmp_path / "feature_store.yaml").write_text(settings)
+    write_rows(tmp_path, VALUES)
+    with FeatureStore(tmp_path, clock=ManualClock(NOW_US)) as opened:
+        opened.apply([sales(), sales("sales_2")])
+        opened.materialize_incremental()
+        yield opened
+
+
+def change(store: FeatureStore, view: FeatureView) -> str:
+    """Apply a changed view and return what its plan said."""
+    plan = store.plan([view])
+    store.apply_plan(plan, allow_breaking=True, allow_destroy=True)
+    return "\n".join(line.text for line in explain(plan))
+
+
+def online(store: FeatureStore, feature: str = "sales:amount") -> list[tuple[Any, str]]:
+    answer = store.get_online_features(feature, {"shop": SHOPS})
+    (name,) = answer.names
+    values = zip(answer.to_dict()[name], answer.statuses[name], strict=True)
+    return [(value, status.name) for value, status in values]
+
+
+def offline(store: FeatureStore, name: str = "amount") -> list[Any]:
+    at = pa.array([NOW_US - 1] * 3, pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+    frame = pa.table({"shop": SHOPS, "event_timestamp": at})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrainingSetWarning)  # nothing is committed yet of a new generation
+        return store.get_historical_features(frame, f"sales:{name}").to_arrow().column(name).to_pylist()
+
+
+def rebuild(store: FeatureStore) -> None:
+    succeeded(materialize(store.workspace, NOW_US - 30 * DAY_US, NOW_US, rebuild=True, confirm=lambda *_: True))
+
+
+PRESENT = [(1, "PRESENT"), (2, "PRESENT"), (None, "NOT_FOUND")]
+
+
+def test_a_higher_ttl_brings_back_what_had_expired_after_a_republish(store: FeatureStore) -> None:
+    assert (online(store), offline(store)) == (PRESENT, [1, 2, None])
+    said = change(store, sales(ttl=timedelta(days=30)))
+    assert "fs materialize --republish" in said
+    assert "--rebuild" not in said
+    assert offline(store) == VALUES
+    rebuild(store)
+    assert online(store) == PRESENT  # no row differs, so nothing is published: a rebuild is not the remedy
+    succeeded(republish(store.workspace))
+    assert online(store) == [(value, "PRESENT") for value in VALUES]
+
+
+def test_a_lower_ttl_counts_at_once(store: FeatureStore) -> None:
+    change(store, sales(ttl=timedelta(days=1)))
+    assert online(store) == [(1, "PRESENT"), (None, "OUTSIDE_MAX_AGE"), (None, "NOT_FOUND")]
+    assert offline(store) == [1, None, None]
+
+
+def test_other_sql_gives_other_values_after_a_rebuild(store: FeatureStore) -> None:
+    said = change(store, sales(sql="SELECT * REPLACE (10 * amount AS amount) FROM rows"))
+    assert "fs materialize START END --rebuild" in said
+    assert (online(store), offline(store)) == (PRESENT, [1, 2, None])
+    rebuild(store)
+    assert online(store)[:2] == [(10, "PRESENT"), (20, "PRESENT")]
+    assert offline(store) == [10, 20, None]
+
+
+def test_wider_numbers_are_read_from_old_rows_and_new(store: FeatureStore) -> None:
+    write_rows(store.root, [1, 2**40, 3])
+    change(store, sales(schema=[Field("amount", Int64), Field("note", String)]))
+    assert (online(store), offline(store)) == (PRESENT, [1, 2, None])
+    store.materialize_incremental(views=["sales"])
+    assert online(store)[:2] == [(1, "PRESENT"), (2**40, "PRESENT")]
+    assert offline(store) == [1, 2**40, None]
+
+
+def test_a_new_feature_is_not_found_until_it_is_there(store: FeatureStore) -> None:
+    change(store, sales(schema=[Field("more", String), Field("note", String), Field("amount", Int32)]))
+    assert online(store) == PRESENT  # by name, though the order changed too
+    assert online(store, "sales:more") == [(None, "NOT_FOUND")] * 3
+    assert offline(store, "more") == [None] * 3
+    rebuild(store)
+    assert online(store, "sales:more")[:2] == [("m", "PRESENT")] * 2
+    assert offline(store, "more") == ["m", "m", None]
+    assert online(store) == PRESENT
+
+
+def test_another_type_starts_empty_and_garbage_collection_takes_the_old(store: FeatureStore) -> None:
+    said = change(
+        store, sales(schema=[Field("amount", String)], sql="SELECT * REPLACE ('n' || amount AS amount) FROM rows")
+    )
+    assert "3 offline rows and 2 online rows would be set aside; generation 2 starts empty" in said
+    assert online(store) == [(None, "NOT_FOUND")] * 3
+    assert offline(store) == [None] * 3
+    store.materialize_incremental()
+    assert online(store)[:2] == [("n1", "PRESENT"), ("n2", "PRESENT")]
+    assert offline(store) == ["n1", "n2", None]
+    before = online(store, "sales_2:amount")
+    collect_garbage(store.workspace)
+    keys = [key for batch in store.workspace.online.scan(project_prefix("shop")) for key, _ in batch]
+    assert {key.split(b"{")[0] for key in keys if b"{" in key} == {b"fs:shop:sales.2:", b"fs:shop:sales_2:"}
+    assert online(store, "sales_2:amount") == before == PRESENT
+    assert online(store)[0] == ("n1", "PRESENT")
+
+
+def test_a_deleted_view_takes_its_rows_along_and_nothing_else(store: FeatureStore) -> None:
+    from featurestore.plan import make_plan
+    from featurestore.project.loader import collect
+
+    plan = make_plan(store.workspace, collect([sales("sales_2")]), partial=False)
+    assert "3 offline rows and 2 online rows would be deleted" in "\n".join(line.text for line in explain(plan))
+    store.apply_plan(plan, allow_destroy=True)
+    keys = [key for batch in store.workspace.online.scan(project_prefix("shop")) for key, _ in batch]
+    assert keys
+    assert all(key.startswith(b"fs:shop:sales_2:") for key in keys)
+    assert [str(table) for table in store.workspace.offline.tables("shop")] == ["shop/sales_2/1"]
+    assert online(store, "sales_2:amount") == PRESENT
+    # A view of the same name later finds nothing of what was.
+    store.apply([sales()])
+    assert online(store) == [(None, "NOT_FOUND")] * 3
+    assert offline(store) == [None] * 3
+    store.materialize_incremental()
+    assert (online(store), offline(store)) == (PRESENT, [1, 2, None])
+
+
+def test_a_view_that_goes_online_again_publishes_what_came_meanwhile(store: FeatureStore) -> None:
+    change(store, sales(online=False))
+    write_rows(store.root, [5, 2, 3])
+    store.materialize_incremental()
+    change(store, sales())
+    store.materialize_incremental()
+    assert online(store)[:2] == [(5, "PRESENT"), (2, "PRESENT")]
