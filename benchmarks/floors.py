@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
+import lmdb
+import msgspec
+import redis
 
 from benchmarks.workload import Workload, WorkloadView
+from featurestore.online.codec import CRC_BYTES, HEADER_BYTES
+from featurestore.online.interface import Write
+from featurestore.online.redis import RECORDS_PER_CALL
+from featurestore.online.redis_scripts import SET_NEWEST
+
+LMDB_HEADER_BYTES = 16 + HEADER_BYTES
+"""What stands before the payload in LMDB: two instants of expiry, and the record's head."""
+
+_decode = msgspec.msgpack.Decoder().decode
 
 
 def training_set(workload: Workload, as_of: str, with_ttl: bool, out: Path) -> None:
@@ -53,3 +66,31 @@ def _gathered(view: WorkloadView, number: int, with_ttl: bool) -> str:
         f"SELECT c.row, {features} FROM read_parquet('{view.table}', file_row_number = true) l "
         f"JOIN chosen_{number} c ON l.file_row_number = c.best{fresh}"
     )
+
+
+def publish_to_redis(client: redis.Redis, writes: Sequence[Write]) -> None:
+    """Run our own script with a thousand ready-made records per call, one call after the other."""
+    script = client.register_script(SET_NEWEST)
+    for start in range(0, len(writes), RECORDS_PER_CALL):
+        part = writes[start : start + RECORDS_PER_CALL]
+        script([write.key for write in part], [item for w in part for item in (w.record, w.expire_at_ms or b"")])
+
+
+def publish_to_lmdb(environment: lmdb.Environment, writes: Sequence[Write]) -> None:
+    """Put ready-made records in one transaction, durable at its end."""
+    with environment.begin(write=True) as transaction:
+        for key, record, _ in writes:
+            transaction.put(key, record)
+    environment.sync(True)
+
+
+def read_lmdb(environment: lmdb.Environment, keys: Sequence[bytes]) -> list[bytes | None]:
+    """Get each key, and nothing else."""
+    with environment.begin() as transaction:
+        return [transaction.get(key) for key in keys]
+
+
+def read_and_decode_lmdb(environment: lmdb.Environment, keys: Sequence[bytes]) -> list[object]:
+    """Get each key and decode its payload, one after the other."""
+    with environment.begin() as transaction:
+        return [_decode(transaction.get(key)[LMDB_HEADER_BYTES:-CRC_BYTES]) for key in keys]

@@ -16,46 +16,57 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Pairs:
-    """Medians over pairs; times in seconds."""
+    """What both sides of every pair came to: seconds, requests a second, or whatever was measured."""
 
-    ours_s: float
-    floor_s: float
-    ratio: float
-    """Median of the pairs' own ratios ours / floor, not the ratio of the medians."""
-    least: float
-    greatest: float
-    """Ratio of the best and worst pair."""
-    count: int
+    values: tuple[tuple[float, float], ...]
+    """(ours, floor) of each pair."""
+
+    @property
+    def ours(self) -> float:
+        """Our median."""
+        return median(ours for ours, _ in self.values)
+
+    @property
+    def floor(self) -> float:
+        """The floor's median."""
+        return median(floor for _, floor in self.values)
+
+    @property
+    def ratios(self) -> list[float]:
+        """Each pair's own ratio ours / floor; their median is not the ratio of the medians."""
+        return [ours / floor for ours, floor in self.values]
+
+    @property
+    def differences(self) -> list[float]:
+        """Each pair's own difference ours - floor."""
+        return [ours - floor for ours, floor in self.values]
 
 
-def measure(ours: Callable[[], object], floor: Callable[[], object], *, count: int = 7) -> Pairs:
-    """Run both ``count`` times in turn, after one untimed run of each, and change who goes first every time."""
+def measure(ours: Callable[[], float], floor: Callable[[], float], *, count: int) -> Pairs:
+    """Take both numbers ``count`` times in turn, after one of each for warmth, and change who goes first every time."""
     ours()
     floor()
-    times: list[tuple[float, float]] = []
+    values: list[tuple[float, float]] = []
     for number in range(count):
         if number % 2:
-            floor_s, ours_s = timed(floor), timed(ours)
+            floor_value, ours_value = floor(), ours()
         else:
-            ours_s, floor_s = timed(ours), timed(floor)
-        times.append((ours_s, floor_s))
-    ratios = [ours_s / floor_s for ours_s, floor_s in times]
-    return Pairs(
-        median(ours_s for ours_s, _ in times),
-        median(floor_s for _, floor_s in times),
-        median(ratios),
-        min(ratios),
-        max(ratios),
-        count,
-    )
+            ours_value, floor_value = ours(), floor()
+        values.append((ours_value, floor_value))
+    return Pairs(tuple(values))
 
 
-def timed(run: Callable[[], object]) -> float:
-    """Return how many seconds a call takes."""
-    gc.collect()
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def timed(run: Callable[..., object], *arguments: Any, calls: int = 1) -> Callable[[], float]:
+    """Return what measures how many seconds one call of ``run(*arguments)`` takes, on average of ``calls``."""
+
+    def seconds() -> float:
+        gc.collect()
+        start = time.perf_counter()
+        for _ in range(calls):
+            run(*arguments)
+        return (time.perf_counter() - start) / calls
+
+    return seconds
 
 
 def peak_mib(run: Callable[..., object], *arguments: Any) -> float:

@@ -1,50 +1,97 @@
-"""Training sets: ours beside DuckDB by hand, Parquet to Parquet.
-
-``python -m benchmarks.training_set [--scale 10] [--pairs 7] [--data FOLDER]``
-"""
+"""Training sets: ours beside DuckDB by hand, Parquet to Parquet."""
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-from datetime import timedelta
+import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import floors
-from benchmarks.pairs import measure, peak_mib
-from benchmarks.workload import Workload, WorkloadView, make
-from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
+from benchmarks.context import Context
+from benchmarks.pairs import measure, peak_mib, timed
+from benchmarks.projects import make_project, references, view_definition
+from benchmarks.report import Row, Section, Target
+from benchmarks.workload import Workload
+from featurestore import FeatureStore
 from featurestore.engine.duck import DuckEngine
 from featurestore.engine.interface import AsOf, ViewJoin
-from featurestore.types import Int64
-from featurestore.types.arrow import value_type_of
 
 BATCH_ROWS = 100_000
+MOST_MIB = 4096
 
 
-def view_definition(view: WorkloadView, with_ttl: bool) -> FeatureView:
-    """Return the view as a user would define it."""
-    schema = pq.read_schema(view.source)
-    fields = []
-    for feature in view.features:
-        kind = value_type_of(schema.field(feature).type)
-        assert kind is not None
-        fields.append(Field(feature, kind))
-    return FeatureView(
-        view.name,
-        entities=[Entity(view.key.removesuffix("_id"), join_keys={view.key: Int64})],
-        source=ParquetSource(
-            f"{view.name}_source",
-            path=str(view.source),
-            timestamp_field="event_ts",
-            created_timestamp_field="created_ts",
-        ),
-        schema=fields,
-        ttl=timedelta(microseconds=view.ttl_us) if with_ttl else None,
+def run(context: Context) -> Iterator[Section]:
+    """Measure workload m: the engine alone in every mode, and the whole product."""
+    yield _section(context, 1)
+
+
+def run_large(context: Context) -> Iterator[Section]:
+    """Measure ten times the workload, with the greatest memory of both sides."""
+    yield _section(context, 10)
+
+
+def _section(context: Context, scale: int) -> Section:
+    workload = context.workload(scale)
+    section = Section(
+        f"Training set, workload m{'' if scale == 1 else f', {scale} x'}",
+        f"{workload.rows:,} entity rows, 30 features of two views, Parquet to Parquet; files already checked but where "
+        "said. Memory is that of a new process that does it once.",
     )
+    cases: list[tuple[AsOf, bool]] = [("available", True), ("available", False), ("event", True), ("event", False)]
+    for as_of, with_ttl in cases[:1] if context.is_quick else cases:
+        _engine_rows(section, context, workload, as_of, with_ttl)
+    _product_rows(section, context, workload)
+    return section
+
+
+def _engine_rows(section: Section, context: Context, workload: Workload, as_of: AsOf, with_ttl: bool) -> None:
+    ours_path, floor_path = context.folder / "ours.parquet", context.folder / "floor.parquet"
+    ours, floor = (workload, as_of, with_ttl, ours_path), (workload, as_of, with_ttl, floor_path)
+    found = measure(timed(engine_training_set, *ours), timed(floors.training_set, *floor), count=context.pairs)
+    check_equal(ours_path, floor_path)
+    name = f"engine, as_of={as_of}, ttl {'of days' if with_ttl else 'none'}"
+    memory = peak_mib(engine_training_set, *ours), peak_mib(floors.training_set, *floor)
+    note = f"peak {memory[0]:,.0f} MiB, the floor's {memory[1]:,.0f}"
+    if memory[0] > MOST_MIB:
+        note += f": MORE than {MOST_MIB:,} MiB"
+    section.rows.append(Row(name, "s", found, Target(at_most=1.0), note=note))
+
+
+def _product_rows(section: Section, context: Context, workload: Workload) -> None:
+    """Measure `get_historical_features(...).write_parquet(...)`, then with the certificate and all hashing."""
+    root = make_project(
+        context.place(f"training_{workload.scale:g}"), workload.views, online_url="lmdb:///data/online", with_ttl=True
+    )
+    ours_path, floor_path = context.folder / "ours.parquet", context.folder / "floor.parquet"
+    floor = timed(floors.training_set, workload, "available", True, floor_path)
+    arguments = root, workload, ours_path
+    product_training_set(*arguments)  # which also checks the files' hashes for the first time
+    found = measure(timed(product_training_set, *arguments), floor, count=context.pairs)
+    check_equal(ours_path, floor_path)
+    memory = peak_mib(product_training_set, *arguments)
+    note = f"peak {memory:,.0f} MiB" + (f": MORE than {MOST_MIB:,} MiB" if memory > MOST_MIB else "")
+    section.rows.append(Row("get_historical_features, write_parquet", "s", found, Target(at_most=1.0), note=note))
+    certified = measure(timed(product_training_set, *arguments, True), floor, count=context.pairs)
+    section.rows.append(
+        Row("the same with certificate, files hashed anew", "s", certified, Target(at_most=1.6)),
+    )
+
+
+def product_training_set(root: Path, workload: Workload, out: Path, certified: bool = False) -> None:
+    """Write the training set as a user does."""
+    if certified:
+        for path in root.rglob("*.parquet"):
+            os.utime(path)  # a file of another time is checked again
+    with FeatureStore(root) as store, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = store.get_historical_features(workload.entities, references(workload.views))
+        made.write_parquet(out)
+        if certified:
+            assert made.certificate.rows == workload.rows
 
 
 def engine_training_set(workload: Workload, as_of: AsOf, with_ttl: bool, out: Path) -> None:
@@ -81,44 +128,3 @@ def check_equal(ours: Path, floor: Path) -> None:
         left, right = pq.read_table(ours, columns=some), pq.read_table(floor)
         renamed = right.select(range(start, start + len(some))).rename_columns(some).cast(left.schema)
         assert left.equals(renamed), f"ours and the floor differ in {some}"
-
-
-def run(folder: Path, scale: int, pairs: int) -> None:
-    """Print one line for each as_of and ttl, and both sides' greatest memory."""
-    workload = make(folder, scale)
-    ours_path, floor_path = folder / "ours.parquet", folder / "floor.parquet"
-    print(f"training set, scale {scale}: {workload.rows:,} entity rows x 30 features, {pairs} pairs")
-    cases: list[tuple[AsOf, bool]] = [("available", True), ("available", False), ("event", True), ("event", False)]
-    for as_of, with_ttl in cases:
-        ours = (workload, as_of, with_ttl, ours_path)
-        floor = (workload, as_of, with_ttl, floor_path)
-        found = measure(
-            lambda arguments=ours: engine_training_set(*arguments),
-            lambda arguments=floor: floors.training_set(*arguments),
-            count=pairs,
-        )
-        check_equal(ours_path, floor_path)
-        memory = peak_mib(engine_training_set, *ours), peak_mib(floors.training_set, *floor)
-        print(
-            f"  as_of={as_of:<9} ttl={'days' if with_ttl else 'none'}: ours {found.ours_s:6.2f} s, "
-            f"floor {found.floor_s:6.2f} s, ratio {found.ratio:.2f} ({found.least:.2f}-{found.greatest:.2f}); "
-            f"peak {memory[0]:,.0f} / {memory[1]:,.0f} MiB",
-            flush=True,
-        )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--data", type=Path, help="where the workload lies or is written (default: a temporary folder)")
-    arguments = parser.parse_args()
-    if arguments.data is not None:
-        run(arguments.data, arguments.scale, arguments.pairs)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            run(Path(folder), arguments.scale, arguments.pairs)
-
-
-if __name__ == "__main__":
-    main()

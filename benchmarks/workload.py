@@ -41,7 +41,7 @@ class WorkloadView:
 
 @dataclass(frozen=True)
 class Workload:
-    scale: int
+    scale: float
     entities: Path
     """Columns driver_id, customer_id, event_timestamp."""
     rows: int
@@ -126,12 +126,12 @@ def _write(made: WorkloadView, columns: dict[str, Column], keys: int, events: in
         )
 
 
-def make(folder: Path, scale: int = 1) -> Workload:
+def make(folder: Path, scale: float = 1) -> Workload:
     """Write the workload into ``folder`` (once: files that are there are taken) and return where it lies."""
-    folder = folder / f"scale_{scale}"
+    folder = folder / f"scale_{scale:g}"
     folder.mkdir(parents=True, exist_ok=True)
     entities, done = folder / "entities.parquet", folder / "complete"
-    drivers, customers, rows = 10_000 * scale, 20_000 * scale, 100_000 * scale
+    drivers, customers, rows = (round(count * scale) for count in (10_000, 20_000, 100_000))
     views = []
     for name, key, ttl_us, columns, keys, events, seed in (
         ("driver_stats", "driver_id", 2 * DAY_US, MIXED, drivers, 100, 1),

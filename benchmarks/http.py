@@ -1,0 +1,248 @@
+"""Reads over HTTP: ``fs serve`` beside a route that answers the records' bytes, and what a worker costs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import psutil
+import redis
+
+from benchmarks.context import Context
+from benchmarks.load import closed_loop, find_wrk, open_loop
+from benchmarks.pairs import Pairs, measure
+from benchmarks.projects import SERVICE, make_project, newest_rows, references, requests_of, wide_view
+from benchmarks.report import Row, Section, Target
+from benchmarks.workload import WorkloadView
+
+PATH = "/v1/online-features"
+WIDE_PATH = "/wide"
+Start = Callable[[], AbstractContextManager["Server"]]
+
+BODIES = 256
+ENTITIES = (1, 100)
+CONNECTIONS = (1, 16)
+AT_LEAST = {1: 1.5, 100: 0.6}
+FLAT = Target(at_least=0.95, at_most=1.05)
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    process: psutil.Process
+    seconds_to_start: float
+
+    @property
+    def mib(self) -> float:
+        """What the process holds that no other does."""
+        return float(self.process.memory_full_info().uss) / 2**20
+
+
+def run(context: Context) -> Iterator[Section]:
+    """Measure one worker of both servers on one Redis."""
+    find_wrk()
+    workload = context.workload()
+    folder = context.place("http")
+    views = newest_rows(workload, folder)
+    memory = _RedisMemory(context.redis_url)
+    few = make_project(folder / "few", views, online_url=context.redis_url, unused_views=3)
+    sizes = memory.bytes_per_record(views)
+    wide = wide_view(folder, 200 if context.is_quick else 2_000)
+    wide_root = make_project(folder / "wide", [wide], online_url=context.redis_url)
+    many = make_project(
+        folder / "many", views, online_url=context.redis_url, unused_views=8 if context.is_quick else 498
+    )
+    bodies, wide_bodies = write_bodies(folder, views, 1), write_bodies(folder, [wide], 1)
+    start_ours, start_floor = partial(_running, few, bodies), partial(_running_floor, context, bodies)
+    with start_floor() as floor, start_ours() as ours:
+        first = {"ours": ours.mib, "floor": floor.mib}
+        yield _throughput(context, folder, ours, floor, views)
+        yield _tail(context, folder, ours, floor, views)
+        costs = _costs(ours, floor, first)
+    costs.rows += sizes
+    costs.rows.append(_cold_start(context, start_ours, start_floor))
+    with start_floor() as floor, _running(wide_root, wide_bodies) as ours:
+        yield _wide(context, folder, ours, floor, wide)
+    with start_ours() as ours, _running(many, bodies) as other:
+        yield _registry_size(context, folder, ours, other, views)
+    yield costs
+
+
+def _throughput(context: Context, folder: Path, ours: Server, floor: Server, views: Sequence[WorkloadView]) -> Section:
+    section = Section(
+        "HTTP /v1/online-features, with status, 1 worker",
+        "Requests a second under wrk; n entities x 30 features of two views, asked by list but where said. The floor "
+        "is a Starlette route that parses the request, does the MGET and answers the bytes as they are.",
+    )
+    for entities in ENTITIES:
+        bodies = write_bodies(folder, views, entities)
+        for connections in CONNECTIONS:
+            target = Target(at_least=AT_LEAST[entities]) if connections == max(CONNECTIONS) else None
+            pairs = _rates(context, (ours.url + PATH, floor.url + PATH), bodies, connections)
+            section.rows.append(Row(_named(entities, connections), "requests/s", pairs, target))
+    bodies = write_bodies(folder, views, 1, service=True)
+    pairs = _rates(context, (ours.url + PATH, floor.url + PATH), bodies, max(CONNECTIONS))
+    section.rows.append(Row(_named(1, max(CONNECTIONS)) + ", by feature service", "requests/s", pairs))
+    return section
+
+
+def _tail(context: Context, folder: Path, ours: Server, floor: Server, views: Sequence[WorkloadView]) -> Section:
+    """Measure the 99th percentile at half of what each server can do, under requests that do not wait for it."""
+    section = Section(
+        "HTTP latency at half of the peak load, 16 connections",
+        "Open loop: requests are sent at random instants fixed beforehand (a Poisson process), and latency counts from "
+        "those. Each server at half of its own peak.",
+    )
+    connections, seconds = max(CONNECTIONS), context.seconds * 3
+    for entities in ENTITIES:
+        bodies = write_bodies(folder, views, entities)
+        lines = bodies.read_bytes().splitlines()
+
+        def latency(url: str, lines: Sequence[bytes] = lines, bodies: Path = bodies) -> Row:
+            peak = closed_loop(url + PATH, bodies, connections=connections, seconds=context.seconds)
+            rate = peak.requests_per_second / 2
+            found = open_loop(url + PATH, lines, rate=rate, connections=connections, seconds=seconds)
+            note = f"median {found.p50_ms:.2g} ms at {found.requests_per_second:,.0f} requests/s"
+            return Row("", "ms", alone=found.p99_ms, note=note)
+
+        for who, server in (("ours", ours), ("floor", floor)):
+            row = latency(server.url)
+            name = f"p99, {_entities(entities)}, {who}"
+            section.rows.append(Row(name, "ms", alone=row.alone, note=row.note))
+    return section
+
+
+def _wide(context: Context, folder: Path, ours: Server, floor: Server, view: WorkloadView) -> Section:
+    section = Section("HTTP, one view with 200 features, 1 worker", "The same, all 200 floats of one view.")
+    for entities in ENTITIES:
+        bodies = write_bodies(folder, [view], entities)
+        pairs = _rates(context, (ours.url + PATH, floor.url + WIDE_PATH), bodies, max(CONNECTIONS))
+        section.rows.append(Row(_named(entities, max(CONNECTIONS)), "requests/s", pairs))
+    return section
+
+
+def _registry_size(context: Context, folder: Path, few: Server, many: Server, views: Sequence[WorkloadView]) -> Section:
+    section = Section(
+        "HTTP, 500 views in the registry beside 5",
+        "Both are ours: requests a second with 500 views (the column ours) and with 5 (the column floor).",
+    )
+    for entities in ENTITIES:
+        bodies = write_bodies(folder, views, entities)
+        pairs = _rates(context, (many.url + PATH, few.url + PATH), bodies, max(CONNECTIONS))
+        section.rows.append(Row(_named(entities, max(CONNECTIONS)), "requests/s", pairs, FLAT))
+    return section
+
+
+def _costs(ours: Server, floor: Server, first: dict[str, float]) -> Section:
+    section = Section("What serving costs", "Memory is what the process alone holds (USS); records are workload m's.")
+    section.rows += [
+        Row("memory of a worker, before load", "MiB", Pairs(((first["ours"], first["floor"]),))),
+        Row("memory of a worker, after load", "MiB", Pairs(((ours.mib, floor.mib),))),
+    ]
+    return section
+
+
+def _cold_start(context: Context, start_ours: Start, start_floor: Start) -> Row:
+    def seconds(start: Start) -> float:
+        with start() as server:
+            return server.seconds_to_start
+
+    pairs = measure(lambda: seconds(start_ours), lambda: seconds(start_floor), count=context.pairs)
+    return Row("cold start to the first answer", "s", pairs)
+
+
+def _rates(context: Context, urls: tuple[str, str], bodies: Path, connections: int) -> Pairs:
+    def rate(url: str) -> float:
+        return closed_loop(url, bodies, connections=connections, seconds=context.seconds).requests_per_second
+
+    return measure(lambda: rate(urls[0]), lambda: rate(urls[1]), count=context.pairs)
+
+
+def write_bodies(folder: Path, views: Sequence[WorkloadView], entities: int, *, service: bool = False) -> Path:
+    """Write different request bodies, one a line, for all features of the views."""
+    asked = {"feature_service": SERVICE} if service else {"features": references(views)}
+    lines = [
+        json.dumps({**asked, "entities": entity_rows}, separators=(",", ":"))
+        for entity_rows in requests_of(views, entities, BODIES)
+    ]
+    path = folder / f"bodies_{len(views)}_{entities}_{'service' if service else 'list'}"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+class _RedisMemory:
+    """What records cost in an emptied Redis."""
+
+    def __init__(self, url: str) -> None:
+        self._client = redis.Redis.from_url(url)
+        self._client.flushall()
+        self._before = self._used()
+
+    def _used(self) -> int:
+        return int(self._client.info("memory")["used_memory"])
+
+    def bytes_per_record(self, views: Sequence[WorkloadView]) -> list[Row]:
+        """Return a row for each view, as Redis counts a key, and one for all memory."""
+        total = self._used() - self._before
+        rows, records = [], 0
+        for view in views:
+            keys = list(self._client.scan_iter(f"fs:*:{view.name}:{{*", count=1_000))
+            records += len(keys)
+            some = keys[:: max(1, len(keys) // 500)]
+            used = sum(int(self._client.memory_usage(key) or 0) for key in some) / len(some)
+            rows.append(Row(f"Redis, a record of {len(view.features)} features", "bytes", alone=used))
+        self._client.close()
+        return [*rows, Row("Redis, an entity's record, all its memory", "bytes", alone=total / records)]
+
+
+@contextmanager
+def _running(root: Path, bodies: Path) -> Iterator[Server]:
+    command = [str(Path(sys.executable).parent / "fs"), "serve", "--repo", str(root), "--port", "0", "--workers", "1"]
+    with _process(command, bodies) as server:
+        yield server
+
+
+@contextmanager
+def _running_floor(context: Context, bodies: Path) -> Iterator[Server]:
+    with _process([sys.executable, "-m", "benchmarks.floor_server", context.redis_url], bodies) as server:
+        yield server
+
+
+@contextmanager
+def _process(command: Sequence[str], bodies: Path) -> Iterator[Server]:
+    """Run a server that prints its URL; its time to start ends with its first answer to a real request."""
+    body = bodies.read_bytes().splitlines()[0]
+    start = time.perf_counter()
+    log_path = bodies.with_name("server.log")
+    with log_path.open("a") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    assert process.stdout is not None
+    try:
+        url = process.stdout.readline().split()[-1]
+        request = urllib.request.Request(url + PATH, body, {"Content-Type": "application/json"})
+        try:
+            urllib.request.urlopen(request, timeout=30).close()
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"{error.read().decode()}\n{log_path.read_text()}") from None
+        yield Server(url, psutil.Process(process.pid), time.perf_counter() - start)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        process.stdout.close()
+
+
+def _entities(count: int) -> str:
+    return f"{count} {'entity' if count == 1 else 'entities'}"
+
+
+def _named(entities: int, connections: int) -> str:
+    return f"{_entities(entities)}, {connections} connection{'s' if connections > 1 else ''}"
