@@ -71,6 +71,9 @@ def cli_page() -> Iterable[str]:
         command = fs.get_command(context, name)
         assert command is not None
         yield from command_section(name, command)
+        if isinstance(command, click.Group):
+            for verb, each in command.commands.items():
+                yield from command_section(f"{name} {verb}", each)
 
 
 COMMON_OPTIONS = """\
@@ -93,6 +96,8 @@ def command_section(name: str, command: click.Command) -> Iterable[str]:
     yield f"## fs {name}\n"
     yield f"```console\n$ fs {name}{' ' + usage if usage else ''} [OPTIONS]\n```\n"
     yield inspect.cleandoc(command.help or "") + "\n"
+    if isinstance(command, click.Group):
+        return
     yield "| Option | What it does |\n|---|---|"
     for parameter in command.params:
         if isinstance(parameter, click.Option):

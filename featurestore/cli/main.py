@@ -17,6 +17,7 @@ COMMANDS = {
     "online": "Read features from the online store.",
     "peek": "Show the newest rows of a feature view.",
     "serve": "Serve features over HTTP.",
+    "token": "Create, list and revoke tokens of servers.",
     "list": "List what is registered.",
     "show": "Show one definition.",
     "status": "Show freshness, watermarks, rows and runs.",

@@ -22,14 +22,15 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def _read_duration(value: Any) -> Any:
+def read_duration(value: Any) -> timedelta:
+    """Return what a text such as ``10s`` or ``90d`` means; raises ValueError for any other."""
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError("write a duration as a number and ms, s, m, h or d, for example 10s")
     return timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
 
 
-Duration = Annotated[timedelta, BeforeValidator(_read_duration)]
+Duration = Annotated[timedelta, BeforeValidator(read_duration)]
 
 
 class StoreSettings(BaseModel):

@@ -1,0 +1,146 @@
+"""fs token."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+from featurestore_registry.auth import Role, Token, create_token, revoke_token, tokens
+
+from featurestore.cli.output import Output, repo_command, table
+from featurestore.definitions.base import check_object_name
+from featurestore.project.settings import read_duration
+from featurestore.store import FeatureStore
+from featurestore.types.times import MAX_INSTANT, MICROSECOND, to_rfc3339
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.group("token")
+def command() -> None:
+    """Create, list and revoke the tokens that servers ask for.
+
+    A token is kept as a hash. Running servers learn of a change when they next look at the registry (server.refresh,
+    10 s by default); an expired token ends at once.
+    """
+
+
+def _project(ctx: click.Context, _: click.Parameter, name: str | None) -> str | None:
+    try:
+        return None if name is None else check_object_name(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _duration(ctx: click.Context, _: click.Parameter, text: str | None) -> timedelta | None:
+    try:
+        return None if text is None else read_duration(text)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(str(error)) from None
+
+
+_of_project = click.option("--project", callback=_project, help="Another project than the repo's.")
+
+
+@command.command("create")
+@click.option("--role", type=click.Choice([str(role) for role in Role]), required=True, help="What it may do.")
+@_of_project
+@click.option("--all-projects", is_flag=True, help="Good for every project.")
+@click.option("--name", default="", help="What people call it, for example the service that uses it.")
+@click.option("--expires", metavar="SPAN", callback=_duration, help="Ends after so long, for example 90d or 12h.")
+@repo_command
+def create(
+    store: FeatureStore,
+    output: Output,
+    role: str,
+    project: str | None,
+    all_projects: bool,
+    name: str,
+    expires: timedelta | None,
+) -> None:
+    """Make a token and show it, this once.
+
+    Roles, each with those before it: viewer (registry), reader (features), operator (push, runs), editor (apply),
+    admin (tokens).
+    """
+    if project is not None and all_projects:
+        raise click.UsageError("Give either --project or --all-projects.")
+    now_us = store.workspace.clock()
+    expires_at_us = None if expires is None else now_us + expires // MICROSECOND
+    if expires_at_us is not None and expires_at_us > MAX_INSTANT:
+        raise click.UsageError("--expires lies beyond the year 9999.")
+    text, token = create_token(
+        store.workspace.ledger,
+        None if all_projects else project or store.project,
+        Role.parse(role),
+        expires_at_us=expires_at_us,
+        now_us=now_us,
+        name=name,
+    )
+
+    def render(console: Console) -> None:
+        console.print(f"Token {token.id}: {token.role} of {_good_for(token)}, {_end_of(token, now_us)}.", markup=False)
+        console.print("It is shown now and never again:\n", markup=False)
+        console.print(text, markup=False, soft_wrap=True)
+
+    output.emit({"token": text, **_document(token, now_us)}, render)
+
+
+@command.command("list")
+@_of_project
+@repo_command
+def list_(store: FeatureStore, output: Output, project: str | None) -> None:
+    """List the tokens that are good for the project, those of all projects among them; never their texts."""
+    now_us = store.workspace.clock()
+    found = tokens(store.workspace.ledger, project or store.project)
+
+    def render(console: Console) -> None:
+        if found:
+            rows = [(each.id, each.name, each.role, _good_for(each), _end_of(each, now_us)) for each in found]
+            table(console, ("id", "name", "role", "good for", "end"), rows)
+        else:
+            console.print("There are no tokens: a server on loopback is open to everyone who reaches it.")
+
+    output.emit([_document(each, now_us) for each in found], render)
+
+
+@command.command("revoke")
+@click.argument("id")
+@_of_project
+@repo_command
+def revoke(store: FeatureStore, output: Output, id: str, project: str | None) -> None:
+    """End the token ID, which `fs token list` tells, for good."""
+    ledger, named = store.workspace.ledger, project or store.project
+    found = {token.id: token for token in tokens(ledger, named)}
+    revoke_token(ledger, found[id].project if id in found else named, id, now_us=store.workspace.clock())
+
+    def render(console: Console) -> None:
+        console.print(f"Token {id} is revoked.", markup=False)
+        if len(found) == 1:
+            console.print("It was the last one: without tokens a server on loopback is open to all who reach it.")
+
+    output.emit({"id": id, "revoked": True, "left": len(found) - 1}, render)
+
+
+def _good_for(token: Token) -> str:
+    return "all projects" if token.project is None else f"project {token.project}"
+
+
+def _end_of(token: Token, now_us: int) -> str:
+    if token.expires_at_us is None:
+        return "never expires"
+    return f"{'expired' if token.expires_at_us <= now_us else 'expires'} {to_rfc3339(token.expires_at_us)}"
+
+
+def _document(token: Token, now_us: int) -> dict[str, Any]:
+    end = token.expires_at_us
+    return {
+        "id": token.id,
+        "name": token.name,
+        "role": str(token.role),
+        "project": token.project,
+        "expires_at": None if end is None else to_rfc3339(end),
+        "expired": end is not None and end <= now_us,
+    }
