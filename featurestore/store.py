@@ -96,10 +96,12 @@ class FeatureStore:
         Raises what `plan` raises, ChangesNotAllowedError without the flag that a change needs, and
         RevisionConflictError when another apply came in between; nothing is changed then.
         """
-        objects = None if objects is None else list(objects)
-        planned = self.plan(objects, refresh_schema=refresh_schema)
+        from featurestore.plan import make_plan
+
+        wanted, partial = self._wanted(objects), objects is not None
+        planned = make_plan(self._workspace, wanted, partial=partial, refresh_schema=refresh_schema)
         applied = self.apply_plan(planned, allow_breaking=allow_breaking, allow_destroy=allow_destroy, message=message)
-        self._workspace.use_code(objects or ())
+        self._workspace.use_code(wanted, partial=partial)
         return applied
 
     def apply_plan(

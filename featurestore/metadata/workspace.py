@@ -67,9 +67,9 @@ class Workspace:
             logger.warning("on-demand features are unavailable: %s", error)
             return ()
 
-    def use_code(self, definitions: Sequence[Definition]) -> None:
-        """Add definitions, replacing those of the same name; the next snapshot runs their functions."""
-        kept = {(found.kind, found.name): found for found in (*self.code, *definitions)}
+    def use_code(self, definitions: Sequence[Definition], *, partial: bool = True) -> None:
+        """Run the functions of these definitions from now on; with ``partial`` beside those that are known."""
+        kept = {(found.kind, found.name): found for found in (*(self.code if partial else ()), *definitions)}
         self.code = tuple(kept.values())
         self._snapshot = None
 

@@ -43,11 +43,14 @@ def write_rows(root: Path, amounts: list[int]) -> None:
     pq.write_table(pa.table(columns), root / "rows.parquet")
 
 
-@pytest.fixture(params=["lmdb", "redis"])
+BOTH = pytest.mark.parametrize("store", ["lmdb", "redis"], indirect=True)
+
+
+@pytest.fixture
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FeatureStore]:
     """A project whose view ``sales`` is materialized, and a neighbour whose name begins alike."""
     (tmp_path / "feature_store.yaml").write_text("project: shop\n")
-    if request.param == "redis":
+    if getattr(request, "param", "lmdb") == "redis":
         url = request.getfixturevalue("redis_url")
         settings = f"project: shop\nonline_store: {{url: '{url}', read_timeout_ms: 5000}}\n"
         (tmp_path / "feature_store.yaml").write_text(settings)
@@ -87,6 +90,7 @@ def rebuild(store: FeatureStore) -> None:
 PRESENT = [(1, "PRESENT"), (2, "PRESENT"), (None, "NOT_FOUND")]
 
 
+@BOTH
 def test_a_higher_ttl_brings_back_what_had_expired_after_a_republish(store: FeatureStore) -> None:
     assert (online(store), offline(store)) == (PRESENT, [1, 2, None])
     said = change(store, sales(ttl=timedelta(days=30)))
@@ -134,6 +138,7 @@ def test_a_new_feature_is_not_found_until_it_is_there(store: FeatureStore) -> No
     assert online(store) == PRESENT
 
 
+@BOTH
 def test_another_type_starts_empty_and_garbage_collection_takes_the_old(store: FeatureStore) -> None:
     said = change(
         store, sales(schema=[Field("amount", String)], sql="SELECT * REPLACE ('n' || amount AS amount) FROM rows")
@@ -152,6 +157,7 @@ def test_another_type_starts_empty_and_garbage_collection_takes_the_old(store: F
     assert online(store)[0] == ("n1", "PRESENT")
 
 
+@BOTH
 def test_a_deleted_view_takes_its_rows_along_and_nothing_else(store: FeatureStore) -> None:
     from featurestore.plan import make_plan
     from featurestore.project.loader import collect
@@ -179,3 +185,20 @@ def test_a_view_that_goes_online_again_publishes_what_came_meanwhile(store: Feat
     change(store, sales())
     store.materialize_incremental()
     assert online(store)[:2] == [(5, "PRESENT"), (2, "PRESENT")]
+
+
+def test_a_store_that_lives_on_runs_the_code_that_it_applied_last(tmp_path: Path) -> None:
+    text = """
+from featurestore import Field, RequestSource, on_demand_feature_view
+from featurestore.types import Int64
+
+@on_demand_feature_view(sources=[RequestSource("given", [Field("x", Int64)])], schema=[Field("y", Int64)])
+def computed(inputs):
+    return {"y": [x + 1 for x in inputs["x"]]}
+"""
+    (tmp_path / "feature_store.yaml").write_text("project: shop\n")
+    with FeatureStore(tmp_path) as store:
+        for added in (1, 20):
+            (tmp_path / "features.py").write_text(text.replace("x + 1", f"x + {added}"))
+            store.apply()
+            assert store.get_online_features("computed:y", {"x": [1]}).to_dict()["y"] == [1 + added]
