@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ SERVICE = "departure_delay_v1"
 FS = Path(sys.executable).with_name("fs")
 # The demo stands for itself: settings of the caller's own store must not leak into it.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("FS_") or key == "FS_CRASH_AT"}
-SHOWN = ("carrier", "flight", "origin", "dest", "tailnum")
 console = Console(highlight=False, width=max(100, Console().width))
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     frame = "data/departures.parquet"
     fs("training-set", "--entities", frame, "--service", SERVICE, "--out", TRAINING, "--full-feature-names")
     show_training_set()
-    step(5, "Serve the same features over HTTP, and ask for the last three flights")
+    step(5, "Serve the same features over HTTP, and ask for three flights that leave within the hour")
     ask_server()
     console.print()
     say(f"Done in {time.monotonic() - started:.0f} seconds. Look around with: {show(FS, '--repo', REPO, 'status')}")
@@ -118,8 +118,12 @@ def ask_server() -> None:
     server = subprocess.Popen(command, env=ENVIRONMENT, cwd=REPO, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        url = next(word.rstrip(".") for line in server.stdout for word in line.split() if word.startswith("http://"))
-        flights = last_flights(3)
+        words = (word.rstrip(".") for line in server.stdout for word in line.split())
+        url = next((word for word in words if word.startswith("http://")), None)
+        if url is None:
+            console.print("[red]The server did not start.[/red]")
+            sys.exit(server.wait(timeout=20) or 1)
+        flights = next_flights(3)
         body = request_body(flights)
         console.print(f"[dim]$ curl -X POST {url}/v1/online-features -d '{json.dumps(body)[:160]}…'[/dim]")
         request = urllib.request.Request(  # noqa: S310 - our own server on loopback
@@ -136,17 +140,16 @@ def ask_server() -> None:
     console.print(f"[dim]The server stopped cleanly (exit code {code}).[/dim]")
 
 
-def last_flights(count: int) -> list[dict[str, Any]]:
-    """Return the last departures of the entity frame that have a plane."""
+def next_flights(count: int) -> list[dict[str, Any]]:
+    """Return the last departures of the entity frame that have a plane, as if they were to leave again now."""
+    leaves_at = (datetime.now(UTC) + timedelta(minutes=45)).replace(second=0, microsecond=0)
     query = f"""
-        SELECT carrier, flight, origin, dest, tailnum, strftime(sched_dep, '%Y-%m-%dT%H:%M:%SZ') AS sched_dep, distance
+        SELECT carrier, flight, origin, dest, tailnum, distance
         FROM read_parquet($file) WHERE tailnum IS NOT NULL ORDER BY event_timestamp DESC, flight LIMIT {count}
     """
-    connection = duckdb.connect()
-    connection.execute("SET TimeZone = 'UTC'")
-    found = connection.execute(query, {"file": str(DATA / "departures.parquet")})
+    found = duckdb.connect().execute(query, {"file": str(DATA / "departures.parquet")})
     names = [column[0] for column in found.description]
-    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+    return [{**dict(zip(names, row, strict=True)), "sched_dep": leaves_at.isoformat()} for row in found.fetchall()]
 
 
 def request_body(flights: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -161,17 +164,22 @@ def request_body(flights: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def show_answer(flights: Sequence[dict[str, Any]], answer: dict[str, Any]) -> None:
     """Print the answer, a column a flight; what is not PRESENT says what it is."""
-    heads = ["{carrier} {flight} {origin}-{dest} ({tailnum})".format(**flight) for flight in flights]
-    table = Table("feature", *heads, box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for head in ("feature", *("{carrier} {flight} {origin}-{dest}".format(**flight) for flight in flights)):
+        table.add_column(head, no_wrap=True)
     for place, name in enumerate(answer["names"]):
         cells = []
         for row, statuses in zip(answer["rows"], answer["status"], strict=True):
             value, status = row[place], statuses[place]
-            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            shown = f"{value:,.6g}" if isinstance(value, float) else str(value)
             cells.append(shown if status == "PRESENT" else f"[dim]{status}[/dim]")
         table.add_row(name, *cells)
     console.print(table)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        console.print("\nStopped. Running it again starts afresh.")
+        sys.exit(130)
