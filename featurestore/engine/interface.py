@@ -210,7 +210,7 @@ class Engine(ABC):
     def join(
         self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], *, batch_rows: int
     ) -> pa.RecordBatchReader:
-        """Join features to entity rows at each row's time, by the rules of DESIGN 4.
+        """Join features to entity rows at each row's time, by the rules of `docs/explanation/time.md`.
 
         ``frame`` holds the key columns (declared types) and ``time_column`` (timestamp[us, UTC], no nulls). The
         result has one row per frame row in the frame's order and, for each view and feature, a column named

@@ -1,4 +1,4 @@
-"""The classes of change, and which change of a definition belongs to which (DESIGN 3)."""
+"""The classes of change, and which change of a definition belongs to which."""
 
 from __future__ import annotations
 
