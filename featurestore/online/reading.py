@@ -195,6 +195,19 @@ class ViewRows:
             return [[Status.PRESENT] * len(self.values) for _ in range(self.width)]
         return [list(column) for column in zip(*self.statuses, strict=True)]
 
+    def counts(self) -> dict[Status, int]:
+        """Return how many values there are of each status."""
+        if self.statuses is None:
+            return {Status.PRESENT: len(self.values) * self.width}
+        counts = dict.fromkeys(Status, 0)
+        for row in self.statuses:
+            if row and row.count(row[0]) == len(row):
+                counts[row[0]] += len(row)
+            else:
+                for status in row:
+                    counts[status] += 1
+        return counts
+
     def event_us(self) -> list[int | None]:
         """Return each record's event_ts, also of one outside its ttl; None where there is no record."""
         return [None if record is None else record_times(record)[0] for record in self.records]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from time import perf_counter
 from typing import Any, Literal
 
 from featurestore.errors import EntityKeyError, InputError, ValueTypeError, did_you_mean
@@ -158,8 +159,11 @@ class OnlinePlan:
         for _, reader, part, places in self._parts(query):
             rows = reader.read(query.keys[part], records[part], now_us)
             views.append(rows if places is None else _spread(rows, places, query.rows))
+        started = perf_counter()
         computed = [_compute(function, read, views, query) for function, read in self._functions]
-        return Answer(self._columns, views, computed, query.rows, self._straight)
+        answer = Answer(self._columns, views, computed, query.rows, self._straight)
+        answer.transform_seconds = perf_counter() - started
+        return answer
 
 
 class Answer:
@@ -174,8 +178,11 @@ class Answer:
         straight: bool,
     ) -> None:
         self.row_count = row_count
+        self.views = views
+        """What each read of the request answers, in its order."""
+        self.transform_seconds = 0.0
+        """How long the on-demand functions took."""
         self._outputs = outputs
-        self._views = views
         self._computed = computed
         self._all_present = straight and all(view.statuses is None for view in views)
         self._pairs: list[tuple[list[Any], list[Status] | None]] | None = None
@@ -183,7 +190,7 @@ class Answer:
     def _finished(self) -> list[tuple[list[Any], list[Status] | None]]:
         if self._pairs is None:
             by_view = [
-                (view.columns(), None if view.statuses is None else view.status_columns()) for view in self._views
+                (view.columns(), None if view.statuses is None else view.status_columns()) for view in self.views
             ]
             self._pairs = [output.finish(by_view, self._computed) for output in self._outputs]
         return self._pairs
@@ -201,9 +208,9 @@ class Answer:
         """Return each row's values, as `columns`."""
         if not self._all_present:
             return list(zip(*self.columns(), strict=True))
-        if len(self._views) == 1:
-            return self._views[0].values
-        return [list(chain.from_iterable(row)) for row in zip(*(v.values for v in self._views), strict=True)]
+        if len(self.views) == 1:
+            return self.views[0].values
+        return [list(chain.from_iterable(row)) for row in zip(*(v.values for v in self.views), strict=True)]
 
     def status_rows(self) -> Sequence[Sequence[Status]] | None:
         """Return each row's statuses, or None where every value is PRESENT."""
@@ -214,7 +221,7 @@ class Answer:
     def event_us(self) -> dict[str, list[int | None]]:
         """Return by view, or the name it was asked for under, each row's event time; None where nothing is."""
         reads = {output.alias: output.read for output in self._outputs if output.read is not None}
-        return {alias: self._views[read].event_us() for alias, read in reads.items()}
+        return {alias: self.views[read].event_us() for alias, read in reads.items()}
 
 
 class _OutputColumn:

@@ -20,13 +20,16 @@ from starlette.routing import Route
 import featurestore
 from featurestore.errors import OnlineStoreError, OnlineStoreUnavailableError, SettingsError
 from featurestore.metadata.workspace import Workspace
+from featurestore.online.interface import AsyncReader
+from featurestore.server.breaker import Breaker
 from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.server.docs import add_docs
 from featurestore.server.envelope import App, Envelope, Receive, Scope, Send
 from featurestore.server.errors import error_body
-from featurestore.server.metrics import CONTENT_TYPE, Metrics
+from featurestore.server.metrics import CONTENT_TYPE, FLUSH_SECONDS, Metrics
 from featurestore.server.online import FeastEndpoint, OnlineEndpoint, OnlineReads
 from featurestore.server.openapi import complete, error_responses
+from featurestore.server.sharing import SharedReads
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Open to everyone, and without details."""
@@ -83,6 +86,7 @@ def _measuring(definitions: DefinitionsKeeper, metrics: Metrics) -> Callable[[],
     def measure() -> None:
         metrics.revision.set(definitions.current.snapshot.revision)
         metrics.registry_age_seconds.set(definitions.age_us() / 1_000_000)
+        metrics.progress(definitions.progress, definitions.now_us())
 
     return measure
 
@@ -104,16 +108,25 @@ def _lifespan(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         measure()
         definitions.on_refresh = refreshed
-        reads.reader = workspace.online.reader()
+        reader: AsyncReader = Breaker(workspace.online.reader(), metrics)
+        reads.reader = reader if reader.deadline_seconds is None else SharedReads(reader)
         with suppress(OnlineStoreError, TimeoutError):  # the first connection is open before the first request
             await asyncio.wait_for(reads.reader.check(), READY_SECONDS)
         definitions.start()
+        flushing = asyncio.create_task(_flush(metrics))
         yield
+        flushing.cancel()
         await asyncio.to_thread(definitions.stop)
         await reads.reader.close()
         workspace.close()
 
     return lifespan
+
+
+async def _flush(metrics: Metrics) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_SECONDS)
+        metrics.flush()
 
 
 def open_workspace(root: Path) -> Workspace:

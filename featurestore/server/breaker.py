@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from time import perf_counter
 
 from featurestore.errors import OnlineStoreError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
+from featurestore.server.metrics import Metrics
 
 logger = logging.getLogger("featurestore.server")
 
@@ -19,15 +21,15 @@ PROBE_SECONDS = 0.5
 
 
 class Breaker(AsyncReader):
-    """Passes reads on while the store answers.
+    """Passes reads on while the store answers, and measures them.
 
     After `FAILURES_TO_OPEN` reads in a row have failed it is open: reads fail without waiting for the deadline, and
-    a task asks the store every `PROBE_SECONDS` until it answers. ``on_change`` hears whether it is open.
+    a task asks the store every `PROBE_SECONDS` until it answers.
     """
 
-    def __init__(self, reader: AsyncReader, on_change: Callable[[bool], None]) -> None:
+    def __init__(self, reader: AsyncReader, metrics: Metrics) -> None:
         self._reader = reader
-        self._on_change = on_change
+        self._metrics = metrics
         self._failures = 0
         self._probing: asyncio.Task[None] | None = None
         self.deadline_seconds = reader.deadline_seconds
@@ -41,15 +43,19 @@ class Breaker(AsyncReader):
         """See `AsyncReader.mget`; raises OnlineStoreUnavailableError at once while the breaker is open."""
         if self._probing is not None:
             raise OnlineStoreUnavailableError("The online store did not answer lately; it is being probed.")
+        started = perf_counter()
         try:
             records = await self._reader.mget(keys)
         except OnlineStoreUnavailableError:
+            self._metrics.store_errors.inc()
             self._failures += 1
             if self._failures >= FAILURES_TO_OPEN and self._probing is None:
                 self._probing = asyncio.create_task(self._probe())
                 logger.warning("the online store failed %d reads in a row: it is left alone and probed", self._failures)
-                self._on_change(True)
+                self._metrics.breaker(True)
             raise
+        finally:
+            self._metrics.store_seconds.observe(perf_counter() - started)
         self._failures = 0
         return records
 
@@ -76,4 +82,4 @@ class Breaker(AsyncReader):
                 break
         self._failures, self._probing = 0, None
         logger.warning("the online store answers again")
-        self._on_change(False)
+        self._metrics.breaker(False)

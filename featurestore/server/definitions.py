@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from random import SystemRandom
 
 from featurestore_registry.auth import Token, tokens
+from featurestore_registry.interface import Registry
 
 from featurestore.backends import open_registry
 from featurestore.errors import DefinitionError, FeatureStoreError, RegistryError, RegistryFormatError
+from featurestore.metadata.progress import Progress, read_progress
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.snapshot_file import (
     FILE_NAME,
@@ -59,6 +61,8 @@ class DefinitionsKeeper:
         self._warned: tuple[str, int] | None = None
         self._saved: SavedSnapshot | None = None
         self._served: Served | None = None
+        self.progress: Mapping[str, Progress] = {}
+        """How far each view's rows had come when the registry was last looked at."""
         self.on_refresh: Callable[[str], None] | None = None
 
     @property
@@ -71,6 +75,10 @@ class DefinitionsKeeper:
         """Return how long ago the registry last confirmed what is served, in microseconds."""
         assert self._saved is not None
         return max(0, self._workspace.clock() - self._saved.seen_us)
+
+    def now_us(self) -> int:
+        """Return the instant by the server's clock."""
+        return self._workspace.clock()
 
     def tokens(self) -> tuple[Token, ...]:
         """Return the tokens of the moment."""
@@ -135,6 +143,10 @@ class DefinitionsKeeper:
         while not self._stop.wait(seconds * jitter.uniform(0.9, 1.1)):
             self.refresh()
 
+    def _note_progress(self, registry: Registry) -> None:
+        if self._served is not None:
+            self.progress = read_progress(registry.ledger, self._served.snapshot)
+
     def _ask(self, known: SavedSnapshot | None = None) -> SavedSnapshot:
         """Return what the registry holds now, reading the records only when the revision is not the known one."""
         workspace = self._workspace
@@ -144,6 +156,7 @@ class DefinitionsKeeper:
         with open_registry(workspace.settings.registry, workspace.root, create=False) as registry:
             seen_us = workspace.clock()
             found = tokens(registry.ledger, project)
+            self._note_progress(registry)
             if known is not None and registry.definitions.head(project) == known.revision.number:
                 unchanged = found == known.tokens
                 return SavedSnapshot(known.revision, known.tokens if unchanged else found, seen_us)

@@ -7,13 +7,26 @@ its workers.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from featurestore.metadata.progress import Progress
+from featurestore.online.reading import Status, ViewRows
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+SAMPLE_EVERY = 16
+"""Of so many requests one is looked at closely: observing every stage of all would cost a tenth of the throughput."""
+
+FLUSH_SECONDS = 1.0
+"""How long a worker's counts of values may be missing where another worker is asked."""
+
+STAGES = ("parse", "store", "decode", "transform", "encode")
+_AGE_BUCKETS = (1.0, 10.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0, 2_592_000.0)
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -21,47 +34,91 @@ class Metrics:
     """One app's metrics."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self._registry = registry = CollectorRegistry()
         self.routes: frozenset[str] = frozenset()
         self._requests = Counter(
-            "featurestore_requests", "Requests by route and status.", ["route", "status"], registry=self._registry
+            "featurestore_requests", "Requests by route and status.", ["route", "status"], registry=registry
         )
         self._seconds = Histogram(
             "featurestore_request_seconds",
             "From the first byte's arrival in the app to the end of the answer.",
             ["route"],
-            registry=self._registry,
+            registry=registry,
             buckets=_BUCKETS,
         )
+        stages = Histogram(
+            "featurestore_stage_seconds",
+            f"Where the time of online reads goes, of every {SAMPLE_EVERY}th request.",
+            ["stage"],
+            registry=registry,
+            buckets=_BUCKETS,
+        )
+        self._stages = {stage: stages.labels(stage) for stage in STAGES}
+        self._ages = Histogram(
+            "featurestore_feature_age_seconds",
+            f"From the event of a record to its being served, of one record in every {SAMPLE_EVERY}th request.",
+            ["view"],
+            registry=registry,
+            buckets=_AGE_BUCKETS,
+        )
+        self._values = Counter(
+            "featurestore_values", "Feature values answered, by what they are.", ["view", "status"], registry=registry
+        )
+        self._rows = Counter("featurestore_online_rows", "Entity rows answered.", registry=registry)
+        self._push_rows = Counter(
+            "featurestore_push_rows", "Rows pushed, by what became of them.", ["view", "result"], registry=registry
+        )
+        self._add_store(registry)
+        self._add_definitions(registry)
+        self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._answered = 0
+        self._counted_rows = 0
+        self._counted_values: defaultdict[tuple[str, Status], int] = defaultdict(int)
+
+    def _add_store(self, registry: CollectorRegistry) -> None:
         self.store_seconds = Histogram(
             "featurestore_online_store_seconds",
             "Round trips to the online store.",
-            registry=self._registry,
+            registry=registry,
             buckets=_BUCKETS,
         )
-        self.store_errors = Counter(
-            "featurestore_online_store_errors", "Round trips that failed.", registry=self._registry
+        self.store_errors = Counter("featurestore_online_store_errors", "Round trips that failed.", registry=registry)
+        self._breaker_open = Gauge(
+            "featurestore_breaker_open",
+            "1 while the online store is left alone and probed, in any worker.",
+            registry=registry,
+            multiprocess_mode="livemax",
         )
-        self.rows = Counter("featurestore_online_rows", "Entity rows answered.", registry=self._registry)
+        self._breaker_openings = Counter(
+            "featurestore_breaker_openings", "How often the online store stopped answering.", registry=registry
+        )
+
+    def _add_definitions(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, labels: tuple[str, ...] = (), mode: str = "livemax") -> Gauge:
+            return Gauge(f"featurestore_{name}", text, labels, registry=registry, multiprocess_mode=mode)  # type: ignore[arg-type]
+
         self.refreshes = Counter(
             "featurestore_registry_refreshes",
             "Looks at the registry by outcome: same, changed, failed.",
             ["outcome"],
-            registry=self._registry,
+            registry=registry,
         )
-        self.revision = Gauge(
-            "featurestore_snapshot_revision",
-            "Revision of the definitions being served; the least of all workers.",
-            registry=self._registry,
-            multiprocess_mode="livemin",
+        self.revision = gauge(
+            "snapshot_revision", "Revision of the definitions being served; the least of all workers.", mode="livemin"
         )
-        self.registry_age_seconds = Gauge(
-            "featurestore_registry_age_seconds",
+        self.registry_age_seconds = gauge(
+            "registry_age_seconds",
             "Since the registry last confirmed the definitions being served; the greatest of all workers.",
-            registry=self._registry,
-            multiprocess_mode="livemax",
         )
-        self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._publish_rows = gauge(
+            "publish_rows", "Records that a view's last run sent online, by what became of them.", ("view", "result")
+        )
+        self._publish_lag = gauge(
+            "publish_lag_seconds", "Since when committed rows of a view wait to be online; 0 when all are.", ("view",)
+        )
+        self._committed_age = gauge(
+            "committed_age_seconds", "Since the end of the last committed interval of a view.", ("view",)
+        )
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """Count one request; paths that are no route share one label, so that nobody can fill the memory."""
@@ -73,8 +130,53 @@ class Metrics:
         counter.inc()
         histogram.observe(seconds)
 
+    def answered(self, rows: int, views: Sequence[tuple[str, ViewRows]], seconds: Sequence[float], now_us: int) -> None:
+        """Count one online read: entity rows, what each view answered, and the seconds of each of `STAGES`."""
+        self._counted_rows += rows
+        for view, found in views:
+            for status, count in found.counts().items():
+                self._counted_values[view, status] += count
+        self._answered += 1
+        if self._answered % SAMPLE_EVERY == 1:
+            for stage, spent in zip(STAGES, seconds, strict=True):
+                self._stages[stage].observe(spent)
+            for view, found in views:
+                event_us = next((event for event in found.event_us() if event is not None), None)
+                if event_us is not None:
+                    self._ages.labels(view).observe((now_us - event_us) / 1_000_000)
+
+    def pushed(self, view: str, results: Mapping[str, int]) -> None:
+        """Count pushed rows by what became of them."""
+        for result, count in results.items():
+            self._push_rows.labels(view, result).inc(count)
+
+    def breaker(self, is_open: bool) -> None:
+        """Tell whether the online store is left alone."""
+        self._breaker_open.set(is_open)
+        if is_open:
+            self._breaker_openings.inc()
+
+    def progress(self, found: Mapping[str, Progress], now_us: int) -> None:
+        """Tell how far each view's rows have come."""
+        for view, each in found.items():
+            waiting_us = 0 if each.unpublished_since_us is None else max(0, now_us - each.unpublished_since_us)
+            self._publish_lag.labels(view).set(waiting_us / 1_000_000)
+            if each.committed_until_us is not None:
+                self._committed_age.labels(view).set((now_us - each.committed_until_us) / 1_000_000)
+            for result, count in each.published.items():
+                self._publish_rows.labels(view, result).set(count)
+
+    def flush(self) -> None:
+        """Hand over what was counted since the last time: a number here is much cheaper than one in the library."""
+        rows, self._counted_rows = self._counted_rows, 0
+        values, self._counted_values = self._counted_values, defaultdict(int)
+        self._rows.inc(rows)
+        for (view, status), count in values.items():
+            self._values.labels(view, status.name).inc(count)
+
     def text(self) -> bytes:
         """Return everything in Prometheus' text format, added up over the workers."""
+        self.flush()
         directory = os.environ.get(DIRECTORY_VARIABLE)
         if directory is None:
             return generate_latest(self._registry)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from featurestore.errors import InputError, OnlineStoreError, OnlineStoreUnavailableError
+from featurestore.errors import InputError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
 from featurestore.online.reading import Status
 from featurestore.retrieval.online_plan import Answer, OnlinePlan
@@ -19,7 +19,7 @@ from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.server.envelope import Receive, Scope, Send, read_body
 from featurestore.server.errors import RequestError
 from featurestore.server.metrics import Metrics
-from featurestore.server.plans import Asked
+from featurestore.server.plans import Asked, ServingPlan
 from featurestore.types.times import Clock, to_instant, to_rfc3339
 
 MOST_ROWS = 1_000
@@ -56,8 +56,11 @@ class FeastRequest(msgspec.Struct):
     include_feature_view_version_metadata: bool = False
 
 
+Encode = Callable[[ServingPlan, Answer], bytes]
+
+
 class OnlineReads:
-    """From a shape and columns to an answer, by one store's asynchronous reader."""
+    """From a shape and columns to an answer's bytes, by one store's asynchronous reader."""
 
     def __init__(self, definitions: DefinitionsKeeper, clock: Clock, metrics: Metrics) -> None:
         self._definitions = definitions
@@ -66,8 +69,11 @@ class OnlineReads:
         self._absent: dict[bytes, float] = {}
         self.reader: AsyncReader | None = None
 
-    async def read(self, asked: Asked, columns: Mapping[str, Sequence[Any]]) -> tuple[OnlinePlan, Answer]:
-        """Return the plan that was used and its answer, both of one revision. Raises as its parts do."""
+    async def answer(self, asked: Asked, columns: Mapping[str, Sequence[Any]], started: float, encode: Encode) -> bytes:
+        """Return a request's answer, of one revision of the definitions.
+
+        ``started`` is the instant on `perf_counter` at which reading the request began. Raises as its parts do.
+        """
         rows = max(map(len, columns.values()), default=0)
         if rows > MOST_ROWS:
             raise RequestError(
@@ -78,29 +84,36 @@ class OnlineReads:
                 entities=rows,
                 max_entities=MOST_ROWS,
             )
-        plan = self._definitions.current.plans.plan(asked)
+        serving = self._definitions.current.plans.plan(asked)
+        plan = serving.plan
         query = plan.query(columns)
+        parsed = perf_counter()
         records = await self._records(query.keys)
         missing = plan.missing_schemas(query, records)
         if missing:
             await self._learn(missing)
-        self._metrics.rows.inc(query.rows)
-        return plan, plan.answer(query, records, self._clock())
+        fetched = perf_counter()
+        now_us = self._clock()
+        answer = plan.answer(query, records, now_us)
+        decoded = perf_counter()
+        body = encode(serving, answer)
+        transform_s = answer.transform_seconds
+        seconds = (
+            parsed - started,
+            fetched - parsed,
+            decoded - fetched - transform_s,
+            transform_s,
+            perf_counter() - decoded,
+        )
+        self._metrics.answered(query.rows, list(zip(serving.views, answer.views, strict=True)), seconds, now_us)
+        return body
 
     async def _records(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """One round trip of one request. Requests that share one would meet here."""
         if not keys:
             return []
         if self.reader is None:
             raise OnlineStoreUnavailableError("The online store is not open.")
-        started = perf_counter()
-        try:
-            return await self.reader.mget(keys)
-        except OnlineStoreError:
-            self._metrics.store_errors.inc()
-            raise
-        finally:
-            self._metrics.store_seconds.observe(perf_counter() - started)
+        return await self.reader.mget(keys)
 
     async def _learn(self, missing: Mapping[bytes, Callable[[bytes], None]]) -> None:
         """Look up schemas of older records; one that is nowhere is not asked for with every request."""
@@ -127,15 +140,21 @@ class OnlineEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        request = _decoded(self._decoder, await read_body(scope, receive, self._max_body))
+        body = await read_body(scope, receive, self._max_body)
+        started = perf_counter()
+        request = _decoded(self._decoder, body)
         if (request.features is None) == (request.feature_service is None):
             raise InputError("Ask either for features or for a feature_service.", hint="Send one of the two.")
         twice = request.entities.keys() & request.request_data.keys()
         if twice:
             raise InputError(f"{min(twice)!r} is given both in entities and in request_data.", hint="Send it once.")
         asked = Asked(tuple(request.features or ()), request.feature_service, request.full_feature_names)
-        plan, answer = await self._reads.read(asked, {**request.entities, **request.request_data})
-        await _send_json(send, online_body(plan, answer, request.include))
+        columns = {**request.entities, **request.request_data} if request.request_data else request.entities
+
+        def encode(serving: ServingPlan, answer: Answer) -> bytes:
+            return online_body(serving, answer, request.include)
+
+        await _send_json(send, await self._reads.answer(asked, columns, started, encode))
 
 
 class FeastEndpoint:
@@ -148,20 +167,25 @@ class FeastEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        request = _decoded(self._decoder, await read_body(scope, receive, self._max_body))
+        body = await read_body(scope, receive, self._max_body)
+        started = perf_counter()
+        request = _decoded(self._decoder, body)
         features = () if request.feature_service is not None else tuple(request.features or ())
         asked = Asked(features, request.feature_service, request.full_feature_names)
-        plan, answer = await self._reads.read(asked, request.entities)
-        await _send_json(send, feast_body(plan, answer, request))
+
+        def encode(serving: ServingPlan, answer: Answer) -> bytes:
+            return feast_body(serving.plan, answer, request)
+
+        await _send_json(send, await self._reads.answer(asked, request.entities, started, encode))
 
 
-def online_body(plan: OnlinePlan, answer: Answer, include: Sequence[str]) -> bytes:
+def online_body(serving: ServingPlan, answer: Answer, include: Sequence[str]) -> bytes:
     """Return ``{"names", "rows", "status", "event_timestamp"}``; the last two only where they are asked for."""
-    body: dict[str, Any] = {"names": plan.names, "rows": answer.rows()}
+    body: dict[str, Any] = {"names": serving.names, "rows": answer.rows()}
     if "status" in include:
         statuses = answer.status_rows()
         if statuses is None:
-            body["status"] = [["PRESENT"] * len(plan.names)] * answer.row_count
+            body["status"] = [serving.present] * answer.row_count
         else:
             body["status"] = [[_STATUS[status] for status in row] for row in statuses]
     if "event_timestamp" in include:

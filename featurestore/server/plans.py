@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from featurestore.definitions import FeatureService
 from featurestore.errors import FeatureStoreError, InputError
@@ -24,14 +27,37 @@ class Asked(NamedTuple):
     full_feature_names: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ServingPlan:
+    """A compiled plan, and what of its answers is always the same."""
+
+    plan: OnlinePlan
+    names: msgspec.Raw
+    """JSON list of the output names."""
+    present: msgspec.Raw
+    """JSON list that says PRESENT of each output."""
+    views: tuple[str, ...]
+    """Name of the view of each read."""
+
+    @classmethod
+    def of(cls, plan: OnlinePlan) -> ServingPlan:
+        """Encode what can be encoded beforehand."""
+        return cls(
+            plan,
+            msgspec.Raw(msgspec.json.encode(plan.names)),
+            msgspec.Raw(msgspec.json.encode(["PRESENT"] * len(plan.names))),
+            tuple(read.view.name for read in plan.request.reads),
+        )
+
+
 class Plans:
     """The least recently used plan goes first when there are too many. For one event loop's thread."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
-        self._plans: dict[Asked, OnlinePlan] = {}
+        self._plans: dict[Asked, ServingPlan] = {}
 
-    def plan(self, asked: Asked) -> OnlinePlan:
+    def plan(self, asked: Asked) -> ServingPlan:
         """Return the plan of a shape.
 
         Raises RequestError (413) for too many features, NotFoundError, CodeMismatchError, OutputNameClashError
@@ -51,7 +77,7 @@ class Plans:
             with suppress(FeatureStoreError):  # it is gone in this revision: the request will say so
                 self.plan(asked)
 
-    def _compile(self, asked: Asked) -> OnlinePlan:
+    def _compile(self, asked: Asked) -> ServingPlan:
         _check_count(len(asked.features))
         features: Reference | list[Reference]
         if asked.service is not None:
@@ -60,7 +86,7 @@ class Plans:
             features = [_checked(feature) for feature in asked.features]
         request = resolve(self.snapshot, features, full_feature_names=asked.full_feature_names)
         _check_count(len(request.outputs))
-        return OnlinePlan.compile(self.snapshot, request, form="json")
+        return ServingPlan.of(OnlinePlan.compile(self.snapshot, request, form="json"))
 
 
 def _checked(feature: str) -> str:
