@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from featurestore.engine.interface import AsOf
-    from featurestore.materialization import RunResult
+    from featurestore.materialization import PushResult, RunResult
+    from featurestore.materialization.push import To
     from featurestore.plan import Plan
     from featurestore.retrieval import FeaturesArgument, OnlineResponse, TrainingSet
 
@@ -176,6 +177,19 @@ class FeatureStore:
 
         end_us = None if end is None else to_instant(end)
         return succeeded(materialize_incremental(self._workspace, end_us, views, dry_run=dry_run))
+
+    def push(self, source: str, df: Any, to: To = "both") -> PushResult:
+        """Push rows to every feature view that reads a PushSource without SQL.
+
+        ``df`` is a pandas, Arrow or polars table, a dict of lists or a list of dicts, with the views' join keys and
+        features and the event time; a created time that is null or not there is the time of arrival. With ``to`` as
+        ``both`` rows are committed offline (at most one commit a second, shared by all callers), then written
+        online; ``online`` alone is quick, and in no training set. Equal rows may be pushed again. Raises
+        NotFoundError, InputError, EntityKeyError and ValueTypeError before anything is written.
+        """
+        from featurestore.materialization import push
+
+        return push(self._workspace, source, df, to)
 
     def get_historical_features(
         self,

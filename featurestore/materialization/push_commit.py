@@ -1,0 +1,144 @@
+"""Group commit: what is pushed to a view within a second goes into its offline table as one file in one commit."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featurestore.errors import ConcurrentCommitError
+from featurestore.materialization.run import COMMIT_TRIES
+from featurestore.metadata.snapshot import RegisteredView
+from featurestore.metadata.workspace import Workspace
+from featurestore.offline.files import disk_errors
+from featurestore.offline.interface import OfflineStore, TableId
+from featurestore.steps import crash_point, reached
+from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+STAGED = crash_point("push.staged", "pushed rows lie in a file of their own, in no version")
+COMMITTED = crash_point("push.committed", "pushed rows are committed, nobody was told and none is online")
+
+PAUSE_SECONDS = 1.0
+"""From the beginning of one commit to the next, for each process and view."""
+PUSH = "push"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Waiting:
+    """The rows of one caller: join keys, event_ts, created_ts, features, in the table's order."""
+
+    rows: pa.Table
+    registered: RegisteredView
+    offline: OfflineStore
+    done: Future[int] = field(default_factory=Future)
+
+
+def commit_rows(workspace: Workspace, registered: RegisteredView, rows: pa.Table) -> Future[int]:
+    """Append rows to a view's offline table; the future gives the version once it is there to stay.
+
+    Safe to call from any thread. The first push after a quiet second is committed at once, what comes meanwhile
+    with the next commit. A commit that fails fails exactly the pushes in it; a future that is cancelled before
+    its commit began is left out.
+    """
+    key = os.getpid(), workspace.root, workspace.settings.offline_store.url, registered.table
+    with _lock:
+        committer = _committers.setdefault(key, _Committer())
+    return committer.add(_Waiting(rows, registered, workspace.offline))
+
+
+class _Committer:
+    """The one that commits pushes to a table in this process. Its thread lives while there is something to do.
+
+    The thread is no daemon: a process that ends finishes what it was given.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[_Waiting] = []
+        self._is_running = False
+        self._next_s = 0.0
+
+    def add(self, push: _Waiting) -> Future[int]:
+        with self._lock:
+            self._waiting.append(push)
+            if not self._is_running:
+                threading.Thread(target=self._run, name=f"push {push.registered.view.name}").start()
+                self._is_running = True
+        return push.done
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(max(0.0, self._next_s - time.monotonic()))
+            with self._lock:
+                if not self._waiting:
+                    self._is_running = False
+                    return
+                # Pushes by another revision of the view have other columns: they go next.
+                first = self._waiting[0].registered
+                group = [push for push in self._waiting if push.registered.table_schema == first.table_schema]
+                self._waiting = [push for push in self._waiting if push not in group]
+            self._next_s = time.monotonic() + PAUSE_SECONDS
+            self._commit([push for push in group if push.done.set_running_or_notify_cancel()])
+
+    def _commit(self, group: list[_Waiting]) -> None:
+        if not group:
+            return
+        try:
+            version = _append(group[0].offline, group[0].registered, [push.rows for push in group])
+        except BaseException as error:
+            for push in group:
+                push.done.set_exception(error)
+        else:
+            for push in group:
+                push.done.set_result(version)
+
+
+_Key = tuple[int, Path, str, TableId]
+_committers: dict[_Key, _Committer] = {}
+_lock = threading.Lock()
+
+
+def _append(offline: OfflineStore, registered: RegisteredView, groups: list[pa.Table]) -> int:
+    """Commit tables as one file, their rows in the order given, and return the version."""
+    import pyarrow as pa
+
+    rows = pa.concat_tables(groups)
+    for last_try in (False,) * (COMMIT_TRIES - 1) + (True,):
+        version = offline.current(registered.table)
+        path = offline.staging(registered.table) / f"{secrets.token_hex(16)}.parquet"
+        try:
+            _write(rows, 0 if version is None else version.next_sequence, path)
+            reached(STAGED)
+            base = None if version is None else version.number
+            committed = offline.commit(registered.table, registered.table_schema, base=base, add=[path])
+        except ConcurrentCommitError:
+            if last_try:
+                raise
+        else:
+            reached(COMMITTED)
+            return committed.number
+        finally:
+            path.unlink(missing_ok=True)
+    raise AssertionError("the last try returns or raises")
+
+
+def _write(rows: pa.Table, first_sequence: int, path: Path) -> None:
+    """Write rows as the engine writes those of a source, counted from ``first_sequence`` on."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place = rows.column_names.index(CREATED) + 1
+    sequence = pa.array(range(first_sequence, first_sequence + len(rows)), pa.int64())
+    rows = rows.add_column(place, SEQUENCE, sequence)
+    rows = rows.add_column(place + 1, ORIGIN, pa.repeat(PUSH, len(rows)))
+    ordered = rows.sort_by([(name, "ascending") for name in (EVENT, CREATED, SEQUENCE)])
+    with disk_errors(f"write pushed rows to {path}"):
+        pq.write_table(ordered, path, compression="zstd")

@@ -1,0 +1,311 @@
+"""Pushed rows: what a caller passes becomes Arrow columns of the declared types; what does not fit is named by row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurestore.definitions import FeatureView
+from featurestore.errors import EntityKeyError, InputError, ValueTypeError, did_you_mean
+from featurestore.online.codec import RecordEncoder
+from featurestore.online.interface import Write
+from featurestore.types.arrow import arrow_type, cast_column
+from featurestore.types.columns import CREATED, EVENT
+from featurestore.types.times import instants_from_arrow, to_instant, to_rfc3339
+from featurestore.types.values import Float32, Timestamp, ValueType, coerce, from_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Column = Any
+"""A list of canonical Python values, instants as microseconds, or an Arrow array."""
+
+_PLAIN = {"Int32": int, "Int64": int, "Float64": float, "Bool": bool, "String": str}
+"""Types whose Python values Arrow takes as they are, and refuses where they are out of range."""
+FEW = 64
+"""Up to so many rows are handled as Python values: Arrow is quicker for more, and slow to start."""
+_FINER = re.compile(r"[.,]\d{6}\d*[1-9]")
+"""A text that names a part of a microsecond."""
+
+
+class PushedRows:
+    """The rows of one push, column by column: lists, or what Arrow can read. Columns that nobody asks for are ignored.
+
+    With ``json`` the values are JSON's (`types.values.from_json`), else Python's (`coerce`) or typed columns.
+    """
+
+    def __init__(self, columns: Mapping[str, Any], *, json: bool = False) -> None:
+        self._columns = columns
+        self._convert = from_json if json else coerce
+        self._typed: dict[tuple[str, ValueType], Column] = {}
+        lengths = {name: len(values) for name, values in columns.items()}
+        self.row_count = max(lengths.values(), default=0)
+        short = next((name for name, length in lengths.items() if length != self.row_count), None)
+        if short is not None:
+            raise InputError(
+                f"Column {short!r} holds {lengths[short]} values where another holds {self.row_count}.", column=short
+            )
+
+    def require(self, needed: Sequence[str], source: str) -> None:
+        """Raise InputError for a column that is needed and not there."""
+        for name in needed:
+            if name not in self._columns:
+                raise InputError(
+                    f"The rows pushed to {source!r} have no column {name!r}.",
+                    hint=did_you_mean(name, self._columns),
+                    column=name,
+                )
+
+    def of_view(self, view: FeatureView, *, now_us: int, until_us: int) -> ViewRows:
+        """Return the rows as those of a view; a created time that is null or not there is ``now_us``.
+
+        Raises EntityKeyError for a join key that is null or ill-typed, ValueTypeError for any other value that
+        does not fit, a null event time, and times after ``until_us``; both name column and row.
+        """
+        source = view.batch_sources[0]
+        keys = {name: self._key(name, kind) for name, kind in view.join_keys.items()}
+        event = self._instants(source.timestamp_field, until_us)
+        _no_nulls(event, "column", source.timestamp_field, ValueTypeError)
+        created: Column = [now_us] * self.row_count
+        if source.created_timestamp_field is not None and source.created_timestamp_field in self._columns:
+            created = _filled(self._instants(source.created_timestamp_field, until_us), now_us)
+        features = {field.name: self._values(field.name, field.type) for field in view.features}
+        return ViewRows(view, keys, event, created, features)
+
+    def _key(self, name: str, kind: ValueType) -> Column:
+        try:
+            column = self._values(name, kind)
+        except ValueTypeError as error:
+            raise EntityKeyError(f"Join key: {error.message}", hint=error.hint, **error.details) from None
+        _no_nulls(column, "join key", name, EntityKeyError)
+        return column
+
+    def _values(self, name: str, kind: ValueType) -> Column:
+        """Return a column in its declared type, a list as canonical Python values."""
+        if (name, kind) not in self._typed:
+            given = self._given(name)
+            column = self._from_list(name, given, kind) if isinstance(given, list) else _from_column(name, given, kind)
+            self._typed[name, kind] = column
+        return self._typed[name, kind]
+
+    def _given(self, name: str) -> Any:
+        """Return a column as a list of Python values or as Arrow."""
+        import pyarrow as pa
+
+        values = self._columns[name]
+        if isinstance(values, list | pa.Array):
+            return values
+        if isinstance(values, tuple):
+            return list(values)
+        if isinstance(values, pa.ChunkedArray):
+            return _one_array(values)
+        if hasattr(values, "to_arrow"):
+            return _one_array(values.to_arrow())
+        try:
+            return _one_array(pa.array(values, from_pandas=True))
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            return list(values)  # values of several kinds: one of them will be named
+
+    def _from_list(self, name: str, values: list[Any], kind: ValueType) -> Column:
+        if self.row_count > FEW and set(map(type, values)) <= {_PLAIN.get(kind.name), type(None)}:
+            import pyarrow as pa
+
+            try:
+                return pa.array(values, arrow_type(kind))
+            except (pa.ArrowException, OverflowError, ValueError):
+                pass  # out of range, or no text: the loop finds the row
+        return _each(name, values, lambda value: self._convert(kind, value))
+
+    def _instants(self, name: str, until_us: int) -> Column:
+        """Return a time column in UTC microseconds, ceiled."""
+        given = self._given(name)
+        if isinstance(given, list):
+            instants: Column = _each(name, given, _ceiled)
+            late = next((row for row, found in enumerate(instants) if found is not None and found > until_us), -1)
+        else:
+            import pyarrow.compute as pc
+
+            instants = _instants_of(name, given)
+            late = pc.index(pc.greater(instants, until_us), True).as_py()
+        if late >= 0:
+            limit = to_rfc3339(until_us)
+            raise ValueTypeError(
+                f"column {name!r}, row {late}: {to_rfc3339(int(_listed(instants)[late]))} lies in the future.",
+                hint=f"Push rows when they have happened; now `server.max_clock_skew` lets pass what is up to {limit}.",
+                column=name,
+                row=late,
+            )
+        return instants
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRows:
+    """Checked rows of one view, column by column."""
+
+    view: FeatureView
+    keys: Mapping[str, Column]
+    event_us: Column
+    created_us: Column
+    features: Mapping[str, Column]
+
+    def table(self) -> pa.Table:
+        """Return the rows as Arrow: join keys, event_ts, created_ts, features."""
+        import pyarrow as pa
+
+        kinds = {**self.view.join_keys, **{field.name: field.type for field in self.view.features}}
+        typed = {
+            name: _array(column, arrow_type(kinds[name])) for name, column in {**self.keys, **self.features}.items()
+        }
+        instants = {EVENT: self.event_us, CREATED: self.created_us}
+        moments = {n: _array(column, pa.int64()).cast(arrow_type(Timestamp)) for n, column in instants.items()}
+        columns = {**typed, **moments}
+        return pa.table({name: columns[name] for name in (*self.keys, EVENT, CREATED, *self.features)})
+
+    def writes(self, encoder: RecordEncoder, batch_rows: int) -> Iterator[list[Write]]:
+        """Yield the rows as records, in batches."""
+        columns = [*self.keys.values(), self.event_us, self.created_us, *self.features.values()]
+        if not all(isinstance(column, list) for column in columns) or len(self.event_us) > FEW:
+            for batch in self.table().to_batches(max_chunksize=batch_rows):
+                yield encoder.encode_table(batch)
+            return
+        entities = zip(*(self.keys[name] for name, _ in encoder.layout.join_keys), strict=True)
+        values = zip(*(self.features[name] for name, _ in encoder.layout.features), strict=True)
+        yield list(map(encoder.write, entities, self.event_us, self.created_us, values))
+
+
+def read_rows(rows: Any) -> PushedRows:
+    """Return what a caller pushes: a pandas, Arrow or polars table, a Parquet path, a dict of lists, a list of dicts.
+
+    Raises InputError for anything else, and for two columns of one name.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if isinstance(rows, str | Path):
+        try:
+            with pq.ParquetFile(rows) as file:
+                rows = file.read()
+        except (OSError, pa.ArrowException) as error:
+            reason = "there is no such file" if not Path(rows).exists() else str(error).splitlines()[0].rstrip(".")
+            raise InputError(f"The rows of {rows} cannot be read: {reason}.", path=str(rows)) from None
+    if isinstance(rows, Mapping):
+        return PushedRows({name: _checked(name, values) for name, values in rows.items()})
+    if isinstance(rows, list | tuple) and all(isinstance(row, Mapping) for row in rows):
+        return PushedRows(_by_column(rows))
+    if isinstance(rows, pa.RecordBatchReader):
+        rows = rows.read_all()
+    if hasattr(rows, "collect") and hasattr(rows, "lazy"):
+        rows = rows.collect()
+    if isinstance(rows, pa.Table | pa.RecordBatch):
+        return _of_columns(rows.column_names, rows.columns)
+    if hasattr(rows, "iloc") and hasattr(rows, "columns"):
+        return _of_columns(rows.columns, [rows.iloc[:, place] for place in range(rows.shape[1])])
+    if hasattr(rows, "get_columns"):
+        return _of_columns(rows.columns, rows.get_columns())
+    raise InputError(
+        f"{type(rows).__name__} holds no rows to push.",
+        hint="Pass a pandas, Arrow or polars table, a dict of lists or a list of dicts.",
+    )
+
+
+def _of_columns(names: Any, columns: Sequence[Any]) -> PushedRows:
+    texts = [str(name) for name in names]
+    twice = next((name for name in texts if texts.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"The pushed rows have two columns called {twice!r}.", column=twice)
+    return PushedRows(dict(zip(texts, columns, strict=True)))
+
+
+def _checked(name: str, values: Any) -> Any:
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
+        raise InputError(f"Column {name!r} is {type(values).__name__}, not a list.", hint="Pass one value per row.")
+    return values
+
+
+def _by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    try:
+        return {name: [row[name] for row in rows] for name in names}
+    except KeyError:
+        place, name = next((p, n) for n in names for p, row in enumerate(rows) if n not in row)
+        raise InputError(
+            f"Row {place} of the pushed rows has no {name!r}.", hint="Pass None where there is none.", row=place
+        ) from None
+
+
+def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    import pyarrow as pa
+
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _array(column: Column, kind: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.array(column, kind) if isinstance(column, list) else column
+
+
+def _listed(column: Column) -> list[Any]:
+    return column if isinstance(column, list) else list(column.to_pylist())
+
+
+def _each(name: str, values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:
+    converted: list[Any] = []
+    try:
+        for value in values:
+            converted.append(convert(value))  # how many there are tells the row that fails
+    except ValueTypeError as error:
+        row = len(converted)
+        message = f"column {name!r}, row {row}: {error.message}"
+        raise ValueTypeError(message, hint=error.hint, column=name, row=row) from None
+    return converted
+
+
+def _from_column(name: str, column: pa.Array, kind: ValueType) -> Column:
+    try:
+        return cast_column(column, kind, name=name)
+    except ValueTypeError:
+        import pyarrow as pa
+
+        found, wanted = column.type, kind
+        while wanted.item is not None and pa.types.is_nested(found):
+            found, wanted = found.value_type, wanted.item
+        if wanted == Float32 and pa.types.is_floating(found):
+            raise  # every value would be rounded: whoever has typed columns can cast them
+        return _each(name, column.to_pylist(), lambda value: coerce(kind, value))
+
+
+def _instants_of(name: str, column: pa.Array) -> pa.Array:
+    import pyarrow as pa
+
+    try:
+        instants = column if pa.types.is_null(column.type) else instants_from_arrow(column, "ceil")
+    except ValueTypeError as error:
+        raise ValueTypeError(f"column {name!r}: {error.message}", hint=error.hint, column=name) from None
+    return instants.cast(pa.int64())
+
+
+def _ceiled(value: Any) -> int | None:
+    """Return the instant of a datetime or an ISO 8601 text, ceiled where it is finer than microseconds."""
+    moment = from_json(Timestamp, value)
+    if moment is None:
+        return None
+    finer = getattr(value, "nanosecond", 0) or (isinstance(value, str) and _FINER.search(value))
+    return to_instant(moment) + bool(finer)
+
+
+def _filled(instants: Column, now_us: int) -> Column:
+    if isinstance(instants, list):
+        return [now_us if found is None else found for found in instants]
+    import pyarrow.compute as pc
+
+    return pc.fill_null(instants, now_us)
+
+
+def _no_nulls(column: Column, what: str, name: str, error: type[InputError]) -> None:
+    if None in column if isinstance(column, list) else column.null_count:
+        row = _listed(column).index(None)
+        raise error(f"{what} {name!r} is null in row {row}.", column=name, row=row)
