@@ -19,7 +19,8 @@ from support.redis_server import RedisServer
 from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError, SettingsError
 from featurestore.online.codec import RecordEncoder
 from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
-from featurestore.online.redis import BACKOFFS, RedisStore, checked_reply
+from featurestore.online.redis import BACKOFFS, RedisStore
+from featurestore.online.redis_node import checked_reply
 from featurestore.testing.online_store import LAYOUT, record_of
 from featurestore.types.times import system_clock
 

@@ -1,0 +1,198 @@
+"""One Redis server as a client sees it: its options, open connections, scripts, facts, and what its errors become."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha1
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import ConnectionPool, parse_url
+from redis.retry import Retry
+
+from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError, SettingsError
+from featurestore.types.times import Clock
+
+URL_EXAMPLE = "Write it as redis://user:password@host:6379/0."
+_URL_OPTIONS = re.compile(r"db|client_name|ssl_\w+")
+CONNECTION_OPTIONS: dict[str, Any] = {
+    # RESP2: nothing arrives that was not asked for, so a reply always belongs to the last command.
+    "protocol": 2,
+    "encoding_errors": "replace",
+    "health_check_interval": 0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long to wait, in seconds: for a read, for each answer of a write, for a connection."""
+
+    read: float
+    write: float
+    connect: float
+
+
+class Connections:
+    """Open connections to one server that nobody uses just now; for many threads, and after a fork."""
+
+    def __init__(self, options: Mapping[str, Any], *, connect_seconds: float, answer_seconds: float) -> None:
+        self._pool: Any = ConnectionPool(
+            **options,
+            **CONNECTION_OPTIONS,
+            socket_timeout=connect_seconds,
+            socket_connect_timeout=connect_seconds,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._answer_seconds = answer_seconds
+        self._idle: list[Any] = []
+        self._pid = os.getpid()
+        self._is_retired = False
+
+    def take(self) -> Any:
+        """Return an open connection that nobody else uses; one that the server closed is not given again."""
+        if self._pid != os.getpid():
+            self._idle, self._pid = [], os.getpid()  # they belong to the parent
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                break
+            try:
+                if not connection.can_read():
+                    return connection
+            except (redis.ConnectionError, OSError):
+                pass
+            connection.disconnect()
+        connection = self._pool.make_connection()
+        connection.connect()
+        connection.update_current_socket_timeout(self._answer_seconds)
+        return connection
+
+    def give(self, connection: Any) -> None:
+        """Take back a connection whose every reply was read."""
+        self._idle.append(connection)
+        if self._is_retired:
+            self.close()
+
+    def client(self) -> Any:
+        """Return redis-py's own client, for what is asked rarely."""
+        return redis.Redis(connection_pool=self._pool)
+
+    def close(self, *, for_good: bool = False) -> None:
+        """Close what nobody uses; what is in use too, once it is given back, where it is ``for_good``."""
+        self._is_retired = self._is_retired or for_good
+        while self._idle:
+            self._idle.pop().disconnect()
+        self._pool.disconnect()
+
+
+class RedisNode:
+    """One server: connections that read, others that write, and the scripts it knows."""
+
+    def __init__(self, options: Mapping[str, Any], deadlines: Deadlines) -> None:
+        self.location = location_of(options)
+        self.deadlines = deadlines
+        self.reads = Connections(options, connect_seconds=deadlines.connect, answer_seconds=deadlines.read)
+        self.writes = Connections(options, connect_seconds=deadlines.connect, answer_seconds=deadlines.write)
+        self.loaded: set[str] = set()
+        """Digests of the scripts that the server was given."""
+
+    def load(self, connection: Any, script: str) -> None:
+        """Give the server a script that it does not know yet."""
+        digest = digest_of(script)
+        if digest not in self.loaded:
+            connection.send_command("SCRIPT", "LOAD", script, check_health=False)
+            connection.read_response()
+            self.loaded.add(digest)
+
+    def facts(self, clock: Clock) -> dict[str, str]:
+        """Return server, version, memory and its policy, evictions, and the difference of its clock to ours."""
+        with self.translated(self.deadlines.write):
+            client = self.writes.client()
+            info = {**client.info("server"), **client.info("memory"), **client.info("stats")}
+            seconds, microseconds = client.time()
+        name = info.get("server_name", "redis")
+        return {
+            "server": f"{name} {info.get(f'{name}_version', info['redis_version'])}",
+            "location": self.location,
+            "used_memory_bytes": str(info["used_memory"]),
+            "maxmemory_bytes": str(info.get("maxmemory", "unknown")),
+            "maxmemory_policy": str(info.get("maxmemory_policy", "unknown")),
+            "evicted_keys": str(info.get("evicted_keys", "unknown")),
+            "clock_ahead_ms": str((seconds * 1_000_000 + microseconds - clock()) // 1000),
+        }
+
+    def close(self, *, for_good: bool = False) -> None:
+        """Close the connections; the next call opens new ones."""
+        self.reads.close(for_good=for_good)
+        self.writes.close(for_good=for_good)
+
+    @contextmanager
+    def translated(self, deadline_seconds: float) -> Iterator[None]:
+        """Turn the driver's errors into ours."""
+        try:
+            yield
+        except (redis.RedisError, OSError, UnicodeError) as error:
+            # A script that runs into the limit before Redis 7 reports the code in the middle of its message.
+            if isinstance(error, redis.exceptions.OutOfMemoryError) or "-OOM " in str(error):
+                raise OnlineStoreFullError(
+                    f"Redis at {self.location} has reached its maxmemory of {self._memory_limit()}: {error}.",
+                    hint="Raise maxmemory or free memory, then run the same command again.",
+                ) from error
+            raise unavailable(self.location, deadline_seconds, error) from error
+
+    def _memory_limit(self) -> str:
+        try:
+            info = self.writes.client().info("memory")
+        except redis.RedisError:
+            return "unknown size"
+        return f"{info.get('maxmemory', 'unknown')} bytes (policy {info.get('maxmemory_policy', 'unknown')})"
+
+
+def digest_of(script: str) -> str:
+    """Return the name under which a server knows a script."""
+    return sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+def checked_reply(reply: Any, length: int) -> list[bytes | None]:
+    """Return a reply that is what MGET answers; raises it if it is an error, redis.InvalidResponse for all else."""
+    if isinstance(reply, Exception):
+        raise reply
+    if not isinstance(reply, list) or len(reply) != length:
+        raise redis.InvalidResponse("the answer is not that of MGET")
+    return reply
+
+
+def unavailable(location: str, deadline_seconds: float, error: BaseException) -> OnlineStoreUnavailableError:
+    """Return the error that names the server, without the URL: it may hold a password."""
+    if isinstance(error, redis.TimeoutError | TimeoutError):
+        what = f"did not answer within {deadline_seconds * 1000:.0f} ms"
+    else:
+        what = f"is not available: {error}"
+    return OnlineStoreUnavailableError(
+        f"Redis at {location} {what}.", hint="Check that it runs, and its address and credentials in online_store."
+    )
+
+
+def parsed_url(url: str, *, hint: str = URL_EXAMPLE) -> dict[str, Any]:
+    """Return a URL as connection options. Raises SettingsError, never with the URL itself in it."""
+    try:
+        options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+    except ValueError:
+        options = {}
+    if not options.get("host"):
+        raise SettingsError("online_store: the Redis URL cannot be read.", hint=hint)
+    for name in options.keys() - {"host", "port", "username", "password", "connection_class"}:
+        if not _URL_OPTIONS.fullmatch(name):
+            raise SettingsError(f"online_store: {name!r} is not an option of a Redis URL here.")
+    return options
+
+
+def location_of(options: Mapping[str, Any]) -> str:
+    """Return the address and database that messages name."""
+    return f"{options['host']}:{options.get('port', 6379)}/{options.get('db', 0)}"
