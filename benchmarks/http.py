@@ -18,7 +18,7 @@ import psutil
 import redis
 
 from benchmarks.context import Context
-from benchmarks.load import closed_loop, find_wrk, open_loop
+from benchmarks.load import Load, closed_loop, find_wrk, open_loop
 from benchmarks.pairs import Pairs, measure
 from benchmarks.projects import SERVICE, make_project, newest_rows, references, requests_of, wide_view
 from benchmarks.report import Row, Section, Target
@@ -29,8 +29,8 @@ WIDE_PATH = "/wide"
 Start = Callable[[], AbstractContextManager["Server"]]
 
 BODIES = 256
-ENTITIES = (1, 100)
 CONNECTIONS = (1, 16)
+MOST_CONNECTIONS = CONNECTIONS[-1]
 AT_LEAST = {1: 1.5, 100: 0.6}
 FLAT = Target(at_least=0.95, at_most=1.05)
 
@@ -83,62 +83,61 @@ def _throughput(context: Context, folder: Path, ours: Server, floor: Server, vie
         "Requests a second under wrk; n entities x 30 features of two views, asked by list but where said. The floor "
         "is a Starlette route that parses the request, does the MGET and answers the bytes as they are.",
     )
-    for entities in ENTITIES:
+    for entities in _entity_counts(context):
         bodies = write_bodies(folder, views, entities)
-        for connections in CONNECTIONS:
-            target = Target(at_least=AT_LEAST[entities]) if connections == max(CONNECTIONS) else None
+        for connections in CONNECTIONS[-1:] if context.is_quick else CONNECTIONS:
+            target = Target(at_least=AT_LEAST[entities]) if connections == MOST_CONNECTIONS else None
             pairs = _rates(context, (ours.url + PATH, floor.url + PATH), bodies, connections)
             section.rows.append(Row(_named(entities, connections), "requests/s", pairs, target))
     bodies = write_bodies(folder, views, 1, service=True)
-    pairs = _rates(context, (ours.url + PATH, floor.url + PATH), bodies, max(CONNECTIONS))
-    section.rows.append(Row(_named(1, max(CONNECTIONS)) + ", by feature service", "requests/s", pairs))
+    pairs = _rates(context, (ours.url + PATH, floor.url + PATH), bodies, MOST_CONNECTIONS)
+    section.rows.append(Row(_named(1, MOST_CONNECTIONS) + ", by feature service", "requests/s", pairs))
     return section
 
 
 def _tail(context: Context, folder: Path, ours: Server, floor: Server, views: Sequence[WorkloadView]) -> Section:
     """Measure the 99th percentile at half of what each server can do, under requests that do not wait for it."""
     section = Section(
-        "HTTP latency at half of the peak load, 16 connections",
+        "HTTP, 99th percentile at half of the peak load, 16 connections",
         "Open loop: requests are sent at random instants fixed beforehand (a Poisson process), and latency counts from "
         "those. Each server at half of its own peak.",
     )
-    connections, seconds = max(CONNECTIONS), context.seconds * 3
-    for entities in ENTITIES:
+    for entities in _entity_counts(context):
         bodies = write_bodies(folder, views, entities)
         lines = bodies.read_bytes().splitlines()
+        rates = {server: _rate(context, server.url + PATH, bodies, MOST_CONNECTIONS) / 2 for server in (ours, floor)}
+        loads: dict[Server, Load] = {}
 
-        def latency(url: str, lines: Sequence[bytes] = lines, bodies: Path = bodies) -> Row:
-            peak = closed_loop(url + PATH, bodies, connections=connections, seconds=context.seconds)
-            rate = peak.requests_per_second / 2
-            found = open_loop(url + PATH, lines, rate=rate, connections=connections, seconds=seconds)
-            note = f"median {found.p50_ms:.2g} ms at {found.requests_per_second:,.0f} requests/s"
-            return Row("", "ms", alone=found.p99_ms, note=note)
+        def p99_ms(server: Server, lines: Sequence[bytes] = lines, rates: dict[Server, float] = rates) -> float:
+            rate, seconds = rates[server], context.seconds * 3
+            found = open_loop(server.url + PATH, lines, rate=rate, connections=MOST_CONNECTIONS, seconds=seconds)
+            loads[server] = found  # noqa: B023 - called within this turn
+            return found.p99_ms
 
-        for who, server in (("ours", ours), ("floor", floor)):
-            row = latency(server.url)
-            name = f"p99, {_entities(entities)}, {who}"
-            section.rows.append(Row(name, "ms", alone=row.alone, note=row.note))
+        pairs = measure(partial(p99_ms, ours), partial(p99_ms, floor), count=context.pairs)
+        notes = [f"median {loads[server].p50_ms:.2g} ms at {rates[server]:,.0f}/s" for server in (ours, floor)]
+        section.rows.append(Row(_entities(entities), "ms", pairs, note=f"{notes[0]}, the floor's {notes[1]}"))
     return section
 
 
 def _wide(context: Context, folder: Path, ours: Server, floor: Server, view: WorkloadView) -> Section:
     section = Section("HTTP, one view with 200 features, 1 worker", "The same, all 200 floats of one view.")
-    for entities in ENTITIES:
+    for entities in _entity_counts(context):
         bodies = write_bodies(folder, [view], entities)
-        pairs = _rates(context, (ours.url + PATH, floor.url + WIDE_PATH), bodies, max(CONNECTIONS))
-        section.rows.append(Row(_named(entities, max(CONNECTIONS)), "requests/s", pairs))
+        pairs = _rates(context, (ours.url + PATH, floor.url + WIDE_PATH), bodies, MOST_CONNECTIONS)
+        section.rows.append(Row(_named(entities, MOST_CONNECTIONS), "requests/s", pairs))
     return section
 
 
 def _registry_size(context: Context, folder: Path, few: Server, many: Server, views: Sequence[WorkloadView]) -> Section:
     section = Section(
         "HTTP, 500 views in the registry beside 5",
-        "Both are ours: requests a second with 500 views (the column ours) and with 5 (the column floor).",
+        "Both are ours: requests a second with 500 views (as ours) and with 5 (as floor).",
     )
-    for entities in ENTITIES:
+    for entities in _entity_counts(context):
         bodies = write_bodies(folder, views, entities)
-        pairs = _rates(context, (many.url + PATH, few.url + PATH), bodies, max(CONNECTIONS))
-        section.rows.append(Row(_named(entities, max(CONNECTIONS)), "requests/s", pairs, FLAT))
+        pairs = _rates(context, (many.url + PATH, few.url + PATH), bodies, MOST_CONNECTIONS)
+        section.rows.append(Row(_named(entities, MOST_CONNECTIONS), "requests/s", pairs, FLAT))
     return section
 
 
@@ -161,10 +160,13 @@ def _cold_start(context: Context, start_ours: Start, start_floor: Start) -> Row:
 
 
 def _rates(context: Context, urls: tuple[str, str], bodies: Path, connections: int) -> Pairs:
-    def rate(url: str) -> float:
-        return closed_loop(url, bodies, connections=connections, seconds=context.seconds).requests_per_second
+    """Return requests a second of both, in turn."""
+    ours, floor = (partial(_rate, context, url, bodies, connections) for url in urls)
+    return measure(ours, floor, count=context.pairs)
 
-    return measure(lambda: rate(urls[0]), lambda: rate(urls[1]), count=context.pairs)
+
+def _rate(context: Context, url: str, bodies: Path, connections: int) -> float:
+    return closed_loop(url, bodies, connections=connections, seconds=context.seconds).requests_per_second
 
 
 def write_bodies(folder: Path, views: Sequence[WorkloadView], entities: int, *, service: bool = False) -> Path:
@@ -238,6 +240,10 @@ def _process(command: Sequence[str], bodies: Path) -> Iterator[Server]:
         process.terminate()
         process.wait(timeout=30)
         process.stdout.close()
+
+
+def _entity_counts(context: Context) -> tuple[int, ...]:
+    return (1,) if context.is_quick else (1, 100)
 
 
 def _entities(count: int) -> str:

@@ -43,9 +43,13 @@ class Pairs:
 
 
 def measure(ours: Callable[[], float], floor: Callable[[], float], *, count: int) -> Pairs:
-    """Take both numbers ``count`` times in turn, after one of each for warmth, and change who goes first every time."""
-    ours()
-    floor()
+    """Take both numbers ``count`` times in turn and change who goes first every time.
+
+    Several pairs are taken after one of each for warmth; a single pair says nothing anyway.
+    """
+    if count > 1:
+        ours()
+        floor()
     values: list[tuple[float, float]] = []
     for number in range(count):
         if number % 2:

@@ -1,0 +1,135 @@
+"""The benchmarks run, in their least version, and say what they should: their numbers are not looked at here."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from benchmarks.load import open_loop
+from benchmarks.pairs import Pairs, measure
+from benchmarks.report import Row, Section, Target, markdown
+
+
+def run_benchmarks(tmp_path: Path, *names: str) -> str:
+    """Run benchmarks as a user does and return the page they write."""
+    page = tmp_path / "RESULTS.md"
+    command = [sys.executable, "-m", "benchmarks", *names, "--quick", "--pairs", "1", "--markdown"]
+    result = subprocess.run([*command, "--results", str(page)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return page.read_text()
+
+
+def rows_of(page: str, title: str) -> dict[str, list[str]]:
+    """Return the rows of one section's table: name -> the other cells."""
+    lines = page.split(f"## {title}\n")[1].split("\n## ")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return {cells[0]: cells[1:] for cells in rows[1:]}
+
+
+def test_what_runs_in_this_process_is_measured_beside_its_floors(tmp_path: Path) -> None:
+    page = run_benchmarks(tmp_path, "startup", "training-set", "publish", "reads")
+    assert "cores" in page
+    assert "duckdb" in page
+    assert {"fs --help", "import featurestore"} == set(rows_of(page, "Start-up"))
+    assert "get_historical_features, write_parquet" in rows_of(page, "Training set, workload m")
+    for store in ("LMDB", "Redis"):
+        assert len(rows_of(page, f"Publish to {store}")) == 3
+        reads = rows_of(page, f"Online reads in process, {store}")
+        assert {name.split()[0] for name in reads} == {"1", "10", "100"}
+        assert all(ours and floor and ratio for ours, floor, ratio, *_ in reads.values())
+
+
+def test_serving_is_measured_beside_its_floor(tmp_path: Path) -> None:
+    if shutil.which("wrk") is None:
+        command = [sys.executable, "-m", "benchmarks", "http", "--quick"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 1
+        assert "apt-get install wrk" in result.stderr
+        return
+    page = run_benchmarks(tmp_path, "http")
+    assert "1 entity, 16 connections" in rows_of(page, "HTTP /v1/online-features, with status, 1 worker")
+    assert rows_of(page, "HTTP, 99th percentile at half of the peak load, 16 connections")
+    assert rows_of(page, "HTTP, one view with 200 features, 1 worker")
+    assert rows_of(page, "HTTP, 500 views in the registry beside 5")
+    costs = rows_of(page, "What serving costs")
+    assert {"cold start to the first answer", "memory of a worker, after load"} < set(costs)
+    assert costs["Redis, a record of 20 features"][0].endswith("bytes")
+
+
+def test_pairs_take_turns() -> None:
+    calls: list[str] = []
+
+    def side(name: str, value: float) -> float:
+        calls.append(name)
+        return value
+
+    pairs = measure(lambda: side("ours", 3.0), lambda: side("floor", 2.0), count=3)
+    assert calls[2:] == ["ours", "floor", "floor", "ours", "ours", "floor"]
+    assert pairs.values == ((3.0, 2.0),) * 3
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "is_met"),
+    [
+        (Target(at_most=1.0), 1.05, True),
+        (Target(at_most=1.0), 1.06, False),
+        (Target(at_most=1.5), 1.51, False),
+        (Target(at_least=0.6), 0.6, True),
+        (Target(at_least=0.95, at_most=1.05), 0.94, False),
+        (Target(at_most=0.1, of_difference=True), 0.1, True),
+        (Target(at_most=1.0, of_difference=True), 1.05, False),
+    ],
+)
+def test_only_a_ratio_of_one_is_rounded(target: Target, value: float, is_met: bool) -> None:
+    assert target.is_met(value) is is_met
+
+
+def test_a_page_tells_medians_of_the_pairs_own_ratios() -> None:
+    pairs = Pairs(((2.0, 1.0), (3.0, 1.0), (8.0, 4.0)))
+    page = markdown([Section("Work", "About.", [Row("a | b", "s", pairs, Target(at_most=1.5))])], ["a fact"], "command")
+    assert "| a \\| b | 3 s | 1 s | 2.00 (2.00-3.00) | ≤ 1.5 | MISSED |" in page
+    assert "- a fact\n" in page
+
+
+@contextmanager
+def stalling_server(seconds: float) -> Iterator[str]:
+    """Give the URL of a server whose first answer takes long, while it answers nothing else."""
+    loop = asyncio.new_event_loop()
+    turn = asyncio.Lock()
+    stalls = [seconds]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readline():
+            while (await reader.readline()).strip():
+                pass
+            await reader.readexactly(2)
+            async with turn:
+                await asyncio.sleep(stalls.pop() if stalls else 0)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    loop.call_soon_threadsafe(server.close)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.run_until_complete(asyncio.sleep(0.05))
+    loop.close()
+
+
+def test_a_stall_is_felt_by_every_request_that_was_due_in_it() -> None:
+    with stalling_server(0.5) as url:
+        load = open_loop(url, [b"{}"], rate=200, connections=2, seconds=0.6)
+    # A client that waits for an answer before it sends again would have seen two slow requests of 120.
+    assert load.p50_ms > 100
+    assert load.p99_ms > 400
