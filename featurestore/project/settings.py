@@ -144,7 +144,10 @@ def read_settings(folder: Path) -> Settings:
 def make_settings(document: Mapping[str, Any], *, where: str = "settings") -> Settings:
     """Make settings of a mapping as in the file, with the environment on top; raises SettingsError."""
     try:
-        values = {str(key): _read_store(_substitute(value)) for key, value in document.items()}
+        # Stores that the file leaves out have their URL here, so that the environment may set an option alone.
+        defaults = {name: field.default for name, field in Settings.model_fields.items()}
+        values: dict[str, Any] = {k: {"url": v.url} for k, v in defaults.items() if isinstance(v, StoreSettings)}
+        values |= {str(key): _read_store(_substitute(value)) for key, value in document.items()}
         if isinstance(values.get("project"), dict):
             values["project"] = values["project"].get("url")
         return Settings(**values)

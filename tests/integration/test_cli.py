@@ -362,6 +362,7 @@ MISTAKES = {
         ["nowhere.parquet"],
     ),
     "apply unasked": (["apply"], 2, ["--yes"]),
+    "less than no lines": (["log", "-n", "-1"], 2, ["-1"]),
 }
 
 

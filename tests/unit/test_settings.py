@@ -53,6 +53,13 @@ def test_the_environment_wins(monkeypatch):
     assert (settings.server.port, settings.server.workers) == (7000, 2)
 
 
+@pytest.mark.parametrize("document", [{}, {"online_store": "lmdb:///data/online"}])
+def test_the_environment_may_set_an_option_alone(monkeypatch, document):
+    monkeypatch.setenv("FS_ONLINE_STORE__READ_TIMEOUT_MS", "20")
+    settings = make_settings({"project": "p", **document})
+    assert settings.online_store == StoreSettings(url="lmdb:///data/online", read_timeout_ms="20")
+
+
 def test_variables_are_substituted_everywhere(monkeypatch):
     monkeypatch.setenv("SECRET", "s3cret")
     settings = make_settings({"project": "p", "online_store": {"url": "redis://:${SECRET}@h", "x": ["${SECRET}"]}})

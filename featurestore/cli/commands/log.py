@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 @click.command("log")
-@click.option("--limit", "-n", default=20, show_default=True, help="How many lines, newest first.")
+@click.option(
+    "--limit", "-n", type=click.IntRange(min=1), default=20, show_default=True, help="How many lines, newest first."
+)
 @repo_command
 def command(store: FeatureStore, output: Output, limit: int) -> None:
     """Show what was applied and materialized, newest first."""
