@@ -248,6 +248,7 @@ def attribute_docstrings(owner: type) -> dict[str, str]:
 def python_page() -> Iterable[str]:
     import featurestore
     import featurestore.definitions
+    from featurestore.materialization.push import OfflineCounts, OnlineCounts, PushedView, PushResult
     from featurestore.metadata.runs import Published, RunResult
     from featurestore.online.reading import Status
     from featurestore.plan import ChangeClass, Plan
@@ -271,7 +272,8 @@ def python_page() -> Iterable[str]:
     yield from class_section(featurestore.definitions.FeatureSelection, 3)
     yield "## What comes back\n"
     results = (TrainingSet, Certificate, ViewCertificate, OnlineResponse, Status)
-    for returned in (*results, RunResult, Published, Plan, Step, Difference, ChangeClass):
+    pushes = (PushResult, PushedView, OnlineCounts, OfflineCounts)
+    for returned in (*results, RunResult, Published, *pushes, Plan, Step, Difference, ChangeClass):
         yield from class_section(returned, 3)
 
 
@@ -623,7 +625,10 @@ def prose(text: str | None) -> str:
         in_example = is_example
         if is_example and line.startswith("... #"):
             continue
-        shown.append(re.sub(r"\s*# doctest.*$", "", line[4:]) if is_example else line)
+        shown_line = re.sub(r"\s*# doctest.*$", "", line[4:]) if is_example else line
+        if is_example and shown[-1].startswith("from ") and not shown_line.startswith("from "):
+            shown.append("")  # as a formatter would have it
+        shown.append(shown_line)
     if in_example:
         shown.append("```")
     return "\n".join(line for line in shown if line != "Entity(...)")

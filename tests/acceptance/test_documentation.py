@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from support.example import REPOSITORY
-from support.shell_blocks import Shell, check_page
+import click
+import pytest
+from support.example import EXAMPLE, REPOSITORY
+from support.shell_blocks import Shell, blocks, check_page
+
+from featurestore import backends
+from featurestore.cli.main import fs
+from featurestore.project.settings import EngineLimits, ServerSettings, Settings
 
 DOCS = REPOSITORY / "docs"
+HOW_TO = sorted(page for page in (DOCS / "how-to").glob("*.md") if page.stem != "index")
 
 
 def test_the_readmes_tour_prints_what_it_shows(tmp_path: Path) -> None:
@@ -19,8 +30,150 @@ def test_the_readmes_tour_prints_what_it_shows(tmp_path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_tutorial_prints_what_it_shows(tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLE, tmp_path / "feature_repo", ignore=shutil.ignore_patterns("data", "__pycache__"))
+    wrong = run_page(DOCS / "tutorial.md", Shell(tmp_path))
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_tutorial_quotes_the_example_as_it_is() -> None:
+    definitions = (EXAMPLE / "features.py").read_text(encoding="utf-8")
+    quoted = [
+        block.text for block in blocks((DOCS / "tutorial.md").read_text(encoding="utf-8")) if block.language == "py"
+    ]
+    assert len(quoted) > 3
+    assert [text for text in quoted if text not in definitions] == []
+
+
+@pytest.fixture(scope="session")
+def prepared_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repo that the how-to pages begin with: made, applied, materialized."""
+    shell = Shell(tmp_path_factory.mktemp("prepared"))
+    for command in ("fs init tour", "cd tour", "fs apply --yes", "fs materialize"):
+        shell.run(command)
+    return shell.folder
+
+
+@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
+def test_a_how_to_page_prints_what_it_shows(page: Path, prepared_repo: Path, tmp_path: Path, redis_url: str) -> None:
+    shutil.copytree(prepared_repo, tmp_path / "tour")
+    shell = Shell(tmp_path, stands_for={"redis://localhost:6379/0": redis_url, "/srv/tour": str(tmp_path / "tour")})
+    shell.run("cd tour")
+    if page.stem == "read-redis":
+        shell.run("export FS_ONLINE_STORE=redis://localhost:6379/0")
+        shell.run("fs materialize --republish")
+    wrong = run_page(page, shell)
+    assert not wrong, "\n".join(wrong)
+
+
 def run_page(page: Path, shell: Shell, part: Callable[[str], str] = str) -> list[str]:
     try:
         return check_page(page, shell, part)
     finally:
         shell.close()
+
+
+def test_the_generated_pages_are_up_to_date() -> None:
+    run_here([sys.executable, "docs/generate.py", "--check"], hint="Write them with `python docs/generate.py`.")
+
+
+def test_every_command_with_every_option_is_documented() -> None:
+    page = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (fs [\w -]+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    missing = []
+    for name, command in leaf_commands(fs, "fs"):
+        section = sections.get(name, "")
+        options = [text for option in command.params if isinstance(option, click.Option) for text in option.opts]
+        missing += [f"{name} {option}" for option in ["", *options] if f"`{option}" not in section or not section]
+    assert missing == []
+
+
+def leaf_commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    if not isinstance(command, click.Group):
+        yield name, command
+        return
+    context = click.Context(command, info_name=name)
+    for child in command.list_commands(context):
+        found = command.get_command(context, child)
+        assert found is not None
+        yield from leaf_commands(found, f"{name} {child}")
+
+
+def test_every_setting_is_documented() -> None:
+    page = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
+    names = [f"| `{name}` |" for name in Settings.model_fields]
+    names += [f"| `engine.{name}` |" for name in EngineLimits.model_fields]
+    names += [f"| `server.{name}` |" for name in ServerSettings.model_fields]
+    options = re.findall(r'"(\w+_ms)"', Path(backends.__file__).read_text(encoding="utf-8"))
+    assert "read_timeout_ms" in options
+    names += [f"| `{name}` |" for name in options]
+    assert [name for name in names if name not in page] == []
+
+
+def test_every_variable_of_the_environment_is_documented() -> None:
+    page = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
+    sources = [*(REPOSITORY / "featurestore").rglob("*.py"), *(REPOSITORY / "registry").rglob("*.py")]
+    read = {name for path in sources for name in re.findall(r'"(FS_[A-Z_]+)"', path.read_text(encoding="utf-8"))}
+    assert {"FS_SERVER_TOKEN", "FS_CRASH_AT"} <= read
+    assert [name for name in sorted(read) if f"`{name}" not in page] == []
+
+
+LINK = re.compile(r"(?<!`)\]\(([^)\s]+)\)|```\{image\} (\S+)")
+PAGES = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
+    EXAMPLE / "README.md",
+    *sorted(DOCS.rglob("*.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
+def test_every_link_leads_to_something(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    broken = []
+    for match in LINK.finditer(text):
+        target, _, anchor = (match[1] or match[2]).partition("#")
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        found = page.parent / target if target else page
+        if not found.exists() or (anchor and anchor not in anchors(found)):
+            broken.append(match[0])
+    assert broken == []
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py(?:::\w+)*)`")
+
+
+def test_every_test_that_a_page_names_is_collected() -> None:
+    named = {name for page in PAGES for name in NAMED_TEST.findall(page.read_text(encoding="utf-8"))}
+    files = sorted({name.partition("::")[0] for name in named})
+    assert [name for name in files if not (REPOSITORY / name).is_file()] == []
+    command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", "-p", "no:cacheprovider", *files]
+    collected = run_here(command).splitlines()
+    known = {line.partition("[")[0] for line in collected} | set(files)
+    assert len(named) > 30
+    assert sorted(named - known) == []
+
+
+def test_every_promise_is_held_by_tests() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (P\d+) \|(.*)$", readme, re.MULTILINE))
+    assert list(rows) == [f"P{number}" for number in range(1, 13)]
+    assert [name for name, row in rows.items() if "::" not in "".join(NAMED_TEST.findall(row))] == []
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    options = ["--fresh-env", "--fail-on-warning", "--nitpicky", "--quiet", "--doctree-dir", str(tmp_path / "trees")]
+    run_here([sys.executable, "-m", "sphinx", *options, "docs", str(tmp_path / "site")])
+    assert "What time means" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+
+
+def run_here(command: Sequence[str], hint: str = "") -> str:
+    """Run a command in the repository and return what it printed; fail when it does."""
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{hint}"
+    return done.stdout

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import Template
 
 import httpx
 
@@ -37,10 +38,14 @@ time.time_ns = lambda: _real() + _ahead_ns
 VOLATILE = [
     (re.compile(r"\d{4}-\d\d-\d\d[ T]09:[2-5]\d:\d\d[.\d]*Z?"), "<now>"),
     (re.compile(r"\b\d+\.\d s\b"), "<seconds>"),
-    (re.compile(r"\b\d+\.\d GB free"), "<free>"),
+    (re.compile(r'"request_id": ?"[0-9a-f]+-\d+"'), "<request>"),
+    # What the machine is: `fs doctor` and `fs log` tell of it.
+    (re.compile(r"versions: Python .*"), "<versions>"),
+    (re.compile(r"\b\d+\.\d GB free|file_bytes \d+|lmdb \d+\.[\d.]+"), "<machine>"),
+    (re.compile(r"((?:incremental|apply) .*?\w) +\S+( +[\d+])"), r"\1 <by>\2"),
 ]
-PROGRESS = re.compile(r"^.*: done in [\d.]+ s$\n", re.MULTILINE)
-"""What long steps tell on standard error, on slow machines more often."""
+LOGGED = re.compile(r"^(.*: done in [\d.]+ s|\d{4}-\S+ \S+ INFO .*)$\n", re.MULTILINE)
+"""What long steps and the server tell on standard error: it is not what a page is about."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +102,13 @@ class Shell:
             return ""
         if command.startswith("export "):
             name, _, value = self._real(command[7:]).partition("=")
-            self.environment[name] = shlex.split(value)[0]
+            self.environment[name] = self._real(self._capture(["sh", "-c", f"printf %s {value}"]))
             return ""
-        if command.startswith("fs serve"):
-            return self._serve(command)
+        if command == "fs serve":
+            return self._serve()
         if command.startswith("curl "):
-            return self._curl(shlex.split(self._real(command))[1:])
+            expanded = Template(self._real(command)).safe_substitute(self.environment)
+            return self._curl(shlex.split(expanded)[1:])
         return self._capture(["sh", "-c", self._real(command)])
 
     def run_python(self, text: str) -> str:
@@ -140,10 +146,10 @@ class Shell:
         )
         return self._shown(done.stdout)
 
-    def _serve(self, command: str) -> str:
+    def _serve(self) -> str:
         # The page names the default port, which may be in use where the tests run.
         self._server = subprocess.Popen(
-            [*shlex.split(command), "--port", "0"],
+            ["fs", "serve", "--port", "0"],
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -186,7 +192,7 @@ def rerun(text: str, shell: Shell) -> Iterator[tuple[Block, Block]]:
 
 def ended(output: str) -> str:
     """Return an output as a page shows it: no blanks at the ends of lines, and a line end after the last."""
-    lines = [line.rstrip() for line in PROGRESS.sub("", output).splitlines()]
+    lines = [line.rstrip() for line in LOGGED.sub("", output).splitlines()]
     return "".join(f"{line}\n" for line in lines)
 
 
