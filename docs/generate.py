@@ -248,6 +248,7 @@ def attribute_docstrings(owner: type) -> dict[str, str]:
 def python_page() -> Iterable[str]:
     import featurestore
     import featurestore.definitions
+    from featurestore.client import FeatureClient, OnlineRows
     from featurestore.materialization.push import OfflineCounts, OnlineCounts, PushedView, PushResult
     from featurestore.metadata.runs import Published, RunResult
     from featurestore.online.reading import Status
@@ -275,6 +276,9 @@ def python_page() -> Iterable[str]:
     pushes = (PushResult, PushedView, OnlineCounts, OfflineCounts)
     for returned in (*results, RunResult, Published, *pushes, Plan, Step, Difference, ChangeClass):
         yield from class_section(returned, 3)
+    yield "## A client of the server\n"
+    for part in (FeatureClient, OnlineRows):
+        yield from class_section(part, 3)
 
 
 HIDDEN = {"kind", "title", "model_config", "joined"}

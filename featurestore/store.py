@@ -181,11 +181,11 @@ class FeatureStore:
     def push(self, source: str, df: Any, to: To = "both") -> PushResult:
         """Push rows to every feature view that reads a PushSource without SQL.
 
-        ``df`` is a pandas, Arrow or polars table, a dict of lists or a list of dicts, with the views' join keys and
-        features and the event time; a created time that is null or not there is the time of arrival. With ``to`` as
-        ``both`` rows are committed offline (at most one commit a second, shared by all callers), then written
-        online; ``online`` alone is quick, and in no training set. Equal rows may be pushed again. Raises
-        NotFoundError, InputError, EntityKeyError and ValueTypeError before anything is written.
+        ``df`` is a pandas, Arrow or polars table, the path of a Parquet file, a dict of lists or a list of dicts. It
+        holds the views' join keys and features and the event time; a created time that is null or not there is the
+        time of arrival. With ``to`` as ``both`` rows are committed offline (at most one commit a second, shared by
+        all callers) and then written online; ``online`` alone is quick, and in no training set. Rows may be pushed
+        again. Raises NotFoundError, InputError, EntityKeyError and ValueTypeError before anything is written.
         """
         from featurestore.materialization import push
 

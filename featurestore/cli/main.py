@@ -15,6 +15,7 @@ COMMANDS = {
     "materialize": "Bring rows from the sources into the stores.",
     "training-set": "Build a point-in-time correct training set.",
     "online": "Read features from the online store.",
+    "push": "Push rows into the stores as they happen.",
     "peek": "Show the newest rows of a feature view.",
     "serve": "Serve features over HTTP.",
     "token": "Create, list and revoke tokens of servers.",

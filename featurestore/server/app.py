@@ -29,6 +29,7 @@ from featurestore.server.errors import error_body
 from featurestore.server.metrics import CONTENT_TYPE, FLUSH_SECONDS, Metrics
 from featurestore.server.online import FeastEndpoint, OnlineEndpoint, OnlineReads
 from featurestore.server.openapi import complete, error_responses
+from featurestore.server.push import PUSH_PATH, PushEndpoint
 from featurestore.server.sharing import SharedReads
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
@@ -53,19 +54,21 @@ def create_app(source: Workspace | Path | str, *, token: str | None = None, host
     metrics = Metrics()
     reads = OnlineReads(definitions, workspace.clock, metrics)
     measure = _measuring(definitions, metrics)
+    limit = int(workspace.settings.server.max_body)
+    pushes = PushEndpoint(workspace, definitions, metrics, limit)
     app = FastAPI(
         title=f"Features of {workspace.project}",
         version=featurestore.__version__,
-        lifespan=_lifespan(workspace, definitions, reads, metrics, measure),
+        lifespan=_lifespan(workspace, definitions, reads, pushes, metrics, measure),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         exception_handlers={StarletteHTTPException: _http_error},
     )
-    limit = int(workspace.settings.server.max_body)
     app.router.routes += [
         Route("/v1/online-features", OnlineEndpoint(reads, limit), methods=["POST"]),
         Route("/get-online-features", FeastEndpoint(reads, limit), methods=["POST"]),
+        Route(PUSH_PATH, pushes, methods=["POST"]),
     ]
     _add_operations(app, reads, metrics, measure)
     add_docs(app)
@@ -95,6 +98,7 @@ def _lifespan(
     workspace: Workspace,
     definitions: DefinitionsKeeper,
     reads: OnlineReads,
+    pushes: PushEndpoint,
     metrics: Metrics,
     measure: Callable[[], None],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
@@ -117,6 +121,7 @@ def _lifespan(
         yield
         flushing.cancel()
         await asyncio.to_thread(definitions.stop)
+        await asyncio.to_thread(pushes.close)
         await reads.reader.close()
         workspace.close()
 
@@ -165,7 +170,7 @@ class Gate:
             app,
             verifier=verifier,
             open_paths=OPEN_PATHS,
-            required_role=lambda method, path: Role.READER,
+            required_role=lambda method, path: Role.OPERATOR if path == PUSH_PATH else Role.READER,
             project_of=lambda method, path: project,
         )
 

@@ -14,11 +14,14 @@ import msgspec
 from featurestore.errors import (
     CodeMismatchError,
     DamagedRecordError,
+    DiskFullError,
     EntityKeyError,
     FeatureStoreError,
     InputError,
     NotFoundError,
+    OfflineStoreError,
     OnDemandError,
+    OnlineStoreFullError,
     OnlineStoreUnavailableError,
     OutputNameClashError,
     RegistryError,
@@ -59,6 +62,9 @@ _ANSWERS: Mapping[type[BaseException], _Answer] = {
     OnlineStoreUnavailableError: _Answer(
         503, "online_store_unavailable", "The online store does not answer. Try again.", retry_after_seconds=1
     ),
+    OnlineStoreFullError: _Answer(503, "online_store_full", "The online store has no room for the rows.", 60),
+    OfflineStoreError: _Answer(503, "offline_store_unavailable", "The offline store did not take the rows.", 1),
+    DiskFullError: _Answer(503, "disk_full", "The offline store has no room for the rows.", 60),
     DamagedRecordError: _Answer(500, "damaged_record", "A stored record is damaged. The server's log tells more."),
     RegistryError: _Answer(503, "registry_unavailable", "The registry does not answer. Try again.", 5),
     BaseException: _Answer(500, "internal_error", "The request failed. The server's log tells more."),

@@ -142,7 +142,7 @@ class OnlineEndpoint:
         """Answer one request."""
         body = await read_body(scope, receive, self._max_body)
         started = perf_counter()
-        request = _decoded(self._decoder, body)
+        request = decoded(self._decoder, body)
         if (request.features is None) == (request.feature_service is None):
             raise InputError("Ask either for features or for a feature_service.", hint="Send one of the two.")
         twice = request.entities.keys() & request.request_data.keys()
@@ -154,7 +154,7 @@ class OnlineEndpoint:
         def encode(serving: ServingPlan, answer: Answer) -> bytes:
             return online_body(serving, answer, request.include)
 
-        await _send_json(send, await self._reads.answer(asked, columns, started, encode))
+        await send_json(send, await self._reads.answer(asked, columns, started, encode))
 
 
 class FeastEndpoint:
@@ -169,14 +169,14 @@ class FeastEndpoint:
         """Answer one request."""
         body = await read_body(scope, receive, self._max_body)
         started = perf_counter()
-        request = _decoded(self._decoder, body)
+        request = decoded(self._decoder, body)
         features = () if request.feature_service is not None else tuple(request.features or ())
         asked = Asked(features, request.feature_service, request.full_feature_names)
 
         def encode(serving: ServingPlan, answer: Answer) -> bytes:
             return feast_body(serving.plan, answer, request)
 
-        await _send_json(send, await self._reads.answer(asked, request.entities, started, encode))
+        await send_json(send, await self._reads.answer(asked, request.entities, started, encode))
 
 
 def online_body(serving: ServingPlan, answer: Answer, include: Sequence[str]) -> bytes:
@@ -236,7 +236,8 @@ def feast_body(plan: OnlinePlan, answer: Answer, request: FeastRequest) -> bytes
     return msgspec.json.encode({"metadata": metadata, "results": results})
 
 
-def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Return a body's document; raises RequestError (400, 422) for what is none."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -257,7 +258,8 @@ def _in_seconds(value: Any) -> Any:
     return None if value is None else to_instant(value) // 1_000_000
 
 
-async def _send_json(send: Send, body: bytes) -> None:
+async def send_json(send: Send, body: bytes) -> None:
+    """Answer 200 with a JSON body."""
     headers = [_JSON, (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -14,6 +14,7 @@ Json = dict[str, Any]
 
 _NAME: Json = {"type": "string", "maxLength": 256}
 _STATUS: Json = {"type": "string", "enum": ["PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE"]}
+_COUNT: Json = {"type": "integer", "minimum": 0}
 _INSTANT: Json = {"type": "string", "format": "date-time"}
 _FEATURES: Json = {
     "type": ["array", "null"],
@@ -37,7 +38,7 @@ def _list(items: Json) -> Json:
 
 
 def _object(properties: Json, required: list[str], **more: Any) -> Json:
-    return {"type": "object", "properties": properties, "required": required, **more}
+    return {"type": "object", **more, "properties": properties, "required": required}
 
 
 SCHEMAS: dict[str, Json] = {
@@ -104,6 +105,45 @@ SCHEMAS: dict[str, Json] = {
         ["metadata", "results"],
         description="Column-major: `metadata.feature_names[i]` belongs to `results[i]`, join keys first.",
     ),
+    "PushRequest": _object(
+        {
+            "source": _NAME,
+            "rows": _columns("Join keys, features and the event time (RFC 3339), one list each; others are ignored."),
+            "to": {"type": "string", "enum": ["both", "online", "offline"], "default": "both"},
+        },
+        ["source", "rows"],
+        additionalProperties=False,
+        description="A created time that is null or not there is the time of arrival.",
+    ),
+    "PushAnswer": _object(
+        {
+            "source": {"type": "string"},
+            "rows": _COUNT,
+            "to": {"type": "string", "enum": ["both", "online", "offline"]},
+            "views": {
+                "type": "object",
+                "description": "By view; null for a store that the rows did not go to.",
+                "additionalProperties": _object(
+                    {
+                        "online": _object(
+                            dict.fromkeys(("written", "stale", "expired", "wrong_type"), _COUNT),
+                            ["written", "stale", "expired", "wrong_type"],
+                            type=["object", "null"],
+                        ),
+                        "offline": _object(
+                            {"rows": _COUNT, "version": {"type": ["integer", "null"]}},
+                            ["rows", "version"],
+                            type=["object", "null"],
+                        ),
+                    },
+                    ["online", "offline"],
+                ),
+            },
+            "note": {"type": ["string", "null"]},
+        },
+        ["source", "rows", "to", "views", "note"],
+        description="Sent when the rows are committed offline and then written online.",
+    ),
     "Error": _object(
         {
             "error": _object(
@@ -154,7 +194,10 @@ def error_responses(*statuses: str) -> Json:
     }
 
 
-def _operation(operation_id: str, summary: str, request: str, answer: str) -> Json:
+_READ = "The newest values, each with a true status."
+
+
+def _operation(operation_id: str, summary: str, request: str, answer: str, description: str = _READ) -> Json:
     return {
         "post": {
             "tags": ["features"],
@@ -163,7 +206,7 @@ def _operation(operation_id: str, summary: str, request: str, answer: str) -> Js
             "requestBody": {"required": True, "content": _json(request)},
             "responses": {
                 "200": {
-                    "description": "The newest values, each with a true status.",
+                    "description": description,
                     "headers": {"X-Request-ID": {"schema": {"type": "string"}}},
                     "content": _json(answer),
                 },
@@ -179,6 +222,9 @@ PATHS: dict[str, Json] = {
     ),
     "/get-online-features": _operation(
         "get_online_features", "The same for Feast's clients", "FeastRequest", "FeastAnswer"
+    ),
+    "/push": _operation(
+        "push", "Push rows of a push source (role operator)", "PushRequest", "PushAnswer", "What became of the rows."
     ),
 }
 

@@ -1,0 +1,100 @@
+"""Pushes over HTTP: checked and written in a few threads, committed offline by the committer of the process."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Literal
+
+import msgspec
+
+from featurestore.materialization.push import Push, PushPlan, PushResult
+from featurestore.materialization.push_rows import PushedRows
+from featurestore.metadata.snapshot import Snapshot
+from featurestore.metadata.workspace import Workspace
+from featurestore.server.definitions import DefinitionsKeeper
+from featurestore.server.envelope import Receive, Scope, Send, read_body
+from featurestore.server.errors import RequestError
+from featurestore.server.metrics import Metrics
+from featurestore.server.online import MOST_ROWS, Columns, Name, decoded, send_json
+
+PUSH_PATH = "/push"
+THREADS = 4
+
+
+class PushRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of ``POST /push``."""
+
+    source: Name
+    rows: Columns
+    to: Literal["both", "online", "offline"] = "both"
+
+
+class PushEndpoint:
+    """``POST /push``: every row is checked before any is written. A bare ASGI app."""
+
+    def __init__(self, workspace: Workspace, definitions: DefinitionsKeeper, metrics: Metrics, max_body: int) -> None:
+        self._workspace = workspace
+        self._definitions = definitions
+        self._metrics = metrics
+        self._max_body = max_body
+        self._decoder = msgspec.json.Decoder(PushRequest)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="push")
+        self._plans: tuple[Snapshot | None, dict[str, PushPlan]] = (None, {})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = decoded(self._decoder, await read_body(scope, receive, self._max_body))
+        rows = max(map(len, request.rows.values()), default=0)
+        if rows > MOST_ROWS:
+            raise RequestError(
+                413,
+                "too_many_rows",
+                f"{rows} rows are more than {MOST_ROWS}.",
+                hint="Push them in several requests.",
+                rows=rows,
+                max_rows=MOST_ROWS,
+            )
+        plan = self._plan(request.source)
+        loop = asyncio.get_running_loop()
+        work, versions = await loop.run_in_executor(self._threads, self._begin, plan, request)
+        if versions:
+            # Nothing but a future waits for the commit, so that the threads are free meanwhile.
+            await asyncio.wait([asyncio.wrap_future(version) for version in versions])
+            await loop.run_in_executor(self._threads, _finish, work)
+        result = work.result()
+        self._count(result)
+        await send_json(send, msgspec.json.encode(result))
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._threads.shutdown()
+
+    def _plan(self, source: str) -> PushPlan:
+        snapshot = self._definitions.current.snapshot
+        if self._plans[0] is not snapshot:
+            self._plans = snapshot, {}
+        plans = self._plans[1]
+        if source not in plans:
+            plans[source] = PushPlan(snapshot, source)
+        return plans[source]
+
+    def _begin(self, plan: PushPlan, request: PushRequest) -> tuple[Push, list[Future[int]]]:
+        work = Push(self._workspace, plan, PushedRows(request.rows, json=True), request.to)
+        versions = work.commit()
+        if not versions:
+            work.publish()
+        return work, versions
+
+    def _count(self, result: PushResult) -> None:
+        for view, done in result.views.items():
+            if done.online is not None:
+                self._metrics.pushed(view, asdict(done.online))
+            if done.offline is not None:
+                self._metrics.pushed(view, {"offline": done.offline.rows})
+
+
+def _finish(work: Push) -> None:
+    work.confirm()
+    work.publish()
