@@ -29,10 +29,12 @@ FeatureStoreError                       (featurestore_registry.errors: the regis
 │   ├── OnlineStoreUnavailableError     down, hung, or out of connections: try again
 │   ├── OnlineStoreFullError            the store's memory or map is full
 │   └── DamagedRecordError              a record's checksum or format is wrong
-└── TrainingSetError
-    ├── CertificateError                the certificate does not hold: never expected
-    ├── TrainingSetChangedError         a saved set does not build to the same rows
-    └── CodeMismatchError               on-demand code is not what was applied
+├── TrainingSetError
+│   ├── CertificateError                the certificate does not hold: never expected
+│   ├── TrainingSetChangedError         a saved set does not build to the same rows
+│   └── CodeMismatchError               on-demand code is not what was applied
+└── ServerError                         a feature server failed, or is none (the client's)
+    └── ServerUnavailableError          it cannot be reached or did not answer in time: try again
 """
 
 from __future__ import annotations
@@ -82,6 +84,8 @@ __all__ = [
     "RegistryUnavailableError",
     "RepositoryError",
     "RevisionConflictError",
+    "ServerError",
+    "ServerUnavailableError",
     "SettingsError",
     "SourceError",
     "SourceFileError",
@@ -220,3 +224,11 @@ class TrainingSetChangedError(TrainingSetError):
 
 class CodeMismatchError(TrainingSetError):
     """The code of an on-demand feature view differs from what was applied."""
+
+
+class ServerError(FeatureStoreError):
+    """A feature server failed, or what answers is no feature server."""
+
+
+class ServerUnavailableError(ServerError):
+    """The feature server cannot be reached, is overloaded, or did not answer in time."""
