@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Column = Any
 """A list of canonical Python values, instants as microseconds, or an Arrow array."""
 
-_PLAIN = {"Int32": int, "Int64": int, "Float64": float, "Bool": bool, "String": str}
+_PLAIN = {"Int32": int, "Int64": int, "Float64": float, "Bool": bool, "String": str, "Timestamp": datetime}
 """Types whose Python values Arrow takes as they are, and refuses where they are out of range."""
 FEW = 64
 """Up to so many rows are handled as Python values: Arrow is quicker for more, and slow to start."""
@@ -110,26 +111,30 @@ class PushedRows:
             return list(values)  # values of several kinds: one of them will be named
 
     def _from_list(self, name: str, values: list[Any], kind: ValueType) -> Column:
-        if self.row_count > FEW and set(map(type, values)) <= {_PLAIN.get(kind.name), type(None)}:
-            import pyarrow as pa
+        found = self._plain(values, kind)
+        return _each(name, values, lambda value: self._convert(kind, value)) if found is None else found
 
-            try:
-                return pa.array(values, arrow_type(kind))
-            except (pa.ArrowException, OverflowError, ValueError):
-                pass  # out of range, or no text: the loop finds the row
-        return _each(name, values, lambda value: self._convert(kind, value))
+    def _plain(self, values: list[Any], kind: ValueType) -> pa.Array | None:
+        """Return many values of the type's own Python kind as Arrow, None where a loop has to look at each."""
+        if self.row_count <= FEW or not set(map(type, values)) <= {_PLAIN.get(kind.name), type(None)}:
+            return None
+        import pyarrow as pa
+
+        try:
+            column = pa.array(values, arrow_type(kind))
+            return instants_from_arrow(column, "floor") if kind == Timestamp else column
+        except (pa.ArrowException, OverflowError, ValueError, ValueTypeError):
+            return None  # out of range, or no text: the loop finds the row
 
     def _instants(self, name: str, until_us: int) -> Column:
         """Return a time column in UTC microseconds, ceiled."""
         given = self._given(name)
         if isinstance(given, list):
-            instants: Column = _each(name, given, _ceiled)
-            late = next((row for row, found in enumerate(instants) if found is not None and found > until_us), -1)
+            found = self._plain(given, Timestamp)
+            instants = _each(name, given, _ceiled) if found is None else _instants_of(name, found)
         else:
-            import pyarrow.compute as pc
-
             instants = _instants_of(name, given)
-            late = pc.index(pc.greater(instants, until_us), True).as_py()
+        late = _first_after(instants, until_us)
         if late >= 0:
             limit = to_rfc3339(until_us)
             raise ValueTypeError(
@@ -290,11 +295,19 @@ def _instants_of(name: str, column: pa.Array) -> pa.Array:
 
 def _ceiled(value: Any) -> int | None:
     """Return the instant of a datetime or an ISO 8601 text, ceiled where it is finer than microseconds."""
-    moment = from_json(Timestamp, value)
-    if moment is None:
-        return None
-    finer = getattr(value, "nanosecond", 0) or (isinstance(value, str) and _FINER.search(value))
-    return to_instant(moment) + bool(finer)
+    if isinstance(value, str):
+        return to_instant(value) + bool(_FINER.search(value))
+    moment = coerce(Timestamp, value)
+    return None if moment is None else to_instant(moment) + bool(getattr(value, "nanosecond", 0))
+
+
+def _first_after(instants: Column, until_us: int) -> int:
+    """Return the first row whose instant is after another, -1 where there is none."""
+    if isinstance(instants, list):
+        return next((row for row, found in enumerate(instants) if found is not None and found > until_us), -1)
+    import pyarrow.compute as pc
+
+    return int(pc.index(pc.greater(instants, until_us), True).as_py())
 
 
 def _filled(instants: Column, now_us: int) -> Column:
