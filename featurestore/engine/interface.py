@@ -62,6 +62,8 @@ class StageRequest:
     """``fs_seq`` of the first row; the rest count up in arrival order."""
     folder: Path
     """Where to write."""
+    counts_later: bool = False
+    """Also count, as waiting, the rows whose event time is after ``now_us`` though no span holds them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,9 +156,12 @@ class _Stage:
         self._keys = ", ".join(map(quote, request.view.join_keys))
         names = [span.files for span in request.spans]
         self._only: frozenset[str] | None = None
-        if None not in names:
+        if None not in names and not request.counts_later:
             self._only = frozenset(name for chosen in names for name in chosen or ())
-        self._wanted = " OR ".join(self._span_condition(span) for span in request.spans) or "false"
+        wanted = [self._span_condition(span) for span in request.spans]
+        if request.counts_later:
+            wanted.append(f"{EVENT_US} > {request.now_us}")
+        self._wanted = " OR ".join(wanted) or "false"
 
     def run(self) -> StagedRows:
         """Make the tables ``found`` (rows in the spans), ``last`` and ``unchanged`` (positions), and the file."""

@@ -141,8 +141,6 @@ class ViewRun:
         )
 
     def _stage(self, plan: ReadPlan, version: TableVersion | None, folder: Path) -> StagedRows:
-        if not plan.spans:
-            return StagedRows(None, 0, 0, 0, 0, 0, 0, 0, None, None, None)
         request = StageRequest(
             view=self.registered.view,
             spans=plan.spans,
@@ -150,6 +148,7 @@ class ViewRun:
             log_files=_paths(version),
             first_sequence=0 if version is None else version.next_sequence,
             folder=folder,
+            counts_later=self.result.kind == "incremental",
         )
         with step("read", f"read the source of {self.registered.view.name}") as reading:
             staged = self.workspace.engine.stage(request)

@@ -57,8 +57,9 @@ def plan_incremental(engine: Engine, view: FeatureView, watermark: Watermark, en
     begun_us = watermark.begun_us
     if begun_us is None:
         begun_us = engine.first_event_us(view)
-    if begun_us is None:  # the source is empty
-        return ReadPlan((), (), seen, is_complete=not watermark.intervals, begun_us=None)
+    if begun_us is None or begun_us >= end_us:
+        # There is nothing to read yet. Where it begins stays open: until then older rows may still turn up.
+        return ReadPlan((), (), seen, is_complete=not watermark.intervals, begun_us=watermark.begun_us)
     gaps = subtract(((begun_us, end_us),), watermark.intervals)
     spans = [Span(start_us, gap_end_us) for start_us, gap_end_us in gaps]
     if watermark.intervals:

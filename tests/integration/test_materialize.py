@@ -208,13 +208,28 @@ class TestIncremental:
         write_sales(tmp_path / "sales.parquet", sales)
         workspace = make_workspace(tmp_path, [sales_view()], online_url=online_url, now_us=NOW)
         (run,) = materialize_incremental(workspace)
-        assert (run.appended, run.waiting) == (1, 1)
+        assert (run.appended, run.waiting) == (1, 2)
         assert online_rows(workspace)["a"][2] == 1
         for later, value in ((NOW + DAY, 2), (NOW + 3 * DAY, 3)):
             workspace.clock.set(later)
             (run,) = materialize_incremental(workspace)
             assert run.appended == 1
             assert online_rows(workspace)["a"][2] == value
+        workspace.close()
+
+    @pytest.mark.parametrize("created", [True, False])
+    def test_a_source_of_the_future_alone_waits_and_hides_nothing_older(self, tmp_path, created):
+        write_sales(tmp_path / "sales.parquet", [Sale("a", NOW + DAY, None, 1)])
+        workspace = make_workspace(tmp_path, [sales_view(created=created)], now_us=NOW)
+        (run,) = materialize_incremental(workspace)
+        assert (run.state, run.appended, run.waiting) == ("done", 0, 1)
+        write_sales(tmp_path / "sales.parquet", [Sale("a", NOW + DAY, None, 1), Sale("a", day(1), None, 2)])
+        (run,) = materialize_incremental(workspace)
+        assert (run.appended, run.waiting) == (1, 1)
+        workspace.clock.set(NOW + 2 * DAY)
+        (run,) = materialize_incremental(workspace)
+        assert (run.appended, run.waiting) == (1, 0)
+        assert [row[3] for row in log_rows(workspace)] == [2, 1]
         workspace.close()
 
     def test_null_keys_null_times_and_duplicates_are_counted(self, tmp_path):
