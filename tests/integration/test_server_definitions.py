@@ -16,7 +16,7 @@ from featurestore_registry.records import Change, Record, fingerprint
 from featurestore_registry.sql.tables import VERSION_TABLE
 from support.clock import ManualClock
 from support.redis_server import RedisServer
-from support.serving import TOKEN, Project, error_of, serving, serving_here, small_project, until
+from support.serving import TOKEN, Project, error_of, metric, serving, serving_here, small_project, until
 
 from featurestore.backends import open_registry
 from featurestore.errors import RegistryFormatError, RegistryUnavailableError, SettingsError
@@ -33,11 +33,6 @@ BODY = {"features": ["fresh:clicks"], "entities": {"customer_id": [1]}}
 
 def clicks(client: httpx.Client) -> httpx.Response:
     return client.post("/v1/online-features", json=BODY)
-
-
-def metric(client: httpx.Client, name: str) -> float:
-    lines = client.get("/metrics").text.splitlines()
-    return next((float(line.split()[-1]) for line in lines if line.startswith(f"{name} ")), 0.0)
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
+from support.raw_http import BODY, REQUEST, connect, head, read_all, read_one
 from support.redis_server import RedisServer
 from support.serving import TOKEN, error_of, serving, serving_here, small_project, until
 
@@ -22,38 +22,6 @@ from featurestore.errors import SettingsError
 from featurestore.server import run
 from featurestore.server.protocol import MAX_HEADER_BYTES, DeadlineProtocol
 from featurestore.types.times import system_clock
-
-BODY = {"features": ["fresh:clicks"], "entities": {"customer_id": [1]}}
-REQUEST = json.dumps(BODY).encode()
-
-
-def connect(base_url: httpx.URL | str) -> socket.socket:
-    url = httpx.URL(base_url)
-    return socket.create_connection((url.host, url.port), timeout=10)
-
-
-def head(length: int) -> bytes:
-    lines = ["POST /v1/online-features HTTP/1.1", "host: x", "content-type: application/json"]
-    return "\r\n".join([*lines, f"content-length: {length}", "", ""]).encode()
-
-
-def read_one(connection: socket.socket) -> bytes:
-    """Return one answer, whole, of a connection that stays open."""
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        answer += connection.recv(65536)
-    lines, _, body = answer.partition(b"\r\n\r\n")
-    length = next(int(line.split(b":")[1]) for line in lines.split(b"\r\n") if line.startswith(b"content-length"))
-    while len(body) < length:
-        body += connection.recv(65536)
-    return lines + b"\r\n\r\n" + body
-
-
-def read_all(connection: socket.socket) -> bytes:
-    parts = []
-    while part := connection.recv(65536):
-        parts.append(part)
-    return b"".join(parts)
 
 
 @pytest.mark.parametrize("store", ["lmdb", "redis"])

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,13 +95,21 @@ plain = FeatureService("plain", features=[fresh, routes])
 class Project:
     """A feature repo on disk, applied; `put` publishes rows as a materialization would."""
 
-    def __init__(self, root: Path, *, online_url: str = "lmdb:///data/online", refresh: str = "10s") -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        online_url: str = "lmdb:///data/online",
+        refresh: str = "10s",
+        # The usual 50 ms can pass on a machine busy with other tests.
+        read_timeout_ms: int = 1000,
+    ) -> None:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
         (root / "features.py").write_text(FEATURES)
         store: dict[str, Any] = {"url": online_url}
         if online_url.startswith("redis"):
-            store["read_timeout_ms"] = 1000  # the usual 50 ms can pass on a machine busy with other tests
+            store["read_timeout_ms"] = read_timeout_ms
         settings = {"project": "shop", "online_store": store, "server": {"refresh": refresh}}
         (root / "feature_store.yaml").write_text(json.dumps(settings))
         self.apply()
@@ -126,15 +134,22 @@ class Project:
 
     def put(self, view: str, entity: Mapping[str, Any], values: Mapping[str, Any], *, event_us: int) -> None:
         """Publish one row."""
+        self.put_all(view, [(entity, values)], event_us=event_us)
+
+    def put_all(self, view: str, rows: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], *, event_us: int) -> None:
+        """Publish rows, each an entity and its values."""
         settings = read_settings(self.root)
         with open_registry(settings.registry, self.root) as registry:
             registered = Snapshot.of(registry.definitions.read("shop")).views[view]
         encoder = RecordEncoder(registered.layout)
-        keys = [entity[name] for name, _ in registered.layout.join_keys]
-        row = [values.get(name) for name, _ in registered.layout.features]
+        writes = []
+        for entity, values in rows:
+            keys = [entity[name] for name, _ in registered.layout.join_keys]
+            row = [values.get(name) for name, _ in registered.layout.features]
+            writes.append(encoder.write(keys, event_us, None, row))
         store = open_online(settings.online_store, self.root)
         store.put(encoder.schema_key, encoder.schema_json)
-        store.write([encoder.write(keys, event_us, None, row)], now_us=event_us)
+        store.write(writes, now_us=event_us)
         store.close()
 
     def workspace(self, clock: Clock = system_clock) -> Workspace:
@@ -179,6 +194,12 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     return dict(document["error"])
 
 
+def metric(client: httpx.Client, name: str) -> float:
+    """Return a metric without labels, 0 where it is not told yet."""
+    lines = client.get("/metrics").text.splitlines()
+    return next((float(line.split()[-1]) for line in lines if line.startswith(f"{name} ")), 0.0)
+
+
 def until(condition: Callable[[], Any], *, seconds: float = 60) -> Any:
     """Return what the condition returns once it is true."""
     deadline = time.monotonic() + seconds
@@ -197,6 +218,17 @@ class ServerProcess:
         self.process = process
         self.url = url
         self.log = log
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that the process holds."""
+        fields = Path(f"/proc/{self.process.pid}/status").read_text().split("VmRSS:")[1].split()
+        return int(fields[0]) * 1024
+
+    @property
+    def descriptors(self) -> int:
+        """How many files and sockets the process has open."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     def client(self, **options: Any) -> httpx.Client:
         # Workers may still be loading their modules, on a machine that is busy with other tests.
