@@ -124,4 +124,5 @@ def _own_traceback(error: BaseException, root: Path) -> str:
 
 
 def _is_in(filename: str, own: str) -> bool:
-    return str(Path(filename).resolve()).startswith(f"{own}/")
+    path = Path(filename).resolve()
+    return path.is_relative_to(own) and "site-packages" not in path.parts  # an environment may lie in the repo

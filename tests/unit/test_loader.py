@@ -119,6 +119,17 @@ def test_a_failing_import_shows_the_users_own_frames(tmp_path, text, words):
         assert 'File "features.py", line 2, in inner' in trace
 
 
+def test_frames_of_an_environment_within_the_repo_are_not_the_users(tmp_path, monkeypatch):
+    write(tmp_path, "def fail():\n    raise ValueError('deep')\n", ".venv/lib/site-packages/dependency_of_mine.py")
+    monkeypatch.syspath_prepend(str(tmp_path / ".venv/lib/site-packages"))
+    write(tmp_path, "import dependency_of_mine\n\ndependency_of_mine.fail()\n")
+    with pytest.raises(RepositoryError, match="deep") as caught:
+        load_definitions(tmp_path)
+    trace = caught.value.details["traceback"]
+    assert 'File "features.py", line 3' in trace
+    assert "site-packages" not in trace
+
+
 def test_a_wrong_definition_shows_where_it_was_made(tmp_path):
     write(tmp_path, HEAD + "\ncarrier = Entity('Carrier', {'c': String})")
     with pytest.raises(DefinitionError, match="Carrier") as caught:
