@@ -72,7 +72,10 @@ class Session:
         with translated("start"):
             connection = duckdb.connect(":memory:", config=config)
             connection.execute("SET TimeZone = 'UTC'")
-            connection.execute("SET enable_progress_bar = false")  # it would write into the caller's output
+            # A progress bar would write into the caller's output. In a notebook without ipywidgets there is none, and
+            # DuckDB refuses even to turn it off.
+            if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
+                connection.execute("SET enable_progress_bar = false")
             allowed = [str(path) for path in reads]
             # To find a file by a pattern, DuckDB wants the pattern allowed and what it finds.
             patterns = [_escaped(path) for path in allowed if _PATTERN.search(path)]
