@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -29,7 +30,7 @@ from featurestore.online.codec import (
     time_bytes,
 )
 from featurestore.online.interface import ViewLayout
-from featurestore.types.times import MIN_INSTANT
+from featurestore.types.times import MIN_INSTANT, days_to_date, to_rfc3339
 from featurestore.types.values import ValueType, is_widening, to_json
 
 _HEAD = operator.itemgetter(slice(0, 9))
@@ -57,6 +58,10 @@ _WIRE_KINDS: dict[str, type] = {
 
 FetchSchema = Callable[[bytes], bytes | None]
 """Returns the schema document of a schema id, or None where the store does not hold it."""
+
+
+FindNulls = Callable[[Sequence[Sequence[Any]], "Sequence[Sequence[Status]] | None"], "list[Sequence[Status]] | None"]
+"""Takes rows and their statuses and returns the statuses with the nulls among the values told apart."""
 
 
 class Status(IntEnum):
@@ -172,33 +177,62 @@ class RecordDecoder:
         return _Mapping(len(stored), tuple(positions), statuses)
 
 
-@dataclass(frozen=True, slots=True)
 class ViewRows:
-    """What a view answers, row by row in the order of the keys."""
+    """What a view answers, in the order of the keys. Rows, columns and statuses are made when they are asked for."""
 
-    values: Sequence[Sequence[Any]]
-    """Per entity the asked features in order; None where the status is not PRESENT."""
-    statuses: Sequence[Sequence[Status]] | None
-    """Likewise; None says that every value is PRESENT."""
-    records: Sequence[bytes | None]
-    width: int
+    __slots__ = ("_columns", "_find_nulls", "_statuses", "_values", "records", "width")
+
+    def __init__(
+        self,
+        records: Sequence[bytes | None],
+        width: int,
+        *,
+        values: Sequence[Sequence[Any]] | None,
+        columns: Sequence[Sequence[Any]] | None = None,
+        statuses: Sequence[Sequence[Status]] | None = None,
+        find_nulls: FindNulls | None = None,
+    ) -> None:
+        """``values`` may be None where there are columns; ``find_nulls`` completes the statuses."""
+        self.records = records
+        self.width = width
+        self._values = values
+        self._columns = columns
+        self._statuses = statuses
+        self._find_nulls = find_nulls
+
+    @property
+    def values(self) -> Sequence[Sequence[Any]]:
+        """Per entity the asked features in order; None where the status is not PRESENT."""
+        if self._values is None:
+            assert self._columns is not None
+            self._values = list(zip(*self._columns, strict=True))
+        return self._values
+
+    @property
+    def statuses(self) -> Sequence[Sequence[Status]] | None:
+        """Likewise; None says that every value is PRESENT."""
+        if self._find_nulls is not None:
+            self._statuses, self._find_nulls = self._find_nulls(self.values, self._statuses), None
+        return self._statuses
 
     def columns(self) -> list[list[Any]]:
         """Return the values feature by feature."""
-        if not self.values:
+        if not self.records:
             return [[] for _ in range(self.width)]
-        return [list(column) for column in zip(*self.values, strict=True)]
+        if self._columns is None:
+            self._columns = list(zip(*self.values, strict=True))
+        return [list(column) for column in self._columns]
 
     def status_columns(self) -> list[list[Status]]:
         """Return the statuses feature by feature."""
         if self.statuses is None:
-            return [[Status.PRESENT] * len(self.values) for _ in range(self.width)]
+            return [[Status.PRESENT] * len(self.records) for _ in range(self.width)]
         return [list(column) for column in zip(*self.statuses, strict=True)]
 
     def counts(self) -> dict[Status, int]:
         """Return how many values there are of each status."""
         if self.statuses is None:
-            return {Status.PRESENT: len(self.values) * self.width}
+            return {Status.PRESENT: len(self.records) * self.width}
         counts = dict.fromkeys(Status, 0)
         for row in self.statuses:
             if row and row.count(row[0]) == len(row):
@@ -259,7 +293,7 @@ class ViewReader:
         DamagedRecordError naming the key.
         """
         if not records:
-            return ViewRows([], None, records, len(self.features))
+            return ViewRows(records, len(self.features), values=[])
         oldest = self._oldest_head(now_us)
         if None not in records:
             found = cast("Sequence[bytes]", records)
@@ -267,11 +301,7 @@ class ViewReader:
             own = set(map(_SHAPE, found)) == {self._own_shape}
             if own and min(heads) >= oldest and max(heads) < _NEXT_VERSION:
                 rows, is_without_nulls = self._rows(keys, found)
-                if is_without_nulls:
-                    return self._finish(rows, None, records, look_for_nulls=False)
-                answer = self._finish(rows, None, records, look_for_nulls=True)
-                self._expects_nulls = answer.statuses is not None
-                return answer
+                return self._finish(rows, None, records, look_for_nulls=not is_without_nulls)
         return self._read_mixed(keys, records, oldest)
 
     def _oldest_head(self, now_us: int) -> bytes:
@@ -344,38 +374,58 @@ class ViewReader:
         *,
         look_for_nulls: bool,
     ) -> ViewRows:
-        if self._checked_floats:
-            cleaned = self._without_special_floats(rows)
-            look_for_nulls = look_for_nulls or cleaned is not rows
-            rows = cleaned
-        with_nulls = [place for place, row in enumerate(rows) if None in row] if look_for_nulls else []
-        if with_nulls:
-            found: list[Sequence[Status]] = statuses or [self._present] * len(rows)
-            for place in with_nulls:
-                found[place] = [
-                    Status.NULL_VALUE if value is None and status is Status.PRESENT else status
-                    for value, status in zip(rows[place], found[place], strict=True)
-                ]
-            statuses = found
-        if self._converters:
-            columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
+        columns: list[Sequence[Any]] | None = None
+        is_changed = bool(self._converters)
+        if rows and (self._converters or self._checked_floats):
+            columns = list(zip(*rows, strict=True))
+            if self._clear_special_floats(columns):
+                is_changed = look_for_nulls = True
             for place, convert in self._converters:
                 columns[place] = [None if value is None else convert(value) for value in columns[place]]
-            rows = list(zip(*columns, strict=True))
-        return ViewRows(rows, statuses, records, len(self.features))
+        return ViewRows(
+            records,
+            len(self.features),
+            values=None if columns and is_changed else rows,
+            columns=columns,
+            statuses=statuses,
+            find_nulls=self._with_nulls if look_for_nulls else None,
+        )
 
-    def _without_special_floats(self, rows: list[Sequence[Any]]) -> list[Sequence[Any]]:
-        columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
-        changed = False
+    def _with_nulls(
+        self, rows: Sequence[Sequence[Any]], statuses: Sequence[Sequence[Status]] | None
+    ) -> list[Sequence[Status]] | None:
+        """Return the statuses with NULL_VALUE for each null of a record; None where every value is PRESENT."""
+        found = None if statuses is None else list(statuses)
+        for place, row in enumerate(rows):
+            nulls = row.count(None)
+            if not nulls:
+                continue
+            if found is None:
+                found = [self._present] * len(rows)
+            if found[place] is self._absent or found[place] is self._too_old:
+                continue
+            marked, position = list(found[place]), -1
+            for _ in range(nulls):
+                position = row.index(None, position + 1)
+                if marked[position] is Status.PRESENT:
+                    marked[position] = Status.NULL_VALUE
+            found[place] = marked
+        if statuses is None:
+            self._expects_nulls = found is not None
+        return found
+
+    def _clear_special_floats(self, columns: list[Sequence[Any]]) -> bool:
+        """Replace NaN and infinities by None; tell whether there were any."""
+        is_changed = False
         for place in self._checked_floats:
             column = columns[place]
-            # NaN and infinities survive a sum, so one addition per value clears nearly every column.
-            if None not in column and math.isfinite(sum(column)):
+            # NaN and infinities survive a sum, so one pass in C clears nearly every column. Nulls are left out.
+            if math.isfinite(sum(filter(None, column))):
                 continue
             cleaned = [None if value is None or not math.isfinite(value) else value for value in column]
-            changed = changed or cleaned.count(None) != list(column).count(None)
-            columns[place] = cleaned
-        return list(zip(*columns, strict=True)) if changed else rows
+            if cleaned.count(None) != column.count(None):
+                columns[place], is_changed = cleaned, True
+        return is_changed
 
 
 def _selection(stored: Sequence[str], asked: Sequence[str]) -> Callable[[Any], Sequence[Any]] | None:
@@ -396,13 +446,19 @@ def _wire_rows(layout: ViewLayout) -> Any:
 
 def _json_converters(decoder: RecordDecoder) -> list[Converter | None]:
     """Return what turns decoded msgpack values into their JSON forms; None where they already are."""
-
-    def json_converter(value_type: ValueType, convert: Converter | None) -> Converter | None:
-        if value_type.name == "Bytes" or value_type.item is not None or convert is not None:
-            return lambda value: to_json(value_type, value if convert is None else convert(value))
-        return None
-
     return [
-        json_converter(value_type, convert)
+        _as_json(value_type, convert) if value_type.item is not None else _WIRE_TO_JSON.get(value_type.name)
         for value_type, convert in zip(decoder.types, decoder.converters, strict=True)
     ]
+
+
+def _as_json(value_type: ValueType, convert: Converter | None) -> Converter:
+    return lambda value: to_json(value_type, value if convert is None else convert(value))
+
+
+# What `to_json` makes of the canonical value, without making that first. A decimal is its text in both.
+_WIRE_TO_JSON: dict[str, Converter] = {
+    "Timestamp": to_rfc3339,
+    "Date": lambda days: days_to_date(days).isoformat(),
+    "Bytes": lambda value: b64encode(value).decode(),
+}

@@ -171,6 +171,8 @@ def _fetch_from(weak: ref[Workspace]) -> FetchValue:
 
 def _shape(features: Any) -> Any:
     if isinstance(features, list | tuple):
+        if set(map(type, features)) == {str}:
+            return tuple(features)
         return tuple(feature if isinstance(feature, str) else id(feature) for feature in features)
     return features if isinstance(features, str) else id(features)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from time import perf_counter
 from typing import Any, Literal
@@ -72,6 +72,7 @@ class OnlinePlan:
         self._needed = (*request.key_types, *(name for name in request.request_fields if name not in request.key_types))
         self._columns = [_OutputColumn(request, output, form, forms) for output in request.outputs]
         self._straight = self._is_straight()
+        self._has_defaults = any(column.default is not None for column in self._columns)
 
     @classmethod
     def compile(
@@ -161,7 +162,7 @@ class OnlinePlan:
             views.append(rows if places is None else _spread(rows, places, query.rows))
         started = perf_counter()
         computed = [_compute(function, read, views, query) for function, read in self._functions]
-        answer = Answer(self._columns, views, computed, query.rows, self._straight)
+        answer = Answer(self._columns, views, computed, query.rows, self._straight, self._has_defaults)
         answer.transform_seconds = perf_counter() - started
         return answer
 
@@ -176,6 +177,7 @@ class Answer:
         computed: Sequence[list[list[Any]]],
         row_count: int,
         straight: bool,
+        has_defaults: bool,
     ) -> None:
         self.row_count = row_count
         self.views = views
@@ -184,29 +186,39 @@ class Answer:
         """How long the on-demand functions took."""
         self._outputs = outputs
         self._computed = computed
-        self._all_present = straight and all(view.statuses is None for view in views)
-        self._pairs: list[tuple[list[Any], list[Status] | None]] | None = None
+        self._is_straight = straight
+        self._has_defaults = has_defaults
 
-    def _finished(self) -> list[tuple[list[Any], list[Status] | None]]:
-        if self._pairs is None:
-            by_view = [
-                (view.columns(), None if view.statuses is None else view.status_columns()) for view in self.views
-            ]
-            self._pairs = [output.finish(by_view, self._computed) for output in self._outputs]
-        return self._pairs
+    @cached_property
+    def _values(self) -> list[list[Any]]:
+        columns = [view.columns() for view in self.views]
+        if self._is_straight:
+            return list(chain.from_iterable(columns))
+        return [output.values(columns, self._computed) for output in self._outputs]
+
+    @cached_property
+    def _statuses(self) -> list[list[Status] | None]:
+        columns = [None if view.statuses is None else view.status_columns() for view in self.views]
+        return [output.statuses(columns, values) for output, values in zip(self._outputs, self._values, strict=True)]
 
     def columns(self) -> list[list[Any]]:
         """Return each output's values; a declared default or None where the status is not PRESENT."""
-        return [values for values, _ in self._finished()]
+        if not self._has_defaults:
+            return self._values  # nobody asked for statuses yet: they are not made
+        return [
+            output.with_default(values, statuses)
+            for output, values, statuses in zip(self._outputs, self._values, self._statuses, strict=True)
+        ]
 
     def status_columns(self) -> list[list[Status]]:
         """Return each output's statuses."""
         present = [Status.PRESENT] * self.row_count
-        return [list(present) if statuses is None else statuses for _, statuses in self._finished()]
+        return [list(present) if statuses is None else statuses for statuses in self._statuses]
 
     def rows(self) -> Sequence[Sequence[Any]]:
         """Return each row's values, as `columns`."""
-        if not self._all_present:
+        needs_defaults = self._has_defaults and any(view.statuses is not None for view in self.views)
+        if needs_defaults or not self._is_straight:
             return list(zip(*self.columns(), strict=True))
         if len(self.views) == 1:
             return self.views[0].values
@@ -214,9 +226,20 @@ class Answer:
 
     def status_rows(self) -> Sequence[Sequence[Status]] | None:
         """Return each row's statuses, or None where every value is PRESENT."""
-        if self._all_present or all(statuses is None for _, statuses in self._finished()):
+        if not self._is_straight:
+            return (
+                None
+                if all(found is None for found in self._statuses)
+                else list(zip(*self.status_columns(), strict=True))
+            )
+        found = [view.statuses for view in self.views]
+        if all(statuses is None for statuses in found):
             return None
-        return list(zip(*self.status_columns(), strict=True))
+        parts = [
+            [(Status.PRESENT,) * view.width] * self.row_count if statuses is None else statuses
+            for view, statuses in zip(self.views, found, strict=True)
+        ]
+        return [list(chain.from_iterable(row)) for row in zip(*parts, strict=True)]
 
     def event_us(self) -> dict[str, list[int | None]]:
         """Return by view, or the name it was asked for under, each row's event time; None where nothing is."""
@@ -233,7 +256,7 @@ class _OutputColumn:
         self._on_demand = output.on_demand
         self._type = output.field.type
         default = output.field.default
-        self._default = to_json(self._type, default) if form == "json" else default
+        self.default = to_json(self._type, default) if form == "json" else default
         if output.read is not None:
             self.position = request.reads[output.read].features.index(output.field.name)
             self._convert = form != forms[output.read]
@@ -243,34 +266,33 @@ class _OutputColumn:
             self.position = names.index(output.field.name)
             self._convert = form == "json"
 
-    def finish(
-        self,
-        views: Sequence[tuple[list[list[Any]], list[list[Status]] | None]],
-        computed: Sequence[list[list[Any]]],
-    ) -> tuple[list[Any], list[Status] | None]:
-        """Return values and statuses, None where every status is PRESENT."""
-        statuses: list[Status] | None = None
+    def values(self, views: Sequence[list[list[Any]]], computed: Sequence[list[list[Any]]]) -> list[Any]:
+        """Return the values in the caller's form, without defaults."""
         if self.read is not None:
-            columns, view_statuses = views[self.read]
-            values = columns[self.position]
-            statuses = None if view_statuses is None else view_statuses[self.position]
+            found = views[self.read][self.position]
         else:
             assert self._on_demand is not None
-            values = computed[self._on_demand][self.position]
-        if self._convert:
-            values = [to_json(self._type, value) for value in values]
+            found = computed[self._on_demand][self.position]
+        return [to_json(self._type, value) for value in found] if self._convert else found
+
+    def statuses(self, views: Sequence[list[list[Status]] | None], values: Sequence[Any]) -> list[Status] | None:
+        """Return the statuses of `values`, None where every one is PRESENT."""
+        columns = None if self.read is None else views[self.read]
+        known = None if columns is None else columns[self.position]
         if (self._convert or self.read is None) and None in values:
-            known = statuses or [Status.PRESENT] * len(values)
-            statuses = [
+            return [
                 Status.NULL_VALUE if value is None and status is Status.PRESENT else status
-                for value, status in zip(values, known, strict=True)
+                for value, status in zip(values, known or [Status.PRESENT] * len(values), strict=True)
             ]
-        if self._default is not None and statuses is not None:
-            values = [
-                value if status is Status.PRESENT else self._default
-                for value, status in zip(values, statuses, strict=True)
-            ]
-        return values, statuses
+        return known
+
+    def with_default(self, values: list[Any], statuses: Sequence[Status] | None) -> list[Any]:
+        """Return the values with the declared default where the status is not PRESENT."""
+        if self.default is None or statuses is None:
+            return values
+        return [
+            value if status is Status.PRESENT else self.default for value, status in zip(values, statuses, strict=True)
+        ]
 
 
 class _Entity:
@@ -349,7 +371,7 @@ def _spread(found: ViewRows, places: Sequence[int], row_count: int) -> ViewRows:
         values[place] = found.values[position]
         statuses[place] = present if found.statuses is None else found.statuses[position]
         records[place] = found.records[position]
-    return ViewRows(values, statuses, records, found.width)
+    return ViewRows(records, found.width, values=values, statuses=statuses)
 
 
 def _compute(
