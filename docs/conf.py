@@ -14,6 +14,8 @@ myst_enable_extensions = ["colon_fence"]
 
 html_theme = "furo"
 html_title = "featurestore"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_extra_path = ["reference/wire-format-vectors.json"]
 html_copy_source = False
 html_show_sphinx = False

@@ -177,10 +177,14 @@ URLS = {
     ),
     ("online_store", "redis"): ("redis://user:password@host:6379/0", "one Redis (6.2 or later) or Valkey server"),
     ("online_store", "rediss"): ("rediss://host:6379/0", "the same over TLS"),
+    ("online_store", "redis+cluster"): (
+        "redis+cluster://user:password@host1:6379,host2:6379",
+        "a Redis Cluster (Redis 7.0 or later, or Valkey); one of its nodes is enough, more are asked when it is down",
+    ),
 }
 
 REDIS_OPTIONS = """\
-Options beside a `redis` or `rediss` URL:
+Options beside the URL of a Redis or a cluster:
 
 | Option | Default | What it is |
 |---|---|---|
