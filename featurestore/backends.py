@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 REGISTRY_SCHEMES = ("sqlite",)
 OFFLINE_SCHEMES = ("", "file")
-ONLINE_SCHEMES = ("lmdb", "redis", "rediss")
+ONLINE_SCHEMES = ("lmdb", "redis", "rediss", "redis+cluster")
 
 
 def local_path(url: str, root: Path) -> Path:
@@ -87,10 +87,14 @@ def open_online(located: Located, root: Path, *, clock: Clock = system_clock) ->
 
         return LmdbStore(local_path(located.url, root), clock=clock)
     _options("online_store", located.options, ("read_timeout_ms", "write_timeout_ms"))
+    timeouts = {name: _milliseconds(name, value) for name, value in located.options.items()}
+    if scheme == "redis+cluster":
+        from featurestore.online.redis_cluster import RedisClusterStore
+
+        return RedisClusterStore(located.url, **timeouts, clock=clock)
     from featurestore.online.redis import RedisStore
 
-    options = {name: _milliseconds(name, value) for name, value in located.options.items()}
-    return RedisStore(located.url, **options, clock=clock)
+    return RedisStore(located.url, **timeouts, clock=clock)
 
 
 def open_engine(limits: Limits, root: Path) -> Engine:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from support.example import copy_example, write_example_sources
+from support.redis_cluster import RedisCluster
 from support.redis_server import RedisServer
 
 # "ci" always tries the same examples, so that a run says something about the change and not about the dice;
@@ -32,6 +33,20 @@ def redis_url(redis_server: RedisServer) -> str:
     with redis_server.client() as client:
         client.flushall()
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """A real cluster for every test of one worker that asks for it. Leave it as it is."""
+    with RedisCluster(tmp_path_factory.mktemp("redis_cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_cluster_url(redis_cluster: RedisCluster) -> str:
+    """The URL of the worker's cluster, emptied."""
+    redis_cluster.flush()
+    return redis_cluster.url
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from math import inf
 from typing import Any, TypeVar
 
 import redis
@@ -14,7 +16,15 @@ from redis.retry import Retry
 
 from featurestore.online.interface import AsyncReader, OnlineStore, Repair, Write, WriteResult
 from featurestore.online.keys import check_prefix
-from featurestore.online.redis_node import Deadlines, RedisNode, checked_reply, digest_of, parsed_url, unavailable
+from featurestore.online.redis_node import (
+    DRIVER_ERRORS,
+    Deadlines,
+    RedisNode,
+    checked_reply,
+    digest_of,
+    parsed_url,
+    unavailable,
+)
 from featurestore.online.redis_scripts import REPAIR, SET_NEWEST, repair_arguments, write_arguments
 from featurestore.types.times import Clock, system_clock
 
@@ -86,19 +96,26 @@ class RedisCommands(OnlineStore):
         """Return the script's code of each item, part by part, with retries."""
 
     @abstractmethod
-    def _on_keys(self, command: str, keys: Sequence[bytes], *more: bytes) -> list[tuple[Sequence[int], Any]]:
+    def _on_keys(self, command: str, keys: Sequence[bytes], *more: bytes) -> Sequence[tuple[Sequence[int], Any]]:
         """Run a command on keys, with retries: for each group of them that goes together, its places and the reply."""
 
     @abstractmethod
     def _scan_keys(self, prefix: bytes) -> Iterator[list[bytes]]:
         """Yield the keys under a prefix in batches, with retries."""
 
-    def _call_again(self, attempt: Callable[[], Result], errors: tuple[type[Exception], ...]) -> Result:
-        """Call it again after the given errors, while the deadline lasts; a refused password is no use trying."""
+    def _call_again(
+        self, attempt: Callable[[], Result], errors: tuple[type[Exception], ...], *, deadline: float = inf
+    ) -> Result:
+        """Call it again after the given errors; not after the deadline, nor with a password that was refused."""
         # The waits sum up to nine tenths of the deadline: 0.1, 0.2, 0.4, 0.8 and three times 1 s of 5 s.
         seconds = self._deadlines.write
         retry = Retry(ExponentialBackoff(cap=seconds / 5, base=seconds / 100), BACKOFFS, errors)
-        return retry.call_with_retry(attempt, lambda _: None, is_retryable=_is_worth_it)
+
+        def is_worth_it(error: Exception) -> bool:
+            is_refused = isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError)
+            return not is_refused and time.monotonic() < deadline
+
+        return retry.call_with_retry(attempt, lambda _: None, is_retryable=is_worth_it)
 
 
 class RedisStore(RedisCommands):
@@ -127,7 +144,7 @@ class RedisStore(RedisCommands):
             except BaseException:
                 connection.disconnect()  # a reply still under way must not meet the next reader
                 raise
-        except (redis.RedisError, OSError, UnicodeError) as error:
+        except DRIVER_ERRORS as error:
             raise unavailable(self._node.location, self._deadlines.read, error) from error
         self._node.reads.give(connection)
         return reply
@@ -146,7 +163,7 @@ class RedisStore(RedisCommands):
         """Close the connections; the next call opens new ones."""
         self._node.close()
 
-    def _on_keys(self, command: str, keys: Sequence[bytes], *more: bytes) -> list[tuple[Sequence[int], Any]]:
+    def _on_keys(self, command: str, keys: Sequence[bytes], *more: bytes) -> Sequence[tuple[Sequence[int], Any]]:
         return [(range(len(keys)), self._command(command, *keys, *more))]
 
     def _command(self, *arguments: bytes | str | int) -> Any:
@@ -213,10 +230,6 @@ def scanned(reply: Any, prefix: bytes) -> tuple[int, list[bytes]]:
     """Return the next cursor, 0 at the end, and the keys found."""
     cursor, found = reply
     return int(cursor), [key for key in found if key.startswith(prefix)]
-
-
-def _is_worth_it(error: Exception) -> bool:
-    return not isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError)
 
 
 def _parts(writes: Sequence[Write]) -> Iterator[Sequence[Write]]:

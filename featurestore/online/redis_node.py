@@ -26,6 +26,7 @@ CONNECTION_OPTIONS: dict[str, Any] = {
     "encoding_errors": "replace",
     "health_check_interval": 0,
 }
+DRIVER_ERRORS = (redis.RedisError, OSError, UnicodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class RedisNode:
         """Turn the driver's errors into ours."""
         try:
             yield
-        except (redis.RedisError, OSError, UnicodeError) as error:
+        except DRIVER_ERRORS as error:
             # A script that runs into the limit before Redis 7 reports the code in the middle of its message.
             if isinstance(error, redis.exceptions.OutOfMemoryError) or "-OOM " in str(error):
                 raise OnlineStoreFullError(
@@ -173,7 +174,8 @@ def unavailable(location: str, deadline_seconds: float, error: BaseException) ->
     if isinstance(error, redis.TimeoutError | TimeoutError):
         what = f"did not answer within {deadline_seconds * 1000:.0f} ms"
     else:
-        what = f"is not available: {error}"
+        # Of a command that it does not know Redis quotes the arguments: keys, which are of nobody's business.
+        what = f"is not available: {str(error).partition(', with args')[0]}"
     return OnlineStoreUnavailableError(
         f"Redis at {location} {what}.", hint="Check that it runs, and its address and credentials in online_store."
     )

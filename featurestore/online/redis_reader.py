@@ -14,7 +14,14 @@ from redis.backoff import NoBackoff
 
 from featurestore.errors import OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
-from featurestore.online.redis_node import CONNECTION_OPTIONS, Deadlines, checked_reply, location_of, unavailable
+from featurestore.online.redis_node import (
+    CONNECTION_OPTIONS,
+    DRIVER_ERRORS,
+    Deadlines,
+    checked_reply,
+    location_of,
+    unavailable,
+)
 
 MOST_CONNECTIONS = 64
 """In use at once; reads beyond them wait for one within their deadline."""
@@ -53,7 +60,7 @@ class AsyncNode:
                 except BaseException:
                     await connection.disconnect(nowait=True)
                     raise
-        except (redis.RedisError, OSError, UnicodeError) as error:
+        except DRIVER_ERRORS as error:
             if not isinstance(error, TimeoutError):
                 self.drop_idle()  # opened before the server went away, most likely
             raise
@@ -123,6 +130,7 @@ class RedisReader(AsyncReader):
     def __init__(self, options: Mapping[str, Any], deadlines: Deadlines) -> None:
         self._node = AsyncNode(options, deadlines)
         self._deadlines = deadlines
+        self.deadline_seconds = deadlines.read
 
     async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return each key's value in one MGET, within the read deadline."""
@@ -149,7 +157,7 @@ class RedisReader(AsyncReader):
         try:
             async with asyncio.timeout(seconds):
                 (reply,) = await self._node.ask([pack_command(command)], 1)
-        except (redis.RedisError, OSError, UnicodeError) as error:
+        except DRIVER_ERRORS as error:
             raise unavailable(self._node.location, seconds, error) from error
         return reply
 

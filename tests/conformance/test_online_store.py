@@ -12,6 +12,7 @@ from support.redis_server import RedisServer
 from featurestore.online.interface import OnlineStore, Sweeper, WriteResult
 from featurestore.online.lmdb import LmdbStore
 from featurestore.online.redis import RedisStore
+from featurestore.online.redis_cluster import RedisClusterStore
 from featurestore.testing.online_store import DAY_US, OnlineStoreConformance, record_of
 from featurestore.types.times import system_clock
 
@@ -75,6 +76,15 @@ class TestRedis(OnlineStoreConformance):
         with redis_server.client() as client:
             left_ms = client.pttl(write.key)
         assert 0 <= write.expire_at_ms - system_clock() // 1000 - left_ms < 1_000 or left_ms <= 123_457
+
+
+class TestRedisCluster(OnlineStoreConformance):
+    @pytest.fixture
+    def store(self, redis_cluster_url: str) -> Iterator[OnlineStore]:
+        deadlines = {"read_timeout_ms": BUSY_MACHINE_MS, "connect_timeout_ms": BUSY_MACHINE_MS}
+        store = RedisClusterStore(redis_cluster_url, **deadlines)
+        yield store
+        store.close()
 
 
 class TestRedisUnderAnotherLocale(TestRedis):
