@@ -15,6 +15,7 @@ from featurestore.backends import local_path
 from featurestore.definitions import FeatureView
 from featurestore.errors import FeatureStoreError, RepositoryError
 from featurestore.metadata.workspace import Workspace
+from featurestore.online.interface import eviction_of
 from featurestore.project.loader import load_definitions
 from featurestore.types.times import to_instant, to_rfc3339
 
@@ -129,7 +130,5 @@ def _existing(folder: Path) -> Path:
 def _online(workspace: Workspace) -> Iterator[Check]:
     facts = workspace.online.facts()
     yield Check("online store", "ok", ", ".join(f"{name} {value}" for name, value in facts.items()))
-    policy = facts.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction":
-        message = f"maxmemory-policy is {policy}: evicted entities read as NOT_FOUND"
-        yield Check("eviction", "warning", message, "Run `CONFIG SET maxmemory-policy noeviction`.")
+    if told := eviction_of(facts):
+        yield Check("eviction", "warning", told, "Run `CONFIG SET maxmemory-policy noeviction`.")

@@ -136,3 +136,9 @@ class Sweeper(Protocol):
 
     def sweep(self, *, now_us: int) -> int:
         """Delete every record whose physical expiry is past, in batches; return how many there were."""
+
+
+def eviction_of(facts: Mapping[str, str]) -> str | None:
+    """Return what to say of a store that forgets records when its memory runs out; None where it never does."""
+    policy = facts.get("maxmemory_policy", "noeviction")
+    return None if policy == "noeviction" else f"maxmemory-policy is {policy}: evicted entities read as NOT_FOUND"
