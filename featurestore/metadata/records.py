@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +21,7 @@ from featurestore.definitions import (
     PushSource,
     RequestSource,
 )
-from featurestore.errors import NotFoundError, did_you_mean
+from featurestore.errors import FeatureStoreError, NotFoundError, RegistryFormatError, did_you_mean
 from featurestore.types import parse_type
 from featurestore.types.values import from_json, to_json
 
@@ -51,6 +52,18 @@ def kind_named(text: str) -> str:
     if word not in kinds:
         raise NotFoundError(f"There is no kind of definition called {text!r}.", hint=did_you_mean(text, kinds))
     return word
+
+
+@contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Raise RegistryFormatError where a document of the registry has another form than this version writes."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, FeatureStoreError) as error:
+        raise RegistryFormatError(
+            f"The registry holds {what} in a form that this version cannot read ({type(error).__name__}: {error}).",
+            hint="Upgrade the package: pip install --upgrade featurestore.",
+        ) from None
 
 
 Lookup = Callable[[str, str], Any]
@@ -126,14 +139,28 @@ def to_record(project: str, definition: Definition, *, generation: int = 1) -> R
 
 
 def from_records(records: Iterable[Record]) -> dict[tuple[str, str], Definition]:
-    """Return the definitions of a complete set of records by (kind, name). On-demand code is not among them."""
+    """Return the definitions of a complete set of records by (kind, name). On-demand code is not among them.
+
+    Raises RegistryFormatError for a kind, or a part of a definition, that a newer version wrote.
+    """
     made: dict[tuple[str, str], Definition] = {}
     order = {kind.kind: position for position, kind in enumerate(KINDS)}
-    for record in sorted(records, key=lambda record: order[record.kind]):
-        common = {"description": record.description, "owner": record.owner, "tags": record.tags}
-        read = _READERS[record.kind]
-        made[record.kind, record.name] = read(record.name, record.document, lambda *key: made[key], common)
+    for record in sorted(records, key=lambda record: order.get(record.kind, len(order))):
+        with understood(f"the {record.kind} {record.name!r} of project {record.project!r}"):
+            made[record.kind, record.name] = _from_record(record, lambda *key: made[key])
     return made
+
+
+def _from_record(record: Record, lookup: Lookup) -> Definition:
+    common = {"description": record.description, "owner": record.owner, "tags": record.tags}
+    definition = _READERS[record.kind](record.name, record.document, lookup, common)
+    written = {*_WRITERS[type(definition)](definition)[0]}
+    if isinstance(definition, FeatureView):
+        written.add("generation")
+    if unread := record.document.keys() ^ written:
+        # Leaving out what is not known would make it another definition.
+        raise ValueError(f"its parts {', '.join(sorted(unread))}")
+    return definition
 
 
 Written = tuple[dict[str, Any], list[RecordField], list[str]]

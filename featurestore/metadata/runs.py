@@ -13,6 +13,7 @@ from typing import Any, Literal
 from featurestore_registry.interface import Ledger
 
 from featurestore.metadata.leases import read_lease
+from featurestore.metadata.records import understood
 from featurestore.metadata.watermarks import Interval
 from featurestore.steps import crash_point, reached
 
@@ -124,6 +125,7 @@ def all_runs(ledger: Ledger, project: str, *, now_us: int) -> list[RunResult]:
     return sorted(found, key=lambda run: run.started_us, reverse=True)
 
 
+@understood("a run")
 def run_from(document: Mapping[str, Any]) -> RunResult:
     """Return the run of a ledger document."""
     published = {**document["published"], "wrong_type_keys": tuple(document["published"]["wrong_type_keys"])}

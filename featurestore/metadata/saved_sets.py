@@ -9,6 +9,7 @@ from typing import Any
 from featurestore_registry.interface import Ledger
 
 from featurestore.errors import NotFoundError, did_you_mean
+from featurestore.metadata.records import understood
 from featurestore.offline.interface import TableId
 
 KIND = "training_set"
@@ -58,6 +59,7 @@ class SavedSet:
         return asdict(self)
 
     @classmethod
+    @understood("a saved training set")
     def from_document(cls, document: Mapping[str, Any]) -> SavedSet:
         """Return the set of a ledger document."""
         return cls(

@@ -82,11 +82,9 @@ class Snapshot:
     @cached_property
     def views(self) -> dict[str, RegisteredView]:
         """Every feature view by name."""
+        views = [found for found in self.definitions.values() if isinstance(found, FeatureView)]
         generations = {r.name: r.document["generation"] for r in self.records if r.kind == FeatureView.kind}
-        return {
-            name: RegisteredView(self.project, self.get(FeatureView, name), generation)
-            for name, generation in generations.items()
-        }
+        return {view.name: RegisteredView(self.project, view, generations[view.name]) for view in views}
 
     @cached_property
     def on_demand(self) -> dict[str, OnDemandFeatureView]:

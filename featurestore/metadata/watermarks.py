@@ -11,6 +11,7 @@ from typing import Any
 
 from featurestore_registry.interface import Ledger
 
+from featurestore.metadata.records import understood
 from featurestore.metadata.snapshot import RegisteredView
 
 KIND = "watermark"
@@ -75,6 +76,7 @@ def write_watermark(ledger: Ledger, registered: RegisteredView, watermark: Water
     return replace(watermark, entry=entry)
 
 
+@understood("a watermark")
 def watermark_from(document: Mapping[str, Any], entry: int) -> Watermark:
     """Return the watermark of a ledger document."""
     values = {**document, "intervals": tuple((start, end) for start, end in document["intervals"])}

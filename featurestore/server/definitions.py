@@ -16,7 +16,7 @@ from featurestore_registry.auth import Token, tokens
 from featurestore_registry.interface import Registry
 
 from featurestore.backends import open_registry
-from featurestore.errors import DefinitionError, FeatureStoreError, RegistryError, RegistryFormatError
+from featurestore.errors import FeatureStoreError, RegistryError
 from featurestore.metadata.progress import Progress, read_progress
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.snapshot_file import (
@@ -221,13 +221,6 @@ class DefinitionsKeeper:
 
 
 def _read_whole(snapshot: Snapshot) -> Snapshot:
-    """Build every definition now, not in the first request; it fails where a newer version wrote them."""
-    try:
-        _ = snapshot.views, snapshot.on_demand, snapshot.services
-    except (KeyError, TypeError, ValueError, DefinitionError) as error:
-        raise RegistryFormatError(
-            f"Revision {snapshot.revision} of project {snapshot.project!r} holds definitions that this version "
-            f"cannot read ({type(error).__name__}: {error}).",
-            hint="Upgrade the package: pip install --upgrade featurestore.",
-        ) from None
+    """Build every definition now, not in the first request; raises RegistryFormatError for those of a newer version."""
+    _ = snapshot.views, snapshot.on_demand, snapshot.services
     return snapshot

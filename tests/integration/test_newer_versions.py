@@ -1,0 +1,156 @@
+"""A registry that a newer version wrote into: every command says so and changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from featurestore_registry.records import Change, fingerprint
+from featurestore_registry.sql.tables import VERSION_TABLE
+
+from featurestore.cli.main import main
+from featurestore.store import FeatureStore
+
+FEATURES = """
+from featurestore import Entity, FeatureService, FeatureView, Field, ParquetSource
+from featurestore.types import Int64, String
+
+carrier = Entity("carrier", {"carrier": String})
+flights = ParquetSource("flights", "flights.parquet", "at")
+delays = FeatureView("delays", entities=[carrier], source=flights, schema=[Field("delay", Int64)])
+model = FeatureService("model", [delays])
+"""
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A materialized project."""
+    (tmp_path / "feature_store.yaml").write_text("project: shop\n")
+    (tmp_path / "features.py").write_text(FEATURES)
+    at = pa.array([0], pa.timestamp("us", tz="UTC"))
+    pq.write_table(pa.table({"carrier": ["UA"], "at": at, "delay": [1]}), tmp_path / "flights.parquet")
+    frame = pa.table({"carrier": ["UA"], "event_timestamp": pa.array([1], pa.timestamp("us", tz="UTC"))})
+    pq.write_table(frame, tmp_path / "frame.parquet")
+    with FeatureStore(tmp_path) as store:
+        store.apply()
+        store.materialize_incremental()
+        store.get_historical_features(tmp_path / "frame.parquet", "model").save("first")
+    return tmp_path
+
+
+def newer_schema(root: Path) -> None:
+    connection = sqlite3.connect(root / "data" / "registry.db")
+    with connection:
+        connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+    connection.close()
+
+
+def changed(**changes: Any) -> Callable[[Path], None]:
+    """Return what puts a record of a view with another kind or document into the registry, as a newer version may."""
+
+    def change(root: Path) -> None:
+        with FeatureStore(root) as store:
+            definitions = store.workspace.registry.definitions
+            record = next(r for r in definitions.read("shop").records if r.kind == "feature_view")
+            values = {field: getattr(record, field) for field in record.__dataclass_fields__} | changes
+            values["document"] = {key: value for key, value in values["document"].items() if value is not ...}
+            values["fingerprint"] = fingerprint(values["document"])
+            made = type(record)(**values)
+            definitions.apply("shop", 1, [Change("put", made.kind, made.name, made)], author="", message="", commit="")
+
+    return change
+
+
+DOCUMENT = {
+    "entities": ["carrier"],
+    "sources": [["source", "flights"]],
+    "schema": [{"name": "delay", "type": "Int64", "description": "", "tags": {}, "default": None}],
+    "sql": None,
+    "ttl_us": None,
+    "online": True,
+    "generation": 1,
+}
+NEWER = {
+    "schema of the registry": (newer_schema, "newer version"),
+    "kind": (changed(kind="embedding_view", name="other"), "the embedding_view 'other' of project 'shop'"),
+    "part of a view": (
+        changed(document={**DOCUMENT, "tiles": "hourly"}),
+        "'delays' of project 'shop' in a form .*tiles",
+    ),
+    "lost part of a view": (
+        changed(document={**DOCUMENT, "generation": ...}),
+        "'delays' of project 'shop'.*generation",
+    ),
+    "value type": (
+        changed(document={**DOCUMENT, "schema": [{**DOCUMENT["schema"][0], "type": "Map(String)"}]}),  # type: ignore[index]
+        "Map",
+    ),
+    "kind of source": (changed(document={**DOCUMENT, "sources": [["stream", "flights"]]}), "stream"),
+}
+COMMANDS = [
+    "plan",
+    "apply --yes --allow-breaking --allow-destroy",
+    "list",
+    "show delays",
+    "status",
+    "materialize",
+    "materialize --republish --authoritative",
+    "training-set --entities frame.parquet --service model --out out.parquet",
+    "online --service model --entity carrier=UA",
+    "peek delays",
+    "optimize",
+    "gc",
+    "verify",
+    "teardown --allow-destroy",
+    "serve --port 0",
+]
+
+
+def contents(root: Path) -> dict[str, str]:
+    files = [path for path in root.rglob("*") if path.is_file() and path.name != "lock.mdb" and ".pyc" not in path.name]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.parametrize("case", NEWER)
+def test_what_a_newer_version_wrote_stops_every_command(
+    repo: Path, case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, words = NEWER[case]
+    change(repo)
+    monkeypatch.chdir(repo)
+    before = contents(repo)
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as caught:
+            main(command.split())
+        said = capsys.readouterr().err
+        assert caught.value.code == 1, (command, said)
+        assert "Internal error" not in said, command
+        assert "pip install --upgrade featurestore" in said, (command, said)
+        assert re.search(words, " ".join(said.split())), (command, said)
+    assert contents(repo) == before
+
+
+@pytest.mark.parametrize("kind", ["watermark", "run", "training_set"])
+def test_entries_of_the_ledger_too(
+    repo: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FeatureStore(repo) as store:
+        ledger = store.workspace.ledger
+        (entry,) = ledger.scan("shop", kind)
+        ledger.append("shop", kind, entry.key, {**entry.document, "sketch": 1}, if_version=entry.version)
+    monkeypatch.chdir(repo)
+    command = {"watermark": "materialize", "run": "status", "training_set": "optimize"}[kind]
+    with pytest.raises(SystemExit) as caught:
+        main([command])
+    captured = capsys.readouterr()
+    said = " ".join((captured.out + captured.err).split())
+    assert caught.value.code == 1
+    assert "in a form that this version cannot read" in said
+    assert "Internal error" not in said
