@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
@@ -11,29 +10,27 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import PlainTextResponse
-from featurestore_registry.auth import AuthMiddleware, Role, TokenVerifier
+from featurestore_registry.auth import TokenVerifier
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 import featurestore
-from featurestore.errors import OnlineStoreError, OnlineStoreUnavailableError, SettingsError
+from featurestore.errors import OnlineStoreError, OnlineStoreUnavailableError
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.interface import AsyncReader
 from featurestore.server.breaker import Breaker
 from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.server.docs import add_docs
-from featurestore.server.envelope import App, Envelope, Receive, Scope, Send
+from featurestore.server.envelope import App, Envelope
 from featurestore.server.errors import error_body
+from featurestore.server.gate import OPEN_PATHS, FeatureServer, Gate, ShortCut, check_binding, is_loopback
 from featurestore.server.metrics import CONTENT_TYPE, FLUSH_SECONDS, Metrics
 from featurestore.server.online import FeastEndpoint, OnlineEndpoint, OnlineReads
 from featurestore.server.openapi import complete, error_responses
 from featurestore.server.push import PUSH_PATH, PushEndpoint
 from featurestore.server.sharing import SharedReads
-
-OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Open to everyone, and without details."""
 
 READY_SECONDS = 1.0
 _KINDS = {404: "no_such_route", 405: "method_not_allowed"}
@@ -56,7 +53,24 @@ def create_app(source: Workspace | Path | str, *, token: str | None = None, host
     measure = _measuring(definitions, metrics)
     limit = int(workspace.settings.server.max_body)
     pushes = PushEndpoint(workspace, definitions, metrics, limit)
-    app = FastAPI(
+    is_local = is_loopback(host) and token is None
+    hot: dict[str, App] = {
+        "/v1/online-features": OnlineEndpoint(reads, limit),
+        "/get-online-features": FeastEndpoint(reads, limit),
+        PUSH_PATH: pushes,
+    }
+
+    def outside(inner: App) -> App:
+        gate = Gate(
+            ShortCut(inner, endpoints=hot),
+            verifier=verifier,
+            project=workspace.project,
+            is_open=lambda: is_local and not definitions.tokens(),
+        )
+        return Envelope(gate, metrics=metrics)
+
+    app = FeatureServer(
+        outside=outside,
         title=f"Features of {workspace.project}",
         version=featurestore.__version__,
         lifespan=_lifespan(workspace, definitions, reads, pushes, metrics, measure),
@@ -65,24 +79,18 @@ def create_app(source: Workspace | Path | str, *, token: str | None = None, host
         redirect_slashes=False,
         exception_handlers={StarletteHTTPException: _http_error},
     )
-    app.router.routes += [
-        Route("/v1/online-features", OnlineEndpoint(reads, limit), methods=["POST"]),
-        Route("/get-online-features", FeastEndpoint(reads, limit), methods=["POST"]),
-        Route(PUSH_PATH, pushes, methods=["POST"]),
-    ]
+    # Described as routes, though the short cut serves them.
+    app.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in hot.items()]
     _add_operations(app, reads, metrics, measure)
-    add_docs(app)
+    _describe(app)
     metrics.routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
+    return app
+
+
+def _describe(app: FastAPI) -> None:
+    add_docs(app)
     describe = app.openapi
     app.openapi = lambda: app.openapi_schema or complete(describe(), OPEN_PATHS)  # type: ignore[method-assign]
-    app.add_middleware(
-        Gate,
-        verifier=verifier,
-        project=workspace.project,
-        is_open=lambda: is_loopback(host) and token is None and not definitions.tokens(),
-    )
-    app.add_middleware(Envelope, metrics=metrics)
-    return app
 
 
 def _measuring(definitions: DefinitionsKeeper, metrics: Metrics) -> Callable[[], None]:
@@ -140,43 +148,6 @@ def open_workspace(root: Path) -> Workspace:
     from featurestore.project.settings import read_settings
 
     return Workspace(root, read_settings(root), code=lambda: load_definitions(root))
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach what listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def check_binding(host: str, *, has_token: bool) -> None:
-    """Raise SettingsError when anyone beyond this machine could read features without a token."""
-    if not (has_token or is_loopback(host)):
-        raise SettingsError(
-            f"Without a token the server listens on loopback only, not on {host!r}.",
-            hint="Set FS_SERVER_TOKEN: python -c 'import secrets; print(secrets.token_urlsafe(32))'.",
-            host=host,
-        )
-
-
-class Gate:
-    """The token check of every route but the open ones; on loopback nothing is checked while there are no tokens."""
-
-    def __init__(self, app: App, *, verifier: TokenVerifier, project: str, is_open: Callable[[], bool]) -> None:
-        self._app = app
-        self._is_open = is_open
-        self._closed = AuthMiddleware(
-            app,
-            verifier=verifier,
-            open_paths=OPEN_PATHS,
-            required_role=lambda method, path: Role.OPERATOR if path == PUSH_PATH else Role.READER,
-            project_of=lambda method, path: project,
-        )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        await (self._app if self._is_open() else self._closed)(scope, receive, send)
 
 
 def _add_operations(app: FastAPI, reads: OnlineReads, metrics: Metrics, look: Callable[[], None]) -> None:

@@ -1,0 +1,88 @@
+"""What stands before the routes: who may pass, and a short cut for what is asked most often."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from featurestore_registry.auth import AuthMiddleware, Role, TokenVerifier
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.types import ASGIApp
+
+from featurestore.errors import SettingsError
+from featurestore.server.envelope import App, Receive, Scope, Send
+from featurestore.server.push import PUSH_PATH
+
+OPEN_PATHS = frozenset({"/health", "/ready"})
+"""Open to everyone, and without details."""
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_binding(host: str, *, has_token: bool) -> None:
+    """Raise SettingsError when anyone beyond this machine could read features without a token."""
+    if not (has_token or is_loopback(host)):
+        raise SettingsError(
+            f"Without a token the server listens on loopback only, not on {host!r}.",
+            hint="Set FS_SERVER_TOKEN: python -c 'import secrets; print(secrets.token_urlsafe(32))'.",
+            host=host,
+        )
+
+
+class Gate:
+    """The token check of every route but the open ones; on loopback nothing is checked while there are no tokens."""
+
+    def __init__(self, app: App, *, verifier: TokenVerifier, project: str, is_open: Callable[[], bool]) -> None:
+        self._app = app
+        self._is_open = is_open
+        self._closed = AuthMiddleware(
+            app,
+            verifier=verifier,
+            open_paths=OPEN_PATHS,
+            required_role=lambda method, path: Role.OPERATOR if path == PUSH_PATH else Role.READER,
+            project_of=lambda method, path: project,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        await (self._app if self._is_open() else self._closed)(scope, receive, send)
+
+
+class ShortCut:
+    """Calls the endpoints that are asked most often without FastAPI's routing, which costs as much as an answer."""
+
+    def __init__(self, app: App, *, endpoints: Mapping[str, App]) -> None:
+        self._app = app
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        endpoint = self._endpoints.get(scope["path"], self._app) if is_post else self._app
+        await endpoint(scope, receive, send)
+
+
+class FeatureServer(FastAPI):
+    """FastAPI behind layers of our own: ``outside`` wraps its whole stack.
+
+    Its outermost middleware would answer errors in another shape, and with the telemetry behind it costs every
+    request as much as half an answer.
+    """
+
+    def __init__(self, *, outside: Callable[[App], App], **options: Any) -> None:
+        super().__init__(**options)
+        self._outside = outside
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return our layers around FastAPI's, without the one that answers errors."""
+        stack = super().build_middleware_stack()
+        assert isinstance(stack, ServerErrorMiddleware)
+        return self._outside(stack.app)
