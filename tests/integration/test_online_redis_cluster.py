@@ -1,0 +1,478 @@
+"""A Redis Cluster whose slots move, whose primaries die, hang and fill up: typed errors in time, no wrong value."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from redis.crc import key_slot
+from support.materialized import ExpectedLog, Sale, day, expected_online, online_rows, sales_view, write_sales
+from support.projects import make_workspace
+from support.redis_cluster import NODE_TIMEOUT_MS, RedisCluster
+from support.redis_server import RedisServer
+from support.serving import serving_here
+
+from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError
+from featurestore.materialization import materialize_incremental, republish
+from featurestore.online.codec import RecordEncoder, is_intact
+from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
+from featurestore.online.redis_cluster import RedisClusterStore
+from featurestore.testing.online_store import layout_of
+from featurestore.types.times import system_clock
+
+NOW = system_clock()
+VIEWS = [RecordEncoder(layout_of(view)) for view in ("first", "second", "third")]
+READ_MS = 200
+TOLERANCE = 10
+"""A deadline may be missed by this factor on a busy machine."""
+SLACK_SECONDS = 5.0
+"""How late a busy machine may notice that the cluster has healed."""
+PATIENT = {"read_timeout_ms": 10_000, "write_timeout_ms": 30_000, "connect_timeout_ms": 10_000}
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    # A replica that lost its primary's last writes is elected as well: so does one that was only briefly behind.
+    directory = tmp_path_factory.mktemp("broken_cluster")
+    with RedisCluster(directory, "--cluster-replica-validity-factor", "0") as servers:
+        yield servers
+
+
+@pytest.fixture
+def cluster(servers: RedisCluster) -> RedisCluster:
+    """A cluster of this module's own, to be broken: well again and empty for each test."""
+    servers.heal()
+    servers.flush()
+    return servers
+
+
+@pytest.fixture
+def store(cluster: RedisCluster) -> Iterator[RedisClusterStore]:
+    store = RedisClusterStore(cluster.url, **PATIENT)
+    yield store
+    store.close()
+
+
+def record(entity: str, x: int = 0, *, view: int = 0) -> Write:
+    return VIEWS[view].write([entity], NOW + x, None, [x, 0.5])
+
+
+def records(count: int, x: int = 0) -> list[Write]:
+    return [record(f"e{number}", x) for number in range(count)]
+
+
+def read_both_ways(store: RedisClusterStore, keys: Sequence[bytes]) -> list[bytes | None]:
+    """Return what a thread and what an event loop reads, which must be the same."""
+
+    async def read() -> list[bytes | None]:
+        reader = store.reader()
+        try:
+            return await reader.mget(keys)
+        finally:
+            await reader.close()
+
+    found = store.mget(keys)
+    assert asyncio.run(read()) == found
+    return found
+
+
+def eventually(action: Callable[[], Any], seconds: float = 20) -> Any:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except OnlineStoreUnavailableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def test_records_lie_where_the_cluster_says_and_an_entitys_views_together(
+    cluster: RedisCluster, store: RedisClusterStore
+) -> None:
+    writes = [record(f"e{number}", number, view=view) for view in range(3) for number in range(400)]
+    assert store.write(writes, now_us=NOW) == [WriteResult.WRITTEN] * len(writes)
+    lying: list[set[bytes]] = []
+    for server in cluster.primaries():
+        with server.client() as client:
+            lying.append(set(client.keys()))
+    assert set.union(*lying) == {write.key for write in writes}
+    assert all(len(keys) > 200 for keys in lying)
+    for keys in lying:
+        entities = {key[key.index(b"{") :] for key in keys}
+        assert len(keys) == 3 * len(entities)
+    random.Random(7).shuffle(writes)
+    assert read_both_ways(store, [write.key for write in writes]) == [write.record for write in writes]
+    repairs = [Repair(write.key, NOW + place, NOW + place, None) for place, write in enumerate(records(400))]
+    assert store.repair(repairs, now_us=NOW) == [True] * 400
+    assert read_both_ways(store, [write.key for write in records(400)]) == [None] * 400
+
+
+def test_deleting_a_project_touches_only_its_keys_on_every_primary(
+    cluster: RedisCluster, store: RedisClusterStore
+) -> None:
+    mine, others = RecordEncoder(layout_of("v")), RecordEncoder(layout_of("v", project="conformance_2"))
+    for encoder in (mine, others):
+        store.write([encoder.write([f"e{number}"], NOW, None, [1, 1.0]) for number in range(3_000)], now_us=NOW)
+        store.put(encoder.schema_key, encoder.schema_json)
+    tempting = [b"fs:conformance", b"fs:conformanc:v:{a}", b"fs:*:v:{a}", b"conformance:{a}", b"xfs:conformance:v:{b}"]
+    for key in tempting:
+        with cluster.owner(key).client() as client:
+            client.set(key, b"neighbour")
+    before = cluster.keys()
+    gone = {key for key in before if key.startswith(b"fs:conformance:")}
+    assert len(gone) == 3_001
+    assert {key for batch in store.scan(b"fs:conformance:") for key, _ in batch} == gone
+    assert store.delete(b"fs:conformance:") == 3_001
+    assert cluster.keys() == before - gone
+    assert store.delete(b"fs:conformance:") == 0
+
+
+def test_a_slot_on_the_move_is_read_and_written_all_the_time(cluster: RedisCluster, store: RedisClusterStore) -> None:
+    entity = "moving"
+    slot = key_slot(record(entity).key)
+    there = [record(entity, view=view) for view in (0, 1)]
+    absent = record(entity, view=2).key
+    others = records(50)
+    store.write([*there, *others], now_us=NOW)
+    keys = [absent, *[write.key for write in there], *[write.key for write in others]]
+    source = cluster.owner(there[0].key)
+    target = next(server for server in cluster.primaries() if server is not source)
+    round_number = 0
+
+    def check() -> None:
+        nonlocal round_number
+        round_number += 1
+        for known in (store, RedisClusterStore(cluster.url, **PATIENT)):
+            expected = [None, *[write.record for write in (*there, *others)]]
+            assert read_both_ways(known, keys) == expected, round_number
+            assert read_both_ways(known, [there[0].key]) == [there[0].record]
+        there[:] = [record(entity, round_number, view=view) for view in (0, 1)]
+        newest = [*there, *reversed(there), *others]
+        assert store.write(newest, now_us=NOW) == [WriteResult.WRITTEN] * len(newest)
+        assert store.write([record(entity, 0)], now_us=NOW) == [WriteResult.STALE]
+
+    check()
+    with cluster.migrating(slot, source, target) as move_keys:
+        check()  # nothing has moved: the absent key alone is asked for elsewhere
+        with source.client() as client:
+            client.execute_command("MIGRATE", "127.0.0.1", target.port, there[0].key, 0, 5_000)
+        check()  # one of the entity's views is here, the other there
+        move_keys()
+        check()
+        assert {key for batch in store.scan(b"fs:conformance:first:") for key, _ in batch} == {
+            key for key in keys if b":first:" in key
+        }
+    check()  # MOVED: nobody was told but the nodes
+    assert cluster.owner(there[0].key) is target
+    with source.client() as client:
+        met = set(client.info("errorstats"))
+    assert met >= {"errorstat_ASK", "errorstat_MOVED", "errorstat_TRYAGAIN"}
+    assert store.delete(b"fs:conformance:") == 52
+    assert cluster.keys() == set()
+
+
+class Load:
+    """Reads and publishing in threads, and whatever goes wrong with them; every answer is checked."""
+
+    def __init__(self, store: RedisClusterStore, count: int) -> None:
+        self.errors: list[tuple[float, str]] = []
+        self.wrong: list[object] = []
+        self.answers: list[float] = []
+        self.rounds = 0
+        self._store, self._count = store, count
+        self._keys = [write.key for write in records(count)]
+        self._done = threading.Event()
+        targets = [self._read, self._read_in_a_loop, self._publish]
+        self._threads = [threading.Thread(target=self._guarded, args=(target,)) for target in targets]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _guarded(self, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except BaseException as error:
+            self.wrong.append(error)
+
+    def _chosen(self, dice: random.Random) -> list[bytes]:
+        return dice.sample(self._keys, dice.choice([1, 2, 10]))
+
+    def _check(self, keys: Sequence[bytes], found: Sequence[bytes | None]) -> None:
+        self.answers.append(time.monotonic())
+        self.wrong += [
+            (key, value) for key, value in zip(keys, found, strict=True) if value is None or not is_intact(key, value)
+        ]
+
+    def _read(self) -> None:
+        dice = random.Random(1)
+        while not self._done.is_set():
+            keys = self._chosen(dice)
+            try:
+                self._check(keys, self._store.mget(keys))
+            except OnlineStoreUnavailableError as error:
+                self.errors.append((time.monotonic(), str(error)))
+            time.sleep(0.002)
+
+    def _read_in_a_loop(self) -> None:
+        async def one(reader: AsyncReader, dice: random.Random) -> None:
+            while not self._done.is_set():
+                keys = self._chosen(dice)
+                try:
+                    self._check(keys, await reader.mget(keys))
+                except OnlineStoreUnavailableError as error:
+                    self.errors.append((time.monotonic(), str(error)))
+                await asyncio.sleep(0.01)
+
+        async def read() -> None:
+            reader = self._store.reader()
+            await asyncio.gather(*[one(reader, random.Random(seed)) for seed in range(2, 6)])
+            await reader.close()
+
+        asyncio.run(read())
+
+    def _publish(self) -> None:
+        while not self._done.is_set():
+            self.rounds += 1
+            results = self._store.write(records(self._count, self.rounds), now_us=NOW)
+            self.wrong += [result for result in results if result is not WriteResult.WRITTEN]
+
+
+@pytest.mark.slow
+def test_a_primary_is_killed_under_load(cluster: RedisCluster) -> None:
+    # Longer than an answer takes here under load; whoever waits for the dead one is refused at once.
+    store = RedisClusterStore(cluster.url, read_timeout_ms=2_000, connect_timeout_ms=2_000, write_timeout_ms=30_000)
+    store.write(records(500), now_us=NOW)
+    with Load(store, 500) as load:
+        time.sleep(1)
+        victim = cluster.primaries()[0]
+        heir = cluster.replica_of(victim)
+        killed = time.monotonic()
+        victim.kill()
+        while heir not in cluster.primaries():
+            assert time.monotonic() - killed < 30
+            time.sleep(0.05)
+        recovered = time.monotonic()
+        rounds_then = load.rounds
+        deadline = recovered + SLACK_SECONDS + 30
+        while load.rounds < rounds_then + 3 or time.monotonic() < recovered + SLACK_SECONDS:
+            assert time.monotonic() < deadline
+            assert load.wrong == []
+            time.sleep(0.05)
+    assert load.wrong == []
+    assert recovered - killed > NODE_TIMEOUT_MS / 1000
+    assert load.errors, "nobody noticed"
+    assert [error for error in load.errors if not killed <= error[0] <= recovered + SLACK_SECONDS] == []
+    assert len([moment for moment in load.answers if moment > recovered]) > 20
+    last = records(500, load.rounds)
+    assert read_both_ways(store, [write.key for write in last]) == [write.record for write in last]
+    cluster.heal()
+    assert eventually(lambda: store.facts())["primaries_without_replica"] == "0"
+    assert victim not in cluster.primaries()
+    store.close()
+
+
+def test_republishing_repairs_what_a_failover_lost(cluster: RedisCluster, tmp_path: Path) -> None:
+    sales = [Sale(f"shop {number}", day(1 + number / 100), day(1 + number / 100), number) for number in range(200)]
+    newer = [Sale(f"shop {number}", day(10), day(10), -number) for number in range(0, 200, 2)]
+    now = day(20)
+    expected = ExpectedLog()
+    expected.read([*sales, *newer], day(0), now, now)
+    write_sales(tmp_path / "sales.parquet", sales)
+    online = {"url": cluster.url, "read_timeout_ms": 10_000, "write_timeout_ms": 30_000}
+    workspace = make_workspace(tmp_path, [sales_view()], online_url=online, now_us=now)  # type: ignore[arg-type]
+    materialize_incremental(workspace, day(5))
+    victim = cluster.primaries()[1]
+    heir = cluster.replica_of(victim)
+    with victim.client() as client:  # its replica hears no more of it, but the cluster still does
+        client.execute_command("ACL", "SETUSER", "default", "-psync", "-sync")
+        client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+    write_sales(tmp_path / "sales.parquet", [*sales, *newer])
+    materialize_incremental(workspace)
+    assert online_rows(workspace) == expected_online(expected, now)
+    victim.kill()
+    while heir not in cluster.primaries():
+        time.sleep(0.05)
+    lost = {shop for shop, row in expected_online(expected, now).items() if online_rows(workspace).get(shop) != row}
+    encoder = RecordEncoder(workspace.snapshot().views["shop_sales"].layout).keys
+    assert lost
+    assert {cluster.owner(encoder.encode([shop])).port for shop in lost} == {heir.port}
+    republish(workspace)
+    assert online_rows(workspace) == expected_online(expected, now)
+    workspace.close()
+
+
+@pytest.mark.parametrize("fault", [RedisServer.hang, RedisServer.kill], ids=["hung", "dead"])
+def test_all_nodes_down_is_told_within_the_deadline_and_passes(
+    cluster: RedisCluster, fault: Callable[[RedisServer], None]
+) -> None:
+    store = RedisClusterStore(cluster.url, read_timeout_ms=READ_MS, write_timeout_ms=500, connect_timeout_ms=500)
+    writes = records(60)
+    eventually(lambda: store.write(writes, now_us=NOW))
+    keys = [write.key for write in writes]
+
+    async def read() -> None:
+        reader = store.reader()
+        await reader.check()
+        assert await reader.mget(keys) == [write.record for write in writes]
+        for server in cluster.servers:
+            fault(server)
+        for _ in range(3):
+            start = time.monotonic()
+            answers = await asyncio.gather(*[reader.mget(keys) for _ in range(5)], return_exceptions=True)
+            assert [type(answer) for answer in answers] == [OnlineStoreUnavailableError] * 5
+            assert time.monotonic() - start < TOLERANCE * READ_MS / 1000
+        with pytest.raises(OnlineStoreUnavailableError):
+            await reader.check()
+        await reader.close()
+        with pytest.raises(OnlineStoreUnavailableError, match="closed"):
+            await reader.mget(keys)
+
+    asyncio.run(read())
+    new = RedisClusterStore(cluster.url, read_timeout_ms=READ_MS, write_timeout_ms=500, connect_timeout_ms=500)
+    for known in (store, new):
+        calls: list[Callable[[], object]] = [
+            lambda known=known: known.mget(keys),  # type: ignore[misc]
+            lambda known=known: known.write(writes, now_us=NOW),  # type: ignore[misc]
+            lambda known=known: known.put(b"fs:p:v:schema:00", b""),  # type: ignore[misc]
+            lambda known=known: known.delete(b"fs:p:"),  # type: ignore[misc]
+            lambda known=known: list(known.scan(b"fs:p:")),  # type: ignore[misc]
+            known.facts,
+        ]
+        for call in calls:
+            start = time.monotonic()
+            with pytest.raises(OnlineStoreUnavailableError, match=r"127\.0\.0\.1:\d+"):
+                call()
+            assert time.monotonic() - start < 5
+    cluster.heal()
+    for known in (store, new):
+        eventually(lambda known=known: known.write(writes, now_us=NOW))  # type: ignore[misc]
+        assert eventually(lambda known=known: known.mget(keys)) == [write.record for write in writes]  # type: ignore[misc]
+        known.close()
+
+
+def test_a_full_node_names_itself_and_its_limit(cluster: RedisCluster, store: RedisClusterStore) -> None:
+    writes = [record(f"{'x' * 150}{number}") for number in range(30_000)]
+    server = cluster.primaries()[2]
+    with server.client() as client:
+        client.config_set("maxmemory", "4mb")
+        try:
+            with pytest.raises(OnlineStoreFullError, match=rf"127\.0\.0\.1:{server.port}/0 .* of 4194304 bytes"):
+                store.write(writes, now_us=NOW)
+        finally:
+            client.config_set("maxmemory", "0")
+    assert store.write(writes, now_us=NOW) == [WriteResult.WRITTEN] * len(writes)
+    assert store.facts()["maxmemory_policy"] == "noeviction"
+
+
+def test_forgotten_scripts_and_cut_connections_reach_no_publisher(
+    cluster: RedisCluster, store: RedisClusterStore
+) -> None:
+    writes = records(200)
+    store.write(writes, now_us=NOW)
+    for server in cluster.primaries():
+        with server.client() as client:
+            client.script_flush()
+    assert store.write(writes, now_us=NOW) == [WriteResult.WRITTEN] * 200
+    for server in cluster.primaries():
+        with server.client() as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+    assert store.write(writes, now_us=NOW) == [WriteResult.WRITTEN] * 200
+    assert store.mget([write.key for write in writes]) == [write.record for write in writes]
+
+
+def test_cancelled_reads_never_meet_anothers_answer(cluster: RedisCluster, store: RedisClusterStore) -> None:
+    writes = [VIEWS[0].write([f"e{number}"], NOW, None, [number, 0.5]) for number in range(300)]
+    store.write(writes, now_us=NOW)
+    outcomes = {"answered": 0, "cancelled": 0}
+    dice = random.Random(3)
+
+    async def one(reader: AsyncReader, chosen: list[Write], seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                assert await reader.mget([write.key for write in chosen]) == [write.record for write in chosen]
+            outcomes["answered"] += 1
+        except TimeoutError:
+            outcomes["cancelled"] += 1
+
+    async def read() -> None:
+        reader = store.reader()
+        await reader.check()
+        for _ in range(40):
+            calls = [(dice.sample(writes, dice.choice([1, 5, 50])), dice.random() * 0.02) for _ in range(20)]
+            await asyncio.gather(*[one(reader, chosen, seconds) for chosen, seconds in calls])
+        assert await reader.mget([write.key for write in writes]) == [write.record for write in writes]
+        await reader.close()
+
+    asyncio.run(read())
+    assert outcomes["cancelled"] > 50
+    assert outcomes["answered"] > 50
+
+
+def test_credentials_are_used_and_never_told(cluster: RedisCluster) -> None:
+    for server in cluster.servers:
+        with server.client() as client:
+            client.execute_command("ACL", "SETUSER", "someone", "on", ">right-secret", "~*", "+@all")
+    hosts = cluster.url.removeprefix("redis+cluster://")
+    good = RedisClusterStore(f"redis+cluster://someone:right-secret@{hosts}/0?client_name=ours", **PATIENT)
+    assert good.write(records(10), now_us=NOW) == [WriteResult.WRITTEN] * 10
+    assert read_both_ways(good, [write.key for write in records(10)]) == [write.record for write in records(10)]
+    bad = RedisClusterStore(f"redis+cluster://someone:wrong-secret@{hosts}", **PATIENT)
+    for call in (lambda: bad.mget([b"fs:p:v:{a}"]), lambda: bad.write(records(1), now_us=NOW), bad.facts):
+        start = time.monotonic()
+        with pytest.raises(OnlineStoreUnavailableError, match="invalid username") as raised:
+            call()
+        assert time.monotonic() - start < 10  # no use in trying again
+        assert "secret" not in str(raised.value)
+    for store in (good, bad):
+        store.close()
+
+
+def test_a_server_that_is_no_cluster_is_told_apart(redis_server: RedisServer) -> None:
+    store = RedisClusterStore(f"redis+cluster://127.0.0.1:{redis_server.port}", write_timeout_ms=100)
+    with pytest.raises(OnlineStoreUnavailableError, match="Cluster mode is not enabled"):
+        store.mget([b"fs:p:v:{a}"])
+    with pytest.raises(OnlineStoreUnavailableError, match="Cluster mode is not enabled"):
+        store.facts()
+
+
+def test_a_project_is_materialized_into_a_cluster_and_served_from_it(cluster: RedisCluster, tmp_path: Path) -> None:
+    sales = [Sale(f"shop {number}", day(1 + number / 100), None, number, f"note {number}") for number in range(300)]
+    write_sales(tmp_path / "sales.parquet", sales)
+    online = {"url": cluster.url, "read_timeout_ms": 10_000}
+    workspace = make_workspace(tmp_path, [sales_view()], online_url=online, now_us=day(20))  # type: ignore[arg-type]
+    materialize_incremental(workspace)
+    with serving_here(workspace) as client:
+        assert client.get("/ready").status_code == 200
+        asked = {
+            "features": ["shop_sales:amount", "shop_sales:note"],
+            "entities": {"shop": [f"shop {number}" for number in range(299, -2, -1)]},
+        }
+        answer = client.post("/v1/online-features", json=asked)
+        assert answer.status_code == 200, answer.text
+        rows = answer.json()["rows"]
+        assert rows == [[number, f"note {number}"] for number in range(299, -1, -1)] + [[None, None]]
+        assert answer.json()["status"][-1] == ["NOT_FOUND", "NOT_FOUND"]
+
+
+def test_the_harness_leaves_nothing_behind(tmp_path: Path) -> None:
+    with RedisCluster(tmp_path) as cluster:
+        servers = cluster.servers
+        assert len(cluster.primaries()) == 3
+    for server in servers:
+        with server.client() as client, pytest.raises(redis.ConnectionError):
+            client.ping()
