@@ -174,5 +174,5 @@ def _failed(view: str, error: Exception) -> OnDemandError:
         f"The on-demand feature view {view!r} failed with {type(error).__name__}: {error}{where}.",
         hint="Correct the function; values may be None.",
         view=view,
-        traceback="".join(traceback.format_list(frames)),
+        traceback="".join([*traceback.format_list(frames), f"{type(error).__name__}\n"]),
     )

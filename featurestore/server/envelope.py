@@ -6,10 +6,12 @@ import itertools
 import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
+from logging import DEBUG
 from time import perf_counter
 from typing import Any
 
 from featurestore.server.errors import ErrorAnswer, RequestError, error_answer
+from featurestore.server.logs import SLOW_SECONDS, log_request, logger
 from featurestore.server.metrics import Metrics
 
 Scope = MutableMapping[str, Any]
@@ -69,7 +71,11 @@ class Envelope:
                 raise  # half an answer is out: the server closes the connection
             await respond(send_with_id, error_answer(error, request_id))
         finally:
-            self._metrics.request(scope["path"], status, perf_counter() - started)
+            seconds, path = perf_counter() - started, scope["path"]
+            self._metrics.request(path, status, seconds)
+            if seconds >= SLOW_SECONDS or logger.isEnabledFor(DEBUG):
+                route = path if path in self._metrics.routes else "other"  # a path may hold what nobody should read
+                log_request(scope["method"], route, status, seconds, request_id)
 
 
 async def respond(send: Send, answer: ErrorAnswer) -> None:

@@ -99,10 +99,11 @@ def error_answer(error: BaseException, request_id: str) -> ErrorAnswer:
         body = error_body(answer.kind, str(error), request_id, error.details)
     else:
         body = error_body(answer.kind, answer.message or "", request_id)
+    extra = {"request_id": request_id}
     if answer.status == 500:
-        logger.error("request %s failed", request_id, exc_info=error)
+        logger.error("request %s failed", request_id, exc_info=error, extra=extra)
     elif answer.status == 503:
-        logger.warning("request %s: %s", request_id, error)
+        logger.warning("request %s: %s", request_id, error, extra=extra)
     if answer.retry_after_seconds is not None:
         headers.append((b"retry-after", str(answer.retry_after_seconds).encode()))
     return ErrorAnswer(answer.status, [*headers, _length(body)], body)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import shutil
 import signal
@@ -19,11 +18,10 @@ from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 from featurestore.errors import SettingsError
+from featurestore.server import logs
 from featurestore.server.app import create_app, open_workspace
 from featurestore.server.metrics import DIRECTORY_VARIABLE
 from featurestore.server.protocol import DeadlineProtocol
-
-logger = logging.getLogger("featurestore.server")
 
 TOKEN_VARIABLE = "FS_SERVER_TOKEN"  # noqa: S105 - its name, not its value
 MAX_CONNECTIONS = 900
@@ -46,6 +44,7 @@ def serve(
     port: int | None = None,
     workers: int | None = None,
     debug: bool = False,
+    log_format: logs.Format = "text",
     announce: Callable[[str], None] | None = None,
 ) -> None:
     """Serve a feature repo until SIGTERM or SIGINT; requests under way are finished first.
@@ -55,13 +54,19 @@ def serve(
     ``FS_SERVER_TOKEN``. Raises SettingsError when the port is taken or the binding wants a token, and what
     `create_app` raises, before anything listens.
     """
-    _configure_logging(debug)
+    configure_logs = functools.partial(logs.configure, log_format, debug=debug)
+    configure_logs()
     with suppress(_Stopped), _stopping_by_signals():
-        _serve(root, host, port, workers, debug, announce or _announce)
+        _serve(root, host, port, workers, configure_logs, announce or _announce)
 
 
 def _serve(
-    root: Path, host: str | None, port: int | None, workers: int | None, debug: bool, announce: Callable[[str], None]
+    root: Path,
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    configure_logs: Callable[[], None],
+    announce: Callable[[str], None],
 ) -> None:
     settings = open_workspace(root).settings.server
     host = settings.host if host is None else host
@@ -75,7 +80,7 @@ def _serve(
         if workers == 1:
             uvicorn.Server(server_config(app)).run(sockets=[listening])
         else:
-            _serve_by_workers(functools.partial(_worker_app, root, host, debug), workers, listening)
+            _serve_by_workers(functools.partial(_worker_app, root, host, configure_logs), workers, listening)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -130,8 +135,8 @@ def _serve_by_workers(factory: Callable[[], FastAPI], workers: int, listening: s
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _worker_app(root: Path, host: str, debug: bool) -> FastAPI:
-    _configure_logging(debug)
+def _worker_app(root: Path, host: str, configure_logs: Callable[[], None]) -> FastAPI:
+    configure_logs()
     return create_app(root, token=os.environ.get(TOKEN_VARIABLE), host=host)
 
 
@@ -159,9 +164,3 @@ def server_config(app: FastAPI | Callable[[], FastAPI], *, workers: int = 1) -> 
 def _announce(url: str) -> None:
     sys.stdout.write(f"Serving features at {url}\n")
     sys.stdout.flush()
-
-
-def _configure_logging(debug: bool) -> None:
-    """Send logs to standard error unless the program has already said where they go."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("featurestore").setLevel(logging.DEBUG if debug else logging.INFO)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from featurestore.server.logs import Format
 
 
 @click.command("serve")
@@ -12,13 +16,22 @@ import click
 @click.option("--host", help="Address to bind (default: server.host, 127.0.0.1).")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to bind (default: server.port, 6566; 0: any free).")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes (default: server.workers, 1).")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Logs on standard error as lines for people, or as one JSON object a line.",
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks and debug logs.")
-def command(repo: Path, host: str | None, port: int | None, workers: int | None, debug: bool) -> None:
+def command(
+    repo: Path, host: str | None, port: int | None, workers: int | None, log_format: Format, debug: bool
+) -> None:
     """Serve features over HTTP until interrupted.
 
-    Beyond loopback a token is needed: set FS_SERVER_TOKEN (32 characters or more). Every request then carries it:
-    Authorization: Bearer <token>.
+    Beyond loopback a token is needed: make one with fs token create, or set FS_SERVER_TOKEN (32 characters or more).
+    Every request then carries it: Authorization: Bearer <token>.
     """
     from featurestore.server.run import serve
 
-    serve(repo, host=host, port=port, workers=workers, debug=debug)
+    serve(repo, host=host, port=port, workers=workers, debug=debug, log_format=log_format)

@@ -1,0 +1,85 @@
+"""Logs of `fs serve` on standard error: lines for people, or one JSON object a line.
+
+Neither holds a feature value, an entity key or a secret. What an exception says may quote any of these, so of an
+exception only its type and where it happened is written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from typing import Any, Literal
+
+from featurestore.types.times import to_rfc3339
+
+Format = Literal["text", "json"]
+
+SLOW_SECONDS = 1.0
+"""A request that takes longer is told of; others only with ``--debug``."""
+
+logger = logging.getLogger("featurestore.server")
+
+
+def configure(form: Format, *, debug: bool) -> None:
+    """Send logs to standard error unless the program has already said where they go."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if form == "json" else Lines())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("featurestore").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def log_request(method: str, route: str, status: int, seconds: float, request_id: str) -> None:
+    """Tell of one request; ``route`` is one of ours, never the path as it was sent."""
+    level = logging.WARNING if seconds >= SLOW_SECONDS else logging.DEBUG
+    if logger.isEnabledFor(level):
+        text = "request %s: %s %s %d in %.1f ms"
+        extra = {"request_id": request_id}
+        logger.log(level, text, request_id, method, route, status, seconds * 1000, extra=extra)
+
+
+class Lines(logging.Formatter):
+    """Text; an exception follows its line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line, and those of the exception."""
+        line = f"{self.formatTime(record)} {record.levelname} {record.name}: {said(record)}"
+        return f"{line}\n{exception_text(record.exc_info[1])}" if record.exc_info else line
+
+
+class JsonLines(logging.Formatter):
+    """``{"time", "level", "logger", "message"}`` and, where there are such, ``request_id`` and ``exception``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one object on one line."""
+        line: dict[str, Any] = {
+            "time": to_rfc3339(int(record.created * 1_000_000)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": said(record),
+        }
+        if hasattr(record, "request_id"):
+            line["request_id"] = record.request_id
+        if record.exc_info:
+            line["exception"] = exception_text(record.exc_info[1])
+        return json.dumps(line)
+
+
+def said(record: logging.LogRecord) -> str:
+    """Return a record's message; of asyncio's, which quotes arguments and exceptions, only how it begins."""
+    message = record.getMessage()
+    return " ".join(message.split()[:3]) if record.name == "asyncio" else message
+
+
+def exception_text(error: BaseException | None) -> str:
+    """Return the frames and type of an exception and of each that it came from, newest first; nothing that they say."""
+    parts: list[str] = []
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        # An on-demand function's own frames are kept apart from ours.
+        own = getattr(error, "details", {}).get("traceback", "")
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        parts.append(f"{frames}{own}{type(error).__module__}.{type(error).__qualname__}")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n\nwhich came from\n\n".join(parts)
