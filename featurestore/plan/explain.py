@@ -48,6 +48,8 @@ def _explain_step(step: Step) -> list[Line]:
         rows = f"{step.loss.offline_rows:,} offline rows and {step.loss.online_rows:,} online rows"
         fate = "deleted" if step.loss.deleted else f"set aside; generation {step.generation} starts empty"
         lines.append(Line(3, f"{rows} would be {fate}"))
+        if step.loss.training_sets:
+            lines.append(Line(3, f"saved training sets {', '.join(step.loss.training_sets)} could not be built again"))
     if step.affects and step.change_class > ChangeClass.METADATA:
         lines.append(Line(3, f"used by: {', '.join(step.affects)}"))
     return lines

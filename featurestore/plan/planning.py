@@ -12,6 +12,7 @@ from featurestore.definitions import Definition, FeatureView
 from featurestore.errors import DefinitionError
 from featurestore.metadata.generations import last_generation
 from featurestore.metadata.records import KINDS, to_record
+from featurestore.metadata.saved_sets import list_sets
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.watermarks import read_watermark
 from featurestore.metadata.workspace import Workspace
@@ -28,6 +29,8 @@ class Loss:
     online_rows: int
     deleted: bool
     """True: by this apply. False: kept under the old generation until `fs gc`."""
+    training_sets: tuple[str, ...] = ()
+    """Saved sets that could not be built again: the tables they are pinned to would go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +170,9 @@ def _delete_step(workspace: Workspace, snapshot: Snapshot, gone: Definition, lea
 
 def _loss(workspace: Workspace, snapshot: Snapshot, view: str, *, deleted: bool) -> Loss:
     watermark = read_watermark(workspace.ledger, snapshot.views[view])
-    return Loss(watermark.offline_rows, watermark.online_rows, deleted)
+    saved = list_sets(workspace.ledger, workspace.project) if deleted else []
+    lost = tuple(found.name for found in saved if any(read.view == view for read in found.reads))
+    return Loss(watermark.offline_rows, watermark.online_rows, deleted, lost)
 
 
 def _dependents(snapshot: Snapshot, key: str) -> tuple[str, ...]:
