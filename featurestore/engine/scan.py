@@ -307,6 +307,8 @@ def _same(name: str, value_type: ValueType) -> str:
     same = f"f.{column} IS NOT DISTINCT FROM l.{column}"
     if value_type.name in ("Float32", "Float64"):
         return f"{same} AND (f.{column} IS DISTINCT FROM 0 OR signbit(f.{column}) = signbit(l.{column}))"
+    if "Float" in str(value_type):
+        return f"{same} AND f.{column}::VARCHAR IS NOT DISTINCT FROM l.{column}::VARCHAR"  # the signs of zeros in lists
     return same
 
 

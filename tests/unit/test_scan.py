@@ -304,6 +304,39 @@ def test_a_correction_and_its_correction_back(tmp_path):
     assert [pq.ParquetFile(path).read()["v"].to_pylist() for path in log] == [[1.5], [2.5], [1.5]]
 
 
+@pytest.mark.parametrize(
+    ("kind", "first", "second"),
+    [
+        (Float64, 0.0, -0.0),
+        (Float32, -0.0, 0.0),
+        (Float64, math.nan, None),
+        (Float64, math.inf, -math.inf),
+        (Array(Float64), [0.0], [-0.0]),
+        (Array(Array(Float32)), [[1.0], [-0.0, None]], [[1.0], [0.0, None]]),
+        (Array(Float64), [math.nan], [None]),
+        (Array(Int64), [], None),
+        (Array(Int64), [None], []),
+        (String, "", None),
+        (String, "e\u0301", "é"),
+        (Bytes, b"", None),
+        (Decimal(5, 2), PythonDecimal("0.01"), PythonDecimal("0.00")),
+    ],
+    ids=str,
+)
+def test_values_that_differ_a_little_are_corrections_and_equal_ones_are_not(tmp_path, kind, first, second):
+    view = view_of(features={"v": kind})
+
+    def staged_as(value, log):
+        write(tmp_path / "data.parquet", table_of(k=pa.array([1]), v=pa.array([value], arrow_type(kind))))
+        return stage(tmp_path, view, log=log)
+
+    one = staged_as(first, [])
+    assert staged_as(first, [one.path]).unchanged == 1
+    other = staged_as(second, [one.path])
+    assert other.appended == 1
+    assert staged_as(second, [other.path]).unchanged == 1
+
+
 def test_rows_dated_after_now_wait(tmp_path):
     write(tmp_path / "data.parquet", table_of(at=instants(1, 5, 1), known=instants(1, 5, 9)))
     staged = stage(tmp_path, view_of(created="known"), now_us=4)
