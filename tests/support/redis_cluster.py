@@ -13,7 +13,7 @@ from typing import Self
 import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from support.redis_server import RedisServer
+from .redis_server import RedisServer
 
 PRIMARIES = 3
 NODE_TIMEOUT_MS = 1_500
