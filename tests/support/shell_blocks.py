@@ -8,6 +8,8 @@ port and Redis's, and the commands get those that are free.
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import re
 import shlex
@@ -33,6 +35,15 @@ SET_CLOCK = """\
 import time
 _real, _ahead_ns = time.time_ns, {ahead_ns}
 time.time_ns = lambda: _real() + _ahead_ns
+"""
+
+BLOCK_END = "\0\n"
+PYTHON_SESSION = """\
+import json, sys
+names = {}
+for line in sys.stdin:
+    exec(json.loads(line), names)
+    print("\\0")
 """
 
 VOLATILE = [
@@ -94,6 +105,7 @@ class Shell:
         (folder / ".clock" / "sitecustomize.py").write_text(SET_CLOCK.format(ahead_ns=ahead_ns))
         self._stands_for = dict(stands_for or {})
         self._server: subprocess.Popen[str] | None = None
+        self._python: subprocess.Popen[str] | None = None
 
     def run(self, command: str) -> str:
         """Run a command and return what it printed, errors included."""
@@ -112,8 +124,14 @@ class Shell:
         return self._capture(["sh", "-c", self._real(command)])
 
     def run_python(self, text: str) -> str:
-        """Run a Python block and return what it printed."""
-        return self._capture([sys.executable, "-c", self._real(text)])
+        """Run a Python block, in the session of those before it, and return what it printed."""
+        if self._python is None:
+            self._python = self._start([sys.executable, "-u", "-c", PYTHON_SESSION], stderr=subprocess.STDOUT)
+        assert self._python.stdin is not None
+        assert self._python.stdout is not None
+        self._python.stdin.write(json.dumps(self._real(text)) + "\n")
+        self._python.stdin.flush()
+        return self._shown("".join(itertools.takewhile(lambda line: line != BLOCK_END, self._python.stdout)))
 
     def _real(self, text: str) -> str:
         for shown, real in self._stands_for.items():
@@ -126,12 +144,23 @@ class Shell:
         return text
 
     def close(self) -> None:
-        """Stop the server, if one was started."""
+        """Stop what was started."""
         if self._server is not None:
             self._server.terminate()
-            assert self._server.wait(timeout=20) == 0
-            assert self._server.stdout is not None
-            self._server.stdout.close()
+        for started in filter(None, (self._server, self._python)):
+            started.communicate(timeout=20)
+            assert started.returncode == 0
+
+    def _start(self, command: list[str], stderr: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
 
     def _capture(self, command: list[str]) -> str:
         done = subprocess.run(
@@ -148,14 +177,7 @@ class Shell:
 
     def _serve(self) -> str:
         # The page names the default port, which may be in use where the tests run.
-        self._server = subprocess.Popen(
-            ["fs", "serve", "--port", "0"],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        self._server = self._start(["fs", "serve", "--port", "0"], stderr=subprocess.DEVNULL)
         assert self._server.stdout is not None
         line = self._server.stdout.readline()
         self._stands_for[SERVED] = line.split()[-1]
