@@ -122,7 +122,8 @@ def get_online_features(
     """
     plan = _plans(workspace).plan(workspace, features, full_feature_names)
     own = _columns(entity_rows)
-    plan.request.check_own_columns(own)
+    if not plan.lower_names.isdisjoint([str(name).lower() for name in own]):
+        plan.request.check_own_columns(own)
     query = plan.query(own)
     return OnlineResponse(plan, own, plan.answer(query, workspace.online.mget(query.keys), workspace.clock()))
 

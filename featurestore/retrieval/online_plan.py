@@ -59,6 +59,7 @@ class OnlinePlan:
         self.request = request
         self.form = form
         self.names = tuple(output.name for output in request.outputs)
+        self.lower_names = frozenset(map(str.lower, self.names))
         self._functions = [(OnDemandFunction(snapshot, read.view), read) for read in request.on_demand]
         # Functions take canonical values, whatever form the caller's are in.
         inputs = {argument.read for read in request.on_demand for argument in read.inputs}
