@@ -75,18 +75,20 @@ class _Committer:
         return push.done
 
     def _run(self) -> None:
-        while True:
+        while self._is_needed():
             time.sleep(max(0.0, self._next_s - time.monotonic()))
             with self._lock:
-                if not self._waiting:
-                    self._is_running = False
-                    return
                 # Pushes by another revision of the view have other columns: they go next.
-                first = self._waiting[0].registered
-                group = [push for push in self._waiting if push.registered.table_schema == first.table_schema]
+                schema = self._waiting[0].registered.table_schema
+                group = [push for push in self._waiting if push.registered.table_schema == schema]
                 self._waiting = [push for push in self._waiting if push not in group]
             self._next_s = time.monotonic() + PAUSE_SECONDS
             self._commit([push for push in group if push.done.set_running_or_notify_cancel()])
+
+    def _is_needed(self) -> bool:
+        with self._lock:
+            self._is_running = bool(self._waiting)
+            return self._is_running
 
     def _commit(self, group: list[_Waiting]) -> None:
         if not group:

@@ -11,7 +11,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore import Entity, FeatureView, Field, ParquetSource
+from featurestore import Entity, FeatureView, Field, ParquetSource, PushSource
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.codec import is_intact, record_times
 from featurestore.online.keys import KeyEncoder
@@ -43,11 +43,15 @@ class Sale:
     note: str | None = None
 
 
-def sales_view(*, created: bool = True, path: str = "sales.parquet", **options: Any) -> FeatureView:
-    """Return the view that reads sales."""
-    source = ParquetSource(
+def sales_view(
+    *, created: bool = True, path: str = "sales.parquet", pushed: bool = False, **options: Any
+) -> FeatureView:
+    """Return the view that reads sales, with ``pushed`` through the push source ``sales_push``."""
+    source: ParquetSource | PushSource = ParquetSource(
         "sales", path=path, timestamp_field="sold_at", created_timestamp_field="known_at" if created else None
     )
+    if pushed:
+        source = PushSource("sales_push", source.batch_source)
     shop = Entity("shop", join_keys={"shop": String})
     schema = [Field("amount", Int64), Field("note", String)]
     return FeatureView("shop_sales", entities=[shop], source=source, schema=schema, **options)
