@@ -1,0 +1,244 @@
+"""What `deploy/` and the guide say, against the code, a real Redis and a real server."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import yaml
+from starlette.routing import Route
+from support.example import REPOSITORY
+from support.redis_server import RedisServer
+from support.serving import Project, serving, small_project
+
+from featurestore.cli.main import main
+from featurestore.online.reading import Status
+from featurestore.server.app import create_app
+from featurestore.server.metrics import STAGES, Metrics
+from featurestore.types.times import system_clock
+
+GUIDE = (REPOSITORY / "docs" / "how-to" / "deploy.md").read_text(encoding="utf-8")
+DASHBOARD = json.loads((REPOSITORY / "deploy" / "grafana" / "featurestore.json").read_text(encoding="utf-8"))
+ALERTS = yaml.safe_load((REPOSITORY / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
+RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+
+TARGET_LABELS = {"job", "instance"}
+"""Those that Prometheus itself adds to all that it scrapes."""
+
+
+def declared() -> dict[str, set[str]]:
+    """Return the labels of every series that a server has, by its name."""
+    found = {}
+    for collector in Metrics()._registry._collector_to_names:
+        ends = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(collector._type, [""])
+        for end in ends:
+            labels = {*collector._labelnames, *(["le"] if end == "_bucket" else [])}
+            found[collector._name + end] = labels
+    return found
+
+
+SERIES = declared()
+
+
+def panels() -> list[dict[str, Any]]:
+    return [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """Yield every query with the name of where it stands."""
+    for panel in panels():
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+    for rule in RULES:
+        yield rule["alert"], rule["expr"]
+
+
+@pytest.mark.parametrize(("name", "query"), list(expressions()), ids=lambda text: text if len(text) < 60 else "")
+def test_queries_use_metrics_and_labels_that_the_server_has(name: str, query: str, routes: set[str]) -> None:
+    used = re.findall(r"\b([a-zA-Z_:][\w:]*)\{([^}]*)\}|\b(featurestore_\w+)(?!\w*\{)", query)
+    known = {*SERIES, "up"}
+    labels = set(TARGET_LABELS)
+    for selected, matchers, bare in used:
+        metric = selected or bare
+        assert metric in known, metric
+        labels |= SERIES.get(metric, set())
+        for label, operator, value in re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"', matchers):
+            assert label in SERIES.get(metric, set()) | TARGET_LABELS, (metric, label)
+            check_value(label, operator, value, routes)
+    assert used
+    for grouped in re.findall(r"\b(?:by|on|group_left)\s*\(([^)]*)\)", query):
+        assert {label.strip() for label in grouped.split(",") if label.strip()} <= labels, grouped
+    assert query.count("(") == query.count(")")
+
+
+def check_value(label: str, operator: str, value: str, routes: set[str]) -> None:
+    if value.startswith("$"):
+        assert value[1:] in {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+    elif label == "route":
+        assert value in routes
+    elif label == "status" and operator in ("=", "!="):
+        assert value in Status.__members__
+    elif label == "status":
+        assert re.fullmatch(r"[2-5]\.\.", value)
+    elif label == "stage":
+        assert value in STAGES
+
+
+@pytest.fixture(scope="module")
+def routes(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    project = small_project(tmp_path_factory.mktemp("routes") / "repo", system_clock())
+    return {route.path for route in create_app(project.workspace()).routes if isinstance(route, Route)}
+
+
+def test_the_dashboard_shows_every_metric() -> None:
+    text = " ".join(query for _, query in expressions())
+    metrics = {re.sub(r"_(bucket|sum|count)$", "", name) for name in SERIES if not name.endswith("_created")}
+    assert [name for name in sorted(metrics) if name not in text] == []
+
+
+def test_grafana_can_load_the_dashboard() -> None:
+    assert {"uid", "title", "schemaVersion", "panels", "templating", "time"} <= set(DASHBOARD)
+    assert "id" not in DASHBOARD  # Grafana gives one; a file with one replaces another dashboard
+    numbers = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(numbers)) == len(numbers)
+    variables = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not taken & cells, panel["title"]
+        taken |= cells
+    for panel in panels():
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) > 0
+    used = set(re.findall(r"\$(\w+)", json.dumps(DASHBOARD["panels"]))) - {"__rate_interval"}
+    assert used | {"datasource"} == variables
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_every_alert_says_what_to_do(rule: dict[str, Any]) -> None:
+    assert rule["labels"]["severity"] in ("critical", "warning")
+    assert rule["annotations"]["summary"]
+    page, _, anchor = rule["annotations"]["runbook"].partition("#")
+    assert page == "docs/how-to/deploy.md"
+    assert anchor == rule["alert"].lower()
+    section = re.search(rf"^### {rule['alert']}\n\n(.+?)(?=^#|\Z)", GUIDE, re.MULTILINE | re.DOTALL)
+    assert section is not None
+    assert len(section[1]) > 100
+    assert re.fullmatch(r"\d+[ms]", rule["for"])
+
+
+def test_the_guide_speaks_of_no_alert_that_there_is_not() -> None:
+    runbooks = GUIDE.partition("## When an alert fires")[2].partition("\n## ")[0]
+    assert re.findall(r"^### (\w+)$", runbooks, re.MULTILINE) == [rule["alert"] for rule in RULES]
+
+
+# Redis
+
+
+def acl_commands() -> list[list[str]]:
+    """Return the commands that the guide gives for the two users."""
+    (block,) = re.findall(r"^```text\n(ACL SETUSER.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+    return [line.split() for line in block.splitlines()]
+
+
+class Store:
+    """A Redis set up as the guide says, with a project in it."""
+
+    def __init__(self, server: RedisServer, root: Path) -> None:
+        self.server = server
+        with server.client() as admin:
+            admin.set("neighbour", "untouched")
+            for command in acl_commands():
+                assert admin.execute_command(*[part.replace("nyc_flights", "shop") for part in command]) == b"OK"
+        self.project = small_project(root, system_clock(), online_url=self.url("fs_writer"))
+
+    def url(self, user: str) -> str:
+        passwords = {command[2]: command[4].removeprefix(">") for command in acl_commands() if "on" in command}
+        return f"redis://{user}:{passwords[user]}@127.0.0.1:{self.server.port}/0"
+
+    def client(self, user: str) -> redis.Redis:
+        return redis.Redis.from_url(self.url(user), socket_timeout=5)
+
+
+@pytest.fixture
+def store(tmp_path: Path, start_redis: Callable[..., RedisServer]) -> Store:
+    return Store(start_redis("--maxmemory", "50mb", "--maxmemory-policy", "noeviction"), tmp_path / "repo")
+
+
+def test_the_reader_of_the_guide_serves_and_can_write_nothing(store: Store) -> None:
+    environment = {"FS_ONLINE_STORE": store.url("fs_reader"), "FS_ONLINE_STORE__READ_TIMEOUT_MS": "1000"}
+    with serving(store.project.root, environment=environment) as server, server.client() as client:
+        assert client.get("/ready").status_code == 200
+        body = {"features": ["fresh:clicks", "routes:miles"], "entities": {"customer_id": [1], "origin": ["JFK"]}}
+        body["entities"]["dest"] = ["LAX"]
+        assert client.post("/v1/online-features", json=body).json()["rows"] == [[7, 2475]]
+        assert "maxmemory" not in server.log.read_text()
+    with store.client("fs_reader") as reader:
+        for command in (
+            ["SET", "fs:shop:fresh:{1}", "x"],
+            ["DEL", "fs:shop:fresh:{1}"],
+            ["UNLINK", "fs:shop:fresh:{1}"],
+            ["EVAL", "return 1", "0"],
+            ["EXPIRE", "fs:shop:fresh:{1}", "1"],
+            ["FLUSHALL"],
+            ["KEYS", "*"],
+            ["SCAN", "0"],
+            ["CONFIG", "GET", "*"],
+            ["ACL", "LIST"],
+            ["MGET", "neighbour"],
+            ["MGET", "fs:other:fresh:{1}"],
+        ):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                reader.execute_command(*command)
+
+
+def test_the_writer_of_the_guide_does_all_that_jobs_do(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project: Project = store.project
+    monkeypatch.setenv("FS_ONLINE_STORE", store.url("fs_writer"))
+
+    def fs(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main([*arguments, "--repo", str(project.root)])
+        printed = capsys.readouterr()
+        assert caught.value.code == 0, printed
+        return printed.out
+
+    project.put("fresh", {"customer_id": 9}, {"clicks": 1}, event_us=system_clock())
+    assert "fresh" in fs("verify")
+    assert "noeviction" in store_facts(project)
+    fs("gc")
+    fs("teardown", "--allow-destroy")
+    with store.client("fs_writer") as writer:
+        assert list(writer.scan_iter("fs:shop:*")) == []
+        for command in (
+            ["SET", "neighbour", "x"],
+            ["GET", "neighbour"],
+            ["SET", "fs:other:a", "x"],
+            ["FLUSHALL"],
+            ["KEYS", "*"],
+            ["CONFIG", "SET", "maxmemory", "1"],
+            ["SHUTDOWN"],
+        ):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                writer.execute_command(*command)
+
+
+def store_facts(project: Project) -> str:
+    with_store = project.workspace()
+    facts = dict(with_store.online.facts())
+    with_store.close()
+    return str(facts)
