@@ -8,6 +8,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import chain
 from typing import Any, Literal, cast
 
 import msgspec
@@ -416,12 +417,12 @@ class ViewReader:
 
     def _clear_special_floats(self, columns: list[Sequence[Any]]) -> bool:
         """Replace NaN and infinities by None; tell whether there were any."""
+        checked = [columns[place] for place in self._checked_floats]
+        # NaN and infinities survive a sum, so one pass in C clears nearly every answer. Nulls are left out.
+        if math.isfinite(sum(filter(None, chain.from_iterable(checked)))):
+            return False
         is_changed = False
-        for place in self._checked_floats:
-            column = columns[place]
-            # NaN and infinities survive a sum, so one pass in C clears nearly every column. Nulls are left out.
-            if math.isfinite(sum(filter(None, column))):
-                continue
+        for place, column in zip(self._checked_floats, checked, strict=True):
             cleaned = [None if value is None or not math.isfinite(value) else value for value in column]
             if cleaned.count(None) != column.count(None):
                 columns[place], is_changed = cleaned, True
