@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from featurestore_registry.records import Change, Record
@@ -126,7 +126,7 @@ def _put_step(workspace: Workspace, snapshot: Snapshot, wanted: Definition) -> S
             generation = last_generation(workspace.ledger, workspace.project, wanted.name) + 1
         elif any(change.new_generation for change in changes):
             generation = registered.generation + 1
-            loss = _loss(workspace, snapshot, wanted.name, deleted=False)
+            loss = _loss(workspace, snapshot, wanted.name)
         else:
             generation = registered.generation
     record = to_record(workspace.project, wanted, generation=generation or 1)
@@ -164,15 +164,23 @@ def _delete_step(workspace: Workspace, snapshot: Snapshot, gone: Definition, lea
         record=None,
         generation=None,
         drops=drops,
-        loss=_loss(workspace, snapshot, gone.name, deleted=True) if is_view else None,
+        loss=_loss(workspace, snapshot, gone.name, deleted=drops) if is_view else None,
     )
 
 
-def _loss(workspace: Workspace, snapshot: Snapshot, view: str, *, deleted: bool) -> Loss:
-    watermark = read_watermark(workspace.ledger, snapshot.views[view])
+def _loss(workspace: Workspace, snapshot: Snapshot, name: str, *, deleted: Sequence[TableId] = ()) -> Loss:
+    """Return what a view loses: its rows now, or with ``deleted`` those of every generation that is still there."""
+    registered = snapshot.views[name]
+    there = set(workspace.offline.tables(workspace.project)) & {*deleted} if deleted else set()
+    tables = {registered.table, *there}
+    marks = [read_watermark(workspace.ledger, replace(registered, generation=table.generation)) for table in tables]
     saved = list_sets(workspace.ledger, workspace.project) if deleted else []
-    lost = tuple(found.name for found in saved if any(read.view == view for read in found.reads))
-    return Loss(watermark.offline_rows, watermark.online_rows, deleted, lost)
+    return Loss(
+        offline_rows=sum(mark.offline_rows for mark in marks),
+        online_rows=sum(mark.online_rows for mark in marks),
+        deleted=bool(deleted),
+        training_sets=tuple(found.name for found in saved if any(read.view == name for read in found.reads)),
+    )
 
 
 def _dependents(snapshot: Snapshot, key: str) -> tuple[str, ...]:

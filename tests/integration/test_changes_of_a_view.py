@@ -17,7 +17,9 @@ from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.materialization import materialize, republish, succeeded
 from featurestore.online.keys import project_prefix
+from featurestore.plan import make_plan
 from featurestore.plan.explain import explain
+from featurestore.project.loader import collect
 from featurestore.retrieval import TrainingSetWarning
 from featurestore.types import Int32, Int64, String
 from featurestore.types.times import system_clock
@@ -149,8 +151,14 @@ def test_another_type_starts_empty_and_garbage_collection_takes_the_old(store: F
     store.materialize_incremental()
     assert online(store)[:2] == [("n1", "PRESENT"), ("n2", "PRESENT")]
     assert offline(store) == ["n1", "n2", None]
+
+    def deletion() -> str:
+        return "\n".join(line.text for line in explain(make_plan(store.workspace, [], partial=False)))
+
+    assert "6 offline rows and 4 online rows would be deleted" in deletion()  # of both generations
     before = online(store, "sales_2:amount")
     collect_garbage(store.workspace)
+    assert "6 offline rows" not in deletion()
     keys = [key for batch in store.workspace.online.scan(project_prefix("shop")) for key, _ in batch]
     assert {key.split(b"{")[0] for key in keys if b"{" in key} == {b"fs:shop:sales.2:", b"fs:shop:sales_2:"}
     assert online(store, "sales_2:amount") == before == PRESENT
@@ -159,9 +167,6 @@ def test_another_type_starts_empty_and_garbage_collection_takes_the_old(store: F
 
 @BOTH
 def test_a_deleted_view_takes_its_rows_along_and_nothing_else(store: FeatureStore) -> None:
-    from featurestore.plan import make_plan
-    from featurestore.project.loader import collect
-
     plan = make_plan(store.workspace, collect([sales("sales_2")]), partial=False)
     assert "3 offline rows and 2 online rows would be deleted" in "\n".join(line.text for line in explain(plan))
     store.apply_plan(plan, allow_destroy=True)
