@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
 import json
 import logging
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +45,7 @@ class Output:
     def emit(self, document: Any, render: Callable[[Console], None]) -> None:
         """Print the document as JSON, or call ``render`` to show it to a person."""
         if self.as_json:
-            click.echo(json.dumps(jsonable(document), indent=2, ensure_ascii=False))
+            click.echo(json.dumps(jsonable(document), indent=2, ensure_ascii=False, allow_nan=False))
         else:
             render(self.console)
 
@@ -54,7 +56,10 @@ class Output:
 
 
 def jsonable(value: Any) -> Any:
-    """Return a result object as JSON: dataclasses as objects, instants and dates as ISO 8601, durations in seconds."""
+    """Return a result object as JSON: dataclasses as objects, instants and dates as ISO 8601, durations in seconds.
+
+    Bytes are base64 as over HTTP. NaN and infinities, which JSON does not have, are null.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -65,11 +70,20 @@ def jsonable(value: Any) -> Any:
         return value.total_seconds()
     if isinstance(value, datetime | date):
         return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, str | int | float | bool) or value is None:
         return value
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     if isinstance(value, Sequence | set | frozenset):
         return [jsonable(item) for item in value]
     return str(value)
+
+
+def shown(value: Any) -> str:
+    """Return a value of a feature as a person reads it."""
+    return "null" if value is None else str(value if isinstance(value, float) else jsonable(value))
 
 
 def table(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
@@ -12,6 +12,9 @@ from featurestore.errors import DefinitionError, ValueTypeError
 from featurestore.types import ValueType
 from featurestore.types.columns import CREATED, EVENT
 from featurestore.types.values import coerce
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 OBJECT_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,126}")
@@ -144,10 +147,11 @@ class Field(FrozenModel):
 
 def _definition_error(title: str, name: object, error: ValidationError) -> DefinitionError:
     """Translate pydantic's first complaint; the rest usually follow from it."""
-    first = error.errors(include_url=False)[0]
-    location = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    errors = error.errors(include_url=False)
+    first, message = errors[0], _plain_message(errors)
+    # What a place may hold of several classes is followed by the class that was tried: nothing that users wrote.
+    is_choice = first["type"] == "model_type" and isinstance(first["loc"][-1], str) and len(first["loc"]) > 1
+    location = ".".join(str(part) for part in (first["loc"][:-1] if is_choice else first["loc"]))
     about_whole = not location or first["type"] == "missing"
     shown = "" if about_whole else f" (got {_shorten(first.get('input'))})"
     return DefinitionError(
@@ -155,6 +159,21 @@ def _definition_error(title: str, name: object, error: ValidationError) -> Defin
         object=name,
         field=location,
     )
+
+
+def _plain_message(errors: Sequence[ErrorDetails]) -> str:
+    """Return what the first error says, in the words of who wrote the definition."""
+    first = errors[0]
+    if first["type"] == "model_type":
+        # Of a union each member complains, one place apart.
+        place = first["loc"][:2]
+        same = (each for each in errors if each["type"] == "model_type" and each["loc"][:2] == place)
+        classes = dict.fromkeys(each["ctx"]["class_name"] for each in same)
+        return f"must be {' or '.join(classes)}"
+    if first["type"] in ("tuple_type", "list_type"):
+        return "must be a list"
+    message = first["msg"].removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
 
 
 def _shorten(value: object) -> str:

@@ -53,7 +53,7 @@ def collect(definitions: Iterable[Definition]) -> list[Definition]:
             other = known.setdefault((kind, each.name), each)
             if other is not each and other != each:
                 raise DefinitionError(
-                    f"Two definitions are called {each.name!r}: a {other.title} and another {each.title}.",
+                    f"Two definitions are called {each.name!r}: one {other.title} and another {each.title}.",
                     hint="Rename one of them, or use the same object in both places.",
                     name=each.name,
                 )
@@ -95,8 +95,10 @@ def _import(path: Path, root: Path) -> list[ModuleType]:
         _forget(name)
         error.details.setdefault("traceback", _own_traceback(error, root))
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         _forget(name)
+        if isinstance(error, KeyboardInterrupt):
+            raise
         hint = "Fix the error in your definitions and run the command again."
         if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "features":
             hint = "Inside the package features/ import with a leading dot: from .module import name."

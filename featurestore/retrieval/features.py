@@ -199,8 +199,11 @@ class _Builder:
         if not colon:
             services = self._snapshot.services
             if text not in services:
-                hint = did_you_mean(text, services) or "Features are written as view:feature."
-                raise NotFoundError(f"There is no FeatureService {text!r}.", hint=hint, name=text)
+                if text in self._snapshot.views or text in self._snapshot.on_demand or not text:
+                    hint = "Features are written as view:feature."
+                    raise NotFoundError(f"{text!r} names no feature.", hint=hint, name=text)
+                hint = did_you_mean(text, services) or "None is applied; single features are written as view:feature."
+                raise NotFoundError(f"There is no feature service {text!r}.", hint=hint, name=text)
             self.add(services[text])
         elif name in self._snapshot.on_demand:
             self.add_on_demand(name, [feature])

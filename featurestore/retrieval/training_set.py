@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -155,7 +156,8 @@ class TrainingSet:
                 self._with_reopening(lambda: self._write(partial))
                 partial.replace(target)
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where it could not be made it cannot be removed
+                partial.unlink()
         return target
 
     def save(self, name: str) -> TrainingSet:
@@ -304,4 +306,8 @@ def _output_errors(target: Path) -> Iterator[None]:
             raise DiskFullError(
                 f"No space was left for {target}.", hint="Free some space and write it again."
             ) from None
-        raise InputError(f"{target} cannot be written: {error.strerror or error}.", path=str(target)) from None
+        if not target.parent.is_dir():
+            raise InputError(f"{target} cannot be written: there is no folder {target.parent}.") from None
+        # Arrow names our partial file, which nobody asked for.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise InputError(f"{target} cannot be written: {reason}.", path=str(target)) from None

@@ -134,8 +134,8 @@ def test_outputs_that_differ_only_in_case_clash(tmp_path: Path) -> None:
         ("carrier_profil:flights", "no feature view 'carrier_profil'", "'carrier_profile'"),
         ("carrier_profile:fligths", "'carrier_profile' has no feature 'fligths'", "'flights'"),
         ("delay_now:hours", "'delay_now' has no feature 'hours'", "'hour'"),
-        ("delay_modell", "no FeatureService 'delay_modell'", "'delay_model'"),
-        (["carrier_profile"], "no FeatureService 'carrier_profile'", "delay_model"),
+        ("delay_modell", "no feature service 'delay_modell'", "'delay_model'"),
+        (["carrier_profile"], "'carrier_profile' names no feature", "view:feature"),
     ],
 )
 def test_unknown_names_get_the_closest(snapshot: Snapshot, features: Any, message: str, hint: str) -> None:

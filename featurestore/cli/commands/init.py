@@ -27,8 +27,25 @@ def command(directory: Path, name: str | None) -> None:
             f"{project!r} cannot name a project: a lower-case letter, then at most 62 of a-z, 0-9 and _.",
             hint="Pass --name.",
         )
-    if directory.exists() and any(directory.iterdir()):
-        raise SettingsError(f"{directory} is not empty.", hint="Choose a new folder; nothing was written.")
+    try:
+        if directory.exists() and any(directory.iterdir()):
+            raise SettingsError(f"{directory} is not empty.", hint="Choose a new folder; nothing was written.")
+        _write(directory, project)
+    except OSError as error:
+        raise SettingsError(
+            f"{directory} cannot be written: {error.strerror}.", hint="Choose another folder."
+        ) from None
+    click.echo(f"Made the feature repo {directory} for project {project}. Next:\n")
+    click.echo(f"  cd {directory}")
+    click.echo("  fs apply --yes")
+    click.echo("  fs materialize")
+    click.echo("  fs training-set --entities data/trips.parquet --service trip_model_v1 --out training.parquet")
+    click.echo("  fs online --service trip_model_v1 --entity driver_id=1001 --entity trip_km=12.5")
+    click.echo("  fs serve")
+
+
+def _write(directory: Path, project: str) -> None:
+    """Write the folder's files."""
     template = files("featurestore.cli") / "template"
     (directory / "data").mkdir(parents=True)
     for target, source in (
@@ -39,13 +56,6 @@ def command(directory: Path, name: str | None) -> None:
         text = (template / source).read_text(encoding="utf-8").replace("PROJECT", project)
         (directory / target).write_text(text, encoding="utf-8")
     _write_data(directory / "data")
-    click.echo(f"Made the feature repo {directory} for project {project}. Next:\n")
-    click.echo(f"  cd {directory}")
-    click.echo("  fs apply --yes")
-    click.echo("  fs materialize")
-    click.echo("  fs training-set --entities data/trips.parquet --service trip_model_v1 --out training.parquet")
-    click.echo("  fs online --service trip_model_v1 --entity driver_id=1001 --entity trip_km=12.5")
-    click.echo("  fs serve")
 
 
 def _write_data(folder: Path) -> None:

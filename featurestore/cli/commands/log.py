@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 @click.command("log")
 @click.option(
-    "--limit", "-n", type=click.IntRange(min=1), default=20, show_default=True, help="How many lines, newest first."
+    "--limit",
+    "-n",
+    type=click.IntRange(1, 100_000),
+    default=20,
+    show_default=True,
+    help="Lines, newest first.",
 )
 @repo_command
 def command(store: FeatureStore, output: Output, limit: int) -> None:

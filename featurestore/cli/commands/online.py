@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.output import Output, jsonable, repo_command, table
+from featurestore.cli.output import Output, repo_command, shown, table
 from featurestore.definitions import OnDemandFeatureView
 from featurestore.errors import ValueTypeError
 from featurestore.store import FeatureStore
@@ -45,17 +45,13 @@ def command(
 
     def render(console: Console) -> None:
         for row in range(len(next(iter(rows.values())))):
-            shown = ", ".join(f"{key}={column[row]}" for key, column in rows.items())
-            console.print(shown, markup=False, style="bold")
-            cells = [(name, _text(values[name][row]), status[row].name) for name, status in statuses.items()]
+            entity = ", ".join(f"{key}={column[row]}" for key, column in rows.items())
+            console.print(entity, markup=False, style="bold")
+            cells = [(name, shown(values[name][row]), status[row].name) for name, status in statuses.items()]
             table(console, ("feature", "value", "status"), cells)
 
     named = {name: [status.name for status in column] for name, column in statuses.items()}
-    output.emit({"entities": rows, "features": jsonable(values), "statuses": named}, render)
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(jsonable(value))
+    output.emit({"entities": rows, "features": values, "statuses": named}, render)
 
 
 def _declared_types(store: FeatureStore) -> dict[str, ValueType]:

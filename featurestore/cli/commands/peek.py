@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.output import Output, jsonable, repo_command, table
+from featurestore.cli.output import Output, repo_command, shown, table
 from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -20,16 +20,12 @@ if TYPE_CHECKING:
 def command(store: FeatureStore, output: Output, view: str, rows: int) -> None:
     """Show the newest rows of VIEW in the offline store."""
     found = store.peek(view, rows)
-    documents = [{name: jsonable(value) for name, value in row.items()} for row in found.to_pylist()]
+    documents = found.to_pylist()
 
     def render(console: Console) -> None:
         if documents:
-            table(console, found.column_names, [[_text(value) for value in row.values()] for row in documents])
+            table(console, found.column_names, [[shown(value) for value in row.values()] for row in documents])
         else:
             console.print(f"Nothing of {view} is materialized yet: run `fs materialize --view {view}`.")
 
     output.emit(documents, render)
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value)

@@ -49,9 +49,9 @@ def command(
         as_of=as_of,  # type: ignore[arg-type]
         direct=direct,
     )
-    training.write_parquet(out)
     if save is not None:
-        training.save(save)
+        training.save(save)  # first: what cannot be saved under this name writes no file either
+    training.write_parquet(out)
     certificate = training.certificate
 
     def render(console: Console) -> None:

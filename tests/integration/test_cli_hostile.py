@@ -1,0 +1,151 @@
+"""What a stranger does wrong on a fresh `fs init` repo: one clear message, the right exit code, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from featurestore.cli.main import main
+
+Run = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh repo, applied and materialized."""
+    repo = tmp_path_factory.mktemp("hostile") / "shop"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("FS_")]:
+            patch.delenv(name)
+        for command in (["init", str(repo)], ["apply", "--yes", f"--repo={repo}"], ["materialize", f"--repo={repo}"]):
+            with pytest.raises(SystemExit) as ended:
+                main(command)
+            assert ended.value.code == 0
+    return repo
+
+
+@pytest.fixture
+def repo(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, which is the working directory."""
+    for name in [name for name in os.environ if name.startswith("FS_")]:
+        monkeypatch.delenv(name)
+    copied = tmp_path / "shop"
+    shutil.copytree(made, copied)
+    monkeypatch.chdir(copied)
+    return copied
+
+
+@pytest.fixture
+def fs(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: str, expect: int = 0) -> tuple[str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        out, err = capsys.readouterr()
+        assert ended.value.code == expect, out + err
+        assert "Traceback (most recent call last)" not in out + err
+        assert "Internal error" not in out + err
+        return out, err
+
+    return run
+
+
+TRAINING = ["training-set", "--entities", "data/trips.parquet", "--service", "trip_model_v1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["log", "--limit", "9" * 30], 2, ["--limit"]),
+        (["init", "/proc/nobody/may/write"], 1, ["/proc/nobody/may/write cannot be written", "another folder"]),
+        (["init", "x" * 300, "--name", "shop"], 1, ["cannot be written", "name too long"]),
+        (["online", "--features", "driver_stats", "--entity", "driver_id=1001"], 1, ["view:feature"]),
+        (["online", "--features", "", "--entity", "driver_id=1001"], 1, ["view:feature"]),
+        (["online", "--features", "driver_stat", "--entity", "driver_id=1001"], 1, ["no feature service"]),
+        ([*TRAINING, "--out", "nowhere/training.parquet"], 1, ["there is no folder nowhere"]),
+        ([*TRAINING, "--out", "/dev/null/x.parquet"], 1, ["/dev/null/x.parquet cannot be written"]),
+    ],
+)
+def test_mistakes_are_told_in_a_line(repo: Path, fs: Run, arguments: list[str], code: int, words: list[str]) -> None:
+    _, err = fs(*arguments, expect=code)
+    for word in words:
+        assert word in err
+    assert ".partial" not in err
+
+
+@pytest.mark.parametrize("mistake", [["--save", "No Name"], ["--save", "again", "--direct"]])
+def test_a_set_that_cannot_be_saved_is_not_written_either(repo: Path, fs: Run, mistake: list[str]) -> None:
+    fs(*TRAINING, "--out", "training.parquet", *mistake, expect=1)
+    assert not (repo / "training.parquet").exists()
+
+
+def strict(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_numbers_that_json_lacks_are_null_there_and_shown_to_people(repo: Path, fs: Run, number: str) -> None:
+    arguments = ["online", "--service", "trip_model_v1", "--entity", "driver_id=1001", "--entity", f"trip_km={number}"]
+    document = strict(fs(*arguments, "--json")[0])
+    assert document["features"]["km_per_trip"] == [None]
+    shown = next(line for line in fs(*arguments)[0].splitlines() if line.startswith("km_per_trip"))
+    assert shown.split()[1] == number
+
+
+def test_bytes_are_base64_in_json_and_rows_of_a_view_are_json(repo: Path, fs: Run) -> None:
+    (repo / "features.py").write_text(
+        "from featurestore import Entity, FeatureView, Field, ParquetSource\n"
+        "from featurestore.types import Bytes, Float64, String\n"
+        'source = ParquetSource("photos", "data/photos.parquet", "at")\n'
+        'photos = FeatureView("photo", entities=[Entity("shop", {"shop": String})], source=source,\n'
+        '                     schema=[Field("raw", Bytes), Field("light", Float64)])\n'
+    )
+    at = pa.array([1_700_000_000_000_000], pa.timestamp("us", tz="UTC"))
+    table = pa.table({"shop": ["a"], "at": at, "raw": [b"\x00\xff"], "light": [float("nan")]})
+    pq.write_table(table, repo / "data" / "photos.parquet")
+    fs("apply", "--yes", "--allow-breaking", "--allow-destroy")
+    fs("materialize")
+    (row,) = strict(fs("peek", "photo", "--json")[0])
+    assert (row["raw"], row["light"]) == ("AP8=", None)
+    assert "nan" in fs("peek", "photo")[0]
+    answer = strict(fs("online", "--features", "photo:raw", "--entity", "shop=a", "--json")[0])
+    assert answer["features"]["raw"] == ["AP8="]
+
+
+BROKEN = {
+    "def (": ["SyntaxError"],
+    "x = 1\x00": ["null bytes"],
+    "import sys; sys.exit(0)": ["SystemExit"],
+    "class Odd(BaseException): pass\nraise Odd(3)": ["Odd: 3"],
+    "def f(): f()\nf()": ["RecursionError"],
+    'd = FeatureService("s", features=[driver])': ["must be FeatureSelection or OnDemandFeatureView", "features.0"],
+    'd = FeatureService("s", features=["driver_stats:trips"])': ["features.0: must be"],
+    'd = FeatureView("v", entities=["driver"], source=driver_stats_source)': ["entities.0: must be Entity"],
+    'd = FeatureView("v", entities=driver, source=driver_stats_source)': ["entities: must be a list"],
+    'd = FeatureView("v", entities=[driver], source=None)': ["sources.0: must be ParquetSource", "(got None)"],
+    'd = FeatureView("v", entities=[driver], source=driver_stats_source, schema=["a"])': ["fields.0: must be Field"],
+    'd = Entity("driver", join_keys={"x": Int64})': ["one Entity and another Entity"],
+}
+
+
+@pytest.mark.parametrize("code", BROKEN)
+def test_a_broken_features_file_shows_only_what_its_author_wrote(repo: Path, fs: Run, code: str) -> None:
+    kept = (repo / "features.py").read_text()
+    (repo / "features.py").write_text(f"{kept}\n{code}\n")
+    _, err = fs("plan", expect=1)
+    for word in BROKEN[code]:
+        assert word in err
+    for ours in ("pydantic", "function-after", "valid dictionary", "valid tuple"):
+        assert ours not in err
+    fs("list")  # what is applied can still be looked at
