@@ -62,7 +62,7 @@ class RedisClusterStore(RedisCommands):
             raise unavailable(self._url.location, self._deadlines.connect, error) from error
         routing = Routing(self._topology, keys, lambda places: ("MGET", *[keys[place] for place in places]))
         routing.start()
-        self._exchange(routing, lambda node: node.reads, deadline=time.monotonic() + seconds)
+        self._exchange(routing, lambda node: node.reads, seconds=seconds)
         if routing.failure is not None:
             raise unavailable(self._url.place(routing.failed), seconds, routing.failure) from routing.failure
         return routing.values(len(keys))
@@ -153,10 +153,11 @@ class RedisClusterStore(RedisCommands):
         routing: Routing,
         pool_of: Callable[[RedisNode], Connections],
         *,
-        deadline: float | None = None,
+        seconds: float | None = None,
         script: str = "",
     ) -> None:
-        """Send to every node before the first answer is awaited, and follow redirections."""
+        """Send to every node before the first answer is awaited, and follow redirections; all within ``seconds``."""
+        deadline: float | None = None
         for _ in range(1 + MOST_HOPS):
             under_way: list[_UnderWay] = []
             try:
@@ -165,6 +166,8 @@ class RedisClusterStore(RedisCommands):
                         under_way.append(_sent(routing, address, parts, self._nodes[address], pool_of, script))
                     except DRIVER_ERRORS as error:
                         routing.lost(address, parts, error)
+                if deadline is None and seconds is not None:  # it runs from here: the connections are open
+                    deadline = time.monotonic() + seconds
                 while under_way:
                     asked = under_way.pop(0)
                     try:

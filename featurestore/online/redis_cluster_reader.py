@@ -14,6 +14,8 @@ from featurestore.online.redis_node import DRIVER_ERRORS, Deadlines, unavailable
 from featurestore.online.redis_reader import AsyncNode
 from featurestore.online.redis_topology import MOST_HOPS, Address, Nodes, Part, Routing, Topology, raise_if_failed
 
+POLL_SECONDS = 0.002
+
 
 class RedisClusterReader(AsyncReader):
     """Reads of one event loop from the primaries of a cluster."""
@@ -58,7 +60,8 @@ class RedisClusterReader(AsyncReader):
         seconds = self._deadlines.connect + self._deadlines.read
         try:
             async with asyncio.timeout(seconds):
-                await self._know()
+                if self._is_closed or not self._topology.owners:
+                    await self._know()
                 nodes = [self._nodes[address] for address in self._topology.replicas]
                 pings = [node.ask([pack_command(("PING",))], 1) for node in nodes]
                 for answer in await asyncio.gather(*pings, return_exceptions=True):
@@ -66,6 +69,7 @@ class RedisClusterReader(AsyncReader):
                     if isinstance(error, BaseException):
                         raise error
         except DRIVER_ERRORS as error:
+            self._topology.refresh()
             raise unavailable(self._topology.url.location, seconds, error) from error
 
     async def close(self) -> None:
@@ -77,7 +81,10 @@ class RedisClusterReader(AsyncReader):
         """Return when the topology is known."""
         if self._is_closed:
             raise OnlineStoreUnavailableError(f"The reader of Redis at {self._topology.url.location} is closed.")
-        raise_if_failed(await asyncio.shield(asyncio.wrap_future(self._topology.refresh())))
+        reading = self._topology.refresh()
+        while not reading.done():  # its thread may outlive this event loop, which it must not call
+            await asyncio.sleep(POLL_SECONDS)
+        raise_if_failed(reading.result())
 
     async def _ask(self, routing: Routing, address: Address, parts: list[Part]) -> None:
         """Ask one node; what fails there does not cut off the others, whose connections are in use again at once."""

@@ -252,7 +252,7 @@ class Routing:
         if isinstance(error, AskError):  # MovedError is one
             target = (error.host or address[0], error.port)
             if isinstance(error, MovedError):
-                self._topology.moved(part.slot, target)
+                self._topology.moved(error.slot_id, target)
             is_asking = not isinstance(error, MovedError)
             self._next.setdefault(target, []).append(Part(part.slot, part.places, is_asking))
         elif isinstance(error, TryAgainError) and len(part.places) > 1:
@@ -268,7 +268,7 @@ def _by_slot(keys: Sequence[bytes]) -> list[Part]:
     by_tag: dict[bytes, list[int]] = {}
     for place, key in enumerate(keys):
         start = key.find(b"{")
-        tag = key[start:] if start > 0 else key
+        tag = key[start:] if key.find(b"}", start + 1) > start + 1 > 0 else key
         if (places := by_tag.get(tag)) is None:
             by_tag[tag] = [place]
         else:
