@@ -1,6 +1,7 @@
-"""uvicorn's HTTP protocol with a deadline for receiving a request, and JSON where uvicorn itself answers.
+"""uvicorn's HTTP protocol with deadlines for what clients send and take, and JSON where uvicorn itself answers.
 
-uvicorn waits for ever for the rest of a header or body; a middleware cannot help, since it is not called yet.
+uvicorn waits for ever for the rest of a header or body, and for answers to be taken; a middleware cannot help, since
+it is not called yet, or no more.
 """
 
 from __future__ import annotations
@@ -17,24 +18,33 @@ from featurestore.server.errors import RequestError, error_answer, error_body
 RECEIVE_SECONDS = 10.0
 """A request must have arrived whole so long after its first byte, and its first byte so long after the connection."""
 
+TAKE_SECONDS = 30.0
+"""A client must take an answer within so long, but for what fits into the buffers of the network."""
+
+DISCARD_SECONDS = 0.01
+"""Of a body that was already answered so often a piece is read and thrown away: a flood of it takes no other's time."""
+
 MAX_HEADER_BYTES = 64 * 1024
 """Beyond what came in the first read; uvicorn with httptools would go on collecting."""
 
 
 class DeadlineProtocol(HttpToolsProtocol):
-    """Closes connections whose request does not arrive.
+    """Closes connections whose request does not arrive, or whose answer is not taken.
 
     One timer a connection looks at a remembered instant: setting and clearing a timer for every request would
     cost more than the rest of the check.
     """
 
     receive_seconds = RECEIVE_SECONDS
+    take_seconds = TAKE_SECONDS
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._waiting_since: float | None = None
+        self._untaken_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._header_bytes: int | None = None
+        self._running: Any = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock: an idle new connection is closed too."""
@@ -47,6 +57,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._forget_client()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -58,6 +69,21 @@ class DeadlineProtocol(HttpToolsProtocol):
                 self._refuse(b"431 Request Header Fields Too Large", "headers_too_large", message)
                 return
         super().data_received(data)
+        if self._waiting_since is not None and self._header_bytes is None:  # within a body
+            cycle: Any = self.cycle
+            if cycle is not None and cycle.response_complete and not self.flow.read_paused:
+                self.flow.pause_reading()
+                self.loop.call_later(DISCARD_SECONDS, self._discard_on)
+
+    def pause_writing(self) -> None:
+        """Remember since when the client takes nothing."""
+        self._untaken_since = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """It took what there was."""
+        self._untaken_since = None
+        super().resume_writing()
 
     def on_message_begin(self) -> None:
         """Remember when the request began."""
@@ -80,20 +106,36 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._refuse(b"400 Bad Request", "bad_request", msg)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
         super()._start_asgi_task(cycle, overloaded if app is service_unavailable else app)  # type: ignore[arg-type]
+
+    def _discard_on(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+
+    def _forget_client(self) -> None:
+        """Let the answer under way be written nowhere; uvicorn knows only the last of several pipelined requests."""
+        if self._running is not None:
+            self._running.disconnected = True
 
     def _look(self) -> None:
         since, now = self._waiting_since, self.loop.time()
         left = self.receive_seconds if since is None else since + self.receive_seconds - now
-        if left > 0:
-            self._timer = self.loop.call_later(left, self._look)
-        elif not self.transport.is_closing():
+        is_closing = self.transport.is_closing()
+        if is_closing and self._untaken_since is None:
+            self._untaken_since = now  # it closes when all that was written is taken
+        if self._untaken_since is not None and now - self._untaken_since > self.take_seconds:
+            self._forget_client()
+            self.transport.abort()
+            return
+        if left <= 0 and not is_closing:
             cycle: Any = self.cycle  # None before the first request's headers, whatever its annotation says
             if cycle is None or not cycle.response_started:
                 message = f"The request did not arrive within {self.receive_seconds:g} seconds."
                 self._refuse(b"408 Request Timeout", "request_timeout", message)
             else:
                 self.transport.close()
+        self._timer = self.loop.call_later(left if left > 0 else self.receive_seconds, self._look)
 
     def _refuse(self, status: bytes, kind: str, message: str) -> None:
         request_id = new_request_id()

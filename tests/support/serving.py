@@ -222,8 +222,15 @@ class ServerProcess:
     @property
     def resident_bytes(self) -> int:
         """Memory that the process holds."""
-        fields = Path(f"/proc/{self.process.pid}/status").read_text().split("VmRSS:")[1].split()
-        return int(fields[0]) * 1024
+        return self._memory_bytes("VmRSS")
+
+    @property
+    def peak_resident_bytes(self) -> int:
+        """The most that it ever held."""
+        return self._memory_bytes("VmHWM")
+
+    def _memory_bytes(self, name: str) -> int:
+        return int(Path(f"/proc/{self.process.pid}/status").read_text().split(f"{name}:")[1].split()[0]) * 1024
 
     @property
     def descriptors(self) -> int:
