@@ -121,7 +121,9 @@ class RedisCluster:
             RedisServer(
                 directory,
                 *["--cluster-enabled", "yes", "--cluster-port", str(bus_port)],
-                *["--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--repl-diskless-sync-delay", "0", *options],
+                *["--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--repl-diskless-sync-delay", "0"],
+                # A replica counts for nothing before its first heartbeat, which usually takes ten seconds.
+                *["--repl-ping-replica-period", "1", *options],
             )
         )
 
