@@ -64,7 +64,8 @@ def _compare(what: str, before: Any, after: Any, change_class: ChangeClass, **mo
 
 
 def _entity(before: Entity, after: Entity) -> list[Difference]:
-    return _compare("join_keys", before.join_keys, after.join_keys, ChangeClass.BREAKING)
+    found = _compare("join_keys", before.join_keys, after.join_keys, ChangeClass.BREAKING)
+    return found or _compare("order of join_keys", [*before.join_keys], [*after.join_keys], ChangeClass.COMPATIBLE)
 
 
 def _parquet(before: ParquetSource, after: ParquetSource) -> list[Difference]:

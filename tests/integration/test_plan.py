@@ -83,6 +83,7 @@ def whole(store: FeatureStore, definitions):
 
 
 def classes(plan):
+    assert all(step.differences for step in plan.steps if step.action == "update")  # each says what differs
     return {step.name: step.change_class for step in plan.steps}
 
 
@@ -182,6 +183,11 @@ def test_keys_that_change_start_a_new_generation(store, root):
         (
             flights,
             ParquetSource("flights", "flights.parquet", "at", "known", allowed_lateness=timedelta(days=2)),
+            ChangeClass.COMPATIBLE,
+        ),
+        (
+            Entity("pair", join_keys={"a": String, "b": Int64}),
+            Entity("pair", join_keys={"b": Int64, "a": String}),
             ChangeClass.COMPATIBLE,
         ),
         (
