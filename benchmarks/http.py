@@ -10,9 +10,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import psutil
 import redis
@@ -49,6 +50,12 @@ class Server:
         """What the process holds that no other does."""
         return float(self.process.memory_full_info().uss) / 2**20
 
+    @property
+    def cpu_seconds(self) -> float:
+        """What it has used so far: unlike requests a second, little changed by what else runs."""
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
 
 def run(context: Context) -> Iterator[Section]:
     """Measure one worker of both servers on one Redis."""
@@ -71,8 +78,11 @@ def run(context: Context) -> Iterator[Section]:
         yield _throughput(context, folder, ours, floor, views)
         yield _tail(context, folder, ours, floor, views)
         costs = _costs(ours, floor, first)
+        starts = Pairs(((ours.seconds_to_start, floor.seconds_to_start),))
     costs.rows += sizes
-    costs.rows.append(_cold_start(context, start_ours, start_floor))
+    if not context.is_quick:
+        starts = measure(partial(_cold_start, start_ours), partial(_cold_start, start_floor), count=context.pairs)
+    costs.rows.append(Row("cold start to the first answer", "s", starts))
     with start_floor() as floor, _running(wide_root, wide_bodies) as ours:
         yield _wide(context, folder, ours, floor, wide)
     with start_ours() as ours, _running(many, bodies) as other:
@@ -90,11 +100,13 @@ def _throughput(context: Context, folder: Path, ours: Server, floor: Server, vie
         bodies = write_bodies(folder, views, entities)
         for connections in CONNECTIONS[-1:] if context.is_quick else CONNECTIONS:
             target = Target(at_least=AT_LEAST[entities]) if connections == MOST_CONNECTIONS else None
-            pairs = _rates(context, (ours.url + PATH, floor.url + PATH), bodies, connections)
-            section.rows.append(Row(_named(entities, connections), "requests/s", pairs, target))
+            row = _rates(context, _named(entities, connections), (ours, PATH), (floor, PATH), bodies, connections)
+            section.rows.append(replace(row, target=target))
+    if context.is_quick:
+        return section
     bodies = write_bodies(folder, views, 1, service=True)
-    pairs = _rates(context, (ours.url + PATH, floor.url + PATH), bodies, MOST_CONNECTIONS)
-    section.rows.append(Row(_named(1, MOST_CONNECTIONS) + ", by feature service", "requests/s", pairs))
+    name = _named(1, MOST_CONNECTIONS) + ", by feature service"
+    section.rows.append(_rates(context, name, (ours, PATH), (floor, PATH), bodies, MOST_CONNECTIONS))
     return section
 
 
@@ -108,7 +120,7 @@ def _tail(context: Context, folder: Path, ours: Server, floor: Server, views: Se
     for entities in _entity_counts(context):
         bodies = write_bodies(folder, views, entities)
         lines = bodies.read_bytes().splitlines()
-        rates = {server: _rate(context, server.url + PATH, bodies, MOST_CONNECTIONS) / 2 for server in (ours, floor)}
+        rates = {server: _peak(context, server, bodies) / 2 for server in (ours, floor)}
         loads: dict[Server, Load] = {}
 
         def p99_ms(server: Server, lines: Sequence[bytes] = lines, rates: dict[Server, float] = rates) -> float:
@@ -127,8 +139,8 @@ def _wide(context: Context, folder: Path, ours: Server, floor: Server, view: Wor
     section = Section("HTTP, one view with 200 features, 1 worker", "The same, all 200 floats of one view.")
     for entities in _entity_counts(context):
         bodies = write_bodies(folder, [view], entities)
-        pairs = _rates(context, (ours.url + PATH, floor.url + WIDE_PATH), bodies, MOST_CONNECTIONS)
-        section.rows.append(Row(_named(entities, MOST_CONNECTIONS), "requests/s", pairs))
+        name = _named(entities, MOST_CONNECTIONS)
+        section.rows.append(_rates(context, name, (ours, PATH), (floor, WIDE_PATH), bodies, MOST_CONNECTIONS))
     return section
 
 
@@ -139,8 +151,9 @@ def _registry_size(context: Context, folder: Path, few: Server, many: Server, vi
     )
     for entities in _entity_counts(context):
         bodies = write_bodies(folder, views, entities)
-        pairs = _rates(context, (many.url + PATH, few.url + PATH), bodies, MOST_CONNECTIONS)
-        section.rows.append(Row(_named(entities, MOST_CONNECTIONS), "requests/s", pairs, FLAT))
+        name = _named(entities, MOST_CONNECTIONS)
+        row = _rates(context, name, (many, PATH), (few, PATH), bodies, MOST_CONNECTIONS)
+        section.rows.append(replace(row, target=FLAT))
     return section
 
 
@@ -153,23 +166,31 @@ def _costs(ours: Server, floor: Server, first: dict[str, float]) -> Section:
     return section
 
 
-def _cold_start(context: Context, start_ours: Start, start_floor: Start) -> Row:
-    def seconds(start: Start) -> float:
-        with start() as server:
-            return server.seconds_to_start
-
-    pairs = measure(lambda: seconds(start_ours), lambda: seconds(start_floor), count=context.pairs)
-    return Row("cold start to the first answer", "s", pairs)
+def _cold_start(start: Start) -> float:
+    with start() as server:
+        return server.seconds_to_start
 
 
-def _rates(context: Context, urls: tuple[str, str], bodies: Path, connections: int) -> Pairs:
-    """Return requests a second of both, in turn."""
-    ours, floor = (partial(_rate, context, url, bodies, connections) for url in urls)
-    return measure(ours, floor, count=context.pairs)
+def _rates(
+    context: Context, name: str, asked: tuple[Server, str], floor: tuple[Server, str], bodies: Path, connections: int
+) -> Row:
+    """Return a row of requests a second of two servers and paths, in turn, with what a request costs each."""
+    costs_us: dict[Server, list[float]] = {asked[0]: [], floor[0]: []}
+
+    def rate(server: Server, path: str) -> float:
+        before_s = server.cpu_seconds
+        load = closed_loop(server.url + path, bodies, connections=connections, seconds=context.seconds)
+        costs_us[server].append((server.cpu_seconds - before_s) / load.requests * 1e6)
+        return load.requests_per_second
+
+    pairs = measure(partial(rate, *asked), partial(rate, *floor), count=context.pairs)
+    ours_us, floor_us = (median(found) for found in costs_us.values())
+    return Row(name, "requests/s", pairs, note=f"{ours_us:,.0f} µs of CPU a request, the floor {floor_us:,.0f}")
 
 
-def _rate(context: Context, url: str, bodies: Path, connections: int) -> float:
-    return closed_loop(url, bodies, connections=connections, seconds=context.seconds).requests_per_second
+def _peak(context: Context, server: Server, bodies: Path) -> float:
+    seconds = context.seconds
+    return closed_loop(server.url + PATH, bodies, connections=MOST_CONNECTIONS, seconds=seconds).requests_per_second
 
 
 def write_bodies(folder: Path, views: Sequence[WorkloadView], entities: int, *, service: bool = False) -> Path:
@@ -232,7 +253,10 @@ def _process(command: Sequence[str], bodies: Path) -> Iterator[Server]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     assert process.stdout is not None
     try:
-        url = process.stdout.readline().split()[-1]
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{command} ended: {log_path.read_text()}")
+        url = line.split()[-1]
         request = urllib.request.Request(url + PATH, body, {"Content-Type": "application/json"})
         try:
             urllib.request.urlopen(request, timeout=30).close()

@@ -27,6 +27,7 @@ class LoadGeneratorMissingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Load:
+    requests: int
     requests_per_second: float
     p50_ms: float
     p99_ms: float
@@ -52,7 +53,7 @@ def closed_loop(url: str, bodies: Path, *, connections: int, seconds: float) -> 
     assert found is not None, result.stdout
     requests, duration_us, errors, p50_us, p99_us = map(int, found.groups())
     assert errors == 0, result.stdout
-    return Load(requests / duration_us * 1e6, p50_us / 1000, p99_us / 1000)
+    return Load(requests, requests / duration_us * 1e6, p50_us / 1000, p99_us / 1000)
 
 
 def open_loop(url: str, bodies: Sequence[bytes], *, rate: float, connections: int, seconds: float) -> Load:
@@ -118,7 +119,7 @@ async def _open_loop(url: str, bodies: Sequence[bytes], offsets: Sequence[float]
     for transport, _ in opened:
         transport.close()
     p50, p99 = np.percentile(latencies, [50, 99]) * 1000
-    return Load(len(latencies) / took, float(p50), float(p99))
+    return Load(len(latencies), len(latencies) / took, float(p50), float(p99))
 
 
 def _message(host: str, path: str, body: bytes) -> bytes:
