@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import PlainTextResponse
 from featurestore_registry.auth import TokenVerifier
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,7 +21,7 @@ from starlette.routing import Route
 import featurestore
 from featurestore.errors import OnlineStoreError, OnlineStoreUnavailableError
 from featurestore.metadata.workspace import Workspace
-from featurestore.online.interface import AsyncReader
+from featurestore.online.interface import AsyncReader, eviction_of
 from featurestore.server.breaker import Breaker
 from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.server.docs import add_docs
@@ -32,7 +34,12 @@ from featurestore.server.openapi import complete, error_responses
 from featurestore.server.push import PUSH_PATH, PushEndpoint
 from featurestore.server.sharing import SharedReads
 
+logger = logging.getLogger("featurestore.server")
+
 READY_SECONDS = 1.0
+EVICTION_SECONDS = 5.0
+"""A store that is away at start is asked so often whether it evicts."""
+
 _KINDS = {404: "no_such_route", 405: "method_not_allowed"}
 
 
@@ -54,6 +61,10 @@ def create_app(source: Workspace | Path | str, *, token: str | None = None, host
     limit = int(workspace.settings.server.max_body)
     pushes = PushEndpoint(workspace, definitions, metrics, limit)
     is_local = is_loopback(host) and token is None
+
+    def is_open() -> bool:
+        return is_local and not definitions.tokens()
+
     hot: dict[str, App] = {
         "/v1/online-features": OnlineEndpoint(reads, limit),
         "/get-online-features": FeastEndpoint(reads, limit),
@@ -61,12 +72,8 @@ def create_app(source: Workspace | Path | str, *, token: str | None = None, host
     }
 
     def outside(inner: App) -> App:
-        gate = Gate(
-            ShortCut(inner, endpoints=hot),
-            verifier=verifier,
-            project=workspace.project,
-            is_open=lambda: is_local and not definitions.tokens(),
-        )
+        routes = ShortCut(inner, endpoints=hot)
+        gate = Gate(routes, verifier=verifier, project=workspace.project, is_open=is_open)
         return Envelope(gate, metrics=metrics)
 
     app = FeatureServer(
@@ -81,7 +88,8 @@ def create_app(source: Workspace | Path | str, *, token: str | None = None, host
     )
     # Described as routes, though the short cut serves them.
     app.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in hot.items()]
-    _add_operations(app, reads, metrics, measure)
+    _add_health(app, reads, definitions, is_open)
+    _add_metrics(app, metrics, measure)
     _describe(app)
     metrics.routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
     return app
@@ -125,9 +133,10 @@ def _lifespan(
         with suppress(OnlineStoreError, TimeoutError):  # the first connection is open before the first request
             await asyncio.wait_for(reads.reader.check(), READY_SECONDS)
         definitions.start()
-        flushing = asyncio.create_task(_flush(metrics))
+        tasks = [asyncio.create_task(_flush(metrics)), asyncio.create_task(_tell_eviction(workspace, reader))]
         yield
-        flushing.cancel()
+        for task in tasks:
+            task.cancel()
         await asyncio.to_thread(definitions.stop)
         await asyncio.to_thread(pushes.close)
         await reads.reader.close()
@@ -142,6 +151,19 @@ async def _flush(metrics: Metrics) -> None:
         metrics.flush()
 
 
+async def _tell_eviction(workspace: Workspace, reader: AsyncReader) -> None:
+    """Warn, once the store answers, when it forgets records as its memory runs out."""
+    while True:
+        try:
+            await reader.check()
+            facts = await asyncio.to_thread(workspace.online.facts)
+            break
+        except OnlineStoreError:
+            await asyncio.sleep(EVICTION_SECONDS)
+    if told := eviction_of(facts):
+        logger.warning("%s", told)
+
+
 def open_workspace(root: Path) -> Workspace:
     """Open a feature repo for serving; its code is loaded when an on-demand feature view wants it."""
     from featurestore.project.loader import load_definitions
@@ -150,8 +172,16 @@ def open_workspace(root: Path) -> Workspace:
     return Workspace(root, read_settings(root), code=lambda: load_definitions(root))
 
 
-def _add_operations(app: FastAPI, reads: OnlineReads, metrics: Metrics, look: Callable[[], None]) -> None:
-    """Add what those who run the server ask for."""
+class Ready(BaseModel):
+    """What `/ready` answers; to those who may read features also what is served, and how old it is."""
+
+    status: Literal["ready"] = "ready"
+    revision: int | None = None
+    registry_age_seconds: float | None = None
+
+
+def _add_health(app: FastAPI, reads: OnlineReads, definitions: DefinitionsKeeper, is_open: Callable[[], bool]) -> None:
+    """Add what load balancers ask for."""
 
     @app.get("/health", tags=["operations"], summary="The process is alive")
     async def health() -> dict[str, str]:
@@ -162,16 +192,22 @@ def _add_operations(app: FastAPI, reads: OnlineReads, metrics: Metrics, look: Ca
         tags=["operations"],
         summary="The online store answers and definitions are loaded",
         responses={503: error_responses("503")["503"]},
+        response_model_exclude_none=True,
     )
-    async def ready() -> dict[str, str]:
+    async def ready(request: Request) -> Ready:
         try:
             if reads.reader is None:
                 raise OnlineStoreUnavailableError("The online store is not open.")
             await asyncio.wait_for(reads.reader.check(), READY_SECONDS)
         except (OnlineStoreError, TimeoutError):
             raise HTTPException(503, "Not ready.", {"retry-after": "1"}) from None
-        return {"status": "ready"}
+        if not (is_open() or "token" in request.scope["state"]):
+            return Ready()
+        revision, age_us = definitions.current.snapshot.revision, definitions.age_us()
+        return Ready(revision=revision, registry_age_seconds=age_us / 1_000_000)
 
+
+def _add_metrics(app: FastAPI, metrics: Metrics, look: Callable[[], None]) -> None:
     @app.get("/metrics", tags=["operations"], summary="For Prometheus", response_class=PlainTextResponse)
     async def scrape() -> Response:
         look()

@@ -97,9 +97,19 @@ def test_on_loopback_without_tokens_everything_is_open(client: httpx.Client, pat
         assert raw_path(client, "GET", path, {}).status_code in (200, 404, 405), path
 
 
-def test_open_paths_tell_nothing(client: httpx.Client) -> None:
+def test_open_paths_tell_what_is_served_only_to_those_who_may_read_it(project: Project, client: httpx.Client) -> None:
+    def tells(found: httpx.Response) -> bool:
+        answer = found.json()
+        return set(answer) == {"status", "revision", "registry_age_seconds"} and answer["revision"] == 1
+
     assert client.get("/health").json() == {"status": "ok"}
-    assert client.get("/ready").json() == {"status": "ready"}
+    assert tells(client.get("/ready"))  # nobody but this machine can ask
+    with serving_here(project.workspace(), token=TOKEN) as closed:
+        for headers in ({}, {"authorization": f"Bearer {TOKEN}x"}, {"authorization": TOKEN}):
+            assert closed.get("/health", headers=headers).json() == {"status": "ok"}
+            assert closed.get("/ready", headers=headers).json() == {"status": "ready"}
+        assert closed.get("/health", headers={"authorization": f"Bearer {TOKEN}"}).json() == {"status": "ok"}
+        assert tells(closed.get("/ready", headers={"authorization": f"Bearer {TOKEN}"}))
 
 
 def test_an_app_that_was_not_started_is_not_ready(project: Project) -> None:

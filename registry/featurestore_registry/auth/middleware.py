@@ -29,7 +29,7 @@ def _any_project(method: str, path: str) -> None:
 class AuthMiddleware:
     """An ASGI app that lets a request through to ``app`` only with a token whose role is enough.
 
-    - ``open_paths`` need no token; they are compared whole with ``scope["path"]``.
+    - ``open_paths`` need no token, whatever is sent; they are compared whole with ``scope["path"]``.
     - ``required_role(method, path)`` names the least role for every other request, of any method.
     - ``project_of(method, path)`` names the project a request is about. A token bound to a project is good for
       requests about that project alone, so for none where the answer is None (the default).
@@ -38,7 +38,8 @@ class AuthMiddleware:
       middleware left in ``scope["state"]`` or the client sent as ``X-Request-ID``.
 
     A missing, unknown or expired token is answered 401, always in the same words; a role or project that is not
-    enough 403. The token let through is left in ``scope["state"]["token"]``. WebSockets are refused.
+    enough 403. A token that is enough is left in ``scope["state"]["token"]``, on open paths too. WebSockets are
+    refused.
     """
 
     def __init__(
@@ -71,13 +72,12 @@ class AuthMiddleware:
             raise NotImplementedError(f"ASGI scope type {scope['type']!r}")
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] not in self._open_paths:
-            try:
-                token = self._admit(scope)
-            except AuthError as error:
+        try:
+            scope.setdefault("state", {})["token"] = self._admit(scope)
+        except AuthError as error:
+            if scope["path"] not in self._open_paths:
                 await self._refuse(scope, send, error)
                 return
-            scope.setdefault("state", {})["token"] = token
         await self._app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> Token:
