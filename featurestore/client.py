@@ -93,9 +93,9 @@ class FeatureClient:
     >>> with FeatureClient("https://features.example", token) as client:         # doctest: +SKIP
     ...     rows = client.get_online_features(["carrier_profile:last_delay"], entities={"carrier": ["UA", "AA"]})
 
-    ``token`` goes with every call; ``timeout_s`` (1.0 unless given) bounds a whole one. Errors are those of `featurestore.errors` that the same call would raise in
-    process; their ``details`` hold what the server tells, with its ``request_id``. ServerUnavailableError: it cannot be
-    reached or did not answer in time; nothing is tried twice.
+    ``token`` goes with every call; ``timeout_s`` (1.0 unless given) bounds a whole one. Errors are those of
+    `featurestore.errors` that the same call would raise in process; their ``details`` hold what the server tells, with
+    its ``request_id``. ServerUnavailableError: it cannot be reached or did not answer in time; nothing is tried twice.
     """
 
     def __init__(self, url: str, token: str | None = None, *, timeout_s: float = 1.0) -> None:
@@ -268,7 +268,7 @@ def _column(values: Any) -> list[Any]:
     """Return a column as a list; pandas, numpy and Arrow write theirs with plain numbers in it."""
     for method in ("to_list", "tolist", "to_pylist"):
         if hasattr(values, method):
-            return list(getattr(values, method)())
+            return list(_instants(values) if method == "tolist" else getattr(values, method)())
     if isinstance(values, str | bytes):
         raise InputError(f"A column is a list of values, not one: {values!r}.")
     return list(values)
@@ -278,9 +278,23 @@ def _plain(value: Any) -> Any:
     """Return what JSON has for a value of numpy or pandas."""
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
+    if hasattr(value, "isoformat"):
+        if getattr(value, "nanosecond", 0):
+            raise TypeError(f"{value} is finer than a microsecond: round it, feature rows up and all others down")
+        return value.isoformat()
     if hasattr(value, "tolist"):
-        return value.tolist()
+        return _instants(value)
     raise TypeError(f"{value!r} is of type {type(value).__name__}")
+
+
+def _instants(values: Any) -> Any:
+    """Return numpy's values as Python's; of instants finer than a microsecond numpy itself would make integers."""
+    if getattr(getattr(values, "dtype", None), "kind", "") != "M":
+        return values.tolist()
+    rounded = values.astype("datetime64[us]")
+    if ((rounded != values) & (values == values)).any():  # NaT is not itself
+        raise InputError("Some instants are finer than a microsecond: round them, feature rows up and all others down.")
+    return rounded.tolist()
 
 
 _DTYPES: Mapping[type, tuple[str, str]] = {

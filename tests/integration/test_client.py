@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from support.redis_server import RedisServer
-from support.serving import TOKEN, Project, serving_here, small_project
+from support.serving import FEATURES, TOKEN, Project, serving_here, small_project
 
 from featurestore import errors
 from featurestore.client import FeatureClient
@@ -239,6 +239,72 @@ def test_tokens(project: Project) -> None:
                     client.get_online_features(["fresh:clicks"], entities={"customer_id": [1]})
                 assert raised.value.status == 401
                 assert str(token) not in "".join(traceback.format_exception(raised.value)) + repr(client)
+
+
+PUSHED = """
+from featurestore import PushSource
+
+clicks = PushSource("clicks", batch_source=orders)
+pushed = FeatureView(
+    "pushed", entities=[customer], source=clicks, schema=[Field("count", Int64), Field("seen", Timestamp)]
+)
+"""
+
+
+@pytest.fixture
+def push_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr("support.serving.FEATURES", FEATURES + PUSHED)
+    with serving_here(Project(tmp_path / "repo").workspace()) as server:
+        yield str(server.base_url)
+
+
+def in_numpy(rows: dict[str, list[Any]]) -> dict[str, Any]:
+    instants = np.array([at.replace(tzinfo=None) for at in rows["seen"]], "datetime64[ns]")
+    return {**rows, "customer_id": np.array(rows["customer_id"]), "ordered_at": instants, "seen": list(instants)}
+
+
+@pytest.mark.parametrize("make", [dict, pd.DataFrame, pa.table, in_numpy], ids=["lists", "pandas", "arrow", "numpy"])
+def test_pushed_rows_are_read_back(push_url: str, make: Callable[[Any], Any]) -> None:
+    at = [datetime(2026, 5, 4, 3, 2, 1, 123456, UTC), datetime(2025, 1, 1, tzinfo=UTC)]
+    rows = {"customer_id": [1, LARGE], "ordered_at": at, "count": [-LARGE, None], "seen": at}
+    frame = make(rows)
+    if make is pd.DataFrame:
+        frame["count"] = pd.array([-LARGE, None], dtype="Int64")
+    if make is pa.table:
+        frame = dict(zip(frame.column_names, frame.columns, strict=True))
+    with FeatureClient(push_url, timeout_s=60) as client:
+        told = client.push("clicks", frame)
+        assert told["rows"] == 2
+        assert told["views"]["pushed"]["online"]["written"] == 2
+        assert told["views"]["pushed"]["offline"]["rows"] == 2
+        found = client.get_online_features(["pushed:count", "pushed:seen"], entities={"customer_id": [1, LARGE]})
+        assert found.rows == [[-LARGE, "2026-05-04T03:02:01.123456Z"], [None, "2025-01-01T00:00:00.000000Z"]]
+        again = client.push("clicks", frame, to="online")
+        assert again["views"]["pushed"]["offline"] is None
+        with pytest.raises(errors.NotFoundError, match="clicks"):
+            client.push("click", frame)
+        with pytest.raises(errors.ValueTypeError, match="count"):
+            client.push("clicks", {**rows, "count": [1, "many"]})
+
+
+FINE = 1_500_000_000_000_000_001  # nanoseconds
+
+
+@pytest.mark.parametrize("instants", [[pd.Timestamp(FINE)], np.array([FINE], "M8[ns]"), [np.datetime64(FINE, "ns")]])
+def test_instants_that_the_server_would_cut_are_refused(client: FeatureClient, instants: Any) -> None:
+    with pytest.raises(errors.InputError, match="finer than a microsecond"):
+        client.push("clicks", {"at": instants})
+
+
+def test_what_is_no_time_is_null(push_url: str) -> None:
+    with FeatureClient(push_url, timeout_s=60) as client:
+        at = datetime(2026, 1, 1, tzinfo=UTC)
+        seen = [np.datetime64("NaT"), pd.NaT, pd.NA, None]
+        client.push("clicks", {"customer_id": [1, 2, 3, 4], "ordered_at": [at] * 4, "count": [0] * 4, "seen": seen})
+        found = client.get_online_features(["pushed:seen"], entities={"customer_id": [1, 2, 3, 4]})
+        assert found.statuses == [["NULL_VALUE"]] * 4
+        with pytest.raises(errors.InputError):
+            client.push("clicks", {"customer_id": [1], "ordered_at": np.array(["NaT"], "M8[ns]"), "count": [0]})
 
 
 def test_a_store_that_is_down_and_comes_back(tmp_path: Path, start_redis: Callable[..., RedisServer]) -> None:
