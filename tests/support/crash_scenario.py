@@ -22,13 +22,14 @@ from typing import Any
 from featurestore import Field
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
-from featurestore.materialization import materialize, materialize_incremental, publish, succeeded
+from featurestore.materialization import materialize, materialize_incremental, publish, push, succeeded
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline import delta
 from featurestore.plan import apply_plan, make_plan
 from featurestore.project.loader import collect
 from featurestore.project.settings import make_settings
 from featurestore.types import Float64
+from featurestore.types.times import to_datetime
 from support.clock import ManualClock
 from support.materialized import SOURCE_SCHEMA, Sale, day, sales_view, write_sales
 
@@ -67,11 +68,18 @@ LAST = [*KEPT, Sale("shop 5", day(25), day(25), 55)]
 
 
 def _apply(workspace: Workspace, *, doomed: bool, price: bool) -> None:
-    view = sales_view()
+    view = sales_view(pushed=True)
     views = [view.replaced(fields=(*view.fields, Field("price", Float64))) if price else view]
     if doomed:
         views.append(view.replaced(name="doomed"))
     apply_plan(workspace, make_plan(workspace, collect(views), partial=False))
+
+
+def read_source(sales: list[Sale]) -> dict[str, list[Any]]:
+    """Return sales as columns of their source, as a caller pushes them."""
+    instants = {"sold_at": [sale.sold_us for sale in sales], "known_at": [sale.known_us for sale in sales]}
+    columns = {name: [to_datetime(instant) for instant in found if instant] for name, found in instants.items()}
+    return columns | {name: [getattr(sale, name) for sale in sales] for name in ("shop", "amount", "note")}
 
 
 def _write(workspace: Workspace, sales: list[Sale], *, price: bool = False) -> None:
@@ -97,6 +105,17 @@ def first_run(workspace: Workspace) -> None:
 def late_rows(workspace: Workspace) -> None:
     _write(workspace, SECOND)
     succeeded(materialize_incremental(workspace, day(12), ["shop_sales"]))
+
+
+PUSHED = [
+    Sale("shop 3", day(11.5), day(11.6), 300, "pushed"),
+    Sale("shop 4", day(1), day(12), 400, "older than what is online"),
+    Sale("pushed alone", day(11.7), day(11.7), 500),
+]
+
+
+def push_rows(workspace: Workspace) -> None:
+    push(workspace, "sales_push", read_source(PUSHED))
 
 
 def rebuild(workspace: Workspace) -> None:
@@ -144,6 +163,7 @@ COMMANDS: dict[str, Callable[[Workspace], None]] = {
         apply_first,
         first_run,
         late_rows,
+        push_rows,
         rebuild,
         new_feature,
         save_training_set,
