@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import chain
@@ -120,9 +120,11 @@ class RecordDecoder:
         for known_id, known in (schemas or {}).items():
             self.learn(known_id, known)
 
-    def unknown_schemas(self, records: Iterable[bytes | None]) -> set[bytes]:
+    def unknown_schemas(self, records: Sequence[bytes | None]) -> set[bytes]:
         """Return the schema ids to look up and `learn` before reading, for callers that cannot block."""
-        return {_SCHEMA(record) for record in records if record is not None and is_record(record)} - set(self._mappings)
+        unknown = set(map(_SCHEMA, filter(None, records))) - self._mappings.keys()
+        # Nearly always there are none: what is no record at all need be told apart only where there are.
+        return unknown and {_SCHEMA(found) for found in records if found and is_record(found)} - self._mappings.keys()
 
     def learn(self, known_id: bytes, document: bytes) -> None:
         """Take a schema document from the store. Raises DamagedRecordError when it is not that id's."""
