@@ -1,4 +1,7 @@
-"""Both online stores against a dict that keeps the greatest (event_ts, created_ts) of each key."""
+"""Both online stores against a dict that keeps the greatest (event_ts, created_ts) of each key.
+
+Step by step by one writer, and what four of them leave that write at once.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from support.contested import KEYS, WRITERS, begin_writers, offered_by, open_store
 from support.redis_server import RedisServer
 
-from featurestore.online.codec import RecordEncoder
+from featurestore.online.codec import RecordEncoder, record_times
 from featurestore.online.interface import OnlineStore, Repair, ViewLayout, Write, WriteResult
 from featurestore.online.lmdb import LmdbStore
 from featurestore.online.reading import RecordDecoder
@@ -153,3 +157,41 @@ def test_redis_is_the_model(redis_server: RedisServer) -> None:
 
     OnlineStoreMachine.make = stores()
     run_state_machine_as_test(OnlineStoreMachine, settings=STEPS)
+
+
+def assert_four_writers_are_the_model(url: str) -> None:
+    now_us = system_clock()
+    store = open_store(url)
+    offered = [write for writer in range(WRITERS) for batch in offered_by(writer, now_us) for write in batch]
+    records = {(write.key, write.record) for write in offered}
+    seen: dict[bytes, tuple[int, int]] = {}
+    looks = 0
+    writers = begin_writers(url, now_us)
+    while any(writer.poll() is None for writer in writers):
+        for key, record in zip(KEYS, store.mget(KEYS), strict=True):
+            if record is not None:
+                assert (key, record) in records  # whole, as one of them wrote it
+                times = record_times(record)
+                assert times >= seen.get(key, times)  # never a step back
+                seen[key] = times
+        looks += 1
+    for writer in writers:
+        _, errors = writer.communicate()
+        assert (writer.returncode, errors) == (0, "")
+    assert looks > 1
+
+    model: dict[bytes, tuple[int, int]] = {}
+    for write in offered:
+        model[write.key] = max(record_times(write.record), model.get(write.key, (0, 0)))
+    last = dict(zip(KEYS, store.mget(KEYS), strict=True))
+    assert {key: record_times(record or b"") for key, record in last.items()} == model
+    assert set(last.items()) <= records
+    store.close()
+
+
+def test_four_processes_at_once_leave_lmdb_as_the_model(tmp_path: Path) -> None:
+    assert_four_writers_are_the_model(str(tmp_path / "online"))
+
+
+def test_four_processes_at_once_leave_redis_as_the_model(redis_url: str) -> None:
+    assert_four_writers_are_the_model(redis_url)
