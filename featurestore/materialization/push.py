@@ -135,8 +135,9 @@ class Push:
     def confirm(self) -> None:
         """Note what was committed; raises the error of a commit that failed, naming its view."""
         failed = [view for view, version in self._versions.items() if version.exception() is not None]
-        for view in self._versions.keys() - failed:
-            self._done[view] = PushedView(offline=OfflineCounts(self.row_count, self._versions[view].result()))
+        for view, version in self._versions.items():
+            if view not in failed:
+                self._done[view] = PushedView(offline=OfflineCounts(self.row_count, version.result()))
         for view in failed:
             with self._named(view, "offline"):
                 self._versions[view].result()
@@ -157,7 +158,7 @@ class Push:
     def result(self) -> PushResult:
         """Return what was done."""
         note = ONLINE_ONLY if self._to == "online" else None
-        return PushResult(self._plan.source.name, self.row_count, self._to, self._done, note)
+        return PushResult(self._plan.source.name, self.row_count, self._to, dict(sorted(self._done.items())), note)
 
     def _write(self, encoder: RecordEncoder, rows: ViewRows) -> OnlineCounts:
         if not self.row_count:
