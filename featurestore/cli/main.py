@@ -84,10 +84,10 @@ def main(args: list[str] | None = None) -> Any:
     except click.UsageError as error:
         error.show()
         sys.exit(EXIT_USAGE)
-    except click.Abort:
-        click.echo("Stopped; nothing more was changed.", err=True)
-        sys.exit(EXIT_FAILED)
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error, click.Abort) and not isinstance(error.__cause__, KeyboardInterrupt):  # a "no"
+            click.echo("Stopped; nothing more was changed.", err=True)
+            sys.exit(EXIT_FAILED)
         click.echo("Stopped; running the same command again finishes the work.", err=True)
         sys.exit(130)
     except BrokenPipeError:

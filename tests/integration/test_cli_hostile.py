@@ -149,3 +149,11 @@ def test_a_broken_features_file_shows_only_what_its_author_wrote(repo: Path, fs:
     for ours in ("pydantic", "function-after", "valid dictionary", "valid tuple"):
         assert ours not in err
     fs("list")  # what is applied can still be looked at
+
+
+def test_an_interrupt_says_how_to_go_on(repo: Path, fs: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("featurestore.cli.commands.materialize.materialize_incremental", interrupted)
+    assert "same command again finishes" in fs("materialize", expect=130)[1]
