@@ -201,8 +201,10 @@ def push(workspace: Workspace, source_name: str, rows: Any, to: To = "both") -> 
     # A commit goes into the generation of now; online alone must be quick, and not fail with the registry.
     snapshot = workspace.recent_snapshot() if to == "online" else workspace.snapshot()
     work = Push(workspace, PushPlan(snapshot, source_name), read_rows(rows), to)
-    wait(work.commit())
-    work.confirm()
+    if to != "online":
+        with step("commit", f"commit what is pushed to {source_name}"):
+            wait(work.commit())
+        work.confirm()
     work.publish()
     return work.result()
 
