@@ -34,15 +34,15 @@ from featurestore.online.interface import ViewLayout
 from featurestore.types.times import MIN_INSTANT, days_to_date, to_rfc3339
 from featurestore.types.values import ValueType, is_widening, to_json
 
-_HEAD = operator.itemgetter(slice(0, 9))
+HEAD = operator.itemgetter(slice(0, 9))
 _SCHEMA = operator.itemgetter(slice(17, 25))
-_SHAPE = operator.itemgetter(slice(17, 26))
+SHAPE = operator.itemgetter(slice(17, 26))
 """The schema id and the first byte of the array header: a payload of another shape never shifts its neighbours."""
-_PAYLOAD = operator.itemgetter(slice(HEADER_BYTES, -CRC_BYTES))
+PAYLOAD = operator.itemgetter(slice(HEADER_BYTES, -CRC_BYTES))
 _VERSION = bytes([FORMAT_VERSION])
-_NEXT_VERSION = bytes([FORMAT_VERSION + 1])
+NEXT_VERSION = bytes([FORMAT_VERSION + 1])
 _decode_row = msgspec.msgpack.Decoder(list[Any]).decode
-_decode_rows = msgspec.msgpack.Decoder(list[list[Any]]).decode
+decode_rows = msgspec.msgpack.Decoder(list[list[Any]]).decode
 
 _WIRE_KINDS: dict[str, type] = {
     "Int32": int,
@@ -146,7 +146,7 @@ class RecordDecoder:
     def row(self, key: bytes, record: bytes, mapping: _Mapping) -> list[Any]:
         """Return the asked features of one record as msgpack carries them, None where it lacks one."""
         try:
-            stored = _decode_row(_PAYLOAD(record))
+            stored = _decode_row(PAYLOAD(record))
         except msgspec.DecodeError:
             raise damaged(key, "holds no msgpack array") from None
         if len(stored) != mapping.length:
@@ -272,21 +272,21 @@ class ViewReader:
         self.features = tuple(features)
         self.decoder = RecordDecoder(layout, features, fetch_schema=fetch_schema)
         self._ttl_us = layout.ttl_us
-        self._stored_width = len(layout.features)
-        self._own_shape = self.decoder.schema_id + msgpack_array_header(self._stored_width)[:1]
+        self.stored_width = len(layout.features)
+        self.own_shape = self.decoder.schema_id + msgpack_array_header(self.stored_width)[:1]
         # Decoding into types that hold no null proves that there is none, for free. Where one was met the next
         # read looks for them instead, until it finds none.
         self._decode_without_nulls = msgspec.msgpack.Decoder(_wire_rows(layout)).decode
         self._expects_nulls = False
-        self._select = _selection([name for name, _ in layout.features], self.features)
+        self.select = _selection([name for name, _ in layout.features], self.features)
         self._present = (Status.PRESENT,) * len(self.features)
         self._absent = (Status.NOT_FOUND,) * len(self.features)
         self._too_old = (Status.OUTSIDE_MAX_AGE,) * len(self.features)
         self._empty = (None,) * len(self.features)
         converters = _json_converters(self.decoder) if form == "json" else self.decoder.converters
-        self._converters = [(place, convert) for place, convert in enumerate(converters) if convert is not None]
+        self.converters = [(place, convert) for place, convert in enumerate(converters) if convert is not None]
         floats = ("Float32", "Float64") if form == "json" else ()
-        self._checked_floats = [place for place, kind in enumerate(self.decoder.types) if kind.name in floats]
+        self.checked_floats = [place for place, kind in enumerate(self.decoder.types) if kind.name in floats]
 
     def read(self, keys: Sequence[bytes], records: Sequence[bytes | None], now_us: int) -> ViewRows:
         """Return the answer for records as a store gave them for ``keys``.
@@ -297,17 +297,17 @@ class ViewReader:
         """
         if not records:
             return ViewRows(records, len(self.features), values=[])
-        oldest = self._oldest_head(now_us)
+        oldest = self.oldest_head(now_us)
         if None not in records:
             found = cast("Sequence[bytes]", records)
-            heads = list(map(_HEAD, found))
-            own = set(map(_SHAPE, found)) == {self._own_shape}
-            if own and min(heads) >= oldest and max(heads) < _NEXT_VERSION:
+            heads = list(map(HEAD, found))
+            own = set(map(SHAPE, found)) == {self.own_shape}
+            if own and min(heads) >= oldest and max(heads) < NEXT_VERSION:
                 rows, is_without_nulls = self._rows(keys, found)
                 return self._finish(rows, None, records, look_for_nulls=not is_without_nulls)
         return self._read_mixed(keys, records, oldest)
 
-    def _oldest_head(self, now_us: int) -> bytes:
+    def oldest_head(self, now_us: int) -> bytes:
         """Return the first nine bytes that a record within its ttl has at least."""
         oldest_us = MIN_INSTANT if self._ttl_us is None else max(now_us - self._ttl_us, MIN_INSTANT)
         return _VERSION + time_bytes(oldest_us)
@@ -317,7 +317,7 @@ class ViewReader:
 
         Return the asked features, and whether decoding has proven that no value is null.
         """
-        payload = msgpack_array_header(len(records)) + b"".join(map(_PAYLOAD, records))
+        payload = msgpack_array_header(len(records)) + b"".join(map(PAYLOAD, records))
         rows: Any = None
         if not self._expects_nulls:
             try:
@@ -326,12 +326,12 @@ class ViewReader:
                 self._expects_nulls = True
         is_without_nulls = rows is not None
         try:
-            rows = _decode_rows(payload) if rows is None else rows
+            rows = decode_rows(payload) if rows is None else rows
         except msgspec.DecodeError:
             raise self._first_damaged(keys, records) from None
-        if set(map(len, rows)) != {self._stored_width}:
+        if set(map(len, rows)) != {self.stored_width}:
             raise self._first_damaged(keys, records)
-        asked: list[Sequence[Any]] = rows if self._select is None else list(map(self._select, rows))
+        asked: list[Sequence[Any]] = rows if self.select is None else list(map(self.select, rows))
         return asked, is_without_nulls
 
     def _first_damaged(self, keys: Sequence[bytes], records: Sequence[bytes]) -> DamagedRecordError:
@@ -355,7 +355,7 @@ class ViewReader:
                 raise damaged(key, "is no record of this format version")
             if record[:9] < oldest:
                 statuses[place] = self._too_old
-            elif record[17:26] == self._own_shape:
+            elif record[17:26] == self.own_shape:
                 own_places.append(place)
             elif (mapping := self.decoder.mapping(record)) is not None:
                 values[place] = self.decoder.row(key, record, mapping)
@@ -378,12 +378,12 @@ class ViewReader:
         look_for_nulls: bool,
     ) -> ViewRows:
         columns: list[Sequence[Any]] | None = None
-        is_changed = bool(self._converters)
-        if rows and (self._converters or self._checked_floats):
+        is_changed = bool(self.converters)
+        if rows and (self.converters or self.checked_floats):
             columns = list(zip(*rows, strict=True))
             if self._clear_special_floats(columns):
                 is_changed = look_for_nulls = True
-            for place, convert in self._converters:
+            for place, convert in self.converters:
                 columns[place] = [None if value is None else convert(value) for value in columns[place]]
         return ViewRows(
             records,
@@ -419,12 +419,12 @@ class ViewReader:
 
     def _clear_special_floats(self, columns: list[Sequence[Any]]) -> bool:
         """Replace NaN and infinities by None; tell whether there were any."""
-        checked = [columns[place] for place in self._checked_floats]
+        checked = [columns[place] for place in self.checked_floats]
         # NaN and infinities survive a sum, so one pass in C clears nearly every answer. Nulls are left out.
         if math.isfinite(sum(filter(None, chain.from_iterable(checked)))):
             return False
         is_changed = False
-        for place, column in zip(self._checked_floats, checked, strict=True):
+        for place, column in zip(self.checked_floats, checked, strict=True):
             cleaned = [None if value is None or not math.isfinite(value) else value for value in column]
             if cleaned.count(None) != column.count(None):
                 columns[place], is_changed = cleaned, True
@@ -435,10 +435,14 @@ def _selection(stored: Sequence[str], asked: Sequence[str]) -> Callable[[Any], S
     """Return what picks the asked features from a stored row, or None where they are the row."""
     if list(asked) == list(stored):
         return None
-    positions = [stored.index(name) for name in asked]
-    if len(positions) == 1:
-        return lambda row: (row[positions[0]],)
-    return operator.itemgetter(*positions) if positions else lambda row: ()
+    return picked([stored.index(name) for name in asked]) or (lambda row: ())
+
+
+def picked(places: Sequence[int]) -> Callable[[Any], Sequence[Any]] | None:
+    """Return what picks some places of a row, None for no places."""
+    if len(places) == 1:
+        return lambda row: (row[places[0]],)
+    return operator.itemgetter(*places) if places else None
 
 
 def _wire_rows(layout: ViewLayout) -> Any:

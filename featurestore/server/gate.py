@@ -73,13 +73,20 @@ class ShortCut:
 class FeatureServer(FastAPI):
     """FastAPI behind layers of our own: ``outside`` wraps its whole stack.
 
-    Its outermost middleware would answer errors in another shape, and with the telemetry behind it costs every
-    request as much as half an answer.
+    Its outermost middleware would answer errors in another shape, and with its telemetry costs every request as much
+    as half an answer.
     """
 
     def __init__(self, *, outside: Callable[[App], App], **options: Any) -> None:
         super().__init__(**options)
         self._outside = outside
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if self.middleware_stack is None:
+            self.middleware_stack = self.build_middleware_stack()
+        scope["app"] = self
+        await self.middleware_stack(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return our layers around FastAPI's, without the one that answers errors."""

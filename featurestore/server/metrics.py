@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import add
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from featurestore.metadata.progress import Progress
-from featurestore.online.reading import Status, ViewRows
+from featurestore.online.reading import Status
+from featurestore.retrieval.online_plan import Answer
+from featurestore.server.plans import Pattern, ServingPlan
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -130,20 +133,37 @@ class Metrics:
         counter.inc()
         histogram.observe(seconds)
 
-    def answered(self, rows: int, views: Sequence[tuple[str, ViewRows]], seconds: Sequence[float], now_us: int) -> None:
-        """Count one online read: entity rows, what each view answered, and the seconds of each of `STAGES`."""
-        self._counted_rows += rows
-        for view, found in views:
+    def answered(self, serving: ServingPlan, answer: Answer) -> None:
+        """Count one online read: entity rows, and what each view answered."""
+        self._counted_rows += answer.row_count
+        for view, found in zip(serving.views, answer.views, strict=True):
             for status, count in found.counts().items():
                 self._counted_values[view, status] += count
+
+    def answered_fresh(self, serving: ServingPlan, patterns: Sequence[Pattern]) -> None:
+        """Count one online read in which what is not null is PRESENT."""
+        rows = len(patterns)
+        self._counted_rows += rows
+        nulls = (0,) * len(serving.views)
+        for pattern in patterns:
+            if pattern is not serving.present:
+                nulls = tuple(map(add, nulls, pattern.nulls))
+        for view, part, missing in zip(serving.views, serving.slices, nulls, strict=True):
+            self._counted_values[view, Status.PRESENT] += rows * (part.stop - part.start) - missing
+            if missing:
+                self._counted_values[view, Status.NULL_VALUE] += missing
+
+    def is_sample(self) -> bool:
+        """Tell whether this online read is one to look at closely."""
         self._answered += 1
-        if self._answered % SAMPLE_EVERY == 1:
-            for stage, spent in zip(STAGES, seconds, strict=True):
-                self._stages[stage].observe(spent)
-            for view, found in views:
-                event_us = next((event for event in found.event_us() if event is not None), None)
-                if event_us is not None:
-                    self._ages.labels(view).observe((now_us - event_us) / 1_000_000)
+        return self._answered % SAMPLE_EVERY == 1
+
+    def sample(self, seconds: Sequence[float], ages: Iterable[tuple[str, float]]) -> None:
+        """Note where the time of one online read went, by `STAGES`, and how old its records were."""
+        for stage, spent in zip(STAGES, seconds, strict=True):
+            self._stages[stage].observe(spent)
+        for view, age_s in ages:
+            self._ages.labels(view).observe(age_s)
 
     def pushed(self, view: str, results: Mapping[str, int]) -> None:
         """Count pushed rows by what became of them."""

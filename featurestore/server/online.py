@@ -5,21 +5,22 @@ Nothing here runs in a thread, and nothing touches a Request or Response object.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic, perf_counter
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from featurestore.errors import InputError, OnlineStoreUnavailableError
+from featurestore.online.codec import is_record, record_times
 from featurestore.online.interface import AsyncReader
 from featurestore.online.reading import Status
-from featurestore.retrieval.online_plan import Answer, OnlinePlan
+from featurestore.retrieval.online_plan import Answer, OnlinePlan, Query
 from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.server.envelope import Receive, Scope, Send, read_body
 from featurestore.server.errors import RequestError
 from featurestore.server.metrics import Metrics
-from featurestore.server.plans import Asked, ServingPlan
+from featurestore.server.plans import Asked, Pattern, ServingPlan
 from featurestore.types.times import Clock, to_instant, to_rfc3339
 
 MOST_ROWS = 1_000
@@ -57,6 +58,7 @@ class FeastRequest(msgspec.Struct):
 
 
 Encode = Callable[[ServingPlan, Answer], bytes]
+EncodeFresh = Callable[[ServingPlan, list[list[Any]], list[Pattern]], bytes]
 
 
 class OnlineReads:
@@ -69,43 +71,45 @@ class OnlineReads:
         self._absent: dict[bytes, float] = {}
         self.reader: AsyncReader | None = None
 
-    async def answer(self, asked: Asked, columns: Mapping[str, Sequence[Any]], started: float, encode: Encode) -> bytes:
+    async def answer(
+        self,
+        asked: Asked,
+        columns: Mapping[str, Sequence[Any]],
+        started: float,
+        encode: Encode,
+        encode_fresh: EncodeFresh | None = None,
+    ) -> bytes:
         """Return a request's answer, of one revision of the definitions.
 
-        ``started`` is the instant on `perf_counter` at which reading the request began. Raises as its parts do.
+        ``started`` is the instant on `perf_counter` at which reading the request began. ``encode_fresh`` encodes the
+        rows of most requests, in which nothing is missing, without a look at each value. Raises as its parts do.
         """
-        rows = max(map(len, columns.values()), default=0)
-        if rows > MOST_ROWS:
-            raise RequestError(
-                413,
-                "too_many_entities",
-                f"{rows} entity rows are more than {MOST_ROWS}.",
-                hint="Ask in several requests.",
-                entities=rows,
-                max_entities=MOST_ROWS,
-            )
+        _check_count(columns)
         serving = self._definitions.current.plans.plan(asked)
         plan = serving.plan
         query = plan.query(columns)
         parsed = perf_counter()
         records = await self._records(query.keys)
-        missing = plan.missing_schemas(query, records)
-        if missing:
-            await self._learn(missing)
-        fetched = perf_counter()
-        now_us = self._clock()
-        answer = plan.answer(query, records, now_us)
-        decoded = perf_counter()
-        body = encode(serving, answer)
-        transform_s = answer.transform_seconds
-        seconds = (
-            parsed - started,
-            fetched - parsed,
-            decoded - fetched - transform_s,
-            transform_s,
-            perf_counter() - decoded,
-        )
-        self._metrics.answered(query.rows, list(zip(serving.views, answer.views, strict=True)), seconds, now_us)
+        fetched, now_us = perf_counter(), self._clock()
+        rows = None if encode_fresh is None else plan.fresh_rows(query, records, now_us)
+        if encode_fresh is not None and rows is not None:
+            decoded = perf_counter()
+            patterns = list(map(serving.pattern, rows))
+            body = encode_fresh(serving, rows, patterns)
+            self._metrics.answered_fresh(serving, patterns)
+            transform_s = 0.0
+        else:
+            missing = plan.missing_schemas(query, records)
+            if missing:
+                await self._learn(missing)
+            answer = plan.answer(query, records, now_us)
+            decoded = perf_counter()
+            body = encode(serving, answer)
+            self._metrics.answered(serving, answer)
+            transform_s = answer.transform_seconds
+        if self._metrics.is_sample():
+            spent = parsed - started, fetched - parsed, decoded - fetched - transform_s, transform_s
+            self._metrics.sample((*spent, perf_counter() - decoded), _ages(serving, query, records, now_us))
         return body
 
     async def _records(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -154,7 +158,8 @@ class OnlineEndpoint:
         def encode(serving: ServingPlan, answer: Answer) -> bytes:
             return online_body(serving, answer, request.include)
 
-        await send_json(send, await self._reads.answer(asked, columns, started, encode))
+        fresh = _fresh_body if request.include == ("status",) else None
+        await send_json(send, await self._reads.answer(asked, columns, started, encode, fresh))
 
 
 class FeastEndpoint:
@@ -179,13 +184,46 @@ class FeastEndpoint:
         await send_json(send, await self._reads.answer(asked, request.entities, started, encode))
 
 
+def _check_count(columns: Mapping[str, Sequence[Any]]) -> None:
+    rows = max(map(len, columns.values()), default=0)
+    if rows > MOST_ROWS:
+        raise RequestError(
+            413,
+            "too_many_entities",
+            f"{rows} entity rows are more than {MOST_ROWS}.",
+            hint="Ask in several requests.",
+            entities=rows,
+            max_entities=MOST_ROWS,
+        )
+
+
+def _fresh_body(serving: ServingPlan, rows: list[list[Any]], patterns: list[Pattern]) -> bytes:
+    """Return what `online_body` returns with statuses, where every value is PRESENT or NULL_VALUE."""
+    statuses = [pattern.statuses for pattern in patterns]
+    return msgspec.json.encode({"names": serving.names, "rows": rows, "status": statuses})
+
+
+def _ages(
+    serving: ServingPlan, query: Query, records: Sequence[bytes | None], now_us: int
+) -> Iterator[tuple[str, float]]:
+    """Yield each view's name and the age in seconds of its first record of a request."""
+    start = 0
+    for view, places in zip(serving.views, query.found, strict=True):
+        stop = start + (query.rows if places is None else len(places))
+        for record in records[start:stop]:
+            if record is not None and is_record(record):
+                yield view, (now_us - record_times(record)[0]) / 1_000_000
+                break
+        start = stop
+
+
 def online_body(serving: ServingPlan, answer: Answer, include: Sequence[str]) -> bytes:
     """Return ``{"names", "rows", "status", "event_timestamp"}``; the last two only where they are asked for."""
     body: dict[str, Any] = {"names": serving.names, "rows": answer.rows()}
     if "status" in include:
         statuses = answer.status_rows()
         if statuses is None:
-            body["status"] = [serving.present] * answer.row_count
+            body["status"] = [serving.present.statuses] * answer.row_count
         else:
             body["status"] = [[_STATUS[status] for status in row] for row in statuses]
     if "event_timestamp" in include:

