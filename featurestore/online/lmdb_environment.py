@@ -22,9 +22,13 @@ from featurestore.errors import (
 )
 
 MAX_READERS = 1024
+_SLOT_BYTES = 64
+"""Of a reader in the lock file, whose header takes as much as three and which has one slot less than readers."""
+
 FORMAT_KEY = b"\x00format"
 FORMAT = b"1"
 DATA_FILE = "data.mdb"
+LOCK_FILE = "lock.mdb"
 
 # Of LMDB's meta page behind its 16-byte page header: magic, version, address, map size, then two tree roots of 48
 # bytes, the first of which begins with the page size; last page number, transaction number.
@@ -70,6 +74,7 @@ def open_environment(path: Path, map_bytes: int) -> lmdb.Environment:
         if environment is None:
             path.mkdir(parents=True, exist_ok=True)
             _check_length(path)
+            _reserve_lock(path)
             # Without a sync of the meta page a power cut may undo the last commits, never damage them; the store
             # syncs at the end of each call instead of twice in every transaction.
             environment = lmdb.open(str(path), map_size=map_bytes, max_readers=MAX_READERS, metasync=False)
@@ -119,6 +124,19 @@ def damaged_file(path: Path, why: str) -> DamagedRecordError:
         hint=f"Rebuild it: remove the folder {str(path)!r}, then run `fs materialize --republish --authoritative`.",
         path=str(path),
     )
+
+
+def _reserve_lock(path: Path) -> None:
+    """Let the lock file have all its blocks: LMDB maps it, and what a full disk lacks then kills the process.
+
+    Before this process opens the environment, and never after: closing any descriptor of a file gives up all the
+    process's locks on it.
+    """
+    with (path / LOCK_FILE).open("ab") as file:
+        found = os.fstat(file.fileno())
+        size = max(found.st_size, _SLOT_BYTES * (MAX_READERS + 2))
+        if found.st_blocks * 512 < size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _check_format(path: Path, environment: lmdb.Environment) -> None:

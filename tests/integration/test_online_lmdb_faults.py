@@ -330,6 +330,32 @@ def test_a_full_disk_is_told_and_the_next_run_completes(folder: Path, limit: str
         assert LmdbStore(folder).mget([records(1)[0].key]) == [records(1, version=1)[0].record]
 
 
+@pytest.mark.parametrize("opened", ["never", "before"])
+def test_a_disk_that_is_full_kills_no_reader(folder: Path, opened: str) -> None:
+    """Slots of readers beyond the first page of the lock file need blocks of their own."""
+    holding = (
+        "import sys; from featurestore.online.lmdb import LmdbStore; store = LmdbStore(sys.argv[1]);"
+        "held = [store._open().begin() for _ in range(140)]; print(store.mget([b'fs:p:v:{a}']))"
+    )
+    with small_disk(folder, size="300k") as mounted:
+        if opened == "before":
+            LmdbStore(folder).mget([b"fs:p:v:{a}"])
+            gc.collect()
+        if mounted:
+            with contextlib.suppress(OSError), (folder / "fill").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4_096))
+        ended = subprocess.run(
+            [sys.executable, "-c", holding, str(folder)], capture_output=True, text=True, check=False
+        )
+        if opened == "before" or not mounted:
+            assert (ended.returncode, ended.stdout) == (0, "[None]\n")
+        else:
+            assert ended.returncode == 1  # an error, not a signal
+            assert "OnlineStoreFullError" in ended.stderr
+            assert "MiB left" in ended.stderr
+
+
 def test_keys_too_long_for_the_file_are_refused(folder: Path) -> None:
     write = record_of(NOW)._replace(key=b"fs:p:v:{" + b"x" * 600 + b"}")
     with pytest.raises(OnlineStoreError):
