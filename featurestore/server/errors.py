@@ -27,6 +27,7 @@ from featurestore.errors import (
     RegistryError,
     ValueTypeError,
 )
+from featurestore.server.logs import is_news
 
 logger = logging.getLogger("featurestore.server")
 
@@ -103,7 +104,8 @@ def error_answer(error: BaseException, request_id: str) -> ErrorAnswer:
     if answer.status == 500:
         logger.error("request %s failed", request_id, exc_info=error, extra=extra)
     elif answer.status == 503:
-        logger.warning("request %s: %s", request_id, error, extra=extra)
+        level = logging.WARNING if is_news(answer.kind) else logging.DEBUG
+        logger.log(level, "request %s: %s", request_id, error, extra=extra)
     if answer.retry_after_seconds is not None:
         headers.append((b"retry-after", str(answer.retry_after_seconds).encode()))
     return ErrorAnswer(answer.status, [*headers, _length(body)], body)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import traceback
+from time import monotonic
 from typing import Any, Literal
 
 from featurestore.types.times import to_rfc3339
@@ -18,7 +19,11 @@ Format = Literal["text", "json"]
 SLOW_SECONDS = 1.0
 """A request that takes longer is told of; others only with ``--debug``."""
 
+TELL_AGAIN_SECONDS = 1.0
+"""A kind of failure that requests meet by the thousand is told of so often."""
+
 logger = logging.getLogger("featurestore.server")
+_told: dict[str, float] = {}
 
 
 def configure(form: Format, *, debug: bool) -> None:
@@ -36,6 +41,15 @@ def log_request(method: str, route: str, status: int, seconds: float, request_id
         text = "request %s: %s %s %d in %.1f ms"
         extra = {"request_id": request_id}
         logger.log(level, text, request_id, method, route, status, seconds * 1000, extra=extra)
+
+
+def is_news(kind: str) -> bool:
+    """Tell whether the log was silent of a kind of failure for a while: an outage must not fill the disk."""
+    now = monotonic()
+    if now - _told.get(kind, -TELL_AGAIN_SECONDS) < TELL_AGAIN_SECONDS:
+        return False
+    _told[kind] = now
+    return True
 
 
 class Lines(logging.Formatter):

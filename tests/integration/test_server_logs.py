@@ -19,7 +19,9 @@ from support.faults import Fault, FaultProxy
 from support.redis_server import RedisServer
 from support.serving import FEATURES, Project, ServerProcess, serving, small_project, until
 
+from featurestore.errors import OfflineStoreError, OnlineStoreUnavailableError
 from featurestore.server import logs
+from featurestore.server.errors import error_answer
 from featurestore.types.times import system_clock
 
 TOKEN = "marked-token-" + "t" * 30
@@ -192,6 +194,18 @@ def test_requests_are_told_of_in_debug_or_when_slow(caplog: pytest.LogCaptureFix
     (record,) = caplog.records
     assert (record.levelname, record.getMessage()) == ("WARNING", "request b: POST /push 200 in 1234.5 ms")
     assert record.request_id == "b"
+
+
+def test_an_outage_is_told_once_a_second(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_told", {})
+    with caplog.at_level(logging.INFO, "featurestore.server"):
+        for number in range(1000):
+            error_answer(OnlineStoreUnavailableError("Redis is away."), f"id-{number}")
+        error_answer(OfflineStoreError("The disk is away."), "id-1000")
+        assert [record.request_id for record in caplog.records] == ["id-0", "id-1000"]
+        monkeypatch.setattr(logs, "TELL_AGAIN_SECONDS", 0.0)
+        error_answer(OnlineStoreUnavailableError("Redis is away."), "id-1001")
+    assert caplog.records[-1].getMessage() == "request id-1001: Redis is away."
 
 
 def test_workers_write_json_too_and_say_nothing_of_requests_without_debug(tmp_path: Path) -> None:
