@@ -14,9 +14,15 @@ from pathlib import Path
 import pytest
 import redis
 from support.faults import FaultProxy
+from support.materialized import START, Sale, day, online_rows, sales_view, write_sales
+from support.projects import make_workspace
 from support.redis_server import RedisServer
 
+from featurestore import FeatureStore
 from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError, SettingsError
+from featurestore.maintenance.doctor import examine
+from featurestore.materialization import materialize_incremental
+from featurestore.metadata.watermarks import read_watermark
 from featurestore.online.codec import RecordEncoder
 from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
 from featurestore.online.redis import BACKOFFS, RedisStore
@@ -462,3 +468,109 @@ def test_after_a_fork_the_child_has_connections_of_its_own(redis_url: str, tmp_p
     assert all(store.mget([write.key]) == [write.record] for write in writes)
     assert os.waitpid(pid, 0)[1] == 0
     store.close()
+
+
+NEIGHBOURS = """
+from featurestore import Entity, FeatureView, Field, ParquetSource
+from featurestore.types import Int64, String
+
+sales = ParquetSource("sales", path="sales.parquet", timestamp_field="sold_at", created_timestamp_field="known_at")
+shop = Entity("shop", join_keys={"shop": String})
+amount = [Field("amount", Int64)]
+a = FeatureView("a", entities=[shop], source=sales, schema=amount)
+a_ = FeatureView("a_", entities=[shop], source=sales, schema=amount)
+ab = FeatureView("ab", entities=[shop], source=sales, schema=amount)
+"""
+
+
+def test_of_projects_in_one_redis_the_one_torn_down_takes_nothing_of_the_others(
+    redis_server: RedisServer, redis_url: str, tmp_path: Path
+) -> None:
+    projects = ["shop", "shop_", "shop_2", "sho", "s"]
+    tempting = ["*", "?", "[a-z]*", "shop", "a|b", "{x}", "\\", "a:b"]
+    stores = {}
+    for project in projects:
+        root = tmp_path / project
+        root.mkdir()
+        (root / "features.py").write_text(NEIGHBOURS)
+        (root / "feature_store.yaml").write_text(f"project: {project}\nonline_store: {redis_url}\n")
+        write_sales(root / "sales.parquet", [Sale(name, START, START, 7) for name in tempting])
+        stores[project] = FeatureStore(root)
+        stores[project].apply()
+        assert {run.state for run in stores[project].materialize_incremental()} == {"done"}
+    foreign = [
+        b"*",
+        b"fs",
+        b"fs:*",
+        b"fs:shop",
+        b"fs:sho?:a:{x}",
+        b"fs:[s]hop:a:{x}",
+        b"other:fs:shop:a:{x}",
+        b"FS:shop:",
+    ]
+
+    with redis_server.client() as client:
+        for key in foreign:
+            client.set(key, b"a neighbour's", ex=1_000)
+
+        def everything() -> dict[bytes, tuple[bytes, bool]]:
+            return {key: (client.dump(key), client.ttl(key) > 0) for key in client.scan_iter(count=1_000)}
+
+        left = everything()
+        assert len(left) == len(projects) * 3 * (len(tempting) + 1) + len(foreign)  # a schema beside the records
+        for project in projects[:3]:
+            stores[project].teardown()
+            left = {key: held for key, held in left.items() if not key.startswith(f"fs:{project}:".encode())}
+            assert everything() == left
+    for project in projects[3:]:
+        answer = stores[project].get_online_features(["ab:amount"], {"shop": tempting}).to_dict()
+        assert answer["amount"] == [7] * len(tempting)
+    for store in stores.values():
+        store.close()
+
+
+def test_memory_that_runs_out_moves_no_watermark_and_what_is_missing_is_published_next(
+    start_redis: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    server = start_redis("--maxmemory", "20mb", "--maxmemory-policy", "noeviction")
+    first = [Sale(f"shop {number}", START, START, number) for number in range(100)]
+    second = [Sale(f"shop {number}", day(1), day(1), -number, "x" * 1_000) for number in range(20_000)]
+    write_sales(tmp_path / "sales.parquet", first)
+    workspace = make_workspace(tmp_path, [sales_view()], online_url=server.url, now_us=day(2))
+    (run,) = materialize_incremental(workspace)
+    view = workspace.snapshot().views["shop_sales"]
+    assert read_watermark(workspace.ledger, view).published_version == 0
+
+    write_sales(tmp_path / "sales.parquet", first + second)
+    for _ in range(2):  # a run in vain changes nothing for the next
+        (run,) = materialize_incremental(workspace)
+        assert run.state == "failed"
+        assert "maxmemory of 20971520 bytes" in str(run.error)
+        mark = read_watermark(workspace.ledger, view)
+        assert (mark.table_version, mark.published_version) == (1, 0)
+    with server.client() as client:
+        client.config_set("maxmemory", "200mb")
+    (run,) = materialize_incremental(workspace)
+    assert run.state == "done"
+    assert read_watermark(workspace.ledger, view).published_version == 1
+    rows = online_rows(workspace)
+    assert len(rows) == 20_000
+    assert {shop: row[2] for shop, row in rows.items()} == {sale.shop: sale.amount for sale in second}
+    workspace.close()
+
+
+@pytest.mark.parametrize("policy", ["noeviction", "volatile-ttl", "allkeys-lru"])
+def test_the_doctor_tells_of_a_redis_that_evicts(
+    start_redis: Callable[..., RedisServer], tmp_path: Path, policy: str
+) -> None:
+    server = start_redis("--maxmemory", "20mb", "--maxmemory-policy", policy)
+    write_sales(tmp_path / "sales.parquet", [Sale("a", START)])
+    workspace = make_workspace(tmp_path, [sales_view()], online_url=server.url, now_us=START)
+    told = [check for check in examine(workspace) if check.name == "eviction"]
+    workspace.close()
+    if policy == "noeviction":
+        assert told == []
+    else:
+        assert [check.state for check in told] == ["warning"]
+        assert policy in told[0].message
+        assert "noeviction" in told[0].hint
