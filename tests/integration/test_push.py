@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.materialized import DAY, INSTANT, Sale, day, log_rows, online_rows, sales_view, write_sales
 from support.projects import apply_records, make_workspace
+from support.serving import until
 
 from featurestore import FeatureView, Field
 from featurestore.errors import (
@@ -409,11 +411,14 @@ class TestGroups:
         push(workspace, "sales_push", rows_of(Sale("a", day(1))), to="offline")
 
     def test_a_commit_that_fails_fails_those_that_are_in_it_and_no_others(self, workspace, monkeypatch):
-        commit, tries = DeltaStore.commit, []
+        commit, tries, later = DeltaStore.commit, [], []
 
         def fails_second(store: DeltaStore, *arguments: Any, **options: Any) -> Any:
             tries.append(1)
             if len(tries) == 2:
+                later.append(ThreadPoolExecutor(1))
+                later.append(later[0].submit(push, workspace, "sales_push", rows_of(Sale("a", day(2), None, 8))))
+                until(lambda: any(committer._waiting for committer in push_commit._committers.values()))
                 raise DiskFullError("No space was left.")
             return commit(store, *arguments, **options)
 
@@ -423,9 +428,28 @@ class TestGroups:
         assert [type(error) for error in failed] == [DiskFullError] * 4
         assert len({id(error) for error in failed}) == 4
         assert all("'shop_sales' failed offline" in str(error) for error in failed)
-        push(workspace, "sales_push", rows_of(Sale("a", day(1), None, 9)))
-        assert [row[3] for row in log_rows(workspace)] == [-1, 9]
-        assert online_rows(workspace)["a"][2] == 9
+        assert later[1].result(timeout=60).views["shop_sales"].offline.version == 1
+        later[0].shutdown()
+        assert [row[3] for row in log_rows(workspace)] == [-1, 8]
+        assert online_rows(workspace)["a"][2] == 8
+
+    def test_two_processes_commit_to_one_table(self, workspace, tmp_path_factory, monkeypatch):
+        monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 0.1)
+        # Another way to the same folder has a committer of its own, as another process has.
+        other_root = tmp_path_factory.mktemp("other") / "link"
+        other_root.symlink_to(workspace.root)
+        other = Workspace(other_root, workspace.settings, clock=workspace.clock)
+
+        def push_some(number: int) -> None:
+            for amount in range(8):
+                row = rows_of(Sale(f"shop {number}", day(1), day(1), amount))
+                push(workspace if number % 2 else other, "sales_push", row, to="offline")
+
+        with closing(other):
+            assert in_threads(4, push_some) == [None] * 4
+        for number in range(4):
+            own = [row[3] for row in log_rows(workspace) if row[0] == f"shop {number}"]
+            assert own == list(range(8))
 
     def test_two_revisions_of_a_view_are_committed_apart(self, workspace):
         old = workspace.snapshot().views["shop_sales"]
@@ -499,11 +523,12 @@ class TestNothingIsWritten:
         assert log_rows(workspace) == []
         assert online_rows(workspace) == {}
 
-    def test_where_a_time_lies_beyond_the_clock_skew(self, workspace):
+    @pytest.mark.parametrize("form", [dict, lambda rows: pa.table(rows).to_pydict()])
+    def test_where_a_time_lies_beyond_the_clock_skew(self, workspace, form):
         limit = NOW + 5_000_000
         for sale, column in ((Sale("a", limit + 1), "sold_at"), (Sale("a", NOW, limit + 1), "known_at")):
             with pytest.raises(ValueTypeError, match=f"column '{column}', row 1: .* lies in the future") as caught:
-                push(workspace, "sales_push", rows_of(Sale("b", NOW), sale))
+                push(workspace, "sales_push", form(rows_of(Sale("b", NOW), sale)))
             assert (caught.value.details["column"], caught.value.details["row"]) == (column, 1)
         assert counts(push(workspace, "sales_push", rows_of(Sale("a", limit, limit)))) == (1, 0, 0, 0)
 
