@@ -22,6 +22,7 @@ for i, key in ipairs(KEYS) do
   local record, expiry = ARGV[2 * i - 1], ARGV[2 * i]
   local old, code = redis.pcall('GET', key), 0
   if type(old) == 'table' then
+    if not string.find(old.err, 'WRONGTYPE', 1, true) then return old end
     code = 3
   elseif old then
     if #old < {SMALLEST_RECORD_BYTES} or string.byte(old) ~= {FORMAT_VERSION} then
@@ -61,6 +62,7 @@ local codes = {{}}
 for i, key in ipairs(KEYS) do
   local times, record, expiry = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
   local old = redis.pcall('GET', key)
+  if type(old) == 'table' and not string.find(old.err, 'WRONGTYPE', 1, true) then return old end
   local is_record = type(old) == 'string' and #old >= {SMALLEST_RECORD_BYTES} and string.byte(old) == {FORMAT_VERSION}
   if is_record and string.sub(old, 2, 17) == times then
     if record == '' or expiry == '0' then

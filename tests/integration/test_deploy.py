@@ -18,6 +18,8 @@ from support.redis_server import RedisServer
 from support.serving import Project, serving, small_project
 
 from featurestore.cli.main import main
+from featurestore.errors import OnlineStoreUnavailableError
+from featurestore.online.interface import Repair
 from featurestore.online.reading import Status
 from featurestore.server.app import create_app
 from featurestore.server.metrics import STAGES, Metrics
@@ -176,6 +178,11 @@ class Store:
     def client(self, user: str) -> redis.Redis:
         return redis.Redis.from_url(self.url(user), socket_timeout=5)
 
+    def limit(self, user: str, right: str) -> None:
+        """Take a right from a user, everywhere."""
+        for admin in self._admins:
+            admin.execute_command("ACL", "SETUSER", user, right)
+
     def refused(self) -> list[Any]:
         """Return what a user was refused, by any server."""
         return [entry for admin in self._admins for entry in admin.execute_command("ACL", "LOG")]
@@ -233,6 +240,17 @@ def test_the_reader_of_the_guide_serves_and_can_write_nothing(store: Store) -> N
         ):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 reader.execute_command(*command)
+
+
+def test_a_writer_that_may_not_read_is_told_so(store: Store) -> None:
+    """The script reads before it writes: what it is refused must not pass for a key of another type."""
+    store.limit("fs_writer", "-get")
+    with pytest.raises(OnlineStoreUnavailableError, match="is not available: "):
+        store.project.put("fresh", {"customer_id": 1}, {"clicks": 8}, event_us=system_clock())
+    workspace = store.project.workspace()
+    with pytest.raises(OnlineStoreUnavailableError, match="is not available: "):
+        workspace.online.repair([Repair(b"fs:shop:fresh:{1}", 1, 1, None)], now_us=1)
+    workspace.close()
 
 
 def test_the_writer_of_the_guide_does_all_that_jobs_do(
