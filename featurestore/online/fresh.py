@@ -12,8 +12,10 @@ from typing import Any, cast
 
 import msgspec
 
-from featurestore.online.codec import msgpack_array_header
+from featurestore.online.codec import CRC_BYTES, HEADER_BYTES, msgpack_array_header
 from featurestore.online.reading import HEAD, NEXT_VERSION, PAYLOAD, SHAPE, ViewReader, decode_rows, picked
+
+_ARRAY_OF_ONE = msgpack_array_header(1)
 
 
 class FreshRows:
@@ -21,7 +23,7 @@ class FreshRows:
 
     def __init__(self, reader: ViewReader) -> None:
         self._reader = reader
-        self._shapes = {reader.own_shape}
+        self._shape = reader.own_shape
         self._widths = {reader.stored_width}
         self._pick_floats = picked(reader.checked_floats)
 
@@ -30,16 +32,22 @@ class FreshRows:
 
         None where `ViewReader.read` has to look closer. What is None in a row is NULL_VALUE, all else PRESENT.
         """
-        if None in records or not records:
-            return None
-        found = cast("Sequence[bytes]", records)
-        if set(map(SHAPE, found)) != self._shapes:
-            return None
-        heads = list(map(HEAD, found))
-        if min(heads) < self._reader.oldest_head(now_us) or max(heads) >= NEXT_VERSION:
-            return None
+        oldest = self._reader.oldest_head(now_us)
+        if len(records) == 1:
+            record = records[0]
+            if record is None or record[17:26] != self._shape or not oldest <= record[:9] < NEXT_VERSION:
+                return None
+            payload = _ARRAY_OF_ONE + record[HEADER_BYTES:-CRC_BYTES]
+        else:
+            if None in records or not records:
+                return None
+            found = cast("Sequence[bytes]", records)
+            heads = list(map(HEAD, found))
+            if set(map(SHAPE, found)) != {self._shape} or min(heads) < oldest or max(heads) >= NEXT_VERSION:
+                return None
+            payload = msgpack_array_header(len(found)) + b"".join(map(PAYLOAD, found))
         try:
-            rows = decode_rows(msgpack_array_header(len(found)) + b"".join(map(PAYLOAD, found)))
+            rows = decode_rows(payload)
         except msgspec.DecodeError:
             return None
         if set(map(len, rows)) != self._widths:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from featurestore.errors import EntityKeyError, InputError, ValueTypeError, did_you_mean
 from featurestore.metadata.snapshot import Snapshot
@@ -24,15 +23,14 @@ from featurestore.online.keys import EntityEncoder, KeyEncoder
 from featurestore.online.reading import FetchSchema, Status, ViewReader, ViewRows
 from featurestore.retrieval.features import FeatureRequest, OnDemandRead, Output, ViewRead
 from featurestore.retrieval.on_demand import OnDemandFunction
-from featurestore.types.values import ValueType, coerce, from_json, to_json
+from featurestore.types.values import INTEGER_RANGES, ValueType, coerce, from_json, to_json
 
 Form = Literal["python", "json"]
 FetchValue = Callable[[bytes], bytes | None]
 """Returns the value of one key of the store: schemas of older records are looked up by it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """The keys of one request, and what its answer needs to know of it."""
 
     keys: list[bytes]
@@ -326,10 +324,15 @@ class _Entity:
         self._columns = columns
         self._types = [value_type for _, value_type in join_keys]
         self._encoder = EntityEncoder(join_keys)
+        self._integers = INTEGER_RANGES.get(self._types[0].name) if len(join_keys) == 1 else None
 
     def texts(self, columns: Mapping[str, Sequence[Any]], form: Form) -> tuple[tuple[int, ...] | None, list[str]]:
         """Return the rows without a null key (None: all of them) and their encoded entities."""
         lists = [columns[name] for name in self._columns]
+        if self._integers is not None and set(map(type, lists[0])) == {int}:
+            low, high = self._integers
+            if low <= min(lists[0]) and max(lists[0]) <= high:
+                return None, list(map(str, lists[0]))
         if not any(None in values for values in lists):
             try:
                 return None, self._encoder.texts(lists)

@@ -22,10 +22,11 @@ import featurestore
 from featurestore.errors import OnlineStoreError, OnlineStoreUnavailableError
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.interface import AsyncReader, eviction_of
+from featurestore.server.bodies import App
 from featurestore.server.breaker import Breaker
 from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.server.docs import add_docs
-from featurestore.server.envelope import App, Envelope
+from featurestore.server.envelope import Envelope
 from featurestore.server.errors import error_body
 from featurestore.server.gate import OPEN_PATHS, FeatureServer, Gate, ShortCut, check_binding, is_loopback
 from featurestore.server.metrics import CONTENT_TYPE, FLUSH_SECONDS, Metrics

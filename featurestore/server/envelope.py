@@ -5,20 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
 from logging import DEBUG
 from time import perf_counter
-from typing import Any
 
-from featurestore.server.errors import ErrorAnswer, RequestError, error_answer
+from featurestore.server.bodies import App, ClientDisconnectedError, Message, Receive, Scope, Send
+from featurestore.server.errors import ErrorAnswer, error_answer
 from featurestore.server.logs import SLOW_SECONDS, log_request, logger
 from featurestore.server.metrics import Metrics
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _USABLE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 """What may come back in a header and stand in a log line."""
@@ -26,10 +19,6 @@ _USABLE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 # A process-wide random part and a count: unique like a random id each, without a system call each.
 _PROCESS = secrets.token_hex(8)
 _COUNT = itertools.count(1)
-
-
-class ClientDisconnectedError(Exception):
-    """The client left before its request was read; nobody is there to answer."""
 
 
 def new_request_id() -> str:
@@ -89,45 +78,3 @@ def _request_id(scope: Scope) -> str:
         if name == b"x-request-id":
             return value.decode() if _USABLE_ID.fullmatch(value) else new_request_id()
     return new_request_id()
-
-
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Return the body of a JSON request.
-
-    Raises RequestError: 415 for another content type or a compressed body, 413 for more than ``limit`` bytes,
-    whether announced or counted while they arrive. Raises ClientDisconnectedError when the client is gone.
-    """
-    content_type = b""
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            content_type = value
-        elif name == b"content-length":
-            if value.isdigit() and int(value) > limit:
-                raise _too_large(limit)
-        elif name == b"content-encoding" and value.strip().lower() != b"identity":
-            raise RequestError(415, "unsupported_media_type", "The body must not be compressed.")
-    if content_type != b"application/json" and content_type.split(b";")[0].strip().lower() != b"application/json":
-        raise RequestError(415, "unsupported_media_type", "The body must be JSON: send Content-Type: application/json.")
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body", False):
-        body: bytes = message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(limit)
-        return body
-    parts, size = [], 0
-    while True:
-        if message["type"] != "http.request":
-            raise ClientDisconnectedError
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit:
-            raise _too_large(limit)
-        if not message.get("more_body", False):
-            return b"".join(parts)
-        message = await receive()
-
-
-def _too_large(limit: int) -> RequestError:
-    return RequestError(
-        413, "body_too_large", f"The body is larger than {limit} bytes.", hint="Send fewer rows.", max_bytes=limit
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,7 +12,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp
 
 from featurestore.errors import SettingsError
-from featurestore.server.envelope import App, Receive, Scope, Send
+from featurestore.server.bodies import App, Receive, Scope, Send
 from featurestore.server.push import PUSH_PATH
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
@@ -51,9 +51,9 @@ class Gate:
             project_of=lambda method, path: project,
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one connection."""
-        await (self._app if self._is_open() else self._closed)(scope, receive, send)
+        return (self._app if self._is_open() else self._closed)(scope, receive, send)
 
 
 class ShortCut:
@@ -63,11 +63,11 @@ class ShortCut:
         self._app = app
         self._endpoints = endpoints
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one connection."""
         is_post = scope["type"] == "http" and scope["method"] == "POST"
         endpoint = self._endpoints.get(scope["path"], self._app) if is_post else self._app
-        await endpoint(scope, receive, send)
+        return endpoint(scope, receive, send)
 
 
 class FeatureServer(FastAPI):

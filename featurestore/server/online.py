@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic, perf_counter
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
-from featurestore.errors import InputError, OnlineStoreUnavailableError
+from featurestore.errors import InputError
 from featurestore.online.codec import is_record, record_times
 from featurestore.online.interface import AsyncReader
 from featurestore.online.reading import Status
 from featurestore.retrieval.online_plan import Answer, OnlinePlan, Query
+from featurestore.server.bodies import Columns, Name, Receive, Scope, Send, decoded, read_body, send_json
 from featurestore.server.definitions import DefinitionsKeeper
-from featurestore.server.envelope import Receive, Scope, Send, read_body
 from featurestore.server.errors import RequestError
 from featurestore.server.metrics import Metrics
 from featurestore.server.plans import Asked, Pattern, ServingPlan
@@ -31,15 +31,13 @@ EPOCH_TEXT = "1970-01-01T00:00:00Z"
 _STATUS = {status: status.name for status in Status}
 _JSON = (b"content-type", b"application/json")
 
-T = TypeVar("T")
-Name = Annotated[str, msgspec.Meta(max_length=256)]
-Columns = dict[Name, list[Any]]
+NO_FEATURES = msgspec.Raw(b"null")
 
 
 class OnlineRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Body of ``POST /v1/online-features``."""
 
-    features: list[Name] | None = None
+    features: msgspec.Raw = NO_FEATURES
     feature_service: Name | None = None
     entities: Columns = {}
     request_data: Columns = {}
@@ -51,7 +49,7 @@ class FeastRequest(msgspec.Struct):
     """Body of ``POST /get-online-features`` as Feast's clients write it; what else they send is ignored."""
 
     entities: Columns
-    features: list[Name] | None = None
+    features: msgspec.Raw = NO_FEATURES
     feature_service: Name | None = None
     full_feature_names: bool = False
     include_feature_view_version_metadata: bool = False
@@ -89,7 +87,9 @@ class OnlineReads:
         plan = serving.plan
         query = plan.query(columns)
         parsed = perf_counter()
-        records = await self._records(query.keys)
+        if self.reader is None:
+            raise OnlineStoreUnavailableError("The online store is not open.")
+        records = await self.reader.mget(query.keys) if query.keys else []
         fetched, now_us = perf_counter(), self._clock()
         rows = None if encode_fresh is None else plan.fresh_rows(query, records, now_us)
         if encode_fresh is not None and rows is not None:
@@ -112,20 +112,14 @@ class OnlineReads:
             self._metrics.sample((*spent, perf_counter() - decoded), _ages(serving, query, records, now_us))
         return body
 
-    async def _records(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        if not keys:
-            return []
-        if self.reader is None:
-            raise OnlineStoreUnavailableError("The online store is not open.")
-        return await self.reader.mget(keys)
-
     async def _learn(self, missing: Mapping[bytes, Callable[[bytes], None]]) -> None:
         """Look up schemas of older records; one that is nowhere is not asked for with every request."""
         now = monotonic()
         wanted = [key for key in missing if self._absent.get(key, 0.0) <= now]
         if not wanted:
             return
-        for key, document in zip(wanted, await self._records(wanted), strict=True):
+        assert self.reader is not None
+        for key, document in zip(wanted, await self.reader.mget(wanted), strict=True):
             if document is None:
                 if len(self._absent) >= MOST_ROWS:
                     self._absent.clear()
@@ -147,13 +141,16 @@ class OnlineEndpoint:
         body = await read_body(scope, receive, self._max_body)
         started = perf_counter()
         request = decoded(self._decoder, body)
-        if (request.features is None) == (request.feature_service is None):
+        features = bytes(request.features)
+        if (features == b"null") == (request.feature_service is None):
             raise InputError("Ask either for features or for a feature_service.", hint="Send one of the two.")
-        twice = request.entities.keys() & request.request_data.keys()
-        if twice:
-            raise InputError(f"{min(twice)!r} is given both in entities and in request_data.", hint="Send it once.")
-        asked = Asked(tuple(request.features or ()), request.feature_service, request.full_feature_names)
-        columns = {**request.entities, **request.request_data} if request.request_data else request.entities
+        asked = Asked(features, request.feature_service, request.full_feature_names)
+        columns = request.entities
+        if request.request_data:
+            twice = columns.keys() & request.request_data.keys()
+            if twice:
+                raise InputError(f"{min(twice)!r} is given both in entities and in request_data.", hint="Send it once.")
+            columns = {**columns, **request.request_data}
 
         def encode(serving: ServingPlan, answer: Answer) -> bytes:
             return online_body(serving, answer, request.include)
@@ -175,7 +172,7 @@ class FeastEndpoint:
         body = await read_body(scope, receive, self._max_body)
         started = perf_counter()
         request = decoded(self._decoder, body)
-        features = () if request.feature_service is not None else tuple(request.features or ())
+        features = b"null" if request.feature_service is not None else bytes(request.features)
         asked = Asked(features, request.feature_service, request.full_feature_names)
 
         def encode(serving: ServingPlan, answer: Answer) -> bytes:
@@ -274,18 +271,6 @@ def feast_body(plan: OnlinePlan, answer: Answer, request: FeastRequest) -> bytes
     return msgspec.json.encode({"metadata": metadata, "results": results})
 
 
-def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """Return a body's document; raises RequestError (400, 422) for what is none."""
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise RequestError(422, "invalid_request", f"The body is not as it should be: {error}.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(400, "malformed_json", f"The body is no JSON: {error}.") from None
-    except RecursionError:
-        raise RequestError(400, "malformed_json", "The body is nested too deeply.") from None
-
-
 def _feast_time(instant: int) -> str:
     return to_rfc3339(instant).replace(".000000Z", "Z")
 
@@ -294,10 +279,3 @@ def _in_seconds(value: Any) -> Any:
     if isinstance(value, list):
         return [_in_seconds(item) for item in value]
     return None if value is None else to_instant(value) // 1_000_000
-
-
-async def send_json(send: Send, body: bytes) -> None:
-    """Answer 200 with a JSON body."""
-    headers = [_JSON, (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -15,17 +15,21 @@ from featurestore.errors import FeatureStoreError, InputError
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.retrieval.features import Reference, resolve
 from featurestore.retrieval.online_plan import OnlinePlan
+from featurestore.server.bodies import Name, decoded
 from featurestore.server.errors import RequestError
 
 MOST_PLANS = 256
 MOST_FEATURES = 500
 MOST_PATTERNS = 4_096
 
+_FEATURES = msgspec.json.Decoder(list[Name] | None)
+
 
 class Asked(NamedTuple):
     """The shape of a request: features, or the name of a service."""
 
-    features: tuple[str, ...]
+    features: bytes
+    """JSON list of references, as it was sent: equal texts are known without being read. ``null`` for a service."""
     service: str | None
     full_feature_names: bool
 
@@ -118,12 +122,13 @@ class Plans:
                 self.plan(asked)
 
     def _compile(self, asked: Asked) -> ServingPlan:
-        _check_count(len(asked.features))
         features: Reference | list[Reference]
         if asked.service is not None:
             features = self.snapshot.get(FeatureService, asked.service)
         else:
-            features = [_checked(feature) for feature in asked.features]
+            references = decoded(_FEATURES, asked.features) or []
+            _check_count(len(references))
+            features = [_checked(feature) for feature in references]
         request = resolve(self.snapshot, features, full_feature_names=asked.full_feature_names)
         _check_count(len(request.outputs))
         return ServingPlan.of(OnlinePlan.compile(self.snapshot, request, form="json"))

@@ -12,7 +12,8 @@ from typing import Any
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from featurestore.server.envelope import Receive, Scope, Send, new_request_id, respond
+from featurestore.server.bodies import Receive, Scope, Send
+from featurestore.server.envelope import new_request_id, respond
 from featurestore.server.errors import RequestError, error_answer, error_body
 
 RECEIVE_SECONDS = 10.0

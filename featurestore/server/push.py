@@ -13,11 +13,11 @@ from featurestore.materialization.push import Push, PushPlan, PushResult
 from featurestore.materialization.push_rows import PushedRows
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.workspace import Workspace
+from featurestore.server.bodies import Columns, Name, Receive, Scope, Send, decoded, read_body, send_json
 from featurestore.server.definitions import DefinitionsKeeper
-from featurestore.server.envelope import Receive, Scope, Send, read_body
 from featurestore.server.errors import RequestError
 from featurestore.server.metrics import Metrics
-from featurestore.server.online import MOST_ROWS, Columns, Name, decoded, send_json
+from featurestore.server.online import MOST_ROWS
 
 PUSH_PATH = "/push"
 THREADS = 4

@@ -303,7 +303,8 @@ def test_only_so_many_plans_are_kept(project: Project, monkeypatch: pytest.Monke
     monkeypatch.setattr(plans, "MOST_PLANS", 2)
     keeper = DefinitionsKeeper(project.workspace())
     keeper.load()
-    asked = [plans.Asked((feature,), None, False) for feature in ("fresh:clicks", "fresh:score", "everything:a_bool")]
+    features = ("fresh:clicks", "fresh:score", "everything:a_bool")
+    asked = [plans.Asked(f'["{feature}"]'.encode(), None, False) for feature in features]
     kept = keeper.current.plans
     first, second = kept.plan(asked[0]), kept.plan(asked[1])
     assert kept.plan(asked[0]) is first
@@ -315,7 +316,7 @@ def test_only_so_many_plans_are_kept(project: Project, monkeypatch: pytest.Monke
 def test_what_is_in_use_is_compiled_before_a_swap(project: Project) -> None:
     keeper = DefinitionsKeeper(project.workspace())
     keeper.load()
-    here, gone = plans.Asked(("fresh:clicks",), None, False), plans.Asked((), "plain", False)
+    here, gone = plans.Asked(b'["fresh:clicks"]', None, False), plans.Asked(b"null", "plain", False)
     before = [keeper.current.plans.plan(asked) for asked in (here, gone)]
     project.apply(without=["feature_service:plain"])
     assert keeper.refresh() == "changed"
