@@ -15,11 +15,14 @@ from pathlib import Path
 import httpx
 import pytest
 import redis
+from featurestore_registry.auth import Role, create_token
 from support.faults import Fault, FaultProxy
 from support.redis_server import RedisServer
 from support.serving import FEATURES, Project, ServerProcess, serving, small_project, until
 
+from featurestore.backends import open_registry
 from featurestore.errors import OfflineStoreError, OnlineStoreUnavailableError
+from featurestore.project.settings import read_settings
 from featurestore.server import logs
 from featurestore.server.errors import error_answer
 from featurestore.types.times import system_clock
@@ -31,6 +34,12 @@ FAULTS: tuple[Fault, ...] = ("hang", "garbage", "reset", "refuse", "drip")
 BODY = {"features": ["fresh:clicks"], "entities": {"customer_id": [1]}}
 
 FAILING = """
+
+from featurestore import PushSource
+
+notes = PushSource("notes", batch_source=orders)
+noted = FeatureView("noted", entities=[customer], source=notes, schema=[Field("note", String), Field("count", Int64)])
+
 
 @on_demand_feature_view(sources=[fresh[["clicks"]], request], schema=[Field("failing", Float64)])
 def failing(inputs):
@@ -64,6 +73,19 @@ def break_records(client: redis.Redis) -> None:
     client.set(good.replace(b"marked-key", b"marked-damaged"), b"\x01marked-value")
     client.set(good.replace(b"marked-key", b"marked-cut"), client.get(good)[:20])
     client.rpush(good.replace(b"marked-key", b"marked-list"), b"marked-value")
+
+
+def push(server: ServerProcess, token: str, **columns: list[object]) -> int:
+    """Push one row whose every value is marked."""
+    rows = {
+        "customer_id": [77340],
+        "ordered_at": ["2026-01-01T00:00:00Z"],
+        "note": ["marked"],
+        "count": [77341],
+        **columns,
+    }
+    with server.client(headers={"authorization": f"Bearer {token}", "x-request-id": "push-1"}) as client:
+        return client.post("/push", json={"source": "notes", "rows": rows}).status_code
 
 
 def wrong_requests(server: ServerProcess) -> None:
@@ -126,6 +148,10 @@ def test_no_value_and_no_secret_reaches_a_line(
         project = make_project(tmp_path / "repo", f"redis://:{PASSWORD}@127.0.0.1:{proxy.port}", monkeypatch)
         with redis_server_with_password.client(PASSWORD) as client:
             break_records(client)
+        with open_registry(read_settings(project.root).registry, project.root) as registry:
+            operator, _ = create_token(
+                registry.ledger, None, Role.OPERATOR, expires_at_us=None, now_us=system_clock(), name="marked"
+            )
         environment = {"FS_SERVER_TOKEN": TOKEN}
         with serving(project.root, "--debug", "--log-format", form, environment=environment) as server:
             wrong_requests(server)
@@ -135,10 +161,11 @@ def test_no_value_and_no_secret_reaches_a_line(
             with redis_server_with_password.client(PASSWORD) as client:
                 client.execute_command("ACL", "SETUSER", "default", "-mget", "-get")
                 until(lambda: refused(server))
+                assert push(server, operator) == 503
             log = server.log.read_text()
     assert MARK not in log
-    assert "0.7734" not in log
-    assert TOKEN not in log
+    for secret in ("0.7734", "77340", "77341", TOKEN, operator):
+        assert secret not in log
     for told in ("LookupError", "in inner", "OnDemandError", "DamagedRecordError", "did not answer within"):
         assert told in log
     assert re.search(r"request fault-1: POST /v1/online-features 503 in \d+\.\d ms", log)
