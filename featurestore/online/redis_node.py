@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -155,6 +156,7 @@ class RedisNode:
         return f"{info.get('maxmemory', 'unknown')} bytes (policy {info.get('maxmemory_policy', 'unknown')})"
 
 
+@functools.cache
 def digest_of(script: str) -> str:
     """Return the name under which a server knows a script."""
     return sha1(script.encode(), usedforsecurity=False).hexdigest()
