@@ -6,10 +6,10 @@ Offline comes first: what a crash leaves committed and not online, the next mate
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -142,16 +142,16 @@ class Push:
             with self._named(view, "offline"):
                 self._versions[view].result()
 
-    def publish(self) -> None:
-        """Write online, if this push goes there."""
+    def publish(self, advance: Callable[[int], object] = lambda rows: None) -> None:
+        """Write online, if this push goes there; ``advance`` hears of each batch of rows that is."""
         for registered in self._plan.views:
             view = registered.view.name
             done = self._done.get(view, PushedView())
             if done.offline is None and self._to != "online":
-                done = replace(done, offline=OfflineCounts(0, None))
+                done = PushedView(offline=OfflineCounts(0, None))
             if self._to != "offline" and view in self._plan.encoders:
                 with self._named(view, "online"):
-                    done = replace(done, online=self._write(self._plan.encoders[view], self._rows[view]))
+                    done = PushedView(self._write(self._plan.encoders[view], self._rows[view], advance), done.offline)
             if done != PushedView():
                 self._done[view] = done
 
@@ -160,17 +160,16 @@ class Push:
         note = ONLINE_ONLY if self._to == "online" else None
         return PushResult(self._plan.source.name, self.row_count, self._to, dict(sorted(self._done.items())), note)
 
-    def _write(self, encoder: RecordEncoder, rows: ViewRows) -> OnlineCounts:
+    def _write(self, encoder: RecordEncoder, rows: ViewRows, advance: Callable[[int], object]) -> OnlineCounts:
         if not self.row_count:
             return OnlineCounts()
         online = self._workspace.online
         _put_schema(online, encoder)
         results: list[WriteResult] = []
-        with step("push", f"push to {encoder.layout.view}", total=self.row_count) as running:
-            for writes in rows.writes(encoder, BATCH_ROWS):
-                results += online.write(writes, now_us=self._workspace.clock())
-                reached(BATCH_WRITTEN)
-                running.advance(len(writes))
+        for writes in rows.writes(encoder, BATCH_ROWS):
+            results += online.write(writes, now_us=self._workspace.clock())
+            reached(BATCH_WRITTEN)
+            advance(len(writes))
         return OnlineCounts(*map(results.count, WriteResult))
 
     @contextmanager
@@ -205,7 +204,8 @@ def push(workspace: Workspace, source_name: str, rows: Any, to: To = "both") -> 
         with step("commit", f"commit what is pushed to {source_name}"):
             wait(work.commit())
         work.confirm()
-    work.publish()
+    with step("push", f"push to {source_name}") as running:
+        work.publish(running.advance)
     return work.result()
 
 
