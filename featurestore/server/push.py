@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Literal
 
 import msgspec
 
-from featurestore.materialization.push import Push, PushPlan, PushResult
+from featurestore.materialization.push import OnlineCounts, Push, PushPlan, PushResult
 from featurestore.materialization.push_rows import PushedRows
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.workspace import Workspace
@@ -21,6 +21,7 @@ from featurestore.server.online import MOST_ROWS
 
 PUSH_PATH = "/push"
 THREADS = 4
+ONLINE_RESULTS = tuple(field.name for field in fields(OnlineCounts))
 
 
 class PushRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -89,10 +90,9 @@ class PushEndpoint:
 
     def _count(self, result: PushResult) -> None:
         for view, done in result.views.items():
-            if done.online is not None:
-                self._metrics.pushed(view, asdict(done.online))
-            if done.offline is not None:
-                self._metrics.pushed(view, {"offline": done.offline.rows})
+            counts = {} if done.online is None else {name: getattr(done.online, name) for name in ONLINE_RESULTS}
+            counts["offline"] = 0 if done.offline is None else done.offline.rows
+            self._metrics.pushed(view, {name: count for name, count in counts.items() if count})
 
 
 def _finish(work: Push) -> None:
