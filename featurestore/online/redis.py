@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from math import inf
 from typing import Any, TypeVar
 
 import redis
@@ -103,20 +101,6 @@ class RedisCommands(OnlineStore):
     def _scan_keys(self, prefix: bytes) -> Iterator[list[bytes]]:
         """Yield the keys under a prefix in batches, with retries."""
 
-    def _call_again(
-        self, attempt: Callable[[], Result], errors: tuple[type[Exception], ...], *, deadline: float = inf
-    ) -> Result:
-        """Call it again after the given errors; not after the deadline, nor with a password that was refused."""
-        # The waits sum up to nine tenths of the deadline: 0.1, 0.2, 0.4, 0.8 and three times 1 s of 5 s.
-        seconds = self._deadlines.write
-        retry = Retry(ExponentialBackoff(cap=seconds / 5, base=seconds / 100), BACKOFFS, errors)
-
-        def is_worth_it(error: Exception) -> bool:
-            is_refused = isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError)
-            return not is_refused and time.monotonic() < deadline
-
-        return retry.call_with_retry(attempt, lambda _: None, is_retryable=is_worth_it)
-
 
 class RedisStore(RedisCommands):
     """An `OnlineStore` in one Redis (6.2 or later) or Valkey server.
@@ -130,6 +114,9 @@ class RedisStore(RedisCommands):
         super().__init__(clock=clock, **timeouts_ms)
         self._options = parsed_url(url)
         self._node = RedisNode(self._options, self._deadlines)
+        # The waits sum up to nine tenths of the deadline: 0.1, 0.2, 0.4, 0.8 and three times 1 s of 5 s.
+        backoff = ExponentialBackoff(cap=self._deadlines.write / 5, base=self._deadlines.write / 100)
+        self._retry = Retry(backoff, BACKOFFS, (redis.ConnectionError, redis.exceptions.NoScriptError))
 
     def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return each key's value in one MGET. Raises OnlineStoreUnavailableError within the read deadline."""
@@ -209,7 +196,7 @@ class RedisStore(RedisCommands):
             return result
 
         with self._node.translated(self._deadlines.write):
-            return self._call_again(attempt, (redis.ConnectionError, redis.exceptions.NoScriptError))
+            return self._retry.call_with_retry(attempt, lambda _: None, is_retryable=may_pass)
 
     def _scan_keys(self, prefix: bytes) -> Iterator[list[bytes]]:
         cursor = 0
@@ -219,6 +206,11 @@ class RedisStore(RedisCommands):
                 yield keys
             if cursor == 0:
                 return
+
+
+def may_pass(error: Exception) -> bool:
+    """Tell whether it is any use to try again: not with a password that was refused."""
+    return not isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError)
 
 
 def scan_command(cursor: int, prefix: bytes) -> tuple[bytes | str | int, ...]:

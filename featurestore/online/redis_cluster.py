@@ -8,11 +8,13 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import redis
+from redis.backoff import ExponentialBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 from redis.exceptions import ClusterDownError, NoScriptError
+from redis.retry import Retry
 
 from featurestore.online.interface import AsyncReader
-from featurestore.online.redis import Item, RedisCommands, scan_command, scanned
+from featurestore.online.redis import Item, RedisCommands, may_pass, scan_command, scanned
 from featurestore.online.redis_node import DRIVER_ERRORS, Connections, RedisNode, digest_of, unavailable
 from featurestore.online.redis_topology import (
     MOST_HOPS,
@@ -28,6 +30,8 @@ from featurestore.types.times import Clock, system_clock
 
 Result = TypeVar("Result")
 
+LONGEST_PAUSE_SECONDS = 0.5
+"""Between two tries of a write: so soon is it noticed that a failover is over."""
 LEAST_WAIT_SECONDS = 0.001
 """For the answers of healthy nodes, after another one has used up the deadline: they are there already."""
 
@@ -182,6 +186,7 @@ class RedisClusterStore(RedisCommands):
     def _retried(self, attempt: Callable[[], Result], failed: Callable[[], Address | None] = lambda: None) -> Result:
         """Call it until the deadline, each further time with the topology read anew; ``failed`` names the culprit."""
         deadline = time.monotonic() + self._deadlines.write
+        retry = Retry(ExponentialBackoff(cap=LONGEST_PAUSE_SECONDS, base=0.02), -1, PASSING_ERRORS)
         is_known = bool(self._topology.owners)
 
         def informed() -> Result:
@@ -192,7 +197,9 @@ class RedisClusterStore(RedisCommands):
             return attempt()
 
         try:
-            return self._call_again(informed, PASSING_ERRORS, deadline=deadline)
+            return retry.call_with_retry(
+                informed, lambda _: None, is_retryable=lambda error: may_pass(error) and time.monotonic() < deadline
+            )
         except DRIVER_ERRORS as error:
             if (address := failed()) is None:
                 raise unavailable(self._url.location, self._deadlines.write, error) from error
