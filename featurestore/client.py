@@ -93,7 +93,7 @@ class FeatureClient:
     >>> with FeatureClient("https://features.example", token) as client:         # doctest: +SKIP
     ...     rows = client.get_online_features(["carrier_profile:last_delay"], entities={"carrier": ["UA", "AA"]})
 
-    ``token`` goes with every call; ``timeout_s`` (1.0 unless given) bounds a whole one. Errors are those of
+    ``token`` goes with every call; ``timeout_s`` (1.0 unless given) bounds a whole read. Errors are those of
     `featurestore.errors` that the same call would raise in process; their ``details`` hold what the server tells, with
     its ``request_id``. ServerUnavailableError: it cannot be reached or did not answer in time; nothing is tried twice.
     """
@@ -134,11 +134,20 @@ class FeatureClient:
         return self._decoded(self._call("POST", "/v1/online-features", body), OnlineRows)
 
     def push(
-        self, source: str, rows: Mapping[str, Iterable[Any]], *, to: Literal["both", "online", "offline"] = "both"
+        self,
+        source: str,
+        rows: Mapping[str, Iterable[Any]],
+        *,
+        to: Literal["both", "online", "offline"] = "both",
+        timeout_s: float = 30.0,
     ) -> dict[str, Any]:
-        """Push rows, given as columns, to a push source; return what the server says became of them."""
+        """Push rows, given as columns, to a push source; return what the server says became of them.
+
+        It is answered when the rows are committed, which waits for others for up to a second: hence its own
+        ``timeout_s``. To push again what was not answered is safe.
+        """
         body = {"source": source, "rows": _columns(rows), "to": to}
-        return self._decoded(self._call("POST", "/push", body), dict[str, Any])
+        return self._decoded(self._call("POST", "/push", body, timeout_s), dict[str, Any])
 
     def ready(self) -> bool:
         """Tell whether the server can be reached and its online store answers."""
@@ -162,9 +171,10 @@ class FeatureClient:
     ) -> None:
         self.close()
 
-    def _call(self, method: str, path: str, body: Any = None) -> bytes:
+    def _call(self, method: str, path: str, body: Any = None, timeout_s: float | None = None) -> bytes:
         """Return the body of a 200; raises for everything else."""
-        deadline, parts = _Deadline(self._timeout_s), []
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        deadline, parts = _Deadline(timeout_s), []
         try:
             content = None if body is None else msgspec.json.encode(body, enc_hook=_plain)
         except (TypeError, ValueError, OverflowError) as error:
@@ -179,7 +189,7 @@ class FeatureClient:
                     if deadline.has_passed():
                         raise httpx.ReadTimeout("the answer does not end")
         except httpx.TimeoutException as error:
-            raise ServerUnavailableError(f"{self.url} did not answer within {self._timeout_s:g} s.") from error
+            raise ServerUnavailableError(f"{self.url} did not answer within {timeout_s:g} s.") from error
         except httpx.TransportError as error:
             raise ServerUnavailableError(f"{self.url} cannot be reached: {error}.") from error
         if response.status_code != 200:

@@ -356,6 +356,19 @@ def test_the_deadline_holds(stuck: str) -> None:
         ended.set()
 
 
+def test_a_push_may_take_longer_than_a_read() -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.4)
+        canned(200, b'{"rows": 1}')(handler)
+
+    with answering(answer) as server, client_of(server, timeout_s=0.1) as client:
+        assert client.push("clicks", {"k": [1]}) == {"rows": 1}
+        with pytest.raises(errors.ServerUnavailableError, match=r"within 0\.1 s"):
+            client.get_online_features(["a:b"], entities={})
+        with pytest.raises(errors.ServerUnavailableError, match=r"within 0\.2 s"):
+            client.push("clicks", {"k": [1]}, timeout_s=0.2)
+
+
 @pytest.mark.parametrize(
     ("status", "body", "kind", "said"),
     [
