@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, cast
 
 import msgspec
 
 from featurestore.online.codec import CRC_BYTES, HEADER_BYTES, msgpack_array_header
-from featurestore.online.reading import HEAD, NEXT_VERSION, PAYLOAD, SHAPE, ViewReader, decode_rows, picked
+from featurestore.online.reading import HEAD, NEXT_VERSION, PAYLOAD, SHAPE, ViewReader, decode_rows
 
 _ARRAY_OF_ONE = msgpack_array_header(1)
 
@@ -25,12 +23,11 @@ class FreshRows:
         self._reader = reader
         self._shape = reader.own_shape
         self._widths = {reader.stored_width}
-        self._pick_floats = picked(reader.checked_floats)
 
     def rows(self, records: Sequence[bytes | None], now_us: int) -> list[list[Any]] | None:
         """Return each record's asked features, where every record is there, of the newest schema and within its ttl.
 
-        None where `ViewReader.read` has to look closer. What is None in a row is NULL_VALUE, all else PRESENT.
+        None where `ViewReader.read` has to look closer. What is None, NaN or infinite is NULL_VALUE, all else PRESENT.
         """
         oldest = self._reader.oldest_head(now_us)
         if len(records) == 1:
@@ -54,11 +51,6 @@ class FreshRows:
             return None
         if self._reader.select is not None:
             rows = list(map(list, map(self._reader.select, rows)))
-        if self._pick_floats is not None:
-            # NaN and infinities survive a sum; nulls are left out of it.
-            floats = chain.from_iterable(map(self._pick_floats, rows))
-            if not math.isfinite(sum(filter(None, floats))):
-                return None
         for place, convert in self._reader.converters:
             for row in rows:
                 value = row[place]

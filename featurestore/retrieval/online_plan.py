@@ -75,7 +75,7 @@ class OnlinePlan:
         self._straight = self._is_straight()
         is_short = self._straight and form == "json"
         self._fresh = [FreshRows(reader) for reader in self._readers] if is_short else []
-        self._has_defaults = any(column.default is not None for column in self._columns)
+        self.has_defaults = any(column.default is not None for column in self._columns)
 
     @classmethod
     def compile(
@@ -168,8 +168,6 @@ class OnlinePlan:
         joined = views[0]
         for rows in views[1:]:
             joined = list(map(operator.add, joined, rows))
-        if self._has_defaults and any(None in row for row in joined):
-            return None
         return joined
 
     def answer(self, query: Query, records: Sequence[bytes | None], now_us: int) -> Answer:
@@ -183,7 +181,7 @@ class OnlinePlan:
             views.append(rows if places is None else _spread(rows, places, query.rows))
         started = perf_counter()
         computed = [_compute(function, read, views, query) for function, read in self._functions]
-        answer = Answer(self._columns, views, computed, query.rows, self._straight, self._has_defaults)
+        answer = Answer(self._columns, views, computed, query.rows, self._straight, self.has_defaults)
         answer.transform_seconds = perf_counter() - started
         return answer
 

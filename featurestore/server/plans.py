@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Asked(NamedTuple):
 class Pattern(NamedTuple):
     """Which values of a row are null."""
 
-    statuses: msgspec.Raw
+    statuses: bytes
     """JSON list of the statuses: NULL_VALUE or PRESENT."""
     nulls: tuple[int, ...]
     """How many there are in each read."""
@@ -48,7 +49,7 @@ class ServingPlan:
     """A compiled plan, and what of its answers is always the same."""
 
     plan: OnlinePlan
-    names: msgspec.Raw
+    names: bytes
     """JSON list of the output names."""
     present: Pattern
     """Of a row without nulls."""
@@ -64,10 +65,10 @@ class ServingPlan:
         """Encode what can be encoded beforehand."""
         widths = [len(read.features) for read in plan.request.reads]
         ends = list(accumulate(widths))
-        present = msgspec.Raw(msgspec.json.encode(["PRESENT"] * len(plan.names)))
+        present = msgspec.json.encode(["PRESENT"] * len(plan.names))
         return cls(
             plan,
-            msgspec.Raw(msgspec.json.encode(plan.names)),
+            msgspec.json.encode(plan.names),
             Pattern(present, (0,) * len(widths)),
             tuple(read.view.name for read in plan.request.reads),
             tuple(map(slice, [0, *ends], ends)),
@@ -75,22 +76,21 @@ class ServingPlan:
         )
 
     def pattern(self, row: Sequence[Any]) -> Pattern:
-        """Return what a row's nulls make of its statuses; the plan is straight."""
-        nulls = row.count(None)
-        if not nulls:
+        """Return what a row's nulls make of its statuses; the plan is straight. What JSON cannot say is a null too."""
+        places = tuple(
+            place
+            for place, value in enumerate(row)
+            if value is None or (type(value) is float and not math.isfinite(value))
+        )
+        if not places:
             return self.present
-        places, place = [], -1
-        for _ in range(nulls):
-            place = row.index(None, place + 1)
-            places.append(place)
-        key = tuple(places)
-        found = self.patterns.get(key)
+        found = self.patterns.get(places)
         if found is None:
-            names = ["NULL_VALUE" if value is None else "PRESENT" for value in row]
+            names = ["NULL_VALUE" if place in places else "PRESENT" for place in range(len(row))]
             if len(self.patterns) >= MOST_PATTERNS:
                 self.patterns.clear()
-            by_view = tuple(row[part].count(None) for part in self.slices)
-            found = self.patterns[key] = Pattern(msgspec.Raw(msgspec.json.encode(names)), by_view)
+            by_view = tuple(sum(part.start <= place < part.stop for place in places) for part in self.slices)
+            found = self.patterns[places] = Pattern(msgspec.json.encode(names), by_view)
         return found
 
 
