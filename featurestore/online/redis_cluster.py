@@ -291,7 +291,7 @@ def _received(routing: Routing, asked: _UnderWay, deadline: float | None) -> Non
     try:
         if deadline is not None:
             connection.update_current_socket_timeout(max(deadline - time.monotonic(), LEAST_WAIT_SECONDS))
-        replies = [_reply(connection) for _ in range(asked.reply_count)]
+        replies = _replies(connection, asked.reply_count)
         routing.answered(asked.address, asked.parts, replies)
     except BaseException:
         connection.disconnect()
@@ -301,11 +301,16 @@ def _received(routing: Routing, asked: _UnderWay, deadline: float | None) -> Non
         asked.node.loaded.clear()
 
 
-def _reply(connection: Any) -> Any:
-    try:
-        return connection.read_response()
-    except redis.ResponseError as error:
-        return error
+def _replies(connection: Any, count: int) -> list[Any]:
+    """Read so many replies, errors among them as values."""
+    replies: list[Any] = []
+    while len(replies) < count:
+        try:
+            while len(replies) < count:  # hundreds of them: a try for each would be felt
+                replies.append(connection.read_response())
+        except redis.ResponseError as error:
+            replies.append(error)
+    return replies
 
 
 def _opened(pool: Connections) -> Any:

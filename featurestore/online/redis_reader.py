@@ -56,7 +56,7 @@ class AsyncNode:
                 connection = await self._connection()
                 try:
                     await connection.send_packed_command(packed, check_health=False)
-                    replies = [await _reply(connection) for _ in range(count)]
+                    replies = await _replies(connection, count)
                 except BaseException:
                     await connection.disconnect(nowait=True)
                     raise
@@ -162,8 +162,12 @@ class RedisReader(AsyncReader):
         return reply
 
 
-async def _reply(connection: Any) -> Any:
-    try:
-        return await connection.read_response()
-    except redis.ResponseError as error:
-        return error
+async def _replies(connection: Any, count: int) -> list[Any]:
+    replies: list[Any] = []
+    while len(replies) < count:
+        try:
+            while len(replies) < count:
+                replies.append(await connection.read_response())
+        except redis.ResponseError as error:
+            replies.append(error)
+    return replies

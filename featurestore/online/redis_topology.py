@@ -228,9 +228,11 @@ class Routing:
             if part.is_asking:
                 next(remaining)
             reply = next(remaining)
-            if isinstance(reply, Exception):
+            if type(reply) is list and len(reply) == len(part.places):
+                self.answers.append((part.places, reply))
+            elif isinstance(reply, Exception):
                 self._redirect(address, part, reply)
-            elif self._has_reply_per_key and not (isinstance(reply, list) and len(reply) == len(part.places)):
+            elif self._has_reply_per_key:
                 raise redis.InvalidResponse("the answer is not that of the command")
             else:
                 self.answers.append((part.places, reply))
