@@ -111,12 +111,23 @@ class PushedRows:
             return list(values)  # values of several kinds: one of them will be named
 
     def _from_list(self, name: str, values: list[Any], kind: ValueType) -> Column:
-        found = self._plain(values, kind)
+        found = self._plain(values, kind, texts=self._convert is from_json)
         return _each(name, values, lambda value: self._convert(kind, value)) if found is None else found
 
-    def _plain(self, values: list[Any], kind: ValueType) -> pa.Array | None:
-        """Return many values of the type's own Python kind as Arrow, None where a loop has to look at each."""
-        if self.row_count <= FEW or not set(map(type, values)) <= {_PLAIN.get(kind.name), type(None)}:
+    def _plain(self, values: list[Any], kind: ValueType, *, texts: bool) -> pa.Array | None:
+        """Return many values of the type's own Python kind as Arrow, None where a loop has to look at each.
+
+        With ``texts`` instants may be ISO 8601 texts.
+        """
+        kinds = set(map(type, values)) - {type(None)}
+        if self.row_count <= FEW:
+            return None
+        if texts and kind == Timestamp and kinds == {str}:
+            try:
+                values = [value and datetime.fromisoformat(value) for value in values]
+            except ValueError:
+                return None
+        elif not kinds <= {_PLAIN.get(kind.name)}:
             return None
         import pyarrow as pa
 
@@ -130,7 +141,8 @@ class PushedRows:
         """Return a time column in UTC microseconds, ceiled."""
         given = self._given(name)
         if isinstance(given, list):
-            found = self._plain(given, Timestamp)
+            is_exact = not any(isinstance(value, str) and _FINER.search(value) for value in given)
+            found = self._plain(given, Timestamp, texts=is_exact)
             instants = _each(name, given, _ceiled) if found is None else _instants_of(name, found)
         else:
             instants = _instants_of(name, given)
@@ -169,7 +181,7 @@ class ViewRows:
         columns = {**typed, **moments}
         return pa.table({name: columns[name] for name in (*self.keys, EVENT, CREATED, *self.features)})
 
-    def writes(self, encoder: RecordEncoder, batch_rows: int) -> Iterator[list[Write]]:
+    def writes(self, encoder: RecordEncoder, batch_rows: int) -> Iterator[Sequence[Write]]:
         """Yield the rows as records, in batches."""
         columns = [*self.keys.values(), self.event_us, self.created_us, *self.features.values()]
         if not all(isinstance(column, list) for column in columns) or len(self.event_us) > FEW:
