@@ -134,7 +134,7 @@ def test_every_type_in_every_form(form: str, size: int, tmp_path: Path) -> None:
     layout = ViewLayout("p", "view", 1, (("id", Int64),), tuple(FEATURES.items()), None)
     encoder = RecordEncoder(layout)
     written = [write for batch in checked.writes(encoder, 7) for write in batch]
-    assert written == list(encoder.encode_table(found))
+    assert sorted(written) == sorted(encoder.encode_table(found))  # in any order of keys
 
 
 def test_pandas_as_people_have_it() -> None:
