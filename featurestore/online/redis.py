@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import redis
+from hiredis import pack_command
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -126,7 +127,7 @@ class RedisStore(RedisCommands):
         try:
             connection = self._node.reads.take()
             try:
-                connection.send_packed_command(connection.pack_command("MGET", *keys), check_health=False)
+                connection.send_packed_command([pack_command((b"MGET", *keys))], check_health=False)
                 reply = checked_reply(connection.read_response(), len(keys))
             except BaseException:
                 connection.disconnect()  # a reply still under way must not meet the next reader

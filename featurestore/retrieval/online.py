@@ -14,7 +14,7 @@ from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.reading import Status
 from featurestore.retrieval.features import FeaturesArgument, resolve
-from featurestore.retrieval.online_plan import Answer, FetchValue, OnlinePlan
+from featurestore.retrieval.online_plan import Answer, FetchValue, OnlinePlan, ShortAnswer
 from featurestore.types.times import to_datetime
 from featurestore.types.values import ValueType, coerce
 
@@ -29,7 +29,7 @@ _MOST_PLANS = 256
 class OnlineResponse:
     """The newest values of some entities, in the order asked; the caller's own columns stand first."""
 
-    def __init__(self, plan: OnlinePlan, own: Mapping[str, list[Any]], answer: Answer) -> None:
+    def __init__(self, plan: OnlinePlan, own: Mapping[str, list[Any]], answer: Answer | ShortAnswer) -> None:
         self._plan = plan
         self._own = own
         self._answer = answer
@@ -125,7 +125,7 @@ def get_online_features(
     if not plan.lower_names.isdisjoint([str(name).lower() for name in own]):
         plan.request.check_own_columns(own)
     query = plan.query(own)
-    return OnlineResponse(plan, own, plan.answer(query, workspace.online.mget(query.keys), workspace.clock()))
+    return OnlineResponse(plan, own, plan.values(query, workspace.online.mget(query.keys), workspace.clock()))
 
 
 @dataclass
