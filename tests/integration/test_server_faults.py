@@ -315,6 +315,7 @@ def test_sigterm_lets_all_requests_under_way_finish_and_takes_no_more(
         assert client.get("/health").status_code == 200  # it has read what came before
         server.process.terminate()
         until(lambda: not accepts(server.url))
+        time.sleep(0.5)
         assert server.process.poll() is None
         redis.resume()
         for customer, connection in zip(CUSTOMERS, connections, strict=False):
