@@ -29,6 +29,38 @@ MAX_HEADER_BYTES = 64 * 1024
 """Beyond what came in the first read; uvicorn with httptools would go on collecting."""
 
 
+class JoinedWrites:
+    """A transport that sends the head of an answer together with the first part of its body: one packet, one call."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+        self.is_head_next = False
+        """Whether the next write is the head of an answer."""
+
+    def write(self, data: bytes) -> None:
+        """Keep a head; send everything else at once, behind the head that was kept."""
+        if self._head is not None:
+            data, self._head = self._head + data, None
+        elif self.is_head_next and not data.startswith(b"HTTP/1.1 100 "):
+            self._head, self.is_head_next = data, False
+            return
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send a head that no body follows."""
+        if self._head is not None:
+            self.write(b"")
+
+    def close(self) -> None:
+        """Send what was kept, then close."""
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class DeadlineProtocol(HttpToolsProtocol):
     """Closes connections whose request does not arrive, or whose answer is not taken.
 
@@ -50,6 +82,8 @@ class DeadlineProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock: an idle new connection is closed too."""
         super().connection_made(transport)
+        self._joined = JoinedWrites(transport)
+        self.transport: Any = self._joined
         self._waiting_since = self.loop.time()
         self._timer = self.loop.call_later(self.receive_seconds, self._look)
 
@@ -106,7 +140,13 @@ class DeadlineProtocol(HttpToolsProtocol):
         """Answer what is no HTTP in the shape of all errors."""
         self._refuse(b"400 Bad Request", "bad_request", msg)
 
+    def on_response_complete(self) -> None:
+        """Send the head of an answer without a body, before the next answer begins."""
+        self._joined.flush()
+        super().on_response_complete()
+
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._joined.is_head_next = True
         self._running = cycle
         super()._start_asgi_task(cycle, overloaded if app is service_unavailable else app)  # type: ignore[arg-type]
 
