@@ -103,8 +103,10 @@ def test_killed_writers_tear_nothing(folder: Path) -> None:
         ) as writer:
             assert writer.stdout is not None
             assert writer.stdout.readline() == "ready\n"
-            end = time.monotonic() + chance.random() * 0.4
-            while time.monotonic() < end:
+            before, end = seen, None
+            while end is None or time.monotonic() < end:
+                if end is None and seen > before:  # it writes
+                    end = time.monotonic() + chance.random() * 0.2
                 versions = {record_times(record or b"")[0] - NOW for record in store.mget(keys)}
                 # One snapshot of one transaction: a single version, and never an earlier one.
                 assert len(versions) == 1
