@@ -127,7 +127,8 @@ class RedisStore(RedisCommands):
         try:
             connection = self._node.reads.take()
             try:
-                connection.send_packed_command([pack_command((b"MGET", *keys))], check_health=False)
+                command: Any = (b"MGET", *keys)
+                connection.send_packed_command([pack_command(command)], check_health=False)
                 reply = checked_reply(connection.read_response(), len(keys))
             except BaseException:
                 connection.disconnect()  # a reply still under way must not meet the next reader

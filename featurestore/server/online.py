@@ -200,9 +200,7 @@ def _short_body(serving: ServingPlan, rows: list[list[Any]]) -> tuple[bytes, lis
     A row's own JSON tells whether there may be a null in it. None where a null has to become a default.
     """
     encoded = list(map(msgspec.json.encode, rows))
-    patterns = [
-        serving.pattern(row) if b"null" in text else serving.present for row, text in zip(rows, encoded, strict=True)
-    ]
+    patterns = list(map(serving.pattern, rows, encoded))
     if serving.plan.has_defaults and any(pattern is not serving.present for pattern in patterns):
         return None
     statuses = b",".join([pattern.statuses for pattern in patterns])

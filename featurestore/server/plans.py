@@ -75,15 +75,24 @@ class ServingPlan:
             {},
         )
 
-    def pattern(self, row: Sequence[Any]) -> Pattern:
-        """Return what a row's nulls make of its statuses; the plan is straight. What JSON cannot say is a null too."""
-        places = tuple(
-            place
-            for place, value in enumerate(row)
-            if value is None or (type(value) is float and not math.isfinite(value))
-        )
-        if not places:
+    def pattern(self, row: Sequence[Any], text: bytes) -> Pattern:
+        """Return what a row's nulls make of its statuses; the plan is straight. ``text`` is the row's JSON.
+
+        NaN and infinities are nulls in JSON, and looked for only where it has more nulls than the row.
+        """
+        shown = text.count(b"null")
+        if not shown:
             return self.present
+        if row.count(None) == shown:
+            found_places, place = [], -1
+            for _ in range(shown):
+                place = row.index(None, place + 1)
+                found_places.append(place)
+            places = tuple(found_places)
+        else:
+            places = tuple([place for place, value in enumerate(row) if _is_null(value)])
+            if not places:
+                return self.present
         found = self.patterns.get(places)
         if found is None:
             names = ["NULL_VALUE" if place in places else "PRESENT" for place in range(len(row))]
@@ -92,6 +101,10 @@ class ServingPlan:
             by_view = tuple(sum(part.start <= place < part.stop for place in places) for part in self.slices)
             found = self.patterns[places] = Pattern(msgspec.json.encode(names), by_view)
         return found
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (type(value) is float and not math.isfinite(value))
 
 
 class Plans:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
-from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from featurestore.errors import ValueTypeError
@@ -67,17 +66,27 @@ def to_datetime(instant: int) -> datetime:
 
 def to_rfc3339(instant: int) -> str:
     """Return the instant as RFC 3339 text with microseconds and ``Z``."""
-    # Answers hold many: with the days and minutes as texts this is twice as quick as datetime's own.
+    # Answers hold many: with the days and minutes as texts this takes less than half of what datetime takes.
     minutes, micro = divmod(instant, 60_000_000)
-    day, minute = divmod(minutes, 1_440)
-    return f"{_day_text(day)}{_MINUTES[minute]}{micro // 1_000_000:02d}.{micro % 1_000_000:06d}Z"
+    return "%s%s%02d.%06dZ" % (
+        _DAYS[minutes // 1_440],
+        _MINUTES[minutes % 1_440],
+        micro // 1_000_000,
+        micro % 1_000_000,
+    )
 
 
-@lru_cache(maxsize=1_024)
-def _day_text(day: int) -> str:
-    return days_to_date(day).isoformat()
+class _DayTexts(dict[int, str]):
+    """The ISO date of each day since 1970-01-01 that was asked for."""
+
+    def __missing__(self, day: int) -> str:
+        if len(self) >= 4_096:
+            self.clear()
+        text = self[day] = days_to_date(day).isoformat()
+        return text
 
 
+_DAYS = _DayTexts()
 _MINUTES = [f"T{minute // 60:02d}:{minute % 60:02d}:" for minute in range(1_440)]
 
 
