@@ -66,14 +66,11 @@ def to_datetime(instant: int) -> datetime:
 
 def to_rfc3339(instant: int) -> str:
     """Return the instant as RFC 3339 text with microseconds and ``Z``."""
-    # Answers hold many: with the days and minutes as texts this takes less than half of what datetime takes.
+    # Answers hold many: with the days and minutes as texts this takes less than half of what datetime takes, and
+    # with the older way of formatting a third less than with an f-string.
     minutes, micro = divmod(instant, 60_000_000)
-    return "%s%s%02d.%06dZ" % (
-        _DAYS[minutes // 1_440],
-        _MINUTES[minutes % 1_440],
-        micro // 1_000_000,
-        micro % 1_000_000,
-    )
+    seconds, micro = divmod(micro, 1_000_000)
+    return _RFC3339 % (_DAYS[minutes // 1_440], _MINUTES[minutes % 1_440], seconds, micro)
 
 
 class _DayTexts(dict[int, str]):
@@ -86,6 +83,7 @@ class _DayTexts(dict[int, str]):
         return text
 
 
+_RFC3339 = "%s%s%02d.%06dZ"
 _DAYS = _DayTexts()
 _MINUTES = [f"T{minute // 60:02d}:{minute % 60:02d}:" for minute in range(1_440)]
 
