@@ -19,7 +19,7 @@ from benchmarks.workload import WorkloadView
 from featurestore.materialization.publish import publish
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.codec import RecordEncoder
-from featurestore.online.interface import OnlineStore, Write
+from featurestore.online.interface import OnlineStore, Write, Writes
 
 MAP_BYTES = 1 << 30
 BATCH_ROWS = 5_000
@@ -91,8 +91,11 @@ class _Batches:
             self._online.write(_encoded(encoder, rows), now_us=self._now_us)
 
 
-def _encoded(encoder: RecordEncoder, rows: Sequence[pa.RecordBatch]) -> list[Write]:
-    return [write for batch in rows for write in encoder.encode_table(batch)]
+def _encoded(encoder: RecordEncoder, rows: Sequence[pa.RecordBatch]) -> Writes:
+    writes = Writes([], [], [])
+    for batch in rows:
+        writes.extend(encoder.encode_table(batch))
+    return writes
 
 
 def _floor(

@@ -18,7 +18,7 @@ from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import DataFile, TableChanges, TableVersion
 from featurestore.online.codec import RecordEncoder, is_record, record_times
 from featurestore.online.columns import time_columns
-from featurestore.online.interface import Repair, Write, WriteResult
+from featurestore.online.interface import Repair, Write, WriteResult, Writes
 from featurestore.steps import Step, crash_point, reached, step
 from featurestore.types.columns import EVENT
 
@@ -32,7 +32,7 @@ MOST_WRITES, MOST_BYTES = 80_000, 64 << 20
 """Records of one call of the store: few at first, so that sending begins early and overlaps with encoding, then
 more, because a store that keeps its keys in order is quicker with many of them at once."""
 
-Batches = Iterator[Sequence[Write]]
+Batches = Iterator[Writes]
 Times = tuple[int, int]
 """(event_us, created_us) of a record."""
 
@@ -113,15 +113,15 @@ def _watched(batches: Batches, online: dict[bytes, Times], repairs: list[Repair]
 
 def _grouped(batches: Batches) -> Batches:
     """Put small batches together to larger and larger ones."""
-    group: list[Write] = []
+    group = Writes([], [], [])
     wanted = size = 0
     for writes in batches:
-        group += writes
-        size += sum(len(write.record) for write in writes)
+        group.extend(writes)
+        size += sum(map(len, writes.records))
         if len(group) > wanted or size > MOST_BYTES:
             yield group
             wanted = min(2 * len(group), MOST_WRITES)
-            group, size = [], 0
+            group, size = Writes([], [], []), 0
     if group:
         yield group
 

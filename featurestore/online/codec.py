@@ -26,7 +26,7 @@ from zlib import crc32
 import msgspec
 
 from featurestore.errors import DamagedRecordError
-from featurestore.online.interface import ViewLayout, Write
+from featurestore.online.interface import ViewLayout, Write, Writes
 from featurestore.online.keys import KeyEncoder
 from featurestore.types.times import MAX_INSTANT, date_to_days, days_to_date, to_datetime, to_instant
 from featurestore.types.values import ValueType, parse_type
@@ -43,7 +43,7 @@ REPUBLISH = "Rebuild it with `fs materialize --republish --authoritative`."
 _HEADER = struct.Struct(">BQQ8s")
 _SIGN = 1 << 63
 _DAY_US = 86_400_000_000
-_encode_payload = msgspec.msgpack.Encoder().encode
+encode_payload = msgspec.msgpack.Encoder().encode
 
 Converter = Callable[[Any], Any]
 
@@ -167,7 +167,7 @@ class RecordEncoder:
         ]
         created_us = event_us if created_us is None else created_us
         head = _HEADER.pack(FORMAT_VERSION, event_us + _SIGN, created_us + _SIGN, self.schema_id)
-        body = head + _encode_payload(wire)
+        body = head + encode_payload(wire)
         return body + crc32(body, crc32(key)).to_bytes(CRC_BYTES)
 
     def write(self, entity: Sequence[Any], event_us: int, created_us: int | None, values: Sequence[Any]) -> Write:
@@ -182,33 +182,27 @@ class RecordEncoder:
         *,
         event_column: str = "event_ts",
         created_column: str = "created_ts",
-    ) -> list[Write]:
-        """Return the writes of a table with the join keys, features and time columns by name.
+    ) -> Writes:
+        """Return the writes of a table with the join keys, features and time columns by name, in order of their keys.
 
         Columns are of the declared Arrow types (`featurestore.types.arrow.arrow_type`); the created column may
         hold nulls or be absent. Raises EntityKeyError for a null join key.
         """
-        from featurestore.online.columns import float_chunks, time_columns
+        from featurestore.online.columns import record_bodies, time_columns
 
         if table.num_rows == 0:
-            return []
+            return Writes([], [], [])
         names = [name for name, _ in self.layout.join_keys]
         keys = self.keys.encode_columns({name: table.column(name) for name in names})
+        # A store that keeps its keys in order is half as quick again when records lie in memory in that order too.
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        keys, table = [keys[place] for place in order], table.take(order)
         created = table.column(created_column) if created_column in table.schema.names else None
         times = time_columns(table.column(event_column), created)
-        parts = float_chunks([(table.column(name), kind) for name, kind in self.layout.features])
-        heads = times.heads(FORMAT_VERSION, self.schema_id, msgpack_array_header(len(self.layout.features)))
-        if len(parts) == 1 and parts[0].is_chunk:
-            bodies = list(map(operator.add, heads, parts[0].values))
-        else:
-            # Chunks hold several values, so the array header that msgspec writes counts too few: cut it off.
-            own_header = len(msgpack_array_header(len(parts)))
-            columns = [map(msgspec.Raw, part.values) if part.is_chunk else part.values for part in parts]
-            payloads = map(_encode_payload, zip(*columns, strict=True))
-            bodies = [head + payload[own_header:] for head, payload in zip(heads, payloads, strict=True)]
+        features = [(table.column(name), kind) for name, kind in self.layout.features]
+        bodies = record_bodies(times, self.schema_id, features)
         checksums = times.checksum_bytes(list(map(crc32, bodies, map(crc32, keys))))
-        records = map(operator.add, bodies, checksums)
-        return list(map(Write, keys, records, times.expiries_ms(self.layout.ttl_us)))
+        return Writes(keys, list(map(operator.add, bodies, checksums)), times.expiries_ms(self.layout.ttl_us))
 
 
 def msgpack_array_header(length: int) -> bytes:

@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, Protocol, runtime_checkable
+from itertools import repeat
+from typing import NamedTuple, Protocol, overload, runtime_checkable
 
 from featurestore.types import ValueType
 
@@ -30,12 +31,56 @@ class ViewLayout:
 
 
 class Write(NamedTuple):
-    """One record on its way into the store; a tuple, because a publish makes millions of them."""
+    """One record on its way into the store."""
 
     key: bytes
     record: bytes
     expire_at_ms: int | None
     """Instant of physical expiry, UTC milliseconds, or None for never."""
+
+
+class Writes(Sequence[Write]):
+    """Writes as columns: a publish makes millions, and objects of their own would keep Python's collector busy."""
+
+    def __init__(self, keys: list[bytes], records: list[bytes], expiries_ms: list[int | None]) -> None:
+        self.keys = keys
+        self.records = records
+        self.expiries_ms = expiries_ms
+
+    @classmethod
+    def of(cls, writes: Sequence[Write]) -> Writes:
+        """Return any writes as columns."""
+        return writes if isinstance(writes, Writes) else cls(*map(list, zip(*writes, strict=True)))
+
+    def extend(self, more: Writes) -> None:
+        """Append other writes."""
+        self.keys += more.keys
+        self.records += more.records
+        self.expiries_ms += more.expiries_ms
+
+    def at(self, places: Sequence[int]) -> Writes:
+        """Return the writes at some places, in their order."""
+        return Writes(
+            [self.keys[place] for place in places],
+            [self.records[place] for place in places],
+            [self.expiries_ms[place] for place in places],
+        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[Write]:
+        columns = zip(self.keys, self.records, self.expiries_ms, strict=True)
+        return map(tuple.__new__, repeat(Write), columns)
+
+    @overload
+    def __getitem__(self, place: int) -> Write: ...
+    @overload
+    def __getitem__(self, place: slice) -> Writes: ...
+    def __getitem__(self, place: int | slice) -> Write | Writes:
+        if isinstance(place, slice):
+            return Writes(self.keys[place], self.records[place], self.expiries_ms[place])
+        return Write(self.keys[place], self.records[place], self.expiries_ms[place])
 
 
 @dataclass(frozen=True, slots=True)

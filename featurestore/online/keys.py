@@ -68,25 +68,25 @@ class EntityEncoder:
         Canonical Python values take a fast path; others are coerced. Raises EntityKeyError naming the join
         key, the row and the value.
         """
-        encoded = [
-            _column_texts(name, value_type, values)
-            for (name, value_type), values in zip(self.join_keys, columns, strict=True)
-        ]
-        texts = encoded[0] if len(encoded) == 1 else list(map("|".join, zip(*encoded, strict=True)))
-        if texts and max(map(len, texts)) > LONGEST_ENTITY_BYTES:
-            return [text if len(text) <= LONGEST_ENTITY_BYTES else _hashed(text) for text in texts]
-        return texts
+        return _joined(
+            [
+                _column_texts(name, value_type, values)
+                for (name, value_type), values in zip(self.join_keys, columns, strict=True)
+            ]
+        )
 
     def texts_from_arrow(self, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> list[str]:
         """Return each row's encoded entity from Arrow columns by join key name. Raises as `texts`."""
         from featurestore.types.arrow import cast_column
 
-        lists = []
+        encoded: list[list[str]] = []
         for name, value_type in self.join_keys:
             column = cast_column(columns[name], value_type, name=name)
-            integers = column.null_count == 0 and value_type.name in INTEGER_RANGES
-            lists.append(column.to_numpy().tolist() if integers else column.to_pylist())
-        return self.texts(lists)
+            if column.null_count == 0 and value_type.name in INTEGER_RANGES:
+                encoded.append(column.cast("string").to_pylist())
+            else:
+                encoded.append(_column_texts(name, value_type, column.to_pylist()))
+        return _joined(encoded)
 
 
 class KeyEncoder:
@@ -137,6 +137,14 @@ class KeyEncoder:
         return tuple(
             _value_of(value_type, part) for (_, value_type), part in zip(self.layout.join_keys, parts, strict=True)
         )
+
+
+def _joined(encoded: Sequence[list[str]]) -> list[str]:
+    """Return each row's encoded entity from its encoded join keys."""
+    texts = encoded[0] if len(encoded) == 1 else list(map("|".join, zip(*encoded, strict=True)))
+    if texts and max(map(len, texts)) > LONGEST_ENTITY_BYTES:
+        return [text if len(text) <= LONGEST_ENTITY_BYTES else _hashed(text) for text in texts]
+    return texts
 
 
 def _hashed(text: str) -> str:

@@ -8,11 +8,15 @@ CRC-32 in front. LMDB itself checks nothing it reads, so every value is checked 
 
 from __future__ import annotations
 
+import operator
 import os
 import struct
 import time
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -20,7 +24,8 @@ from zlib import crc32
 import lmdb
 
 from featurestore.online.codec import CRC_BYTES, damaged, is_intact, is_record, record_times
-from featurestore.online.interface import AsyncReader, OnlineStore, Repair, Write, WriteResult
+from featurestore.online.columns import bytes_of
+from featurestore.online.interface import AsyncReader, OnlineStore, Repair, Write, WriteResult, Writes
 from featurestore.online.keys import check_prefix
 from featurestore.online.lmdb_environment import (
     DATA_FILE,
@@ -87,12 +92,15 @@ class LmdbStore(OnlineStore):
             return []
         results = [WriteResult.WRITTEN] * len(writes)
         now_ms = now_us // 1000
+        columns = Writes.of(writes)
         # In key order each page of the tree changes in one transaction. The sort is stable: duplicates stay in order.
-        order = sorted(range(len(writes)), key=[write.key for write in writes].__getitem__)
-        for places in _batches(order, writes):
+        order = sorted(range(len(writes)), key=columns.keys.__getitem__)
+        columns = columns.at(order)
+        for part in _parts(columns.records):
             with self._transaction(write=True) as transaction:
-                _set_newest(transaction, writes, places, results, now_ms)
-                _sweep(transaction, now_ms, min(_SWEEP_RECORDS, 2 * len(places) + 100))
+                for place, result in _set_newest(transaction, columns[part], now_ms).items():
+                    results[order[part.start + place]] = result
+                _sweep(transaction, now_ms, min(_SWEEP_RECORDS, 2 * (part.stop - part.start) + 100))
         self._sync()
         return results
 
@@ -102,7 +110,8 @@ class LmdbStore(OnlineStore):
         for start in range(0, len(repairs), _SCAN_RECORDS):
             with self._transaction(write=True) as transaction:
                 batch = repairs[start : start + _SCAN_RECORDS]
-                done += [_repaired(transaction, repair, now_us // 1000) for repair in batch]
+                envelopes = _envelopes([repair.replacement and repair.replacement.expire_at_ms for repair in batch])
+                done += map(partial(_repaired, transaction, now_us // 1000), batch, envelopes)
         self._sync()
         return done
 
@@ -222,48 +231,57 @@ class _DirectReader(AsyncReader):
         self._store.close()
 
 
-def _set_newest(
-    transaction: Transaction,
-    writes: Sequence[Write],
-    places: Sequence[int],
-    results: list[WriteResult],
-    now_ms: int,
-) -> None:
-    """Compare and set the writes at ``places``, which are in key order, and note each result."""
-    cursor = transaction.cursor()
-    found: dict[bytes, bytes] = dict(cursor.getmulti([writes[place].key for place in places]))
+def _set_newest(transaction: Transaction, writes: Writes, now_ms: int) -> dict[int, WriteResult]:
+    """Compare and set writes that are in key order; return by place what became of those that were not written."""
+    keys, records = writes.keys, writes.records
+    values = list(map(operator.add, _envelopes(writes.expiries_ms), records))
+    olds: list[bytes | None] = list(map(transaction.get, keys))  # in key order half of what getmulti takes
+    now = _stored_instant(now_ms)
+    has_twins = any(map(operator.eq, keys, islice(keys, 1, None)))
+    if not has_twins and min(values)[:8] > now and _are_older(olds, records):
+        transaction.cursor().putmulti(zip(keys, values, strict=True))
+        return {}
+    found = {key: old for key, old in zip(keys, olds, strict=True) if old is not None}
     puts: dict[bytes, bytes] = {}
     removed: set[bytes] = set()
-    for place in places:
-        key, record, expiry_ms = writes[place]
+    unwritten: dict[int, WriteResult] = {}
+    for place, (key, record, value) in enumerate(zip(keys, records, values, strict=True)):
         old = found.get(key)
         if old is not None:
             if old.startswith(_PLAIN):
-                results[place] = WriteResult.WRONG_TYPE
+                unwritten[place] = WriteResult.WRONG_TYPE
                 continue
-            if record[1:17] < old[17:33] and _is_live(key, old, now_ms):
-                results[place] = WriteResult.STALE
+            if record[1:17] < old[17:33] and _is_live(key, old, now):
+                unwritten[place] = WriteResult.STALE
                 continue
-        if expiry_ms is not None and expiry_ms <= now_ms:
-            results[place] = WriteResult.EXPIRED
+        if value[:8] <= now:
+            unwritten[place] = WriteResult.EXPIRED
             puts.pop(key, None)
             if found.pop(key, None) is not None:
                 removed.add(key)
         else:
-            found[key] = puts[key] = _sealed(expiry_ms, record)
+            found[key] = puts[key] = value
     for key in removed - puts.keys():
         transaction.delete(key)
-    cursor.putmulti(list(puts.items()))
+    transaction.cursor().putmulti(list(puts.items()))
+    return unwritten
 
 
-def _is_live(key: bytes, value: bytes, now_ms: int) -> bool:
+def _are_older(olds: Sequence[bytes | None], records: Sequence[bytes]) -> bool:
+    """Tell whether each of ``olds`` is nothing or a record that is not newer than its successor."""
+    unusual = [
+        old is not None and (old[17:33] > record[1:17] or (old[0] == _PLAIN[0] and old.startswith(_PLAIN)))
+        for old, record in zip(olds, records, strict=True)
+    ]
+    return True not in unusual
+
+
+def _is_live(key: bytes, value: bytes, now: bytes) -> bool:
     """Tell whether a stored record may hold back an older one: it is whole, and not expired."""
-    return is_intact(key, value[_ENVELOPE_BYTES:]) and (
-        value[:8] > _stored_instant(now_ms) or not _is_expiry_whole(value)
-    )
+    return is_intact(key, value[_ENVELOPE_BYTES:]) and (value[:8] > now or not _is_expiry_whole(value))
 
 
-def _repaired(transaction: Transaction, repair: Repair, now_ms: int) -> bool:
+def _repaired(transaction: Transaction, now_ms: int, repair: Repair, envelope: bytes) -> bool:
     old = transaction.get(repair.key)
     if old is None or old[:8] <= _stored_instant(now_ms):
         return False
@@ -276,19 +294,19 @@ def _repaired(transaction: Transaction, repair: Repair, now_ms: int) -> bool:
     if new is None or (new.expire_at_ms is not None and new.expire_at_ms <= now_ms):
         transaction.delete(repair.key)
     else:
-        transaction.put(repair.key, _sealed(new.expire_at_ms, new.record))
+        transaction.put(repair.key, envelope + new.record)
     return True
 
 
-def _batches(order: Sequence[int], writes: Sequence[Write]) -> Iterator[Sequence[int]]:
-    """Cut the order where a transaction would hold too many records or bytes."""
-    start = size = 0
-    for end, place in enumerate(order):
-        size += len(writes[place].record)
-        if end - start == _BATCH_RECORDS or (size > _BATCH_BYTES and end > start):
-            yield order[start:end]
-            start, size = end, len(writes[place].record)
-    yield order[start:]
+def _parts(records: Sequence[bytes]) -> Iterator[slice]:
+    """Cut records where a transaction would hold too many of them or too many bytes."""
+    sizes = list(accumulate(map(len, records), initial=0))
+    start = 0
+    while start < len(records):
+        fitting = bisect_right(sizes, sizes[start] + _BATCH_BYTES) - 1
+        end = max(start + 1, min(fitting, start + _BATCH_RECORDS))
+        yield slice(start, end)
+        start = end
 
 
 def _slice(transaction: Transaction, prefix: bytes, after: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
@@ -314,17 +332,13 @@ def _sweep(transaction: Transaction, now_ms: int, limit: int) -> None:
 
 def _sweep_slice(transaction: Transaction, after: bytes, now_ms: int, limit: int) -> tuple[int, bytes | None]:
     """Return how many of the ``limit`` records from ``after`` on were expired and deleted, and where to go on."""
-    following: bytes | None = None
-    expired = []
     now = _stored_instant(now_ms)
     cursor = transaction.cursor()
-    if cursor.set_range(max(after, b"\x01")):  # our own keys begin with a zero
-        for seen, (key, value) in enumerate(cursor):
-            if seen == limit:
-                following = key
-                break
-            if value[:8] <= now and _is_expiry_whole(value):
-                expired.append(key)
+    if not cursor.set_range(max(after, b"\x01")):  # our own keys begin with a zero
+        return 0, None
+    seen = iter(cursor)
+    expired = [key for key, value in islice(seen, limit) if value[:8] <= now and _is_expiry_whole(value)]
+    following, _ = next(seen, (None, b""))
     for key in expired:
         transaction.delete(key)
     return len(expired), following
@@ -334,11 +348,14 @@ def _stored_instant(instant_ms: int) -> bytes:
     return (instant_ms + _SIGN).to_bytes(8)
 
 
-def _sealed(expiry_ms: int | None, record: bytes) -> bytes:
-    if expiry_ms is None:
-        return _NEVER + record
-    stored = expiry_ms + _SIGN
-    return _ENVELOPE.pack(stored, stored ^ _ONES) + record
+def _envelopes(expiries_ms: Sequence[int | None]) -> list[bytes]:
+    """Return what stands before each record."""
+    import numpy as np
+
+    never_ms = _ONES - _SIGN
+    instants = np.array([never_ms if expiry_ms is None else expiry_ms for expiry_ms in expiries_ms], dtype=np.int64)
+    stored = instants.view(np.uint64) ^ np.uint64(_SIGN)
+    return bytes_of(np.stack([stored, ~stored], axis=1).astype(">u8"))
 
 
 def _is_expiry_whole(value: bytes) -> bool:
