@@ -11,13 +11,15 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from featurestore_registry.interface import Ledger
 
 from featurestore.errors import LeaseHeldError, LedgerConflictError, RegistryError
+from featurestore.metadata.records import understood
 from featurestore.steps import crash_point, reached, step
 from featurestore.types.times import Clock, to_rfc3339
 
@@ -55,7 +57,12 @@ class LeaseState:
 def read_lease(ledger: Ledger, project: str, view: str) -> tuple[LeaseState | None, int]:
     """Return the newest state of a view's lease, None when nobody ever took it, and its version."""
     entry = ledger.latest(project, KIND, view)
-    return (None, 0) if entry is None else (LeaseState(**entry.document), entry.version)
+    return (None, 0) if entry is None else (_lease_from(entry.document), entry.version)
+
+
+@understood("a lease")
+def _lease_from(document: Mapping[str, Any]) -> LeaseState:
+    return LeaseState(**document)
 
 
 class Lease:

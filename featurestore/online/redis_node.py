@@ -177,7 +177,7 @@ def unavailable(location: str, deadline_seconds: float, error: BaseException) ->
         what = f"did not answer within {deadline_seconds * 1000:.0f} ms"
     else:
         # Of a command that it does not know Redis quotes the arguments: keys, which are of nobody's business.
-        what = f"is not available: {str(error).partition(', with args')[0]}"
+        what = f"is not available: {str(error).partition(', with args')[0].rstrip('.')}"
     return OnlineStoreUnavailableError(
         f"Redis at {location} {what}.", hint="Check that it runs, and its address and credentials in online_store."
     )

@@ -32,7 +32,7 @@ def check_binding(host: str, *, has_token: bool) -> None:
     if not (has_token or is_loopback(host)):
         raise SettingsError(
             f"Without a token the server listens on loopback only, not on {host!r}.",
-            hint="Set FS_SERVER_TOKEN: python -c 'import secrets; print(secrets.token_urlsafe(32))'.",
+            hint="Make a token (`fs token create --role reader`), or set FS_SERVER_TOKEN to a secret of 32 characters or more.",
             host=host,
         )
 

@@ -137,7 +137,7 @@ def test_what_a_newer_version_wrote_stops_every_command(
     assert contents(repo) == before
 
 
-@pytest.mark.parametrize("kind", ["watermark", "run", "training_set"])
+@pytest.mark.parametrize("kind", ["watermark", "run", "training_set", "lease"])
 def test_entries_of_the_ledger_too(
     repo: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,9 +146,9 @@ def test_entries_of_the_ledger_too(
         (entry,) = ledger.scan("shop", kind)
         ledger.append("shop", kind, entry.key, {**entry.document, "sketch": 1}, if_version=entry.version)
     monkeypatch.chdir(repo)
-    command = {"watermark": "materialize", "run": "status", "training_set": "optimize"}[kind]
+    commands = {"watermark": "materialize", "run": "status", "training_set": "optimize", "lease": "materialize"}
     with pytest.raises(SystemExit) as caught:
-        main([command])
+        main([commands[kind]])
     captured = capsys.readouterr()
     said = " ".join((captured.out + captured.err).split())
     assert caught.value.code == 1
