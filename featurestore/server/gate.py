@@ -16,7 +16,7 @@ from featurestore.server.bodies import App, Receive, Scope, Send
 from featurestore.server.push import PUSH_PATH
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Open to everyone, and without details."""
+"""Open to everyone, and without details for those who have no token."""
 
 
 def is_loopback(host: str) -> bool:
@@ -32,7 +32,8 @@ def check_binding(host: str, *, has_token: bool) -> None:
     if not (has_token or is_loopback(host)):
         raise SettingsError(
             f"Without a token the server listens on loopback only, not on {host!r}.",
-            hint="Make a token (`fs token create --role reader`), or set FS_SERVER_TOKEN to a secret of 32 characters or more.",
+            hint="Make a token (`fs token create --role reader`), or set FS_SERVER_TOKEN to a secret of 32 characters "
+            "or more.",
             host=host,
         )
 
