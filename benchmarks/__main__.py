@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import cluster, http, publish, reads, report, startup, training_set
+from benchmarks import cluster, http, publish, push, reads, report, startup, training_set
 from benchmarks.context import Context
 from benchmarks.load import LoadGeneratorMissingError
 from tests.support.redis_server import RedisServer
@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, Callable[[Context], Iterator[report.Section]]] = {
     "startup": startup.run,
     "training-set": training_set.run,
     "publish": publish.run,
+    "push": push.run,
     "reads": reads.run,
     "cluster": cluster.run,
     "http": http.run,

@@ -72,7 +72,7 @@ def run(context: Context) -> Iterator[Section]:
         folder / "many", views, online_url=context.redis_url, unused_views=8 if context.is_quick else 498
     )
     bodies, wide_bodies = write_bodies(folder, views, 1), write_bodies(folder, [wide], 1)
-    start_ours, start_floor = partial(_running, few, bodies), partial(_running_floor, context, bodies)
+    start_ours, start_floor = partial(running, few, bodies), partial(_running_floor, context, bodies)
     with start_floor() as floor, start_ours() as ours:
         first = {"ours": ours.mib, "floor": floor.mib}
         yield _throughput(context, folder, ours, floor, views)
@@ -83,9 +83,9 @@ def run(context: Context) -> Iterator[Section]:
     if not context.is_quick:
         starts = measure(partial(_cold_start, start_ours), partial(_cold_start, start_floor), count=context.pairs)
     costs.rows.append(Row("cold start to the first answer", "s", starts))
-    with start_floor() as floor, _running(wide_root, wide_bodies) as ours:
+    with start_floor() as floor, running(wide_root, wide_bodies) as ours:
         yield _wide(context, folder, ours, floor, wide)
-    with start_ours() as ours, _running(many, bodies) as other:
+    with start_ours() as ours, running(many, bodies) as other:
         yield _registry_size(context, folder, ours, other, views)
     yield costs
 
@@ -231,7 +231,8 @@ class _RedisMemory:
 
 
 @contextmanager
-def _running(root: Path, bodies: Path) -> Iterator[Server]:
+def running(root: Path, bodies: Path) -> Iterator[Server]:
+    """Run `fs serve` on a project."""
     command = [str(Path(sys.executable).parent / "fs"), "serve", "--repo", str(root), "--port", "0", "--workers", "1"]
     with _process(command, bodies) as server:
         yield server

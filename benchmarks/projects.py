@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.workload import DAY_US, Workload, WorkloadView
 from featurestore import FeatureStore
-from featurestore.definitions import Definition, Entity, FeatureService, FeatureView, Field, ParquetSource
+from featurestore.definitions import Definition, Entity, FeatureService, FeatureView, Field, ParquetSource, PushSource
 from featurestore.metadata.workspace import Workspace
 from featurestore.project.settings import read_settings
 from featurestore.types import Int64
@@ -26,23 +26,24 @@ SERVICE = "model"
 PATIENCE_MS = 2_000
 
 
-def view_definition(view: WorkloadView, with_ttl: bool) -> FeatureView:
-    """Return the view as a user would define it."""
+def view_definition(view: WorkloadView, with_ttl: bool, *, pushed: bool = False) -> FeatureView:
+    """Return the view as a user would define it; ``pushed`` rows come to ``{view}_events``."""
     schema = pq.read_schema(view.source)
     fields = []
     for feature in view.features:
         kind = value_type_of(schema.field(feature).type)
         assert kind is not None
         fields.append(Field(feature, kind))
+    source = ParquetSource(
+        f"{view.name}_source",
+        path=str(view.source),
+        timestamp_field="event_ts",
+        created_timestamp_field="created_ts",
+    )
     return FeatureView(
         view.name,
         entities=[Entity(view.key.removesuffix("_id"), join_keys={view.key: Int64})],
-        source=ParquetSource(
-            f"{view.name}_source",
-            path=str(view.source),
-            timestamp_field="event_ts",
-            created_timestamp_field="created_ts",
-        ),
+        source=PushSource(f"{view.name}_events", source) if pushed else source,
         schema=fields,
         ttl=timedelta(microseconds=view.ttl_us) if with_ttl else None,
     )
@@ -90,6 +91,7 @@ def make_project(
     project: str = PROJECT,
     with_ttl: bool = True,
     unused_views: int = 0,
+    pushed: bool = False,
 ) -> Path:
     """Apply the views, a service of them all and some views that nobody reads; bring the rows into both stores."""
     root.mkdir(parents=True, exist_ok=True)
@@ -98,7 +100,7 @@ def make_project(
     settings = f"project: {project}\nonline_store: {{url: '{online_url}'{options}}}\n"
     (root / "feature_store.yaml").write_text(settings)
     (root / "features.py").write_text("")
-    defined = [view_definition(view, with_ttl) for view in views]
+    defined = [view_definition(view, with_ttl, pushed=pushed) for view in views]
     objects: list[Definition] = [*defined, FeatureService(SERVICE, features=list(defined))]
     objects += [view_definition(replace(views[0], name=f"unused_{number}"), with_ttl) for number in range(unused_views)]
     with FeatureStore(root) as store:

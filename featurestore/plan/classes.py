@@ -90,7 +90,9 @@ def _view(before: FeatureView, after: FeatureView) -> list[Difference]:
     entities = [e.name for e in before.entities], [e.name for e in after.entities]
     found += _compare("entities", *entities, ChangeClass.COMPATIBLE)
     sources = [s.name for s in before.sources], [s.name for s in after.sources]
-    found += _compare("source", *sources, ChangeClass.REBUILD)
+    # A source that is now also pushed to holds the rows that it held.
+    is_same_data = [s.batch_source.name for s in before.sources] == [s.batch_source.name for s in after.sources]
+    found += _compare("source", *sources, ChangeClass.COMPATIBLE if is_same_data else ChangeClass.REBUILD)
     found += _compare("sql", before.sql, after.sql, ChangeClass.REBUILD)
     longer = before.ttl is not None and (after.ttl is None or after.ttl > before.ttl)
     # A longer ttl shows rows again whose records may already have expired physically.

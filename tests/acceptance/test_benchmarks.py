@@ -54,7 +54,9 @@ def test_serving_is_measured_beside_its_floor(tmp_path: Path) -> None:
         assert result.returncode == 1
         assert "apt-get install wrk" in result.stderr
         return
-    page = run_benchmarks(tmp_path, "http")
+    page = run_benchmarks(tmp_path, "push", "http")
+    assert len(rows_of(page, "Push to Redis, batches of 1,000 rows")) == 3
+    assert rows_of(page, "Push over HTTP, one row, to='online'")
     assert "1 entity, 16 connections" in rows_of(page, "HTTP /v1/online-features, with status, 1 worker")
     assert rows_of(page, "HTTP, 99th percentile at half of the peak load, 16 connections")
     assert rows_of(page, "HTTP, one view with 200 features, 1 worker")

@@ -243,6 +243,14 @@ def test_each_change_of_an_on_demand_view_has_its_class(store, after, change_cla
     assert classes(store.plan([after]))["computed"] is change_class
 
 
+def test_a_source_that_is_now_also_pushed_to_holds_what_it_held(store):
+    store.apply([view(source=flights)])
+    assert classes(store.plan([view(source=PushSource("push", flights))])) == {
+        "push": ChangeClass.COMPATIBLE,
+        "delays": ChangeClass.COMPATIBLE,
+    }
+
+
 def test_a_moved_push_source_is_a_rebuild(store, root):
     pq.write_table(pq.read_table(root / "flights.parquet"), root / "b.parquet")
     before, after = PushSource("push", flights), PushSource("push", ParquetSource("b", "b.parquet", "at", "known"))
