@@ -47,6 +47,15 @@ class TestLmdb(OnlineStoreConformance):
         assert left[0] > left[3] > left[8]
         assert left[-1] < 60
 
+    def test_results_stand_in_the_order_of_the_writes_however_they_are_cut(self, store: OnlineStore, now: int) -> None:
+        names = [f"e{number * 7 % 20:02}" for number in range(20)]
+        newer = {name for name in names if name[-1] in "09"}
+        store.write([record_of(now + 1, entity=name) for name in newer], now_us=now)
+        writes = [record_of(now, entity=name) for name in names]
+        large = [write._replace(record=write.record + bytes(1 << 20)) for write in writes]  # a transaction takes eight
+        results = store.write(large, now_us=now)
+        assert results == [WriteResult.STALE if name in newer else WriteResult.WRITTEN for name in names]
+
 
 class TestRedis(OnlineStoreConformance):
     @pytest.fixture

@@ -302,21 +302,36 @@ def test_bulk_encoding_equals_one_by_one(kinds: list[ValueType], width: int, wit
         columns = {name: pa.array([samples[kind][row] for row in rows], arrow_type(kind)) for name, kind in features}
         events = [NOW + row for row in rows]
         created = [NOW + 5, None, -1][: len(rows)]
-        columns["id"] = pa.array(rows, pa.int64())
+        ids = [9, 1, 10][: len(rows)]
+        columns["id"] = pa.array(ids, pa.int64())
         columns["event_ts"] = pa.array(events, pa.timestamp("us", "UTC"))
         if with_created:
             columns["created_ts"] = pa.array(created, pa.timestamp("us", "UTC"))
         encoder = RecordEncoder(view)
         table = pa.table(columns)
         expected = [
-            encoder.write([row], event, known if with_created else None, [samples[kind][row] for _, kind in features])
-            for row, event, known in zip(rows, events, created, strict=True)
+            encoder.write(
+                [entity], event, known if with_created else None, [samples[kind][row] for _, kind in features]
+            )
+            for entity, row, event, known in zip(ids, rows, events, created, strict=True)
         ]
+        expected.sort()  # in order of their keys
         assert list(encoder.encode_table(table)) == expected
         assert [write for batch in table.to_batches() for write in encoder.encode_table(batch)] == expected
         renamed = table.rename_columns({"event_ts": "at"})
         assert list(encoder.encode_table(renamed, event_column="at")) == expected
         assert not encoder.encode_table(table.slice(0, 0))
+
+
+@pytest.mark.parametrize("scale", [0, 1, 6, 7, 38])
+def test_decimals_are_written_plainly_in_bulk(scale: int) -> None:
+    encoder = RecordEncoder(layout(("a", Decimal(38, scale))))
+    values = [PythonDecimal(digits).scaleb(-scale) for digits in (0, 1, -1, 10**9, -(10**37))]
+    array = pa.array(values, arrow_type(Decimal(38, scale)))
+    table = pa.table({"id": range(5), "a": array, "event_ts": pa.array([0] * 5, pa.timestamp("us", "UTC"))})
+    assert list(encoder.encode_table(table)) == [
+        encoder.write([i], 0, None, [v]) for i, v in enumerate(array.to_pylist())
+    ]
 
 
 def test_times_and_expiry() -> None:
