@@ -61,9 +61,9 @@ class Writes(Sequence[Write]):
     def at(self, places: Sequence[int]) -> Writes:
         """Return the writes at some places, in their order."""
         return Writes(
-            [self.keys[place] for place in places],
-            [self.records[place] for place in places],
-            [self.expiries_ms[place] for place in places],
+            list(map(self.keys.__getitem__, places)),
+            list(map(self.records.__getitem__, places)),
+            list(map(self.expiries_ms.__getitem__, places)),
         )
 
     def __len__(self) -> int:
@@ -109,7 +109,8 @@ class AsyncReader(ABC):
     """The read path of a server: one connection pool per process and event loop."""
 
     deadline_seconds: float | None = None
-    """How long a read may wait for the store; None where the store is in this process and nothing is waited for."""
+    """How long a read may wait, where requests are to share round trips. None where they are not: in this process
+    nothing is waited for, and in a cluster a node that is away would fail the requests of all others."""
 
     @abstractmethod
     async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:

@@ -6,12 +6,15 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from featurestore.backends import open_online
 from featurestore.errors import OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
+from featurestore.project.settings import StoreSettings
 from featurestore.server.breaker import FAILURES_TO_OPEN, PROBE_SECONDS, Breaker
 from featurestore.server.metrics import Metrics
 from featurestore.server.sharing import MOST_SHARED_KEYS, MOST_UNDER_WAY, SharedReads
@@ -240,3 +243,19 @@ def test_the_breaker_opens_fails_at_once_probes_and_closes() -> None:
         await breaker.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster", "lmdb"])
+def test_one_server_shares_round_trips(scheme: str, tmp_path: Path) -> None:
+    """By its deadline the server knows. A node of a cluster that is away must not fail the requests of the others."""
+    url = "lmdb:///online" if scheme == "lmdb" else f"{scheme}://127.0.0.1:1"
+    options = {} if scheme == "lmdb" else {"read_timeout_ms": 70}
+
+    async def scenario() -> float | None:
+        store = open_online(StoreSettings(url=url, **options), tmp_path)
+        reader = store.reader()
+        await reader.close()
+        store.close()
+        return reader.deadline_seconds
+
+    assert asyncio.run(scenario()) == (0.07 if scheme == "redis" else None)
