@@ -23,7 +23,7 @@ demo: .venv/.installed-demo
 test: lint
 	@sh tools/redis.sh
 	@rm -f .coverage .coverage.*
-	@$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --cov --cov-report=term:skip-covered --durations=25
 
 bench: .venv/.installed-test
 	@$(BIN)/python -m benchmarks

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.processes import plain_environment
 
 from benchmarks.load import open_loop
 from benchmarks.pairs import Pairs, measure
@@ -22,7 +23,9 @@ def run_benchmarks(tmp_path: Path, *names: str) -> str:
     """Run benchmarks as a user does and return the page they write."""
     page = tmp_path / "RESULTS.md"
     command = [sys.executable, "-m", "benchmarks", *names, "--quick", "--pairs", "1", "--markdown"]
-    result = subprocess.run([*command, "--results", str(page)], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [*command, "--results", str(page)], capture_output=True, text=True, check=False, env=plain_environment()
+    )
     assert result.returncode == 0, result.stderr
     return page.read_text()
 

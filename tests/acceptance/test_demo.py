@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from support.example import EXAMPLE
+from support.processes import plain_environment
 
 FLIGHTS = 336_776
 WEEK = timedelta(weeks=1)
@@ -34,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
             shutil.copy(file, repo)
     mark = f"{root}"
     # A store of the caller's own must not leak into the demo, nor the width of a terminal into what is read here.
-    environment = {**os.environ, MARK: mark, "FS_ONLINE_STORE": "redis://nowhere.invalid", "COLUMNS": "100"}
+    environment = {**plain_environment(), MARK: mark, "FS_ONLINE_STORE": "redis://nowhere.invalid", "COLUMNS": "100"}
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "feature_repo/demo.py"], cwd=root, env=environment, capture_output=True, text=True, timeout=280

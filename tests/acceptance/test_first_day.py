@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from support.processes import plain_environment
 from support.serving import serving
 
 from featurestore import FeatureStore
@@ -22,9 +23,8 @@ SERVICE = "trip_model_v1"
 
 
 def fs(repo: Path, *arguments: str, expect: int = 0) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FS_")}
     command = [str(Path(sys.executable).parent / "fs"), *arguments]
-    done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=repo, env=plain_environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == expect, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     return done.stdout

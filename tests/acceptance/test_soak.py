@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from support.processes import plain_environment
 
 from benchmarks.load import Load
 from benchmarks.soak import Sample, verdict
@@ -37,7 +37,7 @@ def test_growth_is_told(memory: list[float], descriptors: list[int], is_flat: bo
 def test_a_short_soak_writes_its_page(tmp_path: Path) -> None:
     page = tmp_path / "SOAK.md"
     command = [sys.executable, "-m", "benchmarks.soak", "--seconds", "4", "--results", str(page)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=plain_environment())
     if shutil.which("wrk") is None:
         assert result.returncode == 1
         assert "apt-get install wrk" in result.stderr

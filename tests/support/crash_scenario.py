@@ -32,6 +32,7 @@ from featurestore.types import Float64
 from featurestore.types.times import to_datetime
 from support.clock import ManualClock
 from support.materialized import SOURCE_SCHEMA, Sale, day, sales_view, write_sales
+from support.processes import plain_environment
 
 NOW = day(30)
 PASSED_FILE = "passed.json"
@@ -179,7 +180,7 @@ class CrashServer:
 
     def __init__(self) -> None:
         root = Path(__file__).resolve().parents[1]
-        environment = {**os.environ, "PYTHONPATH": str(root)}
+        environment = {**plain_environment(), "PYTHONPATH": str(root)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "support.crash_scenario"],
             stdin=subprocess.PIPE,

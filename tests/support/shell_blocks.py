@@ -24,6 +24,7 @@ from string import Template
 import httpx
 
 from featurestore.types.times import to_instant
+from support.processes import plain_environment
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 SERVED = "http://127.0.0.1:6566"
@@ -97,7 +98,7 @@ class Shell:
     def __init__(self, folder: Path, stands_for: Mapping[str, str] | None = None) -> None:
         """Begin in ``folder``. ``stands_for`` gives what a page names (an address, say) as it really is."""
         self.folder = folder
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("FS_")}
+        self.environment = plain_environment()
         self.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.environment['PATH']}"
         self.environment["PYTHONPATH"] = str(folder / ".clock")
         (folder / ".clock").mkdir(exist_ok=True)
