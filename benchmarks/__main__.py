@@ -61,7 +61,8 @@ def main(
                     raise click.ClickException(str(error)) from None
     if markdown:
         command = "python -m benchmarks " + shlex.join(sys.argv[1:])
-        results.write_text(report.markdown(sections, facts, command))
+        before = results.read_text() if results.exists() else ""
+        results.write_text(report.markdown(sections, facts, command, before))
         console.print(f"Written to {results}.")
 
 

@@ -104,19 +104,23 @@ def show(section: Section, console: Console) -> None:
     console.print(table)
 
 
-def markdown(sections: Sequence[Section], facts: Sequence[str], command: str) -> str:
-    """Return the whole page."""
+def markdown(sections: Sequence[Section], facts: Sequence[str], command: str, before: str = "") -> str:
+    """Return the whole page: the sections that were measured, and those of the page ``before`` that were not."""
+    when, *machine = facts
     parts = [
         "# Measured",
-        f"Written by `{command}`: do not edit. Medians of alternating pairs in one run, with the least and greatest "
-        "ratio; a ratio says more than a time, which is this machine's. 1.05 counts as 1.0.",
-        "\n".join(f"- {fact}" for fact in facts),
+        "Written by `python -m benchmarks --markdown`: do not edit. Medians of alternating pairs, a whole section in "
+        "one run, with the least and greatest ratio; a ratio says more than a time, which is this machine's. 1.05 "
+        "counts as 1.0.",
+        "\n".join(f"- {fact}" for fact in machine),
     ]
+    kept = {part.partition("\n")[0]: part.strip() for part in before.split("\n## ")[1:]}
     for section in sections:
         lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---:|---:|---:|---:|---|"]
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row.cells) + " |" for row in section.rows]
-        parts += [f"## {section.title}", section.about, "\n".join(lines)]
-    return "\n\n".join(parts) + "\n"
+        measured = f"{when}, by `{command}`."
+        kept[section.title] = "\n\n".join([section.title, section.about, "\n".join(lines), measured])
+    return "\n\n".join([*parts, *(f"## {part}" for part in kept.values())]) + "\n"
 
 
 def machine_facts(pairs: int) -> list[str]:

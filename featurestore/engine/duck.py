@@ -30,6 +30,7 @@ class DuckEngine(Engine):
 
     def __init__(self, root: Path, settings: EngineSettings | None = None) -> None:
         self._session = Session(root, settings or EngineSettings())
+        self._choices: join.Choices | None = None
 
     def files(self, source: ParquetSource) -> tuple[SourceFile, ...]:
         """See `Engine.files`."""
@@ -86,11 +87,12 @@ class DuckEngine(Engine):
         self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], *, batch_rows: int
     ) -> pa.RecordBatchReader:
         """See `Engine.join`."""
-        return join.join(self._session, frame, time_column, views, batch_rows=batch_rows)
+        self._choices = join.Choices(frame)
+        return join.join(self._session, frame, time_column, views, batch_rows=batch_rows, choices=self._choices)
 
     def examine(self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin]) -> tuple[JoinFacts, ...]:
         """See `Engine.examine`."""
-        return examine.examine(self._session, frame, time_column, views)
+        return examine.examine(self._session, frame, time_column, views, choices=self._choices)
 
     def query(
         self,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from featurestore.engine.interface import JoinFacts, ViewJoin
-from featurestore.engine.join import EntityRows, feature_columns, keep_chosen, log
+from featurestore.engine.join import Choices, EntityRows, chosen_sequences, feature_columns, keep_chosen, log
 from featurestore.engine.session import Session, quote, translated
 from featurestore.errors import CertificateError
 
@@ -24,8 +24,15 @@ DOING = "examine a training set"
 AVAILABLE = "greatest(l.event_ts, coalesce(l.created_ts, l.event_ts))"
 
 
-def examine(session: Session, frame: pa.Table, time_column: str, views: Sequence[ViewJoin]) -> tuple[JoinFacts, ...]:
-    """See `Engine.examine`.
+def examine(
+    session: Session,
+    frame: pa.Table,
+    time_column: str,
+    views: Sequence[ViewJoin],
+    *,
+    choices: Choices | None = None,
+) -> tuple[JoinFacts, ...]:
+    """See `Engine.examine`. What a join of the same frame chose is in ``choices``, and chosen again where it is not.
 
     A value counts as not yet available where ``as_of="event"`` would have answered: a row lies at or before the
     time, and within the ttl, but was not known yet. Raises CertificateError when a chosen row belongs to
@@ -34,7 +41,8 @@ def examine(session: Session, frame: pa.Table, time_column: str, views: Sequence
     files = [file for view in views for file in view.files]
     with session.open(reads=files) as connection, translated(DOING, table_files=files):
         entities = EntityRows(connection, frame, time_column)
-        return tuple(_facts(entities, view, number) for number, view in enumerate(views))
+        known = [None if choices is None else choices.of(frame, view) for view in views]
+        return tuple(_facts(entities, view, number, known[number]) for number, view in enumerate(views))
 
 
 def history(session: Session, frame: pa.Table, time_column: str, view: ViewJoin) -> pa.Table:
@@ -57,7 +65,7 @@ def history(session: Session, frame: pa.Table, time_column: str, view: ViewJoin)
         return found.to_arrow_table()
 
 
-def _facts(entities: EntityRows, view: ViewJoin, number: int) -> JoinFacts:
+def _facts(entities: EntityRows, view: ViewJoin, number: int, known: pa.Array | None) -> JoinFacts:
     nulls = dict.fromkeys(REASONS, 0)
     some_null = " OR ".join(f"{column} IS NULL" for column in entities.columns(view))
     counted = f"SELECT count(*) FILTER ({some_null}) FROM entity_rows"
@@ -65,7 +73,7 @@ def _facts(entities: EntityRows, view: ViewJoin, number: int) -> JoinFacts:
     if not view.files:
         nulls["no_entity"] = entities.count - nulls["null_key"]
         return JoinFacts(view.name, nulls, None, 0, dict.fromkeys(view.features, 0))
-    keep_chosen(entities, view, number)
+    keep_chosen(entities, chosen_sequences(entities, view) if known is None else known, number)
     nulls |= dict(entities.connection.execute(_reasons(entities, view, number)).fetchall())
     ((chosen, allowed, from_future, greatest_age_us, *null_values),) = entities.connection.execute(
         _chosen(entities, view, number)

@@ -8,7 +8,7 @@ by the frame's row numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,26 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 16_000_000
 """Rows of a view that are chosen from at once, at about 100 bytes each; of more, a share of the keys at a time."""
 DOING = "join features to entity rows"
+
+
+class Choices:
+    """What a join chose, for the examination that follows: it looks at what was chosen, and does not choose again."""
+
+    def __init__(self, frame: pa.Table) -> None:
+        self._frame = frame
+        self._sequences: dict[tuple[Any, ...], pa.Array] = {}
+
+    def keep(self, view: ViewJoin, sequences: pa.Array) -> None:
+        """Take the ``fs_seq`` of each entity row's answer, null where it has none."""
+        self._sequences[_choice(view)] = sequences
+
+    def of(self, frame: pa.Table, view: ViewJoin) -> pa.Array | None:
+        """Return what was chosen for this very frame, None where that is not known."""
+        return self._sequences.get(_choice(view)) if frame is self._frame else None
+
+
+def _choice(view: ViewJoin) -> tuple[Any, ...]:
+    return view.name, view.files, tuple(view.key_columns.items()), view.view.ttl_us, view.as_of
 
 
 class EntityRows:
@@ -103,9 +123,18 @@ def instant(microseconds: int) -> str:
 
 
 def join(
-    session: Session, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], *, batch_rows: int
+    session: Session,
+    frame: pa.Table,
+    time_column: str,
+    views: Sequence[ViewJoin],
+    *,
+    batch_rows: int,
+    choices: Choices | None = None,
 ) -> pa.RecordBatchReader:
-    """See `Engine.join`. Rows are chosen before it returns; the features are read while the result is."""
+    """See `Engine.join`. Rows are chosen before it returns; the features are read while the result is.
+
+    ``choices`` takes what is chosen.
+    """
     import pyarrow as pa
 
     kinds = [(f"{view.name}__{name}", view.view.feature(name).type) for view in views for name in view.features]
@@ -117,7 +146,10 @@ def join(
             entities = EntityRows(connection, frame, time_column)
             parts = []
             for number, view in enumerate(views):
-                keep_chosen(entities, view, number)
+                sequences = chosen_sequences(entities, view)
+                if choices is not None:
+                    choices.keep(view, sequences)
+                keep_chosen(entities, sequences, number)
                 parts.append(_gather(entities, view, number))
     except BaseException:
         connection.close()
@@ -160,16 +192,22 @@ def _thin(entities: EntityRows, view: ViewJoin, share: int, shares: int) -> str:
     )
 
 
-def keep_chosen(entities: EntityRows, view: ViewJoin, number: int) -> None:
-    """Make the table ``chosen_{number}``: each entity row's number and the ``fs_seq`` of its answer, else null."""
+def chosen_sequences(entities: EntityRows, view: ViewJoin) -> pa.Array:
+    """Return the ``fs_seq`` of each entity row's answer, null where it has none."""
     import pyarrow as pa
 
     answers, missing = np.zeros(entities.count, np.int64), np.ones(entities.count, np.bool_)
     if view.files:
         rows, sequences = choose(entities, view)
         answers[rows], missing[rows] = sequences, False
-    chosen = pa.table({"row": np.arange(entities.count), "seq": pa.array(answers, mask=missing)})
-    entities.connection.register("found", chosen)
+    return pa.array(answers, mask=missing)
+
+
+def keep_chosen(entities: EntityRows, sequences: pa.Array, number: int) -> None:
+    """Make the table ``chosen_{number}``: each entity row's number and the ``fs_seq`` of its answer, else null."""
+    import pyarrow as pa
+
+    entities.connection.register("found", pa.table({"row": np.arange(entities.count), "seq": sequences}))
     entities.connection.execute(f"CREATE TABLE chosen_{number} AS FROM found")
     entities.connection.unregister("found")
 

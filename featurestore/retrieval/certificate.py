@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -138,7 +138,9 @@ class Certificate:
 def certify(rows: JoinedRows, observed: Observed, gaps: Sequence[Gap], after_now: int, now_us: int) -> Certificate:
     """Examine a join and recompute its sampled rows. Raises CertificateError when a check fails."""
     rows.verify()
-    facts = rows.engine.examine(rows.frame.keys, TIME, [pinned.view_join() for pinned in rows.pins])
+    # Nulls are counted where the result passed by; a feature has those of the rows without an answer, and its own.
+    joins = [replace(pinned.view_join(), features=()) for pinned in rows.pins]
+    facts = rows.engine.examine(rows.frame.keys, TIME, joins)
     uncovered = {gap.view: gap.rows for gap in gaps}
     views = []
     for pinned, found in zip(rows.pins, facts, strict=True):
@@ -149,6 +151,15 @@ def certify(rows: JoinedRows, observed: Observed, gaps: Sequence[Gap], after_now
                 view=found.view,
             )
         recompute(rows, pinned, observed)
+        unanswered = sum(found.nulls.values())
+        own_nulls = {name: observed.nulls[pinned.read.name, name] - unanswered for name in pinned.read.features}
+        if min(own_nulls.values(), default=0) < 0:
+            raise CertificateError(
+                f"View {found.view!r} has values in rows that no row of it can answer.",
+                hint="Please report this: the join has a fault.",
+                view=found.view,
+            )
+        found = replace(found, null_values=own_nulls)
         views.append(_view_certificate(pinned, found, uncovered.get(pinned.read.view.name, 0)))
     return Certificate(
         project=rows.request.project,

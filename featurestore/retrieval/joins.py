@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -47,6 +48,8 @@ class Observed:
         self.rows = sampled_rows(count)
         self.missing: dict[str, int] = {}
         """Rows by read in which no feature has a value, at most."""
+        self.nulls: Counter[tuple[str, str]] = Counter()
+        """Rows by read and feature without a value."""
         self._values: dict[str, list[pa.RecordBatch]] = {}
 
     def see(self, read: ViewRead, columns: Sequence[pa.Array], start: int) -> None:
@@ -55,6 +58,8 @@ class Observed:
         import pyarrow as pa
 
         self.missing[read.name] = self.missing.get(read.name, 0) + min(column.null_count for column in columns)
+        for feature, column in zip(read.features, columns, strict=True):
+            self.nulls[read.name, feature] += column.null_count
         first, last = np.searchsorted(self.rows, [start, start + len(columns[0])])
         mine = pa.array(self.rows[first:last] - start)
         taken = [column.take(mine) for column in columns]

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,9 +100,16 @@ def test_only_a_ratio_of_one_is_rounded(target: Target, value: float, is_met: bo
 
 def test_a_page_tells_medians_of_the_pairs_own_ratios() -> None:
     pairs = Pairs(((2.0, 1.0), (3.0, 1.0), (8.0, 4.0)))
-    page = markdown([Section("Work", "About.", [Row("a | b", "s", pairs, Target(at_most=1.5))])], ["a fact"], "command")
+    section = Section("Work", "About.", [Row("a | b", "s", pairs, Target(at_most=1.5))])
+    page = markdown([section, Section("Other", "")], ["today", "a fact"], "command")
     assert "| a \\| b | 3 s | 1 s | 2.00 (2.00-3.00) | ≤ 1.5 | MISSED |" in page
     assert "- a fact\n" in page
+    # What is measured again takes the place of what it was; the rest stays, and says when it was measured.
+    newer = markdown([replace(section, about="Again.")], ["tomorrow"], "other command", page)
+    assert [line for line in newer.splitlines() if line.startswith("## ")] == ["## Work", "## Other"]
+    assert "Again." in newer
+    assert "About." not in newer
+    assert newer.count("tomorrow, by `other command`.") == newer.count("today, by `command`.") == 1
 
 
 @contextmanager
