@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -36,6 +37,10 @@ WORKER_ANSWER_SECONDS = 30
 
 BACKLOG = 2048
 
+SWITCH_SECONDS = 0.0005
+"""How long another thread may run Python before a request's turn comes again. With Python's own 5 ms a look at the
+registry, in the background, holds up every request of that moment several times over."""
+
 
 def serve(
     root: Path,
@@ -54,10 +59,15 @@ def serve(
     ``FS_SERVER_TOKEN``. Raises SettingsError when the port is taken or the binding wants a token, and what
     `create_app` raises, before anything listens.
     """
-    configure_logs = functools.partial(logs.configure, log_format, debug=debug)
-    configure_logs()
+    prepare = functools.partial(_prepare_process, log_format, debug)
+    prepare()
     with suppress(_Stopped), _stopping_by_signals():
-        _serve(root, host, port, workers, configure_logs, announce or _announce)
+        _serve(root, host, port, workers, prepare, announce or _announce)
+
+
+def _prepare_process(log_format: logs.Format, debug: bool) -> None:
+    logs.configure(log_format, debug=debug)
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def _serve(
@@ -65,7 +75,7 @@ def _serve(
     host: str | None,
     port: int | None,
     workers: int | None,
-    configure_logs: Callable[[], None],
+    prepare: Callable[[], None],
     announce: Callable[[str], None],
 ) -> None:
     settings = open_workspace(root).settings.server
@@ -78,9 +88,10 @@ def _serve(
     with listening:
         announce(url_of(listening))
         if workers == 1:
+            _settle()
             uvicorn.Server(server_config(app)).run(sockets=[listening])
         else:
-            _serve_by_workers(functools.partial(_worker_app, root, host, configure_logs), workers, listening)
+            _serve_by_workers(functools.partial(_worker_app, root, host, prepare), workers, listening)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -135,9 +146,17 @@ def _serve_by_workers(factory: Callable[[], FastAPI], workers: int, listening: s
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _worker_app(root: Path, host: str, configure_logs: Callable[[], None]) -> FastAPI:
-    configure_logs()
-    return create_app(root, token=os.environ.get(TOKEN_VARIABLE), host=host)
+def _worker_app(root: Path, host: str, prepare: Callable[[], None]) -> FastAPI:
+    prepare()
+    app = create_app(root, token=os.environ.get(TOKEN_VARIABLE), host=host)
+    _settle()
+    return app
+
+
+def _settle() -> None:
+    """Take what start-up made out of the garbage collector's sight: it stays, and each look through it is a stall."""
+    gc.collect()
+    gc.freeze()
 
 
 def server_config(app: FastAPI | Callable[[], FastAPI], *, workers: int = 1) -> uvicorn.Config:
