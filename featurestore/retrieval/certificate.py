@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from operator import attrgetter
@@ -140,17 +141,20 @@ def certify(rows: JoinedRows, observed: Observed, gaps: Sequence[Gap], after_now
     rows.verify()
     # Nulls are counted where the result passed by; a feature has those of the rows without an answer, and its own.
     joins = [replace(pinned.view_join(), features=()) for pinned in rows.pins]
-    facts = rows.engine.examine(rows.frame.keys, TIME, joins)
+    with ThreadPoolExecutor(1, thread_name_prefix="certificate") as aside:
+        # The plain loops read files and run Python while the engine's threads work outside of it.
+        looped = [aside.submit(recompute, rows, pinned, observed) for pinned in rows.pins]
+        facts = rows.engine.examine(rows.frame.keys, TIME, joins)
     uncovered = {gap.view: gap.rows for gap in gaps}
     views = []
-    for pinned, found in zip(rows.pins, facts, strict=True):
+    for pinned, found, recomputed in zip(rows.pins, facts, looped, strict=True):
         if found.from_future:
             raise CertificateError(
                 f"{found.from_future} answers of view {found.view!r} lie in the future of their rows.",
                 hint="Please report this: the join has a fault.",
                 view=found.view,
             )
-        recompute(rows, pinned, observed)
+        recomputed.result()
         unanswered = sum(found.nulls.values())
         own_nulls = {name: observed.nulls[pinned.read.name, name] - unanswered for name in pinned.read.features}
         if min(own_nulls.values(), default=0) < 0:

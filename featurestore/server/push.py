@@ -62,7 +62,7 @@ class PushEndpoint:
         work, versions = await loop.run_in_executor(self._threads, self._begin, plan, request)
         if versions:
             # Nothing but a future waits for the commit, so that the threads are free meanwhile.
-            await asyncio.wait([asyncio.wrap_future(version) for version in versions])
+            await asyncio.wait([_awaited(version) for version in versions])
             await loop.run_in_executor(self._threads, _finish, work)
         result = work.result()
         self._count(result)
@@ -93,6 +93,13 @@ class PushEndpoint:
             counts = {} if done.online is None else {name: getattr(done.online, name) for name in ONLINE_RESULTS}
             counts["offline"] = 0 if done.offline is None else done.offline.rows
             self._metrics.pushed(view, {name: count for name, count in counts.items() if count})
+
+
+def _awaited(version: Future[int]) -> asyncio.Future[int]:
+    """Return a commit to wait for; what it fails with is told by `Push.confirm`, and not once more by asyncio."""
+    found = asyncio.wrap_future(version)
+    found.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return found
 
 
 def _finish(work: Push) -> None:

@@ -60,9 +60,13 @@ def serve(
     `create_app` raises, before anything listens.
     """
     prepare = functools.partial(_prepare_process, log_format, debug)
+    before = sys.getswitchinterval()
     prepare()
-    with suppress(_Stopped), _stopping_by_signals():
-        _serve(root, host, port, workers, prepare, announce or _announce)
+    try:
+        with suppress(_Stopped), _stopping_by_signals():
+            _serve(root, host, port, workers, prepare, announce or _announce)
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _prepare_process(log_format: logs.Format, debug: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
@@ -178,7 +179,7 @@ class TestWhoMay:
 
 
 class TestTrouble:
-    def test_a_full_disk_is_told_without_paths(self, workspace, client, monkeypatch):
+    def test_a_full_disk_is_told_without_paths(self, workspace, client, monkeypatch, caplog):
         def full(*_: Any, **__: Any) -> None:
             raise DiskFullError("No space was left on /secret/place.")
 
@@ -187,6 +188,8 @@ class TestTrouble:
         assert response.status_code == 503
         assert error_of(response)["type"] == "disk_full"
         assert "secret" not in response.text
+        gc.collect()
+        assert "never retrieved" not in caplog.text  # by asyncio, which tells what a future failed with
         monkeypatch.undo()
         assert online_rows(workspace) == {}
         assert client.post("/push", json=body()).status_code == 200
