@@ -128,3 +128,13 @@ def test_most_answers_take_the_short_way(snapshot: Snapshot) -> None:
         "rows": [[None, None, 0.5]] * 2,
         "status": [["NULL_VALUE", "NULL_VALUE", "PRESENT"]] * 2,
     }
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_short_way_ends_with_the_ttl_to_the_microsecond(snapshot: Snapshot, rows: int) -> None:
+    plan = OnlinePlan.compile(snapshot, resolve(snapshot, ["fresh:clicks", "fresh:score"]), form="json")
+    query = plan.query({"customer_id": list(range(rows))})
+    encoder = RecordEncoder(snapshot.views["fresh"].layout)
+    last, late = (encoder.encode(b"key", NOW - HOUR_US - past, None, [1, 0.5]) for past in (0, 1))
+    assert plan.fresh_rows(query, [last] * rows, NOW) == [[1, 0.5]] * rows
+    assert plan.fresh_rows(query, [last] * (rows - 1) + [late], NOW) is None
