@@ -46,6 +46,8 @@ def main(
     console, sections = Console(), []
     facts = report.machine_facts(pairs)
     console.print("\n".join(facts), highlight=False)
+    command = "python -m benchmarks " + shlex.join(sys.argv[1:])
+    before = results.read_text() if results.exists() else ""
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as made:
         folder = Path(made)
         kept = data or folder
@@ -57,12 +59,11 @@ def main(
                     for section in BENCHMARKS[name](Context(place, kept, pairs, quick, server.url)):
                         sections.append(section)
                         report.show(section, console)
+                        if markdown:
+                            results.write_text(report.markdown(sections, facts, command, before))
                 except LoadGeneratorMissingError as error:
                     raise click.ClickException(str(error)) from None
     if markdown:
-        command = "python -m benchmarks " + shlex.join(sys.argv[1:])
-        before = results.read_text() if results.exists() else ""
-        results.write_text(report.markdown(sections, facts, command, before))
         console.print(f"Written to {results}.")
 
 

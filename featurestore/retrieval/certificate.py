@@ -219,6 +219,8 @@ def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> None:
         answers.append(answer if isinstance(answer, ReferenceRow) else None)
     expected = history.values(answers)
     for feature, joined in observed.values(pinned.read).items():
+        if _are_equal(joined, expected[feature]):
+            continue
         for row, (found, wanted) in enumerate(zip(joined, expected[feature], strict=True)):
             if not _equal(found, wanted):
                 raise CertificateError(
@@ -333,6 +335,12 @@ def _opened(path: str) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(path)
+
+
+def _are_equal(some: list[Any], others: list[Any]) -> bool:
+    """Tell at once what is true of most columns; False says that values have to be looked at one by one."""
+    kinds = list(map(type, some))
+    return list not in kinds and kinds == list(map(type, others)) and some == others
 
 
 def _equal(one: Any, other: Any) -> bool:
