@@ -63,7 +63,7 @@ class RedisClusterReader(AsyncReader):
                 if self._is_closed or not self._topology.owners:
                     await self._know()
                 nodes = [self._nodes[address] for address in self._topology.replicas]
-                pings = [node.ask([pack_command(("PING",))], 1) for node in nodes]
+                pings = [node.ask(pack_command(("PING",)), 1) for node in nodes]
                 for answer in await asyncio.gather(*pings, return_exceptions=True):
                     error = answer if isinstance(answer, BaseException) else answer[0]
                     if isinstance(error, BaseException):
@@ -91,7 +91,7 @@ class RedisClusterReader(AsyncReader):
         node = self._nodes[address]
         packed, reply_count = routing.packed(parts)
         try:
-            replies = await node.ask([packed], reply_count)
+            replies = await node.ask(packed, reply_count)
             routing.answered(address, parts, replies)
         except OnlineStoreUnavailableError as error:
             routing.lost(address, parts, redis.ConnectionError(error.message))

@@ -8,20 +8,17 @@ from typing import Any
 
 import redis
 from hiredis import pack_command
-from redis.asyncio.connection import Connection, SSLConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from featurestore.errors import OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
 from featurestore.online.redis_node import (
-    CONNECTION_OPTIONS,
     DRIVER_ERRORS,
     Deadlines,
     checked_reply,
     location_of,
     unavailable,
 )
+from featurestore.online.redis_wire import Wire, open_wire
 
 MOST_CONNECTIONS = 64
 """In use at once; reads beyond them wait for one within their deadline."""
@@ -37,45 +34,46 @@ class AsyncNode:
 
     def __init__(self, options: Mapping[str, Any], deadlines: Deadlines) -> None:
         self.location = location_of(options)
-        self._kind = SSLConnection if "connection_class" in options else Connection
-        self._options = {name: value for name, value in options.items() if name != "connection_class"}
+        self._options = options
         self._connect_seconds = deadlines.connect
-        self._idle: list[Any] = []
+        self._idle: list[Wire] = []
         self._opening: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Future[None]] = set()
         self._gate = asyncio.Semaphore(MOST_CONNECTIONS)
         self._closed = False
 
-    async def ask(self, packed: Sequence[bytes], count: int) -> list[Any]:
+    async def ask(self, packed: bytes, count: int) -> list[Any]:
         """Send commands in one write and return their replies, errors among them as values. The caller sets a deadline.
 
         Raises the driver's errors, and OnlineStoreUnavailableError.
         """
         try:
             async with self._gate:
-                connection = await self._connection()
+                wire = self._unused() or await self._connection()
                 try:
-                    await connection.send_packed_command(packed, check_health=False)
-                    replies = await _replies(connection, count)
+                    replies = await wire.ask(packed, count)
                 except BaseException:
-                    await connection.disconnect(nowait=True)
+                    self._close(wire)
                     raise
         except DRIVER_ERRORS as error:
             if not isinstance(error, TimeoutError):
                 self.drop_idle()  # opened before the server went away, most likely
             raise
         if self._closed:
-            await connection.disconnect(nowait=True)
+            self._close(wire)
         else:
-            self._idle.append(connection)
+            self._idle.append(wire)
         return replies
 
     def drop_idle(self) -> None:
         """Close the connections that nobody uses."""
         while self._idle:
-            task = asyncio.ensure_future(self._idle.pop().disconnect(nowait=True))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._close(self._idle.pop())
+
+    def _close(self, wire: Wire) -> None:
+        self._closing.add(wire.closed)
+        wire.closed.add_done_callback(self._closing.discard)
+        wire.close()
 
     async def close(self) -> None:
         """Close every connection, and those on their way; a read under way closes its own when it ends."""
@@ -85,9 +83,9 @@ class AsyncNode:
         self.drop_idle()
         await asyncio.gather(*self._opening, *self._closing, return_exceptions=True)
 
-    async def _connection(self) -> Any:
+    async def _connection(self) -> Wire:
         """Return an open connection; one that its reader stops waiting for is opened all the same."""
-        while not self._idle:
+        while (wire := self._unused()) is None:
             if self._closed or len(self._opening) >= MOST_CONNECTIONS:
                 # None of those that earlier reads gave up on is open yet: another one would wait in vain as well.
                 raise OnlineStoreUnavailableError(f"Redis at {self.location} accepts no connection.")
@@ -100,23 +98,20 @@ class AsyncNode:
                 if task.cancelled():
                     raise OnlineStoreUnavailableError(f"The reader of Redis at {self.location} is closed.") from None
                 raise
-        return self._idle.pop()
+        return wire
+
+    def _unused(self) -> Wire | None:
+        """Return an open connection that nobody uses, if there is one; what the server has closed is forgotten."""
+        while self._idle:
+            wire = self._idle.pop()
+            if wire.is_open:
+                return wire
+        return None
 
     async def _open(self) -> None:
-        connection: Any = self._kind(
-            **self._options,
-            **CONNECTION_OPTIONS,
-            socket_timeout=None,
-            socket_connect_timeout=self._connect_seconds,
-            retry=Retry(NoBackoff(), 0),
-        )
-        try:
-            async with asyncio.timeout(self._connect_seconds):
-                await connection.connect()
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        self._idle.append(connection)
+        async with asyncio.timeout(self._connect_seconds):
+            wire = await open_wire(self._options)
+        self._idle.append(wire)
 
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._opening.discard(task)
@@ -156,18 +151,7 @@ class RedisReader(AsyncReader):
     async def _ask(self, seconds: float, *command: Any) -> Any:
         try:
             async with asyncio.timeout(seconds):
-                (reply,) = await self._node.ask([pack_command(command)], 1)
+                (reply,) = await self._node.ask(pack_command(command), 1)
         except DRIVER_ERRORS as error:
             raise unavailable(self._node.location, seconds, error) from error
         return reply
-
-
-async def _replies(connection: Any, count: int) -> list[Any]:
-    replies: list[Any] = []
-    while len(replies) < count:
-        try:
-            while len(replies) < count:
-                replies.append(await connection.read_response())
-        except redis.ResponseError as error:
-            replies.append(error)
-    return replies

@@ -15,11 +15,15 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+WHOLE_ANSWER = "featurestore.whole_answer"
+"""Names an extension of ASGI of our own, for the answers that are sent most: in a scope the `WholeAnswer`, and the type
+of a message with the ``body`` of a JSON answer."""
+WholeAnswer = Callable[[bytes, bytes], bool]
+"""Takes the lines of headers and the body of a 200 and sends it at once; False where that is not possible just now."""
+
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Columns = dict[Name, list[Any]]
 T = TypeVar("T")
-
-_JSON = (b"content-type", b"application/json")
 
 
 class ClientDisconnectedError(Exception):
@@ -81,7 +85,5 @@ def _too_large(limit: int) -> RequestError:
 
 
 async def send_json(send: Send, body: bytes) -> None:
-    """Answer 200 with a JSON body."""
-    headers = [_JSON, (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    """Answer 200 with a JSON body; `Envelope` knows how."""
+    await send({"type": WHOLE_ANSWER, "body": body})

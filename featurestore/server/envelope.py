@@ -8,13 +8,25 @@ import secrets
 from logging import DEBUG
 from time import perf_counter
 
-from featurestore.server.bodies import App, ClientDisconnectedError, Message, Receive, Scope, Send
+from featurestore.server.bodies import (
+    WHOLE_ANSWER,
+    App,
+    ClientDisconnectedError,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    WholeAnswer,
+)
 from featurestore.server.errors import ErrorAnswer, error_answer
 from featurestore.server.logs import SLOW_SECONDS, log_request, logger
 from featurestore.server.metrics import Metrics
 
 _USABLE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 """What may come back in a header and stand in a log line."""
+
+_JSON = (b"content-type", b"application/json")
+_JSON_LINES = b"content-type: application/json\r\nx-request-id: %b\r\n"
 
 # A process-wide random part and a count: unique like a random id each, without a system call each.
 _PROCESS = secrets.token_hex(8)
@@ -42,10 +54,18 @@ class Envelope:
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         header = (b"x-request-id", request_id.encode())
+        whole: WholeAnswer | None = scope.get("extensions", {}).get(WHOLE_ANSWER)
         status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
+            if message["type"] == WHOLE_ANSWER:
+                status, body = 200, message["body"]
+                if whole is None or not whole(_JSON_LINES % header[1], body):
+                    headers = [_JSON, (b"content-length", str(len(body)).encode()), header]
+                    await send({"type": "http.response.start", "status": 200, "headers": headers})
+                    await send({"type": "http.response.body", "body": body})
+                return
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), header]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from operator import add
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -75,7 +74,9 @@ class Metrics:
         self._add_definitions(registry)
         self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._answered = 0
+        self._counted_requests: defaultdict[Counter, int] = defaultdict(int)
         self._counted_rows = 0
+        self._counted_fresh: defaultdict[ServingPlan, int] = defaultdict(int)
         self._counted_values: defaultdict[tuple[str, Status], int] = defaultdict(int)
 
     def _add_store(self, registry: CollectorRegistry) -> None:
@@ -130,7 +131,7 @@ class Metrics:
             route = key[0]
             self._known[key] = (self._requests.labels(route, str(status)), self._seconds.labels(route))
         counter, histogram = self._known[key]
-        counter.inc()
+        self._counted_requests[counter] += 1
         histogram.observe(seconds)
 
     def answered(self, serving: ServingPlan, answer: Answer) -> None:
@@ -140,17 +141,12 @@ class Metrics:
             for status, count in found.counts().items():
                 self._counted_values[view, status] += count
 
-    def answered_fresh(self, serving: ServingPlan, patterns: Sequence[Pattern]) -> None:
-        """Count one online read in which what is not null is PRESENT."""
-        rows = len(patterns)
-        self._counted_rows += rows
-        nulls = (0,) * len(serving.views)
-        for pattern in patterns:
-            if pattern is not serving.present:
-                nulls = tuple(map(add, nulls, pattern.nulls))
-        for view, part, missing in zip(serving.views, serving.slices, nulls, strict=True):
-            self._counted_values[view, Status.PRESENT] += rows * (part.stop - part.start) - missing
-            if missing:
+    def answered_fresh(self, serving: ServingPlan, rows: int, with_nulls: Sequence[Pattern]) -> None:
+        """Count one online read in which what is not null is PRESENT; ``with_nulls`` are the rows that have any."""
+        self._counted_fresh[serving] += rows
+        for pattern in with_nulls:
+            for view, missing in zip(serving.views, pattern.nulls, strict=True):
+                self._counted_values[view, Status.PRESENT] -= missing
                 self._counted_values[view, Status.NULL_VALUE] += missing
 
     def is_sample(self) -> bool:
@@ -188,8 +184,15 @@ class Metrics:
 
     def flush(self) -> None:
         """Hand over what was counted since the last time: a number here is much cheaper than one in the library."""
-        rows, self._counted_rows = self._counted_rows, 0
+        requests, self._counted_requests = self._counted_requests, defaultdict(int)
+        fresh, self._counted_fresh = self._counted_fresh, defaultdict(int)
         values, self._counted_values = self._counted_values, defaultdict(int)
+        rows, self._counted_rows = self._counted_rows + sum(fresh.values()), 0
+        for counter, count in requests.items():
+            counter.inc(count)
+        for serving, count in fresh.items():
+            for view, part in zip(serving.views, serving.slices, strict=True):
+                values[view, Status.PRESENT] += count * (part.stop - part.start)
         self._rows.inc(rows)
         for (view, status), count in values.items():
             self._values.labels(view, status.name).inc(count)

@@ -44,7 +44,7 @@ class Pattern(NamedTuple):
     """How many there are in each read."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class ServingPlan:
     """A compiled plan, and what of its answers is always the same."""
 
@@ -59,6 +59,8 @@ class ServingPlan:
     """Where each read's features are in a row of a straight plan."""
     patterns: dict[tuple[int, ...], Pattern]
     """By the places of the nulls: few patterns come again and again."""
+    expects_nulls: bool = False
+    """Whether the last answer had any: where there are none, all rows are encoded at once."""
 
     @classmethod
     def of(cls, plan: OnlinePlan) -> ServingPlan:

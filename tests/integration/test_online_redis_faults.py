@@ -101,8 +101,9 @@ def test_a_fault_ends_asynchronous_reads_within_their_deadline_and_passes(
         answers = await asyncio.gather(*[reader.mget(keys) for _ in range(5)], return_exceptions=True)
         assert [type(answer) for answer in answers] == [OnlineStoreUnavailableError] * 5
         assert time.monotonic() - start < TOLERANCE * READ_MS / 1000
-        with pytest.raises(OnlineStoreUnavailableError):
-            await reader.check()
+        if fault != "drip":  # in drops the seven bytes of a PONG arrive in time, thirty records do not
+            with pytest.raises(OnlineStoreUnavailableError):
+                await reader.check()
         proxy.fault = "none"
         deadline = time.monotonic() + 10
         while True:
@@ -316,7 +317,11 @@ def test_wrong_credentials_are_told_without_the_password(start_redis: Callable[.
     store.close()
 
     async def check(store: RedisStore) -> None:
-        await store.reader().check()
+        reader = store.reader()
+        try:
+            await reader.check()
+        finally:
+            await reader.close()
 
     for url in (server.url, bad):
         store = RedisStore(url, read_timeout_ms=10_000, connect_timeout_ms=10_000, write_timeout_ms=60_000)
@@ -377,12 +382,16 @@ def test_garbage_of_the_right_form_is_no_answer() -> None:
     assert checked_reply([None], 1) == [None]
 
 
-def test_an_answer_to_another_question_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [(1, "not that of MGET"), (2, "sent more than was asked for")],
+)
+def test_an_answer_to_another_question_is_refused(answers: int, told: str) -> None:
     async def read() -> None:
         async def answer_ok(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 while await reader.read(4_096):
-                    writer.write(b"+OK\r\n" * 2)  # more than was asked for, and never a list
+                    writer.write(b"+OK\r\n" * answers)  # never a list
             finally:
                 writer.close()
 
@@ -390,14 +399,36 @@ def test_an_answer_to_another_question_is_refused() -> None:
             port = server.sockets[0].getsockname()[1]
             reader = RedisStore(f"redis://127.0.0.1:{port}", read_timeout_ms=10_000).reader()
             for _ in range(3):
-                with pytest.raises(OnlineStoreUnavailableError, match="not that of MGET"):
+                with pytest.raises(OnlineStoreUnavailableError, match=told):
                     await reader.mget([b"fs:p:v:{a}", b"fs:p:v:{b}"])
             await reader.close()
 
     asyncio.run(read())
 
 
-def test_one_lost_connection_lets_go_of_all_that_were_open(store: RedisStore, proxy: FaultProxy) -> None:
+def test_what_nobody_asked_for_never_becomes_an_answer() -> None:
+    async def read() -> None:
+        async def answer_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while await reader.read(4_096):
+                    writer.write(b"*1\r\n$5\r\nright\r\n")
+                    await asyncio.sleep(0.05)
+                    writer.write(b"*1\r\n$5\r\nwrong\r\n")
+            finally:
+                writer.close()
+
+        async with await asyncio.start_server(answer_late, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            reader = RedisStore(f"redis://127.0.0.1:{port}", read_timeout_ms=10_000).reader()
+            for _ in range(3):
+                assert await reader.mget([b"fs:p:v:{a}"]) == [b"right"]
+                await asyncio.sleep(0.2)
+            await reader.close()
+
+    asyncio.run(read())
+
+
+def test_connections_that_were_lost_while_nobody_used_them_cost_no_read(store: RedisStore, proxy: FaultProxy) -> None:
     writes = records(8)
     store.write(writes, now_us=NOW)
 
@@ -407,9 +438,6 @@ def test_one_lost_connection_lets_go_of_all_that_were_open(store: RedisStore, pr
         await asyncio.gather(*[reader.mget([write.key]) for write in writes], return_exceptions=True)
         proxy.cut()
         await asyncio.sleep(0.1)
-        with pytest.raises(OnlineStoreUnavailableError):
-            await reader.mget([writes[0].key])
-        await reader.check()
         assert await reader.mget([write.key for write in writes]) == [write.record for write in writes]
         await reader.close()
 
@@ -417,7 +445,8 @@ def test_one_lost_connection_lets_go_of_all_that_were_open(store: RedisStore, pr
 
 
 def test_a_reader_closed_while_it_reads_keeps_nothing_open(proxy: FaultProxy, redis_server: RedisServer) -> None:
-    store = RedisStore(proxy.url, read_timeout_ms=10_000, connect_timeout_ms=10_000)
+    # To choose a database is a question before the first: the connection is still being opened when it is closed.
+    store = RedisStore(f"{proxy.url}/3", read_timeout_ms=10_000, connect_timeout_ms=10_000)
 
     async def read() -> None:
         reader = store.reader()

@@ -16,7 +16,6 @@ from support.serving import HOUR_US, Project
 
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.online.codec import RecordEncoder
-from featurestore.online.reading import Status
 from featurestore.retrieval.features import resolve
 from featurestore.retrieval.online_plan import OnlinePlan
 from featurestore.server.metrics import Metrics
@@ -73,23 +72,29 @@ def test_the_short_way_says_what_the_long_way_says(snapshot: Snapshot, data: st.
     answer = plan.answer(query, records, NOW)
     long = json.loads(online_body(serving, answer, ["status"]))
     rows = plan.fresh_rows(query, records, NOW)
-    short = None if rows is None else _short_body(serving, rows)
     statuses = Counter(status for row in long["status"] for status in row)
-    if short is None:
-        assert set(statuses) - {"PRESENT"} or _is_shuffled(features)
-        return
-    body, patterns = short
-    assert json.loads(body) == long
-    assert not statuses.keys() - {"PRESENT", "NULL_VALUE"}
-    metrics = Metrics()
-    metrics.answered_fresh(serving, patterns)
-    by_short = metrics._counted_values
-    metrics = Metrics()
-    metrics.answered(serving, answer)
-    assert {key: count for key, count in by_short.items() if count} == {
-        key: count for key, count in metrics._counted_values.items() if count
-    }
-    assert sum(by_short[view, Status.NULL_VALUE] for view in serving.views) == statuses["NULL_VALUE"]
+    for expects_nulls in (False, True):
+        serving.expects_nulls = expects_nulls
+        short = None if rows is None else _short_body(serving, rows)
+        if short is None:
+            assert set(statuses) - {"PRESENT"} or _is_shuffled(features)
+            continue
+        body, with_nulls = short
+        assert json.loads(body) == long
+        assert not statuses.keys() - {"PRESENT", "NULL_VALUE"}
+        assert serving.expects_nulls == bool(with_nulls) == ("NULL_VALUE" in statuses)
+        by_short, by_long = Metrics(), Metrics()
+        by_short.answered_fresh(serving, query.rows, with_nulls)
+        by_long.answered(serving, answer)
+        assert counted(by_short) == counted(by_long)
+        assert sum(count for line, count in counted(by_short).items() if "NULL_VALUE" in line) == statuses["NULL_VALUE"]
+
+
+def counted(metrics: Metrics) -> dict[str, float]:
+    """Return how many values and rows were counted, as Prometheus reads it."""
+    lines = [line.rsplit(" ", 1) for line in metrics.text().decode().splitlines()]
+    names = ("featurestore_values_total", "featurestore_online_rows_total")
+    return {name: float(count) for name, count in lines if name.startswith(names) and float(count)}
 
 
 def _is_shuffled(features: list[str]) -> bool:
