@@ -155,7 +155,7 @@ class OnlinePlan:
 
     def fresh_rows(self, query: Query, records: Sequence[bytes | None], now_us: int) -> list[list[Any]] | None:
         """Return the answer's rows where that takes no closer look, as `FreshRows` says; None otherwise."""
-        if not self._fresh or any(places is not None for places in query.found):
+        if not self._fresh or query.found.count(None) != len(query.found):
             return None
         views, start = [], 0
         for reader in self._fresh:

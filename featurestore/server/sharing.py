@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from featurestore.errors import OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
@@ -21,8 +21,7 @@ MOST_UNDER_WAY = 2
 """While one round trip's answer is decoded the other is on its way."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
+class _Read(NamedTuple):
     keys: Sequence[bytes]
     answer: asyncio.Future[list[bytes | None]]
     deadline: float
