@@ -109,7 +109,10 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._refuse(b"400 Bad Request", "bad_request", msg)
 
     def on_response_complete(self) -> None:
-        """Do as uvicorn does, without a timer of its own for every answer: `_look` closes idle connections too."""
+        """Do as uvicorn does, without a timer of its own for every answer: `_look` closes idle connections too.
+
+        It looks every `RECEIVE_SECONDS`, so a connection may stay that much longer than uvicorn's keep-alive limit.
+        """
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return

@@ -133,6 +133,30 @@ def test_a_request_that_does_not_arrive_is_ended(tmp_path: Path, monkeypatch: py
             assert b"408" in read_all(connection)
 
 
+def test_an_idle_connection_is_closed_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "KEEP_ALIVE_SECONDS", 1)
+    monkeypatch.setattr(DeadlineProtocol, "receive_seconds", 0.4)  # a connection is looked at so often
+    project = small_project(tmp_path / "repo", system_clock())
+    with serving_here(project.workspace()) as client, connect(client.base_url) as connection:
+        for _ in range(3):  # each request begins the time anew
+            connection.sendall(head(len(REQUEST)) + REQUEST)
+            assert b"200 OK" in read_one(connection)
+            time.sleep(0.6)
+        started = time.monotonic()
+        assert read_all(connection) == b""
+        assert time.monotonic() - started < 3
+
+
+def test_a_client_that_wants_no_more_is_answered_and_let_go(tmp_path: Path) -> None:
+    project = small_project(tmp_path / "repo", system_clock())
+    with serving_here(project.workspace()) as client, connect(client.base_url) as connection:
+        connection.sendall(head(len(REQUEST)).replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n") + REQUEST)
+        first, _, body = read_all(connection).partition(b"\r\n\r\n")
+        assert b"\r\nconnection: close\r\n" in first + b"\r\n"
+        assert b"\r\ndate: " in first
+        assert json.loads(body)["rows"] == [[7]]
+
+
 def test_after_an_early_refusal_the_rest_of_the_body_ends_the_connection_quietly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
