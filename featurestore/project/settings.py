@@ -122,14 +122,41 @@ class Settings(BaseSettings):
         return _Environment(settings_cls), init_settings
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which PyYAML would silently take the last."""
+
+    # Here and not in construct_mapping: by then `<<` may have added keys that are rightly there a second time.
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping as it is written. Raises YAMLError for a key that is given twice."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                name, line = (key.tag, key.value), key.start_mark.line + 1
+                if name in lines:
+                    where = f"in line {lines[name]} and again in line {line}"
+                    raise yaml.YAMLError(f"{key.value} is given {where}: keep one of them.")
+                lines[name] = line
+        return node
+
+
+def _load(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def read_settings(folder: Path) -> Settings:
     """Read ``feature_store.yaml`` of a folder.
 
-    Raises SettingsError when there is none, it is no YAML mapping, a key is unknown or a ``${VAR}`` is not set.
+    Raises SettingsError when there is none, it is no YAML mapping, a key is unknown or given twice, or a ``${VAR}``
+    is not set.
     """
     path = folder / FILE_NAME
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = _load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SettingsError(
             f"There is no {FILE_NAME} in {folder}.", hint="Run `fs init DIR` for a new repo, or pass --repo DIR."

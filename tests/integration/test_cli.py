@@ -377,6 +377,13 @@ def test_mistakes_have_an_exit_code_and_say_what_to_do(fs, materialized, case):
     assert "Internal error" not in fs.err
 
 
+def test_a_setting_that_is_given_twice_is_refused(fs, repo):
+    (repo / "feature_store.yaml").write_text("project: flights\nregistry: sqlite:///a.db\nregistry: sqlite:///b.db\n")
+    fs("plan", expect=1)
+    for word in ("feature_store.yaml", "registry is given in line 2 and again in line 3"):
+        assert word in fs.err
+
+
 def test_errors_are_json_where_json_was_asked_for(fs, materialized):
     fs("show", "carier", "--json", expect=1)
     assert json.loads(fs.err)["error"]["type"] == "NotFoundError"

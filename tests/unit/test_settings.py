@@ -108,6 +108,31 @@ def test_files_that_are_no_settings_are_refused(tmp_path, text):
         read_settings(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("project: p\nregistry: sqlite:///a\nproject: q\n", ["project is given", "line 1", "line 3"]),
+        ("project: p\n'project': p\n", ["project is given", "line 1", "line 2"]),
+        ("project: p\nserver:\n  port: 1\n  workers: 2\n  port: 1\n", ["port is given", "line 3", "line 5"]),
+        ("project: p\nserver: {port: 1, port: 2}\n", ["port is given", "in line 2 and again in line 2"]),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(tmp_path, text, words):
+    (tmp_path / "feature_store.yaml").write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        read_settings(tmp_path)
+    for word in [*words, "feature_store.yaml", "keep one"]:
+        assert word in caught.value.message
+
+
+def test_keys_that_are_merged_in_may_be_overridden(tmp_path):
+    text = "project: p\nserver: &own {<<: &all {port: 1, workers: 2}, port: 3}\nonline_store: {url: x, more: *own}\n"
+    (tmp_path / "feature_store.yaml").write_text(text)
+    settings = read_settings(tmp_path)
+    assert (settings.server.port, settings.server.workers) == (3, 2)
+    assert settings.online_store.options == {"more": {"port": 3, "workers": 2}}
+
+
 def test_yaml_cannot_make_objects(tmp_path):
     (tmp_path / "feature_store.yaml").write_text("project: !!python/object/apply:os.getcwd []")
     with pytest.raises(SettingsError):
