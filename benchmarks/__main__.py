@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import cluster, http, publish, push, reads, report, startup, training_set
+from benchmarks import cluster, feast, http, publish, push, reads, report, startup, training_set
 from benchmarks.context import Context
 from benchmarks.load import LoadGeneratorMissingError
 from tests.support.redis_server import RedisServer
@@ -25,8 +25,9 @@ BENCHMARKS: dict[str, Callable[[Context], Iterator[report.Section]]] = {
     "cluster": cluster.run,
     "http": http.run,
     "training-set-10x": training_set.run_large,
+    "feast": feast.run,
 }
-DEFAULT = tuple(name for name in BENCHMARKS if name != "training-set-10x")
+DEFAULT = tuple(name for name in BENCHMARKS if name not in ("training-set-10x", "feast"))
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

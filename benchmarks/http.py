@@ -131,7 +131,7 @@ def _tail(context: Context, folder: Path, ours: Server, floor: Server, views: Se
 
         pairs = measure(partial(p99_ms, ours), partial(p99_ms, floor), count=min(context.pairs, TAIL_PAIRS))
         notes = [f"median {loads[server].p50_ms:.2g} ms at {rates[server]:,.0f}/s" for server in (ours, floor)]
-        section.rows.append(Row(_entities(entities), "ms", pairs, note=f"{notes[0]}, the floor's {notes[1]}"))
+        section.rows.append(Row(entities_named(entities), "ms", pairs, note=f"{notes[0]}, the floor's {notes[1]}"))
     return section
 
 
@@ -274,9 +274,10 @@ def _entity_counts(context: Context) -> tuple[int, ...]:
     return (1,) if context.is_quick else (1, 100)
 
 
-def _entities(count: int) -> str:
+def entities_named(count: int) -> str:
+    """Return ``1 entity``, ``100 entities``."""
     return f"{count} {'entity' if count == 1 else 'entities'}"
 
 
 def _named(entities: int, connections: int) -> str:
-    return f"{_entities(entities)}, {connections} connection{'s' if connections > 1 else ''}"
+    return f"{entities_named(entities)}, {connections} connection{'s' if connections > 1 else ''}"

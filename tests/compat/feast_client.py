@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
-FEAST = "feast==0.67.0"
+FEAST_VERSION = "0.67.0"
 
 
-def environment(folder: Path) -> Path:
-    """Return the Python of an environment with Feast."""
+def environment(folder: Path, extras: str = "") -> Path:
+    """Return the Python of an environment with Feast, and some of its extras: ``[redis]``."""
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", FEAST], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", f"feast{extras}=={FEAST_VERSION}"], check=True)
     return python
 
 
