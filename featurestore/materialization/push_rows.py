@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime, timezone
+from decimal import Decimal
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 from featurestore.definitions import FeatureView
 from featurestore.errors import EntityKeyError, InputError, ValueTypeError, did_you_mean
@@ -15,7 +18,7 @@ from featurestore.online.codec import RecordEncoder
 from featurestore.online.interface import Write
 from featurestore.types.arrow import arrow_type, cast_column
 from featurestore.types.columns import CREATED, EVENT
-from featurestore.types.times import instants_from_arrow, to_instant, to_rfc3339
+from featurestore.types.times import EPOCH, instants_from_arrow, to_instant, to_rfc3339
 from featurestore.types.values import Float32, Timestamp, ValueType, coerce, from_json
 
 if TYPE_CHECKING:
@@ -24,8 +27,20 @@ if TYPE_CHECKING:
 Column = Any
 """A list of canonical Python values, instants as microseconds, or an Arrow array."""
 
-_PLAIN = {"Int32": int, "Int64": int, "Float64": float, "Bool": bool, "String": str, "Timestamp": datetime}
-"""Types whose Python values Arrow takes as they are, and refuses where they are out of range."""
+_PLAIN: dict[str, type] = {
+    "Int32": int,
+    "Int64": int,
+    "Float32": float,
+    "Float64": float,
+    "Bool": bool,
+    "String": str,
+    "Bytes": bytes,
+    "Timestamp": datetime,
+    "Date": date,
+    "Decimal": Decimal,
+    "Array": list,
+}
+"""The Python kind of which whole columns become Arrow at once (`_typed`)."""
 FEW = 64
 """Up to so many rows are handled as Python values: Arrow is quicker for more, and slow to start."""
 _FINER = re.compile(r"[.,]\d{6}\d*[1-9]")
@@ -111,38 +126,26 @@ class PushedRows:
             return list(values)  # values of several kinds: one of them will be named
 
     def _from_list(self, name: str, values: list[Any], kind: ValueType) -> Column:
-        found = self._plain(values, kind, texts=self._convert is from_json)
+        found = self._at_once(values, kind, texts=self._convert is from_json)
         return _each(name, values, lambda value: self._convert(kind, value)) if found is None else found
 
-    def _plain(self, values: list[Any], kind: ValueType, *, texts: bool) -> pa.Array | None:
-        """Return many values of the type's own Python kind as Arrow, None where a loop has to look at each.
-
-        With ``texts`` instants may be ISO 8601 texts.
-        """
-        kinds = set(map(type, values)) - {type(None)}
-        if self.row_count <= FEW:
-            return None
-        if texts and kind == Timestamp and kinds == {str}:
-            try:
-                values = [value and datetime.fromisoformat(value) for value in values]
-            except ValueError:
-                return None
-        elif not kinds <= {_PLAIN.get(kind.name)}:
-            return None
+    def _at_once(self, values: list[Any], kind: ValueType, *, texts: bool) -> pa.Array | None:
+        """Return many values as Arrow, None where a loop has to look at each (`_typed`)."""
         import pyarrow as pa
 
+        if self.row_count <= FEW:
+            return None
         try:
-            column = pa.array(values, arrow_type(kind))
-            return instants_from_arrow(column, "floor") if kind == Timestamp else column
-        except (pa.ArrowException, OverflowError, ValueError, ValueTypeError):
+            return _typed(values, kind, texts=texts)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError, ValueTypeError):
             return None  # out of range, or no text: the loop finds the row
 
     def _instants(self, name: str, until_us: int) -> Column:
         """Return a time column in UTC microseconds, ceiled."""
         given = self._given(name)
         if isinstance(given, list):
-            is_exact = not any(isinstance(value, str) and _FINER.search(value) for value in given)
-            found = self._plain(given, Timestamp, texts=is_exact)
+            is_exact = not any(type(value) is str and _FINER.search(value) for value in given)
+            found = self._at_once(given, Timestamp, texts=is_exact)
             instants = _each(name, given, _ceiled) if found is None else _instants_of(name, found)
         else:
             instants = _instants_of(name, given)
@@ -267,6 +270,57 @@ def _array(column: Column, kind: pa.DataType) -> pa.Array:
 
 def _listed(column: Column) -> list[Any]:
     return column if isinstance(column, list) else list(column.to_pylist())
+
+
+def _typed(values: list[Any], kind: ValueType, *, texts: bool) -> pa.Array | None:
+    """Return what `coerce` makes of values that are all of the type's own Python kind, or null; None for others.
+
+    With ``texts`` instants may be ISO 8601 texts. Raises where a value does not fit, and now and then where one does.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kinds = set(map(type, values)) - {type(None)}
+    if texts and kind == Timestamp and kinds == {str}:
+        values = [None if value is None else datetime.fromisoformat(value) for value in values]
+    elif not kinds <= {_PLAIN[kind.name]}:
+        return None
+    if kind == Timestamp:
+        return instants_from_arrow(_moments(values), "floor")
+    if kind.item is not None:
+        items = _typed(list(chain.from_iterable(filter(None, values))), kind.item, texts=texts)
+        return None if items is None else _lists(values, items)
+    column = pa.array(values, arrow_type(kind))
+    if kind == Float32 and pc.any(pc.is_inf(column)).as_py():
+        return None  # Arrow makes infinity of what lies beyond
+    return column
+
+
+def _moments(values: Sequence[datetime | None]) -> pa.Array:
+    """Return datetimes as instants, naive ones as UTC. Raises TypeError for naive ones beside others."""
+    import pyarrow as pa
+
+    # Arrow would ask each datetime for its offset, slowly, and forget what of it is no whole second. Where all share
+    # one zone of one offset, their difference to the epoch there asks for none.
+    start = EPOCH
+    zones = {id(value.tzinfo): value.tzinfo for value in values if value is not None}
+    if len(zones) == 1:
+        (zone,) = zones.values()
+        if zone is None:
+            start = EPOCH.replace(tzinfo=None)
+        elif type(zone) in (timezone, ZoneInfo) and zone.utcoffset(None) is not None:
+            start = EPOCH.astimezone(zone)
+    since = [None if value is None else value - start for value in values]
+    return pa.array(since, pa.duration("us")).view(arrow_type(Timestamp))
+
+
+def _lists(values: Sequence[list[Any] | None], items: pa.Array) -> pa.Array:
+    """Return lists, or null, whose items stand one after another in ``items``."""
+    import pyarrow as pa
+
+    ends = accumulate(0 if value is None else len(value) for value in values)
+    starts = [None if value is None else end - len(value) for value, end in zip(values, ends, strict=True)]
+    return pa.ListArray.from_arrays(pa.array([*starts, len(items)], pa.int32()), items)
 
 
 def _each(name: str, values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:

@@ -8,6 +8,7 @@ import struct
 from decimal import Decimal as D
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from featurestore import Entity, FeatureView, Field, ParquetSource, PushSource
@@ -232,6 +233,107 @@ def test_a_value_that_does_not_fit_is_named_with_its_row(kind: ValueType, wrong:
     with pytest.raises(ValueTypeError, match=rf"column 'x', row {size - 2}: ") as caught:
         rows.of_view(view_of({"x": kind}), now_us=NOW, until_us=UNTIL)
     assert caught.value.details["row"] == size - 2
+
+
+class Text(str):
+    """No text to Arrow's quick way, and one to ours."""
+
+
+OFFSETS = st.timedeltas(dt.timedelta(hours=-14), dt.timedelta(hours=14)).map(dt.timezone)
+DATETIMES = [
+    st.datetimes(),
+    st.datetimes(timezones=st.just(dt.UTC)),
+    st.datetimes(timezones=st.just(ZoneInfo("UTC"))),
+    st.datetimes(timezones=st.just(ZoneInfo("Europe/Dublin"))),
+    st.datetimes(timezones=OFFSETS),
+    st.datetimes(timezones=st.shared(OFFSETS)),
+    st.datetimes(timezones=st.timezones()),
+]
+TYPED: dict[ValueType, list[st.SearchStrategy[Any]]] = {
+    Int32: [st.integers(-(2**31), 2**31 - 1), st.integers(-(2**33), 2**33)],
+    Int64: [st.integers(-(2**63), 2**63 - 1), st.integers()],
+    Float32: [st.floats(width=32), st.floats()],
+    Float64: [st.floats()],
+    Bool: [st.booleans()],
+    String: [st.text()],
+    Bytes: [st.binary()],
+    Timestamp: DATETIMES,
+    Date: [st.dates()],
+    Decimal(4, 1): [st.decimals(-1000, 1000, places=1), st.decimals(-1000, 1000, places=3), st.decimals()],
+    Decimal(38, 10): [st.decimals(allow_nan=False, allow_infinity=False, places=10), st.decimals()],
+    Array(Float32): [st.lists(st.none() | st.floats(width=32))],
+    Array(Timestamp): [st.lists(st.none() | st.one_of(DATETIMES))],
+    Array(Array(Decimal(4, 1))): [st.lists(st.none() | st.lists(st.decimals(-1000, 1000, places=1)))],
+}
+OF_ANY_KIND = st.one_of(
+    *[one for several in TYPED.values() for one in several],
+    st.datetimes(dt.datetime(1678, 1, 1), dt.datetime(2262, 1, 1)).map(pd.Timestamp),
+    st.integers(-(2**62), 2**62).map(lambda ns: pd.Timestamp(ns, tz="Asia/Kolkata")),
+    st.integers(-(2**62), 2**62).map(lambda us: np.datetime64(us, "us")),
+    st.text().map(Text),
+    st.integers(-128, 127).map(np.int8),
+    st.floats().map(np.float64),
+    st.floats(width=32).map(np.float32),
+    st.booleans().map(np.bool_),
+    st.binary().map(bytearray),
+    st.lists(st.floats()).map(tuple),
+    st.lists(st.floats(width=32)).map(lambda numbers: np.array(numbers, np.float32)),
+    st.sampled_from([pd.NaT, pd.NA, D("-0"), D("0E+50"), D("1.00000000000000000000000000000000000000000"), D("1E+2")]),
+    st.datetimes(timezones=st.timezones()).map(dt.datetime.isoformat),
+    st.sampled_from([EARLY, "2024-01-02T03:04:05.6789001Z", "", "2024-01-02", "noon"]),
+)
+
+
+@st.composite
+def columns(draw: st.DrawFn) -> tuple[str, ValueType, list[Any]]:
+    """Return the name and type of a column, and values, often all of its kind."""
+    name = draw(st.sampled_from(["x", "x", "at", "known"]))
+    kind = draw(st.sampled_from(list(TYPED))) if name == "x" else Timestamp
+    one = draw(st.sampled_from(TYPED[kind]))
+    values = draw(st.sampled_from([one, st.none() | one, st.one_of(TYPED[kind]), st.none() | one | OF_ANY_KIND]))
+    return name, kind, draw(st.lists(values, min_size=1, max_size=6))
+
+
+def outcome(lists: dict[str, list[Any]], kind: ValueType, *, json: bool) -> pa.Table | tuple[Any, ...]:
+    """Return the rows of a push, or the error that names what does not fit."""
+    try:
+        rows = PushedRows(lists, json=True) if json else read_rows(lists)
+        return rows.of_view(view_of({"x": kind}), now_us=NOW, until_us=UNTIL).table()
+    except InputError as error:
+        return type(error), error.message, error.hint, error.details
+
+
+DUBLIN = ZoneInfo("Europe/Dublin")
+MOMENTS = [dt.datetime(2024, 1, 1, tzinfo=DUBLIN), None, dt.datetime(2023, 7, 1, tzinfo=DUBLIN)]
+UNEVEN = dt.datetime(2024, 1, 1, tzinfo=dt.timezone(dt.timedelta(microseconds=-1)))
+
+
+@given(column=columns(), json=st.booleans())
+@example(column=("x", Timestamp, MOMENTS), json=False)
+@example(column=("at", Timestamp, MOMENTS[:1]), json=False)
+@example(column=("known", Timestamp, [UNEVEN]), json=False)
+@example(column=("x", Timestamp, [UNEVEN, MOMENTS[0]]), json=False)
+@example(column=("x", Timestamp, [dt.datetime(2024, 1, 1), UNEVEN]), json=False)
+@example(column=("x", Timestamp, [dt.datetime(1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=14)))]), json=False)
+@example(column=("x", Float32, [0.1, None, -0.0, math.nan, -math.inf]), json=True)
+@example(column=("x", Float32, [0.1, 1e300]), json=True)
+@example(column=("x", Decimal(4, 1), [D("1.50"), D("1E+2"), D("-0"), D("0.25")]), json=False)
+@example(column=("x", Array(Float32), [[], None, [0.1, None], []]), json=True)
+@example(column=("x", Array(Float32), [[0.1], [1e300]]), json=True)
+def test_many_values_at_once_become_what_each_becomes(column: tuple[str, ValueType, list[Any]], json: bool) -> None:
+    name, kind, values = column
+    times = FEW // len(values) + 1
+    one_by_one = {"id": [7] * len(values), "at": [EARLY] * len(values), "x": [None] * len(values), name: values}
+    few = outcome(one_by_one, kind, json=json)
+    many = outcome({name: given * times for name, given in one_by_one.items()}, kind, json=json)
+    if isinstance(few, tuple) or isinstance(many, tuple):
+        assert many == few
+        return
+    expected = pa.concat_tables([few] * times)
+    assert many.schema == expected.schema
+    for got, wanted in zip(many.columns, expected.columns, strict=True):
+        assert got.null_count == wanted.null_count
+        assert same(got.to_pylist(), wanted.to_pylist())
 
 
 def test_columns_that_would_be_rounded_are_refused() -> None:
