@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -68,7 +69,8 @@ def _render(console: Console, document: dict[str, Any]) -> None:
         console.print("  tags: " + escape(", ".join(f"{k}={v}" for k, v in document["tags"].items())))
     for key, value in document["definition"].items():
         if key not in ("schema", "join_keys", "features", "inputs", "entities", "sources") and value is not None:
-            console.print(f"  {key.replace('_', ' ')}: {escape(_text(value))}")
+            value = timedelta(microseconds=value) if key.endswith("_us") else value
+            console.print(f"  {key.removesuffix('_us').replace('_', ' ')}: {escape(_text(value))}")
     for key in ("depends_on", "used_by"):
         if document[key]:
             console.print(f"  {key.replace('_', ' ')}: {', '.join(document[key])}")
