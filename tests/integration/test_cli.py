@@ -155,6 +155,15 @@ def test_plan_apply_list_show(fs, repo):
     check_page("show_on_demand", fs("show", "on_demand_feature_view:per_seat"), repo)
 
 
+def test_durations_are_shown_as_people_read_them(fs, repo):
+    (repo / "features.py").write_text(FEATURES.replace('owner="ops"', "ttl=timedelta(days=2, hours=3)"))
+    fs("apply", "--yes")
+    assert "  ttl: 2 days, 3:00:00\n" in fs("show", "carrier_delays")
+    assert "  allowed lateness: 1 day, 0:00:00\n" in fs("show", "flights")
+    (document,) = fs.json("show", "carrier_delays")
+    assert document["definition"]["ttl_us"] == 51 * 3_600_000_000
+
+
 def test_a_plan_that_breaks_and_destroys(fs, materialized):
     text = FEATURES.replace('Field("seats", Int64)', 'Field("seats", Float64)').replace("Airline", "An airline")
     (materialized / "features.py").write_text(text)
@@ -249,6 +258,8 @@ def test_online(fs, materialized):
         (["--features", "carrier_delays:seats", "--service", "s", "--entity", "carrier=UA"], ["either"]),
         (["--features", "carrier_delays:seats", "--entity", "carrier"], ["KEY=VALUE"]),
         (["--service", "delay_model_v1", "--entity", "carrier=UA", "--entity", "miles=far"], ["miles", "Float64"]),
+        (["--service", "delay_model_v1", "--entity", "carrier=UA", "--entity", "miles=6_0.5"], ["'6_0.5'", "Float64"]),
+        (["--service", "delay_model_v1", "--entity", "carrier=UA", "--entity", "miles= 60"], ["' 60'", "Float64"]),
         (
             ["--service", "delay_model_v1", "--entity", "carrier=UA", "--entity", "carrier=B", "--entity", "miles=1"],
             ["equally many", "miles: 1"],
@@ -363,6 +374,10 @@ MISTAKES = {
     ),
     "apply unasked": (["apply"], 2, ["--yes"]),
     "less than no lines": (["log", "-n", "-1"], 2, ["-1"]),
+    "lines with an underscore": (["log", "-n", "1_0"], 2, ["'1_0'", "plain"]),
+    "rows in other digits": (["peek", "carrier_delays", "-n", "٣"], 2, ["'٣'", "plain"]),
+    "a port with spaces": (["serve", "--repo", "/nowhere", "--port", " 80"], 2, ["' 80'", "plain"]),
+    "workers with an underscore": (["serve", "--repo", "/nowhere", "--workers", "1_0"], 2, ["'1_0'", "plain"]),
 }
 
 

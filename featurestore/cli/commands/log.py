@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featurestore.cli.numbers import WholeNumber
 from featurestore.cli.output import Output, repo_command, table
 from featurestore.metadata.runs import all_runs
 from featurestore.store import FeatureStore
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--limit",
     "-n",
-    type=click.IntRange(1, 100_000),
+    type=WholeNumber(1, 100_000),
     default=20,
     show_default=True,
     help="Lines, newest first.",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featurestore.cli.numbers import PLAIN_NUMBER, number, whole_number
 from featurestore.cli.output import Output, repo_command, shown, table
 from featurestore.definitions import OnDemandFeatureView
 from featurestore.errors import ValueTypeError
@@ -94,9 +95,11 @@ def _value(name: str, text: str, kind: ValueType | None) -> Any:
         return text
     try:
         if kind.name in ("Int32", "Int64"):
-            return from_json(kind, int(text))
+            return from_json(kind, whole_number(text))
         if kind.name in ("Float32", "Float64"):
-            return from_json(kind, float(text))
+            return from_json(kind, number(text))
+        if kind.name == "Decimal" and PLAIN_NUMBER.fullmatch(text) is None:
+            raise ValueError
         return from_json(kind, _BOOLEANS.get(text, text) if kind.name == "Bool" else text)
     except (ValueError, ValueTypeError):
         raise click.UsageError(f"--entity {name}={text}: {text!r} is not a value of type {kind}.") from None

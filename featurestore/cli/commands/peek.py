@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from featurestore.cli.numbers import WholeNumber
 from featurestore.cli.output import Output, repo_command, shown, table
 from featurestore.store import FeatureStore
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command("peek")
 @click.argument("view")
-@click.option("--rows", "-n", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many.")
+@click.option("--rows", "-n", type=WholeNumber(1, 10_000), default=10, show_default=True, help="How many.")
 @repo_command
 def command(store: FeatureStore, output: Output, view: str, rows: int) -> None:
     """Show the newest rows of VIEW in the offline store."""

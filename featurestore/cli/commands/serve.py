@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from featurestore.cli.numbers import WholeNumber
+
 if TYPE_CHECKING:
     from featurestore.server.logs import Format
 
@@ -14,8 +16,8 @@ if TYPE_CHECKING:
 @click.command("serve")
 @click.option("--repo", type=click.Path(path_type=Path), default=Path(), help="The feature repo (default: here).")
 @click.option("--host", help="Address to bind (default: server.host, 127.0.0.1).")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to bind (default: server.port, 6566; 0: any free).")
-@click.option("--workers", type=click.IntRange(1, 256), help="Processes (default: server.workers, 1).")
+@click.option("--port", type=WholeNumber(0, 65535), help="Port to bind (default: server.port, 6566; 0: any free).")
+@click.option("--workers", type=WholeNumber(1, 256), help="Processes (default: server.workers, 1).")
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
