@@ -32,6 +32,7 @@ BATCH_ROWS = 10_000
 
 To = Literal["both", "online", "offline"]
 
+_RESULTS = tuple(WriteResult)
 ONLINE_ONLY = (
     "Pushed online only: these rows are in no training set, and republishing with --authoritative removes them."
 )
@@ -170,7 +171,7 @@ class Push:
             results += online.write(writes, now_us=self._workspace.clock())
             reached(BATCH_WRITTEN)
             advance(len(writes))
-        return OnlineCounts(*map(results.count, WriteResult))
+        return OnlineCounts(*map(results.count, _RESULTS))
 
     @contextmanager
     def _named(self, view: str, where: str) -> Iterator[None]:

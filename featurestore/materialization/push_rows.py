@@ -56,7 +56,7 @@ class PushedRows:
     def __init__(self, columns: Mapping[str, Any], *, json: bool = False) -> None:
         self._columns = columns
         self._convert = from_json if json else coerce
-        self._typed: dict[tuple[str, ValueType], Column] = {}
+        self._typed: dict[str, list[tuple[ValueType, Column]]] = {}
         lengths = {name: len(values) for name, values in columns.items()}
         self.row_count = max(lengths.values(), default=0)
         short = next((name for name, length in lengths.items() if length != self.row_count), None)
@@ -101,18 +101,23 @@ class PushedRows:
 
     def _values(self, name: str, kind: ValueType) -> Column:
         """Return a column in its declared type, a list as canonical Python values."""
-        if (name, kind) not in self._typed:
-            given = self._given(name)
-            column = self._from_list(name, given, kind) if isinstance(given, list) else _from_column(name, given, kind)
-            self._typed[name, kind] = column
-        return self._typed[name, kind]
+        typed = self._typed.setdefault(name, [])
+        for known, column in typed:
+            if known == kind:
+                return column
+        given = self._given(name)
+        column = self._from_list(name, given, kind) if isinstance(given, list) else _from_column(name, given, kind)
+        typed.append((kind, column))
+        return column
 
     def _given(self, name: str) -> Any:
         """Return a column as a list of Python values or as Arrow."""
+        values = self._columns[name]
+        if isinstance(values, list):
+            return values
         import pyarrow as pa
 
-        values = self._columns[name]
-        if isinstance(values, list | pa.Array):
+        if isinstance(values, pa.Array):
             return values
         if isinstance(values, tuple):
             return list(values)
@@ -131,10 +136,10 @@ class PushedRows:
 
     def _at_once(self, values: list[Any], kind: ValueType, *, texts: bool) -> pa.Array | None:
         """Return many values as Arrow, None where a loop has to look at each (`_typed`)."""
-        import pyarrow as pa
-
         if self.row_count <= FEW:
             return None
+        import pyarrow as pa
+
         try:
             return _typed(values, kind, texts=texts)
         except (pa.ArrowException, TypeError, ValueError, OverflowError, ValueTypeError):

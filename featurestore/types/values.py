@@ -23,10 +23,11 @@ import base64
 import binascii
 import math
 import re
+import struct
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
+from decimal import Context, InvalidOperation
 from decimal import Decimal as PythonDecimal
-from decimal import InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import DefinitionError, ValueTypeError
@@ -150,6 +151,11 @@ def is_widening(old: ValueType, new: ValueType) -> bool:
     return (old.name, new.name) in {("Int32", "Int64"), ("Float32", "Float64")}
 
 
+_OWN_KINDS = frozenset((int, float, bool, str, bytes, datetime, date, PythonDecimal, list))
+"""Kinds of canonical values: no library's scalars, arrays or missing values are of them."""
+_NO_ARRAYS = (str, bytes, int, float, list, date)
+
+
 def coerce(value_type: ValueType, value: Any) -> Any:
     """Return ``value`` as the type's canonical Python value, or None for None.
 
@@ -161,10 +167,11 @@ def coerce(value_type: ValueType, value: Any) -> Any:
     """
     if value is None:
         return None
-    if not isinstance(value, str | bytes | int | float | list | date) and hasattr(value, "item"):
-        value = value.item() if getattr(value, "ndim", 0) == 0 else value.tolist()
-    if type(value).__name__ in ("NaTType", "NAType"):
-        return None
+    if type(value) not in _OWN_KINDS:
+        if not isinstance(value, _NO_ARRAYS) and hasattr(value, "item"):
+            value = value.item() if getattr(value, "ndim", 0) == 0 else value.tolist()
+        if type(value).__name__ in ("NaTType", "NAType"):
+            return None
     try:
         return _COERCIONS[value_type.name](value_type, value)
     except (TypeError, ValueError, OverflowError, InvalidOperation):
@@ -194,16 +201,18 @@ def _integer(value_type: ValueType, value: Any) -> int:
     return value
 
 
+_NUMBERS = (int, float)
+_FLOAT32 = struct.Struct("<f")
+
+
 def _float(value_type: ValueType, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise TypeError
     number = float(value)
     if isinstance(value, int) and int(number) != value:
         raise ValueError
     if value_type.name == "Float32":
-        import struct
-
-        return float(struct.unpack("<f", struct.pack("<f", number))[0])
+        return float(_FLOAT32.unpack(_FLOAT32.pack(number))[0])
     return number
 
 
@@ -224,7 +233,7 @@ def _string(_: ValueType, value: Any) -> str:
 
 
 def _bytes(_: ValueType, value: Any) -> bytes:
-    if not isinstance(value, bytes | bytearray | memoryview):
+    if not isinstance(value, (bytes, bytearray, memoryview)):
         raise TypeError
     return bytes(value)
 
@@ -232,6 +241,8 @@ def _bytes(_: ValueType, value: Any) -> bytes:
 def _timestamp(_: ValueType, value: Any) -> datetime:
     if not isinstance(value, datetime):
         raise TypeError
+    if type(value) is datetime and value.tzinfo is UTC and not value.fold:
+        return value
     return to_datetime(to_instant(value))
 
 
@@ -241,18 +252,22 @@ def _date(_: ValueType, value: Any) -> date:
     return value
 
 
+_DECIMALS = (PythonDecimal, int)
+_UNITS = [PythonDecimal((0, (1,), -scale)) for scale in range(39)]
+"""1, 0.1, 0.01, …: one unit of the last place of each scale."""
+_EXACT = Context(prec=76)
+
+
 def _decimal(value_type: ValueType, value: Any) -> PythonDecimal:
-    if isinstance(value, bool) or not isinstance(value, PythonDecimal | int):
+    if isinstance(value, bool) or not isinstance(value, _DECIMALS):
         raise TypeError
     assert value_type.precision is not None
     assert value_type.scale is not None
     number = PythonDecimal(value)
     if not number.is_finite():
         raise ValueError
-    from decimal import Context
-
-    scaled = number.quantize(PythonDecimal(1).scaleb(-value_type.scale), context=Context(prec=76))
-    if scaled != number or len(scaled.as_tuple().digits) > value_type.precision:
+    scaled = _EXACT.quantize(number, _UNITS[value_type.scale])
+    if scaled != number or scaled.adjusted() + value_type.scale >= value_type.precision:
         raise ValueError
     return scaled
 
@@ -313,7 +328,10 @@ def from_json(value_type: ValueType, value: Any) -> Any:
                 raise ValueError
             value = int(value)
         elif name == "Timestamp" and isinstance(value, str):
-            return to_datetime(to_instant(value))
+            try:
+                return _timestamp(value_type, datetime.fromisoformat(value))
+            except ValueError:
+                return to_datetime(to_instant(value))  # which says that this is no instant
         elif name == "Date" and isinstance(value, str):
             return date.fromisoformat(value)
         elif name == "Decimal" and isinstance(value, str):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from datetime import UTC, date, datetime
 from decimal import Decimal as D
+from decimal import localcontext
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from featurestore.errors import DefinitionError, ValueTypeError
@@ -29,6 +31,7 @@ from featurestore.types import (
     parse_type,
 )
 from featurestore.types.arrow import arrow_type, cast_column, column_from_values, fits, value_type_of
+from featurestore.types.times import EPOCH, MAX_INSTANT, MICROSECOND, MIN_INSTANT
 from featurestore.types.values import SCALARS, coerce, duckdb_type, from_json, is_widening, to_json
 
 VALUES = {
@@ -279,6 +282,35 @@ def test_callers_columns_that_would_lose_are_refused_by_name(column, kind):
 )
 def test_duckdb_names(kind, name):
     assert duckdb_type(kind) == name
+
+
+@given(st.integers(1, 38).flatmap(lambda p: st.tuples(st.just(p), st.integers(0, p))), st.decimals() | st.integers())
+def test_decimals_of_too_many_digits_are_refused(size, number):
+    precision, scale = size
+    exact = D(number)
+    is_decimal = exact.is_finite()
+    if is_decimal and exact:
+        with localcontext(prec=200):
+            units = exact.scaleb(scale) if abs(exact.adjusted()) < 100 else D("0.5")
+            is_decimal = units == units.to_integral() and abs(units) < 10**precision
+    if not is_decimal:
+        with pytest.raises(ValueTypeError, match="is not a value of type"):
+            coerce(Decimal(precision, scale), number)
+        return
+    made = coerce(Decimal(precision, scale), number)
+    assert made == exact
+    assert made.as_tuple().exponent == -scale
+    assert made.is_signed() == exact.is_signed()
+
+
+@given(st.datetimes(timezones=st.just(UTC) | st.just(ZoneInfo("UTC")) | st.timezones()))
+def test_instants_become_utc_from_values_and_texts(moment):
+    assume(MIN_INSTANT <= (moment - EPOCH) // MICROSECOND <= MAX_INSTANT)
+    for given_value in (moment, moment.replace(fold=1)):
+        for made in (coerce(Timestamp, given_value), from_json(Timestamp, given_value.isoformat())):
+            assert made == EPOCH + (given_value - EPOCH)
+            assert made.tzinfo is UTC
+            assert made.fold == 0
 
 
 def test_date_is_a_value_of_its_own():
