@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import sys
@@ -44,6 +45,7 @@ def examine(workspace: Workspace) -> list[Check]:
         ("sources", _sources),
         ("offline store", _offline),
         ("online store", _online),
+        ("write access", _write_access),
     ):
         checks += _guarded(name, look, workspace)
     return checks
@@ -132,3 +134,37 @@ def _online(workspace: Workspace) -> Iterator[Check]:
     yield Check("online store", "ok", ", ".join(f"{name} {value}" for name, value in facts.items()))
     if told := eviction_of(facts):
         yield Check("eviction", "warning", told, "Run `CONFIG SET maxmemory-policy noeviction`.")
+    alone = int(facts.get("primaries_without_replica", 0))
+    if alone:
+        count = "1 primary has" if alone == 1 else f"{alone} primaries have"
+        yield Check(
+            "replicas",
+            "warning",
+            f"{count} no replica: when such a node is gone, so are its slots, and their reads and writes fail",
+            "Add a replica for each with `CLUSTER REPLICATE`. The online store's line tells which have none.",
+        )
+
+
+def _write_access(workspace: Workspace) -> Iterator[Check]:
+    for name, folder in _folders(workspace):
+        found = _existing(folder)
+        if not _is_writable(found):
+            yield Check(
+                f"{name} folder",
+                "warning",
+                f"{found} is not writable for this user: commands that change something fail here",
+                f"Run them as the user that owns it, or let this user write: `chown` or `chmod` {found}.",
+            )
+
+
+def _folders(workspace: Workspace) -> Iterator[tuple[str, Path]]:
+    """Yield the folders that are written to here; a database in a file has others beside it."""
+    settings, root = workspace.settings, workspace.root
+    yield "registry", local_path(settings.registry.url, root).parent
+    yield "offline", local_path(settings.offline_store.url, root)
+    if settings.online_store.url.startswith("lmdb:"):
+        yield "online", local_path(settings.online_store.url, root)
+
+
+def _is_writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK)

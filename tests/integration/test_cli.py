@@ -306,6 +306,31 @@ def test_doctor_tells_what_is_wrong(fs, materialized):
     assert "nothing_like_it" in fs("doctor", expect=1)
 
 
+@pytest.mark.parametrize("name", ["registry", "offline", "online"])
+def test_doctor_warns_of_a_folder_that_may_not_be_written(fs, materialized, monkeypatch, name):
+    (materialized / "feature_store.yaml").write_text("project: flights\nregistry: sqlite:///data/reg/registry.db\n")
+    fs("apply", "--yes")
+    folder = materialized / "data" / {"registry": "reg"}.get(name, name)
+    ask = os.access
+    # The superuser may write everywhere: what the system says is replaced, for one folder.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and ask(path, mode))
+    (told,) = [check for check in fs.json("doctor") if check["state"] == "warning" and "folder" in check["name"]]
+    assert told["name"] == f"{name} folder"
+    assert f"{folder} is not writable" in told["message"]
+    assert str(folder) in told["hint"]
+
+
+def test_doctor_warns_where_a_folder_could_not_be_made(fs, repo, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != repo)
+    (repo / "feature_store.yaml").write_text("project: flights\noffline_store: new/offline\n")
+    told = [check["message"] for check in fs.json("doctor") if check["name"] == "offline folder"]
+    assert told == [f"{repo} is not writable for this user: commands that change something fail here"]
+
+
+def test_doctor_has_nothing_to_say_of_folders_that_may_be_written(fs, materialized):
+    assert "folder" not in " ".join(check["name"] for check in fs.json("doctor"))
+
+
 def test_doctor_on_a_new_project(fs, repo):
     assert "was never applied" in fs("doctor")
 

@@ -20,6 +20,7 @@ from support.redis_server import RedisServer
 from support.serving import serving_here
 
 from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError
+from featurestore.maintenance.doctor import Check, examine
 from featurestore.materialization import materialize_incremental, republish
 from featurestore.online.codec import RecordEncoder, is_intact
 from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
@@ -358,6 +359,25 @@ def test_a_primary_is_killed_under_load(cluster: RedisCluster) -> None:
     assert eventually(lambda: store.facts())["primaries_without_replica"] == "0"
     assert victim not in cluster.primaries()
     store.close()
+
+
+def test_the_doctor_tells_of_a_primary_without_a_replica(cluster: RedisCluster, tmp_path: Path) -> None:
+    write_sales(tmp_path / "sales.parquet", [Sale("a", day(1))])
+    workspace = make_workspace(tmp_path, [sales_view()], online_url=cluster.url, now_us=day(20))
+
+    def told() -> list[Check]:
+        return [check for check in examine(workspace) if check.name == "replicas"]
+
+    assert told() == []
+    cluster.replica_of(cluster.primaries()[0]).kill()
+    deadline = time.monotonic() + 20
+    while not (found := told()) and time.monotonic() < deadline:  # until the cluster has noticed
+        time.sleep(0.1)
+    (check,) = found
+    workspace.close()
+    assert check.state == "warning"
+    assert "1 primary has no replica" in check.message
+    assert "CLUSTER REPLICATE" in check.hint
 
 
 def test_republishing_repairs_what_a_failover_lost(cluster: RedisCluster, tmp_path: Path) -> None:
