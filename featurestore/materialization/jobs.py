@@ -41,9 +41,10 @@ def materialize(
     """Bring source rows with event time in [start, end) into the offline log, and the newest online.
 
     With ``rebuild`` rows of the span that came from the source, and that it no longer holds, are withdrawn after
-    ``confirm(view, rows)`` has returned True. A dry run counts and writes nothing. ``wait_seconds`` is how long
-    to wait for another run of a view. Raises IntervalError for a span that is empty or ends in the future,
-    NotFoundError for an unknown view.
+    ``confirm(view, rows)`` has returned True, and so are the rows of damaged files that lie within the span: they
+    are then read from the source again, pushed ones are lost. A dry run counts and writes nothing. ``wait_seconds``
+    is how long to wait for another run of a view. Raises IntervalError for a span that is empty or ends in the
+    future, NotFoundError for an unknown view.
     """
     if start_us >= end_us:
         raise IntervalError(

@@ -13,14 +13,14 @@ from tempfile import TemporaryDirectory
 
 from featurestore.definitions import FeatureView
 from featurestore.engine.interface import Span, StagedRows, StageRequest, Withdrawal
-from featurestore.errors import ConcurrentCommitError, MaterializationError
+from featurestore.errors import ConcurrentCommitError, DamagedFileError, MaterializationError
 from featurestore.materialization.publish import publish
 from featurestore.materialization.spans import ReadPlan, advance
 from featurestore.metadata.runs import RunResult
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import Interval, Watermark, read_watermark, write_watermark
 from featurestore.metadata.workspace import Workspace
-from featurestore.offline.interface import TableVersion
+from featurestore.offline.interface import DataFile, TableVersion
 from featurestore.steps import crash_point, reached, step
 
 STAGED = crash_point("stage.written", "the new rows lie in a file of their own, in no version")
@@ -40,7 +40,7 @@ MakePlan = Callable[[FeatureView, Watermark], ReadPlan]
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """The span in which rows that the source no longer holds are withdrawn, and who is asked before."""
+    """The span in which rows that the source no longer holds, and damaged files, are withdrawn; who is asked before."""
 
     interval: Interval
     confirm: Confirm | None
@@ -59,7 +59,8 @@ class ViewRun:
 
     def bring(self, make_plan: MakePlan, rebuild: Rebuild | None = None) -> None:
         """Bring source rows into the log and online; publishes first what an earlier run left unpublished."""
-        self.publish_pending()
+        if not self._damaged(rebuild, self._current()):  # else nothing can be published before they are out
+            self.publish_pending()
         plan = make_plan(self.registered.view, self.watermark)
         self.result = replace(self.result, intervals=plan.intervals)
         staged, version = self._commit(plan, rebuild)
@@ -72,10 +73,12 @@ class ViewRun:
         """Find out what `bring` would read and append. Writes nothing that stays."""
         plan = make_plan(self.registered.view, self.watermark)
         version = self._current()
+        damaged = self._damaged(rebuild, version)
+        sound = _without(version, damaged)
         with TemporaryDirectory(prefix="featurestore-") as folder:
-            staged = self._stage(plan, version, Path(folder))
-        withdrawal = self._withdraw(rebuild, version, None)
-        self.result = _counted(replace(self.result, intervals=plan.intervals), staged, withdrawal, version)
+            staged = self._stage(plan, sound, Path(folder))
+        withdrawal = self._withdraw(rebuild, sound, None)
+        self.result = _counted(replace(self.result, intervals=plan.intervals), staged, withdrawal, damaged, version)
 
     def publish_pending(self) -> None:
         """Publish what is committed but not yet published."""
@@ -107,37 +110,40 @@ class ViewRun:
     def _commit(self, plan: ReadPlan, rebuild: Rebuild | None) -> tuple[StagedRows, TableVersion | None]:
         for _ in range(COMMIT_TRIES):
             version = self._current()
+            damaged = self._damaged(rebuild, version)
+            sound = _without(version, damaged)
             folder = self.workspace.offline.staging(self.registered.table)
             written: list[Path] = []
             try:
-                staged = self._stage(plan, version, folder)
+                staged = self._stage(plan, sound, folder)
                 written += [staged.path] if staged.path is not None else []
-                withdrawal = self._withdraw(rebuild, version, folder)
+                withdrawal = self._withdraw(rebuild, sound, folder)
                 written += withdrawal.written
-                _ask(self.registered.view.name, rebuild, withdrawal)
+                _ask(self.registered.view.name, rebuild, withdrawal, _rows(damaged))
                 reached(STAGED)
-                if staged.path is not None or withdrawal.removed:
-                    version = self._commit_files(version, written, withdrawal)
+                if staged.path is not None or withdrawal.removed or damaged:
+                    gone = {*withdrawal.removed, *(file.path for file in damaged)}
+                    version = self._commit_files(version, written, gone)
             except ConcurrentCommitError:
                 continue  # the rows that came meanwhile have to be compared with, too
             finally:
                 for path in written:
                     path.unlink(missing_ok=True)
-            self.result = _counted(self.result, staged, withdrawal, version)
+            self.result = _counted(self.result, staged, withdrawal, damaged, version)
             return staged, version
         raise MaterializationError(
             f"Other writers committed to {self.registered.table} first, {COMMIT_TRIES} times in a row.",
             hint="Run it again when there are fewer of them.",
         )
 
-    def _commit_files(self, base: TableVersion | None, add: list[Path], withdrawal: Withdrawal) -> TableVersion:
+    def _commit_files(self, base: TableVersion | None, add: list[Path], gone: set[str]) -> TableVersion:
         self._check()
         return self.workspace.offline.commit(
             self.registered.table,
             self.registered.table_schema,
             base=None if base is None else base.number,
             add=add,
-            remove=[file for file in base.files if file.path in withdrawal.removed] if base is not None else [],
+            remove=[file for file in base.files if file.path in gone] if base is not None else [],
         )
 
     def _stage(self, plan: ReadPlan, version: TableVersion | None, folder: Path) -> StagedRows:
@@ -162,6 +168,26 @@ class ViewRun:
             view, span = self.registered.view, Span(*rebuild.interval)
             return self.workspace.engine.withdraw(view, _paths(version), span, folder=folder)
 
+    def _damaged(self, rebuild: Rebuild | None, version: TableVersion | None) -> list[DataFile]:
+        """Return the span's damaged files: a rebuild leaves them out and reads their rows from the source again.
+
+        Raises DamagedFileError for one that reaches beyond the span, where nothing would be read again.
+        """
+        damaged: list[DataFile] = []
+        if rebuild is None or version is None:
+            return damaged
+        start_us, end_us = rebuild.interval
+        for file in version.files:
+            if file.max_event_us < start_us or file.min_event_us >= end_us:
+                continue
+            try:
+                self.workspace.offline.verify([file], again=True)
+            except DamagedFileError:
+                if file.min_event_us < start_us or file.max_event_us >= end_us:
+                    raise
+                damaged.append(file)
+        return damaged
+
     def _current(self) -> TableVersion | None:
         """Return the table's version; raises MaterializationError when it is older than what was committed."""
         version, known = self.workspace.offline.current(self.registered.table), self.watermark.table_version
@@ -180,24 +206,42 @@ class ViewRun:
             self.watermark = write_watermark(self.workspace.ledger, self.registered, watermark)
 
 
-def _ask(view: str, rebuild: Rebuild | None, withdrawal: Withdrawal) -> None:
-    if rebuild is None or not withdrawal.rows:
+def _ask(view: str, rebuild: Rebuild | None, withdrawal: Withdrawal, damaged_rows: int) -> None:
+    rows = withdrawal.rows + damaged_rows
+    if rebuild is None or not rows:
         return
-    if rebuild.confirm is None or not rebuild.confirm(view, withdrawal.rows):
+    if rebuild.confirm is None or not rebuild.confirm(view, rows):
+        damage = f" and {damaged_rows:,} rows of damaged files" if damaged_rows else ""
         raise MaterializationError(
-            f"Rebuilding {view!r} would withdraw {withdrawal.rows:,} rows that its source no longer holds; "
+            f"Rebuilding {view!r} would withdraw {withdrawal.rows:,} rows that its source no longer holds{damage}; "
             "nothing was changed.",
             hint="If that is what you want, confirm it (`--yes`).",
             view=view,
-            rows=withdrawal.rows,
+            rows=rows,
         )
+
+
+def _without(version: TableVersion | None, damaged: list[DataFile]) -> TableVersion | None:
+    if version is None or not damaged:
+        return version
+    return replace(version, files=tuple(file for file in version.files if file not in damaged))
+
+
+def _rows(files: list[DataFile]) -> int:
+    return sum(file.rows for file in files)
 
 
 def _paths(version: TableVersion | None) -> tuple[str, ...]:
     return () if version is None else tuple(file.path for file in version.files)
 
 
-def _counted(result: RunResult, staged: StagedRows, withdrawal: Withdrawal, version: TableVersion | None) -> RunResult:
+def _counted(
+    result: RunResult,
+    staged: StagedRows,
+    withdrawal: Withdrawal,
+    damaged: list[DataFile],
+    version: TableVersion | None,
+) -> RunResult:
     return replace(
         result,
         read=staged.read,
@@ -208,5 +252,6 @@ def _counted(result: RunResult, staged: StagedRows, withdrawal: Withdrawal, vers
         null_times=staged.null_times,
         waiting=staged.waiting,
         withdrawn=withdrawal.rows,
+        damaged=_rows(damaged),
         table_version=None if version is None else version.number,
     )

@@ -83,6 +83,8 @@ class RunResult:
     """Dated after now: left for a later run."""
     withdrawn: int = 0
     """By a rebuild: rows that the source no longer holds."""
+    damaged: int = 0
+    """By a rebuild: rows of damaged files, which were left out before the source was read."""
     table_version: int | None = None
     published: Published = field(default_factory=Published)
     duration_ms: int | None = None

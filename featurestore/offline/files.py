@@ -132,9 +132,12 @@ def remember(path: Path, sha256: str) -> None:
 
 
 def _damaged(file: DataFile, reason: str) -> DamagedFileError:
+    view = Path(file.path).parent.parent.name
+    span = f"{to_rfc3339(file.min_event_us)} {to_rfc3339(file.max_event_us + 1)}"
     return DamagedFileError(
         f"{file.path} is damaged: {reason}.",
-        hint="Restore it from a backup, or drop the table's rows of its span with `fs materialize --rebuild`.",
+        hint="Restore it from a backup. If there is none, leave it out and read its rows from the source again (pushed "
+        f"rows and earlier values are then lost): `fs materialize {span} --view {view} --rebuild`.",
         path=file.path,
     )
 

@@ -286,13 +286,29 @@ def test_housekeeping(fs, materialized):
     assert fs.json("doctor")[0]["name"] == "versions"
 
 
-def test_verify_tells_of_damage(fs, materialized):
+@pytest.mark.parametrize("damage", ["a bit", "half", "gone"])
+def test_verify_tells_of_damage_and_of_a_command_that_repairs_it(fs, materialized, damage):
+    read = ["online", "--features", "carrier_delays:delay", "--entity", "carrier=UA", "--entity", "carrier=AA"]
+    before, answers = fs.json("peek", "carrier_delays"), fs.json(*read)
     file = next((materialized / "data" / "offline").rglob("*.parquet"))
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
-    file.write_bytes(content)
+    file.write_bytes(content if damage == "a bit" else content[: len(content) // 2])
+    if damage == "gone":
+        file.unlink()
     page = fs("verify", expect=1)
     assert file.name in page
+    (printed,) = re.findall(r"`fs (materialize [^`]+)`", page)
+    command = printed.split()
+    fs(*command, expect=2)
+    assert "pass --yes" in fs.err
+    fs("verify", expect=1)
+    assert "left out damaged files with 4 rows" in fs(*command, "--yes")
+    fs("verify")
+    assert (fs.json("peek", "carrier_delays"), fs.json(*read)) == (before, answers)
+    (status,) = fs.json("status")
+    assert (status["offline_rows"], status["online_rows"]) == (4, 2)
+    fs(*command)  # nothing is left to be asked about
 
 
 def test_doctor_tells_what_is_wrong(fs, materialized):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ from support.materialized import (
 from support.projects import apply_records, make_workspace
 
 from featurestore.materialization import materialize, materialize_incremental, publish, republish
+from featurestore.materialization.run import ViewRun
 from featurestore.metadata.watermarks import read_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.codec import RecordEncoder
@@ -252,6 +254,42 @@ class TestRebuild:
         assert run.withdrawn == 100
         assert log_rows(workspace) == [("pushed", day(1), day(1), 7, None)]
         assert set(online_rows(workspace)) == {"pushed"}
+        workspace.close()
+
+    def test_damaged_files_are_left_out_and_read_again(self, tmp_path, online_url, expected):
+        """Two of three files, one of them not published yet; not before the span covers them, and a yes."""
+        write_sales(tmp_path / "sales.parquet", SALES[:50])
+        workspace = make_workspace(tmp_path, [sales_view()], online_url=online_url, now_us=NOW)
+        materialize(workspace, day(0), day(1))
+        materialize(workspace, day(1), day(2.5))
+        write_sales(tmp_path / "sales.parquet", SALES)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ViewRun, "publish_pending", lambda self: None)
+            materialize(workspace, day(2.5), NOW)
+        table = workspace.snapshot().views["shop_sales"].table
+        files = sorted(workspace.offline.current(table).files, key=lambda file: file.min_event_us)
+        for file in files[1:]:
+            content = bytearray(Path(file.path).read_bytes())
+            content[len(content) // 2] ^= 1
+            Path(file.path).write_bytes(content)
+
+        def rebuild(start, end, *, says=True):
+            (run,) = materialize(workspace, start, end, rebuild=True, confirm=lambda view, rows: says)
+            return run
+
+        assert f"{files[1].path} is damaged" in rebuild(day(1.5), NOW).error
+        assert (
+            "0 rows that its source no longer holds and 30 rows of damaged files"
+            in rebuild(day(1), day(2.5), says=False).error
+        )
+        run = rebuild(day(1), day(2.5))
+        assert f"{files[2].path} is damaged" in run.error  # it cannot be published yet
+        assert (run.damaged, run.appended, run.withdrawn) == (30, 30, 0)
+        run = rebuild(day(2.5), NOW)
+        assert (run.state, run.damaged, run.appended, run.withdrawn) == ("done", 50, 50, 0)
+        assert sorted(log_rows(workspace)) == sorted(expected.rows)
+        assert online_rows(workspace) == expected_online(expected, NOW)
+        workspace.offline.verify(workspace.offline.current(table).files, again=True)
         workspace.close()
 
     def test_records_of_files_that_were_cleaned_away_are_found_online(self, tmp_path, online_url, expected):

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @click.argument("end", required=False)
 @click.option("--view", "views", multiple=True, help="A view to materialize (default: all). Repeat for more.")
 @click.option("--dry-run", is_flag=True, help="Count what would be read and appended; write nothing.")
-@click.option("--rebuild", is_flag=True, help="Also withdraw rows of the span that the source no longer holds.")
+@click.option(
+    "--rebuild", is_flag=True, help="Also withdraw rows of the span that the source no longer holds, and damaged files."
+)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before rows are withdrawn.")
 @click.option("--republish", "again", is_flag=True, help="Publish the newest row of every entity again.")
 @click.option("--authoritative", is_flag=True, help="With --republish: also remove what the offline store lacks.")
@@ -75,7 +77,9 @@ def _check(
 def _ask(view: str, rows: int) -> bool:
     if not sys.stdin.isatty():
         raise click.UsageError(f"{rows:,} rows of {view} would be withdrawn and nobody can be asked: pass --yes.")
-    return click.confirm(f"Withdraw {rows:,} rows of {view} that the source no longer holds?", err=True)
+    return click.confirm(
+        f"Withdraw {rows:,} rows of {view} that the source no longer holds or a damaged file held?", err=True
+    )
 
 
 def _render(console: Console, results: Sequence[RunResult], *, dry_run: bool) -> None:
@@ -117,6 +121,8 @@ def _notes(run: RunResult) -> list[str]:
         notes.append(f"{run.published.expired:,} entities were not put online: their newest row is long past its ttl")
     if run.withdrawn:
         notes.append(f"withdrew {run.withdrawn:,} rows that the source no longer holds")
+    if run.damaged:
+        notes.append(f"left out damaged files with {run.damaged:,} rows and read their span from the source again")
     if run.published.wrong_type:
         keys = ", ".join(run.published.wrong_type_keys)
         notes.append(f"{run.published.wrong_type:,} keys hold something else and were left alone: {keys}")
