@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future, ThreadPoolExecutor
+import atexit
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import fields
-from typing import Literal
+from functools import partial
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -18,6 +24,8 @@ from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.server.errors import RequestError
 from featurestore.server.metrics import Metrics
 from featurestore.server.online import MOST_ROWS
+
+Result = TypeVar("Result")
 
 PUSH_PATH = "/push"
 THREADS = 4
@@ -41,7 +49,7 @@ class PushEndpoint:
         self._metrics = metrics
         self._max_body = max_body
         self._decoder = msgspec.json.Decoder(PushRequest)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="push")
+        self._threads = Threads()
         self._plans: tuple[Snapshot | None, dict[str, PushPlan]] = (None, {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,19 +66,18 @@ class PushEndpoint:
                 max_rows=MOST_ROWS,
             )
         plan = self._plan(request.source)
-        loop = asyncio.get_running_loop()
-        work, versions = await loop.run_in_executor(self._threads, self._begin, plan, request)
+        work, versions = await self._threads.run(partial(self._begin, plan, request))
         if versions:
             # Nothing but a future waits for the commit, so that the threads are free meanwhile.
             await asyncio.wait([_awaited(version) for version in versions])
-            await loop.run_in_executor(self._threads, _finish, work)
+            await self._threads.run(partial(_finish, work))
         result = work.result()
         self._count(result)
         await send_json(send, msgspec.json.encode(result))
 
     def close(self) -> None:
         """Wait for what is being written."""
-        self._threads.shutdown()
+        self._threads.close()
 
     def _plan(self, source: str) -> PushPlan:
         snapshot = self._definitions.current.snapshot
@@ -93,6 +100,58 @@ class PushEndpoint:
             counts = {} if done.online is None else {name: getattr(done.online, name) for name in ONLINE_RESULTS}
             counts["offline"] = 0 if done.offline is None else done.offline.rows
             self._metrics.pushed(view, {name: count for name, count in counts.items() if count})
+
+
+class Threads:
+    """The threads that push for an event loop. Going there and back takes half of what it takes with an executor."""
+
+    def __init__(self) -> None:
+        self._tasks: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
+        self._threads: list[Thread] = []
+        self._is_closed = False
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Return what ``work()`` returns in one of the threads. It is done even if nobody waits for it any more."""
+        if self._is_closed:
+            raise RuntimeError("the server has stopped")
+        if not self._threads:
+            self._start()
+        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._tasks.put((work, done))
+        return await done
+
+    def close(self) -> None:
+        """Wait for all that was given to the threads, and end them; calling it twice is allowed."""
+        atexit.unregister(self.close)
+        self._is_closed = True
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    def _start(self) -> None:
+        # Python joins threads that are no daemons before it calls anybody, who could tell them to end.
+        atexit.register(self.close)
+        self._threads = [Thread(target=self._work, name=f"push_{number}", daemon=True) for number in range(THREADS)]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            work, done = task
+            try:
+                tell: Callable[[], None] = partial(done.set_result, work())
+            except BaseException as error:
+                tell = partial(done.set_exception, error)
+            with suppress(RuntimeError):  # the loop is closed
+                done.get_loop().call_soon_threadsafe(_tell, done, tell)
+            del task, work, done, tell  # they hold rows, and the next push may be far away
+
+
+def _tell(done: asyncio.Future[Any], tell: Callable[[], None]) -> None:
+    if not done.done():
+        tell()
 
 
 def _awaited(version: Future[int]) -> asyncio.Future[int]:
