@@ -74,12 +74,10 @@ def _facts(entities: EntityRows, view: ViewJoin, number: int, known: pa.Array | 
         nulls["no_entity"] = entities.count - nulls["null_key"]
         return JoinFacts(view.name, nulls, None, 0, dict.fromkeys(view.features, 0))
     keep_chosen(entities, chosen_sequences(entities, view) if known is None else known, number)
-    entities.connection.execute(f"CREATE TEMP TABLE log_{number} AS {_of_asked(entities, view)}")
     nulls |= dict(entities.connection.execute(_reasons(entities, view, number)).fetchall())
     ((chosen, allowed, from_future, greatest_age_us, *null_values),) = entities.connection.execute(
         _chosen(entities, view, number)
     ).fetchall()
-    entities.connection.execute(f"DROP TABLE log_{number}")
     facts = JoinFacts(
         view.name, nulls, greatest_age_us, from_future, dict(zip(view.features, null_values, strict=True))
     )
@@ -94,50 +92,42 @@ def _facts(entities: EntityRows, view: ViewJoin, number: int, known: pa.Array | 
     return facts
 
 
-def _of_asked(entities: EntityRows, view: ViewJoin) -> str:
-    """Select what is looked at of every row in the log of an entity that is asked for: the files are read once."""
-    nulls = "".join(f", {column} IS NULL AS n{n}" for n, column in enumerate(feature_columns(entities, view).values()))
-    return (
-        f"SELECT k.id, epoch_us(l.event_ts) AS event, epoch_us({AVAILABLE}) AS available, l.fs_seq AS seq{nulls} "
-        f"FROM {log(view.files)} l JOIN {entities.keys(view)} k ON {entities.on_keys(view, 'l', 'k')}"
-    )
-
-
 def _chosen(entities: EntityRows, view: ViewJoin, number: int) -> str:
     """Count chosen rows, those that may be chosen, those from the future; greatest age; nulls per feature."""
-    since = "l.available" if view.as_of == "available" else "l.event"
-    age = "r.at_us - l.event"
-    allowed = "l.id = k.id"
+    since = AVAILABLE if view.as_of == "available" else "l.event_ts"
+    age = "r.at_us - epoch_us(l.event_ts)"
+    allowed = entities.on_keys(view, "l", "r")
     if view.view.ttl_us is not None:
         allowed += f" AND {age} <= {view.view.ttl_us}"
-    nulls = "".join(f", count(*) FILTER (l.n{n})" for n in range(len(view.features)))
+    nulls = "".join(f", count(*) - count({column})" for column in feature_columns(entities, view).values())
+    future = f"epoch_us({since}) > r.at_us"
     return (
-        f"SELECT count(*), count(*) FILTER ({allowed}), count(*) FILTER ({since} > r.at_us), max({age}){nulls} "
-        f"FROM chosen_{number} c JOIN entity_rows r ON r.row = c.row LEFT JOIN log_{number} l ON l.seq = c.seq "
-        f"LEFT JOIN {entities.keys(view)} k ON {_on_frame(entities, view)} WHERE c.seq IS NOT NULL"
+        f"SELECT count(*), count(*) FILTER ({allowed}), count(*) FILTER ({future}), max({age}){nulls} "
+        f"FROM {log(view.files)} l JOIN chosen_{number} c ON l.fs_seq = c.seq JOIN entity_rows r ON r.row = c.row"
     )
-
-
-def _on_frame(entities: EntityRows, view: ViewJoin) -> str:
-    return " AND ".join(f"r.{column} = k.{column}" for column in entities.columns(view))
 
 
 def _reasons(entities: EntityRows, view: ViewJoin, number: int) -> str:
     """Count the entity rows with a key and without an answer by reason."""
     ttl_us = view.view.ttl_us
+    keys = entities.keys(view)
+    on_frame = " AND ".join(f"r.{column} = k.{column}" for column in entities.columns(view))
     not_before = "true" if ttl_us is None else f"l.event >= s.first_at - {ttl_us}"
     within = "w.event IS NOT NULL" if ttl_us is None else f"w.event >= m.at_us - {ttl_us}"
     known = "w.available <= m.at_us" if view.as_of == "available" else "true"
     return f"""
         WITH missing AS MATERIALIZED (
-            SELECT k.id, r.at_us FROM entity_rows r JOIN {entities.keys(view)} k ON {_on_frame(entities, view)}
+            SELECT k.id, r.at_us FROM entity_rows r JOIN {keys} k ON {on_frame}
             JOIN chosen_{number} c ON c.row = r.row WHERE c.seq IS NULL
         ), spans AS MATERIALIZED (
             SELECT id, min(at_us) AS first_at, max(at_us) AS last_at FROM missing GROUP BY id
+        ), known AS (
+            SELECT k.id, epoch_us(l.event_ts) AS event, epoch_us({AVAILABLE}) AS available
+            FROM {log(view.files)} l JOIN {keys} k ON {entities.on_keys(view, "l", "k")}
         ), firsts AS (
-            SELECT id, min(event) AS event FROM log_{number} SEMI JOIN spans USING (id) GROUP BY id
+            SELECT id, min(event) AS event FROM known SEMI JOIN spans USING (id) GROUP BY id
         ), recent AS (
-            SELECT l.id, l.event, l.available FROM log_{number} l JOIN spans s ON l.id = s.id
+            SELECT l.id, l.event, l.available FROM known l JOIN spans s ON l.id = s.id
             WHERE l.event <= s.last_at AND {not_before}
         )
         SELECT CASE

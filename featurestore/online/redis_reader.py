@@ -37,7 +37,7 @@ class AsyncNode:
         self._options = options
         self._connect_seconds = deadlines.connect
         self._idle: list[Wire] = []
-        self._opening: set[asyncio.Task[None]] = set()
+        self._opening: set[asyncio.Task[Wire]] = set()
         self._closing: set[asyncio.Future[None]] = set()
         self._gate = asyncio.Semaphore(MOST_CONNECTIONS)
         self._closed = False
@@ -84,7 +84,10 @@ class AsyncNode:
         await asyncio.gather(*self._opening, *self._closing, return_exceptions=True)
 
     async def _connection(self) -> Wire:
-        """Return an open connection; one that its reader stops waiting for is opened all the same."""
+        """Return an open connection; one that its reader stops waiting for is opened all the same.
+
+        Raises why a connection was closed that had been opened for this read: to open more would be in vain.
+        """
         while (wire := self._unused()) is None:
             if self._closed or len(self._opening) >= MOST_CONNECTIONS:
                 # None of those that earlier reads gave up on is open yet: another one would wait in vain as well.
@@ -98,6 +101,10 @@ class AsyncNode:
                 if task.cancelled():
                     raise OnlineStoreUnavailableError(f"The reader of Redis at {self.location} is closed.") from None
                 raise
+            opened = task.result()
+            if opened.failure is not None and opened in self._idle:
+                self._idle.remove(opened)
+                raise opened.failure
         return wire
 
     def _unused(self) -> Wire | None:
@@ -108,12 +115,13 @@ class AsyncNode:
                 return wire
         return None
 
-    async def _open(self) -> None:
+    async def _open(self) -> Wire:
         async with asyncio.timeout(self._connect_seconds):
             wire = await open_wire(self._options)
         self._idle.append(wire)
+        return wire
 
-    def _opened(self, task: asyncio.Task[None]) -> None:
+    def _opened(self, task: asyncio.Task[Wire]) -> None:
         self._opening.discard(task)
         if not task.cancelled():
             task.exception()  # its reader may be gone: nobody else asks for it

@@ -7,6 +7,7 @@ docs/decisions/redis-wire.md.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,13 +37,14 @@ class Wire(asyncio.Protocol):
         self._answer: asyncio.Future[list[Any]] | None = None
         self._replies: list[Any] = []
         self._wanted = 0
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
+        """Why nothing can be asked any more."""
         self.closed: asyncio.Future[None] = self._loop.create_future()
 
     @property
     def is_open(self) -> bool:
         """Tell whether the next question has a chance."""
-        return self._failure is None and not self._transport.is_closing()
+        return self.failure is None and not self._transport.is_closing()
 
     def ask(self, packed: bytes, count: int) -> asyncio.Future[list[Any]]:
         """Send commands in one write; the result is their ``count`` replies, errors among them as values.
@@ -50,8 +52,8 @@ class Wire(asyncio.Protocol):
         It fails with redis.ConnectionError, or redis.InvalidResponse for what is no reply.
         """
         answer = self._answer = self._loop.create_future()
-        if self._failure is not None:
-            answer.set_exception(self._failure)
+        if self.failure is not None:
+            answer.set_exception(self.failure)
             return answer
         self._wanted, self._replies = count, []
         self._transport.write(packed)
@@ -69,9 +71,10 @@ class Wire(asyncio.Protocol):
         """Parse what arrived."""
         answer = self._answer
         try:
-            if answer is None or answer.done():
-                raise redis.InvalidResponse("it sent what nobody asked for")
             self._reader.feed(data)
+            if answer is None or answer.done():
+                reply = self._reader.gets()  # why it will not serve us, perhaps: it says so without being asked
+                raise reply if isinstance(reply, Exception) else redis.InvalidResponse("it sent what nobody asked for")
             while len(self._replies) < self._wanted:
                 reply = self._reader.gets()
                 if reply is _MORE:
@@ -92,10 +95,10 @@ class Wire(asyncio.Protocol):
             self.closed.set_result(None)
 
     def _fail(self, error: BaseException) -> None:
-        if self._failure is None:
-            self._failure = error
+        if self.failure is None:
+            self.failure = error
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(self._failure)
+            self._answer.set_exception(self.failure)
 
 
 async def open_wire(options: Mapping[str, Any]) -> Wire:
@@ -107,7 +110,12 @@ async def open_wire(options: Mapping[str, Any]) -> Wire:
     chosen = {name: value for name, value in options.items() if name != "connection_class"}
     told: Any = kind(**chosen, **CONNECTION_OPTIONS)  # it knows what a URL means, and what is left out
     context = told.ssl_context.get() if kind is SSLConnection else None
-    _, wire = await asyncio.get_running_loop().create_connection(Wire, told.host, told.port, ssl=context)
+    transport, wire = await asyncio.get_running_loop().create_connection(Wire, told.host, told.port, ssl=context)
+    if told.socket_keepalive:  # or a connection that something on the way has forgotten costs a read its deadline
+        opened: socket.socket = transport.get_extra_info("socket")
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (told.socket_keepalive_options or {}).items():
+            opened.setsockopt(socket.IPPROTO_TCP, option, value)
     commands: list[tuple[Any, ...]] = []
     if told.username or told.password:
         commands.append(("AUTH", *([told.username] if told.username else []), told.password or ""))

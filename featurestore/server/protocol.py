@@ -119,7 +119,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        else:
+        elif self._waiting_since is None:  # else the next request has begun to arrive
             self._idle_since = self.loop.time()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:

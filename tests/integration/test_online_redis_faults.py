@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import uvloop
 from support.faults import FaultProxy
 from support.materialized import START, Sale, day, online_rows, sales_view, write_sales
 from support.projects import make_workspace
@@ -27,6 +29,7 @@ from featurestore.online.codec import RecordEncoder
 from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
 from featurestore.online.redis import BACKOFFS, RedisStore
 from featurestore.online.redis_node import checked_reply
+from featurestore.online.redis_wire import open_wire
 from featurestore.testing.online_store import LAYOUT, record_of
 from featurestore.types.times import system_clock
 
@@ -426,6 +429,47 @@ def test_what_nobody_asked_for_never_becomes_an_answer() -> None:
             await reader.close()
 
     asyncio.run(read())
+
+
+@pytest.mark.parametrize("words", ["", "-DENIED Redis is running in protected mode\r\n"])
+@pytest.mark.parametrize("database", ["", "/1"])
+def test_a_server_that_closes_what_it_accepts_is_told_at_once_and_not_stormed(words: str, database: str) -> None:
+    accepted = 0
+
+    async def read() -> None:
+        async def turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal accepted
+            accepted += 1
+            writer.write(words.encode())
+            writer.close()
+
+        async with await asyncio.start_server(turn_away, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            reader = RedisStore(f"redis://127.0.0.1:{port}{database}", read_timeout_ms=2_000).reader()
+            start = time.monotonic()
+            for _ in range(5):
+                with pytest.raises(OnlineStoreUnavailableError) as raised:
+                    await reader.mget([b"fs:p:v:{a}"])
+                assert ("protected mode" if words else "is not available") in raised.value.message
+            assert time.monotonic() - start < 2
+            await reader.close()
+
+    asyncio.run(read())
+    assert accepted == 5
+
+
+def test_connections_are_kept_alive(redis_server: RedisServer) -> None:
+    async def look() -> None:
+        wire = await open_wire({"host": "127.0.0.1", "port": redis_server.port})
+        opened = wire._transport.get_extra_info("socket")
+        assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
+        wire.close()
+        await wire.closed
+
+    asyncio.run(look())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(look())
 
 
 def test_connections_that_were_lost_while_nobody_used_them_cost_no_read(store: RedisStore, proxy: FaultProxy) -> None:

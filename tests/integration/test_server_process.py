@@ -147,6 +147,22 @@ def test_an_idle_connection_is_closed_without_a_word(tmp_path: Path, monkeypatch
         assert time.monotonic() - started < 3
 
 
+def test_a_request_that_began_behind_another_is_not_taken_for_idleness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer, redis_url: str
+) -> None:
+    monkeypatch.setattr(run, "KEEP_ALIVE_SECONDS", 1)
+    monkeypatch.setattr(DeadlineProtocol, "receive_seconds", 0.6)
+    project = small_project(tmp_path / "repo", system_clock(), online_url=redis_url, read_timeout_ms=8_000)
+    with serving_here(project.workspace()) as client, connect(client.base_url) as connection:
+        request = head(len(REQUEST)) + REQUEST
+        connection.sendall(request + request[:30])
+        assert b"200 OK" in read_one(connection)
+        with redis_server.client() as redis:
+            redis.execute_command("CLIENT", "PAUSE", 2_500, "ALL")
+        connection.sendall(request[30:])
+        assert b"200 OK" in read_one(connection)
+
+
 def test_a_client_that_wants_no_more_is_answered_and_let_go(tmp_path: Path) -> None:
     project = small_project(tmp_path / "repo", system_clock())
     with serving_here(project.workspace()) as client, connect(client.base_url) as connection:
