@@ -58,7 +58,7 @@ def create_app(redis_url: str) -> Starlette:
 
 def main() -> None:
     listening = bind("127.0.0.1", 0)
-    config = server_config(lambda: create_app(sys.argv[1]))  # type: ignore[arg-type, return-value]
+    config = server_config(lambda: create_app(sys.argv[1]))
     config.http = "httptools"  # uvicorn's own protocol, without our deadlines
     sys.stdout.write(f"Serving the floor at {url_of(listening)}\n")
     sys.stdout.flush()

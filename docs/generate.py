@@ -299,7 +299,7 @@ def class_section(owner: Any, level: int) -> Iterable[str]:
             continue
         head = f"{'#' * (level + 1)} {owner.__name__}.{name}\n"
         if isinstance(member, property) or hasattr(member, "attrname"):
-            text = (member.fget if isinstance(member, property) else member.func).__doc__  # type: ignore[attr-defined]
+            text = (member.fget if isinstance(member, property) else member.func).__doc__
             yield f"{head}\n{prose(text)}\n"
         elif inspect.isfunction(member) and member.__name__ != name:
             yield f"{head}\nThe same as `{member.__name__}`.\n"
@@ -472,7 +472,7 @@ def openapi() -> dict[str, Any]:
         root = Path(folder) / "repo"
         assert command.callback is not None
         silent = click.echo
-        click.echo = lambda *_, **__: None  # type: ignore[assignment]
+        click.echo = lambda *_, **__: None
         try:
             command.callback(root, "repo")
         finally:

@@ -130,7 +130,7 @@ def ask_server() -> None:
             f"{url}/v1/online-features", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         started = time.monotonic()
-        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - the same
             answer = json.load(response)
         console.print(f"[dim]answered in {(time.monotonic() - started) * 1000:.1f} ms[/dim]")
         show_answer(flights, answer)

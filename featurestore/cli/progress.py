@@ -6,10 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from featurestore.steps import Event, listening
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 SHOW_AFTER_S = 1.0
 LINE_EVERY_S = 10.0
@@ -34,8 +38,8 @@ class _Bars:
 
     def __init__(self) -> None:
         self._started: dict[str, float] = {}
-        self._bars: dict[str, object] = {}
-        self._progress: object = None
+        self._bars: dict[str, TaskID] = {}
+        self._progress: Progress | None = None
 
     def __call__(self, event: Event) -> None:
         if event.phase == "start":
@@ -54,24 +58,19 @@ class _Bars:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
             self._progress.start()
-        assert isinstance(self._progress, Progress)
         if event.title not in self._bars:
             self._bars[event.title] = self._progress.add_task(event.title, total=event.total)
         task = self._bars[event.title]
-        self._progress.update(task, completed=event.done, total=event.total)  # type: ignore[arg-type]
+        self._progress.update(task, completed=event.done, total=event.total)
 
     def _end(self, event: Event) -> None:
-        from rich.progress import Progress
-
         self._started.pop(event.title, None)
         task = self._bars.pop(event.title, None)
-        if task is not None and isinstance(self._progress, Progress):
-            self._progress.remove_task(task)  # type: ignore[arg-type]
+        if task is not None and self._progress is not None:
+            self._progress.remove_task(task)
 
     def close(self) -> None:
-        from rich.progress import Progress
-
-        if isinstance(self._progress, Progress):
+        if self._progress is not None:
             self._progress.stop()
 
 

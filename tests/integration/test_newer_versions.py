@@ -89,7 +89,7 @@ NEWER = {
         "'delays' of project 'shop'.*generation",
     ),
     "value type": (
-        changed(document={**DOCUMENT, "schema": [{**DOCUMENT["schema"][0], "type": "Map(String)"}]}),  # type: ignore[index]
+        changed(document={**DOCUMENT, "schema": [{**DOCUMENT["schema"][0], "type": "Map(String)"}]}),
         "Map",
     ),
     "kind of source": (changed(document={**DOCUMENT, "sources": [["stream", "flights"]]}), "stream"),

@@ -388,7 +388,7 @@ def test_republishing_repairs_what_a_failover_lost(cluster: RedisCluster, tmp_pa
     expected.read([*sales, *newer], day(0), now, now)
     write_sales(tmp_path / "sales.parquet", sales)
     online = {"url": cluster.url, "read_timeout_ms": 10_000, "write_timeout_ms": 30_000}
-    workspace = make_workspace(tmp_path, [sales_view()], online_url=online, now_us=now)  # type: ignore[arg-type]
+    workspace = make_workspace(tmp_path, [sales_view()], online_url=online, now_us=now)
     materialize_incremental(workspace, day(5))
     victim = cluster.primaries()[1]
     heir = cluster.replica_of(victim)
@@ -441,8 +441,8 @@ def test_all_nodes_down_is_told_within_the_deadline_and_passes(
     new = RedisClusterStore(cluster.url, read_timeout_ms=READ_MS, write_timeout_ms=500, connect_timeout_ms=500)
     for known in (store, new):
         calls: list[Callable[[], object]] = [
-            lambda known=known: known.mget(keys),  # type: ignore[misc]
-            lambda known=known: known.write(writes, now_us=NOW),  # type: ignore[misc]
+            lambda known=known: known.mget(keys),
+            lambda known=known: known.write(writes, now_us=NOW),
         ]
         if known is store:
             calls += [
@@ -458,8 +458,8 @@ def test_all_nodes_down_is_told_within_the_deadline_and_passes(
             assert time.monotonic() - start < 5
     cluster.heal()
     for known in (store, new):
-        eventually(lambda known=known: known.write(writes, now_us=NOW))  # type: ignore[misc]
-        assert eventually(lambda known=known: known.mget(keys)) == [write.record for write in writes]  # type: ignore[misc]
+        eventually(lambda known=known: known.write(writes, now_us=NOW))
+        assert eventually(lambda known=known: known.mget(keys)) == [write.record for write in writes]
         known.close()
 
 
@@ -600,7 +600,7 @@ def test_a_project_is_materialized_into_a_cluster_and_served_from_it(cluster: Re
     sales = [Sale(f"shop {number}", day(1 + number / 100), None, number, f"note {number}") for number in range(300)]
     write_sales(tmp_path / "sales.parquet", sales)
     online = {"url": cluster.url, "read_timeout_ms": 10_000}
-    workspace = make_workspace(tmp_path, [sales_view()], online_url=online, now_us=day(20))  # type: ignore[arg-type]
+    workspace = make_workspace(tmp_path, [sales_view()], online_url=online, now_us=day(20))
     materialize_incremental(workspace)
     with serving_here(workspace) as client:
         assert client.get("/ready").status_code == 200

@@ -75,7 +75,7 @@ def cleaned(workspace: Workspace) -> None:
     assert (done.files_before, done.files_after) == (2, 1)
     rebuilt(workspace)
     optimize(workspace)
-    workspace.clock.advance(timedelta(days=60))  # type: ignore[attr-defined]
+    workspace.clock.advance(timedelta(days=60))
     collect_garbage(workspace)
     optimize(workspace)
 

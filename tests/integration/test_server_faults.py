@@ -288,9 +288,9 @@ def test_swaps_under_load_drop_and_mix_no_request(tmp_path: Path, redis_server: 
                 for swap in range(1, 9):
                     (project.root / "features.py").write_text(text.replace(PLAIN, OTHER) if swap % 2 else text)
                     revision = project.apply()
-                    until(lambda: metric(client, "featurestore_snapshot_revision") == revision)  # noqa: B023
+                    until(lambda: metric(client, "featurestore_snapshot_revision") == revision)  # noqa: B023 - called within this turn
                     enough = seen[swap % 2] + 10
-                    until(lambda: seen[swap % 2] >= enough)  # noqa: B023
+                    until(lambda: seen[swap % 2] >= enough)  # noqa: B023 - called within this turn
             finally:
                 done.set()
             assert list(hammering) == [None] * 6

@@ -91,7 +91,7 @@ def test_nothing_is_cleaned_while_the_registry_cannot_be_read(tmp_path: Path) ->
     files = sorted((tmp_path / "data" / "offline").rglob("*"))
     content = (tmp_path / "data" / "registry.db").read_bytes()
     (tmp_path / "data" / "registry.db").write_bytes(b"no database at all" * 1000)
-    workspace.clock.advance(timedelta(days=365))  # type: ignore[attr-defined]
+    workspace.clock.advance(timedelta(days=365))
     for work in (optimize, collect_garbage):
         with pytest.raises(RegistryError):
             work(workspace)

@@ -147,7 +147,7 @@ def test_as_of_event_ignores_when_values_became_known(workspace: Workspace) -> N
     assert math.isnan(values[1])
     assert values[0] == 1.5
     with pytest.raises(InputError, match="as_of='later'"):
-        get_historical_features(workspace, frame(), carrier_profile, as_of="later")  # type: ignore[arg-type]
+        get_historical_features(workspace, frame(), carrier_profile, as_of="later")
 
 
 def test_the_frames_columns_index_and_order_come_back_untouched(workspace: Workspace) -> None:

@@ -40,7 +40,7 @@ from featurestore.types.values import ValueType
 
 NOW = to_instant("2013-11-03T05:30:00Z")
 DAY_US = 86_400_000_000
-P, N, X, O = Status.PRESENT, Status.NULL_VALUE, Status.NOT_FOUND, Status.OUTSIDE_MAX_AGE  # noqa: E741
+P, N, X, OLD = Status.PRESENT, Status.NULL_VALUE, Status.NOT_FOUND, Status.OUTSIDE_MAX_AGE
 
 ALL = (
     ("i32", Int32),
@@ -201,7 +201,13 @@ def test_an_unknown_feature_is_refused() -> None:
 def test_the_ttl_is_inclusive(company: list[None]) -> None:
     view = layout(("a", Int64), ttl_us=7 * DAY_US)
     encoder = RecordEncoder(view)
-    for event_us, status in [(NOW - 7 * DAY_US, P), (NOW - 7 * DAY_US - 1, O), (NOW, P), (NOW + DAY_US, P), (-5, O)]:
+    for event_us, status in [
+        (NOW - 7 * DAY_US, P),
+        (NOW - 7 * DAY_US - 1, OLD),
+        (NOW, P),
+        (NOW + DAY_US, P),
+        (-5, OLD),
+    ]:
         keys, found = records(encoder, [[1]], event_us)
         rows = ViewReader(view, ["a"]).read([*keys, *[b"k"] * len(company)], [*found, *company], NOW)
         assert rows.status_columns()[0] == [status, *[X] * len(company)]

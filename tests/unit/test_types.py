@@ -73,7 +73,7 @@ def test_ill_formed_texts_are_refused(text):
 
 def test_arrays_hold_types_only():
     with pytest.raises(DefinitionError, match="Int64"):
-        Array("Int64")  # type: ignore[arg-type]
+        Array("Int64")
 
 
 @pytest.mark.parametrize("kind", ALL, ids=str)

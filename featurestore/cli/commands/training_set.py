@@ -13,6 +13,8 @@ from featurestore.store import FeatureStore
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from featurestore.engine.interface import AsOf
+
 
 @click.command("training-set")
 @click.option("--entities", required=True, help="Parquet file with join keys and times, or a SELECT over the project.")
@@ -33,7 +35,7 @@ def command(
     service: str | None,
     out: Path,
     timestamp_column: str,
-    as_of: str | None,
+    as_of: AsOf | None,
     full_feature_names: bool,
     direct: bool,
     save: str | None,
@@ -46,7 +48,7 @@ def command(
         service if features is None else [reference.strip() for reference in features.split(",")],
         timestamp_column=timestamp_column,
         full_feature_names=full_feature_names,
-        as_of=as_of,  # type: ignore[arg-type]
+        as_of=as_of,
         direct=direct,
     )
     if save is not None:
