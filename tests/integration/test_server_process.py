@@ -37,7 +37,7 @@ def test_two_workers_serve_and_count_together(tmp_path: Path, request: pytest.Fi
             def ask(_: int) -> int:
                 # A connection each, so that both workers get some.
                 with server.client(headers=headers) as own:
-                    return own.post("/v1/online-features", json=BODY).json()["rows"][0][0]  # type: ignore[no-any-return]
+                    return own.post("/v1/online-features", json=BODY).json()["rows"][0][0]
 
             with ThreadPoolExecutor(8) as pool:
                 assert set(pool.map(ask, range(60))) == {7}
