@@ -74,7 +74,7 @@ def test_a_fault_ends_reads_within_their_deadline_and_passes(store: RedisStore, 
     store.write(writes, now_us=NOW)
     keys = [write.key for write in writes]
     assert eventually(lambda: store.mget(keys)) == [write.record for write in writes]
-    proxy.fault = fault  # type: ignore[assignment]
+    proxy.fault = fault
     if fault == "refuse":
         proxy.cut()
     for _ in range(3):
@@ -97,7 +97,7 @@ def test_a_fault_ends_asynchronous_reads_within_their_deadline_and_passes(
     async def read() -> None:
         reader = store.reader()
         await reader.check()
-        proxy.fault = fault  # type: ignore[assignment]
+        proxy.fault = fault
         if fault == "refuse":
             proxy.cut()
         start = time.monotonic()
@@ -125,7 +125,7 @@ def test_a_fault_ends_asynchronous_reads_within_their_deadline_and_passes(
 
 @pytest.mark.parametrize("fault", ["hang", "garbage", "refuse"])
 def test_a_fault_ends_writes_within_their_deadline(store: RedisStore, proxy: FaultProxy, fault: str) -> None:
-    proxy.fault = fault  # type: ignore[assignment]
+    proxy.fault = fault
     calls: list[Callable[[], object]] = [
         lambda: store.write(records(5), now_us=NOW),
         lambda: store.repair([Repair(records(1)[0].key, NOW, NOW, None)], now_us=NOW),
@@ -341,7 +341,7 @@ def test_wrong_credentials_are_told_without_the_password(start_redis: Callable[.
             assert time.monotonic() - start < 10  # no use in trying again
             told, error = "", raised.value
             while error is not None:
-                told, error = told + str(error) + repr(error), error.__cause__ or error.__context__  # type: ignore[assignment]
+                told, error = told + str(error) + repr(error), error.__cause__ or error.__context__
             assert "secret" not in told
         store.close()
 
