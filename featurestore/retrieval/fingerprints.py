@@ -62,7 +62,7 @@ class _ColumnHash:
             self._parts["lengths"].update(_bytes_of(pc.fill_null(pc.binary_length(column), 0)))
             self._parts["values"].update(_text_bytes(column))
         elif pa.types.is_decimal(self._kind):
-            self._parts["values"].update("|".join(map(str, column.to_pylist())).encode() + b"|")
+            self._parts["values"].update("".join(f"{value}|" for value in column.to_pylist()).encode())
         else:
             self._parts["values"].update(_bytes_of(_filled(column)))
 
@@ -72,7 +72,7 @@ class _ColumnHash:
 
 
 def _filled(column: pa.Array) -> pa.Array:
-    """Return a column of numbers, instants or dates as numbers, 0 where it is null."""
+    """Return a column of numbers, bools, instants or dates as numbers or bools, 0 or false where it is null."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -80,7 +80,7 @@ def _filled(column: pa.Array) -> pa.Array:
         column = column.cast(pa.int64())
     elif pa.types.is_date32(column.type):
         column = column.cast(pa.int32())
-    return pc.fill_null(column, pa.scalar(0, column.type)) if column.null_count else column
+    return pc.fill_null(column, pa.scalar(0).cast(column.type)) if column.null_count else column
 
 
 def _bytes_of(column: pa.Array) -> Any:

@@ -23,7 +23,7 @@ from support.serving import serving_here
 from featurestore import Entity, FeatureView, Field, ParquetSource
 from featurestore.materialization import materialize_incremental, succeeded
 from featurestore.metadata.workspace import Workspace
-from featurestore.retrieval import get_historical_features, get_online_features
+from featurestore.retrieval import get_historical_features, get_online_features, get_training_set
 from featurestore.types import (
     Array,
     Bool,
@@ -157,6 +157,8 @@ def test_every_value_comes_through_every_store_as_it_is(tmp_path: Path, online: 
     features = [f"everything:{name}" for name in expected]
     training = get_historical_features(workspace, frame, features)
     written = pq.read_table(training.write_parquet(tmp_path / "out.parquet"))
+    training.save("all")
+    saved = get_training_set(workspace, "all")
     answer = get_online_features(workspace, features, {"thing": list(range(ROWS))})
     online_table, online_values = answer.to_arrow(), answer.to_dict()
     for place, (name, kind, values) in enumerate(VALUES):
@@ -164,6 +166,7 @@ def test_every_value_comes_through_every_store_as_it_is(tmp_path: Path, online: 
             "offline": list(offline[place]),
             "training set": training.to_arrow().column(name).to_pylist(),
             "Parquet": written.column(name).to_pylist(),
+            "saved training set": saved.to_arrow().column(name).to_pylist(),
             "online": online_values[name],
             "online Arrow": online_table.column(name).to_pylist(),
         }
