@@ -21,6 +21,7 @@ from featurestore.online.columns import time_columns
 from featurestore.online.interface import Repair, Write, WriteResult, Writes
 from featurestore.steps import Step, crash_point, reached, step
 from featurestore.types.columns import EVENT
+from featurestore.types.times import MAX_INSTANT
 
 SCHEMA_WRITTEN = crash_point("publish.schema", "the schema of the records is online, no record yet")
 BATCH_WRITTEN = crash_point("publish.batch", "one more batch of records is online")
@@ -74,7 +75,7 @@ def publish(
             online = publisher.records_online()
         # Of rows with equal times the last to arrive counts, and a rewritten file may hold the ones before it.
         everything = after is None or online is not None or bool(changes.removed)
-        workspace.offline.verify(version.files if everything else changes.added)
+        workspace.offline.verify(version.files if everything else _deciding(version, changes.added))
         publisher.put_schema()
         repairs: list[Repair] = []
         newest = publisher.newest(version, None if everything else changes.added)
@@ -87,6 +88,12 @@ def publish(
         running.note(written=publisher.counts.written)
     held_back = any(max(file.max_event_us, file.max_created_us or 0) > publisher.now_us for file in changes.added)
     return Publication(publisher.counts, version.number, is_complete=not held_back)
+
+
+def _deciding(version: TableVersion, added: Sequence[DataFile]) -> list[DataFile]:
+    """Return the files that may hold a row newer than the added ones: only these can have rows to publish."""
+    since_us = min((file.min_event_us for file in added), default=MAX_INSTANT)
+    return [file for file in version.files if file.max_event_us >= since_us]
 
 
 def _are_readable(workspace: Workspace, removed: Sequence[DataFile]) -> bool:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def peek(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Table:
     """Return the newest ``rows`` rows of a view's table, newest first: keys, event_ts, created_ts, features.
 
-    An empty table where nothing is materialized yet. Reads only the ends of the files, which lie in time order.
+    An empty table where nothing is materialized yet. Reads only the ends of the files, which lie in time order, and
+    no file that is older than what is found. Raises DamagedFileError.
     """
     import pyarrow as pa
 
@@ -28,11 +29,15 @@ def peek(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Tabl
         [(name, instant if name in (EVENT, CREATED) else arrow_type(kinds[name])) for name in shown]
         + [(field.name, arrow_type(field.type)) for field in registered.view.features]
     )
-    ends = [_end_of(file.path, rows, schema) for file in (() if version is None else version.files)]
-    if not ends:
-        return schema.empty_table()
     order = [(EVENT, "descending"), (CREATED, "descending"), (SEQUENCE, "descending")]
-    return pa.concat_tables(ends).sort_by(order).slice(0, rows).select(schema.names)
+    files = () if version is None else sorted(version.files, key=lambda file: file.max_event_us, reverse=True)
+    found = schema.append(pa.field(SEQUENCE, pa.int64())).empty_table()
+    for file in files:
+        if found.num_rows == rows and found[EVENT][-1].cast(pa.int64()).as_py() > file.max_event_us:
+            break
+        workspace.offline.verify([file])
+        found = pa.concat_tables([found, _end_of(file.path, rows, schema)]).sort_by(order).slice(0, rows)
+    return found.select(schema.names)
 
 
 def _end_of(path: str, rows: int, schema: pa.Schema) -> pa.Table:

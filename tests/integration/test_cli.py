@@ -296,6 +296,8 @@ def test_verify_tells_of_damage_and_of_a_command_that_repairs_it(fs, materialize
     file.write_bytes(content if damage == "a bit" else content[: len(content) // 2])
     if damage == "gone":
         file.unlink()
+    fs("peek", "carrier_delays", expect=1)
+    assert "is damaged" in fs.err
     page = fs("verify", expect=1)
     assert file.name in page
     (printed,) = re.findall(r"`fs (materialize [^`]+)`", page)

@@ -292,6 +292,28 @@ class TestRebuild:
         workspace.offline.verify(workspace.offline.current(table).files, again=True)
         workspace.close()
 
+    def test_damaged_files_that_decide_what_is_newest_are_not_published(self, tmp_path, online_url):
+        """A correction of day 3 is not the newest, so a later file is read, too; the earlier one is not."""
+        workspace = filled(tmp_path, online_url, sales=[Sale("a", day(1), day(1), 1)])
+        materialize_incremental(workspace)
+        write_sales(tmp_path / "sales.parquet", [Sale("a", day(5), day(5), 5)])
+        materialize_incremental(workspace)
+        registered = workspace.snapshot().views["shop_sales"]
+        early, late = sorted(workspace.offline.current(registered.table).files, key=lambda file: file.min_event_us)
+        sound = Path(late.path).read_bytes()
+        for file in (early, late):
+            content = bytearray(Path(file.path).read_bytes())
+            content[len(content) // 2] ^= 1
+            Path(file.path).write_bytes(content)
+        write_sales(tmp_path / "sales.parquet", [Sale("a", day(3), day(19), 3)])
+        (run,) = materialize_incremental(workspace)
+        assert f"{late.path} is damaged" in run.error
+        Path(late.path).write_bytes(sound)
+        (run,) = materialize_incremental(workspace)
+        assert run.state == "done"
+        assert [row[2] for row in online_rows(workspace).values()] == [5]
+        workspace.close()
+
     def test_records_of_files_that_were_cleaned_away_are_found_online(self, tmp_path, online_url, expected):
         """A rebuild that died before it published, and a cleaning before the next run."""
         workspace = filled(tmp_path, online_url, sales=[*SALES, Sale("only", day(10), day(10), -2)])
