@@ -18,8 +18,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 WHOLE_ANSWER = "featurestore.whole_answer"
 """Names an extension of ASGI of our own, for the answers that are sent most: in a scope the `WholeAnswer`, and the type
 of a message with the ``body`` of a JSON answer."""
-WholeAnswer = Callable[[bytes, bytes], bool]
-"""Takes the lines of headers and the body of a 200 and sends it at once; False where that is not possible just now."""
+WholeAnswer = Callable[[Scope, bytes, bytes], bool]
+"""Takes the scope, the lines of headers and the body of a 200 and sends it at once; False where it cannot."""
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Columns = dict[Name, list[Any]]

@@ -61,7 +61,7 @@ class Envelope:
             nonlocal status
             if message["type"] == WHOLE_ANSWER:
                 status, body = 200, message["body"]
-                if whole is None or not whole(_JSON_LINES % header[1], body):
+                if whole is None or not whole(scope, _JSON_LINES % header[1], body):
                     headers = [_JSON, (b"content-length", str(len(body)).encode()), header]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                     await send({"type": "http.response.body", "body": body})

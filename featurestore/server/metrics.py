@@ -144,10 +144,10 @@ class Metrics:
     def answered_fresh(self, serving: ServingPlan, rows: int, with_nulls: Sequence[Pattern]) -> None:
         """Count one online read in which what is not null is PRESENT; ``with_nulls`` are the rows that have any."""
         self._counted_fresh[serving] += rows
-        for pattern in with_nulls:
-            for view, missing in zip(serving.views, pattern.nulls, strict=True):
-                self._counted_values[view, Status.PRESENT] -= missing
-                self._counted_values[view, Status.NULL_VALUE] += missing
+        nulls = zip(*[pattern.nulls for pattern in with_nulls], strict=True)
+        for view, missing in zip(serving.views, map(sum, nulls), strict=False):  # none where no row has any
+            self._counted_values[view, Status.PRESENT] -= missing
+            self._counted_values[view, Status.NULL_VALUE] += missing
 
     def is_sample(self) -> bool:
         """Tell whether this online read is one to look at closely."""

@@ -7,7 +7,6 @@ it is not called yet, or no more.
 from __future__ import annotations
 
 import asyncio
-import functools
 from typing import Any
 
 from uvicorn.protocols.http.flow_control import service_unavailable
@@ -48,6 +47,8 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._header_bytes: int | None = None
         self._running: Any = None
+        # One of each connection: a cycle that its own scope led to would be garbage that only the collector finds.
+        self._extensions = {WHOLE_ANSWER: self._answer_whole}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock: an idle new connection is closed too."""
@@ -124,12 +125,13 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
-        cycle.scope["extensions"] = {WHOLE_ANSWER: functools.partial(self._answer_whole, cycle)}
+        cycle.scope["extensions"] = self._extensions
         super()._start_asgi_task(cycle, overloaded if app is service_unavailable else app)  # type: ignore[arg-type]
 
-    def _answer_whole(self, cycle: Any, headers: bytes, body: bytes) -> bool:
+    def _answer_whole(self, scope: Scope, headers: bytes, body: bytes) -> bool:
         """Send a 200 in one packet and by one call, where uvicorn takes two of each; see `bodies.WholeAnswer`."""
-        if cycle.response_started or self.flow.write_paused:
+        cycle = self._running
+        if cycle.scope is not scope or cycle.response_started or self.flow.write_paused:
             return False
         if not cycle.disconnected:
             cycle.response_started = cycle.response_complete = True

@@ -110,22 +110,28 @@ class SharedReads(AsyncReader):
                 start = end
         finally:
             self._under_way -= 1
+            self._forget_answered()
             self._send()
+
+    def _forget_answered(self) -> None:
+        """Let go of reads that are answered: kept until their deadline, they and their records would pile up."""
+        while self._by_deadline and self._by_deadline[0].answer.done():
+            self._by_deadline.popleft()
 
     def _end_late(self) -> None:
         """End the reads whose deadline has passed; their round trip may still serve those that joined it later."""
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
+        self._forget_answered()
         while self._by_deadline:
             read = self._by_deadline[0]
-            if not read.answer.done():
-                if read.deadline > now:
-                    self._timer = loop.call_at(read.deadline, self._end_late)
-                    return
-                late = f"The online store did not answer within {self.deadline_seconds * 1000:g} ms."
-                read.answer.set_exception(OnlineStoreUnavailableError(late))
-            self._by_deadline.popleft()
+            if read.deadline > now:
+                self._timer = loop.call_at(read.deadline, self._end_late)
+                return
+            late = f"The online store did not answer within {self.deadline_seconds * 1000:g} ms."
+            read.answer.set_exception(OnlineStoreUnavailableError(late))
+            self._forget_answered()
 
 
 def _why(error: BaseException) -> str:

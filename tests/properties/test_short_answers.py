@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from support.serving import HOUR_US, Project
 
 from featurestore.metadata.snapshot import Snapshot
+from featurestore.online import fresh
 from featurestore.online.codec import RecordEncoder
 from featurestore.retrieval.features import resolve
 from featurestore.retrieval.online_plan import OnlinePlan
@@ -71,7 +72,9 @@ def test_the_short_way_says_what_the_long_way_says(snapshot: Snapshot, data: st.
     records = [record_of(snapshot, read.view.name, data) for read in plan.request.reads for _ in range(query.rows)]
     answer = plan.answer(query, records, NOW)
     long = json.loads(online_body(serving, answer, ["status"]))
-    rows = plan.fresh_rows(query, records, NOW)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fresh, "_MANY", data.draw(st.integers(1, 4)))
+        rows = plan.fresh_rows(query, records, NOW)
     statuses = Counter(status for row in long["status"] for status in row)
     for expects_nulls in (False, True):
         serving.expects_nulls = expects_nulls

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -75,6 +76,23 @@ def test_what_arrives_meanwhile_goes_together() -> None:
         reader.let.set()
         assert await asyncio.gather(*tasks) == [[b"%d" % number] for number in range(6)]
         assert reader.calls[2:] == [[b"2", b"3", b"4", b"5"]]
+
+    asyncio.run(scenario())
+
+
+def test_what_is_answered_is_let_go_long_before_its_deadline() -> None:
+    async def scenario() -> None:
+        reader = ToldReader(deadline_seconds=60)
+        shared = SharedReads(reader)
+        before = len(gc.get_objects())
+        for _ in range(50):
+            reader.let.clear()
+            tasks = await begin(*(shared.mget([b"%d" % number]) for number in range(10)))
+            reader.let.set()
+            await asyncio.gather(*tasks)
+        reader.calls.clear()
+        assert len(gc.get_objects()) - before < 200
+        await shared.close()
 
     asyncio.run(scenario())
 

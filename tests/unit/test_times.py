@@ -74,6 +74,12 @@ def test_datetimes_become_instants_and_back(naive, offset_minutes):
     assert len(times.to_rfc3339(instant)) == 27
 
 
+@given(st.lists(st.none() | st.integers(times.MIN_INSTANT, times.MAX_INSTANT)))
+def test_texts_of_many_instants_are_those_of_each(instants):
+    each = [None if instant is None else times.to_rfc3339(instant) for instant in instants]
+    assert times.to_rfc3339_texts(instants) == each
+
+
 def test_pandas_nanoseconds_are_floored_before_and_after_1970():
     assert times.to_instant(pd.Timestamp(1, unit="ns", tz="UTC")) == 0
     assert times.to_instant(pd.Timestamp(-1, unit="ns", tz="UTC")) == -1
