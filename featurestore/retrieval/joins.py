@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -162,9 +163,8 @@ class JoinedRows:
         """
         import pyarrow as pa
 
-        self.verify()
         done = 0
-        for joined in self._joined():
+        for joined in self._verified(self._joined()):
             columns = joined.columns
             places, first = [], 0
             for pinned in self.pins:
@@ -179,6 +179,18 @@ class JoinedRows:
             yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
         if done != len(self.frame):
             raise EngineError(f"The join gave {done} rows for the entity frame's {len(self.frame)}.")
+
+    def _verified(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Pass batches on; the hashes are checked while the engine chooses rows, and before any is passed on."""
+        with ThreadPoolExecutor(1, thread_name_prefix="verify") as aside:
+            verified = aside.submit(self.verify)
+            try:
+                first = next(batches, None)
+            finally:
+                verified.result()  # that a file is damaged says more than what the engine makes of it
+        if first is not None:
+            yield first
+            yield from batches
 
     def _joined(self) -> Iterator[pa.RecordBatch]:
         """Yield what the engine joins; of nothing but request data, batches without columns."""
