@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from featurestore.errors import SettingsError, did_you_mean
 from featurestore.types.times import Clock, system_clock
@@ -60,10 +59,38 @@ def local_path(url: str, root: Path) -> Path:
     return Path(root, path).resolve()
 
 
-def open_registry(located: Located, root: Path, *, create: bool = True) -> Registry:
-    """Open the registry; raises SettingsError for a scheme that is not built or an unknown option."""
+def check_stores(*, registry: Located, offline_store: Located, online_store: Located) -> None:
+    """Raise SettingsError for a scheme that is not built, a missing path or a wrong option. Opens and loads nothing."""
+    _check_registry(registry)
+    _check_offline(offline_store)
+    _check_online(online_store)
+
+
+def _check_registry(located: Located) -> None:
     _scheme("registry", located.url, REGISTRY_SCHEMES)
     _options("registry", located.options, ())
+    local_path(located.url, Path())
+
+
+def _check_offline(located: Located) -> None:
+    _scheme("offline_store", located.url, OFFLINE_SCHEMES)
+    _options("offline_store", located.options, ())
+    local_path(located.url, Path())
+
+
+def _check_online(located: Located) -> tuple[str, dict[str, int]]:
+    scheme = _scheme("online_store", located.url, ONLINE_SCHEMES)
+    if scheme == "lmdb":
+        _options("online_store", located.options, ())
+        local_path(located.url, Path())
+        return scheme, {}
+    _options("online_store", located.options, ("read_timeout_ms", "write_timeout_ms"))
+    return scheme, {name: _milliseconds(name, value) for name, value in located.options.items()}
+
+
+def open_registry(located: Located, root: Path, *, create: bool = True) -> Registry:
+    """Open the registry; raises SettingsError for a scheme that is not built or an unknown option."""
+    _check_registry(located)
     from featurestore_registry.sql import open_registry as open_sql
 
     return open_sql(f"sqlite:///{local_path(located.url, root)}", create=create)
@@ -71,8 +98,7 @@ def open_registry(located: Located, root: Path, *, create: bool = True) -> Regis
 
 def open_offline(located: Located, root: Path, *, clock: Clock = system_clock) -> OfflineStore:
     """Open the offline store; raises SettingsError for a scheme that is not built or an unknown option."""
-    _scheme("offline_store", located.url, OFFLINE_SCHEMES)
-    _options("offline_store", located.options, ())
+    _check_offline(located)
     from featurestore.offline.delta import DeltaStore
 
     return DeltaStore(local_path(located.url, root), clock=clock)
@@ -80,14 +106,11 @@ def open_offline(located: Located, root: Path, *, clock: Clock = system_clock) -
 
 def open_online(located: Located, root: Path, *, clock: Clock = system_clock) -> OnlineStore:
     """Open the online store; raises SettingsError for a scheme that is not built or an unknown option."""
-    scheme = _scheme("online_store", located.url, ONLINE_SCHEMES)
+    scheme, timeouts = _check_online(located)
     if scheme == "lmdb":
-        _options("online_store", located.options, ())
         from featurestore.online.lmdb import LmdbStore
 
         return LmdbStore(local_path(located.url, root), clock=clock)
-    _options("online_store", located.options, ("read_timeout_ms", "write_timeout_ms"))
-    timeouts = {name: _milliseconds(name, value) for name, value in located.options.items()}
     if scheme == "redis+cluster":
         from featurestore.online.redis_cluster import RedisClusterStore
 
@@ -116,12 +139,12 @@ def _milliseconds(name: str, value: Any) -> int:
 
 
 def _scheme(setting: str, url: str, built: tuple[str, ...]) -> str:
-    scheme = urlsplit(url).scheme if "://" in url else ""
+    scheme = url.partition("://")[0].lower() if "://" in url else ""
     if scheme not in built:
         known = ", ".join(f"{name}://" if name else "a folder" for name in built)
-        raise SettingsError(
-            f"{setting}: the scheme {scheme or 'of a bare path'!r} is not built.", hint=f"Built are: {known}."
-        )
+        # The whole URL may hold a password.
+        what = f"the scheme {scheme!r} is not built" if scheme else "it starts with no scheme"
+        raise SettingsError(f"{setting}: {what}.", hint=f"Built are: {known}.", key=setting)
     return scheme
 
 

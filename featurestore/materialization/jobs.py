@@ -153,6 +153,8 @@ def _run(
     names = sorted(snapshot.views) if views is None else list(dict.fromkeys(views))
     for name in names:
         snapshot.get(FeatureView, name)
+    if any(snapshot.views[name].view.online for name in names):
+        _ = workspace.online  # a URL that it cannot read is told before rows are committed
     results = []
     for name in names:
         registered = snapshot.views[name]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from featurestore_registry.interface import Ledger, Registry
 
-from featurestore.backends import open_engine, open_offline, open_online, open_registry
+from featurestore.backends import check_stores, open_engine, open_offline, open_online, open_registry
 from featurestore.definitions import Definition
 from featurestore.errors import FeatureStoreError, RegistryUnavailableError
 from featurestore.metadata.snapshot import Snapshot
@@ -30,7 +30,8 @@ class Workspace:
     """One project, wired. Stores open when they are first used and close together.
 
     ``code`` holds the definitions of the feature repo, or loads them when they are first needed: on-demand
-    functions come from there. ``clock`` is the one source of "now".
+    functions come from there. ``clock`` is the one source of "now". Raises SettingsError for a store of a kind that
+    is not built, before any is opened.
     """
 
     def __init__(
@@ -41,6 +42,9 @@ class Workspace:
         code: Sequence[Definition] | Callable[[], Sequence[Definition]] = (),
         clock: Clock = system_clock,
     ) -> None:
+        check_stores(
+            registry=settings.registry, offline_store=settings.offline_store, online_store=settings.online_store
+        )
         self.root = root
         self.settings = settings
         self._code = code

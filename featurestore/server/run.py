@@ -82,7 +82,9 @@ def _serve(
     prepare: Callable[[], None],
     announce: Callable[[str], None],
 ) -> None:
-    settings = open_workspace(root).settings.server
+    workspace = open_workspace(root)
+    _ = workspace.online  # of a URL that it cannot read it tells now: nothing listens yet
+    settings = workspace.settings.server
     host = settings.host if host is None else host
     port = settings.port if port is None else port
     workers = settings.workers if workers is None else workers

@@ -162,3 +162,65 @@ def test_an_interrupt_says_how_to_go_on(repo: Path, fs: Run, monkeypatch: pytest
 
     monkeypatch.setattr("featurestore.cli.commands.materialize.materialize_incremental", interrupted)
     assert "same command again finishes" in fs("materialize", expect=130)[1]
+
+
+COMMANDS = [
+    ["plan"],
+    ["apply", "--yes"],
+    ["materialize"],
+    ["materialize", "--dry-run"],
+    [*TRAINING, "--out", "training.parquet"],
+    ["online", "--features", "driver_stats:trips", "--entity", "driver_id=1001"],
+    ["push", "nothing", "data/trips.parquet"],
+    ["peek", "driver_stats"],
+    ["serve", "--port", "0"],
+    ["serve", "--port", "0", "--workers", "2"],
+    ["token", "list"],
+    ["list"],
+    ["show", "driver_stats"],
+    ["status"],
+    ["log"],
+    ["optimize"],
+    ["verify"],
+    ["gc"],
+    ["teardown"],
+    ["doctor"],
+]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_a_store_that_is_not_built_is_refused_by_every_command(
+    repo: Path, fs: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    before = files_of(repo)
+    for name, url, built in (
+        ("online_store", "mysql://user:s3cret@x", "lmdb://, redis://, rediss://, redis+cluster://"),
+        ("offline_store", "s4://user:s3cret@x", "a folder"),
+        ("registry", "oracle://user:s3cret@x", "sqlite://"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"FS_{name.upper()}", url)
+            out, err = fs(*arguments, expect=1)
+        assert not out
+        assert f"Error: {name}: the scheme '{url.partition(':')[0]}' is not built." in err
+        assert f"What to do: Built are: {built}" in err
+        assert "s3cret" not in err
+    assert files_of(repo) == before
+
+
+@pytest.mark.parametrize("arguments", [["materialize"], ["serve", "--port", "0"]], ids=" ".join)
+@pytest.mark.parametrize("url", ["redis://:s3cret@h:port", "redis://[::1", "redis+cluster://h,g:x", "lmdb://"])
+def test_an_online_store_whose_url_cannot_be_read_is_refused_early(
+    repo: Path, fs: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str], url: str
+) -> None:
+    before = files_of(repo)
+    monkeypatch.setenv("FS_ONLINE_STORE", url)
+    out, err = fs(*arguments, expect=1)
+    assert not out
+    assert "s3cret" not in err
+    assert "What to do: Write it as " in err
+    assert files_of(repo) == before
+
+
+def files_of(repo: Path) -> dict[Path, tuple[int, int]]:
+    return {path: (found.st_mtime_ns, found.st_size) for path in repo.rglob("*") if (found := path.lstat())}
