@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from starlette.routing import Route
 from support.example import REPOSITORY
 from support.redis_cluster import RedisCluster
-from support.redis_server import RedisServer
+from support.redis_server import RedisServer, find_redis_server
 from support.serving import Project, serving, small_project
 
 from featurestore.cli.main import main
@@ -149,11 +150,62 @@ def test_the_guide_speaks_of_no_alert_that_there_is_not() -> None:
 
 # Redis
 
+USERS = ("fs_admin", "fs_reader", "fs_writer")
+(ACL_FILE,) = re.findall(r"^```text\n(user .*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+(REDIS_CONF,) = re.findall(r"^```text\n(maxmemory .*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+FOR_WRITERS = re.findall(r"`fs (\w+)`", "".join(re.findall(r"^(\|.*\| the writer's.*)$", GUIDE, re.MULTILINE)))
+
 
 def acl_commands() -> list[list[str]]:
-    """Return the commands that the guide gives for the two users."""
-    (block,) = re.findall(r"^```text\n(ACL SETUSER.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
-    return [line.split() for line in block.splitlines()]
+    """Return the commands that make the guide's users on a server that runs."""
+    return [["ACL", "SETUSER", *line.split()[1:]] for line in ACL_FILE.splitlines()]
+
+
+def signed_in(server: RedisServer, user: str, password: str | None = None) -> redis.Redis:
+    password = password or user.replace("fs_", "") + "-password"
+    return redis.Redis(host="127.0.0.1", port=server.port, username=user, password=password, socket_timeout=5)
+
+
+@pytest.mark.parametrize("place", ["aclfile", "redis.conf"])
+def test_the_users_of_the_guide_outlive_a_restart(tmp_path: Path, place: str) -> None:
+    acl_file, conf = tmp_path / "users.acl", tmp_path / "redis.conf"
+    acl_file.write_text(ACL_FILE)
+    conf.write_text(REDIS_CONF + (f"aclfile {acl_file}\n" if place == "aclfile" else ACL_FILE))
+    with RedisServer(tmp_path, command=[find_redis_server(), str(conf), "--dir", str(tmp_path)]) as server:
+        for _ in range(2):
+            assert [signed_in(server, user).ping() for user in USERS] == [True] * 3
+            with pytest.raises(redis.AuthenticationError):
+                server.client().ping()
+            server.restart()
+        admin = signed_in(server, "fs_admin")
+        admin.execute_command("ACL", "SETUSER", "fs_reader", ">second-password")
+        server.restart()
+        with pytest.raises(redis.AuthenticationError):
+            signed_in(server, "fs_reader", "second-password").ping()
+        admin.execute_command("ACL", "SETUSER", "fs_reader", ">second-password")
+        admin.execute_command(*(["ACL", "SAVE"] if place == "aclfile" else ["CONFIG", "REWRITE"]))
+        server.restart()
+        assert signed_in(server, "fs_reader", "second-password").ping()
+        if place == "aclfile":
+            acl_file.write_text(ACL_FILE.replace("reader-password", "third-password"))
+            admin.execute_command("ACL", "LOAD")
+            assert signed_in(server, "fs_reader", "third-password").ping()
+
+
+def test_a_replica_signs_in_as_the_guide_says(tmp_path: Path, start_redis: Callable[..., RedisServer]) -> None:
+    acl_file = tmp_path / "users.acl"
+    acl_file.write_text(ACL_FILE)
+    primary = start_redis("--aclfile", str(acl_file))
+    options = re.findall(r"`(masteruser|masterauth) ([\w-]+)`", GUIDE)
+    assert len(options) == 2
+    given = [part for name, value in options for part in (f"--{name}", value)]
+    replica = start_redis("--replicaof", f"127.0.0.1 {primary.port}", *given)
+    signed_in(primary, "fs_admin").set("fs:shop:a", "1")
+    for _ in range(200):
+        if replica.client().get("fs:shop:a") == b"1":
+            return
+        time.sleep(0.05)
+    pytest.fail("the replica has not followed in ten seconds")
 
 
 class Store:
@@ -285,6 +337,17 @@ def test_the_writer_of_the_guide_does_all_that_jobs_do(
         ):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 writer.execute_command(*command)
+
+
+def test_verify_is_not_for_the_reader(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert set(FOR_WRITERS) == {"serve", "materialize", "push", "gc", "teardown", "apply", "verify"}
+    monkeypatch.setenv("FS_ONLINE_STORE", store.url("fs_reader"))
+    with pytest.raises(SystemExit) as caught:
+        main(["verify", "--repo", str(store.project.root)])
+    assert caught.value.code == 1
+    assert "no permissions to run the 'scan' command" in capsys.readouterr().err
 
 
 def store_facts(project: Project) -> str:
