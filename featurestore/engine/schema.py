@@ -44,13 +44,20 @@ def check_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
 
 
 def twins(names: Iterable[str]) -> list[str]:
-    """Return a complaint for each two columns whose names differ only in case: engines would mix them up."""
+    """Return a complaint for each two columns whose names are equal or differ only in case.
+
+    Engines would mix them up.
+    """
     seen: dict[str, str] = {}
     problems = []
     for name in names:
-        twin = seen.setdefault(name.lower(), name)
-        if twin is not name:
-            problems.append(f"columns {twin!r} and {name!r} differ only in case")
+        key = name.lower()
+        if key not in seen:
+            seen[key] = name
+        elif seen[key] == name:
+            problems.append(f"two columns are called {name!r}")
+        else:
+            problems.append(f"columns {seen[key]!r} and {name!r} differ only in case")
     return problems
 
 

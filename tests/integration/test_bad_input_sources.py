@@ -105,6 +105,14 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         rewritten(lambda table: table.append_column("Amount", table["amount"])),
         ["'amount' and 'Amount' differ only in case"],
     ),
+    "a column twice": (
+        rewritten(lambda table: table.append_column("amount", table["amount"])),
+        ["2.parquet: two columns are called 'amount'", "Rename one of them"],
+    ),
+    "a column twice that nobody reads": (
+        rewritten(lambda table: table.append_column("n", table["amount"]).append_column("n", table["amount"])),
+        ["2.parquet: two columns are called 'n'", "Rename one of them"],
+    ),
 }
 
 

@@ -225,6 +225,23 @@ def test_columns_that_differ_only_in_case_are_refused(tmp_path):
         DuckEngine(tmp_path).columns(view_of("data"))
 
 
+@pytest.mark.parametrize("name", ["v", "k", "at", "unread"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path, name):
+    twice = table_of(unread=pa.array([1, 2, 3]))
+    write(tmp_path / "one.parquet", twice.append_column(name, twice[name]))
+    with pytest.raises(SourceSchemaError, match=rf"one\.parquet: two columns are called '{name}'"):
+        DuckEngine(tmp_path).columns(view_of("one.parquet"))
+
+
+@pytest.mark.parametrize("name", ["v", "value"])
+def test_a_column_that_sql_makes_twice_is_refused(tmp_path, name):
+    write(tmp_path / "one.parquet", table_of())
+    sql = f'SELECT k, "at", v AS {name}, 2 * v AS {name} FROM flights'
+    view = view_of("one.parquet", features={name: Float64}, sql=sql)
+    with pytest.raises(SourceSchemaError, match=f"two columns are called '{name}'"):
+        stage(tmp_path, view)
+
+
 def test_names_are_compared_without_case_and_kept_as_declared(tmp_path):
     write(tmp_path / "data.parquet", table_of().rename_columns(["K", "At", "V"]))
     rows = staged_rows(tmp_path, view_of())
