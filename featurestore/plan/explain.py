@@ -9,6 +9,7 @@ from typing import Any
 
 from featurestore.plan.classes import ChangeClass
 from featurestore.plan.planning import Plan, Step
+from featurestore.types.times import MICROSECOND, duration_text
 
 MARKS = {"create": "+", "update": "~", "delete": "-"}
 
@@ -86,7 +87,7 @@ def _show(value: Any) -> str:
     if value == "":
         return "(empty)"
     if isinstance(value, timedelta):
-        return str(value)
+        return duration_text(value // MICROSECOND)
     text = value if isinstance(value, str) else repr(value)
     lines = text.splitlines()
     return text if len(lines) <= 1 and len(text) <= 100 else f"{lines[0][:80]}… ({len(lines)} lines)"

@@ -19,7 +19,7 @@ from featurestore.retrieval.joins import JoinedRows, Observed, PinnedRead
 from featurestore.retrieval.reference import ReferenceRow, ReferenceView, reference_answer
 from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
-from featurestore.types.times import MIN_INSTANT, to_rfc3339
+from featurestore.types.times import MIN_INSTANT, duration_text, to_rfc3339
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -117,7 +117,7 @@ class Certificate:
         if view.rests_on:
             yield "note", view.rests_on
         if view.greatest_age_us is not None:
-            yield "greatest age", _duration(view.greatest_age_us)
+            yield "greatest age", duration_text(view.greatest_age_us)
         shares = [f"{REASONS[reason]} {self._share(rows)}" for reason, rows in view.nulls.items() if rows]
         yield "without an answer", ", ".join(shares) or "no row"
         nulls = [f"{name} {self._share(rows)}" for name, rows in view.null_values.items() if rows]
@@ -349,11 +349,3 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, float) and isinstance(other, float) and math.isnan(one):
         return math.isnan(other)
     return type(one) is type(other) and bool(one == other)
-
-
-def _duration(age_us: int) -> str:
-    seconds, microseconds = divmod(age_us, 1_000_000)
-    days, seconds = divmod(seconds, 86_400)
-    clock = f"{seconds // 3600:02d}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
-    fraction = f".{microseconds:06d}" if microseconds else ""
-    return f"{days} days {clock}{fraction}" if days else f"{clock}{fraction}"

@@ -100,6 +100,17 @@ _DAYS = _DayTexts()
 _MINUTES = [f"T{minute // 60:02d}:{minute % 60:02d}:" for minute in range(1_440)]
 
 
+def duration_text(duration_us: int) -> str:
+    """Return a duration as people read it: ``2 days``, ``1 day 06:30:00``, ``00:00:01.500000``."""
+    seconds, microseconds = divmod(abs(duration_us), 1_000_000)
+    days, seconds = divmod(seconds, 86_400)
+    parts = [f"{days} day{'' if days == 1 else 's'}"] if days else []
+    if seconds or microseconds or not days:
+        fraction = f".{microseconds:06d}" if microseconds else ""
+        parts.append(f"{seconds // 3600:02d}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}{fraction}")
+    return f"{'-' if duration_us < 0 else ''}{' '.join(parts)}"
+
+
 def date_to_days(value: date) -> int:
     """Return the days since 1970-01-01."""
     return value.toordinal() - 719_163

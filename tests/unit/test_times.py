@@ -74,6 +74,20 @@ def test_datetimes_become_instants_and_back(naive, offset_minutes):
     assert len(times.to_rfc3339(instant)) == 27
 
 
+@pytest.mark.parametrize(
+    ("duration", "text"),
+    [
+        (timedelta(0), "00:00:00"),
+        (timedelta(days=1), "1 day"),
+        (timedelta(days=30, hours=3, seconds=7), "30 days 03:00:07"),
+        (timedelta(hours=23, minutes=59, microseconds=1), "23:59:00.000001"),
+        (timedelta(days=-2, seconds=-1), "-2 days 00:00:01"),
+    ],
+)
+def test_durations_read_well(duration, text):
+    assert times.duration_text(duration // times.MICROSECOND) == text
+
+
 @given(st.lists(st.none() | st.integers(times.MIN_INSTANT, times.MAX_INSTANT)))
 def test_texts_of_many_instants_are_those_of_each(instants):
     each = [None if instant is None else times.to_rfc3339(instant) for instant in instants]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +12,7 @@ from featurestore.cli.output import Output, repo_command, table
 from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.metadata.records import kind_named
 from featurestore.store import FeatureStore
+from featurestore.types.times import duration_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,7 +69,7 @@ def _render(console: Console, document: dict[str, Any]) -> None:
         console.print("  tags: " + escape(", ".join(f"{k}={v}" for k, v in document["tags"].items())))
     for key, value in document["definition"].items():
         if key not in ("schema", "join_keys", "features", "inputs", "entities", "sources") and value is not None:
-            value = timedelta(microseconds=value) if key.endswith("_us") else value
+            value = duration_text(value) if key.endswith("_us") else value
             console.print(f"  {key.removesuffix('_us').replace('_', ' ')}: {escape(_text(value))}")
     for key in ("depends_on", "used_by"):
         if document[key]:
