@@ -39,13 +39,14 @@ class Column:
 
 def describe(connection: duckdb.DuckDBPyConnection, sql: str) -> list[Column]:
     """Return the columns of a SELECT without running it."""
-    types = [row[1] for row in connection.execute(f"DESCRIBE {sql}").fetchall()]
+    # Of its names only these are the SELECT's own: in a subquery a second `v` is called `v_1`.
+    described = [(row[0], row[1]) for row in connection.execute(f"DESCRIBE {sql}").fetchall()]
     schema: pa.Schema = connection.sql(f"SELECT * FROM ({sql}\n) LIMIT 0").to_arrow_table().schema
     columns = []
-    for field, duck_type in zip(schema, types, strict=True):
+    for field, (name, duck_type) in zip(schema, described, strict=True):
         known = duck_type.rstrip("[]") not in _WITHOUT_VALUE_TYPE
         native = NULL_TYPE if duck_type.strip('"') == "NULL" else duck_type
-        columns.append(Column(field.name, duck_type, native, value_type_of(field.type) if known else None))
+        columns.append(Column(name, duck_type, native, value_type_of(field.type) if known else None))
     return columns
 
 
