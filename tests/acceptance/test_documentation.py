@@ -21,6 +21,7 @@ from featurestore.cli.main import fs
 from featurestore.project.settings import EngineLimits, ServerSettings, Settings
 
 DOCS = REPOSITORY / "docs"
+PREPARED = ("fs init tour", "cd tour", "fs apply --yes", "fs materialize")
 HOW_TO = sorted(page for page in (DOCS / "how-to").glob("*.md") if page.stem != "index")
 
 
@@ -51,7 +52,7 @@ def test_the_tutorial_quotes_the_example_as_it_is() -> None:
 def prepared_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repo that the how-to pages begin with: made, applied, materialized."""
     shell = Shell(tmp_path_factory.mktemp("prepared"))
-    for command in ("fs init tour", "cd tour", "fs apply --yes", "fs materialize"):
+    for command in PREPARED:
         shell.run(command)
     return shell.folder
 
@@ -61,11 +62,22 @@ def test_a_how_to_page_prints_what_it_shows(page: Path, prepared_repo: Path, tmp
     shutil.copytree(prepared_repo, tmp_path / "tour")
     shell = Shell(tmp_path, stands_for={"redis://localhost:6379/0": redis_url, "/srv/tour": str(tmp_path / "tour")})
     shell.run("cd tour")
-    if page.stem == "read-redis":
-        shell.run("export FS_ONLINE_STORE=redis://localhost:6379/0")
-        shell.run("fs materialize --republish")
     wrong = run_page(page, shell)
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
+def test_a_how_to_page_says_where_it_begins(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    runs = any(block.language in ("console", "python") for block in blocks(text))
+    assert ("](index.md#where-each-page-begins)" in text.split("\n\n")[1]) == runs
+
+
+def test_the_tour_ends_where_the_how_to_pages_begin(prepared_repo: Path) -> None:
+    tour = (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("<!-- end of the tour -->")[0]
+    assert blocks(tour)[-1].text == "$ mv features.saved features.py\n$ fs plan\n" + Shell(prepared_repo).run("fs plan")
+    begins = (DOCS / "how-to" / "index.md").read_text(encoding="utf-8")
+    assert f"\n{' && '.join(PREPARED)}\n" in begins
 
 
 def run_page(page: Path, shell: Shell, part: Callable[[str], str] = str) -> list[str]:
