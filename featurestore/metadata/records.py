@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from featurestore_registry.errors import UPGRADE_HINT
 from featurestore_registry.records import Record, RecordField, fingerprint
 
 from featurestore.definitions import (
@@ -62,7 +63,7 @@ def understood(what: str) -> Iterator[None]:
     except (KeyError, TypeError, ValueError, AttributeError, FeatureStoreError) as error:
         raise RegistryFormatError(
             f"The registry holds {what} in a form that this version cannot read ({type(error).__name__}: {error}).",
-            hint="Upgrade the package: pip install --upgrade featurestore.",
+            hint=UPGRADE_HINT,
         ) from None
 
 

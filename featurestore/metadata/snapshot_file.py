@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore_registry.auth import Token
+from featurestore_registry.errors import UPGRADE_HINT
 from featurestore_registry.records import Record, RecordField, Revision, canonical_json
 
 from featurestore.errors import DiskFullError, RegistryFormatError, RegistryUnavailableError
@@ -102,7 +103,7 @@ def read_snapshot(path: Path, project: str) -> SavedSnapshot | None:
     if version != FORMAT_VERSION:
         raise RegistryFormatError(
             f"The snapshot {path} has the format {version!r}; this version reads {FORMAT_VERSION}.",
-            hint=f"Upgrade the package: pip install --upgrade featurestore. Or: {DELETE_HINT}",
+            hint=f"{UPGRADE_HINT} Or: {DELETE_HINT}",
             path=str(path),
             format=version,
         )

@@ -16,6 +16,9 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+UPGRADE_HINT = "Upgrade the package: pip install --upgrade . in a newer checkout."
+"""What to do with what a newer version wrote."""
+
 
 class FeatureStoreError(Exception):
     """Base of every error that this product raises on purpose.

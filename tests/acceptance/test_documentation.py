@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -157,6 +158,25 @@ def test_every_link_leads_to_something(page: Path) -> None:
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+INSTALL = re.compile(r"pip install ((?:-\w+ |--[\w-]+ )*)([\w.'\[,\]]+)")
+
+
+def test_everything_is_installed_from_a_checkout() -> None:
+    """The package is on no index: a command that asks one for it would install nothing, or something else."""
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    sources = [
+        path for folder in ("featurestore", "registry", "feature_repo") for path in (REPOSITORY / folder).rglob("*")
+    ]
+    found = []
+    for path in {*PAGES, REPOSITORY / "Dockerfile", *sources}:
+        if path.suffix in (".py", ".md", ".ipynb", "") and path.is_file():
+            found += [match[2].strip("'") for match in INSTALL.finditer(path.read_text(encoding="utf-8"))]
+    assert {".", ".[client]", ".[demo]"} <= set(found)
+    extras = {extra for name in found for extra in name.removeprefix(".").strip("[]").split(",") if extra}
+    assert [name for name in found if not name.startswith(".")] == []
+    assert extras <= set(declared["optional-dependencies"])
 
 
 NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py(?:::\w+)*)`")

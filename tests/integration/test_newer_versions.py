@@ -132,7 +132,7 @@ def test_what_a_newer_version_wrote_stops_every_command(
         said = capsys.readouterr().err
         assert caught.value.code == 1, (command, said)
         assert "Internal error" not in said, command
-        assert "pip install --upgrade featurestore" in said, (command, said)
+        assert "pip install --upgrade ." in said, (command, said)
         assert re.search(words, " ".join(said.split())), (command, said)
     assert contents(repo) == before
 

@@ -265,7 +265,7 @@ def test_a_newer_schema_is_refused_by_name(filled, path):
     for create in (True, False):
         with pytest.raises(RegistryFormatError, match="'9999' of a newer version") as raised:
             open_registry(filled, create=create)
-        assert "pip install --upgrade featurestore" in raised.value.hint
+        assert "pip install --upgrade ." in raised.value.hint
     assert path.read_bytes() == before
 
 

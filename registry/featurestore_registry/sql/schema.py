@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, column, inspect, select, table
 
-from featurestore_registry.errors import RegistryFormatError, RegistryUnavailableError
+from featurestore_registry.errors import UPGRADE_HINT, RegistryFormatError, RegistryUnavailableError
 from featurestore_registry.sql.tables import SCHEMA_VERSION, VERSION_TABLE
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _upgrade(connection: Connection, database: SqliteDatabase) -> None:
         raise RegistryFormatError(
             f"The registry {database.path} has the schema {version!r} of a newer version; "
             f"this one knows schemas up to {SCHEMA_VERSION!r}.",
-            hint="Upgrade the package: pip install --upgrade featurestore.",
+            hint=UPGRADE_HINT,
             path=str(database.path),
             schema=version,
             known=sorted(known),
