@@ -162,7 +162,7 @@ def show_error(error: Exception, *, as_json: bool, debug: bool) -> int:
 
 
 def _show_known(error: FeatureStoreError) -> None:
-    if "traceback" in error.details:
+    if error.details.get("traceback"):
         click.echo(error.details["traceback"], err=True)
     click.echo(f"{click.style('Error', fg='red', bold=True)}: {error.message}", err=True)
     cause = error.__cause__

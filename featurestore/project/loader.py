@@ -7,6 +7,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 
@@ -99,15 +100,36 @@ def _import(path: Path, root: Path) -> list[ModuleType]:
         _forget(name)
         if isinstance(error, KeyboardInterrupt):
             raise
-        hint = "Fix the error in your definitions and run the command again."
-        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "features":
-            hint = "Inside the package features/ import with a leading dot: from .module import name."
+        said = str(error).replace(name, "features")  # what the user calls it
         raise RepositoryError(
-            f"{path.relative_to(root)} cannot be imported: {type(error).__name__}: {error}",
-            hint=hint,
+            f"{path.relative_to(root)} cannot be imported: {type(error).__name__}{': ' * bool(said)}{said}",
+            hint=_import_hint(error, name, root, is_package=is_package),
             traceback=_own_traceback(error, root),
         ) from None
     return modules
+
+
+def _import_hint(error: BaseException, name: str, root: Path, *, is_package: bool) -> str:
+    """Return what to do about a failed import; ``name`` is what the definitions are loaded as."""
+    missing = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
+    # A module beside features.py is on no path: two repos may each have their own of that name.
+    is_beside = bool(missing) and ((root / f"{missing}.py").is_file() or (root / missing).is_dir())
+    if is_package and (missing == "features" or (root / "features" / f"{missing}.py").is_file()):
+        return "Inside the package features/ import with a leading dot: from .module import name."
+    is_relative = isinstance(error, ImportError) and "relative import" in str(error)
+    if not is_package and (is_relative or missing in ("features", name)):
+        return (
+            "Definitions in several files are a package: move features.py to features/__init__.py, the others beside "
+            "it, and import with a leading dot: from .module import name."
+        )
+    if is_beside:
+        return (
+            f"Only features.py or the package features/ is loaded of a feature repo: move {missing} into features/, "
+            f"beside its __init__.py, and import it with a leading dot: from .{missing} import name."
+        )
+    if isinstance(error, ModuleNotFoundError) and missing and missing != name:
+        return f"Install {missing} where fs runs, or take the import out."
+    return "Fix the error in your definitions and run the command again."
 
 
 def _forget(name: str) -> None:
@@ -116,15 +138,22 @@ def _forget(name: str) -> None:
 
 
 def _own_traceback(error: BaseException, root: Path) -> str:
-    """Return the traceback with the frames of the user's files only, their paths relative to the repo."""
+    """Return the frames of the user's files only, their paths relative to the repo; "" where there are none.
+
+    What the error says is not among them: it is in the message. A syntax error has its line, and no frame there.
+    """
     own = str(root.resolve())
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_in(frame.filename, own)]
-    lines = ["Traceback (your files only, most recent call last):\n"] if frames else []
-    lines += [line.replace(f"{own}/", "") for line in traceback.format_list(frames)]
-    lines += [line.replace(f"{own}/", "") for line in traceback.format_exception_only(error)]
-    return "".join(lines).rstrip()
+    lines = traceback.format_list(frames)
+    if isinstance(error, SyntaxError):
+        lines += takewhile(lambda line: line.startswith(" "), traceback.format_exception_only(error))
+    lines = [line.replace(f"{own}/", "") for line in lines]
+    head = "Traceback (your files only, most recent call last):\n"
+    return "".join([head, *lines]).rstrip() if lines else ""
 
 
 def _is_in(filename: str, own: str) -> bool:
+    if not Path(filename).is_absolute():
+        return False  # "<frozen importlib._bootstrap>", "<string>": the repo may be the working directory
     path = Path(filename).resolve()
     return path.is_relative_to(own) and "site-packages" not in path.parts  # an environment may lie in the repo

@@ -119,6 +119,94 @@ def test_a_failing_import_shows_the_users_own_frames(tmp_path, text, words):
         assert 'File "features.py", line 2, in inner' in trace
 
 
+NO_RELATIVE = "a package: move features.py to features/__init__.py"
+
+
+@pytest.mark.parametrize(
+    ("files", "frames", "message", "hint"),
+    [
+        (
+            {"features.py": "x = 1\ndef broken(:\n"},
+            ['File "features.py", line 2', "    def broken(:"],
+            "features.py cannot be imported: SyntaxError: invalid syntax (features.py, line 2)",
+            "Fix the error",
+        ),
+        (
+            {"features.py": "\n  x = 1\n"},
+            ['File "features.py", line 2', "    x = 1"],
+            "features.py cannot be imported: IndentationError: unexpected indent (features.py, line 2)",
+            "Fix the error",
+        ),
+        (
+            {"features/__init__.py": "from .sub import x", "features/sub.py": "x = ("},
+            [
+                'File "features/__init__.py", line 1, in <module>',
+                "    from .sub import x",
+                'File "features/sub.py", line 1',
+                "    x = (",
+            ],
+            "features/__init__.py cannot be imported: SyntaxError: '(' was never closed (sub.py, line 1)",
+            "Fix the error",
+        ),
+        (
+            {"features/__init__.py": "from .more import x"},
+            ['File "features/__init__.py", line 1, in <module>', "    from .more import x"],
+            "features/__init__.py cannot be imported: ModuleNotFoundError: No module named 'features.more'",
+            "Fix the error",
+        ),
+        (
+            {"features/__init__.py": "import sub", "features/sub.py": ""},
+            ['File "features/__init__.py", line 1, in <module>', "    import sub"],
+            "features/__init__.py cannot be imported: ModuleNotFoundError: No module named 'sub'",
+            "leading dot",
+        ),
+        (
+            {"features.py": "import helpers_beside", "helpers_beside.py": ""},
+            ['File "features.py", line 1, in <module>', "    import helpers_beside"],
+            "features.py cannot be imported: ModuleNotFoundError: No module named 'helpers_beside'",
+            "move helpers_beside into features/",
+        ),
+        (
+            {"features.py": "from .sub import x", "sub.py": ""},
+            ['File "features.py", line 1, in <module>', "    from .sub import x"],
+            "features.py cannot be imported: ImportError: attempted relative import with no known parent package",
+            NO_RELATIVE,
+        ),
+        (
+            {"features.py": "import no_such_module_anywhere"},
+            ['File "features.py", line 1, in <module>', "    import no_such_module_anywhere"],
+            "features.py cannot be imported: ModuleNotFoundError: No module named 'no_such_module_anywhere'",
+            "Install no_such_module_anywhere",
+        ),
+        (
+            {"features.py": "raise BaseException"},
+            ['File "features.py", line 1, in <module>', "    raise BaseException"],
+            "features.py cannot be imported: BaseException",
+            "Fix the error",
+        ),
+    ],
+)
+def test_a_failing_import_is_told_once_with_the_users_frames_alone(tmp_path, monkeypatch, files, frames, message, hint):
+    monkeypatch.chdir(tmp_path)  # a frame of <frozen importlib> is no file of the working directory
+    for name, text in files.items():
+        write(tmp_path, text, name)
+    with pytest.raises(RepositoryError) as caught:
+        load_definitions(tmp_path)
+    assert caught.value.message == message
+    assert hint in caught.value.hint
+    head, *lines = caught.value.details["traceback"].splitlines()
+    assert head == "Traceback (your files only, most recent call last):"
+    # Of the carets below an expression each Python has its own idea.
+    assert [line.strip() for line in lines if set(line) - set(" ^~")] == list(map(str.strip, frames))
+
+
+def test_a_failure_before_the_first_line_has_no_frames(tmp_path):
+    write(tmp_path, "x = 1\0")
+    with pytest.raises(RepositoryError, match="null bytes") as caught:
+        load_definitions(tmp_path)
+    assert "<frozen" not in caught.value.details["traceback"]
+
+
 def test_frames_of_an_environment_within_the_repo_are_not_the_users(tmp_path, monkeypatch):
     write(tmp_path, "def fail():\n    raise ValueError('deep')\n", ".venv/lib/site-packages/dependency_of_mine.py")
     monkeypatch.syspath_prepend(str(tmp_path / ".venv/lib/site-packages"))
