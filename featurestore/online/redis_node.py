@@ -178,9 +178,47 @@ def unavailable(location: str, deadline_seconds: float, error: BaseException) ->
     else:
         # Of a command that it does not know Redis quotes the arguments: keys, which are of nobody's business.
         what = f"is not available: {str(error).partition(', with args')[0].rstrip('.')}"
-    return OnlineStoreUnavailableError(
-        f"Redis at {location} {what}.", hint="Check that it runs, and its address and credentials in online_store."
-    )
+    return OnlineStoreUnavailableError(f"Redis at {location} {what}.", hint=_advice(error))
+
+
+_ADVICE: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
+    (
+        (redis.exceptions.NoPermissionError,),
+        "NOPERM",
+        "Give the user of online_store the commands and keys that it needs: docs/how-to/deploy.md has its ACL line. Or "
+        "use the URL of a user who has them.",
+    ),
+    (
+        (redis.AuthenticationError, redis.exceptions.AuthorizationError),
+        "WRONGPASS",
+        "Check user and password in the URL of online_store, percent-encoded: redis://user:password@host:6379/0.",
+    ),
+    ((), "without any password configured", "Take the password out of the URL of online_store: this Redis has none."),
+    (
+        (redis.ReadOnlyError,),
+        "READONLY",
+        "It is a replica: let online_store name the primary, which `INFO replication` tells as master_host.",
+    ),
+    ((redis.BusyLoadingError,), "LOADING", "Wait until it has read its data, and run the same command again."),
+    (
+        (redis.exceptions.OutOfMemoryError,),
+        "OOM",
+        "Raise maxmemory or free memory, then run the same command again.",
+    ),
+    (
+        (redis.exceptions.MaxConnectionsError,),
+        "max number of clients",
+        "Raise maxclients of Redis, or close connections of other programs.",
+    ),
+)
+"""What an error says of itself, by its type or, where a script or an older server reports it, by its text."""
+
+
+def _advice(error: BaseException) -> str:
+    for kinds, words, advice in _ADVICE:
+        if isinstance(error, kinds) or words in str(error):
+            return advice
+    return "Check that it runs, and its address and credentials in online_store."
 
 
 def parsed_url(url: str, *, hint: str = URL_EXAMPLE) -> dict[str, Any]:

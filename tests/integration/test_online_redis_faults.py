@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -344,6 +344,95 @@ def test_wrong_credentials_are_told_without_the_password(start_redis: Callable[.
                 told, error = told + str(error) + repr(error), error.__cause__ or error.__context__
             assert "secret" not in told
         store.close()
+
+
+def told_by(store: RedisStore) -> set[str]:
+    """Return the hints of what fails on every path to a server."""
+
+    async def asked(question: Callable[[AsyncReader], Awaitable[object]]) -> None:
+        reader = store.reader()
+        try:
+            await question(reader)
+        finally:
+            await reader.close()
+
+    calls: list[Callable[[], object]] = [
+        partial(store.mget, [b"fs:p:v:{a}"]),
+        lambda: asyncio.run(asked(lambda reader: reader.mget([b"fs:p:v:{a}"]))),
+        partial(store.write, records(1), now_us=NOW),
+        partial(store.put, b"fs:p:v:schema:00", b"x"),
+    ]
+    hints = set()
+    for call in calls:
+        with pytest.raises(OnlineStoreUnavailableError) as raised:
+            call()
+        hints.add(raised.value.hint)
+    store.close()
+    return hints
+
+
+def patient(url: str) -> RedisStore:
+    return RedisStore(url, read_timeout_ms=10_000, connect_timeout_ms=10_000, write_timeout_ms=300)
+
+
+def test_what_redis_refuses_is_told_with_what_helps(start_redis: Callable[..., RedisServer]) -> None:
+    server = start_redis()
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "nobody", "on", ">pass", "~other:*", "+@all")
+    (hint,) = told_by(patient(server.url.replace("//", "//nobody:pass@")))
+    assert "docs/how-to/deploy.md" in hint
+    (hint,) = told_by(patient(server.url.replace("//", "//nobody:wrong@")))
+    assert "Check user and password in the URL" in hint
+    with server.client() as client:
+        client.config_set("requirepass", "right")
+    (hint,) = told_by(patient(server.url))
+    assert "Check user and password in the URL" in hint
+
+
+def test_a_replica_points_to_its_primary(start_redis: Callable[..., RedisServer]) -> None:
+    primary, replica = start_redis(), start_redis()
+    with replica.client() as client:
+        client.replicaof("127.0.0.1", primary.port)
+    store = patient(replica.url)
+    with pytest.raises(OnlineStoreUnavailableError) as raised:
+        store.put(b"fs:p:v:schema:00", b"x")
+    assert "let online_store name the primary" in raised.value.hint
+    with pytest.raises(OnlineStoreUnavailableError) as raised:
+        store.write(records(1), now_us=NOW)
+    assert "let online_store name the primary" in raised.value.hint
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (b"-LOADING Redis is loading the dataset in memory", "Wait until it has read its data"),
+        (b"-OOM command not allowed when used memory > 'maxmemory'.", "Raise maxmemory"),
+        (b"-READONLY You can't write against a read only replica.", "name the primary"),
+        (b"-NOPERM No permissions to access a key", "docs/how-to/deploy.md"),
+        (b"-ERR Error running script: -NOPERM No permissions to access a key", "docs/how-to/deploy.md"),
+        (b"-NOAUTH Authentication required.", "Check user and password"),
+        (b"-ERR max number of clients reached", "Raise maxclients"),
+        (b"-ERR something else", "Check that it runs"),
+    ],
+)
+def test_an_error_of_the_wire_is_told_with_what_helps(words: bytes, advice: str) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(4096):
+            writer.write(words + b"\r\n")
+        writer.close()
+
+    async def read() -> None:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            reading = patient(f"redis://127.0.0.1:{port}").reader()
+            for question in (reading.mget([b"k"]), reading.check()):
+                with pytest.raises(OnlineStoreUnavailableError) as raised:
+                    await question
+                assert advice in raised.value.hint
+            await reading.close()
+
+    asyncio.run(read())
 
 
 @pytest.mark.parametrize(
