@@ -21,6 +21,9 @@ of a message with the ``body`` of a JSON answer."""
 WholeAnswer = Callable[[Scope, bytes, bytes], bool]
 """Takes the scope, the lines of headers and the body of a 200 and sends it at once; False where it cannot."""
 
+PAUSE = "pause_seconds"
+"""In the state of a scope: how long the request may have to wait as it should, so that it is not told of as slow."""
+
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Columns = dict[Name, list[Any]]
 T = TypeVar("T")

@@ -9,6 +9,7 @@ from logging import DEBUG
 from time import perf_counter
 
 from featurestore.server.bodies import (
+    PAUSE,
     WHOLE_ANSWER,
     App,
     ClientDisconnectedError,
@@ -84,7 +85,8 @@ class Envelope:
             self._metrics.request(path, status, seconds)
             if seconds >= SLOW_SECONDS or logger.isEnabledFor(DEBUG):
                 route = path if path in self._metrics.routes else "other"  # a path may hold what nobody should read
-                log_request(scope["method"], route, status, seconds, request_id)
+                pause_seconds = scope["state"].get(PAUSE, 0.0)
+                log_request(scope["method"], route, status, seconds, request_id, pause_seconds=pause_seconds)
 
 
 async def respond(send: Send, answer: ErrorAnswer) -> None:

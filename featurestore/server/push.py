@@ -16,10 +16,11 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from featurestore.materialization.push import OnlineCounts, Push, PushPlan, PushResult
+from featurestore.materialization.push_commit import PAUSE_SECONDS
 from featurestore.materialization.push_rows import PushedRows
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.workspace import Workspace
-from featurestore.server.bodies import Columns, Name, Receive, Scope, Send, decoded, read_body, send_json
+from featurestore.server.bodies import PAUSE, Columns, Name, Receive, Scope, Send, decoded, read_body, send_json
 from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.server.errors import RequestError
 from featurestore.server.metrics import Metrics
@@ -68,6 +69,7 @@ class PushEndpoint:
         plan = self._plan(request.source)
         work, versions = await self._threads.run(partial(self._begin, plan, request))
         if versions:
+            scope["state"][PAUSE] = PAUSE_SECONDS
             # Nothing but a future waits for the commit, so that the threads are free meanwhile.
             await asyncio.wait([_awaited(version) for version in versions])
             await self._threads.run(partial(_finish, work))

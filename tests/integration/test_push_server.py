@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -34,6 +36,8 @@ from featurestore.materialization import push_commit
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.delta import DeltaStore
 from featurestore.project.settings import make_settings
+from featurestore.server import envelope, logs
+from featurestore.server import push as endpoint
 from featurestore.types import Bytes, Decimal, Float64, Timestamp
 from featurestore.types.times import to_rfc3339
 
@@ -84,6 +88,25 @@ def test_rows_are_committed_and_served(workspace, client):
     asked = {"features": ["shop_sales:amount"], "entities": {"shop": ["shop 7", "nobody"]}}
     answer = client.post("/v1/online-features", json=asked).json()
     assert (answer["rows"], answer["status"]) == ([[7], [None]], [["PRESENT"], ["NOT_FOUND"]])
+
+
+def test_a_push_that_waits_for_the_next_commit_is_not_slow(client, caplog, monkeypatch):
+    monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 1.2)  # as if each commit took a little
+    with caplog.at_level(logging.INFO, "featurestore.server"):
+        started = time.monotonic()
+        for _ in range(2):
+            assert client.post("/push", json=body()).status_code == 200
+        assert time.monotonic() - started > 1
+    assert [record.getMessage() for record in caplog.records if "request" in record.getMessage()] == []
+
+
+def test_a_push_that_waits_longer_than_it_should_is_slow(client, caplog, monkeypatch):
+    monkeypatch.setattr(logs, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(envelope, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(endpoint, "PAUSE_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO, "featurestore.server"):
+        assert client.post("/push", json=body()).status_code == 200
+    assert re.search(r"POST /push 200 in", caplog.text)
 
 
 def test_online_alone_and_what_is_counted(workspace, client):
