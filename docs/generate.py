@@ -523,8 +523,9 @@ def types_page() -> Iterable[str]:
     yield "```python\nfrom featurestore.types import Array, Decimal, Float64, Int64, String, Timestamp\n```\n"
     yield (
         "No value changes its type or precision on the way: an Int64 of 19 digits with nulls around it comes back as "
-        "that Int64. Instants are UTC microseconds; naive ones are read as UTC. Rounding never leaks: finer instants "
-        "are rounded down in entity frames and up in feature rows.\n"
+        "that Int64. Instants are UTC microseconds; naive ones are read as UTC. Finer instants are rounded so that "
+        "nothing leaks: **up** in the event and created times of rows, **down** everywhere else, in the times of "
+        "entity frames and in features of type Timestamp alike.\n"
     )
     yield "| Type | Join key | Arrow | DuckDB | Python | JSON |\n|---|---|---|---|---|---|"
     from featurestore.types.arrow import arrow_type
@@ -535,16 +536,60 @@ def types_page() -> Iterable[str]:
         name = {"Decimal(10,2)": "Decimal(p, s)", "Array(Int64)": "Array(T)"}.get(str(value_type), str(value_type))
         shown = f"for example `{value_type}`: " if name != str(value_type) else ""
         key = "yes" if value_type in values.JOIN_KEY_TYPES else ""
-        arrow, duckdb = arrow_type(value_type), values.duckdb_type(value_type)
+        arrow, duckdb = str(arrow_type(value_type)), values.duckdb_type(value_type)
+        arrow = PYARROW_NAMES.get(arrow, arrow)
         yield f"| `{name}` | {key} | {shown}`{arrow}` | `{duckdb}` | {python} | {json} |"
     yield ""
     yield prose(values.Decimal.__doc__).replace("Return the type of exact decimals", "`Decimal(p, s)`: exact decimals")
     yield ""
     yield prose(values.Array.__doc__).replace("Return the type of lists", "`Array(T)`: lists") + "\n"
+    yield "## Arrow\n"
+    yield "| Declared | Takes from Arrow and Parquet | Gives |\n|---|---|---|"
+    for value_type in values.SCALARS.values():
+        given = PYARROW_NAMES.get(str(arrow_type(value_type)), str(arrow_type(value_type)))
+        yield f"| `{value_type}` | {', '.join(arrow_names(value_type))} | `{given}` |"
+    yield ARROW_TAIL
     yield (
         "A type may become wider without a new generation: Int32 to Int64, Float32 to Float64. How each is written "
         "online is on the page of the [wire format](wire-format.md).\n"
     )
+
+
+def arrow_names(value_type: Any) -> Iterable[str]:
+    """Yield the Arrow types that a source's column may have; those of any unit and zone in one word."""
+    import pyarrow as pa
+
+    from featurestore.types.arrow import fits, value_type_of
+
+    names = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+    names += ["float16", "float32", "float64", "bool_", "string", "large_string", "binary", "large_binary", "date32"]
+    for kind in [*(getattr(pa, name)() for name in names), pa.binary(16)]:
+        if fits(value_type, value_type_of(kind)):
+            yield f"`{PYARROW_NAMES.get(str(kind), str(kind))}`"
+    if fits(value_type, value_type_of(pa.timestamp("s"))):
+        yield "`timestamp` of any unit, with or without a zone"
+
+
+PYARROW_NAMES = {
+    "halffloat": "float16",
+    "float": "float32",
+    "double": "float64",
+    "date32[day]": "date32",
+    "fixed_size_binary[16]": "fixed_size_binary",
+}
+"""What Arrow prints -> what its functions and documentation call it."""
+
+ARROW_TAIL = """\
+| `Decimal(p, s)` | `decimal128` with no more digits before and after the point | `decimal128(p, s)` |
+| `Array(T)` | `list`, `large_list`, `fixed_size_list` of what T takes | `list` of what T gives |
+
+A `dictionary` counts as what its values are, and a column of nothing but nulls (`null`) fits every type. Whatever else
+a source holds is refused by `fs apply`, with the column's name and type: cast it in the view's `sql`. What has no type
+of ours: `uint64`, times of day, durations, structs, maps.
+
+What you pass yourself (entity frames, pushed rows) may besides be any integer for Int32 and Int64 whose values are in
+range, and whole floats up to 2^53 for them, since pandas makes floats of integers beside nulls.
+"""
 
 
 def table_rows(text: str) -> Iterable[tuple[str, tuple[str, str]]]:
