@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from featurestore.engine.interface import AsOf
     from featurestore.materialization import PushResult, RunResult
     from featurestore.materialization.push import To
+    from featurestore.metadata.saved_sets import SavedSet
     from featurestore.plan import Plan
     from featurestore.retrieval import FeaturesArgument, OnlineResponse, TrainingSet
 
@@ -232,6 +233,21 @@ class FeatureStore:
         from featurestore.retrieval import get_training_set
 
         return get_training_set(self._workspace, name)
+
+    def list_training_sets(self) -> Sequence[SavedSet]:
+        """Return every saved training set by name, with its certificate and the table versions it is pinned to."""
+        from featurestore.metadata.saved_sets import list_sets
+
+        return list_sets(self._workspace.ledger, self.project)
+
+    def delete_training_set(self, name: str) -> None:
+        """Delete a saved training set; its name is free again, and `fs gc` removes what it alone pinned.
+
+        Raises NotFoundError.
+        """
+        from featurestore.retrieval import delete_training_set
+
+        delete_training_set(self._workspace, name)
 
     def get_online_features(
         self,

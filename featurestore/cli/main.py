@@ -14,6 +14,7 @@ COMMANDS = {
     "apply": "Register the repo's definitions.",
     "materialize": "Bring rows from the sources into the stores.",
     "training-set": "Build a point-in-time correct training set.",
+    "training-sets": "List saved training sets, delete one.",
     "online": "Read features from the online store.",
     "push": "Push rows into the stores as they happen.",
     "peek": "Show the newest rows of a feature view.",

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from featurestore.metadata.generations import used_generations
-from featurestore.metadata.saved_sets import pins
+from featurestore.metadata.saved_sets import frame_path, frames_folder, list_sets, pins
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.workspace import Workspace
+from featurestore.offline.files import disk_errors
 from featurestore.offline.interface import TableId
 from featurestore.online.keys import view_prefix
 from featurestore.steps import step
+
+BEING_SAVED_SECONDS = 3600
+"""An entity frame that no set names, and that is not older, may belong to a set that is just being saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,7 @@ class Garbage:
     online_prefixes: tuple[bytes, ...]
     """Of the records of generations and views that no definition uses."""
     files: int = 0
-    """Files removed, leftovers of killed runs and unneeded versions included; 0 on a dry run."""
+    """Files removed, leftovers of killed runs, unneeded versions and frames included; 0 on a dry run."""
     records: int = 0
     """Online records removed; 0 on a dry run."""
 
@@ -49,7 +54,8 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     )
     if dry_run:
         return garbage
-    files = records = 0
+    records = 0
+    files = _remove_unnamed_frames(workspace)
     with step("gc", f"clean up after {workspace.project}", unit="tables") as running:
         for table in tables:
             keep = None if table in garbage.tables else sorted(pinned.get(table, ()))
@@ -58,6 +64,18 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
         for prefix in garbage.online_prefixes:
             records += workspace.online.delete(prefix)
     return Garbage(garbage.tables, garbage.kept, garbage.online_prefixes, files, records)
+
+
+def _remove_unnamed_frames(workspace: Workspace) -> int:
+    """Remove the entity frames that no saved training set names; returns how many there were."""
+    saved_before_s = time.time() - BEING_SAVED_SECONDS
+    with disk_errors("remove entity frames of training sets"):
+        old = [path for path in frames_folder(workspace).glob("*") if path.stat().st_mtime < saved_before_s]
+        named = {frame_path(workspace, saved.frame.file) for saved in list_sets(workspace.ledger, workspace.project)}
+        unnamed = [path for path in old if path not in named]
+        for path in unnamed:
+            path.unlink(missing_ok=True)
+    return len(unnamed)
 
 
 def _unused_prefixes(snapshot: Snapshot, used: dict[str, int]) -> list[bytes]:

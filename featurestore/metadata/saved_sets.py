@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from featurestore_registry.interface import Ledger
+from featurestore_registry.records import LedgerEntry
 
+from featurestore.backends import local_path
 from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.metadata.records import understood
+from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import TableId
 
 KIND = "training_set"
+_DELETED = {"deleted": True}
+"""What the ledger, which only grows, holds of a set that is deleted. Its name is free again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,29 +81,63 @@ class SavedSet:
 def find_set(ledger: Ledger, project: str, name: str) -> SavedSet | None:
     """Return a saved set, or None when there is none of the name."""
     entry = ledger.latest(project, KIND, name)
-    return None if entry is None else SavedSet.from_document(entry.document)
+    return None if entry is None or _is_deleted(entry) else SavedSet.from_document(entry.document)
 
 
 def read_set(ledger: Ledger, project: str, name: str) -> SavedSet:
     """Return a saved set; raises NotFoundError with the closest name."""
     found = find_set(ledger, project, name)
     if found is None:
-        hint = did_you_mean(name, [saved.name for saved in list_sets(ledger, project)])
-        raise NotFoundError(
-            f"There is no saved training set {name!r}.", hint=hint or "Save one with .save(name).", name=name
-        )
+        raise _not_found(ledger, project, name)
     return found
 
 
 def list_sets(ledger: Ledger, project: str) -> list[SavedSet]:
     """Return every saved set, sorted by name."""
-    found = [SavedSet.from_document(entry.document) for entry in ledger.scan(project, KIND)]
+    found = [SavedSet.from_document(entry.document) for entry in ledger.scan(project, KIND) if not _is_deleted(entry)]
     return sorted(found, key=lambda saved: saved.name)
 
 
 def add_set(ledger: Ledger, project: str, saved: SavedSet) -> None:
     """Register a set under a free name, durably; raises LedgerConflictError when the name is taken."""
-    ledger.append(project, KIND, saved.name, saved.to_document(), if_version=0)
+    entry = ledger.latest(project, KIND, saved.name)
+    version = entry.version if entry is not None and _is_deleted(entry) else 0
+    ledger.append(project, KIND, saved.name, saved.to_document(), if_version=version)
+
+
+def remove_set(ledger: Ledger, project: str, name: str) -> SavedSet:
+    """Delete a set, durably, and return it; raises NotFoundError with the closest name."""
+    entry = ledger.latest(project, KIND, name)
+    if entry is None or _is_deleted(entry):
+        raise _not_found(ledger, project, name)
+    ledger.append(project, KIND, name, _DELETED, if_version=entry.version)
+    return SavedSet.from_document(entry.document)
+
+
+def _is_deleted(entry: LedgerEntry) -> bool:
+    return entry.document == _DELETED
+
+
+def _not_found(ledger: Ledger, project: str, name: str) -> NotFoundError:
+    hint = did_you_mean(name, [saved.name for saved in list_sets(ledger, project)])
+    return NotFoundError(
+        f"There is no saved training set {name!r}.", hint=hint or "Save one with .save(name).", name=name
+    )
+
+
+def frames_folder(workspace: Workspace) -> Path:
+    """Return where the entity frames of saved sets lie."""
+    return frame_path(workspace, workspace.project) / "_training_sets"
+
+
+def frame_path(workspace: Workspace, file: str) -> Path:
+    """Return the path of a `SavedFrame.file`."""
+    return local_path(workspace.settings.offline_store.url, workspace.root) / file
+
+
+def frame_file(workspace: Workspace, path: Path) -> str:
+    """Return what `frame_path` takes."""
+    return path.relative_to(frame_path(workspace, "")).as_posix()
 
 
 def pins(ledger: Ledger, project: str) -> dict[TableId, frozenset[int]]:

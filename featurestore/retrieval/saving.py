@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from featurestore.backends import local_path
 from featurestore.definitions.base import check_object_name
 from featurestore.engine.interface import AsOf
 from featurestore.errors import (
@@ -17,7 +15,18 @@ from featurestore.errors import (
     LedgerConflictError,
     TrainingSetError,
 )
-from featurestore.metadata.saved_sets import SavedFrame, SavedRead, SavedSet, add_set, find_set, read_set
+from featurestore.metadata.saved_sets import (
+    SavedFrame,
+    SavedRead,
+    SavedSet,
+    add_set,
+    find_set,
+    frame_file,
+    frame_path,
+    frames_folder,
+    read_set,
+    remove_set,
+)
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors, hash_of, make_folder, sync_file, sync_folder
@@ -34,7 +43,7 @@ if TYPE_CHECKING:
 FRAME_KEPT = crash_point("training_set.frame_kept", "the entity frame is there to stay, no set names it yet")
 SAVED = crash_point("training_set.saved", "the set is in the ledger")
 
-FOLDER = "_training_sets"
+DELETED = crash_point("training_set.deleted", "no set names the entity frame any more, which is still there")
 
 
 def save(workspace: Workspace, training_set: TrainingSet, name: str) -> None:
@@ -104,6 +113,17 @@ def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
     return TrainingSet(workspace, rows, saved=saved)
 
 
+def delete_training_set(workspace: Workspace, name: str) -> None:
+    """Delete a saved set and its entity frame; what it alone pinned goes with the next cleaning.
+
+    Raises NotFoundError.
+    """
+    saved = remove_set(workspace.ledger, workspace.project, name)
+    reached(DELETED)
+    with disk_errors(f"remove the entity frame of training set {name!r}"):
+        frame_path(workspace, saved.frame.file).unlink(missing_ok=True)
+
+
 def _describe(rows: JoinedRows, name: str, fingerprint: str, certificate: Certificate, frame: SavedFrame) -> SavedSet:
     reads = tuple(
         SavedRead(
@@ -134,32 +154,28 @@ def _content(saved: SavedSet) -> dict[str, Any]:
     return document
 
 
-def _folder(workspace: Workspace) -> Path:
-    return local_path(workspace.settings.offline_store.url, workspace.root)
-
-
 def _keep(workspace: Workspace, name: str, rows: JoinedRows, table: pa.Table) -> SavedFrame:
     """Write the entity frame beside the offline tables, to stay: as Arrow's file format, which changes no type."""
-    folder = _folder(workspace) / workspace.project / FOLDER
+    folder = frames_folder(workspace)
     with disk_errors(f"keep the entity frame of training set {name!r}"):
         make_folder(folder)
-        partial = folder / f"{name}.{secrets.token_hex(8)}.partial"
+        # A name of its own: it can be removed with its set while one of the same name is saved again.
+        target = folder / f"{name}-{secrets.token_hex(8)}.arrow"
+        partial = target.with_suffix(".partial")
         try:
             partial.write_bytes(_to_file(table))
             sync_file(partial)
             sha256 = hash_of(partial)
-            target = folder / f"{name}-{sha256}.arrow"
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
         sync_folder(folder)
-    file = target.relative_to(_folder(workspace)).as_posix()
-    return SavedFrame(rows.frame.own.form, file, sha256, rows.frame.timestamp_column)
+    return SavedFrame(rows.frame.own.form, frame_file(workspace, target), sha256, rows.frame.timestamp_column)
 
 
 def _read_kept(workspace: Workspace, saved: SavedSet) -> pa.Table:
     """Read a kept entity frame; raises DamagedFileError when it is not what was kept."""
-    path = _folder(workspace) / saved.frame.file
+    path = frame_path(workspace, saved.frame.file)
     try:
         content = path.read_bytes()
     except OSError:

@@ -213,6 +213,21 @@ def test_rebuild_withdraws_what_the_source_lost(fs, materialized):
     ]
 
 
+def test_saved_training_sets_are_listed_and_deleted(fs, materialized):
+    assert "No training set is saved" in fs("training-sets")
+    build = ["training-set", "--entities", "data/frame.parquet", "--service", "delay_model_v1"]
+    fs(*build, "--out", str(materialized / "training.parquet"), "--save", "spring")
+    check_page("training_sets", fs("training-sets"), materialized)
+    (listed,) = fs.json("training-sets")
+    assert (listed["name"], listed["registry_revision"]) == ("spring", 1)
+    fs("training-sets", "--delete", "spring", expect=2)
+    assert "pass --yes" in fs.err
+    fs("training-sets", "--delete", "sprong", "--yes", expect=1)
+    assert "Did you mean 'spring'" in fs.err
+    assert fs.json("training-sets", "--delete", "spring", "--yes") == {"name": "spring", "deleted": True}
+    assert fs.json("training-sets") == []
+
+
 def test_republish(fs, materialized):
     runs = fs.json("materialize", "--republish", "--authoritative", "--view", "carrier_delays")
     assert [(run["kind"], run["state"], run["published"]["written"]) for run in runs] == [("republish", "done", 2)]

@@ -21,6 +21,7 @@ import featurestore
 from featurestore.materialization import materialize_incremental, succeeded
 from featurestore.metadata.leases import LEASE_US
 from featurestore.metadata.runs import all_runs
+from featurestore.metadata.saved_sets import list_sets
 from featurestore.metadata.watermarks import read_watermark
 from featurestore.retrieval import get_training_set
 from featurestore.steps import CRASH_POINTS
@@ -110,7 +111,7 @@ def state_of(project: Path, url: str | None) -> dict[str, Any]:
             replace(read_watermark(workspace.ledger, registered), entry=0),
         )
     state["doomed online"] = {key for batch in workspace.online.scan(b"fs:shop:doomed:") for key, _ in batch}
-    saved = [entry.key for entry in workspace.ledger.scan("shop", "training_set")]
+    saved = [saved.name for saved in list_sets(workspace.ledger, "shop")]
     state["training sets"] = {name: get_training_set(workspace, name).to_arrow() for name in saved}
     assert {run.state for run in all_runs(workspace.ledger, "shop", now_us=workspace.clock())} <= {"done", "killed"}
     workspace.close()

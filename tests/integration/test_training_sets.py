@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from decimal import Decimal
@@ -48,9 +49,15 @@ from featurestore.errors import (
     TrainingSetChangedError,
     TrainingSetError,
 )
-from featurestore.metadata.saved_sets import list_sets, pins
+from featurestore.maintenance.gc import BEING_SAVED_SECONDS, collect_garbage
+from featurestore.metadata.saved_sets import frames_folder, list_sets, pins
 from featurestore.metadata.workspace import Workspace
-from featurestore.retrieval import TrainingSetWarning, get_historical_features, get_training_set
+from featurestore.retrieval import (
+    TrainingSetWarning,
+    delete_training_set,
+    get_historical_features,
+    get_training_set,
+)
 
 UTC = dt.UTC
 BIG = 1_234_567_890_123_456_789
@@ -623,6 +630,43 @@ def test_saving_again_changes_nothing_and_another_set_is_refused(workspace: Work
             other.save("first")
     assert [saved.name for saved in list_sets(workspace.ledger, "shop")] == ["first"]
     assert len(list((workspace.root / "data/offline/shop/_training_sets").iterdir())) == 1
+
+
+def test_a_deleted_set_is_gone_and_its_name_free(workspace: Workspace) -> None:
+    get_historical_features(workspace, frame(), carrier_profile).save("first")
+    get_historical_features(workspace, frame(), carrier_profile).save("second")
+    delete_training_set(workspace, "first")
+    assert [saved.name for saved in list_sets(workspace.ledger, "shop")] == ["second"]
+    (frame_of_second,) = frames_folder(workspace).iterdir()
+    assert frame_of_second.name.startswith("second-")
+    for name in ("first", "frist"):
+        with pytest.raises(NotFoundError, match=rf"no saved training set '{name}'"):
+            get_training_set(workspace, name)
+        with pytest.raises(NotFoundError, match=rf"no saved training set '{name}'"):
+            delete_training_set(workspace, name)
+    commit_rows(workspace, "carrier_profile", [{"carrier": "ZZ", "event_ts": day(1), "flights": 9}])
+    other = get_historical_features(workspace, frame(), "carrier_profile:flights")
+    other.save("first")
+    assert get_training_set(workspace, "first").to_arrow().equals(other.to_arrow())
+    assert len(get_training_set(workspace, "second")) == 7
+    table = workspace.snapshot().views["carrier_profile"].table
+    assert pins(workspace.ledger, "shop")[table] == {0, 1}
+    delete_training_set(workspace, "second")
+    assert pins(workspace.ledger, "shop")[table] == {1}
+
+
+def test_frames_that_no_set_names_go_when_they_are_old(workspace: Workspace) -> None:
+    get_historical_features(workspace, frame(), carrier_profile).save("first")
+    (kept,) = frames_folder(workspace).iterdir()
+    being_saved, left = (kept.with_name(f"{name}-0.arrow") for name in ("new", "left"))
+    for path in (being_saved, left):
+        path.write_bytes(b"")
+    hours_ago = time.time() - 2 * BEING_SAVED_SECONDS
+    for path in (kept, left):
+        os.utime(path, (hours_ago, hours_ago))
+    assert collect_garbage(workspace).files == 1
+    assert set(frames_folder(workspace).iterdir()) == {kept, being_saved}
+    assert len(get_training_set(workspace, "first")) == 7
 
 
 @pytest.mark.parametrize("name", ["", "First", "a/b", "../x", "fs_x", "a" * 64, "1st"])

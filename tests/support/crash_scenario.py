@@ -132,14 +132,25 @@ def new_feature(workspace: Workspace) -> None:
     succeeded(materialize(workspace, day(1), day(2), ["shop_sales"]))
 
 
-def save_training_set(workspace: Workspace) -> None:
+def _save(workspace: Workspace, name: str) -> None:
     import pandas as pd
 
     from featurestore.retrieval import get_historical_features
 
     times = pd.to_datetime([day(5), day(6)], unit="us", utc=True)
     frame = pd.DataFrame({"shop": ["shop 1", "shop 2"], "event_timestamp": times})
-    get_historical_features(workspace, frame, ["shop_sales:amount"]).save("kept")
+    get_historical_features(workspace, frame, ["shop_sales:amount"]).save(name)
+
+
+def save_training_set(workspace: Workspace) -> None:
+    _save(workspace, "kept")
+
+
+def delete_set(workspace: Workspace) -> None:
+    from featurestore.retrieval import delete_training_set
+
+    _save(workspace, "given_up")
+    delete_training_set(workspace, "given_up")
 
 
 def compact(workspace: Workspace) -> None:
@@ -168,6 +179,7 @@ COMMANDS: dict[str, Callable[[Workspace], None]] = {
         rebuild,
         new_feature,
         save_training_set,
+        delete_set,
         compact,
         checkpoint,
         drop,

@@ -1,0 +1,78 @@
+"""fs training-sets."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featurestore.cli.output import Output, repo_command, table
+from featurestore.metadata.saved_sets import SavedSet, read_set
+from featurestore.store import FeatureStore
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command("training-sets")
+@click.option("--delete", metavar="NAME", help="Delete this one; its name is free again.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@repo_command
+def command(store: FeatureStore, output: Output, delete: str | None, yes: bool) -> None:
+    """List the saved training sets, or delete one.
+
+    Old table versions stay as long as a set is pinned to them; after it is deleted fs optimize and fs gc remove them.
+    """
+    if delete is None:
+        _show(store.list_training_sets(), output)
+        return
+    saved = read_set(store.workspace.ledger, store.project, delete)
+    if not yes:
+        _ask(saved.name)
+    store.delete_training_set(saved.name)
+    output.emit(
+        {"name": saved.name, "deleted": True},
+        lambda console: console.print(f"Training set {saved.name} is deleted.", markup=False),
+    )
+
+
+def _ask(name: str) -> None:
+    if not sys.stdin.isatty():
+        raise click.UsageError("There is no terminal to ask on: pass --yes to delete.")
+    click.confirm(f"Delete training set {name}? It can then not be built again", abort=True, err=True)
+
+
+def _show(found: Sequence[SavedSet], output: Output) -> None:
+    documents = [_document(saved) for saved in found]
+
+    def render(console: Console) -> None:
+        if not found:
+            console.print("No training set is saved: fs training-set --save NAME does.")
+            return
+        rows = [
+            (
+                each["name"],
+                each["saved_at"][:19].replace("T", " "),
+                f"{each['rows']:,}",
+                each["features"],
+                each["registry_revision"],
+                ", ".join(f"{name} {'-' if v is None else v}" for name, v in each["table_versions"].items()),
+            )
+            for each in documents
+        ]
+        table(console, ("name", "when", "rows", "features", "revision", "table versions"), rows)
+
+    output.emit(documents, render)
+
+
+def _document(saved: SavedSet) -> dict[str, Any]:
+    return {
+        "name": saved.name,
+        "rows": saved.certificate["rows"],
+        "features": len(saved.certificate["features"]),
+        "saved_at": saved.certificate["certified_at"],
+        "registry_revision": saved.registry_revision,
+        "table_versions": {read.name: read.version for read in saved.reads},
+    }
