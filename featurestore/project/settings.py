@@ -157,14 +157,21 @@ def read_settings(folder: Path) -> Settings:
     path = folder / FILE_NAME
     try:
         document = _load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(
-            f"There is no {FILE_NAME} in {folder}.", hint="Run `fs init DIR` for a new repo, or pass --repo DIR."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        what = f"There is no {FILE_NAME} in {folder}" if folder.is_dir() else f"There is no folder {folder}"
+        hint = "Run `fs init DIR` for a new repo, or pass --repo DIR, the folder of its feature_store.yaml."
+        raise SettingsError(f"{what}.", hint=hint) from None
+    except OSError as error:
+        hint = "Make it a file that you may read, or pass --repo DIR of another repo."
+        raise SettingsError(f"{path} cannot be read: {error.strerror}.", hint=hint) from None
+    except UnicodeDecodeError as error:
+        hint = "Save it as UTF-8 text."
+        raise SettingsError(f"{path} is not UTF-8 at byte {error.start}.", hint=hint) from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} cannot be read: {error}", hint="Correct its YAML.") from None
     if not isinstance(document, dict):
-        raise SettingsError(f"{path} must hold a mapping that starts with `project:`.")
+        hint = "Write at least the line `project: NAME`; `fs init DIR` makes a whole one to start from."
+        raise SettingsError(f"{path} must hold a mapping that starts with `project:`.", hint=hint)
     return make_settings(document, where=str(path))
 
 

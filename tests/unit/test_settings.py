@@ -109,6 +109,31 @@ def test_files_that_are_no_settings_are_refused(tmp_path, text):
 
 
 @pytest.mark.parametrize(
+    ("make", "message", "hint"),
+    [
+        (lambda path: None, "There is no feature_store.yaml in {folder}.", "fs init DIR"),
+        (lambda path: path.mkdir(), "{path} cannot be read: Is a directory.", "Make it a file"),
+        (lambda path: path.write_bytes(b"a\xff"), "{path} is not UTF-8 at byte 1.", "UTF-8"),
+        (lambda path: path.write_text(""), "{path} must hold a mapping that starts with `project:`.", "project: NAME"),
+    ],
+)
+def test_what_is_no_settings_file_is_told_in_words_with_what_to_do(tmp_path, make, message, hint):
+    path = tmp_path / "feature_store.yaml"
+    make(path)
+    with pytest.raises(SettingsError) as caught:
+        read_settings(tmp_path)
+    assert caught.value.message == message.format(path=path, folder=tmp_path)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["nothing", "a_file", "a_file/below"])
+def test_a_repo_that_is_no_folder_is_named(tmp_path, name):
+    (tmp_path / "a_file").write_text("")
+    with pytest.raises(SettingsError, match=f"^There is no folder {tmp_path / name}"):
+        read_settings(tmp_path / name)
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("project: p\nregistry: sqlite:///a\nproject: q\n", ["project is given", "line 1", "line 3"]),
