@@ -1,0 +1,89 @@
+"""The guide's backup, brought back after the disk was lost and the online store went on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from support.example import REPOSITORY
+from support.processes import plain_environment
+from support.shell_blocks import blocks, commands
+
+from featurestore.store import FeatureStore
+
+GUIDE = (REPOSITORY / "docs" / "how-to" / "back-up.md").read_text(encoding="utf-8")
+COMMANDS = [command for block in blocks(GUIDE) if block.language == "console" for command, _ in commands(block)]
+FEATURES = """
+from featurestore import Entity, FeatureService, FeatureView, Field, ParquetSource, PushSource
+from featurestore.types import Int64
+
+driver = Entity("driver", {"driver": Int64})
+trips = PushSource("trips", ParquetSource("trips_file", "trips.parquet", "at"))
+stats = FeatureView("stats", entities=[driver], source=trips, schema=[Field("count", Int64), Field("stars", Int64)])
+model = FeatureService("model", [stats])
+"""
+ENVIRONMENT = {**plain_environment(), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+T0 = datetime.now(UTC).replace(microsecond=0) - timedelta(days=400)
+
+
+def online(store: FeatureStore) -> dict[str, object]:
+    return store.get_online_features(["stats:count"], [{"driver": number} for number in (1, 2, 3)]).to_dict()
+
+
+def run(root: Path, *wanted: str) -> None:
+    """Run those commands of the guide that begin as ``wanted`` says."""
+    for command in COMMANDS:
+        if command.startswith(wanted):
+            subprocess.run(["sh", "-c", command], cwd=root, env=ENVIRONMENT, check=True, timeout=60)
+
+
+def test_registry_and_offline_store_come_back_and_the_online_store_is_made_anew(tmp_path: Path, redis_url: str) -> None:
+    root = tmp_path / "repo"
+    root.mkdir()
+    (root / "feature_store.yaml").write_text(
+        f"project: shop\nonline_store: {{url: '{redis_url}', read_timeout_ms: 1000}}\n"
+    )
+    (root / "features.py").write_text(FEATURES)
+    row = {"driver": [1], "at": [T0], "count": [1], "stars": [5]}
+    pq.write_table(pa.table(row), root / "trips.parquet")
+    frame = pa.table({"driver": [1, 2], "event_timestamp": [T0 + timedelta(hours=1)] * 2})
+    with FeatureStore(root) as store:
+        store.apply()
+        store.materialize_incremental()
+        store.push("trips", {**row, "driver": [2]})
+        saved = store.get_historical_features(frame, "model").save("first").to_arrow()
+        before = online(store)
+    run(root, "mkdir", "python", "cp -R data/offline")
+
+    with FeatureStore(root) as store:
+        store.push("trips", {**row, "at": [T0 + timedelta(hours=1)], "count": [8]})
+        (root / "features.py").write_text(FEATURES.replace(', Field("stars", Int64)', ""))
+    with FeatureStore(root) as store:
+        store.apply(allow_breaking=True)
+        store.materialize_incremental()
+        store.push("trips", {"driver": [3], "at": [T0], "count": [9]})
+        assert online(store)["count"] == [1, None, 9]
+    shutil.rmtree(root / "data")
+    (root / "data").mkdir()
+    (root / "features.py").write_text(FEATURES)
+
+    run(root, "cp ../backup", "cp -R ../backup", "fs materialize", "fs verify")
+    with FeatureStore(root) as store:
+        assert store.plan().steps == ()
+        assert online(store) == before
+        assert store.get_training_set("first").to_arrow().equals(saved)
+
+    (root / "features.py").write_text(FEATURES.replace(', Field("stars", Int64)', ""))
+    with FeatureStore(root) as store:
+        store.apply(allow_breaking=True)
+        store.materialize_incremental()
+        assert online(store)["count"] == [1, None, 9]  # of the generation that the backup knows nothing of
+    run(root, "fs materialize")
+    with FeatureStore(root) as store:
+        assert online(store)["count"] == [1, None, None]
