@@ -10,6 +10,7 @@ import argparse
 import ast
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import sys
@@ -385,7 +386,6 @@ def split_arguments(text: str) -> list[str]:
 
 
 def http_page() -> Iterable[str]:
-    from featurestore.server.errors import _ANSWERS
     from featurestore.server.metrics import Metrics
 
     document = openapi()
@@ -395,19 +395,13 @@ def http_page() -> Iterable[str]:
         for method, operation in operations.items():
             yield from operation_section(document, method, path, operation)
     yield "## Errors\n"
-    yield (
-        'Every error is `{"error": {"type", "message", "details"}}`; the details hold the request id, which is also '
-        "the header `X-Request-ID`. No stack trace leaves the server.\n"
-    )
-    yield "| Status | When |\n|---|---|"
-    responses = document["paths"]["/v1/online-features"]["post"]["responses"]
-    yield from (
-        f"| {status} | {cell(found['description'])} |" for status, found in responses.items() if status != "200"
-    )
-    yield "\n| Type of a domain error | Status | Error class |\n|---|---|---|"
-    for error, answer in _ANSWERS.items():
-        name = "anything else" if error is BaseException else f"[{error.__name__}](errors.md)"
-        yield f"| `{answer.kind}` | {answer.status} | {name} |"
+    yield HTTP_ERRORS
+    yield f"```json\n{as_json(document['components']['schemas']['Error']['examples'][0])}\n```\n"
+    yield "| Type | Status | When | In the Python client |\n|---|---|---|---|"
+    found = error_types()
+    assert set(found) == set(ERROR_TYPES), set(found) ^ set(ERROR_TYPES)
+    for kind, when in sorted(ERROR_TYPES.items(), key=lambda item: found[item[0]]):
+        yield f"| `{kind}` | {found[kind]} | {cell(when)} | {client_error(kind, found[kind])} |"
     yield "\n## Metrics\n"
     yield "| Metric | Kind | What it is |\n|---|---|---|"
     for metric in Metrics()._registry.collect():
@@ -415,10 +409,79 @@ def http_page() -> Iterable[str]:
         yield f"| `{metric.name}{suffix}` | {metric.type} | {cell(metric.documentation)} |"
 
 
+def error_types() -> dict[str, int]:
+    """Return the status of every type of error that the server's code names."""
+    from featurestore_registry.auth import middleware
+
+    from featurestore import server
+    from featurestore.server.app import _KINDS
+    from featurestore.server.errors import _ANSWERS
+
+    found = {answer.kind: answer.status for answer in _ANSWERS.values()}
+    found |= {kind: status for status, kind in {**middleware._TYPES, **_KINDS, 503: "not_ready"}.items()}
+    for path in Path(server.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("RequestError", "self._refuse"):
+                status, kind = (argument.value for argument in node.args[:2] if isinstance(argument, ast.Constant))
+                found[str(kind)] = int(status[:3] if isinstance(status, bytes) else str(status))
+    return found
+
+
+def client_error(kind: str, status: int) -> str:
+    """Return what `FeatureClient` raises for an error of the server."""
+    import httpx
+
+    from featurestore import client
+
+    body = json.dumps({"error": {"type": kind, "message": "", "details": {}}}).encode()
+    return f"`{type(client._error('', httpx.Response(status), body)).__name__}`"
+
+
+HTTP_ERRORS = """\
+Every error is such a document; the details hold the request id, which is also the header `X-Request-ID`, and what the
+message says as data. No stack trace leaves the server.
+"""
+
+ERROR_TYPES = {
+    "bad_request": "What arrived is no HTTP.",
+    "malformed_json": "The body is no JSON.",
+    "unauthorized": "A token is missing, unknown, expired or revoked.",
+    "forbidden": "The token's role is not enough, or it is for another project.",
+    "not_found": "No such feature view, feature, service or push source.",
+    "no_such_route": "No such path.",
+    "method_not_allowed": "The path is there, but not with this method.",
+    "request_timeout": "The request did not arrive within 10 seconds of its first byte.",
+    "too_many_entities": "Over 1,000 entity rows.",
+    "too_many_features": "Over 500 features.",
+    "too_many_rows": "A push of more than 1,000 rows.",
+    "body_too_large": "The body is larger than `server.max_body`.",
+    "unsupported_media_type": "The body is not `application/json`, or it is compressed.",
+    "invalid_request": "The body is not as described: a key is missing or unknown, or of another type.",
+    "invalid_input": "Columns have different lengths, or something else about what was passed is wrong.",
+    "entity_key": "A join key is missing or ill-typed; the message names it and its row.",
+    "value_type": "A value does not fit its declared type; the message names column and row.",
+    "output_name_clash": "Two features have one name: ask with `full_feature_names`.",
+    "headers_too_large": "The headers are larger than 64 KiB.",
+    "on_demand_failed": "An on-demand function failed; the log of the server tells how.",
+    "damaged_record": "A record's checksum is wrong: `fs verify`, then `fs materialize --republish`.",
+    "internal_error": "Anything else; the log of the server tells more. Please report it.",
+    "code_mismatch": "The code of an on-demand function is not what was applied; other features are answered.",
+    "online_store_unavailable": "The online store does not answer. `Retry-After` says when to try again.",
+    "online_store_full": "The online store has no room for pushed rows.",
+    "offline_store_unavailable": "The offline store did not take pushed rows.",
+    "disk_full": "The offline store's disk is full.",
+    "registry_unavailable": "The registry does not answer; only pushes that go offline need it.",
+    "not_ready": "`/ready` alone: the online store does not answer.",
+    "overloaded": "The worker has 900 connections. `Retry-After` says when to try again.",
+}
+
 HTTP_HEAD = """\
 `fs serve` answers at `http://127.0.0.1:6566` unless told otherwise. Beyond loopback every request but `/health` and
 `/ready` carries `Authorization: Bearer <token>`. The running server describes itself at `/openapi.json`, and `/docs` is
 a page to try requests from; its scripts come from the server.
+
+The examples ask a server of [the repo that `fs init` makes](../how-to/index.md), and push to the source that is
+declared in [Push rows](../how-to/push.md). Where there are tokens add `-H "authorization: Bearer $TOKEN"` to each.
 """
 
 
@@ -431,6 +494,17 @@ def operation_section(document: dict[str, Any], method: str, path: str, operatio
         yield from schema_table(document, body["content"]["application/json"]["schema"])
         yield "**Answer**\n"
         yield from schema_table(document, operation["responses"]["200"]["content"]["application/json"]["schema"])
+    yield "**Example**\n"
+    yield operation["description"] + "\n"
+    content = operation["responses"]["200"]["content"].get("application/json", {})
+    if "example" in content:
+        yield f"```json\n{as_json(content['example'])}\n```\n"
+
+
+def as_json(value: Any) -> str:
+    """Return a value as JSON with an inner object or list of values on one line each."""
+    text = json.dumps(value, indent=2)
+    return re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda found: json.dumps(json.loads(found[0])), text)
 
 
 def schema_table(document: dict[str, Any], reference: dict[str, Any]) -> Iterable[str]:

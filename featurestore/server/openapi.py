@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from featurestore.server.examples import ERROR, EXAMPLES, curl
 from featurestore.server.online import MOST_ROWS
 from featurestore.server.plans import MOST_FEATURES
 
@@ -21,6 +22,12 @@ _FEATURES: Json = {
     "items": _NAME,
     "maxItems": MOST_FEATURES,
     "description": "`view:feature`, in the order of the answer.",
+}
+_FULL_NAMES: Json = {"type": "boolean", "default": False, "description": "Name outputs `view__feature`."}
+_SERVICE: Json = {
+    "type": ["string", "null"],
+    "maxLength": 256,
+    "description": "All features of this service, in its order.",
 }
 
 
@@ -41,24 +48,26 @@ def _object(properties: Json, required: list[str], **more: Any) -> Json:
     return {"type": "object", **more, "properties": properties, "required": required}
 
 
+_TO = "Where rows go: into the offline store, online, or first the one and then the other."
+
 SCHEMAS: dict[str, Json] = {
     "OnlineRequest": _object(
         {
             "features": _FEATURES,
-            "feature_service": {"type": ["string", "null"], "maxLength": 256},
+            "feature_service": _SERVICE,
             "entities": _columns("Join keys, one list each. Int64 keys may be decimal strings."),
             "request_data": _columns("Values for on-demand features, one list each."),
             "include": {
                 "type": "array",
                 "items": {"type": "string", "enum": ["status", "event_timestamp"]},
                 "default": ["status"],
+                "description": "What is answered beside the values.",
             },
-            "full_feature_names": {"type": "boolean", "default": False},
+            "full_feature_names": _FULL_NAMES,
         },
         [],
         additionalProperties=False,
         description="Either `features` or `feature_service`.",
-        examples=[{"features": ["carrier_profile:last_delay"], "entities": {"carrier": ["UA", "AA"]}}],
     ),
     "OnlineAnswer": _object(
         {
@@ -80,17 +89,29 @@ SCHEMAS: dict[str, Json] = {
     "FeastRequest": _object(
         {
             "features": _FEATURES,
-            "feature_service": {"type": ["string", "null"], "maxLength": 256},
+            "feature_service": _SERVICE,
             "entities": _columns("Join keys and request data, one list each."),
-            "full_feature_names": {"type": "boolean", "default": False},
-            "include_feature_view_version_metadata": {"type": "boolean", "default": False},
+            "full_feature_names": _FULL_NAMES,
+            "include_feature_view_version_metadata": {
+                "type": "boolean",
+                "default": False,
+                "description": "Adds `feature_view_metadata`: each view with its generation.",
+            },
         },
         ["entities"],
         description="As Feast's clients send it. Other keys are ignored.",
     ),
     "FeastAnswer": _object(
         {
-            "metadata": _object({"feature_names": _list({"type": "string"})}, ["feature_names"]),
+            "metadata": _object(
+                {
+                    "feature_names": _list({"type": "string"}),
+                    "feature_view_metadata": _list(
+                        _object({"name": {"type": "string"}, "version": _COUNT}, ["name", "version"])
+                    ),
+                },
+                ["feature_names"],
+            ),
             "results": _list(
                 _object(
                     {
@@ -107,9 +128,9 @@ SCHEMAS: dict[str, Json] = {
     ),
     "PushRequest": _object(
         {
-            "source": _NAME,
+            "source": {**_NAME, "description": "The name of a `PushSource`."},
             "rows": _columns("Join keys, features and the event time (RFC 3339), one list each; others are ignored."),
-            "to": {"type": "string", "enum": ["both", "online", "offline"], "default": "both"},
+            "to": {"type": "string", "enum": ["both", "online", "offline"], "default": "both", "description": _TO},
         },
         ["source", "rows"],
         additionalProperties=False,
@@ -139,7 +160,7 @@ SCHEMAS: dict[str, Json] = {
                     ["online", "offline"],
                 ),
             },
-            "note": {"type": ["string", "null"]},
+            "note": {"type": ["string", "null"], "description": "What to know of a push to `online` alone."},
         },
         ["source", "rows", "to", "views", "note"],
         description="Sent when the rows are committed offline and then written online.",
@@ -156,6 +177,7 @@ SCHEMAS: dict[str, Json] = {
             )
         },
         ["error"],
+        examples=[ERROR],
     ),
 }
 
@@ -236,7 +258,19 @@ def complete(document: Json, open_paths: frozenset[str]) -> Json:
     components["schemas"] = {**components.get("schemas", {}), **SCHEMAS}
     components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"token": []}]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            _add_example(path, operation)
     for path in open_paths:
         for operation in document["paths"][path].values():
             operation["security"] = []
     return document
+
+
+def _add_example(path: str, operation: Json) -> None:
+    example = EXAMPLES[path]
+    operation["description"] = f"```sh\n{curl(path)}\n```"
+    if example.request is not None:
+        operation["requestBody"]["content"]["application/json"]["example"] = example.request
+    if example.answer is not None:
+        operation["responses"]["200"]["content"]["application/json"]["example"] = example.answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -15,11 +16,12 @@ import nbclient
 import nbformat
 import pytest
 from support.example import EXAMPLE, REPOSITORY
-from support.shell_blocks import Shell, blocks, check_page
+from support.shell_blocks import Shell, blocks, check_page, commands
 
 from featurestore import backends
 from featurestore.cli.main import fs
 from featurestore.project.settings import EngineLimits, ServerSettings, Settings
+from featurestore.server.examples import ERROR
 
 DOCS = REPOSITORY / "docs"
 PREPARED = ("fs init tour", "cd tour", "fs apply --yes", "fs materialize")
@@ -72,6 +74,29 @@ def test_a_how_to_page_says_where_it_begins(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     runs = any(block.language in ("console", "python") for block in blocks(text))
     assert ("](index.md#where-each-page-begins)" in text.split("\n\n")[1]) == runs
+
+
+def test_the_servers_examples_are_what_it_answers(prepared_repo: Path, tmp_path: Path) -> None:
+    """What the page of the HTTP API shows, which `/openapi.json` has, too."""
+    shutil.copytree(prepared_repo, tmp_path / "tour")
+    shell = Shell(tmp_path)
+    declares, applies = commands(blocks((DOCS / "how-to" / "push.md").read_text(encoding="utf-8"))[0])
+    for command in ("cd tour", declares[0], applies[0], "fs serve"):
+        shell.run(command)
+    page = (DOCS / "reference" / "http.md").read_text(encoding="utf-8").partition("## Errors")[0]
+    shown = blocks(page)
+    sent = {place: shell.run(block.text.strip()) for place, block in enumerate(shown) if block.language == "sh"}
+    unknown = shown[0].text.replace('"feature_service": "trip_model_v1"', '"features": ["driver_stat:trips"]')
+    told = json.loads(shell.run(unknown.strip()))["error"]
+    shell.close()
+    assert {**told, "details": {}} == {**ERROR["error"], "details": {}}
+    assert len(sent) == 6
+    assert "# TYPE featurestore_requests_total counter" in sent.popitem()[1]
+    for place, answer in sent.items():
+        given, expected = json.loads(answer), json.loads(shown[place + 1].text)
+        if "registry_age_seconds" in expected:
+            expected["registry_age_seconds"] = given["registry_age_seconds"]
+        assert given == expected
 
 
 def test_the_tour_ends_where_the_how_to_pages_begin(prepared_repo: Path) -> None:

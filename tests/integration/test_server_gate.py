@@ -233,7 +233,12 @@ def test_schemathesis_finds_nothing(client: httpx.Client, path: str, kind: str) 
     assert seen == {200} if kind == "known names" else seen
 
 
-def test_the_examples_in_the_description_are_well_formed(client: httpx.Client) -> None:
-    schemas = client.get("/openapi.json").json()["components"]["schemas"]
-    for example in schemas["OnlineRequest"]["examples"]:
-        assert client.post("/v1/online-features", json=example).status_code == 404  # only its names are unknown here
+def test_the_description_has_an_example_and_a_curl_line_for_every_route(client: httpx.Client) -> None:
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        for method, operation in operations.items():
+            assert f"curl -s http://127.0.0.1:6566{path}" in operation["description"]
+            if path != "/metrics":
+                assert "example" in operation["responses"]["200"]["content"]["application/json"]
+            if method == "post":
+                example = operation["requestBody"]["content"]["application/json"]["example"]
+                assert client.post(path, json=example).status_code == 404  # only its names are unknown here
