@@ -6,10 +6,12 @@ import importlib.util
 import pkgutil
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from itertools import takewhile
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from featurestore.definitions import (
     Definition,
@@ -81,11 +83,14 @@ def _import(path: Path, root: Path) -> list[ModuleType]:
     name = f"featurestore_repo_{abs(hash(root.resolve())):x}"
     _forget(name)
     locations = [str(path.parent)] if is_package else None
-    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=locations)
+    loader = _AsWritten(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader, submodule_search_locations=locations)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    finder = _Finder(name)
+    sys.meta_path.insert(0, finder)
     try:
         spec.loader.exec_module(module)
         modules = [module]
@@ -106,7 +111,36 @@ def _import(path: Path, root: Path) -> list[ModuleType]:
             hint=_import_hint(error, name, root, is_package=is_package),
             traceback=_own_traceback(error, root),
         ) from None
+    finally:
+        sys.meta_path.remove(finder)
     return modules
+
+
+class _AsWritten(SourceFileLoader):
+    """Compiles what the file holds now.
+
+    Python's cache tells by size and whole second whether it is of this text, and is used even where the text may not
+    be read: the plan would be of other code than the one it shows.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+class _Finder(MetaPathFinder):
+    """Finds the modules of a package features/ as Python does, and has them loaded as they are written."""
+
+    def __init__(self, package: str) -> None:
+        self._prefix = f"{package}."
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target) if fullname.startswith(self._prefix) else None
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _AsWritten(fullname, spec.loader.path)
+        return spec
 
 
 def _import_hint(error: BaseException, name: str, root: Path, *, is_package: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -75,11 +76,24 @@ def test_a_repo_is_read_afresh_each_time(tmp_path):
     assert ("feature_view", "later") in names(load_definitions(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["features.py", "features/__init__.py", "features/sub/delays.py"])
+def test_an_edit_of_equal_length_within_a_second_is_seen(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for package in ("features", "features/sub")[: name.count("/")]:
+        write(tmp_path, "", f"{package}/__init__.py")
+    write(tmp_path, VIEW, name)
+    os.utime(tmp_path / name, (1_700_000_000, 1_700_000_000))
+    load_definitions(tmp_path)
+    write(tmp_path, VIEW.replace('"delays"', '"weight"'), name)
+    os.utime(tmp_path / name, (1_700_000_000, 1_700_000_000))
+    assert ("feature_view", "weight") in names(load_definitions(tmp_path))
+
+
 def test_loading_leaves_the_path_alone(tmp_path):
     write(tmp_path, VIEW)
-    before = list(sys.path)
+    before = list(sys.path), list(sys.meta_path)
     load_definitions(tmp_path)
-    assert sys.path == before
+    assert (sys.path, sys.meta_path) == before
     assert "features" not in sys.modules
 
 
