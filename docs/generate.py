@@ -265,19 +265,23 @@ def python_page() -> Iterable[str]:
 
     yield "# Python API\n"
     yield (
-        "What `import featurestore` offers, and what it returns. [Value types](types.md) and [errors](errors.md) have "
-        "pages of their own.\n"
+        "What users import, and what it returns. [Value types](types.md) and [errors](errors.md) have pages of their "
+        "own.\n"
     )
+    yield "| Import | From |\n|---|---|"
+    yield from (f"| {cell(what)} | `{module}` |" for module, what in IMPORTS.items())
+    yield "\nWhat lies deeper may move between versions.\n"
     yield from class_section(featurestore.FeatureStore, 2)
     yield "## Definitions\n"
     for name in featurestore.__all__:
-        if name == "FeatureStore":
+        if name in ("FeatureStore", "TrainingSetWarning"):
             continue
         found = getattr(featurestore, name)
         yield from class_section(found, 3) if inspect.isclass(found) else function_section(found, 3)
     yield from class_section(featurestore.definitions.FeatureSelection, 3)
     yield "## What comes back\n"
-    results = (TrainingSet, Certificate, ViewCertificate, OnlineResponse, Status)
+    yield "Made for users, not by them: only `TrainingSetWarning` is ever imported, to filter it.\n"
+    results = (TrainingSet, featurestore.TrainingSetWarning, Certificate, ViewCertificate, OnlineResponse, Status)
     pushes = (PushResult, PushedView, OnlineCounts, OfflineCounts)
     for returned in (*results, RunResult, Published, *pushes, Plan, Step, Difference, ChangeClass):
         yield from class_section(returned, 3)
@@ -285,6 +289,15 @@ def python_page() -> Iterable[str]:
     for part in (FeatureClient, OnlineRows):
         yield from class_section(part, 3)
 
+
+IMPORTS = {
+    "featurestore": "`FeatureStore`, definitions, `TrainingSetWarning`",
+    "featurestore.types": "value types",
+    "featurestore.errors": "errors",
+    "featurestore.client": "`FeatureClient`, for programs that ask a server",
+    "featurestore.steps": "`listening`, for programs that show progress",
+    "featurestore.testing": "the conformance suites, for authors of backends",
+}
 
 HIDDEN = {"kind", "title", "model_config", "joined"}
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         RequestSource,
         on_demand_feature_view,
     )
+    from featurestore.retrieval import TrainingSetWarning
     from featurestore.store import FeatureStore
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ _HOMES = {
     "ParquetSource": "featurestore.definitions",
     "PushSource": "featurestore.definitions",
     "RequestSource": "featurestore.definitions",
+    "TrainingSetWarning": "featurestore.retrieval.coverage",
     "on_demand_feature_view": "featurestore.definitions",
 }
 
@@ -47,6 +49,7 @@ __all__ = [
     "ParquetSource",
     "PushSource",
     "RequestSource",
+    "TrainingSetWarning",
     "on_demand_feature_view",
 ]
 

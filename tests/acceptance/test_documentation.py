@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import importlib
 import re
 import shutil
 import subprocess
@@ -25,6 +27,7 @@ from featurestore.server.examples import ERROR
 
 DOCS = REPOSITORY / "docs"
 PREPARED = ("fs init tour", "cd tour", "fs apply --yes", "fs materialize")
+TEMPLATE = REPOSITORY / "featurestore" / "cli" / "template" / "features.py.txt"
 HOW_TO = sorted(page for page in (DOCS / "how-to").glob("*.md") if page.stem != "index")
 
 
@@ -180,9 +183,49 @@ def test_every_link_leads_to_something(page: Path) -> None:
     assert broken == []
 
 
+IMPORTED = re.compile(r"^\s*from (featurestore[\w.]*) import \(?([^)\n]*(?:\n[^)]*(?=\)))?)", re.MULTILINE)
+FOR_USERS = {"featurestore", *(f"featurestore.{name}" for name in ("client", "errors", "steps", "testing", "types"))}
+
+
+def test_what_pages_import_is_there_and_from_one_place() -> None:
+    shown = [
+        (match[1], name.strip())
+        for page in PAGES
+        for block in blocks(page.read_text(encoding="utf-8"))
+        if block.language in ("python", "py")
+        for match in IMPORTED.finditer(block.text)
+        for name in match[2].split(",")
+    ]
+    assert len(shown) > 10
+    assert {module for module, _ in shown} <= FOR_USERS
+    assert [found for found in shown if found[1] and not hasattr(importlib.import_module(found[0]), found[1])] == []
+
+
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+IMPORT = re.compile(r"^ *from (featurestore[\w.]*) import (\([^)]*\)|[\w, ]+)", re.MULTILINE)
+
+
+def test_pages_import_each_name_from_the_one_place_that_the_reference_tells() -> None:
+    page = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| [^|]* \| `(featurestore[\w.]*)` \|$", page, re.MULTILINE)
+    cells = nbformat.read(EXAMPLE / "training_set.ipynb", as_version=4).cells
+    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    sources += [block.text for each in PAGES for block in blocks(each.read_text(encoding="utf-8"))]
+    sources += [path.read_text(encoding="utf-8") for path in (EXAMPLE / "features.py", TEMPLATE)]
+    found = {(module, name) for text in sources for module, names in IMPORT.findall(text) for name in listed(names)}
+    assert len(found) > 15
+    assert {module for module, _ in found if not module.startswith("featurestore_registry")} <= set(told)
+    for module, name in found:
+        assert name in getattr(importlib.import_module(module), "__all__", [name]), (module, name)
+        assert hasattr(importlib.import_module(module), name), (module, name)
+
+
+def listed(names: str) -> list[str]:
+    return [name.strip() for name in names.strip("()\n ").split(",") if name.strip()]
 
 
 INSTALL = re.compile(r"pip install ((?:-\w+ |--[\w-]+ )*)([\w.'\[,\]]+)")
