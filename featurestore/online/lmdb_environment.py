@@ -114,7 +114,11 @@ def translated(path: Path) -> Iterator[None]:
                 hint="Free some space, then run the same command again.",
             ) from error
         kind = OnlineStoreError if isinstance(error, lmdb.BadValsizeError) else OnlineStoreUnavailableError
-        raise kind(f"the online store {str(path)!r} cannot be used: {error}.") from error
+        why, hint = str(error), ""
+        if isinstance(error, OSError):
+            why = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+            hint = f"Let this user read and write the folder {str(path)!r}; who reads also writes its {LOCK_FILE}."
+        raise kind(f"the online store {str(path)!r} cannot be used: {why}.", hint=hint) from error
 
 
 def damaged_file(path: Path, why: str) -> DamagedRecordError:

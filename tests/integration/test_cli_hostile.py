@@ -222,5 +222,15 @@ def test_an_online_store_whose_url_cannot_be_read_is_refused_early(
     assert files_of(repo) == before
 
 
+def test_an_online_store_that_may_not_be_written_is_told_with_what_to_do(
+    repo: Path, fs: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FS_ONLINE_STORE", "lmdb:///features.py/online")
+    _, err = fs("online", "--features", "driver_stats:trips", "--entity", "driver_id=1001", expect=1)
+    assert f"'{repo}/features.py/online' cannot be used: {repo}/features.py/online: Not a directory." in err
+    assert "Errno" not in err
+    assert f"What to do: Let this user read and write the folder '{repo}/features.py/online'" in err
+
+
 def files_of(repo: Path) -> dict[Path, tuple[int, int]]:
     return {path: (found.st_mtime_ns, found.st_size) for path in repo.rglob("*") if (found := path.lstat())}
