@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import importlib
 import re
 import shutil
 import subprocess
@@ -181,24 +180,6 @@ def test_every_link_leads_to_something(page: Path) -> None:
         if not found.exists() or (anchor and anchor not in anchors(found)):
             broken.append(match[0])
     assert broken == []
-
-
-IMPORTED = re.compile(r"^\s*from (featurestore[\w.]*) import \(?([^)\n]*(?:\n[^)]*(?=\)))?)", re.MULTILINE)
-FOR_USERS = {"featurestore", *(f"featurestore.{name}" for name in ("client", "errors", "steps", "testing", "types"))}
-
-
-def test_what_pages_import_is_there_and_from_one_place() -> None:
-    shown = [
-        (match[1], name.strip())
-        for page in PAGES
-        for block in blocks(page.read_text(encoding="utf-8"))
-        if block.language in ("python", "py")
-        for match in IMPORTED.finditer(block.text)
-        for name in match[2].split(",")
-    ]
-    assert len(shown) > 10
-    assert {module for module, _ in shown} <= FOR_USERS
-    assert [found for found in shown if found[1] and not hasattr(importlib.import_module(found[0]), found[1])] == []
 
 
 def anchors(page: Path) -> set[str]:
