@@ -234,3 +234,43 @@ def test_an_online_store_that_may_not_be_written_is_told_with_what_to_do(
 
 def files_of(repo: Path) -> dict[Path, tuple[int, int]]:
     return {path: (found.st_mtime_ns, found.st_size) for path in repo.rglob("*") if (found := path.lstat())}
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("data/trips.parquet", ["data/trips.parquet is the entity frame"]),
+        ("data/../data/trips.parquet", ["is the entity frame"]),
+        ("data/driver_stats.parquet", ["is a file of source 'driver_stats_source'"]),
+        ("features.py", ["features.py is no Parquet file"]),
+        ("/dev/null", ["/dev/null is no Parquet file"]),
+        ("nowhere/training.parquet", ["there is no folder nowhere", "Make it"]),
+    ],
+)
+def test_a_training_set_overwrites_nothing_but_a_training_set(repo: Path, fs: Run, out: str, words: list[str]) -> None:
+    before = files_of(repo)
+    _, err = fs(*TRAINING, "--out", out, "--save", "kept", expect=1)
+    for word in [*words, "What to do: "]:
+        assert word in err
+    assert files_of(repo) == before
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_training_set_may_be_written_again(repo: Path, fs: Run) -> None:
+    (repo / "training.parquet").touch()
+    for _ in range(2):
+        fs(*TRAINING, "--out", "training.parquet")
+    assert pq.read_table(repo / "training.parquet").num_rows == 500
+
+
+@pytest.mark.parametrize("option", ["--entities", "--out"])
+def test_an_empty_path_is_a_usage_error(repo: Path, fs: Run, option: str) -> None:
+    assert f"{option} is empty" in fs(*TRAINING, "--out", "training.parquet", option, "", expect=2)[1]
+
+
+def test_features_may_be_given_in_several_options(repo: Path, fs: Run) -> None:
+    asked = ["--features", "driver_stats:trips", "--features", "driver_stats:rating", "--json"]
+    out, _ = fs("online", *asked, "--entity", "driver_id=1001")
+    assert list(json.loads(out)["features"]) == ["driver_id", "trips", "rating"]
+    fs("training-set", "--entities", "data/trips.parquet", *asked, "--out", "training.parquet")
+    assert {"trips", "rating"} <= set(pq.read_table(repo / "training.parquet").column_names)

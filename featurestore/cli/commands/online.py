@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featurestore.cli.features import features_option, wanted_features
 from featurestore.cli.numbers import PLAIN_NUMBER, number, whole_number
 from featurestore.cli.output import Output, repo_command, shown, table
 from featurestore.definitions import OnDemandFeatureView
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command("online")
-@click.option("--features", help="Comma-separated view:feature references.")
+@features_option
 @click.option("--service", help="A feature service, in place of --features.")
 @click.option("--entity", "entities", multiple=True, required=True, metavar="KEY=VALUE", help="Repeat for more.")
 @click.option("--full-feature-names", is_flag=True, help="Name columns view__feature.")
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def command(
     store: FeatureStore,
     output: Output,
-    features: str | None,
+    features: tuple[str, ...],
     service: str | None,
     entities: tuple[str, ...],
     full_feature_names: bool,
@@ -37,9 +38,7 @@ def command(
     --entity carrier=UA --entity carrier=AA asks for two rows; different keys make one row together, request data
     included.
     """
-    if (features is None) == (service is None):
-        raise click.UsageError("Give either --features or --service.")
-    wanted = service if features is None else [reference.strip() for reference in features.split(",")]
+    wanted = wanted_features(features, service)
     rows = _entity_rows(entities, _declared_types(store))
     answer = store.get_online_features(wanted, rows, full_feature_names=full_feature_names)
     values, statuses = answer.to_dict(), answer.statuses

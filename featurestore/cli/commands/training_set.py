@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from featurestore.cli.features import features_option, wanted_features
 from featurestore.cli.output import Output, repo_command
+from featurestore.definitions import ParquetSource
+from featurestore.errors import InputError, SourceError
 from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command("training-set")
 @click.option("--entities", required=True, help="Parquet file with join keys and times, or a SELECT over the project.")
-@click.option("--features", help="Comma-separated view:feature references.")
+@features_option
 @click.option("--service", help="A feature service, in place of --features.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Parquet file to write.")
 @click.option("--timestamp-column", default="event_timestamp", show_default=True, help="The frame's time column.")
@@ -31,7 +35,7 @@ def command(
     store: FeatureStore,
     output: Output,
     entities: str,
-    features: str | None,
+    features: tuple[str, ...],
     service: str | None,
     out: Path,
     timestamp_column: str,
@@ -41,11 +45,13 @@ def command(
     save: str | None,
 ) -> None:
     """Build a training set: each entity row with the features as they were known at its time."""
-    if (features is None) == (service is None):
-        raise click.UsageError("Give either --features or --service.")
+    wanted = wanted_features(features, service)
+    if not entities.strip() or not out.name:
+        raise click.UsageError(f"--{'out' if entities.strip() else 'entities'} is empty.")
+    _check_output(store, entities, out)
     training = store.get_historical_features(
         entities,
-        service if features is None else [reference.strip() for reference in features.split(",")],
+        wanted,
         timestamp_column=timestamp_column,
         full_feature_names=full_feature_names,
         as_of=as_of,
@@ -62,3 +68,42 @@ def command(
         console.print(f"\n{certificate.rows:,} rows written to {out}{saved}.", markup=False)
 
     output.emit({"out": str(out), "saved": save, "certificate": certificate.to_dict()}, render)
+
+
+def _check_output(store: FeatureStore, entities: str, out: Path) -> None:
+    """Raise InputError where writing would fail after all else was done, or destroy what is no training set."""
+    if not out.parent.is_dir():
+        raise InputError(
+            f"{out} cannot be written: there is no folder {out.parent}.", hint="Make it, or choose another --out."
+        )
+    if not out.exists():
+        return
+    workspace = store.workspace
+    what = None
+    if _is_same(out, Path(entities)):
+        what = "the entity frame"
+    elif not _is_parquet(out):
+        what = "no Parquet file"
+    else:
+        for source in workspace.snapshot().list(ParquetSource.kind):
+            assert isinstance(source, ParquetSource)
+            with suppress(SourceError):
+                if any(_is_same(out, workspace.root / file.path) for file in workspace.engine.files(source)):
+                    what = f"a file of source {source.name!r}"
+    if what is not None:
+        raise InputError(f"{out} is {what}: it would be overwritten.", hint="Choose another --out.", path=str(out))
+
+
+def _is_same(out: Path, other: Path) -> bool:
+    try:
+        return out.samefile(other)
+    except (OSError, ValueError):
+        return False  # a query, or a file that is not there
+
+
+def _is_parquet(path: Path) -> bool:
+    """Tell whether a file begins as Parquet does; an empty one may be overwritten."""
+    if not path.is_file():
+        return False  # a device
+    with path.open("rb") as file:
+        return file.read(4) in (b"PAR1", b"")

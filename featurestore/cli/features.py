@@ -1,0 +1,16 @@
+"""How the commands that read features are told which."""
+
+from __future__ import annotations
+
+import click
+
+features_option = click.option(
+    "--features", multiple=True, help="Comma-separated view:feature references; may be repeated."
+)
+
+
+def wanted_features(features: tuple[str, ...], service: str | None) -> str | list[str]:
+    """Return the one service or all references; raises UsageError unless exactly one of both was given."""
+    if bool(features) == (service is not None):
+        raise click.UsageError("Give either --features or --service.")
+    return service if service is not None else [name.strip() for text in features for name in text.split(",")]
