@@ -256,6 +256,7 @@ def python_page() -> Iterable[str]:
     from featurestore.client import FeatureClient, OnlineRows
     from featurestore.materialization.push import OfflineCounts, OnlineCounts, PushedView, PushResult
     from featurestore.metadata.runs import Published, RunResult
+    from featurestore.metadata.saved_sets import SavedFrame, SavedRead, SavedSet
     from featurestore.online.reading import Status
     from featurestore.plan import ChangeClass, Plan
     from featurestore.plan.classes import Difference
@@ -281,7 +282,16 @@ def python_page() -> Iterable[str]:
     yield from class_section(featurestore.definitions.FeatureSelection, 3)
     yield "## What comes back\n"
     yield "Made for users, not by them: only `TrainingSetWarning` is ever imported, to filter it.\n"
-    results = (TrainingSet, featurestore.TrainingSetWarning, Certificate, ViewCertificate, OnlineResponse, Status)
+    saved = (SavedSet, SavedRead, SavedFrame)
+    results = (
+        TrainingSet,
+        featurestore.TrainingSetWarning,
+        *saved,
+        Certificate,
+        ViewCertificate,
+        OnlineResponse,
+        Status,
+    )
     pushes = (PushResult, PushedView, OnlineCounts, OfflineCounts)
     for returned in (*results, RunResult, Published, *pushes, Plan, Step, Difference, ChangeClass):
         yield from class_section(returned, 3)
