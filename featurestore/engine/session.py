@@ -25,6 +25,7 @@ from featurestore.errors import (
 
 MEMORY_HINT = "Raise `engine: {memory_limit}`, or set `engine: {temp_directory}` to a disk with room."
 DISK_HINT = "Free some space, or set `engine: {temp_directory}` to a disk with room, and run it again."
+START_HINT = "Check `engine:` in feature_store.yaml: a memory_limit such as 4GB, as many threads as there are cores."
 USER_ERROR = "featurestore: "
 """Starts what our own SQL passes to ``error()``: a fault of the data, in words for people."""
 _PATTERN = re.compile(r"[*?\[]")
@@ -69,7 +70,7 @@ class Session:
             config["memory_limit"] = self.settings.memory_limit
         if self.settings.threads is not None:
             config["threads"] = str(self.settings.threads)
-        with translated("start"):
+        with translated("start", hint=START_HINT):
             connection = duckdb.connect(":memory:", config=config)
             connection.execute("SET TimeZone = 'UTC'")
             # A progress bar would write into the caller's output. In a notebook without ipywidgets there is none, and
@@ -103,7 +104,13 @@ class Session:
             parent = Path(tempfile.gettempdir())
         else:
             parent = self.root / self.settings.temp_directory
-            parent.mkdir(parents=True, exist_ok=True)
+            try:
+                parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise EngineError(
+                    f"engine.temp_directory: the folder {parent} cannot be made: {error.strerror}.",
+                    hint="Name a folder that you may write in `engine: {temp_directory}`, or leave the setting out.",
+                ) from None
         return parent / f"featurestore-{secrets.token_hex(8)}"
 
 
@@ -133,13 +140,18 @@ def _escaped(path: str) -> str:
 
 @contextmanager
 def translated(
-    doing: str, *, source_files: Sequence[str] = (), table_files: Sequence[str] = (), sql_of: str | None = None
+    doing: str,
+    *,
+    source_files: Sequence[str] = (),
+    table_files: Sequence[str] = (),
+    sql_of: str | None = None,
+    hint: str = "",
 ) -> Iterator[None]:
     """Turn DuckDB's errors into ours: the one place that knows them.
 
     ``doing`` completes "the engine could not …". ``source_files`` and ``table_files`` are what the block reads:
     after an error that tells of no other cause they are read once more, to name the one that is damaged.
-    ``sql_of`` names the view whose SQL runs in the block.
+    ``sql_of`` names the view whose SQL runs in the block, ``hint`` is what to do where nothing else is known.
     """
     try:
         yield
@@ -148,7 +160,7 @@ def translated(
         raise (
             lack
             or _wrong_data(error, source_files, table_files, sql_of)
-            or EngineError(f"The engine could not {doing}: {_reason(error)}.")
+            or EngineError(f"The engine could not {doing}: {_reason(error)}.", hint=hint)
         ) from None
 
 

@@ -240,7 +240,9 @@ def _of_columns(names: Any, columns: Sequence[Any]) -> PushedRows:
     texts = [str(name) for name in names]
     twice = next((name for name in texts if texts.count(name) > 1), None)
     if twice is not None:
-        raise InputError(f"The pushed rows have two columns called {twice!r}.", column=twice)
+        raise InputError(
+            f"The pushed rows have two columns called {twice!r}.", hint="Leave one of them out.", column=twice
+        )
     return PushedRows(dict(zip(texts, columns, strict=True)))
 
 

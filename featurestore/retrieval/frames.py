@@ -134,7 +134,9 @@ def check_frame(own: OwnColumns, request: FeatureRequest, timestamp_column: str)
     names = own.names
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise EntityFrameError(f"The entity frame has two columns called {twice!r}.", column=twice)
+        raise EntityFrameError(
+            f"The entity frame has two columns called {twice!r}.", hint="Rename one of them.", column=twice
+        )
     request.check_own_columns(names)
     _require(names, timestamp_column, "time column")
     columns = {TIME: _times(own.column(timestamp_column), timestamp_column)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gc
 import os
@@ -105,15 +106,23 @@ def bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise SettingsError(
-            f"{host}:{port} cannot be listened on: {error.strerror}.",
-            hint="Choose another with --port, or --port 0 for a free one.",
-            host=host,
-            port=port,
-        ) from None
+    except (OSError, TypeError) as error:  # TypeError: the host cannot be encoded
+        raise _not_listening(host, port, error) from None
     listening.set_inheritable(True)
     return listening
+
+
+def _not_listening(host: str, port: int, error: Exception) -> SettingsError:
+    number, reason = None, "This is no name of a host"
+    if isinstance(error, OSError):
+        number, reason = error.errno, (error.strerror or str(error)).partition(" (while ")[0]
+    if number == errno.EADDRINUSE:
+        hint = "Choose another with --port, or --port 0 for a free one."
+    elif number in (errno.EACCES, errno.EPERM):
+        hint = "Choose a port from 1024 on with --port; those below take rights."
+    else:
+        hint = "Name an address of this machine with --host: 127.0.0.1 for itself alone, 0.0.0.0 for all networks."
+    return SettingsError(f"{host}:{port} cannot be listened on: {reason}.", hint=hint, host=host, port=port)
 
 
 def url_of(listening: socket.socket) -> str:

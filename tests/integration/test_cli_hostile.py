@@ -274,3 +274,40 @@ def test_features_may_be_given_in_several_options(repo: Path, fs: Run) -> None:
     assert list(json.loads(out)["features"]) == ["driver_id", "trips", "rating"]
     fs("training-set", "--entities", "data/trips.parquet", *asked, "--out", "training.parquet")
     assert {"trips", "rating"} <= set(pq.read_table(repo / "training.parquet").column_names)
+
+
+@pytest.mark.parametrize(
+    ("folder", "line"), [("two words", "cd 'two words'"), ("-x", "cd ./-x"), ("plain", "cd plain")]
+)
+def test_the_next_step_of_init_can_be_pasted(
+    tmp_path: Path, fs: Run, monkeypatch: pytest.MonkeyPatch, folder: str, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"\n  {line}\n" in fs("init", "--", folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        (
+            "{temp_directory: /proc/nowhere}",
+            ["engine.temp_directory: the folder /proc/nowhere cannot be made"],
+        ),
+        ("{temp_directory: features.py}", ["/features.py cannot be made", "Name a folder"]),
+        ("{memory_limit: 1XB}", ["could not start", "Check `engine:`"]),
+    ],
+)
+def test_an_engine_that_cannot_start_names_its_setting(repo: Path, fs: Run, engine: str, words: list[str]) -> None:
+    with (repo / "feature_store.yaml").open("a") as file:
+        file.write(f"engine: {engine}\n")
+    err = fs(*TRAINING, "--out", "training.parquet", expect=1)[1]
+    out = fs("materialize", expect=1)[0]
+    for word in words:
+        assert word in err
+        assert word in " ".join(out.split())
+
+
+def test_a_kind_that_the_project_has_none_of_is_told(repo: Path, fs: Run) -> None:
+    err = fs("push", "clicks", "data/trips.parquet", expect=1)[1]
+    assert "There is no PushSource 'clicks'" in err
+    assert "has none: declare it, and run `fs apply`" in err

@@ -276,8 +276,10 @@ def test_a_taken_port_and_an_unknown_host_are_told(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(SettingsError, match=rf"127\.0\.0\.1:{port} cannot be listened on: Address already in use"):
             run.bind("127.0.0.1", port)
-    with pytest.raises(SettingsError, match="cannot be listened on"):
-        run.bind("no.such.host.invalid", 0)
+    for host in ("no.such.host.invalid", "192.0.2.1", "ü..x"):
+        with pytest.raises(SettingsError, match=r":0 cannot be listened on: [A-Z][^(]+\.$") as caught:
+            run.bind(host, 0)
+        assert "--host" in str(caught.value.hint)
 
 
 def test_urls() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -36,7 +37,8 @@ def command(directory: Path, name: str | None) -> None:
             f"{directory} cannot be written: {error.strerror}.", hint="Choose another folder."
         ) from None
     click.echo(f"Made the feature repo {directory} for project {project}. Next:\n")
-    click.echo(f"  cd {directory}")
+    path = f"./{directory}" if str(directory).startswith("-") else str(directory)
+    click.echo(f"  cd {shlex.quote(path)}")
     click.echo("  fs apply --yes")
     click.echo("  fs materialize")
     click.echo("  fs training-set --entities data/trips.parquet --service trip_model_v1 --out training.parquet")
