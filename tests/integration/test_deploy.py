@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +20,7 @@ from starlette.routing import Route
 from support.example import REPOSITORY
 from support.redis_cluster import RedisCluster
 from support.redis_server import RedisServer, find_redis_server
-from support.serving import Project, serving, small_project
+from support.serving import Project, serving, small_project, until
 
 from featurestore.cli.main import main
 from featurestore.errors import OnlineStoreUnavailableError
@@ -249,6 +253,30 @@ def store(tmp_path: Path, start_redis: Callable[..., RedisServer]) -> Iterator[S
     store = Store([start_redis("--maxmemory", "50mb", "--maxmemory-policy", "noeviction")], tmp_path / "repo")
     yield store
     store.close()
+
+
+def test_a_server_elsewhere_follows_the_copies_of_the_registry(tmp_path: Path, redis_url: str) -> None:
+    """The guide's section on several machines, with two folders in their place."""
+    project = small_project(tmp_path / "repo", system_clock(), online_url=redis_url, refresh="200ms")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "data").mkdir(parents=True)
+    for name in ("feature_store.yaml", "features.py"):
+        shutil.copy(project.root / name, elsewhere)
+    (make_copy,) = re.findall(r"^python3 (-c .*)$", GUIDE, re.MULTILINE)
+
+    def bring() -> None:
+        subprocess.run([sys.executable, *shlex.split(make_copy)], cwd=project.root, check=True, timeout=60)
+        shutil.copy(project.root / "data" / "registry.copy", elsewhere / "data" / "registry.next")
+        (elsewhere / "data" / "registry.next").rename(elsewhere / "data" / "registry.db")
+
+    bring()
+    with serving(elsewhere) as server, server.client() as client:
+        body = {"feature_service": "plain", "entities": {"customer_id": [1], "origin": ["JFK"], "dest": ["LAX"]}}
+        assert client.post("/v1/online-features", json=body).json()["rows"] == [[7, 0.5, 2475]]
+        project.apply(without=["feature_service:plain"])
+        bring()
+        until(lambda: client.get("/ready").json()["revision"] == 2)
+        assert client.post("/v1/online-features", json=body).status_code == 404
 
 
 def test_both_users_of_the_guide_work_on_a_cluster(tmp_path: Path) -> None:
