@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -80,6 +81,7 @@ def fs() -> None:
 def main(args: list[str] | None = None) -> Any:
     """Run ``fs`` and exit with its code; a user's mistake is never a traceback."""
     given = sys.argv[1:] if args is None else args
+    _open_closed_streams()
     try:
         code = fs.main(given, prog_name="fs", standalone_mode=False)
     except click.UsageError as error:
@@ -95,7 +97,32 @@ def main(args: list[str] | None = None) -> Any:
         sys.stderr.close()  # the reader of a pipe has left: nobody is there to be told
         sys.exit(EXIT_FAILED)
     except Exception as error:
+        if isinstance(error, OSError) and _is_output_lost():
+            click.echo(f"Error: standard output cannot be written: {error.strerror}.", err=True)
+            click.echo("What to do: Send it elsewhere. What the command did is done.", err=True)
+            sys.exit(EXIT_FAILED)
         from featurestore.cli.output import show_error
 
         sys.exit(show_error(error, as_json="--json" in given, debug="--debug" in given))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_closed_streams() -> None:
+    """Give closed standard streams (``>&-``) a place to go: a store's file must not get the number of one."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", encoding="utf-8"))
+
+
+def _is_output_lost() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What is left in the buffer would be written, and fail, once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -311,3 +314,31 @@ def test_a_kind_that_the_project_has_none_of_is_told(repo: Path, fs: Run) -> Non
     err = fs("push", "clicks", "data/trips.parquet", expect=1)[1]
     assert "There is no PushSource 'clicks'" in err
     assert "has none: declare it, and run `fs apply`" in err
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    script = f'{shlex.quote(sys.executable)} -c "from featurestore.cli.main import main; main()" {command}'
+    return subprocess.run(["sh", "-c", script], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize("command", ["list", "list --json", "--help", "materialize"])
+def test_an_output_that_takes_nothing_is_told(repo: Path, command: str) -> None:
+    done = shell(f"{command} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-2:] == [
+        "Error: standard output cannot be written: No space left on device.",
+        "What to do: Send it elsewhere. What the command did is done.",
+    ]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("command", "code"), [("list", 0), ("materialize", 0), ("show nope", 1)])
+def test_closed_streams_are_no_fault(repo: Path, closed: str, command: str, code: int) -> None:
+    done = shell(f"{command} {closed}")
+    assert done.returncode == code
+    assert "Internal error" not in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_fault(repo: Path) -> None:
+    assert shell("list | true").stderr == ""
