@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from featurestore.engine.interface import JoinFacts, ViewJoin
-from featurestore.engine.join import Choices, EntityRows, chosen_sequences, feature_columns, keep_chosen, log
+from featurestore.engine.join import Choices, EntityRows, all_chosen, feature_columns, keep_chosen, log
 from featurestore.engine.session import Session, quote, translated
 from featurestore.errors import CertificateError
 
@@ -73,7 +73,7 @@ def _facts(entities: EntityRows, view: ViewJoin, number: int, known: pa.Array | 
     if not view.files:
         nulls["no_entity"] = entities.count - nulls["null_key"]
         return JoinFacts(view.name, nulls, None, 0, dict.fromkeys(view.features, 0))
-    keep_chosen(entities, chosen_sequences(entities, view) if known is None else known, number)
+    keep_chosen(entities, all_chosen(entities, [view])[0] if known is None else known, number)
     nulls |= dict(entities.connection.execute(_reasons(entities, view, number)).fetchall())
     ((chosen, allowed, from_future, greatest_age_us, *null_values),) = entities.connection.execute(
         _chosen(entities, view, number)

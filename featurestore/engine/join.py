@@ -8,6 +8,7 @@ by the frame's row numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 16_000_000
 """Rows of a view that are chosen from at once, at about 100 bytes each; of more, a share of the keys at a time."""
+MOST_ROWS = 24_000_000
+"""Rows in memory while some are chosen from and others read."""
 DOING = "join features to entity rows"
 
 
@@ -145,8 +148,7 @@ def join(
         with translated(DOING, table_files=files):
             entities = EntityRows(connection, frame, time_column)
             parts = []
-            for number, view in enumerate(views):
-                sequences = chosen_sequences(entities, view)
+            for number, (view, sequences) in enumerate(zip(views, all_chosen(entities, views), strict=True)):
                 if choices is not None:
                     choices.keep(view, sequences)
                 keep_chosen(entities, sequences, number)
@@ -157,23 +159,40 @@ def join(
     return pa.RecordBatchReader.from_batches(schema, _stream(entities, parts, files, schema, batch_rows))
 
 
-def choose(entities: EntityRows, view: ViewJoin) -> tuple[Int64s, Int64s]:
-    """Return the numbers of the entity rows that have an answer in the view, and the ``fs_seq`` of each answer."""
-    rows, keys, times = entities.asked(view)
-    counted = f"SELECT sum(num_rows)::BIGINT FROM parquet_file_metadata({file_list(view.files)})"
-    ((total,),) = entities.connection.execute(counted).fetchall()
-    shares = max(1, -(-total // ROWS_AT_ONCE))
-    chosen_rows, chosen_sequences = [], []
-    for share in range(shares):
-        log_rows = Rows(*arrays(entities.connection, _thin(entities, view, share, shares), "id", "e", "c", "s"))
-        mine = slice(None) if shares == 1 else np.flatnonzero(keys % shares == share)
-        answers = newest(
-            keys[mine], times[mine], log_rows, available=view.as_of == "available", ttl_us=view.view.ttl_us
-        )
-        answered = answers >= 0
-        chosen_rows.append(rows[mine][answered])
-        chosen_sequences.append(log_rows.sequences[answers[answered]])
-    return np.concatenate(chosen_rows), np.concatenate(chosen_sequences)
+class _Choosing:
+    """Chooses in a thread of its own, where numpy works without the interpreter, while the engine reads on."""
+
+    def __init__(self, entities: EntityRows, aside: ThreadPoolExecutor) -> None:
+        self._entities = entities
+        self._aside = aside
+        self._under_way: list[tuple[int, Future[tuple[Int64s, Int64s]]]] = []
+
+    def begin(self, view: ViewJoin) -> list[Future[tuple[Int64s, Int64s]]]:
+        """Read what can answer; each result has numbers of entity rows, and the ``fs_seq`` of their answers."""
+        entities = self._entities
+        rows, keys, times = entities.asked(view)
+        counted = f"SELECT sum(num_rows)::BIGINT FROM parquet_file_metadata({file_list(view.files)})"
+        ((total,),) = entities.connection.execute(counted).fetchall()
+        shares = max(1, -(-total // ROWS_AT_ONCE))
+        begun = []
+        for share in range(shares):
+            self._wait_for_room(-(-total // shares))
+            log_rows = Rows(*arrays(entities.connection, _thin(entities, view, share, shares), "id", "e", "c", "s"))
+            mine = slice(None) if shares == 1 else np.flatnonzero(keys % shares == share)
+            begun.append(self._aside.submit(_answered, view, rows[mine], keys[mine], times[mine], log_rows))
+            self._under_way.append((len(log_rows.keys), begun[-1]))
+        return begun
+
+    def _wait_for_room(self, rows: int) -> None:
+        self._under_way = [(size, result) for size, result in self._under_way if not result.done()]
+        while self._under_way and sum(size for size, _ in self._under_way) + rows > MOST_ROWS:
+            self._under_way.pop(0)[1].result()
+
+
+def _answered(view: ViewJoin, rows: Int64s, keys: Int64s, times: Int64s, log_rows: Rows) -> tuple[Int64s, Int64s]:
+    answers = newest(keys, times, log_rows, available=view.as_of == "available", ttl_us=view.view.ttl_us)
+    answered = answers >= 0
+    return rows[answered], log_rows.sequences[answers[answered]]
 
 
 def _thin(entities: EntityRows, view: ViewJoin, share: int, shares: int) -> str:
@@ -192,15 +211,21 @@ def _thin(entities: EntityRows, view: ViewJoin, share: int, shares: int) -> str:
     )
 
 
-def chosen_sequences(entities: EntityRows, view: ViewJoin) -> pa.Array:
-    """Return the ``fs_seq`` of each entity row's answer, null where it has none."""
+def all_chosen(entities: EntityRows, views: Sequence[ViewJoin]) -> list[pa.Array]:
+    """Return for each view the ``fs_seq`` of each entity row's answer, null where it has none."""
     import pyarrow as pa
 
-    answers, missing = np.zeros(entities.count, np.int64), np.ones(entities.count, np.bool_)
-    if view.files:
-        rows, sequences = choose(entities, view)
-        answers[rows], missing[rows] = sequences, False
-    return pa.array(answers, mask=missing)
+    with ThreadPoolExecutor(1, thread_name_prefix="choose") as aside:
+        choosing = _Choosing(entities, aside)
+        begun = [choosing.begin(view) if view.files else [] for view in views]
+        chosen = []
+        for parts in begun:
+            answers, missing = np.zeros(entities.count, np.int64), np.ones(entities.count, np.bool_)
+            for part in parts:
+                rows, sequences = part.result()
+                answers[rows], missing[rows] = sequences, False
+            chosen.append(pa.array(answers, mask=missing))
+    return chosen
 
 
 def keep_chosen(entities: EntityRows, sequences: pa.Array, number: int) -> None:

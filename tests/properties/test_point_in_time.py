@@ -148,6 +148,7 @@ def test_equals_plain_loops(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         world = data.draw(worlds(Path(folder)))
         patch.setattr(join_module, "ROWS_AT_ONCE", world.rows_at_once)
+        patch.setattr(join_module, "MOST_ROWS", data.draw(st.sampled_from([0, world.rows_at_once, 1000])))
         patch.setattr(newest_module, "COMPOSITE_LIMIT", world.composite_limit)
         session = Session(Path(folder), EngineSettings(threads=world.threads))
         table = frame_table(world.frame)

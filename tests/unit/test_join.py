@@ -382,7 +382,7 @@ def test_history_holds_every_row_of_the_asked_entities(session: Session, tmp_pat
 def choosing(patch: pytest.MonkeyPatch, rows: list[int], sequences: list[int]) -> None:
     """Make the join choose wrongly, so that the examination has something to find."""
     chosen = np.array(rows, np.int64), np.array(sequences, np.int64)
-    patch.setattr(join_module, "choose", lambda entities, view: chosen)
+    patch.setattr(join_module, "_answered", lambda *_: chosen)
 
 
 def test_examination_finds_a_row_from_the_future(
