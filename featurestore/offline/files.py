@@ -166,6 +166,14 @@ def make_folder(path: Path) -> None:
     sync_folder(path.parent)
 
 
+_NO_FOLDER_HINT = "Something else lies where a folder should: move it away, or set `offline_store` to another folder."
+_DISK_HINTS: dict[type[OSError], str] = {
+    PermissionError: "Let this user read and write the folder of `offline_store` and all that is in it.",
+    FileExistsError: _NO_FOLDER_HINT,
+    NotADirectoryError: _NO_FOLDER_HINT,
+}
+
+
 @contextmanager
 def disk_errors(doing: str) -> Iterator[None]:
     """Turn errors of the file system into DiskFullError or OfflineStoreError."""
@@ -174,7 +182,7 @@ def disk_errors(doing: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in NO_SPACE:
             raise DiskFullError(f"No space was left while trying to {doing}.", hint=DISK_HINT) from None
-        raise OfflineStoreError(f"Could not {doing}: {error}.") from None
+        raise OfflineStoreError(f"Could not {doing}: {error}.", hint=_DISK_HINTS.get(type(error), "")) from None
 
 
 def rewrite(source: Path, target: Path, schema: pa.Schema) -> None:

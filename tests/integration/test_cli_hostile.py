@@ -342,3 +342,15 @@ def test_closed_streams_are_no_fault(repo: Path, closed: str, command: str, code
 
 def test_a_reader_that_leaves_is_no_fault(repo: Path) -> None:
     assert shell("list | true").stderr == ""
+
+
+def test_a_file_in_place_of_the_offline_folder_is_told(
+    tmp_path: Path, fs: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs("init", str(tmp_path / "fresh"))
+    monkeypatch.chdir(tmp_path / "fresh")
+    fs("apply", "--yes")
+    monkeypatch.setenv("FS_OFFLINE_STORE", "features.py")
+    told = " ".join(fs("materialize", expect=1)[0].split())
+    assert "features.py" in told
+    assert "Something else lies where a folder should" in told
