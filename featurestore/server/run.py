@@ -105,8 +105,9 @@ def bind(host: str, port: int) -> socket.socket:
     """Return a socket that listens; connections wait in it until a worker accepts them."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        host.encode("idna")  # create_server leaves its socket open when it finds that it cannot
         listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, TypeError) as error:  # TypeError: the host cannot be encoded
+    except (OSError, UnicodeError) as error:
         raise _not_listening(host, port, error) from None
     listening.set_inheritable(True)
     return listening
