@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from string import Template
 
@@ -31,6 +32,12 @@ SERVED = "http://127.0.0.1:6566"
 
 NOW = "2026-11-26T09:20:00Z"
 """When the pages are run, by the clock of their commands: it goes on from here, and no page takes forty minutes."""
+
+
+def today() -> str:
+    """Return the same hour of today, for what Redis expires by the machine's own clock."""
+    return f"{datetime.now(UTC):%Y-%m-%d}{NOW[10:]}"
+
 
 SET_CLOCK = """\
 import time
@@ -95,14 +102,14 @@ def settled(output: str) -> str:
 class Shell:
     """Runs the commands of a page, one after the other, in one folder."""
 
-    def __init__(self, folder: Path, stands_for: Mapping[str, str] | None = None) -> None:
-        """Begin in ``folder``. ``stands_for`` gives what a page names (an address, say) as it really is."""
+    def __init__(self, folder: Path, stands_for: Mapping[str, str] | None = None, *, now: str = NOW) -> None:
+        """Begin in ``folder`` at ``now``. ``stands_for`` gives what a page names (an address, say) as it really is."""
         self.folder = folder
         self.environment = plain_environment()
         self.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.environment['PATH']}"
         self.environment["PYTHONPATH"] = str(folder / ".clock")
         (folder / ".clock").mkdir(exist_ok=True)
-        ahead_ns = to_instant(NOW) * 1000 - time.time_ns()
+        ahead_ns = to_instant(now) * 1000 - time.time_ns()
         (folder / ".clock" / "sitecustomize.py").write_text(SET_CLOCK.format(ahead_ns=ahead_ns))
         self._stands_for = dict(stands_for or {})
         self._server: subprocess.Popen[str] | None = None
