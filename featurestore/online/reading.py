@@ -448,7 +448,7 @@ def picked(places: Sequence[int]) -> Callable[[Any], Sequence[Any]] | None:
 def _wire_rows(layout: ViewLayout) -> Any:
     """Return the type of rows as msgpack carries them, without nulls."""
     kinds = [list if value_type.item is not None else _WIRE_KINDS[value_type.name] for _, value_type in layout.features]
-    return list[tuple[tuple(kinds)]]  # type: ignore[misc]
+    return list[tuple[tuple(kinds)]]  # type: ignore[misc]  # made at run time, for msgspec
 
 
 def _json_converters(decoder: RecordDecoder) -> list[Converter | None]:

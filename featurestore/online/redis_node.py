@@ -224,7 +224,7 @@ def _advice(error: BaseException) -> str:
 def parsed_url(url: str, *, hint: str = URL_EXAMPLE) -> dict[str, Any]:
     """Return a URL as connection options. Raises SettingsError, never with the URL itself in it."""
     try:
-        options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+        options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py has no types here
     except ValueError:
         options = {}
     if not options.get("host"):

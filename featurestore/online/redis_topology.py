@@ -110,7 +110,7 @@ class Topology:
         asked = [address for address in dict.fromkeys([*self.replicas, *self.url.seeds]) if address != failed]
         try:
             found = NodesManager(
-                [ClusterNode(*address) for address in asked or self.url.seeds],  # type: ignore[no-untyped-call]
+                [ClusterNode(*address) for address in asked or self.url.seeds],  # type: ignore[no-untyped-call]  # redis-py has none
                 from_url=True,
                 **self.url.options,
                 **CONNECTION_OPTIONS,

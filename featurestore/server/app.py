@@ -99,6 +99,7 @@ def create_app(source: Workspace | Path | str, *, token: str | None = None, host
 def _describe(app: FastAPI) -> None:
     add_docs(app)
     describe = app.openapi
+    # How FastAPI's own documentation has it extended.
     app.openapi = lambda: app.openapi_schema or complete(describe(), OPEN_PATHS)  # type: ignore[method-assign]
 
 

@@ -99,6 +99,7 @@ class Metrics:
 
     def _add_definitions(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str, labels: tuple[str, ...] = (), mode: str = "livemax") -> Gauge:
+            # Its modes are literals there, and one of them here.
             return Gauge(f"featurestore_{name}", text, labels, registry=registry, multiprocess_mode=mode)  # type: ignore[arg-type]
 
         self.refreshes = Counter(
@@ -205,7 +206,7 @@ class Metrics:
             return generate_latest(self._registry)
         _forget_dead_workers(Path(directory))
         added_up = CollectorRegistry()
-        MultiProcessCollector(added_up)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(added_up)  # type: ignore[no-untyped-call]  # the library has no types here
         return generate_latest(added_up)
 
 
@@ -215,4 +216,4 @@ def _forget_dead_workers(directory: Path) -> None:
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]  # nor here

@@ -50,7 +50,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         # One of each connection: a cycle that its own scope led to would be garbage that only the collector finds.
         self._extensions = {WHOLE_ANSWER: self._answer_whole}
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         """Start the clock: an idle new connection is closed too."""
         super().connection_made(transport)
         self._waiting_since = self.loop.time()
@@ -126,6 +126,7 @@ class DeadlineProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
         cycle.scope["extensions"] = self._extensions
+        # uvicorn types its apps by classes of messages, ours are any ASGI app.
         super()._start_asgi_task(cycle, overloaded if app is service_unavailable else app)  # type: ignore[arg-type]
 
     def _answer_whole(self, scope: Scope, headers: bytes, body: bytes) -> bool:

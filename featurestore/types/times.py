@@ -53,6 +53,7 @@ def to_instant(value: datetime | str | int) -> int:
     if value.tzinfo is None:
         value = value.replace(tzinfo=UTC)
     # The range is checked on the datetime itself: converting an aware 0001-01-01 or 9999-12-31 can overflow.
+    # Of the types that are datetimes only pandas' has nanoseconds, and it has a value.
     instant = (value - EPOCH) // MICROSECOND if nanosecond == 0 else int(value.value) // 1000  # type: ignore[attr-defined]
     if not MIN_INSTANT <= instant <= MAX_INSTANT:
         raise ValueTypeError(f"{value} is not within the years 1 to 9999 in UTC.")
