@@ -167,7 +167,8 @@ def _show_known(error: FeatureStoreError) -> None:
     click.echo(f"{click.style('Error', fg='red', bold=True)}: {error.message}", err=True)
     cause = error.__cause__
     while isinstance(cause, FeatureStoreError):
-        click.echo(f"  because: {cause.message}", err=True)
+        if cause.message not in error.message:
+            click.echo(f"  because: {cause.message}", err=True)
         cause = cause.__cause__
     if error.hint:
         click.echo(f"{click.style('What to do', bold=True)}: {error.hint}", err=True)

@@ -109,7 +109,8 @@ class Snapshot:
         if found is None:
             known = [n for k, n in self.definitions if k == kind.kind]
             hint = did_you_mean(name, known) or f"Project {self.project!r} has none: declare it, and run `fs apply`."
-            raise NotFoundError(f"There is no {kind.title} {name!r}.", hint=hint, kind=kind.kind, name=name)
+            what = kind.kind.replace("_", " ").replace("on demand", "on-demand")
+            raise NotFoundError(f"There is no {what} {name!r}.", hint=hint, kind=kind.kind, name=name)
         assert isinstance(found, kind)
         return found
 

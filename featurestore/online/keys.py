@@ -13,6 +13,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_from_bytes, unquote_to_bytes
 
+import msgspec
+
 from featurestore.errors import EntityKeyError, OnlineStoreError, ValueTypeError
 from featurestore.online.interface import ViewLayout
 from featurestore.types.values import INTEGER_RANGES, ValueType, coerce
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 LONGEST_ENTITY_BYTES = 200
 """An encoded entity longer than this is replaced by its hash."""
 
+_MANY = 8
 _PLAIN = re.compile(r"[A-Za-z0-9._~-]+")
 _OWN_PREFIX = re.compile(rb"fs:[a-z][a-z0-9_]*:")
 _PYTHON_KINDS: dict[str, type] = {
@@ -182,12 +185,19 @@ def _canonical_texts(value_type: ValueType, values: Sequence[Any]) -> list[str]:
         low, high = INTEGER_RANGES[name]
         if min(values) < low or max(values) > high:
             raise ValueError("out of range")
-        return list(map(str, values))
+        return integer_texts(values)
     if name == "Bytes":
         return [quote_from_bytes(value, safe="") or "%" for value in values]
     if name == "Bool":
         return ["true" if value else "false" for value in values]
     return [value.isoformat() for value in values]
+
+
+def integer_texts(values: Sequence[int]) -> list[str]:
+    """Return each integer as text; there are some, and they fit into 64 bits."""
+    if len(values) < _MANY:
+        return list(map(str, values))
+    return msgspec.json.encode(values)[1:-1].decode().split(",")  # a third of the time of so many calls
 
 
 def _value_of(value_type: ValueType, part: bytes) -> Any:

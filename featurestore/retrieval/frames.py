@@ -6,6 +6,7 @@ the features by position.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -236,10 +237,16 @@ def _read_parquet(path: Path) -> pa.Table:
         with pq.ParquetFile(path) as file:
             return file.read()
     except (OSError, pa.ArrowException) as error:
-        reason = "there is no such file" if not path.exists() else str(error).splitlines()[0].rstrip(".")
+        hint = "Pass the path of a Parquet file, or a query that begins with SELECT."
+        if isinstance(error, FileNotFoundError):
+            reason = "there is no such file"
+        elif isinstance(error, OSError) and error.errno:
+            reason, hint = os.strerror(error.errno), "Check the rights of the file and of its folder."
+        else:
+            reason = str(error).splitlines()[0].rstrip(".")
         raise EntityFrameError(
             f"The entity frame {path} cannot be read: {reason}.",
-            hint="Pass the path of a Parquet file, or a query that begins with SELECT.",
+            hint=hint,
             path=str(path),
         ) from None
 

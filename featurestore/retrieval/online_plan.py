@@ -9,17 +9,16 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
-from featurestore.errors import EntityKeyError, InputError, ValueTypeError, did_you_mean
+from featurestore.errors import EntityKeyError, InputError, ValueTypeError
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.online.fresh import FreshRows
-from featurestore.online.keys import EntityEncoder, KeyEncoder
+from featurestore.online.keys import EntityEncoder, KeyEncoder, integer_texts
 from featurestore.online.reading import FetchSchema, Status, ViewReader, ViewRows
 from featurestore.retrieval.features import FeatureRequest, OnDemandRead, Output, ViewRead
 from featurestore.retrieval.on_demand import OnDemandFunction
@@ -126,13 +125,15 @@ class OnlinePlan:
         return lengths.pop()
 
     def _missing(self, name: str, columns: Mapping[str, Any]) -> InputError:
-        hint = did_you_mean(name, columns)
+        given = f"Given are: {', '.join(map(repr, columns))}." if columns else "Nothing is given."
         if name in self.request.key_types:
             readers = ", ".join(r.view.name for r in self.request.reads if name in dict(r.key_columns).values())
             return EntityKeyError(
-                f"The join key column {name!r} of {readers} is missing.", hint=hint, join_key=name, row=None
+                f"The join key column {name!r} of {readers} is missing.", hint=given, join_key=name, row=None
             )
-        return InputError(f"The request field {name!r} is missing.", hint=hint, field=name)
+        of = ", ".join(r.view.name for r in self.request.on_demand if name in {f.name for f in r.view.request_fields})
+        hint = f"Pass one value of type {self.request.request_fields[name].type} a row. {given}"
+        return InputError(f"The request field {name!r} of {of} is missing.", hint=hint, field=name)
 
     def missing_schemas(self, query: Query, records: Sequence[bytes | None]) -> dict[bytes, Callable[[bytes], None]]:
         """Return the keys to look up before `answer`, each with what takes the value, for callers without ``fetch``.
@@ -166,7 +167,8 @@ class OnlinePlan:
             start += query.rows
         joined = views[0]
         for rows in views[1:]:
-            joined = list(map(operator.add, joined, rows))
+            for row, more in zip(joined, rows, strict=True):
+                row += more  # in place: nobody else has these lists
         return joined
 
     def values(self, query: Query, records: Sequence[bytes | None], now_us: int) -> Answer | ShortAnswer:
@@ -361,7 +363,7 @@ class _Entity:
         if self._integers is not None and set(map(type, lists[0])) == {int}:
             low, high = self._integers
             if low <= min(lists[0]) and max(lists[0]) <= high:
-                return None, list(map(str, lists[0]))
+                return None, integer_texts(lists[0])
         if not any(None in values for values in lists):
             try:
                 return None, self._encoder.texts(lists)

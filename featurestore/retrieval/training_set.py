@@ -307,7 +307,10 @@ def _output_errors(target: Path) -> Iterator[None]:
                 f"No space was left for {target}.", hint="Free some space and write it again."
             ) from None
         if not target.parent.is_dir():
-            raise InputError(f"{target} cannot be written: there is no folder {target.parent}.") from None
+            raise InputError(
+                f"{target} cannot be written: there is no folder {target.parent}.", hint="Make it, or write elsewhere."
+            ) from None
         # Arrow names our partial file, which nobody asked for.
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise InputError(f"{target} cannot be written: {reason}.", path=str(target)) from None
+        hint = f"Check that you may write in {target.parent}, or write elsewhere."
+        raise InputError(f"{target} cannot be written: {reason}.", hint=hint, path=str(target)) from None

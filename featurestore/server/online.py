@@ -31,6 +31,9 @@ EPOCH_TEXT = "1970-01-01T00:00:00Z"
 _STATUS = {status: status.name for status in Status}
 _JSON = (b"content-type", b"application/json")
 
+_U, _L = b"ul"
+"""Of ``null``. A single byte is found ten times as quickly as a word, and few texts without a null have both."""
+
 NO_FEATURES = msgspec.Raw(b"null")
 
 
@@ -201,12 +204,14 @@ def _short_body(serving: ServingPlan, rows: list[list[Any]]) -> tuple[bytes, lis
     """
     if not serving.expects_nulls:
         text = msgspec.json.encode(rows)
-        # A single byte is found many times as quickly as a word.
-        if b"n" not in text or b"null" not in text:
+        if _U not in text or _L not in text or b"null" not in text:
             statuses = b",".join([serving.present.statuses] * len(rows))
             return b"".join((b'{"names":', serving.names, b',"rows":', text, b',"status":[', statuses, b"]}")), []
     encoded = list(map(msgspec.json.encode, rows))
-    patterns = list(map(serving.pattern, rows, encoded))
+    patterns = [
+        serving.pattern(row, text) if _U in text and _L in text else serving.present
+        for row, text in zip(rows, encoded, strict=True)
+    ]
     with_nulls = [pattern for pattern in patterns if pattern is not serving.present]
     serving.expects_nulls = bool(with_nulls)
     if serving.plan.has_defaults and with_nulls:

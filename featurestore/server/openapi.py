@@ -186,12 +186,15 @@ ERRORS = {
     "401": "A token is missing or unknown.",
     "403": "The token's role or project is not enough.",
     "404": "No such feature or feature service.",
+    "405": "The method is not the one described.",
     "408": "The request did not arrive in time.",
     "413": f"Over {MOST_ROWS:,} entity rows, {MOST_FEATURES} features, or the body limit.",
     "415": "The body is not application/json.",
     "422": "A join key is missing or ill-typed, or the body is not as described.",
+    "431": "The headers are too large.",
     "500": "The server failed.",
-    "503": "The online store does not answer (with Retry-After), or on-demand code differs from what was applied.",
+    "503": "The online store does not answer or there are too many connections (both with Retry-After), or on-demand "
+    "code differs from what was applied.",
 }
 
 

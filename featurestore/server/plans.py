@@ -85,16 +85,16 @@ class ServingPlan:
         shown = text.count(b"null")
         if not shown:
             return self.present
-        if row.count(None) == shown:
-            found_places, place = [], -1
+        found_places, place = [], -1
+        try:
             for _ in range(shown):
                 place = row.index(None, place + 1)
                 found_places.append(place)
-            places = tuple(found_places)
-        else:
-            places = tuple([place for place, value in enumerate(row) if _is_null(value)])
-            if not places:
+        except ValueError:  # not all of them are None
+            found_places = [place for place, value in enumerate(row) if _is_null(value)]
+            if not found_places:
                 return self.present
+        places = tuple(found_places)
         found = self.patterns.get(places)
         if found is None:
             names = ["NULL_VALUE" if place in places else "PRESENT" for place in range(len(row))]

@@ -424,7 +424,11 @@ MISTAKES = {
         1,
         ["'seat'", "'seats'"],
     ),
-    "missing key": (["online", "--features", "carrier_delays:seats", "--entity", "carier=UA"], 1, ["carrier"]),
+    "missing key": (
+        ["online", "--features", "carrier_delays:seats", "--entity", "carier=UA"],
+        2,
+        ["'carier'", "'carrier'"],
+    ),
     "missing frame": (
         ["training-set", "--entities", "nowhere.parquet", "--service", "delay_model_v1", "--out", "o.parquet"],
         1,

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurestore.cli.main import main
+from featurestore.cli.output import show_error
+from featurestore.errors import OfflineStoreError
 
 Run = Callable[..., tuple[str, str]]
 
@@ -312,7 +314,7 @@ def test_an_engine_that_cannot_start_names_its_setting(repo: Path, fs: Run, engi
 
 def test_a_kind_that_the_project_has_none_of_is_told(repo: Path, fs: Run) -> None:
     err = fs("push", "clicks", "data/trips.parquet", expect=1)[1]
-    assert "There is no PushSource 'clicks'" in err
+    assert "There is no push source 'clicks'" in err
     assert "has none: declare it, and run `fs apply`" in err
 
 
@@ -354,3 +356,11 @@ def test_a_file_in_place_of_the_offline_folder_is_told(
     told = " ".join(fs("materialize", expect=1)[0].split())
     assert "features.py" in told
     assert "Something else lies where a folder should" in told
+
+
+def test_a_cause_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    error = OfflineStoreError("Pushing failed offline: the disk is gone.")
+    for cause, times in ((OfflineStoreError("the disk is gone."), 0), (OfflineStoreError("a cable is loose."), 1)):
+        error.__cause__ = cause
+        assert show_error(error, as_json=False, debug=False) == 1
+        assert capsys.readouterr().err.count("because: ") == times

@@ -231,7 +231,7 @@ REFUSED: list[tuple[Any, Any, type[FeatureStoreError], list[str]]] = [
     (carrier_profile, [{"carrier": "UA"}, {}], EntityKeyError, ["Row 1", "'carrier'"]),
     (carrier_profile, [], EntityKeyError, ["'carrier'"]),
     ("route_stats:distance", {"origin": ["JFK"], "dest": []}, InputError, ["origin: 1", "dest: 0"]),
-    (delay_now, {"carrier": ["UA"], "factor": [1.0]}, InputError, ["'scheduled' is missing"]),
+    (delay_now, {"carrier": ["UA"], "factor": [1.0]}, InputError, ["'scheduled' of delay_now is missing"]),
     (
         delay_now,
         {"carrier": ["UA"], "factor": ["x"], "scheduled": [day(1)]},

@@ -239,7 +239,7 @@ def test_a_missing_key_column_is_named(client: httpx.Client) -> None:
         ({"features": ["fresh:click"]}, "Did you mean 'clicks'?"),
         ({"features": ["spending:amount"]}, "Known are: amount_per_click."),
         ({"feature_service": "model_v2"}, "Did you mean 'model_v1'?"),
-        ({"feature_service": "fresh:clicks"}, "There is no FeatureService 'fresh:clicks'"),
+        ({"feature_service": "fresh:clicks"}, "There is no feature service 'fresh:clicks'"),
     ],
 )
 def test_unknown_names_are_404_with_the_closest(client: httpx.Client, body: dict[str, Any], message: str) -> None:

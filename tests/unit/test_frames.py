@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from support.small_project import delay_now, small_project
 from featurestore.errors import EntityFrameError, EntityKeyError, InputError, OutputNameClashError, ValueTypeError
 from featurestore.metadata.workspace import Workspace
 from featurestore.retrieval.features import Reference, resolve
-from featurestore.retrieval.frames import TIME, EntityFrame, SqlFrames, read_frame
+from featurestore.retrieval.frames import TIME, EntityFrame, SqlFrames, _read_parquet, read_frame
 
 UTC = dt.UTC
 
@@ -175,6 +176,24 @@ def test_what_is_wrong_is_named(workspace: Workspace, frame: Any, error: type[Ex
     with pytest.raises(error) as caught:
         read(workspace, frame)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("closed", ["frame.parquet", "."])
+def test_a_frame_that_may_not_be_read(tmp_path: Path, closed: str) -> None:
+    path = tmp_path / "frame.parquet"
+    frame_of().to_parquet(path)
+    _read_parquet(path)  # loads all that it takes, while that can be read
+    (tmp_path / closed).chmod(0o000)
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(EntityFrameError, match=r"frame.parquet cannot be read: Permission denied\.") as caught:
+            _read_parquet(path)
+    finally:
+        os.seteuid(was)
+        (tmp_path / closed).chmod(0o700)
+    assert "rights" in caught.value.hint
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"carrier,event_timestamp\nUA,2024-01-01\n"])

@@ -91,6 +91,51 @@ def test_missing_folders_are_created(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["registry.db"]
 
 
+def test_reading_what_was_never_written_makes_nothing(tmp_path, path, url):
+    with open_registry(url) as registry, open_registry(url) as other:
+        for each in (registry, other):
+            assert each.definitions.head("p") == 0
+            assert each.definitions.projects() == []
+            assert each.definitions.read("p").records == ()
+            assert each.ledger.scan("p", "run") == []
+        assert list(tmp_path.iterdir()) == []
+
+        assert apply(registry, 0, put("a", {"v": 1})) == 1
+        assert [record.name for record in other.definitions.read("p").records] == ["a"]
+        with pytest.raises(RevisionConflictError):
+            apply(other, 0, put("b", {}))
+        assert apply(other, 1, put("b", {})) == 2
+
+        path.unlink()
+        for each in (registry, other):
+            with pytest.raises(RegistryUnavailableError):
+                each.definitions.head("p")
+
+
+def test_many_threads_may_be_the_first_to_write(url):
+    with open_registry(url) as registry:
+        start = threading.Barrier(8)
+
+        def write(number):
+            start.wait()
+            registry.ledger.append("p", "run", f"k{number}", {})
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(registry.ledger.scan("p", "run")) == 8
+
+
+def test_a_first_write_that_fails_can_be_tried_again(tmp_path, url):
+    with open_registry(url) as registry:
+        change = on_connect(lambda connection, _: connection.execute("PRAGMA query_only = on"))
+        with change, pytest.raises(RegistryError):
+            apply(registry, 0, put("a", {}))
+        assert apply(registry, 0, put("a", {})) == 1
+
+
 @pytest.mark.parametrize(
     "name", ["a b.db", "a%20b.db", "a?mode=memory.db", "a#b.db", "ünï 🛫.db", "a;b&c.db", "'\".db"]
 )
@@ -193,7 +238,8 @@ def test_the_stamp_is_the_newest_migration(scripts):
 
 
 def test_models_equal_migrations(url, path):
-    open_registry(url).close()
+    with open_registry(url) as registry:
+        apply(registry, 0, put("a", {}))
     engine = sqlalchemy.create_engine("sqlite://", creator=lambda: sqlite3.connect(path))
     with engine.connect() as connection:
         context = MigrationContext.configure(

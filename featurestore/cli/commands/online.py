@@ -10,7 +10,7 @@ from featurestore.cli.features import features_option, wanted_features
 from featurestore.cli.numbers import PLAIN_NUMBER, number, whole_number
 from featurestore.cli.output import Output, repo_command, shown, table
 from featurestore.definitions import OnDemandFeatureView
-from featurestore.errors import ValueTypeError
+from featurestore.errors import ValueTypeError, did_you_mean
 from featurestore.store import FeatureStore
 from featurestore.types import ValueType
 from featurestore.types.values import from_json
@@ -77,6 +77,9 @@ def _entity_rows(entities: tuple[str, ...], types: dict[str, ValueType]) -> dict
         name, separator, text = pair.partition("=")
         if not separator or not name:
             raise click.UsageError(f"--entity {pair!r} is not KEY=VALUE.")
+        if types and name not in types:
+            hint = did_you_mean(name, types)
+            raise click.UsageError(f"--entity {pair!r}: {name!r} is no join key or request field. {hint}")
         rows.setdefault(name, []).append(_value(name, text, types.get(name)))
     lengths = {len(values) for values in rows.values()}
     if len(lengths) > 1:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from featurestore_registry.errors import RegistryFormatError, RegistryUnavailableError
+from featurestore_registry.sql.tables import metadata
 
 _DAMAGED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "SQLITE_ERROR", "SQLITE_MISMATCH", "SQLITE_SCHEMA")
 """Codes that speak of what the file holds (SQLITE_ERROR: a table or column is not there)."""
@@ -55,6 +57,8 @@ class SqliteDatabase:
         self.path = path
         self._busy_timeout_ms = busy_timeout_ms
         self._engine = create_engine("sqlite://", creator=self._connect, poolclass=NullPool)
+        self._make: Callable[[], None] | None = None
+        self._making = threading.RLock()
 
     def _connect(self) -> sqlite3.Connection:
         # mode=rw: a registry that has gone away is an error, never silently an empty one. isolation_level=None:
@@ -80,6 +84,13 @@ class SqliteDatabase:
                 return False
             return True
 
+    def make_when_written(self, make: Callable[[], None]) -> None:
+        """Leave a missing file missing, and read as empty, until something is written or another process makes it.
+
+        ``make`` brings the file to its schema.
+        """
+        self._make = make
+
     def create(self) -> None:
         """Make the folder and an empty file where they are missing."""
         with self._translated():
@@ -89,8 +100,14 @@ class SqliteDatabase:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Give a connection whose statements each see the newest committed state."""
-        with self._translated(), self._engine.connect() as connection:
-            yield connection
+        with self._translated():
+            if self._is_unmade():
+                with create_engine("sqlite://", poolclass=NullPool).begin() as connection:
+                    metadata.create_all(connection)
+                    yield connection
+                return
+            with self._engine.connect() as connection:
+                yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
@@ -98,6 +115,7 @@ class SqliteDatabase:
 
         It commits at the end of the block and changes nothing when the block raises.
         """
+        self._ensure_made()
         with self._translated(), self._engine.begin() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
@@ -112,6 +130,27 @@ class SqliteDatabase:
     def close(self) -> None:
         """Release what the engine holds."""
         self._engine.dispose()
+
+    def _is_unmade(self) -> bool:
+        """Tell whether the file is still to be made; one that another process made meanwhile is brought up to date."""
+        with self._making:
+            if self._make is None:
+                return False
+            if not self.exists():
+                return True
+            self._ensure_made()
+            return False
+
+    def _ensure_made(self) -> None:
+        with self._making:
+            make, self._make = self._make, None
+            if make is None:
+                return
+            try:
+                make()
+            except BaseException:
+                self._make = make
+                raise
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

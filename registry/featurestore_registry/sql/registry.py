@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from featurestore_registry.errors import RegistryUnavailableError
@@ -33,7 +34,7 @@ def open_registry(
 ) -> SqlRegistry:
     """Open the registry at ``sqlite:///PATH``, with PATH absolute (so four slashes) and taken as it is written.
 
-    With ``create`` a missing file and its folder are made; without it a missing registry raises
+    With ``create`` a missing registry is empty, and made with its folder by the first write; without it it raises
     RegistryUnavailableError. An older schema is upgraded either way. A writer waits up to ``busy_timeout_ms``
     for another. Raises RegistryUnavailableError when the file cannot be opened or the URL is of another kind,
     RegistryFormatError when it is no registry, is damaged, or was written by a newer version.
@@ -47,5 +48,8 @@ def open_registry(
     if not path.is_absolute():
         raise RegistryUnavailableError(f"The registry's path {str(path)!r} is not absolute.", hint=hint)
     database = SqliteDatabase(path, busy_timeout_ms=busy_timeout_ms)
-    ensure_schema(database, create=create)
+    if create and not database.exists():
+        database.make_when_written(partial(ensure_schema, database, create=True))
+    else:
+        ensure_schema(database, create=create)
     return SqlRegistry(database, clock=clock)
