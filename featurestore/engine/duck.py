@@ -32,6 +32,10 @@ class DuckEngine(Engine):
         self._session = Session(root, settings or EngineSettings())
         self._choices: join.Choices | None = None
 
+    def prepare(self) -> None:
+        """See `Engine.prepare`."""
+        self._session.prepare()
+
     def files(self, source: ParquetSource) -> tuple[SourceFile, ...]:
         """See `Engine.files`."""
         return scan.files(self._session, source)

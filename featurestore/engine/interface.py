@@ -144,6 +144,10 @@ class Engine(ABC):
     """
 
     @abstractmethod
+    def prepare(self) -> None:
+        """Begin with what the next call needs in any case, beside the caller's other work; may do nothing."""
+
+    @abstractmethod
     def files(self, source: ParquetSource) -> tuple[SourceFile, ...]:
         """Return the files of a source, sorted by path; raises SourceFileError when there are none."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,17 @@ class Session:
     def __init__(self, root: Path, settings: EngineSettings) -> None:
         self.root = root
         self.settings = settings
+        self._prepared: tuple[int, Future[duckdb.DuckDBPyConnection]] | None = None
+
+    def prepare(self) -> None:
+        """Begin to start the database of the next connection, which takes longer than most queries, beside other work.
+
+        What it fails with, `connect` raises.
+        """
+        if self._prepared is None:
+            starter = ThreadPoolExecutor(1, thread_name_prefix="engine start")
+            self._prepared = os.getpid(), starter.submit(self._start)
+            starter.shutdown(wait=False)
 
     def connect(self, *, reads: Iterable[str | Path] = (), writes: Path | None = None) -> duckdb.DuckDBPyConnection:
         """Return a connection to a database of its own, locked: it reads ``reads`` and writes below ``writes``.
@@ -56,6 +69,27 @@ class Session:
         Everything runs in UTC, nothing is downloaded, Python variables cannot be read from SQL. The caller
         closes it; `open` does so by itself.
         """
+        prepared, self._prepared = self._prepared, None
+        is_ours = prepared is not None and prepared[0] == os.getpid()  # else this is a child, without the thread
+        connection = prepared[1].result() if prepared is not None and is_ours else self._start()
+        with translated("start", hint=START_HINT):
+            connection.execute("SET TimeZone = 'UTC'")
+            # A progress bar would write into the caller's output. In a notebook without ipywidgets there is none, and
+            # DuckDB refuses even to turn it off.
+            if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
+                connection.execute("SET enable_progress_bar = false")
+            allowed = [str(path) for path in reads]
+            # To find a file by a pattern, DuckDB wants the pattern allowed and what it finds.
+            patterns = [_escaped(path) for path in allowed if _PATTERN.search(path)]
+            connection.execute(f"SET allowed_paths = {text_list([*allowed, *patterns])}")
+            if writes is not None:
+                connection.execute(f"SET allowed_directories = {text_list([str(writes)])}")
+            connection.execute("SET enable_external_access = false")
+            connection.execute("SET lock_configuration = true")
+        return connection
+
+    def _start(self) -> duckdb.DuckDBPyConnection:
+        """Return a connection to a new database, not locked yet."""
         temporary = self._temporary()
         config: dict[str, Any] = {
             "autoinstall_known_extensions": "false",
@@ -71,21 +105,7 @@ class Session:
         if self.settings.threads is not None:
             config["threads"] = str(self.settings.threads)
         with translated("start", hint=START_HINT):
-            connection = duckdb.connect(":memory:", config=config)
-            connection.execute("SET TimeZone = 'UTC'")
-            # A progress bar would write into the caller's output. In a notebook without ipywidgets there is none, and
-            # DuckDB refuses even to turn it off.
-            if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
-                connection.execute("SET enable_progress_bar = false")
-            allowed = [str(path) for path in reads]
-            # To find a file by a pattern, DuckDB wants the pattern allowed and what it finds.
-            patterns = [_escaped(path) for path in allowed if _PATTERN.search(path)]
-            connection.execute(f"SET allowed_paths = {text_list([*allowed, *patterns])}")
-            if writes is not None:
-                connection.execute(f"SET allowed_directories = {text_list([str(writes)])}")
-            connection.execute("SET enable_external_access = false")
-            connection.execute("SET lock_configuration = true")
-        return connection
+            return duckdb.connect(":memory:", config=config)
 
     @contextmanager
     def open(

@@ -65,6 +65,7 @@ def publish(
     OnlineStoreFullError; what was written until then stays, and is right. The table must exist.
     """
     publisher = _Publisher(workspace, registered, check)
+    workspace.engine.prepare()
     with step("publish", f"publish {registered.view.name}", unit="entities") as running:
         # What is online is looked at before the log is: a record that comes later belongs to a later version.
         online = publisher.records_online() if authoritative else None

@@ -62,6 +62,7 @@ class ViewRun:
         if not self._damaged(rebuild, self._current()):  # else nothing can be published before they are out
             self.publish_pending()
         plan = make_plan(self.registered.view, self.watermark)
+        self.workspace.engine.prepare()
         self.result = replace(self.result, intervals=plan.intervals)
         staged, version = self._commit(plan, rebuild)
         view, started_us = self.registered.view, self.result.started_us

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+from concurrent.futures import Future
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +16,7 @@ from support.sources import instants, stage, staged_rows, table_of, view_of, wri
 from featurestore.definitions import ParquetSource
 from featurestore.engine.duck import DuckEngine
 from featurestore.engine.schema import check_columns
-from featurestore.engine.session import EngineSettings
+from featurestore.engine.session import EngineSettings, Session
 from featurestore.errors import EngineError, SourceError, SourceFileError, SourceSchemaError
 from featurestore.types import Array, Bool, Bytes, Date, Decimal, Float32, Float64, Int32, Int64, String, Timestamp
 
@@ -352,6 +355,37 @@ def test_what_the_engine_cannot_do_is_an_engine_error(tmp_path):
     write(tmp_path / "data.parquet", table_of())
     with pytest.raises(EngineError, match="could not start"):
         stage(tmp_path, view_of(), settings=EngineSettings(memory_limit="a lot"))
+
+
+def test_what_was_prepared_in_vain_is_told_by_the_next_call(tmp_path):
+    engine = DuckEngine(tmp_path, EngineSettings(memory_limit="a lot"))
+    engine.prepare()
+    write(tmp_path / "data.parquet", table_of())
+    with pytest.raises(EngineError, match="could not start"):
+        engine.first_event_us(view_of())
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_a_connection_sees_its_files_alone(tmp_path, is_prepared):
+    session = Session(tmp_path, EngineSettings())
+    files = [tmp_path / "seen.parquet", tmp_path / "other.parquet"]
+    for file in files:
+        write(file, table_of())
+    if is_prepared:
+        session.prepare()
+        session.prepare()
+    with session.open(reads=files[:1]) as connection:
+        assert connection.execute(f"SELECT count(*) FROM '{files[0]}'").fetchall() == [(3,)]
+        for sql in (f"SELECT * FROM '{files[1]}'", f"COPY (SELECT 1) TO '{tmp_path / 'out'}'", "SET threads = 1"):
+            with pytest.raises(duckdb.Error, match=r"disabled|locked"):
+                connection.execute(sql)
+
+
+def test_a_child_does_not_wait_for_what_its_parent_prepares(tmp_path):
+    session = Session(tmp_path, EngineSettings())
+    session._prepared = os.getppid(), Future()  # as a child of a fork finds it: the thread stayed behind
+    with session.open() as connection:
+        assert connection.execute("SELECT 1").fetchall() == [(1,)]
 
 
 def test_footers_are_read_again_when_a_file_changed(tmp_path):
