@@ -104,15 +104,15 @@ def _render(console: Console, results: Sequence[RunResult], *, dry_run: bool) ->
     table(console, heads, rows, right=heads[1:])
     for run in results:
         for note in _notes(run):
-            console.print(f"{run.view}: {note}", markup=False, style="red" if run.error else "yellow")
+            console.print(f"{run.view}: {note}", markup=False, style="yellow")
+        if run.error is not None:
+            click.echo(f"{click.style('Error', fg='red', bold=True)}: {run.view}: {run.error}", err=True)
     if dry_run:
         console.print("This was a dry run: nothing was written.")
 
 
 def _notes(run: RunResult) -> list[str]:
     notes = []
-    if run.error is not None:
-        notes.append(f"failed: {run.error}")
     if run.null_keys or run.null_times:
         notes.append(f"dropped {run.null_keys:,} rows with a null key and {run.null_times:,} without event time")
     if run.waiting:
