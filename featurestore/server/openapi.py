@@ -71,12 +71,15 @@ SCHEMAS: dict[str, Json] = {
     ),
     "OnlineAnswer": _object(
         {
-            "names": _list({"type": "string"}),
-            "rows": _list(_list({})),
-            "status": _list(_list(_STATUS)),
+            "names": {**_list({"type": "string"}), "description": "The outputs, in the order asked."},
+            "rows": {
+                **_list(_list({})),
+                "description": "For each entity row its values, in the order of `names`.",
+            },
+            "status": {**_list(_list(_STATUS)), "description": "What each value is; only where `include` asks for it."},
             "event_timestamp": {
                 "type": "object",
-                "description": "By view, one instant a row; null where nothing was found.",
+                "description": "By view, one instant a row, null where nothing was found; only where `include` asks for it.",
                 "additionalProperties": _list({**_INSTANT, "type": ["string", "null"]}),
             },
         },
