@@ -79,7 +79,7 @@ SCHEMAS: dict[str, Json] = {
             "status": {**_list(_list(_STATUS)), "description": "What each value is; only where `include` asks for it."},
             "event_timestamp": {
                 "type": "object",
-                "description": "By view, one instant a row, null where nothing was found; only where `include` asks for it.",
+                "description": "By view an instant a row, null where nothing was found; only where `include` asks for it.",
                 "additionalProperties": _list({**_INSTANT, "type": ["string", "null"]}),
             },
         },
