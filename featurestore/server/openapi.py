@@ -76,10 +76,10 @@ SCHEMAS: dict[str, Json] = {
                 **_list(_list({})),
                 "description": "For each entity row its values, in the order of `names`.",
             },
-            "status": {**_list(_list(_STATUS)), "description": "What each value is; only where `include` asks for it."},
+            "status": {**_list(_list(_STATUS)), "description": "What each value is; where `include` asks for it."},
             "event_timestamp": {
                 "type": "object",
-                "description": "By view an instant a row, null where nothing was found; only where `include` asks for it.",
+                "description": "By view an instant a row, null where nothing was found; where `include` asks for it.",
                 "additionalProperties": _list({**_INSTANT, "type": ["string", "null"]}),
             },
         },

@@ -119,7 +119,8 @@ def test_an_empty_registry_in_the_place_of_a_lost_one_ends_nothing(
 ) -> None:
     with serving_here(project.workspace()) as client:
         empty = project.root / "data" / "empty.db"
-        with open_registry(StoreSettings(url="sqlite:///data/empty.db"), project.root):
+        with open_registry(StoreSettings(url="sqlite:///data/empty.db"), project.root) as registry:
+            registry.ledger.append("another", "run", "view", {})  # a registry is made when something is written
             empty.rename(project.registry_file)
         until(lambda: "The registry knows no project 'shop'" in caplog.text)
         assert clicks(client).json()["rows"] == [[7]]
