@@ -5,18 +5,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import countOf
 from typing import Any, cast
 
 import msgspec
 
-from featurestore.online.codec import CRC_BYTES, HEADER_BYTES, msgpack_array_header
+from featurestore.online.codec import CRC_BYTES, HEADER_BYTES, Converter, msgpack_array_header
 from featurestore.online.reading import NEXT_VERSION, PAYLOAD, SHAPE, ViewReader, decode_rows
-from featurestore.types.times import to_rfc3339, to_rfc3339_texts
+from featurestore.types.times import to_datetime, to_datetimes, to_rfc3339, to_rfc3339_texts
 
+_AT_ONCE: dict[Converter, Callable[[Sequence[int | None]], Sequence[Any]]] = {
+    to_rfc3339: to_rfc3339_texts,
+    to_datetime: to_datetimes,
+}
 _MANY = 16
-"""From so many instants on it pays to make their texts at once."""
+"""From so many instants on it pays to convert them at once."""
 _ARRAY_OF_ONE = msgpack_array_header(1)
 
 
@@ -58,10 +62,10 @@ class FreshRows:
         if self._reader.select is not None:
             rows = list(map(list, map(self._reader.select, rows)))
         for place, convert in self._reader.converters:
-            if convert is to_rfc3339 and len(rows) >= _MANY:
-                texts = to_rfc3339_texts([row[place] for row in rows])
-                for row, text in zip(rows, texts, strict=True):
-                    row[place] = text
+            if convert in _AT_ONCE and len(rows) >= _MANY:
+                converted = _AT_ONCE[convert]([row[place] for row in rows])
+                for row, value in zip(rows, converted, strict=True):
+                    row[place] = value
                 continue
             for row in rows:
                 value = row[place]

@@ -46,6 +46,9 @@ _ENVELOPE = struct.Struct(">QQ")
 _ENVELOPE_BYTES = 16
 _SIGN = 1 << 63
 _ONES = (1 << 64) - 1
+_RECORD = operator.itemgetter(slice(_ENVELOPE_BYTES, None))
+_CHECKED = operator.itemgetter(slice(_ENVELOPE_BYTES, -CRC_BYTES))
+_CHECKSUM = operator.itemgetter(slice(-CRC_BYTES, None))
 _NEVER = _ENVELOPE.pack(_ONES, 0)
 _PLAIN = _ENVELOPE.pack(_ONES - 1, 1)
 _RECHECK_SECONDS = 1.0
@@ -83,7 +86,7 @@ class LmdbStore(OnlineStore):
                 values = list(map(transaction.get, keys))
         now = _stored_instant(self._clock() // 1000)
         if None not in values and _are_whole_and_live(keys, values, now):
-            return [value[_ENVELOPE_BYTES:] for value in values]
+            return list(map(_RECORD, values))
         return [None if value is None else _opened(key, value, now) for key, value in zip(keys, values, strict=True)]
 
     def write(self, writes: Sequence[Write], *, now_us: int) -> list[WriteResult]:
@@ -376,11 +379,11 @@ def _content(value: bytes) -> bytes:
 
 def _are_whole_and_live(keys: Sequence[bytes], values: Sequence[bytes], now: bytes) -> bool:
     """Tell whether all values are records that match their checksums and are not expired."""
-    found = list(map(crc32, [value[_ENVELOPE_BYTES:-CRC_BYTES] for value in values], map(crc32, keys)))
-    stored = b"".join([value[-CRC_BYTES:] for value in values])
+    found = list(map(crc32, map(_CHECKED, values), map(crc32, keys)))
+    stored = b"".join(map(_CHECKSUM, values))
     if struct.pack(f">{len(found)}I", *found) != stored:
         return False
-    return min([value[:8] for value in values], default=_NEVER) > now
+    return min(values, default=_NEVER)[:8] > now  # they sort by their expiry
 
 
 def _opened(key: bytes, value: bytes, now: bytes) -> bytes | None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from featurestore.errors import ValueTypeError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+T = TypeVar("T")
 Clock = Callable[[], int]
 """Returns the current instant in UTC microseconds; the one source of "now"."""
 
@@ -74,15 +75,35 @@ def to_rfc3339(instant: int) -> str:
     return _RFC3339 % (_DAYS[minutes // 1_440], _MINUTES[minutes % 1_440], seconds, micro)
 
 
+def to_datetimes(instants: Sequence[int | None]) -> list[datetime | None]:
+    """Return `to_datetime` of many instants in half the time; None where there is none."""
+
+    def converted(known: list[int]) -> list[datetime]:
+        import numpy as np
+
+        return list(map(EPOCH.__add__, np.array(known, dtype="m8[us]").tolist()))
+
+    return _where_known(instants, converted)
+
+
 def to_rfc3339_texts(instants: Sequence[int | None]) -> list[str | None]:
     """Return `to_rfc3339` of many instants in half the time; None where there is none."""
-    import numpy as np
 
+    def converted(known: list[int]) -> list[str]:
+        import numpy as np
+
+        texts: list[str] = np.datetime_as_string(np.array(known, dtype="M8[us]"), timezone="UTC").tolist()
+        return texts
+
+    return _where_known(instants, converted)
+
+
+def _where_known(instants: Sequence[int | None], convert: Callable[[list[int]], list[T]]) -> list[T | None]:
     known = [instant for instant in instants if instant is not None]
-    texts: list[str] = np.datetime_as_string(np.array(known, dtype="M8[us]"), timezone="UTC").tolist()
+    converted = convert(known)
     if len(known) == len(instants):
-        return list[str | None](texts)
-    following = iter(texts)
+        return list[T | None](converted)
+    following = iter(converted)
     return [None if instant is None else next(following) for instant in instants]
 
 

@@ -89,9 +89,11 @@ def test_durations_read_well(duration, text):
 
 
 @given(st.lists(st.none() | st.integers(times.MIN_INSTANT, times.MAX_INSTANT)))
-def test_texts_of_many_instants_are_those_of_each(instants):
+def test_many_instants_at_once_are_what_each_is(instants):
     each = [None if instant is None else times.to_rfc3339(instant) for instant in instants]
     assert times.to_rfc3339_texts(instants) == each
+    each = [None if instant is None else times.to_datetime(instant) for instant in instants]
+    assert times.to_datetimes(instants) == each
 
 
 def test_pandas_nanoseconds_are_floored_before_and_after_1970():
