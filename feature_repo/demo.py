@@ -132,7 +132,8 @@ def ask_server() -> None:
         started = time.monotonic()
         with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - the same
             answer = json.load(response)
-        console.print(f"[dim]answered in {(time.monotonic() - started) * 1000:.1f} ms[/dim]")
+        took = f"answered in {(time.monotonic() - started) * 1000:.1f} ms"
+        console.print(f"[dim]{took}; the year of flights is over, and what is too old says so[/dim]")
         show_answer(flights, answer)
     finally:
         server.terminate()
@@ -141,13 +142,15 @@ def ask_server() -> None:
 
 
 def next_flights(count: int) -> list[dict[str, Any]]:
-    """Return the last departures of the entity frame that have a plane, as if they were to leave again now."""
+    """Return the last departures with a known plane and destination, as if they were to leave again now."""
     leaves_at = (datetime.now(UTC) + timedelta(minutes=45)).replace(second=0, microsecond=0)
     query = f"""
         SELECT carrier, flight, origin, dest, tailnum, distance
-        FROM read_parquet($file) WHERE tailnum IS NOT NULL ORDER BY event_timestamp DESC, flight LIMIT {count}
+        FROM read_parquet($departures) SEMI JOIN read_parquet($airports) AS airports ON dest = airports.faa
+        WHERE tailnum IS NOT NULL ORDER BY event_timestamp DESC, flight LIMIT {count}
     """
-    found = duckdb.connect().execute(query, {"file": str(DATA / "departures.parquet")})
+    files = {name: str(DATA / f"{name}.parquet") for name in ("departures", "airports")}
+    found = duckdb.connect().execute(query, files)
     names = [column[0] for column in found.description]
     return [{**dict(zip(names, row, strict=True)), "sched_dep": leaves_at.isoformat()} for row in found.fetchall()]
 
