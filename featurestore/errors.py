@@ -27,6 +27,7 @@ FeatureStoreError                       (featurestore_registry.errors: the regis
 │   └── TableVersionError               a pinned version is gone
 ├── OnlineStoreError
 │   ├── OnlineStoreUnavailableError     down, hung, or out of connections: try again
+│   │   └── OnlineNodeUnavailableError  one node of a cluster, while the others answer
 │   ├── OnlineStoreFullError            the store's memory or map is full
 │   └── DamagedRecordError              a record's checksum or format is wrong
 ├── TrainingSetError
@@ -73,6 +74,7 @@ __all__ = [
     "NotFoundError",
     "OfflineStoreError",
     "OnDemandError",
+    "OnlineNodeUnavailableError",
     "OnlineStoreError",
     "OnlineStoreFullError",
     "OnlineStoreUnavailableError",
@@ -200,6 +202,10 @@ class OnlineStoreError(FeatureStoreError):
 
 class OnlineStoreUnavailableError(OnlineStoreError):
     """The online store is down, hung or refuses connections."""
+
+
+class OnlineNodeUnavailableError(OnlineStoreUnavailableError):
+    """One node of a cluster does not answer; what the others hold can be read."""
 
 
 class OnlineStoreFullError(OnlineStoreError):

@@ -8,13 +8,18 @@ from collections.abc import Sequence
 import redis
 from hiredis import pack_command
 
-from featurestore.errors import OnlineStoreUnavailableError
+from featurestore.errors import OnlineNodeUnavailableError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
 from featurestore.online.redis_node import DRIVER_ERRORS, Deadlines, unavailable
 from featurestore.online.redis_reader import AsyncNode
 from featurestore.online.redis_topology import MOST_HOPS, Address, Nodes, Part, Routing, Topology, raise_if_failed
 
 POLL_SECONDS = 0.002
+_NEARLY = 0.9
+FAILURES_TO_LEAVE = 5
+"""Failed questions to a node in a row, from which on it is left alone."""
+LEFT_SECONDS = 0.5
+"""So often a node that is left alone is asked once whether it answers again; other questions to it fail at once."""
 
 
 class RedisClusterReader(AsyncReader):
@@ -28,9 +33,14 @@ class RedisClusterReader(AsyncReader):
             topology, lambda address: AsyncNode(topology.url.options_of(address), deadlines), self._retire
         )
         self._is_closed = False
+        self._failures: dict[Address, int] = {}
+        self._left_until: dict[Address, float] = {}
 
     async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return each key's value, within the read deadline; a redirected command is followed within it too."""
+        """Return each key's value, within the read deadline; a redirected command is followed within it too.
+
+        Raises OnlineNodeUnavailableError where other nodes answer.
+        """
         if not keys:
             return []
         seconds = self._deadlines.read
@@ -49,25 +59,20 @@ class RedisClusterReader(AsyncReader):
                 routing.give_up()
         except DRIVER_ERRORS as error:
             self._topology.refresh()
-            raise unavailable(self._topology.url.location, seconds, error) from error
-        if routing.failure is not None:
-            where = self._topology.url.place(routing.failed)
-            raise unavailable(where, seconds, routing.failure) from routing.failure
+            raise self._told(unavailable(self._topology.url.location, seconds, error)) from error
+        if (failure := routing.failure) is not None:
+            told = unavailable(self._topology.url.place(routing.failed), seconds, failure)
+            raise (told if isinstance(failure, redis.ResponseError) else self._told(told)) from failure
         return routing.values(len(keys))
 
     async def check(self) -> None:
-        """Return when every primary answers a PING; opens the first connections, which may take longer than a read."""
+        """Return when a primary answers a PING, and those that answer soon have; opens the first connections."""
         seconds = self._deadlines.connect + self._deadlines.read
         try:
             async with asyncio.timeout(seconds):
                 if self._is_closed or not self._topology.owners:
                     await self._know()
-                nodes = [self._nodes[address] for address in self._topology.replicas]
-                pings = [node.ask(pack_command(("PING",)), 1) for node in nodes]
-                for answer in await asyncio.gather(*pings, return_exceptions=True):
-                    error = answer if isinstance(answer, BaseException) else answer[0]
-                    if isinstance(error, BaseException):
-                        raise error
+                await self._ping([self._nodes[address] for address in self._topology.replicas])
         except DRIVER_ERRORS as error:
             self._topology.refresh()
             raise unavailable(self._topology.url.location, seconds, error) from error
@@ -86,19 +91,66 @@ class RedisClusterReader(AsyncReader):
             await asyncio.sleep(POLL_SECONDS)
         raise_if_failed(reading.result())
 
+    async def _ping(self, nodes: Sequence[AsyncNode]) -> None:
+        pings = {asyncio.ensure_future(node.ask(pack_command(("PING",)), 1)) for node in nodes}
+        try:
+            error: BaseException = redis.ConnectionError("the cluster has no primary")
+            waiting = pings
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for ping in done:
+                    answer = ping.exception() or ping.result()[0]
+                    if not isinstance(answer, BaseException):
+                        if waiting:
+                            await asyncio.wait(waiting, timeout=self._deadlines.read)
+                        return
+                    error = answer
+            raise error
+        finally:
+            for ping in pings:
+                ping.cancel()
+            await asyncio.gather(*pings, return_exceptions=True)
+
     async def _ask(self, routing: Routing, address: Address, parts: list[Part]) -> None:
         """Ask one node; what fails there does not cut off the others, whose connections are in use again at once."""
+        now = asyncio.get_running_loop().time
+        begun = now()
+        if begun < self._left_until.get(address, begun):
+            routing.lost(address, parts, redis.ConnectionError("it did not answer lately"))
+            return
+        if address in self._left_until:
+            self._left_until[address] = begun + LEFT_SECONDS  # this question finds out, the others need not wait
         node = self._nodes[address]
         packed, reply_count = routing.packed(parts)
         try:
             replies = await node.ask(packed, reply_count)
             routing.answered(address, parts, replies)
+        except asyncio.CancelledError:
+            if now() - begun >= self._deadlines.read * _NEARLY:  # by the deadline, not by who asked
+                self._failed(address, now())
+            raise
         except OnlineStoreUnavailableError as error:
+            self._failed(address, now())
             routing.lost(address, parts, redis.ConnectionError(error.message))
         except DRIVER_ERRORS as error:
+            self._failed(address, now())
             if isinstance(error, redis.InvalidResponse):
                 node.drop_idle()
             routing.lost(address, parts, error)
+        else:
+            self._failures.pop(address, None)
+            self._left_until.pop(address, None)
+
+    def _failed(self, address: Address, now_s: float) -> None:
+        self._failures[address] = self._failures.get(address, 0) + 1
+        if self._failures[address] >= FAILURES_TO_LEAVE:
+            self._left_until[address] = now_s + LEFT_SECONDS
+
+    def _told(self, error: OnlineStoreUnavailableError) -> OnlineStoreUnavailableError:
+        """Return the error of a read as one of a node where another has not failed lately."""
+        if any(address not in self._failures for address in self._topology.replicas):
+            return OnlineNodeUnavailableError(error.message, hint=error.hint, **error.details)
+        return error
 
     def _retire(self, node: AsyncNode) -> None:
         task = asyncio.ensure_future(node.close())

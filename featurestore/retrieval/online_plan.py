@@ -135,15 +135,18 @@ class OnlinePlan:
         hint = f"Pass one value of type {self.request.request_fields[name].type} a row. {given}"
         return InputError(f"The request field {name!r} of {of} is missing.", hint=hint, field=name)
 
-    def missing_schemas(self, query: Query, records: Sequence[bytes | None]) -> dict[bytes, Callable[[bytes], None]]:
-        """Return the keys to look up before `answer`, each with what takes the value, for callers without ``fetch``.
+    def missing_schemas(
+        self, query: Query, records: Sequence[bytes | None]
+    ) -> dict[bytes, list[Callable[[bytes], None]]]:
+        """Return the keys to look up before `answer`, each with all that take the value, for callers without ``fetch``.
 
         Only records that were written before the view's newest schema need any.
         """
-        wanted: dict[bytes, Callable[[bytes], None]] = {}
+        wanted: dict[bytes, list[Callable[[bytes], None]]] = {}
         for encoder, reader, part, _ in self._parts(query):
             for schema in reader.decoder.unknown_schemas(records[part]):
-                wanted[encoder.schema_key(schema)] = partial(reader.decoder.learn, schema)
+                # Reads of one view under several names have a decoder each.
+                wanted.setdefault(encoder.schema_key(schema), []).append(partial(reader.decoder.learn, schema))
         return wanted
 
     def _parts(self, query: Query) -> list[tuple[KeyEncoder, ViewReader, slice, tuple[int, ...] | None]]:

@@ -22,6 +22,7 @@ import featurestore
 from featurestore.errors import OnlineStoreError, OnlineStoreUnavailableError
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.interface import AsyncReader, eviction_of
+from featurestore.online.keys import project_prefix
 from featurestore.server.bodies import App
 from featurestore.server.breaker import Breaker
 from featurestore.server.definitions import DefinitionsKeeper
@@ -130,7 +131,8 @@ def _lifespan(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         measure()
         definitions.on_refresh = refreshed
-        reader: AsyncReader = Breaker(workspace.online.reader(), metrics)
+        probe = project_prefix(workspace.project) + b"probe"
+        reader: AsyncReader = Breaker(workspace.online.reader(), metrics, probe)
         reads.reader = reader if reader.deadline_seconds is None else SharedReads(reader)
         with suppress(OnlineStoreError, TimeoutError):  # the first connection is open before the first request
             await asyncio.wait_for(reads.reader.check(), READY_SECONDS)

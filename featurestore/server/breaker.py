@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from time import perf_counter
 
-from featurestore.errors import OnlineStoreError, OnlineStoreUnavailableError
+from featurestore.errors import OnlineNodeUnavailableError, OnlineStoreError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
 from featurestore.server.metrics import Metrics
 
@@ -24,12 +25,16 @@ class Breaker(AsyncReader):
     """Passes reads on while the store answers, and measures them.
 
     After `FAILURES_TO_OPEN` reads in a row have failed it is open: reads fail without waiting for the deadline, and
-    a task asks the store every `PROBE_SECONDS` until it answers.
+    a task asks the store every `PROBE_SECONDS` until it answers. A node of a cluster that is away opens nothing: the
+    reader leaves it alone by itself, and what the other nodes hold is read.
+
+    ``probe`` is a key that may be read, whether or not it is there: a store may answer a PING and refuse reads.
     """
 
-    def __init__(self, reader: AsyncReader, metrics: Metrics) -> None:
+    def __init__(self, reader: AsyncReader, metrics: Metrics, probe: bytes) -> None:
         self._reader = reader
         self._metrics = metrics
+        self._probed_key = probe
         self._failures = 0
         self._probing: asyncio.Task[None] | None = None
         self.deadline_seconds = reader.deadline_seconds
@@ -46,6 +51,9 @@ class Breaker(AsyncReader):
         started = perf_counter()
         try:
             records = await self._reader.mget(keys)
+        except OnlineNodeUnavailableError:
+            self._metrics.store_errors.inc()
+            raise
         except OnlineStoreUnavailableError:
             self._metrics.store_errors.inc()
             self._failures += 1
@@ -60,8 +68,10 @@ class Breaker(AsyncReader):
         return records
 
     async def check(self) -> None:
-        """Ask the store itself, whatever the breaker's state."""
+        """Read from the store itself, whatever the breaker's state; of a cluster one node has to answer."""
         await self._reader.check()
+        with suppress(OnlineNodeUnavailableError):
+            await self._reader.mget([self._probed_key])
 
     async def close(self) -> None:
         """Stop probing and close the reader."""
@@ -71,15 +81,16 @@ class Breaker(AsyncReader):
 
     async def _probe(self) -> None:
         loop = asyncio.get_running_loop()
+        begun = loop.time()
         while True:
+            await asyncio.sleep(max(0.0, begun + PROBE_SECONDS - loop.time()))
             begun = loop.time()
             try:
                 async with asyncio.timeout(PROBE_SECONDS):
-                    await self._reader.check()
+                    await self.check()
             except (OnlineStoreError, TimeoutError):
-                await asyncio.sleep(max(0.0, begun + PROBE_SECONDS - loop.time()))
-            else:
-                break
+                continue
+            break
         self._failures, self._probing = 0, None
         logger.warning("the online store answers again")
         self._metrics.breaker(False)

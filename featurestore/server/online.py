@@ -115,7 +115,7 @@ class OnlineReads:
             self._metrics.sample((*spent, perf_counter() - decoded), _ages(serving, query, records, now_us))
         return body
 
-    async def _learn(self, missing: Mapping[bytes, Callable[[bytes], None]]) -> None:
+    async def _learn(self, missing: Mapping[bytes, Sequence[Callable[[bytes], None]]]) -> None:
         """Look up schemas of older records; one that is nowhere is not asked for with every request."""
         now = monotonic()
         wanted = [key for key in missing if self._absent.get(key, 0.0) <= now]
@@ -128,7 +128,8 @@ class OnlineReads:
                     self._absent.clear()
                 self._absent[key] = now + ABSENT_SCHEMA_SECONDS
             else:
-                missing[key](document)
+                for learn in missing[key]:
+                    learn(document)
 
 
 class OnlineEndpoint:

@@ -17,11 +17,13 @@ import httpx
 import pytest
 from support.faults import FaultProxy
 from support.raw_http import BODY, REQUEST, connect, head, read_all, read_one
+from support.redis_cluster import RedisCluster
 from support.redis_server import RedisServer
 from support.serving import Project, error_of, metric, serving, serving_here, small_project, until
 
+from featurestore.online.redis_cluster_reader import FAILURES_TO_LEAVE
 from featurestore.server import run
-from featurestore.server.breaker import FAILURES_TO_OPEN
+from featurestore.server.breaker import FAILURES_TO_OPEN, PROBE_SECONDS
 from featurestore.server.protocol import DeadlineProtocol
 from featurestore.types.times import system_clock
 
@@ -116,6 +118,56 @@ def test_a_slow_redis_delays_or_fails_and_never_confuses(tmp_path: Path, proxy: 
         base_url = client.base_url
         list(pool.map(read, range(8)))
     assert min(counts.values()) >= 20
+
+
+def test_a_redis_that_answers_pings_and_refuses_reads_is_not_ready(
+    tmp_path: Path, start_redis: Callable[..., RedisServer]
+) -> None:
+    redis = start_redis()
+    project = project_on(redis.url, tmp_path / "repo")
+    with serving_here(project.workspace()) as client, redis.client() as admin:
+        assert client.get("/ready").status_code == 200
+        admin.execute_command("ACL", "SETUSER", "default", "-mget")
+        for customer in CUSTOMERS[:FAILURES_TO_OPEN]:
+            assert ask(client, customer).status_code == 503
+        ends = time.monotonic() + 4 * PROBE_SECONDS
+        while time.monotonic() < ends:
+            assert ask(client, CUSTOMERS[0]).status_code == 503
+            assert client.get("/ready").status_code == 503
+        assert metric(client, OPEN) == 1
+        assert metric(client, f"{OPEN}ings_total") == 1
+        admin.execute_command("ACL", "SETUSER", "default", "+mget")
+        until(lambda: client.get("/ready").status_code == 200)
+        until(lambda: ask(client, CUSTOMERS[0]).status_code == 200)
+
+
+@pytest.mark.slow
+def test_a_primary_that_hangs_takes_nothing_from_the_others(tmp_path: Path) -> None:
+    with RedisCluster(tmp_path / "cluster", "--cluster-node-timeout", "60000") as cluster:
+        project = project_on(cluster.url, tmp_path / "repo")
+        victim = cluster.primaries()[0]
+        owners = {customer: cluster.owner(f"fs:shop:fresh:{{{customer}}}".encode()).port for customer in CUSTOMERS}
+        away = [customer for customer in CUSTOMERS if owners[customer] == victim.port]
+        there = [customer for customer in CUSTOMERS if customer not in away]
+        assert len(away) > FAILURES_TO_LEAVE
+        with serving_here(project.workspace()) as client:
+            until(lambda: all(ask(client, customer).status_code == 200 for customer in CUSTOMERS))
+            victim.hang()
+            for customer in away:
+                assert ask(client, customer).status_code == 503
+            took = []
+            for _ in range(3):
+                for customer in there:
+                    assert ask(client, customer).json()["rows"] == [[clicks(customer)]]
+                for customer in away:
+                    started = time.monotonic()
+                    assert ask(client, customer).status_code == 503
+                    took.append(time.monotonic() - started)
+            assert sorted(took)[len(took) // 2] < READ_MS / 2000  # most are refused without waiting
+            assert client.get("/ready").status_code == 200
+            assert metric(client, OPEN) == 0
+            victim.resume()
+            until(lambda: all(ask(client, customer).status_code == 200 for customer in CUSTOMERS))
 
 
 def test_thousands_of_clients_that_leave_change_no_others_answer(tmp_path: Path, proxy: FaultProxy) -> None:

@@ -390,3 +390,20 @@ def test_a_view_that_stays_offline_and_a_failing_function(tmp_path: Path) -> Non
         assert error["type"] == "on_demand_failed"
         assert "undefined_name" not in response.text
         assert client.post(PATH, json={**body, "request_data": {"amount": [7.0]}}).json()["rows"] == [[1.0]]
+
+
+def test_a_view_that_is_read_twice_learns_an_older_schema_for_both(tmp_path: Path) -> None:
+    project, now_us = Project(tmp_path), system_clock()
+    project.put("routes", {"origin": "JFK", "dest": "LAX"}, {"miles": 1}, event_us=now_us)
+    project.put("routes", {"origin": "LAX", "dest": "JFK"}, {"miles": 2}, event_us=now_us)
+    features = tmp_path / "features.py"
+    text = features.read_text().replace('Field("miles", Int64)]', 'Field("miles", Int64), Field("hours", Int64)]')
+    back = 'routes.with_name("back").with_join_keys({"origin": "dest", "dest": "origin"})'
+    features.write_text(f'{text}both = FeatureService("both", features=[routes.with_name("out"), {back}])\n')
+    project.apply()
+    asked = {"feature_service": "both", "full_feature_names": True, "entities": {"origin": ["JFK"], "dest": ["LAX"]}}
+    with serving_here(project.workspace()) as client:
+        for _ in range(2):
+            answer = client.post("/v1/online-features", json=asked).json()
+            assert answer["rows"] == [[1, None, 2, None]]
+            assert answer["status"] == [["PRESENT", "NOT_FOUND"] * 2]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from featurestore.backends import open_online
-from featurestore.errors import OnlineStoreUnavailableError
+from featurestore.errors import OnlineNodeUnavailableError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
 from featurestore.project.settings import StoreSettings
 from featurestore.server.breaker import FAILURES_TO_OPEN, PROBE_SECONDS, Breaker
@@ -31,6 +31,7 @@ class ToldReader(AsyncReader):
         self.calls: list[list[bytes]] = []
         self.under_way = self.most_under_way = 0
         self.checks = 0
+        self.check_fails = True
 
     async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
         self.calls.append(list(keys))
@@ -46,7 +47,7 @@ class ToldReader(AsyncReader):
 
     async def check(self) -> None:
         self.checks += 1
-        if self.fail is not None:
+        if self.fail is not None and self.check_fails:
             raise self.fail()
 
     async def close(self) -> None:
@@ -229,7 +230,7 @@ def test_the_breaker_opens_fails_at_once_probes_and_closes() -> None:
     async def scenario() -> None:
         reader, metrics = ToldReader(), Metrics()
         reader.let.set()
-        breaker = Breaker(reader, metrics)
+        breaker = Breaker(reader, metrics, b"probe")
         reader.fail = down
         for _ in range(FAILURES_TO_OPEN - 1):
             with pytest.raises(OnlineStoreUnavailableError):
@@ -258,6 +259,44 @@ def test_the_breaker_opens_fails_at_once_probes_and_closes() -> None:
         assert b"featurestore_breaker_open 0.0" in text
         assert b"featurestore_breaker_openings_total 1.0" in text
         assert f"featurestore_online_store_errors_total {2 * FAILURES_TO_OPEN - 1}.0".encode() in text
+        await breaker.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_is_away_opens_no_breaker() -> None:
+    async def scenario() -> None:
+        reader, metrics = ToldReader(), Metrics()
+        reader.let.set()
+        breaker = Breaker(reader, metrics, b"probe")
+        reader.fail = lambda: OnlineNodeUnavailableError("A node is away.")
+        for _ in range(3 * FAILURES_TO_OPEN):
+            with pytest.raises(OnlineNodeUnavailableError):
+                await breaker.mget([b"k"])
+        assert not breaker.is_open
+        assert f"featurestore_online_store_errors_total {3 * FAILURES_TO_OPEN}.0".encode() in metrics.text()
+        reader.fail = None
+        assert await breaker.mget([b"k"]) == [b"k"]
+        await breaker.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_answers_but_refuses_reads_is_not_well() -> None:
+    async def scenario() -> None:
+        reader = ToldReader()
+        reader.let.set()
+        breaker = Breaker(reader, Metrics(), b"probe")
+        await breaker.check()
+        assert reader.calls == [[b"probe"]]
+        reader.fail, reader.check_fails = down, False
+        with pytest.raises(OnlineStoreUnavailableError):
+            await breaker.check()
+        for _ in range(FAILURES_TO_OPEN):
+            with pytest.raises(OnlineStoreUnavailableError):
+                await breaker.mget([b"k"])
+        await asyncio.sleep(2.2 * PROBE_SECONDS)
+        assert breaker.is_open
         await breaker.close()
 
     asyncio.run(scenario())
