@@ -5,6 +5,7 @@ It loads httpx and msgspec, nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
@@ -100,14 +101,17 @@ class FeatureClient:
     ``token`` goes with every call; ``timeout_s`` (1.0 unless given) bounds a whole read. Errors are those of
     `featurestore.errors` that the same call would raise in process; their ``details`` hold what the server tells, with
     its ``request_id``. ServerUnavailableError: it cannot be reached or did not answer in time; nothing is tried twice.
+    InputError: the URL is not one of http or https, or the token holds what none does. No message holds a password or
+    a token.
     """
 
     def __init__(self, url: str, token: str | None = None, *, timeout_s: float = 1.0) -> None:
+        self._shown_url = _checked_url(url)
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
         self._headers = {"content-type": "application/json"}
         if token is not None:
-            self._headers["authorization"] = f"Bearer {token}"
+            self._headers["authorization"] = f"Bearer {_checked_token(token)}"
         # Made once: reading the authorities' certificates takes longer than a request.
         self._tls = httpx.create_ssl_context() if self.url.startswith("https:") else False
         self._idle: list[httpx.Client] = []
@@ -118,21 +122,22 @@ class FeatureClient:
         features: Sequence[str] | None = None,
         *,
         feature_service: str | None = None,
-        entities: Mapping[str, Iterable[Any]],
-        request_data: Mapping[str, Iterable[Any]] | None = None,
+        entities: Any,
+        request_data: Any = None,
         full_feature_names: bool = False,
     ) -> OnlineRows:
         """Return the newest values of ``view:feature`` references, or of a feature service.
 
-        ``entities`` and ``request_data`` are columns: lists, arrays, or a whole data frame.
+        ``entities`` and ``request_data`` are columns (lists or arrays by name), a list of dicts, or a frame of pandas,
+        polars or Arrow.
         """
         asked: dict[str, Any] = {"feature_service": feature_service}
         if features is not None:
             asked["features"] = [features] if isinstance(features, str) else list(features)
         body = {
             **asked,
-            "entities": _columns(entities),
-            "request_data": _columns(request_data or {}),
+            "entities": _columns(entities, "entities"),
+            "request_data": _columns({} if request_data is None else request_data, "request_data"),
             "full_feature_names": full_feature_names,
         }
         return self._decoded(self._call("POST", "/v1/online-features", body), OnlineRows)
@@ -140,17 +145,17 @@ class FeatureClient:
     def push(
         self,
         source: str,
-        rows: Mapping[str, Iterable[Any]],
+        rows: Any,
         *,
         to: Literal["both", "online", "offline"] = "both",
         timeout_s: float = 30.0,
     ) -> dict[str, Any]:
-        """Push rows, given as columns, to a push source; return what the server says became of them.
+        """Push rows, given as ``entities`` are, to a push source; return what the server says became of them.
 
         It is answered when the rows are committed, which waits for others for up to a second: hence its own
         ``timeout_s``. To push again what was not answered is safe.
         """
-        body = {"source": source, "rows": _columns(rows), "to": to}
+        body = {"source": source, "rows": _columns(rows, "rows"), "to": to}
         return self._decoded(self._call("POST", "/push", body, timeout_s), dict[str, Any])
 
     def ready(self) -> bool:
@@ -193,11 +198,13 @@ class FeatureClient:
                     if deadline.has_passed():
                         raise httpx.ReadTimeout("the answer does not end")
         except httpx.TimeoutException as error:
-            raise ServerUnavailableError(f"{self.url} did not answer within {timeout_s:g} s.") from error
-        except httpx.TransportError as error:
-            raise ServerUnavailableError(f"{self.url} cannot be reached: {error}.") from error
+            raise ServerUnavailableError(f"{self._shown_url} did not answer within {timeout_s:g} s.") from error
+        except httpx.DecodingError as error:
+            raise ServerError(f"{self._shown_url} answered what cannot be decoded: {error}.") from error
+        except httpx.HTTPError as error:
+            raise ServerUnavailableError(f"{self._shown_url} cannot be reached: {error}.") from error
         if response.status_code != 200:
-            raise _error(self.url, response, b"".join(parts))
+            raise _error(self._shown_url, response, b"".join(parts))
         return b"".join(parts)
 
     @contextmanager
@@ -222,8 +229,8 @@ class FeatureClient:
     def _decoded(self, answer: bytes, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(answer, type=kind)
-        except msgspec.DecodeError as error:
-            raise ServerError(f"{self.url} answered what a feature server would not: {error}.") from None
+        except (msgspec.DecodeError, UnicodeError) as error:
+            raise ServerError(f"{self._shown_url} answered what a feature server would not: {error}.") from None
 
 
 class _Deadline(dict[str, float]):
@@ -257,7 +264,7 @@ def _error(url: str, response: httpx.Response, body: bytes) -> FeatureStoreError
     status = response.status_code
     try:
         told = msgspec.json.decode(body, type=_ErrorBody).error
-    except msgspec.DecodeError:  # not ours: a proxy's page, most likely
+    except (msgspec.DecodeError, UnicodeError):  # not ours: a proxy's page, most likely
         told = _Told(message=f"{url} answered {status} {response.reason_phrase}.")
     error: FeatureStoreError
     if status in (401, 403):
@@ -274,18 +281,60 @@ def _error(url: str, response: httpx.Response, body: bytes) -> FeatureStoreError
     return error
 
 
-def _columns(columns: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
-    return {name: _column(values) for name, values in columns.items()}
+def _checked_url(url: Any) -> str:
+    """Return a URL as messages show it; raises InputError for one that no server has."""
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError, ValueError):
+        parsed = httpx.URL("")
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise InputError("The URL is not one of a server.", hint="Write it as https://features.example:6566.")
+    return str(parsed.copy_with(username=None, password=None)).rstrip("/")
 
 
-def _column(values: Any) -> list[Any]:
+def _checked_token(token: Any) -> str:
+    """Return a token without the line end of the file that it was read from; raises InputError, without its text."""
+    stripped = token.strip() if isinstance(token, str) else ""
+    if not stripped or not stripped.isascii() or not all(map(str.isprintable, stripped)) or " " in stripped:
+        raise InputError("The token is none.", hint="Pass it as `fs token create` printed it.")
+    return stripped
+
+
+def _columns(table: Any, what: str) -> dict[str, list[Any]]:
+    """Return a dict of columns, a frame of pandas, polars or Arrow, or a list of dicts as lists by column."""
+    if hasattr(table, "to_pydict"):  # Arrow
+        table = table.to_pydict()
+    elif hasattr(table, "iter_columns"):  # polars
+        table = {column.name: column for column in table.iter_columns()}
+    elif isinstance(table, list | tuple) and all(isinstance(row, Mapping) for row in table):
+        names = dict.fromkeys(name for row in table for name in row)
+        table = {name: [row.get(name) for row in table] for name in names}
+    if not hasattr(table, "items"):
+        raise InputError(
+            f"{what}= is {type(table).__name__}, not columns.",
+            hint='Pass {"carrier": ["UA"]}, a list of dicts, or a frame of pandas, polars or Arrow.',
+        )
+    return {name: _column(name, values) for name, values in table.items()}
+
+
+def _column(name: Any, values: Any) -> list[Any]:
     """Return a column as a list; pandas, numpy and Arrow write theirs with plain numbers in it."""
-    for method in ("to_list", "tolist", "to_pylist"):
-        if hasattr(values, method):
-            return list(_instants(values) if method == "tolist" else getattr(values, method)())
-    if isinstance(values, str | bytes):
-        raise InputError(f"A column is a list of values, not one: {values!r}.")
-    return list(values)
+    method = next((found for found in ("to_list", "tolist", "to_pylist") if hasattr(values, found)), None)
+    if method is not None:
+        listed = _instants(values) if method == "tolist" else getattr(values, method)()
+    else:
+        listed = None if isinstance(values, str | bytes) or not isinstance(values, Iterable) else list(values)
+    if not isinstance(listed, list):
+        raise InputError(f"Column {name!r} is {values!r}, not a list of values.")
+    if _is_infinite(listed):
+        raise InputError(f"Column {name!r} holds an infinite value, which JSON does not have.")
+    return listed
+
+
+def _is_infinite(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_is_infinite, value))
+    return isinstance(value, float) and math.isinf(value)
 
 
 def _plain(value: Any) -> Any:
@@ -303,7 +352,8 @@ def _plain(value: Any) -> Any:
 
 def _instants(values: Any) -> Any:
     """Return numpy's values as Python's; of instants finer than a microsecond numpy itself would make integers."""
-    if getattr(getattr(values, "dtype", None), "kind", "") != "M":
+    dtype = getattr(values, "dtype", None)
+    if getattr(dtype, "kind", "") != "M" or str(dtype) == "datetime64[D]":  # days become dates
         return values.tolist()
     rounded = values.astype("datetime64[us]")
     if ((rounded != values) & (values == values)).any():  # NaT is not itself

@@ -212,9 +212,12 @@ class LmdbStore(OnlineStore):
         if self._environment is not None and self._pid == os.getpid():
             if now - self._checked_at < _RECHECK_SECONDS:
                 return self._environment
-            self._checked_at = now
             if inode_of(self._path) == self._inode:
+                self._checked_at = now
                 return self._environment
+        # A file that was replaced cannot be opened before nobody in this process has the old one, and to go on with
+        # that would read what is old and lose what is written.
+        self._environment = None
         self._environment = open_environment(self._path, self._map_bytes)
         self._pid, self._inode, self._checked_at = os.getpid(), inode_of(self._path), now
         return self._environment

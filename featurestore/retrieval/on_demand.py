@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions import Field, OnDemandFeatureView, RequestSource
@@ -57,7 +58,12 @@ class OnDemandFunction:
             return [
                 canonical_values(column, field.type) for column, field in zip(found, self.view.features, strict=True)
             ]
-        returned = self._run({name: list(values) for name, values in inputs.items()})
+        # A function may change what it is given: not the values that are answered beside its own.
+        copied = {
+            name: list(values) if self._types[name].item is None else deepcopy(list(values))
+            for name, values in inputs.items()
+        }
+        returned = self._run(copied)
         return [self._checked_list(returned, field, rows) for field in self.view.features]
 
     def on_arrow(self, inputs: Mapping[str, pa.Array], rows: int) -> list[pa.Array]:
@@ -87,7 +93,7 @@ class OnDemandFunction:
     def _run(self, inputs: Any) -> Any:
         try:
             returned = self._function(inputs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _failed(self.view.name, error) from None
         expected = "a DataFrame" if self.view.mode == "pandas" else "a dict of lists"
         if not (isinstance(returned, Mapping) or hasattr(returned, "columns")):
@@ -166,7 +172,7 @@ def _is_canonical(value_type: ValueType, values: Sequence[Any]) -> bool:
     return kinds == {_AS_THEY_ARE.get(value_type.name)}
 
 
-def _failed(view: str, error: Exception) -> OnDemandError:
+def _failed(view: str, error: BaseException) -> OnDemandError:
     """Return the error that tells of a function's failure with the user's own frames."""
     frames = traceback.extract_tb(error.__traceback__)[1:]
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

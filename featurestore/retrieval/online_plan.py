@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import cached_property, partial
 from itertools import chain
 from time import perf_counter
@@ -345,8 +346,10 @@ class _OutputColumn:
         """Return the values with the declared default where the status is not PRESENT."""
         if self.default is None or statuses is None:
             return values
+        own = self._type.item is not None  # each caller gets lists of its own
         return [
-            value if status is Status.PRESENT else self.default for value, status in zip(values, statuses, strict=True)
+            value if status is Status.PRESENT else deepcopy(self.default) if own else self.default
+            for value, status in zip(values, statuses, strict=True)
         ]
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 from support.redis_server import RedisServer
@@ -192,7 +193,11 @@ def test_a_frame_of_entities_with_a_null(client: FeatureClient) -> None:
         ({"features": ["fresh:clicks"], "entities": {"customer_id": [1] * 1001}}, errors.InputError, "1000"),
         ({"features": ["fresh:clicks"], "entities": {"customer_id": ["1" * 2_000_000]}}, errors.InputError, "larger"),
         ({"entities": {"customer_id": [1]}}, errors.InputError, "either"),
-        ({"features": ["fresh:clicks"], "entities": {"customer_id": "1"}}, errors.InputError, "A column is a list"),
+        ({"features": ["fresh:clicks"], "entities": {"customer_id": "1"}}, errors.InputError, "not a list of values"),
+        ({"features": ["fresh:clicks"], "entities": {"customer_id": 1}}, errors.InputError, "'customer_id' is 1, not"),
+        ({"features": ["fresh:clicks"], "entities": None}, errors.InputError, "entities= is NoneType"),
+        ({"features": ["fresh:clicks"], "entities": {"customer_id": [float("inf")]}}, errors.InputError, "infinite"),
+        ({"features": ["fresh:clicks"], "entities": {"customer_id": [1, [float("-inf")]]}}, errors.InputError, "infin"),
         ({"features": ["fresh:clicks"], "entities": {"customer_id": [object()]}}, errors.InputError, "JSON"),
         ({"features": ["fresh:clicks"], "entities": {"customer_id": [2**70]}}, errors.EntityKeyError, "customer_id"),
     ],
@@ -317,6 +322,63 @@ def test_a_store_that_is_down_and_comes_back(tmp_path: Path, start_redis: Callab
             client.get_online_features(["fresh:clicks"], entities={"customer_id": [1]})
         assert raised.value.details["status"] == 503
         assert not client.ready()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pd.DataFrame,
+        pl.DataFrame,
+        pa.table,
+        lambda columns: [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
+    ],
+)
+def test_entities_in_every_form(client: FeatureClient, make: Callable[[Any], Any]) -> None:
+    entities = make({"customer_id": [1, 9]})
+    assert client.get_online_features(["fresh:clicks"], entities=entities).rows == [[7], [0]]
+
+
+def test_days_of_numpy_are_dates(project: Project, client: FeatureClient) -> None:
+    rest = {"open": True, "raw": b"x", "number": 1}
+    project.put("days", {"day": date(2024, 2, 29), **rest}, {"visitors": 5}, event_us=system_clock())
+    asked = {"day": np.array(["2024-02-29"], dtype="datetime64[D]"), "open": [True], "raw": ["eA=="], "number": [1]}
+    assert client.get_online_features(["days:visitors"], entities=asked).rows == [[5]]
+
+
+@pytest.mark.parametrize("token", ["", " ", "fs_secret\x00", "fs secret", "fs_sécret", "fs_secret\nx: y", 7])
+def test_what_is_no_token_is_refused_unsaid(token: Any) -> None:
+    with pytest.raises(errors.InputError) as raised:
+        FeatureClient("http://127.0.0.1:1", token)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["", None, 7, "127.0.0.1:7711", "ftp://host", "http://", "http://[::1", "http://a:b:c"])
+def test_what_is_no_url_is_refused(url: Any) -> None:
+    with pytest.raises(errors.InputError, match="URL"):
+        FeatureClient(url)
+
+
+def test_no_message_holds_the_password_of_the_url() -> None:
+    with (
+        FeatureClient("http://user:hunter2@127.0.0.1:1") as client,
+        pytest.raises(errors.ServerUnavailableError) as raised,
+    ):
+        client.get_online_features(["v:f"], entities={"k": [1]})
+    assert str(raised.value).startswith("http://127.0.0.1:1 cannot be reached")
+    assert "hunter2" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_an_answer_that_cannot_be_decoded_is_an_error() -> None:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("content-encoding", "gzip")
+        request.send_header("content-length", "4")
+        request.end_headers()
+        request.wfile.write(b"none")
+
+    raised = raised_by(answer)
+    assert type(raised) is errors.ServerError
+    assert "cannot be decoded" in str(raised)
 
 
 def test_nobody_there() -> None:

@@ -91,6 +91,32 @@ def test_a_replaced_folder_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPa
     assert store.mget([records(1)[0].key]) == [records(1)[0].record]
 
 
+def test_a_file_that_is_moved_over_is_noticed(folder: Path, tmp_path: Path) -> None:
+    other, key = tmp_path / "other", records(1)[0].key
+    LmdbStore(other).write(records(3, version=9), now_us=NOW)
+    store, second = LmdbStore(folder), LmdbStore(folder)
+    for each in (store, second):
+        each.write(records(3), now_us=NOW)
+    (other / "data.mdb").rename(folder / "data.mdb")
+    ends = time.monotonic() + 10
+    while True:  # a moment of errors is allowed, while the other store has the old file
+        with contextlib.suppress(OnlineStoreUnavailableError):
+            if store.mget([key]) == [records(1, version=9)[0].record]:
+                break
+        with contextlib.suppress(OnlineStoreUnavailableError):
+            second.mget([key])
+        assert time.monotonic() < ends
+    for each in (store, second):
+        assert each.write(records(3, version=10), now_us=NOW) == [WriteResult.WRITTEN] * 3
+    script = "import sys; from featurestore.online.lmdb import LmdbStore; " + (
+        "print(LmdbStore(sys.argv[1]).mget([sys.argv[2].encode()]))"
+    )
+    seen = subprocess.run(
+        [sys.executable, "-c", script, str(folder), key.decode()], capture_output=True, text=True, check=True
+    )
+    assert seen.stdout.strip() == str([records(1, version=10)[0].record])
+
+
 def test_killed_writers_tear_nothing(folder: Path) -> None:
     keys = [write.key for write in records(300)]
     store = LmdbStore(folder)
