@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from featurestore.errors import DefinitionError, ValueTypeError
 from featurestore.types import ValueType
-from featurestore.types.columns import CREATED, EVENT
+from featurestore.types.columns import CREATED, EVENT, FILE_NUMBER, FILE_ROW
 from featurestore.types.values import coerce
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 OBJECT_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,126}")
 RESERVED_PREFIX = "fs_"
-RESERVED_COLUMNS = frozenset({EVENT, CREATED})
-"""Columns of every offline table beside keys and features."""
+RESERVED_COLUMNS = frozenset({EVENT, CREATED, FILE_NUMBER, FILE_ROW})
+"""Columns of every offline table beside keys and features, and what reading one adds."""
 
 
 def check_object_name(name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from featurestore.definitions import FeatureView
 from featurestore.engine.session import file_list, quote
 from featurestore.types import Int64, String, Timestamp, ValueType
-from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
+from featurestore.types.columns import CREATED, EVENT, FILE_NUMBER, FILE_ROW, ORIGIN, SEQUENCE
 from featurestore.types.values import duckdb_type
 
 KNOWN_US = f"epoch_us(coalesce({CREATED}, {EVENT}))"
@@ -38,7 +38,7 @@ def read_log(columns: Mapping[str, ValueType], files: Sequence[str]) -> str:
     if not files:
         return empty
     read = (
-        f"SELECT *, file_index::BIGINT AS {FILE}, file_row_number AS {ROW} "
+        f"SELECT *, {FILE_NUMBER}::BIGINT AS {FILE}, {FILE_ROW} AS {ROW} "
         f"FROM read_parquet({file_list(files)}, union_by_name = true, hive_partitioning = false)"
     )
     return f"SELECT {', '.join(map(quote, columns))}, {FILE}, {ROW} FROM ({empty} UNION ALL BY NAME {read})"

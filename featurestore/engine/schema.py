@@ -9,6 +9,7 @@ from featurestore.engine.interface import SourceColumn
 from featurestore.errors import SourceSchemaError, did_you_mean
 from featurestore.types import Date, Timestamp, ValueType
 from featurestore.types.arrow import fits
+from featurestore.types.columns import FILE_NUMBER, FILE_ROW
 
 NULL_TYPE = "null"
 """The native type of a column that holds nothing but nulls, as pandas writes an empty one: it fits every type."""
@@ -26,6 +27,8 @@ def check_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
     to the declared one. Raises SourceSchemaError; its message has a line for each problem.
     """
     problems = twins(column.name for column in columns)
+    if view.sql is None:  # of SQL's output no row number is asked
+        problems += [_hiding(column.name) for column in columns if column.name.lower() in (FILE_NUMBER, FILE_ROW)]
     for key, value_type in view.join_keys.items():
         problems += _typed_problems(columns, "join key", key, value_type)
     problems += _time_problems(columns, "event time", view.timestamp_field)
@@ -78,6 +81,10 @@ def _time_problems(columns: Sequence[SourceColumn], role: str, name: str) -> lis
     if column.value_type in (Timestamp, Date) or column.native_type == NULL_TYPE:
         return []
     return [f"{role} {name!r} must be a timestamp or a date, found {column.native_type}"]
+
+
+def _hiding(name: str) -> str:
+    return f"column {name!r} has a name by which the engine finds rows: rename it, or leave it out with sql="
 
 
 def _missing(columns: Sequence[SourceColumn], role: str, name: str) -> str:

@@ -18,6 +18,7 @@ from featurestore.engine.session import Session, file_list, quote, source_file_e
 from featurestore.errors import SourceError, SourceFileError, SourceSchemaError
 from featurestore.types import Float64, Int64, String, ValueType
 from featurestore.types.arrow import fits, value_type_of
+from featurestore.types.columns import FILE_NUMBER, FILE_ROW
 from featurestore.types.values import duckdb_type
 
 if TYPE_CHECKING:
@@ -301,8 +302,8 @@ class Reader:
         begin = ", ".join(str(starts[number]) for number in numbers)
         files = ", ".join(str(number) for number in numbers)
         return [
-            f"([{begin}]::BIGINT[])[(file_index + 1)::BIGINT] + file_row_number AS {POSITION}",
-            f"([{files}]::BIGINT[])[(file_index + 1)::BIGINT] AS {FILE}",
+            f"([{begin}]::BIGINT[])[({FILE_NUMBER} + 1)::BIGINT] + {FILE_ROW} AS {POSITION}",
+            f"([{files}]::BIGINT[])[({FILE_NUMBER} + 1)::BIGINT] AS {FILE}",
         ]
 
     def _value(self, group: _Group, name: str, declared: ValueType, *, is_time: bool = False) -> str:

@@ -55,6 +55,8 @@ BAD = {
     "request twice": (lambda: RequestSource("r", [Field("a", Int64), Field("a", Int64)]), ["twice"]),
     "default of another type": (lambda: Field("a", Int64, default="x"), ["Field 'a'", "default", "'x'", "Int64"]),
     "reserved feature": (lambda: Field("EVENT_TS", Int64), ["reserved"]),
+    "feature named as a row number": (lambda: Field("File_Row_Number", Int64), ["reserved", "file_row_number"]),
+    "key named as a file number": (lambda: Entity("c", {"file_index": Int64}), ["reserved", "file_index"]),
     "feature prefix": (lambda: Field("fs_a", Int64), ["reserved"]),
     "no entity": (lambda: FeatureView("v", entities=[], source=flights), ["entities"]),
     "entity not in a list": (lambda: FeatureView("v", entities=carrier, source=flights), ["entities"]),

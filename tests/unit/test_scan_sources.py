@@ -245,6 +245,19 @@ def test_a_column_that_sql_makes_twice_is_refused(tmp_path, name):
         stage(tmp_path, view)
 
 
+@pytest.mark.parametrize("name", ["file_row_number", "FILE_INDEX"])
+def test_a_column_that_would_hide_row_numbers_is_refused_and_left_out_by_sql(tmp_path, name):
+    # Two corrections of one instant: the later row wins by its place in the file.
+    table = table_of(k=pa.array([1, 1]), at=instants(5, 5), v=pa.array([1.0, 2.0]))
+    write(tmp_path / "data.parquet", table.append_column(name, pa.array([0, 0])))
+    with pytest.raises(SourceSchemaError, match=f"column '{name}' has a name by which the engine finds rows"):
+        stage(tmp_path, view_of())
+    with pytest.raises(SourceSchemaError, match="rename it, or leave it out with sql="):
+        DuckEngine(tmp_path).first_event_us(view_of())
+    rows = staged_rows(tmp_path, view_of(sql='SELECT k, "at", v FROM flights'))
+    assert [row["v"] for row in rows] == [2.0]
+
+
 def test_names_are_compared_without_case_and_kept_as_declared(tmp_path):
     write(tmp_path / "data.parquet", table_of().rename_columns(["K", "At", "V"]))
     rows = staged_rows(tmp_path, view_of())
