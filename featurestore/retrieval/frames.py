@@ -51,6 +51,8 @@ class OwnColumns:
 
     form: Form
     table: Any
+    path: Path | None = None
+    """The file that it was read from."""
 
     @property
     def names(self) -> list[str]:
@@ -201,7 +203,8 @@ def _own_columns(entity_df: Any, sql: SqlFrames) -> OwnColumns:
     if isinstance(entity_df, str) and _is_sql(entity_df):
         return OwnColumns("arrow", sql.run(entity_df))
     if isinstance(entity_df, str | Path):
-        return OwnColumns("arrow", _read_parquet(Path(entity_df)))
+        path = Path(entity_df).absolute()  # the working directory may be another when the set is written
+        return OwnColumns("arrow", _read_parquet(Path(entity_df)), path)
     if isinstance(entity_df, pa.Table):
         return OwnColumns("arrow", entity_df)
     if isinstance(entity_df, pa.RecordBatch):

@@ -25,6 +25,7 @@ from featurestore.offline.files import NO_SPACE
 from featurestore.retrieval.coverage import Gap, TrainingSetWarning, held_back
 from featurestore.retrieval.frames import OwnColumns
 from featurestore.retrieval.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone
+from featurestore.retrieval.outputs import check_output
 from featurestore.retrieval.sql_text import join_sql
 
 if TYPE_CHECKING:
@@ -147,9 +148,13 @@ class TrainingSet:
     def write_parquet(self, path: str | Path) -> Path:
         """Write the rows to a Parquet file as they are joined, never holding the whole set, and return its path.
 
-        The file appears whole or not at all. Raises InputError for a folder that is not there, DiskFullError.
+        The file appears whole or not at all. An earlier training set is overwritten, and nothing else: InputError is
+        raised for any other file, the entity frame's own, the folders of the stores, a path that a source would
+        read, and a folder that is not there. Raises DiskFullError.
         """
         target = Path(path)
+        frame = self._rows.frame.own.path if isinstance(self._rows, JoinedRows) else None
+        check_output(self._workspace, target, frame)
         partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
         try:
             with _output_errors(target):

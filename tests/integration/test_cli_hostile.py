@@ -249,6 +249,7 @@ def files_of(repo: Path) -> dict[Path, tuple[int, int]]:
         ("data/driver_stats.parquet", ["is a file of source 'driver_stats_source'"]),
         ("features.py", ["features.py is no Parquet file"]),
         ("/dev/null", ["/dev/null is no Parquet file"]),
+        ("data/offline/training.parquet", ["in the folder of offline_store"]),
         ("nowhere/training.parquet", ["there is no folder nowhere", "Make it"]),
     ],
 )

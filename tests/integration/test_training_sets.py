@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.disks import small_files
+from support.projects import apply_records
 from support.rows import commit_rows, cover
 from support.small_project import (
     carrier_profile,
@@ -35,7 +36,7 @@ from support.small_project import (
     small_project,
 )
 
-from featurestore.definitions import OnDemandFeatureView
+from featurestore.definitions import OnDemandFeatureView, ParquetSource
 from featurestore.errors import (
     CodeMismatchError,
     DamagedFileError,
@@ -333,13 +334,80 @@ def test_all_ways_out_hold_the_same(workspace: Workspace, tmp_path: Path) -> Non
 def test_a_file_appears_whole_or_not_at_all(workspace: Workspace, tmp_path: Path) -> None:
     made = get_historical_features(workspace, frame(mixed=[1, "a", 2, 3, 4, 5, 6]), carrier_profile)
     target = tmp_path / "out.parquet"
-    target.write_bytes(b"before")
+    target.write_bytes(b"PAR1 before")
     with pytest.raises(InputError, match="'mixed'"):
         made.write_parquet(target)
-    assert target.read_bytes() == b"before"
+    assert target.read_bytes() == b"PAR1 before"
     assert [path.name for path in tmp_path.glob("*.partial")] == []
     with pytest.raises(InputError, match=r"nowhere.*cannot be written: "):
         get_historical_features(workspace, frame(), carrier_profile).write_parquet(tmp_path / "nowhere" / "out.parquet")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("entities.parquet", "is the entity frame"),
+        ("link/entities.parquet", "is the entity frame"),
+        ("flights.parquet", "is a file of source 'flights'"),
+        ("link/flights.parquet", "is a file of source 'flights'"),
+        ("to_flights.parquet", "is a file of source 'flights'"),
+        ("weather.parquet", "is read by source 'weather'"),  # not there yet
+        ("days/12/new.parquet", "is read by source 'folder'"),
+        ("link/months/2024/part_7.parquet", "is read by source 'glob'"),
+        ("linked_months/2024/part_7.parquet", "is read by source 'glob'"),
+        ("data/registry.db", "is the registry"),
+        ("data/offline/new.parquet", "is in the folder of offline_store"),
+        ("data/online/new.parquet", "is in the folder of online_store"),
+        ("features.py", "is no Parquet file"),
+        ("days", "is no Parquet file"),
+    ],
+)
+def test_a_training_set_is_written_over_nothing_that_matters(tmp_path: Path, path: str, words: str) -> None:
+    workspace = project_with_folders(tmp_path)
+    training = get_historical_features(workspace, tmp_path / "entities.parquet", "carrier_profile:flights")
+    before = {found: found.stat().st_mtime_ns for found in tmp_path.rglob("*") if found.is_file()}
+    with pytest.raises(InputError, match=words) as refused:
+        training.write_parquet(tmp_path / path)
+    assert str(tmp_path / path) in refused.value.message
+    assert "another path" in refused.value.hint
+    assert {found: found.stat().st_mtime_ns for found in tmp_path.rglob("*") if found.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["new.parquet", "data/new.parquet", "days/new.csv", "days/_hidden.parquet", "months/part_7.parquet"],
+)
+def test_a_training_set_is_written_beside_sources_again_and_again(tmp_path: Path, path: str) -> None:
+    workspace = project_with_folders(tmp_path)
+    training = get_historical_features(workspace, frame(), "carrier_profile:flights")
+    for _ in range(2):
+        assert pq.read_table(training.write_parquet(tmp_path / path)).num_rows == 7
+
+
+def test_files_of_the_offline_store_stay_what_was_committed(workspace: Workspace) -> None:
+    training = get_historical_features(workspace, frame(), "carrier_profile:flights")
+    version = workspace.offline.current(workspace.snapshot().views["carrier_profile"].table)
+    assert version is not None
+    with pytest.raises(InputError, match="in the folder of offline_store"):
+        training.write_parquet(version.files[0].path)
+    workspace.offline.verify(version.files, again=True)
+
+
+def project_with_folders(folder: Path) -> Workspace:
+    """Return a small project with sources of every kind, a link to itself, and an entity frame in a file."""
+    sources = [ParquetSource("folder", "days", "at"), ParquetSource("glob", "months/*/part_*.parquet", "at")]
+    workspace = small_project(folder)
+    apply_records(workspace, sources)
+    cover(workspace, "carrier_profile", day(1), day(31))
+    for name in ("days/12", "months/2024", "data/offline", "data/online"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    frame().to_parquet(folder / "entities.parquet")
+    frame().to_parquet(folder / "flights.parquet")
+    (folder / "link").symlink_to(folder)
+    (folder / "linked_months").symlink_to(folder / "months")
+    (folder / "to_flights.parquet").symlink_to(folder / "flights.parquet")
+    (folder / "features.py").write_text("# definitions")
+    return workspace
 
 
 def test_a_full_disk_is_told(workspace: Workspace, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +9,7 @@ import click
 
 from featurestore.cli.features import features_option, wanted_features
 from featurestore.cli.output import Output, repo_command
-from featurestore.definitions import ParquetSource
-from featurestore.errors import InputError, SourceError
+from featurestore.retrieval.outputs import check_output
 from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -48,7 +46,7 @@ def command(
     wanted = wanted_features(features, service)
     if not entities.strip() or not out.name:
         raise click.UsageError(f"--{'out' if entities.strip() else 'entities'} is empty.")
-    _check_output(store, entities, out)
+    check_output(store.workspace, out, entities)  # before all else is done
     training = store.get_historical_features(
         entities,
         wanted,
@@ -68,42 +66,3 @@ def command(
         console.print(f"\n{certificate.rows:,} rows written to {out}{saved}.", markup=False)
 
     output.emit({"out": str(out), "saved": save, "certificate": certificate.to_dict()}, render)
-
-
-def _check_output(store: FeatureStore, entities: str, out: Path) -> None:
-    """Raise InputError where writing would fail after all else was done, or destroy what is no training set."""
-    if not out.parent.is_dir():
-        raise InputError(
-            f"{out} cannot be written: there is no folder {out.parent}.", hint="Make it, or choose another --out."
-        )
-    if not out.exists():
-        return
-    workspace = store.workspace
-    what = None
-    if _is_same(out, Path(entities)):
-        what = "the entity frame"
-    elif not _is_parquet(out):
-        what = "no Parquet file"
-    else:
-        for source in workspace.snapshot().list(ParquetSource.kind):
-            assert isinstance(source, ParquetSource)
-            with suppress(SourceError):
-                if any(_is_same(out, workspace.root / file.path) for file in workspace.engine.files(source)):
-                    what = f"a file of source {source.name!r}"
-    if what is not None:
-        raise InputError(f"{out} is {what}: it would be overwritten.", hint="Choose another --out.", path=str(out))
-
-
-def _is_same(out: Path, other: Path) -> bool:
-    try:
-        return out.samefile(other)
-    except (OSError, ValueError):
-        return False  # a query, or a file that is not there
-
-
-def _is_parquet(path: Path) -> bool:
-    """Tell whether a file begins as Parquet does; an empty one may be overwritten."""
-    if not path.is_file():
-        return False  # a device
-    with path.open("rb") as file:
-        return file.read(4) in (b"PAR1", b"")
