@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -14,7 +14,7 @@ from featurestore.metadata.records import kind_named
 from featurestore.metadata.workspace import Workspace
 from featurestore.project.loader import collect, load_definitions
 from featurestore.project.settings import Settings, make_settings, read_settings
-from featurestore.types.times import Clock, system_clock, to_instant
+from featurestore.types.times import Clock, given_instant, system_clock
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from featurestore.plan import Plan
     from featurestore.retrieval import FeaturesArgument, OnlineResponse, TrainingSet
 
-Instant = datetime | str
-"""An aware datetime (a naive one is UTC) or an ISO 8601 text."""
+Instant = datetime | date | str
+"""An aware datetime (a naive one is UTC), a date (its midnight in UTC) or an ISO 8601 text; never a number."""
 
 
 class FeatureStore:
@@ -167,7 +167,7 @@ class FeatureStore:
         """
         from featurestore.materialization import materialize, succeeded
 
-        span = to_instant(start), to_instant(end)
+        span = given_instant(start), given_instant(end)
         return succeeded(materialize(self._workspace, *span, views, dry_run=dry_run))
 
     def materialize_incremental(
@@ -176,7 +176,7 @@ class FeatureStore:
         """Bring what is new since the last run, late rows and corrections included, up to ``end`` (default: now)."""
         from featurestore.materialization import materialize_incremental, succeeded
 
-        end_us = None if end is None else to_instant(end)
+        end_us = None if end is None else given_instant(end)
         return succeeded(materialize_incremental(self._workspace, end_us, views, dry_run=dry_run))
 
     def push(self, source: str, df: Any, to: To = "both") -> PushResult:
@@ -221,8 +221,8 @@ class FeatureStore:
             entity_df,
             features,
             timestamp_column=timestamp_column,
-            start=start,
-            end=end,
+            start=None if start is None else given_instant(start),
+            end=None if end is None else given_instant(end),
             full_feature_names=full_feature_names,
             as_of=as_of,
             direct=direct,

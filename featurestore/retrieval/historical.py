@@ -20,7 +20,7 @@ from featurestore.retrieval.features import FeatureRequest, FeaturesArgument, re
 from featurestore.retrieval.frames import EntityFrame, SqlFrames, read_frame
 from featurestore.retrieval.joins import JoinedRows, PinnedRead, SpanRows, pin
 from featurestore.retrieval.training_set import TrainingSet
-from featurestore.types.times import MIN_INSTANT, to_instant
+from featurestore.types.times import MIN_INSTANT, to_instant, to_rfc3339
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,7 +133,8 @@ def _span(
         )
     start_us, end_us = to_instant(start), to_instant(end)
     if start_us >= end_us:
-        raise IntervalError(f"The span from {start} to {end} is empty.", hint="start is included, end is not.")
+        span = f"from {to_rfc3339(start_us)} to {to_rfc3339(end_us)}"
+        raise IntervalError(f"The span {span} is empty.", hint="start is included, end is not.")
     (read,) = request.reads
     own = [*(column for _, column in read.key_columns), timestamp_column]
     request.check_own_columns(own)

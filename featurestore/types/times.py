@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from featurestore.errors import ValueTypeError
 
@@ -32,12 +32,16 @@ def system_clock() -> int:
     return time.time_ns() // 1000
 
 
-def to_instant(value: datetime | str | int) -> int:
-    """Return the UTC microseconds of a datetime, an ISO 8601 text or an int that already is one.
+def to_instant(value: datetime | date | str | int) -> int:
+    """Return the UTC microseconds of a datetime, a date (its midnight), an ISO 8601 text or an int that already is one.
 
-    Raises ValueTypeError for anything else and for instants outside the years 1 to 9999.
+    Instants of pandas and numpy are taken, too, floored to microseconds. Raises ValueTypeError for anything else,
+    NaT among it, and for instants outside the years 1 to 9999.
     """
-    if isinstance(value, bool) or not isinstance(value, datetime | str | int):
+    if type(value).__name__ == "datetime64":  # numpy's, which is not imported for it
+        value = _plain_moment(value)
+    is_nat = isinstance(value, date) and value != value  # of pandas and numpy, as NaN
+    if is_nat or isinstance(value, bool) or not isinstance(value, date | str | int):
         raise ValueTypeError(f"{value!r} is not an instant.", hint="Pass a datetime or an ISO 8601 text.")
     if isinstance(value, int):
         if not MIN_INSTANT <= value <= MAX_INSTANT:
@@ -50,6 +54,8 @@ def to_instant(value: datetime | str | int) -> int:
             raise ValueTypeError(
                 f"{value!r} is not an ISO 8601 instant.", hint="Write it as 2013-11-03T05:30:00Z."
             ) from None
+    elif not isinstance(value, datetime):
+        return date_to_days(value) * 86_400_000_000
     nanosecond = getattr(value, "nanosecond", 0)  # pandas.Timestamp is a datetime with more digits
     if value.tzinfo is None:
         value = value.replace(tzinfo=UTC)
@@ -59,6 +65,24 @@ def to_instant(value: datetime | str | int) -> int:
     if not MIN_INSTANT <= instant <= MAX_INSTANT:
         raise ValueTypeError(f"{value} is not within the years 1 to 9999 in UTC.")
     return instant
+
+
+def given_instant(value: Any) -> int:
+    """Return `to_instant` of what a user passes; raises ValueTypeError for numbers too, whose unit nobody knows."""
+    if isinstance(value, int | float):
+        raise ValueTypeError(
+            f"{value!r} is a number, not an instant: its unit is not known.",
+            hint="Pass a datetime or an ISO 8601 text; of Unix seconds datetime.fromtimestamp(seconds, UTC).",
+        )
+    return to_instant(value)
+
+
+def _plain_moment(value: Any) -> Any:
+    """Return a numpy.datetime64 as a datetime, a date or UTC microseconds, and as it is where it is none of these."""
+    found = value.item()  # an int where it is finer than microseconds, or out of Python's range
+    if isinstance(found, int):
+        return found // 1000 if value.dtype.name == "datetime64[ns]" else value
+    return value if found is None else found
 
 
 def to_datetime(instant: int) -> datetime:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from support.materialized import Sale, day, sales_view, write_sales
 from support.projects import make_workspace
 
 from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource, on_demand_feature_view
-from featurestore.errors import IntervalError, MaterializationError, RegistryError, RepositoryError
+from featurestore.errors import IntervalError, MaterializationError, RegistryError, RepositoryError, ValueTypeError
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.materialization import materialize_incremental, succeeded
@@ -79,6 +80,26 @@ def test_runs_that_fail_raise_with_the_reasons(tmp_path: Path) -> None:
                 store.materialize(start, end)
         with pytest.raises(IntervalError, match="in the future"):
             store.materialize_incremental(end="2030-01-01")
+
+
+def test_numbers_and_nat_are_no_instants(tmp_path: Path) -> None:
+    (tmp_path / "feature_store.yaml").write_text("project: shop\n")
+    write_rows(tmp_path)
+    with FeatureStore(tmp_path, clock=ManualClock(NOW)) as store:
+        store.apply([sales])
+        later = pd.Timestamp("2024-01-05")
+        for seconds in (1_704_067_200, 1_704_067_200.0, pd.NaT):
+            for read in (
+                lambda given: store.materialize(given, later),
+                lambda given: store.materialize("2024-01-01", given),
+                lambda given: store.materialize_incremental(given),
+                lambda given: store.get_historical_features(features="sales:amount", start=given, end=later),
+                lambda given: store.get_historical_features(features="sales:amount", start=date(2024, 1, 1), end=given),
+            ):
+                with pytest.raises(ValueTypeError, match="not an instant"):
+                    read(seconds)
+        (run,) = store.materialize(date(2024, 1, 1), np.datetime64("2024-01-04T12:00"))
+        assert run.appended == 2
 
 
 def test_nothing_is_cleaned_while_the_registry_cannot_be_read(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from fractions import Fraction
 from math import ceil, floor
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -102,8 +103,42 @@ def test_pandas_nanoseconds_are_floored_before_and_after_1970():
 
 
 @pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (date(2024, 1, 2), "2024-01-02T00:00:00.000000Z"),
+        (np.datetime64("2024-01-02"), "2024-01-02T00:00:00.000000Z"),
+        (np.datetime64("2024-01-02T03:04:05"), "2024-01-02T03:04:05.000000Z"),
+        (np.datetime64("2024-01-02T03:04:05.123456789"), "2024-01-02T03:04:05.123456Z"),
+        (np.datetime64(-1, "ns"), "1969-12-31T23:59:59.999999Z"),
+    ],
+)
+def test_dates_and_numpys_moments_are_instants(value, text):
+    assert times.to_rfc3339(times.to_instant(value)) == text
+
+
+@pytest.mark.parametrize("number", [1_795_000_000, 1_795_000_000.5, 0, True])
+def test_numbers_of_users_are_refused_with_what_to_pass(number):
+    with pytest.raises(ValueTypeError, match=f"{number} is a number.*its unit") as refused:
+        times.given_instant(number)
+    assert "fromtimestamp" in refused.value.hint
+
+
+@pytest.mark.parametrize(
     "bad",
-    [True, 1.5, None, "yesterday", "2013-13-01", 2**62, datetime.max.replace(tzinfo=timezone(timedelta(hours=-5)))],
+    [
+        pd.NaT,
+        np.datetime64("NaT"),
+        np.datetime64("300000-01-01"),
+        np.datetime64(1, "ps"),
+        np.int64(1),
+        True,
+        1.5,
+        None,
+        "yesterday",
+        "2013-13-01",
+        2**62,
+        datetime.max.replace(tzinfo=timezone(timedelta(hours=-5))),
+    ],
 )
 def test_what_is_no_instant_is_refused(bad):
     with pytest.raises(ValueTypeError):
