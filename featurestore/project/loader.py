@@ -50,7 +50,7 @@ def collect(definitions: Iterable[Definition]) -> list[Definition]:
     """
     known: dict[tuple[str, str], Definition] = {}
     for definition in definitions:
-        for each in _with_parts(definition):
+        for each in with_parts(definition):
             # Feature references are "view:feature" for both kinds of view, so these share one namespace.
             kind = FeatureView.kind if isinstance(each, OnDemandFeatureView) else each.kind
             other = known.setdefault((kind, each.name), each)
@@ -63,7 +63,8 @@ def collect(definitions: Iterable[Definition]) -> list[Definition]:
     return sorted(known.values(), key=lambda each: (each.kind, each.name))
 
 
-def _with_parts(definition: Definition) -> Iterable[Definition]:
+def with_parts(definition: Definition) -> Iterable[Definition]:
+    """Yield all that a definition refers to, each before what refers to it, and the definition last."""
     parts: Iterable[Definition] = ()
     if isinstance(definition, PushSource):
         parts = (definition.batch_source,)
@@ -74,7 +75,7 @@ def _with_parts(definition: Definition) -> Iterable[Definition]:
     elif isinstance(definition, FeatureService):
         parts = tuple(f if isinstance(f, OnDemandFeatureView) else f.view for f in definition.features)
     for part in parts:
-        yield from _with_parts(part)
+        yield from with_parts(part)
     yield definition
 
 

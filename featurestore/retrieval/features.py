@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from featurestore.definitions import (
+    Definition,
     FeatureSelection,
     FeatureService,
     FeatureView,
@@ -16,6 +17,7 @@ from featurestore.definitions import (
     RequestSource,
 )
 from featurestore.errors import InputError, NotFoundError, OutputNameClashError, did_you_mean
+from featurestore.metadata.applied import check_as_applied
 from featurestore.metadata.snapshot import RegisteredView, Snapshot
 from featurestore.types import ValueType
 
@@ -137,13 +139,15 @@ class FeatureRequest:
 def resolve(snapshot: Snapshot, features: FeaturesArgument, *, full_feature_names: bool = False) -> FeatureRequest:
     """Resolve references in the order given against the definitions as applied.
 
-    Objects are taken by their names: what they read is what was applied under them. Raises NotFoundError with
-    the closest name, OutputNameClashError naming both features, and InputError for anything else.
+    Objects stand for what was applied under their names, which they must be (see `check_as_applied`). Raises
+    NotFoundError with the closest name, OutputNameClashError naming both features, and InputError for anything else.
     """
     builder = _Builder(snapshot, full_feature_names)
     if features is None:
         raise InputError("No features are asked for.", hint='Pass "view:feature" texts, views, or a feature service.')
     for reference in features if isinstance(features, list | tuple) else [features]:
+        if isinstance(reference, Definition | FeatureSelection):
+            check_as_applied(snapshot, reference)
         builder.add(reference)
     return builder.request()
 
@@ -222,8 +226,8 @@ class _Builder:
     def _add_selection(self, selection: FeatureSelection, names: Sequence[str] | None = None) -> None:
         view = self.registered(selection.view.name).view
         if names is None:
-            source = view if selection.names is None and selection.view.fields is None else selection
-            names = [field.name for field in source.features]
+            named = view if selection.view.fields is None else selection.view
+            names = selection.names or [field.name for field in named.features]
         fields = [view.feature(name) for name in names]
         position = self._read(selection, view, names)
         for field in fields:
@@ -239,12 +243,6 @@ class _Builder:
 
     def _read(self, selection: FeatureSelection, view: FeatureView, names: Iterable[str]) -> int:
         """Return the position of the read that serves a selection, adding it or what it lacks."""
-        for key in selection.columns:
-            if key not in view.join_keys:
-                raise InputError(
-                    f"{key!r} is no join key of view {view.name!r} as applied.",
-                    hint=did_you_mean(key, view.join_keys),
-                )
         columns = tuple((key, selection.columns.get(key, key)) for key in view.join_keys)
         _, features = self._reads.setdefault((view.name, columns), (selection.name, {}))
         features.update(dict.fromkeys(names))

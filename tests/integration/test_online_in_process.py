@@ -288,3 +288,20 @@ def test_a_store_that_is_down_is_an_error_and_never_not_found(tmp_path: Path) ->
     with pytest.raises(OnlineStoreUnavailableError, match=r"127\.0\.0\.1:1"):
         get_online_features(workspace, airport_weather, {"airport": ["JFK"]})
     workspace.close()
+
+
+def test_an_object_is_compared_with_what_is_applied_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = carrier_profile.replaced(
+        sql="SELECT carrier, arrived_at, recorded_at, flights * 100 AS flights FROM flights"
+    )
+    for features in ([changed[["flights"]]], changed):
+        with pytest.raises(InputError, match="'carrier_profile' differs"):
+            get_online_features(workspace, features, {"carrier": ["UA"]})
+    again = carrier_profile.replaced(owner="ops")
+    first = get_online_features(workspace, again, {"carrier": ["UA"]}).to_dict()
+
+    def compared(*_: Any) -> None:
+        raise AssertionError("compared again")
+
+    monkeypatch.setattr("featurestore.retrieval.features.check_as_applied", compared)
+    assert get_online_features(workspace, again, {"carrier": ["UA"]}).to_dict() == first

@@ -309,6 +309,13 @@ def test_features_of_the_request_alone_need_no_view(tmp_path: Path) -> None:
         workspace.close()
 
 
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_changed_object_is_not_answered_with_what_is_applied(workspace: Workspace, direct: bool) -> None:
+    changed = carrier_profile.replaced(ttl=dt.timedelta(days=1))
+    with pytest.raises(InputError, match=r"'carrier_profile' differs from what is applied \(revision 1\) in ttl"):
+        get_historical_features(workspace, frame(), [changed[["flights"]]], direct=direct)
+
+
 def test_own_columns_may_not_be_named_like_features(workspace: Workspace) -> None:
     with pytest.raises(OutputNameClashError, match="'flights'"):
         get_historical_features(workspace, frame(flights=1), carrier_profile)

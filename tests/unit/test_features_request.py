@@ -21,7 +21,15 @@ from support.small_project import (
     weather,
 )
 
-from featurestore.definitions import Entity, FeatureService, FeatureView, Field, RequestSource, on_demand_feature_view
+from featurestore.definitions import (
+    Entity,
+    FeatureService,
+    FeatureView,
+    Field,
+    ParquetSource,
+    RequestSource,
+    on_demand_feature_view,
+)
 from featurestore.errors import InputError, NotFoundError, OutputNameClashError
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.retrieval.features import FeatureRequest, from_references, resolve
@@ -157,12 +165,62 @@ def test_objects_that_were_never_applied_are_unknown(snapshot: Snapshot) -> None
             resolve(snapshot, reference)
 
 
-def test_a_join_key_that_was_never_applied_is_named(snapshot: Snapshot) -> None:
-    changed = FeatureView(
-        "carrier_profile", entities=[Entity("c", {"code": String})], source=weather, schema=[Field("flights", Int64)]
+def changed_profile(**values: Any) -> FeatureView:
+    return carrier_profile.replaced(**values)
+
+
+@on_demand_feature_view(name="dest_is_warm", sources=dest_is_warm.inputs, schema=dest_is_warm.fields, mode="pandas")
+def warmer_everywhere(inputs: Any) -> Any:
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("given", "differs", "text"),
+    [
+        (changed_profile(sql="SELECT * FROM flights")["flights"], "'carrier_profile' differs.* in sql", ":flights"),
+        (changed_profile(ttl=None), "'carrier_profile' differs.* in ttl", "carrier_profile:last_delay"),
+        (changed_profile(fields=(Field("flights", Int32),)), "'carrier_profile' differs.* in schema", ":flights"),
+        (
+            changed_profile(entities=(Entity("carrier", {"code": String}),), fields=None).with_join_keys({"code": "x"}),
+            "Entity 'carrier' of 'carrier_profile' differs.* in join_keys",
+            "carrier_profile:FEATURE",
+        ),
+        (
+            changed_profile(sources=(ParquetSource("flights", "other.parquet", "arrived_at", "recorded_at"),)),
+            "ParquetSource 'flights' of 'carrier_profile' differs.* in path",
+            "carrier_profile:last_delay",
+        ),
+        (warmer_everywhere, "OnDemandFeatureView 'dest_is_warm' differs.* in code", "dest_is_warm:warm"),
+        (FeatureService("delay_model", [carrier_profile]), "'delay_model' differs.* in features", "'delay_model'"),
+        (
+            FeatureService("mine", [changed_profile(ttl=None)["flights"]]),
+            "'carrier_profile' of 'mine' differs.* in ttl",
+            "'mine'",
+        ),
+    ],
+)
+def test_objects_that_are_not_what_is_applied_are_refused(
+    snapshot: Snapshot, given: Any, differs: str, text: str
+) -> None:
+    with pytest.raises(InputError, match=differs) as refused:
+        resolve(snapshot, [given])
+    assert "revision 1" in refused.value.message
+    assert "store.apply" in refused.value.hint
+    assert text in refused.value.hint
+
+
+def test_objects_made_again_are_what_is_applied(snapshot: Snapshot) -> None:
+    described = carrier_profile.replaced(
+        entities=tuple(entity.replaced(owner="ops") for entity in carrier_profile.entities),
+        fields=tuple(field.replaced(description="told later") for field in carrier_profile.features),
+        description="new words",
+        tags={"team": "ops"},
     )
-    with pytest.raises(InputError, match="'code' is no join key of view 'carrier_profile' as applied"):
-        resolve(snapshot, changed.with_join_keys({"code": "x"}))
+    service = FeatureService("delay_model", delay_model.features, owner="ops")
+    without_schema = carrier_profile.replaced(fields=None)
+    grouped = FeatureService("mine", [without_schema["flights"], delay_now])
+    for found in (described, described["flights"], without_schema, service, grouped, *snapshot.list()[-8:]):
+        assert resolve(snapshot, found).outputs
 
 
 @pytest.mark.parametrize("features", [None, [], (), 7, [None], {"a": 1}])
