@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import secrets
 import shutil
@@ -22,7 +24,7 @@ from featurestore.offline.interface import (
     TableVersion,
 )
 from featurestore.offline.log import CHECKPOINT_EVERY, COMMITTED, LOG_SYNCED, TableLog, arrow_schema, file_name
-from featurestore.offline.staging import Staging, abandoned, is_held
+from featurestore.offline.staging import Staging, abandoned, claimed, is_held
 from featurestore.steps import crash_point, reached
 from featurestore.types.times import Clock, system_clock
 
@@ -96,7 +98,7 @@ class DeltaStore(OfflineStore):
         log.sync(number)
         reached(LOG_SYNCED)
         if number and number % CHECKPOINT_EVERY == 0:
-            log.checkpoint(number)
+            log.checkpoint(number, self.staging(table))
         return log.read(log.open(number))
 
     def changes(self, table: TableId, after: int | None, until: int) -> TableChanges:
@@ -143,9 +145,11 @@ class DeltaStore(OfflineStore):
                     needed |= {Path(file.path).name for file in self.version(table, number).files}
             for path in present:
                 if path.name not in needed and (path in unclaimed or path.name in committed):
-                    path.unlink()
-                    removed += 1
-            return removed + sum(_remove_tree(folder) for folder in leftovers)
+                    removed += _remove(path)
+            for folder in leftovers:
+                with claimed(folder) as is_ours:
+                    removed += _remove_tree(folder) if is_ours else 0
+            return removed
 
     def _commit(
         self,
@@ -175,11 +179,12 @@ class DeltaStore(OfflineStore):
         staging = self._staging.pop(table, None)
         if staging is not None:
             staging.close()
-        if not log.path.is_dir():
-            return 0
         # A table that is half removed would be a broken one: it goes out of sight in one step.
         hidden = log.path.with_name(f"{_DROPPED}{secrets.token_hex(8)}")
-        log.path.rename(hidden)
+        try:
+            log.path.rename(hidden)
+        except FileNotFoundError:  # never there, or another cleaner was first
+            return 0
         disk.sync_folder(hidden.parent)
         reached(TABLE_MOVED)
         return _remove_tree(hidden)
@@ -197,13 +202,21 @@ class DeltaStore(OfflineStore):
     def _widen(
         self, log: TableLog, before: DeltaTable, schema: pa.Schema, remove: Sequence[DataFile], staged: list[Path]
     ) -> None:
-        """Stage the files that stay once more, with wider types: Delta's readers expect the table's types in them."""
+        """Stage the files that stay once more, with wider types: Delta's readers expect the table's types in them.
+
+        Raises DamagedFileError: under a new hash bad bytes would pass for sound ones.
+        """
         dropped = {file.path for file in remove}
-        with disk.disk_errors(f"rewrite table {log.table}"):
-            for file in log.read(before).files:
-                if file.path not in dropped:
+        kept = [file for file in log.read(before).files if file.path not in dropped]
+        try:
+            disk.verify(kept, again=True)
+            with disk.disk_errors(f"rewrite table {log.table}"):
+                for file in kept:
                     staged.append(self.staging(log.table) / f"{secrets.token_hex(16)}.parquet")
                     disk.rewrite(Path(file.path), staged[-1], schema)
+        except OfflineStoreError:
+            log.check_newest(int(before.version()))  # else they may be gone because a cleaner was here
+            raise
 
     def _move(self, log: TableLog, staged: Sequence[Path], moved: dict[str, disk.FileFacts]) -> None:
         """Sync and hash new files and move them into the table's folder, where no version needs them yet."""
@@ -215,7 +228,7 @@ class DeltaStore(OfflineStore):
                 name = file_name(place.name, found.sha256)
                 path.rename(log.path / name)
                 moved[name] = found
-                disk.remember(log.path / name, found.sha256)
+                disk.remember(log.path / name, found.sha256, (log.path / name).stat())
             disk.sync_folder(log.path)
         reached(FILES_MOVED)
 
@@ -248,8 +261,19 @@ def _take_back(log: TableLog, staged: Sequence[Path], moved: Mapping[str, disk.F
         path.unlink(missing_ok=True)
 
 
+def _remove(path: Path) -> int:
+    """Remove a file; returns 0 where another cleaner was first."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return 1
+
+
 def _remove_tree(folder: Path) -> int:
-    """Remove a folder; returns the number of files that were in it."""
-    count = sum(1 for path in folder.rglob("*") if path.is_file())
-    shutil.rmtree(folder)
-    return count
+    """Remove a folder; returns the number of files that were in it and that no other cleaner removed first."""
+    removed = sum(_remove(Path(place, name)) for place, _, names in os.walk(folder) for name in names)
+    while folder.exists():
+        with contextlib.suppress(FileNotFoundError):  # another cleaner is at it: go on with what is left
+            shutil.rmtree(folder)
+    return removed

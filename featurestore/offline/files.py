@@ -111,8 +111,7 @@ def _verify(file: DataFile, *, again: bool) -> None:
     path = Path(file.path)
     try:
         state = path.stat()
-        key = (file.path, state.st_size, state.st_mtime_ns, state.st_ino)
-        found = None if again else _seen.get(key)
+        found = None if again else _seen.get(_seen_key(path, state))
         if found is None and state.st_size == file.size_bytes:
             found = hash_of(path)
     except OSError as error:
@@ -121,14 +120,17 @@ def _verify(file: DataFile, *, again: bool) -> None:
         raise _damaged(file, f"it has {state.st_size} bytes, {file.size_bytes} were committed")
     if found != file.sha256:
         raise _damaged(file, "its SHA-256 is not the committed one")
-    remember(path, file.sha256)
+    remember(path, file.sha256, state)
 
 
-def remember(path: Path, sha256: str) -> None:
-    """Remember that a file has this hash for as long as its size and time stay."""
-    state = path.stat()
+def remember(path: Path, sha256: str, state: os.stat_result) -> None:
+    """Remember that a file has this hash for as long as its size and time stay what they were in ``state``."""
     with _seen_lock:
-        _seen[(str(path), state.st_size, state.st_mtime_ns, state.st_ino)] = sha256
+        _seen[_seen_key(path, state)] = sha256
+
+
+def _seen_key(path: Path, state: os.stat_result) -> _Seen:
+    return str(path), state.st_size, state.st_mtime_ns, state.st_ino
 
 
 def _damaged(file: DataFile, reason: str) -> DamagedFileError:

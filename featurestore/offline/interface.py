@@ -112,7 +112,8 @@ class OfflineStore(ABC):
         """Make the next version from ``base`` (None: the table does not exist yet) in one commit.
 
         ``add`` are Parquet files in `staging`, which move into the table. Syncs them, records their sizes and
-        SHA-256 hashes, commits, syncs the log. The schema may have gained features or wider types since ``base``.
+        SHA-256 hashes, commits, syncs the log. The schema may have gained features or wider types since ``base``;
+        files that are written again for a wider type are verified first: raises DamagedFileError, nothing changed.
         """
 
     @abstractmethod

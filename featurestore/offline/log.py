@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from featurestore.errors import ConcurrentCommitError, DiskFullError, OfflineStoreError, TableVersionError
 from featurestore.offline.files import DISK_HINT, FileFacts, disk_errors, sync_file, sync_folder
 from featurestore.offline.interface import DataFile, TableId, TableSchema, TableVersion
-from featurestore.offline.staging import FOLDER as STAGING
 from featurestore.steps import crash_point, reached
 from featurestore.types import Int64, String, Timestamp
 from featurestore.types.arrow import arrow_type, fits, value_type_of
@@ -224,15 +223,15 @@ class TableLog:
             sync_folder(self.path / FOLDER)
             sync_folder(self.path)
 
-    def checkpoint(self, number: int) -> None:
+    def checkpoint(self, number: int, staging: Path) -> None:
         """Write a checkpoint of a version, so that loading need not read every commit.
 
         A torn checkpoint would make the table unreadable, and `deltalake` puts it in place before it is on the
-        disk. So it is written into a copy of the log, synced, and moved.
+        disk. So it is written into a copy of the log in ``staging``, synced, and moved.
         """
         from deltalake import DeltaTable
 
-        copy = self.path / STAGING / f"checkpoint-{secrets.token_hex(8)}"
+        copy = staging / f"checkpoint-{secrets.token_hex(8)}"
         with disk_errors(f"write a checkpoint of table {self.table}"):
             (copy / FOLDER).mkdir(parents=True)
             try:
@@ -265,6 +264,16 @@ class TableLog:
             commits = self.open().history()
         return {name for commit in commits for name in commit.get("featurestore", {}).get("files", ())}
 
+    def check_newest(self, number: int) -> None:
+        """Raise ConcurrentCommitError when there is a version after this one."""
+        if self._commit_file(number + 1).is_file():
+            raise ConcurrentCommitError(
+                f"Another writer committed to table {self.table} after version {number}.",
+                hint="Run it again: it starts from the newest version.",
+                table=str(self.table),
+                base=number,
+            ) from None
+
     def _commit_file(self, number: int) -> Path:
         return self.path / FOLDER / f"{number:020}.json"
 
@@ -281,13 +290,8 @@ class TableLog:
                 raise DiskFullError(
                     f"No space was left while committing to table {self.table}.", hint=DISK_HINT
                 ) from None
-            if base is not None and self._commit_file(base + 1).is_file():
-                raise ConcurrentCommitError(
-                    f"Another writer committed to table {self.table} after version {base}.",
-                    hint="Run it again: it starts from the newest version.",
-                    table=str(self.table),
-                    base=base,
-                ) from None
+            if base is not None:
+                self.check_newest(base)
             raise OfflineStoreError(f"Table {self.table}: {message.splitlines()[0]}", table=str(self.table)) from None
 
 

@@ -11,6 +11,7 @@ import fcntl
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from featurestore.offline.files import make_folder
@@ -22,11 +23,12 @@ class Staging:
     """One store object's folder in one table's staging place."""
 
     def __init__(self, table: Path) -> None:
-        self.name = secrets.token_hex(16)
-        self.folder = table / FOLDER / self.name
-        make_folder(self.folder)
-        self._lock: int | None = os.open(self.folder, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        self._lock: int | None = None
+        while self._lock is None:  # until the lock is held, a cleaner may take the folder for a dead writer's
+            self.name = secrets.token_hex(16)
+            self.folder = table / FOLDER / self.name
+            make_folder(self.folder)
+            self._lock = _locked(self.folder)
 
     def close(self) -> None:
         """Let go of the folder; what is left in it is for `clean`."""
@@ -45,14 +47,38 @@ def abandoned(table: Path) -> Iterator[Path]:
 
 def is_held(table: Path, name: str) -> bool:
     """Tell whether the writer of a staging folder still lives."""
+    folder = table / FOLDER / name
+    with claimed(folder) as is_ours:
+        return not is_ours and folder.is_dir()
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Tell whether a staging folder is there and nobody's; no writer takes it within the block."""
     try:
-        descriptor = os.open(table / FOLDER / name, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
-        return False
+        yield False
+        return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(descriptor)
-    return False
+
+
+def _locked(folder: Path) -> int | None:
+    """Return the lock of a new staging folder, None where a cleaner removed it first."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    if folder.is_dir():
+        return descriptor
+    os.close(descriptor)
+    return None

@@ -9,6 +9,7 @@ class TestMyStore(OfflineStoreConformance):
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -233,6 +234,27 @@ class OfflineStoreConformance:
             schema = pq.read_schema(file.path)
             assert (schema.field("number").type, schema.field("delay").type) == (pa.int64(), pa.float64())
         assert numbers(offline.version(TABLE, second.number)) == [1, 2, 3]
+
+    def test_widening_a_damaged_file_is_refused_and_changes_nothing(self, offline: OfflineStore) -> None:
+        wide = TableSchema((("carrier", String), ("number", Int64)), SCHEMA.features)
+        first = append(offline, [row(number) for number in range(100)])
+        second = append(offline, [row(100)], first)
+        offline.verify(second.files)  # what is remembered must not do
+        (damaged,) = first.files
+        times = Path(damaged.path).stat()
+        content = bytearray(Path(damaged.path).read_bytes())
+        content[len(content) // 3] ^= 1
+        Path(damaged.path).write_bytes(content)
+        os.utime(damaged.path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with pytest.raises(DamagedFileError) as caught:
+            append(offline, [row(2**40)], second, schema=wide)
+        assert caught.value.details["path"] == damaged.path
+        assert offline.current(TABLE) == second
+        assert list(offline.staging(TABLE).iterdir()) == []
+        # What a commit takes out is not written again.
+        path = write_rows(offline, [row(2**40)], first_sequence=101, schema=wide)
+        third = offline.commit(TABLE, wide, base=second.number, add=[path], remove=first.files)
+        assert numbers(third) == [100, 2**40]
 
     def test_any_other_change_of_type_is_refused(self, offline: OfflineStore) -> None:
         first = append(offline, [row(1)])

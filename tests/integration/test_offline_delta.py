@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import deltalake
@@ -15,13 +18,22 @@ import pyarrow as pa
 import pytest
 from support.disks import small_disk
 
-from featurestore.errors import ConcurrentCommitError, DiskFullError, OfflineStoreError, TableVersionError
+from featurestore.errors import (
+    ConcurrentCommitError,
+    DamagedFileError,
+    DiskFullError,
+    OfflineStoreError,
+    TableVersionError,
+)
 from featurestore.offline import delta, log
+from featurestore.offline import files as disk
 from featurestore.offline.delta import DeltaStore
-from featurestore.offline.interface import TableVersion
+from featurestore.offline.files import hash_of
+from featurestore.offline.interface import TableSchema, TableVersion
+from featurestore.offline.log import TableLog
 from featurestore.steps import CRASH_POINTS
 from featurestore.testing.offline_store import SCHEMA, TABLE, append, numbers, read_rows, row, write_rows
-from featurestore.types import Int64
+from featurestore.types import Int64, String
 from featurestore.types.columns import EVENT, SEQUENCE
 
 
@@ -98,7 +110,7 @@ def test_loading_does_not_grow_with_the_number_of_commits(folder, store):
     assert DeltaStore(folder).current(TABLE) == version
     assert deltalake.DeltaTable(location(folder)).to_pyarrow_table().num_rows == version.rows
     assert numbers(store.version(TABLE, 3)) == [0, 1, 2, 3]
-    assert not list(location(folder).glob("_staging/checkpoint-*"))
+    assert not list(location(folder).glob("_staging/*/checkpoint-*"))
 
 
 def test_what_a_commit_rests_on_is_synced_before_it_and_the_log_after(folder, store, monkeypatch):
@@ -232,8 +244,6 @@ DeltaStore(Path({str(folder)!r})).commit(TABLE, schema, base={first.number}, add
     version = store.current(TABLE)
     assert version is not None
     assert version.files == first.files
-    from featurestore.offline.interface import TableSchema
-
     schema = TableSchema(SCHEMA.join_keys, (*SCHEMA.features, ("extra", Int64)))
     second = append(store, [row(2)], version, schema=schema, extra={"extra": [5]})
     assert [found["extra"] for found in read_rows(second)] == [None, 5]
@@ -256,6 +266,151 @@ DeltaStore(Path({str(folder)!r})).clean(TABLE, keep=None)
     assert list(location(folder).parent.iterdir()) == []
 
 
+def test_widening_what_a_cleaner_took_away_is_told_as_a_lost_race(folder, store):
+    wide = TableSchema((("carrier", String), ("number", Int64)), SCHEMA.features)
+    first = append(store, [row(1)])
+    other = DeltaStore(folder)
+    path = write_rows(other, [row(1)])
+    other.commit(TABLE, SCHEMA, base=first.number, add=[path], remove=first.files)
+    other.clean(TABLE, keep=[])
+    with pytest.raises(ConcurrentCommitError, match="after version 0"):
+        append(store, [row(2)], first, schema=wide)
+    assert numbers(append(store, [row(2)], store.current(TABLE), schema=wide)) == [1, 2]
+
+
+CLEANER = """
+import sys, time
+from pathlib import Path
+from featurestore.offline.delta import DeltaStore
+from featurestore.testing.offline_store import TABLE
+
+store, end_s = DeltaStore(Path(sys.argv[1])), float(sys.argv[2])
+while time.time() < end_s:
+    store.clean(TABLE, keep=[])
+"""
+
+REWRITER = """
+import sys, time
+from pathlib import Path
+from featurestore.offline.delta import DeltaStore
+from featurestore.testing.offline_store import SCHEMA, TABLE, append, row, write_rows
+
+folder, end_s, version = Path(sys.argv[1]), float(sys.argv[2]), None
+while time.time() < end_s:
+    store = DeltaStore(folder)  # with a staging folder of its own; the one before is nobody's from now on
+    if version is None:
+        version = append(store, [row(1)])
+    path = store.staging(TABLE) / "again.parquet"
+    path.write_bytes(Path(version.files[0].path).read_bytes())
+    version = store.commit(TABLE, SCHEMA, base=version.number, add=[path], remove=version.files)
+    write_rows(store, [row(1)])
+print(version.number)
+"""
+
+
+def test_cleaners_and_a_writer_do_not_fail_each_other(folder):
+    end_s = str(time.time() + 5)
+    output = ""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(folder), end_s],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for script in (CLEANER, CLEANER, REWRITER)
+    ]
+    for process in processes:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert int(output) > 0
+
+
+def test_what_another_cleaner_removed_first_is_no_error(folder, store, monkeypatch):
+    first = append(store, [row(1)])
+    store.commit(TABLE, SCHEMA, base=first.number, add=[], remove=first.files)
+    newest_names = TableLog.newest_names
+
+    def after_another(table_log: TableLog) -> set[str]:
+        Path(first.files[0].path).unlink(missing_ok=True)
+        return newest_names(table_log)
+
+    monkeypatch.setattr(TableLog, "newest_names", after_another)
+    assert store.clean(TABLE, keep=[]) == 0
+    rmtree = shutil.rmtree
+
+    def removed_twice(path: Path) -> None:
+        rmtree(path)
+        rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", removed_twice)
+    (location(folder).parent / ".dropped-1").mkdir()
+    assert store.clean(TABLE, keep=None) > 0
+    assert list(location(folder).parent.iterdir()) == []
+    assert store.clean(TABLE, keep=None) == 0
+
+
+def test_a_table_that_another_cleaner_drops_first_is_no_error(folder, store, monkeypatch):
+    append(store, [row(1)])
+    rename = Path.rename
+
+    def renamed_twice(path: Path, target: Path) -> Path:
+        rename(path, target.with_name(".dropped-1"))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renamed_twice)
+    assert store.clean(TABLE, keep=None) == 0
+    assert store.tables(TABLE.project) == []
+
+
+def test_a_new_writer_whose_folder_was_taken_for_a_dead_ones_takes_another(folder, store, monkeypatch):
+    append(store, [row(1)])
+    flock, taken = fcntl.flock, []
+
+    def after_a_cleaner(descriptor: int, operation: int) -> None:
+        if operation == fcntl.LOCK_SH and not taken:
+            taken.append(True)
+            store.clean(TABLE, keep=[])
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", after_a_cleaner)
+    writer = DeltaStore(folder)
+    place = writer.staging(TABLE)
+    assert taken
+    assert place.is_dir()
+    store.clean(TABLE, keep=[])
+    assert place.is_dir()
+    assert writer.staging(TABLE) == place
+
+
+def test_a_checkpoint_under_way_is_not_taken_for_a_leftover(folder, store, monkeypatch):
+    version = append(store, [row(0)])
+    since = TableLog._since_checkpoint
+
+    def after_a_cleaner(table_log: TableLog) -> list[Path]:
+        DeltaStore(folder).clean(TABLE, keep=[])
+        return since(table_log)
+
+    monkeypatch.setattr(TableLog, "_since_checkpoint", after_a_cleaner)
+    for number in range(1, log.CHECKPOINT_EVERY + 1):
+        version = append(store, [row(number)], version)
+    assert list(location(folder).glob("_delta_log/*.checkpoint.parquet"))
+
+
+def test_a_file_that_goes_while_it_is_hashed_is_told(store, monkeypatch):
+    version = append(store, [row(1)])
+
+    def hash_then_remove(path: Path) -> str:
+        found = hash_of(path)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(disk, "hash_of", hash_then_remove)
+    store.verify(version.files, again=True)  # it was sound
+    with pytest.raises(DamagedFileError, match="No such file"):
+        store.verify(version.files)
+
+
 def test_a_checkpoint_is_whole_or_not_there(folder, store, monkeypatch):
     version = append(store, [row(0)])
     for number in range(1, log.CHECKPOINT_EVERY):
@@ -265,7 +420,7 @@ def test_a_checkpoint_is_whole_or_not_there(folder, store, monkeypatch):
     assert dead.returncode == 137, errors
     assert numbers(DeltaStore(folder).current(TABLE)) == [*range(log.CHECKPOINT_EVERY), 500]
     store.clean(TABLE, keep=[])
-    assert not list(location(folder).glob("_staging/checkpoint-*"))
+    assert not list(location(folder).glob("_staging/*/checkpoint-*"))
 
 
 def fill(path: Path) -> None:
