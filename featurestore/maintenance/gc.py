@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from featurestore.metadata.generations import used_generations
+from featurestore.metadata.leases import holding
 from featurestore.metadata.saved_sets import frame_path, frames_folder, list_sets, pins
-from featurestore.metadata.snapshot import Snapshot
+from featurestore.metadata.snapshot import RegisteredView, Snapshot
+from featurestore.metadata.watermarks import Watermark, needed_versions, read_watermark, write_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors
 from featurestore.offline.interface import TableId
@@ -47,22 +50,27 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     pinned = pins(workspace.ledger, workspace.project)
     live = {registered.table for registered in snapshot.views.values()}
     unused = [table for table in tables if table not in live]
+    unused_prefixes = _unused_prefixes(snapshot, used)
     garbage = Garbage(
         tables=tuple(table for table in unused if table not in pinned),
         kept=tuple(table for table in unused if table in pinned),
-        online_prefixes=tuple(_unused_prefixes(snapshot, used)),
+        online_prefixes=tuple(prefix for _, prefix in unused_prefixes),
     )
     if dry_run:
         return garbage
     records = 0
     files = _remove_unnamed_frames(workspace)
     with step("gc", f"clean up after {workspace.project}", unit="tables") as running:
+        marks = {registered.table: registered for registered in snapshot.views.values()}
         for table in tables:
-            keep = None if table in garbage.tables else sorted(pinned.get(table, ()))
+            keep = None
+            if table not in garbage.tables:
+                published = read_watermark(workspace.ledger, marks[table]) if table in marks else Watermark()
+                keep = needed_versions(published, pinned.get(table, ()))
             files += workspace.offline.clean(table, keep=keep)
             running.advance()
-        for prefix in garbage.online_prefixes:
-            records += workspace.online.delete(prefix)
+        for registered, prefix in unused_prefixes:
+            records += workspace.online.delete(prefix) if registered is None else _take_offline(workspace, registered)
     return Garbage(garbage.tables, garbage.kept, garbage.online_prefixes, files, records)
 
 
@@ -78,13 +86,30 @@ def _remove_unnamed_frames(workspace: Workspace) -> int:
     return len(unnamed)
 
 
-def _unused_prefixes(snapshot: Snapshot, used: dict[str, int]) -> list[bytes]:
-    prefixes = []
+def _take_offline(workspace: Workspace, registered: RegisteredView) -> int:
+    """Delete the records of a view that is not online any more, and note that none is: it may be online again."""
+    name, holder = registered.view.name, f"gc-{secrets.token_hex(8)}"
+    with holding(workspace.ledger, workspace.project, name, holder=holder, clock=workspace.clock):
+        now = workspace.snapshot().views.get(name)
+        if now is None or now.view.online or now.generation != registered.generation:
+            return 0  # an apply came meanwhile: the next gc looks again
+        watermark = read_watermark(workspace.ledger, registered)
+        if watermark.published_version is not None or watermark.online_rows:
+            write_watermark(workspace.ledger, registered, replace(watermark, published_version=None, online_rows=0))
+        return workspace.online.delete(view_prefix(workspace.project, name, registered.generation))
+
+
+def _unused_prefixes(snapshot: Snapshot, used: dict[str, int]) -> list[tuple[RegisteredView | None, bytes]]:
+    """Return the prefixes of records that no definition uses, those of a registered view beside it."""
+    prefixes: list[tuple[RegisteredView | None, bytes]] = []
     for name, last in used.items():
         registered = snapshot.views.get(name)
         for generation in range(1, last + 1):
             served = registered is not None and registered.view.online and registered.generation == generation
             # A generation after the registered one may be an apply that is under way.
             if not served and (registered is None or generation <= registered.generation):
-                prefixes.append(view_prefix(snapshot.project, name, generation))
+                is_registered = registered is not None and generation == registered.generation
+                prefixes.append(
+                    (registered if is_registered else None, view_prefix(snapshot.project, name, generation))
+                )
     return prefixes

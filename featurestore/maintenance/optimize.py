@@ -5,16 +5,20 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from featurestore.errors import NotFoundError, did_you_mean
+from featurestore.errors import ConcurrentCommitError, NotFoundError, did_you_mean
 from featurestore.metadata.leases import Lease, holding
 from featurestore.metadata.saved_sets import pins
 from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.watermarks import read_watermark, write_watermark
+from featurestore.metadata.watermarks import needed_versions, read_watermark, write_watermark
 from featurestore.metadata.workspace import Workspace
+from featurestore.offline.files import disk_errors
 from featurestore.offline.interface import TableVersion
 from featurestore.steps import crash_point, reached, step
 
+COMMIT_TRIES = 20
+"""Of a file that is ready: a try takes as long as a push, and those of one process come once a second."""
 COMMITTED = crash_point("optimize.committed", "the compacted version is committed, its watermark is not")
 
 
@@ -43,16 +47,18 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
     pinned = pins(workspace.ledger, workspace.project)
     done = []
     for name in views or sorted(snapshot.views):
-        registered = snapshot.views[name]
         holder = f"optimize-{secrets.token_hex(8)}"
         with (
             step("optimize", f"optimize {name}"),
             holding(workspace.ledger, workspace.project, name, holder=holder, clock=workspace.clock) as lease,
         ):
+            registered = workspace.snapshot().registered(name)  # an apply may have come while the lease was awaited
             version = workspace.offline.current(registered.table)
             if version is not None:
                 after = _compact(workspace, registered, version, lease) if len(version.files) > 1 else version
-                removed = workspace.offline.clean(registered.table, keep=sorted(pinned.get(registered.table, ())))
+                watermark = read_watermark(workspace.ledger, registered)
+                keep = needed_versions(watermark, pinned.get(registered.table, ()))
+                removed = workspace.offline.clean(registered.table, keep=keep)
                 done.append(Compaction(name, len(version.files), len(after.files), after.rows, removed))
     return done
 
@@ -61,14 +67,38 @@ def _compact(workspace: Workspace, registered: RegisteredView, version: TableVer
     workspace.offline.verify(version.files)
     path = workspace.offline.staging(registered.table) / f"{secrets.token_hex(16)}.parquet"
     workspace.engine.compact(registered.view, [file.path for file in version.files], path)
-    lease.check()
-    made = workspace.offline.commit(
-        registered.table, registered.table_schema, base=version.number, add=[path], remove=version.files
-    )
+    made = _commit(workspace, registered, version, path, lease)
     reached(COMMITTED)
     watermark = read_watermark(workspace.ledger, registered)
     moved = replace(watermark, table_version=made.number)
-    if watermark.published_version == version.number:
-        moved = replace(moved, published_version=made.number)  # the same rows, so all of them are online already
+    # The same rows, so all of them are online already; but not what was pushed while they were compacted.
+    if watermark.published_version == version.number and made.number == version.number + 1:
+        moved = replace(moved, published_version=made.number)
     write_watermark(workspace.ledger, registered, moved)
     return made
+
+
+def _commit(
+    workspace: Workspace, registered: RegisteredView, version: TableVersion, path: Path, lease: Lease
+) -> TableVersion:
+    """Put the compacted file in the place of a version's files, whatever was pushed meanwhile."""
+    base = version
+    try:
+        for last_try in (False,) * (COMMIT_TRIES - 1) + (True,):
+            lease.check()
+            tried = path.with_name(f"{secrets.token_hex(16)}.parquet")
+            with disk_errors(f"stage the compacted file of {registered.table}"):
+                tried.hardlink_to(path)  # a commit takes the file with it, also one that fails
+            try:
+                return workspace.offline.commit(
+                    registered.table, registered.table_schema, base=base.number, add=[tried], remove=version.files
+                )
+            except ConcurrentCommitError:
+                newest = workspace.offline.current(registered.table)
+                paths = {file.path for file in version.files}
+                if last_try or newest is None or not paths <= {file.path for file in newest.files}:
+                    raise
+                base = newest
+    finally:
+        path.unlink(missing_ok=True)
+    raise AssertionError("the last try returns or raises")

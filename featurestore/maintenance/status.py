@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 
+from featurestore.errors import OfflineStoreError
 from featurestore.metadata.runs import RunResult, runs
-from featurestore.metadata.watermarks import Interval, read_watermark
+from featurestore.metadata.snapshot import RegisteredView
+from featurestore.metadata.watermarks import Interval, Watermark, read_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.types.times import to_rfc3339
 
 
 @dataclass(frozen=True, slots=True)
 class ViewStatus:
-    """One view's state, by the ledger alone: no store is opened."""
+    """One view's state, by the ledger and the offline store's log."""
 
     view: str
     generation: int
     online: bool
     """Whether it is published at all."""
     greatest_event_us: int | None
-    """The newest committed event."""
+    """The newest committed event, pushed ones included; rounded up to a millisecond."""
     age_us: int | None
     """How long ago that was; negative when it lies in the future."""
     intervals: tuple[Interval, ...]
@@ -30,7 +33,9 @@ class ViewStatus:
     table_version: int | None
     published_version: int | None
     offline_rows: int
+    """Pushed rows included."""
     online_rows: int
+    """As the last run counted them: pushes since then are not among them."""
     running: tuple[RunResult, ...]
     killed: tuple[RunResult, ...]
     """Runs whose process died, since the last run that ended."""
@@ -46,7 +51,7 @@ def status(workspace: Workspace) -> list[ViewStatus]:
         watermark = read_watermark(workspace.ledger, registered)
         history = runs(workspace.ledger, workspace.project, name, now_us=now_us)
         unfinished = list(takewhile(lambda run: run.state in ("running", "killed"), history))
-        greatest_us = watermark.greatest_event_us
+        greatest_us, offline_rows = _committed(workspace, registered, watermark)
         found.append(
             ViewStatus(
                 view=name,
@@ -58,7 +63,7 @@ def status(workspace: Workspace) -> list[ViewStatus]:
                 committed_until_us=watermark.end_us,
                 table_version=watermark.table_version,
                 published_version=watermark.published_version,
-                offline_rows=watermark.offline_rows,
+                offline_rows=offline_rows,
                 online_rows=watermark.online_rows,
                 running=tuple(run for run in unfinished if run.state == "running"),
                 killed=tuple(run for run in unfinished if run.state == "killed"),
@@ -66,6 +71,15 @@ def status(workspace: Workspace) -> list[ViewStatus]:
             )
         )
     return found
+
+
+def _committed(workspace: Workspace, registered: RegisteredView, watermark: Watermark) -> tuple[int | None, int]:
+    """Return the newest event and the rows of a table; of its last run where the table cannot be read."""
+    with suppress(OfflineStoreError):
+        version = workspace.offline.current(registered.table)
+        if version is not None:
+            return max((file.max_event_us for file in version.files), default=None), version.rows
+    return watermark.greatest_event_us, watermark.offline_rows
 
 
 def _in_words(run: RunResult) -> str:

@@ -190,8 +190,10 @@ def _run_alone(
         with holding(
             ledger, project, view, holder=result.run_id, clock=workspace.clock, wait_seconds=wait_seconds
         ) as lease:
-            # Waiting for the lease may have taken a while, and the rows that came meanwhile are not of the future.
-            result = replace(result, started_us=workspace.clock())
+            # Waiting for the lease may have taken a while: rows that came meanwhile are not of the future, and an
+            # apply may have changed the view.
+            registered = workspace.snapshot().registered(view)
+            result = replace(result, started_us=workspace.clock(), generation=registered.generation)
             record_start(ledger, project, result)
             try:
                 result = _attempt(workspace, registered, result, job, lease.check)
@@ -199,7 +201,7 @@ def _run_alone(
                 record_end(ledger, project, replace(result, state="failed", error=f"{type(error).__name__}: {error}"))
                 raise
             record_end(ledger, project, result)
-    except FeatureStoreError as error:  # no lease, or no ledger
+    except FeatureStoreError as error:  # no lease, no ledger, or no view any more
         result = replace(result, state="failed", error=str(error))
         if not isinstance(error, RegistryError):
             record_start(ledger, project, result)

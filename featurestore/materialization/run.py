@@ -6,7 +6,9 @@ are found unchanged and not appended again, and what is committed but not publis
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,12 +16,13 @@ from tempfile import TemporaryDirectory
 from featurestore.definitions import FeatureView
 from featurestore.engine.interface import Span, StagedRows, StageRequest, Withdrawal
 from featurestore.errors import ConcurrentCommitError, DamagedFileError, MaterializationError
-from featurestore.materialization.publish import publish
+from featurestore.materialization.publish import Publication, publish
 from featurestore.materialization.spans import ReadPlan, advance
 from featurestore.metadata.runs import RunResult
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import Interval, Watermark, read_watermark, write_watermark
 from featurestore.metadata.workspace import Workspace
+from featurestore.offline.files import disk_errors
 from featurestore.offline.interface import DataFile, TableVersion
 from featurestore.steps import crash_point, reached, step
 
@@ -27,8 +30,10 @@ STAGED = crash_point("stage.written", "the new rows lie in a file of their own, 
 COMMITTED = crash_point("watermark.committed", "the watermark says what is committed, of which nothing is online")
 PUBLISHED = crash_point("watermark.published", "the watermark says what is online")
 
-COMMIT_TRIES = 5
-"""Pushes commit to the same table, at most one a second."""
+COMMIT_TRIES = 20
+"""Pushes commit to the same table, each process once a second; from the second try on rows need not be staged anew."""
+SEQUENCE_GAP = 1 << 24
+"""So many rows may be pushed between the staging of a run's rows and their commit, and still count as earlier."""
 
 Confirm = Callable[[str, int], bool]
 """Asked before a rebuild withdraws rows: view and number of rows."""
@@ -44,6 +49,46 @@ class Rebuild:
 
     interval: Interval
     confirm: Confirm | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a commit is to do, and the version that it was found out by."""
+
+    staged: StagedRows
+    withdrawal: Withdrawal
+    damaged: list[DataFile]
+    base: TableVersion | None
+    first_sequence: int
+    """Where the new rows begin to count."""
+
+    @property
+    def written(self) -> list[Path]:
+        """The files to add."""
+        return [*([] if self.staged.path is None else [self.staged.path]), *self.withdrawal.written]
+
+    @property
+    def changes_table(self) -> bool:
+        """Tell whether there is anything to commit."""
+        return bool(self.written or self.withdrawal.removed or self.damaged)
+
+    def fits(self, version: TableVersion | None) -> bool:
+        """Tell whether it can be committed after a version in which rows were pushed since.
+
+        They stay what they are; a row that was pushed and read from the source is there twice, which changes no answer.
+        """
+        there = {file.path for file in version.files} if version is not None else set()
+        needed = {file.path for file in self.base.files} if self.base is not None else set()
+        return needed <= there and (version is None or version.next_sequence <= self.first_sequence)
+
+    def discard(self) -> None:
+        """Remove the files."""
+        for path in self.written:
+            path.unlink(missing_ok=True)
+
+
+class _ChangedMeanwhile(Exception):
+    """An apply has changed the view while it was published."""
 
 
 class ViewRun:
@@ -77,9 +122,10 @@ class ViewRun:
         damaged = self._damaged(rebuild, version)
         sound = _without(version, damaged)
         with TemporaryDirectory(prefix="featurestore-") as folder:
-            staged = self._stage(plan, sound, Path(folder))
+            staged = self._stage(plan, sound, Path(folder), 0 if version is None else version.next_sequence)
         withdrawal = self._withdraw(rebuild, sound, None)
-        self.result = _counted(replace(self.result, intervals=plan.intervals), staged, withdrawal, damaged, version)
+        counted = _Prepared(staged, withdrawal, damaged, version, first_sequence=0)
+        self.result = _counted(replace(self.result, intervals=plan.intervals), counted, version)
 
     def publish_pending(self) -> None:
         """Publish what is committed but not yet published."""
@@ -94,9 +140,15 @@ class ViewRun:
             self._publish(after=None, authoritative=authoritative)
 
     def _publish(self, *, after: int | None, authoritative: bool = False) -> None:
-        if not self.registered.view.online:
-            return
-        done = publish(self.workspace, self.registered, after=after, authoritative=authoritative, check=self._check)
+        done: Publication | None = None
+        while done is None:
+            self._renew()
+            if not self.registered.view.online:
+                return
+            with suppress(_ChangedMeanwhile):
+                done = publish(
+                    self.workspace, self.registered, after=after, authoritative=authoritative, check=self._check_both
+                )
         counts = done.counts
         self.result = replace(self.result, published=self.result.published + counts, table_version=done.version)
         online_rows = counts.written + counts.stale
@@ -108,37 +160,68 @@ class ViewRun:
         self._write(watermark)
         reached(PUBLISHED)
 
+    def _renew(self) -> None:
+        """Take the definition as it is now: by an older one, what an apply has added would be published as null."""
+        newest = self.workspace.snapshot().views.get(self.registered.view.name)
+        if newest is not None and newest.generation == self.registered.generation:
+            self.registered = newest
+
+    def _check_both(self) -> None:
+        self._check()
+        published = self.registered
+        self._renew()
+        if self.registered != published:
+            raise _ChangedMeanwhile
+
     def _commit(self, plan: ReadPlan, rebuild: Rebuild | None) -> tuple[StagedRows, TableVersion | None]:
-        for _ in range(COMMIT_TRIES):
-            version = self._current()
-            damaged = self._damaged(rebuild, version)
-            sound = _without(version, damaged)
-            folder = self.workspace.offline.staging(self.registered.table)
-            written: list[Path] = []
-            try:
-                staged = self._stage(plan, sound, folder)
-                written += [staged.path] if staged.path is not None else []
-                withdrawal = self._withdraw(rebuild, sound, folder)
-                written += withdrawal.written
-                _ask(self.registered.view.name, rebuild, withdrawal, _rows(damaged))
+        agreed: set[int] = set()
+        ready: _Prepared | None = None
+        try:
+            for number in range(COMMIT_TRIES):
+                version = self._current()
+                if ready is None or not ready.fits(version):
+                    if ready is not None:
+                        ready.discard()
+                    ready = self._prepare(plan, rebuild, version, gap=SEQUENCE_GAP if number else 0)
+                    _ask(self.registered.view.name, rebuild, ready, agreed)
                 reached(STAGED)
-                if staged.path is not None or withdrawal.removed or damaged:
-                    gone = {*withdrawal.removed, *(file.path for file in damaged)}
-                    version = self._commit_files(version, written, gone)
-            except ConcurrentCommitError:
-                continue  # the rows that came meanwhile have to be compared with, too
-            finally:
-                for path in written:
-                    path.unlink(missing_ok=True)
-            self.result = _counted(self.result, staged, withdrawal, damaged, version)
-            return staged, version
+                if ready.changes_table:
+                    try:
+                        version = self._commit_files(version, ready)
+                    except ConcurrentCommitError:
+                        continue
+                self.result = _counted(self.result, ready, version)
+                return ready.staged, version
+        finally:
+            if ready is not None:
+                ready.discard()
         raise MaterializationError(
             f"Other writers committed to {self.registered.table} first, {COMMIT_TRIES} times in a row.",
             hint="Run it again when there are fewer of them.",
         )
 
-    def _commit_files(self, base: TableVersion | None, add: list[Path], gone: set[str]) -> TableVersion:
+    def _prepare(self, plan: ReadPlan, rebuild: Rebuild | None, version: TableVersion | None, *, gap: int) -> _Prepared:
+        """Stage what a commit adds, and find what it takes away; ``gap`` numbers are left to pushes that come first."""
+        first = gap + (0 if version is None else version.next_sequence)
+        damaged = self._damaged(rebuild, version)
+        sound = _without(version, damaged)
+        folder = self.workspace.offline.staging(self.registered.table)
+        staged = self._stage(plan, sound, folder, first)
+        try:
+            withdrawal = self._withdraw(rebuild, sound, folder)
+        except BaseException:
+            if staged.path is not None:
+                staged.path.unlink(missing_ok=True)
+            raise
+        return _Prepared(staged, withdrawal, damaged, version, first)
+
+    def _commit_files(self, base: TableVersion | None, ready: _Prepared) -> TableVersion:
         self._check()
+        gone = {*ready.withdrawal.removed, *(file.path for file in ready.damaged)}
+        add = [path.with_name(f"{secrets.token_hex(16)}.parquet") for path in ready.written]
+        with disk_errors(f"stage new files of {self.registered.table}"):
+            for path, taken in zip(ready.written, add, strict=True):
+                taken.hardlink_to(path)  # a commit takes files with it, also one that fails
         return self.workspace.offline.commit(
             self.registered.table,
             self.registered.table_schema,
@@ -147,13 +230,13 @@ class ViewRun:
             remove=[file for file in base.files if file.path in gone] if base is not None else [],
         )
 
-    def _stage(self, plan: ReadPlan, version: TableVersion | None, folder: Path) -> StagedRows:
+    def _stage(self, plan: ReadPlan, version: TableVersion | None, folder: Path, first: int) -> StagedRows:
         request = StageRequest(
             view=self.registered.view,
             spans=plan.spans,
             now_us=self.result.started_us,
             log_files=_paths(version),
-            first_sequence=0 if version is None else version.next_sequence,
+            first_sequence=first,
             folder=folder,
             counts_later=self.result.kind == "incremental",
         )
@@ -207,19 +290,22 @@ class ViewRun:
             self.watermark = write_watermark(self.workspace.ledger, self.registered, watermark)
 
 
-def _ask(view: str, rebuild: Rebuild | None, withdrawal: Withdrawal, damaged_rows: int) -> None:
-    rows = withdrawal.rows + damaged_rows
-    if rebuild is None or not rows:
+def _ask(view: str, rebuild: Rebuild | None, ready: _Prepared, agreed: set[int]) -> None:
+    """Ask before rows are withdrawn, once for each number of rows that was ``agreed`` to."""
+    damaged_rows = _rows(ready.damaged)
+    rows = ready.withdrawal.rows + damaged_rows
+    if rebuild is None or not rows or rows in agreed:
         return
     if rebuild.confirm is None or not rebuild.confirm(view, rows):
         damage = f" and {damaged_rows:,} rows of damaged files" if damaged_rows else ""
+        withdrawn = f"{ready.withdrawal.rows:,} rows that its source no longer holds{damage}"
         raise MaterializationError(
-            f"Rebuilding {view!r} would withdraw {withdrawal.rows:,} rows that its source no longer holds{damage}; "
-            "nothing was changed.",
+            f"Rebuilding {view!r} would withdraw {withdrawn}; nothing was changed.",
             hint="If that is what you want, confirm it (`--yes`).",
             view=view,
             rows=rows,
         )
+    agreed.add(rows)
 
 
 def _without(version: TableVersion | None, damaged: list[DataFile]) -> TableVersion | None:
@@ -236,13 +322,8 @@ def _paths(version: TableVersion | None) -> tuple[str, ...]:
     return () if version is None else tuple(file.path for file in version.files)
 
 
-def _counted(
-    result: RunResult,
-    staged: StagedRows,
-    withdrawal: Withdrawal,
-    damaged: list[DataFile],
-    version: TableVersion | None,
-) -> RunResult:
+def _counted(result: RunResult, ready: _Prepared, version: TableVersion | None) -> RunResult:
+    staged = ready.staged
     return replace(
         result,
         read=staged.read,
@@ -252,7 +333,7 @@ def _counted(
         null_keys=staged.null_keys,
         null_times=staged.null_times,
         waiting=staged.waiting,
-        withdrawn=withdrawal.rows,
-        damaged=_rows(damaged),
+        withdrawn=ready.withdrawal.rows,
+        damaged=_rows(ready.damaged),
         table_version=None if version is None else version.number,
     )

@@ -86,6 +86,11 @@ class Snapshot:
         generations = {r.name: r.document["generation"] for r in self.records if r.kind == FeatureView.kind}
         return {view.name: RegisteredView(self.project, view, generations[view.name]) for view in views}
 
+    def registered(self, name: str) -> RegisteredView:
+        """Return one feature view as applied; raises NotFoundError with the closest name."""
+        self.get(FeatureView, name)
+        return self.views[name]
+
     @cached_property
     def on_demand(self) -> dict[str, OnDemandFeatureView]:
         """Every on-demand feature view by name."""

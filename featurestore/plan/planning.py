@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from featurestore_registry.records import Change, Record
 
 from featurestore.definitions import Definition, FeatureView
-from featurestore.errors import DefinitionError
+from featurestore.errors import DefinitionError, OfflineStoreError
 from featurestore.metadata.generations import last_generation
 from featurestore.metadata.records import KINDS, to_record
 from featurestore.metadata.saved_sets import list_sets
 from featurestore.metadata.snapshot import Snapshot
-from featurestore.metadata.watermarks import read_watermark
+from featurestore.metadata.watermarks import Watermark, read_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import TableId
 from featurestore.plan.classes import DELETION_CLASS, ChangeClass, Difference, differences
@@ -23,10 +24,12 @@ from featurestore.plan.schemas import pin_schemas
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What a step takes away, by the ledger's counts."""
+    """What a step takes away."""
 
     offline_rows: int
+    """Of the tables, pushed rows included."""
     online_rows: int
+    """As the last runs counted them: pushes since then are not among them."""
     deleted: bool
     """True: by this apply. False: kept under the old generation until `fs gc`."""
     training_sets: tuple[str, ...] = ()
@@ -173,14 +176,25 @@ def _loss(workspace: Workspace, snapshot: Snapshot, name: str, *, deleted: Seque
     registered = snapshot.views[name]
     there = set(workspace.offline.tables(workspace.project)) & {*deleted} if deleted else set()
     tables = {registered.table, *there}
-    marks = [read_watermark(workspace.ledger, replace(registered, generation=table.generation)) for table in tables]
+    marks = {
+        table: read_watermark(workspace.ledger, replace(registered, generation=table.generation)) for table in tables
+    }
     saved = list_sets(workspace.ledger, workspace.project) if deleted else []
     return Loss(
-        offline_rows=sum(mark.offline_rows for mark in marks),
-        online_rows=sum(mark.online_rows for mark in marks),
+        offline_rows=sum(_rows(workspace, table, mark) for table, mark in marks.items()),
+        online_rows=sum(mark.online_rows for mark in marks.values()),
         deleted=bool(deleted),
         training_sets=tuple(found.name for found in saved if any(read.view == name for read in found.reads)),
     )
+
+
+def _rows(workspace: Workspace, table: TableId, watermark: Watermark) -> int:
+    """Return the rows of a table, pushed ones included; those of its last run where the table cannot be read."""
+    with suppress(OfflineStoreError):
+        version = workspace.offline.current(table)
+        if version is not None:
+            return version.rows
+    return watermark.offline_rows
 
 
 def _dependents(snapshot: Snapshot, key: str) -> tuple[str, ...]:

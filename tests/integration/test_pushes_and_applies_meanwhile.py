@@ -1,0 +1,240 @@
+"""Runs, compaction and cleaning while others push and apply: nothing pushed is lost, nothing online goes back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource, PushSource
+from featurestore.engine.duck import DuckEngine
+from featurestore.maintenance.gc import collect_garbage
+from featurestore.maintenance.optimize import optimize
+from featurestore.maintenance.status import status
+from featurestore.materialization import materialize
+from featurestore.metadata.leases import holding
+from featurestore.plan.explain import explain
+from featurestore.types import Int64
+from featurestore.types.times import to_instant
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+INSTANTS = pa.timestamp("us", tz="UTC")
+X, G = ("x", Int64), ("g", Int64)
+PUSHED = {"k": 5, "ts": T0, "x": 50, "g": 500}
+
+
+def definitions(*features: Any, online: bool = True) -> list[Any]:
+    entity = Entity("e", join_keys={"k": Int64})
+    batch = ParquetSource("b", path="source.parquet", timestamp_field="ts", created_timestamp_field="cr")
+    source = PushSource("ps", batch_source=batch)
+    schema = [Field(name, kind) for name, kind in features or (X,)]
+    return [entity, batch, source, FeatureView("v", entities=[entity], source=source, online=online, schema=schema)]
+
+
+def write_source(rows: Sequence[tuple[int, int, int]]) -> None:
+    """Write rows of k, x and g, all at one time."""
+    columns = {name: pa.array([row[place] for row in rows], pa.int64()) for place, name in enumerate("kxg")}
+    times = pa.array([T0] * len(rows), INSTANTS)
+    pq.write_table(pa.table({**columns, "ts": times, "cr": times}), "source.parquet")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FeatureStore]:
+    monkeypatch.chdir(tmp_path)
+    settings = {"project": "p", "registry": "sqlite:///r.db", "offline_store": "offline", "online_store": "lmdb:///o"}
+    with FeatureStore(settings) as store:
+        write_source([(1, 10, 100), (2, 20, 200)])
+        store.apply(definitions())
+        store.materialize_incremental()
+        yield store
+
+
+def online(store: FeatureStore, *keys: int, feature: str = "x") -> list[Any]:
+    return store.get_online_features([f"v:{feature}"], {"k": list(keys)}).to_dict()[feature]
+
+
+def offline(store: FeatureStore, feature: str) -> dict[int, Any]:
+    rows = store.peek("v", 1_000).select(["k", feature]).to_pylist()
+    return {row["k"]: row[feature] for row in reversed(rows)}
+
+
+@contextmanager
+def waiting_for_the_lease(store: FeatureStore, work: Any) -> Iterator[None]:
+    """Let ``work`` of another process's store begin, and wait for the lease until the block has ended."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with FeatureStore(store.settings) as other:
+                work(other.workspace)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    with holding(store.workspace.ledger, "p", "v", holder="x", clock=store.workspace.clock):
+        thread.start()
+        thread.join(timeout=1.0)
+        assert thread.is_alive()
+        yield
+    thread.join()
+    assert errors == []
+
+
+@pytest.mark.parametrize("kind", ["incremental", "rebuild", "optimize"])
+def test_what_an_apply_adds_while_a_run_waits_is_kept(store: FeatureStore, kind: str) -> None:
+    def work(workspace: Any) -> None:
+        if kind == "optimize":
+            optimize(workspace)
+        elif kind == "incremental":
+            assert FeatureStore(store.settings).materialize_incremental()[0].state == "done"
+        else:
+            span = to_instant(T0) - 1, to_instant(T0) + 1
+            assert materialize(workspace, *span, rebuild=True, confirm=lambda view, rows: True)[0].state == "done"
+
+    with waiting_for_the_lease(store, work):
+        store.apply(definitions(X, G))
+        store.push("ps", [PUSHED])
+    assert online(store, 5, feature="g") == [500]
+    assert offline(store, "g")[5] == 500
+
+
+def test_an_apply_while_records_are_published_begins_the_publish_anew(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_source([(1, 11, 100), (2, 20, 200)])
+    real, applied = DuckEngine.latest, []
+
+    def latest(engine: DuckEngine, *arguments: Any, **options: Any) -> Iterator[Any]:
+        yield from real(engine, *arguments, **options)
+        if not applied:
+            applied.append(store.apply(definitions(X, G)))
+            store.push("ps", [PUSHED])
+
+    monkeypatch.setattr(DuckEngine, "latest", latest)
+    with FeatureStore(store.settings) as other:
+        assert other.materialize_incremental()[0].state == "done"
+    assert applied
+    assert online(store, 5, feature="g") == [500]
+
+
+def test_optimize_and_gc_leave_what_was_pushed_online_alone(store: FeatureStore) -> None:
+    soon = T0 + timedelta(minutes=5)
+    store.push("ps", [{"k": 77, "ts": soon, "x": 777}, {"k": 1, "ts": soon, "x": 111}], to="online")
+    store.push("ps", [{"k": 3, "ts": soon, "x": 30}])
+    optimize(store.workspace)
+    collect_garbage(store.workspace)
+    optimize(store.workspace)
+    store.materialize_incremental()
+    assert online(store, 1, 2, 3, 77) == [111, 20, 30, 777]
+    optimize(store.workspace)
+    (version,) = [store.workspace.offline.current(table) for table in store.workspace.offline.tables("p")]
+    assert version is not None
+    assert len(list(Path("offline/p/v/1").glob("*.parquet"))) == len(version.files)  # what was kept is not any more
+
+
+def test_a_view_that_was_offline_for_a_while_is_published_whole(store: FeatureStore) -> None:
+    store.apply(definitions(online=False), allow_breaking=True)
+    assert collect_garbage(store.workspace).records > 0
+    assert status(store.workspace)[0].online_rows == 0
+    store.apply(definitions())
+    store.materialize_incremental()
+    assert online(store, 1, 2) == [10, 20]
+    assert status(store.workspace)[0].online_rows == 2
+
+
+@contextmanager
+def pushing(store: FeatureStore) -> Iterator[list[int]]:
+    """Push rows without a pause; gives the values that were acknowledged."""
+    ended, pushed = threading.Event(), list[int]()
+
+    def push() -> None:
+        with FeatureStore(store.settings) as other:
+            while not ended.is_set():
+                other.push("ps", [{"k": 9, "ts": T0, "x": len(pushed)}], to="offline")
+                pushed.append(len(pushed))
+
+    thread = threading.Thread(target=push)
+    thread.start()
+    try:
+        yield pushed
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_long_run_gets_through_between_pushes(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, staged = DuckEngine.stage, list[int]()
+    monkeypatch.setattr("featurestore.materialization.push_commit.PAUSE_SECONDS", 0.1)
+    with pushing(store) as pushed:
+
+        def stage(engine: DuckEngine, request: Any) -> Any:
+            found, before = real(engine, request), len(pushed)
+            while len(pushed) < before + 3:  # as if there were many rows: others commit meanwhile
+                threading.Event().wait(0.05)
+            staged.append(request.first_sequence)
+            return found
+
+        monkeypatch.setattr(DuckEngine, "stage", stage)
+        write_source([(1, 12, 100), (2, 22, 200), (4, 44, 400)])
+        (run,) = store.materialize_incremental()
+    assert (run.state, run.appended) == ("done", 3)
+    assert len(staged) == 2
+    version = store.workspace.offline.current(store.workspace.snapshot().views["v"].table)
+    assert version is not None
+    rows = [row for file in version.files for row in pq.read_table(file.path, partitioning=None).to_pylist()]
+    assert len({row["fs_seq"] for row in rows}) == len(rows)
+    assert [row["x"] for row in sorted(rows, key=lambda row: row["fs_seq"]) if row["k"] == 9] == pushed
+    assert online(store, 1, 2, 4) == [12, 22, 44]
+    assert offline(store, "x")[9] == pushed[-1]
+
+
+def test_compaction_gets_through_between_pushes(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = DuckEngine.compact
+    monkeypatch.setattr("featurestore.materialization.push_commit.PAUSE_SECONDS", 0.1)
+    store.push("ps", [{"k": 3, "ts": T0, "x": 30}])
+    with pushing(store) as pushed:
+
+        def compact(engine: DuckEngine, *arguments: Any) -> None:
+            before = len(pushed)
+            real(engine, *arguments)
+            while len(pushed) < before + 3:
+                threading.Event().wait(0.05)
+
+        monkeypatch.setattr(DuckEngine, "compact", compact)
+        (done,) = optimize(store.workspace)
+    assert done.files_after < done.files_before + 5
+    store.materialize_incremental()
+    assert online(store, 1, 2, 3, 9) == [10, 20, 30, pushed[-1]]
+
+
+def test_a_rebuild_under_pushes_asks_once(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featurestore.materialization.push_commit.PAUSE_SECONDS", 0.1)
+    asked: list[tuple[str, int]] = []
+    with pushing(store) as pushed:
+
+        def confirm(view: str, rows: int) -> bool:
+            before = len(pushed)
+            asked.append((view, rows))
+            while len(pushed) < before + 3:
+                threading.Event().wait(0.05)
+            return True
+
+        write_source([(1, 10, 100)])
+        span = to_instant(T0) - 1, to_instant(T0) + 1
+        (run,) = materialize(store.workspace, *span, rebuild=True, confirm=confirm)
+    assert (run.state, run.withdrawn) == ("done", 1)
+    assert asked == [("v", 1)]
+
+
+def test_pushed_rows_are_counted_where_they_would_be_lost(store: FeatureStore) -> None:
+    store.push("ps", [{"k": number, "ts": T0, "x": number} for number in range(500)])
+    assert status(store.workspace)[0].offline_rows == 502
+    plan = store.plan(definitions(G))
+    assert "502 offline rows" in "\n".join(line.text for line in explain(plan))
