@@ -8,10 +8,11 @@ import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import duckdb
 
@@ -51,7 +52,8 @@ class Session:
     def __init__(self, root: Path, settings: EngineSettings) -> None:
         self.root = root
         self.settings = settings
-        self._prepared: tuple[int, Future[duckdb.DuckDBPyConnection]] | None = None
+        self._prepared: Future[duckdb.DuckDBPyConnection] | None = None
+        _sessions.add(self)
 
     def prepare(self) -> None:
         """Begin to start the database of the next connection, which takes longer than most queries, beside other work.
@@ -60,7 +62,8 @@ class Session:
         """
         if self._prepared is None:
             starter = ThreadPoolExecutor(1, thread_name_prefix="engine start")
-            self._prepared = os.getpid(), starter.submit(self._start)
+            with suppress(RuntimeError):  # no thread starts any more where Python ends: `connect` does it then
+                self._prepared = starter.submit(self._start)
             starter.shutdown(wait=False)
 
     def connect(self, *, reads: Iterable[str | Path] = (), writes: Path | None = None) -> duckdb.DuckDBPyConnection:
@@ -70,8 +73,7 @@ class Session:
         closes it; `open` does so by itself.
         """
         prepared, self._prepared = self._prepared, None
-        is_ours = prepared is not None and prepared[0] == os.getpid()  # else this is a child, without the thread
-        connection = prepared[1].result() if prepared is not None and is_ours else self._start()
+        connection = self._start() if prepared is None else prepared.result()
         with translated("start", hint=START_HINT):
             connection.execute("SET TimeZone = 'UTC'")
             # A progress bar would write into the caller's output. In a notebook without ipywidgets there is none, and
@@ -132,6 +134,23 @@ class Session:
                     hint="Name a folder that you may write in `engine: {temp_directory}`, or leave the setting out.",
                 ) from None
         return parent / f"featurestore-{secrets.token_hex(8)}"
+
+
+_sessions: WeakSet[Session] = WeakSet()
+
+
+def _drop_prepared() -> None:
+    """Close what is prepared before a fork: a child, without its threads, would wait for them for ever to close it.
+
+    Nor may a fork fall into the start of a database: the child would find DuckDB's locks held.
+    """
+    for session in list(_sessions):
+        prepared, session._prepared = session._prepared, None
+        if prepared is not None and prepared.exception() is None:
+            prepared.result().close()
+
+
+os.register_at_fork(before=_drop_prepared)
 
 
 def quote(name: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
-from concurrent.futures import Future
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -394,11 +394,49 @@ def test_a_connection_sees_its_files_alone(tmp_path, is_prepared):
                 connection.execute(sql)
 
 
-def test_a_child_does_not_wait_for_what_its_parent_prepares(tmp_path):
-    session = Session(tmp_path, EngineSettings())
-    session._prepared = os.getppid(), Future()  # as a child of a fork finds it: the thread stayed behind
-    with session.open() as connection:
-        assert connection.execute("SELECT 1").fetchall() == [(1,)]
+FORKED = """
+import os, sys, time
+from pathlib import Path
+from featurestore.engine.session import EngineSettings, Session
+
+session = Session(Path(sys.argv[1]), EngineSettings())
+session.prepare()
+time.sleep(float(sys.argv[2]))
+child = os.fork()
+if child and os.waitpid(child, 0)[1]:
+    sys.exit("the child failed")
+print("parent" if child else "child", session.connect().execute("SELECT 1").fetchall(), flush=True)
+session.prepare()
+"""
+
+
+@pytest.mark.parametrize("seconds", [0, 1])
+def test_a_child_does_not_wait_for_what_its_parent_prepared(tmp_path, seconds):
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(tmp_path), str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["child [(1,)]", "parent [(1,)]"]
+
+
+ENDING = """
+import sys, threading
+from pathlib import Path
+from featurestore.engine.session import EngineSettings, Session
+
+def prepare_late():
+    threading.main_thread().join()
+    session = Session(Path(sys.argv[1]), EngineSettings())
+    session.prepare()
+    print(session.connect().execute("SELECT 1").fetchall())
+
+threading.Thread(target=prepare_late).start()
+"""
+
+
+def test_nothing_is_prepared_where_python_ends(tmp_path):
+    command = [sys.executable, "-c", ENDING, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[(1,)]\n", "")
 
 
 def test_footers_are_read_again_when_a_file_changed(tmp_path):
