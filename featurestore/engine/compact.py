@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featurestore.definitions import FeatureView
-from featurestore.engine.log import KNOWN_US, log_columns, read_log
-from featurestore.engine.session import Session, quote, text, translated
+from featurestore.engine.log import KNOWN_US, read_whole_log
+from featurestore.engine.session import Session, text, translated
 from featurestore.types.columns import EVENT, SEQUENCE
 
 
 def compact(session: Session, view: FeatureView, files: Sequence[str], path: Path) -> None:
     """See `Engine.compact`."""
-    columns = log_columns(view)
-    wanted = ", ".join(map(quote, columns))
     order = f"epoch_us({EVENT}), {KNOWN_US}, {SEQUENCE}"
-    query = f"SELECT {wanted} FROM ({read_log(columns, files)}) ORDER BY {order}"
+    query = f"{read_whole_log(view, files)} ORDER BY {order}"
     with session.open(reads=files, writes=path.parent) as connection, translated("compact", table_files=files):
         try:
             connection.execute(f"COPY ({query}) TO {text(str(path))} (FORMAT parquet, COMPRESSION zstd)")

@@ -33,6 +33,18 @@ def read_log(columns: Mapping[str, ValueType], files: Sequence[str]) -> str:
 
     A column that a file lacks is null: the feature was added later.
     """
+    return f"SELECT {', '.join(map(quote, columns))}, {FILE}, {ROW} FROM ({_read(columns, files)})"
+
+
+def read_whole_log(view: FeatureView, files: Sequence[str]) -> str:
+    """Return a SELECT of every column that the view or a file of its table has, in the wider type of both.
+
+    For writing rows again: a feature that ``view`` does not know yet must not be lost.
+    """
+    return f"SELECT * EXCLUDE ({FILE}, {ROW}) FROM ({_read(log_columns(view), files)})"
+
+
+def _read(columns: Mapping[str, ValueType], files: Sequence[str]) -> str:
     empty = ", ".join(f"NULL::{duckdb_type(kind)} AS {quote(name)}" for name, kind in columns.items())
     empty = f"SELECT {empty}, NULL::BIGINT AS {FILE}, NULL::BIGINT AS {ROW} WHERE false"
     if not files:
@@ -41,7 +53,7 @@ def read_log(columns: Mapping[str, ValueType], files: Sequence[str]) -> str:
         f"SELECT *, {FILE_NUMBER}::BIGINT AS {FILE}, {FILE_ROW} AS {ROW} "
         f"FROM read_parquet({file_list(files)}, union_by_name = true, hive_partitioning = false)"
     )
-    return f"SELECT {', '.join(map(quote, columns))}, {FILE}, {ROW} FROM ({empty} UNION ALL BY NAME {read})"
+    return f"{empty} UNION ALL BY NAME {read}"
 
 
 def instants(first_us: int, last_us: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from featurestore.definitions import FeatureView
 from featurestore.engine.interface import GONE_CREATED, GONE_EVENT, Span, Withdrawal
 from featurestore.engine.latest import as_declared, find_newest
-from featurestore.engine.log import FILE, KNOWN_US, instants, log_columns, read_log, thin, until
+from featurestore.engine.log import FILE, KNOWN_US, instants, log_columns, read_log, read_whole_log, thin, until
 from featurestore.engine.scan import BATCH, opened, source_identities, write_parquet
 from featurestore.engine.session import Session, quote, translated
 from featurestore.types import String, Timestamp
@@ -50,13 +50,12 @@ def withdraw(
 
 def _rest(connection: duckdb.DuckDBPyConnection, view: FeatureView, file: str, folder: Path) -> Path | None:
     """Write what stays of a file in the same order; returns None when nothing does."""
-    columns = log_columns(view)
-    rows = f"FROM ({read_log(columns, [file])}) ANTI JOIN gone USING ({SEQUENCE})"
+    rows = f"FROM ({read_whole_log(view, [file])}) ANTI JOIN gone USING ({SEQUENCE})"
     count = connection.execute(f"SELECT count(*) {rows}").fetchone()
     assert count is not None
     if not count[0]:
         return None
-    query = f"SELECT {', '.join(map(quote, columns))} {rows} ORDER BY {EVENT}, {KNOWN_US}, {SEQUENCE}"
+    query = f"SELECT * {rows} ORDER BY {EVENT}, {KNOWN_US}, {SEQUENCE}"
     return write_parquet(connection, query, folder)
 
 
