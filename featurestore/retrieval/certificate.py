@@ -6,13 +6,14 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from featurestore.engine.interface import JoinFacts
-from featurestore.errors import CertificateError
+from featurestore.errors import CertificateError, DamagedFileError
 from featurestore.retrieval.coverage import Gap
 from featurestore.retrieval.frames import TIME
 from featurestore.retrieval.joins import JoinedRows, Observed, PinnedRead
@@ -331,10 +332,20 @@ class _History:
                 values[name][row] = value
 
 
-def _opened(path: str) -> pq.ParquetFile:
+@contextmanager
+def _opened(path: str) -> Iterator[pq.ParquetFile]:
+    """Open a file of the offline store; raises DamagedFileError where it cannot be read, or is not there any more."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DamagedFileError(
+            f"{path} of the offline store cannot be read: {reason}.", hint="Run `fs verify`.", path=path
+        ) from None
 
 
 def _are_equal(some: list[Any], others: list[Any]) -> bool:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pandas as pd
@@ -22,8 +23,9 @@ from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
 from featurestore.engine.interface import JoinFacts
 from featurestore.errors import CertificateError
 from featurestore.metadata.workspace import Workspace
-from featurestore.retrieval import get_historical_features
+from featurestore.retrieval import certificate, get_historical_features
 from featurestore.retrieval.certificate import Certificate
+from featurestore.retrieval.coverage import TrainingSetWarning
 from featurestore.retrieval.joins import SAMPLE_ROWS, Observed, sampled_rows
 from featurestore.types import Array, Float64, Int64, String
 
@@ -190,6 +192,38 @@ def test_an_answer_from_the_future_is_refused(workspace: Workspace, monkeypatch:
     monkeypatch.setattr(workspace.engine, "examine", one_from_the_future)
     with pytest.raises(CertificateError, match="1 answers of view 'carrier_profile' lie in the future"):
         _ = get_historical_features(workspace, FRAME, carrier_profile).certificate
+
+
+def test_files_that_are_cleaned_away_under_the_loops_open_the_set_again(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = get_historical_features(workspace, FRAME, carrier_profile)
+    made.to_arrow()
+    examined, recompute, cleaned = Event(), certificate.recompute, []
+
+    def examine_first(*arguments: Any) -> tuple[JoinFacts, ...]:
+        try:
+            return examine(*arguments)
+        finally:
+            examined.set()
+
+    def recompute_after_a_cleaner(rows: Any, pinned: Any, observed: Observed) -> None:
+        assert examined.wait(60)
+        if not cleaned:
+            offline, version = workspace.offline, pinned.version
+            cleaned.append(offline.staging(version.table) / "again.parquet")
+            cleaned[0].write_bytes(Path(version.files[0].path).read_bytes())
+            schema = pinned.read.registered.table_schema
+            offline.commit(version.table, schema, base=version.number, add=cleaned, remove=version.files)
+            offline.clean(version.table, keep=[])
+        recompute(rows, pinned, observed)
+
+    examine = workspace.engine.examine
+    monkeypatch.setattr(workspace.engine, "examine", examine_first)
+    monkeypatch.setattr(certificate, "recompute", recompute_after_a_cleaner)
+    with pytest.warns(TrainingSetWarning, match="opened again with the newest"):
+        assert made.certificate.views[0].table_version == 1
+    assert cleaned
 
 
 def test_the_loops_read_many_files_composite_keys_and_features_that_came_later(tmp_path: Path) -> None:
