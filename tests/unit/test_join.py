@@ -197,7 +197,7 @@ def test_keys_of_every_type(session: Session, tmp_path: Path) -> None:
 
 
 def test_names_that_mean_something_to_the_engine(session: Session, tmp_path: Path) -> None:
-    names = ["row", "id", "seq", "k0", "at_us", "file_row_number", "file_index", "filename", "select", "Order"]
+    names = ["row", "id", "seq", "k0", "at_us", "filename", "select", "Order"]
     view = make_view("tables", {"l": Int64, "range": Int64}, dict.fromkeys(names, Int64))
     rows = [row((1, 2), NOON, v=0, **{name: place for place, name in enumerate(names)})]
     # Neither a folder that looks like a partition nor columns that differ only in case may be mistaken for others.
