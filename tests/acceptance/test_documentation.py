@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -166,6 +167,19 @@ def test_every_variable_of_the_environment_is_documented() -> None:
     read = {name for path in sources for name in re.findall(r'"(FS_[A-Z_]+)"', path.read_text(encoding="utf-8"))}
     assert {"FS_SERVER_TOKEN", "FS_CRASH_AT"} <= read
     assert [name for name in sorted(read) if f"`{name}" not in page] == []
+
+
+@pytest.mark.parametrize("page", [EXAMPLE / "README.md", REPOSITORY / "README.md"], ids=lambda page: page.parent.name)
+def test_the_commands_of_a_readme_are_commands(page: Path) -> None:
+    shown = [block for block in blocks(page.read_text(encoding="utf-8")) if block.language == "console"]
+    lines = [shlex.split(line, comments=True) for block in shown for line, _ in commands(block)]
+    found = [words[1:] for words in lines if words[0] == "fs"]
+    assert found
+    for words in found:
+        context = fs.make_context("fs", words)
+        name, command, rest = fs.resolve_command(context, [*context._protected_args, *context.args])
+        assert command is not None
+        command.make_context(name, rest, parent=context)
 
 
 LINK = re.compile(r"(?<!`)\]\(([^)\s]+)\)")
