@@ -75,5 +75,6 @@ def _damage(view: str, damaged: int) -> Iterable[str]:
     if damaged:
         yield (
             f"{damaged:,} online records of {view} are damaged. "
-            f"Rebuild them with `fs materialize --view {view} --republish --authoritative`."
+            f"Rebuild them with `fs materialize --view {view} --republish --authoritative`; it names keys that hold "
+            "something else, which are to be deleted first."
         )

@@ -74,6 +74,14 @@ def damaged(key: bytes, why: str) -> DamagedRecordError:
     return DamagedRecordError(f"the online record {key!r} {why}.", hint=REPUBLISH, key=repr(key))
 
 
+def foreign(key: bytes) -> DamagedRecordError:
+    """Return the error of a key that holds something else, which a publish leaves alone."""
+    hint = f"{REPUBLISH} A key that it leaves alone holds something else: delete it first."
+    return DamagedRecordError(
+        f"the online record {key!r} is no record of this format version.", hint=hint, key=repr(key)
+    )
+
+
 def kept_us(ttl_us: int) -> int:
     """Return how long a record is kept after its event: the ttl, and the greater of ttl and one day as grace."""
     return ttl_us + max(ttl_us, _DAY_US)

@@ -21,6 +21,7 @@ from featurestore.online.codec import (
     REPUBLISH,
     Converter,
     damaged,
+    foreign,
     from_wire,
     is_record,
     msgpack_array_header,
@@ -156,7 +157,7 @@ class RecordDecoder:
     def decode(self, key: bytes, record: bytes) -> Decoded | None:
         """Return one record by feature name, or None where its schema is gone. Raises DamagedRecordError."""
         if not is_record(record):
-            raise damaged(key, "is no record of this format version")
+            raise foreign(key)
         mapping = self.mapping(record)
         if mapping is None:
             return None
@@ -352,7 +353,7 @@ class ViewReader:
             if record is None:
                 continue
             if not is_record(record):
-                raise damaged(key, "is no record of this format version")
+                raise foreign(key)
             if record[:9] < oldest:
                 statuses[place] = self._too_old
             elif record[17:26] == self.own_shape:

@@ -102,7 +102,10 @@ def error_answer(error: BaseException, request_id: str) -> ErrorAnswer:
         body = error_body(answer.kind, answer.message or "", request_id)
     extra = {"request_id": request_id}
     if answer.status == 500:
-        logger.error("request %s failed", request_id, exc_info=error, extra=extra)
+        # One damaged record or function may fail every request: of these the log tells once in a while.
+        is_told = answer.kind == "internal_error" or is_news(answer.kind)
+        level = logging.ERROR if is_told else logging.DEBUG
+        logger.log(level, "request %s failed", request_id, exc_info=error, extra=extra)
     elif answer.status == 503:
         level = logging.WARNING if is_news(answer.kind) else logging.DEBUG
         logger.log(level, "request %s: %s", request_id, error, extra=extra)

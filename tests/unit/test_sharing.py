@@ -14,10 +14,12 @@ import pytest
 
 from featurestore.backends import open_online
 from featurestore.errors import OnlineNodeUnavailableError, OnlineStoreUnavailableError
+from featurestore.metadata.snapshot import Snapshot
 from featurestore.online.interface import AsyncReader
 from featurestore.project.settings import StoreSettings
 from featurestore.server.breaker import FAILURES_TO_OPEN, PROBE_SECONDS, Breaker
 from featurestore.server.metrics import Metrics
+from featurestore.server.plans import MOST_KEPT_BYTES, Asked, Plans
 from featurestore.server.sharing import MOST_SHARED_KEYS, MOST_UNDER_WAY, SharedReads
 
 
@@ -316,3 +318,14 @@ def test_one_server_shares_round_trips(scheme: str, tmp_path: Path) -> None:
         return reader.deadline_seconds
 
     assert asyncio.run(scenario()) == (0.07 if scheme == "redis" else None)
+
+
+def test_plans_of_long_texts_are_not_kept() -> None:
+    plans = Plans(Snapshot("p", 1, ()))
+    made: list[Asked] = []
+    plans._compile = made.append  # type: ignore[method-assign,assignment]  # what it makes is not looked at
+    for text in (b"[]", b"[" + b" " * MOST_KEPT_BYTES + b"]"):
+        for _ in range(2):
+            plans.plan(Asked(text, None, False))
+    assert [len(asked.features) > MOST_KEPT_BYTES for asked in made].count(True) == 2
+    assert [asked.features for asked in plans._plans] == [b"[]"]

@@ -58,7 +58,7 @@ def command(
     else:
         results = materialize_incremental(workspace, None, wanted, dry_run=dry_run)
     output.emit(results, lambda console: _render(console, results, dry_run=dry_run))
-    return EXIT_FAILED if any(run.state != "done" for run in results) else 0
+    return EXIT_FAILED if any(run.state != "done" or run.published.wrong_type for run in results) else 0
 
 
 def _check(
@@ -125,5 +125,8 @@ def _notes(run: RunResult) -> list[str]:
         notes.append(f"left out damaged files with {run.damaged:,} rows and read their span from the source again")
     if run.published.wrong_type:
         keys = ", ".join(run.published.wrong_type_keys)
-        notes.append(f"{run.published.wrong_type:,} keys hold something else and were left alone: {keys}")
+        notes.append(
+            f"{run.published.wrong_type:,} keys hold something else and were left alone: {keys}. Delete them, and run "
+            f"`fs materialize --view {run.view} --republish`"
+        )
     return notes
