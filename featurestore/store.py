@@ -9,7 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from featurestore.definitions import Definition
+from featurestore.definitions import Definition, FeatureSelection, FeatureView, PushSource
+from featurestore.errors import InputError
+from featurestore.metadata.applied import check_as_applied
 from featurestore.metadata.records import kind_named
 from featurestore.metadata.workspace import Workspace
 from featurestore.project.loader import collect, load_definitions
@@ -26,8 +28,21 @@ if TYPE_CHECKING:
     from featurestore.plan import Plan
     from featurestore.retrieval import FeaturesArgument, OnlineResponse, TrainingSet
 
+Definitions = Definition | Iterable[Definition] | None
+"""Objects, one or several; None for what the feature repo holds."""
+
+Views = str | FeatureView | Iterable[str | FeatureView] | None
+"""Feature views by name or as objects, one or several; None for all."""
+
 Instant = datetime | date | str
 """An aware datetime (a naive one is UTC), a date (its midnight in UTC) or an ISO 8601 text; never a number."""
+
+
+def _several(given: Any) -> Iterable[Any]:
+    """Return what is given as one or several; texts and definitions, which are iterable too, are one each."""
+    return (
+        given if isinstance(given, Iterable) and not isinstance(given, str | Definition | FeatureSelection) else [given]
+    )
 
 
 class FeatureStore:
@@ -69,15 +84,30 @@ class FeatureStore:
     def _load(self) -> Sequence[Definition]:
         return load_definitions(self.root)
 
-    def _wanted(self, objects: Iterable[Definition] | None) -> Sequence[Definition]:
-        return list(self._load()) if objects is None else collect(objects)
+    def _wanted(self, objects: Definitions) -> Sequence[Definition]:
+        if objects is None:
+            return list(self._load())
+        return collect(_several(objects))
 
-    def plan(self, objects: Iterable[Definition] | None = None, *, refresh_schema: bool = False) -> Plan:
+    def _names(self, kind: type[Definition], given: Any) -> list[str] | None:
+        """Return the names of what is given as names or objects, one or several; an object must be what is applied."""
+        if given is None:
+            return None
+        names = []
+        for each in _several(given):
+            if isinstance(each, kind):
+                check_as_applied(self._workspace.snapshot(), each)
+            elif not isinstance(each, str):
+                raise InputError(f"{each!r} is no {kind.title}.", hint="Pass its name, or the object.")
+            names.append(each if isinstance(each, str) else each.name)
+        return names
+
+    def plan(self, objects: Definitions = None, *, refresh_schema: bool = False) -> Plan:
         """Return what `apply` would do. Changes nothing.
 
         Without ``objects`` the feature repo's definitions are compared with what is applied, and what the repo
-        does not hold is planned for deletion; given objects are only added or changed. Raises RepositoryError,
-        DefinitionError, SourceError.
+        does not hold is planned for deletion; given objects, one or several, are only added or changed. Raises
+        RepositoryError, DefinitionError, SourceError, and InputError for what is no definition.
         """
         from featurestore.plan import make_plan
 
@@ -86,7 +116,7 @@ class FeatureStore:
 
     def apply(
         self,
-        objects: Iterable[Definition] | None = None,
+        objects: Definitions = None,
         *,
         allow_breaking: bool = False,
         allow_destroy: bool = False,
@@ -133,19 +163,19 @@ class FeatureStore:
         drop_data(self._workspace)
         return applied
 
-    def peek(self, view: str, rows: int = 10) -> pa.Table:
+    def peek(self, view: str | FeatureView, rows: int = 10) -> pa.Table:
         """Return the newest rows of a view in the offline store, newest first, as an Arrow table."""
-        from featurestore.definitions import FeatureView
         from featurestore.retrieval.peek import peek
 
+        (name,) = self._names(FeatureView, [view]) or [""]
         snapshot = self._workspace.snapshot()
-        return peek(self._workspace, snapshot.views[snapshot.get(FeatureView, view).name], rows)
+        return peek(self._workspace, snapshot.views[snapshot.get(FeatureView, name).name], rows)
 
-    def list(self, kind: str | None = None) -> Sequence[Definition]:
-        """Return the applied definitions, or those of one kind such as ``feature_view`` or ``entities``."""
+    def list(self, kind: str | type[Definition] | None = None) -> Sequence[Definition]:
+        """Return the applied definitions, or those of one kind: ``feature_view``, ``entities``, or the class."""
         return self._workspace.snapshot().list(None if kind is None else kind_named(kind))
 
-    def get(self, kind: str, name: str) -> Definition:
+    def get(self, kind: str | type[Definition], name: str) -> Definition:
         """Return one applied definition; raises NotFoundError with the closest name."""
         from featurestore.metadata.records import KINDS
 
@@ -156,31 +186,34 @@ class FeatureStore:
         self,
         start: Instant,
         end: Instant,
-        views: Sequence[str] | None = None,
+        views: Views = None,
         *,
         dry_run: bool = False,
     ) -> Sequence[RunResult]:
         """Bring rows with event time in [start, end) from the sources into the offline and online stores.
 
-        Rerunning an interval appends nothing. Raises IntervalError for an interval that is empty or ends in the
-        future, MaterializationError naming the views that failed (the others are done).
+        Rerunning an interval appends nothing. ``views`` are names or objects, one or several. Raises IntervalError for
+        an interval that is empty or ends in the future, MaterializationError naming the views that failed (the others
+        are done).
         """
         from featurestore.materialization import materialize, succeeded
 
         span = given_instant(start), given_instant(end)
-        return succeeded(materialize(self._workspace, *span, views, dry_run=dry_run))
+        return succeeded(materialize(self._workspace, *span, self._names(FeatureView, views), dry_run=dry_run))
 
     def materialize_incremental(
-        self, end: Instant | None = None, views: Sequence[str] | None = None, *, dry_run: bool = False
+        self, end: Instant | None = None, views: Views = None, *, dry_run: bool = False
     ) -> Sequence[RunResult]:
         """Bring what is new since the last run, late rows and corrections included, up to ``end`` (default: now)."""
         from featurestore.materialization import materialize_incremental, succeeded
 
         end_us = None if end is None else given_instant(end)
-        return succeeded(materialize_incremental(self._workspace, end_us, views, dry_run=dry_run))
+        return succeeded(
+            materialize_incremental(self._workspace, end_us, self._names(FeatureView, views), dry_run=dry_run)
+        )
 
-    def push(self, source: str, df: Any, to: To = "both") -> PushResult:
-        """Push rows to every feature view that reads a PushSource without SQL.
+    def push(self, source: str | PushSource, df: Any, to: To = "both") -> PushResult:
+        """Push rows to every feature view that reads a PushSource (its name, or the object) without SQL.
 
         ``df`` is a pandas, Arrow or polars table, the path of a Parquet file, a dict of lists or a list of dicts. It
         holds the views' join keys and features and the event time; a created time that is null or not there is the
@@ -190,7 +223,8 @@ class FeatureStore:
         """
         from featurestore.materialization import push
 
-        return push(self._workspace, source, df, to)
+        (name,) = self._names(PushSource, [source]) or [""]
+        return push(self._workspace, name, df, to)
 
     def get_historical_features(
         self,
@@ -252,14 +286,15 @@ class FeatureStore:
     def get_online_features(
         self,
         features: FeaturesArgument,
-        entity_rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
+        entity_rows: Any,
         *,
         full_feature_names: bool = False,
     ) -> OnlineResponse:
         """Return the newest values of some entities from the online store, each with a true status.
 
-        ``entity_rows`` is a list of dicts or a dict of lists, with join keys and request data. Raises
-        EntityKeyError, NotFoundError, OnlineStoreUnavailableError.
+        ``entity_rows`` is a list of dicts, a dict of columns (lists, arrays, series), or a frame of pandas, polars or
+        Arrow, with join keys and request data. Raises EntityKeyError, InputError, NotFoundError,
+        OnlineStoreUnavailableError.
         """
         from featurestore.retrieval import get_online_features
 

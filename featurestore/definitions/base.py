@@ -58,6 +58,11 @@ def as_tuple(values: Any) -> Any:
     return tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else values
 
 
+def as_dict(values: Any) -> Any:
+    """Return a mapping as a dict, None as an empty one, and anything else as it is, for the validator to name."""
+    return {} if values is None else dict(values) if isinstance(values, Mapping) else values
+
+
 class FrozenModel(BaseModel):
     """A frozen pydantic model whose validation errors are DefinitionErrors naming field and value."""
 
@@ -126,7 +131,7 @@ class Field(FrozenModel):
         tags: Mapping[str, str] | None = None,
         default: Any = None,
     ) -> None:
-        self._fill(name, type=type, description=description, tags=dict(tags or {}), default=default)
+        self._fill(name, type=type, description=description, tags=as_dict(tags), default=default)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -172,6 +177,8 @@ def _plain_message(errors: Sequence[ErrorDetails]) -> str:
         return f"must be {' or '.join(classes)}"
     if first["type"] in ("tuple_type", "list_type"):
         return "must be a list"
+    if first["type"] == "dict_type":
+        return "must be a dict"
     message = first["msg"].removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
 

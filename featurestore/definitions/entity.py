@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import field_validator
 
-from featurestore.definitions.base import Definition, check_column_name, check_unique_columns
+from featurestore.definitions.base import Definition, as_dict, check_column_name, check_unique_columns
 from featurestore.types import ValueType
 from featurestore.types.values import JOIN_KEY_TYPES
 
@@ -41,7 +41,7 @@ class Entity(Definition):
             join_keys=join_keys,
             description=description,
             owner=owner,
-            tags=dict(tags or {}),
+            tags=as_dict(tags),
         )
 
     @field_validator("join_keys")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
-from featurestore.definitions.base import Definition, Field, as_tuple, check_unique_columns
+from featurestore.definitions.base import Definition, Field, as_dict, as_tuple, check_unique_columns
 from featurestore.definitions.source import RequestSource
 from featurestore.definitions.view import FeatureSelection, FeatureView
 
@@ -62,7 +62,7 @@ class OnDemandFeatureView(Definition):
             function=function,
             description=description,
             owner=owner,
-            tags=dict(tags or {}),
+            tags=as_dict(tags),
         )
 
     @field_validator("fields")

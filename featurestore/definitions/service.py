@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import field_validator
 
-from featurestore.definitions.base import Definition, as_tuple
+from featurestore.definitions.base import Definition, as_dict, as_tuple
 from featurestore.definitions.on_demand import OnDemandFeatureView
 from featurestore.definitions.view import FeatureSelection, FeatureView
 
@@ -34,7 +34,7 @@ class FeatureService(Definition):
             features=tuple(FeatureSelection(f) if isinstance(f, FeatureView) else f for f in as_tuple(features)),
             description=description,
             owner=owner,
-            tags=dict(tags or {}),
+            tags=as_dict(tags),
         )
 
     @field_validator("features")

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import field_validator, model_validator
 
-from featurestore.definitions.base import Definition, Field, as_tuple, check_unique_columns
+from featurestore.definitions.base import Definition, Field, as_dict, as_tuple, check_unique_columns
 
 
 class ParquetSource(Definition):
@@ -49,7 +49,7 @@ class ParquetSource(Definition):
             allowed_lateness=allowed_lateness,
             description=description,
             owner=owner,
-            tags=dict(tags or {}),
+            tags=as_dict(tags),
         )
 
     @field_validator("path", "timestamp_field", "created_timestamp_field")
@@ -95,7 +95,7 @@ class PushSource(Definition):
         owner: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        self._fill(name, batch_source=batch_source, description=description, owner=owner, tags=dict(tags or {}))
+        self._fill(name, batch_source=batch_source, description=description, owner=owner, tags=as_dict(tags))
 
 
 class RequestSource(Definition):
@@ -115,7 +115,7 @@ class RequestSource(Definition):
         owner: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        self._fill(name, fields=as_tuple(schema), description=description, owner=owner, tags=dict(tags or {}))
+        self._fill(name, fields=as_tuple(schema), description=description, owner=owner, tags=as_dict(tags))
 
     @field_validator("fields")
     @classmethod

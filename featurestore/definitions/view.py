@@ -13,6 +13,7 @@ from featurestore.definitions.base import (
     Definition,
     Field,
     FrozenModel,
+    as_dict,
     as_tuple,
     check_column_name,
     check_object_name,
@@ -69,7 +70,7 @@ class FeatureView(Definition):
             online=online,
             description=description,
             owner=owner,
-            tags=dict(tags or {}),
+            tags=as_dict(tags),
         )
 
     @field_validator("entities")

@@ -42,11 +42,16 @@ KINDS: tuple[type[Definition], ...] = (
 _SHORT_KINDS = {"view": "feature_view", "service": "feature_service", "on_demand_view": "on_demand_feature_view"}
 
 
-def kind_named(text: str) -> str:
-    """Return the kind that a person's word means: ``feature-views``, ``view`` and ``feature_view`` are one.
+def kind_named(text: str | type[Definition]) -> str:
+    """Return the kind of a class, or of a person's word: ``feature-views``, ``view`` and ``feature_view`` are one.
 
     Raises NotFoundError for anything else.
     """
+    if isinstance(text, type) and text in KINDS:
+        return text.kind
+    if not isinstance(text, str):
+        hint = "Pass a class such as FeatureView, or a word such as 'feature_view'."
+        raise NotFoundError(f"{text!r} is no kind of definition.", hint=hint)
     word = text.lower().replace("-", "_").removesuffix("s")
     word = "entity" if word == "entitie" else _SHORT_KINDS.get(word, word)
     kinds = [kind.kind for kind in KINDS]

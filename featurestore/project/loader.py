@@ -21,7 +21,7 @@ from featurestore.definitions import (
     PushSource,
     RequestSource,
 )
-from featurestore.errors import DefinitionError, FeatureStoreError, RepositoryError
+from featurestore.errors import DefinitionError, FeatureStoreError, InputError, RepositoryError
 
 
 def load_definitions(root: Path) -> list[Definition]:
@@ -46,10 +46,14 @@ def collect(definitions: Iterable[Definition]) -> list[Definition]:
     """Return definitions with everything they refer to, each once, sorted by kind and name.
 
     Raises DefinitionError when two different ones share a kind and a name, or a feature view and an on-demand
-    feature view share a name.
+    feature view share a name, and InputError for what is no definition.
     """
     known: dict[tuple[str, str], Definition] = {}
     for definition in definitions:
+        if not isinstance(definition, Definition):
+            raise InputError(
+                f"{definition!r} is no definition.", hint="Pass objects: entities, sources, feature views, services."
+            )
         for each in with_parts(definition):
             # Feature references are "view:feature" for both kinds of view, so these share one namespace.
             kind = FeatureView.kind if isinstance(each, OnDemandFeatureView) else each.kind

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-EntityRows = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
 _MOST_PLANS = 256
+_NULLS = frozenset({"NAType", "NaTType"})
+"""The types of pandas' own nulls."""
 
 
 class OnlineResponse:
@@ -58,7 +59,8 @@ class OnlineResponse:
         ``include_status`` adds ``{feature}__status`` (PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE), and
         ``include_event_timestamps`` ``{view}__event_timestamp``.
         """
-        columns = {**self._own, **dict(zip(self.names, self._answer.columns(), strict=True))}
+        own = {name: values.copy() for name, values in self._own.items()}
+        columns = {**own, **dict(zip(self.names, self._answer.columns(), strict=True))}
         if include_status:
             columns |= {f"{name}__status": [s.name for s in found] for name, found in self.statuses.items()}
         if include_event_timestamps:
@@ -110,18 +112,20 @@ class OnlineResponse:
 def get_online_features(
     workspace: Workspace,
     features: FeaturesArgument,
-    entity_rows: EntityRows,
+    entity_rows: Any,
     *,
     full_feature_names: bool = False,
 ) -> OnlineResponse:
     """Read the newest values of some entities from the online store, each with a true status.
 
-    ``entity_rows`` is a list of dicts or a dict of lists, with join keys and request data. Raises EntityKeyError
-    naming key, value and row, NotFoundError, OutputNameClashError, CodeMismatchError, InputError,
-    OnlineStoreUnavailableError.
+    ``entity_rows`` is a list of dicts, a dict of columns (lists, arrays, series), or a frame of pandas, polars or
+    Arrow, with join keys and request data. Raises EntityKeyError naming key, value and row, NotFoundError,
+    OutputNameClashError, CodeMismatchError, InputError, OnlineStoreUnavailableError.
     """
     plan = _plans(workspace).plan(workspace, features, full_feature_names)
     own = _columns(entity_rows)
+    if not own and not isinstance(entity_rows, Mapping):  # no rows: no answers
+        own = {name: [] for name in (*plan.request.key_types, *plan.request.request_fields)}
     if not plan.lower_names.isdisjoint([str(name).lower() for name in own]):
         plan.request.check_own_columns(own)
     query = plan.query(own)
@@ -184,30 +188,61 @@ def _key_value(value_type: ValueType, value: Any) -> Any:
 
 
 def _columns(entity_rows: Any) -> dict[str, list[Any]]:
-    """Return entity rows as lists by column, the caller's objects untouched."""
-    if isinstance(entity_rows, Mapping):
-        return {name: _list(name, values) for name, values in entity_rows.items()}
-    if not isinstance(entity_rows, list | tuple) or not all(isinstance(row, Mapping) for row in entity_rows):
-        raise InputError(
-            f"entity_rows is {type(entity_rows).__name__}, not a list of dicts or a dict of lists.",
-            hint='Pass [{"carrier": "UA"}] or {"carrier": ["UA"]}; of a pandas frame df.to_dict("list").',
-        )
-    names = dict.fromkeys(name for row in entity_rows for name in row)
+    """Return entity rows as lists by column, the caller's objects untouched and not shared."""
+    if not isinstance(entity_rows, list | tuple):
+        given = entity_rows if isinstance(entity_rows, Mapping) else _frame_columns(entity_rows)
+        if given is not None:
+            return _equally_long({name: _list(name, values) for name, values in given.items()})
+    elif all(isinstance(row, Mapping) for row in entity_rows):
+        return _turned(entity_rows)
+    raise InputError(
+        f"entity_rows is {type(entity_rows).__name__}, not a list of dicts, a dict of lists or a frame.",
+        hint='Pass [{"carrier": "UA"}] or {"carrier": ["UA"]}.',
+    )
+
+
+def _turned(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for row in rows for name in row)
     try:
-        return {name: [row[name] for row in entity_rows] for name in names}
+        return {name: [row[name] for row in rows] for name in names}
     except KeyError:
-        place, name = next((p, n) for n in names for p, row in enumerate(entity_rows) if n not in row)
+        place, name = next((p, n) for n in names for p, row in enumerate(rows) if n not in row)
         raise EntityKeyError(
             f"Row {place} of the entity rows has no {name!r}.", hint="Pass None where there is none.", row=place
         ) from None
 
 
+def _frame_columns(frame: Any) -> dict[str, Any] | None:
+    """Return a frame of pandas, polars or Arrow as columns by name, None for anything else."""
+    if hasattr(frame, "collect_schema") and hasattr(frame, "collect"):
+        frame = frame.collect()  # polars, lazy
+    if hasattr(frame, "column_names") and hasattr(frame, "to_pylist"):
+        pairs = list(zip(frame.column_names, frame.columns, strict=True))
+    elif hasattr(frame, "columns") and hasattr(frame, "items"):
+        pairs = [(str(name), column) for name, column in frame.items()]
+    elif hasattr(frame, "get_columns"):
+        pairs = [(column.name, column) for column in frame.get_columns()]
+    else:
+        return None
+    columns = dict(pairs)
+    if len(columns) < len(pairs):
+        raise InputError(f"The entity rows have two columns of one name: {', '.join(name for name, _ in pairs)}.")
+    return columns
+
+
+def _equally_long(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    if len(set(map(len, columns.values()))) > 1:
+        shown = ", ".join(f"{name}: {len(values)}" for name, values in columns.items())
+        raise InputError(f"The columns of the entity rows are not equally long ({shown}).")
+    return columns
+
+
 def _list(name: str, values: Any) -> list[Any]:
-    if isinstance(values, list):
-        return values
-    if hasattr(values, "tolist") or hasattr(values, "to_pylist"):
-        listed: list[Any] = values.tolist() if hasattr(values, "tolist") else values.to_pylist()
-        return listed
-    if isinstance(values, tuple):
-        return list(values)
+    if isinstance(values, list | tuple):
+        return [*values]
+    for method in ("tolist", "to_list", "to_pylist"):  # numpy and pandas, polars, Arrow
+        if hasattr(values, method):
+            listed = getattr(values, method)()
+            if isinstance(listed, list):  # what holds one value alone is no column
+                return [None if type(value).__name__ in _NULLS else value for value in listed]
     raise InputError(f"entity_rows[{name!r}] is {type(values).__name__}, not a list.", hint="Pass one value per row.")

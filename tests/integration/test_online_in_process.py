@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 from support.rows import commit_rows, publish
@@ -117,6 +118,13 @@ def test_values_statuses_and_event_times_row_by_row(workspace: Workspace) -> Non
         [{"carrier": "UA"}, {"carrier": "ZZ"}],
         ({"carrier": "UA"}, {"carrier": "ZZ"}),
         pd.DataFrame({"carrier": ["UA", "ZZ"]}).to_dict("records"),
+        {"carrier": pl.Series(["UA", "ZZ"])},
+        {"carrier": pa.chunked_array([["UA"], ["ZZ"]])},
+        pd.DataFrame({"carrier": ["UA", "ZZ"]}),
+        pl.DataFrame({"carrier": ["UA", "ZZ"]}),
+        pl.LazyFrame({"carrier": ["UA", "ZZ"]}),
+        pa.table({"carrier": ["UA", "ZZ"]}),
+        pa.record_batch({"carrier": ["UA", "ZZ"]}),
     ],
     ids=lambda rows: type(rows["carrier"] if isinstance(rows, dict) else rows).__name__,
 )
@@ -138,11 +146,41 @@ def test_missing_values_of_pandas_are_null_keys(workspace: Workspace) -> None:
     assert answer.to_dict()["i64"] == [BIG, None, None, None, None]
     assert [status.name for status in answer.statuses["i64"]] == ["PRESENT", *["NOT_FOUND"] * 4]
 
+    frame = pd.DataFrame({"plane_id": pd.array([7, None], "Int64"), "at": pd.to_datetime(["2024-01-01", None])})
+    answer = get_online_features(workspace, "every_type:i64", frame)
+    assert answer.to_dict() == {"plane_id": [7, None], "at": [pd.Timestamp("2024-01-01"), None], "i64": [BIG, None]}
 
-def test_no_rows_have_no_answers(workspace: Workspace) -> None:
-    answer = get_online_features(workspace, carrier_profile, {"carrier": []})
+
+@pytest.mark.parametrize("entity_rows", [{"carrier": []}, [], (), pd.DataFrame({"carrier": []})])
+def test_no_rows_have_no_answers(workspace: Workspace, entity_rows: Any) -> None:
+    answer = get_online_features(workspace, carrier_profile, entity_rows)
     assert answer.to_dict() == {"carrier": [], "last_delay": [], "flights": []}
     assert answer.to_arrow().schema.field("flights").type == pa.int64()
+
+
+@pytest.mark.parametrize(
+    ("entity_rows", "words"),
+    [
+        ({"carrier": np.str_("UA")}, "is str_, not a list"),
+        ({"carrier": np.int64(1)}, "is int64, not a list"),
+        ({"carrier": np.array("UA")}, "is ndarray, not a list"),
+        ({"carrier": ["UA", "AA"], "mine": [1]}, r"not equally long \(carrier: 2, mine: 1\)"),
+        (pd.DataFrame([["UA", "AA"]], columns=["carrier", "carrier"]), "two columns of one name: carrier, carrier"),
+        (pd.Series(["UA"]), "entity_rows is Series"),
+        ((row for row in [{"carrier": "UA"}]), "entity_rows is generator"),
+    ],
+)
+def test_entity_rows_that_are_no_rows_are_refused(workspace: Workspace, entity_rows: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        get_online_features(workspace, "carrier_profile:flights", entity_rows)
+
+
+def test_an_answer_shares_no_list_with_its_caller(workspace: Workspace) -> None:
+    given = ["UA", "ZZ"]
+    answer = get_online_features(workspace, "carrier_profile:flights", {"carrier": given})
+    answer.to_dict()["carrier"].clear()
+    given.append("AA")
+    assert answer.to_dict()["carrier"] == ["UA", "ZZ"]
 
 
 def test_a_view_twice_under_two_names_on_demand_features_and_a_service(workspace: Workspace) -> None:
@@ -227,9 +265,8 @@ REFUSED: list[tuple[Any, Any, type[FeatureStoreError], list[str]]] = [
     ("every_type:i64", "7", InputError, ["str", "list of dicts"]),
     ("every_type:i64", [7], InputError, ["list of dicts"]),
     ("every_type:i64", None, InputError, ["NoneType"]),
-    ("every_type:i64", pd.DataFrame({"plane_id": [7]}), InputError, ["to_dict"]),
     (carrier_profile, [{"carrier": "UA"}, {}], EntityKeyError, ["Row 1", "'carrier'"]),
-    (carrier_profile, [], EntityKeyError, ["'carrier'"]),
+    (carrier_profile, {}, EntityKeyError, ["'carrier'"]),
     ("route_stats:distance", {"origin": ["JFK"], "dest": []}, InputError, ["origin: 1", "dest: 0"]),
     (delay_now, {"carrier": ["UA"], "factor": [1.0]}, InputError, ["'scheduled' of delay_now is missing"]),
     (

@@ -15,8 +15,25 @@ from support.clock import ManualClock
 from support.materialized import Sale, day, sales_view, write_sales
 from support.projects import make_workspace
 
-from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource, on_demand_feature_view
-from featurestore.errors import IntervalError, MaterializationError, RegistryError, RepositoryError, ValueTypeError
+from featurestore import (
+    Entity,
+    FeatureService,
+    FeatureStore,
+    FeatureView,
+    Field,
+    ParquetSource,
+    PushSource,
+    on_demand_feature_view,
+)
+from featurestore.errors import (
+    InputError,
+    IntervalError,
+    MaterializationError,
+    NotFoundError,
+    RegistryError,
+    RepositoryError,
+    ValueTypeError,
+)
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.materialization import materialize_incremental, succeeded
@@ -100,6 +117,57 @@ def test_numbers_and_nat_are_no_instants(tmp_path: Path) -> None:
                     read(seconds)
         (run,) = store.materialize(date(2024, 1, 1), np.datetime64("2024-01-04T12:00"))
         assert run.appended == 2
+
+
+def test_one_object_or_name_does_where_several_may_stand(tmp_path: Path) -> None:
+    (tmp_path / "feature_store.yaml").write_text("project: shop\n")
+    write_rows(tmp_path)
+    rows = ParquetSource("rows", "rows.parquet", "at")
+    pushed = PushSource("events", rows)
+    fed = FeatureView("fed", entities=[shop], source=pushed)
+    with FeatureStore(tmp_path, clock=ManualClock(NOW)) as store:
+        assert {step.name for step in store.plan(sales).steps} == {"sales", "rows", "shop"}
+        store.apply(sales)
+        store.apply(view for view in [fed])
+        for views in ("sales", sales, ["sales"], [sales], (sales,)):
+            assert [run.view for run in store.materialize_incremental(views=views)] == ["sales"]
+            assert [run.view for run in store.materialize("2024-01-01", "2024-01-04", views)] == ["sales"]
+        assert (
+            store.push(pushed, {"shop": [5], "at": ["2024-01-20T00:00:00Z"], "amount": [50]})
+            .views["fed"]
+            .online.written
+            == 1
+        )
+        assert store.peek(fed, rows=1).column("amount").to_pylist() == [50]
+        assert [found.name for found in store.list(FeatureView)] == ["fed", "sales"]
+        assert store.get(FeatureView, "fed") == store.get("view", "fed")
+
+
+def test_what_is_no_object_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "feature_store.yaml").write_text("project: shop\n")
+    write_rows(tmp_path)
+    with FeatureStore(tmp_path, clock=ManualClock(NOW)) as store:
+        store.apply(sales)
+        for given, word in (
+            ("sales", "'sales'"),
+            ([1], "1"),
+            (5, "5"),
+            ([sales, "x"], "'x'"),
+            (sales["amount"], "amount"),
+        ):
+            for call in (store.apply, store.plan):
+                with pytest.raises(InputError, match=f"{word}.* is no definition"):
+                    call(given)
+        for views in (5, [None], shop, [twice]):
+            with pytest.raises(InputError, match="is no FeatureView"):
+                store.materialize_incremental(views=views)
+        with pytest.raises(InputError, match="'sales' differs from what is applied"):
+            store.materialize_incremental(views=sales.replaced(ttl=timedelta(days=1)))
+        with pytest.raises(InputError, match="is no PushSource"):
+            store.push(sales, {})
+        for kind in (5, int, Field, ["view"]):
+            with pytest.raises(NotFoundError, match="is no kind of definition"):
+                store.list(kind)
 
 
 def test_nothing_is_cleaned_while_the_registry_cannot_be_read(tmp_path: Path) -> None:

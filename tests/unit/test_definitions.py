@@ -123,6 +123,24 @@ def test_bad_definitions_are_refused_by_name(case):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda tags: Entity("e", {"a": String}, tags=tags),
+        lambda tags: ParquetSource("s", "s.parquet", "at", tags=tags),
+        lambda tags: RequestSource("r", [Field("n", Int64)], tags=tags),
+        lambda tags: Field("n", Int64, tags=tags),
+        lambda tags: FeatureView("v", entities=[carrier], source=flights, tags=tags),
+        lambda tags: FeatureService("s", [delays], tags=tags),
+        lambda tags: on_demand_feature_view(sources=[delays], schema=[Field("a", Int64)], name="d", tags=tags)(len),
+    ],
+)
+def test_tags_are_a_mapping(make):
+    with pytest.raises(DefinitionError, match=r"tags: must be a dict \(got \['a'\]\)"):
+        make(["a"])
+    assert make(None).tags == {}
+
+
 def test_unknown_features_are_refused_with_the_closest():
     with pytest.raises(NotFoundError, match="Did you mean 'delay'"):
         delays[["delai"]]
