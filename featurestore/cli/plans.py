@@ -21,11 +21,11 @@ _CLASS_STYLES = {
 }
 
 
-def render_plan(console: Console, plan: Plan) -> None:
+def render_plan(console: Console, plan: Plan, *, is_teardown: bool = False) -> None:
     """Print a plan like a diff, the class of each change on the right."""
     from rich.text import Text
 
-    for line in explain(plan):
+    for line in explain(plan, is_teardown=is_teardown):
         text = Text("  " * line.indent + line.text, style=_ACTION_STYLES.get(line.action, ""))
         if line.change_class is not None:
             text.pad_right(max(1, 64 - text.cell_len))

@@ -24,15 +24,15 @@ class Line:
     action: str = ""
 
 
-def explain(plan: Plan) -> list[Line]:
-    """Return what a plan would do, line by line."""
+def explain(plan: Plan, *, is_teardown: bool = False) -> list[Line]:
+    """Return what a plan would do, line by line; a teardown asks for one flag, whatever it takes away."""
     if not plan.steps:
         made = [Line(0, f"{plan.project} is up to date (revision {plan.revision}): nothing to change.")]
     else:
         made = [Line(0, f"Plan for {plan.project}: revision {plan.revision} -> {plan.revision + 1}"), Line(0, "")]
         for step in plan.steps:
             made += _explain_step(step)
-        made += [Line(0, ""), Line(0, _summary(plan))]
+        made += [Line(0, ""), Line(0, _summary(plan, is_teardown=is_teardown))]
     return made + [Line(0, f"Note: {notice}") for notice in plan.notices]
 
 
@@ -63,7 +63,7 @@ def _remedy(rebuilt: set[str]) -> str:
     return "stored rows keep the old values until you run `fs materialize START END --rebuild`"
 
 
-def _summary(plan: Plan) -> str:
+def _summary(plan: Plan, *, is_teardown: bool) -> str:
     counts = [
         f"{sum(step.action == action for step in plan.steps)} to {word}"
         for action, word in (("create", "create"), ("update", "change"), ("delete", "delete"))
@@ -77,7 +77,7 @@ def _summary(plan: Plan) -> str:
         for change, flag in ((ChangeClass.BREAKING, "--allow-breaking"), (ChangeClass.DESTRUCTIVE, "--allow-destroy"))
         if change in classes
     ]
-    needs = f"; apply needs {' and '.join(flags)}" if flags else ""
+    needs = f"; apply needs {' and '.join(flags)}" if flags and not is_teardown else ""
     return f"{', '.join(counts)}; the worst change is {worst.name.lower()}{needs}."
 
 

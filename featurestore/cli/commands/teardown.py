@@ -23,7 +23,7 @@ def command(store: FeatureStore, output: Output, allow_destroy: bool) -> None:
     plan = store.plan_teardown()
     if not allow_destroy:
         if not output.as_json:
-            render_plan(output.console, plan)
+            render_plan(output.console, plan, is_teardown=True)
         raise ChangesNotAllowedError(
             f"Tearing down {store.project!r} deletes everything it holds, and nothing was deleted.",
             hint="If that is what you want, run `fs teardown --allow-destroy`.",
