@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from featurestore.metadata.snapshot import RegisteredView
@@ -27,6 +30,23 @@ _SMALL_TABLE_ROWS = 200_000
 
 class TrainingSetWarning(UserWarning):
     """Something about a training set that its user should know before using it."""
+
+
+def warn(text: str) -> None:
+    """Warn of something at the user's own line: each time, not only the first time that Python comes to the line."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _is_between(frame.f_globals.get("__name__", "")) and frame.f_back is not None:
+        frame = frame.f_back
+    assert frame is not None
+    # Without a registry Python does not remember that it has told so.
+    warnings.warn_explicit(
+        text, TrainingSetWarning, frame.f_code.co_filename, frame.f_lineno, module=frame.f_globals.get("__name__")
+    )
+
+
+def _is_between(module: str) -> bool:
+    """Tell whether a module is the product's, or one of Python's that lie between it and who called."""
+    return module.partition(".")[0] in ("featurestore", "functools", "contextlib")
 
 
 @dataclass(frozen=True, slots=True)

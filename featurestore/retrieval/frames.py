@@ -7,6 +7,7 @@ the features by position.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -227,9 +228,12 @@ def _own_columns(entity_df: Any, sql: SqlFrames) -> OwnColumns:
     )
 
 
+_SQL = re.compile(r"(?:\s|\(|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*(?:select|with|from)\s+\S", re.IGNORECASE)
+"""How a query begins: comments and parentheses may come first."""
+
+
 def _is_sql(text: str) -> bool:
-    words = text.split(maxsplit=1)
-    return len(words) == 2 and words[0].lower() in ("select", "with", "from")
+    return _SQL.match(text) is not None
 
 
 def _read_parquet(path: Path) -> pa.Table:

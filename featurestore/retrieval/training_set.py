@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from html import escape
@@ -22,7 +21,7 @@ from featurestore.errors import (
 )
 from featurestore.metadata.saved_sets import SavedSet
 from featurestore.offline.files import NO_SPACE
-from featurestore.retrieval.coverage import Gap, TrainingSetWarning, held_back
+from featurestore.retrieval.coverage import Gap, held_back, warn
 from featurestore.retrieval.frames import OwnColumns
 from featurestore.retrieval.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone
 from featurestore.retrieval.outputs import check_output
@@ -270,7 +269,7 @@ class TrainingSet:
 
     def _warn(self, text: str) -> None:
         self.warnings.append(text)
-        warnings.warn(text, TrainingSetWarning, stacklevel=4)
+        warn(text)
 
     def __repr__(self) -> str:
         count = f"{len(self):,} rows" if isinstance(self._rows, JoinedRows) or self._table is not None else "a span"

@@ -470,6 +470,37 @@ def test_rows_past_what_was_committed_are_told_with_the_command(tmp_path: Path) 
     workspace.close()
 
 
+def test_warnings_point_at_the_users_line_each_time(tmp_path: Path) -> None:
+    small_project(tmp_path).close()
+    (tmp_path / "feature_store.yaml").write_text("project: shop\n")
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import pandas as pd\n"
+        "from featurestore import FeatureStore\n"
+        "store = FeatureStore('.')\n"
+        "frame = pd.DataFrame({'carrier': ['UA'], 'event_timestamp': [pd.Timestamp('2024-01-02', tz='UTC')]})\n"
+        "for _ in range(3):\n"
+        "    store.get_historical_features(frame, 'carrier_profile:flights')\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=True)
+    told = [line for line in done.stderr.splitlines() if "TrainingSetWarning" in line]
+    assert len(told) == 3, done.stderr
+    assert {line.partition(": ")[0] for line in told} == {f"{script}:6"}
+
+
+def test_what_is_found_late_is_told_where_it_is_asked_for(tmp_path: Path) -> None:
+    workspace = small_project(tmp_path)
+    rows = [{"carrier": "UA", "event_ts": day(n), "created_ts": day(25), "flights": n} for n in range(1, 9)]
+    commit_rows(workspace, "carrier_profile", rows)
+    own = pd.DataFrame({"carrier": ["UA"] * 4, "event_timestamp": [day(n) for n in (2, 3, 4, 26)]})
+    for asked in ("to_pandas", "to_arrow", "to_polars", "certificate"):
+        made = get_historical_features(workspace, own, "carrier_profile:flights")
+        with pytest.warns(TrainingSetWarning, match="have no value") as told:
+            made.certificate if asked == "certificate" else getattr(made, asked)()
+        assert {warning.filename for warning in told} == {__file__}, asked
+    workspace.close()
+
+
 def test_rows_after_now_are_answered_counted_and_told(workspace: Workspace) -> None:
     own = pd.DataFrame({"carrier": ["AA"], "event_timestamp": [dt.datetime(2030, 1, 1, tzinfo=UTC)]})
     with pytest.warns(TrainingSetWarning, match="1 of 1 entity rows lie after now"):

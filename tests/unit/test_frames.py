@@ -127,6 +127,31 @@ def test_sql_reads_views_and_sources_by_name(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize(
+    "sql",
+    [
+        "-- the newest\nSELECT {}",
+        "  -- one\n\n-- two\n select {}",
+        "/* a\n b */ SELECT {}",
+        "(SELECT {})",
+        "( -- why not\n(SELECT {}))",
+        "(SELECT {} LIMIT 0) UNION ALL (SELECT {})",
+        "\n\tWITH w AS (SELECT {}) FROM w",
+        "SELECT {} -- at the end",
+        "SELECT {};",
+    ],
+)
+def test_sql_begins_as_people_write_it(workspace: Workspace, sql: str) -> None:
+    query = sql.replace("{}", "carrier, event_ts AS event_timestamp FROM carrier_profile")
+    assert sorted(read(workspace, query).keys.column("carrier String").to_pylist()) == ["AA", "UA", "UA"]
+
+
+@pytest.mark.parametrize("path", ["select.parquet", "with", "-- from.parquet", "(select).parquet", "from/x.parquet"])
+def test_paths_that_look_like_sql_are_paths(workspace: Workspace, path: str) -> None:
+    with pytest.raises(EntityFrameError, match="there is no such file"):
+        read(workspace, path)
+
+
+@pytest.mark.parametrize(
     ("sql", "message"),
     [
         ("SELECT * FROM 'frame.parquet'", "frame.parquet"),
