@@ -51,10 +51,12 @@ class PushedRows:
     """The rows of one push, column by column: lists, or what Arrow can read. Columns that nobody asks for are ignored.
 
     With ``json`` the values are JSON's (`types.values.from_json`), else Python's (`coerce`) or typed columns.
+    ``has_columns=False`` tells of no rows at all, which have no names.
     """
 
-    def __init__(self, columns: Mapping[str, Any], *, json: bool = False) -> None:
+    def __init__(self, columns: Mapping[str, Any], *, json: bool = False, has_columns: bool = True) -> None:
         self._columns = columns
+        self._has_columns = has_columns
         self._convert = from_json if json else coerce
         self._typed: dict[str, list[tuple[ValueType, Column]]] = {}
         lengths = {name: len(values) for name, values in columns.items()}
@@ -67,6 +69,8 @@ class PushedRows:
 
     def require(self, needed: Sequence[str], source: str) -> None:
         """Raise InputError for a column that is needed and not there."""
+        if not self._has_columns:
+            self._columns = {name: [] for name in needed}
         for name in needed:
             if name not in self._columns:
                 raise InputError(
@@ -113,14 +117,16 @@ class PushedRows:
     def _given(self, name: str) -> Any:
         """Return a column as a list of Python values or as Arrow."""
         values = self._columns[name]
-        if isinstance(values, list):
-            return values
+        if isinstance(values, list | tuple):
+            first = next((value for value in values if value is not None), None)
+            if type(first).__name__ != "datetime64":
+                return list(values) if isinstance(values, tuple) else values
+            # Of numpy, and a bare integer to Python where it is fine. A NaT of any unit equals nothing.
+            values = [value if value == value else None for value in values]
         import pyarrow as pa
 
         if isinstance(values, pa.Array):
             return values
-        if isinstance(values, tuple):
-            return list(values)
         if isinstance(values, pa.ChunkedArray):
             return _one_array(values)
         if hasattr(values, "to_arrow"):
@@ -219,7 +225,7 @@ def read_rows(rows: Any) -> PushedRows:
     if isinstance(rows, Mapping):
         return PushedRows({name: _checked(name, values) for name, values in rows.items()})
     if isinstance(rows, list | tuple) and all(isinstance(row, Mapping) for row in rows):
-        return PushedRows(_by_column(rows))
+        return PushedRows(_by_column(rows), has_columns=bool(rows))
     if isinstance(rows, pa.RecordBatchReader):
         rows = rows.read_all()
     if hasattr(rows, "collect") and hasattr(rows, "lazy"):
@@ -247,7 +253,13 @@ def _of_columns(names: Any, columns: Sequence[Any]) -> PushedRows:
 
 
 def _checked(name: str, values: Any) -> Any:
-    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
+    try:
+        len(values)  # which an array of no dimension has not
+    except TypeError:
+        is_list = False
+    else:
+        is_list = not isinstance(values, str | bytes | Mapping | set | frozenset)  # a set's order means nothing
+    if not is_list:
         raise InputError(f"Column {name!r} is {type(values).__name__}, not a list.", hint="Pass one value per row.")
     return values
 

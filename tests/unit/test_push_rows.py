@@ -343,6 +343,36 @@ def test_columns_that_would_be_rounded_are_refused() -> None:
             rows.of_view(view_of({"x": kind}), now_us=NOW, until_us=UNTIL)
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("unit", ["s", "us", "ns"])
+def test_instants_of_numpy_in_a_list_are_instants(size: int, unit: str) -> None:
+    """Their time is ceiled where it is finer, their features are floored; NaT is null."""
+    fine = 1_500 if unit == "ns" else 0
+    moment = np.datetime64("2024-01-02T03:04:05", "ns") + np.timedelta64(fine, "ns")
+    moment = moment.astype(f"M8[{unit}]")
+    rows = [{"id": row, "at": moment, "seen": None if row % 2 else moment} for row in range(size - 1)]
+    rows.append({"id": size, "at": moment, "seen": np.datetime64("NaT")})
+    table = read_rows(rows).of_view(view_of({"seen": Timestamp}), now_us=NOW, until_us=UNTIL).table()
+    micros = to_instant("2024-01-02T03:04:05Z")
+    assert set(table["event_ts"].cast(pa.int64()).to_pylist()) == {micros + (2 if fine else 0)}
+    assert table["seen"].cast(pa.int64()).to_pylist()[:2] == [micros + (1 if fine else 0), None]
+    assert table["seen"].to_pylist()[-1] is None
+
+
+@pytest.mark.parametrize("rows", [[], (), {"id": [], "at": [], "x": []}, pd.DataFrame(columns=["id", "at", "x"])])
+def test_no_rows_are_no_rows_in_every_form(rows: Any) -> None:
+    none = read_rows(rows)
+    none.require(["id", "at", "x"], "pushed")
+    assert none.row_count == 0
+    assert len(none.of_view(view_of({"x": Int64}), now_us=NOW, until_us=UNTIL).table()) == 0
+
+
+@pytest.mark.parametrize("rows", [{}, [{}]])
+def test_rows_without_columns_are_refused(rows: Any) -> None:
+    with pytest.raises(InputError, match="have no column 'id'"):
+        read_rows(rows).require(["id"], "pushed")
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -351,6 +381,10 @@ def test_columns_that_would_be_rounded_are_refused() -> None:
         ([{"id": 1}, {"at": EARLY}], "Row 1 of the pushed rows has no 'id'"),
         (pd.DataFrame([[1, 2]], columns=["id", "id"]), "two columns called 'id'"),
         ({"id": {1: 2}}, "'id' is dict, not a list"),
+        ({"id": {1, 2}}, "'id' is set, not a list"),
+        ({"id": frozenset([1])}, "'id' is frozenset, not a list"),
+        ({"id": np.array(1)}, "'id' is ndarray, not a list"),
+        ({"id": (n for n in (1, 2))}, "'id' is generator, not a list"),
     ],
 )
 def test_what_is_no_rows(rows: Any, message: str) -> None:
