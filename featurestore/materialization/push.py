@@ -6,10 +6,12 @@ Offline comes first: what a crash leaves committed and not online, the next mate
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -27,6 +29,8 @@ from featurestore.types.times import MICROSECOND
 SCHEMA_WRITTEN = crash_point("push.schema", "the schema of pushed records is online, no record yet")
 BATCH_WRITTEN = crash_point("push.batch", "one more batch of pushed records is online")
 
+SCHEMA_SECONDS = 2.0
+"""How long a schema counts as being online: `fs gc` of another process, or whoever empties the store, removes it."""
 BATCH_ROWS = 10_000
 """Rows that are encoded and sent at once."""
 
@@ -210,13 +214,15 @@ def push(workspace: Workspace, source_name: str, rows: Any, to: To = "both") -> 
     return work.result()
 
 
-_schemas: WeakKeyDictionary[OnlineStore, set[bytes]] = WeakKeyDictionary()
-"""Schemas that this process has put into a store."""
+_schemas: WeakKeyDictionary[OnlineStore, dict[bytes, float]] = WeakKeyDictionary()
+"""When this process put which schema into a store."""
 
 
 def _put_schema(online: OnlineStore, encoder: RecordEncoder) -> None:
-    known = _schemas.setdefault(online, set())
-    if encoder.schema_key not in known:
+    """Put the schema of records, without which nobody reads them, unless this process has just done so."""
+    put_at_s = _schemas.setdefault(online, {})
+    now_s = time.monotonic()
+    if now_s >= put_at_s.get(encoder.schema_key, -inf) + SCHEMA_SECONDS:
         online.put(encoder.schema_key, encoder.schema_json)
         reached(SCHEMA_WRITTEN)
-        known.add(encoder.schema_key)
+        put_at_s[encoder.schema_key] = now_s

@@ -8,11 +8,12 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from random import SystemRandom
 from typing import TYPE_CHECKING
 
 from featurestore.errors import ConcurrentCommitError
-from featurestore.materialization.run import COMMIT_TRIES
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors
@@ -28,7 +29,10 @@ COMMITTED = crash_point("push.committed", "pushed rows are committed, nobody was
 
 PAUSE_SECONDS = 1.0
 """From the beginning of one commit to the next, for each process and view."""
+RETRY_SECONDS, PATIENCE_SECONDS = 0.02, 15.0
+"""What the pauses between tries begin with; how long a commit gives way to other writers before it fails."""
 PUSH = "push"
+_jitter = SystemRandom()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -113,7 +117,8 @@ def _append(offline: OfflineStore, registered: RegisteredView, groups: list[pa.T
     import pyarrow as pa
 
     rows = pa.concat_tables(groups)
-    for last_try in (False,) * (COMMIT_TRIES - 1) + (True,):
+    give_up_s = time.monotonic() + PATIENCE_SECONDS
+    for tries in count(1):
         version = offline.current(registered.table)
         path = offline.staging(registered.table) / f"{secrets.token_hex(16)}.parquet"
         try:
@@ -122,14 +127,16 @@ def _append(offline: OfflineStore, registered: RegisteredView, groups: list[pa.T
             base = None if version is None else version.number
             committed = offline.commit(registered.table, registered.table_schema, base=base, add=[path])
         except ConcurrentCommitError:
-            if last_try:
+            if time.monotonic() >= give_up_s:
                 raise
         else:
             reached(COMMITTED)
             return committed.number
         finally:
             path.unlink(missing_ok=True)
-    raise AssertionError("the last try returns or raises")
+        # Writers that lost together would meet again: each waits for a time of its own, longer where there are many.
+        time.sleep(_jitter.uniform(0, min(RETRY_SECONDS * 2**tries, PAUSE_SECONDS)))
+    raise AssertionError("tries do not end")
 
 
 def _write(rows: pa.Table, first_sequence: int, path: Path) -> None:

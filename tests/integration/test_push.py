@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from support.serving import until
 
 from featurestore import FeatureView, Field
 from featurestore.errors import (
+    ConcurrentCommitError,
     DiskFullError,
     EntityKeyError,
     FeatureStoreError,
@@ -41,6 +43,7 @@ from featurestore.metadata.watermarks import read_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.delta import DeltaStore
 from featurestore.online.codec import RecordEncoder
+from featurestore.online.keys import view_prefix
 from featurestore.retrieval import get_historical_features
 from featurestore.retrieval.coverage import TrainingSetWarning
 from featurestore.types import Int64, String
@@ -214,6 +217,22 @@ class TestWhereRowsGo:
     def test_nowhere(self, workspace):
         with pytest.raises(InputError, match="everywhere"):
             push(workspace, "sales_push", rows_of(), to="everywhere")
+
+
+class TestSchemas:
+    def test_a_schema_that_was_removed_is_put_again_after_a_while(self, tmp_path, online_url, monkeypatch):
+        module = importlib.import_module("featurestore.materialization.push")
+        monkeypatch.setattr(module, "SCHEMA_SECONDS", 3600.0)
+        with closing(made(tmp_path, online_url)) as workspace:
+            encoder = RecordEncoder(workspace.snapshot().views["shop_sales"].layout)
+            push(workspace, "sales_push", rows_of(Sale("a", day(1))), to="online")
+            workspace.online.delete(view_prefix(workspace.project, "shop_sales", 1))
+            push(workspace, "sales_push", rows_of(Sale("a", day(2))), to="online")
+            assert workspace.online.mget([encoder.schema_key]) == [None]  # one push after the other costs no more
+            monkeypatch.setattr(module, "SCHEMA_SECONDS", 0.0)
+            push(workspace, "sales_push", rows_of(Sale("a", day(3))), to="online")
+            assert workspace.online.mget([encoder.schema_key]) == [encoder.schema_json]
+            assert online_rows(workspace)["a"][0] == day(3)
 
 
 class TestTrainingSets:
@@ -432,6 +451,44 @@ class TestGroups:
         later[0].shutdown()
         assert [row[3] for row in log_rows(workspace)] == [-1, 8]
         assert online_rows(workspace)["a"][2] == 8
+
+    def test_a_commit_gives_way_to_others_until_its_patience_ends(self, workspace, monkeypatch):
+        commit, tries = DeltaStore.commit, []
+
+        def loses(store: DeltaStore, table: Any, *arguments: Any, **options: Any) -> Any:
+            tries.append(1)
+            if len(tries) <= 12:
+                raise ConcurrentCommitError(f"Another writer committed to table {table}.")
+            return commit(store, table, *arguments, **options)
+
+        monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 0.02)
+        monkeypatch.setattr(DeltaStore, "commit", loses)
+        push(workspace, "sales_push", rows_of(Sale("a", day(1), None, 7)), to="offline")
+        assert [row[3] for row in log_rows(workspace)] == [7]
+        tries.clear()
+        monkeypatch.setattr(push_commit, "PATIENCE_SECONDS", 0.0)
+        with pytest.raises(ConcurrentCommitError, match="'shop_sales' failed offline"):
+            push(workspace, "sales_push", rows_of(Sale("a", day(1), None, 8)), to="offline")
+        assert [row[3] for row in log_rows(workspace)] == [7]
+
+    def test_pushes_get_through_while_the_table_is_optimized(self, workspace, monkeypatch):
+        monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 0.05)
+        pushing = threading.Event()
+        other = Workspace(workspace.root, workspace.settings, clock=workspace.clock)
+
+        def optimize_on() -> None:
+            while not pushing.is_set():
+                optimize(other)
+
+        with closing(other), ThreadPoolExecutor(1) as threads:
+            optimizing = threads.submit(optimize_on)
+            try:
+                for amount in range(20):
+                    push(workspace, "sales_push", rows_of(Sale("a", day(1), None, amount)), to="offline")
+            finally:
+                pushing.set()
+            optimizing.result(timeout=60)
+        assert sorted(row[3] for row in log_rows(workspace)) == list(range(20))
 
     def test_two_processes_commit_to_one_table(self, workspace, tmp_path_factory, monkeypatch):
         monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 0.1)
