@@ -13,6 +13,7 @@ from featurestore.definitions import Definition, FeatureSelection, FeatureView, 
 from featurestore.errors import InputError
 from featurestore.metadata.applied import check_as_applied
 from featurestore.metadata.records import kind_named
+from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.workspace import Workspace
 from featurestore.project.loader import collect, load_definitions
 from featurestore.project.settings import Settings, make_settings, read_settings
@@ -243,7 +244,8 @@ class FeatureStore:
         ``entity_df`` is a pandas, Arrow or polars table, the path of a Parquet file, or a SQL query over the
         project's views and sources; it holds the join keys and ``timestamp_column``. ``features`` is a feature
         service (or its name) or a list of ``"view:feature"``, views and selections. ``as_of="event"`` ignores
-        when values became known. ``direct=True`` reads the sources instead of the offline store. Without
+        when values became known. ``direct=True`` reads the sources instead of the offline store, by the definitions
+        as they stand in the feature repo, and objects as they are given: nothing need be applied. Without
         ``entity_df``, ``start`` and ``end`` and one view give the view's rows in that span.
 
         Raises EntityFrameError, EntityKeyError, NotFoundError, OutputNameClashError.
@@ -254,12 +256,34 @@ class FeatureStore:
             self._workspace,
             entity_df,
             features,
+            snapshot=self._as_if_applied(features) if direct else None,
             timestamp_column=timestamp_column,
             start=None if start is None else given_instant(start),
             end=None if end is None else given_instant(end),
             full_feature_names=full_feature_names,
             as_of=as_of,
             direct=direct,
+        )
+
+    def _as_if_applied(self, features: FeaturesArgument) -> Snapshot:
+        """Return what an apply of the definitions that are asked for would make; changes nothing."""
+        from featurestore_registry.records import Revision
+
+        from featurestore.plan import make_plan
+
+        asked = list(_several(features)) if features is not None else []
+        names = {each.partition(":")[0] for each in asked if isinstance(each, str)}
+        wanted: list[Any] = [found for found in self._workspace.code if found.name in names]
+        wanted += [each.view if isinstance(each, FeatureSelection) else each for each in asked]
+        definitions = collect([each for each in wanted if isinstance(each, Definition)])
+        applied = self._workspace.snapshot()
+        records = {record.key: record for record in applied.records}
+        for planned in make_plan(self._workspace, definitions, partial=True).steps:
+            if planned.record is not None:
+                records[planned.record.key] = planned.record
+        return Snapshot.of(
+            Revision(applied.project, applied.revision, tuple(records.values())),
+            code=[*self._workspace.code, *definitions],
         )
 
     def get_training_set(self, name: str) -> TrainingSet:

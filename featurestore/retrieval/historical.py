@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from featurestore.definitions import FeatureView
 from featurestore.engine.interface import AsOf, Span, SqlReader, StageRequest
 from featurestore.errors import InputError, IntervalError, OutputNameClashError
+from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.watermarks import read_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.retrieval.coverage import Gap, find_gap
@@ -38,14 +39,17 @@ def get_historical_features(
     full_feature_names: bool = False,
     as_of: AsOf | None = None,
     direct: bool = False,
+    snapshot: Snapshot | None = None,
 ) -> TrainingSet:
     """Return the training set of an entity frame; see `FeatureStore.get_historical_features`.
+
+    ``snapshot`` stands for what is applied; it is for direct sets.
 
     Raises NotFoundError, OutputNameClashError, EntityFrameError, EntityKeyError, CodeMismatchError, InputError.
     """
     if as_of not in (None, *get_args(AsOf)):
         raise InputError(f"as_of={as_of!r} is no way to read time.", hint="Pass 'available', 'event', or nothing.")
-    snapshot = workspace.snapshot()
+    snapshot = workspace.snapshot() if snapshot is None else snapshot
     request = resolve(snapshot, features, full_feature_names=full_feature_names)
     if entity_df is None:
         return _span(workspace, request, timestamp_column, start, end, as_of, direct)
