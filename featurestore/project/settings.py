@@ -27,7 +27,10 @@ def read_duration(value: Any) -> timedelta:
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError("write a duration as a number and ms, s, m, h or d, for example 10s")
-    return timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
+    try:
+        return timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
+    except OverflowError:
+        raise ValueError("this is longer than time is counted, which is until the year 9999") from None
 
 
 Duration = Annotated[timedelta, BeforeValidator(read_duration)]
@@ -210,7 +213,9 @@ def _variable(name: str) -> str:
 
 
 def _settings_error(where: str, error: ValidationError) -> SettingsError:
-    first = error.errors(include_url=False, include_input=False)[0]
+    errors = error.errors(include_url=False, include_input=False)
+    # A key that is misspelt is also one that is missing: what stands there is told first.
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         owners: dict[str, type[BaseModel]] = {"engine": EngineLimits, "server": ServerSettings}

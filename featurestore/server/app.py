@@ -173,6 +173,7 @@ def open_workspace(root: Path) -> Workspace:
     from featurestore.project.loader import load_definitions
     from featurestore.project.settings import read_settings
 
+    root = root.resolve()  # messages name it
     return Workspace(root, read_settings(root), code=lambda: load_definitions(root))
 
 
@@ -209,6 +210,19 @@ def _add_health(app: FastAPI, reads: OnlineReads, definitions: DefinitionsKeeper
             return Ready()
         revision, age_us = definitions.current.snapshot.revision, definitions.age_us()
         return Ready(revision=revision, registry_age_seconds=age_us / 1_000_000)
+
+    # Some load balancers ask by HEAD.
+    @app.head("/health", include_in_schema=False)
+    async def health_alone() -> Response:
+        return Response()
+
+    @app.head("/ready", include_in_schema=False)
+    async def ready_alone(request: Request) -> Response:
+        try:
+            await ready(request)
+        except HTTPException as error:
+            return Response(status_code=error.status_code, headers=error.headers)
+        return Response()
 
 
 def _add_metrics(app: FastAPI, metrics: Metrics, look: Callable[[], None]) -> None:

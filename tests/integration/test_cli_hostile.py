@@ -109,6 +109,8 @@ def test_numbers_that_json_lacks_are_null_there_and_shown_to_people(repo: Path, 
     arguments = ["online", "--service", "trip_model_v1", "--entity", "driver_id=1001", "--entity", f"trip_km={number}"]
     document = strict(fs(*arguments, "--json")[0])
     assert document["features"]["km_per_trip"] == [None]
+    assert document["statuses"]["km_per_trip"] == ["NULL_VALUE"]  # as over HTTP
+    assert document["statuses"]["trips"] == ["PRESENT"]
     shown = next(line for line in fs(*arguments)[0].splitlines() if line.startswith("km_per_trip"))
     assert shown.split()[1] == number
 
@@ -311,6 +313,12 @@ def test_an_engine_that_cannot_start_names_its_setting(repo: Path, fs: Run, engi
     for word in words:
         assert word in err
         assert word in told
+
+
+def test_serving_a_folder_that_is_no_repo_names_it(fs: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("serve", "status"):
+        assert f"There is no feature_store.yaml in {tmp_path}.\n" in fs(command, expect=1)[1]
 
 
 def test_a_kind_that_the_project_has_none_of_is_told(repo: Path, fs: Run) -> None:

@@ -296,6 +296,8 @@ def test_a_damaged_file_is_told_to_the_operator_and_replaced_under_the_running_s
     with serving_here(project.workspace()) as client:
         assert client.get("/health").status_code == 200
         assert client.get("/ready").status_code == 503
+        found = client.head("/ready")
+        assert (found.status_code, found.content, found.headers["retry-after"]) == (503, b"", "1")
         response = ask(client, 1)
         assert response.status_code == 500
         assert error_of(response)["type"] == "damaged_record"

@@ -74,7 +74,7 @@ def test_without_a_token_only_the_open_paths_answer(project: Project, paths: lis
                 for headers in wrong if method in ("GET", "POST") else wrong[:1]:
                     response = raw_path(client, method, path, headers)
                     if path in OPEN:
-                        assert response.status_code == (200 if method == "GET" else 405), (method, path)
+                        assert response.status_code == (200 if method in ("GET", "HEAD") else 405), (method, path)
                         continue
                     assert response.status_code == 401, (method, path, headers)
                     assert response.headers["www-authenticate"] == "Bearer"
@@ -95,6 +95,18 @@ def test_the_token_is_checked_before_the_body_is_read(project: Project) -> None:
 def test_on_loopback_without_tokens_everything_is_open(client: httpx.Client, paths: list[str]) -> None:
     for path in paths:
         assert raw_path(client, "GET", path, {}).status_code in (200, 404, 405), path
+
+
+def test_load_balancers_may_ask_by_head(project: Project) -> None:
+    workspace = project.workspace()
+    with serving_here(workspace, token=TOKEN) as client:
+        for path in ("/health", "/ready"):
+            found = client.head(path)
+            assert (found.status_code, found.content) == (200, b"")
+            assert (
+                "get" in client.get("/openapi.json", headers={"authorization": f"Bearer {TOKEN}"}).json()["paths"][path]
+            )
+        assert client.head("/metrics").status_code == 401
 
 
 def test_open_paths_tell_what_is_served_only_to_those_who_may_read_it(project: Project, client: httpx.Client) -> None:

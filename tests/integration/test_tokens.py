@@ -10,15 +10,19 @@ from typing import Any
 import httpx
 import pytest
 from featurestore_registry.auth import Role, tokens
+from featurestore_registry.records import Change
 from starlette.routing import Route
 from support.clock import ManualClock
 from support.serving import HOUR_US, Project, error_of, serving, serving_here, small_project, until
 
 from featurestore.backends import open_registry
 from featurestore.cli.main import main
+from featurestore.definitions import Entity
+from featurestore.metadata.records import to_record
 from featurestore.metadata.snapshot_file import FILE_NAME
 from featurestore.project.settings import read_settings
 from featurestore.server.app import create_app
+from featurestore.types import Int64
 from featurestore.types.times import system_clock, to_rfc3339
 
 BODY = {"features": ["fresh:clicks"], "entities": {"customer_id": [1]}}
@@ -38,6 +42,8 @@ def project(tmp_path: Path) -> Project:
 def token(project: Project, capsys: pytest.CaptureFixture[str]) -> Token:
     """Run ``fs token`` in the project's folder; return its JSON, or what it printed when that was no success."""
 
+    apply_to_others(project)
+
     def run(*arguments: str, expect: int = 0) -> Any:
         with pytest.raises(SystemExit) as caught:
             main(["token", *arguments, "--repo", str(project.root), "--json"])
@@ -46,6 +52,14 @@ def token(project: Project, capsys: pytest.CaptureFixture[str]) -> Token:
         return json.loads(printed.out) if expect == 0 else printed.out + printed.err
 
     return run
+
+
+def apply_to_others(project: Project) -> None:
+    """Apply something to another project of the same registry."""
+    with open_registry(read_settings(project.root).registry, project.root) as registry:
+        record = to_record("others", Entity("shop", {"shop": Int64}))
+        changes = [Change("put", record.kind, record.name, record)]
+        registry.definitions.apply("others", 0, changes, author="test", message="", commit="")
 
 
 def ask(client: httpx.Client, text: str) -> httpx.Response:
@@ -184,7 +198,8 @@ def test_lists_and_ends_of_tokens(project: Project, token: Token) -> None:
         (["create", "--role", "root"], "'root'"),
         (["create", "--role", "reader", "--expires", "soon"], "for example 10s"),
         (["create", "--role", "reader", "--expires", "99999999d"], "9999"),
-        (["create", "--role", "reader", "--expires", "9999999999999d"], "--expires"),
+        (["create", "--role", "reader", "--expires", "9999999999999d"], "'9999999999999d': this is longer than time"),
+        (["create", "--role", "reader", "--expires", "0d"], "'0d' is no time at all"),
         (["create", "--role", "reader", "--project", "fs:*"], "--project"),
         (["create", "--role", "reader", "--project", "p", "--all-projects"], "either"),
     ],
@@ -192,6 +207,14 @@ def test_lists_and_ends_of_tokens(project: Project, token: Token) -> None:
 def test_what_cannot_be_made_is_told(token: Token, arguments: list[str], said: str) -> None:
     assert said in token(*arguments, expect=2)
     assert token("list") == []
+
+
+def test_no_token_is_made_for_a_project_that_is_not_there(token: Token) -> None:
+    said = token("create", "--role", "reader", "--project", "othrs", expect=1)
+    assert "'othrs'" in said
+    assert "Did you mean 'others'?" in said
+    assert token("list", "--project", "othrs") == []
+    assert token("create", "--role", "reader", "--project", "shop")["project"] == "shop"
 
 
 def test_pages_for_people(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

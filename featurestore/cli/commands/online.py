@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ from featurestore.cli.numbers import PLAIN_NUMBER, number, whole_number
 from featurestore.cli.output import Output, repo_command, shown, table
 from featurestore.definitions import OnDemandFeatureView
 from featurestore.errors import ValueTypeError, did_you_mean
+from featurestore.online.reading import Status
 from featurestore.store import FeatureStore
 from featurestore.types import ValueType
 from featurestore.types.values import from_json
@@ -50,8 +52,14 @@ def command(
             cells = [(name, shown(values[name][row]), status[row].name) for name, status in statuses.items()]
             table(console, ("feature", "value", "status"), cells)
 
-    named = {name: [status.name for status in column] for name, column in statuses.items()}
+    named = {name: list(map(_status_in_json, values[name], column)) for name, column in statuses.items()}
     output.emit({"entities": rows, "features": values, "statuses": named}, render)
+
+
+def _status_in_json(value: Any, status: Status) -> str:
+    """Return a status as the server tells it: what JSON has no number for is null there."""
+    is_null = status is Status.PRESENT and isinstance(value, float) and not math.isfinite(value)
+    return (Status.NULL_VALUE if is_null else status).name
 
 
 def _declared_types(store: FeatureStore) -> dict[str, ValueType]:

@@ -10,6 +10,7 @@ from featurestore_registry.auth import Role, Token, create_token, revoke_token, 
 
 from featurestore.cli.output import Output, repo_command, table
 from featurestore.definitions.base import check_object_name
+from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.project.settings import read_duration
 from featurestore.store import FeatureStore
 from featurestore.types.times import MAX_INSTANT, MICROSECOND, to_rfc3339
@@ -36,9 +37,23 @@ def _project(ctx: click.Context, _: click.Parameter, name: str | None) -> str | 
 
 def _duration(ctx: click.Context, _: click.Parameter, text: str | None) -> timedelta | None:
     try:
-        return None if text is None else read_duration(text)
-    except (ValueError, OverflowError) as error:
-        raise click.BadParameter(str(error)) from None
+        span = None if text is None else read_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: {error}.") from None
+    if span is not None and not span:
+        raise click.BadParameter(f"{text!r} is no time at all: the token would have ended when it is shown.")
+    return span
+
+
+def _check_known(store: FeatureStore, project: str) -> None:
+    known = store.workspace.registry.definitions.projects()
+    if project not in known:
+        raise NotFoundError(
+            f"Nothing is applied to a project {project!r}, so no token is made for it.",
+            hint=did_you_mean(project, {*known, store.project})
+            + " For a new project run `fs apply` in its repo first.",
+            project=project,
+        )
 
 
 _of_project = click.option("--project", callback=_project, help="Another project than the repo's.")
@@ -70,7 +85,9 @@ def create(
     now_us = store.workspace.clock()
     expires_at_us = None if expires is None else now_us + expires // MICROSECOND
     if expires_at_us is not None and expires_at_us > MAX_INSTANT:
-        raise click.UsageError("--expires lies beyond the year 9999.")
+        raise click.UsageError("--expires lies beyond the year 9999: leave it out for a token that never expires.")
+    if project is not None and project != store.project:
+        _check_known(store, project)
     text, token = create_token(
         store.workspace.ledger,
         None if all_projects else project or store.project,
