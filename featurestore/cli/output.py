@@ -86,21 +86,6 @@ def shown(value: Any) -> str:
     return "null" if value is None else str(value if isinstance(value, float) else jsonable(value))
 
 
-def table(
-    console: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()
-) -> None:
-    """Print rows under column heads; columns named in ``right`` are set flush right."""
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    console.print(made)
-
-
 def repo_command(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command ``--repo``, ``--json`` and ``--debug``; it receives ``store`` and ``output``."""
 

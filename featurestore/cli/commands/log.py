@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurestore.cli.numbers import WholeNumber
-from featurestore.cli.output import Output, repo_command, table
+from featurestore.cli.output import Output, repo_command
+from featurestore.cli.tables import table
 from featurestore.metadata.runs import all_runs
 from featurestore.store import FeatureStore
 from featurestore.types.times import to_rfc3339

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurestore.cli.main import EXIT_FAILED
-from featurestore.cli.output import Output, repo_command, table
+from featurestore.cli.output import Output, repo_command
+from featurestore.cli.tables import table
 from featurestore.materialization import RunResult, materialize, materialize_incremental, republish
 from featurestore.store import FeatureStore
 from featurestore.types.times import to_instant
@@ -101,7 +102,7 @@ def _render(console: Console, results: Sequence[RunResult], *, dry_run: bool) ->
         )
         for run in results
     ]
-    table(console, heads, rows, right=heads[1:])
+    table(console, heads, rows, right=heads[1:], droppable=("waiting", "dropped", "duplicates", "unchanged", "took"))
     for run in results:
         for note in _notes(run):
             console.print(f"{run.view}: {note}", markup=False, style="yellow")

@@ -9,7 +9,8 @@ import click
 
 from featurestore.cli.features import features_option, wanted_features
 from featurestore.cli.numbers import PLAIN_NUMBER, number, whole_number
-from featurestore.cli.output import Output, repo_command, shown, table
+from featurestore.cli.output import Output, repo_command, shown
+from featurestore.cli.tables import table
 from featurestore.definitions import OnDemandFeatureView
 from featurestore.errors import ValueTypeError, did_you_mean
 from featurestore.online.reading import Status

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.output import Output, repo_command, table
+from featurestore.cli.output import Output, repo_command
+from featurestore.cli.tables import table
 from featurestore.maintenance.optimize import optimize
 from featurestore.store import FeatureStore
 

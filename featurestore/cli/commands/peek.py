@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from featurestore.cli.numbers import WholeNumber
-from featurestore.cli.output import Output, repo_command, shown, table
+from featurestore.cli.output import Output, repo_command, shown
+from featurestore.cli.tables import table
 from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:

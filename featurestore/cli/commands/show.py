@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from featurestore_registry.records import Record
 
-from featurestore.cli.output import Output, repo_command, table
+from featurestore.cli.output import Output, repo_command
+from featurestore.cli.tables import table
 from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.metadata.records import kind_named
 from featurestore.store import FeatureStore

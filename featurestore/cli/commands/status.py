@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.output import Output, repo_command, table
+from featurestore.cli.output import Output, repo_command
+from featurestore.cli.tables import table
 from featurestore.maintenance.status import status
 from featurestore.store import FeatureStore
 from featurestore.types.times import to_rfc3339

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from featurestore_registry.auth import Role, Token, create_token, revoke_token, tokens
 
-from featurestore.cli.output import Output, repo_command, table
+from featurestore.cli.output import Output, repo_command
+from featurestore.cli.tables import table
 from featurestore.definitions.base import check_object_name
 from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.project.settings import read_duration

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.output import Output, repo_command, table
+from featurestore.cli.output import Output, repo_command
+from featurestore.cli.tables import table
 from featurestore.metadata.saved_sets import SavedSet, read_set
 from featurestore.store import FeatureStore
 

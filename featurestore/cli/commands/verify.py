@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurestore.cli.main import EXIT_FAILED
-from featurestore.cli.output import Output, repo_command, table
+from featurestore.cli.output import Output, repo_command
+from featurestore.cli.tables import table
 from featurestore.maintenance.verify import verify
 from featurestore.store import FeatureStore
 
