@@ -18,7 +18,7 @@ from featurestore.engine.duck import DuckEngine
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.maintenance.status import status
-from featurestore.materialization import materialize
+from featurestore.materialization import materialize, materialize_incremental
 from featurestore.metadata.leases import holding
 from featurestore.plan.explain import explain
 from featurestore.types import Int64
@@ -93,7 +93,7 @@ def test_what_an_apply_adds_while_a_run_waits_is_kept(store: FeatureStore, kind:
         if kind == "optimize":
             optimize(workspace)
         elif kind == "incremental":
-            assert FeatureStore(store.settings).materialize_incremental()[0].state == "done"
+            assert materialize_incremental(workspace)[0].state == "done"
         else:
             span = to_instant(T0) - 1, to_instant(T0) + 1
             assert materialize(workspace, *span, rebuild=True, confirm=lambda view, rows: True)[0].state == "done"
@@ -104,6 +104,13 @@ def test_what_an_apply_adds_while_a_run_waits_is_kept(store: FeatureStore, kind:
     assert online(store, 5, feature="g") == [500]
     read = (None, None) if kind == "optimize" else (100, 200)  # by the definition as it is when the run begins
     assert offline(store, "g") == {5: 500, 1: read[0], 2: read[1]}
+
+
+def test_a_run_that_waited_reads_by_the_newest_definition(store: FeatureStore) -> None:
+    with waiting_for_the_lease(store, materialize_incremental):
+        store.apply(definitions(X, G))
+    assert offline(store, "g") == {1: 100, 2: 200}
+    assert online(store, 1, 2, feature="g") == [100, 200]
 
 
 def test_an_apply_while_records_are_published_begins_the_publish_anew(
