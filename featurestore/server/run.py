@@ -64,8 +64,8 @@ def serve(
     before = sys.getswitchinterval()
     prepare()
     try:
-        with suppress(_Stopped), _stopping_by_signals():
-            _serve(root, host, port, workers, prepare, announce or _announce)
+        with suppress(_Stopped), _stopping_by_signals() as check:
+            _serve(root, host, port, workers, prepare, announce or _announce, check)
     finally:
         sys.setswitchinterval(before)
 
@@ -82,6 +82,7 @@ def _serve(
     workers: int | None,
     prepare: Callable[[], None],
     announce: Callable[[str], None],
+    check: Callable[[], None],
 ) -> None:
     workspace = open_workspace(root)
     _ = workspace.online  # of a URL that it cannot read it tells now: nothing listens yet
@@ -93,9 +94,11 @@ def _serve(
     app = create_app(root, token=os.environ.get(TOKEN_VARIABLE), host=host)
     listening = bind(host, port)
     with listening:
-        announce(url_of(listening))
         if workers == 1:
             _settle()
+        announce(url_of(listening))
+        check()
+        if workers == 1:
             uvicorn.Server(server_config(app)).run(sockets=[listening])
         else:
             _serve_by_workers(functools.partial(_worker_app, root, host, prepare), workers, listening)
@@ -137,15 +140,24 @@ class _Stopped(BaseException):
 
 
 @contextmanager
-def _stopping_by_signals() -> Iterator[None]:
-    """Turn both signals into a clean end: before uvicorn takes them over, and when it raises them again afterwards."""
+def _stopping_by_signals() -> Iterator[Callable[[], None]]:
+    """Turn both signals into a clean end: before uvicorn takes them over, and when it raises them again afterwards.
+
+    What it gives raises once one has arrived: Python ignores what is raised while an object is collected.
+    """
+    arrived: list[int] = []
 
     def stop(number: int, frame: object) -> None:
+        arrived.append(number)
         raise _Stopped
+
+    def check() -> None:
+        if arrived:
+            raise _Stopped
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield check
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

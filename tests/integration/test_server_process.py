@@ -272,6 +272,19 @@ def test_sigint_is_a_clean_end_too(tmp_path: Path) -> None:
         assert server.process.wait(timeout=10) == 0
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_comes_while_an_object_is_collected_is_not_lost() -> None:
+    class Collected:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    with run._stopping_by_signals() as check:
+        check()
+        Collected()
+        with pytest.raises(run._Stopped):
+            check()
+
+
 def test_a_taken_port_and_an_unknown_host_are_told(tmp_path: Path) -> None:
     with run.bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
