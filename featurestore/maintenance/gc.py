@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from featurestore.errors import OfflineStoreError
 from featurestore.metadata.generations import used_generations
 from featurestore.metadata.leases import holding
 from featurestore.metadata.saved_sets import frame_path, frames_folder, list_sets, pins
 from featurestore.metadata.snapshot import RegisteredView, Snapshot
-from featurestore.metadata.watermarks import Watermark, needed_versions, read_watermark, write_watermark
+from featurestore.metadata.watermarks import read_watermark, write_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors
 from featurestore.offline.interface import TableId
@@ -61,12 +64,11 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     records = 0
     files = _remove_unnamed_frames(workspace)
     with step("gc", f"clean up after {workspace.project}", unit="tables") as running:
-        marks = {registered.table: registered for registered in snapshot.views.values()}
+        registered_by_table = {registered.table: registered for registered in snapshot.views.values()}
         for table in tables:
             keep = None
             if table not in garbage.tables:
-                published = read_watermark(workspace.ledger, marks[table]) if table in marks else Watermark()
-                keep = needed_versions(published, pinned.get(table, ()))
+                keep = kept_versions(workspace, registered_by_table.get(table), pinned.get(table, ()))
             files += workspace.offline.clean(table, keep=keep)
             running.advance()
         for registered, prefix in unused_prefixes:
@@ -84,6 +86,20 @@ def _remove_unnamed_frames(workspace: Workspace) -> int:
         for path in unnamed:
             path.unlink(missing_ok=True)
     return len(unnamed)
+
+
+def kept_versions(workspace: Workspace, registered: RegisteredView | None, pinned: Iterable[int]) -> list[int]:
+    """Return the versions of a table that cleaning must keep: the pinned ones, and what is online.
+
+    The next publish compares with the files of the latter; without them it could not tell which records of the online
+    store are of rows that left the table, and which were never in it. Where they are gone already it is left out.
+    """
+    keep = set(pinned)
+    published = None if registered is None else read_watermark(workspace.ledger, registered).published_version
+    if registered is not None and published is not None:
+        with suppress(OfflineStoreError):
+            keep.add(workspace.offline.version(registered.table, published).number)
+    return sorted(keep)
 
 
 def _take_offline(workspace: Workspace, registered: RegisteredView) -> int:

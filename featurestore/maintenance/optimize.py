@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featurestore.errors import ConcurrentCommitError, NotFoundError, did_you_mean
+from featurestore.maintenance.gc import kept_versions
 from featurestore.metadata.leases import Lease, holding
 from featurestore.metadata.saved_sets import pins
 from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.watermarks import needed_versions, read_watermark, write_watermark
+from featurestore.metadata.watermarks import read_watermark, write_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors
 from featurestore.offline.interface import TableVersion
@@ -56,8 +57,7 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
             version = workspace.offline.current(registered.table)
             if version is not None:
                 after = _compact(workspace, registered, version, lease) if len(version.files) > 1 else version
-                watermark = read_watermark(workspace.ledger, registered)
-                keep = needed_versions(watermark, pinned.get(registered.table, ()))
+                keep = kept_versions(workspace, registered, pinned.get(registered.table, ()))
                 removed = workspace.offline.clean(registered.table, keep=keep)
                 done.append(Compaction(name, len(version.files), len(after.files), after.rows, removed))
     return done

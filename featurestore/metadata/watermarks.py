@@ -53,16 +53,6 @@ class Watermark:
         return self.intervals[-1][1] if self.intervals else None
 
 
-def needed_versions(watermark: Watermark, pinned: Iterable[int] = ()) -> list[int]:
-    """Return the versions of a table that cleaning must keep: the pinned ones, and what is online.
-
-    The next publish compares with the files of the latter; without them it could not tell which records of the online
-    store are of rows that left the table, and which were never in it.
-    """
-    published = () if watermark.published_version is None else (watermark.published_version,)
-    return sorted({*pinned, *published})
-
-
 def watermark_key(view: str, generation: int) -> str:
     """Return the ledger key of one generation's watermark."""
     return f"{view}.{generation}"

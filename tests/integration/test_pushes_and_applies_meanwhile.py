@@ -147,6 +147,20 @@ def test_optimize_and_gc_leave_what_was_pushed_online_alone(store: FeatureStore)
     assert len(list(Path("offline/p/v/1").glob("*.parquet"))) == len(version.files)  # what was kept is not any more
 
 
+def test_cleaning_goes_on_where_what_is_online_is_gone_from_the_disk(store: FeatureStore) -> None:
+    table = store.workspace.snapshot().views["v"].table
+    published = store.workspace.offline.current(table)
+    assert published is not None
+    store.push("ps", [{"k": 3, "ts": T0, "x": 30}])
+    optimize(store.workspace)
+    for file in published.files:
+        Path(file.path).unlink()
+    collect_garbage(store.workspace)
+    optimize(store.workspace)
+    store.materialize_incremental()
+    assert online(store, 1, 2, 3) == [10, 20, 30]
+
+
 def test_a_view_that_was_offline_for_a_while_is_published_whole(store: FeatureStore) -> None:
     store.apply(definitions(online=False), allow_breaking=True)
     assert collect_garbage(store.workspace).records > 0
