@@ -142,6 +142,34 @@ class OnlineStoreConformance:
             assert store.write([record_of(now, now, x)], now_us=now) == [WriteResult.WRITTEN]
         assert store.mget([record_of(now).key]) == [record_of(now, now, 2).record]
 
+    def test_every_outcome_in_one_call_stands_in_its_place(self, store: OnlineStore, now: int) -> None:
+        outcomes = itertools.cycle(("new", "expired", "newer", "stale", "equal", "twice", "wrong"))
+        kinds = {f"e{number:03d}": kind for number, kind in zip(range(70), outcomes, strict=False)}
+        old = [record_of(now, x=1, entity=entity) for entity, kind in kinds.items() if kind != "new"]
+        store.write(old, now_us=now)
+        event_us = {"stale": now - 1, "equal": now, "wrong": now + 1}
+        writes: list[Write] = []
+        wanted: list[WriteResult] = []
+        stored: dict[bytes, bytes | None] = {}
+        for entity, kind in kinds.items():
+            write = record_of(event_us.get(kind, now + 1), x=2, entity=entity)
+            result, stored[write.key] = WriteResult.WRITTEN, write.record
+            if kind == "expired":
+                write, result, stored[write.key] = write._replace(expire_at_ms=1), WriteResult.EXPIRED, None
+            if kind == "stale":
+                result, stored[write.key] = WriteResult.STALE, record_of(now, x=1, entity=entity).record
+            if kind == "wrong":
+                store.delete(write.key)
+                store.put(write.key, b"no record")
+                result, stored[write.key] = WriteResult.WRONG_TYPE, b"no record"
+            writes.append(write)
+            wanted.append(result)
+            if kind == "twice":
+                writes.append(record_of(now, x=3, entity=entity))
+                wanted.append(WriteResult.STALE)
+        assert store.write(writes, now_us=now) == wanted
+        assert store.mget(list(stored)) == list(stored.values())
+
     def test_a_correction_of_the_same_instant_wins(self, store: OnlineStore, now: int) -> None:
         first, corrected = record_of(now, now, 1), record_of(now, now + 1, 2)
         assert store.write([corrected, first], now_us=now) == [WriteResult.WRITTEN, WriteResult.STALE]
