@@ -19,7 +19,7 @@ from featurestore.online.redis_scripts import SET_NEWEST
 LMDB_HEADER_BYTES = 16 + HEADER_BYTES
 """What stands before the payload in LMDB: two instants of expiry, and the record's head."""
 
-_decode = msgspec.msgpack.Decoder().decode
+_decode = msgspec.msgpack.Decoder(list[object]).decode
 
 
 def training_set(workload: Workload, as_of: str, with_ttl: bool, out: Path) -> None:
@@ -84,13 +84,36 @@ def publish_to_lmdb(environment: lmdb.Environment, writes: Sequence[Write]) -> N
     environment.sync(True)
 
 
+def set_newest_in_lmdb(environment: lmdb.Environment, writes: Sequence[Write]) -> None:
+    """Put ready-made records where what is there is not newer, in one transaction: what Redis's floor does too."""
+    with environment.begin(write=True) as transaction:
+        for key, record, _ in writes:
+            old = transaction.get(key)
+            if old is None or old[1:17] <= record[1:17]:
+                transaction.put(key, record)
+    environment.sync(True)
+
+
 def read_lmdb(environment: lmdb.Environment, keys: Sequence[bytes]) -> list[bytes | None]:
     """Get each key, and nothing else."""
     with environment.begin() as transaction:
         return [transaction.get(key) for key in keys]
 
 
-def read_and_decode_lmdb(environment: lmdb.Environment, keys: Sequence[bytes]) -> list[object]:
+def read_and_decode_lmdb(environment: lmdb.Environment, keys: Sequence[bytes]) -> list[list[object]]:
     """Get each key and decode its payload, one after the other."""
     with environment.begin() as transaction:
         return [_decode(transaction.get(key)[LMDB_HEADER_BYTES:-CRC_BYTES]) for key in keys]
+
+
+def answer_from_lmdb(
+    environment: lmdb.Environment, views: Sequence[WorkloadView], keys: Sequence[bytes]
+) -> dict[str, list[object]]:
+    """Return the lists of `to_dict()` for keys of one view after the other: nothing checked, no value converted."""
+    rows = read_and_decode_lmdb(environment, keys)
+    count = len(keys) // len(views)
+    columns: dict[str, list[object]] = {}
+    for place, view in enumerate(views):
+        part = rows[place * count : (place + 1) * count]
+        columns.update(zip(view.features, map(list, zip(*part, strict=True)), strict=True))
+    return columns
