@@ -19,7 +19,7 @@ from benchmarks.report import Row, Section, Target
 from benchmarks.workload import WorkloadView
 from featurestore.materialization.publish import publish
 from featurestore.metadata.workspace import Workspace
-from featurestore.online.codec import RecordEncoder
+from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import OnlineStore, Write, Writes
 
 MAP_BYTES = 1 << 30

@@ -21,7 +21,7 @@ from benchmarks.projects import make_project, newest_rows, open_workspace
 from benchmarks.report import Row, Section, Target
 from benchmarks.workload import WorkloadView
 from featurestore.materialization.push import push
-from featurestore.online.codec import RecordEncoder
+from featurestore.online.encoder import RecordEncoder
 
 BATCH_ROWS = 1_000
 SOURCE = "driver_stats_events"

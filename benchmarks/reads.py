@@ -20,7 +20,7 @@ from benchmarks.projects import make_project, newest_rows, references, requests_
 from benchmarks.report import Row, Section, Target
 from benchmarks.workload import WorkloadView
 from featurestore import FeatureStore
-from featurestore.online.codec import RecordEncoder
+from featurestore.online.encoder import RecordEncoder
 from featurestore.online.lmdb import MAP_BYTES
 
 ENTITIES = (1, 10, 100)

@@ -16,8 +16,9 @@ from featurestore.metadata.runs import SHOWN_KEYS, Published
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import DataFile, TableChanges, TableVersion
-from featurestore.online.codec import RecordEncoder, is_record, record_times
+from featurestore.online.codec import is_record, record_times
 from featurestore.online.columns import time_columns
+from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import Repair, Write, WriteResult, Writes
 from featurestore.steps import Step, crash_point, reached, step
 from featurestore.types.columns import EVENT

@@ -21,7 +21,7 @@ from featurestore.materialization.push_commit import commit_rows
 from featurestore.materialization.push_rows import PushedRows, ViewRows, read_rows
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.workspace import Workspace
-from featurestore.online.codec import RecordEncoder
+from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import OnlineStore, WriteResult
 from featurestore.steps import crash_point, reached, step
 from featurestore.types.times import MICROSECOND

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from featurestore.definitions import FeatureView
 from featurestore.errors import EntityKeyError, InputError, ValueTypeError, did_you_mean
-from featurestore.online.codec import RecordEncoder
+from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import Write
 from featurestore.types.arrow import arrow_type, cast_column
 from featurestore.types.columns import CREATED, EVENT

@@ -15,24 +15,18 @@ offset  bytes  what
 from __future__ import annotations
 
 import json
-import operator
 import struct
 from collections.abc import Callable, Sequence
 from decimal import Decimal as PythonDecimal
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zlib import crc32
 
 import msgspec
 
 from featurestore.errors import DamagedRecordError
-from featurestore.online.interface import ViewLayout, Write, Writes
-from featurestore.online.keys import KeyEncoder
 from featurestore.types.times import MAX_INSTANT, date_to_days, days_to_date, to_datetime, to_instant
 from featurestore.types.values import ValueType, parse_type
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 FORMAT_VERSION = 1
 HEADER_BYTES = 25
@@ -51,6 +45,11 @@ Converter = Callable[[Any], Any]
 def time_bytes(instant_us: int) -> bytes:
     """Return an instant as the 8 bytes that sort like it."""
     return (instant_us + _SIGN).to_bytes(8)
+
+
+def record_head(event_us: int, created_us: int, schema: bytes) -> bytes:
+    """Return the bytes of a record before its values."""
+    return _HEADER.pack(FORMAT_VERSION, event_us + _SIGN, created_us + _SIGN, schema)
 
 
 def record_times(record: bytes) -> tuple[int, int]:
@@ -153,66 +152,6 @@ _FROM_WIRE: dict[str, Converter] = {
     "Date": days_to_date,
     "Decimal": PythonDecimal,
 }
-
-
-class RecordEncoder:
-    """Makes the records of one generation of a view."""
-
-    def __init__(self, layout: ViewLayout) -> None:
-        self.layout = layout
-        self.keys = KeyEncoder(layout)
-        self.schema_json = schema_document(layout.features)
-        self.schema_id = schema_id(self.schema_json)
-        self.schema_key = self.keys.schema_key(self.schema_id)
-        """Where the publisher puts ``schema_json`` before the first record."""
-        self._converters = [to_wire(value_type) for _, value_type in layout.features]
-
-    def encode(self, key: bytes, event_us: int, created_us: int | None, values: Sequence[Any]) -> bytes:
-        """Return one record of canonical Python values in stored order."""
-        wire = [
-            value if value is None or convert is None else convert(value)
-            for value, convert in zip(values, self._converters, strict=True)
-        ]
-        created_us = event_us if created_us is None else created_us
-        head = _HEADER.pack(FORMAT_VERSION, event_us + _SIGN, created_us + _SIGN, self.schema_id)
-        body = head + encode_payload(wire)
-        return body + crc32(body, crc32(key)).to_bytes(CRC_BYTES)
-
-    def write(self, entity: Sequence[Any], event_us: int, created_us: int | None, values: Sequence[Any]) -> Write:
-        """Return one record as a write, with its key and physical expiry."""
-        key = self.keys.encode(entity)
-        record = self.encode(key, event_us, created_us, values)
-        return Write(key, record, expire_at_ms(event_us, self.layout.ttl_us))
-
-    def encode_table(
-        self,
-        table: pa.RecordBatch | pa.Table,
-        *,
-        event_column: str = "event_ts",
-        created_column: str = "created_ts",
-    ) -> Writes:
-        """Return the writes of a table with the join keys, features and time columns by name, in order of their keys.
-
-        Columns are of the declared Arrow types (`featurestore.types.arrow.arrow_type`); the created column may
-        hold nulls or be absent. Raises EntityKeyError for a null join key.
-        """
-        from featurestore.online.columns import record_bodies, time_columns
-
-        if table.num_rows == 0:
-            return Writes([], [], [])
-        names = [name for name, _ in self.layout.join_keys]
-        texts = self.keys.entities.texts_from_arrow({name: table.column(name) for name in names})
-        # A store that keeps its keys in order is half as quick again when they and the records lie in memory in that
-        # order: this is where both are made. The brace is part of the key, and comes after all that an entity holds.
-        order = sorted(range(len(texts)), key=[text + "}" for text in texts].__getitem__)
-        keys = self.keys.keys([texts[place] for place in order])
-        created = table.column(created_column) if created_column in table.schema.names else None
-        times = time_columns(table.column(event_column), created)
-        features = [(table.column(name), kind) for name, kind in self.layout.features]
-        bodies = list(map(record_bodies(times, self.schema_id, features).__getitem__, order))
-        checksums = times.checksum_bytes(list(map(crc32, bodies, map(crc32, keys))))
-        expiries_ms = times.expiries_ms(self.layout.ttl_us)
-        return Writes(keys, list(map(operator.add, bodies, checksums)), list(map(expiries_ms.__getitem__, order)))
 
 
 def msgpack_array_header(length: int) -> bytes:

@@ -26,7 +26,7 @@ from featurestore.materialization import materialize, materialize_incremental, p
 from featurestore.materialization.run import ViewRun
 from featurestore.metadata.watermarks import read_watermark
 from featurestore.metadata.workspace import Workspace
-from featurestore.online.codec import RecordEncoder
+from featurestore.online.encoder import RecordEncoder
 from featurestore.types.times import system_clock
 
 NOW = day(20)

@@ -39,7 +39,7 @@ from featurestore.errors import (
     ValueTypeError,
 )
 from featurestore.metadata.workspace import Workspace
-from featurestore.online.codec import RecordEncoder
+from featurestore.online.encoder import RecordEncoder
 from featurestore.retrieval import get_online_features
 
 UTC = dt.UTC

@@ -25,7 +25,8 @@ from featurestore.errors import (
     OnlineStoreFullError,
     OnlineStoreUnavailableError,
 )
-from featurestore.online.codec import RecordEncoder, is_intact, record_times
+from featurestore.online.codec import is_intact, record_times
+from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import Repair, ViewLayout, Write, WriteResult
 from featurestore.online.lmdb import LmdbStore
 from featurestore.testing.online_store import LAYOUT, record_of

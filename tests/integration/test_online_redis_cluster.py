@@ -22,7 +22,8 @@ from support.serving import serving_here
 from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError
 from featurestore.maintenance.doctor import Check, examine
 from featurestore.materialization import materialize_incremental, republish
-from featurestore.online.codec import RecordEncoder, is_intact
+from featurestore.online.codec import is_intact
+from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
 from featurestore.online.redis_cluster import RedisClusterStore
 from featurestore.online.redis_topology import Routing, Topology, parsed_cluster_url

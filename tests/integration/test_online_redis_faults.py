@@ -25,7 +25,7 @@ from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableErro
 from featurestore.maintenance.doctor import examine
 from featurestore.materialization import materialize_incremental
 from featurestore.metadata.watermarks import read_watermark
-from featurestore.online.codec import RecordEncoder
+from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
 from featurestore.online.redis import BACKOFFS, RedisStore
 from featurestore.online.redis_node import checked_reply

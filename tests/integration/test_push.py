@@ -42,7 +42,7 @@ from featurestore.materialization import (
 from featurestore.metadata.watermarks import read_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.delta import DeltaStore
-from featurestore.online.codec import RecordEncoder
+from featurestore.online.encoder import RecordEncoder
 from featurestore.online.keys import view_prefix
 from featurestore.retrieval import get_historical_features
 from featurestore.retrieval.coverage import TrainingSetWarning

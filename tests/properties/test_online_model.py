@@ -18,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from support.contested import KEYS, WRITERS, begin_writers, offered_by, open_store
 from support.redis_server import RedisServer
 
-from featurestore.online.codec import RecordEncoder, record_times
+from featurestore.online.codec import record_times
+from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import OnlineStore, Repair, ViewLayout, Write, WriteResult
 from featurestore.online.lmdb import LmdbStore
 from featurestore.online.reading import RecordDecoder

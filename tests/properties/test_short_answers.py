@@ -16,7 +16,7 @@ from support.serving import HOUR_US, Project
 
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.online import fresh
-from featurestore.online.codec import RecordEncoder
+from featurestore.online.encoder import RecordEncoder
 from featurestore.retrieval.features import resolve
 from featurestore.retrieval.online_plan import OnlinePlan
 from featurestore.server.metrics import Metrics

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from featurestore.online.codec import RecordEncoder
+from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import OnlineStore, ViewLayout, Write
 from featurestore.types import Int64, String
 

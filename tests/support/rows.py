@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from featurestore.metadata.watermarks import merge, read_watermark, write_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import TableVersion
-from featurestore.online.codec import RecordEncoder
+from featurestore.online.encoder import RecordEncoder
 from featurestore.types.arrow import arrow_type
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT, to_instant
 

@@ -21,7 +21,7 @@ from featurestore.backends import open_online, open_registry
 from featurestore.metadata.records import to_record
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.workspace import Workspace
-from featurestore.online.codec import RecordEncoder
+from featurestore.online.encoder import RecordEncoder
 from featurestore.project.loader import load_definitions
 from featurestore.project.settings import read_settings
 from featurestore.server.app import create_app

@@ -12,13 +12,13 @@ import pytest
 
 from featurestore.errors import DamagedRecordError, DefinitionError
 from featurestore.online.codec import (
-    RecordEncoder,
     expire_at_ms,
     msgpack_array_header,
     record_times,
     schema_document,
     schema_id,
 )
+from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import ViewLayout
 from featurestore.online.reading import RecordDecoder, Status, ViewReader
 from featurestore.types import (

@@ -19,7 +19,8 @@ from typing import Any, ClassVar
 import pytest
 
 from featurestore.errors import DamagedRecordError
-from featurestore.online.codec import RecordEncoder, is_intact
+from featurestore.online.codec import is_intact
+from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import ViewLayout
 from featurestore.online.keys import KeyEncoder
 from featurestore.online.reading import RecordDecoder
