@@ -6,31 +6,14 @@ It loads httpx and msgspec, nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
+from enum import StrEnum
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
-from featurestore.errors import (
-    AuthError,
-    CodeMismatchError,
-    DamagedRecordError,
-    DiskFullError,
-    EntityKeyError,
-    FeatureStoreError,
-    InputError,
-    NotFoundError,
-    OfflineStoreError,
-    OnDemandError,
-    OnlineStoreFullError,
-    OnlineStoreUnavailableError,
-    OutputNameClashError,
-    RegistryUnavailableError,
-    ServerError,
-    ServerUnavailableError,
-    ValueTypeError,
-)
+from featurestore import errors
 
 try:
     import httpx
@@ -40,31 +23,45 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
+    import pyarrow as pa
 
 T = TypeVar("T")
 
-_ERRORS: Mapping[str, type[FeatureStoreError]] = {
-    "not_found": NotFoundError,
-    "entity_key": EntityKeyError,
-    "value_type": ValueTypeError,
-    "output_name_clash": OutputNameClashError,
-    "on_demand_failed": OnDemandError,
-    "invalid_input": InputError,
-    "code_mismatch": CodeMismatchError,
-    "online_store_unavailable": OnlineStoreUnavailableError,
-    "online_store_full": OnlineStoreFullError,
-    "offline_store_unavailable": OfflineStoreError,
-    "disk_full": DiskFullError,
-    "damaged_record": DamagedRecordError,
-    "registry_unavailable": RegistryUnavailableError,
+_ERRORS: Mapping[str, type[errors.FeatureStoreError]] = {
+    "not_found": errors.NotFoundError,
+    "entity_key": errors.EntityKeyError,
+    "value_type": errors.ValueTypeError,
+    "output_name_clash": errors.OutputNameClashError,
+    "on_demand_failed": errors.OnDemandError,
+    "invalid_input": errors.InputError,
+    "code_mismatch": errors.CodeMismatchError,
+    "online_store_unavailable": errors.OnlineStoreUnavailableError,
+    "online_store_full": errors.OnlineStoreFullError,
+    "offline_store_unavailable": errors.OfflineStoreError,
+    "disk_full": errors.DiskFullError,
+    "damaged_record": errors.DamagedRecordError,
+    "registry_unavailable": errors.RegistryUnavailableError,
 }
 """What the server calls an error -> the class that stands for it in process."""
 
 ROUNDING = "event and created times up and all others down"
 _TRY_AGAIN = frozenset({408, 429, 502, 503, 504})
+_NULLS = frozenset({"NAType", "NaTType"})
 _NOT_THE_REQUEST = frozenset({404, 405})
 KEEP_CONNECTION_SECONDS = 30.0
 """Less than the server keeps an idle one, so that it is never closed under a request."""
+
+
+class Status(StrEnum):
+    """What a value is, by the names that it has in process."""
+
+    PRESENT = "PRESENT"
+    NULL_VALUE = "NULL_VALUE"
+    NOT_FOUND = "NOT_FOUND"
+    OUTSIDE_MAX_AGE = "OUTSIDE_MAX_AGE"
+
+    __repr__ = str.__repr__
 
 
 class OnlineRows(msgspec.Struct, frozen=True):
@@ -78,25 +75,85 @@ class OnlineRows(msgspec.Struct, frozen=True):
     """The columns, as in the answer."""
     rows: list[list[Any]]
     """For each entity row its values."""
-    statuses: list[list[str]] = msgspec.field(name="status")
+    statuses: list[list[Status]] = msgspec.field(name="status")
     """For each value PRESENT, NULL_VALUE, NOT_FOUND or OUTSIDE_MAX_AGE."""
+    event_timestamps: dict[str, list[datetime | None]] | None = msgspec.field(name="event_timestamp", default=None)
+    """By view the event time of each row's values; None where they were not asked for."""
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return the values by feature, one for each row."""
         return {name: [row[place] for row in self.rows] for place, name in enumerate(self.names)}
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a frame with a column for each feature; numbers with nulls take pandas' nullable dtypes."""
-        import pandas as pd
+        """Return a frame with a column for each feature; columns with nulls take pandas' nullable dtypes."""
+        return _frame(self.to_dict())
 
-        return pd.DataFrame({name: _series(values) for name, values in self.to_dict().items()}, columns=self.names)
+
+class OnlineResponse:
+    """An answer to ``entity_rows``, read as the one of `FeatureStore`; values are as `OnlineRows` tells."""
+
+    def __init__(self, own: Mapping[str, list[Any]], found: OnlineRows) -> None:
+        self._own = own
+        self._found = found
+        self.names = tuple(found.names)
+
+    @property
+    def statuses(self) -> dict[str, list[Status]]:
+        """What each value is, by feature column."""
+        return {name: [row[place] for row in self._found.statuses] for place, name in enumerate(self.names)}
+
+    @property
+    def event_timestamps(self) -> dict[str, list[datetime | None]]:
+        """By view the event time of each row's values, None where nothing was found; InputError if not asked for."""
+        if self._found.event_timestamps is None:
+            raise errors.InputError("Event timestamps were not asked for.", hint="Pass include_event_timestamps=True.")
+        return {view: times.copy() for view, times in self._found.event_timestamps.items()}
+
+    def to_dict(self, include_status: bool = False, include_event_timestamps: bool = False) -> dict[str, list[Any]]:
+        """Return lists by column: own ones, features, and then ``{name}__status`` and ``{view}__event_timestamp``."""
+        columns = {name: values.copy() for name, values in self._own.items()} | self._found.to_dict()
+        if include_status:
+            columns |= {f"{name}__status": [status.value for status in found] for name, found in self.statuses.items()}
+        if include_event_timestamps:
+            columns |= {f"{view}__event_timestamp": times for view, times in self.event_timestamps.items()}
+        return columns
+
+    def to_arrow(self) -> pa.Table:
+        """Return a table with the types that Arrow infers; raises InputError for your own column of several kinds."""
+        import pyarrow as pa
+
+        try:
+            return pa.table({name: pa.array(values) for name, values in self.to_dict().items()})
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+            raise errors.InputError(f"A column is of no one type: {error}.", hint="Use to_dict().") from None
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a frame: numpy dtypes where there are no nulls, else pandas' nullable ones."""
+        return _frame(self.to_dict())
+
+    to_df = to_pandas
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return a polars frame of `to_arrow`; raises InputError where polars is not installed."""
+        try:
+            import polars as pl
+        except ImportError as error:
+            hint = "Install it (`pip install '.[polars]'` in a checkout), or use to_arrow() or to_pandas()."
+            raise errors.InputError(f"to_polars() needs polars: {error}.", hint=hint) from None
+        return pl.DataFrame(self.to_arrow())
+
+    def __len__(self) -> int:
+        return len(self._found.rows)
+
+    def __repr__(self) -> str:
+        return f"OnlineResponse({len(self)} rows, {len(self.names)} features)"
 
 
 class FeatureClient:
     """Reads features from a server, and pushes rows to it. Safe across threads; connections are pooled.
 
     >>> with FeatureClient("https://features.example", token) as client:         # doctest: +SKIP
-    ...     rows = client.get_online_features(["carrier_profile:last_delay"], entities={"carrier": ["UA", "AA"]})
+    ...     found = client.get_online_features(["carrier_profile:last_delay"], {"carrier": ["UA", "AA"]})
 
     ``token`` goes with every call; ``timeout_s`` (1.0 unless given) bounds a whole read. Errors are those of
     `featurestore.errors` that the same call would raise in process; their ``details`` hold what the server tells, with
@@ -117,30 +174,61 @@ class FeatureClient:
         self._idle: list[httpx.Client] = []
         self._closed = False
 
+    @overload
+    def get_online_features(
+        self, features: Any, entity_rows: Any, *, full_feature_names: bool = ..., include_event_timestamps: bool = ...
+    ) -> OnlineResponse: ...
+
+    @overload
     def get_online_features(
         self,
-        features: Sequence[str] | None = None,
+        features: Any = ...,
         *,
-        feature_service: str | None = None,
+        full_feature_names: bool = ...,
+        include_event_timestamps: bool = ...,
+        feature_service: str | None = ...,
         entities: Any,
-        request_data: Any = None,
-        full_feature_names: bool = False,
-    ) -> OnlineRows:
-        """Return the newest values of ``view:feature`` references, or of a feature service.
+        request_data: Any = ...,
+    ) -> OnlineRows: ...
 
-        ``entities`` and ``request_data`` are columns (lists or arrays by name), a list of dicts, or a frame of pandas,
-        polars or Arrow.
+    def get_online_features(
+        self,
+        features: Any = None,
+        entity_rows: Any = None,
+        *,
+        full_feature_names: bool = False,
+        include_event_timestamps: bool = False,
+        feature_service: str | None = None,
+        entities: Any = None,
+        request_data: Any = None,
+    ) -> OnlineResponse | OnlineRows:
+        """Return the newest values of some entities, asked for as `FeatureStore.get_online_features` takes it.
+
+        ``features`` is a list of ``"view:feature"`` texts, or a feature service or its name. ``entity_rows`` is a list
+        of dicts, a dict of columns (lists, arrays, series), or a frame of pandas, polars or Arrow, with join keys and
+        request data; every column is sent, and a list of no dicts has none. The `OnlineResponse` has the methods that
+        it has in process; its values are as in JSON (see `OnlineRows`; NaN is None), its types what they show, and
+        ``event_timestamps`` are there where ``include_event_timestamps`` asks for them. Raises what the same call
+        raises in process, and InputError for what the server or JSON has no name for.
+
+        The parts of the HTTP body may be given instead, in the same forms: ``entities`` and ``request_data``, with
+        ``features`` or the name of a ``feature_service``. They are answered with `OnlineRows`.
         """
-        asked: dict[str, Any] = {"feature_service": feature_service}
-        if features is not None:
-            asked["features"] = [features] if isinstance(features, str) else list(features)
-        body = {
-            **asked,
-            "entities": _columns(entities, "entities"),
-            "request_data": _columns({} if request_data is None else request_data, "request_data"),
-            "full_feature_names": full_feature_names,
-        }
-        return self._decoded(self._call("POST", "/v1/online-features", body), OnlineRows)
+        body = {**_asked(features, feature_service), "full_feature_names": full_feature_names}
+        if include_event_timestamps:
+            body["include"] = ["status", "event_timestamp"]
+        if entity_rows is None:
+            body["entities"] = _columns(entities, "entity_rows or entities")
+            body["request_data"] = _columns({} if request_data is None else request_data, "request_data")
+            return self._decoded(self._call("POST", "/v1/online-features", body), OnlineRows)
+        if entities is not None or request_data is not None:
+            raise errors.InputError("entities= or request_data= beside entity_rows.", hint="Pass entity_rows alone.")
+        own = body["entities"] = _entity_columns(entity_rows)
+        found = self._decoded(self._call("POST", "/v1/online-features", body), OnlineRows)
+        if twice := {name.lower() for name in own} & {name.lower() for name in found.names}:
+            hint = "Rename your column, or pass full_feature_names=True."
+            raise errors.OutputNameClashError(f"Your own column {min(twice)!r} has the name of an output.", hint=hint)
+        return OnlineResponse(own, found)
 
     def push(
         self,
@@ -150,7 +238,7 @@ class FeatureClient:
         to: Literal["both", "online", "offline"] = "both",
         timeout_s: float = 30.0,
     ) -> dict[str, Any]:
-        """Push rows, given as ``entities`` are, to a push source; return what the server says became of them.
+        """Push rows, given as entity rows are, to a push source; return what the server says became of them.
 
         It is answered when the rows are committed, which waits for others for up to a second: hence its own
         ``timeout_s``. To push again what was not answered is safe.
@@ -162,7 +250,7 @@ class FeatureClient:
         """Tell whether the server can be reached and its online store answers."""
         try:
             self._call("GET", "/ready")
-        except ServerUnavailableError:
+        except errors.ServerUnavailableError:
             return False
         return True
 
@@ -175,9 +263,7 @@ class FeatureClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _call(self, method: str, path: str, body: Any = None, timeout_s: float | None = None) -> bytes:
@@ -187,7 +273,7 @@ class FeatureClient:
         try:
             content = None if body is None else msgspec.json.encode(body, enc_hook=_plain)
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"The request cannot be written as JSON: {error}.") from None
+            raise errors.InputError(f"The request cannot be written as JSON: {error}.") from None
         try:
             with (
                 self._connection() as http,
@@ -198,11 +284,11 @@ class FeatureClient:
                     if deadline.has_passed():
                         raise httpx.ReadTimeout("the answer does not end")
         except httpx.TimeoutException as error:
-            raise ServerUnavailableError(f"{self._shown_url} did not answer within {timeout_s:g} s.") from error
+            raise errors.ServerUnavailableError(f"{self._shown_url} did not answer within {timeout_s:g} s.") from error
         except httpx.DecodingError as error:
-            raise ServerError(f"{self._shown_url} answered what cannot be decoded: {error}.") from error
+            raise errors.ServerError(f"{self._shown_url} answered what cannot be decoded: {error}.") from error
         except httpx.HTTPError as error:
-            raise ServerUnavailableError(f"{self._shown_url} cannot be reached: {error}.") from error
+            raise errors.ServerUnavailableError(f"{self._shown_url} cannot be reached: {error}.") from error
         if response.status_code != 200:
             raise _error(self._shown_url, response, b"".join(parts))
         return b"".join(parts)
@@ -230,7 +316,7 @@ class FeatureClient:
         try:
             return msgspec.json.decode(answer, type=kind)
         except (msgspec.DecodeError, UnicodeError) as error:
-            raise ServerError(f"{self._shown_url} answered what a feature server would not: {error}.") from None
+            raise errors.ServerError(f"{self._shown_url} answered what a feature server would not: {error}.") from None
 
 
 class _Deadline(dict[str, float]):
@@ -259,24 +345,24 @@ class _ErrorBody(msgspec.Struct):
     error: _Told
 
 
-def _error(url: str, response: httpx.Response, body: bytes) -> FeatureStoreError:
+def _error(url: str, response: httpx.Response, body: bytes) -> errors.FeatureStoreError:
     """Return an answer that is no 200 as the error that it stands for."""
     status = response.status_code
     try:
         told = msgspec.json.decode(body, type=_ErrorBody).error
     except (msgspec.DecodeError, UnicodeError):  # not ours: a proxy's page, most likely
         told = _Told(message=f"{url} answered {status} {response.reason_phrase}.")
-    error: FeatureStoreError
+    error: errors.FeatureStoreError
     if status in (401, 403):
-        error = AuthError(told.message, status=status)
+        error = errors.AuthError(told.message, status=status)
     elif told.type in _ERRORS:
         error = _ERRORS[told.type](told.message)
     elif status in _TRY_AGAIN:
-        error = ServerUnavailableError(told.message)
+        error = errors.ServerUnavailableError(told.message)
     elif 400 <= status < 500 and status not in _NOT_THE_REQUEST:
-        error = InputError(told.message)
+        error = errors.InputError(told.message)
     else:
-        error = ServerError(told.message)
+        error = errors.ServerError(told.message)
     error.details = {"request_id": response.headers.get("x-request-id"), **told.details, "status": status}
     return error
 
@@ -288,7 +374,7 @@ def _checked_url(url: Any) -> str:
     except (httpx.InvalidURL, TypeError, ValueError):
         parsed = httpx.URL("")
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise InputError("The URL is not one of a server.", hint="Write it as https://features.example:6566.")
+        raise errors.InputError("The URL is not one of a server.", hint="Write it as https://features.example:6566.")
     return str(parsed.copy_with(username=None, password=None)).rstrip("/")
 
 
@@ -296,25 +382,61 @@ def _checked_token(token: Any) -> str:
     """Return a token without the line end of the file that it was read from; raises InputError, without its text."""
     stripped = token.strip() if isinstance(token, str) else ""
     if not stripped or not stripped.isascii() or not all(map(str.isprintable, stripped)) or " " in stripped:
-        raise InputError("The token is none.", hint="Pass it as `fs token create` printed it.")
+        raise errors.InputError("The token is none.", hint="Pass it as `fs token create` printed it.")
     return stripped
+
+
+def _asked(features: Any, feature_service: str | None) -> dict[str, Any]:
+    """Return features as the server takes them; raises InputError for what has no name there."""
+    if features is None:
+        return {"feature_service": feature_service}
+    if feature_service is not None:
+        raise errors.InputError("features and feature_service= are both given.", hint="Pass one of them.")
+    kind = getattr(features, "kind", None)  # of a definition, whose class is not loaded here
+    if kind == "feature_service" or (isinstance(features, str) and ":" not in features):
+        return {"feature_service": getattr(features, "name", features)}
+    listed = [features] if kind or isinstance(features, str) or not isinstance(features, Iterable) else list(features)
+    wrong = [each for each in listed if not isinstance(each, str)]
+    if wrong:
+        hint = 'Pass "view:feature" texts, or one feature service or its name.'
+        raise errors.InputError(f"{wrong[0]!r} is no feature that a server can be asked for.", hint=hint)
+    return {"features": listed}
+
+
+def _entity_columns(entity_rows: Any) -> dict[str, list[Any]]:
+    """Return entity rows as lists of one length; raises EntityKeyError for a row that lacks what another has."""
+    columns = _columns(entity_rows, "entity_rows")
+    if isinstance(entity_rows, list | tuple):
+        for place, name in ((p, n) for n in columns for p, row in enumerate(entity_rows) if n not in row):
+            raise errors.EntityKeyError(f"Row {place} of entity_rows has no {name!r}.", hint="Pass None.", row=place)
+    if len(set(map(len, columns.values()))) > 1:
+        shown = ", ".join(f"{name}: {len(values)}" for name, values in columns.items())
+        raise errors.InputError(f"The columns of the entity rows are not equally long ({shown}).")
+    return columns
 
 
 def _columns(table: Any, what: str) -> dict[str, list[Any]]:
     """Return a dict of columns, a frame of pandas, polars or Arrow, or a list of dicts as lists by column."""
-    if hasattr(table, "to_pydict"):  # Arrow
-        table = table.to_pydict()
+    if hasattr(table, "collect_schema") and hasattr(table, "collect"):  # polars, lazy
+        table = table.collect()
+    if hasattr(table, "column_names") and hasattr(table, "to_pydict"):  # Arrow
+        pairs = list(zip(table.column_names, table.columns, strict=True))
     elif hasattr(table, "iter_columns"):  # polars
-        table = {column.name: column for column in table.iter_columns()}
+        pairs = [(column.name, column) for column in table.iter_columns()]
     elif isinstance(table, list | tuple) and all(isinstance(row, Mapping) for row in table):
         names = dict.fromkeys(name for row in table for name in row)
-        table = {name: [row.get(name) for row in table] for name in names}
-    if not hasattr(table, "items"):
-        raise InputError(
+        pairs = [(name, [row.get(name) for row in table]) for name in names]
+    elif hasattr(table, "items"):
+        pairs = list(table.items())
+    else:
+        raise errors.InputError(
             f"{what}= is {type(table).__name__}, not columns.",
             hint='Pass {"carrier": ["UA"]}, a list of dicts, or a frame of pandas, polars or Arrow.',
         )
-    return {name: _column(name, values) for name, values in table.items()}
+    columns = {str(name): _column(name, values) for name, values in pairs}
+    if len(columns) < len(pairs):
+        raise errors.InputError(f"{what}= has two columns of one name: {', '.join(str(name) for name, _ in pairs)}.")
+    return columns
 
 
 def _column(name: Any, values: Any) -> list[Any]:
@@ -325,10 +447,10 @@ def _column(name: Any, values: Any) -> list[Any]:
     else:
         listed = None if isinstance(values, str | bytes) or not isinstance(values, Iterable) else list(values)
     if not isinstance(listed, list):
-        raise InputError(f"Column {name!r} is {values!r}, not a list of values.")
+        raise errors.InputError(f"Column {name!r} is {values!r}, not a list of values.")
     if _is_infinite(listed):
-        raise InputError(f"Column {name!r} holds an infinite value, which JSON does not have.")
-    return listed
+        raise errors.InputError(f"Column {name!r} holds an infinite value, which JSON does not have.")
+    return [None if type(v).__name__ in _NULLS or (isinstance(v, float) and v != v) else v for v in listed]
 
 
 def _is_infinite(value: Any) -> bool:
@@ -339,7 +461,7 @@ def _is_infinite(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     """Return what JSON has for a value of numpy or pandas."""
-    if type(value).__name__ in ("NAType", "NaTType"):
+    if type(value).__name__ in _NULLS:
         return None
     if hasattr(value, "isoformat"):
         if getattr(value, "nanosecond", 0):
@@ -357,24 +479,21 @@ def _instants(values: Any) -> Any:
         return values.tolist()
     rounded = values.astype("datetime64[us]")
     if ((rounded != values) & (values == values)).any():  # NaT is not itself
-        raise InputError(f"Some instants are finer than a microsecond: round them, {ROUNDING}.")
+        raise errors.InputError(f"Some instants are finer than a microsecond: round them, {ROUNDING}.")
     return rounded.tolist()
 
 
-_DTYPES: Mapping[type, tuple[str, str]] = {
-    int: ("int64", "Int64"),
-    float: ("float64", "Float64"),
-    bool: ("bool", "boolean"),
-}
+_DTYPES = {int: ("int64", "Int64"), float: ("float64", "Float64"), bool: ("bool", "boolean"), str: (None, "string")}
 """Kind of the values that are there -> dtype without and with nulls among them."""
 
 
-def _series(values: list[Any]) -> pd.Series:
+def _frame(columns: Mapping[str, list[Any]]) -> pd.DataFrame:
     import pandas as pd
 
-    kinds = {type(value) for value in values}
-    there = kinds - {type(None)}
-    kind = next(iter(there)) if len(there) == 1 else object
-    if kind in _DTYPES:
-        return pd.Series(values, dtype=_DTYPES[kind][len(kinds) - len(there)])
-    return pd.Series(values, dtype=None if kind is str else object)
+    series = {}
+    for name, values in columns.items():
+        kinds = set(map(type, values)) - {type(None)}
+        kind = kinds.pop() if len(kinds) == 1 else object
+        dtype = _DTYPES[kind][None in values] if kind in _DTYPES else object if kind is object else None
+        series[name] = pd.Series(values, dtype=dtype)
+    return pd.DataFrame(series, columns=list(columns))

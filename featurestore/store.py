@@ -316,9 +316,10 @@ class FeatureStore:
     ) -> OnlineResponse:
         """Return the newest values of some entities from the online store, each with a true status.
 
+        ``features`` is a feature service (or its name) or a list of ``"view:feature"``, views and selections.
         ``entity_rows`` is a list of dicts, a dict of columns (lists, arrays, series), or a frame of pandas, polars or
-        Arrow, with join keys and request data. Raises EntityKeyError, InputError, NotFoundError,
-        OnlineStoreUnavailableError.
+        Arrow, with join keys and request data. `FeatureClient` takes the same call to a server. Raises EntityKeyError,
+        InputError, NotFoundError, OnlineStoreUnavailableError.
         """
         from featurestore.retrieval import get_online_features
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import ValueTypeError
+from featurestore.errors import InputError, ValueTypeError
 from featurestore.types.arrow import arrow_type, cast_column
 from featurestore.types.times import to_datetime
 from featurestore.types.values import ValueType, coerce
@@ -94,6 +94,31 @@ def to_frame(table: pa.Table, index: pd.Index | None = None) -> pd.DataFrame:
     frame = pd.DataFrame(dict(enumerate(columns)), index=index, copy=False)
     frame.columns = pd.Index(table.column_names)
     return frame
+
+
+def inferred_column(values: list[Any], *, name: str) -> pa.Array:
+    """Return values in the type that Arrow infers, NaN beside others as null; raises InputError naming the column."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(values, from_pandas=not all(isinstance(value, float | None) for value in values))
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"Your own column {name!r} is of no one type: {reason}.", hint="Leave it out, or use to_dict()."
+        ) from None
+
+
+def import_polars() -> Any:
+    """Return the module of polars, which is optional; raises InputError where it is not installed."""
+    try:
+        import polars
+    except ImportError as error:
+        raise InputError(
+            f"to_polars() needs polars: {error}.",
+            hint="Install it (`pip install '.[polars]'` in a checkout), or use to_arrow() or to_pandas().",
+        ) from None
+    return polars
 
 
 def cast_exactly(column: pa.Array | pa.ChunkedArray, value_type: ValueType, *, name: str) -> pa.Array | pa.ChunkedArray:

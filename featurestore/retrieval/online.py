@@ -20,6 +20,7 @@ from featurestore.types.values import ValueType, coerce
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
     import pyarrow as pa
 
 _MOST_PLANS = 256
@@ -68,9 +69,13 @@ class OnlineResponse:
         return columns
 
     def to_arrow(self) -> pa.Table:
-        """Return a table; keys and features have their declared types, other own columns what Arrow infers."""
+        """Return a table; keys and features have their declared types, other own columns what Arrow infers.
+
+        Raises InputError for an own column of several types.
+        """
         import pyarrow as pa
 
+        from featurestore.retrieval.columns import inferred_column
         from featurestore.types.arrow import column_from_values
 
         request = self._plan.request
@@ -81,7 +86,7 @@ class OnlineResponse:
             if name in types:
                 columns[name] = column_from_values([_key_value(types[name], value) for value in values], types[name])
             else:
-                columns[name] = pa.array(values)
+                columns[name] = inferred_column(values, name=name)
         for output, values in zip(request.outputs, self._answer.columns(), strict=True):
             columns[output.name] = column_from_values(values, output.field.type)
         return pa.table(columns)
@@ -91,6 +96,14 @@ class OnlineResponse:
         from featurestore.retrieval.columns import to_frame
 
         return to_frame(self.to_arrow())
+
+    to_df = to_pandas
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return a polars frame, with types as `to_arrow`; raises InputError where polars is not installed."""
+        from featurestore.retrieval.columns import import_polars
+
+        return import_polars().DataFrame(self.to_arrow())
 
     def __len__(self) -> int:
         return self._answer.row_count

@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -22,7 +23,7 @@ from featurestore.errors import (
 from featurestore.metadata.saved_sets import SavedSet
 from featurestore.offline.files import NO_SPACE
 from featurestore.retrieval.coverage import Gap, held_back, warn
-from featurestore.retrieval.frames import OwnColumns
+from featurestore.retrieval.frames import EntityFrame, OwnColumns
 from featurestore.retrieval.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone
 from featurestore.retrieval.outputs import check_output
 from featurestore.retrieval.sql_text import join_sql
@@ -42,7 +43,8 @@ class TrainingSet:
     """The rows of an entity frame, in its order and with its columns untouched, and the features beside them.
 
     The join runs when rows are first asked for; what it reads was pinned when the set was made. ``warnings``
-    says what its user should know; each was also warned of as `TrainingSetWarning`.
+    says what its user should know; each was also warned of as `TrainingSetWarning`. What reads Arrow streams takes a
+    set as it is: ``pyarrow.table(training)``, ``polars.DataFrame(training)``, ``duckdb.sql("FROM training")``.
     """
 
     def __init__(
@@ -119,30 +121,36 @@ class TrainingSet:
 
         Features have numpy dtypes where nothing is null, else pandas' nullable ones.
         """
-        import pandas as pd
-
-        from featurestore.retrieval.columns import to_frame
-
-        own = self._own.to_pandas()
-        features = to_frame(self._features(), own.index)
-        if not len(own.columns):
-            return features
-        frame = pd.concat([own, features], axis="columns")
-        frame.index, frame.columns.name = own.index, own.columns.name
-        frame.attrs = dict(own.attrs)
-        return frame
+        return _beside(self._own, self._features())
 
     to_df = to_pandas
 
-    def to_polars(self) -> pl.DataFrame:
-        """Return a polars frame."""
-        import polars as pl
+    def head(self, n: int = 5) -> pd.DataFrame:
+        """Return the first ``n`` rows as `to_pandas`, with dtypes that are right for these rows alone.
 
+        Before the whole set was asked for these rows alone are joined; a saved set is built whole, to be compared with
+        what was saved. Raises InputError for an ``n`` below 0.
+        """
+        if n < 0:
+            raise InputError(f"n={n} is no number of rows.", hint="Pass 0 or more.")
+        features = self._with_reopening(lambda: self._first(n))
+        joined = self._rows.frame if isinstance(self._rows, JoinedRows) else None
+        return _beside(_no_columns(features.num_rows) if joined is None else _first_rows(joined, n).own, features)
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return a polars frame; raises InputError where polars is not installed."""
+        from featurestore.retrieval.columns import import_polars
+
+        pl = import_polars()
         features = pl.from_arrow(self._features())
         assert isinstance(features, pl.DataFrame)
         own = self._own.table if self._own.form == "polars" else pl.from_arrow(self._own.to_arrow())
         assert isinstance(own, pl.DataFrame)
         return own.hstack(features) if own.width else features
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Return `to_arrow` as a stream. It is joined before it is read: a reader would hide an error of ours."""
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
 
     def write_parquet(self, path: str | Path) -> Path:
         """Write the rows to a Parquet file as they are joined, never holding the whole set, and return its path.
@@ -196,11 +204,7 @@ class TrainingSet:
 
     @property
     def _own(self) -> OwnColumns:
-        import pyarrow as pa
-
-        if isinstance(self._rows, JoinedRows):
-            return self._rows.frame.own
-        return OwnColumns("arrow", pa.table({"": pa.nulls(self._features().num_rows)}).select([]))
+        return self._rows.frame.own if isinstance(self._rows, JoinedRows) else _no_columns(self._features().num_rows)
 
     @property
     def _schema(self) -> pa.Schema:
@@ -213,6 +217,23 @@ class TrainingSet:
         if self._table is None:
             self._table = self._with_reopening(lambda: pa.Table.from_batches(self._batches(), self._schema))
         return self._table
+
+    def _first(self, n: int) -> pa.Table:
+        """Return the feature columns of the first rows, and join no others where that may be."""
+        import pyarrow as pa
+
+        if self._table is not None or self._saved is not None:
+            return self._features().slice(0, n)
+        rows = self._rows
+        if isinstance(rows, JoinedRows):
+            rows = replace(rows, frame=_first_rows(rows.frame, n))
+        batches, count = [], 0
+        for batch in rows.batches():
+            batches.append(batch)
+            count += batch.num_rows
+            if isinstance(rows, SpanRows) and count >= n:
+                break
+        return pa.Table.from_batches(batches, self._schema).slice(0, n)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the feature columns; at the end they have been compared with what was saved."""
@@ -285,6 +306,34 @@ class TrainingSet:
         names = ", ".join(escape(name) for name in self.features)
         head = "<tr><th>read as</th><th>view</th><th>table version</th><th>as of</th></tr>"
         return f"<p><b>{escape(repr(self))}</b>: {names}</p><table>{head}{reads}</table>{notes}"
+
+
+def _no_columns(row_count: int) -> OwnColumns:
+    import pyarrow as pa
+
+    return OwnColumns("arrow", pa.table({"": pa.nulls(row_count)}).select([]))
+
+
+def _first_rows(frame: EntityFrame, n: int) -> EntityFrame:
+    data = {name: values.slice(0, n) for name, values in frame.request_data.items()}
+    table = frame.own.table.slice(0, n) if frame.own.form == "arrow" else frame.own.table.head(n)
+    return replace(frame, own=replace(frame.own, table=table), keys=frame.keys.slice(0, n), request_data=data)
+
+
+def _beside(own_columns: OwnColumns, features: pa.Table) -> pd.DataFrame:
+    """Return the frame's own columns, its index and attributes, and the features."""
+    import pandas as pd
+
+    from featurestore.retrieval.columns import to_frame
+
+    own = own_columns.to_pandas()
+    frame = to_frame(features, own.index)
+    if not len(own.columns):
+        return frame
+    frame = pd.concat([own, frame], axis="columns")
+    frame.index, frame.columns.name = own.index, own.columns.name
+    frame.attrs = dict(own.attrs)
+    return frame
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
