@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 REGISTRY_SCHEMES = ("sqlite",)
 OFFLINE_SCHEMES = ("", "file")
-ONLINE_SCHEMES = ("lmdb", "redis", "rediss", "redis+cluster")
+ONLINE_SCHEMES = ("lmdb", "redis", "rediss", "redis+cluster", "rediss+cluster")
 
 
 def local_path(url: str, root: Path) -> Path:
@@ -111,7 +111,7 @@ def open_online(located: Located, root: Path, *, clock: Clock = system_clock) ->
         from featurestore.online.lmdb import LmdbStore
 
         return LmdbStore(local_path(located.url, root), clock=clock)
-    if scheme == "redis+cluster":
+    if scheme.endswith("+cluster"):
         from featurestore.online.redis_cluster import RedisClusterStore
 
         return RedisClusterStore(located.url, **timeouts, clock=clock)

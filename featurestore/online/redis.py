@@ -19,6 +19,7 @@ from featurestore.online.redis_node import (
     DRIVER_ERRORS,
     Deadlines,
     RedisNode,
+    check_tls,
     checked_reply,
     digest_of,
     parsed_url,
@@ -114,6 +115,7 @@ class RedisStore(RedisCommands):
     def __init__(self, url: str, *, clock: Clock = system_clock, **timeouts_ms: int) -> None:
         super().__init__(clock=clock, **timeouts_ms)
         self._options = parsed_url(url)
+        check_tls(self._options)
         self._node = RedisNode(self._options, self._deadlines)
         # The waits sum up to nine tenths of the deadline: 0.1, 0.2, 0.4, 0.8 and three times 1 s of 5 s.
         backoff = ExponentialBackoff(cap=self._deadlines.write / 5, base=self._deadlines.write / 100)

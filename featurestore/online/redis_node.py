@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +15,13 @@ from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool, parse_url
 from redis.retry import Retry
 
-from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError, SettingsError
+from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError, SettingsError, did_you_mean
 from featurestore.types.times import Clock
 
 URL_EXAMPLE = "Write it as redis://user:password@host:6379/0."
-_URL_OPTIONS = re.compile(r"db|client_name|ssl_\w+")
+_URL_OPTIONS = {"host", "port", "username", "password", "db", "client_name", "connection_class"}
+_TLS_FILES = {"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"}
+_TLS_OPTIONS = {"ssl_cert_reqs", "ssl_check_hostname", "ssl_ciphers", "ssl_min_version", "ssl_password"} | _TLS_FILES
 CONNECTION_OPTIONS: dict[str, Any] = {
     # RESP2: nothing arrives that was not asked for, so a reply always belongs to the last command.
     "protocol": 2,
@@ -199,6 +200,18 @@ _ADVICE: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
         "READONLY",
         "It is a replica: let online_store name the primary, which `INFO replication` tells as master_host.",
     ),
+    (
+        (),
+        "CERTIFICATE_VERIFY_FAILED",
+        "Name the authority of its certificate in the URL of online_store (?ssl_ca_certs=/path/ca.pem), and the host "
+        "as the certificate does.",
+    ),
+    (
+        (),
+        "Connection closed by server",
+        "Check that it runs. A server that wants TLS closes what comes without: write rediss:// then. One that wants a "
+        "client's certificate closes what brings none: name ssl_certfile and ssl_keyfile.",
+    ),
     ((redis.BusyLoadingError,), "LOADING", "Wait until it has read its data, and run the same command again."),
     (
         (redis.exceptions.OutOfMemoryError,),
@@ -229,10 +242,40 @@ def parsed_url(url: str, *, hint: str = URL_EXAMPLE) -> dict[str, Any]:
         options = {}
     if not options.get("host"):
         raise SettingsError("online_store: the Redis URL cannot be read.", hint=hint)
-    for name in options.keys() - {"host", "port", "username", "password", "connection_class"}:
-        if not _URL_OPTIONS.fullmatch(name):
-            raise SettingsError(f"online_store: {name!r} is not an option of a Redis URL here.")
+    is_encrypted = "connection_class" in options
+    for name in sorted(options.keys() - _URL_OPTIONS):
+        if name not in _TLS_OPTIONS:
+            raise SettingsError(
+                f"online_store: {name!r} is not an option of a Redis URL here.",
+                hint=did_you_mean(name, _TLS_OPTIONS | {"client_name"}),
+            )
+        if not is_encrypted:
+            raise SettingsError(
+                f"online_store: {name!r} is an option of TLS, and redis:// is without.", hint="Write it as rediss://."
+            )
     return options
+
+
+def check_tls(options: Mapping[str, Any]) -> None:
+    """Raise SettingsError for files of certificates that cannot be read, and for what the TLS library refuses."""
+    if "connection_class" not in options:
+        return
+    from redis.asyncio.connection import SSLConnection
+
+    for name in sorted(_TLS_FILES & options.keys()):
+        if not os.access(options[name], os.R_OK):
+            raise SettingsError(
+                f"online_store: {name}: {options[name]} is not there, or cannot be read.",
+                hint="Name a file in PEM form that this user may read.",
+            )
+    try:
+        told: Any = SSLConnection(**{name: value for name, value in options.items() if name != "connection_class"})
+        told.ssl_context.get()
+    except (redis.RedisError, OSError, ValueError) as error:
+        raise SettingsError(
+            f"online_store: TLS does not take the options of the URL: {error}.",
+            hint=f"They are {', '.join(sorted(_TLS_OPTIONS))}; certificates and keys are files in PEM form.",
+        ) from None
 
 
 def location_of(options: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, NoScriptError, TryAgainError
 
 from featurestore.errors import SettingsError
-from featurestore.online.redis_node import CONNECTION_OPTIONS, parsed_url
+from featurestore.online.redis_node import CONNECTION_OPTIONS, check_tls, parsed_url
 
 Address = tuple[str, int]
 Node = TypeVar("Node")
@@ -52,7 +52,7 @@ class ClusterUrl(NamedTuple):
 
 
 def parsed_cluster_url(url: str) -> ClusterUrl:
-    """Return the parts of a URL. Raises SettingsError, never with the URL itself in it."""
+    """Return the parts of a URL. Raises SettingsError, never with the URL itself in it, also for TLS (`check_tls`)."""
     try:
         scheme, netloc, path, query, _ = urlsplit(url)
     except ValueError:
@@ -62,6 +62,7 @@ def parsed_cluster_url(url: str) -> ClusterUrl:
     nodes = [parsed_url(f"{beginning}{host}{ending}", hint=URL_EXAMPLE) for host in hosts.split(",")]
     if any(node.pop("db", 0) for node in nodes):
         raise SettingsError("online_store: a Redis Cluster has only the database 0.", hint=URL_EXAMPLE)
+    check_tls(nodes[0])
     return ClusterUrl(tuple((node.pop("host"), node.pop("port", 6379)) for node in nodes), nodes[0])
 
 
