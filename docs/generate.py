@@ -78,8 +78,8 @@ def cli_page() -> Iterable[str]:
 
 
 COMMON_OPTIONS = """\
-Every command but `init` takes `--repo` and `--debug`, and all that print something to read take `--json`: one document
-on standard output, the same facts that the text shows. Progress and errors go to standard error.
+Every command but `init` and `help` takes `--repo` and `--debug`, and all that print something to read take `--json`:
+one document on standard output, the same facts that the text shows. Progress and errors go to standard error.
 
 | Exit code | Means |
 |---|---|
@@ -97,7 +97,7 @@ def command_section(name: str, command: click.Command) -> Iterable[str]:
     yield f"## fs {name}\n"
     yield f"```console\n$ fs {name}{' ' + usage if usage else ''} [OPTIONS]\n```\n"
     yield inspect.cleandoc(command.help or "") + "\n"
-    if isinstance(command, click.Group):
+    if not any(isinstance(parameter, click.Option) for parameter in command.params):
         return
     yield "| Option | What it does |\n|---|---|"
     for parameter in command.params:
@@ -182,6 +182,7 @@ URLS = {
         "redis+cluster://user:password@host1:6379,host2:6379",
         "a Redis Cluster (Redis 7.0 or later, or Valkey); one of its nodes is enough, more are asked when it is down",
     ),
+    ("online_store", "rediss+cluster"): ("rediss+cluster://host1:6379,host2:6379", "the same over TLS"),
 }
 
 REDIS_OPTIONS = """\
@@ -479,7 +480,7 @@ ERROR_TYPES = {
     "too_many_rows": "A push of more than 1,000 rows.",
     "body_too_large": "The body is larger than `server.max_body`.",
     "unsupported_media_type": "The body is not `application/json`, or it is compressed.",
-    "invalid_request": "The body is not as described: a key is missing or unknown, or of another type.",
+    "invalid_request": "A key of the body is missing, unknown or of another type; the message says what may be there.",
     "invalid_input": "Columns have different lengths, or something else about what was passed is wrong.",
     "entity_key": "A join key is missing or ill-typed; the message names it and its row.",
     "value_type": "A value does not fit its declared type; the message names column and row.",

@@ -30,6 +30,7 @@ COMMANDS = {
     "gc": "Remove what nothing refers to any more.",
     "teardown": "Delete a project with all its data.",
     "doctor": "Check settings, sources, stores and clock.",
+    "help": "Show help of a command.",
 }
 """Every command and its one-line help, in the order of a first day."""
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
@@ -56,15 +57,61 @@ def _read_store(value: Any) -> Any:
 Store = Annotated[StoreSettings, NoDecode, BeforeValidator(_read_store)]
 
 
+def _check_redis_database(store: StoreSettings) -> StoreSettings:
+    """Refuse a database that is no number: Redis has no others, and the driver would silently take 0."""
+    try:
+        scheme, netloc, path, query, _ = urlsplit(store.url)
+    except ValueError:
+        return store  # what is wrong with it is told by the backend
+    if scheme.removesuffix("+cluster") not in ("redis", "rediss"):
+        return store
+    for database in filter(None, (path.strip("/"), *parse_qs(query).get("db", ()))):
+        if "@" in database:
+            raise ValueError("the URL has a / before its @, which is written %2F in a password")
+        if re.fullmatch("[0-9]+", database) is None:
+            location = f"{scheme}://{'…@' if '@' in netloc else ''}{netloc.rpartition('@')[2]}"
+            raise ValueError(f"{location}: the database {database!r} is no number; write it as {location}/0")
+    return store
+
+
+OnlineStore = Annotated[Store, AfterValidator(_check_redis_database)]
+
+_MEMORY = re.compile(
+    r"\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(b|bytes?|[kmgt](?:i?b)?|(?:kilo|mega|giga|tera)bytes?)\s*",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def _read_memory(value: Any) -> str | None:
+    """Return an amount of memory as every DuckDB takes it (1.5 takes no per cent); raises ValueError for any other."""
+    if value is None:
+        return None
+    text = str(value)
+    if text in ("none", "null") or text.startswith("-"):  # no bound
+        return text
+    match = _MEMORY.fullmatch(text)
+    fits = False
+    if match is not None:
+        number, unit = float(match[1]), match[2].lower()
+        size = number * (1024 if "ib" in unit else 1000) ** ("kmgt".find(unit[0]) + 1)
+        fits = 1e6 <= size < 2**64
+    if not fits:
+        raise ValueError(f"{text!r} is no amount of memory: write 1MB or more, for example 4GB or 512MiB")
+    return text
+
+
+Memory = Annotated[str | None, BeforeValidator(_read_memory)]
+
+
 class EngineLimits(BaseModel):
     """Bounds of the embedded engine."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    memory_limit: str | None = None
+    memory_limit: Memory = None
     """What DuckDB may take, for example ``4GB``; by default four fifths of the machine's memory."""
-    threads: int | None = Field(default=None, ge=1)
-    """How many threads work; by default one for each core."""
+    threads: int | None = Field(default=None, ge=1, le=1_024)
+    """How many threads work, at most 1024; by default one for each core."""
     temp_directory: str | None = None
     """Where it spills what does not fit."""
 
@@ -110,7 +157,7 @@ class Settings(BaseSettings):
     """Where definitions and the ledger of runs are kept."""
     offline_store: Store = StoreSettings(url="data/offline")
     """Where the Delta tables lie that training sets are made of."""
-    online_store: Store = StoreSettings(url="lmdb:///data/online")
+    online_store: OnlineStore = StoreSettings(url="lmdb:///data/online")
     """Where the newest values lie that are served."""
     engine: EngineLimits = EngineLimits()
     """Bounds of DuckDB, which reads sources and joins training sets."""

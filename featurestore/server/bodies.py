@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Annotated, Any, TypeVar
+import re
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import suppress
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -69,16 +71,43 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         message = await receive()
 
 
-def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """Return a body's document; raises RequestError (400, 422) for what is none."""
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes, part: str = "") -> T:
+    """Return the document of a body, or of its key ``part``; raises RequestError (400, 422) for what is none."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise RequestError(422, "invalid_request", f"The body is not as it should be: {error}.") from None
+        text = _explained(str(error), decoder.type, body)
+        if part:
+            text = text.replace("`$", f"`$.{part}") if "`$" in text else f"{text} - at `$.{part}`"
+        raise RequestError(422, "invalid_request", f"The body is not as it should be: {text}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError(400, "malformed_json", f"The body is no JSON: {error}.") from None
     except RecursionError:
         raise RequestError(400, "malformed_json", "The body is nested too deeply.") from None
+
+
+_UNKNOWN = re.compile("Object contains unknown field `(.*)`", re.DOTALL)
+_IN_COLUMNS = re.compile(r"`\$\.(\w+)\[\.\.\.]`$")
+_OF_FEW = re.compile(r"Invalid enum value .*`\$\.(\w+)[^`]*`$", re.DOTALL)
+
+
+def _explained(text: str, kind: Any, body: bytes) -> str:
+    """Return what msgspec says of a body, with the keys or values that there are and the column that is meant."""
+    if unknown := _UNKNOWN.fullmatch(text):
+        return f"{unknown[1][:256]!r} is none of its keys, which are {', '.join(kind.__struct_encode_fields__)}"
+    if few := _OF_FEW.match(text):
+        return f"{text}: it must be {' or '.join(_literals(get_type_hints(kind)[few[1]]))}"
+    if columns := _IN_COLUMNS.search(text):
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # behind what was refused
+            values = msgspec.json.decode(body)[columns[1]]
+            wrong = [name for name in values if type(values[name]) is not list] if type(values) is dict else []
+            return text.replace("[...]", f"[{wrong[0]!r}]") if wrong else text
+    return text
+
+
+def _literals(kind: Any) -> Iterator[str]:
+    for each in get_args(kind):
+        yield from [each] if get_origin(kind) is Literal else _literals(each)
 
 
 def _too_large(limit: int) -> RequestError:

@@ -145,7 +145,7 @@ class Plans:
         if asked.service is not None:
             features = self.snapshot.get(FeatureService, asked.service)
         else:
-            references = decoded(_FEATURES, asked.features) or []
+            references = decoded(_FEATURES, asked.features, "features") or []
             _check_count(len(references))
             features = [_checked(feature) for feature in references]
         request = resolve(self.snapshot, features, full_feature_names=asked.full_feature_names)

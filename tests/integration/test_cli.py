@@ -139,6 +139,25 @@ def test_every_command_has_help_that_begins_as_the_list_says_what_it_does(fs, co
     assert len(text.splitlines()) > 5
 
 
+@pytest.mark.parametrize("names", [[], *([name] for name in COMMANDS), ["token", "create"]], ids=" ".join)
+def test_help_is_a_command_too(fs, names):
+    assert fs("help", *names) == fs(*names, "--help")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["aply"], ["'aply'", "'apply'"]),
+        (["token", "creat"], ["'creat'", "'create'"]),
+        (["list", "feature-views"], ["fs list has no commands of its own", "'feature-views'"]),
+    ],
+)
+def test_help_of_what_is_no_command_names_it(fs, names, words):
+    fs("help", *names, expect=2)
+    for word in words:
+        assert word in fs.err
+
+
 def test_the_version_is_told(fs):
     import featurestore
 
@@ -200,6 +219,26 @@ def test_materialize_status_log_peek(fs, applied):
     status = fs.json("status")[0]
     assert (status["view"], status["offline_rows"], status["online_rows"]) == ("carrier_delays", 4, 2)
     assert "2013-06-01 05:00:00" in fs("status")
+
+
+@pytest.mark.parametrize(
+    ("span", "read"),
+    [
+        (["-7d"], 4),  # until now
+        (["-7d", "now"], 4),
+        (["2013-06-01"], 4),
+        (["-1.5d", "--view", "carrier_delays"], 3),
+        (["--dry-run", "-31h", "-120m"], 2),
+        (["-1d"], 2),
+    ],
+)
+def test_a_span_may_be_told_by_how_long_ago_it_was(fs, applied, span, read):
+    ages = [datetime.now(UTC) - timedelta(hours=hours) for hours in (40, 30, 12, 1)]
+    column, file = pa.array(ages, pa.timestamp("us", tz="UTC")), applied / "data" / "flights.parquet"
+    table = pq.read_table(file).slice(0, 4)
+    pq.write_table(table.set_column(1, "arrived_at", column).set_column(2, "recorded_at", column), file)
+    (run,) = fs.json("materialize", *span)
+    assert run["read"] == read
 
 
 def test_rebuild_withdraws_what_the_source_lost(fs, materialized):
@@ -407,10 +446,13 @@ MISTAKES = {
     "unknown view to optimize": (["optimize", "--view", "carrier_delay"], 1, ["'carrier_delays'"]),
     "unknown kind": (["list", "featur-views"], 1, ["featur-views"]),
     "unknown name": (["show", "carier"], 1, ["'carrier'"]),
-    "half an interval": (["materialize", "2013-06-01"], 2, ["START and END"]),
     "interval backwards": (["materialize", "2013-06-02", "2013-06-01"], 1, ["2013-06-02"]),
     "interval in the future": (["materialize", "2013-06-02", "2999-06-01"], 1, ["future"]),
-    "no instant": (["materialize", "yesterday", "today"], 1, ["'yesterday'", "ISO 8601"]),
+    "no instant": (["materialize", "yesterday", "today"], 2, ["START", "'yesterday'", "2013-11-03", "-7d"]),
+    "no unit of time": (["materialize", "2013-06-01", "-7w"], 2, ["END", "'-7w'", "ms, s, m, h or d"]),
+    "before all time": (["materialize", "-9999999d"], 2, ["'-9999999d'", "year 1"]),
+    "relative interval backwards": (["materialize", "-6d", "-7d"], 1, ["is empty"]),
+    "option like an instant": (["materialize", "-d7"], 2, ["-d"]),
     "rebuild of everything": (["materialize", "--rebuild"], 2, ["--rebuild needs"]),
     "authoritative alone": (["materialize", "--authoritative"], 2, ["--republish"]),
     "republish of a span": (["materialize", "2013-06-01", "2013-06-02", "--republish"], 2, ["--republish"]),

@@ -302,7 +302,7 @@ def test_the_next_step_of_init_can_be_pasted(
             ["engine.temp_directory: the folder /proc/nowhere cannot be made"],
         ),
         ("{temp_directory: features.py}", ["/features.py cannot be made", "Name a folder"]),
-        ("{memory_limit: 1XB}", ["could not start", "Check `engine:`"]),
+        ("{memory_limit: 1XB}", ["engine.memory_limit: '1XB' is no amount of memory", "4GB"]),
     ],
 )
 def test_an_engine_that_cannot_start_names_its_setting(repo: Path, fs: Run, engine: str, words: list[str]) -> None:
@@ -313,6 +313,16 @@ def test_an_engine_that_cannot_start_names_its_setting(repo: Path, fs: Run, engi
     for word in words:
         assert word in err
         assert word in told
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["apply", "--yes"], ["status"]], ids=" ".join)
+def test_a_redis_database_that_is_no_number_is_refused_before_anything_runs(
+    repo: Path, fs: Run, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setenv("FS_ONLINE_STORE", "redis://shop:s3cret@127.0.0.1:1/abc?password=s3cret")
+    out, err = fs(*command, expect=1)
+    assert "online_store: redis://…@127.0.0.1:1: the database 'abc' is no number" in err
+    assert "s3cret" not in out + err
 
 
 def test_serving_a_folder_that_is_no_repo_names_it(fs: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

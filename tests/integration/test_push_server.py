@@ -141,8 +141,14 @@ def test_online_alone_and_what_is_counted(workspace, client):
         ({"note": [None]}, 422, "invalid_input", "'note' holds 1 values where another holds 2"),
         ({"ignored": [{"deep": [1]}, 2]}, 200, None, ""),
         ({"source": "sale_push"}, 404, "not_found", "Did you mean 'sales_push'"),
-        ({"to": "everywhere"}, 422, "invalid_request", "everywhere"),
-        ({"more": 1}, 422, "invalid_request", "more"),
+        (
+            {"to": "everywhere"},
+            422,
+            "invalid_request",
+            "'everywhere' - at `$.to`: it must be both or online or offline",
+        ),
+        ({"more": 1}, 422, "invalid_request", "'more' is none of its keys, which are source, rows, to."),
+        ({"note": 5}, 422, "invalid_request", "Expected `array`, got `int` - at `$.rows['note']`."),
     ],
 )
 def test_all_rows_or_none(workspace, client, change, status, kind, text):

@@ -280,6 +280,38 @@ def test_what_is_not_as_described_is_422(client: httpx.Client, body: dict[str, A
 
 
 @pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (
+            {"feature": ["fresh:clicks"]},
+            "'feature' is none of its keys, which are "
+            "features, feature_service, entities, request_data, include, full_feature_names.",
+        ),
+        ({"features": "fresh:clicks"}, "Expected `array | null`, got `str` - at `$.features`."),
+        ({"features": ["fresh:clicks", 5]}, "Expected `str`, got `int` - at `$.features[1]`."),
+        ({"feature_service": 5}, "Expected `str | null`, got `int` - at `$.feature_service`."),
+        ({"entities": {"a": [1], "customer_id": 1}}, "Expected `array`, got `int` - at `$.entities['customer_id']`."),
+        ({"include": ["all"]}, "'all' - at `$.include[0]`: it must be status or event_timestamp."),
+    ],
+)
+def test_what_is_not_as_described_is_named_with_what_may_stand_there(
+    client: httpx.Client, body: dict[str, Any], words: str
+) -> None:
+    response = client.post(PATH, json={"entities": {"customer_id": [1]}, **body})
+    assert response.status_code == 422, response.text
+    assert error_of(response)["message"].endswith(words)
+
+
+@pytest.mark.parametrize(
+    "rest", [b"}", b", nonsense", b', "entities": 5}', b', "entities": {"a": []}}', b', "x": ' + b"[" * 100_000]
+)
+def test_a_column_that_cannot_be_found_again_is_not_named(client: httpx.Client, rest: bytes) -> None:
+    content = b'{"entities": {"a": 1}' + rest
+    error = error_of(client.post(PATH, content=content, headers={"content-type": "application/json"}))
+    assert error["message"].endswith("at `$.entities['a']`." if rest == b"}" else "at `$.entities[...]`.")
+
+
+@pytest.mark.parametrize(
     "content",
     [
         b"",

@@ -213,8 +213,26 @@ def test_no_token_is_made_for_a_project_that_is_not_there(token: Token) -> None:
     said = token("create", "--role", "reader", "--project", "othrs", expect=1)
     assert "'othrs'" in said
     assert "Did you mean 'others'?" in said
-    assert token("list", "--project", "othrs") == []
     assert token("create", "--role", "reader", "--project", "shop")["project"] == "shop"
+
+
+def test_a_project_that_is_not_there_has_no_tokens_to_list_or_revoke(token: Token) -> None:
+    made = token("create", "--role", "reader", "--all-projects")
+    for arguments in (["list"], ["revoke", made["id"]]):
+        said = token(*arguments, "--project", "othrs", expect=1)
+        assert "Nothing is applied to a project 'othrs', so it has no tokens." in said
+        assert "Did you mean 'others'?" in said
+    assert token("list") == token("list", "--project", "others") != []
+
+
+def test_a_token_that_is_older_than_its_project_is_listed_and_revoked(
+    token: Token, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FS_PROJECT", "later")
+    made = token("create", "--role", "reader")
+    monkeypatch.delenv("FS_PROJECT")
+    assert [each["id"] for each in token("list", "--project", "later")] == [made["id"]]
+    token("revoke", made["id"], "--project", "later")
 
 
 def test_pages_for_people(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import os
 from datetime import timedelta
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from featurestore.backends import local_path, open_offline, open_online, open_registry
@@ -84,6 +85,14 @@ def test_variables_are_substituted_everywhere(monkeypatch):
         ({"project": "p", "registry": "sqlite:///${NOT_SET_ANYWHERE}"}, ["NOT_SET_ANYWHERE", "export"]),
         ({"project": "p", "registry": {"path": "x"}}, ["registry.url"]),
         ({"project": "p", "engine": {"threads": 0}}, ["engine.threads"]),
+        ({"project": "p", "engine": {"threads": 2**62}}, ["engine.threads", "1024"]),
+        ({"project": "p", "engine": {"memory_limit": 4}}, ["engine.memory_limit: '4'", "4GB"]),
+        ({"project": "p", "engine": {"memory_limit": "50%"}}, ["engine.memory_limit: '50%'"]),  # DuckDB 1.5 as well
+        ({"project": "p", "online_store": "redis://host:1/abc"}, ["online_store: redis://host:1: ", "'abc'", "/0"]),
+        ({"project": "p", "online_store": {"url": "rediss://h/?db=x"}}, ["rediss://h", "'x'"]),
+        ({"project": "p", "online_store": "redis://h/1/2"}, ["'1/2' is no number"]),
+        ({"project": "p", "online_store": "redis+cluster://:s@a:1,b/x"}, ["redis+cluster://…@a:1,b: ", "'x'"]),
+        ({"project": "p", "online_store": "rediss+cluster://a:1/x"}, ["rediss+cluster://a:1: ", "'x'"]),
     ],
     ids=str,
 )
@@ -94,10 +103,44 @@ def test_mistakes_are_named(document, words):
         assert word in str(caught.value)
 
 
-def test_secrets_are_not_in_messages():
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"server": {"port": "s3cret"}},
+        {"online_store": "redis://:s3cret@h/abc?password=s3cret"},
+        {"online_store": "redis://:12/s3cret@h:6379/0"},
+    ],
+)
+def test_secrets_are_not_in_messages(document):
     with pytest.raises(SettingsError) as caught:
-        make_settings({"project": "p", "server": {"port": "s3cret"}})
+        make_settings({"project": "p", **document})
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h", "redis://h:1/", "redis://u:p@h:1/15", "rediss://h/0?db=3", "redis://[h/a"]
+)
+def test_urls_without_such_a_database_are_left_to_the_backend(url):
+    assert make_settings({"project": "p", "online_store": url}).online_store.url == url
+
+
+GOOD_MEMORY = ["4GB", "4 GB", " 1.5gib ", "4G", ".5e1MB", "2megabytes", "9000000 bytes", "none", "-1", "-4GB"]
+BAD_MEMORY = ["", "4", "GB", "4XB", "4PB", "4GiBx", "4,5GB", "1_000MB", "+4GB", "٤GB", "2ki", "abc", "NONE", "4GB\xa0"]
+BAD_MEMORY += ["101%", "5e%", "0GB", "10b", "18446745TB", "1e400GB", "1.2.3GB"]
+
+
+@pytest.mark.parametrize("text", [*GOOD_MEMORY, *BAD_MEMORY])
+def test_what_duckdb_refuses_as_memory_is_refused_when_settings_are_read(text):
+    try:
+        with duckdb.connect(":memory:", config={"memory_limit": text}) as connection:
+            connection.execute("CREATE TABLE numbers AS FROM range(10)")
+    except duckdb.Error:
+        assert text in BAD_MEMORY
+        with pytest.raises(SettingsError, match=r"engine\.memory_limit: .* is no amount of memory"):
+            make_settings({"project": "p", "engine": {"memory_limit": text}})
+    else:
+        assert text in GOOD_MEMORY
+        assert make_settings({"project": "p", "engine": {"memory_limit": text}}).engine.memory_limit == text
 
 
 @pytest.mark.parametrize("text", [None, "[", "- a", b"\xff\xfe\x00", "just text"])

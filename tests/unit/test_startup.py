@@ -29,8 +29,9 @@ def test_importing_the_package_loads_nothing_heavy():
     assert loaded_after("import featurestore") == set()
 
 
-def test_help_loads_nothing_heavy():
-    code = "from featurestore.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
+@pytest.mark.parametrize("arguments", [["--help"], ["help"], ["help", "help"]])
+def test_help_loads_nothing_heavy(arguments):
+    code = f"from featurestore.cli.main import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"
     assert loaded_after(code) == set()
 
 

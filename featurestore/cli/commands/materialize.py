@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featurestore.cli.instants import InstantsCommand, instant
 from featurestore.cli.main import EXIT_FAILED
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.tables import table
 from featurestore.materialization import RunResult, materialize, materialize_incremental, republish
 from featurestore.store import FeatureStore
-from featurestore.types.times import to_instant
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-@click.command("materialize")
-@click.argument("start", required=False)
-@click.argument("end", required=False)
+@click.command("materialize", cls=InstantsCommand)
+@click.argument("start", required=False, callback=instant)
+@click.argument("end", required=False, callback=instant)
 @click.option("--view", "views", multiple=True, help="A view to materialize (default: all). Repeat for more.")
 @click.option("--dry-run", is_flag=True, help="Count what would be read and appended; write nothing.")
 @click.option(
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 def command(
     store: FeatureStore,
     output: Output,
-    start: str | None,
-    end: str | None,
+    start: int | None,
+    end: int | None,
     views: tuple[str, ...],
     dry_run: bool,
     rebuild: bool,
@@ -46,14 +46,16 @@ def command(
     """Bring rows from the sources into the offline store, and the newest of each entity online.
 
     Without START and END: what is new since the last run, late rows and corrections included. With them: rows with
-    event time in [START, END), ISO 8601, UTC where no zone is given. Running it again appends nothing.
+    event time in [START, END), and without END until now. Running it again appends nothing.
+
+    An instant is ISO 8601 (UTC where no zone is given), now, or how long ago: -7d, -12h, -90m.
     """
-    _check(start, end, rebuild=rebuild, again=again, authoritative=authoritative, dry_run=dry_run)
+    _check(start, rebuild=rebuild, again=again, authoritative=authoritative, dry_run=dry_run)
     workspace, wanted = store.workspace, views or None
     if again:
         results = republish(workspace, wanted, authoritative=authoritative)
-    elif start is not None and end is not None:
-        span = to_instant(start), to_instant(end)
+    elif start is not None:
+        span = start, workspace.clock() if end is None else end
         confirm = (lambda view, rows: True) if yes else _ask
         results = materialize(workspace, *span, wanted, dry_run=dry_run, rebuild=rebuild, confirm=confirm)
     else:
@@ -62,13 +64,9 @@ def command(
     return EXIT_FAILED if any(run.state != "done" or run.published.wrong_type for run in results) else 0
 
 
-def _check(
-    start: str | None, end: str | None, *, rebuild: bool, again: bool, authoritative: bool, dry_run: bool
-) -> None:
-    if (start is None) != (end is None):
-        raise click.UsageError("Give both START and END, or neither.")
+def _check(start: int | None, *, rebuild: bool, again: bool, authoritative: bool, dry_run: bool) -> None:
     if rebuild and start is None:
-        raise click.UsageError("--rebuild needs START and END.")
+        raise click.UsageError("--rebuild needs START, and END unless it is now.")
     if authoritative and not again:
         raise click.UsageError("--authoritative goes with --republish.")
     if again and (start is not None or dry_run):

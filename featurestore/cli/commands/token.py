@@ -46,15 +46,24 @@ def _duration(ctx: click.Context, _: click.Parameter, text: str | None) -> timed
     return span
 
 
-def _check_known(store: FeatureStore, project: str) -> None:
-    known = store.workspace.registry.definitions.projects()
+def _check_known(store: FeatureStore, project: str, so: str, hint: str = "") -> None:
+    """Raise NotFoundError for a project that nothing was ever applied to."""
+    known = {*store.workspace.registry.definitions.projects(), store.project}
     if project not in known:
         raise NotFoundError(
-            f"Nothing is applied to a project {project!r}, so no token is made for it.",
-            hint=did_you_mean(project, {*known, store.project})
-            + " For a new project run `fs apply` in its repo first.",
+            f"Nothing is applied to a project {project!r}, so {so}.",
+            hint=did_you_mean(project, known) + hint,
             project=project,
         )
+
+
+def _tokens_of(store: FeatureStore, project: str | None) -> list[Token]:
+    """Return the tokens that are good for a project; its own may be older than what is applied to it."""
+    name = project or store.project
+    found = list(tokens(store.workspace.ledger, name))
+    if all(token.project is None for token in found):
+        _check_known(store, name, "it has no tokens")
+    return found
 
 
 _of_project = click.option("--project", callback=_project, help="Another project than the repo's.")
@@ -87,8 +96,8 @@ def create(
     expires_at_us = None if expires is None else now_us + expires // MICROSECOND
     if expires_at_us is not None and expires_at_us > MAX_INSTANT:
         raise click.UsageError("--expires lies beyond the year 9999: leave it out for a token that never expires.")
-    if project is not None and project != store.project:
-        _check_known(store, project)
+    if project is not None:
+        _check_known(store, project, "no token is made for it", " For a new project run `fs apply` in its repo first.")
     text, token = create_token(
         store.workspace.ledger,
         None if all_projects else project or store.project,
@@ -112,7 +121,7 @@ def create(
 def list_(store: FeatureStore, output: Output, project: str | None) -> None:
     """List the tokens that are good for the project, those of all projects among them; never their texts."""
     now_us = store.workspace.clock()
-    found = tokens(store.workspace.ledger, project or store.project)
+    found = _tokens_of(store, project)
 
     def render(console: Console) -> None:
         if found:
@@ -131,7 +140,7 @@ def list_(store: FeatureStore, output: Output, project: str | None) -> None:
 def revoke(store: FeatureStore, output: Output, id: str, project: str | None) -> None:
     """End the token ID, which `fs token list` tells, for good."""
     ledger, named = store.workspace.ledger, project or store.project
-    found = {token.id: token for token in tokens(ledger, named)}
+    found = {token.id: token for token in _tokens_of(store, project)}
     revoke_token(ledger, found[id].project if id in found else named, id, now_us=store.workspace.clock())
 
     def render(console: Console) -> None:

@@ -1,0 +1,39 @@
+"""Instants on the command line: ISO 8601, ``now``, and how long ago, as ``-7d``."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from featurestore.errors import ValueTypeError
+from featurestore.project.settings import read_duration
+from featurestore.types.times import MICROSECOND, MIN_INSTANT, system_clock, to_instant
+
+_NEGATIVE = re.compile(r"-\d")
+
+
+class InstantsCommand(click.Command):
+    """A command that takes ``-7d`` for an argument, where click alone looks for an option ``-7``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments. A blank before ``-7d`` hides it from the search for options; `instant` takes it off."""
+        return super().parse_args(ctx, [f" {arg}" if _NEGATIVE.match(arg) else arg for arg in args])
+
+
+def instant(ctx: click.Context, _: click.Parameter, given: str | None) -> int | None:
+    """Return UTC microseconds, as the callback of an argument; fails with a message that names the value."""
+    if given is None:
+        return None
+    text = given.strip()
+    try:
+        if text != "now" and not text.startswith("-"):
+            return to_instant(text)
+        ago = 0 if text == "now" else read_duration(text[1:]) // MICROSECOND
+    except (ValueError, ValueTypeError):
+        written = "2013-11-03T05:30:00Z, 2013-11-03, now, or how long ago in ms, s, m, h or d, such as -7d"
+        raise click.BadParameter(f"{text!r} is no instant. Write it as {written}.") from None
+    found = system_clock() - ago
+    if found < MIN_INSTANT:
+        raise click.BadParameter(f"{text!r} lies before the year 1.")
+    return found
