@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from featurestore.cli.exits import EXIT_FAILED, EXIT_USAGE
+
 COMMANDS = {
     "init": "Make a small feature repo that works as it is.",
     "plan": "Show what an apply would change.",
@@ -33,8 +35,6 @@ COMMANDS = {
     "help": "Show help of a command.",
 }
 """Every command and its one-line help, in the order of a first day."""
-
-EXIT_FAILED, EXIT_USAGE, EXIT_PENDING, EXIT_CONFLICT = 1, 2, 3, 4
 
 
 class _Commands(click.Group):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.main import EXIT_CONFLICT, EXIT_FAILED
+from featurestore.cli.exits import EXIT_CONFLICT, EXIT_FAILED
 from featurestore.errors import FeatureStoreError, RevisionConflictError
 
 if TYPE_CHECKING:

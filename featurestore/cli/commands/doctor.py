@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.main import EXIT_FAILED
+from featurestore.cli.exits import EXIT_FAILED
 from featurestore.cli.output import Output, repo_command
 from featurestore.maintenance.doctor import examine
 from featurestore.store import FeatureStore

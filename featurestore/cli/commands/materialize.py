@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featurestore.cli.exits import EXIT_FAILED
 from featurestore.cli.instants import InstantsCommand, instant
-from featurestore.cli.main import EXIT_FAILED
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.tables import table
 from featurestore.materialization import RunResult, materialize, materialize_incremental, republish

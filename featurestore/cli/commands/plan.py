@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from featurestore.cli.main import EXIT_PENDING
+from featurestore.cli.exits import EXIT_PENDING
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.plans import plan_document, render_plan
 from featurestore.store import FeatureStore
