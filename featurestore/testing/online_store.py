@@ -199,6 +199,18 @@ class OnlineStoreConformance:
         found = dict(pair for batch in store.scan(encoder.keys.prefix) for pair in batch)
         assert found == {write.key: write.record for write in writes}
 
+    def test_records_that_grow_and_shrink(self, store: OnlineStore, now: int) -> None:
+        layout = ViewLayout("conformance", "texts", 1, (("id", Int64),), (("text", String),), None)
+        encoder = RecordEncoder(layout)
+        sizes = (0, 100, 1_900, 2_100, 70_000, 5_000, 100, 70_000, 0)
+        for step, _ in enumerate(sizes):
+            texts = [str(number % 10) * sizes[(number + step) % len(sizes)] for number in range(40)]
+            writes = [encoder.write([number], now + step, None, [text]) for number, text in enumerate(texts)]
+            assert set(store.write(writes, now_us=now)) == {WriteResult.WRITTEN}
+            late = [encoder.write([number], now - 1, None, ["late"]) for number in range(40)]
+            assert set(store.write(late, now_us=now)) == {WriteResult.STALE}
+            assert store.mget([write.key for write in writes]) == [write.record for write in writes]
+
     def test_physical_expiry(self, store: OnlineStore, now: int) -> None:
         lasting, brief = record_of(now, entity="lasting"), record_of(now, entity="brief")
         writes = [
