@@ -86,10 +86,10 @@ class TlsProxy:
             task.add_done_callback(tasks.discard)
 
     async def _pass_on(self, accepted: socket.socket) -> None:
-        is_encrypted = await self._first_byte(accepted) == _HANDSHAKE
-        reader = asyncio.StreamReader()
-        protocol = asyncio.StreamReaderProtocol(reader)
         with contextlib.suppress(OSError):  # a handshake that failed, or somebody who left
+            is_encrypted = await self._first_byte(accepted) == _HANDSHAKE
+            reader = asyncio.StreamReader()
+            protocol = asyncio.StreamReaderProtocol(reader)
             transport, _ = await self._loop.connect_accepted_socket(
                 lambda: protocol, accepted, ssl=self._context if is_encrypted else None
             )
@@ -99,13 +99,16 @@ class TlsProxy:
             await asyncio.gather(_pump(reader, server_writer), _pump(server_reader, writer))
 
     async def _first_byte(self, accepted: socket.socket) -> bytes:
-        readable = self._loop.create_future()
-        self._loop.add_reader(accepted, readable.set_result, None)
+        readable = asyncio.Event()
+        self._loop.add_reader(accepted, readable.set)
         try:
-            await readable
-        finally:
+            await readable.wait()
             self._loop.remove_reader(accepted)
-        return accepted.recv(1, socket.MSG_PEEK)
+            return accepted.recv(1, socket.MSG_PEEK)
+        except BaseException:  # the proxy ends, or the client has left
+            self._loop.remove_reader(accepted)
+            accepted.close()
+            raise
 
 
 class TlsRedisCluster(RedisCluster):
