@@ -282,7 +282,7 @@ class FeatureStore:
             if planned.record is not None:
                 records[planned.record.key] = planned.record
         return Snapshot.of(
-            Revision(applied.project, applied.revision, tuple(records.values())),
+            Revision(applied.project, applied.revision, tuple(records.values()), applied.chain),
             code=[*self._workspace.code, *definitions],
         )
 

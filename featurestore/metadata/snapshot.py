@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
-from featurestore_registry.records import Record, Revision
+from featurestore_registry.records import Chain, Record, Revision
 
 from featurestore.definitions import Definition, FeatureService, FeatureView, OnDemandFeatureView
 from featurestore.errors import NotFoundError, did_you_mean
@@ -59,11 +59,13 @@ class Snapshot:
     records: tuple[Record, ...]
     functions: Mapping[str, tuple[Callable[[Any], Any], str]] = field(default_factory=dict)
     """Loaded on-demand functions by view name, each with the hash of its text."""
+    chain: Chain = field(default_factory=Chain)
+    """The hashes of the project's revisions up to this one."""
 
     @classmethod
     def of(cls, revision: Revision, code: Iterable[Definition] = ()) -> Snapshot:
         """Make the snapshot of a registry revision, with the functions found among ``code``."""
-        return cls(revision.project, revision.number, revision.records).with_code(code)
+        return cls(revision.project, revision.number, revision.records, chain=revision.chain).with_code(code)
 
     def with_code(self, code: Iterable[Definition]) -> Snapshot:
         """Return the snapshot with the on-demand functions found among definitions of the feature repo."""
@@ -72,7 +74,7 @@ class Snapshot:
             for found in code
             if isinstance(found, OnDemandFeatureView) and found.function is not None
         }
-        return Snapshot(self.project, self.revision, self.records, functions or self.functions)
+        return Snapshot(self.project, self.revision, self.records, functions or self.functions, self.chain)
 
     @cached_property
     def definitions(self) -> dict[tuple[str, str], Definition]:

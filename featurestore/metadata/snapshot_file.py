@@ -18,7 +18,7 @@ from typing import Any
 
 from featurestore_registry.auth import Token
 from featurestore_registry.errors import UPGRADE_HINT
-from featurestore_registry.records import Record, RecordField, Revision, canonical_json
+from featurestore_registry.records import Chain, Record, RecordField, Revision, canonical_json
 
 from featurestore.errors import DiskFullError, RegistryFormatError, RegistryUnavailableError
 
@@ -47,6 +47,7 @@ def save_snapshot(path: Path, saved: SavedSnapshot) -> None:
     content = {
         "project": saved.revision.project,
         "revision": saved.revision.number,
+        "chain": list(saved.revision.chain.hashes),
         "records": [asdict(record) for record in saved.revision.records],
         "tokens": [token.to_document() for token in saved.tokens],
     }
@@ -117,7 +118,8 @@ def read_snapshot(path: Path, project: str) -> SavedSnapshot | None:
                 hint=f"Check `project:` in the settings, or: {DELETE_HINT}",
                 path=str(path),
             )
-        revision = Revision(project, content["revision"], tuple(map(_record, content["records"])))
+        chain = Chain(tuple(content.get("chain", ())))  # earlier versions kept none
+        revision = Revision(project, content["revision"], tuple(map(_record, content["records"])), chain)
         tokens = tuple(Token.from_document(token) for token in content["tokens"])
     except (KeyError, TypeError):
         raise _damaged(path, "it lacks fields") from None

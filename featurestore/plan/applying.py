@@ -56,9 +56,9 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "") -> int:
             if planned.generation is not None:
                 remember_generation(workspace.ledger, plan.project, planned.name, planned.generation)
         try:
-            revision = workspace.registry.definitions.apply(
+            chain = workspace.registry.definitions.apply(
                 plan.project,
-                plan.revision,
+                plan.base,
                 [planned.change for planned in plan.steps],
                 author=_author(),
                 message=message,
@@ -73,7 +73,7 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "") -> int:
                 workspace.online.delete(view_prefix(table.project, table.view, table.generation))
                 workspace.offline.clean(table, keep=None)
                 reached(DROPPED)
-    return revision
+    return chain.number
 
 
 def _author() -> str:

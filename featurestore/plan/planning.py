@@ -67,6 +67,8 @@ class Plan:
 
     project: str
     revision: int
+    base: str
+    """The hash of that revision, which an apply has to find there still; empty for a new project."""
     steps: tuple[Step, ...]
     notices: tuple[str, ...]
     applied: int | None = None
@@ -105,7 +107,7 @@ def make_plan(
         gone.sort(key=lambda found: (-order[found.kind], found.name))
         keys = {found.key for found in gone}
         steps = [*(_delete_step(workspace, snapshot, found, keys) for found in gone), *steps]
-    return Plan(workspace.project, snapshot.revision, tuple(steps), tuple(notices))
+    return Plan(workspace.project, snapshot.revision, snapshot.chain.head, tuple(steps), tuple(notices))
 
 
 def _check_shared_names(snapshot: Snapshot, wanted: Sequence[Definition]) -> None:

@@ -14,6 +14,7 @@ from random import SystemRandom
 
 from featurestore_registry.auth import Token, tokens
 from featurestore_registry.interface import Registry
+from featurestore_registry.records import Revision
 
 from featurestore.backends import open_registry
 from featurestore.errors import FeatureStoreError, RegistryError
@@ -157,7 +158,7 @@ class DefinitionsKeeper:
             seen_us = workspace.clock()
             found = tokens(registry.ledger, project)
             self._note_progress(registry)
-            if known is not None and registry.definitions.head(project) == known.revision.number:
+            if known is not None and registry.definitions.chain(project) == known.revision.chain:
                 unchanged = found == known.tokens
                 return SavedSnapshot(known.revision, known.tokens if unchanged else found, seen_us)
             return SavedSnapshot(registry.definitions.read(project), found, seen_us)
@@ -174,17 +175,14 @@ class DefinitionsKeeper:
             self._saved = found
             self._confirm(found)
             return "same"
-        if found.revision.number < known.revision.number:
-            logger.warning(
-                "the registry went back from revision %d to %d", known.revision.number, found.revision.number
-            )
+        _tell_of_another_history(known.revision, found.revision)
         self._take(found)
         self._save(found)
         return "changed"
 
     def _take(self, found: SavedSnapshot) -> None:
         before = self._served
-        if before is not None and before.snapshot.revision == found.revision.number:
+        if before is not None and before.snapshot.chain == found.revision.chain:
             plans = before.plans
         else:
             snapshot = _read_whole(Snapshot.of(found.revision))
@@ -218,6 +216,19 @@ class DefinitionsKeeper:
             self._saved.revision.number,
             to_rfc3339(self._saved.seen_us),
         )
+
+
+def _tell_of_another_history(known: Revision, found: Revision) -> None:
+    """Warn when the registry does not continue what is served: it was restored, or is another one."""
+    if known.chain.number and found.chain.identity != known.chain.identity:
+        logger.warning(
+            "the registry is of another project %r than the one served: it was made anew, or its URL leads elsewhere",
+            found.project,
+        )
+    elif found.number < known.number:
+        logger.warning("the registry went back from revision %d to %d", known.number, found.number)
+    elif known.chain.head not in found.chain and known.chain.number:
+        logger.warning("the registry was restored: revision %d is not the one that was served", known.number)
 
 
 def _read_whole(snapshot: Snapshot) -> Snapshot:
