@@ -11,11 +11,13 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ConcurrentCommitError, FeatureStoreError, OfflineStoreError, TableVersionError
 from featurestore.offline import files as disk
 from featurestore.offline.interface import (
+    WATERMARK,
+    Commit,
     DataFile,
     OfflineStore,
     TableChanges,
@@ -24,6 +26,7 @@ from featurestore.offline.interface import (
     TableVersion,
 )
 from featurestore.offline.log import CHECKPOINT_EVERY, COMMITTED, LOG_SYNCED, TableLog, arrow_schema, file_name
+from featurestore.offline.owner import bind, claim, last_generation, read_owner
 from featurestore.offline.staging import Staging, abandoned, claimed, is_held
 from featurestore.steps import crash_point, reached
 from featurestore.types.times import Clock, system_clock
@@ -85,12 +88,13 @@ class DeltaStore(OfflineStore):
         base: int | None,
         add: Sequence[Path],
         remove: Sequence[DataFile] = (),
+        facts: Mapping[str, Any] | None = None,
     ) -> TableVersion:
         """See `OfflineStore.commit`."""
         log = self._log(table)
         staged, moved = list(add), dict[str, disk.FileFacts]()
         try:
-            number = self._commit(log, arrow_schema(schema), base, staged, moved, remove)
+            number = self._commit(log, arrow_schema(schema), base, staged, moved, remove, facts or {})
         except FeatureStoreError:
             _take_back(log, staged, moved)
             raise
@@ -151,6 +155,31 @@ class DeltaStore(OfflineStore):
                     removed += _remove_tree(folder) if is_ours else 0
             return removed
 
+    def find_commit(self, table: TableId, number: int | None = None) -> Commit | None:
+        """See `TableOrigins.find_commit`."""
+        log = self._log(table)
+        if number is None:
+            if not log.exists():
+                return None
+            number = log.newest()
+        return log.commit_at(number)
+
+    def owner(self, project: str) -> str | None:
+        """See `TableOrigins.owner`."""
+        return read_owner(self._path(project))
+
+    def bind(self, project: str, identity: str, *, replace: bool = False) -> str:
+        """See `TableOrigins.bind`."""
+        return bind(self._path(project), identity, replace=replace or not self.tables(project))
+
+    def claim(self, table: TableId) -> bool:
+        """See `TableOrigins.claim`."""
+        return claim(self._log(table).path)
+
+    def last_generation(self, project: str, view: str) -> int:
+        """See `TableOrigins.last_generation`."""
+        return last_generation(self._path(project, view))
+
     def _commit(
         self,
         log: TableLog,
@@ -159,11 +188,12 @@ class DeltaStore(OfflineStore):
         staged: list[Path],
         moved: dict[str, disk.FileFacts],
         remove: Sequence[DataFile],
+        facts: Mapping[str, Any],
     ) -> int:
         """Commit, keeping ``staged`` and ``moved`` up to date for the case that it fails; returns the number."""
         before, widened = None, False
         if base is not None:
-            before, schema, widened = self._prepare(log, base, schema)
+            before, schema, widened = self._prepare(log, base, schema, facts)
             if widened:
                 self._widen(log, before, schema, remove, staged)
         elif log.exists():
@@ -172,7 +202,8 @@ class DeltaStore(OfflineStore):
             )
         number = 0 if before is None else int(before.version()) + 1
         self._move(log, staged, moved)
-        log.commit(before, schema, moved, remove, removed_ms=self._clock() // 1000, replace=widened)
+        removed_ms = self._clock() // 1000
+        log.commit(before, schema, moved, remove, removed_ms=removed_ms, replace=widened, facts=facts)
         return number
 
     def _drop(self, table: TableId, log: TableLog) -> int:
@@ -185,17 +216,22 @@ class DeltaStore(OfflineStore):
             log.path.rename(hidden)
         except FileNotFoundError:  # never there, or another cleaner was first
             return 0
+        log.path.mkdir(exist_ok=True)  # the generation stays used
         disk.sync_folder(hidden.parent)
         reached(TABLE_MOVED)
         return _remove_tree(hidden)
 
-    def _prepare(self, log: TableLog, base: int, wanted: pa.Schema) -> tuple[DeltaTable, pa.Schema, bool]:
+    def _prepare(
+        self, log: TableLog, base: int, wanted: pa.Schema, facts: Mapping[str, Any]
+    ) -> tuple[DeltaTable, pa.Schema, bool]:
         """Load the base of a commit, sync it, and give it the columns that are new."""
         before = log.open(base)
         log.sync(base)  # its writer may have died before it did
         merged, added, widened = log.merged(before, wanted)
         if added and not widened:
-            log.add_columns(before, [merged.field(name) for name in added])
+            # What the commit makes true is not true yet.
+            origin = {name: fact for name, fact in facts.items() if name != WATERMARK}
+            log.add_columns(before, [merged.field(name) for name in added], origin)
             reached(COLUMNS_ADDED)
         return before, merged, widened
 

@@ -6,18 +6,20 @@ commit here is made from exactly one version or not at all, and the log is synce
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ConcurrentCommitError, DiskFullError, OfflineStoreError, TableVersionError
 from featurestore.offline.files import DISK_HINT, FileFacts, disk_errors, sync_file, sync_folder
-from featurestore.offline.interface import DataFile, TableId, TableSchema, TableVersion
+from featurestore.offline.interface import Commit, DataFile, TableId, TableSchema, TableVersion
 from featurestore.steps import crash_point, reached
 from featurestore.types import Int64, String, Timestamp
 from featurestore.types.arrow import arrow_type, fits, value_type_of
@@ -91,6 +93,10 @@ class TableLog:
             )
         return found
 
+    def newest(self) -> int:
+        """Return the number of the newest version, without loading it; the table must exist."""
+        return max(int(entry.stem) for entry in (self.path / FOLDER).glob("0*.json"))
+
     def read(self, found: DeltaTable) -> TableVersion:
         """Return what a loaded version holds."""
         import pyarrow as pa
@@ -113,7 +119,20 @@ class TableLog:
             strict=True,
         )
         files = (self._data_file(*row) for row in rows)
-        return TableVersion(self.table, found.version(), tuple(sorted(files, key=lambda f: f.path)), next_sequence)
+        number = int(found.version())
+        commit = self.commit_at(number)
+        assert commit is not None
+        ordered = tuple(sorted(files, key=lambda f: f.path))
+        return TableVersion(self.table, number, ordered, next_sequence, commit.identity)
+
+    def commit_at(self, number: int) -> Commit | None:
+        """Return what the log's entry of a version says; None where there is no such entry."""
+        with disk_errors(f"read the log of table {self.table}"):
+            try:
+                entry = self._commit_file(number).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return Commit(number, sha256(entry).hexdigest(), _facts_in(entry))
 
     def _data_file(
         self, name: str, rows: int, size_bytes: int, least: int | None, greatest: int | None, created: int | None
@@ -160,14 +179,15 @@ class TableLog:
         added = [name for name in fields if name not in known.names]
         return pa.schema(list(fields.values())), added, widened
 
-    def add_columns(self, base: DeltaTable, fields: Sequence[pa.Field]) -> None:
+    def add_columns(self, base: DeltaTable, fields: Sequence[pa.Field], facts: Mapping[str, Any]) -> None:
         """Commit a version with further columns and the same rows; ``base`` moves on to it."""
         import pyarrow as pa
         from deltalake import Schema
 
         columns = Schema.from_arrow(pa.schema(list(fields))).fields
         with self._translated(base.version()):
-            base.alter.add_columns(columns, commit_properties=_properties({}), post_commithook_properties=_hooks())
+            properties = _properties({}, facts)
+            base.alter.add_columns(columns, commit_properties=properties, post_commithook_properties=_hooks())
         self.sync(base.version())
 
     def commit(
@@ -179,6 +199,7 @@ class TableLog:
         *,
         removed_ms: int,
         replace: bool,
+        facts: Mapping[str, Any],
     ) -> None:
         """Commit files that lie in the table's folder, by name. ``replace`` removes all others and sets the schema."""
         from deltalake import Schema
@@ -198,7 +219,7 @@ class TableLog:
                     actions,
                     mode="error",
                     configuration=CONFIGURATION,
-                    commit_properties=_properties(hashes, Transaction(NEXT_SEQUENCE, next_sequence)),
+                    commit_properties=_properties(hashes, facts, Transaction(NEXT_SEQUENCE, next_sequence)),
                     post_commithook_properties=_hooks(),
                 )
             return
@@ -212,7 +233,7 @@ class TableLog:
                 actions,
                 "overwrite" if replace else "append",
                 Schema.from_arrow(schema),
-                commit_properties=_properties(hashes, Transaction(NEXT_SEQUENCE, next_sequence)),
+                commit_properties=_properties(hashes, facts, Transaction(NEXT_SEQUENCE, next_sequence)),
                 post_commithook_properties=_hooks(),
             )
 
@@ -295,12 +316,22 @@ class TableLog:
             raise OfflineStoreError(f"Table {self.table}: {message.splitlines()[0]}", table=str(self.table)) from None
 
 
-def _properties(hashes: Mapping[str, Any], *transactions: Any) -> Any:
+def _facts_in(entry: bytes) -> Mapping[str, Any]:
+    """Return the facts that a log entry holds; nothing where another program, or damage, left something else."""
+    with suppress(ValueError, AttributeError):
+        for line in entry.splitlines():
+            if b'"commitInfo"' in line[:20]:
+                facts = json.loads(line)["commitInfo"].get("featurestore", {}).get("facts", {})
+                return facts if isinstance(facts, dict) else {}
+    return {}
+
+
+def _properties(hashes: Mapping[str, Any], facts: Mapping[str, Any], *transactions: Any) -> Any:
     from deltalake.transaction import CommitProperties
 
     # Without retries a commit is refused when any other came first; with them, one that only adds never is.
     return CommitProperties(
-        custom_metadata={"featurestore": {"files": hashes}},
+        custom_metadata={"featurestore": {"files": hashes, "facts": dict(facts)}},
         max_commit_retries=0,
         app_transactions=list(transactions),
     )
