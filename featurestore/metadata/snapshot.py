@@ -25,6 +25,8 @@ class RegisteredView:
     project: str
     view: FeatureView
     generation: int
+    chain: Chain = field(default_factory=Chain, compare=False)
+    """The revisions of the project that declares it; empty where they are not known."""
 
     @property
     def table(self) -> TableId:
@@ -86,7 +88,7 @@ class Snapshot:
         """Every feature view by name."""
         views = [found for found in self.definitions.values() if isinstance(found, FeatureView)]
         generations = {r.name: r.document["generation"] for r in self.records if r.kind == FeatureView.kind}
-        return {view.name: RegisteredView(self.project, view, generations[view.name]) for view in views}
+        return {view.name: RegisteredView(self.project, view, generations[view.name], self.chain) for view in views}
 
     def registered(self, name: str) -> RegisteredView:
         """Return one feature view as applied; raises NotFoundError with the closest name."""

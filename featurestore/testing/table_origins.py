@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from featurestore.offline.interface import OfflineStore, TableId, TableSchema
+from featurestore.offline.interface import OfflineStore, TableId, TableSchema, TableVersion
 from featurestore.testing.offline_store import SCHEMA, TABLE, row, write_rows
 from featurestore.types import String
 
@@ -18,7 +18,7 @@ class TableOriginsConformance:
         assert offline.find_commit(TABLE, 0) is None
         seen = []
         for table in (TABLE, other):
-            version = None
+            version: TableVersion | None = None
             for number in range(3):
                 path = write_rows(offline, [row(number)], first_sequence=number, table=table)
                 base = None if version is None else version.number
