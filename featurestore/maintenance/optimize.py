@@ -9,8 +9,11 @@ from pathlib import Path
 
 from featurestore.errors import ConcurrentCommitError, NotFoundError, did_you_mean
 from featurestore.maintenance.gc import kept_versions
+from featurestore.metadata.belonging import compare_table
+from featurestore.metadata.commits import bind_tables, facts_of, held_of, remember_commit
 from featurestore.metadata.leases import Lease, holding
-from featurestore.metadata.saved_sets import pins
+from featurestore.metadata.ownership import Ownership
+from featurestore.metadata.saved_sets import keep_missing_documents, pins
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import read_watermark, write_watermark
 from featurestore.metadata.workspace import Workspace
@@ -45,7 +48,9 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
     for name in views or ():
         if name not in snapshot.views:
             raise NotFoundError(f"There is no feature view {name!r}.", hint=did_you_mean(name, snapshot.views))
-    pinned = pins(workspace.ledger, workspace.project)
+    Ownership(workspace)
+    keep_missing_documents(workspace)
+    pinned = pins(workspace)
     done = []
     for name in views or sorted(snapshot.views):
         holder = f"optimize-{secrets.token_hex(8)}"
@@ -54,6 +59,9 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
             holding(workspace.ledger, workspace.project, name, holder=holder, clock=workspace.clock) as lease,
         ):
             registered = workspace.snapshot().registered(name)  # an apply may have come while the lease was awaited
+            mismatch = compare_table(workspace.registry, workspace.offline, registered)
+            if mismatch is not None and not mismatch.heals:
+                raise mismatch.error
             version = workspace.offline.current(registered.table)
             if version is not None:
                 after = _compact(workspace, registered, version, lease) if len(version.files) > 1 else version
@@ -65,9 +73,11 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
 
 def _compact(workspace: Workspace, registered: RegisteredView, version: TableVersion, lease: Lease) -> TableVersion:
     workspace.offline.verify(version.files, again=True)  # under a new hash bad bytes would pass for sound ones
+    bind_tables(workspace.offline, registered)
     path = workspace.offline.staging(registered.table) / f"{secrets.token_hex(16)}.parquet"
     workspace.engine.compact(registered.view, [file.path for file in version.files], path)
     made = _commit(workspace, registered, version, path, lease)
+    remember_commit(workspace.ledger, registered, made.number, made.identity)
     reached(COMMITTED)
     watermark = read_watermark(workspace.ledger, registered)
     moved = replace(watermark, table_version=made.number)
@@ -89,9 +99,15 @@ def _commit(
             tried = path.with_name(f"{secrets.token_hex(16)}.parquet")
             with disk_errors(f"stage the compacted file of {registered.table}"):
                 tried.hardlink_to(path)  # a commit takes the file with it, also one that fails
+            held = held_of(workspace.offline, workspace.offline.find_commit(registered.table, base.number), registered)
             try:
                 return workspace.offline.commit(
-                    registered.table, registered.table_schema, base=base.number, add=[tried], remove=version.files
+                    registered.table,
+                    registered.table_schema,
+                    base=base.number,
+                    add=[tried],
+                    remove=version.files,
+                    facts=facts_of(registered, held),
                 )
             except ConcurrentCommitError:
                 newest = workspace.offline.current(registered.table)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from featurestore.errors import ChangesNotAllowedError, RevisionConflictError
 from featurestore.metadata.generations import remember_generation
+from featurestore.metadata.ownership import Ownership
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.keys import view_prefix
 from featurestore.plan.classes import ChangeClass
@@ -51,6 +52,8 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "") -> int:
     """
     if not plan.steps:
         return plan.revision
+    if drops := [table for planned in plan.steps for table in planned.drops]:
+        Ownership(workspace).check(drops)
     with step("apply", f"apply {len(plan.steps)} changes to {plan.project}"):
         for planned in plan.steps:
             if planned.generation is not None:
