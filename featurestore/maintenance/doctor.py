@@ -15,6 +15,7 @@ from typing import Literal
 from featurestore.backends import local_path
 from featurestore.definitions import FeatureView
 from featurestore.errors import FeatureStoreError, RepositoryError
+from featurestore.metadata.belonging import mismatches
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.interface import eviction_of
 from featurestore.project.loader import load_definitions
@@ -45,6 +46,7 @@ def examine(workspace: Workspace) -> list[Check]:
         ("sources", _sources),
         ("offline store", _offline),
         ("online store", _online),
+        ("identities", _identities),
         ("write access", _write_access),
     ):
         checks += _guarded(name, look, workspace)
@@ -143,6 +145,14 @@ def _online(workspace: Workspace) -> Iterator[Check]:
             f"{count} no replica: when such a node is gone, so are its slots, and their reads and writes fail",
             "Add a replica for each with `CLUSTER REPLICATE`. The online store's line tells which have none.",
         )
+
+
+def _identities(workspace: Workspace) -> Iterator[Check]:
+    found = mismatches(workspace)
+    for mismatch in found:
+        yield Check(mismatch.view, "warning" if mismatch.heals else "failed", mismatch.message, mismatch.hint)
+    if not found and (identity := workspace.snapshot().chain.identity):
+        yield Check("identities", "ok", f"registry and stores belong to project {workspace.project} ({identity[:12]})")
 
 
 def _write_access(workspace: Workspace) -> Iterator[Check]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from featurestore.errors import ConcurrentCommitError, NotFoundError, did_you_mean
 from featurestore.maintenance.gc import kept_versions
 from featurestore.metadata.belonging import compare_table
-from featurestore.metadata.commits import bind_tables, facts_of, held_of, remember_commit
+from featurestore.metadata.commits import KnownCommit, bind_tables, facts_of, held_of, remember_commit
 from featurestore.metadata.leases import Lease, holding
 from featurestore.metadata.ownership import Ownership
 from featurestore.metadata.saved_sets import keep_missing_documents, pins
@@ -77,7 +77,7 @@ def _compact(workspace: Workspace, registered: RegisteredView, version: TableVer
     path = workspace.offline.staging(registered.table) / f"{secrets.token_hex(16)}.parquet"
     workspace.engine.compact(registered.view, [file.path for file in version.files], path)
     made = _commit(workspace, registered, version, path, lease)
-    remember_commit(workspace.ledger, registered, made.number, made.identity)
+    remember_commit(workspace.ledger, registered, KnownCommit(made.number, made.identity))
     reached(COMMITTED)
     watermark = read_watermark(workspace.ledger, registered)
     moved = replace(watermark, table_version=made.number)

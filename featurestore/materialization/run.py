@@ -24,7 +24,7 @@ from featurestore.errors import (
 from featurestore.materialization.publish import Publication, publish
 from featurestore.materialization.spans import ReadPlan, advance
 from featurestore.metadata.belonging import Part, compare_part, compare_table, markers_of
-from featurestore.metadata.commits import bind_tables, facts_of, held_by, remember_commit
+from featurestore.metadata.commits import KnownCommit, bind_tables, facts_of, held_by, remember_commit
 from featurestore.metadata.runs import RunResult
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import Interval, Watermark, read_watermark, write_watermark
@@ -126,7 +126,7 @@ class ViewRun:
         view, started_us = self.registered.view, self.result.started_us
         self._write(advance(self.watermark, view, plan, staged, version, started_us))
         if version is not None:
-            remember_commit(self.workspace.ledger, self.registered, version.number, version.identity)
+            remember_commit(self.workspace.ledger, self.registered, KnownCommit(version.number, version.identity))
         reached(COMMITTED)
         self.publish_pending()
 
@@ -176,7 +176,7 @@ class ViewRun:
                     self.registered,
                     after=after,
                     everything=part.version is None,
-                    authoritative=authoritative,
+                    authoritative=authoritative or part.must_reconcile,
                     check=self._check_both,
                 )
         counts = done.counts

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from featurestore_registry.interface import Registry
+from featurestore_registry.interface import Ledger, Registry
 
 from featurestore.errors import MismatchError, OnlineStoreError, RegistryUnavailableError
 from featurestore.metadata.commits import BELONG_HINT, REVISION, held_of, known_commit
@@ -21,7 +21,7 @@ from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import OfflineStore
 from featurestore.online.interface import OnlineStore
 from featurestore.online.keys import view_prefix
-from featurestore.online.marker import Marker, PartMarkers
+from featurestore.online.marker import RECONCILE, Marker, PartMarkers
 
 Kind = Literal[
     "other_project", "unknown_revision", "lost", "behind", "rewritten", "unknown_to_ledger", "ahead", "missing"
@@ -69,6 +69,11 @@ class Part:
         """The table version up to which everything is published; None where that is not known."""
         return None if self.marker is None else self.marker.version
 
+    @property
+    def must_reconcile(self) -> bool:
+        """Whether `fs repair` took the part over and records that the table does not hold are still to go."""
+        return self.marker is not None and self.marker.commit == RECONCILE
+
 
 def compare_table(registry: Registry, offline: OfflineStore, registered: RegisteredView) -> Mismatch | None:
     """Compare a view's offline table with the registry."""
@@ -92,8 +97,14 @@ def compare_table(registry: Registry, offline: OfflineStore, registered: Registe
             "registry does not have: it was restored from a backup, or is a copy that went its own way.",
             _NEWER,
         )
-    watermark = read_watermark(registry.ledger, registered)
-    known = known_commit(registry.ledger, registered)
+    return compare_commit(registry.ledger, offline, registered)
+
+
+def compare_commit(ledger: Ledger, offline: OfflineStore, registered: RegisteredView) -> Mismatch | None:
+    """Compare a view's offline table with the commit that the ledger remembers, whosever the table is."""
+    newest = offline.find_commit(registered.table)
+    watermark = read_watermark(ledger, registered)
+    known = known_commit(ledger, registered)
     version = watermark.table_version if known is None else known.version
     if version is None:
         if newest is None or held_of(offline, newest, registered) is None:
@@ -189,18 +200,19 @@ def markers_of(online: OnlineStore, registered: RegisteredView) -> PartMarkers:
 
 def mismatches(workspace: Workspace) -> list[Mismatch]:
     """Return what does not fit, view by view. An online store that is down tells nothing, and is left out."""
-    found = []
-    for registered in workspace.snapshot().views.values():
-        table = compare_table(workspace.registry, workspace.offline, registered)
-        if table is not None:
-            found.append(table)
-        if registered.view.online:
-            with suppress(OnlineStoreError):
-                watermark = read_watermark(workspace.ledger, registered)
-                part = compare_part(workspace.registry, workspace.online, workspace.offline, registered, watermark)
-                if part.mismatch is not None:
-                    found.append(part.mismatch)
-    return found
+    views = workspace.snapshot().views.values()
+    return [mismatch for registered in views for mismatch in mismatches_of(workspace, registered)]
+
+
+def mismatches_of(workspace: Workspace, registered: RegisteredView) -> list[Mismatch]:
+    """Return what does not fit of one view."""
+    found = [compare_table(workspace.registry, workspace.offline, registered)]
+    if registered.view.online:
+        with suppress(OnlineStoreError):
+            watermark = read_watermark(workspace.ledger, registered)
+            part = compare_part(workspace.registry, workspace.online, workspace.offline, registered, watermark)
+            found.append(part.mismatch)
+    return [mismatch for mismatch in found if mismatch is not None]
 
 
 def _knows(registry: Registry, registered: RegisteredView, revision: str) -> bool:

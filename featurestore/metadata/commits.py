@@ -24,6 +24,7 @@ PROJECT, REVISION = "project", "revision"
 BELONG_HINT = (
     "Check `registry` and `offline_store` in the settings. If they are to belong together from now on, run `fs repair`."
 )
+_FORGOTTEN = {"forgotten": True}
 _LONGEST_WALK = 1_000
 """At most this many commits of earlier releases are looked behind: they carry nothing."""
 
@@ -39,15 +40,14 @@ class KnownCommit:
 def known_commit(ledger: Ledger, registered: RegisteredView) -> KnownCommit | None:
     """Return the commit that a view's watermark speaks of; None where an earlier release wrote the watermark."""
     entry = ledger.latest(registered.project, KIND, watermark_key(registered.view.name, registered.generation))
-    return None if entry is None else _known_from(entry.document)
+    return None if entry is None or entry.document == _FORGOTTEN else _known_from(entry.document)
 
 
-def remember_commit(ledger: Ledger, registered: RegisteredView, version: int, identity: str) -> None:
-    """Remember a commit, durably."""
-    known = KnownCommit(version, identity)
-    if known_commit(ledger, registered) != known:
+def remember_commit(ledger: Ledger, registered: RegisteredView, commit: KnownCommit | None) -> None:
+    """Remember a commit, durably; None: that there is none any more."""
+    if known_commit(ledger, registered) != commit:
         key = watermark_key(registered.view.name, registered.generation)
-        ledger.append(registered.project, KIND, key, asdict(known))
+        ledger.append(registered.project, KIND, key, _FORGOTTEN if commit is None else asdict(commit))
 
 
 @understood("a commit")

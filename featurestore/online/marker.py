@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 
 from featurestore.online.interface import OnlineStore
 
+RECONCILE = "reconcile"
+"""In the place of a commit: the part was taken over, and records that the offline table does not hold have to go."""
+
 
 @dataclass(frozen=True, slots=True)
 class Marker:
@@ -25,7 +28,7 @@ class Marker:
     version: int | None = None
     """The table version whose changes are all there; None until a publish was complete."""
     commit: str | None = None
-    """The identity of the commit that made that version."""
+    """The identity of the commit that made that version, or `RECONCILE`."""
 
     def to_bytes(self) -> bytes:
         """Return the marker as it is stored."""
@@ -64,8 +67,8 @@ class PartMarkers:
         for key in self._keys:
             self._store.put(key, marker.to_bytes(), if_absent=True)
 
-    def note_pushed(self, version: int, commit: str) -> None:
-        """Note the last commit of a push."""
+    def note_pushed(self, version: int | None, commit: str | None) -> None:
+        """Note the last commit of a push; None where there is none any more."""
         self._store.put(self._pushed_key, json.dumps({"version": version, "commit": commit}).encode())
 
 

@@ -381,7 +381,8 @@ def test_doctor_tells_what_is_wrong(fs, materialized):
 @pytest.mark.parametrize("name", ["registry", "offline", "online"])
 def test_doctor_warns_of_a_folder_that_may_not_be_written(fs, materialized, monkeypatch, name):
     (materialized / "feature_store.yaml").write_text("project: flights\nregistry: sqlite:///data/reg/registry.db\n")
-    fs("apply", "--yes")
+    (materialized / "data/reg").mkdir()
+    (materialized / "data/registry.db").rename(materialized / "data/reg/registry.db")
     folder = materialized / "data" / {"registry": "reg"}.get(name, name)
     ask = os.access
     # The superuser may write everywhere: what the system says is replaced, for one folder.
