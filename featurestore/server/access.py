@@ -81,15 +81,15 @@ class Door:
         self._known = Access(None, self._known.revoked)
         self._reopening = False
 
-    def notice(self, passing: tuple[Token, ...], *, now_us: int, is_required: bool) -> str:
+    def notice(self, passing: tuple[Token, ...], *, now_us: int) -> str:
         """Return what to say at start where no request can pass, or nothing where one can."""
         ends = [token.expires_at_us for token in passing if token.role >= Role.READER]
         if self._known.closed is None or any(end is None or end > now_us for end in ends):
             return ""
-        way_out = "set FS_SERVER_TOKEN" if is_required else "open it to all who reach it with `fs serve --open`"
         return (
             f"Every request is answered 401: this server is closed, because {self._known.closed}, and there is no "
-            f"token that may read. Make one (`fs token create --role reader`), or {way_out}."
+            "token that may read. Make one (`fs token create --role reader`), set FS_SERVER_TOKEN, or, with "
+            "server.auth at `auto`, open it to all who reach it: `fs serve --open`."
         )
 
     def _learn(self, why: str | None, revoked: Mapping[str, int]) -> None:

@@ -66,20 +66,7 @@ def create_app(
     neither the registry nor a saved snapshot can be read.
     """
     workspace = source if isinstance(source, Workspace) else open_workspace(Path(source))
-    is_required = workspace.settings.server.auth == "required"
-    if reopen:
-        check_reopening(host, has_static_token=token is not None, is_required=is_required)
-    door = Door(workspace.root, is_local=is_loopback(host), reopening=reopen)
-    definitions = DefinitionsKeeper(workspace, door)
-    definitions.load()
-    verifier = TokenVerifier(definitions.tokens, static_token=token, clock=workspace.clock)
-    check_binding(host, has_token=token is not None or bool(definitions.tokens()))
-    if reopen:
-        door.reopen()
-    if is_required:
-        door.close(AUTH_REQUIRED)
-    if token is not None:
-        door.close(TOKEN_SET)
+    definitions, door, verifier = _load(workspace, token, host, reopen)
     metrics = Metrics()
     reads = OnlineReads(definitions, workspace.clock, metrics)
     measure = _measuring(definitions, metrics)
@@ -98,7 +85,7 @@ def create_app(
 
     app = FeatureServer(
         outside=outside,
-        notice="" if token else door.notice(definitions.tokens(), now_us=workspace.clock(), is_required=is_required),
+        notice="" if token else door.notice(definitions.tokens(), now_us=workspace.clock()),
         title=f"Features of {workspace.project}",
         version=featurestore.__version__,
         lifespan=_lifespan(workspace, definitions, reads, pushes, metrics, measure),
@@ -114,6 +101,27 @@ def create_app(
     _describe(app)
     metrics.routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
     return app
+
+
+def _load(
+    workspace: Workspace, token: str | None, host: str, reopen: bool
+) -> tuple[DefinitionsKeeper, Door, TokenVerifier]:
+    """Read the definitions, and close the door or open it as the settings, the registry and what is remembered say."""
+    is_required = workspace.settings.server.auth == "required"
+    if reopen:
+        check_reopening(host, has_static_token=token is not None, is_required=is_required)
+    door = Door(workspace.root, is_local=is_loopback(host), reopening=reopen)
+    definitions = DefinitionsKeeper(workspace, door)
+    definitions.load()
+    verifier = TokenVerifier(definitions.tokens, static_token=token, clock=workspace.clock)
+    check_binding(host, has_token=token is not None or bool(definitions.tokens()))
+    if reopen:
+        door.reopen()
+    if is_required:
+        door.close(AUTH_REQUIRED)
+    if token is not None:
+        door.close(TOKEN_SET)
+    return definitions, door, verifier
 
 
 def _describe(app: FastAPI) -> None:

@@ -263,8 +263,7 @@ def test_the_notice_of_a_closed_server_is_for_one_that_nobody_passes(project: Pr
     set_server(project, auth="required")
     app = create_app(project.workspace(), token=TOKEN if passes == "static" else None)
     assert bool(app.notice) == (passes in ("none", "expired", "viewer"))
-    assert "--open" not in app.notice
-    assert ("set FS_SERVER_TOKEN" in app.notice) == bool(app.notice)
+    assert ("because the setting server.auth was `required`" in app.notice) == (passes == "none")
 
 
 # fs serve --open
