@@ -172,7 +172,7 @@ def _access(workspace: Workspace) -> Iterator[Check]:
         why = kept.closed or ("the registry holds tokens" if held else None)
     is_damaged = kept.closed is not None and not kept.is_whole
     if why is None:
-        yield Check("access", "ok", "a server on loopback is open to all who reach it: it has seen no token")
+        yield Check("access", "ok", "a server on loopback is open to all who reach it: no token is known here")
     else:
         hint = "A server makes the file anew when it starts, and stays closed." if is_damaged else ""
         yield Check("access", "warning" if is_damaged else "ok", f"servers are closed: {why}", hint)

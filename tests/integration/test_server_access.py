@@ -431,7 +431,7 @@ def test_doctor_tells_whether_a_server_here_is_closed(project: Project, monkeypa
         return found
 
     file = project.root / access.FILE_NAME
-    assert told() == Check("access", "ok", "a server on loopback is open to all who reach it: it has seen no token")
+    assert told() == Check("access", "ok", "a server on loopback is open to all who reach it: no token is known here")
     _, token = make_token(project)
     assert told().message == "servers are closed: the registry holds tokens"
     assert start(project) == 401
