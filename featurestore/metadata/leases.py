@@ -233,8 +233,8 @@ class _Wait:
         lease, other = self._try()
         if lease is not None:
             return lease
-        title = f"wait for the run of {self._book.view} by {other}; it is taken over {self._end()}"
-        with step("lease", title, unit="tries") as waiting:
+        view, end = self._book.view, self._end()
+        with step("lease", f"wait for the run of {view} by {other}; it is taken over {end}", unit="tries") as waiting:
             while (left_s := deadline_s - self._timer.seconds()) > 0:
                 self._timer.sleep(min(_POLL_SECONDS, left_s))
                 lease, other = self._try()

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import re
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pytest
+from featurestore_registry.sql import open_registry
 from support.clock import ManualClock
-from support.materialized import INSTANT, Sale, sales_view, write_sales
-from support.projects import make_workspace
+from support.materialized import DAY, INSTANT, Sale, sales_view, write_sales
+from support.projects import apply_records, make_workspace
+from support.redis_server import RedisServer
+from support.serving import Project, serving_here, small_project, until
 
-from featurestore import Field
+from featurestore import Entity, Field
+from featurestore.cli.main import main
+from featurestore.maintenance.doctor import Check, examine
+from featurestore.maintenance.status import status
 from featurestore.materialization import push, push_commit
+from featurestore.metadata.leases import holding
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.reading import Status
+from featurestore.project.settings import make_settings
 from featurestore.retrieval import get_historical_features
 from featurestore.retrieval.coverage import TrainingSetWarning
 from featurestore.retrieval.online import get_online_features
@@ -109,3 +121,125 @@ def test_a_value_that_waits_gives_the_default_and_what_it_replaced_is_gone(tmp_p
         clock_of(workspace).set(NOW + 2)
         assert online(workspace, "shop", "shop")[:2] == ([2, 2], [Status.PRESENT] * 2)
         assert offline(workspace, "shop") == 2
+
+
+def checks(workspace: Workspace) -> dict[str, Check]:
+    return {check.name: check for check in examine(workspace)}
+
+
+@pytest.mark.parametrize("online_url", ["redis", "redis_cluster"], indirect=True)
+@pytest.mark.parametrize(
+    ("ahead_s", "words"),
+    [(-7_200, "02:00:00 behind"), (7_205, "02:00:04 ahead of"), (-7, "00:00:07 behind"), (4, None), (-4, None)],
+)
+def test_a_redis_whose_clock_is_off_is_named(tmp_path: Path, online_url: str, ahead_s: int, words: str | None) -> None:
+    """It is this side's clock that is moved: the difference is the same."""
+    write_sales(tmp_path / "sales.parquet", [])
+    with closing(make_workspace(tmp_path, [sales_view()], online_url=online_url, now_us=NOW)) as workspace:
+        workspace.clock = lambda: system_clock() - ahead_s * SECOND
+        found = checks(workspace).get("clock of the online store")
+        (view,) = status(workspace)
+        told = [problem for problem in view.clocks if "online store" in problem]
+        if words is None:
+            assert (found, told) == (None, [])
+        else:
+            assert found is not None
+            assert found.state == "failed"
+            assert re.search(rf"clock of the online store is {words} this machine's", found.message)
+            assert "Synchronise" in found.hint
+            assert len(told) == 1
+            assert re.search(rf"clock of the online store is {words} this machine's", told[0])
+
+
+def write_with_clock(root: Path, clock: ManualClock, by: str) -> None:
+    """Write to a project's registry as a machine with that clock does."""
+    with closing(Workspace(root, make_settings({"project": "shop"}), clock=ManualClock(NOW))) as far:
+        far.__dict__["registry"] = open_registry(f"sqlite:///{root / 'data' / 'registry.db'}", clock=clock)
+        if by == "apply":
+            apply_records(far, [Entity("region", join_keys={"region": String})])
+        else:
+            with holding(far.ledger, "shop", "shop_sales", holder="far", clock=far.clock):
+                pass
+
+
+@pytest.mark.parametrize("by", ["run", "apply"])
+@pytest.mark.parametrize(("ahead_us", "is_told"), [(5 * SECOND, False), (5 * SECOND + 1, True), (-SECOND, False)])
+def test_a_machine_that_writes_to_the_registry_with_a_clock_ahead_is_named(
+    tmp_path: Path, by: str, ahead_us: int, is_told: bool
+) -> None:
+    write_sales(tmp_path / "sales.parquet", [])
+    with closing(make_workspace(tmp_path, [sales_view()], now_us=NOW + DAY)) as workspace:
+        write_with_clock(tmp_path, ManualClock(NOW + DAY + ahead_us), by)
+        found = checks(workspace)["clock"]
+        assert found.state == ("failed" if is_told else "ok")
+        words = "The clock of the newest writer to the registry is 00:00:05 ahead of this machine's."
+        assert (words in found.message) == is_told
+        assert {view.clocks for view in status(workspace)} == ({(words,)} if is_told else {()})
+
+
+def test_the_status_page_says_so_below_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_project(tmp_path / "repo", NOW)
+    write_with_clock(tmp_path / "repo", ManualClock(NOW + 2 * DAY), "run")
+    monkeypatch.chdir(tmp_path / "repo")
+    for arguments, code in ((["status"], 0), (["status", "--json"], 0), (["doctor"], 1)):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        page = capsys.readouterr().out
+        assert caught.value.code == code
+        assert re.search(r"newest writer to the registry is (1 day|2 days).* ahead of this machine's\.", page)
+        if arguments == ["status"]:
+            assert page.splitlines()[-1].startswith("The clock of")
+        if "--json" in arguments:
+            assert len(json.loads(page)[0]["clocks"]) == 1
+
+
+def test_the_status_is_shown_while_redis_is_down(tmp_path: Path, start_redis: Callable[..., RedisServer]) -> None:
+    server = start_redis()
+    write_sales(tmp_path / "sales.parquet", [])
+    with closing(make_workspace(tmp_path, [sales_view()], online_url=server.url, now_us=system_clock())) as workspace:
+        server.stop()
+        begun = time.monotonic()
+        assert [view.clocks for view in status(workspace)] == [()]
+        assert time.monotonic() - begun < 5
+
+
+def gauge(client: httpx.Client, piece: str) -> float | None:
+    found = re.search(rf'^featurestore_clock_ahead_seconds{{piece="{piece}"}} (.+)$', client.get("/metrics").text, re.M)
+    return None if found is None else float(found[1])
+
+
+def test_a_server_tells_clocks_that_are_apart_by_a_metric_and_now_and_then_in_its_log(
+    tmp_path: Path, start_redis: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    redis = start_redis()
+    project = Project(tmp_path / "repo", online_url=redis.url, refresh="50ms")
+    clock = ManualClock(system_clock() - 7_200 * SECOND)
+    with serving_here(project.workspace(clock)) as client:
+        until(lambda: gauge(client, "online_store"))
+        assert gauge(client, "online_store") == pytest.approx(7_200, abs=5)
+        assert gauge(client, "registry") == pytest.approx(7_200, abs=5)
+        refreshes = refreshed(client)
+        until(lambda: refreshed(client) > refreshes + 5)
+        told = [record.message for record in caplog.records if "clock" in record.message]
+        assert len(told) == 1
+        assert "newest writer to the registry is 0" in told[0]
+        assert "clock of the online store is 0" in told[0]
+        clock.set(system_clock() + 60 * SECOND)
+        until(lambda: gauge(client, "registry") == 0)
+        redis.stop()
+        refreshes = refreshed(client)
+        until(lambda: refreshed(client) > refreshes + 2)
+
+
+def refreshed(client: httpx.Client) -> int:
+    return sum(map(int, re.findall(r"registry_refreshes_total{.*} (\d+)", client.get("/metrics").text)))
+
+
+def test_a_server_on_one_machine_tells_of_no_online_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    project = Project(tmp_path / "repo", refresh="50ms")
+    with serving_here(project.workspace()) as client:
+        until(lambda: gauge(client, "registry") == 0)
+        assert gauge(client, "online_store") is None
+    assert "clock" not in caplog.text

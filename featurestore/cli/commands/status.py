@@ -40,6 +40,8 @@ def command(store: FeatureStore, output: Output) -> None:
             for view in found
         ]
         table(console, heads, rows, right=("age", "offline rows", "online"))
+        for told in found[0].clocks:
+            console.print(f"{told} Run `fs doctor`.", markup=False)
 
     output.emit(found, render)
 
