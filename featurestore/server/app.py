@@ -27,6 +27,7 @@ from featurestore.online.keys import project_prefix
 from featurestore.server.access import Door
 from featurestore.server.bodies import App
 from featurestore.server.breaker import Breaker
+from featurestore.server.clocks import ClockWatch
 from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.server.docs import add_docs
 from featurestore.server.envelope import Envelope
@@ -149,10 +150,12 @@ def _lifespan(
     measure: Callable[[], None],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Return what opens the reader and the background refresh before the first request, and closes them after it."""
+    watch = ClockWatch(workspace, metrics, lambda: definitions.registry_ahead_us)
 
     def refreshed(outcome: str) -> None:
         metrics.refreshes.labels(outcome).inc()
         measure()
+        watch.look()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
