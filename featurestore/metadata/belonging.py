@@ -186,6 +186,21 @@ def begin_part(registry: Registry, online: OnlineStore, registered: RegisteredVi
             markers.write(replace(least, revision=chain.head))
 
 
+def foreign_part(
+    registry: Registry, online: OnlineStore, registered: RegisteredView, published: int | None
+) -> Mismatch | None:
+    """Compare a view's online part with the registry alone: with its history, and with the version last ``published``.
+
+    For a server, which need not reach the offline store. Raises OnlineStoreUnavailableError.
+    """
+    copies, _ = markers_of(online, registered).read()
+    for marker in copies:
+        if marker is not None and (foreign := _foreign(registry, registered, marker)):
+            return foreign
+    least, watermark = least_of(copies), Watermark(published_version=published)
+    return _missing(registered, watermark) if least is None else _behind(registered, watermark, least)
+
+
 def least_of(copies: Sequence[Marker | None]) -> Marker | None:
     """Return the copy of a marker that is furthest behind; None where one is missing."""
     found = [marker for marker in copies if marker is not None]

@@ -44,6 +44,7 @@ from featurestore.server.gate import (
 from featurestore.server.metrics import CONTENT_TYPE, FLUSH_SECONDS, Metrics
 from featurestore.server.online import FeastEndpoint, OnlineEndpoint, OnlineReads
 from featurestore.server.openapi import complete, error_responses
+from featurestore.server.parts import PartWatch
 from featurestore.server.push import PUSH_PATH, PushEndpoint
 from featurestore.server.sharing import SharedReads
 
@@ -150,12 +151,14 @@ def _lifespan(
     measure: Callable[[], None],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Return what opens the reader and the background refresh before the first request, and closes them after it."""
-    watch = ClockWatch(workspace, metrics, lambda: definitions.registry_ahead_us)
+    clocks = ClockWatch(workspace, metrics, lambda: definitions.registry_ahead_us)
+    parts = PartWatch(workspace, metrics, lambda: definitions.current.snapshot, lambda: definitions.progress)
 
     def refreshed(outcome: str) -> None:
         metrics.refreshes.labels(outcome).inc()
         measure()
-        watch.look()
+        clocks.look()
+        parts.look()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -121,6 +121,11 @@ class Metrics:
             " negative where the online store's is behind.",
             ("piece",),
         )
+        self._part_mismatch = gauge(
+            "online_part_mismatch",
+            "1 while the online records of a view do not belong to the registry, or are behind what was published.",
+            ("view",),
+        )
         self._publish_rows = gauge(
             "publish_rows", "Records that a view's last run sent online, by what became of them.", ("view", "result")
         )
@@ -182,6 +187,10 @@ class Metrics:
     def clock_ahead(self, piece: str, ahead_us: int) -> None:
         """Tell how far the clock of a piece is ahead of this host's."""
         self._clock_ahead.labels(piece).set(ahead_us / 1_000_000)
+
+    def part_mismatch(self, view: str, *, is_found: bool) -> None:
+        """Tell whether the online records of a view belong to the registry."""
+        self._part_mismatch.labels(view).set(is_found)
 
     def progress(self, found: Mapping[str, Progress], now_us: int) -> None:
         """Tell how far each view's rows have come."""
