@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from featurestore.errors import ConcurrentCommitError, NotFoundError, did_you_mean
+from featurestore.errors import ConcurrentCommitError, NotFoundError, OnlineStoreError, did_you_mean
 from featurestore.maintenance.gc import kept_versions
-from featurestore.metadata.belonging import compare_table
+from featurestore.metadata.belonging import compare_table, least_of, markers_of
 from featurestore.metadata.commits import KnownCommit, bind_tables, facts_of, held_of, remember_commit
 from featurestore.metadata.leases import Lease, holding
 from featurestore.metadata.ownership import Ownership
@@ -85,7 +86,18 @@ def _compact(workspace: Workspace, registered: RegisteredView, version: TableVer
     if watermark.published_version == version.number and made.number == version.number + 1:
         moved = replace(moved, published_version=made.number)
     write_watermark(workspace.ledger, registered, moved)
+    if moved.published_version == made.number:
+        _mark(workspace, registered, version, made)
     return made
+
+
+def _mark(workspace: Workspace, registered: RegisteredView, before: TableVersion, made: TableVersion) -> None:
+    """Let the online part say that it holds the compacted version; a store that is down learns it from the next run."""
+    markers = markers_of(workspace.online, registered)
+    with suppress(OnlineStoreError):
+        least = least_of(markers.read()[0])
+        if least is not None and least.commit == before.identity:
+            markers.write(replace(least, version=made.number, commit=made.identity))
 
 
 def _commit(
