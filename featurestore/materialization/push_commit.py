@@ -14,8 +14,8 @@ from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
-from featurestore.errors import ConcurrentCommitError, OnlineStoreError, RegistryUnavailableError
-from featurestore.metadata.belonging import compare_table, markers_of
+from featurestore.errors import ConcurrentCommitError, FeatureStoreError, RegistryUnavailableError
+from featurestore.metadata.belonging import compare_table, foreign_part, markers_of
 from featurestore.metadata.commits import bind_tables, facts_of, held_of
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
@@ -34,6 +34,8 @@ PAUSE_SECONDS = 1.0
 """From the beginning of one commit to the next, for each process and view."""
 RETRY_SECONDS, PATIENCE_SECONDS = 0.02, 15.0
 """What the pauses between tries begin with; how long a commit gives way to other writers before it fails."""
+NOTE_AGAIN_SECONDS = 30.0
+"""After the online store could not be reached, so long nothing is noted there: each commit would wait for it."""
 PUSH = "push"
 _jitter = SystemRandom()
 
@@ -72,6 +74,7 @@ class _Committer:
         self._waiting: list[_Waiting] = []
         self._is_running = False
         self._next_s = 0.0
+        self._note_from_s = 0.0
 
     def add(self, push: _Waiting) -> Future[int]:
         with self._lock:
@@ -106,9 +109,25 @@ class _Committer:
             for push in group:
                 push.done.set_exception(error)
         else:
-            for push in group:
-                push.done.set_result(version.number)
-            _note_online(group[0], version)
+            try:
+                self._note_online(group[0], version)
+            finally:
+                for push in group:
+                    push.done.set_result(version.number)
+
+    def _note_online(self, push: _Waiting, version: TableVersion) -> None:
+        """Note in the online store what was committed, so that an offline table without it is known to be older.
+
+        Before the callers go on, who may close the store then. A part that is not this registry's is left as it is.
+        """
+        workspace, registered = push.workspace, push.registered
+        if not registered.view.online or time.monotonic() < self._note_from_s:
+            return
+        try:
+            if foreign_part(workspace.registry, workspace.online, registered, None) is None:
+                markers_of(workspace.online, registered).note_pushed(version.number, version.identity)
+        except FeatureStoreError:  # a later commit says it again
+            self._note_from_s = time.monotonic() + NOTE_AGAIN_SECONDS
 
 
 _Key = tuple[int, Path, str, TableId]
@@ -122,13 +141,6 @@ def _compare(workspace: Workspace, registered: RegisteredView) -> None:
         found = compare_table(workspace.registry, workspace.offline, registered)
         if found is not None and not found.heals:
             raise found.error
-
-
-def _note_online(push: _Waiting, version: TableVersion) -> None:
-    """Note in the online store what was committed, so that an offline table without it is known to be older."""
-    if push.registered.view.online:
-        with suppress(OnlineStoreError):  # it is said again with the next commit
-            markers_of(push.workspace.online, push.registered).note_pushed(version.number, version.identity)
 
 
 def _append(push: _Waiting, groups: list[pa.Table]) -> TableVersion:
