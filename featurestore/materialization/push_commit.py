@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
-from featurestore.errors import ConcurrentCommitError, OnlineStoreError, RegistryUnavailableError
+from featurestore.errors import ConcurrentCommitError, RegistryUnavailableError
 from featurestore.metadata.belonging import compare_table, markers_of
 from featurestore.metadata.commits import bind_tables, facts_of, held_of
 from featurestore.metadata.snapshot import RegisteredView
@@ -26,6 +27,8 @@ from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+logger = logging.getLogger("featurestore")
 
 STAGED = crash_point("push.staged", "pushed rows lie in a file of their own, in no version")
 COMMITTED = crash_point("push.committed", "pushed rows are committed, nobody was told and none is online")
@@ -125,10 +128,20 @@ def _compare(workspace: Workspace, registered: RegisteredView) -> None:
 
 
 def _note_online(push: _Waiting, version: TableVersion) -> None:
-    """Note in the online store what was committed, so that an offline table without it is known to be older."""
-    if push.registered.view.online:
-        with suppress(OnlineStoreError):  # it is said again with the next commit
-            markers_of(push.workspace.online, push.registered).note_pushed(version.number, version.identity)
+    """Note in the online store what was committed, so that an offline table without it is known to be older.
+
+    Whatever goes wrong here costs no push, and is said again with the next commit.
+    """
+    registered = push.registered
+    if not registered.view.online:
+        return
+    try:
+        markers = markers_of(push.workspace.online, registered)
+        copies, _ = markers.read()
+        if all(copy is None or copy.project == registered.chain.identity for copy in copies):
+            markers.note_pushed(version.number, version.identity)
+    except Exception as error:
+        logger.debug("the commit of pushed rows could not be noted online: %s", error)
 
 
 def _append(push: _Waiting, groups: list[pa.Table]) -> TableVersion:
