@@ -87,10 +87,19 @@ class DeltaStore(OfflineStore):
         remove: Sequence[DataFile] = (),
     ) -> TableVersion:
         """See `OfflineStore.commit`."""
-        log = self._log(table)
+        return self._made(self._log(table), arrow_schema(schema), base, add, remove)
+
+    def merge(self, table: TableId, *, base: int, add: Path, remove: Sequence[DataFile]) -> TableVersion:
+        """See `OfflineStore.merge`."""
+        return self._made(self._log(table), None, base, [add], remove)
+
+    def _made(
+        self, log: TableLog, schema: pa.Schema | None, base: int | None, add: Sequence[Path], remove: Sequence[DataFile]
+    ) -> TableVersion:
+        """Make the next version; without a schema a merge."""
         staged, moved = list(add), dict[str, disk.FileFacts]()
         try:
-            number = self._commit(log, arrow_schema(schema), base, staged, moved, remove)
+            number = self._commit(log, schema, base, staged, moved, remove)
         except FeatureStoreError:
             _take_back(log, staged, moved)
             raise
@@ -98,14 +107,19 @@ class DeltaStore(OfflineStore):
         log.sync(number)
         reached(LOG_SYNCED)
         if number and number % CHECKPOINT_EVERY == 0:
-            log.checkpoint(number, self.staging(table))
+            log.checkpoint(number, self.staging(log.table))
+            with disk.disk_errors(f"archive old entries of the log of table {log.table}"):
+                log.archive.move_old()
         return log.read(log.open(number))
 
     def changes(self, table: TableId, after: int | None, until: int) -> TableChanges:
         """See `OfflineStore.changes`."""
         log = self._log(table)
-        old = () if after is None else log.read(log.open(after)).files
-        new = log.read(log.open(until)).files
+        version = log.read(log.open(until))
+        if after is not None and version.rows_kept_since <= after <= until:
+            first = log.next_sequence(after)
+            return TableChanges(tuple(file for file in version.files if file.max_sequence >= first), (), first)
+        old, new = () if after is None else log.read(log.open(after)).files, version.files
         before, now = {file.path for file in old}, {file.path for file in new}
         return TableChanges(
             added=tuple(file for file in new if file.path not in before),
@@ -126,7 +140,7 @@ class DeltaStore(OfflineStore):
                     found.append(table)
         return sorted(found, key=lambda table: (table.view, table.generation))
 
-    def clean(self, table: TableId, *, keep: Sequence[int] | None) -> int:
+    def clean(self, table: TableId, *, keep: Sequence[int] | None, known: Sequence[int] = ()) -> int:
         """See `OfflineStore.clean`."""
         log = self._log(table)
         with disk.disk_errors(f"clean table {table}"):
@@ -149,21 +163,23 @@ class DeltaStore(OfflineStore):
             for folder in leftovers:
                 with claimed(folder) as is_ours:
                     removed += _remove_tree(folder) if is_ours else 0
-            return removed
+            return removed + sum(map(_remove_tree, log.archive.unneeded({*keep, *known})))
 
     def _commit(
         self,
         log: TableLog,
-        schema: pa.Schema,
+        schema: pa.Schema | None,
         base: int | None,
         staged: list[Path],
         moved: dict[str, disk.FileFacts],
         remove: Sequence[DataFile],
     ) -> int:
         """Commit, keeping ``staged`` and ``moved`` up to date for the case that it fails; returns the number."""
-        before, widened = None, False
+        before, widened, merges = None, False, schema is None
         if base is not None:
-            before, schema, widened = self._prepare(log, base, schema)
+            before = log.base(base)
+            log.sync(base)  # its writer may have died before it did
+            schema, widened = self._prepare(log, before, schema)
             if widened:
                 self._widen(log, before, schema, remove, staged)
         elif log.exists():
@@ -172,7 +188,11 @@ class DeltaStore(OfflineStore):
             )
         number = 0 if before is None else int(before.version()) + 1
         self._move(log, staged, moved)
-        log.commit(before, schema, moved, remove, removed_ms=self._clock() // 1000, replace=widened)
+        if merges:
+            _check_merge(log, moved, remove)
+        removed_ms = self._clock() // 1000
+        log.commit(before, schema, moved, remove, removed_ms=removed_ms, replace=widened, merges=merges)
+        log.check_landed(number)
         return number
 
     def _drop(self, table: TableId, log: TableLog) -> int:
@@ -189,15 +209,15 @@ class DeltaStore(OfflineStore):
         reached(TABLE_MOVED)
         return _remove_tree(hidden)
 
-    def _prepare(self, log: TableLog, base: int, wanted: pa.Schema) -> tuple[DeltaTable, pa.Schema, bool]:
-        """Load the base of a commit, sync it, and give it the columns that are new."""
-        before = log.open(base)
-        log.sync(base)  # its writer may have died before it did
+    def _prepare(self, log: TableLog, before: DeltaTable, wanted: pa.Schema | None) -> tuple[pa.Schema, bool]:
+        """Give the base of a commit the columns that are new; returns its schema and whether a type is wider."""
+        if wanted is None:
+            return log.schema(before), False
         merged, added, widened = log.merged(before, wanted)
         if added and not widened:
             log.add_columns(before, [merged.field(name) for name in added])
             reached(COLUMNS_ADDED)
-        return before, merged, widened
+        return merged, widened
 
     def _widen(
         self, log: TableLog, before: DeltaTable, schema: pa.Schema, remove: Sequence[DataFile], staged: list[Path]
@@ -259,6 +279,14 @@ def _take_back(log: TableLog, staged: Sequence[Path], moved: Mapping[str, disk.F
     committed = log.newest_names() if moved and log.exists() else set()
     for path in (*staged, *(log.path / name for name in moved if name not in committed)):
         path.unlink(missing_ok=True)
+
+
+def _check_merge(log: TableLog, moved: Mapping[str, disk.FileFacts], remove: Sequence[DataFile]) -> None:
+    """Raise OfflineStoreError for a merged file that cannot hold the rows of those it replaces."""
+    made = [(facts.rows, facts.max_sequence) for facts in moved.values()]
+    taken = (sum(file.rows for file in remove), max((file.max_sequence for file in remove), default=0))
+    if made != [taken]:
+        raise OfflineStoreError(f"A merge would change the rows of table {log.table}: {made} are not {taken}.")
 
 
 def _remove(path: Path) -> int:
