@@ -66,10 +66,10 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     with step("gc", f"clean up after {workspace.project}", unit="tables") as running:
         registered_by_table = {registered.table: registered for registered in snapshot.views.values()}
         for table in tables:
-            keep = None
+            keep, registered_here = None, registered_by_table.get(table)
             if table not in garbage.tables:
-                keep = kept_versions(workspace, registered_by_table.get(table), pinned.get(table, ()))
-            files += workspace.offline.clean(table, keep=keep)
+                keep = kept_versions(workspace, registered_here, pinned.get(table, ()))
+            files += workspace.offline.clean(table, keep=keep, known=known_versions(workspace, registered_here))
             running.advance()
         for registered, prefix in unused_prefixes:
             records += workspace.online.delete(prefix) if registered is None else _take_offline(workspace, registered)
@@ -100,6 +100,14 @@ def kept_versions(workspace: Workspace, registered: RegisteredView | None, pinne
         with suppress(OfflineStoreError):
             keep.add(workspace.offline.version(registered.table, published).number)
     return sorted(keep)
+
+
+def known_versions(workspace: Workspace, registered: RegisteredView | None) -> list[int]:
+    """Return the versions of a table whose log entries cleaning must leave: the ledger names them."""
+    if registered is None:
+        return []
+    mark = read_watermark(workspace.ledger, registered)
+    return [number for number in (mark.table_version, mark.published_version) if number is not None]
 
 
 def _take_offline(workspace: Workspace, registered: RegisteredView) -> int:

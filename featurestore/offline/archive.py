@@ -77,9 +77,8 @@ class LogArchive:
 
     def unneeded(self, versions: Collection[int]) -> list[Path]:
         """Return the archive's folders that hold none of these versions."""
-        starts = self._starts()
-        needed = {starts[place - 1] for number in versions if (place := bisect_right(starts, number))}
-        return [self._folder / f"{start:020}" for start in starts if start not in needed]
+        needed = {path.parent for number in versions if (path := self.archived(number)) is not None}
+        return [path.parent for start in self._starts() if (path := self._segment(start)) not in needed]
 
     def file_names(self) -> set[str]:
         """Return the names of all data files that the log knows, archived entries included. Reads all of it."""

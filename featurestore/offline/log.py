@@ -378,7 +378,7 @@ class TableLog:
 
 def _kept_since(found: DeltaTable) -> int:
     """Return `TableVersion.rows_kept_since` of a loaded version."""
-    number = found.version()
+    number: int = found.version()
     since, until = (found.transaction_version(name) for name in (KEPT_SINCE, KEPT_UNTIL))
     return since if since is not None and until == number else number
 

@@ -1,7 +1,7 @@
 """Merging: files of a table that hold few rows become one, so that reading does not grow with the number of commits.
 
-Which files: those of a tier of size, and of the tiers below it, as soon as the tier holds too many. What comes of a tier
-grows into the next one, so each row is written a few times, not each time that something is added beside it.
+Which files: those of a tier of size, and of the tiers below it, as soon as the tier holds too many. What comes of a
+tier grows into the next one, so each row is written a few times, not each time that something is added beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from featurestore.errors import ConcurrentCommitError, DamagedFileError, FeatureStoreError, OfflineStoreError
 from featurestore.offline.files import disk_errors
-from featurestore.offline.interface import DataFile, OfflineStore, TableVersion
+from featurestore.offline.interface import MAX_SEQUENCE, DataFile, OfflineStore, TableVersion
 from featurestore.steps import crash_point, reached
 from featurestore.types.arrow import arrow_type, value_type_of
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
@@ -43,11 +43,10 @@ Write = Callable[[Sequence[DataFile], Path], None]
 """Writes the rows of files as one file in the table's order."""
 
 
-def due(files: Sequence[DataFile], *, most_bytes: int = MOST_BYTES, most_rows: int | None = None) -> list[DataFile]:
+def due(files: Sequence[DataFile], *, most_bytes: int = MOST_BYTES, most_rows: int = MAX_SEQUENCE) -> list[DataFile]:
     """Return the files to merge now, at most so much of them; an empty list while there are few enough."""
-    by_size = sorted(
-        (file for file in files if file.path not in _damaged), key=lambda file: (file.size_bytes, file.path)
-    )
+    sound = (file for file in files if file.path not in _damaged)
+    by_size = sorted(sound, key=lambda file: (file.size_bytes, file.path))
     tiers = [_tier(file) for file in by_size]
     for tier in sorted(set(tiers), reverse=True):
         count = tiers.count(tier)
@@ -56,7 +55,7 @@ def due(files: Sequence[DataFile], *, most_bytes: int = MOST_BYTES, most_rows: i
         chosen, size_bytes, rows = list[DataFile](), 0, 0
         for file in by_size[: len(tiers) - tiers[::-1].index(tier)]:
             size_bytes, rows = size_bytes + file.size_bytes, rows + file.rows
-            if size_bytes > most_bytes or rows > (most_rows or rows):
+            if size_bytes > most_bytes or rows > most_rows:
                 break
             chosen.append(file)
         # Else small files would be written again with each large one that fits beside them.
