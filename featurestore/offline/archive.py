@@ -104,7 +104,8 @@ class LogArchive:
         if len(checkpoints) < KEPT_CHECKPOINTS or not entries:
             return None
         settled_s = entries[max(entries)].stat().st_mtime - SETTLED_SECONDS
-        begins = [number for number in checkpoints[: 1 - KEPT_CHECKPOINTS] if number in entries]
+        old = checkpoints[: len(checkpoints) - KEPT_CHECKPOINTS + 1]
+        begins = [number for number in old if number in entries]
         return max((number for number in begins if entries[number].stat().st_mtime <= settled_s), default=None)
 
     def _copy(self, start: int, paths: list[Path]) -> bool:
