@@ -47,8 +47,8 @@ def run(context: Context) -> Iterator[Section]:
             files = [_state(root) for root in (grown, floor)]
             section = Section(
                 title,
-                f"{BASE_ROWS:,} rows and what was added to them, five features; the floor is a copy of the project after "
-                f"fs optimize. Files: {files[0]}, and {files[1]}. Each begins by opening the store.",
+                f"{BASE_ROWS:,} rows and what was added to them, five features; the floor is a copy of the project "
+                f"after fs optimize. Files: {files[0]}, and {files[1]}. Each begins by opening the store.",
             )
             for work, seconds in _works().items():
                 pairs = measure(partial(seconds, grown), partial(seconds, floor), count=context.pairs)
