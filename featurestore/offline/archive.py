@@ -159,5 +159,6 @@ def _entry_names(path: Path) -> Iterator[str]:
 def _checkpoint_names(path: Path) -> set[str]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=["add.path"], partitioning=None)
-    return {row["path"] for row in table["add"].to_pylist() if row is not None and row["path"] is not None}
+    with pq.ParquetFile(path) as file:
+        rows = file.read(columns=["add.path"])["add"].to_pylist()
+    return {row["path"] for row in rows if row is not None and row["path"] is not None}

@@ -57,12 +57,12 @@ class DeltaStore(OfflineStore):
     def current(self, table: TableId) -> TableVersion | None:
         """See `OfflineStore.current`."""
         log = self._log(table)
-        return log.read(log.open()) if log.exists() else None
+        return log.version() if log.exists() else None
 
     def version(self, table: TableId, number: int) -> TableVersion:
         """See `OfflineStore.version`."""
         log = self._log(table)
-        found = log.read(log.open(number))
+        found = log.version(number)
         gone = next((file.path for file in found.files if not Path(file.path).is_file()), None)
         if gone is not None:
             raise TableVersionError(
@@ -110,16 +110,16 @@ class DeltaStore(OfflineStore):
             log.checkpoint(number, self.staging(log.table))
             with disk.disk_errors(f"archive old entries of the log of table {log.table}"):
                 log.archive.move_old()
-        return log.read(log.open(number))
+        return log.version(number)
 
     def changes(self, table: TableId, after: int | None, until: int) -> TableChanges:
         """See `OfflineStore.changes`."""
         log = self._log(table)
-        version = log.read(log.open(until))
+        version = log.version(until)
         if after is not None and version.rows_kept_since <= after <= until:
             first = log.next_sequence(after)
             return TableChanges(tuple(file for file in version.files if file.max_sequence >= first), (), first)
-        old, new = () if after is None else log.read(log.open(after)).files, version.files
+        old, new = () if after is None else log.version(after).files, version.files
         before, now = {file.path for file in old}, {file.path for file in new}
         return TableChanges(
             added=tuple(file for file in new if file.path not in before),
@@ -163,7 +163,9 @@ class DeltaStore(OfflineStore):
             for folder in leftovers:
                 with claimed(folder) as is_ours:
                     removed += _remove_tree(folder) if is_ours else 0
-            return removed + sum(map(_remove_tree, log.archive.unneeded({*keep, *known})))
+            for folder in log.archive.unneeded({*keep, *known}):
+                _remove_tree(folder)
+            return removed
 
     def _commit(
         self,

@@ -156,5 +156,5 @@ class OfflineStore(ABC):
         """Remove staged leftovers, files that no version of ``keep`` or the newest one needs, and old log entries.
 
         Of the versions in ``known`` the log entries stay, for `changes`. ``keep=None`` drops the table whole. Returns
-        the number of files removed.
+        the number of files removed, log entries aside.
         """

@@ -82,8 +82,13 @@ class TableLog:
         """Load a version, by default the newest. Raises TableVersionError, and OfflineStoreError for a table that
         needs abilities this reader lacks.
         """
-        with self._translated():
-            found = self._load(number)
+        return self._open(self.path if number is None else self.entry(number).parent.parent, number)
+
+    def _open(self, folder: Path, number: int | None, *, base: int | None = None) -> DeltaTable:
+        from deltalake import DeltaTable
+
+        with self._translated(base):
+            found = DeltaTable(folder, version=number)
             protocol = found.protocol()
         if protocol.min_reader_version > 1 or protocol.reader_features:
             needs = ", ".join(protocol.reader_features or ()) or f"reader version {protocol.min_reader_version}"
@@ -94,20 +99,18 @@ class TableLog:
             )
         return found
 
-    def _load(self, number: int | None) -> DeltaTable:
-        from deltalake import DeltaTable
-        from deltalake.exceptions import DeltaError
-
-        if number is None:
-            return DeltaTable(self.path)
-        entry = self.entry(number)
+    def version(self, number: int | None = None) -> TableVersion:
+        """Return what a version holds, by default the newest. Raises as `open`."""
         try:
-            return DeltaTable(entry.parent.parent, version=number)
-        except DeltaError:
-            moved = self.entry(number)  # to the archive, just now
-            if moved == entry:
+            return self.read(self.open(number))
+        except TableVersionError:
+            raise
+        except OfflineStoreError:
+            moved = None if number is None else self.archive.archived(number)
+            if moved is None:
                 raise
-            return DeltaTable(moved.parent.parent, version=number)
+            # While it was read, it or what it rests on went into the archive.
+            return self.read(self._open(moved.parent.parent, number))
 
     def entry(self, number: int) -> Path:
         """Return where the log entry of a version lies, in the archive or not; raises TableVersionError."""
@@ -122,7 +125,7 @@ class TableLog:
         """Load the version that a commit is made from; raises ConcurrentCommitError when there is a later one."""
         self.entry(number)
         self.check_newest(number)
-        return self.open(number)
+        return self._open(self.path, number, base=number)
 
     def next_sequence(self, number: int) -> int:
         """Return `TableVersion.next_sequence` of a version, from its entry alone where that says it."""
@@ -224,8 +227,8 @@ class TableLog:
         from deltalake import Schema
 
         columns = Schema.from_arrow(pa.schema(list(fields))).fields
-        kept = _keeping(_kept_since(base), base.version() + 1)
         with self._translated(base.version()):
+            kept = _keeping(_kept_since(base), base.version() + 1)
             base.alter.add_columns(
                 columns, commit_properties=_properties({}, *kept), post_commithook_properties=_hooks()
             )
@@ -266,9 +269,11 @@ class TableLog:
                     post_commithook_properties=_hooks(),
                 )
             return
-        number, known = base.version() + 1, base.transaction_version(NEXT_SEQUENCE) or 0
+        number = base.version() + 1
+        with self._translated(base.version()):  # reads the log
+            known, kept_since = base.transaction_version(NEXT_SEQUENCE) or 0, _kept_since(base)
         appends = not replace and not removed and all(facts.min_sequence >= known for facts in added.values())
-        kept = _keeping(_kept_since(base) if appends or merges else number, number)
+        kept = _keeping(kept_since if appends or merges else number, number)
         next_sequence = max(next_sequence, known)
         removed_ms -= MERGED_MS_AGO if merges else 0
         actions += [] if replace else [RemoveAction(Path(f.path).name, True, removed_ms, f.size_bytes) for f in removed]
@@ -321,7 +326,7 @@ class TableLog:
 
     def newest_names(self) -> set[str]:
         """Return the names of the newest version's files."""
-        return {Path(file.path).name for file in self.read(self.open()).files}
+        return {Path(file.path).name for file in self.version().files}
 
     def committed_names(self) -> set[str]:
         """Return the names of all files that were ever part of the table, as far as its log goes back."""
