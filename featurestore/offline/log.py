@@ -337,31 +337,12 @@ class TableLog:
         """Raise ConcurrentCommitError when there is a version after this one."""
         is_archived = number >= 0 and not self.archive.live(number).is_file()
         if is_archived or self.archive.live(number + 1).is_file():
-            raise self._lost(number) from None
-
-    def check_landed(self, number: int) -> None:
-        """Raise ConcurrentCommitError when a version that was just committed was there before, in the archive: then
-        it is in no newer one. `deltalake` only looks for an entry in the log.
-        """
-        live = self.archive.live(number)
-        if number and self.archive.live(number - 1).is_file():  # entries are archived from the oldest on
-            return
-        archived = self.archive.archived(number)
-        if archived is None and not number:
-            return
-        if archived is not None and live.is_file():
-            if archived.samefile(live):
-                return
-            live.unlink()
-        raise self._lost(number - 1)
-
-    def _lost(self, base: int) -> ConcurrentCommitError:
-        return ConcurrentCommitError(
-            f"Another writer committed to table {self.table} after version {base}.",
-            hint="Run it again: it starts from the newest version.",
-            table=str(self.table),
-            base=base,
-        )
+            raise ConcurrentCommitError(
+                f"Another writer committed to table {self.table} after version {number}.",
+                hint="Run it again: it starts from the newest version.",
+                table=str(self.table),
+                base=number,
+            ) from None
 
     @contextmanager
     def _translated(self, base: int | None = None) -> Iterator[None]:

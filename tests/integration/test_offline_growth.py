@@ -129,23 +129,23 @@ def test_tables_and_commits_of_an_earlier_release(store, monkeypatch):
 
 
 def test_a_commit_whose_number_was_given_and_archived_is_told_as_a_lost_race(folder, store, monkeypatch):
-    """Its log entry can be written, since that of the same number is out of the way: it would be in no version."""
+    """The entry of the same number is out of the way: one that was written now would be in no newer version."""
     base = append_several(store, 2)
-    move, newest = DeltaStore._move, []
+    properties, newest = log._properties, list[TableVersion]()
 
-    def move_late(own: DeltaStore, *arguments: Any) -> None:
-        if own is store:
-            newest.append(append_several(DeltaStore(folder), 4 * EVERY, base))
-        move(own, *arguments)
+    def after_others(*arguments: Any) -> Any:
+        if not newest:
+            newest.append(base)
+            newest[0] = append_several(DeltaStore(folder), 4 * EVERY, base)
+        return properties(*arguments)
 
-    monkeypatch.setattr(DeltaStore, "_move", move_late)
+    monkeypatch.setattr(log, "_properties", after_others)
     with pytest.raises(ConcurrentCommitError, match="after version 1"):
         append(store, [row(99)], base)
     assert 2 not in live_entries(folder)
     assert store.current(TABLE) == newest[0]
     assert numbers(store.version(TABLE, 2)) == [0, 1, 2]
     assert len(list(location(folder).glob("*.parquet"))) == len(newest[0].files)
-    monkeypatch.undo()
     with pytest.raises(ConcurrentCommitError, match="after version 1"):
         append(store, [row(99)], base)
 
