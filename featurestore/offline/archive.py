@@ -26,8 +26,8 @@ FOLDER = "_archive"
 KEPT_CHECKPOINTS = 3
 """The newest checkpoints stay in the log with what follows them: somebody may be reading one."""
 SETTLED_SECONDS = 60.0
-"""So much older than the newest entry are those that move: a run that has staged its rows by an older version, and a
-program of an earlier release, which knows no archive, look for that version in the log."""
+"""So much older than the newest entry are those that move: a program of an earlier release, which knows no archive,
+looks in the log for the version that it began with."""
 
 
 class LogArchive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import secrets
@@ -31,6 +32,8 @@ from featurestore.types.times import Clock, system_clock
 if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
+
+logger = logging.getLogger("featurestore")
 
 FILES_SYNCED = crash_point("offline.files_synced", "new files are on the disk, in the staging place")
 FILES_MOVED = crash_point("offline.files_moved", "new files lie in the table's folder, in no version yet")
@@ -108,8 +111,10 @@ class DeltaStore(OfflineStore):
         reached(LOG_SYNCED)
         if number and number % CHECKPOINT_EVERY == 0:
             log.checkpoint(number, self.staging(log.table))
-            with disk.disk_errors(f"archive old entries of the log of table {log.table}"):
+            try:
                 log.archive.move_old()
+            except OSError as error:  # the commit is done; opening the table takes a little longer until this succeeds
+                logger.warning("old entries of the log of table %s stay in it: %s", log.table, error)
         return log.version(number)
 
     def changes(self, table: TableId, after: int | None, until: int) -> TableChanges:

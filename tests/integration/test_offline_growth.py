@@ -89,6 +89,19 @@ def test_entries_stay_in_the_log_for_a_while(folder, store, monkeypatch):
     assert live_entries(folder) == list(range(15, 26))
 
 
+def test_a_log_that_cannot_be_archived_costs_no_commit(folder, store, caplog):
+    version = append_several(store, 2)
+    (location(folder) / "_archive").write_text("in the way")
+    version = append_several(store, 4 * EVERY, version)
+    assert numbers(version) == list(range(4 * EVERY + 2))
+    assert {record.getMessage().partition(":")[0] for record in caplog.records} == {
+        "old entries of the log of table conformance/profile/1 stay in it"
+    }
+    (location(folder) / "_archive").unlink()
+    append_several(store, EVERY, version)
+    assert live_entries(folder)[0] == 3 * EVERY
+
+
 def test_names_of_merged_files_do_not_pile_up_in_checkpoints(folder, store):
     version = append_several(store, 10)
     for _ in range(3):
