@@ -130,7 +130,7 @@ class LogArchive:
         """Return the first versions of the archive's folders."""
         try:
             return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
 
