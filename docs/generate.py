@@ -500,9 +500,9 @@ ERROR_TYPES = {
 }
 
 HTTP_HEAD = """\
-`fs serve` answers at `http://127.0.0.1:6566` unless told otherwise. Beyond loopback every request but `/health` and
-`/ready` carries `Authorization: Bearer <token>`. The running server describes itself at `/openapi.json`, and `/docs` is
-a page to try requests from; its scripts come from the server.
+`fs serve` answers at `http://127.0.0.1:6566` unless told otherwise. Beyond loopback, and once the server has seen a
+token, every request but `/health` and `/ready` carries `Authorization: Bearer <token>`. The running server describes
+itself at `/openapi.json`, and `/docs` is a page to try requests from; its scripts come from the server.
 
 The examples ask a server of [the repo that `fs init` makes](../how-to/index.md), and push to the source that is
 declared in [Push rows](../how-to/push.md). Where there are tokens add `-H "authorization: Bearer $TOKEN"` to each.

@@ -17,6 +17,7 @@ FeatureStoreError                       (featurestore_registry.errors: the regis
 ├── SourceError                         a source cannot be read
 │   ├── SourceSchemaError               columns or types are not the declared ones
 │   └── SourceFileError                 a file is missing, empty, truncated, foreign or damaged
+├── MismatchError                       registry, offline store and online store do not belong together
 ├── MaterializationError                a run failed
 │   └── LeaseHeldError                  another run of the view is under way
 ├── EngineError                         the engine failed on well-formed input
@@ -71,6 +72,7 @@ __all__ = [
     "LeaseHeldError",
     "LedgerConflictError",
     "MaterializationError",
+    "MismatchError",
     "NotFoundError",
     "OfflineStoreError",
     "OnDemandError",
@@ -162,6 +164,10 @@ class SourceSchemaError(SourceError):
 
 class SourceFileError(SourceError):
     """A source file is missing, empty, truncated, foreign or damaged."""
+
+
+class MismatchError(FeatureStoreError):
+    """Registry, offline store and online store do not belong together, or one was restored to another moment."""
 
 
 class MaterializationError(FeatureStoreError):

@@ -158,8 +158,9 @@ class FeatureStore:
         Saved training sets lose the tables that they pin. The ledger keeps what happened. A teardown that was
         killed is finished by the next one.
         """
-        from featurestore.maintenance.teardown import drop_data
+        from featurestore.maintenance.teardown import check_teardown, drop_data
 
+        check_teardown(self._workspace)
         applied = self.apply_plan(plan or self.plan_teardown(), allow_breaking=True, allow_destroy=True)
         drop_data(self._workspace)
         return applied
@@ -282,7 +283,7 @@ class FeatureStore:
             if planned.record is not None:
                 records[planned.record.key] = planned.record
         return Snapshot.of(
-            Revision(applied.project, applied.revision, tuple(records.values())),
+            Revision(applied.project, applied.revision, tuple(records.values()), applied.chain),
             code=[*self._workspace.code, *definitions],
         )
 

@@ -73,6 +73,10 @@ class DuckEngine(Engine):
             batch_rows=batch_rows,
         )
 
+    def entities(self, view: FeatureView, files: Sequence[str], *, since_us: int, until_us: int) -> int:
+        """See `Engine.entities`."""
+        return latest.entities(self._session, view, files, since_us=since_us, until_us=until_us)
+
     def withdraw(self, view: FeatureView, files: Sequence[str], span: Span, *, folder: Path | None) -> Withdrawal:
         """See `Engine.withdraw`."""
         return withdrawal.withdraw(self._session, view, files, span, folder=folder)

@@ -186,6 +186,10 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def entities(self, view: FeatureView, files: Sequence[str], *, since_us: int, until_us: int) -> int:
+        """Return how many entities have a row with event time in [since, until], and created time not after it."""
+
+    @abstractmethod
     def withdraw(self, view: FeatureView, files: Sequence[str], span: Span, *, folder: Path | None) -> Withdrawal:
         """Find the batch rows of the log in [start, end) whose keys and times the source no longer holds.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from featurestore.definitions import FeatureView
-from featurestore.engine.log import FILE, KNOWN_US, ROW, log_columns, read_log, thin, until
+from featurestore.engine.log import FILE, KNOWN_US, ROW, instants, log_columns, read_log, thin, until
 from featurestore.engine.session import Session, quote, translated
 from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import EVENT, ORIGIN, SEQUENCE
@@ -36,6 +36,16 @@ def latest(
         wanted = ", ".join(map(quote, output))
         query = f"SELECT {wanted} FROM ({read_log(columns, read)}) {chosen}"
         yield from as_declared(connection.sql(query).to_arrow_reader(batch_rows), output)
+
+
+def entities(session: Session, view: FeatureView, files: Sequence[str], *, since_us: int, until_us: int) -> int:
+    """See `Engine.entities`."""
+    keys = ", ".join(map(quote, view.join_keys))
+    of = f"{instants(since_us, until_us)} AND {until(until_us)}"
+    with session.open(reads=files) as connection, translated("read the offline store", table_files=files):
+        query = f"SELECT count(*) FROM (SELECT DISTINCT {keys} FROM ({read_log(thin(view), files)}) WHERE {of})"
+        ((count,),) = connection.execute(query).fetchall()
+    return int(count)
 
 
 def find_newest(connection: duckdb.DuckDBPyConnection, view: FeatureView, files: Sequence[str], of: str) -> str:

@@ -12,9 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from featurestore_registry.auth import tokens
+
 from featurestore.backends import local_path
 from featurestore.definitions import FeatureView
 from featurestore.errors import FeatureStoreError, RepositoryError
+from featurestore.metadata.access import FILE_NAME as ACCESS_FILE
+from featurestore.metadata.access import read_access
+from featurestore.metadata.belonging import mismatches
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.interface import eviction_of
 from featurestore.project.loader import load_definitions
@@ -45,7 +50,9 @@ def examine(workspace: Workspace) -> list[Check]:
         ("sources", _sources),
         ("offline store", _offline),
         ("online store", _online),
+        ("identities", _identities),
         ("write access", _write_access),
+        ("access", _access),
     ):
         checks += _guarded(name, look, workspace)
     return checks
@@ -145,6 +152,14 @@ def _online(workspace: Workspace) -> Iterator[Check]:
         )
 
 
+def _identities(workspace: Workspace) -> Iterator[Check]:
+    found = mismatches(workspace)
+    for mismatch in found:
+        yield Check(mismatch.view, "warning" if mismatch.heals else "failed", mismatch.message, mismatch.hint)
+    if not found and (identity := workspace.snapshot().chain.identity):
+        yield Check("identities", "ok", f"registry and stores belong to project {workspace.project} ({identity[:12]})")
+
+
 def _write_access(workspace: Workspace) -> Iterator[Check]:
     for name, folder in _folders(workspace):
         found = _existing(folder)
@@ -155,6 +170,22 @@ def _write_access(workspace: Workspace) -> Iterator[Check]:
                 f"{found} is not writable for this user: commands that change something fail here",
                 f"Run them as the user that owns it, or let this user write: `chown` or `chmod` {found}.",
             )
+
+
+def _access(workspace: Workspace) -> Iterator[Check]:
+    """Tell whether `fs serve` here wants a token on loopback, too; FS_SERVER_TOKEN is known to the server alone."""
+    kept = read_access(workspace.root / ACCESS_FILE)
+    held = tokens(workspace.ledger, workspace.project)
+    if workspace.settings.server.auth == "required":
+        why: str | None = "server.auth is `required`"
+    else:
+        why = kept.closed or ("the registry holds tokens" if held else None)
+    is_damaged = kept.closed is not None and not kept.is_whole
+    if why is None:
+        yield Check("access", "ok", "a server on loopback is open to all who reach it: no token is known here")
+    else:
+        hint = "A server makes the file anew when it starts, and stays closed." if is_damaged else ""
+        yield Check("access", "warning" if is_damaged else "ok", f"servers are closed: {why}", hint)
 
 
 def _folders(workspace: Workspace) -> Iterator[tuple[str, Path]]:

@@ -1,17 +1,29 @@
-"""Removing what nothing refers to any more: old generations, data of deleted views, leftovers of killed runs."""
+"""Removing what the registry gave up: old generations, data of deleted views, leftovers of killed runs."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from featurestore.errors import OfflineStoreError
-from featurestore.metadata.generations import used_generations
+from featurestore.errors import OfflineStoreError, OnlineStoreError
+from featurestore.metadata.belonging import markers_of
+from featurestore.metadata.commits import known_commit
 from featurestore.metadata.leases import holding
-from featurestore.metadata.saved_sets import frame_path, frames_folder, list_sets, pins
+from featurestore.metadata.ownership import Ownership
+from featurestore.metadata.saved_sets import (
+    KeptSet,
+    document_path,
+    forgotten_sets,
+    frame_file,
+    frames_folder,
+    keep_missing_documents,
+    known_frames,
+    list_sets,
+    pins,
+)
 from featurestore.metadata.snapshot import RegisteredView, Snapshot
 from featurestore.metadata.watermarks import read_watermark, write_watermark
 from featurestore.metadata.workspace import Workspace
@@ -25,15 +37,23 @@ BEING_SAVED_SECONDS = 3600
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What looks unused and stays."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Garbage:
     """What `collect_garbage` removes, or would."""
 
     tables: tuple[TableId, ...]
-    """Of generations that no definition uses and no saved training set pins."""
-    kept: tuple[TableId, ...]
-    """Of such generations, those that a saved training set pins."""
+    """Of generations that this registry gave up and no saved training set pins."""
     online_prefixes: tuple[bytes, ...]
-    """Of the records of generations and views that no definition uses."""
+    """Of the records of generations and views that this registry gave up."""
+    kept: tuple[Kept, ...]
+    """What no definition uses and is not this registry's to delete, or is pinned."""
     files: int = 0
     """Files removed, leftovers of killed runs, unneeded versions and frames included; 0 on a dry run."""
     records: int = 0
@@ -41,49 +61,95 @@ class Garbage:
 
 
 def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
-    """Remove data that no definition, and no saved training set, refers to.
+    """Remove the data that this registry remembers giving up, and that no saved training set pins.
 
-    What an apply or a run is just making is left alone. Raises RegistryUnavailableError when the registry cannot
-    be read: without it nothing is known to be garbage.
+    All else stays and is listed: what another registry's project left, what this one never had, and what an apply or
+    a run is just making. Raises RegistryUnavailableError when the registry cannot be read and NotFoundError when it
+    does not know the project: without it nothing is known to be garbage.
     """
     # Listed before the definitions are read: a table that is made in between is then not among them.
     tables = workspace.offline.tables(workspace.project)
-    used = used_generations(workspace.ledger, workspace.project)
+    owned = Ownership(workspace)
     snapshot = workspace.snapshot()
-    pinned = pins(workspace.ledger, workspace.project)
-    live = {registered.table for registered in snapshot.views.values()}
-    unused = [table for table in tables if table not in live]
-    unused_prefixes = _unused_prefixes(snapshot, used)
-    garbage = Garbage(
-        tables=tuple(table for table in unused if table not in pinned),
-        kept=tuple(table for table in unused if table in pinned),
-        online_prefixes=tuple(prefix for _, prefix in unused_prefixes),
-    )
+    pinned = pins(workspace)
+    kept: list[Kept] = []
+    unused: list[TableId] = []
+    for table in tables:
+        registered = snapshot.views.get(table.view)
+        if registered is not None and registered.generation == table.generation:
+            continue
+        why = owned.of_table(table) or ("a saved training set pins it" if table in pinned else None)
+        # A generation after the registered one may be an apply that is under way.
+        if why is None and registered is not None and registered.generation < table.generation:
+            why = "the registry has not come to it"
+        if why is None:
+            unused.append(table)
+        else:
+            kept.append(Kept(f"offline table {table}", why))
+    parts = []
+    for view, generation in _unused_parts(snapshot, owned):
+        why = owned.of_part(view, generation)
+        if why is None:
+            parts.append((view, generation))
+        elif next(iter(workspace.online.scan(view_prefix(workspace.project, view, generation))), None):
+            kept.append(Kept(f"online records of {view} (generation {generation})", why))
+    kept += [
+        Kept(f"training set {lost.saved.name}", "this registry does not know it") for lost in _forgotten(workspace)
+    ]
+    prefixes = tuple(view_prefix(workspace.project, *part) for part in parts)
+    garbage = Garbage(tuple(unused), prefixes, tuple(kept))
     if dry_run:
         return garbage
-    records = 0
-    files = _remove_unnamed_frames(workspace)
+    files, records = _remove(workspace, owned, tables, garbage, parts, pinned)
+    return replace(garbage, files=files, records=records)
+
+
+def _remove(
+    workspace: Workspace,
+    owned: Ownership,
+    tables: Sequence[TableId],
+    garbage: Garbage,
+    parts: Sequence[tuple[str, int]],
+    pinned: Mapping[TableId, frozenset[int]],
+) -> tuple[int, int]:
+    """Remove what is garbage, and from the tables that stay what no version needs; return files and records removed."""
+    keep_missing_documents(workspace)
+    files, records = _remove_unnamed_frames(workspace), 0
+    views = workspace.snapshot().views
     with step("gc", f"clean up after {workspace.project}", unit="tables") as running:
-        registered_by_table = {registered.table: registered for registered in snapshot.views.values()}
         for table in tables:
-            keep, registered_here = None, registered_by_table.get(table)
-            if table not in garbage.tables:
-                keep = kept_versions(workspace, registered_here, pinned.get(table, ()))
-            files += workspace.offline.clean(table, keep=keep, known=known_versions(workspace, registered_here))
+            if owned.of_table(table) is None:
+                registered = views.get(table.view)
+                live = registered if registered is not None and registered.table == table else None
+                keep = None if table in garbage.tables else kept_versions(workspace, live, pinned.get(table, ()))
+                files += workspace.offline.clean(table, keep=keep, known=known_versions(workspace, live))
             running.advance()
-        for registered, prefix in unused_prefixes:
-            records += workspace.online.delete(prefix) if registered is None else _take_offline(workspace, registered)
-    return Garbage(garbage.tables, garbage.kept, garbage.online_prefixes, files, records)
+        for view, generation in parts:
+            registered = views.get(view)
+            if registered is not None and registered.generation == generation:
+                records += _take_offline(workspace, registered)
+            else:
+                records += workspace.online.delete(view_prefix(workspace.project, view, generation))
+    return files, records
+
+
+def _forgotten(workspace: Workspace) -> list[KeptSet]:
+    with disk_errors("read the documents of training sets"):
+        return forgotten_sets(workspace)
 
 
 def _remove_unnamed_frames(workspace: Workspace) -> int:
-    """Remove the entity frames that no saved training set names; returns how many there were."""
+    """Remove the entity frames that this registry gave up; returns how many there were."""
     saved_before_s = time.time() - BEING_SAVED_SECONDS
+    project = workspace.project
     with disk_errors("remove entity frames of training sets"):
         old = [path for path in frames_folder(workspace).glob("*") if path.stat().st_mtime < saved_before_s]
-        named = {frame_path(workspace, saved.frame.file) for saved in list_sets(workspace.ledger, workspace.project)}
-        unnamed = [path for path in old if path not in named]
+        named = {saved.frame.file for saved in list_sets(workspace.ledger, project)}
+        given_up = known_frames(workspace.ledger, project) - named
+        # What is partial never came to be a set's.
+        unnamed = [path for path in old if frame_file(workspace, path) in given_up or path.suffix.endswith("partial")]
         for path in unnamed:
+            document_path(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
     return len(unnamed)
 
@@ -102,12 +168,22 @@ def kept_versions(workspace: Workspace, registered: RegisteredView | None, pinne
     return sorted(keep)
 
 
-def known_versions(workspace: Workspace, registered: RegisteredView | None) -> list[int]:
-    """Return the versions of a table whose log entries cleaning must leave: the ledger names them."""
+def known_versions(workspace: Workspace, registered: RegisteredView | None) -> list[int] | None:
+    """Return the versions of a table whose log entries cleaning must leave: the ledger or the online store names them.
+
+    None for all of them, where the online store cannot be asked.
+    """
     if registered is None:
         return []
-    mark = read_watermark(workspace.ledger, registered)
-    return [number for number in (mark.table_version, mark.published_version) if number is not None]
+    mark, commit = read_watermark(workspace.ledger, registered), known_commit(workspace.ledger, registered)
+    named = {mark.table_version, mark.published_version, None if commit is None else commit.version}
+    if registered.view.online:
+        try:
+            copies, pushed = markers_of(workspace.online, registered).read()
+        except OnlineStoreError:
+            return None
+        named |= {copy.version for copy in copies if copy is not None} | {None if pushed is None else pushed[0]}
+    return sorted(number for number in named if number is not None)
 
 
 def _take_offline(workspace: Workspace, registered: RegisteredView) -> int:
@@ -123,17 +199,13 @@ def _take_offline(workspace: Workspace, registered: RegisteredView) -> int:
         return workspace.online.delete(view_prefix(workspace.project, name, registered.generation))
 
 
-def _unused_prefixes(snapshot: Snapshot, used: dict[str, int]) -> list[tuple[RegisteredView | None, bytes]]:
-    """Return the prefixes of records that no definition uses, those of a registered view beside it."""
-    prefixes: list[tuple[RegisteredView | None, bytes]] = []
-    for name, last in used.items():
-        registered = snapshot.views.get(name)
-        for generation in range(1, last + 1):
-            served = registered is not None and registered.view.online and registered.generation == generation
-            # A generation after the registered one may be an apply that is under way.
-            if not served and (registered is None or generation <= registered.generation):
-                is_registered = registered is not None and generation == registered.generation
-                prefixes.append(
-                    (registered if is_registered else None, view_prefix(snapshot.project, name, generation))
-                )
-    return prefixes
+def _unused_parts(snapshot: Snapshot, owned: Ownership) -> list[tuple[str, int]]:
+    """Return the online parts that this registry had and that no definition uses."""
+    unused = []
+    for view, generation in owned.parts():
+        registered = snapshot.views.get(view)
+        is_served = registered is not None and registered.view.online and registered.generation == generation
+        # A generation after the registered one may be an apply that is under way.
+        if not is_served and (registered is None or generation <= registered.generation):
+            unused.append((view, generation))
+    return unused

@@ -9,8 +9,11 @@ from pathlib import Path
 
 from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.maintenance.gc import kept_versions, known_versions
+from featurestore.metadata.belonging import compare_table
+from featurestore.metadata.commits import bind_tables
 from featurestore.metadata.leases import Lease, holding
-from featurestore.metadata.saved_sets import pins
+from featurestore.metadata.ownership import Ownership
+from featurestore.metadata.saved_sets import keep_missing_documents, pins
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import DataFile, TableVersion
@@ -40,7 +43,9 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
     for name in views or ():
         if name not in snapshot.views:
             raise NotFoundError(f"There is no feature view {name!r}.", hint=did_you_mean(name, snapshot.views))
-    pinned = pins(workspace.ledger, workspace.project)
+    Ownership(workspace)
+    keep_missing_documents(workspace)
+    pinned = pins(workspace)
     done = []
     for name in views or sorted(snapshot.views):
         holder = f"optimize-{secrets.token_hex(8)}"
@@ -49,6 +54,9 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
             holding(workspace.ledger, workspace.project, name, holder=holder, clock=workspace.clock) as lease,
         ):
             registered = workspace.snapshot().registered(name)  # an apply may have come while the lease was awaited
+            mismatch = compare_table(workspace.registry, workspace.offline, registered)
+            if mismatch is not None and not mismatch.heals:
+                raise mismatch.error
             version = workspace.offline.current(registered.table)
             if version is not None:
                 after = _compact(workspace, registered, version, lease) if len(version.files) > 1 else version
@@ -61,13 +69,14 @@ def _compact(workspace: Workspace, registered: RegisteredView, version: TableVer
     def write(files: Sequence[DataFile], path: Path) -> None:
         workspace.engine.compact(registered.view, [file.path for file in files], path)
 
+    bind_tables(workspace.offline, registered)
     return replace_files(workspace.offline, version, version.files, write, lease.check)
 
 
 def _clean(workspace: Workspace, registered: RegisteredView, version: TableVersion, pinned: Collection[int]) -> int:
     keep = list(pinned)
     known = known_versions(workspace, registered)
-    # No run is under way, and the next one needs no file of the published version when rows were only added since.
-    if any(number < version.rows_kept_since for number in known):
+    # No run is under way, and the next one needs no file of what is online when rows were only added since.
+    if known is None or any(number < version.rows_kept_since for number in known):
         keep = kept_versions(workspace, registered, pinned)
     return workspace.offline.clean(registered.table, keep=keep, known=known)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from featurestore.errors import OfflineStoreError
+from featurestore.metadata.belonging import Mismatch, mismatches
+from featurestore.metadata.online_rows import count_online
 from featurestore.metadata.runs import RunResult, runs
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import Interval, Watermark, read_watermark
@@ -35,18 +37,23 @@ class ViewStatus:
     offline_rows: int
     """Pushed rows included."""
     online_rows: int
-    """As the last run counted them: pushes since then are not among them."""
+    """Entities online, by the offline table: those that were pushed online only are not among them."""
     running: tuple[RunResult, ...]
     killed: tuple[RunResult, ...]
     """Runs whose process died, since the last run that ended."""
     last_run: str
     """The newest run in a few words; empty when there never was one."""
+    mismatches: tuple[Mismatch, ...] = ()
+    """Where the registry and the view's stores do not fit."""
 
 
 def status(workspace: Workspace) -> list[ViewStatus]:
     """Return the state of every view, sorted by name."""
     now_us = workspace.clock()
     found = []
+    found_by_view: dict[str, list[Mismatch]] = {}
+    for mismatch in mismatches(workspace):
+        found_by_view.setdefault(mismatch.view, []).append(mismatch)
     for name, registered in sorted(workspace.snapshot().views.items()):
         watermark = read_watermark(workspace.ledger, registered)
         history = runs(workspace.ledger, workspace.project, name, now_us=now_us)
@@ -64,7 +71,8 @@ def status(workspace: Workspace) -> list[ViewStatus]:
                 table_version=watermark.table_version,
                 published_version=watermark.published_version,
                 offline_rows=offline_rows,
-                online_rows=watermark.online_rows,
+                online_rows=count_online(workspace, registered, watermark),
+                mismatches=tuple(found_by_view.get(name, ())),
                 running=tuple(run for run in unfinished if run.state == "running"),
                 killed=tuple(run for run in unfinished if run.state == "killed"),
                 last_run=_in_words(history[0]) if history else "",

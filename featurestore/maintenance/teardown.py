@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from featurestore.errors import PlanError
+from featurestore.metadata.ownership import Ownership
 from featurestore.metadata.workspace import Workspace
-from featurestore.online.keys import project_prefix
+from featurestore.offline.interface import TableId
+from featurestore.online.keys import view_prefix
 from featurestore.steps import step
 
 
@@ -17,7 +19,18 @@ def drop_data(workspace: Workspace) -> None:
         raise PlanError(
             f"Project {workspace.project!r} still has definitions.", hint="Another apply came meanwhile; look at it."
         )
+    owned = Ownership(workspace)
     with step("teardown", f"delete the data of {workspace.project}"):
-        workspace.online.delete(project_prefix(workspace.project))
+        for view, generation in owned.parts():
+            if owned.of_part(view, generation, asked=True) is None:
+                workspace.online.delete(view_prefix(workspace.project, view, generation))
         for table in workspace.offline.tables(workspace.project):
-            workspace.offline.clean(table, keep=None)
+            if owned.of_table(table, asked=True) is None:
+                workspace.offline.clean(table, keep=None)
+
+
+def check_teardown(workspace: Workspace) -> None:
+    """Raise MismatchError where data under the project's name is not this registry's to delete."""
+    owned = Ownership(workspace)
+    known = {TableId(workspace.project, view, generation) for view, generation in owned.parts()}
+    owned.check(sorted(known | {*workspace.offline.tables(workspace.project)}, key=str))

@@ -1,11 +1,13 @@
-"""Checking every stored file and record against its checksum."""
+"""Checking every stored file and record against its checksum, and the stores against each other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from featurestore.errors import DamagedFileError, DamagedRecordError, OfflineStoreError
+from featurestore.errors import DamagedFileError, DamagedRecordError, OfflineStoreError, TableVersionError
+from featurestore.maintenance.sampling import Sample, compare_sample
+from featurestore.metadata.belonging import compare_part, mismatches_of
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.codec import is_intact
@@ -21,26 +23,70 @@ class Verification:
     generation: int
     files: int
     records: int
+    compared: int
+    """Entities whose online record was compared with the offline table."""
+    online_only: int
+    """Of these, entities whose record is newer than the table: pushed online only, or lost offline."""
     problems: tuple[str, ...]
 
 
 def verify(workspace: Workspace) -> list[Verification]:
-    """Check the hash of every offline file and the checksum of every online record of the project. Changes nothing.
+    """Check the hash of every offline file and the checksum of every online record of the project.
 
-    Raises OfflineStoreError or OnlineStoreError when a store cannot be read at all; what is damaged is in the
-    answer, with the command that repairs it.
+    Also whether registry and stores belong together, and whether 1,000 entities, chosen by a seeded hash, are online
+    what the offline table says. Changes nothing. Raises OfflineStoreError or OnlineStoreError when a store cannot be
+    read at all; what is wrong is in the answer, with the command that repairs it.
     """
     checked = []
     for registered in workspace.snapshot().views.values():
         with step("verify", f"verify {registered.view.name}") as running:
-            files, problems = _check_files(workspace, registered)
-            records = 0
+            problems = [f"{found.message} {found.hint}" for found in mismatches_of(workspace, registered)]
+            files, damaged_files = _check_files(workspace, registered)
+            records, sample = 0, Sample()
+            problems += damaged_files
             if registered.view.online:
                 records, damaged = _check_records(workspace, registered)
                 problems += damaged
+                if not problems:
+                    sample = _compared(workspace, registered)
+                    problems += _differences(registered, sample)
             running.note(files=files, records=records)
-        checked.append(Verification(registered.view.name, registered.generation, files, records, tuple(problems)))
+        checked.append(
+            Verification(
+                registered.view.name,
+                registered.generation,
+                files,
+                records,
+                sample.compared,
+                sample.newer,
+                tuple(problems),
+            )
+        )
     return checked
+
+
+def _compared(workspace: Workspace, registered: RegisteredView) -> Sample:
+    """Compare a sample with what the online part says that it holds; nothing where it does not say."""
+    part = compare_part(workspace.registry, workspace.online, workspace.offline, registered)
+    if part.version is None:
+        return Sample()
+    try:
+        version = workspace.offline.version(registered.table, part.version)
+    except TableVersionError:
+        return Sample()  # cleaned since
+    return compare_sample(workspace, registered, version)
+
+
+def _differences(registered: RegisteredView, sample: Sample) -> Iterable[str]:
+    found = {"missing": sample.missing, "older than it": sample.older, "of other values": sample.different}
+    told = ", ".join(f"{count:,} {what}" for what, count in found.items() if count)
+    if told:
+        view = registered.view.name
+        yield (
+            f"Of {sample.compared:,} entities of {view} that were compared with the offline table, the online records "
+            f"are {told}. Publish them again with `fs materialize --view {view} --republish`"
+            + (" --authoritative." if sample.different else ".")
+        )
 
 
 def _check_files(workspace: Workspace, registered: RegisteredView) -> tuple[int, list[str]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from featurestore.engine.interface import GONE_CREATED, GONE_EVENT
 from featurestore.errors import DamagedFileError
+from featurestore.metadata.belonging import begin_part
 from featurestore.metadata.runs import SHOWN_KEYS, Published
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
@@ -44,8 +45,8 @@ class Publication:
     """What one publish did."""
 
     counts: Published
-    version: int
-    """The table version that was read."""
+    version: TableVersion
+    """What was read."""
     is_complete: bool
     """False when rows dated after now were held back: the version is not published yet."""
 
@@ -55,10 +56,11 @@ def publish(
     registered: RegisteredView,
     *,
     after: int | None,
+    everything: bool = False,
     authoritative: bool = False,
     check: Callable[[], None],
 ) -> Publication:
-    """Bring what the table holds online: the changes after version ``after``, or with None everything.
+    """Bring what the table holds online: the changes after version ``after``; all rows with None or ``everything``.
 
     Records of rows that left the table since then give way to the entity's next best row, or go. With
     ``authoritative`` so does every record that is newer than its entity's rows in the table, wherever it came
@@ -73,12 +75,13 @@ def publish(
         version = workspace.offline.current(registered.table)
         assert version is not None
         changes = workspace.offline.changes(registered.table, after, version.number)
-        if after is not None and online is None and not changes.added and not changes.removed:
-            return Publication(publisher.counts, version.number, is_complete=True)  # files were merged, no row is new
+        everything = everything or after is None
+        if not everything and online is None and not changes.added and not changes.removed:
+            return Publication(publisher.counts, version, is_complete=True)  # files were merged, no row is new
         if online is None and not _are_readable(workspace, changes.removed):
             online = publisher.records_online()
         # Of rows with equal times the last to arrive counts, and a rewritten file may hold the ones before it.
-        everything = after is None or online is not None or bool(changes.removed)
+        everything = everything or online is not None or bool(changes.removed)
         workspace.offline.verify(version.files if everything else _deciding(version, changes.added))
         publisher.put_schema()
         repairs: list[Repair] = []
@@ -91,7 +94,7 @@ def publish(
                 publisher.repair(batch)
         running.note(written=publisher.counts.written)
     held_back = any(max(file.max_event_us, file.max_created_us or 0) > publisher.now_us for file in changes.added)
-    return Publication(publisher.counts, version.number, is_complete=not held_back)
+    return Publication(publisher.counts, version, is_complete=not held_back)
 
 
 def _deciding(version: TableVersion, added: Sequence[DataFile]) -> list[DataFile]:
@@ -141,16 +144,17 @@ class _Publisher:
     """One publish under way: it reads, encodes, sends and counts."""
 
     def __init__(self, workspace: Workspace, registered: RegisteredView, check: Callable[[], None]) -> None:
-        self.engine, self.online = workspace.engine, workspace.online
-        self.view = registered.view
+        self.engine, self.online, self.registry = workspace.engine, workspace.online, workspace.registry
+        self.registered, self.view = registered, registered.view
         self.encoder = RecordEncoder(registered.layout)
         self.now_us = workspace.clock()
         self.counts = Published()
         self._check = check
 
     def put_schema(self) -> None:
-        """Write what readers need to understand the records, before the first of them."""
+        """Write what readers need to understand the records, and whose they are, before the first of them."""
         self.online.put(self.encoder.schema_key, self.encoder.schema_json)
+        begin_part(self.registry, self.online, self.registered)
         reached(SCHEMA_WRITTEN)
 
     def newest(self, version: TableVersion, changes: TableChanges | None) -> Batches:

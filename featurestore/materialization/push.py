@@ -19,7 +19,8 @@ from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError, InputError
 from featurestore.materialization.push_commit import commit_rows
 from featurestore.materialization.push_rows import PushedRows, ViewRows, read_rows
-from featurestore.metadata.snapshot import Snapshot
+from featurestore.metadata.belonging import begin_part
+from featurestore.metadata.snapshot import RegisteredView, Snapshot
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import OnlineStore, WriteResult
@@ -156,7 +157,8 @@ class Push:
                 done = PushedView(offline=OfflineCounts(0, None))
             if self._to != "offline" and view in self._plan.encoders:
                 with self._named(view, "online"):
-                    done = PushedView(self._write(self._plan.encoders[view], self._rows[view], advance), done.offline)
+                    written = self._write(registered, self._plan.encoders[view], self._rows[view], advance)
+                    done = PushedView(written, done.offline)
             if done != PushedView():
                 self._done[view] = done
 
@@ -165,11 +167,13 @@ class Push:
         note = ONLINE_ONLY if self._to == "online" else None
         return PushResult(self._plan.source.name, self.row_count, self._to, dict(sorted(self._done.items())), note)
 
-    def _write(self, encoder: RecordEncoder, rows: ViewRows, advance: Callable[[int], object]) -> OnlineCounts:
+    def _write(
+        self, registered: RegisteredView, encoder: RecordEncoder, rows: ViewRows, advance: Callable[[int], object]
+    ) -> OnlineCounts:
         if not self.row_count:
             return OnlineCounts()
         online = self._workspace.online
-        _put_schema(online, encoder)
+        _begin(self._workspace, registered, encoder)
         results: list[WriteResult] = []
         for writes in rows.writes(encoder, BATCH_ROWS):
             results += online.write(writes, now_us=self._workspace.clock())
@@ -218,11 +222,16 @@ _schemas: WeakKeyDictionary[OnlineStore, dict[bytes, float]] = WeakKeyDictionary
 """When this process put which schema into a store."""
 
 
-def _put_schema(online: OnlineStore, encoder: RecordEncoder) -> None:
-    """Put the schema of records, without which nobody reads them, unless this process has just done so."""
+def _begin(workspace: Workspace, registered: RegisteredView, encoder: RecordEncoder) -> None:
+    """Put the schema of records, without which nobody reads them, and whose they are, unless that was done just now.
+
+    Raises MismatchError where the online store holds another project's or history's records.
+    """
+    online = workspace.online
     put_at_s = _schemas.setdefault(online, {})
     now_s = time.monotonic()
     if now_s >= put_at_s.get(encoder.schema_key, -inf) + SCHEMA_SECONDS:
+        begin_part(workspace.registry, online, registered)
         online.put(encoder.schema_key, encoder.schema_json)
         reached(SCHEMA_WRITTEN)
         put_at_s[encoder.schema_key] = now_s

@@ -8,17 +8,20 @@ import secrets
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
-from featurestore.errors import ConcurrentCommitError
+from featurestore.errors import ConcurrentCommitError, OnlineStoreError, RegistryUnavailableError
+from featurestore.metadata.belonging import compare_table, markers_of
+from featurestore.metadata.commits import bind_tables, facts_of, held_of
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors
-from featurestore.offline.interface import OfflineStore, TableId
+from featurestore.offline.interface import TableId, TableVersion
 from featurestore.offline.merge import due, merge_quietly, write_in_memory
 from featurestore.steps import crash_point, reached
 from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
@@ -47,7 +50,7 @@ class _Waiting:
 
     rows: pa.Table
     registered: RegisteredView
-    offline: OfflineStore
+    workspace: Workspace
     done: Future[int] = field(default_factory=Future)
 
 
@@ -61,7 +64,7 @@ def commit_rows(workspace: Workspace, registered: RegisteredView, rows: pa.Table
     key = os.getpid(), workspace.root, workspace.settings.offline_store.url, registered.table
     with _lock:
         committer = _committers.setdefault(key, _Committer())
-    return committer.add(_Waiting(rows, registered, workspace.offline))
+    return committer.add(_Waiting(rows, registered, workspace))
 
 
 class _Committer:
@@ -105,13 +108,14 @@ class _Committer:
         if not group:
             return
         try:
-            version = _append(group[0].offline, group[0].registered, [push.rows for push in group])
+            version = _append(group[0], [push.rows for push in group])
         except BaseException as error:
             for push in group:
                 push.done.set_exception(error)
         else:
             for push in group:
-                push.done.set_result(version)
+                push.done.set_result(version.number)
+            _note_online(group[0], version)
 
 
 _Key = tuple[int, Path, str, TableId]
@@ -121,19 +125,38 @@ _lock = threading.Lock()
 
 def _merge(push: _Waiting) -> None:
     """Merge what many commits left, now that nobody waits for this one."""
+    offline, table = push.workspace.offline, push.registered.table
     try:
-        version = push.offline.current(push.registered.table)
+        version = offline.current(table)
         files = () if version is None else due(version.files, most_bytes=MERGED_BYTES, most_rows=MERGED_ROWS)
         if version is not None and files:
-            merge_quietly(push.offline, version, files, write_in_memory)
+            merge_quietly(offline, version, files, write_in_memory)
     except Exception:  # the thread must go on whatever happens: callers wait for their commits
-        logger.exception("files of %s are not merged", push.registered.table)
+        logger.exception("files of %s are not merged", table)
 
 
-def _append(offline: OfflineStore, registered: RegisteredView, groups: list[pa.Table]) -> int:
+def _compare(workspace: Workspace, registered: RegisteredView) -> None:
+    """Raise MismatchError where the table is not what the registry left; a registry that is down tells nothing."""
+    with suppress(RegistryUnavailableError):
+        found = compare_table(workspace.registry, workspace.offline, registered)
+        if found is not None and not found.heals:
+            raise found.error
+
+
+def _note_online(push: _Waiting, version: TableVersion) -> None:
+    """Note in the online store what was committed, so that an offline table without it is known to be older."""
+    if push.registered.view.online:
+        with suppress(OnlineStoreError):  # it is said again with the next commit
+            markers_of(push.workspace.online, push.registered).note_pushed(version.number, version.identity)
+
+
+def _append(push: _Waiting, groups: list[pa.Table]) -> TableVersion:
     """Commit tables as one file, their rows in the order given, and return the version."""
     import pyarrow as pa
 
+    offline, registered = push.workspace.offline, push.registered
+    _compare(push.workspace, registered)
+    bind_tables(offline, registered)
     rows = pa.concat_tables(groups)
     give_up_s = time.monotonic() + PATIENCE_SECONDS
     for tries in count(1):
@@ -143,13 +166,15 @@ def _append(offline: OfflineStore, registered: RegisteredView, groups: list[pa.T
             _write(rows, 0 if version is None else version.next_sequence, path)
             reached(STAGED)
             base = None if version is None else version.number
-            committed = offline.commit(registered.table, registered.table_schema, base=base, add=[path])
+            held = held_of(offline, offline.find_commit(registered.table, base), registered) if version else None
+            facts = facts_of(registered, held)
+            committed = offline.commit(registered.table, registered.table_schema, base=base, add=[path], facts=facts)
         except ConcurrentCommitError:
             if time.monotonic() >= give_up_s:
                 raise
         else:
             reached(COMMITTED)
-            return committed.number
+            return committed
         finally:
             path.unlink(missing_ok=True)
         # Writers that lost together would meet again: each waits for a time of its own, longer where there are many.

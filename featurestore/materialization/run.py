@@ -15,9 +15,16 @@ from tempfile import TemporaryDirectory
 
 from featurestore.definitions import FeatureView
 from featurestore.engine.interface import Span, StagedRows, StageRequest, Withdrawal
-from featurestore.errors import ConcurrentCommitError, DamagedFileError, MaterializationError
+from featurestore.errors import (
+    ConcurrentCommitError,
+    DamagedFileError,
+    MaterializationError,
+    OnlineStoreUnavailableError,
+)
 from featurestore.materialization.publish import Publication, publish
 from featurestore.materialization.spans import ReadPlan, advance
+from featurestore.metadata.belonging import Part, compare_part, compare_table, markers_of
+from featurestore.metadata.commits import KnownCommit, bind_tables, facts_of, held_by, remember_commit
 from featurestore.metadata.runs import RunResult
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import Interval, Watermark, read_watermark, write_watermark
@@ -25,11 +32,13 @@ from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors
 from featurestore.offline.interface import DataFile, TableVersion
 from featurestore.offline.merge import due, merge_quietly
+from featurestore.online.marker import Marker
 from featurestore.steps import crash_point, reached, step
 
 STAGED = crash_point("stage.written", "the new rows lie in a file of their own, in no version")
 COMMITTED = crash_point("watermark.committed", "the watermark says what is committed, of which nothing is online")
-PUBLISHED = crash_point("watermark.published", "the watermark says what is online")
+PUBLISHED = crash_point("watermark.published", "the watermark says what is online, the online store does not yet")
+MARKED = crash_point("marker.published", "the online store says itself what it holds")
 
 COMMIT_TRIES = 20
 """Pushes commit to the same table, each process once a second; from the second try on rows need not be staged anew."""
@@ -107,7 +116,11 @@ class ViewRun:
         self.watermark = read_watermark(workspace.ledger, registered)
 
     def bring(self, make_plan: MakePlan, rebuild: Rebuild | None = None) -> None:
-        """Bring source rows into the log and online; publishes first what an earlier run left unpublished."""
+        """Bring source rows into the log and online; publishes first what an earlier run left unpublished.
+
+        Raises MismatchError, having changed nothing, where the stores do not belong to what is applied.
+        """
+        self._compare()
         if not self._damaged(rebuild, self._current()):  # else nothing can be published before they are out
             self.publish_pending()
         plan = make_plan(self.registered.view, self.watermark)
@@ -116,12 +129,15 @@ class ViewRun:
         staged, version = self._commit(plan, rebuild)
         view, started_us = self.registered.view, self.result.started_us
         self._write(advance(self.watermark, view, plan, staged, version, started_us))
+        if version is not None:
+            remember_commit(self.workspace.ledger, self.registered, KnownCommit(version.number, version.identity))
         reached(COMMITTED)
         self.publish_pending()
         self._merge()
 
     def count(self, make_plan: MakePlan, rebuild: Rebuild | None = None) -> None:
-        """Find out what `bring` would read and append. Writes nothing that stays."""
+        """Find out what `bring` would read and append. Writes nothing that stays. Raises as `bring`."""
+        self._compare()
         plan = make_plan(self.registered.view, self.watermark)
         version = self._current()
         damaged = self._damaged(rebuild, version)
@@ -133,37 +149,72 @@ class ViewRun:
         self.result = _counted(replace(self.result, intervals=plan.intervals), counted, version)
 
     def publish_pending(self) -> None:
-        """Publish what is committed but not yet published."""
+        """Publish what is committed but, by the word of the online store itself, not yet published."""
         version = self._current()
-        if version is not None and version.number != self.watermark.published_version:
-            self._publish(after=self.watermark.published_version)
+        if version is not None:
+            self._publish(version)
 
     def republish(self, *, authoritative: bool) -> None:
         """Publish the newest row of every entity again."""
+        self._compare()
         self.publish_pending()
-        if self._current() is not None:
-            self._publish(after=None, authoritative=authoritative)
+        version = self._current()
+        if version is not None:
+            self._publish(version, again=True, authoritative=authoritative)
 
-    def _publish(self, *, after: int | None, authoritative: bool = False) -> None:
+    def _publish(self, version: TableVersion, *, again: bool = False, authoritative: bool = False) -> None:
         done: Publication | None = None
+        after: int | None = None
         while done is None:
             self._renew()
             if not self.registered.view.online:
                 return
+            part = self._part()
+            if not again and part.version == version.number:
+                return
+            # A part that does not say how far it is may hold what was published before it could: that is all sent
+            # again, and what left the table since is still to be taken back.
+            after = None if again else self.watermark.published_version if part.version is None else part.version
             with suppress(_ChangedMeanwhile):
                 done = publish(
-                    self.workspace, self.registered, after=after, authoritative=authoritative, check=self._check_both
+                    self.workspace,
+                    self.registered,
+                    after=after,
+                    everything=part.version is None,
+                    authoritative=authoritative or part.must_reconcile,
+                    check=self._check_both,
                 )
         counts = done.counts
-        self.result = replace(self.result, published=self.result.published + counts, table_version=done.version)
+        self.result = replace(self.result, published=self.result.published + counts, table_version=done.version.number)
         online_rows = counts.written + counts.stale
         if after is not None:
             online_rows = max(self.watermark.online_rows - counts.deleted, online_rows)
         watermark = replace(self.watermark, online_rows=online_rows)
         if done.is_complete:
-            watermark = replace(watermark, published_version=done.version)
+            watermark = replace(watermark, published_version=done.version.number)
         self._write(watermark)
         reached(PUBLISHED)
+        if done.is_complete:
+            chain, generation = self.registered.chain, self.registered.generation
+            made = Marker(chain.identity, chain.head, generation, done.version.number, done.version.identity)
+            markers_of(self.workspace.online, self.registered).write(made)
+            reached(MARKED)
+
+    def _compare(self) -> None:
+        """Raise MismatchError where a store is not what this registry left."""
+        found = compare_table(self.workspace.registry, self.workspace.offline, self.registered)
+        if found is not None and not found.heals:
+            raise found.error
+        if self.registered.view.online:
+            with suppress(OnlineStoreUnavailableError):  # rows are committed all the same; publishing says it
+                self._part()
+
+    def _part(self) -> Part:
+        workspace = self.workspace
+        part = compare_part(workspace.registry, workspace.online, workspace.offline, self.registered, self.watermark)
+        if part.mismatch is not None and not part.mismatch.heals:
+            raise part.mismatch.error
+        return part
 
     def _merge(self) -> None:
         """Merge what many commits left."""
@@ -203,7 +254,7 @@ class ViewRun:
                 reached(STAGED)
                 if ready.changes_table:
                     try:
-                        version = self._commit_files(version, ready)
+                        version = self._commit_files(version, ready, plan)
                     except ConcurrentCommitError:
                         continue
                 self.result = _counted(self.result, ready, version)
@@ -231,8 +282,10 @@ class ViewRun:
             raise
         return _Prepared(staged, withdrawal, damaged, version, first)
 
-    def _commit_files(self, base: TableVersion | None, ready: _Prepared) -> TableVersion:
+    def _commit_files(self, base: TableVersion | None, ready: _Prepared, plan: ReadPlan) -> TableVersion:
         self._check()
+        bind_tables(self.workspace.offline, self.registered)
+        made_true = advance(self.watermark, self.registered.view, plan, ready.staged, None, self.result.started_us)
         gone = {*ready.withdrawal.removed, *(file.path for file in ready.damaged)}
         add = [path.with_name(f"{secrets.token_hex(16)}.parquet") for path in ready.written]
         with disk_errors(f"stage new files of {self.registered.table}"):
@@ -244,6 +297,7 @@ class ViewRun:
             base=None if base is None else base.number,
             add=add,
             remove=[file for file in base.files if file.path in gone] if base is not None else [],
+            facts=facts_of(self.registered, held_by(made_true)),
         )
 
     def _stage(self, plan: ReadPlan, version: TableVersion | None, folder: Path, first: int) -> StagedRows:
@@ -289,16 +343,7 @@ class ViewRun:
         return damaged
 
     def _current(self) -> TableVersion | None:
-        """Return the table's version; raises MaterializationError when it is older than what was committed."""
-        version, known = self.workspace.offline.current(self.registered.table), self.watermark.table_version
-        if known is not None and (version is None or version.number < known):
-            found = "nothing" if version is None else f"version {version.number}"
-            raise MaterializationError(
-                f"The offline store holds {found} of {self.registered.table}, but version {known} was committed.",
-                hint="Check offline_store in feature_store.yaml, or restore the table from a backup.",
-                table=str(self.registered.table),
-            )
-        return version
+        return self.workspace.offline.current(self.registered.table)
 
     def _write(self, watermark: Watermark) -> None:
         if watermark != self.watermark:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from featurestore_registry.interface import Ledger
-from featurestore_registry.records import LedgerEntry
+from featurestore_registry.records import LedgerEntry, canonical_json
 
 from featurestore.backends import local_path
-from featurestore.errors import NotFoundError, did_you_mean
+from featurestore.errors import NotFoundError, RegistryFormatError, did_you_mean
 from featurestore.metadata.records import understood
 from featurestore.metadata.workspace import Workspace
+from featurestore.offline.files import disk_errors, sync_file, sync_folder
 from featurestore.offline.interface import TableId
 
 KIND = "training_set"
+FRAME_KIND = "training_set_frame"
+"""What the ledger holds of an entity frame, by its file, before it has its name: a leftover is known by it."""
 _DELETED = {"deleted": True}
 """What the ledger, which only grows, holds of a set that is deleted. Its name is free again."""
 
@@ -140,10 +144,87 @@ def frame_file(workspace: Workspace, path: Path) -> str:
     return path.relative_to(frame_path(workspace, "")).as_posix()
 
 
-def pins(ledger: Ledger, project: str) -> dict[TableId, frozenset[int]]:
-    """Return by table the versions that saved sets need: what cleaning must keep."""
+def note_frame(ledger: Ledger, project: str, file: str) -> None:
+    """Note, durably, that an entity frame is about to get its name."""
+    ledger.append(project, FRAME_KIND, file, {}, if_version=0)
+
+
+def known_frames(ledger: Ledger, project: str) -> frozenset[str]:
+    """Return every frame that the ledger remembers, of sets that are saved, deleted, or were never finished."""
+    found = {entry.key for entry in ledger.scan(project, FRAME_KIND)}
+    for newest in ledger.scan(project, KIND):
+        for entry in ledger.scan(project, KIND, key=newest.key):
+            if not _is_deleted(entry):
+                found.add(SavedSet.from_document(entry.document).frame.file)
+    return frozenset(found)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSet:
+    """The document of a saved set, as it lies beside its frame: what is known of it without the ledger."""
+
+    saved: SavedSet
+    commits: Mapping[str, str]
+    """By name of a read the identity of the commit that its version is."""
+
+
+def document_path(frame: Path) -> Path:
+    """Return where the document of a set lies, by the path of its frame."""
+    return frame.with_suffix(".json")
+
+
+def read_kept(frame: Path) -> KeptSet | None:
+    """Return what lies beside a frame; None where nothing does, or where it cannot be read."""
+    try:
+        document = json.loads(document_path(frame).read_bytes())
+        return KeptSet(SavedSet.from_document(document["set"]), dict(document["commits"]))
+    except (OSError, ValueError, KeyError, TypeError, RegistryFormatError):
+        return None
+
+
+def keep_document(workspace: Workspace, saved: SavedSet) -> None:
+    """Write beside a set's frame what is known of the set, for a registry that is restored to before it was saved."""
+    commits = {}
+    for read in saved.reads:
+        table = TableId(workspace.project, read.view, read.generation)
+        commit = None if read.version is None else workspace.offline.find_commit(table, read.version)
+        if commit is not None:
+            commits[read.name] = commit.identity
+    target = document_path(frame_path(workspace, saved.frame.file))
+    partial = target.with_suffix(".json-partial")
+    with disk_errors(f"keep the document of training set {saved.name!r}"):
+        try:
+            text = canonical_json({"format": 1, "set": saved.to_document(), "commits": commits})
+            partial.write_text(text, encoding="utf-8")
+            sync_file(partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        sync_folder(target.parent)
+
+
+def keep_missing_documents(workspace: Workspace) -> None:
+    """Write the documents of sets that have none: an earlier release saved them, or a save was cut off."""
+    for saved in list_sets(workspace.ledger, workspace.project):
+        frame = frame_path(workspace, saved.frame.file)
+        if frame.is_file() and not document_path(frame).is_file():
+            keep_document(workspace, saved)
+
+
+def forgotten_sets(workspace: Workspace) -> list[KeptSet]:
+    """Return the sets that lie in the offline store and that the ledger does not know: it was restored, or is new."""
+    known = known_frames(workspace.ledger, workspace.project)
+    frames = sorted(frames_folder(workspace).glob("*.arrow"))
+    found = [read_kept(frame) for frame in frames if frame_file(workspace, frame) not in known]
+    return [kept for kept in found if kept is not None]
+
+
+def pins(workspace: Workspace) -> dict[TableId, frozenset[int]]:
+    """Return by table the versions that saved sets need, also those that the ledger forgot: what cleaning must keep."""
+    project = workspace.project
     pinned: dict[TableId, set[int]] = {}
-    for saved in list_sets(ledger, project):
+    forgotten = [kept.saved for kept in forgotten_sets(workspace)]
+    for saved in (*list_sets(workspace.ledger, project), *forgotten):
         for read in saved.reads:
             if read.version is not None:
                 pinned.setdefault(TableId(project, read.view, read.generation), set()).add(read.version)

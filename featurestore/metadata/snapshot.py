@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
-from featurestore_registry.records import Record, Revision
+from featurestore_registry.records import Chain, Record, Revision
 
 from featurestore.definitions import Definition, FeatureService, FeatureView, OnDemandFeatureView
 from featurestore.errors import NotFoundError, did_you_mean
@@ -25,6 +25,8 @@ class RegisteredView:
     project: str
     view: FeatureView
     generation: int
+    chain: Chain = field(default_factory=Chain, compare=False)
+    """The revisions of the project that declares it; empty where they are not known."""
 
     @property
     def table(self) -> TableId:
@@ -59,11 +61,13 @@ class Snapshot:
     records: tuple[Record, ...]
     functions: Mapping[str, tuple[Callable[[Any], Any], str]] = field(default_factory=dict)
     """Loaded on-demand functions by view name, each with the hash of its text."""
+    chain: Chain = field(default_factory=Chain)
+    """The hashes of the project's revisions up to this one."""
 
     @classmethod
     def of(cls, revision: Revision, code: Iterable[Definition] = ()) -> Snapshot:
         """Make the snapshot of a registry revision, with the functions found among ``code``."""
-        return cls(revision.project, revision.number, revision.records).with_code(code)
+        return cls(revision.project, revision.number, revision.records, chain=revision.chain).with_code(code)
 
     def with_code(self, code: Iterable[Definition]) -> Snapshot:
         """Return the snapshot with the on-demand functions found among definitions of the feature repo."""
@@ -72,7 +76,7 @@ class Snapshot:
             for found in code
             if isinstance(found, OnDemandFeatureView) and found.function is not None
         }
-        return Snapshot(self.project, self.revision, self.records, functions or self.functions)
+        return Snapshot(self.project, self.revision, self.records, functions or self.functions, self.chain)
 
     @cached_property
     def definitions(self) -> dict[tuple[str, str], Definition]:
@@ -84,7 +88,7 @@ class Snapshot:
         """Every feature view by name."""
         views = [found for found in self.definitions.values() if isinstance(found, FeatureView)]
         generations = {r.name: r.document["generation"] for r in self.records if r.kind == FeatureView.kind}
-        return {view.name: RegisteredView(self.project, view, generations[view.name]) for view in views}
+        return {view.name: RegisteredView(self.project, view, generations[view.name], self.chain) for view in views}
 
     def registered(self, name: str) -> RegisteredView:
         """Return one feature view as applied; raises NotFoundError with the closest name."""

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from featurestore_registry.auth import Token
 from featurestore_registry.errors import UPGRADE_HINT
-from featurestore_registry.records import Record, RecordField, Revision, canonical_json
+from featurestore_registry.records import Chain, Record, RecordField, Revision
 
 from featurestore.errors import DiskFullError, RegistryFormatError, RegistryUnavailableError
+from featurestore.metadata.private_file import checksum, matches, replace_file, set_modified
 
 FORMAT_VERSION = 1
 FILE_NAME = Path(".featurestore", "snapshot.json")
@@ -47,29 +45,14 @@ def save_snapshot(path: Path, saved: SavedSnapshot) -> None:
     content = {
         "project": saved.revision.project,
         "revision": saved.revision.number,
+        "chain": list(saved.revision.chain.hashes),
         "records": [asdict(record) for record in saved.revision.records],
         "tokens": [token.to_document() for token in saved.tokens],
     }
-    document = {"format": FORMAT_VERSION, "checksum": _checksum(content), "snapshot": content}
+    document = {"format": FORMAT_VERSION, "checksum": checksum(content), "snapshot": content}
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # mkstemp gives the file to its owner alone, under a name that no other worker uses.
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(canonical_json(document).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            _set_seen(Path(temporary), saved.seen_us)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        # The file's own time: an instant inside it would need a new file at every confirmation.
+        replace_file(path, document, modified_us=saved.seen_us)
     except OSError as error:
         raise _translated(path, error) from None
 
@@ -77,7 +60,7 @@ def save_snapshot(path: Path, saved: SavedSnapshot) -> None:
 def confirm_snapshot(path: Path, seen_us: int) -> None:
     """Note that the registry still holds what the file holds. Raises RegistryUnavailableError as `save_snapshot`."""
     try:
-        _set_seen(path, seen_us)
+        set_modified(path, seen_us)
     except OSError as error:
         raise _translated(path, error) from None
 
@@ -108,7 +91,7 @@ def read_snapshot(path: Path, project: str) -> SavedSnapshot | None:
             format=version,
         )
     content = document.get("snapshot")
-    if not _matches(content, document.get("checksum")):
+    if not matches(content, document.get("checksum")):
         raise _damaged(path, "its checksum does not match")
     try:
         if content["project"] != project:
@@ -117,32 +100,17 @@ def read_snapshot(path: Path, project: str) -> SavedSnapshot | None:
                 hint=f"Check `project:` in the settings, or: {DELETE_HINT}",
                 path=str(path),
             )
-        revision = Revision(project, content["revision"], tuple(map(_record, content["records"])))
+        chain = Chain(tuple(content.get("chain", ())))  # earlier versions kept none
+        revision = Revision(project, content["revision"], tuple(map(_record, content["records"])), chain)
         tokens = tuple(Token.from_document(token) for token in content["tokens"])
     except (KeyError, TypeError):
         raise _damaged(path, "it lacks fields") from None
     return SavedSnapshot(revision, tokens, seen_us)
 
 
-def _set_seen(path: Path, seen_us: int) -> None:
-    # The file's own time: an instant inside it would need a new file at every confirmation.
-    os.utime(path, ns=(seen_us * 1000, seen_us * 1000))
-
-
 def _record(document: Mapping[str, Any]) -> Record:
     fields = tuple(RecordField(**{**field, "inputs": tuple(field["inputs"])}) for field in document["fields"])
     return Record(**{**document, "fields": fields, "depends_on": tuple(document["depends_on"])})
-
-
-def _matches(content: Any, checksum: Any) -> bool:
-    try:
-        return bool(checksum == _checksum(content))
-    except ValueError:  # JSON of another program may hold what ours never does, such as NaN
-        return False
-
-
-def _checksum(content: Any) -> str:
-    return blake2b(canonical_json(content).encode(), digest_size=32).hexdigest()
 
 
 def _damaged(path: Path, why: str) -> RegistryFormatError:

@@ -99,8 +99,9 @@ class Workspace:
 
     def snapshot(self) -> Snapshot:
         """Return the newest revision's definitions; the same object while the revision stays."""
-        head = self.registry.definitions.head(self.project)
-        if self._snapshot is None or self._snapshot.revision != head:
+        chain = self.registry.definitions.chain(self.project)
+        # By its hash: a restored registry gives numbers anew.
+        if self._snapshot is None or self._snapshot.chain != chain:
             snapshot = Snapshot.of(self.registry.definitions.read(self.project))
             # Features without code are served even where the feature repo does not load.
             self._snapshot = snapshot.with_code(self.code) if snapshot.on_demand else snapshot

@@ -12,11 +12,13 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ConcurrentCommitError, FeatureStoreError, OfflineStoreError, TableVersionError
 from featurestore.offline import files as disk
 from featurestore.offline.interface import (
+    WATERMARK,
+    Commit,
     DataFile,
     OfflineStore,
     TableChanges,
@@ -25,6 +27,7 @@ from featurestore.offline.interface import (
     TableVersion,
 )
 from featurestore.offline.log import CHECKPOINT_EVERY, COMMITTED, LOG_SYNCED, TableLog, arrow_schema, file_name
+from featurestore.offline.owner import bind, claim, last_generation, read_owner
 from featurestore.offline.staging import Staging, abandoned, claimed, is_held
 from featurestore.steps import crash_point, reached
 from featurestore.types.times import Clock, system_clock
@@ -88,21 +91,30 @@ class DeltaStore(OfflineStore):
         base: int | None,
         add: Sequence[Path],
         remove: Sequence[DataFile] = (),
+        facts: Mapping[str, Any] | None = None,
     ) -> TableVersion:
         """See `OfflineStore.commit`."""
-        return self._made(self._log(table), arrow_schema(schema), base, add, remove)
+        return self._made(self._log(table), arrow_schema(schema), base, add, remove, facts or {})
 
     def merge(self, table: TableId, *, base: int, add: Path, remove: Sequence[DataFile]) -> TableVersion:
         """See `OfflineStore.merge`."""
-        return self._made(self._log(table), None, base, [add], remove)
+        log = self._log(table)
+        before = log.commit_at(base)
+        return self._made(log, None, base, [add], remove, {} if before is None else before.facts)
 
     def _made(
-        self, log: TableLog, schema: pa.Schema | None, base: int | None, add: Sequence[Path], remove: Sequence[DataFile]
+        self,
+        log: TableLog,
+        schema: pa.Schema | None,
+        base: int | None,
+        add: Sequence[Path],
+        remove: Sequence[DataFile],
+        facts: Mapping[str, Any],
     ) -> TableVersion:
         """Make the next version; without a schema a merge."""
         staged, moved = list(add), dict[str, disk.FileFacts]()
         try:
-            number = self._commit(log, schema, base, staged, moved, remove)
+            number = self._commit(log, schema, base, staged, moved, remove, facts)
         except FeatureStoreError:
             _take_back(log, staged, moved)
             raise
@@ -145,7 +157,7 @@ class DeltaStore(OfflineStore):
                     found.append(table)
         return sorted(found, key=lambda table: (table.view, table.generation))
 
-    def clean(self, table: TableId, *, keep: Sequence[int] | None, known: Sequence[int] = ()) -> int:
+    def clean(self, table: TableId, *, keep: Sequence[int] | None, known: Sequence[int] | None = None) -> int:
         """See `OfflineStore.clean`."""
         log = self._log(table)
         with disk.disk_errors(f"clean table {table}"):
@@ -168,9 +180,34 @@ class DeltaStore(OfflineStore):
             for folder in leftovers:
                 with claimed(folder) as is_ours:
                     removed += _remove_tree(folder) if is_ours else 0
-            for folder in log.archive.unneeded({*keep, *known}):
+            for folder in () if known is None else log.archive.unneeded({*keep, *known}):
                 _remove_tree(folder)
             return removed
+
+    def find_commit(self, table: TableId, number: int | None = None) -> Commit | None:
+        """See `TableOrigins.find_commit`."""
+        log = self._log(table)
+        if number is None:
+            if not log.exists():
+                return None
+            number = log.newest()
+        return log.commit_at(number)
+
+    def owner(self, project: str) -> str | None:
+        """See `TableOrigins.owner`."""
+        return read_owner(self._path(project))
+
+    def bind(self, project: str, identity: str, *, replace: bool = False) -> str:
+        """See `TableOrigins.bind`."""
+        return bind(self._path(project), identity, replace=replace or not self.tables(project))
+
+    def claim(self, table: TableId) -> bool:
+        """See `TableOrigins.claim`."""
+        return claim(self._log(table).path)
+
+    def last_generation(self, project: str, view: str) -> int:
+        """See `TableOrigins.last_generation`."""
+        return last_generation(self._path(project, view))
 
     def _commit(
         self,
@@ -180,13 +217,14 @@ class DeltaStore(OfflineStore):
         staged: list[Path],
         moved: dict[str, disk.FileFacts],
         remove: Sequence[DataFile],
+        facts: Mapping[str, Any],
     ) -> int:
         """Commit, keeping ``staged`` and ``moved`` up to date for the case that it fails; returns the number."""
         before, widened, merges = None, False, schema is None
         if base is not None:
             before = log.base(base)
             log.sync(base)  # its writer may have died before it did
-            schema, widened = self._prepare(log, before, schema)
+            schema, widened = self._prepare(log, before, schema, facts)
             if widened:
                 self._widen(log, before, schema, remove, staged)
         elif log.exists():
@@ -198,7 +236,7 @@ class DeltaStore(OfflineStore):
         if merges:
             _check_merge(log, moved, remove)
         removed_ms = self._clock() // 1000
-        log.commit(before, schema, moved, remove, removed_ms=removed_ms, replace=widened, merges=merges)
+        log.commit(before, schema, moved, remove, removed_ms=removed_ms, replace=widened, merges=merges, facts=facts)
         return number
 
     def _drop(self, table: TableId, log: TableLog) -> int:
@@ -211,17 +249,22 @@ class DeltaStore(OfflineStore):
             log.path.rename(hidden)
         except FileNotFoundError:  # never there, or another cleaner was first
             return 0
+        log.path.mkdir(exist_ok=True)  # the generation stays used
         disk.sync_folder(hidden.parent)
         reached(TABLE_MOVED)
         return _remove_tree(hidden)
 
-    def _prepare(self, log: TableLog, before: DeltaTable, wanted: pa.Schema | None) -> tuple[pa.Schema, bool]:
+    def _prepare(
+        self, log: TableLog, before: DeltaTable, wanted: pa.Schema | None, facts: Mapping[str, Any]
+    ) -> tuple[pa.Schema, bool]:
         """Give the base of a commit the columns that are new; returns its schema and whether a type is wider."""
         if wanted is None:
             return log.schema(before), False
         merged, added, widened = log.merged(before, wanted)
         if added and not widened:
-            log.add_columns(before, [merged.field(name) for name in added])
+            # What the commit makes true is not true yet.
+            origin = {name: fact for name, fact in facts.items() if name != WATERMARK}
+            log.add_columns(before, [merged.field(name) for name in added], origin)
             reached(COLUMNS_ADDED)
         return merged, widened
 

@@ -8,11 +8,15 @@ lie in (event_ts, created_ts, fs_seq) order within a file.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from featurestore.types import ValueType
+
+WATERMARK = "watermark"
+"""The fact of a commit that says how far its source was read with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ class TableVersion:
     rows_kept_since: int
     """A version since which no row left the table: every commit after it added rows with greater ``fs_seq``, or merged
     files. This version's own number where nothing is known of the ones before."""
+    identity: str
+    """As in `Commit`."""
 
     @property
     def rows(self) -> int:
@@ -88,7 +94,46 @@ class TableChanges:
     """The new rows of ``added`` are those whose ``fs_seq`` is not less."""
 
 
-class OfflineStore(ABC):
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What is known of one commit of a table."""
+
+    number: int
+    """The version that it made."""
+    identity: str
+    """Tells it from every other commit that could bear the number: the SHA-256 of its log entry, in hex."""
+    facts: Mapping[str, Any]
+    """What its writer gave it; empty where it gave nothing, or was an earlier release."""
+
+
+class TableOrigins(ABC):
+    """Whose a store's tables are, and by which commits they came about. Raises as `OfflineStore`."""
+
+    @abstractmethod
+    def find_commit(self, table: TableId, number: int | None = None) -> Commit | None:
+        """Return one commit of a table, by default the newest; None where the table holds no such version."""
+
+    @abstractmethod
+    def owner(self, project: str) -> str | None:
+        """Return the identity of the project that owns the tables under a name, None before the first commit."""
+
+    @abstractmethod
+    def bind(self, project: str, identity: str, *, replace: bool = False) -> str:
+        """Let the tables under a name belong to a project, durably, and return the identity that they belong to now.
+
+        Of two callers the first wins. One that is bound stays bound, unless it holds no table, or with ``replace``.
+        """
+
+    @abstractmethod
+    def claim(self, table: TableId) -> bool:
+        """Take a generation that was never used; False where it was, by anyone. It stays used when it is cleaned."""
+
+    @abstractmethod
+    def last_generation(self, project: str, view: str) -> int:
+        """Return the last generation of a view that was ever claimed or written, 0 where there was none."""
+
+
+class OfflineStore(TableOrigins):
     """Tables of files with versions. A version is pinned by its number and readable until it is cleaned.
 
     Safe to call from several processes: a commit either is the next version or raises ConcurrentCommitError.
@@ -120,20 +165,22 @@ class OfflineStore(ABC):
         base: int | None,
         add: Sequence[Path],
         remove: Sequence[DataFile] = (),
+        facts: Mapping[str, Any] | None = None,
     ) -> TableVersion:
         """Make the next version from ``base`` (None: the table does not exist yet) in one commit.
 
         ``add`` are Parquet files in `staging`, which move into the table. Syncs them, records their sizes and
         SHA-256 hashes, commits, syncs the log. The schema may have gained features or wider types since ``base``;
         files that are written again for a wider type are verified first: raises DamagedFileError, nothing changed.
+        ``facts`` (JSON) are kept with the commit, for `find_commit`.
         """
 
     @abstractmethod
     def merge(self, table: TableId, *, base: int, add: Path, remove: Sequence[DataFile]) -> TableVersion:
         """Make the next version from ``base``, in which one file, in `staging`, holds the rows of several.
 
-        Only the layout changes: neither schema, nor rows, nor `TableVersion.rows_kept_since`. The caller has verified
-        the files. Else as `commit`.
+        Only the layout changes: neither schema, nor rows, nor `TableVersion.rows_kept_since`; the facts of ``base``
+        are carried on. The caller has verified the files. Else as `commit`.
         """
 
     @abstractmethod
@@ -152,9 +199,9 @@ class OfflineStore(ABC):
         """Return every table of a project that holds data, sorted."""
 
     @abstractmethod
-    def clean(self, table: TableId, *, keep: Sequence[int] | None, known: Sequence[int] = ()) -> int:
-        """Remove staged leftovers, files that no version of ``keep`` or the newest one needs, and old log entries.
+    def clean(self, table: TableId, *, keep: Sequence[int] | None, known: Sequence[int] | None = None) -> int:
+        """Remove staged leftovers, and files that no version of ``keep`` or the newest one needs.
 
-        Of the versions in ``known`` the log entries stay, for `changes`. ``keep=None`` drops the table whole. Returns
-        the number of files removed, log entries aside.
+        With ``known`` also old log entries, but not those of these versions: `find_commit` and `changes` need no more.
+        ``keep=None`` drops the table whole. Returns the number of files removed, log entries aside.
         """

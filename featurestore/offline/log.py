@@ -12,14 +12,15 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ConcurrentCommitError, DiskFullError, OfflineStoreError, TableVersionError
 from featurestore.offline.archive import LogArchive
 from featurestore.offline.files import DISK_HINT, FileFacts, disk_errors, sync_file, sync_folder
-from featurestore.offline.interface import MAX_SEQUENCE, DataFile, TableId, TableSchema, TableVersion
+from featurestore.offline.interface import MAX_SEQUENCE, Commit, DataFile, TableId, TableSchema, TableVersion
 from featurestore.steps import crash_point, reached
 from featurestore.types import Int64, String, Timestamp
 from featurestore.types.arrow import arrow_type, fits, value_type_of
@@ -135,6 +136,10 @@ class TableLog:
                 return int(transaction["version"])
         return self.open(number).transaction_version(NEXT_SEQUENCE) or 0
 
+    def newest(self) -> int:
+        """Return the number of the newest version, without loading it; the table must exist."""
+        return max(int(entry.stem) for entry in (self.path / FOLDER).glob("0*.json"))
+
     def read(self, found: DeltaTable) -> TableVersion:
         """Return what a loaded version holds."""
         import pyarrow as pa
@@ -159,8 +164,20 @@ class TableLog:
             strict=True,
         )
         files = (self._data_file(*row) for row in rows)
+        number = int(found.version())
+        commit = self.commit_at(number)
+        assert commit is not None
         by_path = tuple(sorted(files, key=lambda file: file.path))
-        return TableVersion(self.table, found.version(), by_path, next_sequence, kept_since)
+        return TableVersion(self.table, number, by_path, next_sequence, kept_since, commit.identity)
+
+    def commit_at(self, number: int) -> Commit | None:
+        """Return what the log's entry of a version says; None where there is no such entry."""
+        with disk_errors(f"read the log of table {self.table}"):
+            try:
+                entry = self.entry(number).read_bytes()
+            except TableVersionError:
+                return None
+        return Commit(number, sha256(entry).hexdigest(), _facts_in(entry))
 
     def _data_file(
         self,
@@ -221,7 +238,7 @@ class TableLog:
         added = [name for name in fields if name not in known.names]
         return pa.schema(list(fields.values())), added, widened
 
-    def add_columns(self, base: DeltaTable, fields: Sequence[pa.Field]) -> None:
+    def add_columns(self, base: DeltaTable, fields: Sequence[pa.Field], facts: Mapping[str, Any]) -> None:
         """Commit a version with further columns and the same rows; ``base`` moves on to it."""
         import pyarrow as pa
         from deltalake import Schema
@@ -229,9 +246,8 @@ class TableLog:
         columns = Schema.from_arrow(pa.schema(list(fields))).fields
         with self._translated(base.version()):
             kept = _keeping(_kept_since(base), base.version() + 1)
-            base.alter.add_columns(
-                columns, commit_properties=_properties({}, *kept), post_commithook_properties=_hooks()
-            )
+            properties = _properties({}, facts, *kept)
+            base.alter.add_columns(columns, commit_properties=properties, post_commithook_properties=_hooks())
         self.sync(base.version())
 
     def commit(
@@ -244,6 +260,7 @@ class TableLog:
         removed_ms: int,
         replace: bool,
         merges: bool,
+        facts: Mapping[str, Any],
     ) -> None:
         """Commit files that lie in the table's folder, by name. ``replace`` removes all others and sets the schema;
         with ``merges`` the added files hold the rows of the removed ones.
@@ -265,7 +282,9 @@ class TableLog:
                     actions,
                     mode="error",
                     configuration=CONFIGURATION,
-                    commit_properties=_properties(hashes, Transaction(NEXT_SEQUENCE, next_sequence), *_keeping(0, 0)),
+                    commit_properties=_properties(
+                        hashes, facts, Transaction(NEXT_SEQUENCE, next_sequence), *_keeping(0, 0)
+                    ),
                     post_commithook_properties=_hooks(),
                 )
             return
@@ -282,7 +301,7 @@ class TableLog:
                 actions,
                 "overwrite" if replace else "append",
                 Schema.from_arrow(schema),
-                commit_properties=_properties(hashes, Transaction(NEXT_SEQUENCE, next_sequence), *kept),
+                commit_properties=_properties(hashes, facts, Transaction(NEXT_SEQUENCE, next_sequence), *kept),
                 post_commithook_properties=_hooks(),
             )
 
@@ -375,12 +394,22 @@ def _keeping(since: int, until: int) -> list[Any]:
     return [Transaction(KEPT_SINCE, since), Transaction(KEPT_UNTIL, until)]
 
 
-def _properties(hashes: Mapping[str, Any], *transactions: Any) -> Any:
+def _facts_in(entry: bytes) -> Mapping[str, Any]:
+    """Return the facts that a log entry holds; nothing where another program, or damage, left something else."""
+    with suppress(ValueError, AttributeError):
+        for line in entry.splitlines():
+            if b'"commitInfo"' in line[:20]:
+                facts = json.loads(line)["commitInfo"].get("featurestore", {}).get("facts", {})
+                return facts if isinstance(facts, dict) else {}
+    return {}
+
+
+def _properties(hashes: Mapping[str, Any], facts: Mapping[str, Any], *transactions: Any) -> Any:
     from deltalake.transaction import CommitProperties
 
     # Without retries a commit is refused when any other came first; with them, one that only adds never is.
     return CommitProperties(
-        custom_metadata={"featurestore": {"files": hashes}},
+        custom_metadata={"featurestore": {"files": hashes, "facts": dict(facts)}},
         max_commit_retries=0,
         app_transactions=list(transactions),
     )

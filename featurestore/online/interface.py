@@ -129,7 +129,22 @@ class AsyncReader(ABC):
         """Release connections; calling it twice is allowed."""
 
 
-class OnlineStore(ABC):
+class PlainValues(ABC):
+    """What lies beside the records of an online store: schemas and markers. Without expiry, never many."""
+
+    marker_tags: Sequence[bytes] = (b"0",)
+    """Hash tags that spread the copies of a marker over the store's nodes, so that each node holds one at least."""
+
+    @abstractmethod
+    def put(self, key: bytes, value: bytes, *, if_absent: bool = False) -> None:
+        """Set a value; with ``if_absent`` only where the key holds nothing."""
+
+    @abstractmethod
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value of each key, in order, None where there is none. As patient as a write, unlike `mget`."""
+
+
+class OnlineStore(PlainValues):
     """One online store. Safe to call from several threads; opened after a fork, never before.
 
     Driver errors never leave it: OnlineStoreUnavailableError (down, hung), OnlineStoreFullError (no room),
@@ -153,10 +168,6 @@ class OnlineStore(ABC):
         """Replace or delete each record that still carries exactly the given times; tell which were."""
 
     @abstractmethod
-    def put(self, key: bytes, value: bytes) -> None:
-        """Set a plain value beside the records, such as a schema."""
-
-    @abstractmethod
     def scan(self, prefix: bytes) -> Iterator[Sequence[tuple[bytes, bytes]]]:
         """Yield batches of (key, value) under an exact prefix; each live key at least once, in any order."""
 
@@ -172,7 +183,7 @@ class OnlineStore(ABC):
     def reader(self) -> AsyncReader:
         """Return an asynchronous reader; call it inside the event loop that will use it."""
 
-    def close(self) -> None:  # noqa: B027 - a store without connections has nothing to release
+    def close(self) -> None:
         """Release connections; calling it twice is allowed."""
 
 

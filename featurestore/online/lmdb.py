@@ -120,11 +120,15 @@ class LmdbStore(OnlineStore):
         self._sync()
         return done
 
-    def put(self, key: bytes, value: bytes) -> None:
+    def put(self, key: bytes, value: bytes, *, if_absent: bool = False) -> None:
         """Set a plain value, with a checksum of its own."""
         with self._transaction(write=True) as transaction:
-            transaction.put(key, _PLAIN + _plain_checksum(key, value) + value)
+            transaction.put(key, _PLAIN + _plain_checksum(key, value) + value, overwrite=not if_absent)
         self._sync()
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return plain values, checked, from one snapshot; a store that is not there yet is not made for it."""
+        return self.mget(keys) if inode_of(self._path) else [None] * len(keys)
 
     def scan(self, prefix: bytes) -> Iterator[Sequence[tuple[bytes, bytes]]]:
         """Yield live pairs in key order, each batch from a snapshot of its own; records are not checked here."""

@@ -29,6 +29,8 @@ FORMAT_KEY = b"\x00format"
 FORMAT = b"1"
 DATA_FILE = "data.mdb"
 LOCK_FILE = "lock.mdb"
+OWNER_ONLY = 0o600
+"""The mode of a new data file: it holds feature values."""
 
 # Of LMDB's meta page behind its 16-byte page header: magic, version, address, map size, then two tree roots of 48
 # bytes, the first of which begins with the page size; last page number, transaction number.
@@ -77,7 +79,9 @@ def open_environment(path: Path, map_bytes: int) -> lmdb.Environment:
             _reserve_lock(path)
             # Without a sync of the meta page a power cut may undo the last commits, never damage them; the store
             # syncs at the end of each call instead of twice in every transaction.
-            environment = lmdb.open(str(path), map_size=map_bytes, max_readers=MAX_READERS, metasync=False)
+            environment = lmdb.open(
+                str(path), map_size=map_bytes, max_readers=MAX_READERS, metasync=False, mode=OWNER_ONLY
+            )
             environment.reader_check()
             _check_format(path, environment)
             _open[(name, inode_of(path))] = environment

@@ -64,20 +64,22 @@ class RedisCommands(OnlineStore):
         answers = self._run_script(REPAIR, parts, partial(repair_arguments, now_us=now_us))
         return [bool(code) for codes in answers for code in codes]
 
-    def put(self, key: bytes, value: bytes) -> None:
+    def put(self, key: bytes, value: bytes, *, if_absent: bool = False) -> None:
         """Set a plain value, without expiry."""
-        self._on_keys("SET", [key], value)
+        self._on_keys("SET", [key], value, *([b"NX"] if if_absent else []))
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return plain values, with retries."""
+        values: list[bytes | None] = [None] * len(keys)
+        for places, found in self._on_keys("MGET", keys):
+            for place, value in zip(places, found, strict=True):
+                values[place] = value
+        return values
 
     def scan(self, prefix: bytes) -> Iterator[Sequence[tuple[bytes, bytes]]]:
         """Yield batches of pairs; a key that is moved while scanning may come twice."""
         for keys in self._scan_keys(check_prefix(prefix)):
-            found = [
-                (keys[place], value)
-                for places, values in self._on_keys("MGET", keys)
-                for place, value in zip(places, values, strict=True)
-                if value is not None
-            ]
-            if found:
+            if found := [(key, value) for key, value in zip(keys, self.get(keys), strict=True) if value is not None]:
                 yield found
 
     def delete(self, prefix: bytes) -> int:

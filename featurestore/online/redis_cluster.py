@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import redis
 from redis.backoff import ExponentialBackoff
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import ClusterDownError, NoScriptError
 from redis.retry import Retry
 
@@ -36,6 +36,22 @@ LEAST_WAIT_SECONDS = 0.001
 """For the answers of healthy nodes, after another one has used up the deadline: they are there already."""
 
 
+MARKER_COPIES = 64
+"""A node with more than this share of the slots, in one piece, holds a copy of each marker."""
+
+
+@cache
+def _marker_tags() -> tuple[bytes, ...]:
+    """Return tags whose slots lie evenly: one in each of as many spans of slots as there are copies."""
+    tags: dict[int, bytes] = {}
+    number = 0
+    while len(tags) < MARKER_COPIES:
+        tag = b"%d" % number
+        tags.setdefault(key_slot(tag) * MARKER_COPIES // REDIS_CLUSTER_HASH_SLOTS, tag)
+        number += 1
+    return tuple(tags[span] for span in sorted(tags))
+
+
 class RedisClusterStore(RedisCommands):
     """An `OnlineStore` in a Redis (7.0 or later) or Valkey cluster. Replicas are never read.
 
@@ -46,6 +62,7 @@ class RedisClusterStore(RedisCommands):
 
     def __init__(self, url: str, *, clock: Clock = system_clock, **timeouts_ms: int) -> None:
         super().__init__(clock=clock, **timeouts_ms)
+        self.marker_tags = _marker_tags()
         self._url = parsed_cluster_url(url)
         self._topology = Topology(self._url, self._deadlines.connect)
         self._nodes: Nodes[RedisNode] = Nodes(

@@ -6,9 +6,12 @@ import getpass
 import subprocess
 from pathlib import Path
 
+from featurestore.definitions import FeatureView
 from featurestore.errors import ChangesNotAllowedError, RevisionConflictError
 from featurestore.metadata.generations import remember_generation
+from featurestore.metadata.ownership import Ownership
 from featurestore.metadata.workspace import Workspace
+from featurestore.offline.interface import TableId
 from featurestore.online.keys import view_prefix
 from featurestore.plan.classes import ChangeClass
 from featurestore.plan.planning import Plan, Step
@@ -51,14 +54,17 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "") -> int:
     """
     if not plan.steps:
         return plan.revision
+    if drops := [table for planned in plan.steps for table in planned.drops]:
+        Ownership(workspace).check(drops)
     with step("apply", f"apply {len(plan.steps)} changes to {plan.project}"):
+        _claim(workspace, plan)
         for planned in plan.steps:
             if planned.generation is not None:
                 remember_generation(workspace.ledger, plan.project, planned.name, planned.generation)
         try:
-            revision = workspace.registry.definitions.apply(
+            chain = workspace.registry.definitions.apply(
                 plan.project,
-                plan.revision,
+                plan.base,
                 [planned.change for planned in plan.steps],
                 author=_author(),
                 message=message,
@@ -73,7 +79,28 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "") -> int:
                 workspace.online.delete(view_prefix(table.project, table.view, table.generation))
                 workspace.offline.clean(table, keep=None)
                 reached(DROPPED)
-    return revision
+    return chain.number
+
+
+def _claim(workspace: Workspace, plan: Plan) -> None:
+    """Take the new generations in the offline store; raises RevisionConflictError where one was used meanwhile.
+
+    The folder of another project's tables is left alone: nothing can be committed there anyway.
+    """
+    snapshot = workspace.snapshot()
+    owner = workspace.offline.owner(plan.project)
+    if owner is not None and owner != snapshot.chain.identity:
+        return
+    for planned in plan.steps:
+        registered = snapshot.views.get(planned.name) if planned.kind == FeatureView.kind else None
+        if planned.generation is None or (registered is not None and registered.generation == planned.generation):
+            continue
+        if not workspace.offline.claim(TableId(plan.project, planned.name, planned.generation)):
+            raise RevisionConflictError(
+                f"Generation {planned.generation} of feature view {planned.name!r} was used meanwhile.",
+                hint="Run `fs plan` again and look at what changed.",
+                view=planned.name,
+            )
 
 
 def _author() -> str:

@@ -11,7 +11,9 @@ from featurestore_registry.records import Change, Record
 
 from featurestore.definitions import Definition, FeatureView
 from featurestore.errors import DefinitionError, OfflineStoreError
+from featurestore.metadata.belonging import compare_table
 from featurestore.metadata.generations import last_generation
+from featurestore.metadata.online_rows import count_online
 from featurestore.metadata.records import KINDS, to_record
 from featurestore.metadata.saved_sets import list_sets
 from featurestore.metadata.snapshot import Snapshot
@@ -29,7 +31,7 @@ class Loss:
     offline_rows: int
     """Of the tables, pushed rows included."""
     online_rows: int
-    """As the last runs counted them: pushes since then are not among them."""
+    """Entities online, by the offline table; of old generations as the last run counted them."""
     deleted: bool
     """True: by this apply. False: kept under the old generation until `fs gc`."""
     training_sets: tuple[str, ...] = ()
@@ -67,6 +69,8 @@ class Plan:
 
     project: str
     revision: int
+    base: str
+    """The hash of that revision, which an apply has to find there still; empty for a new project."""
     steps: tuple[Step, ...]
     notices: tuple[str, ...]
     applied: int | None = None
@@ -105,7 +109,13 @@ def make_plan(
         gone.sort(key=lambda found: (-order[found.kind], found.name))
         keys = {found.key for found in gone}
         steps = [*(_delete_step(workspace, snapshot, found, keys) for found in gone), *steps]
-    return Plan(workspace.project, snapshot.revision, tuple(steps), tuple(notices))
+    for registered in snapshot.views.values():
+        mismatch = compare_table(workspace.registry, workspace.offline, registered)
+        if mismatch is not None:
+            notices.append(f"{mismatch.message} {mismatch.hint}")
+    # What is one for the whole project is said once.
+    told = tuple(dict.fromkeys(notices))
+    return Plan(workspace.project, snapshot.revision, snapshot.chain.head, tuple(steps), told)
 
 
 def _check_shared_names(snapshot: Snapshot, wanted: Sequence[Definition]) -> None:
@@ -126,9 +136,9 @@ def _put_step(workspace: Workspace, snapshot: Snapshot, wanted: Definition) -> S
     if isinstance(wanted, FeatureView):
         registered = snapshot.views.get(wanted.name)
         if registered is None:
-            generation = last_generation(workspace.ledger, workspace.project, wanted.name) + 1
+            generation = _next_generation(workspace, wanted.name)
         elif any(change.new_generation for change in changes):
-            generation = registered.generation + 1
+            generation = max(registered.generation + 1, _next_generation(workspace, wanted.name))
             loss = _loss(workspace, snapshot, wanted.name)
         else:
             generation = registered.generation
@@ -150,6 +160,12 @@ def _put_step(workspace: Workspace, snapshot: Snapshot, wanted: Definition) -> S
         drops=(),
         loss=loss,
     )
+
+
+def _next_generation(workspace: Workspace, view: str) -> int:
+    """Return a generation that was never used, by the registry's memory or by what the offline store has seen."""
+    known = last_generation(workspace.ledger, workspace.project, view)
+    return max(known, workspace.offline.last_generation(workspace.project, view)) + 1
 
 
 def _delete_step(workspace: Workspace, snapshot: Snapshot, gone: Definition, leaving: set[str]) -> Step:
@@ -182,7 +198,10 @@ def _loss(workspace: Workspace, snapshot: Snapshot, name: str, *, deleted: Seque
     saved = list_sets(workspace.ledger, workspace.project) if deleted else []
     return Loss(
         offline_rows=sum(_rows(workspace, table, mark) for table, mark in marks.items()),
-        online_rows=sum(mark.online_rows for mark in marks.values()),
+        online_rows=sum(
+            count_online(workspace, registered, mark) if table == registered.table else mark.online_rows
+            for table, mark in marks.items()
+        ),
         deleted=bool(deleted),
         training_sets=tuple(found.name for found in saved if any(read.view == name for read in found.reads)),
     )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
@@ -127,6 +127,8 @@ class ServerSettings(BaseModel):
     """Port to listen on; 0 takes any that is free."""
     workers: int = Field(default=1, ge=1, le=256)
     """Processes that serve."""
+    auth: Literal["auto", "required"] = "auto"
+    """``required``: every request needs a token. ``auto``: not on loopback, until the server has seen a token."""
     refresh: Duration = timedelta(seconds=10)
     """How often the server looks for a new revision of the definitions."""
     max_clock_skew: Duration = timedelta(seconds=5)

@@ -137,8 +137,18 @@ class Certificate:
         return f"<table>{rows}</table>"
 
 
-def certify(rows: JoinedRows, observed: Observed, gaps: Sequence[Gap], after_now: int, now_us: int) -> Certificate:
-    """Examine a join and recompute its sampled rows. Raises CertificateError when a check fails."""
+def certify(
+    rows: JoinedRows,
+    observed: Observed,
+    gaps: Sequence[Gap],
+    after_now: int,
+    now_us: int,
+    notes: Mapping[str, str],
+) -> Certificate:
+    """Examine a join and recompute its sampled rows; ``notes`` by view stand in the certificate as they are.
+
+    Raises CertificateError when a check fails.
+    """
     rows.verify()
     # Nulls are counted where the result passed by; a feature has those of the rows without an answer, and its own.
     joins = [replace(pinned.view_join(), features=()) for pinned in rows.pins]
@@ -165,7 +175,8 @@ def certify(rows: JoinedRows, observed: Observed, gaps: Sequence[Gap], after_now
                 view=found.view,
             )
         found = replace(found, null_values=own_nulls)
-        views.append(_view_certificate(pinned, found, uncovered.get(pinned.read.view.name, 0)))
+        name = pinned.read.view.name
+        views.append(_view_certificate(pinned, found, uncovered.get(name, 0), notes.get(name, "")))
     return Certificate(
         project=rows.request.project,
         registry_revision=rows.request.revision,
@@ -179,13 +190,14 @@ def certify(rows: JoinedRows, observed: Observed, gaps: Sequence[Gap], after_now
     )
 
 
-def _view_certificate(pinned: PinnedRead, facts: JoinFacts, not_covered: int) -> ViewCertificate:
+def _view_certificate(pinned: PinnedRead, facts: JoinFacts, not_covered: int, note: str) -> ViewCertificate:
     view = pinned.read.view
     created = view.created_timestamp_field
     availability = "not declared" if created is None else f"by {created}"
     if created is not None and pinned.as_of == "event":
         availability = f"declared by {created}, not considered (as_of=event)"
     joined = ", ".join(source.name for source in view.sources[1:])
+    rests_on = f"its SQL also reads {joined}: that nothing comes from the future there rests on it" if joined else ""
     return ViewCertificate(
         name=pinned.read.name,
         view=view.name,
@@ -193,7 +205,7 @@ def _view_certificate(pinned: PinnedRead, facts: JoinFacts, not_covered: int) ->
         table_version=None if pinned.version is None else pinned.version.number,
         as_of=pinned.as_of,
         availability=availability,
-        rests_on=f"its SQL also reads {joined}: that nothing comes from the future there rests on it" if joined else "",
+        rests_on="; ".join(filter(None, (rests_on, note))),
         features=pinned.read.features,
         nulls=dict(facts.nulls),
         null_values=dict(facts.null_values),

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from featurestore.definitions import FeatureView
 from featurestore.engine.interface import AsOf, Span, SqlReader, StageRequest
 from featurestore.errors import InputError, IntervalError, OutputNameClashError
-from featurestore.metadata.snapshot import Snapshot
+from featurestore.metadata.belonging import compare_commit, compare_table
+from featurestore.metadata.snapshot import RegisteredView, Snapshot
 from featurestore.metadata.watermarks import read_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.retrieval.coverage import Gap, find_gap
@@ -66,6 +67,7 @@ def get_historical_features(
         gaps=() if direct else find_gaps(workspace, pins, frame.times, now_us),
         after_now=int((frame.times > now_us).sum()),
         checks_availability=as_of is None,
+        notes={} if direct else find_notes(workspace, pins),
     )
     if folder is not None:
         weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
@@ -84,6 +86,8 @@ def _pins(
 ) -> tuple[tuple[PinnedRead, ...], Path | None]:
     """Pin the newest version of every view once, or read the sources into a folder of this set's own."""
     if not direct:
+        for registered in {read.view.name: read.registered for read in request.reads}.values():
+            _require_committed(workspace, registered)
         versions = {read.view.name: workspace.offline.current(read.registered.table) for read in request.reads}
         return tuple(pin(read, as_of, versions[read.view.name]) for read in request.reads), None
     folder = Path(tempfile.mkdtemp(prefix="featurestore-direct-"))
@@ -95,6 +99,20 @@ def _pins(
         raise
     pins = [pin(read, as_of, None, staged[read.view.name]) for read in request.reads]
     return tuple(pins), folder
+
+
+def _require_committed(workspace: Workspace, registered: RegisteredView) -> None:
+    """Raise MismatchError where the table is not what the registry's runs left: a set of it would lack rows."""
+    found = compare_commit(workspace.ledger, workspace.offline, registered)
+    if found is not None and not found.heals:
+        raise found.error
+
+
+def find_notes(workspace: Workspace, pins: Sequence[PinnedRead]) -> dict[str, str]:
+    """Return by view what its user should know of how the table and the registry belong together."""
+    views = {pinned.read.view.name: pinned.read.registered for pinned in pins}
+    found = {name: compare_table(workspace.registry, workspace.offline, view) for name, view in views.items()}
+    return {name: mismatch.message for name, mismatch in found.items() if mismatch is not None}
 
 
 def _stage(workspace: Workspace, view: FeatureView, frame: EntityFrame, folder: Path, now_us: int) -> tuple[str, ...]:
@@ -148,6 +166,7 @@ def _span(
         )
     if not isinstance(workspace.engine, SqlReader):
         raise InputError("This engine reads no spans.", hint="Pass an entity frame.")
+    _require_committed(workspace, read.registered)
     pins = (pin(read, as_of, workspace.offline.current(read.registered.table)),)
     rows = SpanRows(workspace.engine, workspace.offline, request, pins, timestamp_column, start_us, end_us)
     return TrainingSet(workspace, rows)

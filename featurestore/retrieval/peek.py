@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
+from featurestore.metadata.belonging import compare_table
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
 from featurestore.types.arrow import arrow_type
@@ -11,6 +13,8 @@ from featurestore.types.columns import CREATED, EVENT, SEQUENCE
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+logger = logging.getLogger("featurestore")
 
 
 def peek(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Table:
@@ -21,6 +25,9 @@ def peek(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Tabl
     """
     import pyarrow as pa
 
+    mismatch = compare_table(workspace.registry, workspace.offline, registered)
+    if mismatch is not None:
+        logger.warning("%s %s", mismatch.message, mismatch.hint)
     version = workspace.offline.current(registered.table)
     shown = [*registered.view.join_keys, EVENT, CREATED]
     instant = pa.timestamp("us", tz="UTC")

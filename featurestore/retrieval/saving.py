@@ -13,6 +13,7 @@ from featurestore.errors import (
     DamagedFileError,
     InputError,
     LedgerConflictError,
+    TableVersionError,
     TrainingSetError,
 )
 from featurestore.metadata.saved_sets import (
@@ -20,10 +21,14 @@ from featurestore.metadata.saved_sets import (
     SavedRead,
     SavedSet,
     add_set,
+    document_path,
     find_set,
     frame_file,
     frame_path,
     frames_folder,
+    keep_document,
+    note_frame,
+    read_kept,
     read_set,
     remove_set,
 )
@@ -42,6 +47,7 @@ if TYPE_CHECKING:
 
 FRAME_KEPT = crash_point("training_set.frame_kept", "the entity frame is there to stay, no set names it yet")
 SAVED = crash_point("training_set.saved", "the set is in the ledger")
+DOCUMENT_KEPT = crash_point("training_set.document_kept", "what is known of the set also lies beside its frame")
 
 DELETED = crash_point("training_set.deleted", "no set names the entity frame any more, which is still there")
 
@@ -71,6 +77,8 @@ def save(workspace: Workspace, training_set: TrainingSet, name: str) -> None:
             existing = read_set(workspace.ledger, workspace.project, name)
         else:
             reached(SAVED)
+            keep_document(workspace, saved)
+            reached(DOCUMENT_KEPT)
             return
     wanted = _describe(rows, name, fingerprint, certificate, existing.frame)
     kept, given = (OwnColumns("arrow", found) for found in (_read_kept(workspace, existing), table))
@@ -97,9 +105,19 @@ def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
     own = from_kept(_read_kept(workspace, saved), cast("Form", saved.frame.form))
     frame = check_frame(own, request, saved.frame.timestamp_column)
     pins = []
+    beside = read_kept(frame_path(workspace, saved.frame.file))
     for read, kept in zip(request.reads, saved.reads, strict=True):
         table = read.registered.table
         version = None if kept.version is None else workspace.offline.version(table, kept.version)
+        known = None if beside is None else beside.commits.get(kept.name)
+        if version is not None and known is not None and version.identity != known:
+            raise TableVersionError(
+                f"Version {kept.version} of table {table} is not the commit that training set {name!r} was saved with: "
+                "the offline store was restored, and written to since.",
+                hint="Restore the table from a backup that holds it.",
+                table=str(table),
+                version=kept.version,
+            )
         pins.append(pin(read, cast("AsOf", kept.as_of), version))
     rows = JoinedRows(workspace.engine, workspace.offline, snapshot, request, frame, tuple(pins))
     try:
@@ -121,7 +139,9 @@ def delete_training_set(workspace: Workspace, name: str) -> None:
     saved = remove_set(workspace.ledger, workspace.project, name)
     reached(DELETED)
     with disk_errors(f"remove the entity frame of training set {name!r}"):
-        frame_path(workspace, saved.frame.file).unlink(missing_ok=True)
+        frame = frame_path(workspace, saved.frame.file)
+        document_path(frame).unlink(missing_ok=True)
+        frame.unlink(missing_ok=True)
 
 
 def _describe(rows: JoinedRows, name: str, fingerprint: str, certificate: Certificate, frame: SavedFrame) -> SavedSet:
@@ -166,6 +186,7 @@ def _keep(workspace: Workspace, name: str, rows: JoinedRows, table: pa.Table) ->
             partial.write_bytes(_to_file(table))
             sync_file(partial)
             sha256 = hash_of(partial)
+            note_frame(workspace.ledger, workspace.project, frame_file(workspace, target))
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)

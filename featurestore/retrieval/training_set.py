@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from html import escape
@@ -55,6 +55,7 @@ class TrainingSet:
         gaps: Sequence[Gap] = (),
         after_now: int = 0,
         checks_availability: bool = False,
+        notes: Mapping[str, str] | None = None,
         saved: SavedSet | None = None,
     ) -> None:
         self._workspace = workspace
@@ -62,6 +63,8 @@ class TrainingSet:
         self._gaps = tuple(gaps)
         self._after_now = after_now
         self._checks_availability = checks_availability
+        self._notes = dict(notes or {})
+        """By view, for the certificate."""
         self._saved = saved
         """What the rows are compared with."""
         self._table: pa.Table | None = None
@@ -70,6 +73,8 @@ class TrainingSet:
         self.warnings: list[str] = []
         for gap in self._gaps:
             self._warn(gap.text)
+        for note in dict.fromkeys(self._notes.values()):
+            self._warn(note)
         if after_now:
             self._warn(f"{after_now:,} of {len(self):,} entity rows lie after now: their values may still change.")
 
@@ -105,7 +110,8 @@ class TrainingSet:
                 for _ in self._batches():
                     pass
             assert self._observed is not None
-            return certify(rows, self._observed, self._gaps, self._after_now, self._workspace.clock())
+            now_us = self._workspace.clock()
+            return certify(rows, self._observed, self._gaps, self._after_now, now_us, self._notes)
 
         return self._with_reopening(work)
 

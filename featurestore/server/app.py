@@ -20,16 +20,26 @@ from starlette.routing import Route
 
 import featurestore
 from featurestore.errors import OnlineStoreError, OnlineStoreUnavailableError
+from featurestore.metadata.access import AUTH_REQUIRED, TOKEN_SET
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.interface import AsyncReader, eviction_of
 from featurestore.online.keys import project_prefix
+from featurestore.server.access import Door
 from featurestore.server.bodies import App
 from featurestore.server.breaker import Breaker
 from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.server.docs import add_docs
 from featurestore.server.envelope import Envelope
 from featurestore.server.errors import error_body
-from featurestore.server.gate import OPEN_PATHS, FeatureServer, Gate, ShortCut, check_binding, is_loopback
+from featurestore.server.gate import (
+    OPEN_PATHS,
+    FeatureServer,
+    Gate,
+    ShortCut,
+    check_binding,
+    check_reopening,
+    is_loopback,
+)
 from featurestore.server.metrics import CONTENT_TYPE, FLUSH_SECONDS, Metrics
 from featurestore.server.online import FeastEndpoint, OnlineEndpoint, OnlineReads
 from featurestore.server.openapi import complete, error_responses
@@ -45,28 +55,23 @@ EVICTION_SECONDS = 5.0
 _KINDS = {404: "no_such_route", 405: "method_not_allowed"}
 
 
-def create_app(source: Workspace | Path | str, *, token: str | None = None, host: str = "127.0.0.1") -> FastAPI:
+def create_app(
+    source: Workspace | Path | str, *, token: str | None = None, host: str = "127.0.0.1", reopen: bool = False
+) -> FeatureServer:
     """Return the server of one feature repo (a path, or a workspace, which the app then closes).
 
-    ``token`` is the setting ``FS_SERVER_TOKEN``; ``host`` is where the server will listen. Definitions are read
-    here, so what cannot be served is known before anything listens. Raises SettingsError without any token
-    beyond loopback, RegistryError when neither the registry nor a saved snapshot can be read.
+    ``token`` is the setting ``FS_SERVER_TOKEN``; ``host`` is where the server will listen; ``reopen`` forgets what
+    closed the servers of this repo. Definitions are read here, so what cannot be served is known before anything
+    listens. Raises SettingsError without any token beyond loopback and where it may not open, RegistryError when
+    neither the registry nor a saved snapshot can be read.
     """
     workspace = source if isinstance(source, Workspace) else open_workspace(Path(source))
-    definitions = DefinitionsKeeper(workspace)
-    definitions.load()
-    verifier = TokenVerifier(definitions.tokens, static_token=token, clock=workspace.clock)
-    check_binding(host, has_token=token is not None or bool(definitions.tokens()))
+    definitions, door, verifier = _load(workspace, token, host, reopen)
     metrics = Metrics()
     reads = OnlineReads(definitions, workspace.clock, metrics)
     measure = _measuring(definitions, metrics)
     limit = int(workspace.settings.server.max_body)
     pushes = PushEndpoint(workspace, definitions, metrics, limit)
-    is_local = is_loopback(host) and token is None
-
-    def is_open() -> bool:
-        return is_local and not definitions.tokens()
-
     hot: dict[str, App] = {
         "/v1/online-features": OnlineEndpoint(reads, limit),
         "/get-online-features": FeastEndpoint(reads, limit),
@@ -75,11 +80,12 @@ def create_app(source: Workspace | Path | str, *, token: str | None = None, host
 
     def outside(inner: App) -> App:
         routes = ShortCut(inner, endpoints=hot)
-        gate = Gate(routes, verifier=verifier, project=workspace.project, is_open=is_open)
+        gate = Gate(routes, verifier=verifier, project=workspace.project, is_open=door.is_open)
         return Envelope(gate, metrics=metrics)
 
     app = FeatureServer(
         outside=outside,
+        notice="" if token else door.notice(definitions.tokens(), now_us=workspace.clock()),
         title=f"Features of {workspace.project}",
         version=featurestore.__version__,
         lifespan=_lifespan(workspace, definitions, reads, pushes, metrics, measure),
@@ -90,11 +96,32 @@ def create_app(source: Workspace | Path | str, *, token: str | None = None, host
     )
     # Described as routes, though the short cut serves them.
     app.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in hot.items()]
-    _add_health(app, reads, definitions, is_open)
+    _add_health(app, reads, definitions, door.is_open)
     _add_metrics(app, metrics, measure)
     _describe(app)
     metrics.routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
     return app
+
+
+def _load(
+    workspace: Workspace, token: str | None, host: str, reopen: bool
+) -> tuple[DefinitionsKeeper, Door, TokenVerifier]:
+    """Read the definitions, and close the door or open it as the settings, the registry and what is remembered say."""
+    is_required = workspace.settings.server.auth == "required"
+    if reopen:
+        check_reopening(host, has_static_token=token is not None, is_required=is_required)
+    door = Door(workspace.root, is_local=is_loopback(host), reopening=reopen)
+    definitions = DefinitionsKeeper(workspace, door)
+    definitions.load()
+    verifier = TokenVerifier(definitions.tokens, static_token=token, clock=workspace.clock)
+    check_binding(host, has_token=token is not None or bool(definitions.tokens()))
+    if reopen:
+        door.reopen()
+    if is_required:
+        door.close(AUTH_REQUIRED)
+    if token is not None:
+        door.close(TOKEN_SET)
+    return definitions, door, verifier
 
 
 def _describe(app: FastAPI) -> None:

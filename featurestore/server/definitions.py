@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from random import SystemRandom
 
-from featurestore_registry.auth import Token, tokens
+from featurestore_registry.auth import Token, known_tokens
 from featurestore_registry.interface import Registry
+from featurestore_registry.records import Revision
 
 from featurestore.backends import open_registry
 from featurestore.errors import FeatureStoreError, RegistryError
@@ -27,6 +29,7 @@ from featurestore.metadata.snapshot_file import (
     save_snapshot,
 )
 from featurestore.metadata.workspace import Workspace
+from featurestore.server.access import Door
 from featurestore.server.plans import Plans
 from featurestore.types.times import to_rfc3339
 
@@ -52,8 +55,9 @@ class Served:
 class DefinitionsKeeper:
     """Keeps `current` as new as the registry allows. ``on_refresh`` hears the outcome of every look at it."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, door: Door | None = None) -> None:
         self._workspace = workspace
+        self._door = Door(workspace.root) if door is None else door
         self._path = workspace.root / FILE_NAME
         self._interval: timedelta = workspace.settings.server.refresh
         self._stop = threading.Event()
@@ -91,17 +95,20 @@ class DefinitionsKeeper:
         damaged.
         """
         project = self._workspace.project
+        if self._door.is_open():  # tokens that the registry has lost may be known from a version that kept no memory
+            with suppress(RegistryError):
+                self._kept()
         try:
             found = self._ask()
             if found.revision.number == 0:
-                kept = read_snapshot(self._path, project)
+                kept = self._kept()
                 if kept is not None and kept.revision.number > 0:
                     self._take(kept)
                     self._warn(f"The registry knows no project {project!r}.")
                     return
             self._take(found)
         except RegistryError as error:
-            kept = read_snapshot(self._path, project)
+            kept = self._kept()
             if kept is None:
                 raise
             self._take(kept)
@@ -155,12 +162,17 @@ class DefinitionsKeeper:
         # each time: a file that was moved away or replaced must be noticed.
         with open_registry(workspace.settings.registry, workspace.root, create=False) as registry:
             seen_us = workspace.clock()
-            found = tokens(registry.ledger, project)
+            found = self._door.take(*known_tokens(registry.ledger, project))
             self._note_progress(registry)
-            if known is not None and registry.definitions.head(project) == known.revision.number:
+            if known is not None and registry.definitions.chain(project) == known.revision.chain:
                 unchanged = found == known.tokens
                 return SavedSnapshot(known.revision, known.tokens if unchanged else found, seen_us)
             return SavedSnapshot(registry.definitions.read(project), found, seen_us)
+
+    def _kept(self) -> SavedSnapshot | None:
+        """Return what was saved, without the tokens that were seen revoked since."""
+        kept = read_snapshot(self._path, self._workspace.project)
+        return None if kept is None else replace(kept, tokens=self._door.take(kept.tokens, {}))
 
     def _look(self) -> str:
         known = self._saved
@@ -174,17 +186,14 @@ class DefinitionsKeeper:
             self._saved = found
             self._confirm(found)
             return "same"
-        if found.revision.number < known.revision.number:
-            logger.warning(
-                "the registry went back from revision %d to %d", known.revision.number, found.revision.number
-            )
+        _tell_of_another_history(known.revision, found.revision)
         self._take(found)
         self._save(found)
         return "changed"
 
     def _take(self, found: SavedSnapshot) -> None:
         before = self._served
-        if before is not None and before.snapshot.revision == found.revision.number:
+        if before is not None and before.snapshot.chain == found.revision.chain:
             plans = before.plans
         else:
             snapshot = _read_whole(Snapshot.of(found.revision))
@@ -218,6 +227,19 @@ class DefinitionsKeeper:
             self._saved.revision.number,
             to_rfc3339(self._saved.seen_us),
         )
+
+
+def _tell_of_another_history(known: Revision, found: Revision) -> None:
+    """Warn when the registry does not continue what is served: it was restored, or is another one."""
+    if known.chain.number and found.chain.identity != known.chain.identity:
+        logger.warning(
+            "the registry is of another project %r than the one served: it was made anew, or its URL leads elsewhere",
+            found.project,
+        )
+    elif found.number < known.number:
+        logger.warning("the registry went back from revision %d to %d", known.number, found.number)
+    elif known.chain.head not in found.chain and known.chain.number:
+        logger.warning("the registry was restored: revision %d is not the one that was served", known.number)
 
 
 def _read_whole(snapshot: Snapshot) -> Snapshot:

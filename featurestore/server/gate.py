@@ -38,8 +38,28 @@ def check_binding(host: str, *, has_token: bool) -> None:
         )
 
 
+def check_reopening(host: str, *, has_static_token: bool, is_required: bool) -> None:
+    """Raise SettingsError where ``fs serve --open`` contradicts what else the server was told."""
+    if not is_loopback(host):
+        raise SettingsError(
+            f"--open serves all who reach the server, so it is for loopback only, not for {host!r}.",
+            hint="Leave --open out and make a token (`fs token create --role reader`), or use --host 127.0.0.1.",
+            host=host,
+        )
+    if has_static_token:
+        raise SettingsError(
+            "--open serves without a token, but FS_SERVER_TOKEN sets one.",
+            hint="Run `unset FS_SERVER_TOKEN` first, or leave --open out.",
+        )
+    if is_required:
+        raise SettingsError(
+            "--open serves without a token, but the setting server.auth is `required`.",
+            hint="Set server.auth to `auto` first (FS_SERVER__AUTH in the environment), or leave --open out.",
+        )
+
+
 class Gate:
-    """The token check of every route but the open ones; on loopback nothing is checked while there are no tokens."""
+    """The token check of every route but the open ones; nothing is checked while the server is open."""
 
     def __init__(self, app: App, *, verifier: TokenVerifier, project: str, is_open: Callable[[], bool]) -> None:
         self._app = app
@@ -78,9 +98,11 @@ class FeatureServer(FastAPI):
     as half an answer.
     """
 
-    def __init__(self, *, outside: Callable[[App], App], **options: Any) -> None:
+    def __init__(self, *, outside: Callable[[App], App], notice: str = "", **options: Any) -> None:
         super().__init__(**options)
         self._outside = outside
+        self.notice = notice
+        """What to log once where the server starts, however many workers it has."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""

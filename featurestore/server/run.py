@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -24,6 +25,8 @@ from featurestore.server import logs
 from featurestore.server.app import create_app, open_workspace
 from featurestore.server.metrics import DIRECTORY_VARIABLE
 from featurestore.server.protocol import DeadlineProtocol
+
+logger = logging.getLogger("featurestore.server")
 
 TOKEN_VARIABLE = "FS_SERVER_TOKEN"  # noqa: S105 - its name, not its value
 MAX_CONNECTIONS = 900
@@ -49,6 +52,7 @@ def serve(
     host: str | None = None,
     port: int | None = None,
     workers: int | None = None,
+    reopen: bool = False,
     debug: bool = False,
     log_format: logs.Format = "text",
     announce: Callable[[str], None] | None = None,
@@ -57,15 +61,15 @@ def serve(
 
     What is None comes from the settings; port 0 takes a free one. ``announce`` is told the URL once connections
     are accepted (by default it stands on standard output); logs go to standard error. The token is read from
-    ``FS_SERVER_TOKEN``. Raises SettingsError when the port is taken or the binding wants a token, and what
-    `create_app` raises, before anything listens.
+    ``FS_SERVER_TOKEN``; ``reopen`` forgets that servers of this repo were closed. Raises SettingsError when the port
+    is taken or the binding wants a token, and what `create_app` raises, before anything listens.
     """
     prepare = functools.partial(_prepare_process, log_format, debug)
     before = sys.getswitchinterval()
     prepare()
     try:
         with suppress(_Stopped), _stopping_by_signals() as check:
-            _serve(root, host, port, workers, prepare, announce or _announce, check)
+            _serve(root, host, port, workers, reopen, prepare, announce or _announce, check)
     finally:
         sys.setswitchinterval(before)
 
@@ -80,6 +84,7 @@ def _serve(
     host: str | None,
     port: int | None,
     workers: int | None,
+    reopen: bool,
     prepare: Callable[[], None],
     announce: Callable[[str], None],
     check: Callable[[], None],
@@ -91,7 +96,9 @@ def _serve(
     port = settings.port if port is None else port
     workers = settings.workers if workers is None else workers
     # With one worker this is the app; with several it tells what is wrong before they are started.
-    app = create_app(root, token=os.environ.get(TOKEN_VARIABLE), host=host)
+    app = create_app(root, token=os.environ.get(TOKEN_VARIABLE), host=host, reopen=reopen)
+    if app.notice:
+        logger.warning("%s", app.notice)
     listening = bind(host, port)
     with listening:
         if workers == 1:

@@ -51,6 +51,7 @@ def write_rows(
     first_sequence: int = 0,
     schema: TableSchema = SCHEMA,
     extra: dict[str, Sequence[Any]] | None = None,
+    table: TableId = TABLE,
 ) -> Path:
     """Write rows into the table's staging place as the engine does; ``extra`` holds further features."""
     types: dict[str, ValueType] = {**dict(schema.join_keys), **dict(schema.features)}
@@ -67,7 +68,7 @@ def write_rows(
     }
     for name, values in (extra or {}).items():
         columns[name] = pa.array(values, arrow_type(types[name]))
-    path = offline.staging(TABLE) / f"rows-{first_sequence}-{threading.get_ident()}.parquet"
+    path = offline.staging(table) / f"rows-{first_sequence}-{threading.get_ident()}.parquet"
     pq.write_table(pa.table(columns), path)
     return path
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from featurestore_registry.records import Change, Document, LedgerEntry, Revision, RevisionInfo
+from featurestore_registry.records import Chain, Change, Document, LedgerEntry, Revision, RevisionInfo
 
 
 class Definitions(ABC):
@@ -24,6 +24,10 @@ class Definitions(ABC):
         """Return the newest revision's number, 0 for an unknown project."""
 
     @abstractmethod
+    def chain(self, project: str) -> Chain:
+        """Return the hashes of all revisions, an empty chain for an unknown project."""
+
+    @abstractmethod
     def read(self, project: str, revision: int | None = None) -> Revision:
         """Return one revision whole (the newest when None), as one consistent snapshot.
 
@@ -38,20 +42,21 @@ class Definitions(ABC):
     def apply(
         self,
         project: str,
-        expected_revision: int,
+        expected: str,
         changes: Sequence[Change],
         *,
         author: str,
         message: str,
         commit: str,
-    ) -> int:
-        """Apply the changes in one transaction and return the new revision's number.
+    ) -> Chain:
+        """Apply the changes in one transaction and return the chain that ends with the new revision.
 
-        Raises RevisionConflictError, having changed nothing, when the head is not ``expected_revision``; of
-        concurrent calls with the same expectation exactly one succeeds. A delete of a record that is not there
-        raises RecordNotFoundError and changes nothing. A ValueError, before anything is read: empty
-        ``changes``, two changes of one (kind, name), a put whose record is missing or is of another project,
-        kind or name, a delete with a record, a document that JSON cannot hold (NaN, infinities).
+        ``expected`` is the hash of the newest revision, empty for a project that was never applied: a number would
+        let through what was planned before the registry was restored. Raises RevisionConflictError, having changed
+        nothing, when the newest revision is another; of concurrent calls with the same expectation exactly one
+        succeeds. A delete of a record that is not there raises RecordNotFoundError and changes nothing. A ValueError,
+        before anything is read: empty ``changes``, two changes of one (kind, name), a put whose record is missing or
+        is of another project, kind or name, a delete with a record, a document that JSON cannot hold (NaN, infinities).
         """
 
     @abstractmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -79,6 +79,54 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Chain:
+    """The hashes of a project's revisions, oldest first. Each covers its own content and the hash before it.
+
+    Numbers do not tell two registries apart, nor a restored one from what it was: hashes do. They hold no path, host
+    or URL, so a registry keeps them when it moves.
+    """
+
+    hashes: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """The project's identity: the hash of its first revision; empty for a project that was never applied."""
+        return self.hashes[0] if self.hashes else ""
+
+    @property
+    def head(self) -> str:
+        """The hash of the newest revision; empty for a project that was never applied."""
+        return self.hashes[-1] if self.hashes else ""
+
+    @property
+    def number(self) -> int:
+        """The number of the newest revision."""
+        return len(self.hashes)
+
+    def __contains__(self, revision_hash: str) -> bool:
+        return revision_hash in self.hashes
+
+
+def revision_hash(
+    parent: str,
+    project: str,
+    *,
+    applied_at_us: int,
+    author: str,
+    message: str,
+    commit: str,
+    changes: Sequence[tuple[str, str, str, str]],
+) -> str:
+    """Return the hash of a revision: hex of BLAKE2b-256 of the canonical JSON of all that it holds.
+
+    ``parent`` is the hash of the revision before it, empty for the first. ``changes`` are (action, kind, name,
+    fingerprint of the record) in their order; a delete has no fingerprint.
+    """
+    content = [parent, project, applied_at_us, author, message, commit, [list(change) for change in changes]]
+    return hashlib.blake2b(canonical_json(content).encode(), digest_size=32).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
 class Revision:
     """A project's definitions at one moment; it never changes. Revision 0 is the empty project."""
 
@@ -86,6 +134,8 @@ class Revision:
     number: int
     records: tuple[Record, ...]
     """Sorted by (kind, name)."""
+    chain: Chain = field(default_factory=Chain)
+    """The hashes up to this revision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +150,8 @@ class RevisionInfo:
     commit: str
     """The user's version-control commit, or an empty string."""
     changes: tuple[Change, ...]
+    hash: str
+    """As in `Chain`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from featurestore.offline.delta import DeltaStore
 from featurestore.offline.interface import OfflineStore
 from featurestore.testing.offline_store import OfflineStoreConformance
 from featurestore.testing.table_growth import TableGrowthConformance
+from featurestore.testing.table_origins import TableOriginsConformance
 
 
-class TestDelta(OfflineStoreConformance):
+class TestDelta(OfflineStoreConformance, TableOriginsConformance):
     @pytest.fixture
     def offline(self, tmp_path: Path) -> OfflineStore:
         return DeltaStore(tmp_path / "new folder" / "offline")

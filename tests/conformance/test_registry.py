@@ -52,10 +52,10 @@ wait_for_start()
 won, lost = [], 0
 with open_registry(url) as registry:
     while len(won) < 20:
-        head = registry.definitions.head("p")
+        head = registry.definitions.chain("p").head
         try:
             changes = [put("shared", f"{number}.{len(won)}"), put(f"own-{number}", len(won))]
-            won.append(registry.definitions.apply("p", head, changes, author=str(number), message="", commit=""))
+            won.append(registry.definitions.apply("p", head, changes, author=str(number), message="", commit="").number)
         except RevisionConflictError:
             lost += 1
 print(json.dumps([won, lost]))
@@ -65,11 +65,12 @@ FOREVER = """
 wait_for_start()
 with open_registry(url) as registry:
     while True:
-        head = registry.definitions.head("p")
+        chain = registry.definitions.chain("p")
+        head = chain.number
         # 3 MB: more than SQLite's cache, so the file is written to long before the commit.
         changes = [put(f"v{n}", [head + 1, "x" * 100_000]) for n in range(30)]
         try:
-            registry.definitions.apply("p", head, changes, author="", message="", commit="")
+            registry.definitions.apply("p", chain.head, changes, author="", message="", commit="")
         except RevisionConflictError:
             continue
         registry.ledger.append("p", "run", "k", {"head": head + 1})

@@ -344,6 +344,9 @@ class TestRepublish:
         materialize_incremental(workspace)
         workspace.online.delete(b"fs:shop:")
         (run,) = materialize_incremental(workspace)
+        assert (run.appended, run.published.written) == (0, 40)  # unasked
+        assert online_rows(workspace) == expected_online(expected, NOW)
+        (run,) = materialize_incremental(workspace)
         assert run.published.written == 0
         (run,) = republish(workspace)
         assert (run.kind, run.state, run.table_version, run.published.written) == ("republish", "done", 0, 40)

@@ -63,7 +63,8 @@ def changed(**changes: Any) -> Callable[[Path], None]:
             values["document"] = {key: value for key, value in values["document"].items() if value is not ...}
             values["fingerprint"] = fingerprint(values["document"])
             made = type(record)(**values)
-            definitions.apply("shop", 1, [Change("put", made.kind, made.name, made)], author="", message="", commit="")
+            put = Change("put", made.kind, made.name, made)
+            definitions.apply("shop", definitions.chain("shop").head, [put], author="", message="", commit="")
 
     return change
 

@@ -263,14 +263,16 @@ def test_cleaning_trims_the_archive(folder, store):
 
 def test_cleaning_knows_the_files_of_a_living_writer_whose_entries_are_gone(folder, store):
     version = append_several(store, 40)
-    store.clean(TABLE, keep=[])
+    store.clean(TABLE, keep=[], known=[])
     assert not (location(folder) / "_archive").is_dir() or not list((location(folder) / "_archive").iterdir())
     for file in version.files:
         assert Path(file.path).is_file()
     merged = merge(store, version)
-    assert store.clean(TABLE, keep=[version.number]) == 0
+    assert store.clean(TABLE, keep=[version.number], known=[]) == 0
     merged = append_several(store, 4 * EVERY, merge(store, merged))
-    store.clean(TABLE, keep=[])  # the only entries that name the first files are those of the checkpoint and the merge
+    store.clean(
+        TABLE, keep=[], known=[]
+    )  # the only entries that name the first files are those of the checkpoint and the merge
     needed = {Path(file.path) for file in merged.files}
     assert set(location(folder).glob("*.parquet")) == needed
 

@@ -91,7 +91,7 @@ def another_type(workspace: Workspace) -> None:
     )
     assert "set aside; generation 2 starts empty" in apply(workspace, changed)
     succeeded(materialize_incremental(workspace))
-    assert [str(table) for table in collect_garbage(workspace).kept] == ["shop/shop_sales/1"]
+    assert [kept.what for kept in collect_garbage(workspace).kept] == ["offline table shop/shop_sales/1"]
 
 
 def a_new_feature(workspace: Workspace) -> None:

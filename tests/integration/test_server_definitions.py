@@ -160,7 +160,8 @@ def test_definitions_that_this_version_cannot_read_leave_the_last_good_ones(
         record = Record("embedding_view", "shop", "x", {}, fingerprint({}))
         with open_registry(read_settings(project.root).registry, project.root) as registry:
             change = [Change("put", record.kind, record.name, record)]
-            registry.definitions.apply("shop", 1, change, author="", message="", commit="")
+            on = registry.definitions.chain("shop").head
+            registry.definitions.apply("shop", on, change, author="", message="", commit="")
         until(lambda: "cannot read" in caplog.text)
         assert clicks(client).json()["rows"] == [[7]]
 

@@ -36,6 +36,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="module")
+def closed_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Another folder for servers with a token: one that had a token once is never open again."""
+    return small_project(tmp_path_factory.mktemp("closed") / "repo", system_clock())
+
+
+@pytest.fixture(scope="module")
 def paths(project: Project) -> list[str]:
     """Every route that the app has, and some that it has not."""
     routes = create_app(project.workspace()).routes
@@ -57,7 +63,7 @@ def raw_path(client: httpx.Client, method: str, path: str, headers: dict[str, st
     return client.send(request)
 
 
-def test_without_a_token_only_the_open_paths_answer(project: Project, paths: list[str]) -> None:
+def test_without_a_token_only_the_open_paths_answer(closed_project: Project, paths: list[str]) -> None:
     wrong = [
         {},
         {"authorization": ""},
@@ -68,7 +74,7 @@ def test_without_a_token_only_the_open_paths_answer(project: Project, paths: lis
         {"x-api-key": TOKEN},
         {"host": "health"},
     ]
-    with serving_here(project.workspace(), token=TOKEN) as client:
+    with serving_here(closed_project.workspace(), token=TOKEN) as client:
         for path in paths:
             for method in METHODS:
                 for headers in wrong if method in ("GET", "POST") else wrong[:1]:
@@ -86,8 +92,8 @@ def test_without_a_token_only_the_open_paths_answer(project: Project, paths: lis
         assert client.get(f"/metrics?token={TOKEN}").status_code == 401
 
 
-def test_the_token_is_checked_before_the_body_is_read(project: Project) -> None:
-    with serving_here(project.workspace(), token=TOKEN) as client:
+def test_the_token_is_checked_before_the_body_is_read(closed_project: Project) -> None:
+    with serving_here(closed_project.workspace(), token=TOKEN) as client:
         response = client.post("/v1/online-features", content=b"x" * 10_000_000)
         assert response.status_code == 401
 
@@ -97,9 +103,8 @@ def test_on_loopback_without_tokens_everything_is_open(client: httpx.Client, pat
         assert raw_path(client, "GET", path, {}).status_code in (200, 404, 405), path
 
 
-def test_load_balancers_may_ask_by_head(project: Project) -> None:
-    workspace = project.workspace()
-    with serving_here(workspace, token=TOKEN) as client:
+def test_load_balancers_may_ask_by_head(closed_project: Project) -> None:
+    with serving_here(closed_project.workspace(), token=TOKEN) as client:
         for path in ("/health", "/ready"):
             found = client.head(path)
             assert (found.status_code, found.content) == (200, b"")
@@ -109,14 +114,16 @@ def test_load_balancers_may_ask_by_head(project: Project) -> None:
         assert client.head("/metrics").status_code == 401
 
 
-def test_open_paths_tell_what_is_served_only_to_those_who_may_read_it(project: Project, client: httpx.Client) -> None:
+def test_open_paths_tell_what_is_served_only_to_those_who_may_read_it(
+    closed_project: Project, client: httpx.Client
+) -> None:
     def tells(found: httpx.Response) -> bool:
         answer = found.json()
         return set(answer) == {"status", "revision", "registry_age_seconds"} and answer["revision"] == 1
 
     assert client.get("/health").json() == {"status": "ok"}
     assert tells(client.get("/ready"))  # nobody but this machine can ask
-    with serving_here(project.workspace(), token=TOKEN) as closed:
+    with serving_here(closed_project.workspace(), token=TOKEN) as closed:
         for headers in ({}, {"authorization": f"Bearer {TOKEN}x"}, {"authorization": TOKEN}):
             assert closed.get("/health", headers=headers).json() == {"status": "ok"}
             assert closed.get("/ready", headers=headers).json() == {"status": "ready"}

@@ -51,7 +51,7 @@ from featurestore.errors import (
     TrainingSetError,
 )
 from featurestore.maintenance.gc import BEING_SAVED_SECONDS, collect_garbage
-from featurestore.metadata.saved_sets import frames_folder, list_sets, pins
+from featurestore.metadata.saved_sets import frame_file, frames_folder, list_sets, note_frame, pins
 from featurestore.metadata.workspace import Workspace
 from featurestore.retrieval import (
     TrainingSetWarning,
@@ -735,7 +735,7 @@ def test_saving_again_changes_nothing_and_another_set_is_refused(workspace: Work
         with pytest.raises(TrainingSetError, match="another training set called 'first'"):
             other.save("first")
     assert [saved.name for saved in list_sets(workspace.ledger, "shop")] == ["first"]
-    assert len(list((workspace.root / "data/offline/shop/_training_sets").iterdir())) == 1
+    assert len(list((workspace.root / "data/offline/shop/_training_sets").glob("*.arrow"))) == 1
 
 
 def test_a_deleted_set_is_gone_and_its_name_free(workspace: Workspace) -> None:
@@ -743,8 +743,7 @@ def test_a_deleted_set_is_gone_and_its_name_free(workspace: Workspace) -> None:
     get_historical_features(workspace, frame(), carrier_profile).save("second")
     delete_training_set(workspace, "first")
     assert [saved.name for saved in list_sets(workspace.ledger, "shop")] == ["second"]
-    (frame_of_second,) = frames_folder(workspace).iterdir()
-    assert frame_of_second.name.startswith("second-")
+    assert [path.name.partition("-")[0] for path in frames_folder(workspace).iterdir()] == ["second", "second"]
     for name in ("first", "frist"):
         with pytest.raises(NotFoundError, match=rf"no saved training set '{name}'"):
             get_training_set(workspace, name)
@@ -756,22 +755,25 @@ def test_a_deleted_set_is_gone_and_its_name_free(workspace: Workspace) -> None:
     assert get_training_set(workspace, "first").to_arrow().equals(other.to_arrow())
     assert len(get_training_set(workspace, "second")) == 7
     table = workspace.snapshot().views["carrier_profile"].table
-    assert pins(workspace.ledger, "shop")[table] == {0, 1}
+    assert pins(workspace)[table] == {0, 1}
     delete_training_set(workspace, "second")
-    assert pins(workspace.ledger, "shop")[table] == {1}
+    assert pins(workspace)[table] == {1}
 
 
 def test_frames_that_no_set_names_go_when_they_are_old(workspace: Workspace) -> None:
     get_historical_features(workspace, frame(), carrier_profile).save("first")
-    (kept,) = frames_folder(workspace).iterdir()
-    being_saved, left = (kept.with_name(f"{name}-0.arrow") for name in ("new", "left"))
-    for path in (being_saved, left):
+    kept, document = sorted(frames_folder(workspace).iterdir())
+    being_saved, left, unknown = (kept.with_name(f"{name}-0.arrow") for name in ("new", "left", "unknown"))
+    partial = left.with_suffix(".partial")
+    for path in (being_saved, left, unknown, partial):
         path.write_bytes(b"")
+    for path in (being_saved, left):
+        note_frame(workspace.ledger, "shop", frame_file(workspace, path))
     hours_ago = time.time() - 2 * BEING_SAVED_SECONDS
-    for path in (kept, left):
+    for path in (kept, document, left, unknown, partial):
         os.utime(path, (hours_ago, hours_ago))
-    assert collect_garbage(workspace).files == 1
-    assert set(frames_folder(workspace).iterdir()) == {kept, being_saved}
+    assert collect_garbage(workspace).files == 2
+    assert set(frames_folder(workspace).iterdir()) == {kept, document, being_saved, unknown}
     assert len(get_training_set(workspace, "first")) == 7
 
 
@@ -798,14 +800,14 @@ def test_what_saved_sets_need_is_known(workspace: Workspace) -> None:
     with pytest.warns(TrainingSetWarning):
         get_historical_features(workspace, frame(), "offline_only:secret").save("four")
     tables = {registered.table: name for name, registered in workspace.snapshot().views.items()}
-    pinned = {tables[table]: versions for table, versions in pins(workspace.ledger, "shop").items()}
+    pinned = {tables[table]: versions for table, versions in pins(workspace).items()}
     assert pinned == {"carrier_profile": {0, 1}, "airport_weather": {0}}
     assert rows_of(get_training_set(workspace, "four"), "secret") == [None] * 7
 
 
 def test_a_set_whose_version_or_frame_is_gone_is_refused_by_name(workspace: Workspace) -> None:
     get_historical_features(workspace, frame(), carrier_profile).save("first")
-    (kept,) = (workspace.root / "data/offline/shop/_training_sets").iterdir()
+    (kept,) = (workspace.root / "data/offline/shop/_training_sets").glob("*.arrow")
     content = kept.read_bytes()
     kept.write_bytes(content[:-1])
     with pytest.raises(DamagedFileError, match="entity frame of training set 'first'"):

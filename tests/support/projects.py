@@ -40,5 +40,6 @@ def apply_records(workspace: Workspace, definitions: Iterable[Definition], *, ge
     """Put the definitions' records into the registry as they are, without a plan."""
     records = [to_record(workspace.project, found, generation=generation) for found in definitions]
     changes = [Change("put", record.kind, record.name, record) for record in records]
-    head = workspace.registry.definitions.head(workspace.project)
-    workspace.registry.definitions.apply(workspace.project, head, changes, author="test", message="", commit="")
+    definitions = workspace.registry.definitions
+    head = definitions.chain(workspace.project).head
+    definitions.apply(workspace.project, head, changes, author="test", message="", commit="")

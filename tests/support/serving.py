@@ -124,13 +124,14 @@ class Project:
         found = [definition for definition in load_definitions(self.root) if definition.key not in without]
         records = {record.key: record for record in (to_record("shop", definition) for definition in found)}
         with open_registry(settings.registry, self.root) as registry:
-            head = registry.definitions.head("shop")
-            before = {record.key: record for record in registry.definitions.read("shop").records} if head else {}
+            chain = registry.definitions.chain("shop")
+            before = {record.key: record for record in registry.definitions.read("shop").records}
             changes = [Change("put", r.kind, r.name, r) for r in records.values() if before.get(r.key) != r]
             changes += [Change("delete", r.kind, r.name) for key, r in before.items() if key not in records]
             if not changes:
-                return head
-            return registry.definitions.apply("shop", head, changes, author="test", message="", commit="")
+                return chain.number
+            made = registry.definitions.apply("shop", chain.head, changes, author="test", message="", commit="")
+            return made.number
 
     def put(self, view: str, entity: Mapping[str, Any], values: Mapping[str, Any], *, event_us: int) -> None:
         """Publish one row."""

@@ -16,6 +16,7 @@ from featurestore_registry.auth import (
     Token,
     TokenVerifier,
     create_token,
+    known_tokens,
     revoke_token,
     tokens,
 )
@@ -85,6 +86,15 @@ def test_revoking(ledger):
     assert tokens(ledger, "p") == (of_all, second)
     revoke_token(ledger, None, of_all.id, now_us=NOW)
     assert tokens(ledger, "p") == (second,)
+
+
+def test_revoked_tokens_are_known_with_their_end(ledger):
+    _, kept = create(ledger)
+    ended = [create(ledger, project)[1] for project in ("p", None, "q")]
+    for number, token in enumerate(ended):
+        revoke_token(ledger, token.project, token.id, now_us=NOW + number)
+    assert known_tokens(ledger, "p") == ((kept,), {ended[0].id: NOW, ended[1].id: NOW + 1})
+    assert known_tokens(ledger, None) == ((), {ended[1].id: NOW + 1})
 
 
 def test_a_token_that_expires_at_once_is_not_made(ledger):

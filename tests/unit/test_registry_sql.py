@@ -29,6 +29,7 @@ from featurestore_registry.errors import (
 from featurestore_registry.records import Change, Record, RecordField
 from featurestore_registry.sql import open_registry, tables
 from featurestore_registry.sql.schema import alembic_config
+from featurestore_registry.testing.definitions import hash_at
 
 
 def put(name, document, project="p"):
@@ -36,7 +37,8 @@ def put(name, document, project="p"):
 
 
 def apply(registry, expected, *changes):
-    return registry.definitions.apply("p", expected, changes, author="ada", message="why", commit="c0ffee")
+    on = hash_at(registry.definitions, "p", expected)
+    return registry.definitions.apply("p", on, changes, author="ada", message="why", commit="c0ffee").number
 
 
 @pytest.fixture
@@ -347,8 +349,9 @@ def test_writes_begin_immediate_and_are_synced(filled):
         connection.set_trace_callback(lambda statement: seen.append(statement.split("\n")[0]))
 
     with open_registry(filled) as registry, on_connect(trace):
+        head, changes = registry.definitions.chain("p").head, [put("b", {}), Change("delete", "view", "a")]
         for write in (
-            lambda: apply(registry, 1, put("b", {}), Change("delete", "view", "a")),
+            lambda: registry.definitions.apply("p", head, changes, author="", message="", commit=""),
             lambda: registry.ledger.append("p", "run", "k", {}),
         ):
             seen.clear()
@@ -608,6 +611,6 @@ def test_a_conflict_says_what_it_met_and_what_to_do(filled):
         with pytest.raises(RevisionConflictError, match="'p' is at revision 1, not at 0") as raised:
             apply(registry, 0, put("b", {}))
         assert raised.value.hint == "Plan again and apply what it shows."
-        assert raised.value.details == {"project": "p", "head": 1, "expected": 0}
+        assert raised.value.details == {"project": "p", "head": 1, "expected": ""}
         with pytest.raises(LedgerConflictError, match="run 'k' of project 'p' is at version 1, not at 3"):
             registry.ledger.append("p", "run", "k", {}, if_version=3)

@@ -80,6 +80,7 @@ def test_variables_are_substituted_everywhere(monkeypatch):
         ({"project": "p", "server": {"refresh": "9999999999999d"}}, ["server.refresh", "longer than time"]),
         ({"project": "p", "server": {"prt": 1}}, ["server.prt", "'port'?"]),
         ({"project": "p", "server": {"port": 70000}}, ["server.port"]),
+        ({"project": "p", "server": {"auth": "none"}}, ["server.auth", "'auto' or 'required'"]),
         ({"project": "p", "server": {"refresh": 10}}, ["server.refresh", "10s"]),
         ({"project": "p", "server": {"refresh": "10 weeks"}}, ["server.refresh"]),
         ({"project": "p", "registry": "sqlite:///${NOT_SET_ANYWHERE}"}, ["NOT_SET_ANYWHERE", "export"]),

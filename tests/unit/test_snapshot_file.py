@@ -14,6 +14,7 @@ from featurestore_registry.auth import Role, Token
 from featurestore_registry.records import Record, RecordField, Revision, fingerprint
 
 from featurestore.errors import DiskFullError, RegistryFormatError, RegistryUnavailableError
+from featurestore.metadata.private_file import checksum
 from featurestore.metadata.snapshot_file import SavedSnapshot, confirm_snapshot, read_snapshot, save_snapshot
 
 SEEN_US = 1_385_000_000_123_456
@@ -121,12 +122,10 @@ def test_foreign_files_are_refused(path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("missing", ["project", "revision", "records", "tokens"])
 def test_a_matching_checksum_over_missing_fields_is_refused(path: Path, missing: str) -> None:
-    from featurestore.metadata import snapshot_file
-
     save_snapshot(path, some_snapshot())
     document: dict[str, Any] = json.loads(path.read_bytes())
     del document["snapshot"][missing]
-    document["checksum"] = snapshot_file._checksum(document["snapshot"])
+    document["checksum"] = checksum(document["snapshot"])
     path.write_text(json.dumps(document))
     with pytest.raises(RegistryFormatError, match="lacks fields"):
         read_snapshot(path, "nyc")

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
     """Remove old generations, data of deleted views, and leftovers of killed runs.
 
-    What a saved training set pins stays.
+    Only what this registry remembers giving up goes. What a saved training set pins stays, and so does what bears
+    another identity or was never this registry's: it is listed.
     """
     garbage = collect_garbage(store.workspace, dry_run=dry_run)
 
@@ -28,8 +29,8 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
         verb = "would be removed" if dry_run else "removed"
         for found in garbage.tables:
             console.print(f"offline table {found} {verb}", markup=False)
-        for found in garbage.kept:
-            console.print(f"offline table {found} kept: a saved training set pins it", markup=False)
+        for kept in garbage.kept:
+            console.print(f"{kept.what} kept: {kept.why}", markup=False)
         if dry_run:
             console.print("Leftover files and online records are counted when they are removed.")
         else:
@@ -37,7 +38,7 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
 
     document = {
         "tables": [str(found) for found in garbage.tables],
-        "kept": [str(found) for found in garbage.kept],
+        "kept": [{"what": kept.what, "why": kept.why} for kept in garbage.kept],
         "online_prefixes": [prefix.decode() for prefix in garbage.online_prefixes],
         "files": garbage.files,
         "records": garbage.records,

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 @click.option("--port", type=WholeNumber(0, 65535), help="Port to bind (default: server.port, 6566; 0: any free).")
 @click.option("--workers", type=WholeNumber(1, 256), help="Processes (default: server.workers, 1).")
 @click.option(
+    "--open",
+    "reopen",
+    is_flag=True,
+    help="Serve without tokens although the servers of this repo were closed: forget that. On loopback only.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
@@ -27,13 +33,20 @@ if TYPE_CHECKING:
 )
 @click.option("--debug", is_flag=True, help="Show tracebacks and debug logs.")
 def command(
-    repo: Path, host: str | None, port: int | None, workers: int | None, log_format: Format, debug: bool
+    repo: Path,
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    reopen: bool,
+    log_format: Format,
+    debug: bool,
 ) -> None:
     """Serve features over HTTP until interrupted.
 
     Beyond loopback a token is needed: make one with fs token create, or set FS_SERVER_TOKEN (32 characters or more).
-    Every request then carries it: Authorization: Bearer <token>.
+    Every request then carries it: Authorization: Bearer <token>. A server that has seen a token, or whose setting
+    server.auth is required, is closed on loopback too, and stays so until fs serve --open.
     """
     from featurestore.server.run import serve
 
-    serve(repo, host=host, port=port, workers=workers, debug=debug, log_format=log_format)
+    serve(repo, host=host, port=port, workers=workers, reopen=reopen, debug=debug, log_format=log_format)

@@ -40,6 +40,8 @@ def command(store: FeatureStore, output: Output) -> None:
             for view in found
         ]
         table(console, heads, rows, right=("age", "offline rows", "online"))
+        for mismatch in (each for view in found for each in view.mismatches):
+            console.print(f"{mismatch.message} {mismatch.hint}", markup=False, style="yellow")
 
     output.emit(found, render)
 

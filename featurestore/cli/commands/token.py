@@ -128,7 +128,9 @@ def list_(store: FeatureStore, output: Output, project: str | None) -> None:
             rows = [(each.id, each.name, each.role, _good_for(each), _end_of(each, now_us)) for each in found]
             table(console, ("id", "name", "role", "good for", "end"), rows)
         else:
-            console.print("There are no tokens: a server on loopback is open to everyone who reaches it.")
+            console.print(
+                "There are no tokens: a server on loopback is open to all who reach it, unless it has seen one."
+            )
 
     output.emit([_document(each, now_us) for each in found], render)
 
@@ -146,7 +148,7 @@ def revoke(store: FeatureStore, output: Output, id: str, project: str | None) ->
     def render(console: Console) -> None:
         console.print(f"Token {id} is revoked.", markup=False)
         if len(found) == 1:
-            console.print("It was the last one: without tokens a server on loopback is open to all who reach it.")
+            console.print("It was the last one. A server that has seen it stays closed, until `fs serve --open`.")
 
     output.emit({"id": id, "revoked": True, "left": len(found) - 1}, render)
 

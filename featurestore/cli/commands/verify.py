@@ -19,13 +19,20 @@ if TYPE_CHECKING:
 @click.command("verify")
 @repo_command
 def command(store: FeatureStore, output: Output) -> Any:
-    """Check the checksum of every offline file and every online record. Exits with 1 when something is damaged."""
+    """Check every offline file and online record, and whether the stores agree.
+
+    Checksums of all files and records; whether registry, offline and online store belong together; and whether 1,000
+    entities are online what the offline table says. Exits with 1 when something is wrong.
+    """
     checked = verify(store.workspace)
     problems = [problem for view in checked for problem in view.problems]
 
     def render(console: Console) -> None:
-        rows = [(v.view, f"{v.files:,}", f"{v.records:,}", len(v.problems)) for v in checked]
-        heads = ("view", "files", "online records", "problems")
+        rows = [
+            (v.view, f"{v.files:,}", f"{v.records:,}", f"{v.compared:,}", f"{v.online_only:,}", len(v.problems))
+            for v in checked
+        ]
+        heads = ("view", "files", "online records", "compared", "online only", "problems")
         table(console, heads, rows, right=heads[1:])
         for problem in problems:
             console.print(problem, markup=False, style="red")

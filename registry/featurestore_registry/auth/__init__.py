@@ -7,6 +7,7 @@ from featurestore_registry.auth.tokens import (
     Token,
     TokenVerifier,
     create_token,
+    known_tokens,
     revoke_token,
     tokens,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "Token",
     "TokenVerifier",
     "create_token",
+    "known_tokens",
     "revoke_token",
     "tokens",
 ]

@@ -23,6 +23,8 @@ MIN_STATIC_TOKEN_LENGTH = 32
 """Characters that ``FS_SERVER_TOKEN`` must have."""
 
 _KIND = "token"
+_REVOKED = "revoked_at_us"
+"""The field that the entry of a revoked token has, and no other."""
 _EVERY_PROJECT = ""
 """The ledger's project for tokens that are not bound to one: no project can be named so."""
 _TOKEN68 = re.compile(r"[A-Za-z0-9._~+/-]+=*")
@@ -119,14 +121,22 @@ def tokens(ledger: Ledger, project: str | None) -> tuple[Token, ...]:
 
     With None only those of every project. Revoked ones are left out, expired ones are not.
     """
+    return known_tokens(ledger, project)[0]
+
+
+def known_tokens(ledger: Ledger, project: str | None) -> tuple[tuple[Token, ...], dict[str, int]]:
+    """Return what `tokens` does, and with it the revoked ones: each one's id with the instant that ended it, in
+    UTC microseconds. Both are of one look, so that no token is missing from both.
+    """
     found = [
         entry
         for partition in dict.fromkeys([project or _EVERY_PROJECT, _EVERY_PROJECT])
         for entry in ledger.scan(partition, _KIND)
-        if "revoked_at_us" not in entry.document
     ]
     found.sort(key=lambda entry: entry.written_at, reverse=True)
-    return tuple(Token.from_document(entry.document) for entry in found)
+    kept = tuple(Token.from_document(entry.document) for entry in found if _REVOKED not in entry.document)
+    revoked = {entry.key: int(entry.document[_REVOKED]) for entry in found if _REVOKED in entry.document}
+    return kept, revoked
 
 
 def revoke_token(ledger: Ledger, project: str | None, token_id: str, *, now_us: int) -> None:
@@ -143,7 +153,7 @@ def revoke_token(ledger: Ledger, project: str | None, token_id: str, *, now_us: 
             project=project,
             token=token_id,
         )
-    ledger.append(partition, _KIND, token_id, {"id": token_id, "revoked_at_us": now_us})
+    ledger.append(partition, _KIND, token_id, {"id": token_id, _REVOKED: now_us})
 
 
 class TokenVerifier:

@@ -6,11 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, and_, insert, select, update
+from sqlalchemy import Connection, Row, RowMapping, and_, insert, select, update
 
 from featurestore_registry.errors import RecordNotFoundError, RevisionConflictError
 from featurestore_registry.interface import Definitions
 from featurestore_registry.records import (
+    Chain,
     Change,
     Clock,
     Record,
@@ -18,6 +19,7 @@ from featurestore_registry.records import (
     Revision,
     RevisionInfo,
     canonical_json,
+    revision_hash,
 )
 from featurestore_registry.sql import tables
 from featurestore_registry.sql.engine import SqliteDatabase, load_json, utc_datetime
@@ -29,11 +31,18 @@ class SqlDefinitions(Definitions):
     def __init__(self, database: SqliteDatabase, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self._chains: dict[str, Chain] = {}
+        """As they were last read: only what came since is hashed again."""
 
     def head(self, project: str) -> int:
         """Return the newest revision's number, 0 for an unknown project."""
         with self._database.reading() as connection:
             return _head(connection, project)
+
+    def chain(self, project: str) -> Chain:
+        """Return the hashes of all revisions; see `Definitions.chain`."""
+        with self._database.reading() as connection:
+            return self._chain(connection, project)
 
     def projects(self) -> list[str]:
         """Return the names of all projects ever applied, sorted."""
@@ -44,7 +53,8 @@ class SqlDefinitions(Definitions):
         """Return one revision whole, the newest when None; see `Definitions.read`."""
         record = tables.record
         with self._database.reading() as connection:
-            head = _head(connection, project)
+            chain = self._chain(connection, project)
+            head = chain.number
             number = head if revision is None else revision
             if not 0 <= number <= head:
                 raise RecordNotFoundError(
@@ -60,7 +70,8 @@ class SqlDefinitions(Definitions):
                 )
             ).mappings()
             records = [_record(row) for row in rows]
-        return Revision(project, number, tuple(sorted(records, key=lambda each: (each.kind, each.name))))
+        ordered = tuple(sorted(records, key=lambda each: (each.kind, each.name)))
+        return Revision(project, number, ordered, Chain(chain.hashes[:number]))
 
     def history(self, project: str, *, limit: int = 50) -> list[RevisionInfo]:
         """Return the newest revisions first; see `Definitions.history`."""
@@ -90,6 +101,7 @@ class SqlDefinitions(Definitions):
                 .where(change.c.project == project, change.c.number >= infos[-1].number)
                 .order_by(change.c.number, change.c.position)
             ).mappings()
+            chain = self._chain(connection, project)
             changes: defaultdict[int, list[Change]] = defaultdict(list)
             for row in rows:
                 action, kind, name = row[change.c.action], row[change.c.kind], row[change.c.name]
@@ -103,6 +115,7 @@ class SqlDefinitions(Definitions):
                 message=info.message,
                 commit=info.source_commit,
                 changes=tuple(changes[info.number]),
+                hash=chain.hashes[info.number - 1],
             )
             for info in infos
         ]
@@ -110,18 +123,21 @@ class SqlDefinitions(Definitions):
     def apply(
         self,
         project: str,
-        expected_revision: int,
+        expected: str,
         changes: Sequence[Change],
         *,
         author: str,
         message: str,
         commit: str,
-    ) -> int:
+    ) -> Chain:
         """Apply the changes in one transaction; see `Definitions.apply`."""
         rows = _rows(project, changes)
-        new = expected_revision + 1
         with self._database.writing() as connection:
-            _move(connection, project, expected_revision)
+            chain = self._chain(connection, project)
+            if chain.head != expected:
+                raise _conflict(project, chain, expected)
+            new = chain.number + 1
+            _move(connection, project, new)
             connection.execute(
                 insert(tables.revision).values(
                     project=project,
@@ -144,7 +160,57 @@ class SqlDefinitions(Definitions):
                         name=change.name,
                     )
                 )
-        return new
+            return self._chain(connection, project)
+
+    def _chain(self, connection: Connection, project: str) -> Chain:
+        """Return a project's chain, continued from the one that was read last where that one is still its beginning."""
+        for known in (self._chains.get(project, Chain()), Chain()):
+            hashes = list(known.hashes[:-1])
+            for row, changes in _revisions(connection, project, after=len(hashes)):
+                hashes.append(
+                    revision_hash(
+                        hashes[-1] if hashes else "",
+                        project,
+                        applied_at_us=row.applied_at_us,
+                        author=row.author,
+                        message=row.message,
+                        commit=row.source_commit,
+                        changes=changes,
+                    )
+                )
+            # A restored registry may have other content under the same numbers.
+            if tuple(hashes[: known.number]) == known.hashes:
+                break
+        self._chains[project] = Chain(tuple(hashes))
+        return self._chains[project]
+
+
+def _revisions(
+    connection: Connection, project: str, *, after: int
+) -> list[tuple[Row[Any], list[tuple[str, str, str, str]]]]:
+    """Return the revisions after a number, oldest first, each with its changes as `revision_hash` takes them."""
+    revision, change, record = tables.revision, tables.change, tables.record
+    infos = connection.execute(
+        select(revision).where(revision.c.project == project, revision.c.number > after).order_by(revision.c.number)
+    ).all()
+    if not infos:
+        return []
+    is_put = and_(
+        record.c.project == change.c.project,
+        record.c.kind == change.c.kind,
+        record.c.name == change.c.name,
+        record.c.valid_from == change.c.number,
+    )
+    rows = connection.execute(
+        select(change.c.number, change.c.action, change.c.kind, change.c.name, record.c.fingerprint)
+        .select_from(change.outerjoin(record, is_put))
+        .where(change.c.project == project, change.c.number > after, change.c.number <= infos[-1].number)
+        .order_by(change.c.number, change.c.position)
+    )
+    changes: defaultdict[int, list[tuple[str, str, str, str]]] = defaultdict(list)
+    for number, action, kind, name, fingerprint in rows:
+        changes[number].append((action, kind, name, fingerprint or ""))
+    return [(info, changes[info.number]) for info in infos]
 
 
 def _head(connection: Connection, project: str) -> int:
@@ -152,24 +218,28 @@ def _head(connection: Connection, project: str) -> int:
     return head or 0
 
 
-def _move(connection: Connection, project: str, expected: int) -> None:
-    """Move the project's revision by one, from exactly ``expected``."""
+def _move(connection: Connection, project: str, new: int) -> None:
+    """Move the project's revision by one, to ``new``."""
     table = tables.project
-    if expected == 0 and _head(connection, project) == 0:
+    if new == 1:
         connection.execute(insert(table).values(project=project, revision=1))
-        return
-    moved = connection.execute(
-        update(table).where(table.c.project == project, table.c.revision == expected).values(revision=expected + 1)
+    else:
+        connection.execute(update(table).where(table.c.project == project).values(revision=new))
+
+
+def _conflict(project: str, chain: Chain, expected: str) -> RevisionConflictError:
+    if expected in chain or not expected:
+        at = chain.hashes.index(expected) + 1 if expected else 0
+        planned = f"not at {at}: another apply came first"
+    else:
+        planned = "and the one that this was planned on is not in its history"
+    return RevisionConflictError(
+        f"Project {project!r} is at revision {chain.number}, {planned}.",
+        hint="Plan again and apply what it shows.",
+        project=project,
+        head=chain.number,
+        expected=expected,
     )
-    if moved.rowcount != 1:
-        head = _head(connection, project)
-        raise RevisionConflictError(
-            f"Project {project!r} is at revision {head}, not at {expected}: another apply came first.",
-            hint="Plan again and apply what it shows.",
-            project=project,
-            head=head,
-            expected=expected,
-        )
 
 
 def _apply_one(connection: Connection, project: str, new: int, change: Change, row: Mapping[str, Any] | None) -> None:

@@ -92,10 +92,13 @@ class SqliteDatabase:
         self._make = make
 
     def create(self) -> None:
-        """Make the folder and an empty file where they are missing."""
+        """Make the folder and an empty file where they are missing; its owner alone may read a new file.
+
+        SQLite gives its journal the same mode.
+        """
         with self._translated():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.touch()
+            self.path.touch(mode=0o600)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

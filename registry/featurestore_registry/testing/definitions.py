@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from featurestore_registry.errors import RecordNotFoundError, RevisionConflictError
 from featurestore_registry.interface import Definitions, Registry
-from featurestore_registry.records import Change, Record, RecordField, fingerprint
+from featurestore_registry.records import Chain, Change, Record, RecordField, fingerprint
 from featurestore_registry.testing.support import DOCUMENTS, NAMES, RegistryFixtures, Reopen, at_once
 
 
@@ -31,9 +33,16 @@ def delete(name: str, *, kind: str = "view") -> Change:
     return Change("delete", kind, name)
 
 
+def hash_at(definitions: Definitions, project: str, number: int) -> str:
+    """Return the hash of a revision by its number, one that no revision has where there is none of the number."""
+    hashes = ("", *definitions.chain(project).hashes)
+    return hashes[number] if 0 <= number < len(hashes) else "f" * 64
+
+
 def apply(definitions: Definitions, project: str, expected: int, *changes: Change) -> int:
-    """Apply changes with facts that do not matter."""
-    return definitions.apply(project, expected, changes, author="ada", message="why", commit="c0ffee")
+    """Apply changes with facts that do not matter on the revision of a number, and return the new number."""
+    on = hash_at(definitions, project, expected)
+    return definitions.apply(project, on, changes, author="ada", message="why", commit="c0ffee").number
 
 
 class DefinitionsConformance(RegistryFixtures):
@@ -161,8 +170,8 @@ class DefinitionsConformance(RegistryFixtures):
         definitions = registry.definitions
         first = [put("p", "b", {"v": 1}), put("p", "a", {"v": 1})]
         second = [delete("b"), put("p", "c", {"v": 2}), put("p", "a", {"v": 2})]
-        definitions.apply("p", 0, first, author="ada", message="müssen 🛫", commit="")
-        definitions.apply("p", 1, second, author="", message="", commit="c0ffee")
+        made = definitions.apply("p", "", first, author="ada", message="müssen 🛫", commit="")
+        definitions.apply("p", made.head, second, author="", message="", commit="c0ffee")
         apply(definitions, "q", 0, put("q", "other"))
         newest, oldest = definitions.history("p")
         assert (newest.number, newest.author, newest.message, newest.commit) == (2, "", "", "c0ffee")
@@ -170,6 +179,7 @@ class DefinitionsConformance(RegistryFixtures):
         assert list(newest.changes) == second
         assert list(oldest.changes) == first
         assert oldest.applied_at <= newest.applied_at
+        assert (oldest.hash, newest.hash) == definitions.chain("p").hashes
 
     def test_history_is_newest_first_and_limited(self, registry: Registry) -> None:
         definitions = registry.definitions
@@ -190,6 +200,41 @@ class DefinitionsConformance(RegistryFixtures):
             apply(definitions, "p", expected, put("p", "b"), put("p", "a", {"v": "other"}))
         assert raised.value.details["head"] == 1
         assert (definitions.read("p"), definitions.history("p")) == before
+
+    def test_a_chain_grows_with_each_apply_and_never_changes(self, registry: Registry, reopen: Reopen) -> None:
+        definitions = registry.definitions
+        assert definitions.chain("p") == Chain()
+        seen = [definitions.chain("p").hashes]
+        for number in range(5):
+            apply(definitions, "p", number, put("p", "a"), put("p", f"v{number}"))
+            seen.append(definitions.chain("p").hashes)
+        assert [len(hashes) for hashes in seen] == list(range(6))
+        assert all(later[: len(earlier)] == earlier for earlier, later in pairwise(seen))
+        assert len(set(seen[-1])) == 5
+        assert all(re.fullmatch("[0-9a-f]{64}", each) for each in seen[-1])
+        assert [definitions.read("p", number).chain.hashes for number in range(6)] == seen
+        with reopen() as other:
+            assert other.definitions.chain("p").hashes == seen[-1]
+
+    def test_a_chain_tells_projects_and_contents_apart(self, registry: Registry) -> None:
+        definitions = registry.definitions
+        apply(definitions, "p", 0, put("p", "a", {"v": 1}))
+        apply(definitions, "q", 0, put("q", "a", {"v": 1}))
+        identities = [definitions.chain(project).identity for project in ("p", "q")]
+        assert len(set(identities)) == 2
+        apply(definitions, "p", 1, put("p", "a", {"v": 2}))
+        assert definitions.chain("p").identity == identities[0]
+        assert definitions.chain("p").head not in definitions.chain("q")
+
+    def test_what_was_planned_on_a_revision_of_another_history_is_a_conflict(self, registry: Registry) -> None:
+        definitions = registry.definitions
+        for project in ("p", "q"):
+            apply(definitions, project, 0, put(project, "a"))
+        before = definitions.read("p")
+        for foreign in (definitions.chain("q").head, "0" * 64, "", "1"):
+            with pytest.raises(RevisionConflictError):
+                definitions.apply("p", foreign, [put("p", "b")], author="", message="", commit="")
+        assert definitions.read("p") == before
 
     @pytest.mark.parametrize("expected", [-1, 1])
     def test_a_new_project_expects_zero(self, registry: Registry, expected: int) -> None:

@@ -35,7 +35,7 @@ class RegistryConformance(DefinitionsConformance, LedgerConformance):
             assert entered.definitions.head("p") == 0
 
     def test_what_was_written_is_there_after_reopening(self, registry: Registry, reopen: Reopen) -> None:
-        registry.definitions.apply("p", 0, [put("p", "a")], author="a", message="m", commit="c")
+        registry.definitions.apply("p", "", [put("p", "a")], author="a", message="m", commit="c")
         registry.ledger.append("p", "run", "k", {"n": 1})
         before = registry.definitions.read("p"), registry.definitions.history("p"), registry.ledger.scan("p", "run")
         registry.close()
@@ -45,7 +45,7 @@ class RegistryConformance(DefinitionsConformance, LedgerConformance):
             assert again.ledger.scan("p", "run") == before[2]
 
     def test_ledger_writes_never_move_a_revision(self, registry: Registry) -> None:
-        registry.definitions.apply("p", 0, [put("p", "a")], author="a", message="m", commit="c")
+        registry.definitions.apply("p", "", [put("p", "a")], author="a", message="m", commit="c")
         for _ in range(3):
             registry.ledger.append("p", "run", "k", {})
         assert registry.definitions.head("p") == 1
@@ -53,7 +53,7 @@ class RegistryConformance(DefinitionsConformance, LedgerConformance):
         assert registry.definitions.projects() == ["p"]
 
     def test_instants_are_aware_and_utc(self, registry: Registry) -> None:
-        registry.definitions.apply("p", 0, [put("p", "a")], author="a", message="m", commit="c")
+        registry.definitions.apply("p", "", [put("p", "a")], author="a", message="m", commit="c")
         registry.ledger.append("p", "run", "k", {})
         entry = registry.ledger.latest("p", "run", "k")
         assert entry is not None

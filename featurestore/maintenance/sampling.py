@@ -1,0 +1,91 @@
+"""Comparing some entities online with the newest rows of the offline table."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass
+from zlib import crc32
+
+from featurestore.metadata.snapshot import RegisteredView
+from featurestore.metadata.workspace import Workspace
+from featurestore.offline.interface import TableVersion
+from featurestore.online.codec import is_record, record_times
+from featurestore.online.encoder import RecordEncoder
+from featurestore.online.interface import Write
+
+ENTITIES = 1_000
+"""At most this many are compared."""
+_SEED = 0x5EED
+_BATCH_ROWS = 50_000
+_AT_ONCE = 200
+"""Keys of one look at the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the comparison found, in entities."""
+
+    compared: int = 0
+    missing: int = 0
+    """The table has a row that is not expired, the store nothing."""
+    older: int = 0
+    different: int = 0
+    """Of the same times, with other values."""
+    newer: int = 0
+    """Online alone: pushed so, or the table has lost them."""
+
+
+def compare_sample(workspace: Workspace, registered: RegisteredView, version: TableVersion) -> Sample:
+    """Compare up to `ENTITIES` entities, chosen by a seeded hash of their keys, with a published version's rows.
+
+    Raises EngineError, DamagedFileError and OnlineStoreUnavailableError.
+    """
+    encoder = RecordEncoder(registered.layout)
+    now_us = workspace.clock()
+    chosen = _chosen(workspace, registered, version, encoder, now_us)
+    live = {key: write for key, write in chosen.items() if not _is_expired(write, now_us)}
+    keys = list(live)
+    online: dict[bytes, bytes | None] = {}
+    for start in range(0, len(keys), _AT_ONCE):
+        part = keys[start : start + _AT_ONCE]
+        online.update(zip(part, workspace.online.get(part), strict=True))
+    states = [_state(encoder, live[key].record, online[key]) for key in keys]
+    counts = {name: states.count(name) for name in ("missing", "older", "different", "newer")}
+    return Sample(compared=len(keys), **counts)
+
+
+def _chosen(
+    workspace: Workspace, registered: RegisteredView, version: TableVersion, encoder: RecordEncoder, now_us: int
+) -> Mapping[bytes, Write]:
+    smallest: list[tuple[int, bytes, Write]] = []
+    batches = workspace.engine.latest(
+        registered.view,
+        [file.path for file in version.files],
+        changed=None,
+        until_us=now_us,
+        batch_rows=_BATCH_ROWS,
+    )
+    for batch in batches:
+        for write in encoder.encode_table(batch):
+            rank = -crc32(write.key, _SEED)
+            if len(smallest) < ENTITIES:
+                heapq.heappush(smallest, (rank, write.key, write))
+            elif rank > smallest[0][0]:
+                heapq.heappushpop(smallest, (rank, write.key, write))
+    return {key: write for _, key, write in smallest}
+
+
+def _is_expired(write: Write, now_us: int) -> bool:
+    return write.expire_at_ms is not None and write.expire_at_ms <= now_us // 1000
+
+
+def _state(encoder: RecordEncoder, expected: bytes, found: bytes | None) -> str:
+    if found is None or not is_record(found):
+        return "missing"
+    wanted_times, found_times = record_times(expected), record_times(found)
+    if found_times != wanted_times:
+        return "newer" if found_times > wanted_times else "older"
+    # A record of an earlier schema is read by name: its bytes are others for that alone.
+    has_own_schema = found[17:25] == encoder.schema_id
+    return "different" if has_own_schema and found != expected else "equal"

@@ -1,0 +1,296 @@
+"""Whether registry, offline store and online store belong together, and which of them is behind.
+
+Comparing writes nothing. A mismatch that ``heals`` is settled by the next run, unasked; every other one is for
+`fs repair`, and until then what does not belong together is only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from featurestore_registry.interface import Ledger, Registry
+
+from featurestore.errors import MismatchError, OnlineStoreError, RegistryUnavailableError
+from featurestore.metadata.commits import BELONG_HINT, REVISION, held_of, known_commit
+from featurestore.metadata.snapshot import RegisteredView
+from featurestore.metadata.watermarks import Watermark, read_watermark
+from featurestore.metadata.workspace import Workspace
+from featurestore.offline.interface import OfflineStore
+from featurestore.online.interface import OnlineStore
+from featurestore.online.keys import view_prefix
+from featurestore.online.marker import RECONCILE, Marker, PartMarkers
+
+Kind = Literal[
+    "other_project", "unknown_revision", "lost", "behind", "rewritten", "unknown_to_ledger", "ahead", "missing"
+]
+
+_ONLINE_HINT = BELONG_HINT.replace("offline", "online")
+_NEWER = "Bring the newer registry back, or let this one take over with `fs repair`. Until then it only reads."
+_RESTORE = (
+    "Check `offline_store` in the settings, or restore the table from a newer backup. What is lost `fs repair` reads "
+    "from the source again."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Two pieces that do not belong together, or are not equally far."""
+
+    piece: Literal["offline", "online"]
+    """The store that does not fit."""
+    view: str
+    kind: Kind
+    message: str
+    hint: str
+    heals: bool = False
+    """The next run of the view settles it."""
+
+    @property
+    def error(self) -> MismatchError:
+        """The mismatch as an error."""
+        return MismatchError(self.message, hint=self.hint, piece=self.piece, view=self.view, kind=self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What the online part of a view says of itself."""
+
+    marker: Marker | None
+    """The copy that is furthest behind; None where one is missing: nothing is known to be complete then."""
+    pushed: tuple[int, str] | None
+    """Version and identity of the last pushed commit."""
+    mismatch: Mismatch | None
+
+    @property
+    def version(self) -> int | None:
+        """The table version up to which everything is published; None where that is not known."""
+        return None if self.marker is None else self.marker.version
+
+    @property
+    def must_reconcile(self) -> bool:
+        """Whether `fs repair` took the part over and records that the table does not hold are still to go."""
+        return self.marker is not None and self.marker.commit == RECONCILE
+
+
+def compare_table(registry: Registry, offline: OfflineStore, registered: RegisteredView) -> Mismatch | None:
+    """Compare a view's offline table with the registry."""
+    chain = registered.chain
+    owner = offline.owner(registered.project)
+    # Without a table there is nothing to keep: the first commit takes the folder over.
+    if chain.number and owner not in (None, chain.identity) and offline.tables(registered.project):
+        return _offline(
+            registered,
+            "other_project",
+            f"The offline tables of project {registered.project!r} belong to another history of it "
+            f"({_short(owner)}) than this registry ({_short(chain.identity)}).",
+            BELONG_HINT,
+        )
+    newest = offline.find_commit(registered.table)
+    if newest is not None and not _knows(registry, registered, newest.facts.get(REVISION, chain.head)):
+        return _offline(
+            registered,
+            "unknown_revision",
+            f"Table {registered.table} was last written at revision {_short(newest.facts[REVISION])}, which this "
+            "registry does not have: it was restored from a backup, or is a copy that went its own way.",
+            _NEWER,
+        )
+    return compare_commit(registry.ledger, offline, registered)
+
+
+def compare_commit(ledger: Ledger, offline: OfflineStore, registered: RegisteredView) -> Mismatch | None:
+    """Compare a view's offline table with the commit that the ledger remembers, whosever the table is."""
+    newest = offline.find_commit(registered.table)
+    watermark = read_watermark(ledger, registered)
+    known = known_commit(ledger, registered)
+    version = watermark.table_version if known is None else known.version
+    if version is None:
+        if newest is None or held_of(offline, newest, registered) is None:
+            return None
+        return _offline(
+            registered,
+            "unknown_to_ledger",
+            f"The registry does not know what was materialized into {registered.table}: what it knew of runs is lost.",
+            "The next `fs materialize` reads the source again and appends only what is missing.",
+            heals=True,
+        )
+    if newest is None:
+        message = f"The offline store holds nothing of {registered.table}, but version {version} was committed."
+        return _offline(registered, "lost", message, _RESTORE)
+    there = offline.find_commit(registered.table, version)
+    if there is None:
+        message = f"Table {registered.table} is at version {newest.number}, but version {version} was committed."
+        return _offline(registered, "behind", message, _RESTORE)
+    if known is not None and there.identity != known.identity:
+        message = (
+            f"Version {version} of table {registered.table} is not the commit that the registry remembers: the table "
+            "was restored, and written to since."
+        )
+        return _offline(registered, "rewritten", message, _RESTORE)
+    return None
+
+
+def compare_part(
+    registry: Registry,
+    online: OnlineStore,
+    offline: OfflineStore,
+    registered: RegisteredView,
+    watermark: Watermark | None = None,
+) -> Part:
+    """Compare a view's online part with the registry and the offline table.
+
+    With the ``watermark`` also with what was published by it. Raises OnlineStoreUnavailableError.
+    """
+    view = registered.view.name
+    copies, pushed = markers_of(online, registered).read()
+    for marker in (found for found in copies if found is not None):
+        if foreign := _foreign(registry, registered, marker):
+            return Part(marker, pushed, foreign)
+        if not _is_held(offline, registered, marker.version, marker.commit):
+            message = (
+                f"The online records of {view} were published from version {marker.version} of {registered.table}, "
+                "which the offline store does not hold."
+            )
+            return Part(marker, pushed, _online(registered, "ahead", message, _RESTORE))
+    if pushed is not None and not _is_held(offline, registered, *pushed):
+        message = (
+            f"Rows were pushed to {registered.table} in version {pushed[0]}, which the offline store does not hold: "
+            "it is older than what is online."
+        )
+        return Part(None, pushed, _online(registered, "ahead", message, _RESTORE))
+    least = least_of(copies)
+    if least is None:
+        return Part(None, pushed, _missing(registered, watermark))
+    return Part(least, pushed, _behind(registered, watermark, least))
+
+
+def begin_part(registry: Registry, online: OnlineStore, registered: RegisteredView) -> None:
+    """Let a view's online part say whose it is, before a record is put into it.
+
+    Raises MismatchError where it is another project's or history's.
+    """
+    chain, markers = registered.chain, markers_of(online, registered)
+    if not chain.number:
+        return
+    copies, _ = markers.read()
+    for marker in copies:
+        if marker is not None and (foreign := _foreign(registry, registered, marker)):
+            raise foreign.error
+    if None in copies:
+        markers.begin(Marker(chain.identity, chain.head, registered.generation))
+    else:
+        least = least_of(copies)
+        # A writer that has not met the newest revision yet leaves the word of one that has.
+        if least is not None and least.revision in chain.hashes[:-1]:
+            markers.write(replace(least, revision=chain.head))
+
+
+def least_of(copies: Sequence[Marker | None]) -> Marker | None:
+    """Return the copy of a marker that is furthest behind; None where one is missing."""
+    found = [marker for marker in copies if marker is not None]
+    return None if len(found) < len(copies) else min(found, key=lambda marker: _order(marker.version))
+
+
+def markers_of(online: OnlineStore, registered: RegisteredView) -> PartMarkers:
+    """Return the markers of a view's online part."""
+    return PartMarkers(online, view_prefix(registered.project, registered.view.name, registered.generation))
+
+
+def mismatches(workspace: Workspace) -> list[Mismatch]:
+    """Return what does not fit, view by view. An online store that is down tells nothing, and is left out."""
+    views = workspace.snapshot().views.values()
+    return [mismatch for registered in views for mismatch in mismatches_of(workspace, registered)]
+
+
+def mismatches_of(workspace: Workspace, registered: RegisteredView) -> list[Mismatch]:
+    """Return what does not fit of one view."""
+    found = [compare_table(workspace.registry, workspace.offline, registered)]
+    if registered.view.online:
+        with suppress(OnlineStoreError):
+            watermark = read_watermark(workspace.ledger, registered)
+            part = compare_part(workspace.registry, workspace.online, workspace.offline, registered, watermark)
+            found.append(part.mismatch)
+    return [mismatch for mismatch in found if mismatch is not None]
+
+
+def _knows(registry: Registry, registered: RegisteredView, revision: str) -> bool:
+    """Tell whether a revision is one of the registry's. One that cannot be asked now may hold it."""
+    if not registered.chain.number or revision in registered.chain:
+        return True
+    try:
+        newest = registry.definitions.chain(registered.project)  # an apply may have come since
+    except RegistryUnavailableError:
+        return True
+    return revision in newest or not newest.number
+
+
+def _foreign(registry: Registry, registered: RegisteredView, marker: Marker) -> Mismatch | None:
+    chain, view = registered.chain, registered.view.name
+    if not chain.number:
+        return None
+    if marker.project != chain.identity:
+        message = (
+            f"The online records of {view} belong to another history of project {registered.project!r} "
+            f"({_short(marker.project)}) than this registry ({_short(chain.identity)})."
+        )
+        return _online(registered, "other_project", message, _ONLINE_HINT)
+    if not _knows(registry, registered, marker.revision):
+        message = (
+            f"The online records of {view} were last written at revision {_short(marker.revision)}, which this "
+            "registry does not have: it was restored from a backup, or is a copy that went its own way."
+        )
+        return _online(registered, "unknown_revision", message, _NEWER)
+    return None
+
+
+def _missing(registered: RegisteredView, watermark: Watermark | None) -> Mismatch | None:
+    if watermark is None or watermark.published_version is None:
+        return None  # nothing was ever published
+    return _online(
+        registered,
+        "missing",
+        f"The online store does not say what it holds of {registered.view.name}: it was emptied, is another one than "
+        "was published to, or an earlier release published to it.",
+        "The next `fs materialize` publishes every entity again.",
+        heals=True,
+    )
+
+
+def _behind(registered: RegisteredView, watermark: Watermark | None, marker: Marker) -> Mismatch | None:
+    published = None if watermark is None else watermark.published_version
+    if published is None or _order(marker.version) >= published:
+        return None
+    at = "an unfinished publish" if marker.version is None else f"version {marker.version}"
+    return _online(
+        registered,
+        "behind",
+        f"The online records of {registered.view.name} are at {at} of {registered.table}, but version {published} was "
+        "published: the online store was restored, or lost writes.",
+        "The next `fs materialize` publishes what is missing.",
+        heals=True,
+    )
+
+
+def _is_held(offline: OfflineStore, registered: RegisteredView, version: int | None, identity: str | None) -> bool:
+    if version is None:
+        return True
+    commit = offline.find_commit(registered.table, version)
+    return commit is not None and commit.identity == identity
+
+
+def _order(version: int | None) -> int:
+    return -1 if version is None else version
+
+
+def _short(identity: str | None) -> str:
+    return (identity or "")[:12]
+
+
+def _offline(registered: RegisteredView, kind: Kind, message: str, hint: str, *, heals: bool = False) -> Mismatch:
+    return Mismatch("offline", registered.view.name, kind, message, hint, heals)
+
+
+def _online(registered: RegisteredView, kind: Kind, message: str, hint: str, *, heals: bool = False) -> Mismatch:
+    return Mismatch("online", registered.view.name, kind, message, hint, heals)

@@ -1,0 +1,82 @@
+"""The marker of a view's online part: whose it is, and up to which commit of the offline table it was published.
+
+It lies beside the records, ``fs:nyc_flights:carrier_profile:marker:{0}``, as JSON. A store of many nodes holds a copy
+on each: a node that lost what it had acknowledged lost its copy with it, or holds an older one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from featurestore.online.interface import OnlineStore
+
+RECONCILE = "reconcile"
+"""In the place of a commit: the part was taken over, and records that the offline table does not hold have to go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """What an online part says of itself."""
+
+    project: str
+    """Identity of the project."""
+    revision: str
+    """Hash of the revision by which it was last written."""
+    generation: int
+    version: int | None = None
+    """The table version whose changes are all there; None until a publish was complete."""
+    commit: str | None = None
+    """The identity of the commit that made that version, or `RECONCILE`."""
+
+    def to_bytes(self) -> bytes:
+        """Return the marker as it is stored."""
+        return json.dumps({"format": 1, **asdict(self)}, sort_keys=True).encode()
+
+    @classmethod
+    def from_bytes(cls, value: bytes) -> Marker:
+        """Return a stored marker; what a newer version added is left. One that cannot be read is nobody's."""
+        try:
+            document = json.loads(value)
+            return cls(**{name: document[name] for name in ("project", "revision", "generation", "version", "commit")})
+        except (ValueError, KeyError, TypeError):
+            return cls("(unreadable)", "", 0)
+
+
+class PartMarkers:
+    """The markers of one generation of a view in one store. ``namespace`` as in `KeyEncoder`."""
+
+    def __init__(self, store: OnlineStore, namespace: bytes) -> None:
+        self._store = store
+        self._keys = [namespace + b"marker:{" + tag + b"}" for tag in store.marker_tags]
+        self._pushed_key = namespace + b"pushed"
+
+    def read(self) -> tuple[Sequence[Marker | None], tuple[int, str] | None]:
+        """Return every copy, None where one is missing, and the last pushed commit: its version and identity."""
+        *markers, pushed = self._store.get([*self._keys, self._pushed_key])
+        return [None if value is None else Marker.from_bytes(value) for value in markers], _commit_from(pushed)
+
+    def write(self, marker: Marker) -> None:
+        """Put every copy."""
+        for key in self._keys:
+            self._store.put(key, marker.to_bytes())
+
+    def begin(self, marker: Marker) -> None:
+        """Put the copies that are not there: a part that holds records says whose it is."""
+        for key in self._keys:
+            self._store.put(key, marker.to_bytes(), if_absent=True)
+
+    def note_pushed(self, version: int | None, commit: str | None) -> None:
+        """Note the last commit of a push; None where there is none any more."""
+        self._store.put(self._pushed_key, json.dumps({"version": version, "commit": commit}).encode())
+
+
+def _commit_from(value: bytes | None) -> tuple[int, str] | None:
+    if value is None:
+        return None
+    try:
+        document = json.loads(value)
+        return int(document["version"]), str(document["commit"])
+    except (ValueError, KeyError, TypeError):
+        return None
