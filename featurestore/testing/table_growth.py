@@ -59,6 +59,17 @@ class TableGrowthConformance:
         assert numbers(offline.version(TABLE, before.number)) == [0, 1, 2, 3, 4]
         assert numbers(append_several(offline, 1, merged)) == [0, 1, 2, 3, 4, 5]
 
+    def test_a_merge_carries_on_what_the_commit_before_said(self, offline: OfflineStore) -> None:
+        first = append_several(offline, 1)
+        facts = {"watermark": {"intervals": [[1, 2]]}}
+        path = write_rows(offline, [row(1)], first_sequence=1)
+        second = offline.commit(TABLE, SCHEMA, base=first.number, add=[path], facts=facts)
+        merged = merge(offline, second)
+        found = offline.find_commit(TABLE, merged.number)
+        assert found is not None
+        assert found.facts == facts
+        assert found.identity == merged.identity != second.identity
+
     def test_columns_that_came_later_stay_with_a_merge(self, offline: OfflineStore) -> None:
         more = TableSchema(SCHEMA.join_keys, (*SCHEMA.features, ("price", Float64)))
         first = append_several(offline, 1)
@@ -151,9 +162,13 @@ class TableGrowthConformance:
                 assert offline.changes(TABLE, number, version.number).removed != ()
 
     def test_every_version_stays_readable_until_it_is_cleaned(self, offline: OfflineStore) -> None:
-        version = append_several(offline, 50)
-        for number in range(50):
-            assert numbers(offline.version(TABLE, number)) == list(range(number + 1))
+        version, identities = append_several(offline, 1), list[str]()
+        for _ in range(49):
+            identities.append(version.identity)
+            version = append_several(offline, 1, version)
+        for number, identity in enumerate(identities):
+            found = offline.version(TABLE, number)
+            assert (found.identity, numbers(found)) == (identity, list(range(number + 1)))
         merged = merge(offline, version)
         assert offline.clean(TABLE, keep=[3, 20], known=[]) > 0
         for number in (3, 20):

@@ -33,7 +33,7 @@ from support.serving import until
 
 from featurestore import ParquetSource, PushSource
 from featurestore.engine.duck import DuckEngine
-from featurestore.errors import DiskFullError
+from featurestore.errors import DiskFullError, OnlineStoreUnavailableError
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.materialization import materialize, materialize_incremental, push, push_commit, succeeded
@@ -42,6 +42,7 @@ from featurestore.metadata.workspace import Workspace
 from featurestore.offline import archive, delta, merge
 from featurestore.offline.delta import DeltaStore
 from featurestore.offline.interface import TableVersion
+from featurestore.online.marker import PartMarkers
 from featurestore.retrieval import TrainingSetWarning, get_historical_features
 from featurestore.retrieval.reference import ReferenceRow, ReferenceView, reference_answer
 from featurestore.types.times import MIN_INSTANT
@@ -129,6 +130,31 @@ def test_publishing_sends_the_new_rows_of_merged_files_alone(workspace):
     (run,) = materialize_incremental(workspace)
     assert (run.published.written, run.published.stale) == (1, 0)
     assert online_rows(workspace)["shop 3"][2] == 99
+
+
+@pytest.mark.parametrize("clean", [optimize, collect_garbage])
+def test_cleaning_leaves_what_publishing_goes_on_from(workspace, clean, monkeypatch):
+    succeeded(materialize_incremental(workspace))
+    table = current(workspace).table
+    published = workspace.offline.find_commit(table)
+    push_many(workspace, 20)
+    unneeded = workspace.offline.find_commit(table, 10)
+    clean(workspace)
+    assert workspace.offline.find_commit(table, published.number) == published
+    assert workspace.offline.find_commit(table, unneeded.number) is None
+    (run,) = materialize_incremental(workspace)
+    assert (run.state, run.published.written, run.published.stale) == ("done", 20, 0)
+    # While the online store cannot say which version it is at, nothing of the log goes.
+    push_many(workspace, 20)
+    kept = workspace.offline.find_commit(table, published.number + 30)
+    with monkeypatch.context() as patch:
+        patch.setattr(PartMarkers, "read", unavailable)
+        clean(workspace)
+    assert workspace.offline.find_commit(table, kept.number) == kept
+
+
+def unavailable(markers: PartMarkers) -> Any:
+    raise OnlineStoreUnavailableError("It is away.")
 
 
 def test_what_a_rebuild_withdraws_is_withdrawn_online_through_merges(workspace):
