@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from featurestore.errors import LedgerConflictError
 from featurestore.maintenance.verify import Verification, verify
 from featurestore.materialization.jobs import materialize, materialize_incremental, republish
-from featurestore.metadata.belonging import Mismatch, compare_part, compare_table, markers_of, mismatches
+from featurestore.metadata.belonging import Mismatch, compare_part, markers_of, mismatches
 from featurestore.metadata.commits import (
     REVISION,
     KnownCommit,
@@ -29,9 +29,11 @@ from featurestore.metadata.saved_sets import KeptSet, add_set, forgotten_sets, l
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import Interval, Watermark, read_watermark, write_watermark
 from featurestore.metadata.workspace import Workspace
+from featurestore.offline.files import disk_errors
 from featurestore.offline.interface import TableVersion
 from featurestore.online.marker import RECONCILE, Marker
 from featurestore.steps import crash_point, reached, step
+from featurestore.types.arrow import arrow_type
 
 OWNED = crash_point("repair.owned", "the offline tables belong to this registry's project")
 SETTLED = crash_point("repair.settled", "one table says that it belongs to this registry, the ledger does not know yet")
@@ -98,6 +100,7 @@ def repair(workspace: Workspace, repairs: Repairs) -> Repaired:
     """
     snapshot = workspace.snapshot()
     views = sorted({found.view for found in repairs.mismatches})
+    tables = {found.view for found in repairs.mismatches if found.piece == "offline"}
     if any(found.piece == "offline" and found.kind == "other_project" for found in repairs.mismatches):
         workspace.offline.bind(workspace.project, snapshot.chain.identity, replace=True)
         reached(OWNED)
@@ -108,18 +111,18 @@ def repair(workspace: Workspace, repairs: Repairs) -> Repaired:
             holder = f"repair-{secrets.token_hex(8)}"
             with holding(workspace.ledger, workspace.project, name, holder=holder, clock=workspace.clock):
                 before = read_watermark(workspace.ledger, registered)
-                if compare_table(workspace.registry, workspace.offline, registered) is not None:
+                if name in tables:
                     _settle_table(workspace, registered, before)
                 if registered.view.online:
                     _take_over_part(workspace, registered)
-            runs += _read_again(workspace, name, before)
+            runs += _read_again(workspace, registered, before)
     return Repaired(tuple(runs), _adopt(workspace, repairs.forgotten), tuple(verify(workspace)))
 
 
 def _settle_table(workspace: Workspace, registered: RegisteredView, before: Watermark) -> None:
     """Let the table say that it belongs to this registry, and the ledger what the table holds."""
     offline, table = workspace.offline, registered.table
-    version = offline.current(table)
+    version = offline.current(table) or _carry_over(workspace, registered)
     held = None
     if version is not None:
         newest = offline.find_commit(table)
@@ -134,6 +137,44 @@ def _settle_table(workspace: Workspace, registered: RegisteredView, before: Wate
     known = None if version is None else KnownCommit(version.number, version.identity)
     remember_commit(workspace.ledger, registered, known)
     reached(REMEMBERED)
+
+
+def _carry_over(workspace: Workspace, registered: RegisteredView) -> TableVersion | None:
+    """Make a generation that has no table of the last one that has, where that is of the same columns.
+
+    A registry that was lost and applied anew gives its views new generations: storage is never used twice. The files
+    are linked, not copied. None where no table fits.
+    """
+    offline = workspace.offline
+    earlier = [table for table in offline.tables(workspace.project) if table.view == registered.view.name]
+    source = max(earlier, key=lambda table: table.generation, default=None)
+    version = None if source is None else offline.current(source)
+    if source is None or version is None or not _is_alike(registered, version):
+        return None
+    offline.verify(version.files, again=True)
+    held = held_of(offline, offline.find_commit(source), registered, table=source)
+    folder = offline.staging(registered.table)
+    linked = [folder / f"{secrets.token_hex(16)}.parquet" for _ in version.files]
+    with disk_errors(f"carry the rows of {source} over to {registered.table}"):
+        for path, file in zip(linked, version.files, strict=True):
+            path.hardlink_to(file.path)
+    facts = facts_of(registered, held)
+    return offline.commit(registered.table, registered.table_schema, base=None, add=linked, facts=facts)
+
+
+def _is_alike(registered: RegisteredView, version: TableVersion) -> bool:
+    """Tell whether a table's files have the columns that the view stores, each of the same type."""
+    import pyarrow.parquet as pq
+
+    schema = registered.table_schema
+    wanted = {name: arrow_type(kind) for name, kind in (*schema.join_keys, *schema.features)}
+    found = [pq.read_schema(file.path) for file in version.files]
+    keys = {name for name, _ in schema.join_keys}
+    return all(
+        keys <= {*names.names}
+        and all(names.field(name).type == wanted.get(name) for name in names.names if name in wanted)
+        for names in found
+    )
 
 
 def _counted(watermark: Watermark, version: TableVersion | None) -> Watermark:
@@ -155,12 +196,13 @@ def _take_over_part(workspace: Workspace, registered: RegisteredView) -> None:
     reached(TAKEN_OVER)
 
 
-def _read_again(workspace: Workspace, view: str, before: Watermark) -> Sequence[RunResult]:
+def _read_again(workspace: Workspace, registered: RegisteredView, before: Watermark) -> Sequence[RunResult]:
     """Read every span that was committed once more, and what is new; then publish."""
-    now_us = workspace.clock()
+    view, now_us = registered.view.name, workspace.clock()
+    settled = read_watermark(workspace.ledger, registered)
     spans: list[Interval] = [(start, min(end, now_us)) for start, end in before.intervals if start < now_us]
     runs = [run for start, end in spans for run in materialize(workspace, start, end, [view])]
-    if before.begun_us is not None:
+    if before.begun_us is not None or settled.begun_us is not None:
         runs += materialize_incremental(workspace, None, [view])
     if not runs:  # it was only ever pushed to
         runs = republish(workspace, [view])

@@ -20,13 +20,20 @@ from featurestore.errors import FeatureStoreError, RepositoryError
 from featurestore.metadata.access import FILE_NAME as ACCESS_FILE
 from featurestore.metadata.access import read_access
 from featurestore.metadata.belonging import mismatches
+from featurestore.metadata.clocks import (
+    ONLINE_STORE,
+    REGISTRY,
+    SYNCHRONISE,
+    clock_problem,
+    online_ahead_us,
+    registry_ahead_us,
+)
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.interface import eviction_of
 from featurestore.project.loader import load_definitions
-from featurestore.types.times import to_instant, to_rfc3339
+from featurestore.types.times import to_rfc3339
 
 LOW_DISK_BYTES = 1 << 30
-CLOCK_TOLERANCE_US = 5_000_000
 PACKAGES = ("featurestore", "duckdb", "deltalake", "pyarrow", "lmdb", "redis", "fastapi", "sqlalchemy")
 
 
@@ -99,11 +106,9 @@ def _registry(workspace: Workspace) -> Iterator[Check]:
 
 def _clock(workspace: Workspace) -> Iterator[Check]:
     now_us = workspace.clock()
-    history = workspace.registry.definitions.history(workspace.project, limit=1)
-    newest_us = to_instant(history[0].applied_at) if history else now_us
-    if newest_us > now_us + CLOCK_TOLERANCE_US:
-        message = f"it is {to_rfc3339(now_us)} here, but the newest revision was applied at {to_rfc3339(newest_us)}"
-        yield Check("clock", "failed", message, "Synchronise this machine's clock: ttl and watermarks depend on it.")
+    ahead_us = registry_ahead_us(workspace.registry, workspace.project, now_us)
+    if told := clock_problem(REGISTRY, ahead_us):
+        yield Check("clock", "failed", f"{told} Here it is {to_rfc3339(now_us)}.", SYNCHRONISE)
     else:
         yield Check("clock", "ok", to_rfc3339(now_us))
 
@@ -139,6 +144,8 @@ def _existing(folder: Path) -> Path:
 def _online(workspace: Workspace) -> Iterator[Check]:
     facts = workspace.online.facts()
     yield Check("online store", "ok", ", ".join(f"{name} {value}" for name, value in facts.items()))
+    if told := clock_problem(ONLINE_STORE, online_ahead_us(facts)):
+        yield Check("clock of the online store", "failed", told, SYNCHRONISE)
     if told := eviction_of(facts):
         yield Check("eviction", "warning", told, "Run `CONFIG SET maxmemory-policy noeviction`.")
     alone = int(facts.get("primaries_without_replica", 0))

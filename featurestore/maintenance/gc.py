@@ -77,6 +77,8 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     for table in tables:
         registered = snapshot.views.get(table.view)
         if registered is not None and registered.generation == table.generation:
+            if why := owned.of_table(table):
+                kept.append(Kept(f"unneeded files of offline table {table}", why))
             continue
         why = owned.of_table(table) or ("a saved training set pins it" if table in pinned else None)
         # A generation after the registered one may be an apply that is under way.

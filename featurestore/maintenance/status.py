@@ -6,8 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 
-from featurestore.errors import OfflineStoreError
+from featurestore.errors import FeatureStoreError, OfflineStoreError
 from featurestore.metadata.belonging import Mismatch, mismatches
+from featurestore.metadata.clocks import ONLINE_STORE, REGISTRY, clock_problem, online_ahead_us, registry_ahead_us
 from featurestore.metadata.online_rows import count_online
 from featurestore.metadata.runs import RunResult, runs
 from featurestore.metadata.snapshot import RegisteredView
@@ -43,6 +44,8 @@ class ViewStatus:
     """Runs whose process died, since the last run that ended."""
     last_run: str
     """The newest run in a few words; empty when there never was one."""
+    clocks: tuple[str, ...]
+    """What is to be said of clocks that are more than five seconds off: the same for every view."""
     mismatches: tuple[Mismatch, ...] = ()
     """Where the registry and the view's stores do not fit."""
 
@@ -54,6 +57,7 @@ def status(workspace: Workspace) -> list[ViewStatus]:
     found_by_view: dict[str, list[Mismatch]] = {}
     for mismatch in mismatches(workspace):
         found_by_view.setdefault(mismatch.view, []).append(mismatch)
+    clocks = _clock_problems(workspace, now_us)
     for name, registered in sorted(workspace.snapshot().views.items()):
         watermark = read_watermark(workspace.ledger, registered)
         history = runs(workspace.ledger, workspace.project, name, now_us=now_us)
@@ -76,9 +80,19 @@ def status(workspace: Workspace) -> list[ViewStatus]:
                 running=tuple(run for run in unfinished if run.state == "running"),
                 killed=tuple(run for run in unfinished if run.state == "killed"),
                 last_run=_in_words(history[0]) if history else "",
+                clocks=clocks,
             )
         )
     return found
+
+
+def _clock_problems(workspace: Workspace, now_us: int) -> tuple[str, ...]:
+    registry_us = registry_ahead_us(workspace.registry, workspace.project, now_us)
+    online_us = None
+    if not workspace.settings.online_store.url.startswith("lmdb:"):  # its clock is this machine's
+        with suppress(FeatureStoreError):  # the state is shown also while the online store is away
+            online_us = online_ahead_us(workspace.online.facts())
+    return tuple(filter(None, (clock_problem(REGISTRY, registry_us), clock_problem(ONLINE_STORE, online_us))))
 
 
 def _committed(workspace: Workspace, registered: RegisteredView, watermark: Watermark) -> tuple[int | None, int]:

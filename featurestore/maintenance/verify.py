@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from featurestore.errors import DamagedFileError, DamagedRecordError, OfflineStoreError, TableVersionError
 from featurestore.maintenance.sampling import Sample, compare_sample
-from featurestore.metadata.belonging import compare_part, mismatches_of
+from featurestore.metadata.belonging import compare_part, compare_table, part_mismatch
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.codec import is_intact
@@ -40,7 +40,9 @@ def verify(workspace: Workspace) -> list[Verification]:
     checked = []
     for registered in workspace.snapshot().views.values():
         with step("verify", f"verify {registered.view.name}") as running:
-            problems = [f"{found.message} {found.hint}" for found in mismatches_of(workspace, registered)]
+            table = compare_table(workspace.registry, workspace.offline, registered)
+            part = part_mismatch(workspace, registered) if registered.view.online else None
+            problems = [f"{found.message} {found.hint}" for found in (table, part) if found is not None]
             files, damaged_files = _check_files(workspace, registered)
             records, sample = 0, Sample()
             problems += damaged_files

@@ -7,7 +7,6 @@ Comparing writes nothing. A mismatch that ``heals`` is settled by the next run, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -84,8 +83,8 @@ def compare_table(registry: Registry, offline: OfflineStore, registered: Registe
         return _offline(
             registered,
             "other_project",
-            f"The offline tables of project {registered.project!r} belong to another history of it "
-            f"({_short(owner)}) than this registry ({_short(chain.identity)}).",
+            f"The offline tables of {registered.project!r} belong to the project with identity {_short(owner)}; "
+            f"this registry's is {_short(chain.identity)}.",
             BELONG_HINT,
         )
     newest = offline.find_commit(registered.table)
@@ -187,6 +186,21 @@ def begin_part(registry: Registry, online: OnlineStore, registered: RegisteredVi
             markers.write(replace(least, revision=chain.head))
 
 
+def foreign_part(
+    registry: Registry, online: OnlineStore, registered: RegisteredView, published: int | None
+) -> Mismatch | None:
+    """Compare a view's online part with the registry alone: with its history, and with the version last ``published``.
+
+    For a server, which need not reach the offline store. Raises OnlineStoreUnavailableError.
+    """
+    copies, _ = markers_of(online, registered).read()
+    for marker in copies:
+        if marker is not None and (foreign := _foreign(registry, registered, marker)):
+            return foreign
+    least, watermark = least_of(copies), Watermark(published_version=published)
+    return _missing(registered, watermark) if least is None else _behind(registered, watermark, least)
+
+
 def least_of(copies: Sequence[Marker | None]) -> Marker | None:
     """Return the copy of a marker that is furthest behind; None where one is missing."""
     found = [marker for marker in copies if marker is not None]
@@ -200,19 +214,25 @@ def markers_of(online: OnlineStore, registered: RegisteredView) -> PartMarkers:
 
 def mismatches(workspace: Workspace) -> list[Mismatch]:
     """Return what does not fit, view by view. An online store that is down tells nothing, and is left out."""
-    views = workspace.snapshot().views.values()
-    return [mismatch for registered in views for mismatch in mismatches_of(workspace, registered)]
+    found: list[Mismatch] = []
+    is_online_up = True
+    for registered in workspace.snapshot().views.values():
+        mismatch = compare_table(workspace.registry, workspace.offline, registered)
+        found += [] if mismatch is None else [mismatch]
+        if registered.view.online and is_online_up:
+            try:
+                mismatch = part_mismatch(workspace, registered)
+            except OnlineStoreError:
+                is_online_up = False  # each view would wait for it as long
+            else:
+                found += [] if mismatch is None else [mismatch]
+    return found
 
 
-def mismatches_of(workspace: Workspace, registered: RegisteredView) -> list[Mismatch]:
-    """Return what does not fit of one view."""
-    found = [compare_table(workspace.registry, workspace.offline, registered)]
-    if registered.view.online:
-        with suppress(OnlineStoreError):
-            watermark = read_watermark(workspace.ledger, registered)
-            part = compare_part(workspace.registry, workspace.online, workspace.offline, registered, watermark)
-            found.append(part.mismatch)
-    return [mismatch for mismatch in found if mismatch is not None]
+def part_mismatch(workspace: Workspace, registered: RegisteredView) -> Mismatch | None:
+    """Return what does not fit of a view's online part. Raises OnlineStoreUnavailableError."""
+    watermark = read_watermark(workspace.ledger, registered)
+    return compare_part(workspace.registry, workspace.online, workspace.offline, registered, watermark).mismatch
 
 
 def _knows(registry: Registry, registered: RegisteredView, revision: str) -> bool:
@@ -232,8 +252,8 @@ def _foreign(registry: Registry, registered: RegisteredView, marker: Marker) -> 
         return None
     if marker.project != chain.identity:
         message = (
-            f"The online records of {view} belong to another history of project {registered.project!r} "
-            f"({_short(marker.project)}) than this registry ({_short(chain.identity)})."
+            f"The online records of {view} belong to the project with identity {_short(marker.project)}; "
+            f"this registry's is {_short(chain.identity)}."
         )
         return _online(registered, "other_project", message, _ONLINE_HINT)
     if not _knows(registry, registered, marker.revision):

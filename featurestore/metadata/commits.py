@@ -16,7 +16,7 @@ from featurestore.errors import MismatchError
 from featurestore.metadata.records import understood
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import Watermark, watermark_key
-from featurestore.offline.interface import WATERMARK, Commit, OfflineStore
+from featurestore.offline.interface import WATERMARK, Commit, OfflineStore, TableId
 
 KIND = "commit"
 PROJECT, REVISION = "project", "revision"
@@ -70,8 +70,8 @@ def bind_tables(offline: OfflineStore, registered: RegisteredView) -> None:
         owner = offline.bind(registered.project, identity)
         if owner != identity:
             raise MismatchError(
-                f"The offline tables of project {registered.project!r} belong to another history of it ({owner[:12]}) "
-                f"than this registry ({identity[:12]}).",
+                f"The offline tables of {registered.project!r} belong to the project with identity {owner[:12]}; "
+                f"this registry's is {identity[:12]}.",
                 hint=BELONG_HINT,
             )
 
@@ -88,13 +88,15 @@ def held_by(watermark: Watermark) -> dict[str, Any]:
     }
 
 
-def held_of(offline: OfflineStore, newest: Commit | None, registered: RegisteredView) -> Mapping[str, Any] | None:
-    """Return what a table holds of its source by its own account: the newest commit that says it."""
-    commit = newest
+def held_of(
+    offline: OfflineStore, newest: Commit | None, registered: RegisteredView, *, table: TableId | None = None
+) -> Mapping[str, Any] | None:
+    """Return what a table (the view's own, or another) holds of its source: the newest commit that says it."""
+    table, commit = table or registered.table, newest
     for _ in range(_LONGEST_WALK):
         if commit is None or WATERMARK in commit.facts:
             break
-        commit = offline.find_commit(registered.table, commit.number - 1) if commit.number else None
+        commit = offline.find_commit(table, commit.number - 1) if commit.number else None
     return None if commit is None else commit.facts.get(WATERMARK)
 
 

@@ -47,7 +47,7 @@ class Ownership:
         if self._owner is None:
             return None if asked else "nothing says whose it is yet; the next run that commits does"
         if self._owner != self.chain.identity:
-            return f"it belongs to another history of the project ({self._owner[:12]})"
+            return f"it belongs to the project with identity {self._owner[:12]}"
         newest = self._workspace.offline.find_commit(table)
         if newest is not None and newest.facts.get(REVISION, self.chain.head) not in self.chain:
             return "it was last written at a revision that this registry does not have"
@@ -59,7 +59,7 @@ class Ownership:
         if marker is None:
             return None if asked or self._is_own_store() else "nothing in this online store says whose it is"
         if marker.project != self.chain.identity:
-            return f"it belongs to another history of the project ({marker.project[:12]})"
+            return f"it belongs to the project with identity {marker.project[:12]}"
         if marker.revision not in self.chain:
             return "it was last written at a revision that this registry does not have"
         return None

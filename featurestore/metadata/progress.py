@@ -23,6 +23,8 @@ class Progress:
     """End of its last committed interval."""
     unpublished_since_us: int | None
     """Since when committed rows wait to be online; None when there are none."""
+    published_version: int | None
+    """The table version that was published last; None when none ever was."""
     published: Mapping[str, int]
     """What became of the records that its last run sent online."""
 
@@ -41,6 +43,7 @@ def read_progress(ledger: Ledger, snapshot: Snapshot) -> dict[str, Progress]:
         found[name] = Progress(
             committed_until_us=mark.end_us,
             unpublished_since_us=to_instant(entry.written_at) if waits else None,
+            published_version=mark.published_version,
             published={count: last[name][count] for count in _COUNTS} if name in last else {},
         )
     return found

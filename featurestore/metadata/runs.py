@@ -1,7 +1,7 @@
 """Runs: what each materialization did, as `fs materialize`, `fs log` and the ledger show it.
 
 A run is written twice per view: when it starts (kind ``run_start``) and when it ends (kind ``run``). A start
-without an end whose lease is gone belongs to a process that was killed.
+without an end whose lease or process is gone belongs to a process that was killed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from featurestore_registry.interface import Ledger
 
-from featurestore.metadata.leases import read_lease
+from featurestore.metadata.leases import running_holder
 from featurestore.metadata.records import understood
 from featurestore.metadata.watermarks import Interval
 from featurestore.steps import crash_point, reached
@@ -110,13 +110,10 @@ def runs(ledger: Ledger, project: str, view: str, *, now_us: int) -> list[RunRes
     ended = [run_from(entry.document) for entry in ledger.scan(project, END_KIND, key=view)]
     known = {run.run_id for run in ended}
     started = [run_from(entry.document) for entry in ledger.scan(project, START_KIND, key=view)]
-    lease, _ = read_lease(ledger, project, view)
-    holder = lease.holder if lease is not None and lease.is_held(now_us) else None
-    open_runs = [
-        replace(run, state="running" if run.run_id == holder else "killed")
-        for run in started
-        if run.run_id not in known
-    ]
+    open_runs = [run for run in started if run.run_id not in known]
+    if open_runs:
+        holder = running_holder(ledger, project, view, now_us=now_us)
+        open_runs = [replace(run, state="running" if run.run_id == holder else "killed") for run in open_runs]
     return sorted([*ended, *open_runs], key=lambda run: run.started_us, reverse=True)
 
 

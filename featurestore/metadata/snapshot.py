@@ -49,6 +49,7 @@ class RegisteredView:
             join_keys=tuple(sorted(self.view.join_keys.items(), key=lambda pair: pair[0])),
             features=tuple((feature.name, feature.type) for feature in self.view.features),
             ttl_us=self.view.ttl_us,
+            has_created=self.view.created_timestamp_field is not None,
         )
 
 

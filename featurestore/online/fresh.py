@@ -1,4 +1,4 @@
-"""The short way from records to rows in JSON form: nothing missing, nothing old, nothing that JSON cannot say.
+"""The short way from records to rows in JSON form: nothing missing, old or of the future, nothing JSON cannot say.
 
 `reading` answers everything; this answers most requests, several times as quickly, and the same by test.
 """
@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from featurestore.online.codec import CRC_BYTES, HEADER_BYTES, Converter, msgpack_array_header
-from featurestore.online.reading import NEXT_VERSION, PAYLOAD, SHAPE, ViewReader, decode_rows
+from featurestore.online.reading import PAYLOAD, SHAPE, ViewReader, decode_rows
 from featurestore.types.times import to_datetime, to_datetimes, to_rfc3339, to_rfc3339_texts
 
 _AT_ONCE: dict[Converter, Callable[[Sequence[int | None]], Sequence[Any]]] = {
@@ -31,28 +31,16 @@ class FreshRows:
         self._reader = reader
         self._shape = reader.own_shape
         self._width = reader.stored_width
+        self._has_created = reader.layout.has_created
 
     def rows(self, records: Sequence[bytes | None], now_us: int) -> list[list[Any]] | None:
-        """Return each record's asked features, where every record is there, of the newest schema and within its ttl.
+        """Return each record's asked features, where every one is there, of the newest schema and of its time.
 
         None where `ViewReader.read` has to look closer. What is None, NaN or infinite is NULL_VALUE, all else PRESENT.
         """
-        oldest = self._reader.oldest_head(now_us)
-        if len(records) == 1:
-            record = records[0]
-            if record is None or record[17:26] != self._shape or not oldest <= record[:9] < NEXT_VERSION:
-                return None
-            payload = _ARRAY_OF_ONE + record[HEADER_BYTES:-CRC_BYTES]
-        else:
-            if None in records or not records:
-                return None
-            found = cast("Sequence[bytes]", records)
-            # Records sort like their heads, which need not be cut off.
-            if countOf(map(SHAPE, found), self._shape) < len(found):
-                return None
-            if min(found) < oldest or max(found) >= NEXT_VERSION:
-                return None
-            payload = msgpack_array_header(len(found)) + b"".join(map(PAYLOAD, found))
+        payload = self._payload(records, now_us)
+        if payload is None:
+            return None
         try:
             rows = decode_rows(payload)
         except msgspec.DecodeError:
@@ -72,3 +60,24 @@ class FreshRows:
                 if value is not None:
                     row[place] = convert(value)
         return rows
+
+    def _payload(self, records: Sequence[bytes | None], now_us: int) -> bytes | None:
+        """Return the records' rows as one msgpack array, None where one of them takes a closer look."""
+        reader = self._reader
+        oldest, future = reader.heads(now_us)
+        if len(records) == 1:
+            record = records[0]
+            if record is None or record[17:26] != self._shape or not oldest <= record[:9] < future:
+                return None
+            if self._has_created and record[9:17] >= future[1:]:
+                return None
+            return _ARRAY_OF_ONE + record[HEADER_BYTES:-CRC_BYTES]
+        if None in records or not records:
+            return None
+        found = cast("Sequence[bytes]", records)
+        # Records sort like their heads, which need not be cut off.
+        if countOf(map(SHAPE, found), self._shape) < len(found):
+            return None
+        if min(found) < oldest or max(found) >= future or not reader.are_known(found, future):
+            return None
+        return msgpack_array_header(len(found)) + b"".join(map(PAYLOAD, found))

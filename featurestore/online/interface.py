@@ -28,6 +28,8 @@ class ViewLayout:
     features: tuple[tuple[str, ValueType], ...]
     """In stored order."""
     ttl_us: int | None
+    has_created: bool = False
+    """Whether the source declares a created time: then a row counts from the later of its two times on."""
 
 
 class Write(NamedTuple):

@@ -36,12 +36,12 @@ from featurestore.types.times import MIN_INSTANT, days_to_date, to_rfc3339
 from featurestore.types.values import ValueType, is_widening, to_json
 
 HEAD = operator.itemgetter(slice(0, 9))
+CREATED = operator.itemgetter(slice(9, 17))
 _SCHEMA = operator.itemgetter(slice(17, 25))
 SHAPE = operator.itemgetter(slice(17, 26))
 """The schema id and the first byte of the array header: a payload of another shape never shifts its neighbours."""
 PAYLOAD = operator.itemgetter(slice(HEADER_BYTES, -CRC_BYTES))
 _VERSION = bytes([FORMAT_VERSION])
-NEXT_VERSION = bytes([FORMAT_VERSION + 1])
 _decode_row = msgspec.msgpack.Decoder(list[Any]).decode
 decode_rows = msgspec.msgpack.Decoder(list[list[Any]]).decode
 
@@ -247,7 +247,7 @@ class ViewRows:
         return counts
 
     def event_us(self) -> list[int | None]:
-        """Return each record's event_ts, also of one outside its ttl; None where there is no record."""
+        """Return each record's event_ts, also of one outside its ttl; None where there is none, or not yet."""
         return [None if record is None else record_times(record)[0] for record in self.records]
 
 
@@ -273,6 +273,7 @@ class ViewReader:
         self.features = tuple(features)
         self.decoder = RecordDecoder(layout, features, fetch_schema=fetch_schema)
         self._ttl_us = layout.ttl_us
+        self._no_oldest = _VERSION + time_bytes(MIN_INSTANT)
         self.stored_width = len(layout.features)
         self.own_shape = self.decoder.schema_id + msgpack_array_header(self.stored_width)[:1]
         # Decoding into types that hold no null proves that there is none, for free. Where one was met the next
@@ -292,26 +293,33 @@ class ViewReader:
     def read(self, keys: Sequence[bytes], records: Sequence[bytes | None], now_us: int) -> ViewRows:
         """Return the answer for records as a store gave them for ``keys``.
 
-        The ttl is judged by ``now_us``, inclusive: event_ts >= now - ttl is PRESENT. A feature that an old
-        record lacks, and a record whose schema is in no store any more, is NOT_FOUND. Raises
-        DamagedRecordError naming the key.
+        The ttl is judged by ``now_us``, inclusive: event_ts >= now - ttl is PRESENT. NOT_FOUND is a record whose
+        time has not come (the writer's clock may run ahead of this one's), one whose schema is in no store any more,
+        and a feature that an old record lacks. Raises DamagedRecordError naming the key.
         """
         if not records:
             return ViewRows(records, len(self.features), values=[])
-        oldest = self.oldest_head(now_us)
+        oldest, future = self.heads(now_us)
         if None not in records:
             found = cast("Sequence[bytes]", records)
             heads = list(map(HEAD, found))
             own = set(map(SHAPE, found)) == {self.own_shape}
-            if own and min(heads) >= oldest and max(heads) < NEXT_VERSION:
+            if own and min(heads) >= oldest and max(heads) < future and self.are_known(found, future):
                 rows, is_without_nulls = self._rows(keys, found)
                 return self._finish(rows, None, records, look_for_nulls=not is_without_nulls)
-        return self._read_mixed(keys, records, oldest)
+        return self._read_mixed(keys, records, oldest, future)
 
-    def oldest_head(self, now_us: int) -> bytes:
-        """Return the first nine bytes that a record within its ttl has at least."""
-        oldest_us = MIN_INSTANT if self._ttl_us is None else max(now_us - self._ttl_us, MIN_INSTANT)
-        return _VERSION + time_bytes(oldest_us)
+    def heads(self, now_us: int) -> tuple[bytes, bytes]:
+        """Return the first nine bytes that a record within its ttl has at least, and those of one after ``now_us``."""
+        if self._ttl_us is None:
+            oldest = self._no_oldest
+        else:
+            oldest = _VERSION + time_bytes(max(now_us - self._ttl_us, MIN_INSTANT))
+        return oldest, _VERSION + time_bytes(now_us + 1)
+
+    def are_known(self, records: Sequence[bytes], future: bytes) -> bool:
+        """Tell whether records count by their created times, ``future`` being as `heads` returns it."""
+        return not self.layout.has_created or max(map(CREATED, records)) < future[1:]
 
     def _rows(self, keys: Sequence[bytes], records: Sequence[Any]) -> tuple[list[Sequence[Any]], bool]:
         """Decode records of the layout's own schema behind one array header.
@@ -345,7 +353,9 @@ class ViewReader:
             return error
         return damaged(keys[0], "or one read with it holds no msgpack array")
 
-    def _read_mixed(self, keys: Sequence[bytes], records: Sequence[bytes | None], oldest: bytes) -> ViewRows:
+    def _read_mixed(
+        self, keys: Sequence[bytes], records: Sequence[bytes | None], oldest: bytes, future: bytes
+    ) -> ViewRows:
         values: list[Sequence[Any]] = [self._empty] * len(records)
         statuses: list[Sequence[Status]] = [self._absent] * len(records)
         own_places, seen = [], list(records)
@@ -354,7 +364,9 @@ class ViewReader:
                 continue
             if not is_record(record):
                 raise foreign(key)
-            if record[:9] < oldest:
+            if record[:9] >= future or not self.are_known([record], future):
+                seen[place] = None
+            elif record[:9] < oldest:
                 statuses[place] = self._too_old
             elif record[17:26] == self.own_shape:
                 own_places.append(place)

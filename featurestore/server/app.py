@@ -27,6 +27,7 @@ from featurestore.online.keys import project_prefix
 from featurestore.server.access import Door
 from featurestore.server.bodies import App
 from featurestore.server.breaker import Breaker
+from featurestore.server.clocks import ClockWatch
 from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.server.docs import add_docs
 from featurestore.server.envelope import Envelope
@@ -43,6 +44,7 @@ from featurestore.server.gate import (
 from featurestore.server.metrics import CONTENT_TYPE, FLUSH_SECONDS, Metrics
 from featurestore.server.online import FeastEndpoint, OnlineEndpoint, OnlineReads
 from featurestore.server.openapi import complete, error_responses
+from featurestore.server.parts import PartWatch
 from featurestore.server.push import PUSH_PATH, PushEndpoint
 from featurestore.server.sharing import SharedReads
 
@@ -149,10 +151,14 @@ def _lifespan(
     measure: Callable[[], None],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Return what opens the reader and the background refresh before the first request, and closes them after it."""
+    clocks = ClockWatch(workspace, metrics, lambda: definitions.registry_ahead_us)
+    parts = PartWatch(workspace, metrics, lambda: definitions.current.snapshot, lambda: definitions.progress)
 
     def refreshed(outcome: str) -> None:
         metrics.refreshes.labels(outcome).inc()
         measure()
+        clocks.look()
+        parts.look()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -19,6 +19,7 @@ from featurestore_registry.records import Revision
 
 from featurestore.backends import open_registry
 from featurestore.errors import FeatureStoreError, RegistryError
+from featurestore.metadata.clocks import registry_ahead_us
 from featurestore.metadata.progress import Progress, read_progress
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.snapshot_file import (
@@ -67,6 +68,8 @@ class DefinitionsKeeper:
         self._served: Served | None = None
         self.progress: Mapping[str, Progress] = {}
         """How far each view's rows had come when the registry was last looked at."""
+        self.registry_ahead_us = 0
+        """How far the registry's newest entry lay in this host's future when it was last looked at."""
         self.on_refresh: Callable[[str], None] | None = None
 
     @property
@@ -164,6 +167,7 @@ class DefinitionsKeeper:
             seen_us = workspace.clock()
             found = self._door.take(*known_tokens(registry.ledger, project))
             self._note_progress(registry)
+            self.registry_ahead_us = registry_ahead_us(registry, project, seen_us)
             if known is not None and registry.definitions.chain(project) == known.revision.chain:
                 unchanged = found == known.tokens
                 return SavedSnapshot(known.revision, known.tokens if unchanged else found, seen_us)

@@ -115,6 +115,17 @@ class Metrics:
             "registry_age_seconds",
             "Since the registry last confirmed the definitions being served; the greatest of all workers.",
         )
+        self._clock_ahead = gauge(
+            "clock_ahead_seconds",
+            "How far the clock of the online store, or of the registry's newest writer, is ahead of this host's;"
+            " negative where the online store's is behind.",
+            ("piece",),
+        )
+        self._part_mismatch = gauge(
+            "online_part_mismatch",
+            "1 while the online records of a view do not belong to the registry, or are behind what was published.",
+            ("view",),
+        )
         self._publish_rows = gauge(
             "publish_rows", "Records that a view's last run sent online, by what became of them.", ("view", "result")
         )
@@ -172,6 +183,14 @@ class Metrics:
         self._breaker_open.set(is_open)
         if is_open:
             self._breaker_openings.inc()
+
+    def clock_ahead(self, piece: str, ahead_us: int) -> None:
+        """Tell how far the clock of a piece is ahead of this host's."""
+        self._clock_ahead.labels(piece).set(ahead_us / 1_000_000)
+
+    def part_mismatch(self, view: str, *, is_found: bool) -> None:
+        """Tell whether the online records of a view belong to the registry."""
+        self._part_mismatch.labels(view).set(is_found)
 
     def progress(self, found: Mapping[str, Progress], now_us: int) -> None:
         """Tell how far each view's rows have come."""

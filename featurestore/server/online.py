@@ -225,13 +225,13 @@ def _short_body(serving: ServingPlan, rows: list[list[Any]]) -> tuple[bytes, lis
 def _ages(
     serving: ServingPlan, query: Query, records: Sequence[bytes | None], now_us: int
 ) -> Iterator[tuple[str, float]]:
-    """Yield each view's name and the age in seconds of its first record of a request."""
+    """Yield each view's name and the age in seconds of the first record of a request that is of the past."""
     start = 0
     for view, places in zip(serving.views, query.found, strict=True):
         stop = start + (query.rows if places is None else len(places))
         for record in records[start:stop]:
-            if record is not None and is_record(record):
-                yield view, (now_us - record_times(record)[0]) / 1_000_000
+            if record is not None and is_record(record) and (age_us := now_us - record_times(record)[0]) >= 0:
+                yield view, age_us / 1_000_000
                 break
         start = stop
 

@@ -54,6 +54,10 @@ def test_the_tutorial_quotes_the_example_as_it_is() -> None:
     assert [text for text in quoted if text not in definitions] == []
 
 
+PREPARED_AT = "2026-11-26T09:21:00Z"
+"""When the pages go on with it: its own shell's clock has moved on, and that of a later one begins anew."""
+
+
 @pytest.fixture(scope="session")
 def prepared_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repo that the how-to pages begin with: made, applied, materialized."""
@@ -74,7 +78,7 @@ def test_a_how_to_page_prints_what_it_shows(page: Path, prepared_repo: Path, tmp
         prepared(shell)
     else:
         shutil.copytree(prepared_repo, tmp_path / "tour")
-        shell = Shell(tmp_path, stands_for)
+        shell = Shell(tmp_path, stands_for, now=PREPARED_AT)
         shell.run("cd tour")
     wrong = run_page(page, shell)
     assert not wrong, "\n".join(wrong)
@@ -90,7 +94,7 @@ def test_a_how_to_page_says_where_it_begins(page: Path) -> None:
 def test_the_servers_examples_are_what_it_answers(prepared_repo: Path, tmp_path: Path) -> None:
     """What the page of the HTTP API shows, which `/openapi.json` has, too."""
     shutil.copytree(prepared_repo, tmp_path / "tour")
-    shell = Shell(tmp_path)
+    shell = Shell(tmp_path, now=PREPARED_AT)
     declares, applies = commands(blocks((DOCS / "how-to" / "push.md").read_text(encoding="utf-8"))[0])
     for command in ("cd tour", declares[0], applies[0], "fs serve"):
         shell.run(command)

@@ -292,3 +292,31 @@ def test_online_equals_offline_at_every_instant(example: Flights) -> None:
         example.clock.set(last + MICROSECOND)
         frame["event_timestamp"] += MICROSECOND
         assert check_equal(example, frame)[column, "OUTSIDE_MAX_AGE"] == 3, column
+
+
+@pytest.mark.filterwarnings("ignore:.*look past what was committed:featurestore.retrieval.coverage.TrainingSetWarning")
+def test_nothing_is_served_before_its_time_where_the_jobs_clock_runs_ahead(example: Flights) -> None:
+    """What the job's later rows replaced online is not there; all that is served is what the join gives."""
+    for job in MATERIALIZED[:2]:
+        example.materialize(job + example.shift)
+    told: Counter[tuple[str, bool]] = Counter()
+    for behind in (timedelta(hours=3), timedelta(minutes=20), timedelta(0)):
+        now = example.run_at - behind
+        example.clock.set(now)
+        frame = example.frame(now)
+        for asked in ({"feature_service": SERVICE}, {"features": SIDE}):
+            wanted = asked.get("feature_service", SIDE)
+            training = example.store.get_historical_features(frame, wanted, full_feature_names=True).to_arrow()
+            answer = serve(example, frame, **asked)
+            expected = expected_of(training.to_pandas(types_mapper=pd.ArrowDtype), answer["names"])
+            for place, (row, statuses) in enumerate(zip(answer["rows"], answer["status"], strict=True)):
+                for name, value, status, joined in zip(answer["names"], row, statuses, expected[place], strict=True):
+                    if name.startswith("departure_facts__"):
+                        continue  # computed of values that may not be there
+                    is_equal = value == joined
+                    assert is_equal or (status == "NOT_FOUND" and value == DEFAULTS.get(name)), (name, now)
+                    told[status, is_equal] += 1
+        if not behind:
+            assert check_equal(example, frame)
+    assert told["NOT_FOUND", False] > 100
+    assert told["PRESENT", True] > 100

@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.crash_scenario import COMMANDS, NOW, PASSED_FILE, CrashServer, Job, open_workspace
+from support.crash_scenario import COMMANDS, PASSED_FILE, CrashServer, Job, open_workspace
 from support.materialized import day, log_rows, online_rows
 
 import featurestore
 from featurestore.materialization import materialize_incremental, succeeded
-from featurestore.metadata.leases import LEASE_US
 from featurestore.metadata.runs import all_runs
 from featurestore.metadata.saved_sets import list_sets
 from featurestore.metadata.watermarks import read_watermark
 from featurestore.retrieval import get_training_set
 from featurestore.steps import CRASH_POINTS
 
-LATER_US = LEASE_US + 1
 SIGKILL = -9
 
 
@@ -82,7 +80,7 @@ class Life:
 
     def finish(self, project: Path, command: str, what: str) -> None:
         """Run a command again, and compare what is there with the undisturbed run."""
-        self.run(project, Job(command, str(project), self.url, lateness_us=LATER_US))
+        self.run(project, Job(command, str(project), self.url))
         state = state_of(project, self.url)
         if command == "push_rows":  # rows whose push was committed and not answered are there twice
             for name in ("shop_sales", "doomed"):
@@ -100,7 +98,7 @@ class Life:
 
 def state_of(project: Path, url: str | None) -> dict[str, Any]:
     """Return everything that a user could see: definitions, rows, watermarks, online records, training sets."""
-    workspace = open_workspace(project, url, now_us=NOW + 3 * LATER_US)
+    workspace = open_workspace(project, url)
     views = workspace.snapshot().views
     state: dict[str, Any] = {"tables": workspace.offline.tables("shop")}
     for name, registered in views.items():
@@ -143,7 +141,7 @@ def test_a_run_that_died_at_any_crash_point_or_moment_is_finished_by_the_next(tm
 def test_what_a_push_left_committed_is_published_by_the_next_run(tmp_path, server, online_url, point):
     for command, crash_at, wanted in (("apply_first", None, 0), ("first_run", None, 0), ("push_rows", point, 137)):
         assert server.run(Job(command, str(tmp_path), online_url, crash_at)) == wanted
-    with closing(open_workspace(tmp_path, online_url, now_us=NOW + LATER_US)) as workspace:
+    with closing(open_workspace(tmp_path, online_url)) as workspace:
         for view in ("shop_sales", "doomed"):
             rows = log_rows(workspace, view)
             # The two views are committed at the same time, so the one that dies may take the other with it.

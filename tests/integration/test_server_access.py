@@ -171,7 +171,7 @@ def of_another_project(project: Project) -> None:
     with open_registry(read_settings(project.root).registry, project.root) as registry:
         record = to_record("others", Entity("shop", {"shop": Int64}))
         changes = [Change("put", record.kind, record.name, record)]
-        registry.definitions.apply("others", 0, changes, author="test", message="", commit="")
+        registry.definitions.apply("others", "", changes, author="test", message="", commit="")
 
 
 def older_backup(project: Project) -> None:

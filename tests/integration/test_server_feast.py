@@ -98,13 +98,20 @@ def test_instants_are_integer_seconds_and_event_times_keep_their_microseconds(
 ) -> None:
     before = datetime(1969, 12, 31, 23, 59, 59, 500_000, tzinfo=UTC)
     values = {"an_instant": before, "instants": [[datetime(2013, 1, 1, tzinfo=UTC), None]], "a_decimal": None}
-    project.put("everything", {"customer_id": 9}, values, event_us=NOW_US + 7)
+    project.put("everything", {"customer_id": 9}, values, event_us=NOW_US - 7)
     features = ["everything:an_instant", "everything:instants", "everything:a_decimal"]
     body = {"features": features, "entities": {"customer_id": [9]}}
     results = client.post(PATH, json=body).json()["results"][1:]
     assert [result["values"] for result in results] == [[-1], [[[1356998400, None]]], [None]]
     assert [result["statuses"] for result in results] == [["PRESENT"], ["PRESENT"], ["NULL_VALUE"]]
-    assert {result["event_timestamps"][0] for result in results} == {to_rfc3339(NOW_US + 7)}
+    assert {result["event_timestamps"][0] for result in results} == {to_rfc3339(NOW_US - 7)}
+
+
+def test_a_record_of_the_future_is_not_found(client: httpx.Client, project: Project) -> None:
+    project.put("fresh", {"customer_id": 10}, {"clicks": 7, "score": 0.5}, event_us=NOW_US + 1)
+    results = client.post(PATH, json={**READ_FORM, "entities": {"customer_id": [10]}}).json()["results"]
+    for result, value in zip(results[1:], [None, 0], strict=True):
+        assert result == {"values": [value], "statuses": ["NOT_FOUND"], "event_timestamps": [EPOCH]}
 
 
 def test_a_null_key_is_not_found(client: httpx.Client) -> None:

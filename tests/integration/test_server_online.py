@@ -119,6 +119,25 @@ def test_the_ttl_is_judged_by_the_servers_clock_inclusive(project: Project) -> N
         assert status() == "OUTSIDE_MAX_AGE"
 
 
+@pytest.mark.parametrize("include", [["status"], ["status", "event_timestamp"]])
+@pytest.mark.parametrize("customers", [[8], [8, 1], [8, 4]])
+def test_a_record_counts_from_its_time_on(project: Project, include: list[str], customers: list[int]) -> None:
+    project.put("fresh", {"customer_id": 8}, {"clicks": 5, "score": 0.5}, event_us=NOW_US + 10)
+    clock = ManualClock(NOW_US + 9)
+    with serving_here(project.workspace(clock)) as client:
+
+        def first() -> list[Any]:
+            features = ["fresh:clicks", "fresh:score"]
+            answer = ask(client, features=features, entities={"customer_id": customers}, include=include).json()
+            times = answer.get("event_timestamp", {"fresh": ["not asked for"]})
+            return [answer["rows"][0], answer["status"][0], times["fresh"][0]]
+
+        asked = len(include) == 2
+        assert first() == [[0, None], ["NOT_FOUND"] * 2, None if asked else "not asked for"]
+        clock.advance(timedelta(microseconds=1))
+        assert first() == [[5, 0.5], ["PRESENT"] * 2, to_rfc3339(NOW_US + 10) if asked else "not asked for"]
+
+
 def test_a_service_with_an_on_demand_feature_and_full_names(client: httpx.Client) -> None:
     response = ask(
         client,

@@ -47,13 +47,11 @@ class Job:
     url: str | None
     crash_at: str | None = None
     kill_after_ms: float | None = None
-    lateness_us: int = 0
-    """How much later than usual it is: an earlier run's lease has expired then."""
 
 
-def open_workspace(folder: Path, url: str | None, *, now_us: int = NOW) -> Workspace:
+def open_workspace(folder: Path, url: str | None) -> Workspace:
     settings = make_settings({"project": "shop", "online_store": url or "lmdb:///data/online"})
-    return Workspace(folder, settings, clock=ManualClock(now_us))
+    return Workspace(folder, settings, clock=ManualClock(NOW))
 
 
 FIRST = [Sale(f"shop {number % 12}", day(number / 10), day(number / 10), number) for number in range(40)]
@@ -196,9 +194,8 @@ class CrashServer:
 
     def __init__(self) -> None:
         root = Path(__file__).resolve().parents[1]
-        plain = plain_environment()
-        paths = [str(root), *filter(None, [plain.get("PYTHONPATH")])]
-        environment = {**plain, "PYTHONPATH": os.pathsep.join(paths)}
+        paths = filter(None, (str(root), os.environ.get("PYTHONPATH")))
+        environment = {**plain_environment(), "PYTHONPATH": os.pathsep.join(paths)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "support.crash_scenario"],
             stdin=subprocess.PIPE,
@@ -266,7 +263,7 @@ def _run(job: Job) -> None:
     passed = _note_crash_points()
     _send_few_at_once()
     try:
-        workspace = open_workspace(Path(job.folder), job.url, now_us=NOW + job.lateness_us)
+        workspace = open_workspace(Path(job.folder), job.url)
         COMMANDS[job.command](workspace)
         workspace.close()
         Path(job.folder, PASSED_FILE).write_text(json.dumps(passed))

@@ -107,7 +107,8 @@ class Shell:
         self.folder = folder
         self.environment = plain_environment()
         self.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.environment['PATH']}"
-        self.environment["PYTHONPATH"] = str(folder / ".clock")
+        paths = filter(None, (str(folder / ".clock"), os.environ.get("PYTHONPATH")))
+        self.environment["PYTHONPATH"] = os.pathsep.join(paths)
         (folder / ".clock").mkdir(exist_ok=True)
         ahead_ns = to_instant(now) * 1000 - time.time_ns()
         (folder / ".clock" / "sitecustomize.py").write_text(SET_CLOCK.format(ahead_ns=ahead_ns))

@@ -198,21 +198,22 @@ def test_an_unknown_feature_is_refused() -> None:
 
 
 @pytest.mark.parametrize("company", [[], [None]])
-def test_the_ttl_is_inclusive(company: list[None]) -> None:
+def test_the_ttl_is_inclusive_and_so_is_now(company: list[None]) -> None:
     view = layout(("a", Int64), ttl_us=7 * DAY_US)
     encoder = RecordEncoder(view)
     for event_us, status in [
         (NOW - 7 * DAY_US, P),
         (NOW - 7 * DAY_US - 1, OLD),
         (NOW, P),
-        (NOW + DAY_US, P),
+        (NOW + 1, X),
+        (NOW + DAY_US, X),
         (-5, OLD),
     ]:
         keys, found = records(encoder, [[1]], event_us)
         rows = ViewReader(view, ["a"]).read([*keys, *[b"k"] * len(company)], [*found, *company], NOW)
         assert rows.status_columns()[0] == [status, *[X] * len(company)]
         assert rows.columns()[0][0] == (1 if status is P else None)
-        assert rows.event_us()[0] == event_us
+        assert rows.event_us()[0] == (None if status is X else event_us)
 
 
 def test_a_ttl_longer_than_the_calendar() -> None:
