@@ -6,6 +6,7 @@ import logging
 import random
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -29,7 +30,6 @@ from support.materialized import (
     write_sales,
 )
 from support.projects import make_workspace
-from support.serving import until
 
 from featurestore import ParquetSource, PushSource
 from featurestore.engine.duck import DuckEngine
@@ -83,7 +83,9 @@ def push_sales(workspace: Workspace, *sales: Sale, to: Any = "offline") -> None:
         "note": pa.array([sale.note for sale in sales], pa.string()),
     }
     push(workspace, "sales_push", rows, to)
-    until(lambda: not any(committer._is_running for committer in push_commit._committers.values()))
+    for thread in threading.enumerate():
+        if thread.name.startswith("push "):
+            thread.join()
 
 
 def push_many(workspace: Workspace, count: int) -> None:
@@ -93,13 +95,13 @@ def push_many(workspace: Workspace, count: int) -> None:
 
 def test_pushes_merge_their_files(workspace):
     most = 0
-    for number in range(40):
+    for number in range(20):
         push_sales(workspace, Sale(f"new {number}", day(11), day(11), number))
         most = max(most, len(current(workspace).files))
     assert most == 3
-    assert [row[3] for row in log_rows(workspace)] == list(range(40))
+    assert [row[3] for row in log_rows(workspace)] == list(range(20))
     succeeded(materialize_incremental(workspace))
-    assert len(online_rows(workspace)) == 50
+    assert len(online_rows(workspace)) == 30
     assert not list(workspace.offline.staging(current(workspace).table).iterdir())
 
 
@@ -236,7 +238,7 @@ from featurestore.testing.table_growth import append_several
 
 delta.CHECKPOINT_EVERY, archive.SETTLED_SECONDS = 3, 0.0
 store = DeltaStore(Path(sys.argv[1]))
-for _ in range(15):
+for _ in range(10):
     while True:
         try:
             version = append_several(store, 1, store.current(TABLE))
@@ -248,7 +250,7 @@ for _ in range(15):
 """
 
 
-@pytest.mark.parametrize("dies_at", [None, "merge.staged:2", "offline.files_moved:9", "offline.committed:7"])
+@pytest.mark.parametrize("dies_at", [None, "merge.staged:2", "offline.files_moved:6", "offline.committed:5"])
 def test_processes_that_merge_one_table_lose_nothing(tmp_path, dies_at):
     environments = [{}, {}, {} if dies_at is None else {"FS_CRASH_AT": dies_at}]
     command = [sys.executable, "-c", MERGER, str(tmp_path)]
@@ -265,13 +267,13 @@ def test_processes_that_merge_one_table_lose_nothing(tmp_path, dies_at):
     assert version is not None
     rows = read_rows(version)
     assert [row["fs_seq"] for row in rows] == list(range(len(rows)))
-    assert len(rows) == 45 if dies_at is None else 30 < len(rows) < 45
+    assert len(rows) == 30 if dies_at is None else 20 < len(rows) < 30
     assert len(version.files) < 12
     assert DeltaStore(tmp_path).clean(TABLE, keep=[], known=[]) > 0
     assert read_rows(version) == rows
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_any_order_of_pushes_runs_and_merges_ends_as_plain_loops_say(tmp_path, monkeypatch, request, seed):
     dice = random.Random(seed)
     read_again = ParquetSource("sales", "sales.parquet", "sold_at", "known_at", allowed_lateness=timedelta(days=365))
@@ -282,7 +284,7 @@ def test_any_order_of_pushes_runs_and_merges_ends_as_plain_loops_say(tmp_path, m
     expected = ExpectedLog()
     write_sales(tmp_path / "sales.parquet", sales)
     with closing(make_workspace(tmp_path, [view], online_url=online_url, now_us=NOW)) as workspace:
-        for _ in range(14):
+        for _ in range(12):
             monkeypatch.setattr(merge, "MOST_SMALL", dice.randrange(1, 4))
             kind = dice.choice(["push", "push", "push", "incremental", "interval", "rebuild", "optimize", "gc"])
             start, end = sorted(dice.sample(range(20), 2))

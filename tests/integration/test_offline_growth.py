@@ -237,13 +237,13 @@ for _ in range(int(sys.argv[2])):
             pass
 """,
     )
-    command = [sys.executable, "-c", script, str(folder), "20"]
+    command = [sys.executable, "-c", script, str(folder), "12"]
     writers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     for writer in writers:
         _, errors = writer.communicate(timeout=120)
         assert writer.returncode == 0, errors
-    assert numbers(store.current(TABLE)) == list(range(61))
-    assert len(entry_hashes(folder, 61)) == 61
+    assert numbers(store.current(TABLE)) == list(range(37))
+    assert len(entry_hashes(folder, 37)) == 37
     assert len(live_entries(folder)) <= 3 * EVERY
 
 
