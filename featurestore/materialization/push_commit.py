@@ -22,6 +22,7 @@ from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors
 from featurestore.offline.interface import TableId, TableVersion
+from featurestore.offline.merge import due, merge_quietly, write_in_memory
 from featurestore.steps import crash_point, reached
 from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
 
@@ -38,6 +39,8 @@ PAUSE_SECONDS = 1.0
 RETRY_SECONDS, PATIENCE_SECONDS = 0.02, 15.0
 """What the pauses between tries begin with; how long a commit gives way to other writers before it fails."""
 PUSH = "push"
+MERGED_BYTES, MERGED_ROWS = 8 << 20, 1 << 20
+"""At most so much is merged in memory, between two commits; larger files wait for a run."""
 _jitter = SystemRandom()
 
 
@@ -94,6 +97,7 @@ class _Committer:
                 self._waiting = [push for push in self._waiting if push not in group]
             self._next_s = time.monotonic() + PAUSE_SECONDS
             self._commit([push for push in group if push.done.set_running_or_notify_cancel()])
+            _merge(group[0])
 
     def _is_needed(self) -> bool:
         with self._lock:
@@ -117,6 +121,18 @@ class _Committer:
 _Key = tuple[int, Path, str, TableId]
 _committers: dict[_Key, _Committer] = {}
 _lock = threading.Lock()
+
+
+def _merge(push: _Waiting) -> None:
+    """Merge what many commits left, now that nobody waits for this one."""
+    offline, table = push.workspace.offline, push.registered.table
+    try:
+        version = offline.current(table)
+        files = () if version is None else due(version.files, most_bytes=MERGED_BYTES, most_rows=MERGED_ROWS)
+        if version is not None and files:
+            merge_quietly(offline, version, files, write_in_memory)
+    except Exception:  # the thread must go on whatever happens: callers wait for their commits
+        logger.exception("files of %s are not merged", table)
 
 
 def _compare(workspace: Workspace, registered: RegisteredView) -> None:
