@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import threading
@@ -14,18 +15,21 @@ from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
-from featurestore.errors import ConcurrentCommitError, FeatureStoreError, RegistryUnavailableError
+from featurestore.errors import ConcurrentCommitError, RegistryUnavailableError
 from featurestore.metadata.belonging import compare_table, foreign_part, markers_of
 from featurestore.metadata.commits import bind_tables, facts_of, held_of
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors
 from featurestore.offline.interface import TableId, TableVersion
+from featurestore.offline.merge import due, merge_quietly, write_in_memory
 from featurestore.steps import crash_point, reached
 from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+logger = logging.getLogger("featurestore")
 
 STAGED = crash_point("push.staged", "pushed rows lie in a file of their own, in no version")
 COMMITTED = crash_point("push.committed", "pushed rows are committed, nobody was told and none is online")
@@ -37,6 +41,8 @@ RETRY_SECONDS, PATIENCE_SECONDS = 0.02, 15.0
 NOTE_AGAIN_SECONDS = 30.0
 """After the online store could not be reached, so long nothing is noted there: each commit would wait for it."""
 PUSH = "push"
+MERGED_BYTES, MERGED_ROWS = 8 << 20, 1 << 20
+"""At most so much is merged in memory, between two commits; larger files wait for a run."""
 _jitter = SystemRandom()
 
 
@@ -94,6 +100,7 @@ class _Committer:
                 self._waiting = [push for push in self._waiting if push not in group]
             self._next_s = time.monotonic() + PAUSE_SECONDS
             self._commit([push for push in group if push.done.set_running_or_notify_cancel()])
+            _merge(group[0])
 
     def _is_needed(self) -> bool:
         with self._lock:
@@ -109,16 +116,15 @@ class _Committer:
             for push in group:
                 push.done.set_exception(error)
         else:
-            try:
-                self._note_online(group[0], version)
-            finally:
-                for push in group:
-                    push.done.set_result(version.number)
+            self._note_online(group[0], version)
+            for push in group:
+                push.done.set_result(version.number)
 
     def _note_online(self, push: _Waiting, version: TableVersion) -> None:
         """Note in the online store what was committed, so that an offline table without it is known to be older.
 
-        Before the callers go on, who may close the store then. A part that is not this registry's is left as it is.
+        Before the callers go on: they may close the store then. A part that is not this registry's is left as it is.
+        Whatever goes wrong here costs no push, and is said again with a later commit.
         """
         workspace, registered = push.workspace, push.registered
         if not registered.view.online or time.monotonic() < self._note_from_s:
@@ -126,13 +132,26 @@ class _Committer:
         try:
             if foreign_part(workspace.registry, workspace.online, registered, None) is None:
                 markers_of(workspace.online, registered).note_pushed(version.number, version.identity)
-        except FeatureStoreError:  # a later commit says it again
+        except Exception as error:
+            logger.debug("the commit of pushed rows could not be noted online: %s", error)
             self._note_from_s = time.monotonic() + NOTE_AGAIN_SECONDS
 
 
 _Key = tuple[int, Path, str, TableId]
 _committers: dict[_Key, _Committer] = {}
 _lock = threading.Lock()
+
+
+def _merge(push: _Waiting) -> None:
+    """Merge what many commits left, now that nobody waits for this one."""
+    offline, table = push.workspace.offline, push.registered.table
+    try:
+        version = offline.current(table)
+        files = () if version is None else due(version.files, most_bytes=MERGED_BYTES, most_rows=MERGED_ROWS)
+        if version is not None and files:
+            merge_quietly(offline, version, files, write_in_memory)
+    except Exception:  # the thread must go on whatever happens: callers wait for their commits
+        logger.exception("files of %s are not merged", table)
 
 
 def _compare(workspace: Workspace, registered: RegisteredView) -> None:

@@ -24,7 +24,7 @@ from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.materialization import materialize, materialize_incremental, publish, push, succeeded
 from featurestore.metadata.workspace import Workspace
-from featurestore.offline import delta
+from featurestore.offline import archive, delta, merge
 from featurestore.plan import apply_plan, make_plan
 from featurestore.project.loader import collect
 from featurestore.project.settings import make_settings
@@ -114,6 +114,7 @@ PUSHED = [
 
 
 def push_rows(workspace: Workspace) -> None:
+    merge.MOST_SMALL = 1
     push(workspace, "sales_push", read_source(PUSHED))
 
 
@@ -153,13 +154,16 @@ def delete_set(workspace: Workspace) -> None:
 
 def compact(workspace: Workspace) -> None:
     optimize(workspace, ["shop_sales"])
-    succeeded(materialize_incremental(workspace, day(12), ["shop_sales"]))  # sets what a death left of the watermark
+    succeeded(materialize_incremental(workspace, day(12), ["shop_sales"]))  # publishes it: a death may have come before
 
 
 def checkpoint(workspace: Workspace) -> None:
     delta.CHECKPOINT_EVERY = 1
+    archive.KEPT_CHECKPOINTS, archive.SETTLED_SECONDS = 1, 0.0
+    merge.MOST_SMALL = 1
     _write(workspace, LAST, price=True)
-    succeeded(materialize_incremental(workspace, day(26), ["shop_sales"]))
+    for _ in range(2):  # the second publishes the version that the first ends with, a merge
+        succeeded(materialize_incremental(workspace, day(26), ["shop_sales"]))
 
 
 def drop(workspace: Workspace) -> None:
