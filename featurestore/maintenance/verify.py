@@ -80,14 +80,13 @@ def _compared(workspace: Workspace, registered: RegisteredView) -> Sample:
 
 
 def _differences(registered: RegisteredView, sample: Sample) -> Iterable[str]:
-    found = {"missing": sample.missing, "older than it": sample.older, "of other values": sample.different}
+    found = {"missing": sample.missing, "older": sample.older, "different": sample.different}
     told = ", ".join(f"{count:,} {what}" for what, count in found.items() if count)
     if told:
         view = registered.view.name
         yield (
-            f"Of {sample.compared:,} entities of {view} that were compared with the offline table, the online records "
-            f"are {told}. Publish them again with `fs materialize --view {view} --republish`"
-            + (" --authoritative." if sample.different else ".")
+            f"The online records of {view} are not what the offline table says: {told} among {sample.compared:,} "
+            f"entities that were compared. Publish them again with `fs materialize --view {view} --republish`."
         )
 
 
