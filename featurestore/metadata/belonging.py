@@ -282,13 +282,13 @@ def _behind(registered: RegisteredView, watermark: Watermark | None, marker: Mar
     published = None if watermark is None else watermark.published_version
     if published is None or _order(marker.version) >= published:
         return None
-    said = "do not say how far they are" if marker.version is None else f"are at version {marker.version}"
+    at = "an unfinished publish" if marker.version is None else f"version {marker.version}"
     return _online(
         registered,
         "behind",
-        f"The online records of {registered.view.name} {said}, but version {published} of {registered.table} was "
-        "published: the online store was restored or lost writes, or an earlier release published to it.",
-        "The next `fs materialize` publishes what is missing.",
+        f"The online records of {registered.view.name} are at {at} of {registered.table}, but version {published} was "
+        "published: the online store was restored, or lost writes.",
+        "The next `fs materialize` publishes what is missing. Where an earlier release published, nothing is missing.",
         heals=True,
     )
 

@@ -45,7 +45,7 @@ class Ownership:
         if self.used.get(table.view, 0) < table.generation:
             return "this registry never had it"
         if self._owner is None:
-            return None if asked else "nothing says whose it is yet; the next `fs materialize` does"
+            return None if asked else "nothing says yet whose it is; the next run that commits will"
         if self._owner != self.chain.identity:
             return f"it belongs to the project with identity {self._owner[:12]}"
         newest = self._workspace.offline.find_commit(table)

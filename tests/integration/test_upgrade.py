@@ -136,7 +136,7 @@ def test_cleaning_keeps_all_and_says_why(installation: Installation, fs: Command
     before = installation.contents()
     garbage = fs.json("gc")
     kept = {found["what"]: found["why"] for found in garbage["kept"]}
-    later = "nothing says whose it is yet; the next `fs materialize` does"
+    later = "nothing says yet whose it is; the next run that commits will"
     assert kept == {
         "offline table shop/stats/1": later,
         "unneeded files of offline table shop/stats/2": later,
@@ -175,7 +175,7 @@ def test_a_push_may_come_first(installation: Installation, fs: CommandLine) -> N
     assert installation.online(ONLINE) == {**ONLINE, 5: 50}
     (found,) = installation.mismatches()
     assert (found.kind, found.heals) == ("behind", True)
-    assert "do not say how far they are" in found.message
+    assert "Where an earlier release published, nothing is missing" in found.hint
     fs("doctor")
     assert published(fs) == (0, 5)
     check_settled(installation, fs)
@@ -239,7 +239,7 @@ def test_runs_of_the_earlier_release_go_on_beside_those_of_this_one(
     earlier_run(installation, 7, 70)
     (found,) = installation.mismatches()
     assert (found.kind, found.heals) == ("behind", True)
-    assert "or an earlier release published to it" in found.message
+    assert "Where an earlier release published, nothing is missing" in found.hint
     fs("doctor")
     assert fs.json("plan", "--check")["notices"] == []
     fs("gc")

@@ -106,7 +106,7 @@ def test_verify_counts_what_is_missing_older_different_and_newer(make: Make) -> 
     (found,) = verify(workspace)
     assert (found.compared, found.online_only) == (1_000, 4)
     (problem,) = found.problems
-    assert "3 missing, 2 older, 1 different among 1,000 entities that were compared" in problem
+    assert "3 missing, 2 older, 1 with other values, of 1,000 entities compared" in problem
     assert problem.endswith("Publish them again with `fs materialize --view sales_view --republish`.")
     succeeded(republish(workspace, ["sales_view"]))
     (found,) = verify(workspace)
