@@ -368,6 +368,41 @@ def test_a_registry_of_before_a_breaking_apply_keeps_the_later_generation(
     assert "shop/stats/2" in fs(project, capsys, "gc")[1]
 
 
+def test_a_table_restored_to_just_before_a_push_is_named(
+    world: tuple[Project, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ledger knows of no push: what is online says that the table lacks one."""
+    project, _ = world
+    project.back_up(tmp_path / "before", ["offline"])
+    project.push(6, 8, 60)
+    project.restore(tmp_path / "before", "offline")
+    assert project.kinds() == {("online", "ahead")}
+    code, said = fs(project, capsys, "materialize")
+    assert (code, "Rows were pushed to shop/stats/1 in version" in said) == (1, True)
+    with pytest.raises(MismatchError, match="Rows were pushed"):
+        project.push(7, 9, 70)
+    assert fs(project, capsys, "repair", "--yes")[0] == 0
+    assert project.online() == project.offline() == BEFORE
+    project.push(6, 8, 61)  # whoever pushed it may push it again
+    assert project.online() == project.offline() == {**BEFORE, 6: 61}
+
+
+def test_a_push_whose_commit_cannot_be_noted_online_costs_nothing(
+    world: tuple[Project, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, _ = world
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the store was closed meanwhile")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("featurestore.online.marker.PartMarkers.note_pushed", broken)
+        for count in range(3):  # the same committer
+            project.push(6, 8 + count, count)
+    assert project.online()[6] == 2
+    assert project.mismatches() == []
+
+
 def test_a_saved_set_that_the_registry_forgot_is_kept_and_registered_again(
     world: tuple[Project, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
