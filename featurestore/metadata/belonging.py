@@ -13,7 +13,7 @@ from typing import Literal
 from featurestore_registry.interface import Ledger, Registry
 
 from featurestore.errors import MismatchError, OnlineStoreError, RegistryUnavailableError
-from featurestore.metadata.commits import BELONG_HINT, REVISION, held_of, known_commit
+from featurestore.metadata.commits import BELONG_HINT, REVISION, Remembered, held_of, known_commit
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import Watermark, read_watermark
 from featurestore.metadata.workspace import Workspace
@@ -72,8 +72,10 @@ class Part:
         return None if self.marker is None else self.marker.version
 
 
-def compare_table(registry: Registry, offline: OfflineStore, registered: RegisteredView) -> Mismatch | None:
-    """Compare a view's offline table with the registry."""
+def compare_table(
+    registry: Registry, offline: OfflineStore, registered: RegisteredView, remembered: Remembered | None = None
+) -> Mismatch | None:
+    """Compare a view's offline table with the registry; ``remembered`` spares the ledger where there are many views."""
     chain = registered.chain
     owner = offline.owner(registered.project)
     # Without a table there is nothing to keep: the first commit takes the folder over.
@@ -94,14 +96,18 @@ def compare_table(registry: Registry, offline: OfflineStore, registered: Registe
             "registry does not have: it was restored from a backup, or is a copy that went its own way.",
             _NEWER,
         )
-    return compare_commit(registry.ledger, offline, registered)
+    return compare_commit(registry.ledger, offline, registered, remembered)
 
 
-def compare_commit(ledger: Ledger, offline: OfflineStore, registered: RegisteredView) -> Mismatch | None:
+def compare_commit(
+    ledger: Ledger, offline: OfflineStore, registered: RegisteredView, remembered: Remembered | None = None
+) -> Mismatch | None:
     """Compare a view's offline table with the commit that the ledger remembers, whosever the table is."""
     newest = offline.find_commit(registered.table)
-    watermark = read_watermark(ledger, registered)
-    known = known_commit(ledger, registered)
+    if remembered is None:
+        watermark, known = read_watermark(ledger, registered), known_commit(ledger, registered)
+    else:
+        watermark, known = remembered.of(registered)
     version = watermark.table_version if known is None else known.version
     if version is None:
         if newest is None or held_of(offline, newest, registered) is None:
@@ -217,12 +223,13 @@ def mismatches(workspace: Workspace) -> list[Mismatch]:
     """Return what does not fit, view by view. An online store that is down tells nothing, and is left out."""
     found: list[Mismatch] = []
     is_online_up = True
+    remembered = Remembered(workspace.ledger, workspace.project)
     for registered in workspace.snapshot().views.values():
-        mismatch = compare_table(workspace.registry, workspace.offline, registered)
+        mismatch = compare_table(workspace.registry, workspace.offline, registered, remembered)
         found += [] if mismatch is None else [mismatch]
         if registered.view.online and is_online_up:
             try:
-                mismatch = part_mismatch(workspace, registered)
+                mismatch = part_mismatch(workspace, registered, remembered)
             except OnlineStoreError:
                 is_online_up = False  # each view would wait for it as long
             else:
@@ -230,9 +237,11 @@ def mismatches(workspace: Workspace) -> list[Mismatch]:
     return found
 
 
-def part_mismatch(workspace: Workspace, registered: RegisteredView) -> Mismatch | None:
+def part_mismatch(
+    workspace: Workspace, registered: RegisteredView, remembered: Remembered | None = None
+) -> Mismatch | None:
     """Return what does not fit of a view's online part. Raises OnlineStoreUnavailableError."""
-    watermark = read_watermark(workspace.ledger, registered)
+    watermark = remembered.of(registered)[0] if remembered else read_watermark(workspace.ledger, registered)
     return compare_part(workspace.registry, workspace.online, workspace.offline, registered, watermark).mismatch
 
 
