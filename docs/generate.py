@@ -494,6 +494,7 @@ ERROR_TYPES = {
     "online_store_full": "The online store has no room for pushed rows.",
     "offline_store_unavailable": "The offline store did not take pushed rows.",
     "disk_full": "The offline store's disk is full.",
+    "mismatch": "The stores do not belong to the registry: `fs doctor` says which, `fs repair` settles it.",
     "registry_unavailable": "The registry does not answer; only pushes that go offline need it.",
     "not_ready": "`/ready` alone: the online store does not answer.",
     "overloaded": "The worker has 900 connections. `Retry-After` says when to try again.",

@@ -266,7 +266,7 @@ class TableLog:
         with ``merges`` the added files hold the rows of the removed ones.
         """
         from deltalake import Schema
-        from deltalake.transaction import AddAction, RemoveAction, Transaction, create_table_with_add_actions
+        from deltalake.transaction import AddAction, RemoveAction
 
         actions: list[Any] = [
             AddAction(name, facts.size_bytes, {}, facts.modified_ms, True, facts.statistics())
@@ -275,18 +275,7 @@ class TableLog:
         next_sequence = max((facts.max_sequence + 1 for facts in added.values()), default=0)
         hashes = {name: {"sha256": facts.sha256, "size": facts.size_bytes} for name, facts in added.items()}
         if base is None:
-            with self._translated(-1):
-                create_table_with_add_actions(
-                    str(self.path),
-                    Schema.from_arrow(schema),
-                    actions,
-                    mode="error",
-                    configuration=CONFIGURATION,
-                    commit_properties=_properties(
-                        hashes, facts, Transaction(NEXT_SEQUENCE, next_sequence), *_keeping(0, 0)
-                    ),
-                    post_commithook_properties=_hooks(),
-                )
+            self._create(schema, actions, _properties(hashes, facts, _next(next_sequence), *_keeping(0, 0)))
             return
         number = base.version() + 1
         with self._translated(base.version()):  # reads the log
@@ -301,7 +290,22 @@ class TableLog:
                 actions,
                 "overwrite" if replace else "append",
                 Schema.from_arrow(schema),
-                commit_properties=_properties(hashes, facts, Transaction(NEXT_SEQUENCE, next_sequence), *kept),
+                commit_properties=_properties(hashes, facts, _next(next_sequence), *kept),
+                post_commithook_properties=_hooks(),
+            )
+
+    def _create(self, schema: pa.Schema, actions: list[Any], properties: Any) -> None:
+        from deltalake import Schema
+        from deltalake.transaction import create_table_with_add_actions
+
+        with self._translated(-1):
+            create_table_with_add_actions(
+                str(self.path),
+                Schema.from_arrow(schema),
+                actions,
+                mode="error",
+                configuration=CONFIGURATION,
+                commit_properties=properties,
                 post_commithook_properties=_hooks(),
             )
 
@@ -392,6 +396,12 @@ def _keeping(since: int, until: int) -> list[Any]:
     from deltalake.transaction import Transaction
 
     return [Transaction(KEPT_SINCE, since), Transaction(KEPT_UNTIL, until)]
+
+
+def _next(sequence: int) -> Any:
+    from deltalake.transaction import Transaction
+
+    return Transaction(NEXT_SEQUENCE, sequence)
 
 
 def _facts_in(entry: bytes) -> Mapping[str, Any]:

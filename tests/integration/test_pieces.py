@@ -25,6 +25,7 @@ from featurestore.maintenance.optimize import optimize
 from featurestore.maintenance.verify import verify
 from featurestore.materialization import push_commit
 from featurestore.metadata.belonging import Kind
+from featurestore.offline import archive, delta
 from featurestore.repair import find_repairs, repair
 from featurestore.retrieval.coverage import TrainingSetWarning
 from featurestore.store import FeatureStore
@@ -368,6 +369,41 @@ def test_a_registry_of_before_a_breaking_apply_keeps_the_later_generation(
     assert "shop/stats/2" in fs(project, capsys, "gc")[1]
 
 
+def test_a_table_restored_to_just_before_a_push_is_named(
+    world: tuple[Project, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ledger knows of no push: what is online says that the table lacks one."""
+    project, _ = world
+    project.back_up(tmp_path / "before", ["offline"])
+    project.push(6, 8, 60)
+    project.restore(tmp_path / "before", "offline")
+    assert project.kinds() == {("online", "ahead")}
+    code, said = fs(project, capsys, "materialize")
+    assert (code, "Rows were pushed to shop/stats/1 in version" in said) == (1, True)
+    with pytest.raises(MismatchError, match="Rows were pushed"):
+        project.push(7, 9, 70)
+    assert fs(project, capsys, "repair", "--yes")[0] == 0
+    assert project.online() == project.offline() == BEFORE
+    project.push(6, 8, 61)  # whoever pushed it may push it again
+    assert project.online() == project.offline() == {**BEFORE, 6: 61}
+
+
+def test_a_push_whose_commit_cannot_be_noted_online_costs_nothing(
+    world: tuple[Project, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, _ = world
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the store was closed meanwhile")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("featurestore.online.marker.PartMarkers.note_pushed", broken)
+        for count in range(3):  # the same committer
+            project.push(6, 8 + count, count)
+    assert project.online()[6] == 2
+    assert project.mismatches() == []
+
+
 def test_a_saved_set_that_the_registry_forgot_is_kept_and_registered_again(
     world: tuple[Project, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -492,3 +528,37 @@ def test_a_primary_that_lost_writes_is_noticed_and_brought_up(
     assert fs(project, capsys, "materialize")[0] == 0
     assert project.online() == project.offline() == BEFORE
     assert project.mismatches() == []
+
+
+def test_an_online_store_from_before_the_log_was_cleaned_is_reconciled_unasked(
+    world: tuple[Project, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blue store comes back after the log's entry that it was published from is gone: older, not ahead."""
+    project, _ = world
+    monkeypatch.setattr(delta, "CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr(archive, "KEPT_CHECKPOINTS", 1)
+    monkeypatch.setattr(archive, "SETTLED_SECONDS", 0.0)
+    project.back_up(tmp_path / "blue", ["online"])
+    project.back_up(tmp_path / "early", ["registry"])
+    for number in range(4):
+        project.source([(1, 6 + number, 100 + number)])
+        project.run()
+    project.push(5, 12, 51)
+    project.run()
+    with project.open() as store:
+        optimize(store.workspace)
+        table = store.workspace.snapshot().registered("stats").table
+        assert store.workspace.offline.find_commit(table, 2) is None
+    assert project.mismatches() == []
+    project.restore(tmp_path / "blue", "online")
+    (mismatch,) = project.mismatches()
+    assert (mismatch.kind, mismatch.heals) == ("behind", True)
+    assert "cleaned away" in mismatch.message
+    assert project.online()[1] == 11
+    assert fs(project, capsys, "materialize")[0] == 0
+    assert project.online() == project.offline() == {**BEFORE, 1: 103, 5: 51}
+    # And a registry that remembers a commit whose entry is gone.
+    project.restore(tmp_path / "early", "registry")
+    assert project.mismatches() == []
+    assert fs(project, capsys, "materialize")[0] == 0
+    assert fs(project, capsys, "verify")[0] == 0

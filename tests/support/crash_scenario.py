@@ -23,11 +23,14 @@ from featurestore import Field
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.materialization import materialize, materialize_incremental, publish, push, succeeded
+from featurestore.metadata.belonging import markers_of
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline import archive, delta, merge
+from featurestore.online.marker import Marker
 from featurestore.plan import apply_plan, make_plan
 from featurestore.project.loader import collect
 from featurestore.project.settings import make_settings
+from featurestore.repair import find_repairs, repair
 from featurestore.types import Float64
 from featurestore.types.times import to_datetime
 from support.clock import ManualClock
@@ -171,6 +174,16 @@ def drop(workspace: Workspace) -> None:
     collect_garbage(workspace)
 
 
+def settle(workspace: Workspace) -> None:
+    """Let the stores look as another project left them, and repair that: the accident is made again by each try."""
+    registered = workspace.snapshot().registered("shop_sales")
+    workspace.offline.bind("shop", "f" * 64, replace=True)
+    markers_of(workspace.online, registered).write(Marker("f" * 64, "e" * 64, registered.generation))
+    done = repair(workspace, find_repairs(workspace))
+    succeeded(done.runs)
+    assert [view.problems for view in done.checked] == [()]
+
+
 COMMANDS: dict[str, Callable[[Workspace], None]] = {
     command.__name__: command
     for command in (
@@ -185,6 +198,7 @@ COMMANDS: dict[str, Callable[[Workspace], None]] = {
         compact,
         checkpoint,
         drop,
+        settle,
     )
 }
 
