@@ -127,6 +127,8 @@ def test_staging_that_points_at_productions_online_store_only_reads(
             )
         with pytest.raises(MismatchError, match="online records of stats were last written at revision"):
             staging.push(2, 6, 22)
+        with staging.open() as store:  # into staging's own table: production's online part hears nothing of it
+            store.push("trips", {"driver": [2], "at": [day(6)], "count": [23], "stars": [1]}, to="offline")
         assert "online records of stats" in fs("repair", "--dry-run")
         fs("status")
         fs("optimize")
