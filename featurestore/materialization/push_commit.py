@@ -38,8 +38,9 @@ PAUSE_SECONDS = 1.0
 """From the beginning of one commit to the next, for each process and view."""
 RETRY_SECONDS, PATIENCE_SECONDS = 0.02, 15.0
 """What the pauses between tries begin with; how long a commit gives way to other writers before it fails."""
-NOTE_AGAIN_SECONDS = 30.0
-"""After the online store could not be reached, so long nothing is noted there: each commit would wait for it."""
+NOTE_PAUSE_SECONDS, NOTE_LONGEST_SECONDS = 1.0, 30.0
+"""After the online store could not be reached nothing is noted there for the first, then for twice as long up to the
+second: each commit would wait for it."""
 PUSH = "push"
 MERGED_BYTES, MERGED_ROWS = 8 << 20, 1 << 20
 """At most so much is merged in memory, between two commits; larger files wait for a run."""
@@ -81,6 +82,7 @@ class _Committer:
         self._is_running = False
         self._next_s = 0.0
         self._note_from_s = 0.0
+        self._note_pause_s = NOTE_PAUSE_SECONDS
 
     def add(self, push: _Waiting) -> Future[int]:
         with self._lock:
@@ -132,9 +134,11 @@ class _Committer:
         try:
             if foreign_part(workspace.registry, workspace.online, registered, None) is None:
                 markers_of(workspace.online, registered).note_pushed(version.number, version.identity)
+            self._note_pause_s = NOTE_PAUSE_SECONDS
         except Exception as error:
             logger.debug("the commit of pushed rows could not be noted online: %s", error)
-            self._note_from_s = time.monotonic() + NOTE_AGAIN_SECONDS
+            self._note_from_s = time.monotonic() + self._note_pause_s
+            self._note_pause_s = min(2 * self._note_pause_s, NOTE_LONGEST_SECONDS)
 
 
 _Key = tuple[int, Path, str, TableId]
