@@ -40,6 +40,7 @@ _ERRORS: Mapping[str, type[errors.FeatureStoreError]] = {
     "online_store_full": errors.OnlineStoreFullError,
     "offline_store_unavailable": errors.OfflineStoreError,
     "disk_full": errors.DiskFullError,
+    "mismatch": errors.MismatchError,
     "damaged_record": errors.DamagedRecordError,
     "registry_unavailable": errors.RegistryUnavailableError,
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
-from featurestore.errors import ConcurrentCommitError, RegistryUnavailableError
+from featurestore.errors import ConcurrentCommitError, OfflineStoreError, RegistryUnavailableError
 from featurestore.metadata.belonging import compare_table, markers_of
 from featurestore.metadata.commits import bind_tables, facts_of, held_of
 from featurestore.metadata.snapshot import RegisteredView
@@ -131,6 +131,8 @@ def _merge(push: _Waiting) -> None:
         files = () if version is None else due(version.files, most_bytes=MERGED_BYTES, most_rows=MERGED_ROWS)
         if version is not None and files:
             merge_quietly(offline, version, files, write_in_memory)
+    except OfflineStoreError as error:
+        logger.warning("files of %s are not merged: %s", table, error)
     except Exception:  # the thread must go on whatever happens: callers wait for their commits
         logger.exception("files of %s are not merged", table)
 
