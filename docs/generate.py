@@ -489,6 +489,8 @@ ERROR_TYPES = {
     "on_demand_failed": "An on-demand function failed; the log of the server tells how.",
     "damaged_record": "A record's checksum is wrong: `fs verify`, then `fs materialize --republish`.",
     "internal_error": "Anything else; the log of the server tells more. Please report it.",
+    "mismatch": "Registry, offline store and online store do not belong together: nothing is pushed until that is "
+    "[settled](../how-to/belonging.md).",
     "code_mismatch": "The code of an on-demand function is not what was applied; other features are answered.",
     "online_store_unavailable": "The online store does not answer. `Retry-After` says when to try again.",
     "online_store_full": "The online store has no room for pushed rows.",
