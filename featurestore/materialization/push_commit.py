@@ -14,7 +14,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
-from featurestore.errors import ConcurrentCommitError, OnlineStoreError, RegistryUnavailableError
+from featurestore.errors import ConcurrentCommitError, RegistryUnavailableError
 from featurestore.metadata.belonging import compare_table, markers_of
 from featurestore.metadata.commits import bind_tables, facts_of, held_of
 from featurestore.metadata.snapshot import RegisteredView
@@ -127,7 +127,9 @@ def _compare(workspace: Workspace, registered: RegisteredView) -> None:
 def _note_online(push: _Waiting, version: TableVersion) -> None:
     """Note in the online store what was committed, so that an offline table without it is known to be older."""
     if push.registered.view.online:
-        with suppress(OnlineStoreError):  # it is said again with the next commit
+        # It is said again with the next commit. Whatever fails, also a store that its user closes just now: the thread
+        # has to go on, since callers wait for their commits.
+        with suppress(Exception):
             markers_of(push.workspace.online, push.registered).note_pushed(version.number, version.identity)
 
 
