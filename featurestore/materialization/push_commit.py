@@ -15,7 +15,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING
 
 from featurestore.errors import ConcurrentCommitError, RegistryUnavailableError
-from featurestore.metadata.belonging import compare_table, markers_of
+from featurestore.metadata.belonging import compare_table, is_held, markers_of
 from featurestore.metadata.commits import bind_tables, facts_of, held_of
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
@@ -125,12 +125,18 @@ def _compare(workspace: Workspace, registered: RegisteredView) -> None:
 
 
 def _note_online(push: _Waiting, version: TableVersion) -> None:
-    """Note in the online store what was committed, so that an offline table without it is known to be older."""
+    """Note in the online store what was committed, so that an offline table without it is known to be older.
+
+    A noted commit that the table does not have is left: nothing else says that rows which are online were lost.
+    """
     if push.registered.view.online:
         # It is said again with the next commit. Whatever fails, also a store that its user closes just now: the thread
         # has to go on, since callers wait for their commits.
         with suppress(Exception):
-            markers_of(push.workspace.online, push.registered).note_pushed(version.number, version.identity)
+            markers = markers_of(push.workspace.online, push.registered)
+            _, noted = markers.read()
+            if noted is None or is_held(push.workspace.offline, push.registered, *noted):
+                markers.note_pushed(version.number, version.identity)
 
 
 def _append(push: _Waiting, groups: list[pa.Table]) -> TableVersion:

@@ -151,13 +151,13 @@ def compare_part(
     for marker in (found for found in copies if found is not None):
         if foreign := _foreign(registry, registered, marker):
             return Part(marker, pushed, foreign)
-        if not _is_held(offline, registered, marker.version, marker.commit):
+        if not is_held(offline, registered, marker.version, marker.commit):
             message = (
                 f"The online records of {view} were published from version {marker.version} of {registered.table}, a "
                 "commit that the offline store does not have."
             )
             return Part(marker, pushed, _online(registered, "ahead", message, _RESTORE))
-    if pushed is not None and not _is_held(offline, registered, *pushed):
+    if pushed is not None and not is_held(offline, registered, *pushed):
         message = (
             f"Rows were pushed to {registered.table} in version {pushed[0]}, a commit that the offline store does not "
             "have: it is older than what is online."
@@ -297,7 +297,8 @@ def _behind(registered: RegisteredView, watermark: Watermark | None, marker: Mar
     )
 
 
-def _is_held(offline: OfflineStore, registered: RegisteredView, version: int | None, identity: str | None) -> bool:
+def is_held(offline: OfflineStore, registered: RegisteredView, version: int | None, identity: str | None) -> bool:
+    """Tell whether a view's offline table has a commit; no commit at all counts as one that it has."""
     if version is None:
         return True
     commit = offline.find_commit(registered.table, version)
