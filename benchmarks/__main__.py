@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import cluster, feast, http, publish, push, reads, report, startup, training_set
+from benchmarks import cluster, feast, growth, http, publish, push, reads, report, startup, training_set
 from benchmarks.context import Context
 from benchmarks.load import LoadGeneratorMissingError
 from tests.support.redis_server import RedisServer
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[Context], Iterator[report.Section]]] = {
     "training-set": training_set.run,
     "publish": publish.run,
     "push": push.run,
+    "growth": growth.run,
     "reads": reads.run,
     "cluster": cluster.run,
     "http": http.run,

@@ -58,11 +58,20 @@ class DuckEngine(Engine):
         files: Sequence[str],
         *,
         changed: Sequence[str] | None,
+        first_sequence: int = 0,
         until_us: int | None = None,
         batch_rows: int,
     ) -> Iterator[pa.RecordBatch]:
         """See `Engine.latest`."""
-        return latest.latest(self._session, view, files, changed=changed, until_us=until_us, batch_rows=batch_rows)
+        return latest.latest(
+            self._session,
+            view,
+            files,
+            changed=changed,
+            first_sequence=first_sequence,
+            until_us=until_us,
+            batch_rows=batch_rows,
+        )
 
     def entities(self, view: FeatureView, files: Sequence[str], *, since_us: int, until_us: int) -> int:
         """See `Engine.entities`."""

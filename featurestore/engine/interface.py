@@ -173,14 +173,16 @@ class Engine(ABC):
         files: Sequence[str],
         *,
         changed: Sequence[str] | None,
+        first_sequence: int = 0,
         until_us: int | None = None,
         batch_rows: int,
     ) -> Iterator[pa.RecordBatch]:
         """Yield the newest row of each entity: keys, event_ts, created_ts, features.
 
         Newest by (event_ts, created_ts with null as event_ts, fs_seq). With ``changed`` (some of ``files``) only
-        of entities that occur there, and newest among those files' rows: compare-and-set does the rest. Rows
-        whose event or created time is after ``until_us`` do not count. In no particular order.
+        of entities that occur there, and newest among those files' rows: compare-and-set does the rest. Rows with
+        a lesser ``fs_seq`` than ``first_sequence``, and rows whose event or created time is after ``until_us``, do
+        not count. In no particular order.
         """
 
     @abstractmethod

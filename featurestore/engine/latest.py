@@ -22,6 +22,7 @@ def latest(
     files: Sequence[str],
     *,
     changed: Sequence[str] | None,
+    first_sequence: int,
     until_us: int | None,
     batch_rows: int,
 ) -> Iterator[pa.RecordBatch]:
@@ -30,7 +31,8 @@ def latest(
     columns = log_columns(view)
     output = {name: arrow_type(kind) for name, kind in columns.items() if name not in (SEQUENCE, ORIGIN)}
     with session.open(reads=read) as connection, translated("read the offline store", table_files=read):
-        chosen = find_newest(connection, view, read, f"WHERE {until(until_us)}")
+        counts = f"{SEQUENCE} >= {first_sequence} AND {until(until_us)}" if first_sequence else until(until_us)
+        chosen = find_newest(connection, view, read, f"WHERE {counts}")
         wanted = ", ".join(map(quote, output))
         query = f"SELECT {wanted} FROM ({read_log(columns, read)}) {chosen}"
         yield from as_declared(connection.sql(query).to_arrow_reader(batch_rows), output)

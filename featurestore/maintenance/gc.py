@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from featurestore.errors import OfflineStoreError
+from featurestore.errors import OfflineStoreError, OnlineStoreError
+from featurestore.metadata.belonging import markers_of
+from featurestore.metadata.commits import known_commit
 from featurestore.metadata.leases import holding
 from featurestore.metadata.ownership import Ownership
 from featurestore.metadata.saved_sets import (
@@ -122,7 +124,7 @@ def _remove(
                 registered = views.get(table.view)
                 live = registered if registered is not None and registered.table == table else None
                 keep = None if table in garbage.tables else kept_versions(workspace, live, pinned.get(table, ()))
-                files += workspace.offline.clean(table, keep=keep)
+                files += workspace.offline.clean(table, keep=keep, known=known_versions(workspace, live))
             running.advance()
         for view, generation in parts:
             registered = views.get(view)
@@ -166,6 +168,24 @@ def kept_versions(workspace: Workspace, registered: RegisteredView | None, pinne
         with suppress(OfflineStoreError):
             keep.add(workspace.offline.version(registered.table, published).number)
     return sorted(keep)
+
+
+def known_versions(workspace: Workspace, registered: RegisteredView | None) -> list[int] | None:
+    """Return the versions of a table whose log entries cleaning must leave: the ledger or the online store names them.
+
+    None for all of them, where the online store cannot be asked.
+    """
+    if registered is None:
+        return []
+    mark, commit = read_watermark(workspace.ledger, registered), known_commit(workspace.ledger, registered)
+    named = {mark.table_version, mark.published_version, None if commit is None else commit.version}
+    if registered.view.online:
+        try:
+            copies, pushed = markers_of(workspace.online, registered).read()
+        except OnlineStoreError:
+            return None
+        named |= {copy.version for copy in copies if copy is not None} | {None if pushed is None else pushed[0]}
+    return sorted(number for number in named if number is not None)
 
 
 def _take_offline(workspace: Workspace, registered: RegisteredView) -> int:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.errors import ConcurrentCommitError, NotFoundError, did_you_mean
-from featurestore.maintenance.gc import kept_versions
+from featurestore.errors import NotFoundError, did_you_mean
+from featurestore.maintenance.gc import kept_versions, known_versions
 from featurestore.metadata.belonging import compare_table
-from featurestore.metadata.commits import KnownCommit, bind_tables, facts_of, held_of, remember_commit
+from featurestore.metadata.commits import bind_tables
 from featurestore.metadata.leases import Lease, holding
 from featurestore.metadata.ownership import Ownership
 from featurestore.metadata.saved_sets import keep_missing_documents, pins
 from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.watermarks import read_watermark, write_watermark
 from featurestore.metadata.workspace import Workspace
-from featurestore.offline.files import disk_errors
-from featurestore.offline.interface import TableVersion
-from featurestore.steps import crash_point, reached, step
-
-COMMIT_TRIES = 20
-"""Of a file that is ready: a try takes as long as a push, and those of one process come once a second."""
-COMMITTED = crash_point("optimize.committed", "the compacted version is committed, its watermark is not")
+from featurestore.offline.interface import DataFile, TableVersion
+from featurestore.offline.merge import replace_files
+from featurestore.steps import step
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,56 +60,23 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
             version = workspace.offline.current(registered.table)
             if version is not None:
                 after = _compact(workspace, registered, version, lease) if len(version.files) > 1 else version
-                keep = kept_versions(workspace, registered, pinned.get(registered.table, ()))
-                removed = workspace.offline.clean(registered.table, keep=keep)
+                removed = _clean(workspace, registered, after, pinned.get(registered.table, ()))
                 done.append(Compaction(name, len(version.files), len(after.files), after.rows, removed))
     return done
 
 
 def _compact(workspace: Workspace, registered: RegisteredView, version: TableVersion, lease: Lease) -> TableVersion:
-    workspace.offline.verify(version.files, again=True)  # under a new hash bad bytes would pass for sound ones
+    def write(files: Sequence[DataFile], path: Path) -> None:
+        workspace.engine.compact(registered.view, [file.path for file in files], path)
+
     bind_tables(workspace.offline, registered)
-    path = workspace.offline.staging(registered.table) / f"{secrets.token_hex(16)}.parquet"
-    workspace.engine.compact(registered.view, [file.path for file in version.files], path)
-    made = _commit(workspace, registered, version, path, lease)
-    remember_commit(workspace.ledger, registered, KnownCommit(made.number, made.identity))
-    reached(COMMITTED)
-    watermark = read_watermark(workspace.ledger, registered)
-    moved = replace(watermark, table_version=made.number)
-    # The same rows, so all of them are online already; but not what was pushed while they were compacted.
-    if watermark.published_version == version.number and made.number == version.number + 1:
-        moved = replace(moved, published_version=made.number)
-    write_watermark(workspace.ledger, registered, moved)
-    return made
+    return replace_files(workspace.offline, version, version.files, write, lease.check)
 
 
-def _commit(
-    workspace: Workspace, registered: RegisteredView, version: TableVersion, path: Path, lease: Lease
-) -> TableVersion:
-    """Put the compacted file in the place of a version's files, whatever was pushed meanwhile."""
-    base = version
-    try:
-        for last_try in (False,) * (COMMIT_TRIES - 1) + (True,):
-            lease.check()
-            tried = path.with_name(f"{secrets.token_hex(16)}.parquet")
-            with disk_errors(f"stage the compacted file of {registered.table}"):
-                tried.hardlink_to(path)  # a commit takes the file with it, also one that fails
-            held = held_of(workspace.offline, workspace.offline.find_commit(registered.table, base.number), registered)
-            try:
-                return workspace.offline.commit(
-                    registered.table,
-                    registered.table_schema,
-                    base=base.number,
-                    add=[tried],
-                    remove=version.files,
-                    facts=facts_of(registered, held),
-                )
-            except ConcurrentCommitError:
-                newest = workspace.offline.current(registered.table)
-                paths = {file.path for file in version.files}
-                if last_try or newest is None or not paths <= {file.path for file in newest.files}:
-                    raise
-                base = newest
-    finally:
-        path.unlink(missing_ok=True)
-    raise AssertionError("the last try returns or raises")
+def _clean(workspace: Workspace, registered: RegisteredView, version: TableVersion, pinned: Collection[int]) -> int:
+    keep = list(pinned)
+    known = known_versions(workspace, registered)
+    # No run is under way, and the next one needs no file of what is online when rows were only added since.
+    if known is None or any(number < version.rows_kept_since for number in known):
+        keep = kept_versions(workspace, registered, pinned)
+    return workspace.offline.clean(registered.table, keep=keep, known=known)

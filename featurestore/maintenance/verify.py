@@ -69,14 +69,18 @@ def verify(workspace: Workspace) -> list[Verification]:
 
 def _compared(workspace: Workspace, registered: RegisteredView) -> Sample:
     """Compare a sample with what the online part says that it holds; nothing where it does not say."""
-    part = compare_part(workspace.registry, workspace.online, workspace.offline, registered)
-    if part.version is None:
+    offline, table = workspace.offline, registered.table
+    part = compare_part(workspace.registry, workspace.online, offline, registered)
+    newest = offline.current(table)
+    if part.version is None or newest is None:
         return Sample()
+    changes = offline.changes(table, part.version, newest.number)
+    if not changes.added and not changes.removed:
+        return compare_sample(workspace, registered, newest)
     try:
-        version = workspace.offline.version(registered.table, part.version)
+        return compare_sample(workspace, registered, offline.version(table, part.version))
     except TableVersionError:
-        return Sample()  # cleaned since
-    return compare_sample(workspace, registered, version)
+        return Sample()  # its files were cleaned since
 
 
 def _differences(registered: RegisteredView, sample: Sample) -> Iterable[str]:

@@ -75,14 +75,17 @@ def publish(
         version = workspace.offline.current(registered.table)
         assert version is not None
         changes = workspace.offline.changes(registered.table, after, version.number)
+        everything = everything or after is None
+        if not everything and online is None and not changes.added and not changes.removed:
+            return Publication(publisher.counts, version, is_complete=True)  # files were merged, no row is new
         if online is None and not _are_readable(workspace, changes.removed):
             online = publisher.records_online()
         # Of rows with equal times the last to arrive counts, and a rewritten file may hold the ones before it.
-        everything = everything or after is None or online is not None or bool(changes.removed)
+        everything = everything or online is not None or bool(changes.removed)
         workspace.offline.verify(version.files if everything else _deciding(version, changes.added))
         publisher.put_schema()
         repairs: list[Repair] = []
-        newest = publisher.newest(version, None if everything else changes.added)
+        newest = publisher.newest(version, None if everything else changes)
         publisher.send(newest if online is None else _watched(newest, online, repairs), running)
         if online is not None:
             publisher.repair([*repairs, *(Repair(key, *times, replacement=None) for key, times in online.items())])
@@ -154,12 +157,13 @@ class _Publisher:
         begin_part(self.registry, self.online, self.registered)
         reached(SCHEMA_WRITTEN)
 
-    def newest(self, version: TableVersion, changed: Sequence[DataFile] | None) -> Batches:
-        """Yield each entity's newest row as a write; with ``changed`` of the entities that occur there."""
+    def newest(self, version: TableVersion, changes: TableChanges | None) -> Batches:
+        """Yield each entity's newest row as a write; with ``changes`` of the entities that have new rows."""
         batches = self.engine.latest(
             self.view,
             [file.path for file in version.files],
-            changed=None if changed is None else [file.path for file in changed],
+            changed=None if changes is None else [file.path for file in changes.added],
+            first_sequence=0 if changes is None else changes.first_sequence,
             until_us=self.now_us,
             batch_rows=BATCH_ROWS,
         )

@@ -9,17 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from math import inf
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from featurestore.definitions import PushSource
-from featurestore.errors import FeatureStoreError, InputError
+from featurestore.errors import FeatureStoreError, InputError, OnlineStoreUnavailableError
 from featurestore.materialization.push_commit import commit_rows
 from featurestore.materialization.push_rows import PushedRows, ViewRows, read_rows
-from featurestore.metadata.belonging import begin_part
+from featurestore.metadata.belonging import begin_part, compare_part, foreign_part
 from featurestore.metadata.snapshot import RegisteredView, Snapshot
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.encoder import RecordEncoder
@@ -130,7 +130,14 @@ class Push:
         self._done: dict[str, PushedView] = {}
 
     def commit(self) -> list[Future[int]]:
-        """Begin to commit offline; returns what to wait for before `confirm`."""
+        """Begin to commit offline; returns what to wait for before `confirm`.
+
+        Raises MismatchError, with nothing changed, where a store is another project's or history's.
+        """
+        if self._to != "offline":
+            for registered in self._plan.views:
+                if registered.view.name in self._plan.encoders:
+                    _check(self._workspace, registered, is_committed=self._to == "both")
         if self._to != "online" and self.row_count:
             tables = {name: rows.table() for name, rows in self._rows.items()}
             for registered in self._plan.views:
@@ -220,6 +227,27 @@ def push(workspace: Workspace, source_name: str, rows: Any, to: To = "both") -> 
 
 _schemas: WeakKeyDictionary[OnlineStore, dict[bytes, float]] = WeakKeyDictionary()
 """When this process put which schema into a store."""
+_checks: WeakKeyDictionary[OnlineStore, dict[str, float]] = WeakKeyDictionary()
+"""When this process saw that which part of a store is its own."""
+
+
+def _check(workspace: Workspace, registered: RegisteredView, *, is_committed: bool) -> None:
+    """Raise MismatchError where a view's online part is not this registry's, unless that was looked at just now.
+
+    Rows that are not ``is_committed`` have nothing to do with the offline store, which need not be there.
+    """
+    checked_at_s = _checks.setdefault(workspace.online, {})
+    now_s = time.monotonic()
+    key = str(registered.table)
+    if now_s >= checked_at_s.get(key, -inf) + SCHEMA_SECONDS:
+        with suppress(OnlineStoreUnavailableError):  # rows are committed all the same
+            if is_committed:
+                found = compare_part(workspace.registry, workspace.online, workspace.offline, registered).mismatch
+            else:
+                found = foreign_part(workspace.registry, workspace.online, registered, None)
+            if found is not None and not found.heals:
+                raise found.error
+            checked_at_s[key] = now_s
 
 
 def _begin(workspace: Workspace, registered: RegisteredView, encoder: RecordEncoder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import threading
@@ -15,17 +16,20 @@ from random import SystemRandom
 from typing import TYPE_CHECKING
 
 from featurestore.errors import ConcurrentCommitError, RegistryUnavailableError
-from featurestore.metadata.belonging import compare_table, is_held, markers_of
+from featurestore.metadata.belonging import compare_table, has_other, markers_of
 from featurestore.metadata.commits import bind_tables, facts_of, held_of
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors
 from featurestore.offline.interface import TableId, TableVersion
+from featurestore.offline.merge import due, merge_quietly, write_in_memory
 from featurestore.steps import crash_point, reached
 from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+logger = logging.getLogger("featurestore")
 
 STAGED = crash_point("push.staged", "pushed rows lie in a file of their own, in no version")
 COMMITTED = crash_point("push.committed", "pushed rows are committed, nobody was told and none is online")
@@ -35,6 +39,8 @@ PAUSE_SECONDS = 1.0
 RETRY_SECONDS, PATIENCE_SECONDS = 0.02, 15.0
 """What the pauses between tries begin with; how long a commit gives way to other writers before it fails."""
 PUSH = "push"
+MERGED_BYTES, MERGED_ROWS = 8 << 20, 1 << 20
+"""At most so much is merged in memory, between two commits; larger files wait for a run."""
 _jitter = SystemRandom()
 
 
@@ -91,6 +97,7 @@ class _Committer:
                 self._waiting = [push for push in self._waiting if push not in group]
             self._next_s = time.monotonic() + PAUSE_SECONDS
             self._commit([push for push in group if push.done.set_running_or_notify_cancel()])
+            _merge(group[0])
 
     def _is_needed(self) -> bool:
         with self._lock:
@@ -116,6 +123,18 @@ _committers: dict[_Key, _Committer] = {}
 _lock = threading.Lock()
 
 
+def _merge(push: _Waiting) -> None:
+    """Merge what many commits left, now that nobody waits for this one."""
+    offline, table = push.workspace.offline, push.registered.table
+    try:
+        version = offline.current(table)
+        files = () if version is None else due(version.files, most_bytes=MERGED_BYTES, most_rows=MERGED_ROWS)
+        if version is not None and files:
+            merge_quietly(offline, version, files, write_in_memory)
+    except Exception:  # the thread must go on whatever happens: callers wait for their commits
+        logger.exception("files of %s are not merged", table)
+
+
 def _compare(workspace: Workspace, registered: RegisteredView) -> None:
     """Raise MismatchError where the table is not what the registry left; a registry that is down tells nothing."""
     with suppress(RegistryUnavailableError):
@@ -128,15 +147,19 @@ def _note_online(push: _Waiting, version: TableVersion) -> None:
     """Note in the online store what was committed, so that an offline table without it is known to be older.
 
     A noted commit that the table does not have is left: nothing else says that rows which are online were lost.
+    Whatever goes wrong here costs no push, and is said again with the next commit.
     """
-    if push.registered.view.online:
-        # It is said again with the next commit. Whatever fails, also a store that its user closes just now: the thread
-        # has to go on, since callers wait for their commits.
-        with suppress(Exception):
-            markers = markers_of(push.workspace.online, push.registered)
-            _, noted = markers.read()
-            if noted is None or is_held(push.workspace.offline, push.registered, *noted):
-                markers.note_pushed(version.number, version.identity)
+    registered = push.registered
+    if not registered.view.online:
+        return
+    try:
+        markers = markers_of(push.workspace.online, registered)
+        copies, noted = markers.read()
+        is_own = all(copy is None or copy.project == registered.chain.identity for copy in copies)
+        if is_own and (noted is None or not has_other(push.workspace.offline, registered, *noted)):
+            markers.note_pushed(version.number, version.identity)
+    except Exception as error:
+        logger.debug("the commit of pushed rows could not be noted online: %s", error)
 
 
 def _append(push: _Waiting, groups: list[pa.Table]) -> TableVersion:

@@ -7,7 +7,7 @@ are found unchanged and not appended again, and what is committed but not publis
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from featurestore.metadata.watermarks import Interval, Watermark, read_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors
 from featurestore.offline.interface import DataFile, TableVersion
+from featurestore.offline.merge import due, merge_quietly
 from featurestore.online.marker import Marker
 from featurestore.steps import crash_point, reached, step
 
@@ -82,13 +83,16 @@ class _Prepared:
         return bool(self.written or self.withdrawal.removed or self.damaged)
 
     def fits(self, version: TableVersion | None) -> bool:
-        """Tell whether it can be committed after a version in which rows were pushed since.
+        """Tell whether it can be committed after a version in which rows were pushed, or files merged, since.
 
         They stay what they are; a row that was pushed and read from the source is there twice, which changes no answer.
         """
-        there = {file.path for file in version.files} if version is not None else set()
-        needed = {file.path for file in self.base.files} if self.base is not None else set()
-        return needed <= there and (version is None or version.next_sequence <= self.first_sequence)
+        if version is None or self.base is None:
+            return self.base is None and (version is None or version.next_sequence <= self.first_sequence)
+        has_same_files = {file.path for file in self.base.files} <= {file.path for file in version.files}
+        takes_none = not self.withdrawal.removed and not self.damaged
+        has_same_rows = has_same_files or (takes_none and version.rows_kept_since <= self.base.number)
+        return has_same_rows and version.next_sequence <= self.first_sequence
 
     def discard(self) -> None:
         """Remove the files."""
@@ -129,6 +133,7 @@ class ViewRun:
             remember_commit(self.workspace.ledger, self.registered, KnownCommit(version.number, version.identity))
         reached(COMMITTED)
         self.publish_pending()
+        self._merge()
 
     def count(self, make_plan: MakePlan, rebuild: Rebuild | None = None) -> None:
         """Find out what `bring` would read and append. Writes nothing that stays. Raises as `bring`."""
@@ -210,6 +215,17 @@ class ViewRun:
         if part.mismatch is not None and not part.mismatch.heals:
             raise part.mismatch.error
         return part
+
+    def _merge(self) -> None:
+        """Merge what many commits left."""
+        version = self._current()
+        files = due(version.files) if version is not None else []
+        if version is not None and files:
+            with step("merge", f"merge files of {self.registered.view.name}"):
+                merge_quietly(self.workspace.offline, version, files, self._write_merged)
+
+    def _write_merged(self, files: Sequence[DataFile], path: Path) -> None:
+        self.workspace.engine.compact(self.registered.view, [file.path for file in files], path)
 
     def _renew(self) -> None:
         """Take the definition as it is now: by an older one, what an apply has added would be published as null."""

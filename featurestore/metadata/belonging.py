@@ -13,7 +13,7 @@ from typing import Literal
 from featurestore_registry.interface import Ledger, Registry
 
 from featurestore.errors import MismatchError, OnlineStoreError, RegistryUnavailableError
-from featurestore.metadata.commits import BELONG_HINT, REVISION, held_of, known_commit
+from featurestore.metadata.commits import BELONG_HINT, REVISION, Remembered, held_of, known_commit
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import Watermark, read_watermark
 from featurestore.metadata.workspace import Workspace
@@ -65,20 +65,20 @@ class Part:
     pushed: tuple[int, str] | None
     """Version and identity of the last pushed commit."""
     mismatch: Mismatch | None
+    must_reconcile: bool = False
+    """What the table does not hold has to go with the next publish: `fs repair` took the part over, or the commit that
+    it was published from was cleaned away since."""
 
     @property
     def version(self) -> int | None:
         """The table version up to which everything is published; None where that is not known."""
         return None if self.marker is None else self.marker.version
 
-    @property
-    def must_reconcile(self) -> bool:
-        """Whether `fs repair` took the part over and records that the table does not hold are still to go."""
-        return self.marker is not None and self.marker.commit == RECONCILE
 
-
-def compare_table(registry: Registry, offline: OfflineStore, registered: RegisteredView) -> Mismatch | None:
-    """Compare a view's offline table with the registry."""
+def compare_table(
+    registry: Registry, offline: OfflineStore, registered: RegisteredView, remembered: Remembered | None = None
+) -> Mismatch | None:
+    """Compare a view's offline table with the registry; ``remembered`` spares the ledger where there are many views."""
     chain = registered.chain
     owner = offline.owner(registered.project)
     # Without a table there is nothing to keep: the first commit takes the folder over.
@@ -99,14 +99,18 @@ def compare_table(registry: Registry, offline: OfflineStore, registered: Registe
             f"registry does not have{_APART}",
             _NEWER,
         )
-    return compare_commit(registry.ledger, offline, registered)
+    return compare_commit(registry.ledger, offline, registered, remembered)
 
 
-def compare_commit(ledger: Ledger, offline: OfflineStore, registered: RegisteredView) -> Mismatch | None:
+def compare_commit(
+    ledger: Ledger, offline: OfflineStore, registered: RegisteredView, remembered: Remembered | None = None
+) -> Mismatch | None:
     """Compare a view's offline table with the commit that the ledger remembers, whosever the table is."""
     newest = offline.find_commit(registered.table)
-    watermark = read_watermark(ledger, registered)
-    known = known_commit(ledger, registered)
+    if remembered is None:
+        watermark, known = read_watermark(ledger, registered), known_commit(ledger, registered)
+    else:
+        watermark, known = remembered.of(registered)
     version = watermark.table_version if known is None else known.version
     if version is None:
         if newest is None or held_of(offline, newest, registered) is None:
@@ -123,10 +127,11 @@ def compare_commit(ledger: Ledger, offline: OfflineStore, registered: Registered
         message = f"The offline store has no table {registered.table}, but version {version} of it was committed."
         return _offline(registered, "lost", message, _RESTORE)
     there = offline.find_commit(registered.table, version)
-    if there is None:
+    if there is None and version > newest.number:
         message = f"Table {registered.table} is at version {newest.number}, but version {version} was committed."
         return _offline(registered, "behind", message, _RESTORE)
-    if known is not None and there.identity != known.identity:
+    # An entry that is missing among those that came later was cleaned away, and tells nothing.
+    if known is not None and there is not None and there.identity != known.identity:
         message = (
             f"Version {version} of table {registered.table} is not the commit that the registry remembers: the table "
             "was restored and written to since."
@@ -151,13 +156,13 @@ def compare_part(
     for marker in (found for found in copies if found is not None):
         if foreign := _foreign(registry, registered, marker):
             return Part(marker, pushed, foreign)
-        if not is_held(offline, registered, marker.version, marker.commit):
+        if has_other(offline, registered, marker.version, marker.commit):
             message = (
                 f"The online records of {view} were published from version {marker.version} of {registered.table}, a "
                 "commit that the offline store does not have."
             )
             return Part(marker, pushed, _online(registered, "ahead", message, _RESTORE))
-    if pushed is not None and not is_held(offline, registered, *pushed):
+    if pushed is not None and has_other(offline, registered, *pushed):
         message = (
             f"Rows were pushed to {registered.table} in version {pushed[0]}, a commit that the offline store does not "
             "have: it is older than what is online."
@@ -166,7 +171,9 @@ def compare_part(
     least = least_of(copies)
     if least is None:
         return Part(None, pushed, _missing(registered, watermark))
-    return Part(least, pushed, _behind(registered, watermark, least))
+    if least.version is not None and offline.find_commit(registered.table, least.version) is None:
+        return Part(None, pushed, _cleaned(registered, least), must_reconcile=True)
+    return Part(least, pushed, _behind(registered, watermark, least), must_reconcile=least.commit == RECONCILE)
 
 
 def begin_part(registry: Registry, online: OnlineStore, registered: RegisteredView) -> None:
@@ -220,12 +227,13 @@ def mismatches(workspace: Workspace) -> list[Mismatch]:
     """Return what does not fit, view by view. An online store that is down tells nothing, and is left out."""
     found: list[Mismatch] = []
     is_online_up = True
+    remembered = Remembered(workspace.ledger, workspace.project)
     for registered in workspace.snapshot().views.values():
-        mismatch = compare_table(workspace.registry, workspace.offline, registered)
+        mismatch = compare_table(workspace.registry, workspace.offline, registered, remembered)
         found += [] if mismatch is None else [mismatch]
         if registered.view.online and is_online_up:
             try:
-                mismatch = part_mismatch(workspace, registered)
+                mismatch = part_mismatch(workspace, registered, remembered)
             except OnlineStoreError:
                 is_online_up = False  # each view would wait for it as long
             else:
@@ -233,9 +241,11 @@ def mismatches(workspace: Workspace) -> list[Mismatch]:
     return found
 
 
-def part_mismatch(workspace: Workspace, registered: RegisteredView) -> Mismatch | None:
+def part_mismatch(
+    workspace: Workspace, registered: RegisteredView, remembered: Remembered | None = None
+) -> Mismatch | None:
     """Return what does not fit of a view's online part. Raises OnlineStoreUnavailableError."""
-    watermark = read_watermark(workspace.ledger, registered)
+    watermark = remembered.of(registered)[0] if remembered else read_watermark(workspace.ledger, registered)
     return compare_part(workspace.registry, workspace.online, workspace.offline, registered, watermark).mismatch
 
 
@@ -297,12 +307,27 @@ def _behind(registered: RegisteredView, watermark: Watermark | None, marker: Mar
     )
 
 
-def is_held(offline: OfflineStore, registered: RegisteredView, version: int | None, identity: str | None) -> bool:
-    """Tell whether a view's offline table has a commit; no commit at all counts as one that it has."""
+def has_other(offline: OfflineStore, registered: RegisteredView, version: int | None, identity: str | None) -> bool:
+    """Tell whether a table never had a commit: it has another of the number, or has not come to it."""
     if version is None:
-        return True
+        return False
     commit = offline.find_commit(registered.table, version)
-    return commit is not None and commit.identity == identity
+    if commit is None:  # an entry among those that came later was cleaned away
+        newest = offline.find_commit(registered.table)
+        return newest is None or newest.number < version
+    return commit.identity != identity
+
+
+def _cleaned(registered: RegisteredView, marker: Marker) -> Mismatch:
+    return _online(
+        registered,
+        "behind",
+        f"The online records of {registered.view.name} were published from version {marker.version} of "
+        f"{registered.table}, whose log entry was cleaned away since.",
+        "The next `fs materialize` makes them equal to the offline table; those that only the online store has are "
+        "removed.",
+        heals=True,
+    )
 
 
 def _order(version: int | None) -> int:

@@ -15,7 +15,8 @@ from featurestore_registry.interface import Ledger
 from featurestore.errors import MismatchError
 from featurestore.metadata.records import understood
 from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.watermarks import Watermark, watermark_key
+from featurestore.metadata.watermarks import KIND as WATERMARK_KIND
+from featurestore.metadata.watermarks import Watermark, watermark_from, watermark_key
 from featurestore.offline.interface import WATERMARK, Commit, OfflineStore, TableId
 
 KIND = "commit"
@@ -41,6 +42,21 @@ def known_commit(ledger: Ledger, registered: RegisteredView) -> KnownCommit | No
     """Return the commit that a view's watermark speaks of; None where an earlier release wrote the watermark."""
     entry = ledger.latest(registered.project, KIND, watermark_key(registered.view.name, registered.generation))
     return None if entry is None or entry.document == _FORGOTTEN else _known_from(entry.document)
+
+
+class Remembered:
+    """What the ledger remembers of all tables of a project: two looks at it, however many views there are."""
+
+    def __init__(self, ledger: Ledger, project: str) -> None:
+        self._watermarks = {entry.key: entry for entry in ledger.scan(project, WATERMARK_KIND)}
+        self._commits = {entry.key: entry.document for entry in ledger.scan(project, KIND)}
+
+    def of(self, registered: RegisteredView) -> tuple[Watermark, KnownCommit | None]:
+        """Return a view's watermark and the commit that it speaks of, as `read_watermark` and `known_commit` do."""
+        key = watermark_key(registered.view.name, registered.generation)
+        entry, commit = self._watermarks.get(key), self._commits.get(key)
+        watermark = Watermark() if entry is None else watermark_from(entry.document, entry.version)
+        return watermark, None if commit is None or commit == _FORGOTTEN else _known_from(commit)
 
 
 def remember_commit(ledger: Ledger, registered: RegisteredView, commit: KnownCommit | None) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from featurestore_registry.interface import Ledger
-from featurestore_registry.records import LedgerEntry, canonical_json
+from featurestore_registry.records import LedgerEntry, Record, Revision, canonical_json
 
 from featurestore.backends import local_path
-from featurestore.errors import NotFoundError, RegistryFormatError, did_you_mean
+from featurestore.definitions import FeatureView, OnDemandFeatureView
+from featurestore.errors import NotFoundError, RecordNotFoundError, RegistryFormatError, did_you_mean
 from featurestore.metadata.records import understood
+from featurestore.metadata.snapshot_file import record_from
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors, sync_file, sync_folder
 from featurestore.offline.interface import TableId
@@ -166,6 +169,10 @@ class KeptSet:
     saved: SavedSet
     commits: Mapping[str, str]
     """By name of a read the identity of the commit that its version is."""
+    revision: str
+    """The hash of the revision that it was made by."""
+    records: tuple[Record, ...]
+    """The definitions that it reads, as of that revision."""
 
 
 def document_path(frame: Path) -> Path:
@@ -177,7 +184,12 @@ def read_kept(frame: Path) -> KeptSet | None:
     """Return what lies beside a frame; None where nothing does, or where it cannot be read."""
     try:
         document = json.loads(document_path(frame).read_bytes())
-        return KeptSet(SavedSet.from_document(document["set"]), dict(document["commits"]))
+        return KeptSet(
+            SavedSet.from_document(document["set"]),
+            dict(document["commits"]),
+            str(document["revision"]),
+            tuple(map(record_from, document["records"])),
+        )
     except (OSError, ValueError, KeyError, TypeError, RegistryFormatError):
         return None
 
@@ -190,11 +202,20 @@ def keep_document(workspace: Workspace, saved: SavedSet) -> None:
         commit = None if read.version is None else workspace.offline.find_commit(table, read.version)
         if commit is not None:
             commits[read.name] = commit.identity
+    revision = workspace.registry.definitions.read(workspace.project, saved.registry_revision)
     target = document_path(frame_path(workspace, saved.frame.file))
     partial = target.with_suffix(".json-partial")
     with disk_errors(f"keep the document of training set {saved.name!r}"):
         try:
-            text = canonical_json({"format": 1, "set": saved.to_document(), "commits": commits})
+            text = canonical_json(
+                {
+                    "format": 1,
+                    "set": saved.to_document(),
+                    "commits": commits,
+                    "revision": revision.chain.head,
+                    "records": [asdict(record) for record in _read_by(saved, revision)],
+                }
+            )
             partial.write_text(text, encoding="utf-8")
             sync_file(partial)
             partial.replace(target)
@@ -203,12 +224,28 @@ def keep_document(workspace: Workspace, saved: SavedSet) -> None:
         sync_folder(target.parent)
 
 
+def _read_by(saved: SavedSet, revision: Revision) -> list[Record]:
+    """Return the records of what a set reads, and of all that these depend on."""
+    by_key = {record.key: record for record in revision.records}
+    on_demand = saved.certificate["on_demand"]
+    wanted = [*(f"{FeatureView.kind}:{read.view}" for read in saved.reads)]
+    wanted += [f"{OnDemandFeatureView.kind}:{name}" for name in on_demand]
+    found: dict[str, Record] = {}
+    while wanted:
+        key = wanted.pop()
+        if key in by_key and key not in found:
+            found[key] = by_key[key]
+            wanted += by_key[key].depends_on
+    return list(found.values())
+
+
 def keep_missing_documents(workspace: Workspace) -> None:
     """Write the documents of sets that have none: an earlier release saved them, or a save was cut off."""
     for saved in list_sets(workspace.ledger, workspace.project):
         frame = frame_path(workspace, saved.frame.file)
         if frame.is_file() and not document_path(frame).is_file():
-            keep_document(workspace, saved)
+            with suppress(RecordNotFoundError):  # it was registered again, and its revision was not
+                keep_document(workspace, saved)
 
 
 def forgotten_sets(workspace: Workspace) -> list[KeptSet]:

@@ -101,14 +101,15 @@ def read_snapshot(path: Path, project: str) -> SavedSnapshot | None:
                 path=str(path),
             )
         chain = Chain(tuple(content.get("chain", ())))  # earlier versions kept none
-        revision = Revision(project, content["revision"], tuple(map(_record, content["records"])), chain)
+        revision = Revision(project, content["revision"], tuple(map(record_from, content["records"])), chain)
         tokens = tuple(Token.from_document(token) for token in content["tokens"])
     except (KeyError, TypeError):
         raise _damaged(path, "it lacks fields") from None
     return SavedSnapshot(revision, tokens, seen_us)
 
 
-def _record(document: Mapping[str, Any]) -> Record:
+def record_from(document: Mapping[str, Any]) -> Record:
+    """Return the record that ``dataclasses.asdict`` made this of."""
     fields = tuple(RecordField(**{**field, "inputs": tuple(field["inputs"])}) for field in document["fields"])
     return Record(**{**document, "fields": fields, "depends_on": tuple(document["depends_on"])})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import secrets
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
+logger = logging.getLogger("featurestore")
+
 FILES_SYNCED = crash_point("offline.files_synced", "new files are on the disk, in the staging place")
 FILES_MOVED = crash_point("offline.files_moved", "new files lie in the table's folder, in no version yet")
 COLUMNS_ADDED = crash_point("offline.columns_added", "a version with the new columns and no new rows")
@@ -60,12 +63,12 @@ class DeltaStore(OfflineStore):
     def current(self, table: TableId) -> TableVersion | None:
         """See `OfflineStore.current`."""
         log = self._log(table)
-        return log.read(log.open()) if log.exists() else None
+        return log.version() if log.exists() else None
 
     def version(self, table: TableId, number: int) -> TableVersion:
         """See `OfflineStore.version`."""
         log = self._log(table)
-        found = log.read(log.open(number))
+        found = log.version(number)
         gone = next((file.path for file in found.files if not Path(file.path).is_file()), None)
         if gone is not None:
             raise TableVersionError(
@@ -91,10 +94,27 @@ class DeltaStore(OfflineStore):
         facts: Mapping[str, Any] | None = None,
     ) -> TableVersion:
         """See `OfflineStore.commit`."""
+        return self._made(self._log(table), arrow_schema(schema), base, add, remove, facts or {})
+
+    def merge(self, table: TableId, *, base: int, add: Path, remove: Sequence[DataFile]) -> TableVersion:
+        """See `OfflineStore.merge`."""
         log = self._log(table)
+        before = log.commit_at(base)
+        return self._made(log, None, base, [add], remove, {} if before is None else before.facts)
+
+    def _made(
+        self,
+        log: TableLog,
+        schema: pa.Schema | None,
+        base: int | None,
+        add: Sequence[Path],
+        remove: Sequence[DataFile],
+        facts: Mapping[str, Any],
+    ) -> TableVersion:
+        """Make the next version; without a schema a merge."""
         staged, moved = list(add), dict[str, disk.FileFacts]()
         try:
-            number = self._commit(log, arrow_schema(schema), base, staged, moved, remove, facts or {})
+            number = self._commit(log, schema, base, staged, moved, remove, facts)
         except FeatureStoreError:
             _take_back(log, staged, moved)
             raise
@@ -102,14 +122,21 @@ class DeltaStore(OfflineStore):
         log.sync(number)
         reached(LOG_SYNCED)
         if number and number % CHECKPOINT_EVERY == 0:
-            log.checkpoint(number, self.staging(table))
-        return log.read(log.open(number))
+            log.checkpoint(number, self.staging(log.table))
+            try:
+                log.archive.move_old()
+            except OSError as error:  # the commit is done; opening the table takes a little longer until this succeeds
+                logger.warning("old entries of the log of table %s stay in it: %s", log.table, error)
+        return log.version(number)
 
     def changes(self, table: TableId, after: int | None, until: int) -> TableChanges:
         """See `OfflineStore.changes`."""
         log = self._log(table)
-        old = () if after is None else log.read(log.open(after)).files
-        new = log.read(log.open(until)).files
+        version = log.version(until)
+        if after is not None and version.rows_kept_since <= after <= until:
+            first = log.next_sequence(after)
+            return TableChanges(tuple(file for file in version.files if file.max_sequence >= first), (), first)
+        old, new = () if after is None else log.version(after).files, version.files
         before, now = {file.path for file in old}, {file.path for file in new}
         return TableChanges(
             added=tuple(file for file in new if file.path not in before),
@@ -130,7 +157,7 @@ class DeltaStore(OfflineStore):
                     found.append(table)
         return sorted(found, key=lambda table: (table.view, table.generation))
 
-    def clean(self, table: TableId, *, keep: Sequence[int] | None) -> int:
+    def clean(self, table: TableId, *, keep: Sequence[int] | None, known: Sequence[int] | None = None) -> int:
         """See `OfflineStore.clean`."""
         log = self._log(table)
         with disk.disk_errors(f"clean table {table}"):
@@ -153,6 +180,8 @@ class DeltaStore(OfflineStore):
             for folder in leftovers:
                 with claimed(folder) as is_ours:
                     removed += _remove_tree(folder) if is_ours else 0
+            for folder in () if known is None else log.archive.unneeded({*keep, *known}):
+                _remove_tree(folder)
             return removed
 
     def find_commit(self, table: TableId, number: int | None = None) -> Commit | None:
@@ -183,7 +212,7 @@ class DeltaStore(OfflineStore):
     def _commit(
         self,
         log: TableLog,
-        schema: pa.Schema,
+        schema: pa.Schema | None,
         base: int | None,
         staged: list[Path],
         moved: dict[str, disk.FileFacts],
@@ -191,9 +220,11 @@ class DeltaStore(OfflineStore):
         facts: Mapping[str, Any],
     ) -> int:
         """Commit, keeping ``staged`` and ``moved`` up to date for the case that it fails; returns the number."""
-        before, widened = None, False
+        before, widened, merges = None, False, schema is None
         if base is not None:
-            before, schema, widened = self._prepare(log, base, schema, facts)
+            before = log.base(base)
+            log.sync(base)  # its writer may have died before it did
+            schema, widened = self._prepare(log, before, schema, facts)
             if widened:
                 self._widen(log, before, schema, remove, staged)
         elif log.exists():
@@ -202,8 +233,10 @@ class DeltaStore(OfflineStore):
             )
         number = 0 if before is None else int(before.version()) + 1
         self._move(log, staged, moved)
+        if merges:
+            _check_merge(log, moved, remove)
         removed_ms = self._clock() // 1000
-        log.commit(before, schema, moved, remove, removed_ms=removed_ms, replace=widened, facts=facts)
+        log.commit(before, schema, moved, remove, removed_ms=removed_ms, replace=widened, merges=merges, facts=facts)
         return number
 
     def _drop(self, table: TableId, log: TableLog) -> int:
@@ -222,18 +255,18 @@ class DeltaStore(OfflineStore):
         return _remove_tree(hidden)
 
     def _prepare(
-        self, log: TableLog, base: int, wanted: pa.Schema, facts: Mapping[str, Any]
-    ) -> tuple[DeltaTable, pa.Schema, bool]:
-        """Load the base of a commit, sync it, and give it the columns that are new."""
-        before = log.open(base)
-        log.sync(base)  # its writer may have died before it did
+        self, log: TableLog, before: DeltaTable, wanted: pa.Schema | None, facts: Mapping[str, Any]
+    ) -> tuple[pa.Schema, bool]:
+        """Give the base of a commit the columns that are new; returns its schema and whether a type is wider."""
+        if wanted is None:
+            return log.schema(before), False
         merged, added, widened = log.merged(before, wanted)
         if added and not widened:
             # What the commit makes true is not true yet.
             origin = {name: fact for name, fact in facts.items() if name != WATERMARK}
             log.add_columns(before, [merged.field(name) for name in added], origin)
             reached(COLUMNS_ADDED)
-        return before, merged, widened
+        return merged, widened
 
     def _widen(
         self, log: TableLog, before: DeltaTable, schema: pa.Schema, remove: Sequence[DataFile], staged: list[Path]
@@ -295,6 +328,14 @@ def _take_back(log: TableLog, staged: Sequence[Path], moved: Mapping[str, disk.F
     committed = log.newest_names() if moved and log.exists() else set()
     for path in (*staged, *(log.path / name for name in moved if name not in committed)):
         path.unlink(missing_ok=True)
+
+
+def _check_merge(log: TableLog, moved: Mapping[str, disk.FileFacts], remove: Sequence[DataFile]) -> None:
+    """Raise OfflineStoreError for a merged file that cannot hold the rows of those it replaces."""
+    made = [(facts.rows, facts.max_sequence) for facts in moved.values()]
+    taken = (sum(file.rows for file in remove), max((file.max_sequence for file in remove), default=0))
+    if made != [taken]:
+        raise OfflineStoreError(f"A merge would change the rows of table {log.table}: {made} are not {taken}.")
 
 
 def _remove(path: Path) -> int:

@@ -43,6 +43,7 @@ class FileFacts:
     min_event_us: int
     max_event_us: int
     max_created_us: int | None
+    min_sequence: int
     max_sequence: int
 
     def statistics(self) -> str:
@@ -88,6 +89,7 @@ def examine(path: Path) -> FileFacts:
             min_event_us=min(to_instant(found.min) for found in events),
             max_event_us=max(to_instant(found.max) for found in events),
             max_created_us=max((to_instant(found.max) for found in createds if found.has_min_max), default=None),
+            min_sequence=min(found.min for found in sequences),
             max_sequence=max(found.max for found in sequences),
         )
     except (pa.ArrowException, ValueError, AttributeError) as error:
@@ -102,6 +104,9 @@ def hash_of(path: Path) -> str:
 
 def verify(files: Sequence[DataFile], *, again: bool) -> None:
     """See `OfflineStore.verify`."""
+    if len(files) == 1:  # starting threads takes longer than to hash a small file
+        _verify(files[0], again=again)
+        return
     with ThreadPoolExecutor(_VERIFIERS) as threads:
         for _ in threads.map(lambda file: _verify(file, again=again), files):
             pass

@@ -39,6 +39,9 @@ class TableSchema:
     features: tuple[tuple[str, ValueType], ...]
 
 
+MAX_SEQUENCE = 2**63 - 1
+
+
 @dataclass(frozen=True, slots=True)
 class DataFile:
     """A file of one table version."""
@@ -53,6 +56,8 @@ class DataFile:
     """Bounds of the event times, cut to milliseconds: no row lies outside, none need lie on them."""
     max_created_us: int | None
     """Bound of the created times, likewise; None where the file has none."""
+    max_sequence: int
+    """Greatest ``fs_seq``, `MAX_SEQUENCE` where the log does not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,9 @@ class TableVersion:
     """Sorted by path."""
     next_sequence: int
     """Greater than every ``fs_seq`` that was ever committed: where the next rows start to count."""
+    rows_kept_since: int
+    """A version since which no row left the table: every commit after it added rows with greater ``fs_seq``, or merged
+    files. This version's own number where nothing is known of the ones before."""
     identity: str
     """As in `Commit`."""
 
@@ -76,10 +84,14 @@ class TableVersion:
 
 @dataclass(frozen=True, slots=True)
 class TableChanges:
-    """Files that came and went between two versions."""
+    """What came and went between two versions."""
 
     added: tuple[DataFile, ...]
+    """Files that hold new rows."""
     removed: tuple[DataFile, ...]
+    """Files of which rows may have left the table; a merge takes none away."""
+    first_sequence: int = 0
+    """The new rows of ``added`` are those whose ``fs_seq`` is not less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +176,19 @@ class OfflineStore(TableOrigins):
         """
 
     @abstractmethod
+    def merge(self, table: TableId, *, base: int, add: Path, remove: Sequence[DataFile]) -> TableVersion:
+        """Make the next version from ``base``, in which one file, in `staging`, holds the rows of several.
+
+        Only the layout changes: neither schema, nor rows, nor `TableVersion.rows_kept_since`; the facts of ``base``
+        are carried on. The caller has verified the files. Else as `commit`.
+        """
+
+    @abstractmethod
     def changes(self, table: TableId, after: int | None, until: int) -> TableChanges:
-        """Return what changed after version ``after`` (None: from nothing) up to and with ``until``."""
+        """Return which rows changed after version ``after`` (None: from nothing) up to and with ``until``.
+
+        Of ``after`` only the log entry must still be there, unless rows left the table since.
+        """
 
     @abstractmethod
     def verify(self, files: Sequence[DataFile], *, again: bool = False) -> None:
@@ -176,8 +199,9 @@ class OfflineStore(TableOrigins):
         """Return every table of a project that holds data, sorted."""
 
     @abstractmethod
-    def clean(self, table: TableId, *, keep: Sequence[int] | None) -> int:
-        """Remove staged leftovers and files that no version of ``keep`` or the newest one needs.
+    def clean(self, table: TableId, *, keep: Sequence[int] | None, known: Sequence[int] | None = None) -> int:
+        """Remove staged leftovers, and files that no version of ``keep`` or the newest one needs.
 
-        ``keep=None`` drops the table whole. Returns the number of files removed.
+        With ``known`` also old log entries, but not those of these versions: `find_commit` and `changes` need no more.
+        ``keep=None`` drops the table whole. Returns the number of files removed, log entries aside.
         """

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ConcurrentCommitError, DiskFullError, OfflineStoreError, TableVersionError
+from featurestore.offline.archive import LogArchive
 from featurestore.offline.files import DISK_HINT, FileFacts, disk_errors, sync_file, sync_folder
-from featurestore.offline.interface import Commit, DataFile, TableId, TableSchema, TableVersion
+from featurestore.offline.interface import MAX_SEQUENCE, Commit, DataFile, TableId, TableSchema, TableVersion
 from featurestore.steps import crash_point, reached
 from featurestore.types import Int64, String, Timestamp
 from featurestore.types.arrow import arrow_type, fits, value_type_of
@@ -39,6 +40,12 @@ CHECKPOINT_EVERY = 20
 """Commits. Loading reads every commit since the newest checkpoint: 0.18 s for 500, 0.02 s for a few."""
 NEXT_SEQUENCE = "featurestore.next_sequence"
 """The application transaction that carries `TableVersion.next_sequence` from version to version."""
+KEPT_SINCE, KEPT_UNTIL = "featurestore.rows_kept_since", "featurestore.rows_kept_until"
+"""The application transactions that carry `TableVersion.rows_kept_since`, and the last version whose writer knew of it:
+after a commit by any other program the two no longer say anything."""
+MERGED_MS_AGO = 8 * 24 * 3600 * 1000
+"""How long ago the files of a merge are said to have left, longer than Delta's retention of a week: else every
+checkpoint would hold a week's worth of their names, 600,000 for one push a second."""
 CONFIGURATION: dict[str, str | None] = {
     "delta.enableExpiredLogCleanup": "false",
     "delta.enableDeletionVectors": "false",
@@ -65,6 +72,7 @@ class TableLog:
     def __init__(self, table: TableId, path: Path) -> None:
         self.table = table
         self.path = path
+        self.archive = LogArchive(path)
 
     def exists(self) -> bool:
         """Tell whether the table has a version."""
@@ -75,14 +83,13 @@ class TableLog:
         """Load a version, by default the newest. Raises TableVersionError, and OfflineStoreError for a table that
         needs abilities this reader lacks.
         """
+        return self._open(self.path if number is None else self.entry(number).parent.parent, number)
+
+    def _open(self, folder: Path, number: int | None, *, base: int | None = None) -> DeltaTable:
         from deltalake import DeltaTable
 
-        if number is not None and not self._commit_file(number).is_file():
-            raise TableVersionError(
-                f"Table {self.table} has no version {number}.", table=str(self.table), version=number
-            )
-        with self._translated():
-            found = DeltaTable(self.path, version=number)
+        with self._translated(base):
+            found = DeltaTable(folder, version=number)
             protocol = found.protocol()
         if protocol.min_reader_version > 1 or protocol.reader_features:
             needs = ", ".join(protocol.reader_features or ()) or f"reader version {protocol.min_reader_version}"
@@ -92,6 +99,42 @@ class TableLog:
                 table=str(self.table),
             )
         return found
+
+    def version(self, number: int | None = None) -> TableVersion:
+        """Return what a version holds, by default the newest. Raises as `open`."""
+        try:
+            return self.read(self.open(number))
+        except TableVersionError:
+            raise
+        except OfflineStoreError:
+            moved = None if number is None else self.archive.archived(number)
+            if moved is None:
+                raise
+            # While it was read, it or what it rests on went into the archive.
+            return self.read(self._open(moved.parent.parent, number))
+
+    def entry(self, number: int) -> Path:
+        """Return where the log entry of a version lies, in the archive or not; raises TableVersionError."""
+        found = self.archive.entry(number)
+        if found is None:
+            raise TableVersionError(
+                f"Table {self.table} has no version {number}.", table=str(self.table), version=number
+            )
+        return found
+
+    def base(self, number: int) -> DeltaTable:
+        """Load the version that a commit is made from; raises ConcurrentCommitError when there is a later one."""
+        self.entry(number)
+        self.check_newest(number)
+        return self._open(self.path, number, base=number)
+
+    def next_sequence(self, number: int) -> int:
+        """Return `TableVersion.next_sequence` of a version, from its entry alone where that says it."""
+        for line in self.entry(number).read_text().splitlines():
+            transaction = json.loads(line).get("txn", {})
+            if transaction.get("appId") == NEXT_SEQUENCE:
+                return int(transaction["version"])
+        return self.open(number).transaction_version(NEXT_SEQUENCE) or 0
 
     def newest(self) -> int:
         """Return the number of the newest version, without loading it; the table must exist."""
@@ -105,8 +148,9 @@ class TableLog:
         with self._translated():
             actions = pa.table(found.get_add_actions(flatten=True))
             next_sequence = found.transaction_version(NEXT_SEQUENCE) or 0
+            kept_since = _kept_since(found)
         bounds: dict[str, list[int | None]] = {}
-        for name in (f"min.{EVENT}", f"max.{EVENT}", f"max.{CREATED}"):
+        for name in (f"min.{EVENT}", f"max.{EVENT}", f"max.{CREATED}", f"max.{SEQUENCE}"):
             known = name in actions.column_names
             bounds[name] = pc.cast(actions[name], pa.int64()).to_pylist() if known else [None] * len(actions)
         rows = zip(
@@ -116,26 +160,34 @@ class TableLog:
             bounds[f"min.{EVENT}"],
             bounds[f"max.{EVENT}"],
             bounds[f"max.{CREATED}"],
+            bounds[f"max.{SEQUENCE}"],
             strict=True,
         )
         files = (self._data_file(*row) for row in rows)
         number = int(found.version())
         commit = self.commit_at(number)
         assert commit is not None
-        ordered = tuple(sorted(files, key=lambda f: f.path))
-        return TableVersion(self.table, number, ordered, next_sequence, commit.identity)
+        by_path = tuple(sorted(files, key=lambda file: file.path))
+        return TableVersion(self.table, number, by_path, next_sequence, kept_since, commit.identity)
 
     def commit_at(self, number: int) -> Commit | None:
         """Return what the log's entry of a version says; None where there is no such entry."""
         with disk_errors(f"read the log of table {self.table}"):
             try:
-                entry = self._commit_file(number).read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
+                entry = self.entry(number).read_bytes()
+            except TableVersionError:
                 return None
         return Commit(number, sha256(entry).hexdigest(), _facts_in(entry))
 
     def _data_file(
-        self, name: str, rows: int, size_bytes: int, least: int | None, greatest: int | None, created: int | None
+        self,
+        name: str,
+        rows: int,
+        size_bytes: int,
+        least: int | None,
+        greatest: int | None,
+        created: int | None,
+        sequence: int | None,
     ) -> DataFile:
         match = _FILE_NAME.fullmatch(name)
         if match is None:
@@ -152,7 +204,14 @@ class TableLog:
             min_event_us=MIN_INSTANT if least is None else least,
             max_event_us=MAX_INSTANT if greatest is None else greatest,
             max_created_us=created,
+            max_sequence=MAX_SEQUENCE if sequence is None else sequence,
         )
+
+    def schema(self, base: DeltaTable) -> pa.Schema:
+        """Return a version's columns."""
+        import pyarrow as pa
+
+        return pa.schema(base.schema().to_arrow())
 
     def merged(self, base: DeltaTable, wanted: pa.Schema) -> tuple[pa.Schema, list[str], bool]:
         """Return a version's schema with what ``wanted`` adds: the whole, the new names, whether a type is wider.
@@ -161,7 +220,7 @@ class TableLog:
         """
         import pyarrow as pa
 
-        known: pa.Schema = pa.schema(base.schema().to_arrow())
+        known = self.schema(base)
         fields: dict[str, pa.Field] = {field.name: field for field in known}
         widened = False
         for field in wanted:
@@ -186,7 +245,8 @@ class TableLog:
 
         columns = Schema.from_arrow(pa.schema(list(fields))).fields
         with self._translated(base.version()):
-            properties = _properties({}, facts)
+            kept = _keeping(_kept_since(base), base.version() + 1)
+            properties = _properties({}, facts, *kept)
             base.alter.add_columns(columns, commit_properties=properties, post_commithook_properties=_hooks())
         self.sync(base.version())
 
@@ -199,11 +259,14 @@ class TableLog:
         *,
         removed_ms: int,
         replace: bool,
+        merges: bool,
         facts: Mapping[str, Any],
     ) -> None:
-        """Commit files that lie in the table's folder, by name. ``replace`` removes all others and sets the schema."""
+        """Commit files that lie in the table's folder, by name. ``replace`` removes all others and sets the schema;
+        with ``merges`` the added files hold the rows of the removed ones.
+        """
         from deltalake import Schema
-        from deltalake.transaction import AddAction, RemoveAction, Transaction, create_table_with_add_actions
+        from deltalake.transaction import AddAction, RemoveAction
 
         actions: list[Any] = [
             AddAction(name, facts.size_bytes, {}, facts.modified_ms, True, facts.statistics())
@@ -212,35 +275,44 @@ class TableLog:
         next_sequence = max((facts.max_sequence + 1 for facts in added.values()), default=0)
         hashes = {name: {"sha256": facts.sha256, "size": facts.size_bytes} for name, facts in added.items()}
         if base is None:
-            with self._translated(-1):
-                create_table_with_add_actions(
-                    str(self.path),
-                    Schema.from_arrow(schema),
-                    actions,
-                    mode="error",
-                    configuration=CONFIGURATION,
-                    commit_properties=_properties(hashes, facts, Transaction(NEXT_SEQUENCE, next_sequence)),
-                    post_commithook_properties=_hooks(),
-                )
+            self._create(schema, actions, _properties(hashes, facts, _next(next_sequence), *_keeping(0, 0)))
             return
-        next_sequence = max(next_sequence, base.transaction_version(NEXT_SEQUENCE) or 0)
-        if not replace:
-            names = [Path(file.path).name for file in removed]
-            sizes = [file.size_bytes for file in removed]
-            actions += [RemoveAction(name, True, removed_ms, size) for name, size in zip(names, sizes, strict=True)]
+        number = base.version() + 1
+        with self._translated(base.version()):  # reads the log
+            known, kept_since = base.transaction_version(NEXT_SEQUENCE) or 0, _kept_since(base)
+        appends = not replace and not removed and all(facts.min_sequence >= known for facts in added.values())
+        kept = _keeping(kept_since if appends or merges else number, number)
+        next_sequence = max(next_sequence, known)
+        removed_ms -= MERGED_MS_AGO if merges else 0
+        actions += [] if replace else [RemoveAction(Path(f.path).name, True, removed_ms, f.size_bytes) for f in removed]
         with self._translated(base.version()):
             base.create_write_transaction(
                 actions,
                 "overwrite" if replace else "append",
                 Schema.from_arrow(schema),
-                commit_properties=_properties(hashes, facts, Transaction(NEXT_SEQUENCE, next_sequence)),
+                commit_properties=_properties(hashes, facts, _next(next_sequence), *kept),
+                post_commithook_properties=_hooks(),
+            )
+
+    def _create(self, schema: pa.Schema, actions: list[Any], properties: Any) -> None:
+        from deltalake import Schema
+        from deltalake.transaction import create_table_with_add_actions
+
+        with self._translated(-1):
+            create_table_with_add_actions(
+                str(self.path),
+                Schema.from_arrow(schema),
+                actions,
+                mode="error",
+                configuration=CONFIGURATION,
+                commit_properties=properties,
                 post_commithook_properties=_hooks(),
             )
 
     def sync(self, number: int) -> None:
         """Make a version survive a power cut."""
         with disk_errors(f"sync the log of table {self.table}"):
-            sync_file(self._commit_file(number))
+            sync_file(self.entry(number))
             sync_folder(self.path / FOLDER)
             sync_folder(self.path)
 
@@ -277,26 +349,23 @@ class TableLog:
 
     def newest_names(self) -> set[str]:
         """Return the names of the newest version's files."""
-        return {Path(file.path).name for file in self.read(self.open()).files}
+        return {Path(file.path).name for file in self.version().files}
 
     def committed_names(self) -> set[str]:
-        """Return the names of all files that were ever part of the table."""
+        """Return the names of all files that were ever part of the table, as far as its log goes back."""
         with self._translated():
-            commits = self.open().history()
-        return {name for commit in commits for name in commit.get("featurestore", {}).get("files", ())}
+            return self.archive.file_names()
 
     def check_newest(self, number: int) -> None:
         """Raise ConcurrentCommitError when there is a version after this one."""
-        if self._commit_file(number + 1).is_file():
+        is_archived = number >= 0 and not self.archive.live(number).is_file()
+        if is_archived or self.archive.live(number + 1).is_file():
             raise ConcurrentCommitError(
                 f"Another writer committed to table {self.table} after version {number}.",
                 hint="Run it again: it starts from the newest version.",
                 table=str(self.table),
                 base=number,
             ) from None
-
-    def _commit_file(self, number: int) -> Path:
-        return self.path / FOLDER / f"{number:020}.json"
 
     @contextmanager
     def _translated(self, base: int | None = None) -> Iterator[None]:
@@ -314,6 +383,25 @@ class TableLog:
             if base is not None:
                 self.check_newest(base)
             raise OfflineStoreError(f"Table {self.table}: {message.splitlines()[0]}", table=str(self.table)) from None
+
+
+def _kept_since(found: DeltaTable) -> int:
+    """Return `TableVersion.rows_kept_since` of a loaded version."""
+    number: int = found.version()
+    since, until = (found.transaction_version(name) for name in (KEPT_SINCE, KEPT_UNTIL))
+    return since if since is not None and until == number else number
+
+
+def _keeping(since: int, until: int) -> list[Any]:
+    from deltalake.transaction import Transaction
+
+    return [Transaction(KEPT_SINCE, since), Transaction(KEPT_UNTIL, until)]
+
+
+def _next(sequence: int) -> Any:
+    from deltalake.transaction import Transaction
+
+    return Transaction(NEXT_SEQUENCE, sequence)
 
 
 def _facts_in(entry: bytes) -> Mapping[str, Any]:

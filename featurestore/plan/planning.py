@@ -12,6 +12,7 @@ from featurestore_registry.records import Change, Record
 from featurestore.definitions import Definition, FeatureView
 from featurestore.errors import DefinitionError, OfflineStoreError
 from featurestore.metadata.belonging import compare_table
+from featurestore.metadata.commits import Remembered
 from featurestore.metadata.generations import Generations
 from featurestore.metadata.online_rows import count_online
 from featurestore.metadata.records import KINDS, to_record
@@ -110,8 +111,9 @@ def make_plan(
         gone.sort(key=lambda found: (-order[found.kind], found.name))
         keys = {found.key for found in gone}
         steps = [*(_delete_step(workspace, snapshot, found, keys) for found in gone), *steps]
+    remembered = Remembered(workspace.ledger, workspace.project)
     for registered in snapshot.views.values():
-        mismatch = compare_table(workspace.registry, workspace.offline, registered)
+        mismatch = compare_table(workspace.registry, workspace.offline, registered, remembered)
         if mismatch is not None:
             notices.append(f"{mismatch.message} {mismatch.hint}")
     # What is one for the whole project is said once.

@@ -166,15 +166,7 @@ def certify(
                 view=found.view,
             )
         recomputed.result()
-        unanswered = sum(found.nulls.values())
-        own_nulls = {name: observed.nulls[pinned.read.name, name] - unanswered for name in pinned.read.features}
-        if min(own_nulls.values(), default=0) < 0:
-            raise CertificateError(
-                f"View {found.view!r} has values in rows that no row of it can answer.",
-                hint="Please report this: the join has a fault.",
-                view=found.view,
-            )
-        found = replace(found, null_values=own_nulls)
+        found = replace(found, null_values=_own_nulls(pinned, found, observed))
         name = pinned.read.view.name
         views.append(_view_certificate(pinned, found, uncovered.get(name, 0), notes.get(name, "")))
     return Certificate(
@@ -188,6 +180,19 @@ def certify(
         recomputed_rows=len(observed.rows),
         certified_at=to_rfc3339(now_us),
     )
+
+
+def _own_nulls(pinned: PinnedRead, facts: JoinFacts, observed: Observed) -> dict[str, int]:
+    """Return by feature the rows whose answer is a null. Raises CertificateError for an answer that cannot be."""
+    unanswered = sum(facts.nulls.values())
+    own_nulls = {name: observed.nulls[pinned.read.name, name] - unanswered for name in pinned.read.features}
+    if min(own_nulls.values(), default=0) < 0:
+        raise CertificateError(
+            f"View {facts.view!r} has values in rows that no row of it can answer.",
+            hint="Please report this: the join has a fault.",
+            view=facts.view,
+        )
+    return own_nulls
 
 
 def _view_certificate(pinned: PinnedRead, facts: JoinFacts, not_covered: int, note: str) -> ViewCertificate:

@@ -14,6 +14,7 @@ from featurestore.definitions import FeatureView
 from featurestore.engine.interface import AsOf, Span, SqlReader, StageRequest
 from featurestore.errors import InputError, IntervalError, OutputNameClashError
 from featurestore.metadata.belonging import compare_commit, compare_table
+from featurestore.metadata.commits import Remembered
 from featurestore.metadata.snapshot import RegisteredView, Snapshot
 from featurestore.metadata.watermarks import read_watermark
 from featurestore.metadata.workspace import Workspace
@@ -86,8 +87,9 @@ def _pins(
 ) -> tuple[tuple[PinnedRead, ...], Path | None]:
     """Pin the newest version of every view once, or read the sources into a folder of this set's own."""
     if not direct:
+        remembered = Remembered(workspace.ledger, workspace.project)
         for registered in {read.view.name: read.registered for read in request.reads}.values():
-            _require_committed(workspace, registered)
+            _require_committed(workspace, registered, remembered)
         versions = {read.view.name: workspace.offline.current(read.registered.table) for read in request.reads}
         return tuple(pin(read, as_of, versions[read.view.name]) for read in request.reads), None
     folder = Path(tempfile.mkdtemp(prefix="featurestore-direct-"))
@@ -101,9 +103,9 @@ def _pins(
     return tuple(pins), folder
 
 
-def _require_committed(workspace: Workspace, registered: RegisteredView) -> None:
+def _require_committed(workspace: Workspace, registered: RegisteredView, remembered: Remembered) -> None:
     """Raise MismatchError where the table is not what the registry's runs left: a set of it would lack rows."""
-    found = compare_commit(workspace.ledger, workspace.offline, registered)
+    found = compare_commit(workspace.ledger, workspace.offline, registered, remembered)
     if found is not None and not found.heals:
         raise found.error
 
@@ -111,7 +113,10 @@ def _require_committed(workspace: Workspace, registered: RegisteredView) -> None
 def find_notes(workspace: Workspace, pins: Sequence[PinnedRead]) -> dict[str, str]:
     """Return by view what its user should know of how the table and the registry belong together."""
     views = {pinned.read.view.name: pinned.read.registered for pinned in pins}
-    found = {name: compare_table(workspace.registry, workspace.offline, view) for name, view in views.items()}
+    remembered = Remembered(workspace.ledger, workspace.project)
+    found = {
+        name: compare_table(workspace.registry, workspace.offline, view, remembered) for name, view in views.items()
+    }
     return {name: mismatch.message for name, mismatch in found.items() if mismatch is not None}
 
 
@@ -166,7 +171,7 @@ def _span(
         )
     if not isinstance(workspace.engine, SqlReader):
         raise InputError("This engine reads no spans.", hint="Pass an entity frame.")
-    _require_committed(workspace, read.registered)
+    _require_committed(workspace, read.registered, Remembered(workspace.ledger, workspace.project))
     pins = (pin(read, as_of, workspace.offline.current(read.registered.table)),)
     rows = SpanRows(workspace.engine, workspace.offline, request, pins, timestamp_column, start_us, end_us)
     return TrainingSet(workspace, rows)

@@ -6,6 +6,8 @@ import hashlib
 import secrets
 from typing import TYPE_CHECKING, Any, cast
 
+from featurestore_registry.records import Revision
+
 from featurestore.definitions.base import check_object_name
 from featurestore.engine.interface import AsOf
 from featurestore.errors import (
@@ -17,6 +19,7 @@ from featurestore.errors import (
     TrainingSetError,
 )
 from featurestore.metadata.saved_sets import (
+    KeptSet,
     SavedFrame,
     SavedRead,
     SavedSet,
@@ -97,15 +100,14 @@ def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
     DamagedFileError where what it is pinned to is gone.
     """
     saved = read_set(workspace.ledger, workspace.project, name)
-    revision = workspace.registry.definitions.read(workspace.project, saved.registry_revision)
-    snapshot = Snapshot.of(revision).with_code(workspace.code)
+    beside = read_kept(frame_path(workspace, saved.frame.file))
+    snapshot = Snapshot.of(_revision(workspace, saved, beside)).with_code(workspace.code)
     request = from_references(
         snapshot, [dict(found) for found in saved.references], full_feature_names=saved.full_feature_names
     )
     own = from_kept(_read_kept(workspace, saved), cast("Form", saved.frame.form))
     frame = check_frame(own, request, saved.frame.timestamp_column)
     pins = []
-    beside = read_kept(frame_path(workspace, saved.frame.file))
     for read, kept in zip(request.reads, saved.reads, strict=True):
         table = read.registered.table
         version = None if kept.version is None else workspace.offline.version(table, kept.version)
@@ -129,6 +131,14 @@ def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
             **error.details,
         ) from None
     return TrainingSet(workspace, rows, saved=saved)
+
+
+def _revision(workspace: Workspace, saved: SavedSet, beside: KeptSet | None) -> Revision:
+    """Return the definitions that a set was made by; from beside its frame where the registry is of another history."""
+    chain = workspace.registry.definitions.chain(workspace.project)
+    if beside is not None and beside.revision not in chain:
+        return Revision(workspace.project, saved.registry_revision, beside.records, chain)
+    return workspace.registry.definitions.read(workspace.project, saved.registry_revision)
 
 
 def delete_training_set(workspace: Workspace, name: str) -> None:

@@ -39,7 +39,7 @@ def rows_of(page: str, title: str) -> dict[str, list[str]]:
 
 
 def test_what_runs_in_this_process_is_measured_beside_its_floors(tmp_path: Path) -> None:
-    page = run_benchmarks(tmp_path, "startup", "training-set", "publish", "reads", "cluster")
+    page = run_benchmarks(tmp_path, "startup", "training-set", "publish", "growth", "reads", "cluster")
     assert "cores" in page
     assert "duckdb" in page
     assert {"fs --help", "import featurestore"} == set(rows_of(page, "Start-up"))
@@ -48,6 +48,8 @@ def test_what_runs_in_this_process_is_measured_beside_its_floors(tmp_path: Path)
         page, "Publish to LMDB"
     )
     assert len(rows_of(page, "Publish to Redis")) == 3
+    for grown in ("60 pushes of one row", "30 daily runs"):
+        assert len(rows_of(page, f"Growth: {grown}")) == 5
     beside = {name.partition(", beside ")[2] for name in rows_of(page, "Online reads in process, LMDB")}
     assert beside == {"bare gets", "gets and decoding", "the answer by hand", "redis-py's MGET"}
     for store in ("LMDB", "Redis", "Redis Cluster"):

@@ -1,4 +1,4 @@
-"""The suite of `featurestore.testing` over every offline store that is built."""
+"""The suites of `featurestore.testing` over every offline store that is built."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from featurestore.offline import archive, delta
 from featurestore.offline.delta import DeltaStore
 from featurestore.offline.interface import OfflineStore
 from featurestore.testing.offline_store import OfflineStoreConformance
+from featurestore.testing.table_growth import TableGrowthConformance
 from featurestore.testing.table_origins import TableOriginsConformance
 
 
@@ -16,3 +18,11 @@ class TestDelta(OfflineStoreConformance, TableOriginsConformance):
     @pytest.fixture
     def offline(self, tmp_path: Path) -> OfflineStore:
         return DeltaStore(tmp_path / "new folder" / "offline")
+
+
+class TestDeltaGrowth(TableGrowthConformance):
+    @pytest.fixture
+    def offline(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OfflineStore:
+        monkeypatch.setattr(delta, "CHECKPOINT_EVERY", 3)
+        monkeypatch.setattr(archive, "SETTLED_SECONDS", 0.0)
+        return DeltaStore(tmp_path / "offline")

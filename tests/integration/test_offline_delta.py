@@ -94,7 +94,13 @@ def test_hashes_and_sequence_lie_in_the_log(folder, store):
     (file,) = version.files
     facts = commit["commitInfo"]["featurestore"]["files"]
     assert facts == {Path(file.path).name: {"sha256": file.sha256, "size": file.size_bytes}}
-    assert commit["txn"]["version"] == 1
+    entry = next((location(folder) / "_delta_log").glob("0*.json")).read_text()
+    transactions = [json.loads(line)["txn"] for line in entry.splitlines() if "txn" in line]
+    assert {found["appId"]: found["version"] for found in transactions} == {
+        "featurestore.next_sequence": 1,
+        "featurestore.rows_kept_since": 0,
+        "featurestore.rows_kept_until": 0,
+    }
     assert commit["metaData"]["configuration"]["delta.enableExpiredLogCleanup"] == "false"
 
 

@@ -23,11 +23,14 @@ from featurestore import Field
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.materialization import materialize, materialize_incremental, publish, push, succeeded
+from featurestore.metadata.belonging import markers_of
 from featurestore.metadata.workspace import Workspace
-from featurestore.offline import delta
+from featurestore.offline import archive, delta, merge
+from featurestore.online.marker import Marker
 from featurestore.plan import apply_plan, make_plan
 from featurestore.project.loader import collect
 from featurestore.project.settings import make_settings
+from featurestore.repair import find_repairs, repair
 from featurestore.types import Float64
 from featurestore.types.times import to_datetime
 from support.clock import ManualClock
@@ -114,6 +117,7 @@ PUSHED = [
 
 
 def push_rows(workspace: Workspace) -> None:
+    merge.MOST_SMALL = 1
     push(workspace, "sales_push", read_source(PUSHED))
 
 
@@ -153,18 +157,31 @@ def delete_set(workspace: Workspace) -> None:
 
 def compact(workspace: Workspace) -> None:
     optimize(workspace, ["shop_sales"])
-    succeeded(materialize_incremental(workspace, day(12), ["shop_sales"]))  # sets what a death left of the watermark
+    succeeded(materialize_incremental(workspace, day(12), ["shop_sales"]))  # publishes it: a death may have come before
 
 
 def checkpoint(workspace: Workspace) -> None:
     delta.CHECKPOINT_EVERY = 1
+    archive.KEPT_CHECKPOINTS, archive.SETTLED_SECONDS = 1, 0.0
+    merge.MOST_SMALL = 1
     _write(workspace, LAST, price=True)
-    succeeded(materialize_incremental(workspace, day(26), ["shop_sales"]))
+    for _ in range(2):  # the second publishes the version that the first ends with, a merge
+        succeeded(materialize_incremental(workspace, day(26), ["shop_sales"]))
 
 
 def drop(workspace: Workspace) -> None:
     _apply(workspace, doomed=False, price=True)
     collect_garbage(workspace)
+
+
+def settle(workspace: Workspace) -> None:
+    """Let the stores look as another project left them, and repair that: the accident is made again by each try."""
+    registered = workspace.snapshot().registered("shop_sales")
+    workspace.offline.bind("shop", "f" * 64, replace=True)
+    markers_of(workspace.online, registered).write(Marker("f" * 64, "e" * 64, registered.generation))
+    done = repair(workspace, find_repairs(workspace))
+    succeeded(done.runs)
+    assert [view.problems for view in done.checked] == [()]
 
 
 COMMANDS: dict[str, Callable[[Workspace], None]] = {
@@ -181,6 +198,7 @@ COMMANDS: dict[str, Callable[[Workspace], None]] = {
         compact,
         checkpoint,
         drop,
+        settle,
     )
 }
 

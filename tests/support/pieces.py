@@ -47,6 +47,14 @@ class Project:
         self.declare("first")
         self.rows: dict[str, list[Any]] = {"driver": [], "at": [], "count": [], "stars": []}
 
+    @classmethod
+    def at(cls, root: Path) -> Project:
+        """Return the embedded project that lies in a folder, which was copied."""
+        project = cls.__new__(cls)
+        project.root, project.online_url = root, None
+        project.rows = pq.read_table(root / "trips.parquet").to_pydict()
+        return project
+
     def declare(self, description: str) -> None:
         (self.root / "features.py").write_text(FEATURES.format(description=description))
 
@@ -72,6 +80,15 @@ class Project:
     def push(self, driver: int, at: float, count: int) -> None:
         with self.open() as store:
             store.push("trips", {"driver": [driver], "at": [day(at)], "count": [count], "stars": [1]})
+
+    def push_until(self, version: int) -> None:
+        """Let the table have a version, by commits that the registry does not look at."""
+        with self.open() as store:
+            workspace = store.workspace
+            registered = workspace.snapshot().registered("stats")
+            found = workspace.offline.current(registered.table)
+            while found is not None and found.number < version:
+                found = workspace.offline.commit(registered.table, registered.table_schema, base=found.number, add=[])
 
     def online(self, drivers: Iterable[int] = range(1, 8)) -> dict[int, int | None]:
         """Return each driver's count that is online."""
@@ -115,7 +132,7 @@ class Project:
 
     def lose(self, piece: str) -> None:
         if piece == "registry":
-            (self.root / "data/registry.db").unlink()
+            (self.root / "data/registry.db").unlink(missing_ok=True)
         elif piece == "online" and self.online_url is not None:
             self._flush()
         else:
@@ -131,6 +148,12 @@ class Project:
             self._load(pairs)
         else:
             shutil.copytree(place / piece, self.root / "data" / piece)
+
+    def flush_one_primary(self) -> None:
+        """Let one node of a cluster forget everything."""
+        client = self._client()
+        client.flushall(target_nodes=client.get_primaries()[0])
+        client.close()
 
     def _is_cluster(self) -> bool:
         return "+cluster" in (self.online_url or "")

@@ -97,9 +97,9 @@ def test_a_backfilled_group_makes_large_tables_suspect(tmp_path: Any, monkeypatc
         times = pa.timestamp("us", tz="UTC")
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.parquet"
         pq.write_table(pa.table({"event_ts": pa.array(events, times), "created_ts": pa.array(created, times)}), path)
-        file = DataFile(str(path), len(events), 1, "", 0, 0, 0)
+        file = DataFile(str(path), len(events), 1, "", 0, 0, 0, 8)
         read = ViewRead("delays", view(None), (("carrier", "carrier"),), ("x",))
-        return PinnedRead(read, "available", TableVersion(TableId("shop", "delays", 1), 0, (file,), 9, ""))
+        return PinnedRead(read, "available", TableVersion(TableId("shop", "delays", 1), 0, (file,), 9, 0, ""))
 
     assert coverage._loaded_later(pinned([1, 2], [1, 2]))  # small: always looked at
     monkeypatch.setattr(coverage, "_SMALL_TABLE_ROWS", 0)

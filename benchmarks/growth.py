@@ -1,0 +1,185 @@
+"""Growth: what a table of many commits costs beside the same table compacted."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.context import Context
+from benchmarks.pairs import measure, timed
+from benchmarks.projects import open_workspace, view_definition
+from benchmarks.report import Row, Section, Target
+from benchmarks.workload import DAY_US, WorkloadView
+from featurestore import FeatureStore
+from featurestore.maintenance.optimize import optimize
+from featurestore.materialization import push_commit
+from featurestore.materialization.push import push
+from featurestore.offline import archive
+from featurestore.types.times import to_datetime
+
+PUSHES, RUNS = 10_000, 1_000
+ENTITIES, BASE_ROWS, ENTITY_ROWS = 1_000, 100_000, 10_000
+ONLINE = "lmdb:///data/online"
+SOURCE = "growing_events"
+FEATURES = tuple(f"feature_{number}" for number in range(5))
+INSTANT = pa.timestamp("us", tz="UTC")
+
+
+def run(context: Context) -> Iterator[Section]:
+    """Measure after pushes of one row each, and after daily runs."""
+    pushes, runs = (60, 30) if context.is_quick else (PUSHES, RUNS)
+    target = Target(at_most=1.3)
+    for title, name, make in (
+        (f"Growth: {pushes:,} pushes of one row", "pushes", partial(_pushed, pushes)),
+        (f"Growth: {runs:,} daily runs", "runs", partial(_run_daily, runs)),
+    ):
+        with _as_over_days():
+            grown, floor = _grown_and_compacted(context.place(name), make)
+            files = [_state(root) for root in (grown, floor)]
+            section = Section(
+                title,
+                f"{BASE_ROWS:,} rows and what was added to them, five features; the floor is a copy of the project "
+                f"after fs optimize. Files: {files[0]}, and {files[1]}. Each begins by opening the store.",
+            )
+            for work, seconds in _works().items():
+                pairs = measure(partial(seconds, grown), partial(seconds, floor), count=context.pairs)
+                # A peek reads one file of the compacted table; of another one a few, however many commits it had.
+                section.rows.append(Row(work, "s", pairs, None if work == "fs peek" else target))
+        yield section
+
+
+def _works() -> dict[str, Callable[[Path], float]]:
+    return {
+        "training set, 10,000 entity rows": lambda root: timed(_training_set, root)(),
+        "incremental run that finds nothing": lambda root: timed(_run, root)(),
+        "incremental run that publishes a push": _run_after_push,
+        "push of one row, to='offline'": _one_push,
+        "fs peek": lambda root: timed(_peek, root)(),
+    }
+
+
+def _training_set(root: Path) -> None:
+    with FeatureStore(root) as store, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        features = [f"growing:{name}" for name in FEATURES]
+        assert store.get_historical_features(root / "entities.parquet", features).to_arrow().num_rows == ENTITY_ROWS
+
+
+def _run(root: Path) -> None:
+    with FeatureStore(root) as store:
+        (done,) = store.materialize_incremental()
+        assert (done.state, done.appended) == ("done", 0)
+
+
+def _run_after_push(root: Path) -> float:
+    _one_push(root)
+    return timed(_run, root)()
+
+
+def _one_push(root: Path) -> float:
+    with closing(open_workspace(root, ONLINE)) as workspace:
+        begin_s = time.perf_counter()
+        push(workspace, SOURCE, _row(_now_us(), 7), "offline")
+        return time.perf_counter() - begin_s
+
+
+def _peek(root: Path) -> None:
+    with FeatureStore(root) as store:
+        assert store.peek("growing", 10).num_rows == 10
+
+
+def _pushed(count: int, root: Path) -> None:
+    _make(root, days=1)
+    with FeatureStore(root) as store:
+        store.materialize_incremental()
+    first_us = _now_us() - count * 1_000_000
+    with closing(open_workspace(root, ONLINE)) as workspace:
+        for number in range(count):
+            push(workspace, SOURCE, _row(first_us + number * 1_000_000, number), "offline")
+    with FeatureStore(root) as store:
+        store.materialize_incremental()
+
+
+def _run_daily(count: int, root: Path) -> None:
+    _make(root, days=count)
+    first_us = _now_us() - count * DAY_US
+    with FeatureStore(root) as store:
+        for number in range(1, count):
+            (done,) = store.materialize_incremental(to_datetime(first_us + number * DAY_US))
+            assert done.appended
+        store.materialize_incremental()
+
+
+def _make(root: Path, days: int) -> None:
+    """Apply a view whose source holds rows of so many days, and write an entity frame."""
+    rng = np.random.default_rng(9)
+    root.mkdir()
+    end_us = _now_us()
+    events = np.sort(rng.integers(end_us - days * DAY_US, end_us - 1_000_000, BASE_ROWS))
+    columns = {
+        "entity_id": pa.array(rng.integers(0, ENTITIES, BASE_ROWS)),
+        "event_ts": pa.array(events).cast(INSTANT),
+        "created_ts": pa.array(events).cast(INSTANT),
+    }
+    columns |= {name: pa.array(rng.normal(size=BASE_ROWS)) for name in FEATURES}
+    source = root / "source.parquet"
+    pq.write_table(pa.table(columns), source)
+    frame = {
+        "entity_id": pa.array(rng.integers(0, ENTITIES, ENTITY_ROWS)),
+        "event_timestamp": pa.array(rng.integers(events[0], end_us, ENTITY_ROWS)).cast(INSTANT),
+    }
+    pq.write_table(pa.table(frame), root / "entities.parquet")
+    (root / "feature_store.yaml").write_text(f"project: growth\nonline_store: '{ONLINE}'\n")
+    (root / "features.py").write_text("")
+    view = WorkloadView("growing", "entity_id", 0, FEATURES, source, source)
+    with FeatureStore(root) as store:
+        store.apply([view_definition(view, with_ttl=False, pushed=True)])
+
+
+def _grown_and_compacted(folder: Path, make: Callable[[Path], None]) -> tuple[Path, Path]:
+    grown, compacted = folder / "grown", folder / "compacted"
+    make(grown)
+    shutil.copytree(grown, compacted)
+    with closing(open_workspace(compacted, ONLINE)) as workspace:
+        optimize(workspace)
+    return grown, compacted
+
+
+def _state(root: Path) -> str:
+    with closing(open_workspace(root, ONLINE)) as workspace:
+        (table,) = workspace.offline.tables(workspace.project)
+        version = workspace.offline.current(table)
+    assert version is not None
+    return f"{len(version.files)} at version {version.number:,}"
+
+
+@contextmanager
+def _as_over_days() -> Iterator[None]:
+    """Commit without the pauses in between, and let old log entries move as if there had been some."""
+    pause_s, settled_s = push_commit.PAUSE_SECONDS, archive.SETTLED_SECONDS
+    push_commit.PAUSE_SECONDS = archive.SETTLED_SECONDS = 0.0
+    try:
+        yield
+    finally:
+        push_commit.PAUSE_SECONDS, archive.SETTLED_SECONDS = pause_s, settled_s
+
+
+def _row(event_us: int, number: int) -> dict[str, list[object]]:
+    return {
+        "entity_id": [number % ENTITIES],
+        "event_ts": pa.array([event_us]).cast(INSTANT).to_pylist(),
+        **{name: [float(number)] for name in FEATURES},
+    }
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

@@ -1,0 +1,159 @@
+"""Merging: files of a table that hold few rows become one, so that reading does not grow with the number of commits.
+
+Which files: those of a tier of size, and of the tiers below it, as soon as the tier holds too many. What comes of a
+tier grows into the next one, so each row is written a few times, not each time that something is added beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featurestore.errors import ConcurrentCommitError, DamagedFileError, FeatureStoreError, OfflineStoreError
+from featurestore.offline.files import disk_errors
+from featurestore.offline.interface import MAX_SEQUENCE, DataFile, OfflineStore, TableVersion
+from featurestore.steps import crash_point, reached
+from featurestore.types.arrow import arrow_type, value_type_of
+from featurestore.types.columns import CREATED, EVENT, SEQUENCE
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger("featurestore")
+
+STAGED = crash_point("merge.staged", "several files are merged into one, which is in no version")
+COMMITTED = crash_point("merge.committed", "a version in which one file took the place of several is there to stay")
+
+SMALL_BYTES, FACTOR = 64 << 10, 8
+"""The lowest tier, and how much greater the files of the next are."""
+MOST_SMALL, MOST_OF_TIER = 16, 8
+"""More files than that in the lowest tier, or in another, are merged."""
+MOST_BYTES = 512 << 20
+"""Of all files of a merge together."""
+TRIES = 20
+"""Of a file that is ready: a try takes as long as a push, and those of one process come once a second."""
+
+_damaged: set[str] = set()
+"""Files that were found damaged: they stay as they are, and are warned of once."""
+
+Write = Callable[[Sequence[DataFile], Path], None]
+"""Writes the rows of files as one file in the table's order."""
+
+
+def due(files: Sequence[DataFile], *, most_bytes: int = MOST_BYTES, most_rows: int = MAX_SEQUENCE) -> list[DataFile]:
+    """Return the files to merge now, at most so much of them; an empty list while there are few enough."""
+    sound = (file for file in files if file.path not in _damaged)
+    by_size = sorted(sound, key=lambda file: (file.size_bytes, file.path))
+    tiers = [_tier(file) for file in by_size]
+    for tier in sorted(set(tiers), reverse=True):
+        count = tiers.count(tier)
+        if count <= (MOST_OF_TIER if tier else MOST_SMALL):
+            continue
+        chosen, size_bytes, rows = list[DataFile](), 0, 0
+        for file in by_size[: len(tiers) - tiers[::-1].index(tier)]:
+            size_bytes, rows = size_bytes + file.size_bytes, rows + file.rows
+            if size_bytes > most_bytes or rows > most_rows:
+                break
+            chosen.append(file)
+        # Else small files would be written again with each large one that fits beside them.
+        if sum(_tier(file) == tier for file in chosen) >= MOST_OF_TIER // 2:
+            return chosen
+    return []
+
+
+def _tier(file: DataFile) -> int:
+    tier, size_bytes = 0, SMALL_BYTES
+    while file.size_bytes >= size_bytes:
+        tier, size_bytes = tier + 1, size_bytes * FACTOR
+    return tier
+
+
+def merge_quietly(offline: OfflineStore, version: TableVersion, files: Sequence[DataFile], write: Write) -> None:
+    """Merge files for the sake of the reads to come: what fails leaves the table as it is, and a line in the log."""
+    try:
+        replace_files(offline, version, files, write)
+    except ConcurrentCommitError as error:  # another writer merged them, or withdrew some
+        logger.debug("files of %s are not merged: %s", version.table, error)
+    except DamagedFileError as error:
+        _damaged.add(str(error.details["path"]))
+        logger.warning("a file of %s is left out of merges: %s", version.table, error)
+    except FeatureStoreError as error:
+        logger.warning("files of %s are not merged: %s", version.table, error)
+
+
+def replace_files(
+    offline: OfflineStore,
+    version: TableVersion,
+    files: Sequence[DataFile],
+    write: Write,
+    check: Callable[[], None] = lambda: None,
+) -> TableVersion:
+    """Put one file in the place of several of a version, whatever was committed since; returns the new version.
+
+    ``check`` is called before each try and may raise. Raises DamagedFileError, and ConcurrentCommitError where one of
+    the files is no longer in the table.
+    """
+    offline.verify(files, again=True)  # under a new hash bad bytes would pass for sound ones
+    path = offline.staging(version.table) / f"{secrets.token_hex(16)}.parquet"
+    try:
+        write(files, path)
+        reached(STAGED)
+        made = _commit(offline, version, files, path, check)
+        reached(COMMITTED)
+        return made
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _commit(
+    offline: OfflineStore, base: TableVersion, files: Sequence[DataFile], path: Path, check: Callable[[], None]
+) -> TableVersion:
+    table, paths = base.table, {file.path for file in files}
+    for last_try in (False,) * (TRIES - 1) + (True,):
+        check()
+        tried = path.with_name(f"{secrets.token_hex(16)}.parquet")
+        with disk_errors(f"stage a merged file of {table}"):
+            tried.hardlink_to(path)  # a commit takes the file with it, also one that fails
+        try:
+            return offline.merge(table, base=base.number, add=tried, remove=files)
+        except ConcurrentCommitError:
+            newest = offline.current(table)
+            if last_try or newest is None or not paths <= {file.path for file in newest.files}:
+                raise
+            base = newest
+    raise AssertionError("the last try returns or raises")
+
+
+def write_in_memory(files: Sequence[DataFile], path: Path) -> None:
+    """Write the rows of files as one, in memory: for few rows that is quicker than to start an engine.
+
+    Every column of any of them is kept; in rows of a file that lacks it, it is null.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    known = "fs_known_ts"
+    try:
+        with disk_errors(f"write the merged file {path}"):
+            rows = pa.concat_tables([_read(file.path) for file in files], promote_options="permissive")
+            # A null created time counts as the event time.
+            rows = rows.append_column(known, pc.coalesce(rows[CREATED], rows[EVENT]))
+            ordered = rows.sort_by([(name, "ascending") for name in (EVENT, known, SEQUENCE)]).drop_columns(known)
+            pq.write_table(ordered, path, compression="zstd")
+    except pa.ArrowException as error:
+        raise OfflineStoreError(f"Files cannot be merged: {str(error).splitlines()[0]}.") from None
+
+
+def _read(path: str) -> pa.Table:
+    """Read a file, its columns as we write them: DuckDB names the items of lists its own way."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        table = file.read()
+    kinds = [(field.name, value_type_of(field.type), field.type) for field in table.schema]
+    return table.cast(pa.schema([(name, arrow_type(kind) if kind else given) for name, kind, given in kinds]))
