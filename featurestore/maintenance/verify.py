@@ -84,13 +84,13 @@ def _compared(workspace: Workspace, registered: RegisteredView) -> Sample:
 
 
 def _differences(registered: RegisteredView, sample: Sample) -> Iterable[str]:
-    found = {"missing": sample.missing, "older than it": sample.older, "of other values": sample.different}
+    found = {"missing": sample.missing, "older": sample.older, "with other values": sample.different}
     told = ", ".join(f"{count:,} {what}" for what, count in found.items() if count)
     if told:
         view = registered.view.name
         yield (
-            f"Of {sample.compared:,} entities of {view} that were compared with the offline table, the online records "
-            f"are {told}. Publish them again with `fs materialize --view {view} --republish`"
+            f"Online records of {view} differ from the offline table: {told}, of {sample.compared:,} entities "
+            f"compared. Publish them again with `fs materialize --view {view} --republish`"
             + (" --authoritative." if sample.different else ".")
         )
 

@@ -16,7 +16,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING
 
 from featurestore.errors import ConcurrentCommitError, OfflineStoreError, RegistryUnavailableError
-from featurestore.metadata.belonging import compare_table, markers_of
+from featurestore.metadata.belonging import compare_table, has_other, markers_of
 from featurestore.metadata.commits import bind_tables, facts_of, held_of
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
@@ -148,6 +148,7 @@ def _compare(workspace: Workspace, registered: RegisteredView) -> None:
 def _note_online(push: _Waiting, version: TableVersion) -> None:
     """Note in the online store what was committed, so that an offline table without it is known to be older.
 
+    A noted commit that the table does not have is left: nothing else says that rows which are online were lost.
     Whatever goes wrong here costs no push, and is said again with the next commit.
     """
     registered = push.registered
@@ -155,8 +156,9 @@ def _note_online(push: _Waiting, version: TableVersion) -> None:
         return
     try:
         markers = markers_of(push.workspace.online, registered)
-        copies, _ = markers.read()
-        if all(copy is None or copy.project == registered.chain.identity for copy in copies):
+        copies, noted = markers.read()
+        is_own = all(copy is None or copy.project == registered.chain.identity for copy in copies)
+        if is_own and (noted is None or not has_other(push.workspace.offline, registered, *noted)):
             markers.note_pushed(version.number, version.identity)
     except Exception as error:
         logger.debug("the commit of pushed rows could not be noted online: %s", error)

@@ -25,8 +25,8 @@ class Ownership:
         self.chain = workspace.registry.definitions.chain(self.project)
         if not self.chain.number:
             raise NotFoundError(
-                f"The registry does not know project {self.project!r}, so nothing is known to be its own.",
-                hint="Check `project` and `registry` in the settings, and FS_REGISTRY. Nothing was deleted.",
+                f"The registry does not know project {self.project!r}, so it cannot tell what belongs to it.",
+                hint="Check `project` and `registry` in the settings, and FS_REGISTRY. Nothing was changed.",
                 project=self.project,
             )
         self.used = used_generations(workspace.ledger, self.project)
@@ -45,7 +45,7 @@ class Ownership:
         if self.used.get(table.view, 0) < table.generation:
             return "this registry never had it"
         if self._owner is None:
-            return None if asked else "nothing says whose it is yet; the next run that commits does"
+            return None if asked else "nothing says yet whose it is; the next run that commits will"
         if self._owner != self.chain.identity:
             return f"it belongs to the project with identity {self._owner[:12]}"
         newest = self._workspace.offline.find_commit(table)
