@@ -90,8 +90,7 @@ def _differences(registered: RegisteredView, sample: Sample) -> Iterable[str]:
         view = registered.view.name
         yield (
             f"Online records of {view} differ from the offline table: {told}, of {sample.compared:,} entities "
-            f"compared. Publish them again with `fs materialize --view {view} --republish`"
-            + (" --authoritative." if sample.different else ".")
+            f"compared. Publish them again with `fs materialize --view {view} --republish`."
         )
 
 

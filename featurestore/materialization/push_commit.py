@@ -16,7 +16,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING
 
 from featurestore.errors import ConcurrentCommitError, OfflineStoreError, RegistryUnavailableError
-from featurestore.metadata.belonging import compare_table, has_other, markers_of
+from featurestore.metadata.belonging import compare_part, compare_table, markers_of
 from featurestore.metadata.commits import bind_tables, facts_of, held_of
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
@@ -38,6 +38,8 @@ PAUSE_SECONDS = 1.0
 """From the beginning of one commit to the next, for each process and view."""
 RETRY_SECONDS, PATIENCE_SECONDS = 0.02, 15.0
 """What the pauses between tries begin with; how long a commit gives way to other writers before it fails."""
+NOTE_AGAIN_SECONDS = 30.0
+"""After the online store could not be reached, so long nothing is noted there: each commit would wait for it."""
 PUSH = "push"
 MERGED_BYTES, MERGED_ROWS = 8 << 20, 1 << 20
 """At most so much is merged in memory, between two commits; larger files wait for a run."""
@@ -78,6 +80,7 @@ class _Committer:
         self._waiting: list[_Waiting] = []
         self._is_running = False
         self._next_s = 0.0
+        self._note_from_s = 0.0
 
     def add(self, push: _Waiting) -> Future[int]:
         with self._lock:
@@ -113,9 +116,27 @@ class _Committer:
             for push in group:
                 push.done.set_exception(error)
         else:
+            self._note_online(group[0], version)
             for push in group:
                 push.done.set_result(version.number)
-            _note_online(group[0], version)
+
+    def _note_online(self, push: _Waiting, version: TableVersion) -> None:
+        """Note in the online store what was committed, so that an offline table without it is known to be older.
+
+        Before the callers go on: they may close the store then. A part that is not this registry's is left as it is,
+        and so is a noted commit that the table does not have: nothing else says that rows which are online were lost.
+        Whatever goes wrong here costs no push, and is said again with a later commit.
+        """
+        workspace, registered = push.workspace, push.registered
+        if not registered.view.online or time.monotonic() < self._note_from_s:
+            return
+        try:
+            found = compare_part(workspace.registry, workspace.online, workspace.offline, registered).mismatch
+            if found is None or found.heals:
+                markers_of(workspace.online, registered).note_pushed(version.number, version.identity)
+        except Exception as error:
+            logger.debug("the commit of pushed rows could not be noted online: %s", error)
+            self._note_from_s = time.monotonic() + NOTE_AGAIN_SECONDS
 
 
 _Key = tuple[int, Path, str, TableId]
@@ -143,25 +164,6 @@ def _compare(workspace: Workspace, registered: RegisteredView) -> None:
         found = compare_table(workspace.registry, workspace.offline, registered)
         if found is not None and not found.heals:
             raise found.error
-
-
-def _note_online(push: _Waiting, version: TableVersion) -> None:
-    """Note in the online store what was committed, so that an offline table without it is known to be older.
-
-    A noted commit that the table does not have is left: nothing else says that rows which are online were lost.
-    Whatever goes wrong here costs no push, and is said again with the next commit.
-    """
-    registered = push.registered
-    if not registered.view.online:
-        return
-    try:
-        markers = markers_of(push.workspace.online, registered)
-        copies, noted = markers.read()
-        is_own = all(copy is None or copy.project == registered.chain.identity for copy in copies)
-        if is_own and (noted is None or not has_other(push.workspace.offline, registered, *noted)):
-            markers.note_pushed(version.number, version.identity)
-    except Exception as error:
-        logger.debug("the commit of pushed rows could not be noted online: %s", error)
 
 
 def _append(push: _Waiting, groups: list[pa.Table]) -> TableVersion:

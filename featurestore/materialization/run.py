@@ -130,6 +130,7 @@ class ViewRun:
         view, started_us = self.registered.view, self.result.started_us
         self._write(advance(self.watermark, view, plan, staged, version, started_us))
         if version is not None:
+            bind_tables(self.workspace.offline, self.registered)  # of an earlier release, and nothing new to commit
             remember_commit(self.workspace.ledger, self.registered, KnownCommit(version.number, version.identity))
         reached(COMMITTED)
         self.publish_pending()

@@ -302,7 +302,7 @@ def _behind(registered: RegisteredView, watermark: Watermark | None, marker: Mar
         "behind",
         f"The online records of {registered.view.name} are at {at} of {registered.table}, but version {published} was "
         "published: the online store was restored from a backup, or lost writes.",
-        "The next `fs materialize` publishes what is missing.",
+        "The next `fs materialize` publishes what is missing. Where an earlier release published, nothing is missing.",
         heals=True,
     )
 

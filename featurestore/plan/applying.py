@@ -85,11 +85,12 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "") -> int:
 def _claim(workspace: Workspace, plan: Plan) -> None:
     """Take the new generations in the offline store; raises RevisionConflictError where one was used meanwhile.
 
-    The folder of another project's tables is left alone: nothing can be committed there anyway.
+    The folder of another project's tables is left alone, and of tables that a new registry does not know: what is
+    tried out by a registry of its own must leave no trace there.
     """
     snapshot = workspace.snapshot()
     owner = workspace.offline.owner(plan.project)
-    if owner is not None and owner != snapshot.chain.identity:
+    if owner not in (None, snapshot.chain.identity) or (not plan.base and workspace.offline.tables(plan.project)):
         return
     for planned in plan.steps:
         registered = snapshot.views.get(planned.name) if planned.kind == FeatureView.kind else None

@@ -111,6 +111,7 @@ def make_plan(
         gone.sort(key=lambda found: (-order[found.kind], found.name))
         keys = {found.key for found in gone}
         steps = [*(_delete_step(workspace, snapshot, found, keys) for found in gone), *steps]
+    notices += _unknown_tables(workspace, snapshot)
     remembered = Remembered(workspace.ledger, workspace.project)
     for registered in snapshot.views.values():
         mismatch = compare_table(workspace.registry, workspace.offline, registered, remembered)
@@ -119,6 +120,20 @@ def make_plan(
     # What is one for the whole project is said once.
     told = tuple(dict.fromkeys(notices))
     return Plan(workspace.project, snapshot.revision, snapshot.chain.head, tuple(steps), told)
+
+
+def _unknown_tables(workspace: Workspace, snapshot: Snapshot) -> list[str]:
+    """Return what to say of tables that are there before the registry knows the project."""
+    count = 0 if snapshot.chain.number else len(workspace.offline.tables(workspace.project))
+    if not count:
+        return []
+    tables = "1 table" if count == 1 else f"{count} tables"
+    owner = workspace.offline.owner(workspace.project)
+    whose = "" if owner is None else f", of the project with identity {owner[:12]}"
+    return [
+        f"The offline store holds {tables} of {workspace.project!r}{whose}, and this registry does not know that "
+        "project: what is applied here begins new generations. Check `registry` and `offline_store` in the settings."
+    ]
 
 
 def _check_shared_names(snapshot: Snapshot, wanted: Sequence[Definition]) -> None:
