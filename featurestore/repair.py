@@ -51,7 +51,7 @@ class Repairs:
 
     @property
     def actions(self) -> list[str]:
-        """What would be done, a line each."""
+        """What would be done: what was found, and below it what settles it."""
         lines = []
         for found in self.mismatches:
             lines += [found.message, f"  -> {_ACTIONS[found.piece, found.heals](found.view)}"]
@@ -65,12 +65,13 @@ class Repairs:
 
 _ACTIONS: dict[tuple[str, bool], Callable[[str], str]] = {
     ("offline", False): lambda view: (
-        f"This registry takes the table of {view} over as it is, and what it lacks is read from the source again. "
-        "Pushed rows that it does not hold are lost."
+        f"This registry takes over the table of {view} with every row in it, and reads from the source again what it "
+        "lacks. Pushed rows that the table does not hold are lost."
     ),
-    ("offline", True): lambda view: f"The registry learns from the table of {view} what it holds.",
+    ("offline", True): lambda view: f"The registry learns from the table of {view} what was read into it.",
     ("online", False): lambda view: (
-        f"The online records of {view} are made equal to the offline table; what is online alone goes."
+        f"The online records of {view} are made equal to the offline table; those that only the online store has are "
+        "removed."
     ),
     ("online", True): lambda view: f"The newest rows of {view} are published again.",
 }

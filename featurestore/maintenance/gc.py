@@ -83,7 +83,7 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
         why = owned.of_table(table) or ("a saved training set pins it" if table in pinned else None)
         # A generation after the registered one may be an apply that is under way.
         if why is None and registered is not None and registered.generation < table.generation:
-            why = "the registry has not come to it"
+            why = "the registry is not at this generation yet"
         if why is None:
             unused.append(table)
         else:

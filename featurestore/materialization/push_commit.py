@@ -15,8 +15,8 @@ from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
-from featurestore.errors import ConcurrentCommitError, RegistryUnavailableError
-from featurestore.metadata.belonging import compare_table, foreign_part, markers_of
+from featurestore.errors import ConcurrentCommitError, OfflineStoreError, RegistryUnavailableError
+from featurestore.metadata.belonging import compare_part, compare_table, markers_of
 from featurestore.metadata.commits import bind_tables, facts_of, held_of
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
@@ -125,14 +125,16 @@ class _Committer:
     def _note_online(self, push: _Waiting, version: TableVersion) -> None:
         """Note in the online store what was committed, so that an offline table without it is known to be older.
 
-        Before the callers go on: they may close the store then. A part that is not this registry's is left as it is.
+        Before the callers go on: they may close the store then. A part that is not this registry's is left as it is,
+        and so is a noted commit that the table does not have: nothing else says that rows which are online were lost.
         Whatever goes wrong here costs no push, and is said again with a later commit.
         """
         workspace, registered = push.workspace, push.registered
         if not registered.view.online or time.monotonic() < self._note_from_s:
             return
         try:
-            if foreign_part(workspace.registry, workspace.online, registered, None) is None:
+            found = compare_part(workspace.registry, workspace.online, workspace.offline, registered).mismatch
+            if found is None or found.heals:
                 markers_of(workspace.online, registered).note_pushed(version.number, version.identity)
             self._note_pause_s = NOTE_PAUSE_SECONDS
         except Exception as error:
@@ -154,6 +156,8 @@ def _merge(push: _Waiting) -> None:
         files = () if version is None else due(version.files, most_bytes=MERGED_BYTES, most_rows=MERGED_ROWS)
         if version is not None and files:
             merge_quietly(offline, version, files, write_in_memory)
+    except OfflineStoreError as error:
+        logger.warning("files of %s are not merged: %s", table, error)
     except Exception:  # the thread must go on whatever happens: callers wait for their commits
         logger.exception("files of %s are not merged", table)
 

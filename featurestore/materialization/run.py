@@ -158,7 +158,6 @@ class ViewRun:
     def republish(self, *, authoritative: bool) -> None:
         """Publish the newest row of every entity again."""
         self._compare()
-        self.publish_pending()
         version = self._current()
         if version is not None:
             self._publish(version, again=True, authoritative=authoritative)
@@ -175,20 +174,21 @@ class ViewRun:
                 return
             # A part that does not say how far it is may hold what was published before it could: that is all sent
             # again, and what left the table since is still to be taken back.
-            after = None if again else self.watermark.published_version if part.version is None else part.version
+            after = self.watermark.published_version if part.version is None else part.version
+            everything = again or part.version is None
             with suppress(_ChangedMeanwhile):
                 done = publish(
                     self.workspace,
                     self.registered,
                     after=after,
-                    everything=part.version is None,
+                    everything=everything,
                     authoritative=authoritative or part.must_reconcile,
                     check=self._check_both,
                 )
         counts = done.counts
         self.result = replace(self.result, published=self.result.published + counts, table_version=done.version.number)
         online_rows = counts.written + counts.stale
-        if after is not None:
+        if not everything:
             online_rows = max(self.watermark.online_rows - counts.deleted, online_rows)
         watermark = replace(self.watermark, online_rows=online_rows)
         if done.is_complete:

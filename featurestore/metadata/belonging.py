@@ -27,11 +27,14 @@ Kind = Literal[
 ]
 
 _ONLINE_HINT = BELONG_HINT.replace("offline", "online")
-_NEWER = "Bring the newer registry back, or let this one take over with `fs repair`. Until then it only reads."
-_RESTORE = (
-    "Check `offline_store` in the settings, or restore the table from a newer backup. What is lost `fs repair` reads "
-    "from the source again."
+_NEWER = (
+    "Bring back the registry that wrote it, or let this one take over with `fs repair`. Until then this one only reads."
 )
+_RESTORE = (
+    "Check `offline_store` in the settings, or restore the table from a newer backup. Without one, `fs repair` reads "
+    "from the source again what is missing."
+)
+_APART = ": one of them was restored from a backup, or is a copy that went its own way."
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ def compare_table(
             registered,
             "unknown_revision",
             f"Table {registered.table} was last written at revision {_short(newest.facts[REVISION])}, which this "
-            "registry does not have: it was restored from a backup, or is a copy that went its own way.",
+            f"registry does not have{_APART}",
             _NEWER,
         )
     return compare_commit(registry.ledger, offline, registered, remembered)
@@ -115,12 +118,13 @@ def compare_commit(
         return _offline(
             registered,
             "unknown_to_ledger",
-            f"The registry does not know what was materialized into {registered.table}: what it knew of runs is lost.",
+            f"The registry knows of no run that wrote {registered.table}, but the table holds rows of one: the "
+            "registry was restored from an older backup.",
             "The next `fs materialize` reads the source again and appends only what is missing.",
             heals=True,
         )
     if newest is None:
-        message = f"The offline store holds nothing of {registered.table}, but version {version} was committed."
+        message = f"The offline store has no table {registered.table}, but version {version} of it was committed."
         return _offline(registered, "lost", message, _RESTORE)
     there = offline.find_commit(registered.table, version)
     if there is None and version > newest.number:
@@ -130,7 +134,7 @@ def compare_commit(
     if known is not None and there is not None and there.identity != known.identity:
         message = (
             f"Version {version} of table {registered.table} is not the commit that the registry remembers: the table "
-            "was restored, and written to since."
+            "was restored and written to since."
         )
         return _offline(registered, "rewritten", message, _RESTORE)
     return None
@@ -152,16 +156,16 @@ def compare_part(
     for marker in (found for found in copies if found is not None):
         if foreign := _foreign(registry, registered, marker):
             return Part(marker, pushed, foreign)
-        if _has_other(offline, registered, marker.version, marker.commit):
+        if has_other(offline, registered, marker.version, marker.commit):
             message = (
-                f"The online records of {view} were published from version {marker.version} of {registered.table}, "
-                "which the offline store does not hold."
+                f"The online records of {view} were published from version {marker.version} of {registered.table}, a "
+                "commit that the offline store does not have."
             )
             return Part(marker, pushed, _online(registered, "ahead", message, _RESTORE))
-    if pushed is not None and _has_other(offline, registered, *pushed):
+    if pushed is not None and has_other(offline, registered, *pushed):
         message = (
-            f"Rows were pushed to {registered.table} in version {pushed[0]}, which the offline store does not hold: "
-            "it is older than what is online."
+            f"Rows were pushed to {registered.table} in version {pushed[0]}, a commit that the offline store does not "
+            "have: it is older than what is online."
         )
         return Part(None, pushed, _online(registered, "ahead", message, _RESTORE))
     least = least_of(copies)
@@ -269,7 +273,7 @@ def _foreign(registry: Registry, registered: RegisteredView, marker: Marker) -> 
     if not _knows(registry, registered, marker.revision):
         message = (
             f"The online records of {view} were last written at revision {_short(marker.revision)}, which this "
-            "registry does not have: it was restored from a backup, or is a copy that went its own way."
+            f"registry does not have{_APART}"
         )
         return _online(registered, "unknown_revision", message, _NEWER)
     return None
@@ -281,8 +285,8 @@ def _missing(registered: RegisteredView, watermark: Watermark | None) -> Mismatc
     return _online(
         registered,
         "missing",
-        f"The online store does not say what it holds of {registered.view.name}: it was emptied, is another one than "
-        "was published to, or an earlier release published to it.",
+        f"The online store does not say what it holds of {registered.view.name}: it was emptied, it is not the one "
+        "that was published to, or an earlier release published to it.",
         "The next `fs materialize` publishes every entity again.",
         heals=True,
     )
@@ -297,13 +301,13 @@ def _behind(registered: RegisteredView, watermark: Watermark | None, marker: Mar
         registered,
         "behind",
         f"The online records of {registered.view.name} are at {at} of {registered.table}, but version {published} was "
-        "published: the online store was restored, or lost writes.",
+        "published: the online store was restored from a backup, or lost writes.",
         "The next `fs materialize` publishes what is missing. Where an earlier release published, nothing is missing.",
         heals=True,
     )
 
 
-def _has_other(offline: OfflineStore, registered: RegisteredView, version: int | None, identity: str | None) -> bool:
+def has_other(offline: OfflineStore, registered: RegisteredView, version: int | None, identity: str | None) -> bool:
     """Tell whether a table never had a commit: it has another of the number, or has not come to it."""
     if version is None:
         return False
@@ -320,7 +324,8 @@ def _cleaned(registered: RegisteredView, marker: Marker) -> Mismatch:
         "behind",
         f"The online records of {registered.view.name} were published from version {marker.version} of "
         f"{registered.table}, whose log entry was cleaned away since.",
-        "The next `fs materialize` makes them equal to the offline table; what was pushed online only goes.",
+        "The next `fs materialize` makes them equal to the offline table; those that only the online store has are "
+        "removed.",
         heals=True,
     )
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from featurestore_registry.interface import Ledger
 
+from featurestore.errors import OnlineStoreError
+from featurestore.metadata.workspace import Workspace
+from featurestore.online.keys import view_prefix
+from featurestore.online.marker import PartMarkers
+
 KIND = "generation"
 
 
@@ -22,3 +27,33 @@ def remember_generation(ledger: Ledger, project: str, view: str, generation: int
 def used_generations(ledger: Ledger, project: str) -> dict[str, int]:
     """Return the last generation of every view name ever used."""
     return {entry.key: int(entry.document["generation"]) for entry in ledger.scan(project, KIND)}
+
+
+class Generations:
+    """Finds generations that were never used: by the registry's memory, the offline store's, or what lies online.
+
+    After registry and offline store were restored together, the online store alone knows of a generation that came
+    later: under its number other definitions would serve its records. One that is down is not asked again.
+    """
+
+    def __init__(self, workspace: Workspace, identity: str) -> None:
+        self._workspace, self._identity = workspace, identity
+        self._is_online_up = bool(identity)
+
+    def unused(self, view: str, *, after: int = 0) -> int:
+        """Return the first unused generation of a view, greater than ``after``."""
+        project = self._workspace.project
+        known = last_generation(self._workspace.ledger, project, view)
+        generation = max(after, known, self._workspace.offline.last_generation(project, view)) + 1
+        while self._is_online_up and self._is_online(view, generation):
+            generation += 1
+        return generation
+
+    def _is_online(self, view: str, generation: int) -> bool:
+        try:
+            prefix = view_prefix(self._workspace.project, view, generation)
+            copies, _ = PartMarkers(self._workspace.online, prefix).read()
+        except OnlineStoreError:
+            self._is_online_up = False
+            return False
+        return any(copy is not None and copy.project == self._identity for copy in copies)

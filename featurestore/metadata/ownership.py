@@ -25,8 +25,8 @@ class Ownership:
         self.chain = workspace.registry.definitions.chain(self.project)
         if not self.chain.number:
             raise NotFoundError(
-                f"The registry does not know project {self.project!r}, so nothing is known to be its own.",
-                hint="Check `project` and `registry` in the settings, and FS_REGISTRY. Nothing was deleted.",
+                f"The registry does not know project {self.project!r}, so it cannot tell what belongs to it.",
+                hint="Check `project` and `registry` in the settings, and FS_REGISTRY. Nothing was changed.",
                 project=self.project,
             )
         self.used = used_generations(workspace.ledger, self.project)

@@ -215,18 +215,19 @@ class LmdbStore(OnlineStore):
 
     def _open(self) -> lmdb.Environment:
         now = time.monotonic()
-        if self._environment is not None and self._pid == os.getpid():
+        environment = self._environment  # another thread may close the store meanwhile
+        if environment is not None and self._pid == os.getpid():
             if now - self._checked_at < _RECHECK_SECONDS:
-                return self._environment
+                return environment
             if inode_of(self._path) == self._inode:
                 self._checked_at = now
-                return self._environment
+                return environment
         # A file that was replaced cannot be opened before nobody in this process has the old one, and to go on with
         # that would read what is old and lose what is written.
-        self._environment = None
-        self._environment = open_environment(self._path, self._map_bytes)
+        self._environment = environment = None
+        self._environment = environment = open_environment(self._path, self._map_bytes)
         self._pid, self._inode, self._checked_at = os.getpid(), inode_of(self._path), now
-        return self._environment
+        return environment
 
 
 class _DirectReader(AsyncReader):

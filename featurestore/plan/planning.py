@@ -13,7 +13,7 @@ from featurestore.definitions import Definition, FeatureView
 from featurestore.errors import DefinitionError, OfflineStoreError
 from featurestore.metadata.belonging import compare_table
 from featurestore.metadata.commits import Remembered
-from featurestore.metadata.generations import last_generation
+from featurestore.metadata.generations import Generations
 from featurestore.metadata.online_rows import count_online
 from featurestore.metadata.records import KINDS, to_record
 from featurestore.metadata.saved_sets import list_sets
@@ -104,7 +104,8 @@ def make_plan(
     given = {(found.kind, found.name) for found in wanted}
     if partial:
         _check_shared_names(snapshot, wanted)
-    steps = [step for found in wanted if (step := _put_step(workspace, snapshot, found)) is not None]
+    generations = Generations(workspace, snapshot.chain.identity)
+    steps = [step for found in wanted if (step := _put_step(workspace, snapshot, found, generations)) is not None]
     if not partial:
         gone = [found for key, found in snapshot.definitions.items() if key not in given]
         gone.sort(key=lambda found: (-order[found.kind], found.name))
@@ -145,7 +146,7 @@ def _check_shared_names(snapshot: Snapshot, wanted: Sequence[Definition]) -> Non
             )
 
 
-def _put_step(workspace: Workspace, snapshot: Snapshot, wanted: Definition) -> Step | None:
+def _put_step(workspace: Workspace, snapshot: Snapshot, wanted: Definition, generations: Generations) -> Step | None:
     before = snapshot.definitions.get((wanted.kind, wanted.name))
     changes = () if before is None else tuple(differences(before, wanted))
     generation: int | None = None
@@ -153,9 +154,9 @@ def _put_step(workspace: Workspace, snapshot: Snapshot, wanted: Definition) -> S
     if isinstance(wanted, FeatureView):
         registered = snapshot.views.get(wanted.name)
         if registered is None:
-            generation = _next_generation(workspace, wanted.name)
+            generation = generations.unused(wanted.name)
         elif any(change.new_generation for change in changes):
-            generation = max(registered.generation + 1, _next_generation(workspace, wanted.name))
+            generation = generations.unused(wanted.name, after=registered.generation)
             loss = _loss(workspace, snapshot, wanted.name)
         else:
             generation = registered.generation
@@ -177,12 +178,6 @@ def _put_step(workspace: Workspace, snapshot: Snapshot, wanted: Definition) -> S
         drops=(),
         loss=loss,
     )
-
-
-def _next_generation(workspace: Workspace, view: str) -> int:
-    """Return a generation that was never used, by the registry's memory or by what the offline store has seen."""
-    known = last_generation(workspace.ledger, workspace.project, view)
-    return max(known, workspace.offline.last_generation(workspace.project, view)) + 1
 
 
 def _delete_step(workspace: Workspace, snapshot: Snapshot, gone: Definition, leaving: set[str]) -> Step:

@@ -435,7 +435,7 @@ def test_a_table_that_is_older_than_the_ledger_says_is_refused(tmp_path):
     (tmp_path / "data" / "offline").rename(tmp_path / "data" / "elsewhere")
     for run in (*materialize_incremental(workspace), *republish(workspace, authoritative=True)):
         assert run.state == "failed"
-        assert "holds nothing of shop/shop_sales/1, but version 0 was committed" in run.error
+        assert "has no table shop/shop_sales/1, but version 0 of it was committed" in run.error
     assert len(online_rows(workspace)) == 3
     workspace.close()
 

@@ -350,6 +350,9 @@ class TestRepublish:
         assert run.published.written == 0
         (run,) = republish(workspace)
         assert (run.kind, run.state, run.table_version, run.published.written) == ("republish", "done", 0, 40)
+        workspace.online.delete(b"fs:shop:")
+        (run,) = republish(workspace)
+        assert run.published.written == 40  # each entity once, though the store says nothing
         assert online_rows(workspace) == expected_online(expected, NOW)
         workspace.close()
 

@@ -57,6 +57,7 @@ for line in sys.stdin:
 VOLATILE = [
     (re.compile(r"\d{4}-\d\d-\d\d[ T]09:[2-5]\d:\d\d[.\d]*Z?"), "<now>"),
     (re.compile(r"\b\d+\.\d s\b"), "<seconds>"),
+    (re.compile(r"\b[0-9a-f]{12}\b"), "<identity>"),
     (re.compile(r'"request_id": ?"[0-9a-f]+-\d+"'), "<request>"),
     # What the machine is: `fs doctor` and `fs log` tell of it.
     (re.compile(r"versions: Python .*"), "<versions>"),

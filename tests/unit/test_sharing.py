@@ -185,7 +185,7 @@ def test_no_answer_ever_carries_anothers_values() -> None:
                 await asyncio.sleep(dice.random() * 0.002)
             finally:
                 self.under_way -= 1
-            if dice.random() < 0.05:
+            if dice.random() < 0.2:
                 raise down()
             return list(keys)
 

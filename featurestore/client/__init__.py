@@ -14,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from featurestore import errors
+from featurestore.client.failures import error_of
 
 try:
     import httpx
@@ -28,27 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_ERRORS: Mapping[str, type[errors.FeatureStoreError]] = {
-    "not_found": errors.NotFoundError,
-    "entity_key": errors.EntityKeyError,
-    "value_type": errors.ValueTypeError,
-    "output_name_clash": errors.OutputNameClashError,
-    "on_demand_failed": errors.OnDemandError,
-    "invalid_input": errors.InputError,
-    "code_mismatch": errors.CodeMismatchError,
-    "online_store_unavailable": errors.OnlineStoreUnavailableError,
-    "online_store_full": errors.OnlineStoreFullError,
-    "offline_store_unavailable": errors.OfflineStoreError,
-    "disk_full": errors.DiskFullError,
-    "damaged_record": errors.DamagedRecordError,
-    "registry_unavailable": errors.RegistryUnavailableError,
-}
-"""What the server calls an error -> the class that stands for it in process."""
-
 ROUNDING = "event and created times up and all others down"
-_TRY_AGAIN = frozenset({408, 429, 502, 503, 504})
 _NULLS = frozenset({"NAType", "NaTType"})
-_NOT_THE_REQUEST = frozenset({404, 405})
 KEEP_CONNECTION_SECONDS = 30.0
 """Less than the server keeps an idle one, so that it is never closed under a request."""
 
@@ -290,7 +272,7 @@ class FeatureClient:
         except httpx.HTTPError as error:
             raise errors.ServerUnavailableError(f"{self._shown_url} cannot be reached: {error}.") from error
         if response.status_code != 200:
-            raise _error(self._shown_url, response, b"".join(parts))
+            raise error_of(self._shown_url, response, b"".join(parts))
         return b"".join(parts)
 
     @contextmanager
@@ -333,38 +315,6 @@ class _Deadline(dict[str, float]):
     def has_passed(self) -> bool:
         """Tell whether nothing is left."""
         return monotonic() > self._end
-
-
-class _Told(msgspec.Struct):
-    type: str = ""
-    message: str = ""
-    details: dict[str, Any] = {}
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _Told
-
-
-def _error(url: str, response: httpx.Response, body: bytes) -> errors.FeatureStoreError:
-    """Return an answer that is no 200 as the error that it stands for."""
-    status = response.status_code
-    try:
-        told = msgspec.json.decode(body, type=_ErrorBody).error
-    except (msgspec.DecodeError, UnicodeError):  # not ours: a proxy's page, most likely
-        told = _Told(message=f"{url} answered {status} {response.reason_phrase}.")
-    error: errors.FeatureStoreError
-    if status in (401, 403):
-        error = errors.AuthError(told.message, status=status)
-    elif told.type in _ERRORS:
-        error = _ERRORS[told.type](told.message)
-    elif status in _TRY_AGAIN:
-        error = errors.ServerUnavailableError(told.message)
-    elif 400 <= status < 500 and status not in _NOT_THE_REQUEST:
-        error = errors.InputError(told.message)
-    else:
-        error = errors.ServerError(told.message)
-    error.details = {"request_id": response.headers.get("x-request-id"), **told.details, "status": status}
-    return error
 
 
 def _checked_url(url: Any) -> str:
