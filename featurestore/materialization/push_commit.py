@@ -38,7 +38,7 @@ PAUSE_SECONDS = 1.0
 """From the beginning of one commit to the next, for each process and view."""
 RETRY_SECONDS, PATIENCE_SECONDS = 0.02, 15.0
 """What the pauses between tries begin with; how long a commit gives way to other writers before it fails."""
-NOTE_PAUSE_SECONDS, NOTE_LONGEST_SECONDS = 1.0, 30.0
+NOTE_PAUSE_SECONDS, NOTE_LONGEST_SECONDS = 0.5, 30.0
 """After the online store could not be reached nothing is noted there for the first, then for twice as long up to the
 second: each commit would wait for it."""
 PUSH = "push"
