@@ -38,7 +38,7 @@ def verify(workspace: Workspace) -> list[Verification]:
     read at all; what is wrong is in the answer, with the command that repairs it.
     """
     checked = []
-    for registered in workspace.snapshot().views.values():
+    for registered in workspace.known_snapshot().views.values():
         with step("verify", f"verify {registered.view.name}") as running:
             table = compare_table(workspace.registry, workspace.offline, registered)
             part = part_mismatch(workspace, registered) if registered.view.online else None

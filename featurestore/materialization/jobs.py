@@ -149,7 +149,7 @@ def _run(
     wait_seconds: float,
 ) -> list[RunResult]:
     """Run a job for each view."""
-    snapshot = workspace.snapshot()
+    snapshot = workspace.known_snapshot()
     names = sorted(snapshot.views) if views is None else list(dict.fromkeys(views))
     for name in names:
         snapshot.get(FeatureView, name)

@@ -23,7 +23,7 @@ from featurestore.errors import (
 )
 from featurestore.materialization.publish import Publication, publish
 from featurestore.materialization.spans import ReadPlan, advance
-from featurestore.metadata.belonging import Part, compare_part, compare_table, markers_of
+from featurestore.metadata.belonging import Part, begin_part, compare_part, compare_table, markers_of
 from featurestore.metadata.commits import KnownCommit, bind_tables, facts_of, held_by, remember_commit
 from featurestore.metadata.runs import RunResult
 from featurestore.metadata.snapshot import RegisteredView
@@ -171,6 +171,8 @@ class ViewRun:
                 return
             part = self._part()
             if not again and part.version == version.number:
+                # It also says by which revision it was looked at: a clone that lacks that one is known from it.
+                begin_part(self.workspace.registry, self.workspace.online, self.registered)
                 return
             # A part that does not say how far it is may hold what was published before it could: that is all sent
             # again, and what left the table since is still to be taken back.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from featurestore.errors import MismatchError, NotFoundError
+from featurestore.errors import MismatchError
 from featurestore.metadata.commits import REVISION
 from featurestore.metadata.generations import used_generations
 from featurestore.metadata.workspace import Workspace
@@ -22,17 +22,12 @@ class Ownership:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self.project = workspace.project
-        self.chain = workspace.registry.definitions.chain(self.project)
-        if not self.chain.number:
-            raise NotFoundError(
-                f"The registry does not know project {self.project!r}, so it cannot tell what belongs to it.",
-                hint="Check `project` and `registry` in the settings, and FS_REGISTRY. Nothing was changed.",
-                project=self.project,
-            )
+        snapshot = workspace.known_snapshot()
+        self.chain = snapshot.chain
         self.used = used_generations(workspace.ledger, self.project)
-        for name, registered in workspace.snapshot().views.items():
-            self.used[name] = max(self.used.get(name, 0), registered.generation)
         """The last generation of each view that this registry remembers using."""
+        for name, registered in snapshot.views.items():
+            self.used[name] = max(self.used.get(name, 0), registered.generation)
         self._owner = workspace.offline.owner(self.project)
         self._parts: dict[tuple[str, int], Marker | None] = {}
 

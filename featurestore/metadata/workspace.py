@@ -13,7 +13,7 @@ from featurestore_registry.interface import Ledger, Registry
 
 from featurestore.backends import check_stores, open_engine, open_offline, open_online, open_registry
 from featurestore.definitions import Definition
-from featurestore.errors import FeatureStoreError, RegistryUnavailableError
+from featurestore.errors import FeatureStoreError, NotFoundError, RegistryUnavailableError
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.project.settings import Settings
 from featurestore.types.times import Clock, system_clock
@@ -106,6 +106,21 @@ class Workspace:
             # Features without code are served even where the feature repo does not load.
             self._snapshot = snapshot.with_code(self.code) if snapshot.on_demand else snapshot
         return self._snapshot
+
+    def known_snapshot(self) -> Snapshot:
+        """Return `snapshot`; raises NotFoundError where the registry does not know the project.
+
+        For whoever works on its data: under a mistyped registry nothing would be done, or everything deleted.
+        """
+        snapshot = self.snapshot()
+        if not snapshot.revision:
+            raise NotFoundError(
+                f"The registry does not know project {self.project!r}. Nothing was changed.",
+                hint="Run `fs apply` for a new project; else check `project` and `registry` in the settings, and "
+                "FS_REGISTRY.",
+                project=self.project,
+            )
+        return snapshot
 
     def recent_snapshot(self) -> Snapshot:
         """Return definitions at most ``server.refresh`` old, and older ones while the registry is away.

@@ -614,29 +614,6 @@ def test_one_view_that_fails_does_not_hide_what_another_committed(tmp_path, monk
         assert online_rows(workspace) == {}
 
 
-def test_a_note_that_fails_in_any_way_stops_no_later_push(workspace, monkeypatch):
-    noted = threading.Event()
-
-    def fails(*_: Any) -> None:
-        noted.set()
-        raise AttributeError("the store was closed")
-
-    monkeypatch.setattr(push_commit, "markers_of", fails)
-    versions: list[int] = []
-
-    def one_push() -> None:
-        result = push(workspace, "sales_push", rows_of(Sale("shop 1", day(19), None, 100)), "offline")
-        versions.append(result.views["shop_sales"].offline.version)
-
-    for number in range(2):
-        noted.clear()
-        pushing = threading.Thread(target=one_push, daemon=True)
-        pushing.start()
-        pushing.join(20)
-        assert versions == [*range(number + 1)]
-        assert noted.wait(20)
-
-
 def test_views_share_the_columns_of_a_source_each_in_its_own_type(tmp_path):
     view = sales_view(pushed=True)
     other: FeatureView = view.replaced(name="other", fields=(Field("amount", Int64), Field("note", String)))

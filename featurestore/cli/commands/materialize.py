@@ -83,7 +83,7 @@ def _ask(view: str, rows: int) -> bool:
 
 def _render(console: Console, results: Sequence[RunResult], *, dry_run: bool) -> None:
     if not results:
-        console.print("There is nothing to materialize: run `fs apply` first.")
+        console.print("There is nothing to materialize: no feature view is declared.")
         return
     heads = ("view", "read", "appended", "unchanged", "duplicates", "dropped", "waiting", "online", "took")
     rows = [
