@@ -6,13 +6,13 @@ The online store decides nothing: it is made equal to the table. What the table 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 from featurestore.errors import LedgerConflictError
 from featurestore.maintenance.verify import Verification, verify
 from featurestore.materialization.jobs import materialize, materialize_incremental, republish
-from featurestore.metadata.belonging import Mismatch, compare_part, markers_of, mismatches
+from featurestore.metadata.belonging import Mismatch, compare_all, compare_part, markers_of
 from featurestore.metadata.commits import (
     REVISION,
     KnownCommit,
@@ -22,18 +22,30 @@ from featurestore.metadata.commits import (
     remember_commit,
     watermark_of,
 )
+from featurestore.metadata.generations import used_generations
 from featurestore.metadata.leases import holding
 from featurestore.metadata.ownership import Ownership
 from featurestore.metadata.runs import RunResult
 from featurestore.metadata.saved_sets import KeptSet, add_set, forgotten_sets, list_sets
 from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.watermarks import Interval, Watermark, read_watermark, write_watermark
+from featurestore.metadata.watermarks import (
+    Interval,
+    Watermark,
+    merge,
+    read_watermark,
+    watermark_key,
+    write_watermark,
+)
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors
-from featurestore.offline.interface import TableVersion
+from featurestore.offline.interface import TableId, TableVersion
+from featurestore.online.keys import view_prefix
 from featurestore.online.marker import RECONCILE, Marker
 from featurestore.steps import crash_point, reached, step
 from featurestore.types.arrow import arrow_type
+
+KIND = "repair"
+"""Of the ledger, by `watermark_key`: what a repair that is under way reads again."""
 
 OWNED = crash_point("repair.owned", "the offline tables belong to this registry's project")
 SETTLED = crash_point("repair.settled", "one table says that it belongs to this registry, the ledger does not know yet")
@@ -47,7 +59,11 @@ class Repairs:
 
     mismatches: tuple[Mismatch, ...]
     forgotten: tuple[KeptSet, ...]
-    """Saved training sets that the ledger does not know."""
+    """Saved training sets that the ledger does not know, and whose names are free."""
+    unfinished: tuple[str, ...] = ()
+    """Views whose repair was cut off."""
+    carried: Mapping[str, TableId] = field(default_factory=dict)
+    """By view without a table the one whose rows it gets."""
 
     @property
     def actions(self) -> list[str]:
@@ -55,6 +71,12 @@ class Repairs:
         lines = []
         for found in self.mismatches:
             lines += [found.message, f"  -> {_ACTIONS[found.piece, found.heals](found.view)}"]
+            if found.piece == "offline" and found.view in self.carried:
+                table = self.carried[found.view]
+                lines.append(
+                    f"  -> The rows of {table}, of a generation that this registry never had, are carried over."
+                )
+        lines += [f"An earlier repair of {view} was cut off: it is finished." for view in self.unfinished]
         for kept in self.forgotten:
             lines += [
                 f"The registry does not know the saved training set {kept.saved.name}.",
@@ -89,9 +111,24 @@ class Repaired:
 
 
 def find_repairs(workspace: Workspace) -> Repairs:
-    """Return what is to be settled; changes nothing. Raises NotFoundError for a project the registry does not know."""
+    """Return what is to be settled; changes nothing. Raises NotFoundError for a project the registry does not know.
+
+    Also OnlineStoreUnavailableError: what is online may be what does not fit.
+    """
     Ownership(workspace)
-    return Repairs(tuple(mismatches(workspace)), tuple(forgotten_sets(workspace)))
+    found, failure = compare_all(workspace)
+    if failure is not None:
+        raise failure
+    views = workspace.snapshot().views
+    tables = {mismatch.view for mismatch in found if mismatch.piece == "offline"}
+    sources = {name: _carried_from(workspace, views[name]) for name in sorted(tables)}
+    taken = {saved.name for saved in list_sets(workspace.ledger, workspace.project)}
+    return Repairs(
+        mismatches=tuple(found),
+        forgotten=tuple(kept for kept in forgotten_sets(workspace) if kept.saved.name not in taken),
+        unfinished=tuple(name for name, registered in views.items() if _pending(workspace, registered) is not None),
+        carried={name: table for name, table in sources.items() if table is not None},
+    )
 
 
 def repair(workspace: Workspace, repairs: Repairs) -> Repaired:
@@ -100,7 +137,7 @@ def repair(workspace: Workspace, repairs: Repairs) -> Repaired:
     Raises LeaseHeldError while a run of a view is under way, and what the stores raise.
     """
     snapshot = workspace.snapshot()
-    views = sorted({found.view for found in repairs.mismatches})
+    views = sorted({found.view for found in repairs.mismatches} | {*repairs.unfinished})
     tables = {found.view for found in repairs.mismatches if found.piece == "offline"}
     if any(found.piece == "offline" and found.kind == "other_project" for found in repairs.mismatches):
         workspace.offline.bind(workspace.project, snapshot.chain.identity, replace=True)
@@ -111,19 +148,61 @@ def repair(workspace: Workspace, repairs: Repairs) -> Repaired:
         with step("repair", f"repair {name}"):
             holder = f"repair-{secrets.token_hex(8)}"
             with holding(workspace.ledger, workspace.project, name, holder=holder, clock=workspace.clock):
-                before = read_watermark(workspace.ledger, registered)
+                spans = _begin(workspace, registered)
                 if name in tables:
-                    _settle_table(workspace, registered, before)
+                    _settle_table(workspace, registered, repairs.carried.get(name))
                 if registered.view.online:
                     _take_over_part(workspace, registered)
-            runs += _read_again(workspace, registered, before)
+            done = _read_again(workspace, registered, spans)
+            runs += done
+            if all(run.state == "done" for run in done):
+                _finish(workspace, registered)
     return Repaired(tuple(runs), _adopt(workspace, repairs.forgotten), tuple(verify(workspace)))
 
 
-def _settle_table(workspace: Workspace, registered: RegisteredView, before: Watermark) -> None:
+@dataclass(frozen=True, slots=True)
+class _Spans:
+    """What a repair reads again."""
+
+    intervals: tuple[Interval, ...]
+    is_incremental: bool
+
+
+def _pending(workspace: Workspace, registered: RegisteredView) -> _Spans | None:
+    """Return what a repair that was cut off was to read again, None where none was."""
+    key = watermark_key(registered.view.name, registered.generation)
+    entry = workspace.ledger.latest(workspace.project, KIND, key)
+    if entry is None or "intervals" not in entry.document:
+        return None
+    spans = tuple((int(start), int(end)) for start, end in entry.document["intervals"])
+    return _Spans(spans, bool(entry.document["is_incremental"]))
+
+
+def _begin(workspace: Workspace, registered: RegisteredView) -> _Spans:
+    """Note, durably, what is to be read again: the watermark, which tells it now, is about to be replaced."""
+    watermark, pending = read_watermark(workspace.ledger, registered), _pending(workspace, registered)
+    earlier = () if pending is None else pending.intervals
+    is_incremental = watermark.begun_us is not None or (pending is not None and pending.is_incremental)
+    spans = _Spans(merge((*watermark.intervals, *earlier)), is_incremental)
+    key = watermark_key(registered.view.name, registered.generation)
+    workspace.ledger.append(workspace.project, KIND, key, asdict(spans))
+    return spans
+
+
+def _finish(workspace: Workspace, registered: RegisteredView) -> None:
+    if registered.view.online and workspace.offline.current(registered.table) is None:
+        # There is no row of it: what is online is of none.
+        workspace.online.delete(view_prefix(workspace.project, registered.view.name, registered.generation))
+    key = watermark_key(registered.view.name, registered.generation)
+    workspace.ledger.append(workspace.project, KIND, key, {"finished": True})
+
+
+def _settle_table(workspace: Workspace, registered: RegisteredView, source: TableId | None) -> None:
     """Let the table say that it belongs to this registry, and the ledger what the table holds."""
-    offline, table = workspace.offline, registered.table
-    version = offline.current(table) or _carry_over(workspace, registered)
+    offline, table, before = workspace.offline, registered.table, read_watermark(workspace.ledger, registered)
+    version = offline.current(table)
+    if version is None and source is not None:
+        version = _carry_over(workspace, registered, source)
     held = None
     if version is not None:
         newest = offline.find_commit(table)
@@ -140,18 +219,30 @@ def _settle_table(workspace: Workspace, registered: RegisteredView, before: Wate
     reached(REMEMBERED)
 
 
-def _carry_over(workspace: Workspace, registered: RegisteredView) -> TableVersion | None:
-    """Make a generation that has no table of the last one that has, where that is of the same columns.
+def _carried_from(workspace: Workspace, registered: RegisteredView) -> TableId | None:
+    """Return the table whose rows a generation without a table gets: the last one, where its columns are the same.
 
-    A registry that was lost and applied anew gives its views new generations: storage is never used twice. The files
-    are linked, not copied. None where no table fits.
+    A registry that was lost and applied anew gives its views new generations: storage is never used twice. One that
+    this registry had, and gave up, is never carried over.
     """
     offline = workspace.offline
+    if offline.current(registered.table) is not None:
+        return None
     earlier = [table for table in offline.tables(workspace.project) if table.view == registered.view.name]
     source = max(earlier, key=lambda table: table.generation, default=None)
-    version = None if source is None else offline.current(source)
-    if source is None or version is None or not _is_alike(registered, version):
+    if source is None or source.generation in used_generations(workspace.ledger, workspace.project).get(
+        source.view, ()
+    ):
         return None
+    version = offline.current(source)
+    return source if version is not None and _is_alike(registered, version) else None
+
+
+def _carry_over(workspace: Workspace, registered: RegisteredView, source: TableId) -> TableVersion:
+    """Make a generation's table of the rows of another. The files are linked, not copied."""
+    offline = workspace.offline
+    version = offline.current(source)
+    assert version is not None
     offline.verify(version.files, again=True)
     held = held_of(offline, offline.find_commit(source), registered, table=source)
     folder = offline.staging(registered.table)
@@ -197,13 +288,13 @@ def _take_over_part(workspace: Workspace, registered: RegisteredView) -> None:
     reached(TAKEN_OVER)
 
 
-def _read_again(workspace: Workspace, registered: RegisteredView, before: Watermark) -> Sequence[RunResult]:
+def _read_again(workspace: Workspace, registered: RegisteredView, spans: _Spans) -> Sequence[RunResult]:
     """Read every span that was committed once more, and what is new; then publish."""
     view, now_us = registered.view.name, workspace.clock()
     settled = read_watermark(workspace.ledger, registered)
-    spans: list[Interval] = [(start, min(end, now_us)) for start, end in before.intervals if start < now_us]
-    runs = [run for start, end in spans for run in materialize(workspace, start, end, [view])]
-    if before.begun_us is not None or settled.begun_us is not None:
+    passed = [(start, min(end, now_us)) for start, end in spans.intervals if start < now_us]
+    runs = [run for start, end in passed for run in materialize(workspace, start, end, [view])]
+    if spans.is_incremental or settled.begun_us is not None:
         runs += materialize_incremental(workspace, None, [view])
     if not runs:  # it was only ever pushed to
         runs = republish(workspace, [view])

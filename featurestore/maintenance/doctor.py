@@ -19,7 +19,7 @@ from featurestore.definitions import FeatureView
 from featurestore.errors import FeatureStoreError, RepositoryError
 from featurestore.metadata.access import FILE_NAME as ACCESS_FILE
 from featurestore.metadata.access import read_access
-from featurestore.metadata.belonging import mismatches
+from featurestore.metadata.belonging import compare_all
 from featurestore.metadata.clocks import (
     ONLINE_STORE,
     REGISTRY,
@@ -160,10 +160,12 @@ def _online(workspace: Workspace) -> Iterator[Check]:
 
 
 def _identities(workspace: Workspace) -> Iterator[Check]:
-    found = mismatches(workspace)
+    found, failure = compare_all(workspace)
+    if failure is not None:
+        yield Check("identities", "warning", "the online store could not be asked whose its records are", failure.hint)
     for mismatch in found:
         yield Check(mismatch.view, "warning" if mismatch.heals else "failed", mismatch.message, mismatch.hint)
-    if not found and (identity := workspace.snapshot().chain.identity):
+    if not found and failure is None and (identity := workspace.snapshot().chain.identity):
         yield Check("identities", "ok", f"registry and stores belong to project {workspace.project} ({identity[:12]})")
 
 

@@ -19,7 +19,7 @@ from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError, InputError, OnlineStoreUnavailableError
 from featurestore.materialization.push_commit import commit_rows
 from featurestore.materialization.push_rows import PushedRows, ViewRows, read_rows
-from featurestore.metadata.belonging import begin_part, compare_part, foreign_part
+from featurestore.metadata.belonging import Mismatch, begin_part, compare_part, foreign_part
 from featurestore.metadata.snapshot import RegisteredView, Snapshot
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.encoder import RecordEncoder
@@ -234,20 +234,25 @@ _checks: WeakKeyDictionary[OnlineStore, dict[str, float]] = WeakKeyDictionary()
 def _check(workspace: Workspace, registered: RegisteredView, *, is_committed: bool) -> None:
     """Raise MismatchError where a view's online part is not this registry's, unless that was looked at just now.
 
-    Rows that are not ``is_committed`` have nothing to do with the offline store, which need not be there.
+    Rows that are not ``is_committed`` have nothing to do with the offline store, which need not be there. A store that
+    is down tells nothing, and is not waited for: rows are committed all the same.
     """
     checked_at_s = _checks.setdefault(workspace.online, {})
     now_s = time.monotonic()
     key = str(registered.table)
-    if now_s >= checked_at_s.get(key, -inf) + SCHEMA_SECONDS:
-        with suppress(OnlineStoreUnavailableError):  # rows are committed all the same
-            if is_committed:
-                found = compare_part(workspace.registry, workspace.online, workspace.offline, registered).mismatch
-            else:
-                found = foreign_part(workspace.registry, workspace.online, registered, None)
-            if found is not None and not found.heals:
-                raise found.error
-            checked_at_s[key] = now_s
+    if now_s < checked_at_s.get(key, -inf) + SCHEMA_SECONDS:
+        return
+    found: Mismatch | None = None
+    with suppress(OnlineStoreUnavailableError):
+        if is_committed:
+            found = compare_part(
+                workspace.registry, workspace.online, workspace.offline, registered, at_once=True
+            ).mismatch
+        else:
+            found = foreign_part(workspace.registry, workspace.online, registered, None, at_once=True)
+    if found is not None and not found.heals:
+        raise found.error
+    checked_at_s[key] = now_s
 
 
 def _begin(workspace: Workspace, registered: RegisteredView, encoder: RecordEncoder) -> None:

@@ -133,7 +133,9 @@ class _Committer:
         if not registered.view.online or time.monotonic() < self._note_from_s:
             return
         try:
-            found = compare_part(workspace.registry, workspace.online, workspace.offline, registered).mismatch
+            found = compare_part(
+                workspace.registry, workspace.online, workspace.offline, registered, at_once=True
+            ).mismatch
             if found is None or found.heals:
                 markers_of(workspace.online, registered).note_pushed(version.number, version.identity)
             self._note_pause_s = NOTE_PAUSE_SECONDS

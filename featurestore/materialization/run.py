@@ -36,6 +36,7 @@ from featurestore.online.marker import Marker
 from featurestore.steps import crash_point, reached, step
 
 STAGED = crash_point("stage.written", "the new rows lie in a file of their own, in no version")
+REMEMBERED = crash_point("commit.remembered", "the ledger knows the commit, the watermark does not speak of it yet")
 COMMITTED = crash_point("watermark.committed", "the watermark says what is committed, of which nothing is online")
 PUBLISHED = crash_point("watermark.published", "the watermark says what is online, the online store does not yet")
 MARKED = crash_point("marker.published", "the online store says itself what it holds")
@@ -128,10 +129,11 @@ class ViewRun:
         self.result = replace(self.result, intervals=plan.intervals)
         staged, version = self._commit(plan, rebuild)
         view, started_us = self.registered.view, self.result.started_us
-        self._write(advance(self.watermark, view, plan, staged, version, started_us))
         if version is not None:
             bind_tables(self.workspace.offline, self.registered)  # of an earlier release, and nothing new to commit
             remember_commit(self.workspace.ledger, self.registered, KnownCommit(version.number, version.identity))
+        reached(REMEMBERED)
+        self._write(advance(self.watermark, view, plan, staged, version, started_us))
         reached(COMMITTED)
         self.publish_pending()
         self._merge()
@@ -177,14 +179,17 @@ class ViewRun:
             # A part that does not say how far it is may hold what was published before it could: that is all sent
             # again, and what left the table since is still to be taken back.
             after = self.watermark.published_version if part.version is None else part.version
-            everything = again or part.version is None
+            everything, reconcile = again or part.version is None, authoritative or part.must_reconcile
+            if after is not None and self.workspace.offline.find_commit(self.registered.table, after) is None:
+                # It is not in the table, or its entry was cleaned away: what has left since cannot be told.
+                after, everything, reconcile = None, True, True
             with suppress(_ChangedMeanwhile):
                 done = publish(
                     self.workspace,
                     self.registered,
                     after=after,
                     everything=everything,
-                    authoritative=authoritative or part.must_reconcile,
+                    authoritative=reconcile,
                     check=self._check_both,
                 )
         counts = done.counts

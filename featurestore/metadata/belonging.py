@@ -12,7 +12,7 @@ from typing import Literal
 
 from featurestore_registry.interface import Ledger, Registry
 
-from featurestore.errors import MismatchError, OnlineStoreError, RegistryUnavailableError
+from featurestore.errors import MismatchError, OnlineStoreUnavailableError, RegistryUnavailableError
 from featurestore.metadata.commits import BELONG_HINT, REVISION, Remembered, held_of, known_commit
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import Watermark, read_watermark
@@ -111,7 +111,8 @@ def compare_commit(
         watermark, known = read_watermark(ledger, registered), known_commit(ledger, registered)
     else:
         watermark, known = remembered.of(registered)
-    version = watermark.table_version if known is None else known.version
+    numbers = [watermark.table_version, None if known is None else known.version]
+    version = max((number for number in numbers if number is not None), default=None)
     if version is None:
         if newest is None or held_of(offline, newest, registered) is None:
             return None
@@ -126,15 +127,15 @@ def compare_commit(
     if newest is None:
         message = f"The offline store has no table {registered.table}, but version {version} of it was committed."
         return _offline(registered, "lost", message, _RESTORE)
-    there = offline.find_commit(registered.table, version)
-    if there is None and version > newest.number:
+    if version > newest.number:
         message = f"Table {registered.table} is at version {newest.number}, but version {version} was committed."
         return _offline(registered, "behind", message, _RESTORE)
     # An entry that is missing among those that came later was cleaned away, and tells nothing.
+    there = None if known is None else offline.find_commit(registered.table, known.version)
     if known is not None and there is not None and there.identity != known.identity:
         message = (
-            f"Version {version} of table {registered.table} is not the commit that the registry remembers: the table "
-            "was restored and written to since."
+            f"Version {known.version} of table {registered.table} is not the commit that the registry remembers: the "
+            "table was restored and written to since."
         )
         return _offline(registered, "rewritten", message, _RESTORE)
     return None
@@ -146,13 +147,16 @@ def compare_part(
     offline: OfflineStore,
     registered: RegisteredView,
     watermark: Watermark | None = None,
+    *,
+    at_once: bool = False,
 ) -> Part:
     """Compare a view's online part with the registry and the offline table.
 
-    With the ``watermark`` also with what was published by it. Raises OnlineStoreUnavailableError.
+    With the ``watermark`` also with what was published by it; ``at_once`` as in `PartMarkers.read`. Raises
+    OnlineStoreUnavailableError.
     """
     view = registered.view.name
-    copies, pushed = markers_of(online, registered).read()
+    copies, pushed = markers_of(online, registered).read(at_once=at_once)
     for marker in (found for found in copies if found is not None):
         if foreign := _foreign(registry, registered, marker):
             return Part(marker, pushed, foreign)
@@ -198,13 +202,18 @@ def begin_part(registry: Registry, online: OnlineStore, registered: RegisteredVi
 
 
 def foreign_part(
-    registry: Registry, online: OnlineStore, registered: RegisteredView, published: int | None
+    registry: Registry,
+    online: OnlineStore,
+    registered: RegisteredView,
+    published: int | None,
+    *,
+    at_once: bool = False,
 ) -> Mismatch | None:
     """Compare a view's online part with the registry alone: with its history, and with the version last ``published``.
 
     For a server, which need not reach the offline store. Raises OnlineStoreUnavailableError.
     """
-    copies, _ = markers_of(online, registered).read()
+    copies, _ = markers_of(online, registered).read(at_once=at_once)
     for marker in copies:
         if marker is not None and (foreign := _foreign(registry, registered, marker)):
             return foreign
@@ -225,20 +234,25 @@ def markers_of(online: OnlineStore, registered: RegisteredView) -> PartMarkers:
 
 def mismatches(workspace: Workspace) -> list[Mismatch]:
     """Return what does not fit, view by view. An online store that is down tells nothing, and is left out."""
+    return compare_all(workspace)[0]
+
+
+def compare_all(workspace: Workspace) -> tuple[list[Mismatch], OnlineStoreUnavailableError | None]:
+    """Return what does not fit, view by view, and why the online store could not be asked, None where it was."""
     found: list[Mismatch] = []
-    is_online_up = True
+    failure: OnlineStoreUnavailableError | None = None
     remembered = Remembered(workspace.ledger, workspace.project)
     for registered in workspace.snapshot().views.values():
         mismatch = compare_table(workspace.registry, workspace.offline, registered, remembered)
         found += [] if mismatch is None else [mismatch]
-        if registered.view.online and is_online_up:
+        if registered.view.online and failure is None:
             try:
                 mismatch = part_mismatch(workspace, registered, remembered)
-            except OnlineStoreError:
-                is_online_up = False  # each view would wait for it as long
+            except OnlineStoreUnavailableError as error:
+                failure = error  # each view would wait for it as long
             else:
                 found += [] if mismatch is None else [mismatch]
-    return found
+    return found, failure
 
 
 def part_mismatch(

@@ -21,7 +21,7 @@ def registry_ahead_us(registry: Registry, project: str, now_us: int) -> int:
 
     Every run writes a lease when it begins and when it ends, every apply a revision.
     """
-    written = [entry.written_at for entry in registry.ledger.scan(project, leases.KIND)]
+    written = [entry.written_at for entry in registry.ledger.scan(project, leases.KIND, limit=1)]
     written += [revision.applied_at for revision in registry.definitions.history(project, limit=1)]
     return max([0, *(to_instant(instant) - now_us for instant in written)])
 

@@ -76,7 +76,7 @@ def facts_of(registered: RegisteredView, held: Mapping[str, Any] | None) -> dict
     facts: dict[str, Any] = {}
     if registered.chain.number:
         facts |= {PROJECT: registered.chain.identity, REVISION: registered.chain.head}
-    return facts if held is None else {**facts, WATERMARK: held}
+    return {**facts, WATERMARK: held}  # also None: nobody needs to look further back
 
 
 def bind_tables(offline: OfflineStore, registered: RegisteredView) -> None:

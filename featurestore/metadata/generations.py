@@ -24,9 +24,12 @@ def remember_generation(ledger: Ledger, project: str, view: str, generation: int
         ledger.append(project, KIND, view, {"generation": generation})
 
 
-def used_generations(ledger: Ledger, project: str) -> dict[str, int]:
-    """Return the last generation of every view name ever used."""
-    return {entry.key: int(entry.document["generation"]) for entry in ledger.scan(project, KIND)}
+def used_generations(ledger: Ledger, project: str) -> dict[str, set[int]]:
+    """Return the generations that every view name has used: of those between them another history may be."""
+    views = [entry.key for entry in ledger.scan(project, KIND)]
+    return {
+        view: {int(entry.document["generation"]) for entry in ledger.scan(project, KIND, key=view)} for view in views
+    }
 
 
 class Generations:
@@ -52,7 +55,7 @@ class Generations:
     def _is_online(self, view: str, generation: int) -> bool:
         try:
             prefix = view_prefix(self._workspace.project, view, generation)
-            copies, _ = PartMarkers(self._workspace.online, prefix).read()
+            copies, _ = PartMarkers(self._workspace.online, prefix).read(at_once=True)
         except OnlineStoreError:
             self._is_online_up = False
             return False

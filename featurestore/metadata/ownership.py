@@ -24,10 +24,11 @@ class Ownership:
         self.project = workspace.project
         snapshot = workspace.known_snapshot()
         self.chain = snapshot.chain
-        self.used = used_generations(workspace.ledger, self.project)
-        """The last generation of each view that this registry remembers using."""
+        used = used_generations(workspace.ledger, self.project)
         for name, registered in snapshot.views.items():
-            self.used[name] = max(self.used.get(name, 0), registered.generation)
+            used.setdefault(name, set()).add(registered.generation)
+        self.used = used
+        """The generations of each view that this registry remembers using."""
         self._owner = workspace.offline.owner(self.project)
         self._parts: dict[tuple[str, int], Marker | None] = {}
 
@@ -37,7 +38,7 @@ class Ownership:
         A table that says nothing of its owner, because an earlier release wrote it, is deleted only when that was
         ``asked`` for.
         """
-        if self.used.get(table.view, 0) < table.generation:
+        if table.generation not in self.used.get(table.view, ()):
             return "this registry never had it"
         if self._owner is None:
             return None if asked else "nothing says yet whose it is; the next run that commits will"
@@ -76,7 +77,7 @@ class Ownership:
 
     def parts(self) -> list[tuple[str, int]]:
         """Return every view and generation that this registry remembers using."""
-        return [(view, generation) for view, last in self.used.items() for generation in range(1, last + 1)]
+        return [(view, generation) for view, used in self.used.items() for generation in sorted(used)]
 
     def _is_own_store(self) -> bool:
         return any(

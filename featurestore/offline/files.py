@@ -104,8 +104,10 @@ def hash_of(path: Path) -> str:
 
 def verify(files: Sequence[DataFile], *, again: bool) -> None:
     """See `OfflineStore.verify`."""
-    if len(files) == 1:  # starting threads takes longer than to hash a small file
-        _verify(files[0], again=again)
+    # Starting threads takes longer than to hash a small file, and at the end of a process none can be started any more.
+    if len(files) == 1 or not threading.main_thread().is_alive():
+        for file in files:
+            _verify(file, again=again)
         return
     with ThreadPoolExecutor(_VERIFIERS) as threads:
         for _ in threads.map(lambda file: _verify(file, again=again), files):

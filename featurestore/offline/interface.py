@@ -121,7 +121,7 @@ class TableOrigins(ABC):
     def bind(self, project: str, identity: str, *, replace: bool = False) -> str:
         """Let the tables under a name belong to a project, durably, and return the identity that they belong to now.
 
-        Of two callers the first wins. One that is bound stays bound, unless it holds no table, or with ``replace``.
+        One that is bound stays bound, unless it holds no table yet, or with ``replace``: the first commit decides.
         """
 
     @abstractmethod

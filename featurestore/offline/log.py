@@ -122,6 +122,13 @@ class TableLog:
             )
         return found
 
+    def read_entry(self, number: int) -> bytes:
+        """Return the log entry of a version, also while it moves into the archive; raises TableVersionError."""
+        with disk_errors(f"read the log of table {self.table}"):
+            with suppress(FileNotFoundError):
+                return self.entry(number).read_bytes()
+            return self.entry(number).read_bytes()
+
     def base(self, number: int) -> DeltaTable:
         """Load the version that a commit is made from; raises ConcurrentCommitError when there is a later one."""
         self.entry(number)
@@ -130,7 +137,7 @@ class TableLog:
 
     def next_sequence(self, number: int) -> int:
         """Return `TableVersion.next_sequence` of a version, from its entry alone where that says it."""
-        for line in self.entry(number).read_text().splitlines():
+        for line in self.read_entry(number).splitlines():
             transaction = json.loads(line).get("txn", {})
             if transaction.get("appId") == NEXT_SEQUENCE:
                 return int(transaction["version"])
@@ -138,7 +145,10 @@ class TableLog:
 
     def newest(self) -> int:
         """Return the number of the newest version, without loading it; the table must exist."""
-        return max(int(entry.stem) for entry in (self.path / FOLDER).glob("0*.json"))
+        numbers = [int(entry.stem) for entry in (self.path / FOLDER).glob("0*.json")]
+        if not numbers:
+            raise TableVersionError(f"Table {self.table} was dropped meanwhile.", table=str(self.table))
+        return max(numbers)
 
     def read(self, found: DeltaTable) -> TableVersion:
         """Return what a loaded version holds."""
@@ -172,11 +182,10 @@ class TableLog:
 
     def commit_at(self, number: int) -> Commit | None:
         """Return what the log's entry of a version says; None where there is no such entry."""
-        with disk_errors(f"read the log of table {self.table}"):
-            try:
-                entry = self.entry(number).read_bytes()
-            except TableVersionError:
-                return None
+        try:
+            entry = self.read_entry(number)
+        except TableVersionError:
+            return None
         return Commit(number, sha256(entry).hexdigest(), _facts_in(entry))
 
     def _data_file(

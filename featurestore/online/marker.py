@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from featurestore.errors import DamagedRecordError
 from featurestore.online.interface import OnlineStore
 
 RECONCILE = "reconcile"
@@ -52,10 +53,25 @@ class PartMarkers:
         self._keys = [namespace + b"marker:{" + tag + b"}" for tag in store.marker_tags]
         self._pushed_key = namespace + b"pushed"
 
-    def read(self) -> tuple[Sequence[Marker | None], tuple[int, str] | None]:
-        """Return every copy, None where one is missing, and the last pushed commit: its version and identity."""
-        *markers, pushed = self._store.get([*self._keys, self._pushed_key])
+    def read(self, *, at_once: bool = False) -> tuple[Sequence[Marker | None], tuple[int, str] | None]:
+        """Return every copy, None where one is missing, and the last pushed commit: its version and identity.
+
+        A copy that is damaged is nobody's. Read ``at_once`` for callers that rather do without than wait for a store
+        that is down. Raises OnlineStoreUnavailableError.
+        """
+        read = self._store.mget if at_once else self._store.get
+        keys = [*self._keys, self._pushed_key]
+        try:
+            *markers, pushed = read(keys)
+        except DamagedRecordError:
+            *markers, pushed = (self._whole(key) for key in keys)
         return [None if value is None else Marker.from_bytes(value) for value in markers], _commit_from(pushed)
+
+    def _whole(self, key: bytes) -> bytes | None:
+        try:
+            return self._store.get([key])[0]
+        except DamagedRecordError:
+            return b"damaged"
 
     def write(self, marker: Marker) -> None:
         """Put every copy."""

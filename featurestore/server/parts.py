@@ -35,14 +35,17 @@ class PartWatch:
         self._workspace, self._metrics = workspace, metrics
         self._snapshot, self._progress = snapshot, progress
         self._warn_at_s = 0.0
+        self._named: set[str] = set()
 
     def look(self) -> None:
         """Set the gauges, and warn of what does not fit. An online store that is down tells nothing."""
         progress = self._progress()
+        views = {name: each for name, each in self._snapshot().views.items() if each.view.online}
+        for gone in self._named - views.keys():
+            self._metrics.part_mismatch(gone, is_found=False)
+        self._named = set(views)
         found: list[Mismatch] = []
-        for name, registered in self._snapshot().views.items():
-            if not registered.view.online:
-                continue
+        for name, registered in views.items():
             published = progress[name].published_version if name in progress else None
             try:
                 mismatch = foreign_part(self._workspace.registry, self._workspace.online, registered, published)

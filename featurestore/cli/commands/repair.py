@@ -43,7 +43,10 @@ def command(store: FeatureStore, output: Output, dry_run: bool, yes: bool) -> An
     done = repair(workspace, found)
     problems = [problem for view in done.checked for problem in view.problems]
     failed = any(run.state != "done" for run in done.runs)
-    output.emit({**document, "runs": done.runs, "problems": problems}, lambda console: _render(console, done, problems))
+    output.emit(
+        {**document, "runs": done.runs, "problems": problems},
+        lambda console: _render(console, done, problems, failed=failed),
+    )
     return EXIT_FAILED if problems or failed else 0
 
 
@@ -51,7 +54,7 @@ def _closing(actions: list[str]) -> str:
     return "This was a dry run: nothing was changed." if actions else "Registry and stores belong together."
 
 
-def _render(console: Console, done: Repaired, problems: list[str]) -> None:
+def _render(console: Console, done: Repaired, problems: list[str], *, failed: bool) -> None:
     heads = ("view", "run", "read again", "appended", "published", "replaced", "online only, removed")
     rows = [
         (
@@ -70,5 +73,7 @@ def _render(console: Console, done: Repaired, problems: list[str]) -> None:
         console.print(f"training set {name} is registered again", markup=False)
     for problem in problems:
         console.print(problem, markup=False, style="red")
-    if not problems:
+    if failed:
+        console.print("A run failed: settle what it names and run `fs repair` again.", markup=False, style="red")
+    elif not problems:
         console.print("Verified: registry and stores belong together.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Row, RowMapping, and_, insert, select, update
@@ -24,6 +25,10 @@ from featurestore_registry.records import (
 from featurestore_registry.sql import tables
 from featurestore_registry.sql.engine import SqliteDatabase, load_json, utc_datetime
 
+_chains: dict[tuple[Path, str], Chain] = {}
+"""By database and project, as they were last read in this process: only what came since is hashed again. A server opens
+its registry anew at every look."""
+
 
 class SqlDefinitions(Definitions):
     """See `Definitions`. Reads need no lock: what a revision number names never changes."""
@@ -31,8 +36,6 @@ class SqlDefinitions(Definitions):
     def __init__(self, database: SqliteDatabase, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._chains: dict[str, Chain] = {}
-        """As they were last read: only what came since is hashed again."""
 
     def head(self, project: str) -> int:
         """Return the newest revision's number, 0 for an unknown project."""
@@ -164,7 +167,8 @@ class SqlDefinitions(Definitions):
 
     def _chain(self, connection: Connection, project: str) -> Chain:
         """Return a project's chain, continued from the one that was read last where that one is still its beginning."""
-        for known in (self._chains.get(project, Chain()), Chain()):
+        key = self._database.path, project
+        for known in (_chains.get(key, Chain()), Chain()):
             hashes = list(known.hashes[:-1])
             for row, changes in _revisions(connection, project, after=len(hashes)):
                 hashes.append(
@@ -181,8 +185,8 @@ class SqlDefinitions(Definitions):
             # A restored registry may have other content under the same numbers.
             if tuple(hashes[: known.number]) == known.hashes:
                 break
-        self._chains[project] = Chain(tuple(hashes))
-        return self._chains[project]
+        _chains[key] = Chain(tuple(hashes))
+        return _chains[key]
 
 
 def _revisions(
