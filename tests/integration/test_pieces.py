@@ -23,9 +23,12 @@ from featurestore.errors import FeatureStoreError, MaterializationError, Mismatc
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.maintenance.verify import verify
-from featurestore.materialization import push_commit
+from featurestore.materialization import push_commit, republish
 from featurestore.metadata.belonging import Kind
+from featurestore.metadata.commits import known_commit, remember_commit
 from featurestore.offline import archive, delta
+from featurestore.offline.interface import WATERMARK, TableId
+from featurestore.online.lmdb import LmdbStore
 from featurestore.repair import find_repairs, repair
 from featurestore.retrieval.coverage import TrainingSetWarning
 from featurestore.store import FeatureStore
@@ -562,3 +565,157 @@ def test_an_online_store_from_before_the_log_was_cleaned_is_reconciled_unasked(
     assert project.mismatches() == []
     assert fs(project, capsys, "materialize")[0] == 0
     assert fs(project, capsys, "verify")[0] == 0
+
+
+# What a repair must not do, and what it must not forget.
+
+
+def test_rows_of_a_generation_that_was_given_up_never_come_back(
+    world: tuple[Project, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    project, _ = world
+    text = (project.root / "features.py").read_text()
+    (project.root / "features.py").write_text(text.replace(', Field("stars", Int64)', ""))
+    with project.open() as store:
+        store.apply(allow_breaking=True)
+    project.run()
+    shutil.rmtree(project.root / "data/offline/shop/stats/2")
+    assert fs(project, capsys, "repair", "--yes")[0] == 0
+    assert project.online() == project.offline() == {**BEFORE, 4: None, 5: None}  # pushed to the first generation alone
+
+
+def test_a_generation_between_two_of_ours_may_be_anothers(
+    world: tuple[Project, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an earlier release left it: its tables do not say by which revision they were written."""
+    project, backup = world
+    project.restore(backup, "registry")
+    table = TableId("shop", "stats", 2)
+    with project.open() as store:
+        workspace = store.workspace
+        repair(workspace, find_repairs(workspace))
+        schema = workspace.snapshot().registered("stats").table_schema
+        source = workspace.offline.current(TableId("shop", "stats", 1))
+        assert source is not None
+        path = workspace.offline.staging(table) / "rows.parquet"
+        shutil.copy(source.files[0].path, path)
+        workspace.offline.commit(table, schema, base=None, add=[path])
+    text = (project.root / "features.py").read_text()
+    (project.root / "features.py").write_text(text.replace(', Field("stars", Int64)', ""))
+    with project.open() as store:
+        store.apply(allow_breaking=True)
+        assert store.workspace.snapshot().registered("stats").generation == 3
+    project.run()
+    said = fs(project, capsys, "gc")[1]
+    assert "offline table shop/stats/2 kept: this registry never had it" in said
+    assert "offline table shop/stats/1 removed" in said
+
+
+def test_a_watermark_that_is_ahead_of_the_remembered_commit_counts(
+    world: tuple[Project, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an earlier release leaves it that ran beside this one."""
+    project, _ = world
+    project.back_up(tmp_path / "before", ["offline"])
+    project.source([(2, 6, 21)])
+    with project.open() as store:
+        registered = store.workspace.snapshot().registered("stats")
+        known = known_commit(store.workspace.ledger, registered)
+        store.materialize_incremental()
+        remember_commit(store.workspace.ledger, registered, known)
+    project.lose("online")
+    project.restore(tmp_path / "before", "offline")
+    assert ("offline", "behind") in project.kinds()
+    assert fs(project, capsys, "materialize")[0] == 1
+
+
+def test_without_a_table_what_is_online_goes(world: tuple[Project, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """A view that was only pushed to, and whose source is away: there is no row of it any more."""
+    project, _ = world
+    project.lose("offline")
+    (project.root / "trips.parquet").unlink()
+    code, said = fs(project, capsys, "repair", "--yes")
+    assert (code, "Verified" in said) == (1, False), said
+    assert project.online()[1] == 11  # nothing is thrown away while the source cannot be read
+    project.rows = {name: [] for name in project.rows}
+    project.source([(1, 1, 12)])
+    code, said = fs(project, capsys, "repair", "--yes")
+    assert (code, "An earlier repair of stats was cut off" in said) == (0, True), said
+    assert project.online() == project.offline() == {**dict.fromkeys(BEFORE, None), 1: 12}
+
+
+def test_a_repair_whose_source_is_away_reads_its_spans_again_later(
+    world: tuple[Project, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    project, backup = world
+    project.restore(backup, "offline")
+    (project.root / "trips.parquet").rename(project.root / "trips.away")
+    code, said = fs(project, capsys, "repair", "--yes")
+    assert (code, "Verified" in said) == (1, False), said
+    (project.root / "trips.away").rename(project.root / "trips.parquet")
+    assert "was cut off" in fs(project, capsys, "repair", "--dry-run")[1]
+    assert fs(project, capsys, "repair", "--yes")[0] == 0
+    assert project.online() == project.offline() == {**BEFORE, 5: None}
+    assert fs(project, capsys, "repair") == (0, "Registry and stores belong together.\n")
+
+
+def test_a_published_version_that_the_table_lost_is_no_dead_end(
+    world: tuple[Project, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A push was published, and its commit is gone with the online store that named it."""
+    project, _ = world
+    project.run()
+    project.back_up(tmp_path / "before", ["offline"])
+    project.push(6, 8, 60)
+    with project.open() as store:
+        republish(store.workspace)
+    project.restore(tmp_path / "before", "offline")
+    project.lose("online")
+    assert fs(project, capsys, "materialize")[0] == 0
+    assert project.online() == project.offline() == BEFORE
+    assert project.mismatches() == []
+
+
+def test_a_damaged_marker_is_nobodys(world: tuple[Project, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    project, _ = world
+    with project.open() as store:
+        online = store.workspace.online
+        (key,) = (key for batch in online.scan(b"fs:shop:stats:marker") for key, _ in batch)
+        if isinstance(online, LmdbStore):
+            with online._transaction(write=True) as transaction:
+                found = transaction.get(key)
+                transaction.put(key, found[:-1] + bytes([found[-1] ^ 1]))
+        else:
+            online.put(key, b"\x00no marker")
+    assert project.kinds() == {("online", "other_project")}
+    assert fs(project, capsys, "materialize")[0] == 1
+    assert fs(project, capsys, "repair", "--yes")[0] == 0
+    assert project.online() == project.offline() == BEFORE
+
+
+def test_a_repair_with_the_online_store_down_says_so(
+    tmp_path: Path, start_redis: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = start_redis()
+    project, _ = lived(tmp_path / "project", server.url)
+    server.stop()
+    code, said = fs(project, capsys, "repair", "--yes")
+    assert (code, "Redis" in said) == (1, True), said
+    assert "could not be asked whose its records are" in fs(project, capsys, "doctor")[1]
+
+
+def test_every_commit_says_what_its_table_holds(world: tuple[Project, Path]) -> None:
+    """Also that it holds nothing of the source: else each look at a table that is only pushed to walks its log."""
+    project, _ = world
+    with project.open() as store:
+        table = store.workspace.snapshot().registered("stats").table
+        facts = [store.workspace.offline.find_commit(table, number).facts for number in range(4)]
+    assert all(WATERMARK in each for each in facts)
+    fresh = Project(project.root.parent / "fresh", None)
+    fresh.source([(1, 1, 1)])
+    fresh.apply("fresh")
+    fresh.push(1, 2, 3)
+    with fresh.open() as store:
+        commit = store.workspace.offline.find_commit(store.workspace.snapshot().registered("stats").table)
+        assert commit is not None
+        assert commit.facts[WATERMARK] is None
