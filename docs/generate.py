@@ -455,10 +455,10 @@ def client_error(kind: str, status: int) -> str:
     """Return what `FeatureClient` raises for an error of the server."""
     import httpx
 
-    from featurestore import client
+    from featurestore.client.failures import error_of
 
     body = json.dumps({"error": {"type": kind, "message": "", "details": {}}}).encode()
-    return f"`{type(client._error('', httpx.Response(status), body)).__name__}`"
+    return f"`{type(error_of('', httpx.Response(status), body)).__name__}`"
 
 
 HTTP_ERRORS = """\

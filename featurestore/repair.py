@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field, replace
 from featurestore.errors import LedgerConflictError
 from featurestore.maintenance.verify import Verification, verify
 from featurestore.materialization.jobs import materialize, materialize_incremental, republish
-from featurestore.metadata.belonging import Mismatch, compare_all, compare_part, markers_of
+from featurestore.metadata.belonging import Mismatch, compare_all, compare_part, foreign_generations, markers_of
 from featurestore.metadata.commits import (
+    REPAIR_KIND,
     REVISION,
     KnownCommit,
     bind_tables,
@@ -22,7 +23,7 @@ from featurestore.metadata.commits import (
     remember_commit,
     watermark_of,
 )
-from featurestore.metadata.generations import used_generations
+from featurestore.metadata.generations import adopt_generation, used_generations
 from featurestore.metadata.leases import holding
 from featurestore.metadata.ownership import Ownership
 from featurestore.metadata.runs import RunResult
@@ -38,14 +39,11 @@ from featurestore.metadata.watermarks import (
 )
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors
-from featurestore.offline.interface import TableId, TableVersion
+from featurestore.offline.interface import TableId, TableSchema, TableVersion
 from featurestore.online.keys import view_prefix
 from featurestore.online.marker import RECONCILE, Marker
 from featurestore.steps import crash_point, reached, step
 from featurestore.types.arrow import arrow_type
-
-KIND = "repair"
-"""Of the ledger, by `watermark_key`: what a repair that is under way reads again."""
 
 OWNED = crash_point("repair.owned", "the offline tables belong to this registry's project")
 SETTLED = crash_point("repair.settled", "one table says that it belongs to this registry, the ledger does not know yet")
@@ -70,6 +68,8 @@ class Repairs:
         """What would be done: what was found, and below it what settles it."""
         lines = []
         for found in self.mismatches:
+            if found.kind == "unfinished":
+                continue
             lines += [found.message, f"  -> {_ACTIONS[found.piece, found.heals](found.view)}"]
             if found.piece == "offline" and found.view in self.carried:
                 table = self.carried[found.view]
@@ -142,6 +142,8 @@ def repair(workspace: Workspace, repairs: Repairs) -> Repaired:
     if any(found.piece == "offline" and found.kind == "other_project" for found in repairs.mismatches):
         workspace.offline.bind(workspace.project, snapshot.chain.identity, replace=True)
         reached(OWNED)
+    for name in tables & snapshot.views.keys():
+        _take_over_generations(workspace, snapshot.registered(name))
     runs: list[RunResult] = []
     for name in views:
         registered = snapshot.registered(name)
@@ -171,7 +173,7 @@ class _Spans:
 def _pending(workspace: Workspace, registered: RegisteredView) -> _Spans | None:
     """Return what a repair that was cut off was to read again, None where none was."""
     key = watermark_key(registered.view.name, registered.generation)
-    entry = workspace.ledger.latest(workspace.project, KIND, key)
+    entry = workspace.ledger.latest(workspace.project, REPAIR_KIND, key)
     if entry is None or "intervals" not in entry.document:
         return None
     spans = tuple((int(start), int(end)) for start, end in entry.document["intervals"])
@@ -185,7 +187,7 @@ def _begin(workspace: Workspace, registered: RegisteredView) -> _Spans:
     is_incremental = watermark.begun_us is not None or (pending is not None and pending.is_incremental)
     spans = _Spans(merge((*watermark.intervals, *earlier)), is_incremental)
     key = watermark_key(registered.view.name, registered.generation)
-    workspace.ledger.append(workspace.project, KIND, key, asdict(spans))
+    workspace.ledger.append(workspace.project, REPAIR_KIND, key, asdict(spans))
     return spans
 
 
@@ -194,7 +196,7 @@ def _finish(workspace: Workspace, registered: RegisteredView) -> None:
         # There is no row of it: what is online is of none.
         workspace.online.delete(view_prefix(workspace.project, registered.view.name, registered.generation))
     key = watermark_key(registered.view.name, registered.generation)
-    workspace.ledger.append(workspace.project, KIND, key, {"finished": True})
+    workspace.ledger.append(workspace.project, REPAIR_KIND, key, {"finished": True})
 
 
 def _settle_table(workspace: Workspace, registered: RegisteredView, source: TableId | None) -> None:
@@ -217,6 +219,20 @@ def _settle_table(workspace: Workspace, registered: RegisteredView, source: Tabl
     known = None if version is None else KnownCommit(version.number, version.identity)
     remember_commit(workspace.ledger, registered, known)
     reached(REMEMBERED)
+
+
+def _take_over_generations(workspace: Workspace, registered: RegisteredView) -> None:
+    """Let the other generations of a view belong to this registry too: then they can be given up, and cleaned."""
+    offline, view = workspace.offline, registered.view.name
+    for table in offline.tables(workspace.project):
+        newest = offline.find_commit(table)
+        if table.view != view or table == registered.table or newest is None:
+            continue
+        if str(newest.facts.get(REVISION)) not in registered.chain:
+            held = held_of(offline, newest, registered, table=table)
+            as_it_is = TableSchema((), ())
+            offline.commit(table, as_it_is, base=newest.number, add=[], facts=facts_of(registered, held))
+            adopt_generation(workspace.ledger, workspace.project, view, table.generation)
 
 
 def _carried_from(workspace: Workspace, registered: RegisteredView) -> TableId | None:
@@ -278,10 +294,16 @@ def _counted(watermark: Watermark, version: TableVersion | None) -> Watermark:
 
 def _take_over_part(workspace: Workspace, registered: RegisteredView) -> None:
     """Let an online part that does not fit belong to this registry, to be reconciled by the next publish."""
+    chain = registered.chain
     part = compare_part(workspace.registry, workspace.online, workspace.offline, registered)
+    for generation in foreign_generations(workspace.online, registered):
+        if generation != registered.generation:
+            earlier = markers_of(workspace.online, replace(registered, generation=generation))
+            earlier.write(Marker(chain.identity, chain.head, generation, None, RECONCILE))
+            adopt_generation(workspace.ledger, workspace.project, registered.view.name, generation)
     if part.mismatch is None or part.mismatch.heals:
         return
-    chain, markers = registered.chain, markers_of(workspace.online, registered)
+    markers = markers_of(workspace.online, registered)
     markers.write(Marker(chain.identity, chain.head, registered.generation, None, RECONCILE))
     newest = workspace.offline.find_commit(registered.table)
     markers.note_pushed(*((None, None) if newest is None else (newest.number, newest.identity)))

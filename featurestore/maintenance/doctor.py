@@ -90,7 +90,10 @@ def _feature_repo(workspace: Workspace) -> Iterator[Check]:
 
 def _registry(workspace: Workspace) -> Iterator[Check]:
     snapshot = workspace.snapshot()
-    if snapshot.revision == 0:
+    if snapshot.revision == 0 and workspace.offline.tables(workspace.project):
+        message = f"the registry does not know project {snapshot.project}, whose tables the offline store holds"
+        yield Check("registry", "failed", message, "Check `registry` and `project` in the settings, and FS_REGISTRY.")
+    elif snapshot.revision == 0:
         yield Check("registry", "warning", f"project {snapshot.project} was never applied", "Run `fs apply`.")
     else:
         yield Check("registry", "ok", f"project {snapshot.project} is at revision {snapshot.revision}")
@@ -194,7 +197,9 @@ def _access(workspace: Workspace) -> Iterator[Check]:
         yield Check("access", "ok", "a server on loopback is open to all who reach it: no token is known here")
     else:
         hint = "A server makes the file anew when it starts, and stays closed." if is_damaged else ""
-        yield Check("access", "warning" if is_damaged else "ok", f"servers are closed: {why}", hint)
+        if not hint and not any(token.id not in kept.revoked for token in held):
+            hint = "No token of the registry passes: make one with `fs token create`, unless FS_SERVER_TOKEN is set."
+        yield Check("access", "warning" if hint else "ok", f"servers are closed: {why}", hint)
 
 
 def _folders(workspace: Workspace) -> Iterator[tuple[str, Path]]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from featurestore.errors import OfflineStoreError, OnlineStoreError
-from featurestore.metadata.belonging import markers_of
+from featurestore.metadata.belonging import compare_table, markers_of
 from featurestore.metadata.commits import known_commit
 from featurestore.metadata.leases import holding
 from featurestore.metadata.ownership import Ownership
@@ -22,6 +22,7 @@ from featurestore.metadata.saved_sets import (
     keep_missing_documents,
     known_frames,
     list_sets,
+    lost_pins,
     pins,
 )
 from featurestore.metadata.snapshot import RegisteredView, Snapshot
@@ -81,9 +82,7 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
                 kept.append(Kept(f"unneeded files of offline table {table}", why))
             continue
         why = owned.of_table(table) or ("a saved training set pins it" if table in pinned else None)
-        # A generation after the registered one may be an apply that is under way.
-        if why is None and registered is not None and registered.generation < table.generation:
-            why = "the registry is not at this generation yet"
+        why = why or _needed_by(workspace, registered, table)
         if why is None:
             unused.append(table)
         else:
@@ -96,6 +95,10 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
         elif next(iter(workspace.online.scan(view_prefix(workspace.project, view, generation))), None):
             kept.append(Kept(f"online records of {view} (generation {generation})", why))
     kept += [
+        Kept(f"training set {found.name}", f"it cannot be built again, {found.what} is gone")
+        for found in lost_pins(workspace)
+    ]
+    kept += [
         Kept(f"training set {lost.saved.name}", "this registry does not know it") for lost in _forgotten(workspace)
     ]
     prefixes = tuple(view_prefix(workspace.project, *part) for part in parts)
@@ -104,6 +107,18 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
         return garbage
     files, records = _remove(workspace, owned, tables, garbage, parts, pinned)
     return replace(garbage, files=files, records=records)
+
+
+def _needed_by(workspace: Workspace, registered: RegisteredView | None, table: TableId) -> str | None:
+    """Return why a generation that its view does not use is still needed, None where it is not."""
+    if registered is None:
+        return None
+    if registered.generation < table.generation:
+        return "the registry is not at this generation yet"  # an apply that is under way, it may be
+    mismatch = compare_table(workspace.registry, workspace.offline, registered)
+    if mismatch is None or mismatch.heals:
+        return None
+    return "the view's table of now does not fit: settle that first, see `fs doctor`"
 
 
 def _remove(

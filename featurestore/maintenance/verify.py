@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from featurestore.errors import DamagedFileError, DamagedRecordError, OfflineStoreError, TableVersionError
 from featurestore.maintenance.sampling import Sample, compare_sample
 from featurestore.metadata.belonging import compare_part, compare_table, part_mismatch
+from featurestore.metadata.saved_sets import lost_pins
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.codec import is_intact
@@ -38,11 +39,18 @@ def verify(workspace: Workspace) -> list[Verification]:
     read at all; what is wrong is in the answer, with the command that repairs it.
     """
     checked = []
+    lost = lost_pins(workspace)
     for registered in workspace.known_snapshot().views.values():
         with step("verify", f"verify {registered.view.name}") as running:
             table = compare_table(workspace.registry, workspace.offline, registered)
             part = part_mismatch(workspace, registered) if registered.view.online else None
             problems = [f"{found.message} {found.hint}" for found in (table, part) if found is not None]
+            problems += [
+                f"Training set {found.name} cannot be built again: {found.what} is gone. Restore the offline store "
+                f"from a backup that holds it, or run `fs training-sets --delete {found.name}`."
+                for found in lost
+                if found.view == registered.view.name
+            ]
             files, damaged_files = _check_files(workspace, registered)
             records, sample = 0, Sample()
             problems += damaged_files
@@ -68,19 +76,23 @@ def verify(workspace: Workspace) -> list[Verification]:
 
 
 def _compared(workspace: Workspace, registered: RegisteredView) -> Sample:
-    """Compare a sample with what the online part says that it holds; nothing where it does not say."""
+    """Compare a sample with the newest rows, and where these are not published yet with those that are."""
     offline, table = workspace.offline, registered.table
-    part = compare_part(workspace.registry, workspace.online, offline, registered)
     newest = offline.current(table)
-    if part.version is None or newest is None:
+    if newest is None:
         return Sample()
+    sample = compare_sample(workspace, registered, newest)
+    part = compare_part(workspace.registry, workspace.online, offline, registered)
+    if not (sample.missing or sample.older) or part.version is None:
+        return sample
     changes = offline.changes(table, part.version, newest.number)
     if not changes.added and not changes.removed:
-        return compare_sample(workspace, registered, newest)
+        return sample
     try:
-        return compare_sample(workspace, registered, offline.version(table, part.version))
-    except TableVersionError:
-        return Sample()  # its files were cleaned since
+        published = compare_sample(workspace, registered, offline.version(table, part.version))
+    except TableVersionError:  # its files were cleaned since
+        published = replace(sample, missing=0, older=0)
+    return replace(published, newer=sample.newer)
 
 
 def _differences(registered: RegisteredView, sample: Sample) -> Iterable[str]:

@@ -17,13 +17,21 @@ from featurestore.metadata.commits import BELONG_HINT, REVISION, Remembered, hel
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import Watermark, read_watermark
 from featurestore.metadata.workspace import Workspace
-from featurestore.offline.interface import OfflineStore
+from featurestore.offline.interface import OfflineStore, TableId
 from featurestore.online.interface import OnlineStore
 from featurestore.online.keys import view_prefix
 from featurestore.online.marker import RECONCILE, Marker, PartMarkers
 
 Kind = Literal[
-    "other_project", "unknown_revision", "lost", "behind", "rewritten", "unknown_to_ledger", "ahead", "missing"
+    "other_project",
+    "unknown_revision",
+    "lost",
+    "behind",
+    "rewritten",
+    "unknown_to_ledger",
+    "ahead",
+    "missing",
+    "unfinished",
 ]
 
 _ONLINE_HINT = BELONG_HINT.replace("offline", "online")
@@ -99,7 +107,24 @@ def compare_table(
             f"registry does not have{_APART}",
             _NEWER,
         )
-    return compare_commit(registry.ledger, offline, registered, remembered)
+    return _later(registry, offline, registered) or compare_commit(registry.ledger, offline, registered, remembered)
+
+
+def _later(registry: Registry, offline: OfflineStore, registered: RegisteredView) -> Mismatch | None:
+    """Tell of a later generation that was written at a revision which the registry does not have."""
+    last = offline.last_generation(registered.project, registered.view.name)
+    for generation in range(registered.generation + 1, last + 1):
+        table = TableId(registered.project, registered.view.name, generation)
+        commit = offline.find_commit(table)
+        if commit is not None and not _knows(registry, registered, commit.facts.get(REVISION, registered.chain.head)):
+            return _offline(
+                registered,
+                "unknown_revision",
+                f"There is a later table of {registered.view.name}, {table}, written at a revision that this registry "
+                "does not have: one of them was restored from a backup, or is a copy that went its own way.",
+                _NEWER,
+            )
+    return None
 
 
 def compare_commit(
@@ -174,7 +199,8 @@ def compare_part(
         return Part(None, pushed, _online(registered, "ahead", message, _RESTORE))
     least = least_of(copies)
     if least is None:
-        return Part(None, pushed, _missing(registered, watermark))
+        foreign = _earlier(online, registered, at_once=at_once)
+        return Part(None, pushed, foreign or _missing(registered, watermark))
     if least.version is not None and offline.find_commit(registered.table, least.version) is None:
         return Part(None, pushed, _cleaned(registered, least), must_reconcile=True)
     return Part(least, pushed, _behind(registered, watermark, least), must_reconcile=least.commit == RECONCILE)
@@ -245,6 +271,8 @@ def compare_all(workspace: Workspace) -> tuple[list[Mismatch], OnlineStoreUnavai
     for registered in workspace.snapshot().views.values():
         mismatch = compare_table(workspace.registry, workspace.offline, registered, remembered)
         found += [] if mismatch is None else [mismatch]
+        if remembered.is_under_repair(registered):
+            found.append(_unfinished(registered))
         if registered.view.online and failure is None:
             try:
                 mismatch = part_mismatch(workspace, registered, remembered)
@@ -253,6 +281,11 @@ def compare_all(workspace: Workspace) -> tuple[list[Mismatch], OnlineStoreUnavai
             else:
                 found += [] if mismatch is None else [mismatch]
     return found, failure
+
+
+def _unfinished(registered: RegisteredView) -> Mismatch:
+    message = f"A repair of {registered.view.name} was cut off: rows may be missing, online records may be another's."
+    return Mismatch("offline", registered.view.name, "unfinished", message, "Run `fs repair`: it is finished then.")
 
 
 def part_mismatch(
@@ -310,15 +343,42 @@ def _behind(registered: RegisteredView, watermark: Watermark | None, marker: Mar
     published = None if watermark is None else watermark.published_version
     if published is None or _order(marker.version) >= published:
         return None
-    at = "an unfinished publish" if marker.version is None else f"version {marker.version}"
+    if marker.version is None:
+        return _online(
+            registered,
+            "behind",
+            f"The online records of {registered.view.name} are not all there: the online store was emptied, restored "
+            "or is another one, and only what was pushed since is in it.",
+            "The next `fs materialize` publishes every entity again. Where an earlier release published, nothing is "
+            "missing.",
+            heals=True,
+        )
     return _online(
         registered,
         "behind",
-        f"The online records of {registered.view.name} are at {at} of {registered.table}, but version {published} was "
-        "published: the online store was restored from a backup, or lost writes.",
+        f"The online records of {registered.view.name} are at version {marker.version} of {registered.table}, but "
+        f"version {published} was published: the online store was restored from a backup, or lost writes.",
         "The next `fs materialize` publishes what is missing. Where an earlier release published, nothing is missing.",
         heals=True,
     )
+
+
+def foreign_generations(online: OnlineStore, registered: RegisteredView, *, at_once: bool = False) -> list[int]:
+    """Return the generations of a view up to its own whose online parts belong to another project."""
+    found = []
+    for generation in range(1, registered.generation + 1):
+        copies, _ = markers_of(online, replace(registered, generation=generation)).read(at_once=at_once)
+        if any(copy is not None and copy.project != registered.chain.identity for copy in copies):
+            found.append(generation)
+    return found
+
+
+def _earlier(online: OnlineStore, registered: RegisteredView, *, at_once: bool) -> Mismatch | None:
+    """Tell of a store that holds another project's records of an earlier generation of the view."""
+    if not registered.chain.number or not foreign_generations(online, registered, at_once=at_once):
+        return None
+    message = f"The online store holds records of {registered.view.name} that belong to another project of that name."
+    return _online(registered, "other_project", message, _ONLINE_HINT)
 
 
 def has_other(offline: OfflineStore, registered: RegisteredView, version: int | None, identity: str | None) -> bool:

@@ -20,6 +20,8 @@ from featurestore.metadata.watermarks import Watermark, watermark_from, watermar
 from featurestore.offline.interface import WATERMARK, Commit, OfflineStore, TableId
 
 KIND = "commit"
+REPAIR_KIND = "repair"
+"""What a repair that is under way reads again, by view and generation; written before it replaces the watermark."""
 PROJECT, REVISION = "project", "revision"
 """Facts of a commit: the identity of its project, and the hash of the revision that it was made by."""
 BELONG_HINT = (
@@ -45,11 +47,16 @@ def known_commit(ledger: Ledger, registered: RegisteredView) -> KnownCommit | No
 
 
 class Remembered:
-    """What the ledger remembers of all tables of a project: two looks at it, however many views there are."""
+    """What the ledger remembers of all tables of a project: three looks at it, however many views there are."""
 
     def __init__(self, ledger: Ledger, project: str) -> None:
+        self._repairs = {entry.key for entry in ledger.scan(project, REPAIR_KIND) if "intervals" in entry.document}
         self._watermarks = {entry.key: entry for entry in ledger.scan(project, WATERMARK_KIND)}
         self._commits = {entry.key: entry.document for entry in ledger.scan(project, KIND)}
+
+    def is_under_repair(self, registered: RegisteredView) -> bool:
+        """Tell whether a repair of the view began and did not end."""
+        return watermark_key(registered.view.name, registered.generation) in self._repairs
 
     def of(self, registered: RegisteredView) -> tuple[Watermark, KnownCommit | None]:
         """Return a view's watermark and the commit that it speaks of, as `read_watermark` and `known_commit` do."""

@@ -24,6 +24,15 @@ def remember_generation(ledger: Ledger, project: str, view: str, generation: int
         ledger.append(project, KIND, view, {"generation": generation})
 
 
+def adopt_generation(ledger: Ledger, project: str, view: str, generation: int) -> None:
+    """Note that a generation of another history is this registry's from now on, to use or to give up."""
+    if generation not in used_generations(ledger, project).get(view, ()):
+        last = last_generation(ledger, project, view)
+        ledger.append(project, KIND, view, {"generation": generation})
+        if last > generation:  # the newest entry is the last generation
+            ledger.append(project, KIND, view, {"generation": last})
+
+
 def used_generations(ledger: Ledger, project: str) -> dict[str, set[int]]:
     """Return the generations that every view name has used: of those between them another history may be."""
     views = [entry.key for entry in ledger.scan(project, KIND)]

@@ -256,13 +256,50 @@ def forgotten_sets(workspace: Workspace) -> list[KeptSet]:
     return [kept for kept in found if kept is not None]
 
 
+@dataclass(frozen=True, slots=True)
+class LostPin:
+    """A saved set that cannot be built again: the offline store does not hold what it is made of."""
+
+    name: str
+    view: str
+    what: str
+    """What is gone."""
+
+
+def lost_pins(workspace: Workspace) -> list[LostPin]:
+    """Return the saved sets whose frames or table versions are gone: the offline store is older than they are."""
+    found = []
+    for saved in list_sets(workspace.ledger, workspace.project):
+        if saved.reads and not frame_path(workspace, saved.frame.file).is_file():
+            found.append(LostPin(saved.name, saved.reads[0].view, "its entity frame"))
+            continue
+        for read in saved.reads:
+            if read.version is not None and not _is_held(workspace, saved, read):
+                table = TableId(workspace.project, read.view, read.generation)
+                found.append(LostPin(saved.name, read.view, f"version {read.version} of {table}"))
+    return found
+
+
+def _is_held(workspace: Workspace, saved: SavedSet, read: SavedRead) -> bool:
+    """Tell whether the offline store holds the commit that a read is pinned to: that one, where it is known which."""
+    assert read.version is not None
+    commit = workspace.offline.find_commit(TableId(workspace.project, read.view, read.generation), read.version)
+    beside = read_kept(frame_path(workspace, saved.frame.file))
+    known = None if beside is None else beside.commits.get(read.name)
+    return commit is not None and known in (None, commit.identity)
+
+
 def pins(workspace: Workspace) -> dict[TableId, frozenset[int]]:
-    """Return by table the versions that saved sets need, also those that the ledger forgot: what cleaning must keep."""
+    """Return by table the versions that saved sets need, also those that the ledger forgot: what cleaning must keep.
+
+    Those that the offline store does not hold are left out: see `lost_pins`.
+    """
     project = workspace.project
     pinned: dict[TableId, set[int]] = {}
     forgotten = [kept.saved for kept in forgotten_sets(workspace)]
     for saved in (*list_sets(workspace.ledger, project), *forgotten):
         for read in saved.reads:
-            if read.version is not None:
-                pinned.setdefault(TableId(project, read.view, read.generation), set()).add(read.version)
+            table = TableId(project, read.view, read.generation)
+            if read.version is not None and _is_held(workspace, saved, read):
+                pinned.setdefault(table, set()).add(read.version)
     return {table: frozenset(versions) for table, versions in pinned.items()}

@@ -191,6 +191,11 @@ class DefinitionsKeeper:
             self._confirm(found)
             return "same"
         _tell_of_another_history(known.revision, found.revision)
+        if known.tokens and not found.tokens:
+            logger.warning(
+                "the registry holds no token that passes any more: what bears no FS_SERVER_TOKEN is answered 401. "
+                "Make one with `fs token create --role reader`"
+            )
         self._take(found)
         self._save(found)
         return "changed"

@@ -112,7 +112,7 @@ CASES: dict[str, tuple[Break, Case]] = {
     ),
     "registry lost, applied anew": (
         lost("registry"),
-        Case({"offline": "other_project"}, True, MismatchError, True, BEFORE),
+        Case({"offline": "other_project", "online": "other_project"}, True, MismatchError, True, BEFORE),
     ),
     "registry of another project": (
         another("registry"),
@@ -719,3 +719,85 @@ def test_every_commit_says_what_its_table_holds(world: tuple[Project, Path]) -> 
         commit = store.workspace.offline.find_commit(store.workspace.snapshot().registered("stats").table)
         assert commit is not None
         assert commit.facts[WATERMARK] is None
+
+
+def test_a_project_whose_registry_was_lost_can_be_torn_down_after_the_repair(
+    world: tuple[Project, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was taken over, earlier generations included, is this registry's to give up."""
+    project, _ = world
+    project.lose("registry")
+    project.apply("anew")
+    assert fs(project, capsys, "repair", "--yes")[0] == 0
+    said = fs(project, capsys, "gc")[1]
+    assert "offline table shop/stats/1 removed" in said
+    assert "kept" not in said
+    assert project.online() == project.offline() == BEFORE
+    assert fs(project, capsys, "teardown", "--allow-destroy")[0] == 0
+    assert content(project)["records"] == {}
+
+
+def test_a_later_generation_tells_that_the_registry_is_older(
+    world: tuple[Project, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project, _ = world
+    project.back_up(tmp_path / "before", ["registry"])
+    text = (project.root / "features.py").read_text()
+    (project.root / "features.py").write_text(text.replace(', Field("stars", Int64)', ""))
+    with project.open() as store:
+        store.apply(allow_breaking=True)
+    project.run()
+    project.restore(tmp_path / "before", "registry")
+    (project.root / "features.py").write_text(text)
+    assert project.kinds() == {("offline", "unknown_revision")}
+    assert "There is a later table of stats, shop/stats/2" in fs(project, capsys, "doctor")[1]
+    assert fs(project, capsys, "materialize")[0] == 1
+    assert fs(project, capsys, "repair", "--yes")[0] == 0
+    assert project.mismatches() == []
+    assert project.online() == project.offline() == BEFORE
+
+
+def test_another_projects_records_of_an_earlier_generation_are_seen(
+    world: tuple[Project, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project, _ = world
+    text = (project.root / "features.py").read_text()
+    (project.root / "features.py").write_text(text.replace(', Field("stars", Int64)', ""))
+    with project.open() as store:
+        store.apply(allow_breaking=True)
+    project.run()
+    project.back_up(tmp_path / "own")
+    for each in PIECES:
+        project.lose(each)
+    other = Project(tmp_path / "other", project.online_url)
+    other.source([(1, 1, 1000)])
+    other.apply("of another")
+    other.run()
+    other.back_up(tmp_path / "others", ["online"])
+    for each in PIECES:
+        project.restore(tmp_path / ("others" if each == "online" else "own"), each)
+    assert project.kinds() == {("online", "other_project")}
+    before = content(project)["records"]
+    assert fs(project, capsys, "materialize")[0] == 1
+    assert content(project)["records"] == before
+    assert fs(project, capsys, "repair", "--yes")[0] == 0
+    assert project.online() == project.offline()
+
+
+def test_saved_sets_whose_version_is_gone_stop_nothing_and_are_named(
+    world: tuple[Project, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project, _ = world
+    project.back_up(tmp_path / "before", ["offline"])
+    project.push(6, 8, 60)
+    frame = pa.table({"driver": [1, 6], "event_timestamp": [day(20)] * 2})
+    with project.open() as store:
+        store.get_historical_features(frame, ["stats:count"]).save("kept")
+    project.restore(tmp_path / "before", "offline")
+    assert fs(project, capsys, "repair", "--yes")[0] == 1  # what cannot be recovered
+    for command, code in (("gc", 0), ("optimize", 0), ("verify", 1)):
+        got, said = fs(project, capsys, command)
+        assert got == code, said
+        assert command == "optimize" or "kept" in said
+    assert fs(project, capsys, "training-sets", "--delete", "kept", "--yes")[0] == 0
+    assert fs(project, capsys, "verify")[0] == 0
