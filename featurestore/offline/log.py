@@ -36,6 +36,8 @@ LOG_SYNCED = crash_point("offline.log_synced", "the version is there to stay")
 CHECKPOINT_MOVED = crash_point("offline.checkpoint_moved", "a checkpoint of the log is in place")
 
 FOLDER = "_delta_log"
+READ_AGAIN = 3
+"""At most this many times the newest version is read again while its log moves into the archive."""
 CHECKPOINT_EVERY = 20
 """Commits. Loading reads every commit since the newest checkpoint: 0.18 s for 500, 0.02 s for a few."""
 NEXT_SEQUENCE = "featurestore.next_sequence"
@@ -102,16 +104,19 @@ class TableLog:
 
     def version(self, number: int | None = None) -> TableVersion:
         """Return what a version holds, by default the newest. Raises as `open`."""
-        try:
-            return self.read(self.open(number))
-        except TableVersionError:
-            raise
-        except OfflineStoreError:
-            moved = None if number is None else self.archive.archived(number)
-            if moved is None:
+        for _ in range(READ_AGAIN):
+            try:
+                return self.read(self.open(number))
+            except TableVersionError:
                 raise
-            # While it was read, it or what it rests on went into the archive.
-            return self.read(self._open(moved.parent.parent, number))
+            except OfflineStoreError:
+                # While it was read, it or what it rests on went into the archive: the newest version is another now.
+                moved = None if number is None else self.archive.archived(number)
+                if moved is not None:
+                    return self.read(self._open(moved.parent.parent, number))
+                if number is not None:
+                    raise
+        return self.read(self.open(number))
 
     def entry(self, number: int) -> Path:
         """Return where the log entry of a version lies, in the archive or not; raises TableVersionError."""
