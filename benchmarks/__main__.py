@@ -22,13 +22,14 @@ BENCHMARKS: dict[str, Callable[[Context], Iterator[report.Section]]] = {
     "publish": publish.run,
     "push": push.run,
     "growth": growth.run,
+    "growth-runs": growth.run_daily,
     "reads": reads.run,
     "cluster": cluster.run,
     "http": http.run,
     "training-set-10x": training_set.run_large,
     "feast": feast.run,
 }
-DEFAULT = tuple(name for name in BENCHMARKS if name not in ("training-set-10x", "feast"))
+DEFAULT = tuple(name for name in BENCHMARKS if name not in ("growth-runs", "training-set-10x", "feast"))
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

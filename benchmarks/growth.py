@@ -36,25 +36,31 @@ INSTANT = pa.timestamp("us", tz="UTC")
 
 def run(context: Context) -> Iterator[Section]:
     """Measure after pushes of one row each, and after daily runs."""
-    pushes, runs = (60, 30) if context.is_quick else (PUSHES, RUNS)
-    target = Target(at_most=1.3)
-    for title, name, make in (
-        (f"Growth: {pushes:,} pushes of one row", "pushes", partial(_pushed, pushes)),
-        (f"Growth: {runs:,} daily runs", "runs", partial(_run_daily, runs)),
-    ):
-        with _as_over_days():
-            grown, floor = _grown_and_compacted(context.place(name), make)
-            files = [_state(root) for root in (grown, floor)]
-            section = Section(
-                title,
-                f"{BASE_ROWS:,} rows and what was added to them, five features; the floor is a copy of the project "
-                f"after fs optimize. Files: {files[0]}, and {files[1]}. Each begins by opening the store.",
-            )
-            for work, seconds in _works().items():
-                pairs = measure(partial(seconds, grown), partial(seconds, floor), count=context.pairs)
-                # A peek reads one file of the compacted table; of another one a few, however many commits it had.
-                section.rows.append(Row(work, "s", pairs, None if work == "fs peek" else target))
-        yield section
+    pushes = 60 if context.is_quick else PUSHES
+    yield _measured(context, f"Growth: {pushes:,} pushes of one row", "pushes", partial(_pushed, pushes))
+    yield from run_daily(context)
+
+
+def run_daily(context: Context) -> Iterator[Section]:
+    """Measure after daily runs alone."""
+    runs = 30 if context.is_quick else RUNS
+    yield _measured(context, f"Growth: {runs:,} daily runs", "runs", partial(_run_daily, runs))
+
+
+def _measured(context: Context, title: str, name: str, make: Callable[[Path], None]) -> Section:
+    with _as_over_days():
+        grown, floor = _grown_and_compacted(context.place(name), make)
+        files = [_state(root) for root in (grown, floor)]
+        section = Section(
+            title,
+            f"{BASE_ROWS:,} rows and what was added to them, five features; the floor is a copy of the project "
+            f"after fs optimize. Files: {files[0]}, and {files[1]}. Each begins by opening the store.",
+        )
+        for work, seconds in _works().items():
+            pairs = measure(partial(seconds, grown), partial(seconds, floor), count=context.pairs)
+            # A peek reads one file of the compacted table; of another one a few, however many commits it had.
+            section.rows.append(Row(work, "s", pairs, None if work == "fs peek" else Target(at_most=1.3)))
+    return section
 
 
 def _works() -> dict[str, Callable[[Path], float]]:
