@@ -50,9 +50,9 @@ class Garbage:
     """What `collect_garbage` removes, or would."""
 
     tables: tuple[TableId, ...]
-    """Of generations that this registry gave up and no saved training set pins."""
+    """The tables of generations that this registry gave up and no saved training set pins."""
     online_prefixes: tuple[bytes, ...]
-    """Of the records of generations and views that this registry gave up."""
+    """The records of generations and views that this registry gave up."""
     kept: tuple[Kept, ...]
     """What no definition uses and is not this registry's to delete, or is pinned."""
     files: int = 0

@@ -31,7 +31,7 @@ class Sample:
     """The table has a row that is not expired, the store nothing."""
     older: int = 0
     different: int = 0
-    """Of the same times, with other values."""
+    """Both have the same times but other values."""
     newer: int = 0
     """Online alone: pushed so, or the table has lost them."""
 

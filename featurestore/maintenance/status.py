@@ -90,7 +90,7 @@ def _clock_problems(workspace: Workspace, now_us: int) -> tuple[str, ...]:
     registry_us = registry_ahead_us(workspace.registry, workspace.project, now_us)
     online_us = None
     if not workspace.settings.online_store.url.startswith("lmdb:"):  # its clock is this machine's
-        with suppress(FeatureStoreError):  # the state is shown also while the online store is away
+        with suppress(FeatureStoreError):  # without the online store the rest is still shown
             online_us = online_ahead_us(workspace.online.facts())
     return tuple(filter(None, (clock_problem(REGISTRY, registry_us), clock_problem(ONLINE_STORE, online_us))))
 

@@ -27,7 +27,7 @@ class Verification:
     compared: int
     """Entities whose online record was compared with the offline table."""
     online_only: int
-    """Of these, entities whose record is newer than the table: pushed online only, or lost offline."""
+    """How many of them have a record that is newer than the table: pushed online only, or lost offline."""
     problems: tuple[str, ...]
 
 

@@ -39,7 +39,7 @@ class Access:
     revoked: Mapping[str, int] = field(default_factory=dict)
     """When each token that was seen revoked was so, in UTC microseconds, by its id."""
     is_whole: bool = False
-    """Whether this is what a file holds; False where there is none, or it is damaged."""
+    """Whether this was read from an intact file; False if there is none."""
 
     def and_also(self, other: Access) -> Access:
         """Return what either knows, the newest `MOST_REVOKED` revoked tokens of both."""
@@ -69,7 +69,7 @@ def read_access(path: Path) -> Access:
 
 
 def remember(path: Path, news: Access) -> None:
-    """Add to what is remembered, whoever else does so at the same time. Raises OSError; the old file then stays."""
+    """Add to the file; others may add at the same time. Raises OSError, and the old file stays."""
     with _locked(path):
         kept = read_access(path)
         known = kept.and_also(news)
