@@ -152,9 +152,9 @@ class _Publisher:
         self._check = check
 
     def put_schema(self) -> None:
-        """Write what readers need to understand the records, and whose they are, before the first of them."""
-        self.online.put(self.encoder.schema_key, self.encoder.schema_json)
+        """Write whose the records are, and what readers need to understand them, before the first of them."""
         begin_part(self.registry, self.online, self.registered)
+        self.online.put(self.encoder.schema_key, self.encoder.schema_json)
         reached(SCHEMA_WRITTEN)
 
     def newest(self, version: TableVersion, changes: TableChanges | None) -> Batches:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,6 +20,8 @@ from support.processes import plain_environment
 from support.redis_server import RedisServer
 from support.serving import serving, until
 
+from featurestore.errors import MaterializationError
+from featurestore.materialization.publish import Publication, publish
 from featurestore.metadata.belonging import markers_of
 from featurestore.metadata.commits import REVISION
 
@@ -185,6 +188,26 @@ def test_pushes_go_on_while_applies_come(tmp_path: Path, redis_url: str, shell: 
     fs("materialize")
     check_calm(project, fs)
     assert project.online([6, 7]) == {6: 2, 7: 100 + len(answers)}
+
+
+def test_a_part_that_another_registry_took_after_it_was_compared_gets_no_record(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = Project(tmp_path / "ours", redis_url), Project(tmp_path / "theirs", redis_url)
+    for project, count in ((ours, 10), (theirs, 20)):
+        project.source([(1, 1, count)])
+        project.apply("first")
+
+    def publish_late(*args: Any, **options: Any) -> Publication:
+        monkeypatch.undo()
+        theirs.run()
+        return publish(*args, **options)
+
+    monkeypatch.setattr("featurestore.materialization.run.publish", publish_late)
+    with pytest.raises(MaterializationError, match="belong to the project with identity"):
+        ours.run()
+    assert theirs.online([1]) == {1: 20}
+    assert theirs.kinds() == set()
 
 
 def test_a_push_has_noted_its_commit_online_when_it_returns(tmp_path: Path) -> None:
