@@ -68,19 +68,12 @@ class Mismatch:
 class Part:
     """What the online part of a view says of itself."""
 
-    marker: Marker | None
-    """The copy that is furthest behind; None where one is missing: nothing is known to be complete then."""
-    pushed: tuple[int, str] | None
-    """Version and identity of the last pushed commit."""
+    version: int | None
+    """The table version up to which everything is published; None where that is not known."""
     mismatch: Mismatch | None
     must_reconcile: bool = False
     """What the table does not hold has to go with the next publish: `fs repair` took the part over, or the commit that
     it was published from was cleaned away since."""
-
-    @property
-    def version(self) -> int | None:
-        """The table version up to which everything is published; None where that is not known."""
-        return None if self.marker is None else self.marker.version
 
 
 def compare_table(
@@ -182,28 +175,28 @@ def compare_part(
     """
     view = registered.view.name
     copies, pushed = markers_of(online, registered).read(at_once=at_once)
-    for marker in (found for found in copies if found is not None):
-        if foreign := _foreign(registry, registered, marker):
-            return Part(marker, pushed, foreign)
-        if has_other(offline, registered, marker.version, marker.commit):
+    if foreign := _foreign(registry, registered, copies):
+        return Part(None, foreign)
+    for marker in copies:
+        if marker is not None and has_other(offline, registered, marker.version, marker.commit):
             message = (
                 f"The online records of {view} were published from version {marker.version} of {registered.table}, a "
                 "commit that the offline store does not have."
             )
-            return Part(marker, pushed, _online(registered, "ahead", message, _RESTORE))
+            return Part(None, _online(registered, "ahead", message, _RESTORE))
     if pushed is not None and has_other(offline, registered, *pushed):
         message = (
             f"Rows were pushed to {registered.table} in version {pushed[0]}, a commit that the offline store does not "
             "have: it is older than what is online."
         )
-        return Part(None, pushed, _online(registered, "ahead", message, _RESTORE))
+        return Part(None, _online(registered, "ahead", message, _RESTORE))
     least = least_of(copies)
     if least is None:
         foreign = _earlier(online, registered, at_once=at_once)
-        return Part(None, pushed, foreign or _missing(registered, watermark))
+        return Part(None, foreign or _missing(registered, watermark))
     if least.version is not None and offline.find_commit(registered.table, least.version) is None:
-        return Part(None, pushed, _cleaned(registered, least), must_reconcile=True)
-    return Part(least, pushed, _behind(registered, watermark, least), must_reconcile=least.commit == RECONCILE)
+        return Part(None, _cleaned(registered, least), must_reconcile=True)
+    return Part(least.version, _behind(registered, watermark, least), must_reconcile=least.commit == RECONCILE)
 
 
 def begin_part(registry: Registry, online: OnlineStore, registered: RegisteredView) -> None:
@@ -215,9 +208,8 @@ def begin_part(registry: Registry, online: OnlineStore, registered: RegisteredVi
     if not chain.number:
         return
     copies, _ = markers.read()
-    for marker in copies:
-        if marker is not None and (foreign := _foreign(registry, registered, marker)):
-            raise foreign.error
+    if foreign := _foreign(registry, registered, copies):
+        raise foreign.error
     if None in copies:
         markers.begin(Marker(chain.identity, chain.head, registered.generation))
     else:
@@ -240,9 +232,8 @@ def foreign_part(
     For a server, which need not reach the offline store. Raises OnlineStoreUnavailableError.
     """
     copies, _ = markers_of(online, registered).read(at_once=at_once)
-    for marker in copies:
-        if marker is not None and (foreign := _foreign(registry, registered, marker)):
-            return foreign
+    if foreign := _foreign(registry, registered, copies):
+        return foreign
     least, watermark = least_of(copies), Watermark(published_version=published)
     return _missing(registered, watermark) if least is None else _behind(registered, watermark, least)
 
@@ -307,22 +298,24 @@ def _knows(registry: Registry, registered: RegisteredView, revision: str) -> boo
     return revision in newest or not newest.number
 
 
-def _foreign(registry: Registry, registered: RegisteredView, marker: Marker) -> Mismatch | None:
+def _foreign(registry: Registry, registered: RegisteredView, copies: Sequence[Marker | None]) -> Mismatch | None:
+    """Tell of the first copy of a marker that another project wrote, or a history that this registry does not know."""
     chain, view = registered.chain, registered.view.name
-    if not chain.number:
-        return None
-    if marker.project != chain.identity:
-        message = (
-            f"The online records of {view} belong to the project with identity {_short(marker.project)}; "
-            f"this registry's is {_short(chain.identity)}."
-        )
-        return _online(registered, "other_project", message, _ONLINE_HINT)
-    if not _knows(registry, registered, marker.revision):
-        message = (
-            f"The online records of {view} were last written at revision {_short(marker.revision)}, which this "
-            f"registry does not have{_APART}"
-        )
-        return _online(registered, "unknown_revision", message, _NEWER)
+    for marker in copies:
+        if marker is None or not chain.number:
+            continue
+        if marker.project != chain.identity:
+            message = (
+                f"The online records of {view} belong to the project with identity {_short(marker.project)}; "
+                f"this registry's is {_short(chain.identity)}."
+            )
+            return _online(registered, "other_project", message, _ONLINE_HINT)
+        if not _knows(registry, registered, marker.revision):
+            message = (
+                f"The online records of {view} were last written at revision {_short(marker.revision)}, which this "
+                f"registry does not have{_APART}"
+            )
+            return _online(registered, "unknown_revision", message, _NEWER)
     return None
 
 

@@ -54,7 +54,7 @@ class PartMarkers:
         self._pushed_key = namespace + b"pushed"
 
     def read(self, *, at_once: bool = False) -> tuple[Sequence[Marker | None], tuple[int, str] | None]:
-        """Return every copy, None where one is missing, and the last pushed commit: its version and identity.
+        """Return the distinct copies, None where one is missing, and the last pushed commit: its version and identity.
 
         A copy that is damaged is nobody's. Read ``at_once`` for callers that rather do without than wait for a store
         that is down. Raises OnlineStoreUnavailableError.
@@ -65,7 +65,8 @@ class PartMarkers:
             *markers, pushed = read(keys)
         except DamagedRecordError:
             *markers, pushed = (self._whole(key) for key in keys)
-        return [None if value is None else Marker.from_bytes(value) for value in markers], _commit_from(pushed)
+        copies = [None if value is None else Marker.from_bytes(value) for value in dict.fromkeys(markers)]
+        return copies, _commit_from(pushed)
 
     def _whole(self, key: bytes) -> bytes | None:
         try:
