@@ -51,6 +51,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 "affects": list(step.affects),
                 "generation": step.generation,
                 "loss": jsonable(step.loss),
+                "notices": list(step.notices),
             }
             for step in plan.steps
         ],

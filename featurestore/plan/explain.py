@@ -51,6 +51,7 @@ def _explain_step(step: Step) -> list[Line]:
         lines.append(Line(3, f"{rows} would be {fate}"))
         if step.loss.training_sets:
             lines.append(Line(3, f"saved training sets {', '.join(step.loss.training_sets)} could not be built again"))
+    lines += [Line(3, f"note: {notice}") for notice in step.notices]
     if step.affects and step.change_class > ChangeClass.METADATA:
         lines.append(Line(3, f"used by: {', '.join(step.affects)}"))
     return lines

@@ -22,6 +22,7 @@ from featurestore.metadata.watermarks import Watermark, read_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import TableId
 from featurestore.plan.classes import DELETION_CLASS, ChangeClass, Difference, differences
+from featurestore.plan.notices import step_notices
 from featurestore.plan.schemas import pin_schemas
 
 
@@ -57,6 +58,8 @@ class Step:
     drops: tuple[TableId, ...]
     """Tables, and their online records, that this step deletes."""
     loss: Loss | None
+    notices: tuple[str, ...] = ()
+    """What its user should know of it: `notices.step_notices`."""
 
     @property
     def change(self) -> Change:
@@ -177,6 +180,7 @@ def _put_step(workspace: Workspace, snapshot: Snapshot, wanted: Definition, gene
         generation=generation,
         drops=(),
         loss=loss,
+        notices=step_notices(workspace, snapshot, before, wanted),
     )
 
 
