@@ -238,15 +238,30 @@ def _wrong_data(
                 f"{path} of the offline store cannot be read: {fault}.", hint="Run `fs verify`.", path=path
             )
     if sql_of is not None:
-        about = f"The SQL of feature view {sql_of!r} fails: {message.strip()}"
+        about = f"The SQL of feature view {sql_of!r} fails: {_in_users_sql(message)}"
         if isinstance(error, _OUR_FAULTS):
-            return SourceSchemaError(about, hint="Compare it with the columns of its sources.", view=sql_of)
+            return SourceSchemaError(about, hint=_sql_hint(error), view=sql_of)
         return SourceError(about, hint="Correct the SQL, or the data it reads.", view=sql_of)
     if source_files and not isinstance(error, _OUR_FAULTS):
         if len(source_files) == 1:
             return source_file_error(source_files[0], _reason(error))
         return SourceError(f"The source cannot be read: {_reason(error)}.", hint="Correct the data.")
     return None
+
+
+def _in_users_sql(message: str) -> str:
+    """Return DuckDB's message as it would be of the user's SQL without the DESCRIBE that stands before it."""
+    return re.sub(r"^(LINE 1: )DESCRIBE (.*\n) {9}", r"\1\2", message.strip(), flags=re.MULTILINE)
+
+
+def _sql_hint(error: duckdb.Error) -> str:
+    if isinstance(error, duckdb.ParserException):
+        return 'Correct it there. A column whose name is a word of SQL needs quotes: "at".'
+    candidates = re.search(r"Candidate bindings: (.*)", str(error))
+    names = [] if candidates is None else re.findall(r'"((?:[^"]|"")+)"', candidates[1])
+    if names:
+        return f"Did you mean {' or '.join(map(repr, names))}?"
+    return "Compare it with the columns of its sources."
 
 
 def source_file_error(path: str, reason: str) -> SourceFileError:

@@ -27,27 +27,64 @@ def pin_schemas(
     """Return the definitions with every schema known and every source checked, and notices for people.
 
     A view without ``schema`` keeps the one that was pinned when it was applied while its source and SQL stay,
-    unless ``refresh``. Raises SourceSchemaError or SourceFileError for a view that is new or changed; for one
-    that is applied as it stands a broken source is a notice, because nothing of it changes.
+    unless ``refresh``. Raises SourceError, which tells of all at once, where views that are new or changed do not
+    fit; for one that is applied as it stands a broken source is a notice, because nothing of it changes.
     """
     pinned: dict[str, FeatureView] = {}
     notices: list[str] = []
+    faults: list[SourceError] = []
     for view in (found for found in definitions if isinstance(found, FeatureView)):
         before = applied.get(view.name)
         try:
             columns = engine.columns(view)
+            check_columns(view, columns)
             made = _pin(view, before, columns, refresh=refresh)
             check_columns(made, columns)
         except SourceError as error:
-            settled = _pin(view, before, (), refresh=False) if before is not None else None
-            if before is None or settled != before:
-                raise
+            settled = _as_applied(view, before)
+            if settled is None:
+                faults += _faults_of(engine, view, error)
+                continue
             notices.append(f"{view.name}: {error}")
             made = settled
         else:
             notices += _gained(view, made, columns)
         pinned[view.name] = made
+    if faults:
+        raise _together(faults)
     return [_with_views(definition, pinned) for definition in definitions], notices
+
+
+def _as_applied(view: FeatureView, before: FeatureView | None) -> FeatureView | None:
+    """Return the view with its pinned schema where it is applied just so, None where it is new or changed."""
+    if before is None or (view.fields is None and not _reads_same(view, before)):
+        return None
+    settled = view.replaced(fields=before.features) if view.fields is None else view
+    return settled if settled == before else None
+
+
+def _faults_of(engine: Engine, view: FeatureView, error: SourceError) -> list[SourceError]:
+    """Return what is wrong with each of a view's sources, and where they are sound what is wrong with the view."""
+    found = []
+    for source in view.batch_sources:
+        try:
+            engine.columns(source)
+        except SourceError as fault:
+            found.append(fault)
+    return found or [error]
+
+
+def _together(faults: Sequence[SourceError]) -> SourceError:
+    """Return one error that tells of all faults; views that read the same broken source have one of them."""
+    told = list({str(fault): fault for fault in faults}.values())
+    if len(told) == 1:
+        return told[0]
+    kinds = {type(fault) for fault in told}
+    return (kinds.pop() if len(kinds) == 1 else SourceError)(
+        f"{len(told)} faults in what the definitions read:"
+        + "".join("\n- " + str(fault).replace("\n", "\n  ") for fault in told),
+        faults=[{"message": fault.message, "hint": fault.hint, **fault.details} for fault in told],
+    )
 
 
 def _pin(
@@ -69,9 +106,8 @@ def _pin(
             )
         fields.append(Field(column.name, column.value_type))
     if not fields:
-        raise SourceSchemaError(
-            f"Feature view {view.name!r}: its source has no column beside keys and times.", view=view.name
-        )
+        read = "its source has" if view.sql is None else "its SQL selects"
+        raise SourceSchemaError(f"Feature view {view.name!r}: {read} no column beside keys and times.", view=view.name)
     return view.replaced(fields=tuple(fields))
 
 
