@@ -6,6 +6,7 @@ import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -14,7 +15,7 @@ from featurestore.definitions import ParquetSource
 from featurestore.engine.convert import Column, coarse_bounds, converted, instant_us
 from featurestore.engine.interface import SourceColumn, SourceFile
 from featurestore.engine.schema import NULL_TYPE, twins
-from featurestore.engine.session import Session, file_list, quote, source_file_error, translated
+from featurestore.engine.session import USER_ERROR, Session, file_list, quote, source_file_error, text, translated
 from featurestore.errors import SourceError, SourceFileError, SourceSchemaError
 from featurestore.types import Float64, Int64, String, ValueType
 from featurestore.types.arrow import fits, value_type_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 EVENT_US, CREATED_US, POSITION, FILE = "fs_event_us", "fs_created_us", "fs_position", "fs_file"
 """Columns beside the user's: instants in UTC microseconds, row number over all files, file number."""
+_PATH, _HIVE_NULL = "fs_path", "'__HIVE_DEFAULT_PARTITION__'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,19 @@ class Footer:
     """Hive partition columns included."""
     in_nanoseconds: frozenset[str]
     """Timestamp columns that may have more digits than microseconds."""
+    partitions: tuple[Partition, ...] = ()
+    """The hive folders between the source and the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A folder ``name=value`` below a source: a String column of its files."""
+
+    name: str
+    is_stored: bool
+    """The files hold a column of this name as well."""
+    value: str
+    """What the folder says, as an expression over `_PATH`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +117,19 @@ def open_source(session: Session, source: ParquetSource) -> SourceTable:
     disagree on a column in a way that no wider type covers.
     """
     files = find_files(session.root, source)
-    base = session.root / source.path
-    below = base if base.is_dir() else session.root
+    below = _top(session.root, source)
     footers = tuple(
         _footer(str(session.root / file.path), file.size_bytes, file.modified_ns, str(below)) for file in files
     )
     return SourceTable(source, files, footers, _unified(source, footers))
+
+
+def _top(root: Path, source: ParquetSource) -> Path:
+    """Return the folder below which ``name=value`` is a partition: at it and above it names are whatever they are."""
+    path = root / source.path
+    if path.is_file() or path.is_dir():
+        return path if path.is_dir() else path.parent
+    return root.joinpath(*takewhile(lambda part: not glob.has_magic(part), Path(source.path).parts))
 
 
 def check_unchanged(root: Path, tables: Sequence[SourceTable]) -> None:
@@ -131,23 +153,30 @@ def _footer(path: str, size_bytes: int, modified_ns: int, below: str) -> Footer:
             stored = [file.schema.column(number) for number in range(len(file.schema))]
     except (OSError, pa.ArrowException) as error:
         raise source_file_error(path, str(error).splitlines()[0].rstrip(".")) from None
-    partitions = _partitions(Path(path), Path(below))
+    partitions = _partitions(Path(path), Path(below), schema.names)
     old = {column.path for column in stored if column.physical_type == "INT96"}
     columns = [
         SourceColumn(field.name, f"{field.type}{' (INT96)' * (field.name in old)}", value_type_of(field.type))
         for field in schema
     ]
-    columns = [column for column in columns if column.name not in partitions]
-    columns += [SourceColumn(name, "hive partition", String) for name in partitions]
+    folders = [partition.name for partition in partitions]
+    columns = [column for column in columns if column.name not in folders]
+    columns += [SourceColumn(name, "hive partition", String) for name in folders]
     if found := twins(column.name for column in columns):
         raise SourceSchemaError(f"{path}: {found[0]}.", hint="Rename one of them.", path=path)
     fine = {field.name for field in schema if pa.types.is_timestamp(field.type) and field.type.unit == "ns"}
-    return Footer(path, rows, tuple(columns), frozenset(fine))
+    return Footer(path, rows, tuple(columns), frozenset(fine), partitions)
 
 
-def _partitions(path: Path, below: Path) -> list[str]:
+def _partitions(path: Path, below: Path, stored: Sequence[str]) -> tuple[Partition, ...]:
     folders = path.relative_to(below).parts[:-1] if path.is_relative_to(below) else ()
-    return [unquote(folder.split("=", 1)[0]) for folder in folders if "=" in folder[1:]]
+    partitions = []
+    for number, folder in enumerate(folders, start=len(below.parts) + 1):
+        key, equals, _ = folder.partition("=")
+        if key and equals:
+            value = f"url_decode(substr(split_part({_PATH}, '/', {number}), {len(key) + 2}))"
+            partitions.append(Partition(unquote(key), unquote(key) in stored, f"nullif({value}, {_HIVE_NULL})"))
+    return tuple(partitions)
 
 
 def _unified(source: ParquetSource, footers: Sequence[Footer]) -> tuple[SourceColumn, ...]:
@@ -202,17 +231,19 @@ class Reader:
     def _describe_groups(self, connection: duckdb.DuckDBPyConnection) -> list[_Group]:
         members: dict[Any, list[int]] = {}
         for number, footer in enumerate(self._table.footers):
-            members.setdefault(footer.columns, []).append(number)
+            members.setdefault((footer.columns, footer.partitions), []).append(number)
         groups = []
-        for columns, numbers in members.items():
+        for (columns, partitions), numbers in members.items():
             path = self._table.footers[numbers[0]].path
             with translated("read a source", source_files=[path]):
                 rows = connection.execute(f"DESCRIBE SELECT * FROM {_read([path])}").fetchall()
             duck_types = {row[0]: row[1] for row in rows}
+            folders = {found.name: _from_folder(found, duck_types.get(found.name, "")) for found in partitions}
+            duck_types |= dict.fromkeys(folders, "VARCHAR")
             if not duck_types.keys() >= {column.name for column in columns}:
                 raise source_file_error(path, "the names of its columns are damaged")
             found = {c.name: Column(c.name, duck_types[c.name], c.native_type, c.value_type) for c in columns}
-            group = _Group(tuple(numbers), found)
+            group = _Group(tuple(numbers), found, folders)
             for name in (self._table.source.timestamp_field, self._table.source.created_timestamp_field):
                 if name is not None:
                     self._check_digits(group, name)
@@ -259,7 +290,7 @@ class Reader:
             columns += self._place(numbers)
             paths = [self._table.footers[number].path for number in numbers]
             where = self._coarse_bounds(group, event, between_us) if between_us is not None else ""
-            selects.append(f"SELECT {', '.join(columns)} FROM {_read(paths)}{where}")
+            selects.append(f"SELECT {', '.join(columns)} FROM {_read(paths, folders=bool(group.folders))}{where}")
         return "\nUNION ALL\n".join(selects)
 
     def presented(self) -> str:
@@ -279,10 +310,10 @@ class Reader:
                     assert column.value_type is not None
                     value = self._value(group, column.name, column.value_type, is_time=column.name in times)
                 else:
-                    value = quote(column.name) if column.name in group.columns else f"NULL::{kinds.pop()}"
+                    value = group.sql(column) if column.name in group.columns else f"NULL::{kinds.pop()}"
                 columns.append(f"{value} AS {quote(column.name)}")
             paths = [self._table.footers[number].path for number in group.files]
-            selects.append(f"SELECT {', '.join(columns)} FROM {_read(paths)}")
+            selects.append(f"SELECT {', '.join(columns)} FROM {_read(paths, folders=bool(group.folders))}")
         return "\nUNION ALL\n".join(selects)
 
     def _chosen(self, only: frozenset[str] | None) -> list[tuple[_Group, list[int]]]:
@@ -310,11 +341,11 @@ class Reader:
         column = group.find(name)
         if column is None:
             return f"NULL::{duckdb_type(declared)}"
-        return converted(column, quote(column.name), declared, rounding="ceil" if is_time else "floor")
+        return converted(column, group.sql(column), declared, rounding="ceil" if is_time else "floor")
 
     def _instant(self, group: _Group, name: str) -> str:
         column = group.find(name)
-        return "NULL::BIGINT" if column is None else instant_us(column, quote(column.name), "ceil")
+        return "NULL::BIGINT" if column is None else instant_us(column, group.sql(column), "ceil")
 
     def _coarse_bounds(self, group: _Group, event: str, between_us: tuple[int, int]) -> str:
         column = group.find(event)
@@ -341,11 +372,31 @@ def _has_nanoseconds(path: str, name: str) -> bool:
 class _Group:
     files: tuple[int, ...]
     columns: dict[str, Column]
+    folders: dict[str, str]
+    """The expression of each column that is a partition."""
+
+    def sql(self, column: Column | SourceColumn) -> str:
+        """Return the expression of a column."""
+        return self.folders.get(column.name) or quote(column.name)
 
     def find(self, name: str) -> Column | None:
         exact = self.columns.get(name)
         return exact or next((c for n, c in self.columns.items() if n.lower() == name.lower()), None)
 
 
-def _read(paths: Sequence[str]) -> str:
-    return f"read_parquet({file_list(paths)}, hive_partitioning = true, hive_types_autocast = false)"
+def _from_folder(partition: Partition, duck_type: str) -> str:
+    """Return the expression of a partition; a file's own column of its name, of ``duck_type``, must hold the same."""
+    if not partition.is_stored:
+        return partition.value
+    own, folder = quote(partition.name), partition.value
+    says = f"' of ' || {_PATH} || ' holds ' || coalesce({own}::VARCHAR, 'null') || ', but its folder says ' || "
+    fault = f"{text(f'{USER_ERROR}column {partition.name!r}')} || {says}coalesce({folder}, 'null')"
+    same = f"{own} IS NOT DISTINCT FROM TRY_CAST({folder} AS {duck_type})"
+    return f"CASE WHEN {same} THEN {folder} ELSE error({fault}) END"
+
+
+def _read(paths: Sequence[str], *, folders: bool = False) -> str:
+    """Return what reads files; with ``folders`` also `_PATH`."""
+    # DuckDB would take partitions from the whole path, folders above the source included.
+    path = f", filename = '{_PATH}'" if folders else ""
+    return f"read_parquet({file_list(paths)}, hive_partitioning = false{path})"

@@ -99,19 +99,6 @@ def test_hive_partitions_are_strings(tmp_path):
     assert found == {("2013-01-01", "a/b"), ("01", "x"), ("NULL", None)}
 
 
-def test_a_partition_wins_over_a_column_of_its_name(tmp_path):
-    write(tmp_path / "data" / "v=folder" / "f.parquet", table_of())
-    rows = staged_rows(tmp_path, view_of("data", features={"v": String}))
-    assert {row["v"] for row in rows} == {"folder"}
-
-
-def test_a_folder_with_an_equals_sign_above_the_source_is_no_partition(tmp_path):
-    root = tmp_path / "run=7"
-    write(root / "data" / "f.parquet", table_of())
-    assert [column.name for column in DuckEngine(root).columns(view_of("data"))] == ["k", "at", "v"]
-    assert len(staged_rows(root, view_of("data"))) == 3
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
