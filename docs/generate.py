@@ -687,7 +687,8 @@ a source holds is refused by `fs apply`, with the column's name and type: cast i
 of ours: `uint64`, times of day, durations, structs, maps.
 
 What you pass yourself (entity frames, pushed rows) may besides be any integer for Int32 and Int64 whose values are in
-range, and whole floats up to 2^53 for them, since pandas makes floats of integers beside nulls.
+range, and whole floats for them, since pandas makes floats of integers beside nulls: below 2^53, of float32 below 2^24,
+of float16 below 2^11. From there on a float stands for several integers and is refused with its row.
 """
 
 

@@ -6,6 +6,7 @@ It loads httpx and msgspec, nothing else.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -398,9 +399,29 @@ def _column(name: Any, values: Any) -> list[Any]:
         listed = None if isinstance(values, str | bytes) or not isinstance(values, Iterable) else list(values)
     if not isinstance(listed, list):
         raise errors.InputError(f"Column {name!r} is {values!r}, not a list of values.")
+    _check_certain(f"Column {name!r}", listed, getattr(values, "type", None) or getattr(values, "dtype", ""))
     if _is_infinite(listed):
         raise errors.InputError(f"Column {name!r} holds an infinite value, which JSON does not have.")
     return [None if type(v).__name__ in _NULLS or (isinstance(v, float) and v != v) else v for v in listed]
+
+
+_NARROW_TYPE = re.compile(r"\b(?:(halffloat|float16)|float32|float)\b")
+"""In what numpy, pandas, polars or Arrow call the type of a column or of a scalar."""
+
+
+def _check_certain(what: str, values: list[Any], kind: Any) -> None:
+    """Refuse what may be integers in a narrow float: 2**24 in 32 bits may have been 2**24 + 1, another entity."""
+    narrow = _NARROW_TYPE.search(str(kind).lower())
+    if narrow is None:
+        return
+    limit = 2**11 if narrow[1] else 2**24
+    numbers = [value for value in values if isinstance(value, float) and math.isfinite(value)]
+    beyond = next((number for number in numbers if abs(number) >= limit), None)
+    if beyond is not None and all(map(float.is_integer, numbers)):
+        raise errors.InputError(
+            f"{what} holds {beyond}, a {kind}, which may stand for several integers.",
+            hint="Pass integers, or float64 where it is a number and no key.",
+        )
 
 
 def _is_infinite(value: Any) -> bool:
@@ -418,7 +439,9 @@ def _plain(value: Any) -> Any:
             raise TypeError(f"{value} is finer than a microsecond: round it, {ROUNDING}")
         return value.isoformat()
     if hasattr(value, "tolist"):
-        return _instants(value)
+        listed = _instants(value)
+        _check_certain("A list", listed if isinstance(listed, list) else [listed], getattr(value, "dtype", ""))
+        return listed
     raise TypeError(f"{value!r} is of type {type(value).__name__}")
 
 

@@ -19,7 +19,7 @@ from featurestore.online.interface import Write
 from featurestore.types.arrow import arrow_type, cast_column
 from featurestore.types.columns import CREATED, EVENT
 from featurestore.types.times import EPOCH, instants_from_arrow, to_instant, to_rfc3339
-from featurestore.types.values import Float32, Timestamp, ValueType, coerce, from_json
+from featurestore.types.values import Float32, Timestamp, ValueType, coerce, from_json, from_library
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -365,7 +365,8 @@ def _from_column(name: str, column: pa.Array, kind: ValueType) -> Column:
             found, wanted = found.value_type, wanted.item
         if wanted == Float32 and pa.types.is_floating(found):
             raise  # every value would be rounded: whoever has typed columns can cast them
-        return _each(name, column.to_pylist(), lambda value: coerce(kind, value))
+        values = from_library(column.to_pylist(), column.type)
+        return _each(name, values, lambda value: coerce(kind, value))
 
 
 def _instants_of(name: str, column: pa.Array) -> pa.Array:

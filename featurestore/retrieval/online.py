@@ -16,7 +16,7 @@ from featurestore.online.reading import Status
 from featurestore.retrieval.features import FeaturesArgument, resolve
 from featurestore.retrieval.online_plan import Answer, FetchValue, OnlinePlan, ShortAnswer
 from featurestore.types.times import to_datetime
-from featurestore.types.values import ValueType, coerce
+from featurestore.types.values import ValueType, coerce, from_library
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -257,5 +257,6 @@ def _list(name: str, values: Any) -> list[Any]:
         if hasattr(values, method):
             listed = getattr(values, method)()
             if isinstance(listed, list):  # what holds one value alone is no column
-                return [None if type(value).__name__ in _NULLS else value for value in listed]
+                kind = getattr(values, "type", None) or getattr(values, "dtype", "")
+                return [None if type(v).__name__ in _NULLS else v for v in from_library(listed, kind)]
     raise InputError(f"entity_rows[{name!r}] is {type(values).__name__}, not a list.", hint="Pass one value per row.")

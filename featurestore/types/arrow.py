@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from featurestore.errors import ValueTypeError
 from featurestore.types.times import instants_from_arrow
 from featurestore.types.values import (
-    WHOLE_FLOAT_LIMIT,
+    AMBIGUOUS,
+    WHOLE_FLOAT_LIMITS,
     Array,
     Bool,
     Bytes,
@@ -106,12 +107,11 @@ def fits(declared: ValueType, found: ValueType | None) -> bool:
 def cast_column(column: pa.ChunkedArray | pa.Array, value_type: ValueType, *, name: str) -> pa.ChunkedArray | pa.Array:
     """Return a caller's column as the Arrow type of ``value_type``, losing nothing.
 
-    Accepts what `fits` accepts, an all-null column, a narrower integer, and whole floats within 2**53 for
-    integers (pandas makes floats of integers beside nulls; NaN is then a null). Timestamps are floored.
-    Raises ValueTypeError naming the column and, where one is to blame, the value.
+    Accepts what `fits` accepts, an all-null column, a narrower integer, and whole floats for integers (pandas makes
+    floats of integers beside nulls; NaN is then a null) below the limit of their bits (`WHOLE_FLOAT_LIMITS`).
+    Timestamps are floored. Raises ValueTypeError naming the column and, where one is to blame, the value.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     target = arrow_type(value_type)
     if pa.types.is_dictionary(column.type):
@@ -125,11 +125,7 @@ def cast_column(column: pa.ChunkedArray | pa.Array, value_type: ValueType, *, na
         return instants_from_arrow(column, "floor")
     try:
         if pa.types.is_floating(kind) and value_type in (Int32, Int64):
-            column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
-            beyond = pc.greater(pc.abs(column), float(WHOLE_FLOAT_LIMIT))
-            if pc.any(beyond).as_py():
-                raise pa.ArrowInvalid("beyond 2**53")
-            return column.cast(target)
+            return _whole(column).cast(target)
         both_integers = pa.types.is_integer(kind) and value_type in (Int32, Int64)
         if both_integers or fits(value_type, value_type_of(kind)):
             return column.cast(target)
@@ -143,6 +139,23 @@ def cast_column(column: pa.ChunkedArray | pa.Array, value_type: ValueType, *, na
         hint=f"Cast it to {target} first.",
         column=name,
     )
+
+
+def _whole(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Return floats as integers, NaN as null. Raises ArrowInvalid with the first value that is no certain integer."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    limit = float(WHOLE_FLOAT_LIMITS[column.type.bit_width])
+    column = column.cast(pa.float64())  # Arrow computes little with 16 bits
+    column = pc.if_else(pc.is_nan(column), None, column)
+    wrong = pc.or_(pc.greater_equal(pc.abs(column), limit), pc.not_equal(pc.floor(column), column))
+    row = pc.index(wrong, True).as_py()
+    if row >= 0:
+        value = column[row].as_py()
+        reason = AMBIGUOUS if value.is_integer() else "it is not whole"
+        raise pa.ArrowInvalid(f"{value!r} in row {row}, {reason}")
+    return column.cast(pa.int64())
 
 
 def column_from_values(values: list[Any], value_type: ValueType) -> pa.Array:

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
-WHOLE_FLOAT_LIMIT = 2**53
-"""Above it a float no longer tells one integer from the next."""
+WHOLE_FLOAT_LIMITS = {16: 2**11, 32: 2**24, 64: 2**53}
+"""By bits: from here on a float may stand for several integers, 2**53 for 2**53 + 1 as well."""
+AMBIGUOUS = "a float of this size may stand for several integers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,26 @@ def is_widening(old: ValueType, new: ValueType) -> bool:
     return (old.name, new.name) in {("Int32", "Int64"), ("Float32", "Float64")}
 
 
+class CoarseFloat(float):
+    """A float that a library held in 16 or 32 bits and that, as an integer, may have been another one."""
+
+
+_NARROW_TYPE = re.compile(r"\b(?:(halffloat|float16)|float32|float)\b")
+"""In what numpy, pandas, polars or Arrow call the type of a column, of its items, or of a scalar."""
+
+
+def from_library(value: Any, kind: Any) -> Any:
+    """Return the Python value or list that a library made of its own of type ``kind``, coarse floats marked."""
+    narrow = _NARROW_TYPE.search(str(kind).lower())
+    return value if narrow is None else _marked(value, WHOLE_FLOAT_LIMITS[16 if narrow[1] else 32])
+
+
+def _marked(value: Any, limit: int) -> Any:
+    if isinstance(value, list):
+        return [_marked(item, limit) for item in value]
+    return CoarseFloat(value) if isinstance(value, float) and abs(value) >= limit else value
+
+
 _OWN_KINDS = frozenset((int, float, bool, str, bytes, datetime, date, PythonDecimal, list))
 """Kinds of canonical values: no library's scalars, arrays or missing values are of them."""
 _NO_ARRAYS = (str, bytes, int, float, list, date)
@@ -159,9 +180,9 @@ _NO_ARRAYS = (str, bytes, int, float, list, date)
 def coerce(value_type: ValueType, value: Any) -> Any:
     """Return ``value`` as the type's canonical Python value, or None for None.
 
-    Accepts the canonical value, numpy and pandas scalars of the same kind, an int for a float, and a whole
-    float within 2**53 for an integer (pandas makes floats of integers beside nulls). Never guesses: a string
-    is no number, ``True`` is no integer. pandas' missing values (NaT, NA) are None; NaN is a float.
+    Accepts the canonical value, numpy and pandas scalars of the same kind, an int for a float, and a whole float for
+    an integer (pandas makes floats of integers beside nulls) below the limit of its bits (`WHOLE_FLOAT_LIMITS`). Never
+    guesses: a string is no number, ``True`` is no integer. pandas' missing values (NaT, NA) are None; NaN is a float.
 
     Raises ValueTypeError naming the value and the type.
     """
@@ -169,16 +190,30 @@ def coerce(value_type: ValueType, value: Any) -> Any:
         return None
     if type(value) not in _OWN_KINDS:
         if not isinstance(value, _NO_ARRAYS) and hasattr(value, "item"):
-            value = value.item() if getattr(value, "ndim", 0) == 0 else value.tolist()
+            listed = value.item() if getattr(value, "ndim", 0) == 0 else value.tolist()
+            value = from_library(listed, getattr(value, "dtype", ""))
         if type(value).__name__ in ("NaTType", "NAType"):
             return None
     try:
         return _COERCIONS[value_type.name](value_type, value)
     except (TypeError, ValueError, OverflowError, InvalidOperation):
         raise ValueTypeError(
-            f"{_shorten(value)} ({type(value).__name__}) is not a value of type {value_type}.",
+            f"{_shorten(value)} ({_kind(value)}) is not a value of type {value_type}{_why_not(value_type, value)}.",
             value_type=str(value_type),
         ) from None
+
+
+def _kind(value: Any) -> str:
+    return "float" if isinstance(value, CoarseFloat) else type(value).__name__
+
+
+def _why_not(value_type: ValueType, value: Any) -> str:
+    is_whole = value_type.name in INTEGER_RANGES and isinstance(value, float) and value.is_integer()
+    return f": {AMBIGUOUS}" if is_whole and not _is_certain(value) else ""
+
+
+def _is_certain(number: float) -> bool:
+    return abs(number) < WHOLE_FLOAT_LIMITS[64] and not isinstance(number, CoarseFloat)
 
 
 def _shorten(value: Any) -> str:
@@ -190,7 +225,7 @@ def _integer(value_type: ValueType, value: Any) -> int:
     if isinstance(value, bool):
         raise TypeError
     if isinstance(value, float):
-        if not value.is_integer() or abs(value) > WHOLE_FLOAT_LIMIT:
+        if not value.is_integer() or not _is_certain(value):
             raise ValueError
         value = int(value)
     if not isinstance(value, int):

@@ -177,6 +177,21 @@ def test_columns_of_every_make(client: FeatureClient, keys: Any) -> None:
     assert found.rows == [[7, None], [0, LARGE]]
 
 
+@pytest.mark.parametrize(("width", "limit"), [(np.float16, 2**11), (np.float32, 2**24)], ids=["16 bits", "32 bits"])
+def test_floats_that_may_be_several_integers_are_not_sent(client: FeatureClient, width: Any, limit: int) -> None:
+    for number, is_sent in ((limit - 1, True), (limit, False), (-limit, False), (limit + 2, False)):
+        keys = np.array([1, number], width)
+        for given in (keys, pd.Series(keys), pa.array(keys), pl.Series(keys), list(keys)):
+            if is_sent:
+                found = client.get_online_features(["fresh:clicks"], entities={"customer_id": given})
+                assert found.rows[0] == [7]
+                continue
+            with pytest.raises(errors.InputError, match="may stand for several integers"):
+                client.get_online_features(["fresh:clicks"], entities={"customer_id": given})
+            with pytest.raises(errors.InputError, match="may stand for several integers"):
+                client.push("clicks", {"customer_id": given})
+
+
 def test_a_frame_of_entities_with_a_null(client: FeatureClient) -> None:
     frame = pd.DataFrame({"customer_id": pd.array([1, None], dtype="Int64")})
     assert client.get_online_features(["fresh:score"], entities=frame).statuses == [["PRESENT"], ["NOT_FOUND"]]
