@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from featurestore import errors
 from featurestore.client.failures import error_of
+from featurestore.tables import as_list, instants_as_list, library_type, read_table
 
 try:
     import httpx
@@ -206,7 +207,7 @@ class FeatureClient:
             return self._decoded(self._call("POST", "/v1/online-features", body), OnlineRows)
         if entities is not None or request_data is not None:
             raise errors.InputError("entities= or request_data= beside entity_rows.", hint="Pass entity_rows alone.")
-        own = body["entities"] = _entity_columns(entity_rows)
+        own = body["entities"] = _columns(entity_rows, "entity_rows", errors.EntityKeyError)
         found = self._decoded(self._call("POST", "/v1/online-features", body), OnlineRows)
         if twice := {name.lower() for name in own} & {name.lower() for name in found.names}:
             hint = "Rename your column, or pass full_feature_names=True."
@@ -354,52 +355,15 @@ def _asked(features: Any, feature_service: str | None) -> dict[str, Any]:
     return {"features": listed}
 
 
-def _entity_columns(entity_rows: Any) -> dict[str, list[Any]]:
-    """Return entity rows as lists of one length; raises EntityKeyError for a row that lacks what another has."""
-    columns = _columns(entity_rows, "entity_rows")
-    if isinstance(entity_rows, list | tuple):
-        for place, name in ((p, n) for n in columns for p, row in enumerate(entity_rows) if n not in row):
-            raise errors.EntityKeyError(f"Row {place} of entity_rows has no {name!r}.", hint="Pass None.", row=place)
-    if len(set(map(len, columns.values()))) > 1:
-        shown = ", ".join(f"{name}: {len(values)}" for name, values in columns.items())
-        raise errors.InputError(f"The columns of the entity rows are not equally long ({shown}).")
-    return columns
+def _columns(given: Any, what: str, row_error: type[errors.InputError] | None = None) -> dict[str, list[Any]]:
+    """Return any table as lists by column, as JSON has them."""
+    table = read_table(given, what, row_error=row_error)
+    return {name: _column(name, values) for name, values in table.columns.items()}
 
 
-def _columns(table: Any, what: str) -> dict[str, list[Any]]:
-    """Return a dict of columns, a frame of pandas, polars or Arrow, or a list of dicts as lists by column."""
-    if hasattr(table, "collect_schema") and hasattr(table, "collect"):  # polars, lazy
-        table = table.collect()
-    if hasattr(table, "column_names") and hasattr(table, "to_pydict"):  # Arrow
-        pairs = list(zip(table.column_names, table.columns, strict=True))
-    elif hasattr(table, "iter_columns"):  # polars
-        pairs = [(column.name, column) for column in table.iter_columns()]
-    elif isinstance(table, list | tuple) and all(isinstance(row, Mapping) for row in table):
-        names = dict.fromkeys(name for row in table for name in row)
-        pairs = [(name, [row.get(name) for row in table]) for name in names]
-    elif hasattr(table, "items"):
-        pairs = list(table.items())
-    else:
-        raise errors.InputError(
-            f"{what}= is {type(table).__name__}, not columns.",
-            hint='Pass {"carrier": ["UA"]}, a list of dicts, or a frame of pandas, polars or Arrow.',
-        )
-    columns = {str(name): _column(name, values) for name, values in pairs}
-    if len(columns) < len(pairs):
-        raise errors.InputError(f"{what}= has two columns of one name: {', '.join(str(name) for name, _ in pairs)}.")
-    return columns
-
-
-def _column(name: Any, values: Any) -> list[Any]:
-    """Return a column as a list; pandas, numpy and Arrow write theirs with plain numbers in it."""
-    method = next((found for found in ("to_list", "tolist", "to_pylist") if hasattr(values, found)), None)
-    if method is not None:
-        listed = _instants(values) if method == "tolist" else getattr(values, method)()
-    else:
-        listed = None if isinstance(values, str | bytes) or not isinstance(values, Iterable) else list(values)
-    if not isinstance(listed, list):
-        raise errors.InputError(f"Column {name!r} is {values!r}, not a list of values.")
-    _check_certain(f"Column {name!r}", listed, getattr(values, "type", None) or getattr(values, "dtype", ""))
+def _column(name: str, values: Any) -> list[Any]:
+    listed = as_list(values)
+    _check_certain(f"Column {name!r}", listed, library_type(values))
     if _is_infinite(listed):
         raise errors.InputError(f"Column {name!r} holds an infinite value, which JSON does not have.")
     return [None if type(v).__name__ in _NULLS or (isinstance(v, float) and v != v) else v for v in listed]
@@ -439,21 +403,10 @@ def _plain(value: Any) -> Any:
             raise TypeError(f"{value} is finer than a microsecond: round it, {ROUNDING}")
         return value.isoformat()
     if hasattr(value, "tolist"):
-        listed = _instants(value)
-        _check_certain("A list", listed if isinstance(listed, list) else [listed], getattr(value, "dtype", ""))
+        listed = instants_as_list(value)
+        _check_certain("A list", listed if isinstance(listed, list) else [listed], library_type(value))
         return listed
     raise TypeError(f"{value!r} is of type {type(value).__name__}")
-
-
-def _instants(values: Any) -> Any:
-    """Return numpy's values as Python's; of instants finer than a microsecond numpy itself would make integers."""
-    dtype = getattr(values, "dtype", None)
-    if getattr(dtype, "kind", "") != "M" or str(dtype) == "datetime64[D]":  # days become dates
-        return values.tolist()
-    rounded = values.astype("datetime64[us]")
-    if ((rounded != values) & (values == values)).any():  # NaT is not itself
-        raise errors.InputError(f"Some instants are finer than a microsecond: round them, {ROUNDING}.")
-    return rounded.tolist()
 
 
 _DTYPES = {int: ("int64", "Int64"), float: ("float64", "Float64"), bool: ("bool", "boolean"), str: (None, "string")}

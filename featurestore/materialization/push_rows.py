@@ -16,6 +16,7 @@ from featurestore.definitions import FeatureView
 from featurestore.errors import EntityKeyError, InputError, ValueTypeError, did_you_mean
 from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import Write
+from featurestore.tables import as_arrow, check_lengths, read_parquet, read_table
 from featurestore.types.arrow import arrow_type, cast_column
 from featurestore.types.columns import CREATED, EVENT
 from featurestore.types.times import EPOCH, instants_from_arrow, to_instant, to_rfc3339
@@ -59,13 +60,7 @@ class PushedRows:
         self._has_columns = has_columns
         self._convert = from_json if json else coerce
         self._typed: dict[str, list[tuple[ValueType, Column]]] = {}
-        lengths = {name: len(values) for name, values in columns.items()}
-        self.row_count = max(lengths.values(), default=0)
-        short = next((name for name, length in lengths.items() if length != self.row_count), None)
-        if short is not None:
-            raise InputError(
-                f"Column {short!r} holds {lengths[short]} values where another holds {self.row_count}.", column=short
-            )
+        self.row_count = check_lengths(columns, "rows")
 
     def require(self, needed: Sequence[str], source: str) -> None:
         """Raise InputError for a column that is needed and not there."""
@@ -123,17 +118,9 @@ class PushedRows:
                 return list(values) if isinstance(values, tuple) else values
             # Of numpy, and a bare integer to Python where it is fine. A NaT of any unit equals nothing.
             values = [value if value == value else None for value in values]
-        import pyarrow as pa
-
-        if isinstance(values, pa.Array):
-            return values
-        if isinstance(values, pa.ChunkedArray):
-            return _one_array(values)
-        if hasattr(values, "to_arrow"):
-            return _one_array(values.to_arrow())
         try:
-            return _one_array(pa.array(values, from_pandas=True))
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            return _one_array(as_arrow(values))
+        except ValueError:
             return list(values)  # values of several kinds: one of them will be named
 
     def _from_list(self, name: str, values: list[Any], kind: ValueType) -> Column:
@@ -208,71 +195,14 @@ class ViewRows:
 
 
 def read_rows(rows: Any) -> PushedRows:
-    """Return what a caller pushes: a pandas, Arrow or polars table, a Parquet path, a dict of lists, a list of dicts.
+    """Return what a caller pushes: any table (see `tables.read_table`), or the path of a Parquet file.
 
     Raises InputError for anything else, and for two columns of one name.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if isinstance(rows, str | Path):
-        try:
-            with pq.ParquetFile(rows) as file:
-                rows = file.read()
-        except (OSError, pa.ArrowException) as error:
-            reason = "there is no such file" if not Path(rows).exists() else str(error).splitlines()[0].rstrip(".")
-            raise InputError(f"The rows of {rows} cannot be read: {reason}.", path=str(rows)) from None
-    if isinstance(rows, Mapping):
-        return PushedRows({name: _checked(name, values) for name, values in rows.items()})
-    if isinstance(rows, list | tuple) and all(isinstance(row, Mapping) for row in rows):
-        return PushedRows(_by_column(rows), has_columns=bool(rows))
-    if isinstance(rows, pa.RecordBatchReader):
-        rows = rows.read_all()
-    if hasattr(rows, "collect") and hasattr(rows, "lazy"):
-        rows = rows.collect()
-    if isinstance(rows, pa.Table | pa.RecordBatch):
-        return _of_columns(rows.column_names, rows.columns)
-    if hasattr(rows, "iloc") and hasattr(rows, "columns"):
-        return _of_columns(rows.columns, [rows.iloc[:, place] for place in range(rows.shape[1])])
-    if hasattr(rows, "get_columns"):
-        return _of_columns(rows.columns, rows.get_columns())
-    raise InputError(
-        f"{type(rows).__name__} holds no rows to push.",
-        hint="Pass a pandas, Arrow or polars table, a dict of lists or a list of dicts.",
-    )
-
-
-def _of_columns(names: Any, columns: Sequence[Any]) -> PushedRows:
-    texts = [str(name) for name in names]
-    twice = next((name for name in texts if texts.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(
-            f"The pushed rows have two columns called {twice!r}.", hint="Leave one of them out.", column=twice
-        )
-    return PushedRows(dict(zip(texts, columns, strict=True)))
-
-
-def _checked(name: str, values: Any) -> Any:
-    try:
-        len(values)  # which an array of no dimension has not
-    except TypeError:
-        is_list = False
-    else:
-        is_list = not isinstance(values, str | bytes | Mapping | set | frozenset)  # a set's order means nothing
-    if not is_list:
-        raise InputError(f"Column {name!r} is {type(values).__name__}, not a list.", hint="Pass one value per row.")
-    return values
-
-
-def _by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    try:
-        return {name: [row[name] for row in rows] for name in names}
-    except KeyError:
-        place, name = next((p, n) for n in names for p, row in enumerate(rows) if n not in row)
-        raise InputError(
-            f"Row {place} of the pushed rows has no {name!r}.", hint="Pass None where there is none.", row=place
-        ) from None
+        rows = read_parquet(rows, "The file of rows")
+    table = read_table(rows, "rows")
+    return PushedRows(table.columns, has_columns=table.has_names)
 
 
 def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import InputError, ValueTypeError
+from featurestore.tables import as_arrow
 from featurestore.types.arrow import arrow_type, cast_column
 from featurestore.types.times import to_datetime
 from featurestore.types.values import ValueType, coerce
@@ -98,14 +99,11 @@ def to_frame(table: pa.Table, index: pd.Index | None = None) -> pd.DataFrame:
 
 def inferred_column(values: list[Any], *, name: str) -> pa.Array:
     """Return values in the type that Arrow infers, NaN beside others as null; raises InputError naming the column."""
-    import pyarrow as pa
-
     try:
-        return pa.array(values, from_pandas=not all(isinstance(value, float | None) for value in values))
-    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        return as_arrow(values)
+    except ValueError as error:
         raise InputError(
-            f"Your own column {name!r} is of no one type: {reason}.", hint="Leave it out, or use to_dict()."
+            f"Your own column {name!r} is of no one type: {error}.", hint="Leave it out, or use to_dict()."
         ) from None
 
 

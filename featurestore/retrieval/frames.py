@@ -6,13 +6,12 @@ the features by position.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions import FeatureView, ParquetSource, PushSource
 from featurestore.definitions.sql import read_tables
@@ -28,6 +27,7 @@ from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.workspace import Workspace
 from featurestore.retrieval.columns import cast_exactly, to_frame
 from featurestore.retrieval.features import FeatureRequest
+from featurestore.tables import Form, as_arrow, read_parquet, read_table
 from featurestore.types.times import instants_from_arrow
 from featurestore.types.values import ValueType
 
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 TIME = "at"
 """The time column of the frame that the engine sees; names of key columns there hold a blank."""
-
-Form = Literal["pandas", "arrow", "polars"]
 
 
 def engine_column(column: str, value_type: ValueType) -> str:
@@ -68,20 +66,11 @@ class OwnColumns:
 
     def column(self, name: str) -> pa.Array | pa.ChunkedArray:
         """Return one column as Arrow; raises EntityFrameError where its values are of several kinds."""
-        import pyarrow as pa
-
         if self.form == "arrow":
             return self.table.column(name)
         if self.form == "polars":
             return self.table.get_column(name).to_arrow()
-        position = self.names.index(name)
-        try:
-            return pa.array(self.table.iloc[:, position], from_pandas=True)
-        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-            raise EntityFrameError(
-                f"Column {name!r} of the entity frame is no column of one type: {str(error).splitlines()[0]}.",
-                column=name,
-            ) from None
+        return _typed(name, self.table.iloc[:, self.names.index(name)])
 
     def to_arrow(self) -> pa.Table:
         """Return all columns as Arrow; a pandas index is no column and stays behind."""
@@ -136,11 +125,6 @@ def check_frame(own: OwnColumns, request: FeatureRequest, timestamp_column: str)
     import pyarrow as pa
 
     names = own.names
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise EntityFrameError(
-            f"The entity frame has two columns called {twice!r}.", hint="Rename one of them.", column=twice
-        )
     request.check_own_columns(names)
     _require(names, timestamp_column, "time column")
     columns = {TIME: _times(own.column(timestamp_column), timestamp_column)}
@@ -201,31 +185,32 @@ def _own_columns(entity_df: Any, sql: SqlFrames) -> OwnColumns:
     """Return whatever a caller passes as a table of its own form, safe from later changes by the caller."""
     import pyarrow as pa
 
+    path = None
     if isinstance(entity_df, str) and _is_sql(entity_df):
-        return OwnColumns("arrow", sql.run(entity_df))
-    if isinstance(entity_df, str | Path):
+        entity_df = sql.run(entity_df)
+    elif isinstance(entity_df, str | Path):
         path = Path(entity_df).absolute()  # the working directory may be another when the set is written
-        return OwnColumns("arrow", _read_parquet(Path(entity_df)), path)
-    if isinstance(entity_df, pa.Table):
-        return OwnColumns("arrow", entity_df)
-    if isinstance(entity_df, pa.RecordBatch):
-        return OwnColumns("arrow", pa.Table.from_batches([entity_df]))
-    if isinstance(entity_df, pa.RecordBatchReader):
-        return OwnColumns("arrow", entity_df.read_all())
-    package = type(entity_df).__module__.partition(".")[0]
-    if package == "pandas" and hasattr(entity_df, "iloc") and hasattr(entity_df, "columns"):
+        entity_df = read_parquet(entity_df, "The entity frame", EntityFrameError)
+    given = read_table(entity_df, "entity_df", error=EntityFrameError)
+    if given.form == "pandas":
         import pandas as pd
 
         # From version 3 on pandas copies when either side is written to; before it a caller's write shows.
-        return OwnColumns("pandas", entity_df.copy(deep=int(pd.__version__.partition(".")[0]) < 3))
-    if package == "polars":
-        frame = entity_df.collect() if hasattr(entity_df, "collect") else entity_df
-        if hasattr(frame, "get_columns"):
-            return OwnColumns("polars", frame.clone())
-    raise EntityFrameError(
-        f"{type(entity_df).__name__} is no entity frame.",
-        hint="Pass a pandas, Arrow or polars table, the path of a Parquet file, or a SELECT over the project.",
-    )
+        return OwnColumns("pandas", given.frame.copy(deep=int(pd.__version__.partition(".")[0]) < 3))
+    if given.form == "polars":
+        return OwnColumns("polars", given.frame.clone())
+    if given.form == "python":
+        return OwnColumns("arrow", pa.table({name: _typed(name, values) for name, values in given.columns.items()}))
+    return OwnColumns("arrow", given.frame, path)
+
+
+def _typed(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+    try:
+        return as_arrow(values)
+    except ValueError as error:
+        raise EntityFrameError(
+            f"Column {name!r} of the entity frame is no column of one type: {error}.", column=name
+        ) from None
 
 
 _SQL = re.compile(r"(?:\s|\(|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*(?:select|with|from)\s+\S", re.IGNORECASE)
@@ -234,28 +219,6 @@ _SQL = re.compile(r"(?:\s|\(|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*(?:select|with|
 
 def _is_sql(text: str) -> bool:
     return _SQL.match(text) is not None
-
-
-def _read_parquet(path: Path) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.read()
-    except (OSError, pa.ArrowException) as error:
-        hint = "Pass the path of a Parquet file, or a query that begins with SELECT."
-        if isinstance(error, FileNotFoundError):
-            reason = "there is no such file"
-        elif isinstance(error, OSError) and error.errno:
-            reason, hint = os.strerror(error.errno), "Check the rights of the file and of its folder."
-        else:
-            reason = str(error).splitlines()[0].rstrip(".")
-        raise EntityFrameError(
-            f"The entity frame {path} cannot be read: {reason}.",
-            hint=hint,
-            path=str(path),
-        ) from None
 
 
 class SqlFrames:

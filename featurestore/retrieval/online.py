@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
-from featurestore.errors import EntityKeyError, InputError
+from featurestore.errors import EntityKeyError
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.workspace import Workspace
 from featurestore.online.reading import Status
 from featurestore.retrieval.features import FeaturesArgument, resolve
 from featurestore.retrieval.online_plan import Answer, FetchValue, OnlinePlan, ShortAnswer
+from featurestore.tables import as_list, library_type, read_table
 from featurestore.types.times import to_datetime
 from featurestore.types.values import ValueType, coerce, from_library
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _MOST_PLANS = 256
-_NULLS = frozenset({"NAType", "NaTType"})
-"""The types of pandas' own nulls."""
 
 
 class OnlineResponse:
@@ -131,13 +130,14 @@ def get_online_features(
 ) -> OnlineResponse:
     """Read the newest values of some entities from the online store, each with a true status.
 
-    ``entity_rows`` is a list of dicts, a dict of columns (lists, arrays, series), or a frame of pandas, polars or
-    Arrow, with join keys and request data. Raises EntityKeyError naming key, value and row, NotFoundError,
-    OutputNameClashError, CodeMismatchError, InputError, OnlineStoreUnavailableError.
+    ``entity_rows`` is any table (see `tables.read_table`) with join keys and request data. Raises EntityKeyError
+    naming key, value and row, NotFoundError, OutputNameClashError, CodeMismatchError, InputError,
+    OnlineStoreUnavailableError.
     """
     plan = _plans(workspace).plan(workspace, features, full_feature_names)
-    own = _columns(entity_rows)
-    if not own and not isinstance(entity_rows, Mapping):  # no rows: no answers
+    table = read_table(entity_rows, "entity_rows", row_error=EntityKeyError)
+    own = {name: from_library(as_list(values), library_type(values)) for name, values in table.columns.items()}
+    if not table.has_names:  # no rows: no answers
         own = {name: [] for name in (*plan.request.key_types, *plan.request.request_fields)}
     if not plan.lower_names.isdisjoint([str(name).lower() for name in own]):
         plan.request.check_own_columns(own)
@@ -198,65 +198,3 @@ def _shape(features: Any) -> Any:
 def _key_value(value_type: ValueType, value: Any) -> Any:
     is_missing = isinstance(value, float) and math.isnan(value)
     return None if is_missing else coerce(value_type, value)
-
-
-def _columns(entity_rows: Any) -> dict[str, list[Any]]:
-    """Return entity rows as lists by column, the caller's objects untouched and not shared."""
-    if not isinstance(entity_rows, list | tuple):
-        given = entity_rows if isinstance(entity_rows, Mapping) else _frame_columns(entity_rows)
-        if given is not None:
-            return _equally_long({name: _list(name, values) for name, values in given.items()})
-    elif all(isinstance(row, Mapping) for row in entity_rows):
-        return _turned(entity_rows)
-    raise InputError(
-        f"entity_rows is {type(entity_rows).__name__}, not a list of dicts, a dict of lists or a frame.",
-        hint='Pass [{"carrier": "UA"}] or {"carrier": ["UA"]}.',
-    )
-
-
-def _turned(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    try:
-        return {name: [row[name] for row in rows] for name in names}
-    except KeyError:
-        place, name = next((p, n) for n in names for p, row in enumerate(rows) if n not in row)
-        raise EntityKeyError(
-            f"Row {place} of the entity rows has no {name!r}.", hint="Pass None where there is none.", row=place
-        ) from None
-
-
-def _frame_columns(frame: Any) -> dict[str, Any] | None:
-    """Return a frame of pandas, polars or Arrow as columns by name, None for anything else."""
-    if hasattr(frame, "collect_schema") and hasattr(frame, "collect"):
-        frame = frame.collect()  # polars, lazy
-    if hasattr(frame, "column_names") and hasattr(frame, "to_pylist"):
-        pairs = list(zip(frame.column_names, frame.columns, strict=True))
-    elif hasattr(frame, "columns") and hasattr(frame, "items"):
-        pairs = [(str(name), column) for name, column in frame.items()]
-    elif hasattr(frame, "get_columns"):
-        pairs = [(column.name, column) for column in frame.get_columns()]
-    else:
-        return None
-    columns = dict(pairs)
-    if len(columns) < len(pairs):
-        raise InputError(f"The entity rows have two columns of one name: {', '.join(name for name, _ in pairs)}.")
-    return columns
-
-
-def _equally_long(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    if len(set(map(len, columns.values()))) > 1:
-        shown = ", ".join(f"{name}: {len(values)}" for name, values in columns.items())
-        raise InputError(f"The columns of the entity rows are not equally long ({shown}).")
-    return columns
-
-
-def _list(name: str, values: Any) -> list[Any]:
-    if isinstance(values, list | tuple):
-        return [*values]
-    for method in ("tolist", "to_list", "to_pylist"):  # numpy and pandas, polars, Arrow
-        if hasattr(values, method):
-            listed = getattr(values, method)()
-            if isinstance(listed, list):  # what holds one value alone is no column
-                kind = getattr(values, "type", None) or getattr(values, "dtype", "")
-                return [None if type(v).__name__ in _NULLS else v for v in from_library(listed, kind)]
-    raise InputError(f"entity_rows[{name!r}] is {type(values).__name__}, not a list.", hint="Pass one value per row.")

@@ -23,6 +23,7 @@ from featurestore.online.keys import EntityEncoder, KeyEncoder, integer_texts
 from featurestore.online.reading import FetchSchema, Status, ViewReader, ViewRows
 from featurestore.retrieval.features import FeatureRequest, OnDemandRead, Output, ViewRead
 from featurestore.retrieval.on_demand import OnDemandFunction
+from featurestore.tables import check_lengths
 from featurestore.types.values import INTEGER_RANGES, ValueType, coerce, from_json, to_json
 
 Form = Literal["python", "json"]
@@ -117,13 +118,9 @@ class OnlinePlan:
 
     def _check(self, columns: Mapping[str, Sequence[Any]]) -> int:
         try:
-            lengths = {len(columns[name]) for name in self._needed}
+            return check_lengths({name: columns[name] for name in self._needed}, "the entity rows")
         except KeyError as error:
             raise self._missing(error.args[0], columns) from None
-        if len(lengths) > 1:
-            shown = ", ".join(f"{name}: {len(columns[name])}" for name in self._needed)
-            raise InputError(f"The columns of the entity rows are not equally long ({shown}).")
-        return lengths.pop()
 
     def _missing(self, name: str, columns: Mapping[str, Any]) -> InputError:
         given = f"Given are: {', '.join(map(repr, columns))}." if columns else "Nothing is given."

@@ -40,10 +40,11 @@ from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors, hash_of, make_folder, sync_file, sync_folder
 from featurestore.retrieval.certificate import Certificate
 from featurestore.retrieval.features import from_references
-from featurestore.retrieval.frames import Form, OwnColumns, check_frame
+from featurestore.retrieval.frames import OwnColumns, check_frame
 from featurestore.retrieval.joins import JoinedRows, pin
 from featurestore.retrieval.training_set import TrainingSet
 from featurestore.steps import crash_point, reached
+from featurestore.tables import Form
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -138,7 +138,7 @@ def test_online_alone_and_what_is_counted(workspace, client):
         ({"sold_at": [to_rfc3339(day(1)), day(1)]}, 422, "value_type", "column 'sold_at', row 1"),
         ({"sold_at": [to_rfc3339(day(21))] * 2}, 422, "value_type", "row 0: 2024-01-22T00:00:00.000000Z lies in"),
         ({"known_at": [None, to_rfc3339(day(21))]}, 422, "value_type", "column 'known_at', row 1"),
-        ({"note": [None]}, 422, "invalid_input", "'note' holds 1 values where another holds 2"),
+        ({"note": [None]}, 422, "invalid_input", "not equally long"),
         ({"ignored": [{"deep": [1]}, 2]}, 200, None, ""),
         ({"source": "sale_push"}, 404, "not_found", "Did you mean 'sales_push'"),
         (

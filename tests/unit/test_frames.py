@@ -20,7 +20,8 @@ from support.small_project import delay_now, small_project
 from featurestore.errors import EntityFrameError, EntityKeyError, InputError, OutputNameClashError, ValueTypeError
 from featurestore.metadata.workspace import Workspace
 from featurestore.retrieval.features import Reference, resolve
-from featurestore.retrieval.frames import TIME, EntityFrame, SqlFrames, _read_parquet, read_frame
+from featurestore.retrieval.frames import TIME, EntityFrame, SqlFrames, read_frame
+from featurestore.tables import read_parquet
 
 UTC = dt.UTC
 
@@ -189,10 +190,10 @@ def frame_of(**columns: Any) -> pd.DataFrame:
         (frame_of(carrier=[1, 2]), EntityKeyError, "'carrier' is of type int64, but String is declared"),
         (frame_of(carrier=["UA", 2]), EntityFrameError, "'carrier' of the entity frame is no column of one type"),
         (frame_of(flights=[1, 2]), OutputNameClashError, "'flights'"),
-        (frame_of()["carrier"], EntityFrameError, "Series is no entity frame"),
-        (pl.Series([1]), EntityFrameError, "Series is no entity frame"),
-        (17, EntityFrameError, "int is no entity frame"),
-        ({"carrier": ["UA"]}, EntityFrameError, "dict is no entity frame"),
+        (frame_of()["carrier"], EntityFrameError, "entity_df is Series, not a table"),
+        (pl.Series([1]), EntityFrameError, "entity_df is Series, not a table"),
+        (17, EntityFrameError, "entity_df is int, not a table"),
+        ({"carrier": "UA"}, EntityFrameError, "Column 'carrier' of entity_df is str, not a list"),
         (Path("nowhere.parquet"), EntityFrameError, "nowhere.parquet cannot be read: there is no such file"),
         (pd.concat([frame_of(), frame_of()[["carrier"]]], axis=1), EntityFrameError, "two columns called 'carrier'"),
     ],
@@ -207,14 +208,14 @@ def test_what_is_wrong_is_named(workspace: Workspace, frame: Any, error: type[Ex
 def test_a_frame_that_may_not_be_read(tmp_path: Path, closed: str) -> None:
     path = tmp_path / "frame.parquet"
     frame_of().to_parquet(path)
-    _read_parquet(path)  # loads all that it takes, while that can be read
+    read_parquet(path, "The entity frame", EntityFrameError)  # loads all that it takes, while that can be read
     (tmp_path / closed).chmod(0o000)
     was = os.geteuid()
     if was == 0:
         os.seteuid(65534)
     try:
         with pytest.raises(EntityFrameError, match=r"frame.parquet cannot be read: Permission denied\.") as caught:
-            _read_parquet(path)
+            read_parquet(path, "The entity frame", EntityFrameError)
     finally:
         os.seteuid(was)
         (tmp_path / closed).chmod(0o700)

@@ -376,15 +376,14 @@ def test_rows_without_columns_are_refused(rows: Any) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (7, "int holds no rows"),
+        (7, "rows is int, not a table"),
         ("nowhere.parquet", "there is no such file"),
-        ([{"id": 1}, {"at": EARLY}], "Row 1 of the pushed rows has no 'id'"),
+        ([{"id": 1}, {"at": EARLY}], "Row 1 of rows has no 'id'"),
         (pd.DataFrame([[1, 2]], columns=["id", "id"]), "two columns called 'id'"),
-        ({"id": {1: 2}}, "'id' is dict, not a list"),
-        ({"id": {1, 2}}, "'id' is set, not a list"),
-        ({"id": frozenset([1])}, "'id' is frozenset, not a list"),
-        ({"id": np.array(1)}, "'id' is ndarray, not a list"),
-        ({"id": (n for n in (1, 2))}, "'id' is generator, not a list"),
+        ({"id": {1: 2}}, "'id' of rows is dict, not a list"),
+        ({"id": {1, 2}}, "'id' of rows is set, not a list"),
+        ({"id": frozenset([1])}, "'id' of rows is frozenset, not a list"),
+        ({"id": np.array(1)}, "'id' of rows is ndarray, not a list"),
     ],
 )
 def test_what_is_no_rows(rows: Any, message: str) -> None:

@@ -1,0 +1,255 @@
+"""The one reader of tables that callers pass: entity frames, entity rows and pushed rows, in process and to a server.
+
+It loads no library that the caller has not loaded, except pyarrow for what offers itself as an Arrow stream.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from featurestore.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Form = Literal["pandas", "arrow", "polars", "python"]
+
+_FORMS = "a pandas, polars or Arrow table, anything with __arrow_c_stream__, a dict of lists or a list of dicts"
+_NO_COLUMNS = (str, bytes, bytearray, memoryview, Mapping, Set)
+"""They have a length, and no values one after the other: a set's order means nothing."""
+_NULLS = frozenset({"NAType", "NaTType"})
+"""The types of pandas' own nulls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A caller's table: columns of one length by name, each as its library holds it."""
+
+    form: Form
+    frame: Any
+    """The pandas or polars frame or the Arrow table; None for lists and dicts."""
+    columns: dict[str, Any]
+    has_names: bool = True
+    """False for a list of no dicts, which has neither rows nor columns."""
+
+
+def read_table(
+    given: Any, what: str, *, error: type[InputError] = InputError, row_error: type[InputError] | None = None
+) -> Table:
+    """Return whatever a caller passes as a table; what can be read only once is read once.
+
+    ``what`` names it in messages. Raises ``error`` for what is no table, two columns of one name, and columns that are
+    no lists or not equally long, and ``row_error`` (``error`` unless given) for a dict that lacks what another has.
+    """
+    if isinstance(given, Iterator) and not hasattr(given, "__arrow_c_stream__"):
+        given = list(given)
+    form: Form = "python"
+    frame = None
+    kind = type(given)  # a frame may have a column of any name, which a look at the object itself would find
+    if isinstance(given, Mapping):
+        pairs = [(name, _column(name, values, what, error)) for name, values in given.items()]
+    elif isinstance(given, list | tuple) and all(isinstance(row, Mapping) for row in given):
+        pairs = _turned(given, what, row_error or error)
+    elif hasattr(kind, "iloc") and hasattr(kind, "columns"):
+        form, frame = "pandas", given
+        pairs = [(name, given.iloc[:, place]) for place, name in enumerate(given.columns)]
+    elif hasattr(kind, "get_columns") or hasattr(kind, "collect_schema"):
+        form, frame = "polars", given if hasattr(kind, "get_columns") else given.collect()
+        pairs = [(column.name, column) for column in frame.get_columns()]
+    else:
+        form, frame = "arrow", _arrow_table(given, what, error)
+        pairs = list(zip(frame.column_names, frame.columns, strict=True))
+    columns = {str(name): values for name, values in pairs}
+    if len(columns) < len(pairs):
+        names = [str(name) for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise error(f"{what} has two columns called {twice!r}.", hint="Rename one of them.", column=twice)
+    if form == "python":
+        check_lengths(columns, what, error)
+    return Table(form, frame, columns, has_names=bool(columns) or not isinstance(given, list | tuple) or bool(given))
+
+
+def read_parquet(path: str | Path, what: str, error: type[InputError] = InputError) -> pa.Table:
+    """Return the rows of a Parquet file; raises ``error`` for one that cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read()
+    except (OSError, pa.ArrowException) as cause:
+        hint = "Pass the path of a Parquet file."
+        if isinstance(cause, FileNotFoundError):
+            reason = "there is no such file"
+        elif isinstance(cause, OSError) and cause.errno:
+            reason, hint = os.strerror(cause.errno), "Check the rights of the file and of its folder."
+        else:
+            reason = str(cause).splitlines()[0].rstrip(".")
+        raise error(f"{what} {path} cannot be read: {reason}.", hint=hint, path=str(path)) from None
+
+
+def check_lengths(columns: Mapping[str, Any], what: str, error: type[InputError] = InputError) -> int:
+    """Return how many rows there are; raises ``error`` for columns that are not equally long."""
+    lengths = {name: len(values) for name, values in columns.items()}
+    first = next(iter(lengths.items()), ("", 0))
+    for name, length in lengths.items():
+        if length != first[1]:
+            raise error(
+                f"The columns of {what} are not equally long ({first[0]}: {first[1]}, {name}: {length}).", column=name
+            )
+    return first[1]
+
+
+def as_list(values: Any) -> list[Any]:
+    """Return a column as a new list of Python values; what is a null to pandas is None, NaN among floats stays.
+
+    Raises InputError for instants of numpy that Python would cut.
+    """
+    if isinstance(values, list | tuple):
+        return [*values]
+    kind = type(values)  # a series may have a label of any name
+    if hasattr(kind, "to_pylist"):  # Arrow
+        return list(values.to_pylist())
+    if hasattr(kind, "to_list"):  # pandas and polars
+        has_floats = getattr(values.dtype, "kind", "f") == "f"
+        return [_plain(v) if has_floats or not isinstance(v, float) or v == v else None for v in values.to_list()]
+    return [_plain(value) for value in (instants_as_list(values) if hasattr(kind, "tolist") else values)]
+
+
+def library_type(values: Any) -> Any:
+    """Return what its library calls the type of a column or a scalar, "" for Python's own."""
+    return getattr(values, "type", None) or getattr(values, "dtype", "")
+
+
+def instants_as_list(values: Any) -> Any:
+    """Return numpy's values as Python's; of instants finer than a microsecond numpy itself would make integers."""
+    dtype = getattr(values, "dtype", None)
+    if getattr(dtype, "kind", "") != "M" or str(dtype) == "datetime64[D]":  # days become dates
+        return values.tolist()
+    rounded = values.astype("datetime64[us]")
+    if ((rounded != values) & (values == values)).any():  # NaT is not itself
+        raise InputError(
+            "Some instants are finer than a microsecond.", hint="Round event and created times up and all others down."
+        )
+    return rounded.tolist()
+
+
+def as_arrow(values: Any) -> pa.Array | pa.ChunkedArray:
+    """Return a column as Arrow, each value as it was; raises ValueError where its values are of several types."""
+    import pyarrow as pa
+
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values
+    if hasattr(values, "to_arrow"):  # polars
+        return values.to_arrow()
+    try:
+        if not isinstance(values, list | tuple) and str(getattr(values, "dtype", "object")) != "object":
+            return pa.array(values, from_pandas=True)
+        return _inferred(values)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(str(error).splitlines()[0].rstrip(".")) from None
+
+
+def _inferred(values: Any) -> pa.Array:
+    """Return Python values in the type that Arrow infers. NaN is a null beside what is no float."""
+    import pyarrow as pa
+
+    is_list = isinstance(values, list | tuple)
+    from_pandas = not (is_list and all(value is None or _is_float(value) for value in values))
+    try:
+        column = pa.array(values, from_pandas=from_pandas)
+    except OverflowError:  # beyond Int64
+        return pa.array(values, pa.uint64(), from_pandas=from_pandas)
+    kind = column.type
+    if pa.types.is_timestamp(kind) and any(getattr(value, "nanosecond", 0) > 0 for value in values):
+        column = pa.array(values, pa.timestamp("ns", kind.tz), from_pandas=from_pandas)
+    # Arrow makes bytes of texts beside bytes and dates of instants beside dates. All other types hold what they take.
+    if pa.types.is_binary(kind) or pa.types.is_temporal(kind) or pa.types.is_nested(kind):
+        for row, (value, kept) in enumerate(zip(values, column.to_pylist(), strict=True)):
+            if not _is_same(value, kept):
+                raise ValueError(f"{value!r} in row {row} would become {kept!r}")
+    return column
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, float) or getattr(getattr(value, "dtype", None), "kind", "") == "f"
+
+
+def _is_same(given: Any, kept: Any) -> bool:
+    """Tell whether Arrow kept a value. Naive instants are UTC; nulls of any library are None."""
+    if kept is None:
+        return _plain(given) is None or bool(given != given)
+    if isinstance(kept, list):
+        items = given.tolist() if hasattr(given, "tolist") else list(given)
+        return len(items) == len(kept) and all(map(_is_same, items, kept))
+    if isinstance(kept, dict):
+        return all(_is_same(given.get(name), value) for name, value in kept.items())
+    if isinstance(given, datetime) and isinstance(kept, datetime):
+        # A difference, because instants in an hour that comes twice equal none of another zone.
+        return not (_aware(given) - _aware(kept))
+    if isinstance(given, date) and isinstance(given, datetime) != isinstance(kept, datetime):
+        return False
+    return bool(given == kept or given != given)
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def _plain(value: Any) -> Any:
+    return None if type(value).__name__ in _NULLS else value
+
+
+def _column(name: Any, values: Any, what: str, error: type[InputError]) -> Any:
+    """Return one value of a dict of columns, an iterator as a list; raises ``error`` for what is no column."""
+    if isinstance(values, Iterator):
+        return list(values)
+    try:
+        len(values)  # which an array of no dimension has not
+    except TypeError:
+        is_column = False
+    else:
+        is_column = isinstance(values, Iterable) and not isinstance(values, _NO_COLUMNS)
+    if not is_column:
+        raise error(
+            f"Column {name!r} of {what} is {type(values).__name__}, not a list of values.",
+            hint="Pass one value per row.",
+            column=str(name),
+        )
+    return values
+
+
+def _turned(rows: Any, what: str, error: type[InputError]) -> list[tuple[Any, list[Any]]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    try:
+        return [(name, [row[name] for row in rows]) for name in names]
+    except KeyError:
+        place, name = next((p, n) for n in names for p, row in enumerate(rows) if n not in row)
+        hint = "Pass None where there is none."
+        raise error(f"Row {place} of {what} has no {name!r}.", hint=hint, row=place) from None
+
+
+def _arrow_table(given: Any, what: str, error: type[InputError]) -> pa.Table:
+    if not (hasattr(given, "__arrow_c_stream__") or hasattr(given, "__arrow_c_array__")):
+        raise error(f"{what} is {type(given).__name__}, not a table.", hint=f"Pass {_FORMS}.")
+    try:
+        import pyarrow as pa
+    except ImportError:
+        raise error(
+            f"{what} is {type(given).__name__}, which only pyarrow reads: it is not installed.",
+            hint="Install it, or pass a dict of lists.",
+        ) from None
+    if isinstance(given, pa.Table):
+        return given
+    try:
+        if isinstance(given, pa.Array | pa.ChunkedArray):
+            return pa.Table.from_struct_array(given)  # which takes slices
+        return pa.table(given)
+    except (pa.ArrowException, TypeError, ValueError) as cause:  # of a single column, for one
+        reason = str(cause).splitlines()[0].rstrip(".")
+        raise error(f"{what} is {type(given).__name__}, not a table: {reason}.", hint=f"Pass {_FORMS}.") from None
