@@ -32,6 +32,8 @@ def configure(form: Format, *, debug: bool) -> None:
     handler.setFormatter(JsonLines() if form == "json" else Lines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("featurestore").setLevel(logging.DEBUG if debug else logging.INFO)
+    # uvicorn warns of every request that it refuses.
+    logging.getLogger("uvicorn.error").addFilter(lambda line: line.levelno != logging.WARNING or is_news(str(line.msg)))
 
 
 def log_request(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -46,6 +47,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._untaken_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._header_bytes: int | None = None
+        self._piece_bytes = 0
         self._running: Any = None
         # One of each connection: a cycle that its own scope led to would be garbage that only the collector finds.
         self._extensions = {WHOLE_ANSWER: self._answer_whole}
@@ -66,18 +68,51 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Refuse headers that never end."""
+        self._piece_bytes = len(data)
+        self._feed(data)
+        if self.transport.is_closing():
+            return
         if self._header_bytes is not None:
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADER_BYTES:
                 message = f"The headers are larger than {MAX_HEADER_BYTES} bytes."
                 self._refuse(b"431 Request Header Fields Too Large", "headers_too_large", message)
                 return
-        super().data_received(data)
         if self._waiting_since is not None and self._header_bytes is None:  # within a body
             cycle: Any = self.cycle
             if cycle is not None and cycle.response_complete and not self.flow.read_paused:
                 self.flow.pause_reading()
                 self.loop.call_later(DISCARD_SECONDS, self._discard_on)
+
+    def _feed(self, data: bytes) -> None:
+        """Parse what arrived, and ignore offers to go on with another protocol.
+
+        At such an offer httptools leaves the body unread, and would take it for the next request: the header is read
+        again without the offer.
+        """
+        try:
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as offer:
+                    if self.parser.get_method() == b"CONNECT":
+                        self.send_400_response("The server is no proxy: CONNECT is not for it.")
+                        return
+                    data = data[offer.args[0] :]
+                    self._read_again()
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _read_again(self) -> None:
+        since, version = self._waiting_since, self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+        if self._waiting_since is not None:
+            self._waiting_since = since
 
     def pause_writing(self) -> None:
         """Remember since when the client takes nothing."""
@@ -92,16 +127,20 @@ class DeadlineProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Remember when the request began."""
         self._waiting_since, self._idle_since = self.loop.time(), None
-        self._header_bytes = 0
+        self._header_bytes = -self._piece_bytes  # what came before it in this piece is none of its own
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """What follows is the body, which the app counts."""
+        if self.parser.should_upgrade():
+            return  # it is read again
         self._header_bytes = None
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Nothing is waited for any more; between requests uvicorn's keep-alive limit holds."""
+        if self.parser.should_upgrade():
+            return
         self._waiting_since = None
         super().on_message_complete()
 

@@ -269,7 +269,7 @@ def test_answers_that_nobody_takes_are_given_up(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(DeadlineProtocol, "receive_seconds", 0.2)
     monkeypatch.setattr(DeadlineProtocol, "take_seconds", 1.0)
     project = small_project(tmp_path / "repo", system_clock())
-    large = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n"
+    large = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: localhost\r\n\r\n"
     with serving_here(project.workspace()) as client, contextlib.ExitStack() as stack:
         with connect(client.base_url) as slow:  # who takes an answer slowly is served
             slow.sendall(large * 20)

@@ -17,9 +17,9 @@ def connect(base_url: httpx.URL | str) -> socket.socket:
     return socket.create_connection((url.host, url.port), timeout=10)
 
 
-def head(length: int) -> bytes:
-    """Return the header of a read whose body has ``length`` bytes."""
-    lines = ["POST /v1/online-features HTTP/1.1", "host: x", "content-type: application/json"]
+def head(length: int, *more: str, path: str = "/v1/online-features") -> bytes:
+    """Return the header of a read whose body has ``length`` bytes, with ``more`` lines."""
+    lines = [f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json", *more]
     return "\r\n".join([*lines, f"content-length: {length}", "", ""]).encode()
 
 
