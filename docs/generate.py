@@ -480,6 +480,7 @@ ERROR_TYPES = {
     "too_many_rows": "A push of more than 1,000 rows.",
     "body_too_large": "The body is larger than `server.max_body`.",
     "unsupported_media_type": "The body is not `application/json`, or it is compressed.",
+    "misdirected_request": "A server without tokens was asked under another host's name than `localhost`.",
     "invalid_request": "A key of the body is missing, unknown or of another type; the message says what may be there.",
     "invalid_input": "Columns have different lengths, or something else about what was passed is wrong.",
     "entity_key": "A join key is missing or ill-typed; the message names it and its row.",

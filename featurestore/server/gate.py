@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,10 +15,14 @@ from starlette.types import ASGIApp
 
 from featurestore.errors import SettingsError
 from featurestore.server.bodies import App, Receive, Scope, Send
+from featurestore.server.errors import RequestError
 from featurestore.server.push import PUSH_PATH
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Open to everyone, and without details for those who have no token."""
+
+
+_PORT = re.compile(r":\d*\Z")
 
 
 def is_loopback(host: str) -> bool:
@@ -58,8 +64,24 @@ def check_reopening(host: str, *, has_static_token: bool, is_required: bool) -> 
         )
 
 
+@lru_cache(maxsize=64)
+def names_loopback(value: bytes) -> bool:
+    """Tell whether a Host header holds an address or name of loopback, or a name without a dot, with or without a port.
+
+    A name without a dot is no page's of the internet: what it resolves to is said by this machine or its network.
+    """
+    name = _PORT.sub("", value.decode("latin-1").strip()).removesuffix(".").lower()
+    if name.startswith("[") and name.endswith("]"):
+        return is_loopback(name[1:-1])
+    return is_loopback(name) or name.endswith(".localhost") or not ({".", ":"} & set(name))
+
+
 class Gate:
-    """The token check of every route but the open ones; nothing is checked while the server is open."""
+    """The token check of every route but the open ones.
+
+    An open server is asked under names of this machine alone: a page from anywhere can have its own name resolved to
+    127.0.0.1, and would then read what the browser of this machine's user reads.
+    """
 
     def __init__(self, app: App, *, verifier: TokenVerifier, project: str, is_open: Callable[[], bool]) -> None:
         self._app = app
@@ -73,8 +95,18 @@ class Gate:
         )
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Serve one connection."""
-        return (self._app if self._is_open() else self._closed)(scope, receive, send)
+        """Serve one connection. Raises RequestError (421) for another host's name while the server is open."""
+        if not self._is_open():
+            return self._closed(scope, receive, send)
+        for name, value in scope.get("headers", ()):
+            if name == b"host" and not names_loopback(value):
+                raise RequestError(
+                    421,
+                    "misdirected_request",
+                    "This server is open to its own machine, and asked under another host's name.",
+                    hint="Ask http://localhost or http://127.0.0.1, or make a token (`fs token create --role reader`).",
+                )
+        return self._app(scope, receive, send)
 
 
 class ShortCut:

@@ -193,6 +193,7 @@ ERRORS = {
     "408": "The request did not arrive in time.",
     "413": f"Over {MOST_ROWS:,} entity rows, {MOST_FEATURES} features, or the body limit.",
     "415": "The body is not application/json.",
+    "421": "The server is open, and was asked under another host's name.",
     "422": "A join key is missing or ill-typed, or the body is not as described.",
     "431": "The headers are too large.",
     "500": "The server failed.",

@@ -103,6 +103,57 @@ def test_on_loopback_without_tokens_everything_is_open(client: httpx.Client, pat
         assert raw_path(client, "GET", path, {}).status_code in (200, 404, 405), path
 
 
+OWN_NAMES = [
+    "localhost",
+    "LocalHost:80",
+    "localhost.",
+    "api.localhost",
+    "127.0.0.1",
+    "127.8.9.1:6566",
+    "[::1]",
+    "[::1]:80",
+    "my-laptop:80",
+]
+OTHER_NAMES = [
+    "attacker.example",
+    "attacker.example:6566",
+    "127.0.0.1.attacker.example",
+    "localhost.attacker.example",
+    "attacker.example.",
+    "localhost:80@attacker.example",
+    "attacker.example:127.0.0.1",
+    "10.0.0.1",
+    "0.0.0.0",
+    "[::ffff:10.0.0.1]",
+    "::",
+]
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/docs", "/metrics", "/v1/online-features", "/push", "/nowhere"])
+def test_an_open_server_answers_under_names_of_loopback_alone(client: httpx.Client, path: str) -> None:
+    """A page can have its name resolved to 127.0.0.1; what it then asks bears that name."""
+    for method in ("GET", "POST"):
+        for name in OWN_NAMES:
+            assert client.request(method, path, headers={"host": name}).status_code != 421, name
+        for name in OTHER_NAMES:
+            refused = client.request(method, path, headers={"host": name})
+            assert refused.status_code == 421, name
+            assert error_of(refused)["type"] == "misdirected_request"
+
+
+def test_the_offer_of_a_websocket_is_looked_at_like_any_request(client: httpx.Client) -> None:
+    offer = {"host": "attacker.example", "upgrade": "websocket", "connection": "upgrade"}
+    assert client.get("/metrics", headers=offer).status_code == 421
+
+
+def test_with_tokens_a_server_has_any_name(closed_project: Project) -> None:
+    with serving_here(closed_project.workspace(), token=TOKEN) as client:
+        for name in [*OWN_NAMES, *OTHER_NAMES]:
+            assert client.get("/health", headers={"host": name}).status_code == 200
+            asked = client.get("/metrics", headers={"host": name, "authorization": f"Bearer {TOKEN}"})
+            assert asked.status_code == 200, name
+
+
 def test_load_balancers_may_ask_by_head(closed_project: Project) -> None:
     with serving_here(closed_project.workspace(), token=TOKEN) as client:
         for path in ("/health", "/ready"):

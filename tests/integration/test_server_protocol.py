@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -15,7 +14,7 @@ from support.serving import serving_here, small_project
 
 from featurestore.types.times import system_clock
 
-H2C = ("Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA", "Upgrade: h2c")
+H2C = ("Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA", "Upgrade: h2c")
 OFFERS = {
     "h2c": H2C,
     "tls": ("Upgrade: TLS/1.2", "Connection: Upgrade"),
@@ -63,7 +62,8 @@ def test_an_offer_of_another_protocol_is_ignored_and_the_body_read(
         opening = opening.replace(b"content-length: %d" % len(body), b"transfer-encoding: chunked")
         body = chunked(body)
     whole = opening + body + NEXT
-    parts = {"one packet": [whole], "body apart": [opening, body + NEXT], "byte by byte": [*map(bytes, zip(whole))]}[cut]
+    bytewise = [bytes([byte]) for byte in whole]
+    parts = {"one packet": [whole], "body apart": [opening, body + NEXT], "byte by byte": bytewise}[cut]
     with connect(client.base_url) as connection:
         for number, part in enumerate(parts):
             connection.sendall(part)
