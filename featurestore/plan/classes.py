@@ -19,7 +19,7 @@ from featurestore.definitions import (
     RequestSource,
 )
 from featurestore.metadata.records import selection_document
-from featurestore.types.values import is_widening
+from featurestore.types.values import is_widening, to_json
 
 
 class ChangeClass(IntEnum):
@@ -89,7 +89,7 @@ def _view(before: FeatureView, after: FeatureView) -> list[Difference]:
     found += _compare("join_keys", before.join_keys, after.join_keys, ChangeClass.BREAKING, new_generation=True)
     entities = [e.name for e in before.entities], [e.name for e in after.entities]
     found += _compare("entities", *entities, ChangeClass.COMPATIBLE)
-    sources = [s.name for s in before.sources], [s.name for s in after.sources]
+    sources = [s.key for s in before.sources], [s.key for s in after.sources]
     # A source that is now also pushed to holds the rows that it held.
     is_same_data = [s.batch_source.name for s in before.sources] == [s.batch_source.name for s in after.sources]
     found += _compare("source", *sources, ChangeClass.COMPATIBLE if is_same_data else ChangeClass.REBUILD)
@@ -135,8 +135,9 @@ def _service_features(service: FeatureService) -> list[str]:
 
 
 def _short(document: dict[str, Any]) -> str:
+    origin = f" ({document['view']})" if document["view"] != document["name"] else ""
     renamed = f" by {document['join_keys']}" if document["join_keys"] else ""
-    return f"{document['name']}[{', '.join(document['features'])}]{renamed}"
+    return f"{document['name']}[{', '.join(document['features'])}]{origin}{renamed}"
 
 
 def _fields(
@@ -158,7 +159,9 @@ def _fields(
             wider = is_widening(one.type, other.type)
             change = ChangeClass.COMPATIBLE if wider else ChangeClass.BREAKING
             found.append(Difference(f"type of {name}", str(one.type), str(other.type), change, stored and not wider))
-        found += _compare(f"default of {name}", one.default, other.default, ChangeClass.COMPATIBLE)
+        defaults = to_json(one.type, one.default), to_json(other.type, other.default)
+        if repr(defaults[0]) != repr(defaults[1]):  # 0.0 and -0.0 are equal
+            found.append(Difference(f"default of {name}", *defaults, ChangeClass.COMPATIBLE))
         for about in ("description", "tags"):
             texts = getattr(one, about), getattr(other, about)
             found += _compare(f"{about} of {name}", *texts, ChangeClass.METADATA)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from html import escape
-from typing import Any
 
 from featurestore.plan.classes import ChangeClass
 from featurestore.plan.planning import Plan, Step
-from featurestore.types.times import MICROSECOND, duration_text
+from featurestore.plan.texts import difference_lines
 
 MARKS = {"create": "+", "update": "~", "delete": "-"}
+_ACTIONS = {mark: action for action, mark in MARKS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,9 @@ def _explain_step(step: Step) -> list[Line]:
     kind = step.kind.replace("_", " ")
     lines = [Line(1, f"{MARKS[step.action]} {kind} {step.name}", step.change_class, step.action)]
     for found in step.differences:
-        lines.append(Line(3, f"{found.what}: {_show(found.before)} -> {_show(found.after)}", found.change_class))
+        first, *more = difference_lines(found.before, found.after)
+        lines.append(Line(3, f"{found.what}: {first}".rstrip(), found.change_class))
+        lines += [Line(4, text, action=_ACTIONS.get(text[0], "")) for text in more]
     if step.change_class is ChangeClass.REBUILD and step.kind in ("feature_view", "source"):
         lines.append(
             Line(3, _remedy({found.what for found in step.differences if found.change_class is step.change_class}))
@@ -82,22 +83,10 @@ def _summary(plan: Plan, *, is_teardown: bool) -> str:
     return f"{', '.join(counts)}; the worst change is {worst.name.lower()}{needs}."
 
 
-def _show(value: Any) -> str:
-    if value is None:
-        return "none"
-    if value == "":
-        return "(empty)"
-    if isinstance(value, timedelta):
-        return duration_text(value // MICROSECOND)
-    text = value if isinstance(value, str) else repr(value)
-    lines = text.splitlines()
-    return text if len(lines) <= 1 and len(text) <= 100 else f"{lines[0][:80]}… ({len(lines)} lines)"
-
-
 def to_html(plan: Plan) -> str:
     """Return the explained plan as HTML for a notebook."""
     rows = "".join(
-        f"<tr><td style='padding-left:{line.indent}em;text-align:left'>{escape(line.text)}</td>"
+        f"<tr><td style='padding-left:{line.indent}em;text-align:left;white-space:pre-wrap'>{escape(line.text)}</td>"
         f"<td>{line.change_class.name.lower() if line.change_class is not None else ''}</td></tr>"
         for line in explain(plan)
     )

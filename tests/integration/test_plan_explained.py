@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.clock import ManualClock
 
-from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource, PushSource
+from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource, PushSource
 from featurestore.cli.plans import plan_document
 from featurestore.plan import Plan
 from featurestore.plan.explain import explain
@@ -19,7 +19,7 @@ from featurestore.types import Float64, String
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 carrier = Entity("carrier", join_keys={"carrier": String})
-flights = ParquetSource("flights", "flights.parquet", "at")
+flights = ParquetSource("flights", "flights.parquet", "ts")
 
 
 def view(name: str = "delays", **changes) -> FeatureView:
@@ -31,7 +31,7 @@ def view(name: str = "delays", **changes) -> FeatureView:
 def root(tmp_path: Path) -> Path:
     (tmp_path / "feature_store.yaml").write_text("project: shop\n")
     at = pa.array([NOW], pa.timestamp("us", tz="UTC"))
-    pq.write_table(pa.table({"carrier": ["UA"], "at": at, "delay": [1.5]}), tmp_path / "flights.parquet")
+    pq.write_table(pa.table({"carrier": ["UA"], "ts": at, "delay": [1.5]}), tmp_path / "flights.parquet")
     return tmp_path
 
 
@@ -58,3 +58,43 @@ def test_a_view_with_sql_says_that_it_takes_no_pushes(store):
     assert {step["name"]: step["notices"] for step in document["steps"] if step["notices"]} == {"query": [notice]}
     assert store.apply_plan(plan).steps == plan.steps  # what apply shows
     assert store.plan([query]).steps == ()
+
+
+ROWS = "SELECT carrier,\n  ts,\n  delay\nFROM flights\nWHERE delay > 0\n  AND carrier <> ''\n  AND true"
+
+
+def test_a_changed_query_is_shown_line_by_line(store):
+    store.apply([view(sql=ROWS)])
+    text = text_of(store.plan([view(sql=ROWS.replace("delay > 0", "delay >= 0").replace("true", "true "))]))
+    assert (
+        "sql:\n… line 3\n    delay\n  FROM flights\n- WHERE delay > 0\n+ WHERE delay >= 0\n"
+        "    AND carrier <> ''\n-   AND true\n+ '  AND true '\n" in text
+    )
+
+
+def test_a_changed_service_is_shown_element_by_element(store, root):
+    numbers = [f"feature_number_{number:02}" for number in range(12)]
+    wide = view(schema=[Field(name, Float64) for name in numbers])
+    columns = {name: [1.0] for name in numbers}
+    at = pa.array([NOW], pa.timestamp("us", tz="UTC"))
+    pq.write_table(pa.table({"carrier": ["UA"], "ts": at, **columns}), root / "flights.parquet")
+    store.apply([FeatureService("model", [wide])])
+    plan = store.plan([FeatureService("model", [wide[[*numbers[:9], numbers[10], numbers[9]]]])])
+    text = text_of(plan)
+    assert (
+        "features:\n… line 8\n  delays:feature_number_07\n  delays:feature_number_08\n+ delays:feature_number_10\n"
+        "  delays:feature_number_09\n- delays:feature_number_10\n- delays:feature_number_11\n" in text
+    )
+    (step,) = plan_document(plan)["steps"]
+    (found,) = step["differences"]
+    assert (len(found["before"]), len(found["after"])) == (12, 11)  # JSON holds both in full
+    assert "delays:feature_number_07" in plan._repr_html_()
+
+
+def test_what_cannot_be_seen_is_spelled_out(store):
+    store.apply([view(description="late", schema=[Field("delay", Float64, default=0.0)])])
+    changed = view(description="late\u200b", owner="none", schema=[Field("delay", Float64, default=-0.0)])
+    text = text_of(store.plan([changed]))
+    assert r"description: late -> 'late\u200b'" in text
+    assert "owner: (empty) -> 'none'" in text
+    assert "default of delay: 0.0 -> -0.0" in text
