@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from featurestore.errors import DefinitionError, did_you_mean
+
+if TYPE_CHECKING:
+    from sqlglot import exp
+
+_CHANGING = re.compile(
+    "rand|random|setseed|uuid|gen_random_uuid|uuidv4|uuidv7|now|get_current_timestamp|transaction_timestamp|"
+    "current_(timestamp|timestamp_l_t_z|datetime|date|time|localtime|localtimestamp)|today|get_current_time|"
+    "localtime|localtimestamp|ago|current_(connection_id|query|query_id|transaction_id|setting)|txid_current|"
+    "currval|nextval|setval|getvariable"
+)
+"""Functions of DuckDB, and sqlglot's names for them, that answer something else each time."""
 
 
 def check_view_sql(sql: str, sources: Sequence[str]) -> None:
@@ -32,17 +46,9 @@ def read_tables(sql: str) -> list[str]:
     Raises DefinitionError for ill-formed SQL, for several statements, for anything that is not a SELECT, and
     for tables that are files, functions or have a schema before their name.
     """
-    import sqlglot
     from sqlglot import exp
 
-    try:
-        statements = [found for found in sqlglot.parse(sql, dialect="duckdb") if found is not None]
-    except sqlglot.errors.SqlglotError as error:
-        text = str(error).replace("\033[4m", "").replace("\033[0m", "")
-        raise DefinitionError(f"The SQL cannot be parsed: {text}") from None
-    if len(statements) != 1 or not isinstance(statements[0], exp.Query):
-        raise DefinitionError("The SQL must be one SELECT statement.", hint="Take out everything else.")
-    statement = statements[0]
+    statement = parse(sql)
     defined = {cte.alias_or_name for cte in statement.find_all(exp.CTE)}
     tables = set()
     for table in statement.find_all(exp.Table):
@@ -53,3 +59,50 @@ def read_tables(sql: str) -> list[str]:
         if table.name not in defined:
             tables.add(table.name)
     return sorted(tables)
+
+
+@lru_cache(maxsize=256)
+def parse(sql: str) -> exp.Query:
+    """Return one SELECT as a tree, which nobody may change. Raises DefinitionError for anything else."""
+    import sqlglot
+    from sqlglot import exp
+
+    try:
+        statements = [found for found in sqlglot.parse(sql, dialect="duckdb") if found is not None]
+    except sqlglot.errors.SqlglotError as error:
+        text = str(error).replace("\033[4m", "").replace("\033[0m", "")
+        raise DefinitionError(f"The SQL cannot be parsed: {text}") from None
+    if len(statements) != 1 or not isinstance(statements[0], exp.Query):
+        raise DefinitionError("The SQL must be one SELECT statement.", hint="Take out everything else.")
+    return statements[0]
+
+
+@lru_cache(maxsize=256)
+def depends_on_order(sql: str) -> bool:
+    """Tell whether the values of a SELECT may depend on the order in which its rows are read.
+
+    Sums of floats do in their last bits, ``first`` and ``LIMIT`` altogether. A function that the parser does not know
+    may be an aggregate.
+    """
+    from sqlglot import exp
+
+    kinds = (exp.AggFunc, exp.Window, exp.Group, exp.Distinct, exp.Limit, exp.Fetch, exp.Offset, exp.Pivot)
+    return any(
+        isinstance(node, (*kinds, exp.Anonymous)) or (isinstance(node, exp.Join) and bool(node.args.get("method")))
+        for node in parse(sql).walk()
+    )
+
+
+def changing_call(sql: str) -> str | None:
+    """Return what of a SELECT answers something else each time, None when nothing does."""
+    from sqlglot import exp
+
+    statement = parse(sql)
+    if statement.find(exp.TableSample) is not None:
+        return "a sample"
+    for function in statement.find_all(exp.Func):
+        name = function.name if isinstance(function, exp.Anonymous) else function.sql_name()
+        # age(t) is the time from t to today; age(t, u) depends on nothing else.
+        if _CHANGING.fullmatch(name.lower()) or (name.lower() == "age" and len(function.expressions) == 1):
+            return f"{name.lower()}()"
+    return None

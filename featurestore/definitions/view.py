@@ -22,6 +22,7 @@ from featurestore.definitions.base import (
 from featurestore.definitions.entity import Entity
 from featurestore.definitions.source import ParquetSource, PushSource
 from featurestore.definitions.sql import check_view_sql
+from featurestore.definitions.sql_created import created_follows
 from featurestore.errors import DefinitionError, NotFoundError, did_you_mean
 from featurestore.types import ValueType
 
@@ -141,6 +142,15 @@ class FeatureView(Definition):
         return self.batch_sources[0].created_timestamp_field or next(
             (found for source in self.batch_sources if (found := source.created_timestamp_field)), None
         )
+
+    @property
+    def created_follows(self) -> bool:
+        """Whether the created time of each row moves when a late source row changes it, as far as ``sql`` shows."""
+        created = self.created_timestamp_field
+        if self.sql is None or created is None:
+            return True
+        declared = [(source.name, source.batch_source.created_timestamp_field) for source in self.sources]
+        return created_follows(self.sql, created, tuple((name, column) for name, column in declared if column))
 
     @property
     def ttl_us(self) -> int | None:

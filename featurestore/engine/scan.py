@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions import FeatureView, ParquetSource
+from featurestore.definitions.sql import depends_on_order
 from featurestore.engine.convert import converted, describe, instant_us
 from featurestore.engine.interface import SourceColumn, SourceFile, Span, StagedRows, StageRequest
 from featurestore.engine.log import KNOWN_US as LOG_KNOWN_US
@@ -124,7 +125,8 @@ def _opened(
 ) -> Iterator[Scanned]:
     tables = tuple(open_source(session, source) for source in view.batch_sources)
     paths = [path for table in tables for path in table.paths]
-    with session.open(reads=[*paths, *reads], writes=writes) as connection:
+    in_order = view.sql is not None and depends_on_order(view.sql)
+    with session.open(reads=[*paths, *reads], writes=writes, in_order=in_order) as connection:
         readers = tuple(Reader(connection, table) for table in tables)
         found = tables[0].columns
         if view.sql is not None:

@@ -11,13 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
 
 import duckdb
 
 from featurestore.errors import (
-    FORK_HINT,
     DamagedFileError,
     DiskFullError,
     EngineError,
@@ -26,9 +25,6 @@ from featurestore.errors import (
     SourceFileError,
     SourceSchemaError,
 )
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 MEMORY_HINT = "Raise `engine: {memory_limit}`, or set `engine: {temp_directory}` to a disk with room."
 DISK_HINT = "Free some space, or set `engine: {temp_directory}` to a disk with room, and run it again."
@@ -70,16 +66,21 @@ class Session:
                 self._prepared = starter.submit(self._start)
             starter.shutdown(wait=False)
 
-    def connect(self, *, reads: Iterable[str | Path] = (), writes: Path | None = None) -> duckdb.DuckDBPyConnection:
+    def connect(
+        self, *, reads: Iterable[str | Path] = (), writes: Path | None = None, in_order: bool = False
+    ) -> duckdb.DuckDBPyConnection:
         """Return a connection to a database of its own, locked: it reads ``reads`` and writes below ``writes``.
 
-        Everything runs in UTC, nothing is downloaded, Python variables cannot be read from SQL. The caller
-        closes it; `open` does so by itself.
+        Everything runs in UTC, nothing is downloaded, Python variables cannot be read from SQL. With ``in_order`` one
+        thread does it all: rows come in the order of files and rows each time, so that what depends on it repeats.
+        The caller closes it; `open` does so by itself.
         """
         prepared, self._prepared = self._prepared, None
         connection = self._start() if prepared is None else prepared.result()
         with translated("start", hint=START_HINT):
             connection.execute("SET TimeZone = 'UTC'")
+            if in_order:
+                connection.execute("SET threads = 1")
             # A progress bar would write into the caller's output. In a notebook without ipywidgets there is none, and
             # DuckDB refuses even to turn it off.
             if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
@@ -92,7 +93,6 @@ class Session:
                 connection.execute(f"SET allowed_directories = {text_list([str(writes)])}")
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
-        _open.add(connection)
         return connection
 
     def _start(self) -> duckdb.DuckDBPyConnection:
@@ -116,14 +116,14 @@ class Session:
 
     @contextmanager
     def open(
-        self, *, reads: Iterable[str | Path] = (), writes: Path | None = None
+        self, *, reads: Iterable[str | Path] = (), writes: Path | None = None, in_order: bool = False
     ) -> Iterator[duckdb.DuckDBPyConnection]:
         """Make a connection as `connect` does and close it at the end of the block."""
-        connection = self.connect(reads=reads, writes=writes)
+        connection = self.connect(reads=reads, writes=writes, in_order=in_order)
         try:
             yield connection
         finally:
-            close(connection)
+            connection.close()
 
     def _temporary(self) -> Path:
         """Return a folder of this connection's own: DuckDB's names in it are not unique between processes."""
@@ -155,40 +155,7 @@ def _drop_prepared() -> None:
             prepared.result().close()
 
 
-_open: WeakSet[Any] = WeakSet()
-"""The connections and readers of this process."""
-_inherited: list[Any] = []
-
-
-def _keep_inherited() -> None:
-    """In a child: never let go of what its parent had open. Closed without its threads it hangs, or ends the child."""
-    _inherited.extend(_open)
-    _open.clear()
-
-
-os.register_at_fork(before=_drop_prepared, after_in_child=_keep_inherited)
-
-
-def close(connection: duckdb.DuckDBPyConnection) -> None:
-    """Close a connection, unless it was open before a fork."""
-    if not any(connection is inherited for inherited in _inherited):
-        connection.close()
-
-
-def stream(connection: duckdb.DuckDBPyConnection, sql: str, batch_rows: int) -> pa.RecordBatchReader:
-    """Run a query whose rows come as they are read; a child of the process that ran it cannot read on."""
-    import pyarrow as pa
-
-    rows = connection.sql(sql).to_arrow_reader(batch_rows)
-    _open.add(rows)
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for batch in rows:
-            yield batch
-            if rows not in _open:
-                raise EngineError("A result that was read halfway before a fork cannot be read on.", hint=FORK_HINT)
-
-    return pa.RecordBatchReader.from_batches(rows.schema, batches())
+os.register_at_fork(before=_drop_prepared)
 
 
 def quote(name: str) -> str:

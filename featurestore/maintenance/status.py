@@ -12,6 +12,7 @@ from featurestore.metadata.clocks import ONLINE_STORE, REGISTRY, clock_problem, 
 from featurestore.metadata.online_rows import count_online
 from featurestore.metadata.runs import RunResult, runs
 from featurestore.metadata.snapshot import RegisteredView
+from featurestore.metadata.unread import read_unread
 from featurestore.metadata.watermarks import Interval, Watermark, read_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.types.times import to_rfc3339
@@ -48,6 +49,8 @@ class ViewStatus:
     """What is to be said of clocks that are more than five seconds off: the same for every view."""
     mismatches: tuple[Mismatch, ...] = ()
     """Where the registry and the view's stores do not fit."""
+    lacks: tuple[str, ...] = ()
+    """What its committed spans lack of what is applied now, each with the command that reads it."""
 
 
 def status(workspace: Workspace) -> list[ViewStatus]:
@@ -77,6 +80,7 @@ def status(workspace: Workspace) -> list[ViewStatus]:
                 offline_rows=offline_rows,
                 online_rows=count_online(workspace, registered, watermark),
                 mismatches=tuple(found_by_view.get(name, ())),
+                lacks=read_unread(workspace.ledger, registered, watermark).texts(),
                 running=tuple(run for run in unfinished if run.state == "running"),
                 killed=tuple(run for run in unfinished if run.state == "killed"),
                 last_run=_in_words(history[0]) if history else "",

@@ -58,7 +58,7 @@ def materialize(
         workspace,
         views,
         "rebuild" if rebuild else "interval",
-        _bring(lambda view, watermark: plan_interval(workspace.engine, view, watermark, span), withdraw, dry_run),
+        _bring(lambda view, watermark, _: plan_interval(workspace.engine, view, watermark, span), withdraw, dry_run),
         dry_run=dry_run,
         wait_seconds=wait_seconds,
     )
@@ -83,7 +83,11 @@ def materialize_incremental(
         workspace,
         views,
         "incremental",
-        _bring(lambda view, watermark: plan_incremental(workspace.engine, view, watermark, until_us), None, dry_run),
+        _bring(
+            lambda view, watermark, unread: plan_incremental(workspace.engine, view, watermark, unread, until_us),
+            None,
+            dry_run,
+        ),
         dry_run=dry_run,
         wait_seconds=wait_seconds,
     )

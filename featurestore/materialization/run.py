@@ -27,6 +27,7 @@ from featurestore.metadata.belonging import Part, begin_part, compare_part, comp
 from featurestore.metadata.commits import KnownCommit, bind_tables, facts_of, held_by, remember_commit
 from featurestore.metadata.runs import RunResult
 from featurestore.metadata.snapshot import RegisteredView
+from featurestore.metadata.unread import Unread, read_unread, write_unread
 from featurestore.metadata.watermarks import Interval, Watermark, read_watermark, write_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors
@@ -50,8 +51,8 @@ Confirm = Callable[[str, int], bool]
 """Asked before a rebuild withdraws rows: view and number of rows."""
 
 
-MakePlan = Callable[[FeatureView, Watermark], ReadPlan]
-"""Decides what a run reads, by the watermark as it stands when the view's lease is held."""
+MakePlan = Callable[[FeatureView, Watermark, Unread], ReadPlan]
+"""Decides what a run reads, by the watermark, and what it lacks, as they stand when the view's lease is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +125,18 @@ class ViewRun:
         self._compare()
         if not self._damaged(rebuild, self._current()):  # else nothing can be published before they are out
             self.publish_pending()
-        plan = make_plan(self.registered.view, self.watermark)
+        registered, ledger = self.registered, self.workspace.ledger
+        unread = read_unread(ledger, registered, self.watermark)
+        plan = make_plan(registered.view, self.watermark, unread)
         self.workspace.engine.prepare()
         self.result = replace(self.result, intervals=plan.intervals)
         staged, version = self._commit(plan, rebuild)
-        view, started_us = self.registered.view, self.result.started_us
         if version is not None:
-            bind_tables(self.workspace.offline, self.registered)  # of an earlier release, and nothing new to commit
-            remember_commit(self.workspace.ledger, self.registered, KnownCommit(version.number, version.identity))
+            bind_tables(self.workspace.offline, registered)  # of an earlier release, and nothing new to commit
+            remember_commit(ledger, registered, KnownCommit(version.number, version.identity))
         reached(REMEMBERED)
-        self._write(advance(self.watermark, view, plan, staged, version, started_us))
+        self._write(advance(self.watermark, registered.view, plan, staged, version, self.result.started_us))
+        write_unread(ledger, registered, unread.after((*plan.intervals, *plan.again), rebuilt=rebuild is not None))
         reached(COMMITTED)
         self.publish_pending()
         self._merge()
@@ -141,7 +144,8 @@ class ViewRun:
     def count(self, make_plan: MakePlan, rebuild: Rebuild | None = None) -> None:
         """Find out what `bring` would read and append. Writes nothing that stays. Raises as `bring`."""
         self._compare()
-        plan = make_plan(self.registered.view, self.watermark)
+        unread = read_unread(self.workspace.ledger, self.registered, self.watermark)
+        plan = make_plan(self.registered.view, self.watermark, unread)
         version = self._current()
         damaged = self._damaged(rebuild, version)
         sound = _without(version, damaged)

@@ -13,6 +13,7 @@ from hashlib import blake2b
 
 from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.engine.interface import Engine, SourceFile, Span, StagedRows
+from featurestore.metadata.unread import Unread
 from featurestore.metadata.watermarks import Interval, Watermark, merge, subtract
 from featurestore.offline.interface import TableVersion
 from featurestore.types.times import MICROSECOND, MIN_INSTANT
@@ -36,6 +37,8 @@ class ReadPlan:
     """With it, everything of the committed intervals that the source holds now has been read."""
     begun_us: int | None
     """For the watermark."""
+    again: tuple[Interval, ...] = ()
+    """Committed before, and read once more: they lack something."""
 
 
 def plan_interval(engine: Engine, view: FeatureView, watermark: Watermark, interval: Interval) -> ReadPlan:
@@ -51,8 +54,8 @@ def plan_interval(engine: Engine, view: FeatureView, watermark: Watermark, inter
     )
 
 
-def plan_incremental(engine: Engine, view: FeatureView, watermark: Watermark, end_us: int) -> ReadPlan:
-    """Read what no run has read before ``end_us``, and what changed since in what was read."""
+def plan_incremental(engine: Engine, view: FeatureView, watermark: Watermark, unread: Unread, end_us: int) -> ReadPlan:
+    """Read what no run has read before ``end_us``, and of what was read what changed since and what it lacks."""
     seen = seen_files(engine, view)
     begun_us = watermark.begun_us
     if begun_us is None:
@@ -61,10 +64,10 @@ def plan_incremental(engine: Engine, view: FeatureView, watermark: Watermark, en
         # There is nothing to read yet. Where it begins stays open: until then older rows may still turn up.
         return ReadPlan((), (), seen, is_complete=not watermark.intervals, begun_us=watermark.begun_us)
     gaps = subtract(((begun_us, end_us),), watermark.intervals)
-    spans = [Span(start_us, gap_end_us) for start_us, gap_end_us in gaps]
+    spans = [Span(*span) for span in (*gaps, *unread.again)]
     if watermark.intervals:
         spans += _late_spans(view, watermark, seen, max(end_us, watermark.intervals[-1][1]))
-    return ReadPlan(tuple(spans), gaps, seen, is_complete=True, begun_us=begun_us)
+    return ReadPlan(tuple(spans), gaps, seen, is_complete=True, begun_us=begun_us, again=unread.again)
 
 
 def _late_spans(view: FeatureView, watermark: Watermark, seen: Seen, end_us: int) -> list[Span]:
@@ -94,7 +97,7 @@ def seen_files(engine: Engine, view: FeatureView) -> Seen:
     """
     seen = {}
     for source in view.batch_sources:
-        if source is _created_source(view):
+        if source is _created_source(view) and view.created_follows:
             continue
         files = engine.files(source)
         seen[source.name] = {file.path: _fingerprint([file]) for file in files}

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 
 from featurestore.definitions import Definition, FeatureView, PushSource
 from featurestore.metadata.snapshot import Snapshot
+from featurestore.metadata.unread import in_words
+from featurestore.metadata.watermarks import read_watermark
 from featurestore.metadata.workspace import Workspace
 
 
@@ -34,7 +36,37 @@ def _takes_no_pushes(
                 )
 
 
+def _adds_features(
+    workspace: Workspace, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
+) -> Iterable[str]:
+    registered = snapshot.views.get(view.name)
+    if before is None or registered is None:
+        return
+    spans = read_watermark(workspace.ledger, registered).intervals
+    known = {field.name for field in before.features}
+    added = [field.name for field in view.features if field.name not in known]
+    if added and spans and {field.name for field in view.features} >= known:
+        names = ", ".join(added)
+        yield (
+            f"{names}: null for {in_words(spans)}, which was read already, until `fs materialize --view {view.name}` "
+            "reads it again; all of it comes into the log once more where a value is there."
+        )
+
+
+def _created_lags(
+    workspace: Workspace, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
+) -> Iterable[str]:
+    if not view.created_follows:
+        created = view.created_timestamp_field
+        yield (
+            f"{view.name} makes one row of several, and {created} is not the greatest of their created times: a late "
+            f"row changes values of the past without a word. Select `max({created}) AS {created}` over the same rows."
+        )
+
+
 _VIEW_NOTICES: list[Callable[[Workspace, Snapshot, FeatureView | None, FeatureView], Iterable[str]]] = [
     _takes_no_pushes,
+    _adds_features,
+    _created_lags,
 ]
 """Each looks at one view; a new notice is a function here."""

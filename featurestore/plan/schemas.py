@@ -12,6 +12,7 @@ from featurestore.definitions import (
     Field,
     OnDemandFeatureView,
 )
+from featurestore.definitions.sql import changing_call
 from featurestore.engine.interface import Engine, SourceColumn
 from featurestore.engine.schema import check_columns
 from featurestore.errors import SourceError, SourceSchemaError
@@ -36,6 +37,7 @@ def pin_schemas(
     for view in (found for found in definitions if isinstance(found, FeatureView)):
         before = applied.get(view.name)
         try:
+            _check_repeats(view)
             columns = engine.columns(view)
             check_columns(view, columns)
             made = _pin(view, before, columns, refresh=refresh)
@@ -53,6 +55,18 @@ def pin_schemas(
     if faults:
         raise _together(faults)
     return [_with_views(definition, pinned) for definition in definitions], notices
+
+
+def _check_repeats(view: FeatureView) -> None:
+    """Raise SourceSchemaError for SQL that gives other values when it reads the same rows again."""
+    called = None if view.sql is None else changing_call(view.sql)
+    if called is not None:
+        raise SourceSchemaError(
+            f"The SQL of feature view {view.name!r} calls {called}, which answers something else each time: runs over "
+            "the same rows would correct them for ever, and what a training set gets would depend on when they ran.",
+            hint="Compute it from the rows. What depends on the moment of a request belongs into an on-demand view.",
+            view=view.name,
+        )
 
 
 def _as_applied(view: FeatureView, before: FeatureView | None) -> FeatureView | None:

@@ -203,6 +203,14 @@ def _view_certificate(pinned: PinnedRead, facts: JoinFacts, not_covered: int, no
         availability = f"declared by {created}, not considered (as_of=event)"
     joined = ", ".join(source.name for source in view.sources[1:])
     rests_on = f"its SQL also reads {joined}: that nothing comes from the future there rests on it" if joined else ""
+    moves = (
+        ""
+        if view.created_follows
+        else (
+            f"its SQL makes one row of several, and {created} is not the greatest of their created times: a late row "
+            "changes values that were known before, and no check sees it"
+        )
+    )
     return ViewCertificate(
         name=pinned.read.name,
         view=view.name,
@@ -210,7 +218,7 @@ def _view_certificate(pinned: PinnedRead, facts: JoinFacts, not_covered: int, no
         table_version=None if pinned.version is None else pinned.version.number,
         as_of=pinned.as_of,
         availability=availability,
-        rests_on="; ".join(filter(None, (rests_on, note))),
+        rests_on="; ".join(filter(None, (rests_on, moves, note))),
         features=pinned.read.features,
         nulls=dict(facts.nulls),
         null_values=dict(facts.null_values),

@@ -16,6 +16,7 @@ from featurestore.errors import InputError, IntervalError, OutputNameClashError
 from featurestore.metadata.belonging import compare_commit, compare_table
 from featurestore.metadata.commits import Remembered
 from featurestore.metadata.snapshot import RegisteredView, Snapshot
+from featurestore.metadata.unread import read_unread
 from featurestore.metadata.watermarks import read_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.retrieval.coverage import Gap, find_gap
@@ -111,13 +112,19 @@ def _require_committed(workspace: Workspace, registered: RegisteredView, remembe
 
 
 def find_notes(workspace: Workspace, pins: Sequence[PinnedRead]) -> dict[str, str]:
-    """Return by view what its user should know of how the table and the registry belong together."""
-    views = {pinned.read.view.name: pinned.read.registered for pinned in pins}
+    """Return by view what its user should know of its table: whose it is, and what its spans lack of the features."""
     remembered = Remembered(workspace.ledger, workspace.project)
-    found = {
-        name: compare_table(workspace.registry, workspace.offline, view, remembered) for name, view in views.items()
-    }
-    return {name: mismatch.message for name, mismatch in found.items() if mismatch is not None}
+    asked: dict[str, set[str]] = {}
+    for pinned in pins:
+        asked.setdefault(pinned.read.view.name, set()).update(pinned.read.features)
+    found = {}
+    for name, registered in {pinned.read.view.name: pinned.read.registered for pinned in pins}.items():
+        mismatch = compare_table(workspace.registry, workspace.offline, registered, remembered)
+        unread = read_unread(workspace.ledger, registered, remembered.of(registered)[0])
+        texts = [*([] if mismatch is None else [mismatch.message]), *unread.texts(asked[name])]
+        if texts:
+            found[name] = " ".join(texts)
+    return found
 
 
 def _stage(workspace: Workspace, view: FeatureView, frame: EntityFrame, folder: Path, now_us: int) -> tuple[str, ...]:

@@ -1,0 +1,131 @@
+"""What the committed spans of a view lack: features that were added after a span was read, rows of older definitions.
+
+The newest ledger entry of kind ``unread``, key ``{view}.{generation}``. Runs write it, and only when it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any
+
+from featurestore_registry.interface import Ledger
+
+from featurestore.definitions import FeatureView
+from featurestore.metadata.records import understood
+from featurestore.metadata.snapshot import RegisteredView
+from featurestore.metadata.watermarks import Interval, Watermark, merge, subtract, watermark_key
+from featurestore.types.times import to_rfc3339
+
+KIND = "unread"
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """What of a view's committed spans was not read by the definition that is applied now."""
+
+    view: str
+    features: tuple[str, ...]
+    """The features that the definition has."""
+    reads: str
+    """A hash of what the definition reads: SQL, paths, time columns."""
+    missing: Mapping[str, tuple[Interval, ...]]
+    """Per feature the spans that were read before the view had it: it is null there. None of them is empty."""
+    outdated: tuple[Interval, ...]
+    """Spans that were read with other SQL, or from another source: they hold what that gave."""
+    unknown: tuple[Interval, ...] = ()
+    """Spans that an earlier release read: it did not write down with which features."""
+
+    @property
+    def again(self) -> tuple[Interval, ...]:
+        """The spans that an incremental run reads once more."""
+        return merge([*(span for spans in self.missing.values() for span in spans), *self.unknown])
+
+    def after(self, read: Iterable[Interval], *, rebuilt: bool) -> Unread:
+        """Return what is left once spans were read; only a rebuild takes out rows that came from older SQL."""
+        taken = tuple(read)
+        left = {name: subtract(spans, taken) for name, spans in self.missing.items()}
+        return replace(
+            self,
+            missing={name: spans for name, spans in left.items() if spans},
+            outdated=subtract(self.outdated, taken) if rebuilt else self.outdated,
+            unknown=subtract(self.unknown, taken),
+        )
+
+    def texts(self, features: Iterable[str] | None = None) -> tuple[str, ...]:
+        """Return what to say of it, a sentence and a command each; ``features`` are those that somebody asks for."""
+        asked = set(self.features if features is None else features)
+        found = []
+        names = [name for name in self.features if name in self.missing and name in asked]
+        if names:
+            spans = in_words(merge(span for name in names for span in self.missing[name]))
+            what = f"Feature {names[0]!r}" if len(names) == 1 else f"Features {', '.join(map(repr, names))}"
+            found.append(
+                f"{what} of view {self.view!r}: null for {spans}, which was read before the view had "
+                f"{'it' if len(names) == 1 else 'them'}. Run `fs materialize --view {self.view}` to read it again."
+            )
+        if self.outdated:
+            start, end = self.outdated[0][0], self.outdated[-1][1]
+            found.append(
+                f"View {self.view!r} holds for {in_words(self.outdated)} what another source or SQL gave. "
+                f"Run `fs materialize {to_rfc3339(start)} {to_rfc3339(end)} --view {self.view} --rebuild`."
+            )
+        return tuple(found)
+
+
+def in_words(spans: Iterable[Interval]) -> str:
+    """Return spans for people: the first ones, and how many more there are."""
+    texts = [f"{to_rfc3339(start)} to {to_rfc3339(end)}" for start, end in spans]
+    more = f" and {len(texts) - 2} more spans" if len(texts) > 2 else ""
+    return " and ".join(texts[:2]) + more
+
+
+def read_unread(ledger: Ledger, registered: RegisteredView, watermark: Watermark) -> Unread:
+    """Return what a view's committed spans lack; ``watermark`` says which they are."""
+    view = registered.view
+    entry = ledger.latest(registered.project, KIND, watermark_key(view.name, registered.generation))
+    names = tuple(field.name for field in view.features)
+    if entry is None:
+        return Unread(view.name, names, reads_of(view), {}, (), unknown=watermark.intervals)
+    with understood("what a view has not read"):
+        return unread_now(entry.document, view, watermark)
+
+
+def unread_now(document: Mapping[str, Any], view: FeatureView, watermark: Watermark) -> Unread:
+    """Return what a document says by a definition that may be newer: what it does not know was never read."""
+    names = tuple(field.name for field in view.features)
+    spans = {
+        name: _spans(document["missing"].get(name, ())) if name in document["features"] else watermark.intervals
+        for name in names
+    }
+    outdated = _spans(document["outdated"])
+    if document["reads"] != reads_of(view):
+        outdated = watermark.intervals
+    missing = {name: found for name, found in spans.items() if found}
+    return Unread(view.name, names, reads_of(view), missing, outdated, _spans(document["unknown"]))
+
+
+def write_unread(ledger: Ledger, registered: RegisteredView, unread: Unread) -> None:
+    """Write what is left, durably, unless it is written already."""
+    key = watermark_key(registered.view.name, registered.generation)
+    document = {
+        "features": list(unread.features),
+        "reads": unread.reads,
+        "missing": {name: [list(span) for span in spans] for name, spans in unread.missing.items()},
+        "outdated": [list(span) for span in unread.outdated],
+        "unknown": [list(span) for span in unread.unknown],
+    }
+    entry = ledger.latest(registered.project, KIND, key)
+    if entry is None or entry.document != document:
+        ledger.append(registered.project, KIND, key, document)
+
+
+def reads_of(view: FeatureView) -> str:
+    """Return a hash of what decides which rows a view reads, and their values."""
+    sources = [(s.path, s.timestamp_field, s.created_timestamp_field) for s in view.batch_sources]
+    return blake2b(repr((view.sql, sources)).encode(), digest_size=16).hexdigest()
+
+
+def _spans(found: Iterable[Iterable[int]]) -> tuple[Interval, ...]:
+    return tuple((int(start), int(end)) for start, end in found)

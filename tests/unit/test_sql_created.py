@@ -1,0 +1,75 @@
+"""What a view's SQL shows of its created time: each query with the answer that a person gives."""
+
+import pytest
+
+from featurestore.definitions.sql_created import created_follows
+
+SOURCES = (("sales", "recorded_at"), ("prices", "loaded_at"))
+
+FOLLOWS = [
+    "SELECT * FROM sales",
+    "SELECT k, sold_at, recorded_at, amount * 2 AS double FROM sales WHERE amount > 1",
+    "SELECT k, day, max(recorded_at) AS recorded_at, sum(amount) AS total FROM sales GROUP BY k, day",
+    "SELECT k, day, MAX(s.Recorded_At) AS recorded_at, sum(amount) AS total FROM sales AS s GROUP BY ALL",
+    "SELECT k, greatest(max(recorded_at), max(sold_at)) AS recorded_at, count(*) AS n FROM sales GROUP BY k",
+    "SELECT k, day, recorded_at, sum(amount) AS total FROM sales GROUP BY k, day, recorded_at",
+    "SELECT k, day, recorded_at, sum(amount) AS total FROM sales GROUP BY 1, 2, 3",
+    "SELECT k, day, recorded_at, sum(amount) AS total FROM sales GROUP BY ALL",
+    "SELECT k, sold_at, sum(amount) OVER w AS total, max(recorded_at) OVER w AS recorded_at FROM sales "
+    "WINDOW w AS (PARTITION BY k ORDER BY sold_at)",
+    "SELECT k, sold_at, avg(amount) OVER (PARTITION BY k ORDER BY sold_at) AS mean, "
+    "max(recorded_at) OVER (PARTITION BY k ORDER BY sold_at) AS recorded_at FROM sales",
+    "SELECT k, sold_at, lag(amount) OVER (PARTITION BY k ORDER BY sold_at) AS before, "
+    "max(recorded_at) OVER (PARTITION BY k) AS recorded_at FROM sales",
+    "WITH daily AS (SELECT k, day, max(recorded_at) AS known, sum(amount) AS total FROM sales GROUP BY k, day) "
+    "SELECT k, day, known AS recorded_at, total FROM daily",
+    "SELECT * FROM (SELECT k, day, max(recorded_at) AS recorded_at, sum(amount) AS total FROM sales GROUP BY k, day)",
+    "SELECT * FROM sales QUALIFY row_number() OVER (PARTITION BY k, sold_at ORDER BY recorded_at DESC) = 1",
+    "SELECT k, sold_at, recorded_at FROM (SELECT *, row_number() OVER (PARTITION BY k ORDER BY recorded_at DESC) "
+    "AS rn FROM sales) WHERE rn = 1",
+    "SELECT s.k, s.sold_at, greatest(s.recorded_at, p.loaded_at) AS recorded_at, price "
+    "FROM sales s JOIN prices p USING (k)",
+    "SELECT s.k, s.recorded_at, city FROM sales s JOIN towns t USING (k)",  # towns declares no created time
+    "SELECT k, sold_at, recorded_at FROM sales UNION ALL SELECT k, sold_at, loaded_at AS recorded_at FROM prices",
+    "SELECT DISTINCT k, sold_at, recorded_at FROM sales",
+]
+
+DOES_NOT = [
+    "SELECT k, day, min(recorded_at) AS recorded_at, sum(amount) AS total FROM sales GROUP BY k, day",
+    "SELECT k, day, any_value(recorded_at) AS recorded_at, sum(amount) AS total FROM sales GROUP BY k, day",
+    "SELECT k, day, max(recorded_at) FILTER (amount > 0) AS recorded_at, sum(amount) AS total FROM sales GROUP BY ALL",
+    "SELECT k, day, day AS recorded_at, sum(amount) AS total FROM sales GROUP BY k, day",
+    "SELECT k, day, max(day) AS recorded_at, sum(amount) AS total FROM sales GROUP BY k, day",
+    "SELECT k, sold_at, sold_at AS recorded_at FROM sales",
+    "SELECT k, sold_at, recorded_at, sum(amount) OVER (PARTITION BY k ORDER BY sold_at) AS total FROM sales",
+    "SELECT *, sum(amount) OVER (PARTITION BY k ORDER BY sold_at) AS total FROM sales",
+    "SELECT k, sold_at, max(recorded_at) OVER (PARTITION BY k ORDER BY sold_at) AS recorded_at, "
+    "sum(amount) OVER (PARTITION BY k) AS total FROM sales",
+    "SELECT k, sold_at, max(recorded_at) OVER (PARTITION BY k ORDER BY sold_at) AS recorded_at, "
+    "sum(amount) OVER (PARTITION BY shop ORDER BY sold_at) AS total FROM sales",
+    "SELECT k, sold_at, max(recorded_at) OVER (PARTITION BY k ORDER BY sold_at) AS recorded_at, "
+    "lead(amount) OVER (PARTITION BY k ORDER BY sold_at) AS next FROM sales",
+    "SELECT s.k, s.sold_at, s.recorded_at, mean FROM sales s JOIN (SELECT k, avg(amount) AS mean FROM sales "
+    "GROUP BY k) USING (k)",
+    "WITH means AS (SELECT k, avg(amount) AS mean FROM sales GROUP BY k), again AS (SELECT * FROM means) "
+    "SELECT s.k, s.sold_at, s.recorded_at, mean FROM sales s JOIN again a USING (k)",
+    "SELECT k, sold_at, recorded_at, (SELECT avg(amount) FROM sales) AS mean FROM sales",
+    "SELECT a.k, a.sold_at, a.recorded_at, b.amount FROM sales a JOIN sales b ON a.k = b.k AND b.sold_at < a.sold_at",
+    "SELECT s.k, s.sold_at, s.recorded_at, price FROM sales s JOIN prices p USING (k)",
+    "SELECT k, sold_at, recorded_at FROM (SELECT *, row_number() OVER (PARTITION BY k ORDER BY sold_at DESC) AS rn "
+    "FROM sales) WHERE rn = 2",
+    "SELECT * FROM sales QUALIFY row_number() OVER (PARTITION BY k ORDER BY sold_at DESC) = 2",
+    "SELECT k, sold_at, recorded_at FROM sales UNION ALL SELECT k, sold_at, sold_at AS recorded_at FROM prices",
+    "SELECT k, day, sum(amount) AS total, max(recorded_at) FILTER (amount > 0) OVER () AS recorded_at FROM sales "
+    "GROUP BY k, day",
+]
+
+
+@pytest.mark.parametrize("sql", FOLLOWS)
+def test_the_created_time_is_the_greatest_of_what_a_row_is_made_of(sql):
+    assert created_follows(sql, "recorded_at", SOURCES)
+
+
+@pytest.mark.parametrize("sql", DOES_NOT)
+def test_a_late_row_changes_values_without_a_word(sql):
+    assert not created_follows(sql, "recorded_at", SOURCES)
