@@ -683,7 +683,8 @@ ARROW_TAIL = """\
 | `Decimal(p, s)` | `decimal128` with no more digits before and after the point | `decimal128(p, s)` |
 | `Array(T)` | `list`, `large_list`, `fixed_size_list` of what T takes | `list` of what T gives |
 
-A `dictionary` counts as what its values are, and a column of nothing but nulls (`null`) fits every type. Whatever else
+A `dictionary` counts as what its values are. What holds no value in a file fits every type there: `null`, a column of
+nulls, NaN alone where no floats are declared; `list<null>` fits every list. Whatever else
 a source holds is refused by `fs apply`, with the column's name and type: cast it in the view's `sql`. What has no type
 of ours: `uint64`, times of day, durations, structs, maps.
 

@@ -81,7 +81,10 @@ def read_parquet(path: str | Path, what: str, error: type[InputError] = InputErr
 
     try:
         with pq.ParquetFile(path) as file:
-            return file.read()
+            table = file.read()
+            stored = [file.schema.column(place) for place in range(len(file.schema))]
+        old = [column.path for column in stored if column.physical_type == "INT96"]
+        return table if not old else _without_overflow(table, path, old)
     except (OSError, pa.ArrowException) as cause:
         hint = "Pass the path of a Parquet file."
         if isinstance(cause, FileNotFoundError):
@@ -91,6 +94,24 @@ def read_parquet(path: str | Path, what: str, error: type[InputError] = InputErr
         else:
             reason = str(cause).splitlines()[0].rstrip(".")
         raise error(f"{what} {path} cannot be read: {reason}.", hint=hint, path=str(path)) from None
+
+
+def _without_overflow(table: pa.Table, path: str | Path, names: Iterable[str]) -> pa.Table:
+    """Return a table whose instants of the old type INT96 have microseconds where nanoseconds do not reach them.
+
+    Arrow reads 9999-12-31 as a day in 1816, without a word.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    reach_us = pa.scalar((2**63 - 1) // 1000)
+    with pq.ParquetFile(path, coerce_int96_timestamp_unit="us") as file:
+        for name in set(names) & set(table.column_names):
+            coarse = file.read(columns=[name]).column(0)
+            if pc.any(pc.greater(pc.abs(coarse.cast(pa.int64())), reach_us)).as_py():
+                table = table.set_column(table.column_names.index(name), name, coarse)
+    return table
 
 
 def check_lengths(columns: Mapping[str, Any], what: str, error: type[InputError] = InputError) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from featurestore.engine.interface import SourceColumn
-from featurestore.engine.schema import NULL_TYPE
+from featurestore.engine.schema import NULL_TYPE, null_depth
 from featurestore.engine.session import USER_ERROR, quote, text
 from featurestore.types import Date, Timestamp, ValueType
 from featurestore.types.arrow import value_type_of
@@ -92,8 +92,8 @@ def coarse_bounds(column: Column, sql: str, first_us: int, last_us: int) -> str 
 def converted(column: Column, sql: str, declared: ValueType, *, rounding: Rounding = "floor") -> str:
     """Return an expression of the declared type; the caller has checked that the column fits it."""
     target = duckdb_type(declared)
-    if column.native_type == NULL_TYPE:
-        return f"NULL::{target}"
+    if (depth := null_depth(column.native_type)) is not None:
+        return _nulls(sql, declared, depth)
     if declared == Timestamp:
         return f"make_timestamptz({instant_us(column, sql, rounding)})"
     if declared == Date:
@@ -105,6 +105,14 @@ def converted(column: Column, sql: str, declared: ValueType, *, rounding: Roundi
         name = quote(f"item{column.duck_type.count('[')}")
         return f"list_transform({sql}, lambda {name}: {converted(item, name, declared.item, rounding=rounding)})"
     return sql if column.duck_type == target else f"CAST({sql} AS {target})"
+
+
+def _nulls(sql: str, declared: ValueType, depth: int) -> str:
+    """Return nulls of a type, ``depth`` lists around them as they are."""
+    if depth == 0 or declared.item is None:
+        return f"NULL::{duckdb_type(declared)}"
+    name = quote(f"item{depth}")
+    return f"list_transform({sql}, lambda {name}: {_nulls(name, declared.item, depth - 1)})"
 
 
 def _holds(value_type: ValueType, wanted: tuple[ValueType, ...]) -> bool:

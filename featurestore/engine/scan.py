@@ -15,7 +15,7 @@ from featurestore.engine.convert import converted, describe, instant_us
 from featurestore.engine.interface import SourceColumn, SourceFile, Span, StagedRows, StageRequest
 from featurestore.engine.log import KNOWN_US as LOG_KNOWN_US
 from featurestore.engine.log import instants, log_columns, read_log
-from featurestore.engine.schema import check_columns
+from featurestore.engine.schema import check_columns, check_files
 from featurestore.engine.session import Session, quote, text, translated
 from featurestore.engine.sources import (
     CREATED_US,
@@ -50,7 +50,7 @@ def columns(session: Session, source: FeatureView | ParquetSource) -> tuple[Sour
     if isinstance(source, ParquetSource):
         return open_source(session, source).columns
     if source.sql is None:
-        return open_source(session, source.batch_sources[0]).columns
+        return _tables(session, source)[0].columns
     with _opened(session, source) as scanned:
         return scanned.columns
 
@@ -123,7 +123,7 @@ def opened(
 def _opened(
     session: Session, view: FeatureView, *, reads: Sequence[str] = (), writes: Path | None = None
 ) -> Iterator[Scanned]:
-    tables = tuple(open_source(session, source) for source in view.batch_sources)
+    tables = _tables(session, view)
     paths = [path for table in tables for path in table.paths]
     in_order = view.sql is not None and depends_on_order(view.sql)
     with session.open(reads=[*paths, *reads], writes=writes, in_order=in_order) as connection:
@@ -135,6 +135,19 @@ def _opened(
             with translated("read the view's SQL", source_files=paths, sql_of=view.name):
                 found = tuple(column.described for column in describe(connection, view.sql))
         yield Scanned(view, connection, tables, found, readers)
+
+
+def _tables(session: Session, view: FeatureView) -> tuple[SourceTable, ...]:
+    """Open the view's sources."""
+    if view.sql is not None:
+        return tuple(open_source(session, source) for source in view.batch_sources)
+    declared: dict[str, ValueType | None] = dict.fromkeys(
+        [view.timestamp_field, *filter(None, [view.created_timestamp_field])]
+    )
+    declared |= {**view.join_keys, **{field.name: field.type for field in view.fields or ()}}
+    table = open_source(session, view.batch_sources[0], declared)
+    check_files(view, {footer.path: footer.columns for footer in table.footers})
+    return (table,)
 
 
 def stage(session: Session, request: StageRequest) -> StagedRows:

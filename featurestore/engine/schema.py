@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from featurestore.definitions import FeatureView
 from featurestore.engine.interface import SourceColumn
@@ -13,6 +14,30 @@ from featurestore.types.columns import FILE_NUMBER, FILE_ROW
 
 NULL_TYPE = "null"
 """The native type of a column that holds nothing but nulls, as pandas writes an empty one: it fits every type."""
+_NULLS = re.compile(r"((?:(?:large_|fixed_size_)?list<\w+: )*)null[>\[\]0-9]*|\"?NULL\"?((?:\[\d*\])*)")
+"""Nulls, and lists of them, as Arrow and as DuckDB call them."""
+
+
+def null_depth(native_type: str) -> int | None:
+    """Return how many lists lie around nulls, 0 for `NULL_TYPE`, None for a type that has values.
+
+    Pandas writes a column of empty lists as ``list<null>``: it fits every list.
+    """
+    match = _NULLS.fullmatch(native_type)
+    return None if match is None else (match[1] or "").count("list<") + (match[2] or "").count("[")
+
+
+def list_depth(value_type: ValueType | None) -> int:
+    """Return how many lists a type lies in."""
+    return 0 if value_type is None or value_type.item is None else 1 + list_depth(value_type.item)
+
+
+def serves(column: SourceColumn, wanted: ValueType | None) -> bool:
+    """Tell whether a column loses nothing on the way to a type, with None to that of an instant."""
+    depth = null_depth(column.native_type)
+    if depth is not None:
+        return depth <= list_depth(wanted)
+    return column.value_type in (Timestamp, Date) if wanted is None else fits(wanted, column.value_type)
 
 
 def find_column(columns: Iterable[SourceColumn], name: str) -> SourceColumn | None:
@@ -46,6 +71,24 @@ def check_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
         )
 
 
+def check_files(view: FeatureView, files: Mapping[str, Sequence[SourceColumn]]) -> None:
+    """Raise SourceSchemaError for a file, by path, that lacks a join key or a time column which others have."""
+    times = [view.timestamp_field, *filter(None, [view.created_timestamp_field])]
+    problems = []
+    for name, role in {**dict.fromkeys(view.join_keys, "join key"), **dict.fromkeys(times, "time column")}.items():
+        without = [path for path, columns in files.items() if find_column(columns, name) is None]
+        if len(without) < len(files):
+            problems += [f"{path} has no {role} {name!r}" for path in without]
+    if problems:
+        raise SourceSchemaError(
+            f"Feature view {view.name!r} cannot read every file of source {view.batch_sources[0].name!r}:"
+            + "".join(f"\n  - {problem}" for problem in problems[:20]),
+            hint="Write these files again with the column, or take them out of the source.",
+            view=view.name,
+            problems=problems,
+        )
+
+
 def twins(names: Iterable[str]) -> list[str]:
     """Return a complaint for each two columns whose names are equal or differ only in case.
 
@@ -68,7 +111,7 @@ def _typed_problems(columns: Sequence[SourceColumn], role: str, name: str, decla
     column = find_column(columns, name)
     if column is None:
         return [_missing(columns, role, name)]
-    if column.native_type == NULL_TYPE or fits(declared, column.value_type):
+    if serves(column, declared):
         return []
     found = "" if column.value_type is None else f" ({column.value_type})"
     return [f"{role} {name!r} is declared {declared}, found {column.native_type}{found}"]
@@ -78,7 +121,7 @@ def _time_problems(columns: Sequence[SourceColumn], role: str, name: str) -> lis
     column = find_column(columns, name)
     if column is None:
         return [_missing(columns, role, name)]
-    if column.value_type in (Timestamp, Date) or column.native_type == NULL_TYPE:
+    if serves(column, None):
         return []
     return [f"{role} {name!r} must be a timestamp or a date, found {column.native_type}"]
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from featurestore.definitions import ParquetSource
 from featurestore.engine.convert import Column, coarse_bounds, converted, instant_us
+from featurestore.engine.footers import PATH, Footer, Partition, has_nanoseconds, holds_nothing, read_footer
 from featurestore.engine.interface import SourceColumn, SourceFile
-from featurestore.engine.schema import NULL_TYPE, twins
+from featurestore.engine.schema import NULL_TYPE, find_column, list_depth, null_depth, serves, twins
 from featurestore.engine.session import USER_ERROR, Session, file_list, quote, source_file_error, text, translated
 from featurestore.errors import SourceError, SourceFileError, SourceSchemaError
-from featurestore.types import Float64, Int64, String, ValueType
-from featurestore.types.arrow import fits, value_type_of
+from featurestore.types import Float64, Int64, ValueType
+from featurestore.types.arrow import fits
 from featurestore.types.columns import FILE_NUMBER, FILE_ROW
 from featurestore.types.values import duckdb_type
 
@@ -27,33 +26,6 @@ if TYPE_CHECKING:
 
 EVENT_US, CREATED_US, POSITION, FILE = "fs_event_us", "fs_created_us", "fs_position", "fs_file"
 """Columns beside the user's: instants in UTC microseconds, row number over all files, file number."""
-_PATH, _HIVE_NULL = "fs_path", "'__HIVE_DEFAULT_PARTITION__'"
-
-
-@dataclass(frozen=True, slots=True)
-class Footer:
-    """What one file says of itself."""
-
-    path: str
-    """Absolute."""
-    rows: int
-    columns: tuple[SourceColumn, ...]
-    """Hive partition columns included."""
-    in_nanoseconds: frozenset[str]
-    """Timestamp columns that may have more digits than microseconds."""
-    partitions: tuple[Partition, ...] = ()
-    """The hive folders between the source and the file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Partition:
-    """A folder ``name=value`` below a source: a String column of its files."""
-
-    name: str
-    is_stored: bool
-    """The files hold a column of this name as well."""
-    value: str
-    """What the folder says, as an expression over `_PATH`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +82,58 @@ def _source_file(root: Path, path: Path) -> SourceFile:
     return SourceFile(shown.as_posix(), state.st_size, state.st_mtime_ns)
 
 
-def open_source(session: Session, source: ParquetSource) -> SourceTable:
+def open_source(
+    session: Session, source: ParquetSource, declared: Mapping[str, ValueType | None] | None = None
+) -> SourceTable:
     """Read the footers of a source's files.
 
-    Raises SourceFileError naming a file that is empty, truncated or foreign, and SourceSchemaError where files
-    disagree on a column in a way that no wider type covers.
+    A column that holds nothing but nulls and NaN in a file has no type there, where its type does not go with that of
+    the other files, or with the one ``declared`` (None: that of an instant). Raises SourceFileError naming a file that
+    is empty, truncated or foreign, and SourceSchemaError where files disagree on a column in a way that no wider type
+    covers.
     """
     files = find_files(session.root, source)
     below = _top(session.root, source)
     footers = tuple(
-        _footer(str(session.root / file.path), file.size_bytes, file.modified_ns, str(below)) for file in files
+        read_footer(str(session.root / file.path), file.size_bytes, file.modified_ns, str(below)) for file in files
     )
-    return SourceTable(source, files, footers, _unified(source, footers))
+    columns, disagreeing = _unified(footers)
+    for nan_too in (False, True):  # among floats a NaN is a value
+        doubtful = {*disagreeing, *_unserved(columns, declared or {})}
+        if doubtful:
+            footers = tuple(
+                _blanked(footer, file, doubtful, nan_too) for footer, file in zip(footers, files, strict=True)
+            )
+            columns, disagreeing = _unified(footers)
+    problems = [*disagreeing.values(), *twins(column.name for column in columns)]
+    if problems:
+        raise SourceSchemaError(
+            f"Source {source.name!r}: its files disagree:" + "".join(f"\n  - {problem}" for problem in problems[:20]),
+            hint="Write the files with one schema.",
+            source=source.name,
+            problems=problems,
+        )
+    return SourceTable(source, files, footers, columns)
+
+
+def _unserved(columns: Sequence[SourceColumn], declared: Mapping[str, ValueType | None]) -> Iterator[str]:
+    for name, wanted in declared.items():
+        column = find_column(columns, name)
+        if column is not None and not serves(column, wanted):
+            yield column.name
+
+
+def _blanked(footer: Footer, file: SourceFile, names: Set[str], nan_too: bool) -> Footer:
+    """Return a footer where those of the columns have no type that hold nothing in the file."""
+    state = (footer.path, file.size_bytes, file.modified_ns)
+    names = names - {partition.name for partition in footer.partitions}
+    columns = [
+        SourceColumn(column.name, NULL_TYPE, None)
+        if column.name in names and holds_nothing(*state, column.name, nan_too)
+        else column
+        for column in footer.columns
+    ]
+    return replace(footer, columns=tuple(columns))
 
 
 def _top(root: Path, source: ParquetSource) -> Path:
@@ -141,77 +153,31 @@ def check_unchanged(root: Path, tables: Sequence[SourceTable]) -> None:
                 raise SourceFileError(f"{file.path} changed while it was read.", hint="Run it again.", path=file.path)
 
 
-@lru_cache(maxsize=65536)
-def _footer(path: str, size_bytes: int, modified_ns: int, below: str) -> Footer:
-    """Read one footer; remembered while size and time stay. ``below`` is where hive partitions start."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, rows = file.schema_arrow, file.metadata.num_rows
-            stored = [file.schema.column(number) for number in range(len(file.schema))]
-    except (OSError, pa.ArrowException) as error:
-        raise source_file_error(path, str(error).splitlines()[0].rstrip(".")) from None
-    partitions = _partitions(Path(path), Path(below), schema.names)
-    old = {column.path for column in stored if column.physical_type == "INT96"}
-    columns = [
-        SourceColumn(field.name, f"{field.type}{' (INT96)' * (field.name in old)}", value_type_of(field.type))
-        for field in schema
-    ]
-    folders = [partition.name for partition in partitions]
-    columns = [column for column in columns if column.name not in folders]
-    columns += [SourceColumn(name, "hive partition", String) for name in folders]
-    if found := twins(column.name for column in columns):
-        raise SourceSchemaError(f"{path}: {found[0]}.", hint="Rename one of them.", path=path)
-    fine = {field.name for field in schema if pa.types.is_timestamp(field.type) and field.type.unit == "ns"}
-    return Footer(path, rows, tuple(columns), frozenset(fine), partitions)
-
-
-def _partitions(path: Path, below: Path, stored: Sequence[str]) -> tuple[Partition, ...]:
-    folders = path.relative_to(below).parts[:-1] if path.is_relative_to(below) else ()
-    partitions = []
-    for number, folder in enumerate(folders, start=len(below.parts) + 1):
-        key, equals, _ = folder.partition("=")
-        if key and equals:
-            value = f"url_decode(substr(split_part({_PATH}, '/', {number}), {len(key) + 2}))"
-            partitions.append(Partition(unquote(key), unquote(key) in stored, f"nullif({value}, {_HIVE_NULL})"))
-    return tuple(partitions)
-
-
-def _unified(source: ParquetSource, footers: Sequence[Footer]) -> tuple[SourceColumn, ...]:
-    """Return the columns of all files together."""
+def _unified(footers: Sequence[Footer]) -> tuple[tuple[SourceColumn, ...], dict[str, str]]:
+    """Return the columns of all files together, and by column what files disagree on."""
     unified: dict[str, SourceColumn] = {}
     first_seen: dict[str, str] = {}
-    problems: list[str] = []
+    problems: dict[str, str] = {}
     for footer in footers:
         for column in footer.columns:
             known = unified.setdefault(column.name, column)
             first = first_seen.setdefault(column.name, footer.path)
             wider = _wider(known, column)
-            if wider is None:
-                problems.append(
+            if wider is not None:
+                unified[column.name] = wider
+            elif column.name not in problems:
+                problems[column.name] = (
                     f"column {column.name!r} is {column.native_type} in {Path(footer.path).name}, "
                     f"but {known.native_type} in {Path(first).name}"
                 )
-            else:
-                unified[column.name] = wider
-    problems += twins(unified)
-    if problems:
-        raise SourceSchemaError(
-            f"Source {source.name!r}: its files disagree:" + "".join(f"\n  - {problem}" for problem in problems[:20]),
-            hint="Write the files with one schema.",
-            source=source.name,
-            problems=problems,
-        )
-    return tuple(unified.values())
+    return tuple(unified.values()), problems
 
 
 def _wider(one: SourceColumn, other: SourceColumn) -> SourceColumn | None:
     """Return the column whose type holds the values of both, or None where there is none."""
-    if one.native_type == other.native_type or other.native_type == NULL_TYPE:
+    if one.native_type == other.native_type or _is_within(other, one):
         return one
-    if one.native_type == NULL_TYPE:
+    if _is_within(one, other):
         return other
     if one.value_type is None or other.value_type is None:
         return None
@@ -219,6 +185,13 @@ def _wider(one: SourceColumn, other: SourceColumn) -> SourceColumn | None:
         if fits(candidate, one.value_type) and fits(candidate, other.value_type):
             return SourceColumn(one.name, f"{one.native_type} or {other.native_type}", candidate)
     return None
+
+
+def _is_within(nulls: SourceColumn, column: SourceColumn) -> bool:
+    """Tell whether the nulls, or lists of nulls, of one column are values of another's type."""
+    depth = null_depth(nulls.native_type)
+    room = max(list_depth(column.value_type), null_depth(column.native_type) or 0)
+    return depth == 0 or (depth is not None and depth <= room)
 
 
 class Reader:
@@ -259,7 +232,7 @@ class Reader:
         if column is None or column.duck_type.endswith("_NS"):
             return
         for footer in (self._table.footers[number] for number in group.files):
-            if column.name in footer.in_nanoseconds and _has_nanoseconds(footer.path, column.name):
+            if column.name in footer.in_nanoseconds and has_nanoseconds(footer.path, column.name):
                 raise SourceSchemaError(
                     f"Source {self._table.source.name!r}: column {column.name!r} of {footer.path} is "
                     f"{column.native_type} with digits below microseconds, which DuckDB cannot read exactly.",
@@ -299,22 +272,26 @@ class Reader:
         Types are the files' own, but timestamps in nanoseconds become microseconds (the source's times are
         ceiled, others floored), and where files disagree the column has the wider type.
         """
-        times = {self._table.source.timestamp_field, self._table.source.created_timestamp_field}
         selects = []
         for group in self._groups:
             columns = []
             for column in self._table.columns:
-                rounded = self._is_fine(column.name)
-                kinds = {g.columns[column.name].duck_type for g in self._groups if column.name in g.columns}
-                if rounded or len(kinds) > 1:
-                    assert column.value_type is not None
-                    value = self._value(group, column.name, column.value_type, is_time=column.name in times)
-                else:
-                    value = group.sql(column) if column.name in group.columns else f"NULL::{kinds.pop()}"
-                columns.append(f"{value} AS {quote(column.name)}")
+                columns.append(f"{self._presented(group, column)} AS {quote(column.name)}")
             paths = [self._table.footers[number].path for number in group.files]
             selects.append(f"SELECT {', '.join(columns)} FROM {_read(paths, folders=bool(group.folders))}")
         return "\nUNION ALL\n".join(selects)
+
+    def _presented(self, group: _Group, column: SourceColumn) -> str:
+        own = group.columns.get(column.name)
+        found = [g.columns[column.name] for g in self._groups if column.name in g.columns]
+        kinds = {other.duck_type for other in found if null_depth(other.native_type) is None}
+        if column.value_type is not None and (len(kinds) > 1 or self._is_fine(column.name)):
+            times = (self._table.source.timestamp_field, self._table.source.created_timestamp_field)
+            return self._value(group, column.name, column.value_type, is_time=column.name in times)
+        if own is not None and (own.duck_type in kinds or (not kinds and null_depth(own.native_type))):
+            return group.sql(own)
+        value = group.sql(own) if own is not None and null_depth(own.native_type) else "NULL"
+        return f"CAST({value} AS {kinds.pop()})" if kinds else "NULL"
 
     def _chosen(self, only: frozenset[str] | None) -> list[tuple[_Group, list[int]]]:
         chosen = []
@@ -356,18 +333,6 @@ class Reader:
         return any(name in footer.in_nanoseconds for footer in self._table.footers)
 
 
-def _has_nanoseconds(path: str, name: str) -> bool:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=[name]):
-            values = batch.column(0).cast(pa.int64())
-            if any(value is not None and value % 1000 for value in values.to_pylist()):
-                return True
-    return False
-
-
 @dataclass(frozen=True, slots=True)
 class _Group:
     files: tuple[int, ...]
@@ -386,17 +351,17 @@ class _Group:
 
 def _from_folder(partition: Partition, duck_type: str) -> str:
     """Return the expression of a partition; a file's own column of its name, of ``duck_type``, must hold the same."""
-    if not partition.is_stored:
+    if partition.stored is None or null_depth(partition.stored) == 0:
         return partition.value
     own, folder = quote(partition.name), partition.value
-    says = f"' of ' || {_PATH} || ' holds ' || coalesce({own}::VARCHAR, 'null') || ', but its folder says ' || "
+    says = f"' of ' || {PATH} || ' holds ' || coalesce({own}::VARCHAR, 'null') || ', but its folder says ' || "
     fault = f"{text(f'{USER_ERROR}column {partition.name!r}')} || {says}coalesce({folder}, 'null')"
     same = f"{own} IS NOT DISTINCT FROM TRY_CAST({folder} AS {duck_type})"
     return f"CASE WHEN {same} THEN {folder} ELSE error({fault}) END"
 
 
 def _read(paths: Sequence[str], *, folders: bool = False) -> str:
-    """Return what reads files; with ``folders`` also `_PATH`."""
+    """Return what reads files; with ``folders`` also `PATH`."""
     # DuckDB would take partitions from the whole path, folders above the source included.
-    path = f", filename = '{_PATH}'" if folders else ""
+    path = f", filename = '{PATH}'" if folders else ""
     return f"read_parquet({file_list(paths)}, hive_partitioning = false{path})"

@@ -41,6 +41,8 @@ def pin_schemas(
             columns = engine.columns(view)
             check_columns(view, columns)
             made = _pin(view, before, columns, refresh=refresh)
+            if made is not view and view.sql is None:
+                columns = engine.columns(made)  # what holds no value in a file may have any type there
             check_columns(made, columns)
         except SourceError as error:
             settled = _as_applied(view, before)
