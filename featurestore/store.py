@@ -217,11 +217,12 @@ class FeatureStore:
     def push(self, source: str | PushSource, df: Any, to: To = "both") -> PushResult:
         """Push rows to every feature view that reads a PushSource (its name, or the object) without SQL.
 
-        ``df`` is a pandas, Arrow or polars table, the path of a Parquet file, a dict of lists or a list of dicts. It
-        holds the views' join keys and features and the event time; a created time that is null or not there is the
-        time of arrival. With ``to`` as ``both`` rows are committed offline (at most one commit a second, shared by
-        all callers) and then written online; ``online`` alone is quick, and in no training set. Rows may be pushed
-        again. Raises NotFoundError, InputError, EntityKeyError and ValueTypeError before anything is written.
+        ``df`` is any table (a pandas, Arrow or polars frame, a dict of lists, a list of dicts, what offers an Arrow
+        stream) or the path of a Parquet file. It holds the views' join keys and features and the event time; a created
+        time that is null or not there is the time of arrival. With ``to`` as ``both`` rows are committed offline (at
+        most one commit a second, shared by all callers) and then written online; ``online`` alone is quick, and in no
+        training set. Rows may be pushed again. Raises NotFoundError, InputError, EntityKeyError and ValueTypeError
+        before anything is written.
         """
         from featurestore.materialization import push
 
@@ -242,12 +243,13 @@ class FeatureStore:
     ) -> TrainingSet:
         """Return a training set: the entity frame's rows with each feature as it was known at the row's time.
 
-        ``entity_df`` is a pandas, Arrow or polars table, the path of a Parquet file, or a SQL query over the
-        project's views and sources; it holds the join keys and ``timestamp_column``. ``features`` is a feature
-        service (or its name) or a list of ``"view:feature"``, views and selections. ``as_of="event"`` ignores
-        when values became known. ``direct=True`` reads the sources instead of the offline store, by the definitions
-        as they stand in the feature repo, and objects as they are given: nothing need be applied. Without
-        ``entity_df``, ``start`` and ``end`` and one view give the view's rows in that span.
+        ``entity_df`` is any table (what counts as one is in the how-to of training sets), the path of a Parquet file,
+        or a SQL query over the project's views and sources; it holds the join keys and ``timestamp_column``.
+        ``features`` is a feature service (or its name) or a list of ``"view:feature"``, ``"view:*"`` (all that is
+        applied), views and selections. ``as_of="event"`` ignores when values became known. ``direct=True`` reads the
+        sources instead of the offline store, by the definitions as they stand in the feature repo, and objects as they
+        are given: nothing need be applied. Without ``entity_df``, ``start`` and ``end`` and one view give the view's
+        rows in that span.
 
         Raises EntityFrameError, EntityKeyError, NotFoundError, OutputNameClashError.
         """
@@ -317,10 +319,10 @@ class FeatureStore:
     ) -> OnlineResponse:
         """Return the newest values of some entities from the online store, each with a true status.
 
-        ``features`` is a feature service (or its name) or a list of ``"view:feature"``, views and selections.
-        ``entity_rows`` is a list of dicts, a dict of columns (lists, arrays, series), or a frame of pandas, polars or
-        Arrow, with join keys and request data. `FeatureClient` takes the same call to a server. Raises EntityKeyError,
-        InputError, NotFoundError, OnlineStoreUnavailableError.
+        ``features`` is a feature service (or its name) or a list of ``"view:feature"``, ``"view:*"`` (all that is
+        applied), views and selections. ``entity_rows`` is any table with join keys and request data: a list of dicts, a
+        dict of lists, a frame of pandas, polars or Arrow, or what offers an Arrow stream. `FeatureClient` takes the
+        same call to a server. Raises EntityKeyError, InputError, NotFoundError, OnlineStoreUnavailableError.
         """
         from featurestore.retrieval import get_online_features
 

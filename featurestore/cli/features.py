@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 features_option = click.option(
-    "--features", multiple=True, help="Comma-separated view:feature references; may be repeated."
+    "--features",
+    multiple=True,
+    help="Comma-separated view:feature references, 'view:*' for all of a view; may be repeated.",
 )
 
 

@@ -1,6 +1,6 @@
 """A client of the feature server: ``pip install '.[client]'`` in a checkout.
 
-It loads httpx and msgspec, nothing else.
+It loads httpx and msgspec, nothing else; pyarrow where rows come as an Arrow stream.
 """
 
 from __future__ import annotations
@@ -188,12 +188,12 @@ class FeatureClient:
     ) -> OnlineResponse | OnlineRows:
         """Return the newest values of some entities, asked for as `FeatureStore.get_online_features` takes it.
 
-        ``features`` is a list of ``"view:feature"`` texts, or a feature service or its name. ``entity_rows`` is a list
-        of dicts, a dict of columns (lists, arrays, series), or a frame of pandas, polars or Arrow, with join keys and
-        request data; every column is sent, and a list of no dicts has none. The `OnlineResponse` has the methods that
-        it has in process; its values are as in JSON (see `OnlineRows`; NaN is None), its types what they show, and
-        ``event_timestamps`` are there where ``include_event_timestamps`` asks for them. Raises what the same call
-        raises in process, and InputError for what the server or JSON has no name for.
+        ``features`` is a list of ``"view:feature"`` and ``"view:*"`` texts, or a feature service or its name.
+        ``entity_rows`` is any table, as `FeatureStore` takes it, with join keys and request data; every column is sent,
+        and a list of no dicts has none. The `OnlineResponse` has the methods that it has in process; its values are as
+        in JSON (see `OnlineRows`; NaN is None), its types what they show, and ``event_timestamps`` are there where
+        ``include_event_timestamps`` asks for them. Raises what the same call raises in process, and InputError for what
+        the server or JSON has no name for.
 
         The parts of the HTTP body may be given instead, in the same forms: ``entities`` and ``request_data``, with
         ``features`` or the name of a ``feature_service``. They are answered with `OnlineRows`.

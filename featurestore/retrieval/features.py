@@ -22,8 +22,11 @@ from featurestore.metadata.snapshot import RegisteredView, Snapshot
 from featurestore.types import ValueType
 
 Reference = str | FeatureView | FeatureSelection | OnDemandFeatureView | FeatureService
-"""``"view:feature"``, the name of a service, or an object."""
+"""``"view:feature"``, ``"view:*"`` for all features of a view, the name of a service, or an object."""
 FeaturesArgument = Reference | Sequence[Reference] | None
+
+EVERY = "*"
+"""In the place of a feature: all that the view declares as applied, in its order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,9 @@ def resolve(snapshot: Snapshot, features: FeaturesArgument, *, full_feature_name
     """
     builder = _Builder(snapshot, full_feature_names)
     if features is None:
-        raise InputError("No features are asked for.", hint='Pass "view:feature" texts, views, or a feature service.')
+        raise InputError(
+            "No features are asked for.", hint='Pass "view:feature" or "view:*" texts, views, or a feature service.'
+        )
     for reference in features if isinstance(features, list | tuple) else [features]:
         if isinstance(reference, Definition | FeatureSelection):
             check_as_applied(snapshot, reference)
@@ -204,15 +209,16 @@ class _Builder:
             services = self._snapshot.services
             if text not in services:
                 if text in self._snapshot.views or text in self._snapshot.on_demand or not text:
-                    hint = "Features are written as view:feature."
+                    hint = f"Features are written as view:feature, all of a view as {text or 'view'}:{EVERY}."
                     raise NotFoundError(f"{text!r} names no feature.", hint=hint, name=text)
                 hint = did_you_mean(text, services) or "None is applied; single features are written as view:feature."
                 raise NotFoundError(f"There is no feature service {text!r}.", hint=hint, name=text)
             self.add(services[text])
         elif name in self._snapshot.on_demand:
-            self.add_on_demand(name, [feature])
+            every = [field.name for field in self._snapshot.on_demand[name].features]
+            self.add_on_demand(name, every if feature == EVERY else [feature])
         else:
-            self._add_selection(FeatureSelection(self.registered(name).view), [feature])
+            self._add_selection(FeatureSelection(self.registered(name).view), None if feature == EVERY else [feature])
 
     def registered(self, name: str) -> RegisteredView:
         """Return a view as applied; raises NotFoundError."""

@@ -82,6 +82,17 @@ class TrainingSet:
         return len(self._rows.frame) if isinstance(self._rows, JoinedRows) else self._features().num_rows
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of `to_arrow`: the frame's own, then the features."""
+        own = self._rows.frame.own.names if isinstance(self._rows, JoinedRows) else []
+        return (*own, *self._schema.names)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self), len(self.columns)
+
+    @property
     def features(self) -> tuple[str, ...]:
         """The feature columns, in the order asked."""
         return tuple(output.name for output in self._rows.request.outputs)
@@ -121,6 +132,21 @@ class TrainingSet:
         for name, column in zip(self._schema.names, self._features().columns, strict=True):
             table = table.append_column(name, column)
         return table
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of `to_arrow` in Arrow batches as they are joined, never holding the whole set.
+
+        A saved set is compared with what was saved when the last batch has been read.
+        """
+
+        def begin() -> tuple[pa.RecordBatch | None, Iterator[pa.RecordBatch]]:
+            _, batches = self._beside_own()
+            return next(batches, None), batches
+
+        first, others = self._with_reopening(begin)
+        if first is not None:
+            yield first
+            yield from others
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the frame's own columns and index as they were given, and the features.
@@ -266,20 +292,30 @@ class TrainingSet:
             for text in held_back(self._rows, observed):
                 self._warn(text)
 
-    def _write(self, path: Path) -> None:
+    def _beside_own(self) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        """Return the schema and, as they are joined, the batches of the frame's own columns and the features."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        own = self._own.to_arrow()
+        own = self._rows.frame.own.to_arrow() if isinstance(self._rows, JoinedRows) else pa.table({})
         schema = pa.schema([*own.schema, *self._schema], metadata=own.schema.metadata)
-        batches = self._batches() if self._table is None else self._table.to_batches(BATCH_ROWS)
-        start = 0
-        with pq.ParquetWriter(path, schema, **_parquet_options(schema)) as writer:
-            for batch in batches:
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            start = 0
+            for batch in self._batches() if self._table is None else self._table.to_batches(BATCH_ROWS):
                 mine = own.slice(start, batch.num_rows).combine_chunks()
                 start += batch.num_rows
                 arrays = [*(_one_chunk(column) for column in mine.columns), *batch.columns]
-                writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema), row_group_size=BATCH_ROWS)
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+        return schema, batches()
+
+    def _write(self, path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        schema, batches = self._beside_own()
+        with pq.ParquetWriter(path, schema, **_parquet_options(schema)) as writer:
+            for batch in batches:
+                writer.write_batch(batch, row_group_size=BATCH_ROWS)
 
     def _with_reopening(self, work: Callable[[], T]) -> T:
         """Run ``work``; when pinned files were cleaned away meanwhile, once more with the newest versions."""

@@ -21,7 +21,7 @@ _FEATURES: Json = {
     "type": ["array", "null"],
     "items": _NAME,
     "maxItems": MOST_FEATURES,
-    "description": "`view:feature`, in the order of the answer.",
+    "description": "`view:feature`, or `view:*` for all of a view, in the order of the answer.",
 }
 _FULL_NAMES: Json = {"type": "boolean", "default": False, "description": "Name outputs `view__feature`."}
 _SERVICE: Json = {

@@ -155,7 +155,10 @@ class Plans:
 
 def _checked(feature: str) -> str:
     if ":" not in feature:
-        raise InputError(f"{feature!r} is no feature reference.", hint="Features are written as view:feature.")
+        raise InputError(
+            f"{feature!r} is no feature reference.",
+            hint="Features are written as view:feature, all of a view as view:*.",
+        )
     return feature
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from support.serving import Project, serving_here, small_project
 
-from featurestore import FeatureStore, client
+from featurestore import FeatureStore, FeatureView, client
 from featurestore.client import FeatureClient, OnlineRows
 from featurestore.errors import EntityKeyError, FeatureStoreError, InputError, NotFoundError, OutputNameClashError
 from featurestore.online import reading
@@ -232,3 +232,20 @@ def test_without_polars_it_says_what_to_install(
         with pytest.raises(InputError, match=r"to_polars\(\) needs polars.*pip install '\.\[polars\]'"):
             answer.to_polars()
         assert len(answer.to_pandas()) == 1
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_star_is_all_of_a_view_here_and_there(store: FeatureStore, remote: FeatureClient, full: bool) -> None:
+    fresh = store.get("feature_view", "fresh")
+    assert isinstance(fresh, FeatureView)
+    names = tuple(f"fresh__{field.name}" if full else field.name for field in fresh.features)
+    for asked in ("fresh:*", ["fresh:*"]):
+        for reader in (store, remote):
+            assert reader.get_online_features(asked, {"customer_id": [1]}, full_feature_names=full).names == tuple(
+                names
+            )
+    for reader in (store, remote):
+        with pytest.raises(NotFoundError, match=r"'fresch'.*'fresh'"):
+            reader.get_online_features("fresch:*", {"customer_id": [1]})
+        with pytest.raises(OutputNameClashError, match="Ask for it once"):
+            reader.get_online_features(["fresh:*", "fresh:clicks"], {"customer_id": [1]})

@@ -54,6 +54,7 @@ from featurestore.maintenance.gc import BEING_SAVED_SECONDS, collect_garbage
 from featurestore.metadata.saved_sets import frame_file, frames_folder, list_sets, note_frame, pins
 from featurestore.metadata.workspace import Workspace
 from featurestore.retrieval import (
+    TrainingSet,
     TrainingSetWarning,
     delete_training_set,
     get_historical_features,
@@ -547,6 +548,32 @@ def test_what_a_notebook_shows_is_escaped(workspace: Workspace) -> None:
     assert repr(made) == "TrainingSet(7 rows, 2 features)"
 
 
+@pytest.mark.parametrize("form", ["pandas", "arrow", "empty", "span", "asked for"])
+def test_a_set_is_read_in_batches(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setattr("featurestore.retrieval.joins.BATCH_ROWS", 3)
+    monkeypatch.setattr("featurestore.retrieval.training_set.BATCH_ROWS", 3)
+    given = frame().assign(label=range(7))
+
+    def made() -> TrainingSet:
+        if form == "span":
+            return get_historical_features(workspace, None, carrier_profile, start=day(1), end=day(9))
+        rows = {"arrow": pa.Table.from_pandas(given), "empty": given.iloc[:0]}.get(form, given)
+        return get_historical_features(workspace, rows, "carrier_profile:*")
+
+    whole, batched = made(), made()
+    if form == "asked for":
+        batched.to_arrow()
+    batches = list(batched.batches())
+    assert {batch.schema for batch in batches} <= {whole.to_arrow().schema}
+    rows = pa.Table.from_batches(batches, whole.to_arrow().schema).to_pylist()
+    assert repr(rows) == repr(whole.to_arrow().to_pylist())  # NaN is not itself
+    assert len(batches) == {"empty": 0, "span": 1}.get(form, 3)
+    assert whole.columns == tuple(whole.to_arrow().column_names) == made().columns
+    assert whole.shape == (len(whole), len(whole.columns)) == (whole.to_arrow().num_rows, whole.to_arrow().num_columns)
+    if form not in ("span", "empty"):
+        assert batched.certificate.rows == 7
+
+
 # Versions
 
 
@@ -568,7 +595,8 @@ def test_files_cleaned_away_meanwhile_are_opened_again_once(workspace: Workspace
     workspace.offline.commit(table, schema, base=old.number, add=[place], remove=old.files)
     Path(old.files[0].path).unlink()
     with pytest.warns(TrainingSetWarning, match="cleaned away"):
-        assert rows_of(made, "flights")[0] == BIG
+        assert next(made.batches()).column("flights")[0].as_py() == BIG
+    assert rows_of(made, "flights")[0] == BIG
     assert made.certificate.views[0].table_version == old.number + 1
 
 

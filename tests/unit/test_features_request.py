@@ -15,6 +15,7 @@ from support.small_project import (
     delay_now,
     dest_is_warm,
     dest_weather,
+    every_type,
     origin_weather,
     route_stats,
     small_project,
@@ -292,3 +293,40 @@ def test_one_column_can_serve_two_declared_types(tmp_path: Path) -> None:
 def test_route_stats_reads_composite_keys(snapshot: Snapshot) -> None:
     (read,) = resolve(snapshot, route_stats.with_join_keys({"dest": "to"})[["distance"]]).reads
     assert read.key_columns == (("origin", "origin"), ("dest", "to"))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_star_names_all_features_of_a_view(snapshot: Snapshot, full: bool) -> None:
+    for text, view in (
+        ("carrier_profile:*", carrier_profile),
+        ("delay_now:*", delay_now),
+        ("every_type:*", every_type),
+    ):
+        for asked, same in ((text, view), ([text, "route_stats:distance"], [view, "route_stats:distance"])):
+            request = resolve(snapshot, asked, full_feature_names=full)
+            assert request == resolve(snapshot, same, full_feature_names=full)
+            # What a saved training set keeps names each feature: one that the view gets later is not among them.
+            assert "*" not in str(request.references)
+            assert from_references(snapshot, request.references, full_feature_names=full).outputs == request.outputs
+
+
+@pytest.mark.parametrize(
+    ("features", "error", "message"),
+    [
+        ("carrier_profil:*", NotFoundError, "no feature view 'carrier_profil'. Did you mean 'carrier_profile'?"),
+        ("delay_nov:*", NotFoundError, "'delay_now'"),
+        ("*", NotFoundError, "no feature service '*'"),
+        ("*:*", NotFoundError, "no feature view '*'"),
+        ("carrier_profile:fl*", NotFoundError, "has no feature 'fl*'. Known are: flights"),
+        ("carrier_profile:", NotFoundError, "has no feature ''"),
+        ("carrier_profile", NotFoundError, "all of a view as carrier_profile:*"),
+        (["carrier_profile:*", "carrier_profile:flights"], OutputNameClashError, "Ask for it once"),
+        (["carrier_profile:*", "route_stats:*"], OutputNameClashError, "full_feature_names=True"),
+    ],
+)
+def test_a_star_that_names_nothing_says_so(
+    snapshot: Snapshot, features: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        resolve(snapshot, features)
+    assert message in str(caught.value)
