@@ -52,6 +52,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 "generation": step.generation,
                 "loss": jsonable(step.loss),
                 "notices": list(step.notices),
+                "commands": list(step.commands),
             }
             for step in plan.steps
         ],

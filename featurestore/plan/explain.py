@@ -42,27 +42,29 @@ def _explain_step(step: Step) -> list[Line]:
         first, *more = difference_lines(found.before, found.after)
         lines.append(Line(3, f"{found.what}: {first}".rstrip(), found.change_class))
         lines += [Line(4, text, action=_ACTIONS.get(text[0], "")) for text in more]
-    if step.change_class is ChangeClass.REBUILD and step.kind in ("feature_view", "source"):
-        lines.append(
-            Line(3, _remedy({found.what for found in step.differences if found.change_class is step.change_class}))
-        )
     if step.loss is not None:
         rows = f"{step.loss.offline_rows:,} offline rows and {step.loss.online_rows:,} online rows"
         fate = "deleted" if step.loss.deleted else f"set aside; generation {step.generation} starts empty"
         lines.append(Line(3, f"{rows} would be {fate}"))
         if step.loss.training_sets:
             lines.append(Line(3, f"saved training sets {', '.join(step.loss.training_sets)} could not be built again"))
+    lines += [Line(3, f"afterwards run `{command}`{_why(step)}") for command in step.commands]
     lines += [Line(3, f"note: {notice}") for notice in step.notices]
     if step.affects and step.change_class > ChangeClass.METADATA:
         lines.append(Line(3, f"used by: {', '.join(step.affects)}"))
     return lines
 
 
-def _remedy(rebuilt: set[str]) -> str:
-    """Return what has to be run after a change of class rebuild."""
-    if rebuilt == {"ttl"}:
-        return "what expired online by the old ttl comes back when you run `fs materialize --republish`"
-    return "stored rows keep the old values until you run `fs materialize START END --rebuild`"
+def _why(step: Step) -> str:
+    """Return what stands until the step's commands are run."""
+    if step.loss is not None:
+        return ""
+    rebuilt = {found.what for found in step.differences if found.change_class is ChangeClass.REBUILD}
+    return (
+        ": what expired by the old ttl is back online then"
+        if rebuilt == {"ttl"}
+        else ": until then rows keep their old values"
+    )
 
 
 def _summary(plan: Plan, *, is_teardown: bool) -> str:

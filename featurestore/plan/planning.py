@@ -23,6 +23,7 @@ from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import TableId
 from featurestore.plan.classes import DELETION_CLASS, ChangeClass, Difference, differences
 from featurestore.plan.notices import step_notices
+from featurestore.plan.remedies import commands_after
 from featurestore.plan.schemas import pin_schemas
 
 
@@ -60,6 +61,8 @@ class Step:
     loss: Loss | None
     notices: tuple[str, ...] = ()
     """What its user should know of it: `notices.step_notices`."""
+    commands: tuple[str, ...] = ()
+    """What to run after it is applied, so that what is stored follows: `remedies.commands_after`."""
 
     @property
     def change(self) -> Change:
@@ -181,6 +184,7 @@ def _put_step(workspace: Workspace, snapshot: Snapshot, wanted: Definition, gene
         drops=(),
         loss=loss,
         notices=step_notices(workspace, snapshot, before, wanted),
+        commands=commands_after(workspace, snapshot, wanted, changes, is_new=loss is not None),
     )
 
 

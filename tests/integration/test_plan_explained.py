@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+import warnings
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.clock import ManualClock
+from support.command_line import CommandLine
 
 from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource, PushSource
 from featurestore.cli.plans import plan_document
 from featurestore.plan import Plan
 from featurestore.plan.explain import explain
+from featurestore.retrieval import TrainingSetWarning
 from featurestore.types import Float64, String
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
@@ -98,3 +101,49 @@ def test_what_cannot_be_seen_is_spelled_out(store):
     assert r"description: late -> 'late\u200b'" in text
     assert "owner: (empty) -> 'none'" in text
     assert "default of delay: 0.0 -> -0.0" in text
+
+
+HOUR = timedelta(hours=1)
+FILLED = {
+    "incremental": lambda store: store.materialize_incremental(),
+    "two spans": lambda store: [store.materialize(NOW - b * HOUR, NOW - a * HOUR) for a, b in [(0, 2.5), (4, 6)]],
+}
+
+
+@pytest.mark.parametrize("change", ["rename", "sql", "source"])
+@pytest.mark.parametrize("filled", FILLED)
+def test_the_commands_of_a_plan_bring_what_is_stored_to_the_new_definition(store, root, capsys, filled, change):
+    hours = range(1, 9)
+    at = pa.array([NOW - hour * HOUR for hour in hours], pa.timestamp("us", tz="UTC"))
+    rows = {"carrier": ["UA"] * 8, "ts": at, "delay": [float(hour) for hour in hours]}
+    pq.write_table(pa.table(rows), root / "flights.parquet")
+    pq.write_table(pa.table({**rows, "delay": [-float(hour) for hour in hours]}), root / "other.parquet")
+    renamed = "SELECT carrier, ts, -delay AS late FROM flights"
+    changed = {
+        "rename": view(schema=[Field("late", Float64)], sql=renamed),
+        "sql": view(sql=renamed.replace("late", "delay")),
+        "source": view(source=ParquetSource("flights", "other.parquet", "ts")),
+    }[change]
+    store.apply([view()])
+    FILLED[filled](store)
+    held = values(store, "delay")
+    plan = store.apply([changed], allow_breaking=True)
+    commands = [command for step in plan.steps for command in step.commands]
+    assert all(f"afterwards run `{command}`" in text_of(plan) for command in commands)
+    fs = CommandLine(root, capsys)
+    for command in commands:
+        fs(*command.split()[1:], *(["--yes"] if "--rebuild" in command else []))
+    assert commands
+    name = changed.features[0].name
+    assert [-value for value in values(store, name)] == held
+    assert store.get_online_features(f"delays:{name}", [{"carrier": "UA"}]).to_dict()[name] == [-1.0]
+
+
+def values(store: FeatureStore, name: str) -> list[float]:
+    """Return what training sets hold at every hour."""
+    at = pa.array([NOW - hour * HOUR for hour in range(1, 9)], pa.timestamp("us", tz="UTC"))
+    frame = pa.table({"carrier": ["UA"] * 8, "event_timestamp": at})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrainingSetWarning)  # not all of them are committed
+        found = store.get_historical_features(frame, f"delays:{name}").to_arrow().column(name).to_pylist()
+    return [value for value in found if value is not None]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.plans import plan_document, render_plan
-from featurestore.plan import ChangeClass, check_allowed
+from featurestore.plan import ChangeClass, Plan, check_allowed
 from featurestore.store import FeatureStore
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @click.command("apply")
@@ -42,7 +46,13 @@ def command(
     if plan.steps:
         plan = store.apply_plan(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy, message=message)
     plan = replace(plan, applied=plan.revision) if plan.applied is None else plan
-    output.emit(plan_document(plan), lambda console: console.print(f"{plan.project} is at revision {plan.applied}."))
+    output.emit(plan_document(plan), lambda console: _render(console, plan))
+
+
+def _render(console: Console, plan: Plan) -> None:
+    console.print(f"{plan.project} is at revision {plan.applied}.")
+    for command in dict.fromkeys(command for step in plan.steps for command in step.commands):
+        console.print(f"Now run: {command}", markup=False, soft_wrap=True)
 
 
 def _ask(worst: ChangeClass | None) -> None:

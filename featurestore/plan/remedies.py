@@ -1,0 +1,55 @@
+"""What has to be run after a change is applied, as commands with the dates filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from featurestore.definitions import Definition, FeatureView
+from featurestore.metadata.snapshot import RegisteredView, Snapshot
+from featurestore.metadata.watermarks import read_watermark
+from featurestore.metadata.workspace import Workspace
+from featurestore.plan.classes import ChangeClass, Difference
+from featurestore.types.times import to_rfc3339
+
+
+def commands_after(
+    workspace: Workspace, snapshot: Snapshot, wanted: Definition, changes: Iterable[Difference], *, is_new: bool
+) -> tuple[str, ...]:
+    """Return the commands that bring what is stored to a changed definition; ``is_new``: its view's table is."""
+    rebuilt = {change.what for change in changes if change.change_class is ChangeClass.REBUILD}
+    registered = snapshot.views.get(wanted.name) if isinstance(wanted, FeatureView) else None
+    if registered is not None:
+        if is_new:
+            return _refill(workspace, registered)
+        if rebuilt == {"ttl"}:
+            is_online = read_watermark(workspace.ledger, registered).online_rows
+            return (f"fs materialize --republish --view {wanted.name}",) if is_online else ()
+    if not rebuilt:
+        return ()
+    readers = [found for found in snapshot.views.values() if wanted.key in read_by(found.view)]
+    return tuple(
+        line for found in readers or filter(None, [registered]) for line in _spans(workspace, found, " --rebuild")
+    )
+
+
+def read_by(view: FeatureView) -> set[str]:
+    """Return the ``kind:name`` of every source that a view reads, those behind push sources included."""
+    return {source.key for source in (*view.sources, *view.batch_sources)}
+
+
+def _refill(workspace: Workspace, registered: RegisteredView) -> tuple[str, ...]:
+    """Return what fills a new generation with what the one before it holds."""
+    if read_watermark(workspace.ledger, registered).begun_us is not None:
+        return (f"fs materialize --view {registered.view.name}",)  # reads from the source's first event on
+    return _spans(workspace, registered)
+
+
+def _spans(workspace: Workspace, registered: RegisteredView, option: str = "") -> tuple[str, ...]:
+    spans = read_watermark(workspace.ledger, registered).intervals
+    return tuple(
+        f"fs materialize {_short(start)} {_short(end)}{option} --view {registered.view.name}" for start, end in spans
+    )
+
+
+def _short(instant: int) -> str:
+    return to_rfc3339(instant).replace(".000000Z", "Z")
