@@ -5,11 +5,12 @@ PYTHON ?=
 JOBS ?= logical
 BIN := .venv/bin
 
-.PHONY: help demo test bench docs lint format clean
+.PHONY: help demo test test-lowest bench docs lint format clean
 
 help:
 	@echo "make demo    install, write the example's sources, and walk through the whole product"
 	@echo "make test    lint, types, layer contract, and all tests with the coverage gate"
+	@echo "make test-lowest  the core of the tests on the lowest versions that pyproject.toml admits, before a release"
 	@echo "make bench   our speed beside the floors, in one run"
 	@echo "make docs    build the documentation, warnings as errors"
 	@echo "make lint    ruff, mypy and the layer contract alone"
@@ -24,6 +25,23 @@ test: lint
 	@sh tools/redis.sh
 	@rm -f .coverage .coverage.*
 	@$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --cov --cov-report=term:skip-covered --durations=25
+
+# Python 3.11 too is the lowest; another one is named by PYTHON. Not all tests: those that speak with what is installed.
+LOWEST := build/lowest
+SPOKEN := arrow_types certificate client every_type materialize offline_delta online_in_process online_redis_cluster \
+	online_redis_faults push server_gate server_online server_process store training_set_frames training_sets
+
+test-lowest: $(LOWEST)/.installed
+	@sh tools/redis.sh
+	@$(LOWEST)/bin/python -m pytest -n $(JOBS) --maxprocesses 8 tests/unit tests/properties tests/conformance \
+		$(SPOKEN:%=tests/integration/test_%.py)
+
+$(LOWEST)/.installed: tools/environment.sh pyproject.toml
+	@PYTHON="$(or $(PYTHON),python3.11)" sh tools/environment.sh $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --upgrade --resolution lowest-direct \
+		--editable '.[test]'
+	@touch $@
 
 bench: .venv/.installed-test
 	@$(BIN)/python -m benchmarks

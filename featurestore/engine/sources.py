@@ -224,10 +224,7 @@ class Reader:
         return groups
 
     def _check_digits(self, group: _Group, name: str) -> None:
-        """Refuse nanoseconds that DuckDB drops while reading: rounding down would let a row be known too early.
-
-        DuckDB before 2.0 does so to nanoseconds with a zone, every version to the old INT96 timestamps.
-        """
+        """Refuse nanoseconds that DuckDB drops while reading INT96: rounding down would let a row be known too early."""
         column = group.find(name)
         if column is None or column.duck_type.endswith("_NS"):
             return
@@ -236,7 +233,7 @@ class Reader:
                 raise SourceSchemaError(
                     f"Source {self._table.source.name!r}: column {column.name!r} of {footer.path} is "
                     f"{column.native_type} with digits below microseconds, which DuckDB cannot read exactly.",
-                    hint="Write it as timestamp[us], or use duckdb 2 and plain timestamp[ns].",
+                    hint="Write it as timestamp[us] or plain timestamp[ns].",
                     column=column.name,
                 )
 

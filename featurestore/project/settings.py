@@ -83,7 +83,7 @@ _MEMORY = re.compile(
 
 
 def _read_memory(value: Any) -> str | None:
-    """Return an amount of memory as every DuckDB takes it (1.5 takes no per cent); raises ValueError for any other."""
+    """Return an amount of memory as DuckDB takes it; raises ValueError for any other."""
     if value is None:
         return None
     text = str(value)

@@ -215,7 +215,7 @@ def test_frames_have_numpy_dtypes_where_nothing_is_null(workspace: Workspace) ->
         workspace, ["carrier_profile:flights", "carrier_profile:last_delay"], [{"carrier": "UA"}]
     )
     assert {name: str(kind) for name, kind in full.to_pandas().dtypes.items()} == {
-        "carrier": "str",
+        "carrier": str(pd.Series(["UA"]).dtype),  # pandas 3 has a type of its own for texts
         "flights": "int64",
         "last_delay": "float64",
     }

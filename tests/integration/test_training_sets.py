@@ -435,7 +435,9 @@ def test_the_sql_gives_the_same_rows_in_another_engine_run(workspace: Workspace)
     made = get_historical_features(workspace, own, [carrier_profile, "route_stats:distance"])
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        connection.register("entity_df", pa.Table.from_pandas(own))
+        # In microseconds: pandas 2 has nanoseconds, which DuckDB subtracts no interval from.
+        moments = own["event_timestamp"].astype("datetime64[us, UTC]")
+        connection.register("entity_df", pa.Table.from_pandas(own.assign(event_timestamp=moments)))
         for name in ("carrier_profile", "route_stats"):
             version = workspace.offline.current(workspace.snapshot().views[name].table)
             assert version is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import os
 import re
 import shutil
@@ -10,12 +11,14 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 import redis
+from packaging.requirements import Requirement
 from support.clock import ManualClock
 from support.example import REPOSITORY
 from support.redis_server import RedisServer, find_redis_server
@@ -187,6 +190,34 @@ def test_there_is_no_pickle_and_no_eval_in_the_product() -> None:
                 assert (node.module or "").split(".")[0] not in forbidden, path
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in {"eval", "exec"}, path
+
+
+PRIVATE = {"uvicorn", "redis"}  # of these something is used that they do not document
+
+
+def test_every_library_that_is_imported_is_declared_from_the_lowest_tested_version() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = [Requirement(line) for line in [*project["dependencies"], *extras["client"], *extras["polars"]]]
+    floors = {r.name.lower().replace("_", "-"): r.specifier for r in declared}
+    assert [name for name, bounds in floors.items() if not any(bound.operator == ">=" for bound in bounds)] == []
+    assert [name for name in PRIVATE if not any(bound.operator == "<" for bound in floors[name])] == []
+    installed = {r.name: importlib.metadata.version(r.name) for r in declared}
+    assert [r.name for r in declared if not r.specifier.contains(installed[r.name], prereleases=True)] == []
+
+    imported = set[str]()
+    for path in product_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                imported.add(node.module.split(".")[0])
+    imported -= sys.stdlib_module_names | {"featurestore", "featurestore_registry"}
+    imported -= {"pytest"}  # who runs the conformance suites has it
+    distributions = importlib.metadata.packages_distributions()
+    brought = {"hiredis": "redis", "pydantic_core": "pydantic"}
+    owners = {brought.get(name, distributions[name][0].lower().replace("_", "-")) for name in imported}
+    assert owners - floors.keys() == set()
 
 
 def test_a_server_of_the_tests_hangs_dies_and_comes_back(start_redis: Callable[..., RedisServer]) -> None:

@@ -63,7 +63,8 @@ def bits(value: object) -> object:
 @pytest.mark.parametrize(("declared", "kind", "values"), EXTREMES, ids=[f"{d} from {k}" for d, k, _ in EXTREMES])
 @pytest.mark.parametrize("by_sql", [False, True], ids=["plain", "sql"])
 def test_values_survive_exactly(tmp_path, declared, kind, values, by_sql):
-    column = pa.array(values, kind)
+    # Older pyarrow makes no dictionary of large strings at once.
+    column = pa.array(values).dictionary_encode().cast(kind) if "dictionary" in str(kind) else pa.array(values, kind)
     write(tmp_path / "data.parquet", table_of(k=pa.array(range(len(values))), v=column))
     sql = 'SELECT k, "at", v FROM flights' if by_sql else None
     view = view_of(features={"v": declared}, sql=sql)

@@ -88,7 +88,7 @@ def test_variables_are_substituted_everywhere(monkeypatch):
         ({"project": "p", "engine": {"threads": 0}}, ["engine.threads"]),
         ({"project": "p", "engine": {"threads": 2**62}}, ["engine.threads", "1024"]),
         ({"project": "p", "engine": {"memory_limit": 4}}, ["engine.memory_limit: '4'", "4GB"]),
-        ({"project": "p", "engine": {"memory_limit": "50%"}}, ["engine.memory_limit: '50%'"]),  # DuckDB 1.5 as well
+        ({"project": "p", "engine": {"memory_limit": "50%"}}, ["engine.memory_limit: '50%'"]),
         ({"project": "p", "online_store": "redis://host:1/abc"}, ["online_store: redis://host:1: ", "'abc'", "/0"]),
         ({"project": "p", "online_store": {"url": "rediss://h/?db=x"}}, ["rediss://h", "'x'"]),
         ({"project": "p", "online_store": "redis://h/1/2"}, ["'1/2' is no number"]),
