@@ -224,7 +224,7 @@ class Reader:
         return groups
 
     def _check_digits(self, group: _Group, name: str) -> None:
-        """Refuse nanoseconds that DuckDB drops while reading INT96: rounding down would let a row be known too early."""
+        """Refuse nanoseconds that DuckDB drops while reading INT96: rounded down, a row would be known too early."""
         column = group.find(name)
         if column is None or column.duck_type.endswith("_NS"):
             return

@@ -16,6 +16,7 @@ from redis.connection import ConnectionPool, parse_url
 from redis.retry import Retry
 
 from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError, SettingsError, did_you_mean
+from featurestore.online.url import Credentials, StoreUrl
 from featurestore.types.times import Clock
 
 URL_EXAMPLE = "Write it as redis://user:password@host:6379/0."
@@ -236,10 +237,17 @@ def _advice(error: BaseException) -> str:
 
 def parsed_url(url: str, *, hint: str = URL_EXAMPLE) -> dict[str, Any]:
     """Return a URL as connection options. Raises SettingsError, never with the URL itself in it."""
+    url = StoreUrl(url)
+    return connection_options(url, url.credentials, hint)
+
+
+def connection_options(url: str, credentials: Credentials, hint: str) -> dict[str, Any]:
+    """Return a URL that holds no credentials as connection options, with them. Raises as `parsed_url`."""
     try:
         options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py has no types here
     except ValueError:
         options = {}
+    options |= credentials.options
     if not options.get("host"):
         raise SettingsError("online_store: the Redis URL cannot be read.", hint=hint)
     is_encrypted = "connection_class" in options

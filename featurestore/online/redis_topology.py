@@ -17,7 +17,8 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, NoScriptError, TryAgainError
 
 from featurestore.errors import SettingsError
-from featurestore.online.redis_node import CONNECTION_OPTIONS, check_tls, parsed_url
+from featurestore.online.redis_node import CONNECTION_OPTIONS, check_tls, connection_options
+from featurestore.online.url import StoreUrl
 
 Address = tuple[str, int]
 Node = TypeVar("Node")
@@ -53,13 +54,15 @@ class ClusterUrl(NamedTuple):
 
 def parsed_cluster_url(url: str) -> ClusterUrl:
     """Return the parts of a URL. Raises SettingsError, never with the URL itself in it, also for TLS (`check_tls`)."""
+    url = StoreUrl(url)
     try:
-        scheme, netloc, path, query, _ = urlsplit(url)
+        scheme, hosts, path, query, _ = urlsplit(url)
     except ValueError:
         raise SettingsError("online_store: the Redis URL cannot be read.", hint=URL_EXAMPLE) from None
-    user, at, hosts = netloc.rpartition("@")
-    beginning, ending = f"{scheme.removesuffix('+cluster')}://{user}{at}", f"{path}?{query}"
-    nodes = [parsed_url(f"{beginning}{host}{ending}", hint=URL_EXAMPLE) for host in hosts.split(",")]
+    beginning, ending = f"{scheme.removesuffix('+cluster')}://", f"{path}?{query}"
+    nodes = [
+        connection_options(f"{beginning}{host}{ending}", url.credentials, URL_EXAMPLE) for host in hosts.split(",")
+    ]
     if any(node.pop("db", 0) for node in nodes):
         raise SettingsError("online_store: a Redis Cluster has only the database 0.", hint=URL_EXAMPLE)
     check_tls(nodes[0])

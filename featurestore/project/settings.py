@@ -11,12 +11,22 @@ from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from featurestore.definitions.base import check_object_name
 from featurestore.errors import SettingsError, did_you_mean
+from featurestore.online.url import HOSTS, StoreUrl
 
 FILE_NAME = "feature_store.yaml"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -37,12 +47,18 @@ def read_duration(value: Any) -> timedelta:
 Duration = Annotated[timedelta, BeforeValidator(read_duration)]
 
 
+def _read_url(value: Any) -> StoreUrl:
+    if not isinstance(value, str):
+        raise ValueError("write the URL as a text")
+    return StoreUrl(value)
+
+
 class StoreSettings(BaseModel):
     """Where a store is, and its options; a bare text in the file is the ``url``."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    url: str
+    url: Annotated[StoreUrl, PlainValidator(_read_url)]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -60,16 +76,14 @@ Store = Annotated[StoreSettings, NoDecode, BeforeValidator(_read_store)]
 def _check_redis_database(store: StoreSettings) -> StoreSettings:
     """Refuse a database that is no number: Redis has no others, and the driver would silently take 0."""
     try:
-        scheme, netloc, path, query, _ = urlsplit(store.url)
+        scheme, hosts, path, query, _ = urlsplit(store.url)
     except ValueError:
         return store  # what is wrong with it is told by the backend
-    if scheme.removesuffix("+cluster") not in ("redis", "rediss"):
+    if scheme.removesuffix("+cluster") not in ("redis", "rediss") or not HOSTS.fullmatch(hosts):
         return store
     for database in filter(None, (path.strip("/"), *parse_qs(query).get("db", ()))):
-        if "@" in database:
-            raise ValueError("the URL has a / before its @, which is written %2F in a password")
         if re.fullmatch("[0-9]+", database) is None:
-            location = f"{scheme}://{'…@' if '@' in netloc else ''}{netloc.rpartition('@')[2]}"
+            location = f"{scheme}://{'…@' if store.url.credentials.options else ''}{hosts}"
             raise ValueError(f"{location}: the database {database!r} is no number; write it as {location}/0")
     return store
 
@@ -220,11 +234,20 @@ def read_settings(folder: Path) -> Settings:
         hint = "Save it as UTF-8 text."
         raise SettingsError(f"{path} is not UTF-8 at byte {error.start}.", hint=hint) from None
     except yaml.YAMLError as error:
-        raise SettingsError(f"{path} cannot be read: {error}", hint="Correct its YAML.") from None
+        raise SettingsError(f"{path} cannot be read: {_yaml_problem(error)}", hint="Correct its YAML.") from None
     if not isinstance(document, dict):
         hint = "Write at least the line `project: NAME`; `fs init DIR` makes a whole one to start from."
         raise SettingsError(f"{path} must hold a mapping that starts with `project:`.", hint=hint)
     return make_settings(document, where=str(path))
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """Return what is wrong and where, without PyYAML's excerpt of the file: it may hold a password."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(error)
+    problem = re.sub(r"'[^']{2,}'", "…", str(getattr(error, "problem", None) or "this is no YAML"))
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}."
 
 
 def make_settings(document: Mapping[str, Any], *, where: str = "settings") -> Settings:
@@ -265,7 +288,8 @@ def _settings_error(where: str, error: ValidationError) -> SettingsError:
     errors = error.errors(include_url=False, include_input=False)
     # A key that is misspelt is also one that is missing: what stands there is told first.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    path = ".".join(str(part) for part in first["loc"])
+    # What is no name, such as a URL where a key should be, may hold a password.
+    path = ".".join(str(part) if re.fullmatch(r"[\w-]+", str(part)) else "…" for part in first["loc"])
     if first["type"] == "extra_forbidden":
         owners: dict[str, type[BaseModel]] = {"engine": EngineLimits, "server": ServerSettings}
         owner = owners.get(str(first["loc"][0]), Settings) if len(first["loc"]) > 1 else Settings

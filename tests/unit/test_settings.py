@@ -64,7 +64,8 @@ def test_the_environment_may_set_an_option_alone(monkeypatch, document):
 def test_variables_are_substituted_everywhere(monkeypatch):
     monkeypatch.setenv("SECRET", "s3cret")
     settings = make_settings({"project": "p", "online_store": {"url": "redis://:${SECRET}@h", "x": ["${SECRET}"]}})
-    assert settings.online_store.url == "redis://:s3cret@h"
+    assert settings.online_store.url == "redis://h"
+    assert settings.online_store.url.credentials.options == {"password": "s3cret"}
     assert settings.online_store.options == {"x": ["s3cret"]}
 
 
@@ -109,7 +110,11 @@ def test_mistakes_are_named(document, words):
     [
         {"server": {"port": "s3cret"}},
         {"online_store": "redis://:s3cret@h/abc?password=s3cret"},
-        {"online_store": "redis://:12/s3cret@h:6379/0"},
+        {"online_store": "redis://:12/s3cret@h:6379/abc"},
+        {"online_store": "redis://:12/s#3cret@h:6379/abc"},
+        {"online_store": ["redis://:s3cret@h"]},
+        {"redis://:s3cret@h": None},
+        {"registry": {"path": "postgresql://u:s3cret@h"}},
     ],
 )
 def test_secrets_are_not_in_messages(document):
@@ -118,9 +123,7 @@ def test_secrets_are_not_in_messages(document):
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "url", ["redis://h", "redis://h:1/", "redis://u:p@h:1/15", "rediss://h/0?db=3", "redis://[h/a"]
-)
+@pytest.mark.parametrize("url", ["redis://h", "redis://h:1/", "redis://h:1/15", "rediss://h/0?db=3", "redis://[h]/"])
 def test_urls_without_such_a_database_are_left_to_the_backend(url):
     assert make_settings({"project": "p", "online_store": url}).online_store.url == url
 
