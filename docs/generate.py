@@ -79,7 +79,8 @@ def cli_page() -> Iterable[str]:
 
 COMMON_OPTIONS = """\
 Every command but `init` and `help` takes `--repo` and `--debug`, and all that print something to read take `--json`:
-one document on standard output, the same facts that the text shows. Progress and errors go to standard error.
+one document on standard output, the same facts that the text shows. They stand before the command or after it; given in
+both places, the one after it holds. Progress and errors go to standard error.
 
 | Exit code | Means |
 |---|---|

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from featurestore.cli.exits import EXIT_FAILED, EXIT_USAGE
+from featurestore.cli.shared import check_shared, shared_options
 
 COMMANDS = {
     "init": "Make a small feature repo that works as it is.",
@@ -56,7 +57,10 @@ class _Commands(click.Group):
             from featurestore.errors import did_you_mean
 
             ctx.fail(f"There is no command {args[0]!r}. {did_you_mean(args[0], COMMANDS)}")
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            check_shared(ctx, command)
+        return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -73,7 +77,8 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Version.")
-def fs() -> None:
+@shared_options()
+def fs(**_: Any) -> None:
     """A feature store: correct training sets, fast online features.
 
     Exit codes: 0 done, 1 failed, 2 usage, 3 changes pending (fs plan --check), 4 the registry changed meanwhile.

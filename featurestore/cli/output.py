@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurestore.cli.exits import EXIT_CONFLICT, EXIT_FAILED
+from featurestore.cli.shared import given, shared_options
 from featurestore.errors import FeatureStoreError, RevisionConflictError
 
 if TYPE_CHECKING:
@@ -89,15 +90,15 @@ def shown(value: Any) -> str:
 def repo_command(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command ``--repo``, ``--json`` and ``--debug``; it receives ``store`` and ``output``."""
 
-    @click.option("--repo", type=click.Path(path_type=Path), default=Path(), help="The feature repo (default: here).")
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-    @click.option("--debug", is_flag=True, help="Show tracebacks and debug logs.")
+    @shared_options()
     @functools.wraps(function)
-    def run(*args: Any, repo: Path, as_json: bool, debug: bool, **values: Any) -> Any:
+    def run(*args: Any, **values: Any) -> Any:
         from featurestore.cli.progress import showing_progress
 
-        with _logging(debug=debug), _open(repo) as store, showing_progress(quiet=as_json):
-            return function(*args, store=store, output=Output(as_json=as_json), **values)
+        repo, as_json = given("repo") or Path(), bool(given("as_json"))
+        own = {name: value for name, value in values.items() if name not in ("repo", "as_json", "debug")}
+        with _logging(debug=bool(given("debug"))), _open(repo) as store, showing_progress(quiet=as_json):
+            return function(*args, store=store, output=Output(as_json=as_json), **own)
 
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,16 @@ def test_every_step_is_shown_with_what_came_of_it(finished: tuple[Path, str]) ->
     seconds = re.search(r"Done in (\d+) seconds", page)
     assert seconds is not None
     assert int(seconds[1]) < 180  # twenty on a machine of its own
+
+
+def test_what_the_last_line_suggests_can_be_run(finished: tuple[Path, str]) -> None:
+    repo, page = finished
+    suggested = shlex.split(page.partition("Look around with: ")[2].splitlines()[0])
+    done = subprocess.run(
+        suggested, cwd=repo.parent, env=plain_environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "carrier_delays" in done.stdout
 
 
 def test_the_answer_over_http_is_of_three_flights(finished: tuple[Path, str]) -> None:

@@ -158,6 +158,27 @@ def test_help_of_what_is_no_command_names_it(fs, names, words):
         assert word in fs.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--repo", "{}", "--json", "list"], 0, '"name": "carrier"'),
+        (["--json", "list", "--repo", "{}"], 0, '"name": "carrier"'),
+        (["--repo", "nowhere", "list", "--json", "--repo", "{}"], 0, '"name": "carrier"'),
+        (["--repo", "{}", "--debug", "--json", "token", "list"], 0, "[]"),
+        (["token", "--json", "--repo={}", "list"], 0, "[]"),
+        (["--repo", "nowhere", "serve"], 1, "There is no folder"),
+        (["--json", "serve"], 2, "fs serve has no option --json."),
+        (["--repo", "{}", "init", "new"], 2, "fs init has no option --repo."),
+        (["--repo", "{}", "aply"], 2, "Did you mean 'apply'?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_shared_options_stand_before_the_command_or_after_it(fs, applied, monkeypatch, arguments, code, words):
+    monkeypatch.chdir(applied.parent)
+    page = fs(*(argument.format(applied) for argument in arguments), expect=code)
+    assert words in page + fs.err
+
+
 def test_the_version_is_told(fs):
     import featurestore
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from featurestore.cli.numbers import WholeNumber
+from featurestore.cli.shared import given, shared_options
 
 if TYPE_CHECKING:
     from featurestore.server.logs import Format
 
 
 @click.command("serve")
-@click.option("--repo", type=click.Path(path_type=Path), default=Path(), help="The feature repo (default: here).")
+@shared_options("repo", "debug")
 @click.option("--host", help="Address to bind (default: server.host, 127.0.0.1).")
 @click.option("--port", type=WholeNumber(0, 65535), help="Port to bind (default: server.port, 6566; 0: any free).")
 @click.option("--workers", type=WholeNumber(1, 256), help="Processes (default: server.workers, 1).")
@@ -31,15 +32,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Logs on standard error as lines for people, or as one JSON object a line.",
 )
-@click.option("--debug", is_flag=True, help="Show tracebacks and debug logs.")
 def command(
-    repo: Path,
     host: str | None,
     port: int | None,
     workers: int | None,
     reopen: bool,
     log_format: Format,
-    debug: bool,
+    **_: Any,
 ) -> None:
     """Serve features over HTTP until interrupted.
 
@@ -49,4 +48,5 @@ def command(
     """
     from featurestore.server.run import serve
 
+    repo, debug = given("repo") or Path(), bool(given("debug"))
     serve(repo, host=host, port=port, workers=workers, reopen=reopen, debug=debug, log_format=log_format)

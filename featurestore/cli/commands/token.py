@@ -9,6 +9,7 @@ import click
 from featurestore_registry.auth import Role, Token, create_token, revoke_token, tokens
 
 from featurestore.cli.output import Output, repo_command
+from featurestore.cli.shared import shared_options
 from featurestore.cli.tables import table
 from featurestore.definitions.base import check_object_name
 from featurestore.errors import NotFoundError, did_you_mean
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 
 @click.group("token")
-def command() -> None:
+@shared_options()
+def command(**_: Any) -> None:
     """Create, list and revoke the tokens that servers ask for.
 
     A token is kept as a hash. Running servers learn of a change when they next look at the registry (server.refresh,

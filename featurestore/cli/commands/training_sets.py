@@ -50,7 +50,7 @@ def _show(found: Sequence[SavedSet], output: Output) -> None:
 
     def render(console: Console) -> None:
         if not found:
-            console.print("No training set is saved: fs training-set --save NAME does.")
+            console.print("No training set is saved: `fs training-set` saves one with --save NAME.")
             return
         rows = [
             (
