@@ -29,8 +29,14 @@ UNQUOTED = re.compile(
 LINE = re.compile(r"^\s*fs ([a-z-]+ .*|[a-z-]+)$", re.MULTILINE)
 FENCED = re.compile(r"```.*?```", re.DOTALL)
 
-FILL = {"‹span›": "2026-01-01 2026-01-02", "START": "2026-01-01", "END": "2026-01-02"}
-"""What stands for a value that is not any text; everything else may be any."""
+FILL = [
+    (r"‹[^›]*span›", "2026-01-01 2026-01-02"),
+    (r"‹[^›]*start[^›]*›|START", "2026-01-01"),
+    (r"‹[^›]*end[^›]*›|END", "2026-01-02"),
+    (r"‹option›", ""),
+    (r"‹[^›]*›", "x"),
+]
+"""What stands for what: instants are no texts like others, and an option may be left out."""
 
 
 def texts(path: Path) -> Iterator[str]:
@@ -60,14 +66,14 @@ def suggested() -> Iterator[tuple[str, str]]:
             yield command, path.name
 
 
-SUGGESTED = dict(sorted(suggested()))
+SUGGESTED = dict(sorted(suggested(), key=lambda found: (found[0], not found[1].endswith(".md"))))
+"""Each command and where it stands; in code where it stands there too."""
 
 
 def filled(command: str) -> list[str]:
-    for placeholder, value in FILL.items():
-        command = command.replace(placeholder, value)
-    command = re.sub("‹to_rfc3339[^›]*›", "2026-01-01", command)
-    return shlex.split(re.sub("‹[^›]*›", "x", command))
+    for placeholder, value in FILL:
+        command = re.sub(placeholder, value, command)
+    return shlex.split(command)
 
 
 def parse(arguments: list[str]) -> None:
@@ -84,27 +90,30 @@ def parse(arguments: list[str]) -> None:
         name = found
 
 
-def refusal(arguments: list[str]) -> str | None:
+def refusal(arguments: list[str], *, may_be_cut: bool = False) -> str | None:
+    """Return why a command line is refused. Prose may leave out arguments that are needed, and names a bare command."""
     try:
         parse(arguments)
     except click.exceptions.Exit:  # --help, --version
         return None
+    except click.MissingParameter as error:
+        is_named = not any(each.startswith("-") for each in arguments)
+        return None if may_be_cut or is_named else error.format_message()
+    except NoArgsIsHelpError:
+        return None
     except click.UsageError as error:
-        # A command that is named without any argument is spoken of, not written out.
-        named_only = isinstance(error, click.MissingParameter | NoArgsIsHelpError)
-        if named_only and not any(each.startswith("-") for each in arguments):
-            return None
         return error.format_message()
     return None
 
 
 @pytest.mark.parametrize("command", SUGGESTED)
 def test_what_is_suggested_can_be_run_as_it_is_written(command: str) -> None:
-    assert refusal(filled(command)) is None, SUGGESTED[command]
+    place = SUGGESTED[command]
+    assert refusal(filled(command), may_be_cut=place.endswith(".md")) is None, place
 
 
 def test_all_of_them_are_found_and_a_wrong_one_is_refused() -> None:
     assert {"--help", "apply", "materialize --view ‹view›", "token create --role reader", "repair"} <= set(SUGGESTED)
     assert any(command.startswith("training-set --entities data/") for command in SUGGESTED)  # of `fs init`
-    for wrong in ("aply", "plan --chek", "token make", "training-set --save NAME", "list a b"):
+    for wrong in ("aply", "plan --chek", "token make", "training-set --save NAME", "list a b", "--json serve"):
         assert refusal(filled(wrong)), wrong
