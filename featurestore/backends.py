@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,10 +60,26 @@ def local_path(url: str, root: Path) -> Path:
     return Path(root, path).resolve()
 
 
-def check_stores(*, registry: Located, offline_store: Located, online_store: Located) -> None:
-    """Raise SettingsError for a scheme that is not built, a missing path or a wrong option. Opens and loads nothing."""
+_MISREAD = re.compile(r"%[0-9A-Fa-f]{2}|[\0-\x1f\x7f\[\]^|\\\udc80-\udcff]")
+"""What delta-rs takes for something else in a path, decodes into another folder's name, or cannot take."""
+
+
+def check_offline_folder(folder: Path) -> None:
+    """Raise SettingsError for a folder that the library of the Delta tables would not find, or mistake for another."""
+    found = _MISREAD.search(str(folder))
+    if found is not None:
+        raise SettingsError(
+            f"offline_store: Delta tables cannot lie in {str(folder)!a}: their library misreads {found[0]!a}.",
+            hint="Rename the folder, or set `offline_store` to one without %XX, [ ] ^ | \\ and control characters.",
+            key="offline_store",
+        )
+
+
+def check_stores(root: Path, *, registry: Located, offline_store: Located, online_store: Located) -> None:
+    """Raise SettingsError for a scheme that is not built, a wrong path or a wrong option. Opens and loads nothing."""
     _check_registry(registry)
     _check_offline(offline_store)
+    check_offline_folder(local_path(offline_store.url, root))
     _check_online(online_store)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -57,7 +58,7 @@ def find_files(root: Path, source: ParquetSource) -> tuple[SourceFile, ...]:
     if path.is_file():
         found = [path]
     else:
-        base, pattern = (path, "**/*.parquet") if path.is_dir() else (root, source.path)
+        base, pattern = (path, "**/*.parquet") if path.is_dir() else (root, _pattern(root, source))
         names = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
         found = [base / name for name in names if not _is_hidden(name, pattern) and (base / name).is_file()]
     if not found:
@@ -70,6 +71,12 @@ def find_files(root: Path, source: ParquetSource) -> tuple[SourceFile, ...]:
     return tuple(sorted((_source_file(root, path) for path in found), key=lambda file: file.path))
 
 
+def _pattern(root: Path, source: ParquetSource) -> str:
+    """Return a source's path from the root on, where it lies below it: no character of the root is a wildcard."""
+    path = Path(source.path)
+    return str(path.relative_to(root)) if path.is_relative_to(root) else source.path
+
+
 def _is_hidden(name: str, pattern: str) -> bool:
     """Tell whether a part of the name that the pattern does not spell out starts with a dot or an underscore."""
     spelled = set(Path(pattern).parts)
@@ -78,8 +85,19 @@ def _is_hidden(name: str, pattern: str) -> bool:
 
 def _source_file(root: Path, path: Path) -> SourceFile:
     state = path.stat()
+    if fault := _unnameable(str(path)):
+        hint = "Rename the file, or the folder."
+        raise SourceFileError(f"{str(path)!a} cannot be read: its name {fault}.", hint=hint, path=ascii(str(path)))
     shown = path.relative_to(root) if path.is_relative_to(root) else path
     return SourceFile(shown.as_posix(), state.st_size, state.st_mtime_ns)
+
+
+def _unnameable(path: str) -> str | None:
+    """Return why DuckDB cannot be told of a file."""
+    if re.search(r"[\udc80-\udcff]", path):
+        return "is not UTF-8"
+    # It knows no way to write a backslash in a pattern, and only patterns name such characters.
+    return "holds a backslash beside one of * ? [" if "\\" in path and glob.has_magic(path) else None
 
 
 def open_source(
@@ -141,7 +159,7 @@ def _top(root: Path, source: ParquetSource) -> Path:
     path = root / source.path
     if path.is_file() or path.is_dir():
         return path if path.is_dir() else path.parent
-    return root.joinpath(*takewhile(lambda part: not glob.has_magic(part), Path(source.path).parts))
+    return root.joinpath(*takewhile(lambda part: not glob.has_magic(part), Path(_pattern(root, source)).parts))
 
 
 def check_unchanged(root: Path, tables: Sequence[SourceTable]) -> None:

@@ -43,7 +43,7 @@ class Workspace:
         clock: Clock = system_clock,
     ) -> None:
         check_stores(
-            registry=settings.registry, offline_store=settings.offline_store, online_store=settings.online_store
+            root, registry=settings.registry, offline_store=settings.offline_store, online_store=settings.online_store
         )
         self.root = root
         self.settings = settings

@@ -172,7 +172,8 @@ class Settings(BaseSettings):
     registry: Store = StoreSettings(url="sqlite:///data/registry.db")
     """Where definitions and the ledger of runs are kept."""
     offline_store: Store = StoreSettings(url="data/offline")
-    """Where the Delta tables lie that training sets are made of."""
+    """Where the Delta tables lie that training sets are made of; a path without %XX, [ ] ^ | and backslashes, which
+    their library misreads."""
     online_store: OnlineStore = StoreSettings(url="lmdb:///data/online")
     """Where the newest values lie that are served."""
     engine: EngineLimits = EngineLimits()

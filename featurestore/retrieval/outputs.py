@@ -73,17 +73,18 @@ def _of_a_source(workspace: Workspace, target: Path, places: set[Path]) -> str |
         path = workspace.root / source.path
         if _is_same(target, path):
             return f"a file of source {source.name!r}"
-        for pattern in _patterns(path):
+        for pattern in _patterns(path, workspace.root):
             if any(_matches(place.parts, pattern) for place in places):
                 return f"a file of source {source.name!r}" if target.exists() else f"read by source {source.name!r}"
     return None
 
 
-def _patterns(path: Path) -> Iterator[Sequence[str]]:
+def _patterns(path: Path, root: Path) -> Iterator[Sequence[str]]:
     """Yield the parts of a source's path as `engine.sources.find_files` reads it; its own links followed, too."""
     fixed, rest = path, ["**", "*.parquet"] if path.is_dir() else []
-    if not path.exists() and has_magic(str(path)):
-        first = next(n for n, part in enumerate(path.parts) if has_magic(part))
+    own = len(root.parts) if path.is_relative_to(root) else 0
+    first = next((n for n, part in enumerate(path.parts) if n >= own and has_magic(part)), None)
+    if first is not None and not path.exists():
         fixed, rest = Path(*path.parts[:first]), list(path.parts[first:])
     yield (*Path(os.path.abspath(fixed)).parts, *rest)  # noqa: PTH100 - as in _places
     yield (*fixed.resolve().parts, *rest)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from featurestore.backends import check_offline_folder
 from featurestore.definitions.base import OBJECT_NAME
 from featurestore.errors import SettingsError
 from featurestore.types.times import system_clock
@@ -28,6 +29,7 @@ def command(directory: Path, name: str | None) -> None:
             f"{project!r} cannot name a project: a lower-case letter, then at most 62 of a-z, 0-9 and _.",
             hint="Pass --name.",
         )
+    check_offline_folder(directory.resolve())
     try:
         if directory.exists() and any(directory.iterdir()):
             raise SettingsError(f"{directory} is not empty.", hint="Choose a new folder; nothing was written.")
