@@ -101,6 +101,11 @@ __all__ = [
     "did_you_mean",
 ]
 
+FORK_HINT = (
+    'Start worker processes with multiprocessing.get_context("spawn"), or before their parent uses the offline store.'
+)
+"""What to do where a library does not survive a fork."""
+
 
 class DefinitionError(FeatureStoreError):
     """A definition is wrong in itself; the message names object, field and value."""

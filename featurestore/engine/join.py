@@ -15,7 +15,7 @@ import numpy as np
 
 from featurestore.engine.interface import ViewJoin
 from featurestore.engine.newest import Int64s, Rows, newest
-from featurestore.engine.session import Session, file_list, quote, translated
+from featurestore.engine.session import Session, close, file_list, quote, stream, translated
 from featurestore.errors import EngineError
 from featurestore.types.arrow import arrow_type
 from featurestore.types.times import MIN_INSTANT
@@ -154,7 +154,7 @@ def join(
                 keep_chosen(entities, sequences, number)
                 parts.append(_gather(entities, view, number))
     except BaseException:
-        connection.close()
+        close(connection)
         raise
     return pa.RecordBatchReader.from_batches(schema, _stream(entities, parts, files, schema, batch_rows))
 
@@ -273,7 +273,7 @@ def _stream(
     try:
         with translated(DOING, table_files=files):
             # Sorted apart and put side by side here, the views need no join with one another.
-            readers = [entities.connection.cursor().sql(part).to_arrow_reader(batch_rows) for part in parts]
+            readers = [stream(entities.connection.cursor(), part, batch_rows) for part in parts]
             batches = [_next(reader, done) for reader in readers]
             while size := min(batch.num_rows for batch in batches):
                 columns = [column for batch in batches for column in batch.slice(0, size).columns[1:]]
@@ -288,7 +288,7 @@ def _stream(
         if done != entities.count or any(batch.num_rows for batch in batches):
             raise _out_of_step(done)
     finally:
-        entities.connection.close()
+        close(entities.connection)
 
 
 def _next(reader: pa.RecordBatchReader, first: int) -> pa.RecordBatch:

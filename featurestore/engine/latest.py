@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from featurestore.definitions import FeatureView
 from featurestore.engine.log import FILE, KNOWN_US, ROW, instants, log_columns, read_log, thin, until
-from featurestore.engine.session import Session, quote, translated
+from featurestore.engine.session import Session, quote, stream, translated
 from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import EVENT, ORIGIN, SEQUENCE
 
@@ -35,7 +35,7 @@ def latest(
         chosen = find_newest(connection, view, read, f"WHERE {counts}")
         wanted = ", ".join(map(quote, output))
         query = f"SELECT {wanted} FROM ({read_log(columns, read)}) {chosen}"
-        yield from as_declared(connection.sql(query).to_arrow_reader(batch_rows), output)
+        yield from as_declared(stream(connection, query, batch_rows), output)
 
 
 def entities(session: Session, view: FeatureView, files: Sequence[str], *, since_us: int, until_us: int) -> int:

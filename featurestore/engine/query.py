@@ -9,7 +9,7 @@ import duckdb
 
 from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.engine.log import KNOWN_US, instants, log_columns, read_log
-from featurestore.engine.session import Session, quote, translated
+from featurestore.engine.session import Session, quote, stream, translated
 from featurestore.engine.sources import Reader, open_source
 from featurestore.errors import EntityFrameError
 from featurestore.types.arrow import arrow_type
@@ -59,7 +59,7 @@ def span(
     def batches() -> Iterator[pa.RecordBatch]:
         doing = f"read the rows of view {view.name!r}"
         with session.open(reads=files) as connection, translated(doing, table_files=files):
-            for batch in connection.sql(sql).to_arrow_reader(batch_rows):
+            for batch in stream(connection, sql, batch_rows):
                 yield batch.cast(schema)
 
     return pa.RecordBatchReader.from_batches(schema, batches())

@@ -11,12 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import duckdb
 
 from featurestore.errors import (
+    FORK_HINT,
     DamagedFileError,
     DiskFullError,
     EngineError,
@@ -25,6 +26,9 @@ from featurestore.errors import (
     SourceFileError,
     SourceSchemaError,
 )
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MEMORY_HINT = "Raise `engine: {memory_limit}`, or set `engine: {temp_directory}` to a disk with room."
 DISK_HINT = "Free some space, or set `engine: {temp_directory}` to a disk with room, and run it again."
@@ -93,6 +97,7 @@ class Session:
                 connection.execute(f"SET allowed_directories = {text_list([str(writes)])}")
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
+        _open.add(connection)
         return connection
 
     def _start(self) -> duckdb.DuckDBPyConnection:
@@ -123,7 +128,7 @@ class Session:
         try:
             yield connection
         finally:
-            connection.close()
+            close(connection)
 
     def _temporary(self) -> Path:
         """Return a folder of this connection's own: DuckDB's names in it are not unique between processes."""
@@ -155,7 +160,40 @@ def _drop_prepared() -> None:
             prepared.result().close()
 
 
-os.register_at_fork(before=_drop_prepared)
+_open: WeakSet[Any] = WeakSet()
+"""The connections and readers of this process."""
+_inherited: list[Any] = []
+
+
+def _keep_inherited() -> None:
+    """In a child: never let go of what its parent had open. Closed without its threads it hangs, or ends the child."""
+    _inherited.extend(_open)
+    _open.clear()
+
+
+os.register_at_fork(before=_drop_prepared, after_in_child=_keep_inherited)
+
+
+def close(connection: duckdb.DuckDBPyConnection) -> None:
+    """Close a connection, unless it was open before a fork."""
+    if not any(connection is inherited for inherited in _inherited):
+        connection.close()
+
+
+def stream(connection: duckdb.DuckDBPyConnection, sql: str, batch_rows: int) -> pa.RecordBatchReader:
+    """Run a query whose rows come as they are read; a child of the process that ran it cannot read on."""
+    import pyarrow as pa
+
+    rows = connection.sql(sql).to_arrow_reader(batch_rows)
+    _open.add(rows)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in rows:
+            yield batch
+            if rows not in _open:
+                raise EngineError("A result that was read halfway before a fork cannot be read on.", hint=FORK_HINT)
+
+    return pa.RecordBatchReader.from_batches(rows.schema, batches())
 
 
 def quote(name: str) -> str:

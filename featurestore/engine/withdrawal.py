@@ -11,7 +11,7 @@ from featurestore.engine.interface import GONE_CREATED, GONE_EVENT, Span, Withdr
 from featurestore.engine.latest import as_declared, find_newest
 from featurestore.engine.log import FILE, KNOWN_US, instants, log_columns, read_log, read_whole_log, thin, until
 from featurestore.engine.scan import BATCH, opened, source_identities, write_parquet
-from featurestore.engine.session import Session, quote, translated
+from featurestore.engine.session import Session, quote, stream, translated
 from featurestore.types import String, Timestamp
 from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
@@ -87,4 +87,4 @@ def replacements(
         shown = {name: output[name] for name in view.join_keys} | times | output
         wanted = ", ".join(map(quote, shown))
         query = f"SELECT {wanted} FROM gone LEFT JOIN ({newest}) USING ({keys})"
-        yield from as_declared(connection.sql(query).to_arrow_reader(batch_rows), shown)
+        yield from as_declared(stream(connection, query, batch_rows), shown)

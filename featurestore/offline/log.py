@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import ConcurrentCommitError, DiskFullError, OfflineStoreError, TableVersionError
+from featurestore.errors import FORK_HINT, ConcurrentCommitError, DiskFullError, OfflineStoreError, TableVersionError
 from featurestore.offline.archive import LogArchive
 from featurestore.offline.files import DISK_HINT, FileFacts, disk_errors, sync_file, sync_folder
 from featurestore.offline.interface import MAX_SEQUENCE, Commit, DataFile, TableId, TableSchema, TableVersion
@@ -386,6 +386,7 @@ class TableLog:
         """Turn deltalake's errors into ours; ``base`` is the version that a commit in the block is made from."""
         from deltalake.exceptions import DeltaError
 
+        _check_not_forked()
         try:
             yield
         except (DeltaError, OSError) as error:
@@ -397,6 +398,27 @@ class TableLog:
             if base is not None:
                 self.check_newest(base)
             raise OfflineStoreError(f"Table {self.table}: {message.splitlines()[0]}", table=str(self.table)) from None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of deltalake's Rust, and no Exception
+                raise
+            message = str(error).splitlines()[0]
+            hint = FORK_HINT if "fork" in message.lower() else ""
+            raise OfflineStoreError(f"Table {self.table}: {message}", hint=hint, table=str(self.table)) from None
+
+
+_process: int | None = None
+"""The process that used deltalake first: its threads, without which it cannot work, do not survive a fork."""
+
+
+def _check_not_forked() -> None:
+    global _process
+    _process = _process or os.getpid()
+    if _process != os.getpid():
+        raise OfflineStoreError(
+            f"Process {os.getpid()} was forked after its parent had used the offline store, whose library does not "
+            "survive that.",
+            hint=FORK_HINT,
+        )
 
 
 def _kept_since(found: DeltaTable) -> int:

@@ -76,6 +76,6 @@ class RecordNotFoundError(RegistryError):
 class AuthError(RegistryError):
     """A token is missing, unknown, expired, or its role is not enough. ``status`` is 401 or 403."""
 
-    def __init__(self, message: str, *, status: int, hint: str = "", **details: Any) -> None:
+    def __init__(self, message: str, *, status: int = 401, hint: str = "", **details: Any) -> None:
         super().__init__(message, hint=hint, **details)
         self.status = status
