@@ -17,6 +17,7 @@ from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.workspace import Workspace
 from featurestore.project.loader import collect, load_definitions
 from featurestore.project.settings import Settings, make_settings, read_settings
+from featurestore.tables import html_table
 from featurestore.types.times import Clock, given_instant, system_clock
 
 if TYPE_CHECKING:
@@ -67,6 +68,15 @@ class FeatureStore:
             settings = repo if isinstance(repo, Settings) else make_settings(repo)
         self._in_folder = isinstance(repo, str | Path)
         self._workspace = Workspace(self.root, settings, code=self._load if self._in_folder else (), clock=clock)
+
+    def __repr__(self) -> str:
+        return f"FeatureStore(project {self.project!r} in {self.root})"
+
+    def _repr_html_(self) -> str:
+        # Schemes alone: a URL may hold a password. Nothing is opened for a look.
+        stores = {name: getattr(self.settings, name).url for name in ("registry", "offline_store", "online_store")}
+        kinds = [(name.replace("_", " "), url.partition(":")[0]) for name, url in stores.items()]
+        return html_table([("project", self.project), ("in", self.root), *kinds])
 
     @property
     def workspace(self) -> Workspace:

@@ -1,4 +1,6 @@
-"""The one reader of tables that callers pass: entity frames, entity rows and pushed rows, in process and to a server.
+"""Tables that callers pass, read by one reader, and tables as a notebook shows them.
+
+Entity frames, entity rows and pushed rows come here, in process and on their way to a server.
 
 It loads no library that the caller has not loaded, except pyarrow for what offers itself as an Arrow stream.
 """
@@ -6,9 +8,10 @@ It loads no library that the caller has not loaded, except pyarrow for what offe
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +25,8 @@ Form = Literal["pandas", "arrow", "polars", "python"]
 _FORMS = "a pandas, polars or Arrow table, anything with __arrow_c_stream__, a dict of lists or a list of dicts"
 _NO_COLUMNS = (str, bytes, bytearray, memoryview, Mapping, Set)
 """They have a length, and no values one after the other: a set's order means nothing."""
+SHOWN_ROWS = 20
+"""At most so many rows are shown in a notebook."""
 _NULLS = frozenset({"NAType", "NaTType"})
 """The types of pandas' own nulls."""
 
@@ -140,6 +145,23 @@ def as_list(values: Any) -> list[Any]:
         has_floats = getattr(values.dtype, "kind", "f") == "f"
         return [_plain(v) if has_floats or not isinstance(v, float) or v == v else None for v in values.to_list()]
     return [_plain(value) for value in (instants_as_list(values) if hasattr(kind, "tolist") else values)]
+
+
+def html_table(rows: Iterable[Iterable[Any]], heads: Iterable[Any] = ()) -> str:
+    """Return rows as a table of HTML, every text in it escaped."""
+    kept = "text-align:left;white-space:pre-wrap"
+    head = "".join(f"<th style='{kept}'>{escape(str(name))}</th>" for name in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td style='{kept}'>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table>{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
+
+
+def html_columns(columns: Mapping[str, Sequence[Any]], row_count: int) -> str:
+    """Return the first rows of some columns as a table of HTML, and how many more there are."""
+    shown = zip(*(values[:SHOWN_ROWS] for values in columns.values()), strict=True)
+    more = f"<p>{row_count - SHOWN_ROWS:,} more rows</p>" if row_count > SHOWN_ROWS else ""
+    return html_table(shown, columns) + more
 
 
 def library_type(values: Any) -> Any:

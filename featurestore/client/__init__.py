@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from featurestore import errors
 from featurestore.client.failures import error_of
-from featurestore.tables import as_list, instants_as_list, library_type, read_table
+from featurestore.tables import as_list, html_columns, instants_as_list, library_type, read_table
 
 try:
     import httpx
@@ -131,6 +131,9 @@ class OnlineResponse:
 
     def __repr__(self) -> str:
         return f"OnlineResponse({len(self)} rows, {len(self.names)} features)"
+
+    def _repr_html_(self) -> str:
+        return html_columns(self.to_dict(), len(self))
 
 
 class FeatureClient:

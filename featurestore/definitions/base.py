@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from featurestore.errors import DefinitionError, ValueTypeError
+from featurestore.tables import html_table
 from featurestore.types import ValueType
 from featurestore.types.columns import CREATED, EVENT, FILE_NUMBER, FILE_ROW
+from featurestore.types.times import MICROSECOND, duration_text
 from featurestore.types.values import coerce
 
 if TYPE_CHECKING:
@@ -83,6 +87,14 @@ class FrozenModel(BaseModel):
     def __hash__(self) -> int:
         return hash((type(self), self.name))
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield what was said of it; other definitions stand there by name."""
+        yield None, self.name
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name not in _NOT_SHOWN and value != field.get_default(call_default_factory=True):
+                yield name, _by_name(value)
+
     def replaced(self, **values: Any) -> Self:
         """Return a copy with other values, validated again."""
         made = type(self).__new__(type(self))
@@ -106,6 +118,16 @@ class Definition(FrozenModel):
     def key(self) -> str:
         """``kind:name``, unique in a project."""
         return f"{self.kind}:{self.name}"
+
+    def _repr_html_(self) -> str:
+        said = {name: value for name, value in self.__repr_args__() if name is not None}
+        fields = said.pop("fields", ())
+        if code := getattr(self, "code", ""):
+            said["code"] = code
+        facts = html_table((name, _told(value)) for name, value in said.items())
+        columns = html_table(((f.name, f.type, f.description) for f in fields), ("feature", "type", "description"))
+        head = f"<p><b>{escape(self.kind.replace('_', ' '))} {escape(self.name)}</b></p>"
+        return head + facts + (columns if fields else "")
 
 
 class Field(FrozenModel):
@@ -148,6 +170,26 @@ class Field(FrozenModel):
     @classmethod
     def _check_name(cls, name: str) -> str:
         return check_column_name(name)
+
+
+_NOT_SHOWN = frozenset({"name", "code", "code_hash", "function"})
+"""Fields that are long, or that nobody wrote."""
+
+
+def _by_name(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_by_name, value))
+    return value.name if isinstance(value, Definition) else value
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_told, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_told(item)}" for name, item in value.items())
+    if isinstance(value, timedelta):
+        return duration_text(value // MICROSECOND)
+    return repr(value) if isinstance(value, FrozenModel) else str(value)
 
 
 def _definition_error(title: str, name: object, error: ValidationError) -> DefinitionError:

@@ -18,7 +18,7 @@ from featurestore.errors import FeatureStoreError, IntervalError, Materializatio
 from featurestore.materialization.run import Confirm, MakePlan, Rebuild, ViewRun
 from featurestore.materialization.spans import plan_incremental, plan_interval
 from featurestore.metadata.leases import WAIT_SECONDS, holding
-from featurestore.metadata.runs import RunKind, RunResult, record_end, record_start
+from featurestore.metadata.runs import RunKind, RunResult, Runs, record_end, record_start
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
 from featurestore.steps import step
@@ -122,7 +122,7 @@ def succeeded(results: Sequence[RunResult]) -> Sequence[RunResult]:
             hint="Running it again is safe.",
             views=[run.view for run in failed],
         )
-    return results
+    return Runs(results)
 
 
 def _check_end(end_us: int, now_us: int) -> None:

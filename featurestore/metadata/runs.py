@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from typing import Any, Literal
 
 from featurestore_registry.interface import Ledger
@@ -16,6 +17,7 @@ from featurestore.metadata.leases import running_holder
 from featurestore.metadata.records import understood
 from featurestore.metadata.watermarks import Interval
 from featurestore.steps import crash_point, reached
+from featurestore.tables import html_table
 
 START_KIND, END_KIND = "run_start", "run"
 
@@ -91,6 +93,62 @@ class RunResult:
     error: str | None = None
     dry_run: bool = False
     """It counted and wrote nothing."""
+
+    def __repr__(self) -> str:
+        took = "" if self.duration_ms is None else f", {self.duration_ms / 1000:.1f} s"
+        counts = f"{self.read:,} rows read, {self.appended:,} appended, {self.published.written:,} online{took}"
+        dry = ", a dry run" if self.dry_run else ""
+        return f"RunResult({self.view}: {self.state}, {counts}{dry})"
+
+    def _repr_html_(self) -> str:
+        return Runs([self])._repr_html_()
+
+    def cells(self) -> tuple[str, ...]:
+        """Return what a table of runs shows of it, in the order of `RUN_HEADS`."""
+        counts = (
+            self.read, self.appended, self.unchanged, self.duplicates, self.null_keys + self.null_times, self.waiting,
+            self.published.written,
+        )  # fmt: skip
+        took = "" if self.duration_ms is None else f"{self.duration_ms / 1000:.1f} s"
+        return (self.view, *(f"{count:,}" for count in counts), took)
+
+    def notes(self) -> list[str]:
+        """Return what its user should know beside the counts."""
+        notes = []
+        if self.null_keys or self.null_times:
+            notes.append(f"dropped {self.null_keys:,} rows with a null key and {self.null_times:,} without event time")
+        if self.waiting:
+            notes.append(f"{self.waiting:,} rows are dated after now and wait for a later run")
+        if self.published.expired:
+            notes.append(
+                f"{self.published.expired:,} entities were not put online: their newest row is long past its ttl"
+            )
+        if self.withdrawn:
+            notes.append(f"withdrew {self.withdrawn:,} rows that the source no longer holds")
+        if self.damaged:
+            notes.append(f"left out damaged files with {self.damaged:,} rows and read their span from the source again")
+        if self.published.wrong_type:
+            keys = ", ".join(self.published.wrong_type_keys)
+            notes.append(
+                f"{self.published.wrong_type:,} keys hold something else and were left alone: {keys}. Delete them, and "
+                f"run `fs materialize --view {self.view} --republish`"
+            )
+        return notes
+
+
+RUN_HEADS = ("view", "read", "appended", "unchanged", "duplicates", "dropped", "waiting", "online", "took")
+
+
+class Runs(list[RunResult]):
+    """Runs, which a notebook shows as `fs materialize` does."""
+
+    def _repr_html_(self) -> str:
+        notes = [f"{run.view}: {note}" for run in self for note in (*run.notes(), *filter(None, [run.error]))]
+        if any(run.dry_run for run in self):
+            notes.append("This was a dry run: nothing was written.")
+        return html_table((run.cells() for run in self), RUN_HEADS) + "".join(
+            f"<p>{escape(note)}</p>" for note in notes
+        )
 
 
 def record_start(ledger: Ledger, project: str, run: RunResult) -> None:

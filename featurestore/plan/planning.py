@@ -88,6 +88,16 @@ class Plan:
         """The greatest class among the steps, None when nothing changes."""
         return max((step.change_class for step in self.steps), default=None)
 
+    def __repr__(self) -> str:
+        worst = "nothing to change" if self.worst is None else f"the worst change is {self.worst.name.lower()}"
+        applied = "" if self.applied is None else f", applied as revision {self.applied}"
+        return f"Plan({self.project} at revision {self.revision}: {len(self.steps)} changes, {worst}{applied})"
+
+    def __str__(self) -> str:
+        from featurestore.plan.explain import explain
+
+        return "\n".join("  " * line.indent + line.text for line in explain(self))
+
     def _repr_html_(self) -> str:
         from featurestore.plan.explain import to_html
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from html import escape
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from featurestore.retrieval.coverage import Gap
 from featurestore.retrieval.frames import TIME
 from featurestore.retrieval.joins import JoinedRows, Observed, PinnedRead
 from featurestore.retrieval.reference import ReferenceRow, ReferenceView, reference_answer
+from featurestore.tables import html_table
 from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
 from featurestore.types.times import MIN_INSTANT, duration_text, to_rfc3339
@@ -130,11 +130,7 @@ class Certificate:
         return f"{rows / self.rows:.2%} ({rows:,})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(value)}</td></tr>"
-            for name, value in self._lines()
-        )
-        return f"<table>{rows}</table>"
+        return html_table(self._lines())
 
 
 def certify(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
@@ -15,7 +14,7 @@ from featurestore.metadata.workspace import Workspace
 from featurestore.online.reading import Status
 from featurestore.retrieval.features import FeaturesArgument, resolve
 from featurestore.retrieval.online_plan import Answer, FetchValue, OnlinePlan, ShortAnswer
-from featurestore.tables import as_list, library_type, read_table
+from featurestore.tables import as_list, html_columns, library_type, read_table
 from featurestore.types.times import to_datetime
 from featurestore.types.values import ValueType, coerce, from_library
 
@@ -111,14 +110,7 @@ class OnlineResponse:
         return f"OnlineResponse({len(self)} rows, {len(self.names)} features)"
 
     def _repr_html_(self) -> str:
-        columns = self.to_dict()
-        head = "".join(f"<th>{escape(str(name))}</th>" for name in columns)
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in row) + "</tr>"
-            for row in zip(*(values[:20] for values in columns.values()), strict=True)
-        )
-        more = f"<p>{len(self) - 20} more rows</p>" if len(self) > 20 else ""
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
+        return html_columns(self.to_dict(), len(self))
 
 
 def get_online_features(

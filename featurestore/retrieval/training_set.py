@@ -27,6 +27,7 @@ from featurestore.retrieval.frames import EntityFrame, OwnColumns
 from featurestore.retrieval.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone
 from featurestore.retrieval.outputs import check_output
 from featurestore.retrieval.sql_text import join_sql
+from featurestore.tables import html_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -339,15 +340,13 @@ class TrainingSet:
         return f"TrainingSet({self._saved.name + ': ' if self._saved else ''}{count}, {len(self.features)} features)"
 
     def _repr_html_(self) -> str:
-        reads = "".join(
-            f"<tr><td>{escape(pinned.read.name)}</td><td>{escape(pinned.read.view.name)}</td>"
-            f"<td>{'' if pinned.version is None else pinned.version.number}</td><td>{pinned.as_of}</td></tr>"
-            for pinned in self._rows.pins
-        )
+        reads = [
+            (pin.read.name, pin.read.view.name, "" if pin.version is None else pin.version.number, pin.as_of)
+            for pin in self._rows.pins
+        ]
+        table = html_table(reads, ("read as", "view", "table version", "as of"))
         notes = "".join(f"<p>⚠ {escape(text)}</p>" for text in self.warnings)
-        names = ", ".join(escape(name) for name in self.features)
-        head = "<tr><th>read as</th><th>view</th><th>table version</th><th>as of</th></tr>"
-        return f"<p><b>{escape(repr(self))}</b>: {names}</p><table>{head}{reads}</table>{notes}"
+        return f"<p><b>{escape(repr(self))}</b>: {escape(', '.join(self.features))}</p>{table}{notes}"
 
 
 def _no_columns(row_count: int) -> OwnColumns:

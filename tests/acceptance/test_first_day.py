@@ -155,3 +155,13 @@ def test_results_are_tables_in_a_notebook(repo: Path) -> None:
         assert "<b>&" in Tables(online._repr_html_()).cells
         assert "5 more rows" in online._repr_html_()
         assert "up to date" in Tables(store.plan()._repr_html_()).cells[0]
+        assert "up to date" in str(store.plan())
+        assert repr(store.plan()) == "Plan(shop at revision 1: 0 changes, nothing to change)"
+        assert repr(store) == f"FeatureStore(project 'shop' in {repo})"
+        runs = store.materialize("2026-01-01", "2026-01-02", dry_run=True)
+        assert "driver_stats" in Tables(runs._repr_html_()).cells
+        assert "dry run" in runs._repr_html_()
+        assert repr(runs[0]).startswith("RunResult(driver_stats: done, 0 rows read, 0 appended, 0 online, ")
+        view = store.get("feature_view", "driver_stats")
+        assert "rating" in Tables(view._repr_html_()).cells
+        assert repr(view).startswith("FeatureView('driver_stats', ")

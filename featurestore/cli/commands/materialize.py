@@ -13,6 +13,7 @@ from featurestore.cli.instants import InstantsCommand, instant
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.tables import table
 from featurestore.materialization import RunResult, materialize, materialize_incremental, republish
+from featurestore.metadata.runs import RUN_HEADS
 from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -85,47 +86,13 @@ def _render(console: Console, results: Sequence[RunResult], *, dry_run: bool) ->
     if not results:
         console.print("There is nothing to materialize: no feature view is declared.")
         return
-    heads = ("view", "read", "appended", "unchanged", "duplicates", "dropped", "waiting", "online", "took")
-    rows = [
-        (
-            run.view,
-            f"{run.read:,}",
-            f"{run.appended:,}",
-            f"{run.unchanged:,}",
-            f"{run.duplicates:,}",
-            f"{run.null_keys + run.null_times:,}",
-            f"{run.waiting:,}",
-            f"{run.published.written:,}",
-            "" if run.duration_ms is None else f"{run.duration_ms / 1000:.1f} s",
-        )
-        for run in results
-    ]
-    table(console, heads, rows, right=heads[1:], droppable=("waiting", "dropped", "duplicates", "unchanged", "took"))
+    rows = [run.cells() for run in results]
+    narrow = ("waiting", "dropped", "duplicates", "unchanged", "took")
+    table(console, RUN_HEADS, rows, right=RUN_HEADS[1:], droppable=narrow)
     for run in results:
-        for note in _notes(run):
+        for note in run.notes():
             console.print(f"{run.view}: {note}", markup=False, style="yellow")
         if run.error is not None:
             click.echo(f"{click.style('Error', fg='red', bold=True)}: {run.view}: {run.error}", err=True)
     if dry_run:
         console.print("This was a dry run: nothing was written.")
-
-
-def _notes(run: RunResult) -> list[str]:
-    notes = []
-    if run.null_keys or run.null_times:
-        notes.append(f"dropped {run.null_keys:,} rows with a null key and {run.null_times:,} without event time")
-    if run.waiting:
-        notes.append(f"{run.waiting:,} rows are dated after now and wait for a later run")
-    if run.published.expired:
-        notes.append(f"{run.published.expired:,} entities were not put online: their newest row is long past its ttl")
-    if run.withdrawn:
-        notes.append(f"withdrew {run.withdrawn:,} rows that the source no longer holds")
-    if run.damaged:
-        notes.append(f"left out damaged files with {run.damaged:,} rows and read their span from the source again")
-    if run.published.wrong_type:
-        keys = ", ".join(run.published.wrong_type_keys)
-        notes.append(
-            f"{run.published.wrong_type:,} keys hold something else and were left alone: {keys}. Delete them, and run "
-            f"`fs materialize --view {run.view} --republish`"
-        )
-    return notes
