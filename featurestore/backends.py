@@ -147,7 +147,7 @@ def open_engine(limits: Limits, root: Path) -> Engine:
 
 def _milliseconds(name: str, value: Any) -> int:
     try:
-        milliseconds = int(value)  # an environment variable is a text
+        milliseconds = 0 if isinstance(value, bool) else int(value)  # an environment variable is a text
     except (TypeError, ValueError):
         milliseconds = 0
     if milliseconds <= 0:

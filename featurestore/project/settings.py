@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     PlainValidator,
     ValidationError,
+    field_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -117,10 +118,21 @@ def _read_memory(value: Any) -> str | None:
 Memory = Annotated[str | None, BeforeValidator(_read_memory)]
 
 
-class EngineLimits(BaseModel):
-    """Bounds of the embedded engine."""
+class _Group(BaseModel):
+    """Settings that belong together. None of them is a bool, which pydantic would take for 0 or 1."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_no_bool(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"{str(value).lower()} is neither a number nor a text")
+        return value
+
+
+class EngineLimits(_Group):
+    """Bounds of the embedded engine."""
 
     memory_limit: Memory = None
     """What DuckDB may take, for example ``4GB``; by default four fifths of the machine's memory."""
@@ -130,10 +142,8 @@ class EngineLimits(BaseModel):
     """Where it spills what does not fit."""
 
 
-class ServerSettings(BaseModel):
+class ServerSettings(_Group):
     """How `fs serve` serves."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: str = "127.0.0.1"
     """Address to listen on; beyond loopback a token is needed."""
@@ -190,7 +200,10 @@ class Settings(BaseSettings):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which PyYAML would silently take the last."""
+    """Refuses a key that is given twice, of which PyYAML would silently take the last.
+
+    ``on``, ``off``, ``yes`` and ``no`` are the texts that they are, as in YAML 1.2; PyYAML makes bools of them.
+    """
 
     # Here and not in construct_mapping: by then `<<` may have added keys that are rightly there a second time.
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -205,6 +218,12 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.YAMLError(f"{key.value} is given {where}: keep one of them.")
                 lines[name] = line
         return node
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [found for found in resolvers if first in "tTfF" or found[0] != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _load(text: str) -> Any:

@@ -436,12 +436,27 @@ def test_sql_that_no_longer_fits_its_sources_is_told(joined_root):
         DuckEngine(joined_root).columns(joined('SELECT k, "at", known, gone AS v, 1 AS n FROM flights, weather'))
     assert caught.value.details == {"view": "joined"}
     with pytest.raises(SourceSchemaError, match="does not fit the output of its SQL") as caught:
-        stage(joined_root, joined('SELECT k, "at", sum(k) AS n FROM flights, weather GROUP BY ALL'))
+        stage(joined_root, joined('SELECT k, "at", k::UBIGINT AS n FROM flights, weather'))
     assert caught.value.details["problems"] == [
         "created time 'known' is missing. Known are: at, k, n.",
         "feature 'v' is missing. Known are: at, k, n.",
-        "feature 'n' is declared Int64, found HUGEINT",
+        "feature 'n' is declared Int64, found UBIGINT",
     ]
+
+
+@pytest.mark.parametrize("kind", ["HUGEINT", "UHUGEINT"])
+def test_sums_of_integers_are_int64_by_value(joined_root, kind):
+    whole = f'SELECT k, "at", known, v, sum(k) OVER ()::{kind} AS n FROM flights, weather'
+    assert {row["n"] for row in staged_rows(joined_root, joined(whole))} == {6}
+    columns = DuckEngine(joined_root).columns(joined(whole))
+    assert {c.name: c.value_type for c in columns}["n"] == Int64
+    for number in (2**63 - 1, 2**63, *([] if kind[0] == "U" else [-(2**63), -(2**63) - 1])):
+        view = joined(f'SELECT k, "at", known, v, CASE WHEN k > 1 THEN {number}::{kind} END AS n FROM flights, weather')
+        if -(2**63) <= number < 2**63:
+            assert {row["k"]: row["n"] for row in staged_rows(joined_root, view)} == {0: None, 1: None, 2: number}
+            continue
+        with pytest.raises(SourceError, match=f"Column 'n' holds {number}, which is beyond Int64"):
+            stage(joined_root, view)
 
 
 def test_sql_that_fails_on_the_data_is_told(joined_root):

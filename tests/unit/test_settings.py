@@ -123,6 +123,31 @@ def test_secrets_are_not_in_messages(document):
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["on", "off", "yes", "No", "true", "FALSE"])
+@pytest.mark.parametrize(
+    "setting", ["engine.threads", "server.port", "server.workers", "server.max_body", "server.auth", "server.refresh"]
+)
+def test_what_yaml_calls_a_bool_is_no_number(tmp_path, setting, value):
+    group, name = setting.split(".")
+    (tmp_path / "feature_store.yaml").write_text(f"project: p\n{group}: {{{name}: {value}}}\n")
+    with pytest.raises(SettingsError, match=setting):
+        read_settings(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["on", "off", "true", "false"])
+def test_an_option_of_a_store_that_yaml_calls_a_bool_is_no_number(tmp_path, value):
+    text = f"project: p\nonline_store: {{url: 'redis://h/0', read_timeout_ms: {value}}}\n"
+    (tmp_path / "feature_store.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=f"(?i)read_timeout_ms: '?{value}'? is not a positive number"):
+        open_online(read_settings(tmp_path).online_store, tmp_path)
+
+
+def test_words_that_older_yaml_calls_bools_are_texts(tmp_path):
+    (tmp_path / "feature_store.yaml").write_text("project: off\noffline_store: no\nengine: {temp_directory: yes}\n")
+    settings = read_settings(tmp_path)
+    assert (settings.project, settings.offline_store.url, settings.engine.temp_directory) == ("off", "no", "yes")
+
+
 @pytest.mark.parametrize("url", ["redis://h", "redis://h:1/", "redis://h:1/15", "rediss://h/0?db=3", "redis://[h]/"])
 def test_urls_without_such_a_database_are_left_to_the_backend(url):
     assert make_settings({"project": "p", "online_store": url}).online_store.url == url
