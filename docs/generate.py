@@ -687,8 +687,8 @@ ARROW_TAIL = """\
 A `dictionary` counts as what its values are. What holds no value in a file fits every type there: `null`, a column of
 nulls, NaN alone where no floats are declared; `list<null>` fits every list. Whatever else a source holds is refused by
 `fs apply`, with the column's name and type: cast it in the view's `sql`. What has no type of ours: `uint64`, times of
-day, durations, structs, maps. A sum of integers in SQL, which DuckDB makes a HUGEINT, counts as Int64; a value beyond it
-ends the run and is named.
+day, durations, structs, maps. A sum of integers in SQL, which DuckDB makes a HUGEINT, counts as Int64; a value beyond
+it ends the run and is named.
 
 What you pass yourself (entity frames, pushed rows) may besides be any integer for Int32 and Int64 whose values are in
 range, and whole floats for them, since pandas makes floats of integers beside nulls: below 2^53, of float32 below 2^24,
