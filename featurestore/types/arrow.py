@@ -107,9 +107,10 @@ def fits(declared: ValueType, found: ValueType | None) -> bool:
 def cast_column(column: pa.ChunkedArray | pa.Array, value_type: ValueType, *, name: str) -> pa.ChunkedArray | pa.Array:
     """Return a caller's column as the Arrow type of ``value_type``, losing nothing.
 
-    Accepts what `fits` accepts, an all-null column, a narrower integer, and whole floats for integers (pandas makes
-    floats of integers beside nulls; NaN is then a null) below the limit of their bits (`WHOLE_FLOAT_LIMITS`).
-    Timestamps are floored. Raises ValueTypeError naming the column and, where one is to blame, the value.
+    Accepts what `fits` accepts, a column of nulls (or of lists of them) of any type, a narrower integer, and whole
+    floats for integers (pandas makes floats of integers beside nulls; NaN is then a null) below the limit of their bits
+    (`WHOLE_FLOAT_LIMITS`). Timestamps are floored. Raises ValueTypeError naming the column and, where one is to
+    blame, the value.
     """
     import pyarrow as pa
 
@@ -119,15 +120,15 @@ def cast_column(column: pa.ChunkedArray | pa.Array, value_type: ValueType, *, na
     kind = column.type
     if kind == target:
         return column
-    if pa.types.is_null(kind):
-        return column.cast(target)
+    if column.null_count == len(column):
+        return pa.nulls(len(column), target)
     if value_type == Timestamp and pa.types.is_timestamp(kind):
         return instants_from_arrow(column, "floor")
     try:
         if pa.types.is_floating(kind) and value_type in (Int32, Int64):
             return _whole(column).cast(target)
         both_integers = pa.types.is_integer(kind) and value_type in (Int32, Int64)
-        if both_integers or fits(value_type, value_type_of(kind)):
+        if both_integers or fits(value_type, value_type_of(kind)) or _is_list_of_nulls(kind, value_type):
             return column.cast(target)
     except pa.ArrowInvalid as error:
         raise ValueTypeError(
@@ -139,6 +140,17 @@ def cast_column(column: pa.ChunkedArray | pa.Array, value_type: ValueType, *, na
         hint=f"Cast it to {target} first.",
         column=name,
     )
+
+
+def _is_list_of_nulls(kind: pa.DataType, value_type: ValueType) -> bool:
+    """Tell whether a type is what Arrow infers of empty lists alone, in no more lists than the declared one."""
+    import pyarrow as pa
+
+    while value_type.item is not None and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        kind, value_type = kind.value_type, value_type.item
+        if pa.types.is_null(kind):
+            return True
+    return False
 
 
 def _whole(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:

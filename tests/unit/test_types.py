@@ -249,6 +249,13 @@ def test_only_lossless_conversions_fit():
         (pa.array([-1], pa.timestamp("ns")), Timestamp, [datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)]),
         (pa.array([1.5], pa.float32()), Float64, [1.5]),
         (pa.array([[1]], pa.large_list(pa.int8())), Array(Int32), [[1]]),
+        (pa.array([None, None], pa.float64()), String, [None, None]),
+        (pa.array([None], pa.float16()), Date, [None]),
+        (pa.array([None], pa.string()), Array(Timestamp), [None]),
+        (pa.array([], pa.float64()), Bytes, []),
+        (pa.array([[], None, [None]], pa.list_(pa.null())), Array(Timestamp), [[], None, [None]]),
+        (pa.array([[[]], []], pa.large_list(pa.list_(pa.null()))), Array(Array(String)), [[[]], []]),
+        (pa.array([[]], pa.list_(pa.null())), Array(Array(Date)), [[]]),
     ],
     ids=str,
 )
@@ -269,6 +276,9 @@ def test_callers_columns_are_cast_without_loss(column, kind, expected):
         (pa.array([True]), Int64),
         (pa.array([2**63], pa.uint64()), Int64),
         (pa.array([math.inf]), Int64),
+        (pa.array([[]], pa.list_(pa.null())), String),
+        (pa.array([[[]]], pa.list_(pa.list_(pa.null()))), Array(String)),
+        (pa.array([math.nan]), String),
     ],
     ids=str,
 )
