@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable, Sequence
 from decimal import Decimal as PythonDecimal
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -39,7 +39,11 @@ _SIGN = 1 << 63
 _DAY_US = 86_400_000_000
 encode_payload = msgspec.msgpack.Encoder().encode
 
+MOST_VALUES_AT_ONCE = 10_000
+"""Decoded or encoded by one call, which takes milliseconds in which Python runs no other thread."""
+
 Converter = Callable[[Any], Any]
+Item = TypeVar("Item")
 
 
 def time_bytes(instant_us: int) -> bytes:
@@ -161,3 +165,11 @@ def msgpack_array_header(length: int) -> bytes:
     if length < 1 << 16:
         return b"\xdc" + length.to_bytes(2)
     return b"\xdd" + length.to_bytes(4)
+
+
+def pieces(rows: Sequence[Item], width: int) -> Sequence[Sequence[Item]]:
+    """Cut rows of so many values each where a call would take longer than `MOST_VALUES_AT_ONCE` says."""
+    most = max(1, MOST_VALUES_AT_ONCE // (width or 1))
+    if len(rows) <= most:
+        return (rows,)
+    return [rows[start : start + most] for start in range(0, len(rows), most)]

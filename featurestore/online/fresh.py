@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import msgspec
 
-from featurestore.online.codec import CRC_BYTES, HEADER_BYTES, Converter, msgpack_array_header
+from featurestore.online.codec import CRC_BYTES, HEADER_BYTES, Converter, msgpack_array_header, pieces
 from featurestore.online.reading import PAYLOAD, SHAPE, ViewReader, decode_rows
 from featurestore.types.times import to_datetime, to_datetimes, to_rfc3339, to_rfc3339_texts
 
@@ -38,6 +38,13 @@ class FreshRows:
 
         None where `ViewReader.read` has to look closer. What is None, NaN or infinite is NULL_VALUE, all else PRESENT.
         """
+        if len(few := pieces(records, self._width)) > 1:
+            joined: list[list[Any]] = []
+            for part in few:
+                if (found := self.rows(part, now_us)) is None:
+                    return None
+                joined += found
+            return joined
         payload = self._payload(records, now_us)
         if payload is None:
             return None

@@ -25,6 +25,7 @@ from featurestore.online.codec import (
     from_wire,
     is_record,
     msgpack_array_header,
+    pieces,
     read_schema,
     record_times,
     schema_document,
@@ -326,6 +327,9 @@ class ViewReader:
 
         Return the asked features, and whether decoding has proven that no value is null.
         """
+        if len(few := pieces(records, self.stored_width)) > 1:
+            found = list(map(self._rows, pieces(keys, self.stored_width), few))
+            return [row for part, _ in found for row in part], all(proven for _, proven in found)
         payload = msgpack_array_header(len(records)) + b"".join(map(PAYLOAD, records))
         rows: Any = None
         if not self._expects_nulls:

@@ -10,6 +10,7 @@ from hiredis import pack_command
 
 from featurestore.errors import OnlineNodeUnavailableError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
+from featurestore.online.patience import Patience
 from featurestore.online.redis_node import DRIVER_ERRORS, Deadlines, unavailable
 from featurestore.online.redis_reader import AsyncNode
 from featurestore.online.redis_topology import MOST_HOPS, Address, Nodes, Part, Routing, Topology, raise_if_failed
@@ -28,6 +29,8 @@ class RedisClusterReader(AsyncReader):
     def __init__(self, topology: Topology, deadlines: Deadlines) -> None:
         self._topology = topology
         self._deadlines = deadlines
+        self._reading = Patience(deadlines.read)
+        self._checking = Patience(deadlines.connect + deadlines.read)
         self._retired: set[asyncio.Task[None]] = set()
         self._nodes = Nodes(
             topology, lambda address: AsyncNode(topology.url.options_of(address), deadlines), self._retire
@@ -43,10 +46,10 @@ class RedisClusterReader(AsyncReader):
         """
         if not keys:
             return []
-        seconds = self._deadlines.read
+        seconds = self._reading.seconds
         routing = Routing(self._topology, keys, lambda places: ("MGET", *[keys[place] for place in places]))
         try:
-            async with asyncio.timeout(seconds):
+            with self._reading.limit():
                 if self._is_closed or not self._topology.owners:
                     await self._know()
                 routing.start()
@@ -67,9 +70,9 @@ class RedisClusterReader(AsyncReader):
 
     async def check(self) -> None:
         """Return when a primary answers a PING, and those that answer soon have; opens the first connections."""
-        seconds = self._deadlines.connect + self._deadlines.read
+        seconds = self._checking.seconds
         try:
-            async with asyncio.timeout(seconds):
+            with self._checking.limit():
                 if self._is_closed or not self._topology.owners:
                     await self._know()
                 await self._ping([self._nodes[address] for address in self._topology.replicas])

@@ -11,6 +11,7 @@ from hiredis import pack_command
 
 from featurestore.errors import OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
+from featurestore.online.patience import Patience
 from featurestore.online.redis_node import (
     DRIVER_ERRORS,
     Deadlines,
@@ -35,7 +36,7 @@ class AsyncNode:
     def __init__(self, options: Mapping[str, Any], deadlines: Deadlines) -> None:
         self.location = location_of(options)
         self._options = options
-        self._connect_seconds = deadlines.connect
+        self._connecting = Patience(deadlines.connect)
         self._idle: list[Wire] = []
         self._opening: set[asyncio.Task[Wire]] = set()
         self._closing: set[asyncio.Future[None]] = set()
@@ -116,7 +117,7 @@ class AsyncNode:
         return None
 
     async def _open(self) -> Wire:
-        async with asyncio.timeout(self._connect_seconds):
+        with self._connecting.limit():
             wire = await open_wire(self._options)
         self._idle.append(wire)
         return wire
@@ -132,34 +133,34 @@ class RedisReader(AsyncReader):
 
     def __init__(self, options: Mapping[str, Any], deadlines: Deadlines) -> None:
         self._node = AsyncNode(options, deadlines)
-        self._deadlines = deadlines
+        self._reading = Patience(deadlines.read)
+        self._checking = Patience(deadlines.connect + deadlines.read)
         self.deadline_seconds = deadlines.read
 
     async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return each key's value in one MGET, within the read deadline."""
         if not keys:
             return []
-        reply = await self._ask(self._deadlines.read, "MGET", *keys)
+        reply = await self._ask(self._reading, "MGET", *keys)
         try:
             return checked_reply(reply, len(keys))
         except redis.RedisError as error:
             self._node.drop_idle()
-            raise unavailable(self._node.location, self._deadlines.read, error) from None
+            raise unavailable(self._node.location, self._reading.seconds, error) from None
 
     async def check(self) -> None:
         """Return when the server answers a PING; opens the first connection, which may take longer than a read."""
-        seconds = self._deadlines.connect + self._deadlines.read
-        if isinstance(reply := await self._ask(seconds, "PING"), Exception):
-            raise unavailable(self._node.location, seconds, reply)
+        if isinstance(reply := await self._ask(self._checking, "PING"), Exception):
+            raise unavailable(self._node.location, self._checking.seconds, reply)
 
     async def close(self) -> None:
         """Close every connection, and those on their way; a read under way closes its own when it ends."""
         await self._node.close()
 
-    async def _ask(self, seconds: float, *command: Any) -> Any:
+    async def _ask(self, patience: Patience, *command: Any) -> Any:
         try:
-            async with asyncio.timeout(seconds):
+            with patience.limit():
                 (reply,) = await self._node.ask(pack_command(command), 1)
         except DRIVER_ERRORS as error:
-            raise unavailable(self._node.location, seconds, error) from error
+            raise unavailable(self._node.location, patience.seconds, error) from error
         return reply

@@ -62,6 +62,7 @@ class OnlinePlan:
         self.names = tuple(output.name for output in request.outputs)
         self.lower_names = frozenset(map(str.lower, self.names))
         self._functions = [(OnDemandFunction(snapshot, read.view), read) for read in request.on_demand]
+        self.has_functions = bool(self._functions)
         # Functions take canonical values, whatever form the caller's are in.
         inputs = {argument.read for read in request.on_demand for argument in read.inputs}
         forms: list[Form] = ["python" if place in inputs else form for place in range(len(request.reads))]

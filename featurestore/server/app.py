@@ -176,6 +176,7 @@ def _lifespan(
             task.cancel()
         await asyncio.to_thread(definitions.stop)
         await asyncio.to_thread(pushes.close)
+        await asyncio.to_thread(reads.close)
         await reads.reader.close()
         workspace.close()
 

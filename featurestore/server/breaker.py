@@ -10,6 +10,7 @@ from time import perf_counter
 
 from featurestore.errors import OnlineNodeUnavailableError, OnlineStoreError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
+from featurestore.online.patience import Patience
 from featurestore.server.metrics import Metrics
 
 logger = logging.getLogger("featurestore.server")
@@ -81,12 +82,12 @@ class Breaker(AsyncReader):
 
     async def _probe(self) -> None:
         loop = asyncio.get_running_loop()
-        begun = loop.time()
+        begun, patience = loop.time(), Patience(PROBE_SECONDS)
         while True:
             await asyncio.sleep(max(0.0, begun + PROBE_SECONDS - loop.time()))
             begun = loop.time()
             try:
-                async with asyncio.timeout(PROBE_SECONDS):
+                with patience.limit():
                     await self.check()
             except (OnlineStoreError, TimeoutError):
                 continue

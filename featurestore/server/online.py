@@ -1,18 +1,20 @@
 """Online reads over HTTP: two request forms, one path to the store, two forms of answer.
 
-Nothing here runs in a thread, and nothing touches a Request or Response object.
+Nothing here touches a Request or Response object. What takes long, on-demand functions and answers of many values, is
+made in a thread, so that it holds up no other request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from time import monotonic, perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from featurestore.errors import InputError, OnlineStoreUnavailableError
-from featurestore.online.codec import is_record, record_times
+from featurestore.online.codec import MOST_VALUES_AT_ONCE, is_record, pieces, record_times
 from featurestore.online.interface import AsyncReader
 from featurestore.online.reading import Status
 from featurestore.retrieval.online_plan import Answer, OnlinePlan, Query
@@ -21,11 +23,15 @@ from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.server.errors import RequestError
 from featurestore.server.metrics import Metrics
 from featurestore.server.plans import Asked, Pattern, ServingPlan
+from featurestore.server.threads import Threads
 from featurestore.types.times import Clock, to_instant, to_rfc3339
 
 MOST_ROWS = 1_000
 ABSENT_SCHEMA_SECONDS = 10.0
 """How long a schema that the store does not hold is not looked up again."""
+
+ENDING_SECONDS = 1.0
+"""How long the end of the server waits for an on-demand function that does not return."""
 
 EPOCH_TEXT = "1970-01-01T00:00:00Z"
 _STATUS = {status: status.name for status in Status}
@@ -61,6 +67,17 @@ class FeastRequest(msgspec.Struct):
 Encode = Callable[[ServingPlan, Answer], bytes]
 
 
+class _Made(NamedTuple):
+    """The body of an answer, and what is counted of it."""
+
+    body: bytes
+    decoded: float
+    """When its values were there, on `perf_counter`."""
+    answer: Answer | None
+    """None where the answer took the short way."""
+    with_nulls: list[Pattern]
+
+
 class OnlineReads:
     """From a shape and columns to an answer's bytes, by one store's asynchronous reader."""
 
@@ -69,7 +86,12 @@ class OnlineReads:
         self._clock = clock
         self._metrics = metrics
         self._absent: dict[bytes, float] = {}
+        self._threads = Threads("answer", ending_seconds=ENDING_SECONDS)
         self.reader: AsyncReader | None = None
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.close()
 
     async def answer(
         self,
@@ -94,26 +116,26 @@ class OnlineReads:
             raise OnlineStoreUnavailableError("The online store is not open.")
         records = await self.reader.mget(query.keys) if query.keys else []
         fetched, now_us = perf_counter(), self._clock()
-        rows = plan.fresh_rows(query, records, now_us) if may_be_short else None
-        decoded = perf_counter()
-        short = None if rows is None else _short_body(serving, rows)
-        transform_s = 0.0
-        if short is not None:
-            body, with_nulls = short
-            self._metrics.answered_fresh(serving, query.rows, with_nulls)
+        made: _Made | None
+        if plan.has_functions or query.rows * len(plan.names) > MOST_VALUES_AT_ONCE:
+            await self._learn(plan.missing_schemas(query, records))
+            work = partial(_made, serving, query, records, now_us, encode, may_be_short=may_be_short)
+            made = await self._threads.run(work)
         else:
-            missing = plan.missing_schemas(query, records)
-            if missing:
-                await self._learn(missing)
-            answer = plan.answer(query, records, now_us)
-            decoded = perf_counter()
-            body = encode(serving, answer)
-            self._metrics.answered(serving, answer)
-            transform_s = answer.transform_seconds
+            made = _made_short(serving, query, records, now_us) if may_be_short else None
+            if made is None:
+                await self._learn(plan.missing_schemas(query, records))
+                made = _made_whole(serving, query, records, now_us, encode)
+        transform_s = 0.0
+        if made.answer is None:
+            self._metrics.answered_fresh(serving, query.rows, made.with_nulls)
+        else:
+            self._metrics.answered(serving, made.answer)
+            transform_s = made.answer.transform_seconds
         if self._metrics.is_sample():
-            spent = parsed - started, fetched - parsed, decoded - fetched - transform_s, transform_s
-            self._metrics.sample((*spent, perf_counter() - decoded), _ages(serving, query, records, now_us))
-        return body
+            spent = parsed - started, fetched - parsed, made.decoded - fetched - transform_s, transform_s
+            self._metrics.sample((*spent, perf_counter() - made.decoded), _ages(serving, query, records, now_us))
+        return made.body
 
     async def _learn(self, missing: Mapping[bytes, Sequence[Callable[[bytes], None]]]) -> None:
         """Look up schemas of older records; one that is nowhere is not asked for with every request."""
@@ -198,13 +220,43 @@ def _check_count(columns: Mapping[str, Sequence[Any]]) -> None:
         )
 
 
+Records = Sequence[bytes | None]
+
+
+def _made(
+    serving: ServingPlan, query: Query, records: Records, now_us: int, encode: Encode, *, may_be_short: bool
+) -> _Made:
+    short = _made_short(serving, query, records, now_us) if may_be_short else None
+    return _made_whole(serving, query, records, now_us, encode) if short is None else short
+
+
+def _made_short(serving: ServingPlan, query: Query, records: Records, now_us: int) -> _Made | None:
+    rows = serving.plan.fresh_rows(query, records, now_us)
+    decoded = perf_counter()
+    short = None if rows is None else _short_body(serving, rows)
+    return None if short is None else _Made(short[0], decoded, None, short[1])
+
+
+def _made_whole(serving: ServingPlan, query: Query, records: Records, now_us: int, encode: Encode) -> _Made:
+    answer = serving.plan.answer(query, records, now_us)
+    decoded = perf_counter()
+    return _Made(encode(serving, answer), decoded, answer, [])
+
+
+def _rows_text(rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return rows as JSON."""
+    if len(few := pieces(rows, len(rows[0]) if rows else 0)) == 1:
+        return msgspec.json.encode(rows)
+    return b"".join((b"[", b",".join([msgspec.json.encode(part)[1:-1] for part in few]), b"]"))
+
+
 def _short_body(serving: ServingPlan, rows: list[list[Any]]) -> tuple[bytes, list[Pattern]] | None:
     """Return what `online_body` returns with statuses, where every value is PRESENT or NULL_VALUE, and rows with nulls.
 
     The JSON itself tells whether there may be a null in it. None where a null has to become a default.
     """
     if not serving.expects_nulls:
-        text = msgspec.json.encode(rows)
+        text = _rows_text(rows)
         if _U not in text or _L not in text or b"null" not in text:
             statuses = b",".join([serving.present.statuses] * len(rows))
             return b"".join((b'{"names":', serving.names, b',"rows":', text, b',"status":[', statuses, b"]}")), []
@@ -238,7 +290,7 @@ def _ages(
 
 def online_body(serving: ServingPlan, answer: Answer, include: Sequence[str]) -> bytes:
     """Return ``{"names", "rows", "status", "event_timestamp"}``; the last two only where they are asked for."""
-    body: dict[str, Any] = {"names": msgspec.Raw(serving.names), "rows": answer.rows()}
+    body: dict[str, Any] = {"names": msgspec.Raw(serving.names), "rows": msgspec.Raw(_rows_text(answer.rows()))}
     if "status" in include:
         statuses = answer.status_rows()
         if statuses is None:
@@ -290,7 +342,10 @@ def feast_body(plan: OnlinePlan, answer: Answer, request: FeastRequest) -> bytes
         metadata["feature_view_metadata"] = [
             {"name": read.name, "version": read.registered.generation} for read in plan.request.reads
         ]
-    return msgspec.json.encode({"metadata": metadata, "results": results})
+    found: Sequence[Any] = results
+    if answer.row_count * len(results) > MOST_VALUES_AT_ONCE:  # one by one: see `pieces`
+        found = [msgspec.Raw(msgspec.json.encode(result)) for result in results]
+    return msgspec.json.encode({"metadata": metadata, "results": found})
 
 
 def _feast_time(instant: int) -> str:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import fields
 from functools import partial
-from queue import SimpleQueue
-from threading import Thread
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
@@ -25,11 +20,9 @@ from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.server.errors import RequestError
 from featurestore.server.metrics import Metrics
 from featurestore.server.online import MOST_ROWS
-
-Result = TypeVar("Result")
+from featurestore.server.threads import THREADS, Threads
 
 PUSH_PATH = "/push"
-THREADS = 4
 ONLINE_RESULTS = tuple(field.name for field in fields(OnlineCounts))
 
 
@@ -50,7 +43,7 @@ class PushEndpoint:
         self._metrics = metrics
         self._max_body = max_body
         self._decoder = msgspec.json.Decoder(PushRequest)
-        self._threads = Threads()
+        self._threads = Threads("push", THREADS)
         self._plans: tuple[Snapshot | None, dict[str, PushPlan]] = (None, {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,58 +95,6 @@ class PushEndpoint:
             counts = {} if done.online is None else {name: getattr(done.online, name) for name in ONLINE_RESULTS}
             counts["offline"] = 0 if done.offline is None else done.offline.rows
             self._metrics.pushed(view, {name: count for name, count in counts.items() if count})
-
-
-class Threads:
-    """The threads that push for an event loop. Going there and back takes half of what it takes with an executor."""
-
-    def __init__(self) -> None:
-        self._tasks: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
-        self._threads: list[Thread] = []
-        self._is_closed = False
-
-    async def run(self, work: Callable[[], Result]) -> Result:
-        """Return what ``work()`` returns in one of the threads. It is done even if nobody waits for it any more."""
-        if self._is_closed:
-            raise RuntimeError("the server has stopped")
-        if not self._threads:
-            self._start()
-        done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._tasks.put((work, done))
-        return await done
-
-    def close(self) -> None:
-        """Wait for all that was given to the threads, and end them; calling it twice is allowed."""
-        atexit.unregister(self.close)
-        self._is_closed = True
-        for _ in self._threads:
-            self._tasks.put(None)
-        for thread in self._threads:
-            thread.join()
-        self._threads = []
-
-    def _start(self) -> None:
-        # Python joins threads that are no daemons before it calls anybody, who could tell them to end.
-        atexit.register(self.close)
-        self._threads = [Thread(target=self._work, name=f"push_{number}", daemon=True) for number in range(THREADS)]
-        for thread in self._threads:
-            thread.start()
-
-    def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            work, done = task
-            try:
-                tell: Callable[[], None] = partial(done.set_result, work())
-            except BaseException as error:
-                tell = partial(done.set_exception, error)
-            with suppress(RuntimeError):  # the loop is closed
-                done.get_loop().call_soon_threadsafe(_tell, done, tell)
-            del task, work, done, tell  # they hold rows, and the next push may be far away
-
-
-def _tell(done: asyncio.Future[Any], tell: Callable[[], None]) -> None:
-    if not done.done():
-        tell()
 
 
 def _awaited(version: Future[int]) -> asyncio.Future[int]:

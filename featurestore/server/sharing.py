@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from featurestore.errors import OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
+from featurestore.online.patience import Patience, Wait
 
 MOST_SHARED_KEYS = 128
 """Of one round trip; a request that asks for more goes alone."""
@@ -21,11 +21,17 @@ MOST_UNDER_WAY = 2
 """While one round trip's answer is decoded the other is on its way."""
 
 
-class _Read(NamedTuple):
-    keys: Sequence[bytes]
-    answer: asyncio.Future[list[bytes | None]]
-    deadline: float
-    """On the event loop's clock."""
+class _Read(Wait):
+    def __init__(self, keys: Sequence[bytes], deadline_seconds: float) -> None:
+        self.keys = keys
+        self.answer: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
+        self._deadline_seconds = deadline_seconds
+
+    def end(self) -> None:
+        """Fail it; its round trip may still serve those that joined later."""
+        if not self.answer.done():
+            late = f"The online store did not answer within {self._deadline_seconds * 1000:g} ms."
+            self.answer.set_exception(OnlineStoreUnavailableError(late))
 
 
 class SharedReads(AsyncReader):
@@ -36,30 +42,34 @@ class SharedReads(AsyncReader):
         self.deadline_seconds: float = reader.deadline_seconds
         self._reader = reader
         self._waiting: deque[_Read] = deque()
-        self._by_deadline: deque[_Read] = deque()
-        self._timer: asyncio.TimerHandle | None = None
+        self._patience = Patience(self.deadline_seconds)
         self._under_way = 0
         self._calls: set[asyncio.Task[None]] = set()
 
     async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """See `AsyncReader.mget`; the deadline counts from here, waiting for the next round trip included."""
+        """See `AsyncReader.mget`; the deadline counts from here, waiting for the next round trip included.
+
+        While the store answers others, what waits here waits for this process: that is no fault of the store.
+        """
         if len(keys) > MOST_SHARED_KEYS:
             return await self._reader.mget(keys)
         if not self._under_way:  # nobody to share with: no task, no future
             self._under_way = 1
             try:
-                return await self._reader.mget(keys)
+                records = await self._reader.mget(keys)
+                self._patience.heard()
+                return records
             finally:
                 self._under_way -= 1
                 self._send()
-        loop = asyncio.get_running_loop()
-        read = _Read(keys, loop.create_future(), loop.time() + self.deadline_seconds)
+        read = _Read(keys, self.deadline_seconds)
         self._waiting.append(read)
-        self._by_deadline.append(read)
-        if self._timer is None:
-            self._timer = loop.call_at(read.deadline, self._end_late)
+        self._patience.begin(read)
         self._send()
-        return await read.answer
+        try:
+            return await read.answer
+        finally:
+            self._patience.done(read)
 
     async def check(self) -> None:
         """See `AsyncReader.check`."""
@@ -70,9 +80,6 @@ class SharedReads(AsyncReader):
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         await self._reader.close()
 
     def _send(self) -> None:
@@ -102,6 +109,7 @@ class SharedReads(AsyncReader):
             if not isinstance(error, OnlineStoreUnavailableError):
                 raise
         else:
+            self._patience.heard()
             start = 0
             for read in reads:
                 end = start + len(read.keys)
@@ -110,28 +118,7 @@ class SharedReads(AsyncReader):
                 start = end
         finally:
             self._under_way -= 1
-            self._forget_answered()
             self._send()
-
-    def _forget_answered(self) -> None:
-        """Let go of reads that are answered: kept until their deadline, they and their records would pile up."""
-        while self._by_deadline and self._by_deadline[0].answer.done():
-            self._by_deadline.popleft()
-
-    def _end_late(self) -> None:
-        """End the reads whose deadline has passed; their round trip may still serve those that joined it later."""
-        self._timer = None
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        self._forget_answered()
-        while self._by_deadline:
-            read = self._by_deadline[0]
-            if read.deadline > now:
-                self._timer = loop.call_at(read.deadline, self._end_late)
-                return
-            late = f"The online store did not answer within {self.deadline_seconds * 1000:g} ms."
-            read.answer.set_exception(OnlineStoreUnavailableError(late))
-            self._forget_answered()
 
 
 def _why(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from featurestore.server.push import THREADS, Threads
+from featurestore.server.threads import THREADS, Threads
 
 
 def test_results_and_errors_come_back():
@@ -60,7 +60,7 @@ def test_what_nobody_waits_for_is_done_before_the_end():
 
 ENDS_WITHOUT_CLOSE = """
 import asyncio, time
-from featurestore.server.push import Threads
+from featurestore.server.threads import Threads
 
 async def main():
     asyncio.create_task(threads.run(lambda: (time.sleep(0.5), print("done", flush=True))))
