@@ -18,7 +18,7 @@ LEAST_NAP_SECONDS = 0.005
 """uvloop counts milliseconds."""
 
 TURNS = 5
-"""Of the event loop, before a wait is ended: in the first it reads its sockets, in the others what came is handed on."""
+"""Of the event loop, before a wait is ended: first it reads its sockets, then what came is handed on."""
 
 
 class Wait:

