@@ -22,6 +22,7 @@ from featurestore.online.redis_node import (
     check_tls,
     checked_reply,
     digest_of,
+    may_pass,
     parsed_url,
     unavailable,
 )
@@ -110,8 +111,8 @@ class RedisStore(RedisCommands):
     """An `OnlineStore` in one Redis (6.2 or later) or Valkey server.
 
     Reads wait ``read_timeout_ms`` on an open connection and are never retried; opening one may take
-    ``connect_timeout_ms``. Writes wait ``write_timeout_ms`` for each answer; a lost connection is tried again
-    within about as long, a server that does not answer is not.
+    ``connect_timeout_ms``. Writes wait ``write_timeout_ms`` for each answer; after a lost connection, and what passes
+    with a failover (`may_pass`), they are tried again within about as long, a server that does not answer is not.
     """
 
     def __init__(self, url: str, *, clock: Clock = system_clock, **timeouts_ms: int) -> None:
@@ -121,7 +122,7 @@ class RedisStore(RedisCommands):
         self._node = RedisNode(self._options, self._deadlines)
         # The waits sum up to nine tenths of the deadline: 0.1, 0.2, 0.4, 0.8 and three times 1 s of 5 s.
         backoff = ExponentialBackoff(cap=self._deadlines.write / 5, base=self._deadlines.write / 100)
-        self._retry = Retry(backoff, BACKOFFS, (redis.ConnectionError, redis.exceptions.NoScriptError))
+        self._retry = Retry(backoff, BACKOFFS, (redis.RedisError,))
 
     def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return each key's value in one MGET. Raises OnlineStoreUnavailableError within the read deadline."""
@@ -197,12 +198,19 @@ class RedisStore(RedisCommands):
                 connection.disconnect()
                 if isinstance(error, redis.exceptions.NoScriptError):
                     self._node.loaded.clear()
+                if isinstance(error, redis.ResponseError):
+                    self._node.writes.close()  # behind one address another server may answer now
                 raise
             self._node.writes.give(connection)
             return result
 
         with self._node.translated(self._deadlines.write):
-            return self._retry.call_with_retry(attempt, lambda _: None, is_retryable=may_pass)
+            return self._retry.call_with_retry(
+                attempt,
+                lambda _: None,
+                # Of one server a redirection stays: the URL of a node of a cluster is not that of a cluster.
+                is_retryable=lambda error: may_pass(error) and not isinstance(error, redis.exceptions.AskError),
+            )
 
     def _scan_keys(self, prefix: bytes) -> Iterator[list[bytes]]:
         cursor = 0
@@ -212,11 +220,6 @@ class RedisStore(RedisCommands):
                 yield keys
             if cursor == 0:
                 return
-
-
-def may_pass(error: Exception) -> bool:
-    """Tell whether it is any use to try again: not with a password that was refused."""
-    return not isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError)
 
 
 def scan_command(cursor: int, prefix: bytes) -> tuple[bytes | str | int, ...]:

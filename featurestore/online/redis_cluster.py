@@ -14,11 +14,10 @@ from redis.exceptions import ClusterDownError, NoScriptError
 from redis.retry import Retry
 
 from featurestore.online.interface import AsyncReader
-from featurestore.online.redis import Item, RedisCommands, may_pass, scan_command, scanned
-from featurestore.online.redis_node import DRIVER_ERRORS, Connections, RedisNode, digest_of, unavailable
+from featurestore.online.redis import Item, RedisCommands, scan_command, scanned
+from featurestore.online.redis_node import DRIVER_ERRORS, Connections, RedisNode, digest_of, may_pass, unavailable
 from featurestore.online.redis_topology import (
     MOST_HOPS,
-    PASSING_ERRORS,
     Address,
     Nodes,
     Part,
@@ -203,7 +202,7 @@ class RedisClusterStore(RedisCommands):
     def _retried(self, attempt: Callable[[], Result], failed: Callable[[], Address | None] = lambda: None) -> Result:
         """Call it until the deadline, each further time with the topology read anew; ``failed`` names the culprit."""
         deadline = time.monotonic() + self._deadlines.write
-        retry = Retry(ExponentialBackoff(cap=LONGEST_PAUSE_SECONDS, base=0.02), -1, PASSING_ERRORS)
+        retry = Retry(ExponentialBackoff(cap=LONGEST_PAUSE_SECONDS, base=0.02), -1, (redis.RedisError,))
         is_known = bool(self._topology.owners)
 
         def informed() -> Result:

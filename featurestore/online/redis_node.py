@@ -30,6 +30,16 @@ CONNECTION_OPTIONS: dict[str, Any] = {
     "health_check_interval": 0,
 }
 DRIVER_ERRORS = (redis.RedisError, OSError, UnicodeError)
+_PASSING = (
+    redis.ConnectionError,
+    redis.ReadOnlyError,
+    redis.exceptions.NoScriptError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.AskError,
+    redis.exceptions.TryAgainError,
+)
+_PASSING_WORDS = ("READONLY", "MASTERDOWN", "NOREPLICAS", "LOADING")
+"""Of errors that redis-py has no class for, or that a script of Redis 6 reports in the middle of its message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +168,18 @@ class RedisNode:
         return f"{info.get('maxmemory', 'unknown')} bytes (policy {info.get('maxmemory_policy', 'unknown')})"
 
 
+def may_pass(error: BaseException) -> bool:
+    """Tell whether an error passes, by a failover, by a restart, or as soon as the topology is read anew.
+
+    A password that was refused stays so. A server that did not answer in time took the whole deadline.
+    """
+    if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError):
+        return False
+    return isinstance(error, _PASSING) or (
+        isinstance(error, redis.ResponseError) and any(words in str(error) for words in _PASSING_WORDS)
+    )
+
+
 @functools.cache
 def digest_of(script: str) -> str:
     """Return the name under which a server knows a script."""
@@ -212,6 +234,16 @@ _ADVICE: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
         "Connection closed by server",
         "Check that it runs. A server that wants TLS closes what comes without: write rediss:// then. One that wants a "
         "client's certificate closes what brings none: name ssl_certfile and ssl_keyfile.",
+    ),
+    (
+        (redis.exceptions.MasterDownError,),
+        "MASTERDOWN",
+        "It is a replica that has lost its primary: let online_store name the primary, or wait for the failover.",
+    ),
+    (
+        (),
+        "NOREPLICAS",
+        "Fewer replicas are connected than its min-replicas-to-write asks for: start them, or lower it.",
     ),
     ((redis.BusyLoadingError,), "LOADING", "Wait until it has read its data, and run the same command again."),
     (

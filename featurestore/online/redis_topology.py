@@ -14,10 +14,10 @@ import redis
 from hiredis import pack_command
 from redis.cluster import ClusterNode, NodesManager
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import AskError, ClusterDownError, MovedError, NoScriptError, TryAgainError
+from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
 
 from featurestore.errors import SettingsError
-from featurestore.online.redis_node import CONNECTION_OPTIONS, check_tls, connection_options
+from featurestore.online.redis_node import CONNECTION_OPTIONS, check_tls, connection_options, may_pass
 from featurestore.online.url import StoreUrl
 
 Address = tuple[str, int]
@@ -28,8 +28,6 @@ MOST_HOPS = 2
 """One redirection, and one more where a slot is half moved: its keys are then asked for one by one."""
 LEAST_PAUSE_SECONDS = 0.1
 """Between two looks at the topology, however many reads fail meanwhile."""
-PASSING_ERRORS = (redis.ConnectionError, ClusterDownError, AskError, TryAgainError, redis.ReadOnlyError, NoScriptError)
-"""What passes when the cluster has healed, or as soon as the topology is read anew."""
 
 
 class ClusterUrl(NamedTuple):
@@ -220,7 +218,7 @@ class Routing:
     def lost(self, address: Address | None, parts: Sequence[Part], error: Exception) -> None:
         """Take note that a node did not do it, and read the topology anew where that may help."""
         self.left += parts
-        if self.failure is None or isinstance(self.failure, PASSING_ERRORS):
+        if self.failure is None or may_pass(self.failure):
             self.failure, self.failed = error, address
         if not isinstance(error, redis.ResponseError) or isinstance(error, ClusterDownError | redis.ReadOnlyError):
             self._topology.refresh(address)

@@ -381,6 +381,21 @@ def test_the_doctor_tells_of_a_primary_without_a_replica(cluster: RedisCluster, 
     assert "CLUSTER REPLICATE" in check.hint
 
 
+def test_writes_outlast_primaries_that_refuse_for_a_while(cluster: RedisCluster, store: RedisClusterStore) -> None:
+    def want_replicas(count: int) -> None:
+        for server in cluster.primaries():
+            with server.client() as client:
+                client.config_set("min-replicas-to-write", count)
+
+    want_replicas(100)
+    timer = threading.Timer(0.5, want_replicas, [0])
+    timer.start()
+    start = time.monotonic()
+    assert store.write(records(30), now_us=NOW) == [WriteResult.WRITTEN] * 30
+    assert time.monotonic() - start > 0.4
+    timer.join()
+
+
 def test_republishing_repairs_what_a_failover_lost(cluster: RedisCluster, tmp_path: Path) -> None:
     sales = [Sale(f"shop {number}", day(1 + number / 100), day(1 + number / 100), number) for number in range(200)]
     newer = [Sale(f"shop {number}", day(10), day(10), -number) for number in range(0, 200, 2)]

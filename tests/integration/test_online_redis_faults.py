@@ -311,6 +311,52 @@ def test_a_read_only_server_is_unavailable_for_writes(start_redis: Callable[...,
     store.close()
 
 
+@pytest.mark.parametrize("refusal", ["READONLY", "MASTERDOWN", "NOREPLICAS"])
+def test_writes_outlast_a_failover(start_redis: Callable[..., RedisServer], refusal: str) -> None:
+    """What a server answers while it is not, or not yet, the primary passes within the deadline of writes."""
+    server, other = start_redis(), start_redis()
+    store = RedisStore(server.url, read_timeout_ms=10_000, connect_timeout_ms=10_000)
+    some = records(3_000)
+    assert store.write(some[:1], now_us=NOW) == [WriteResult.WRITTEN]
+    with server.client() as client:
+        if refusal == "NOREPLICAS":
+            client.config_set("min-replicas-to-write", 1)
+        else:
+            client.replicaof("127.0.0.1", other.port)
+        if refusal == "MASTERDOWN":
+            client.config_set("replica-serve-stale-data", "no")
+            other.hang()
+
+        def promote() -> None:
+            client.config_set("min-replicas-to-write", 0)
+            client.replicaof("NO", "ONE")
+
+        promotion = threading.Timer(0.5, promote)
+        promotion.start()
+        start = time.monotonic()
+        assert store.write(some, now_us=NOW) == [WriteResult.WRITTEN] * len(some)
+        assert time.monotonic() - start > 0.4
+        promotion.join()
+    assert store.get([write.key for write in some]) == [write.record for write in some]
+    store.close()
+
+
+def test_writes_go_to_the_new_primary_behind_the_same_address(start_redis: Callable[..., RedisServer]) -> None:
+    """However many connections to the old one are open: it lives on, as a replica."""
+    old, new = start_redis(), start_redis()
+    with FaultProxy(old.port) as proxy:
+        store = RedisStore(proxy.url, read_timeout_ms=10_000, connect_timeout_ms=10_000)
+        for connection in [store._node.writes.take() for _ in range(3 * BACKOFFS)]:
+            store._node.writes.give(connection)
+        with old.client() as client:
+            client.replicaof("127.0.0.1", new.port)
+        proxy.target_port = new.port
+        assert store.write(records(10), now_us=NOW) == [WriteResult.WRITTEN] * 10
+        with new.client() as client:
+            assert client.dbsize() == 10
+        store.close()
+
+
 def test_wrong_credentials_are_told_without_the_password(start_redis: Callable[..., RedisServer]) -> None:
     server = start_redis("--requirepass", "right-secret")
     good = server.url.replace("redis://", "redis://:right-secret@")

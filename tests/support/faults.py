@@ -17,7 +17,8 @@ CHUNK_BYTES = 65_536
 
 
 class FaultProxy:
-    """Forwards a free loopback port to another one; ``fault`` may be changed at any time.
+    """Forwards a free loopback port to another one; ``fault`` may be changed at any time, and ``target_port``, for
+    connections that are opened from then on.
 
     ``hang`` swallows what the server answers, ``reset`` cuts every connection, ``garbage`` answers nonsense,
     ``delay`` holds each answer back for a random time up to ``delay_seconds``, ``drip`` sends a byte at a time,
@@ -27,7 +28,7 @@ class FaultProxy:
     def __init__(self, target_port: int, *, delay_seconds: float = 0.02) -> None:
         self.fault: Fault = "none"
         self.delay_seconds = delay_seconds
-        self._target_port = target_port
+        self.target_port = target_port
         self._random = random.Random(7)
         self._closing = threading.Event()
         self._sockets: set[socket.socket] = set()
@@ -78,7 +79,7 @@ class FaultProxy:
 
     def _serve(self, client: socket.socket) -> None:
         try:
-            server = socket.create_connection(("127.0.0.1", self._target_port), timeout=5)
+            server = socket.create_connection(("127.0.0.1", self.target_port), timeout=5)
         except OSError:
             _reset(client)
             return
