@@ -310,7 +310,7 @@ class FeatureStore:
         """Return every saved training set by name, with its certificate and the table versions it is pinned to."""
         from featurestore.metadata.saved_sets import list_sets
 
-        return list_sets(self._workspace.ledger, self.project)
+        return list_sets(self._workspace.ledger, self.project, are_shown=True)
 
     def delete_training_set(self, name: str) -> None:
         """Delete a saved training set; its name is free again, and `fs gc` removes what it alone pinned.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from featurestore_registry.interface import Ledger
 
 from featurestore.metadata import watermarks
-from featurestore.metadata.runs import END_KIND, Published
+from featurestore.metadata.runs import END_KIND, Published, run_from
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.types.times import to_instant
 
@@ -32,7 +32,7 @@ class Progress:
 def read_progress(ledger: Ledger, snapshot: Snapshot) -> dict[str, Progress]:
     """Return the progress of every online view that was ever materialized, by two queries whatever their number."""
     marks = {entry.key: entry for entry in ledger.scan(snapshot.project, watermarks.KIND)}
-    last = {entry.key: entry.document["published"] for entry in ledger.scan(snapshot.project, END_KIND)}
+    last = {entry.key: run_from(entry.document).published for entry in ledger.scan(snapshot.project, END_KIND)}
     found = {}
     for name, registered in snapshot.views.items():
         entry = marks.get(watermarks.watermark_key(name, registered.generation))
@@ -44,6 +44,6 @@ def read_progress(ledger: Ledger, snapshot: Snapshot) -> dict[str, Progress]:
             committed_until_us=mark.end_us,
             unpublished_since_us=to_instant(entry.written_at) if waits else None,
             published_version=mark.published_version,
-            published={count: last[name][count] for count in _COUNTS} if name in last else {},
+            published={count: getattr(last[name], count) for count in _COUNTS} if name in last else {},
         )
     return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Any
 
 from featurestore_registry.errors import UPGRADE_HINT
@@ -67,9 +69,15 @@ def understood(what: str) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, FeatureStoreError) as error:
         raise RegistryFormatError(
-            f"The registry holds {what} in a form that this version cannot read ({type(error).__name__}: {error}).",
+            f"The registry holds {what} in a form that featurestore {version('featurestore')} cannot read "
+            f"({type(error).__name__}: {error}).",
             hint=UPGRADE_HINT,
         ) from None
+
+
+def known_fields(kind: Any, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a document says of a dataclass's fields, and not what a newer version added: for what is shown."""
+    return {each.name: document[each.name] for each in fields(kind) if each.name in document}
 
 
 Lookup = Callable[[str, str], Any]

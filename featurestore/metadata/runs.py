@@ -2,19 +2,23 @@
 
 A run is written twice per view: when it starts (kind ``run_start``) and when it ends (kind ``run``). A start
 without an end whose lease or process is gone belongs to a process that was killed.
+
+Nothing is decided by what a run says of itself. So it is read as far as this version understands it: a newer one, in
+the same fleet for a while, may write more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from html import escape
 from typing import Any, Literal
 
 from featurestore_registry.interface import Ledger
 
+from featurestore.errors import RegistryFormatError
 from featurestore.metadata.leases import running_holder
-from featurestore.metadata.records import understood
 from featurestore.metadata.watermarks import Interval
 from featurestore.steps import crash_point, reached
 from featurestore.tables import html_table
@@ -170,8 +174,9 @@ def runs(ledger: Ledger, project: str, view: str, *, now_us: int) -> list[RunRes
     started = [run_from(entry.document) for entry in ledger.scan(project, START_KIND, key=view)]
     open_runs = [run for run in started if run.run_id not in known]
     if open_runs:
-        holder = running_holder(ledger, project, view, now_us=now_us)
-        open_runs = [replace(run, state="running" if run.run_id == holder else "killed") for run in open_runs]
+        with suppress(RegistryFormatError):  # who holds the lease is not to be known: they stay as they began
+            holder = running_holder(ledger, project, view, now_us=now_us)
+            open_runs = [replace(run, state="running" if run.run_id == holder else "killed") for run in open_runs]
     return sorted([*ended, *open_runs], key=lambda run: run.started_us, reverse=True)
 
 
@@ -182,9 +187,29 @@ def all_runs(ledger: Ledger, project: str, *, now_us: int) -> list[RunResult]:
     return sorted(found, key=lambda run: run.started_us, reverse=True)
 
 
-@understood("a run")
+_UNTOLD = RunResult("", "", 0, "incremental", "done", 0, "", 0)
+"""What a run is taken to be where its document does not say."""
+
+
 def run_from(document: Mapping[str, Any]) -> RunResult:
-    """Return the run of a ledger document."""
-    published = {**document["published"], "wrong_type_keys": tuple(document["published"]["wrong_type_keys"])}
-    intervals = tuple((start, end) for start, end in document["intervals"])
-    return RunResult(**{**document, "intervals": intervals, "published": Published(**published)})
+    """Return the run of a ledger document: kind and state as they are there, and nothing that this version lacks."""
+    said = _understood_parts(_UNTOLD, document)
+    published = document.get("published")
+    if isinstance(published, Mapping):
+        parts = _understood_parts(Published(), {**published, "wrong_type_keys": ()})
+        keys = published.get("wrong_type_keys")
+        said["published"] = Published(**{**parts, "wrong_type_keys": tuple(keys) if isinstance(keys, list) else ()})
+    with suppress(KeyError, TypeError, ValueError):
+        said["intervals"] = tuple((int(start), int(end)) for start, end in document["intervals"])
+    return replace(_UNTOLD, **said)
+
+
+def _understood_parts(template: Any, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of a document what a dataclass has a field for, where it is of the type that the template's is of."""
+    kinds = {each.name: type(getattr(template, each.name)) for each in fields(template)}
+    known = {name: document[name] for name in kinds.keys() & document.keys()}
+    return {
+        name: value
+        for name, value in known.items()
+        if kinds[name] in (type(value), type(None)) and not isinstance(value, Mapping | list)
+    }

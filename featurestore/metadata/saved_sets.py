@@ -15,7 +15,7 @@ from featurestore_registry.records import LedgerEntry, Record, Revision, canonic
 from featurestore.backends import local_path
 from featurestore.definitions import FeatureView, OnDemandFeatureView
 from featurestore.errors import NotFoundError, RecordNotFoundError, RegistryFormatError, did_you_mean
-from featurestore.metadata.records import understood
+from featurestore.metadata.records import known_fields, understood
 from featurestore.metadata.snapshot_file import record_from
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors, sync_file, sync_folder
@@ -73,14 +73,15 @@ class SavedSet:
 
     @classmethod
     @understood("a saved training set")
-    def from_document(cls, document: Mapping[str, Any]) -> SavedSet:
-        """Return the set of a ledger document."""
+    def from_document(cls, document: Mapping[str, Any], *, is_shown: bool = False) -> SavedSet:
+        """Return the set of a ledger document; where it only ``is_shown``, without what a newer version added."""
+        part = known_fields if is_shown else _all_fields
         return cls(
             **{
-                **document,
+                **part(cls, document),
                 "references": tuple(document["references"]),
-                "reads": tuple(SavedRead(**read) for read in document["reads"]),
-                "frame": SavedFrame(**document["frame"]),
+                "reads": tuple(SavedRead(**part(SavedRead, read)) for read in document["reads"]),
+                "frame": SavedFrame(**part(SavedFrame, document["frame"])),
             }
         )
 
@@ -99,9 +100,10 @@ def read_set(ledger: Ledger, project: str, name: str) -> SavedSet:
     return found
 
 
-def list_sets(ledger: Ledger, project: str) -> list[SavedSet]:
-    """Return every saved set, sorted by name."""
-    found = [SavedSet.from_document(entry.document) for entry in ledger.scan(project, KIND) if not _is_deleted(entry)]
+def list_sets(ledger: Ledger, project: str, *, are_shown: bool = False) -> list[SavedSet]:
+    """Return every saved set, sorted by name; where they ``are_shown``, as far as this version understands them."""
+    entries = [entry for entry in ledger.scan(project, KIND) if not _is_deleted(entry)]
+    found = [SavedSet.from_document(entry.document, is_shown=are_shown) for entry in entries]
     return sorted(found, key=lambda saved: saved.name)
 
 
@@ -117,8 +119,9 @@ def remove_set(ledger: Ledger, project: str, name: str) -> SavedSet:
     entry = ledger.latest(project, KIND, name)
     if entry is None or _is_deleted(entry):
         raise _not_found(ledger, project, name)
+    removed = SavedSet.from_document(entry.document)
     ledger.append(project, KIND, name, _DELETED, if_version=entry.version)
-    return SavedSet.from_document(entry.document)
+    return removed
 
 
 def _is_deleted(entry: LedgerEntry) -> bool:
@@ -126,7 +129,7 @@ def _is_deleted(entry: LedgerEntry) -> bool:
 
 
 def _not_found(ledger: Ledger, project: str, name: str) -> NotFoundError:
-    hint = did_you_mean(name, [saved.name for saved in list_sets(ledger, project)])
+    hint = did_you_mean(name, [entry.key for entry in ledger.scan(project, KIND) if not _is_deleted(entry)])
     return NotFoundError(
         f"There is no saved training set {name!r}.", hint=hint or "Save one with .save(name).", name=name
     )
@@ -160,6 +163,10 @@ def known_frames(ledger: Ledger, project: str) -> frozenset[str]:
             if not _is_deleted(entry):
                 found.add(SavedSet.from_document(entry.document).frame.file)
     return frozenset(found)
+
+
+def _all_fields(_: type, document: Mapping[str, Any]) -> Mapping[str, Any]:
+    return document
 
 
 @dataclass(frozen=True, slots=True)

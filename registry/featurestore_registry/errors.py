@@ -16,7 +16,10 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-UPGRADE_HINT = "Upgrade the package: pip install --upgrade . in a newer checkout."
+UPGRADE_HINT = (
+    "Upgrade the package to the newest version that writes into this registry: "
+    "pip install --upgrade . in a newer checkout."
+)
 """What to do with what a newer version wrote."""
 
 
