@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from featurestore.errors import InputError
+from featurestore.errors import FeatureStoreError, InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,11 +61,12 @@ def read_table(
         pairs = [(name, _column(name, values, what, error)) for name, values in given.items()]
     elif isinstance(given, list | tuple) and all(isinstance(row, Mapping) for row in given):
         pairs = _turned(given, what, row_error or error)
-    elif hasattr(kind, "iloc") and hasattr(kind, "columns"):
+    elif _is_of(kind, "pandas") and hasattr(kind, "columns"):
         form, frame = "pandas", given
         pairs = [(name, given.iloc[:, place]) for place, name in enumerate(given.columns)]
-    elif hasattr(kind, "get_columns") or hasattr(kind, "collect_schema"):
-        form, frame = "polars", given if hasattr(kind, "get_columns") else given.collect()
+    elif _is_of(kind, "polars") and hasattr(kind, "collect_schema"):
+        with _told(given, what, error):
+            form, frame = "polars", given.lazy().collect()
         pairs = [(column.name, column) for column in frame.get_columns()]
     else:
         form, frame = "arrow", _arrow_table(given, what, error)
@@ -188,8 +190,10 @@ def as_arrow(values: Any) -> pa.Array | pa.ChunkedArray:
 
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
-    if hasattr(values, "to_arrow"):  # polars
-        return values.to_arrow()
+    if hasattr(type(values), "to_arrow"):  # polars, which of Python's objects would give their addresses
+        if str(values.dtype) != "Object":
+            return values.to_arrow()
+        values = values.to_list()
     try:
         if not isinstance(values, list | tuple) and str(getattr(values, "dtype", "object")) != "object":
             return pa.array(values, from_pandas=True)
@@ -248,6 +252,10 @@ def _plain(value: Any) -> Any:
     return None if type(value).__name__ in _NULLS else value
 
 
+def _is_of(kind: type, library: str) -> bool:
+    return any(base.__module__.partition(".")[0] == library for base in kind.__mro__)
+
+
 def _column(name: Any, values: Any, what: str, error: type[InputError]) -> Any:
     """Return one value of a dict of columns, an iterator as a list; raises ``error`` for what is no column."""
     if isinstance(values, Iterator):
@@ -289,10 +297,19 @@ def _arrow_table(given: Any, what: str, error: type[InputError]) -> pa.Table:
         ) from None
     if isinstance(given, pa.Table):
         return given
-    try:
+    with _told(given, what, error):
         if isinstance(given, pa.Array | pa.ChunkedArray):
             return pa.Table.from_struct_array(given)  # which takes slices
         return pa.table(given)
-    except (pa.ArrowException, TypeError, ValueError) as cause:  # of a single column, for one
-        reason = str(cause).splitlines()[0].rstrip(".")
-        raise error(f"{what} is {type(given).__name__}, not a table: {reason}.", hint=f"Pass {_FORMS}.") from None
+
+
+@contextmanager
+def _told(given: Any, what: str, error: type[InputError]) -> Iterator[None]:
+    """Raise ``error`` for what another library raises when it hands over its rows."""
+    try:
+        yield
+    except FeatureStoreError:
+        raise  # of our own training set
+    except Exception as cause:  # of a single column; or of a query that runs now, in whatever library
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
+        raise error(f"{what} is {type(given).__name__}, not a table: {reason}.", hint=f"Pass {_FORMS}.") from cause

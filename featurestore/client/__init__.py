@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from featurestore import errors
 from featurestore.client.failures import error_of
-from featurestore.tables import as_list, html_columns, instants_as_list, library_type, read_table
+from featurestore.tables import as_arrow, as_list, html_columns, instants_as_list, library_type, read_table
 
 try:
     import httpx
@@ -107,8 +107,8 @@ class OnlineResponse:
         import pyarrow as pa
 
         try:
-            return pa.table({name: pa.array(values) for name, values in self.to_dict().items()})
-        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+            return pa.table({name: as_arrow(values) for name, values in self.to_dict().items()})
+        except ValueError as error:
             raise errors.InputError(f"A column is of no one type: {error}.", hint="Use to_dict().") from None
 
     def to_pandas(self) -> pd.DataFrame:
@@ -125,6 +125,10 @@ class OnlineResponse:
             hint = "Install it (`pip install '.[polars]'` in a checkout), or use to_arrow() or to_pandas()."
             raise errors.InputError(f"to_polars() needs polars: {error}.", hint=hint) from None
         return pl.DataFrame(self.to_arrow())
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Return `to_arrow` as a stream: an answer is a table to what reads those."""
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
 
     def __len__(self) -> int:
         return len(self._found.rows)

@@ -68,9 +68,8 @@ class OwnColumns:
         """Return one column as Arrow; raises EntityFrameError where its values are of several kinds."""
         if self.form == "arrow":
             return self.table.column(name)
-        if self.form == "polars":
-            return self.table.get_column(name).to_arrow()
-        return _typed(name, self.table.iloc[:, self.names.index(name)])
+        column = self.table[name] if self.form == "polars" else self.table.iloc[:, self.names.index(name)]
+        return _typed(name, column)
 
     def to_arrow(self) -> pa.Table:
         """Return all columns as Arrow; a pandas index is no column and stays behind."""
@@ -78,8 +77,6 @@ class OwnColumns:
 
         if self.form == "arrow":
             return self.table
-        if self.form == "polars":
-            return self.table.to_arrow()
         if not self.names:
             return pa.table({"": pa.nulls(self.row_count)}).select([])
         return pa.Table.from_arrays([self.column(name) for name in self.names], names=self.names)

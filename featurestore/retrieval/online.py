@@ -103,6 +103,10 @@ class OnlineResponse:
 
         return import_polars().DataFrame(self.to_arrow())
 
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Return `to_arrow` as a stream: an answer is a table to what reads those."""
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
+
     def __len__(self) -> int:
         return self._answer.row_count
 

@@ -21,7 +21,7 @@ import pytest
 from support.small_project import small_project
 
 from featurestore import Entity, FeatureView, Field, ParquetSource, PushSource
-from featurestore.client import _columns
+from featurestore.client import OnlineResponse, OnlineRows, _columns
 from featurestore.errors import FeatureStoreError, InputError
 from featurestore.materialization.push_rows import read_rows
 from featurestore.metadata.workspace import Workspace
@@ -312,6 +312,51 @@ def test_nanoseconds_of_numpy_are_no_integers() -> None:
     assert as_list(whole) == [MOMENT.replace(tzinfo=None), None]
     with pytest.raises(InputError, match="finer than a microsecond"):
         as_list(whole + np.timedelta64(1, "ns"))
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_a_query_that_fails_when_it_is_read_is_no_table(workspace: Workspace, place: Callable[..., object]) -> None:
+    relation = duckdb.connect().sql("SELECT error('boom') AS plane_id FROM range(3)")
+    lazy = pl.LazyFrame({"text": ["boom"]}).select(plane_id=pl.col("text").cast(pl.Int64))
+    for given in (relation, lazy):
+        with pytest.raises(InputError, match=rf"is {type(given).__name__}, not a table: .*"):
+            place(workspace, given)
+
+
+def test_an_online_answer_is_a_table(workspace: Workspace) -> None:
+    answer = get_online_features(workspace, "every_type:i32", {"plane_id": [LARGE, None], "note": ["a", None]})
+    assert read_table(answer, "rows").frame == answer.to_arrow() == pa.table(answer)
+    there = OnlineResponse({"plane_id": [LARGE, None]}, OnlineRows(["x"], [["a"], [None]], []))
+    assert read_table(there, "rows").frame == there.to_arrow()
+
+
+def test_objects_of_polars_are_their_values(workspace: Workspace) -> None:
+    """Of such a column polars itself gives Arrow the addresses of the objects."""
+    frame = pl.DataFrame({"plane_id": [1, 2], "event_timestamp": [MOMENT, MOMENT]})
+    amounts = pl.Series("amount", [D("1.5"), None], dtype=pl.Object)
+    own = as_frame(workspace, frame.with_columns(amounts)).own
+    assert own.to_arrow().column("amount").to_pylist() == [D("1.5"), None]
+    mixed = as_frame(workspace, frame.with_columns(pl.Series("mixed", [1, "a"], dtype=pl.Object))).own
+    with pytest.raises(InputError, match="'mixed' of the entity frame is no column of one type"):
+        mixed.to_arrow()
+
+
+def test_what_only_looks_like_a_frame_is_refused_or_read_as_a_stream() -> None:
+    class Frame:
+        iloc = columns = get_columns = collect_schema = collect = None
+
+    class Streamed(Frame):
+        def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+            return table().__arrow_c_stream__(requested_schema)
+
+    with pytest.raises(InputError, match="rows is Frame, not a table"):
+        read_table(Frame(), "rows")
+    assert read_table(Streamed(), "rows").frame == table()
+
+    class Own(pd.DataFrame):
+        """A frame of a library on top of pandas."""
+
+    assert read_table(Own({"a": [1]}), "rows").form == "pandas"
 
 
 def test_without_pyarrow_a_stream_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
