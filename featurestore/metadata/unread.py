@@ -16,7 +16,7 @@ from featurestore.definitions import FeatureView
 from featurestore.metadata.records import understood
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import Interval, Watermark, merge, subtract, watermark_key
-from featurestore.types.times import to_rfc3339
+from featurestore.types.times import to_short_rfc3339
 
 KIND = "unread"
 
@@ -69,14 +69,14 @@ class Unread:
             start, end = self.outdated[0][0], self.outdated[-1][1]
             found.append(
                 f"View {self.view!r} holds for {in_words(self.outdated)} what another source or SQL gave. "
-                f"Run `fs materialize {to_rfc3339(start)} {to_rfc3339(end)} --view {self.view} --rebuild`."
+                f"Run `fs materialize {to_short_rfc3339(start)} {to_short_rfc3339(end)} --view {self.view} --rebuild`."
             )
         return tuple(found)
 
 
 def in_words(spans: Iterable[Interval]) -> str:
     """Return spans for people: the first ones, and how many more there are."""
-    texts = [f"{to_rfc3339(start)} to {to_rfc3339(end)}" for start, end in spans]
+    texts = [f"{to_short_rfc3339(start)} to {to_short_rfc3339(end)}" for start, end in spans]
     more = f" and {len(texts) - 2} more spans" if len(texts) > 2 else ""
     return " and ".join(texts[:2]) + more
 

@@ -57,9 +57,9 @@ def _explain_step(step: Step) -> list[Line]:
 
 def _why(step: Step) -> str:
     """Return what stands until the step's commands are run."""
-    if step.loss is not None:
-        return ""
     rebuilt = {found.what for found in step.differences if found.change_class is ChangeClass.REBUILD}
+    if step.loss is not None or not rebuilt:
+        return ""
     return (
         ": what expired by the old ttl is back online then"
         if rebuilt == {"ttl"}

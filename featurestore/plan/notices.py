@@ -9,6 +9,7 @@ from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.unread import in_words
 from featurestore.metadata.watermarks import read_watermark
 from featurestore.metadata.workspace import Workspace
+from featurestore.plan.classes import differences
 
 
 def step_notices(
@@ -39,18 +40,13 @@ def _takes_no_pushes(
 def _adds_features(
     workspace: Workspace, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
 ) -> Iterable[str]:
-    registered = snapshot.views.get(view.name)
-    if before is None or registered is None:
+    if before is None:
         return
-    spans = read_watermark(workspace.ledger, registered).intervals
+    spans = read_watermark(workspace.ledger, snapshot.views[view.name]).intervals
     known = {field.name for field in before.features}
     added = [field.name for field in view.features if field.name not in known]
-    if added and spans and {field.name for field in view.features} >= known:
-        names = ", ".join(added)
-        yield (
-            f"{names}: null for {in_words(spans)}, which was read already, until `fs materialize --view {view.name}` "
-            "reads it again; all of it comes into the log once more where a value is there."
-        )
+    if added and spans and not any(change.new_generation for change in differences(before, view)):
+        yield f"{', '.join(added)}: null for {in_words(spans)}, which was read already, until it is read again"
 
 
 def _created_lags(

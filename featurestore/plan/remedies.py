@@ -9,7 +9,7 @@ from featurestore.metadata.snapshot import RegisteredView, Snapshot
 from featurestore.metadata.watermarks import read_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.plan.classes import ChangeClass, Difference
-from featurestore.types.times import to_rfc3339
+from featurestore.types.times import to_short_rfc3339
 
 
 def commands_after(
@@ -24,6 +24,9 @@ def commands_after(
         if rebuilt == {"ttl"}:
             is_online = read_watermark(workspace.ledger, registered).online_rows
             return (f"fs materialize --republish --view {wanted.name}",) if is_online else ()
+        has_more = any(change.what.startswith("feature ") and change.before is None for change in changes)
+        if has_more and not rebuilt and read_watermark(workspace.ledger, registered).intervals:
+            return (f"fs materialize --view {wanted.name}",)
     if not rebuilt:
         return ()
     readers = [found for found in snapshot.views.values() if wanted.key in read_by(found.view)]
@@ -47,9 +50,6 @@ def _refill(workspace: Workspace, registered: RegisteredView) -> tuple[str, ...]
 def _spans(workspace: Workspace, registered: RegisteredView, option: str = "") -> tuple[str, ...]:
     spans = read_watermark(workspace.ledger, registered).intervals
     return tuple(
-        f"fs materialize {_short(start)} {_short(end)}{option} --view {registered.view.name}" for start, end in spans
+        f"fs materialize {to_short_rfc3339(start)} {to_short_rfc3339(end)}{option} --view {registered.view.name}"
+        for start, end in spans
     )
-
-
-def _short(instant: int) -> str:
-    return to_rfc3339(instant).replace(".000000Z", "Z")

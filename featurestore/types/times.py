@@ -101,6 +101,11 @@ def to_rfc3339(instant: int) -> str:
     return _RFC3339 % (_DAYS[minutes // 1_440], _MINUTES[minutes % 1_440], seconds, micro)
 
 
+def to_short_rfc3339(instant: int) -> str:
+    """Return the instant as RFC 3339 text, without the microseconds where they are zero."""
+    return to_rfc3339(instant).replace(".000000Z", "Z")
+
+
 def to_datetimes(instants: Sequence[int | None]) -> list[datetime | None]:
     """Return `to_datetime` of many instants in half the time; None where there is none."""
 
