@@ -16,7 +16,7 @@ from featurestore.metadata.records import kind_named
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.workspace import Workspace
 from featurestore.project.loader import collect, load_definitions
-from featurestore.project.settings import Settings, make_settings, read_settings
+from featurestore.project.settings import Settings, make_settings, read_settings, repo_folder
 from featurestore.tables import html_table
 from featurestore.types.times import Clock, given_instant, system_clock
 
@@ -61,10 +61,10 @@ class FeatureStore:
 
     def __init__(self, repo: str | Path | Settings | Mapping[str, Any] = ".", *, clock: Clock = system_clock) -> None:
         if isinstance(repo, str | Path):
-            self.root = Path(repo).resolve()
+            self.root = repo_folder(repo)
             settings = read_settings(self.root)
         else:
-            self.root = Path.cwd()
+            self.root = repo_folder(".")
             settings = repo if isinstance(repo, Settings) else make_settings(repo)
         self._in_folder = isinstance(repo, str | Path)
         self._workspace = Workspace(self.root, settings, code=self._load if self._in_folder else (), clock=clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -11,6 +12,7 @@ import click
 
 from featurestore.cli.exits import EXIT_FAILED, EXIT_USAGE
 from featurestore.cli.shared import check_shared, shared_options
+from featurestore.cli.streams import write_anything
 
 COMMANDS = {
     "init": "Make a small feature repo that works as it is.",
@@ -89,6 +91,7 @@ def main(args: list[str] | None = None) -> Any:
     """Run ``fs`` and exit with its code; a user's mistake is never a traceback."""
     given = sys.argv[1:] if args is None else args
     _open_closed_streams()
+    write_anything()
     try:
         code = fs.main(given, prog_name="fs", standalone_mode=False)
     except click.UsageError as error:
@@ -104,7 +107,7 @@ def main(args: list[str] | None = None) -> Any:
         sys.stderr.close()  # the reader of a pipe has left: nobody is there to be told
         sys.exit(EXIT_FAILED)
     except Exception as error:
-        if isinstance(error, OSError) and _is_output_lost():
+        if isinstance(error, OSError) and _is_output_lost(error):
             click.echo(f"Error: standard output cannot be written: {error.strerror}.", err=True)
             click.echo("What to do: Send it elsewhere. What the command did is done.", err=True)
             sys.exit(EXIT_FAILED)
@@ -125,11 +128,15 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", encoding="utf-8"))
 
 
-def _is_output_lost() -> bool:
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _is_output_lost(error: OSError) -> bool:
     try:
         sys.stdout.flush()
     except OSError:
         # What is left in the buffer would be written, and fail, once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
-    return False
+    # Without a buffer (PYTHONUNBUFFERED) nothing is left. The stores make errors of their own of a full disk.
+    return error.filename is None and error.errno in _NO_ROOM

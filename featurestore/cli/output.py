@@ -21,6 +21,7 @@ import click
 
 from featurestore.cli.exits import EXIT_CONFLICT, EXIT_FAILED
 from featurestore.cli.shared import given, shared_options
+from featurestore.cli.streams import is_unicode
 from featurestore.errors import FeatureStoreError, RevisionConflictError
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Output:
     def emit(self, document: Any, render: Callable[[Console], None]) -> None:
         """Print the document as JSON, or call ``render`` to show it to a person."""
         if self.as_json:
-            click.echo(json.dumps(jsonable(document), indent=2, ensure_ascii=False, allow_nan=False))
+            is_ascii = not is_unicode(sys.stdout)
+            click.echo(json.dumps(jsonable(document), indent=2, ensure_ascii=is_ascii, allow_nan=False))
         else:
             render(self.console)
 
@@ -137,7 +139,7 @@ def show_error(error: Exception, *, as_json: bool, debug: bool) -> int:
     if as_json:
         details = error.details if isinstance(error, FeatureStoreError) else {}
         document = {"type": type(error).__name__, "message": str(error), "details": jsonable(details)}
-        click.echo(json.dumps({"error": document}, ensure_ascii=False), err=True)
+        click.echo(json.dumps({"error": document}, ensure_ascii=not is_unicode(sys.stderr)), err=True)
     elif isinstance(error, FeatureStoreError):
         _show_known(error)
     else:

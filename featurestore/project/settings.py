@@ -234,6 +234,14 @@ def _load(text: str) -> Any:
         loader.dispose()
 
 
+def repo_folder(repo: str | Path) -> Path:
+    """Return the absolute path of a feature repo; raises SettingsError where the working directory is gone."""
+    try:
+        return Path.cwd() / Path(repo).resolve()
+    except FileNotFoundError:
+        raise SettingsError("The working directory was deleted.", hint="Change to a folder that is there.") from None
+
+
 def read_settings(folder: Path) -> Settings:
     """Read ``feature_store.yaml`` of a folder.
 

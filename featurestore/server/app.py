@@ -205,9 +205,9 @@ async def _tell_eviction(workspace: Workspace, reader: AsyncReader) -> None:
 def open_workspace(root: Path) -> Workspace:
     """Open a feature repo for serving; its code is loaded when an on-demand feature view wants it."""
     from featurestore.project.loader import load_definitions
-    from featurestore.project.settings import read_settings
+    from featurestore.project.settings import read_settings, repo_folder
 
-    root = root.resolve()  # messages name it
+    root = repo_folder(root)  # messages name it
     return Workspace(root, read_settings(root), code=lambda: load_definitions(root))
 
 

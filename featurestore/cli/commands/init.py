@@ -13,6 +13,7 @@ import click
 from featurestore.backends import check_offline_folder
 from featurestore.definitions.base import OBJECT_NAME
 from featurestore.errors import SettingsError
+from featurestore.project.settings import repo_folder
 from featurestore.types.times import system_clock
 
 DAYS, DRIVERS = 30, 20
@@ -23,13 +24,14 @@ DAYS, DRIVERS = 30, 20
 @click.option("--name", help="The project's name (default: made from DIRECTORY's).")
 def command(directory: Path, name: str | None) -> None:
     """Make a small feature repo in DIRECTORY, with data, that applies, materializes and serves as it is."""
-    project = name or re.sub(r"[^a-z0-9]+", "_", directory.resolve().name.lower()).strip("_") or "project"
+    folder = repo_folder(directory)
+    project = name or re.sub(r"[^a-z0-9]+", "_", folder.name.lower()).strip("_") or "project"
     if not OBJECT_NAME.fullmatch(project) or project.startswith("fs_"):
         raise SettingsError(
             f"{project!r} cannot name a project: a lower-case letter, then at most 62 of a-z, 0-9 and _.",
             hint="Pass --name.",
         )
-    check_offline_folder(directory.resolve())
+    check_offline_folder(folder)
     try:
         if directory.exists() and any(directory.iterdir()):
             raise SettingsError(f"{directory} is not empty.", hint="Choose a new folder; nothing was written.")

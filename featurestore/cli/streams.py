@@ -1,0 +1,30 @@
+"""Standard output and error, whatever their encoding: what it lacks is written plainly, and nothing fails over it."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+
+_PLAIN = {"→": "->", "…": "...", "–": "-", "—": "-", "─": "-", "│": "|", "•": "*", "≥": ">=", "≤": "<="}
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """Write signs of ours in ASCII, and all else, a half of a surrogate pair too, as Python and JSON escape it."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(each) or ascii(each)[1:-1] for each in lacking), error.end
+
+
+codecs.register_error("featurestore.plainly", _plainly)
+
+
+def write_anything() -> None:
+    """Let both streams take every text."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="featurestore.plainly")
+
+
+def is_unicode(stream: object) -> bool:
+    """Tell whether a stream takes every character as it is."""
+    return str(getattr(stream, "encoding", None)).lower().startswith("utf")
