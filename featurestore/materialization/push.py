@@ -82,6 +82,7 @@ class PushResult:
     to: To
     views: Mapping[str, PushedView]
     note: str | None = None
+    """What to know of it: rows that went online alone, feature views that read the source and did not take them."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain values."""
@@ -96,8 +97,9 @@ class PushPlan:
         self.source = snapshot.get(PushSource, source)
         reading = [r for r in snapshot.views.values() if self.source in r.view.sources]
         self.views = tuple(registered for registered in reading if registered.view.sql is None)
+        self.by_sql = tuple(registered.view.name for registered in reading if registered.view.sql is not None)
         if not self.views:
-            by_sql = ", ".join(registered.view.name for registered in reading)
+            by_sql = ", ".join(self.by_sql)
             why = f"only by SQL: {by_sql}" if by_sql else "by no feature view"
             raise InputError(
                 f"Rows pushed to {source!r} would go nowhere: it is read {why}.",
@@ -171,7 +173,14 @@ class Push:
 
     def result(self) -> PushResult:
         """Return what was done."""
-        note = ONLINE_ONLY if self._to == "online" else None
+        notes = [ONLINE_ONLY] if self._to == "online" else []
+        if self._plan.by_sql:
+            names, source = ", ".join(self._plan.by_sql), self._plan.source
+            notes.append(
+                f"Did not take these rows, which would have to pass through SQL: {names}. What is made by SQL changes when "
+                f"`fs materialize` reads {source.batch_source.name!r}."
+            )
+        note = " ".join(notes) or None
         return PushResult(self._plan.source.name, self.row_count, self._to, dict(sorted(self._done.items())), note)
 
     def _write(

@@ -181,8 +181,14 @@ class TestWhereRowsGo:
             }
             assert log_rows(workspace, "notes") == [("shop 1", day(19), day(19), "text")]
             assert log_rows(workspace, "by_sql") == log_rows(workspace, "batch_only") == []
+            assert result.note is not None
+            assert "Did not take these rows, which would have to pass through SQL: by_sql. " in result.note
+            assert "`fs materialize` reads 'sales'" in result.note
+            assert "batch_only" not in result.note
             online = push(workspace, "sales_push", rows_of(Sale("shop 2", day(19))), to="online")
             assert set(online.views) == {"shop_sales"}
+            assert "in no training set" in online.note
+            assert "through SQL: by_sql." in online.note
 
     def test_nothing_is_pushed_to_nobody(self, tmp_path):
         by_sql = sales_view(pushed=True).replaced(name="by_sql", sql="SELECT * FROM sales_push")
