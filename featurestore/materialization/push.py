@@ -177,8 +177,8 @@ class Push:
         if self._plan.by_sql:
             names, source = ", ".join(self._plan.by_sql), self._plan.source
             notes.append(
-                f"Did not take these rows, which would have to pass through SQL: {names}. What is made by SQL changes when "
-                f"`fs materialize` reads {source.batch_source.name!r}."
+                f"Did not take these rows, which would have to pass through SQL: {names}. What is made by SQL changes "
+                f"when `fs materialize` reads {source.batch_source.name!r}."
             )
         note = " ".join(notes) or None
         return PushResult(self._plan.source.name, self.row_count, self._to, dict(sorted(self._done.items())), note)

@@ -110,9 +110,10 @@ class RedisCommands(OnlineStore):
 class RedisStore(RedisCommands):
     """An `OnlineStore` in one Redis (6.2 or later) or Valkey server.
 
-    Reads wait ``read_timeout_ms`` on an open connection and are never retried; opening one may take
-    ``connect_timeout_ms``. Writes wait ``write_timeout_ms`` for each answer; after a lost connection, and what passes
-    with a failover (`may_pass`), they are tried again within about as long, a server that does not answer is not.
+    Reads wait ``read_timeout_ms`` and are never retried; opening the first connection may take ``connect_timeout_ms``.
+    A server that has kept several reads waiting is left alone, and asked now and then. Writes wait ``write_timeout_ms``
+    for each answer; after a lost connection, and what passes with a failover (`may_pass`), they are tried again within
+    about as long, a server that does not answer is not.
     """
 
     def __init__(self, url: str, *, clock: Clock = system_clock, **timeouts_ms: int) -> None:
@@ -135,8 +136,9 @@ class RedisStore(RedisCommands):
                 command: Any = (b"MGET", *keys)
                 connection.send_packed_command([pack_command(command)], check_health=False)
                 reply = checked_reply(connection.read_response(), len(keys))
-            except BaseException:
+            except BaseException as error:
                 connection.disconnect()  # a reply still under way must not meet the next reader
+                self._node.reads.failed(error)
                 raise
         except DRIVER_ERRORS as error:
             raise unavailable(self._node.location, self._deadlines.read, error) from error

@@ -62,6 +62,8 @@ class RedisClusterStore(RedisCommands):
     def __init__(self, url: str, *, clock: Clock = system_clock, **timeouts_ms: int) -> None:
         super().__init__(clock=clock, **timeouts_ms)
         self.marker_tags = _marker_tags()
+        self._has_waited = False
+        """Whether a read has waited for the topology: the next ones wait no longer than for an answer."""
         self._url = parsed_cluster_url(url)
         self._topology = Topology(self._url, self._deadlines.connect)
         self._nodes: Nodes[RedisNode] = Nodes(
@@ -75,11 +77,13 @@ class RedisClusterStore(RedisCommands):
         if not keys:
             return []
         seconds = self._deadlines.read
+        patience_s = seconds if self._has_waited else self._deadlines.connect
         try:
             if not self._topology.owners:
-                self._topology.wait(self._deadlines.connect)
+                self._has_waited = True
+                self._topology.wait(patience_s)
         except DRIVER_ERRORS as error:
-            raise unavailable(self._url.location, self._deadlines.connect, error) from error
+            raise unavailable(self._url.location, patience_s, error) from error
         routing = Routing(self._topology, keys, lambda places: ("MGET", *[keys[place] for place in places]))
         routing.start()
         self._exchange(routing, lambda node: node.reads, seconds=seconds)
@@ -295,8 +299,9 @@ def _sent(
             node.load(connection, script)
         packed, reply_count = routing.packed(parts)
         connection.send_packed_command([packed], check_health=False)
-    except BaseException:
+    except BaseException as error:
         connection.disconnect()
+        pool.failed(error)
         raise
     return _UnderWay(address, parts, node, pool, connection, reply_count)
 
@@ -309,8 +314,9 @@ def _received(routing: Routing, asked: _UnderWay, deadline: float | None) -> Non
             connection.update_current_socket_timeout(max(deadline - time.monotonic(), LEAST_WAIT_SECONDS))
         replies = _replies(connection, asked.reply_count)
         routing.answered(asked.address, asked.parts, replies)
-    except BaseException:
+    except BaseException as error:
         connection.disconnect()
+        asked.pool.failed(error)
         raise
     asked.pool.give(connection)
     if any(isinstance(reply, NoScriptError) for reply in replies):

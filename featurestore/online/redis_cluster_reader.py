@@ -11,16 +11,12 @@ from hiredis import pack_command
 from featurestore.errors import OnlineNodeUnavailableError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
 from featurestore.online.patience import Patience
-from featurestore.online.redis_node import DRIVER_ERRORS, Deadlines, unavailable
+from featurestore.online.redis_node import DRIVER_ERRORS, FAILURES_TO_LEAVE, LEFT_SECONDS, Deadlines, unavailable
 from featurestore.online.redis_reader import AsyncNode
 from featurestore.online.redis_topology import MOST_HOPS, Address, Nodes, Part, Routing, Topology, raise_if_failed
 
 POLL_SECONDS = 0.002
 _NEARLY = 0.9
-FAILURES_TO_LEAVE = 5
-"""Failed questions to a node in a row, from which on it is left alone."""
-LEFT_SECONDS = 0.5
-"""So often a node that is left alone is asked once whether it answers again; other questions to it fail at once."""
 
 
 class RedisClusterReader(AsyncReader):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha1
@@ -29,6 +32,10 @@ CONNECTION_OPTIONS: dict[str, Any] = {
     "encoding_errors": "replace",
     "health_check_interval": 0,
 }
+FAILURES_TO_LEAVE = 5
+"""Failed questions to a server in a row, from which on it is left alone."""
+LEFT_SECONDS = 0.5
+"""So often a server that is left alone is asked once whether it answers again; other questions to it fail at once."""
 DRIVER_ERRORS = (redis.RedisError, OSError, UnicodeError)
 _PASSING = (
     redis.ConnectionError,
@@ -62,6 +69,7 @@ class Connections:
             socket_connect_timeout=connect_seconds,
             retry=Retry(NoBackoff(), 0),
         )
+        self._connect_seconds = connect_seconds
         self._answer_seconds = answer_seconds
         self._idle: list[Any] = []
         self._pid = os.getpid()
@@ -82,6 +90,9 @@ class Connections:
             except (redis.ConnectionError, OSError):
                 pass
             connection.disconnect()
+        return self._open()
+
+    def _open(self) -> Any:
         connection = self._pool.make_connection()
         connection.connect()
         connection.update_current_socket_timeout(self._answer_seconds)
@@ -92,6 +103,9 @@ class Connections:
         self._idle.append(connection)
         if self._is_retired:
             self.close()
+
+    def failed(self, error: BaseException) -> None:
+        """Take note that a connection that was taken is not given back."""
 
     def client(self) -> Any:
         """Return redis-py's own client, for what is asked rarely."""
@@ -105,13 +119,71 @@ class Connections:
         self._pool.disconnect()
 
 
+class ReadConnections(Connections):
+    """Connections for reads, which wait for a server that hangs as long as a read may, and soon not at all.
+
+    Only while nothing has failed may a read wait for a connection to be opened. It is opened in a thread of its own, so
+    that one that a read gave up waiting for is there for the next.
+    """
+
+    _failures = 0
+    _left_until = 0.0
+
+    def take(self) -> Any:
+        """See `Connections.take`; raises redis.ConnectionError at once while the server is left alone."""
+        if self._failures >= FAILURES_TO_LEAVE:
+            now_s = time.monotonic()
+            if now_s < self._left_until:
+                raise redis.ConnectionError("it did not answer lately")
+            self._left_until = now_s + LEFT_SECONDS  # this read finds out, the others need not wait
+        try:
+            return super().take()
+        except DRIVER_ERRORS as error:
+            self.failed(error)
+            raise
+
+    def give(self, connection: Any) -> None:
+        """Take back a connection: the server answers."""
+        self._failures = 0
+        super().give(connection)
+
+    def failed(self, error: BaseException) -> None:
+        """Count what ended by its deadline; other failures cost no time."""
+        if isinstance(error, redis.TimeoutError | TimeoutError):
+            self._failures += 1
+            if self._failures >= FAILURES_TO_LEAVE:
+                self._left_until = time.monotonic() + LEFT_SECONDS
+
+    def _open(self) -> Any:
+        opening: Future[Any] = Future()
+        threading.Thread(target=self._open_for, args=(opening,), daemon=True).start()
+        try:
+            return opening.result(self._answer_seconds if self._failures else self._connect_seconds)
+        except TimeoutError:
+            if opening.cancel():
+                raise
+            return opening.result()  # just now
+
+    def _open_for(self, opening: Future[Any]) -> None:
+        try:
+            connection = super()._open()
+        except BaseException as error:
+            if opening.set_running_or_notify_cancel():
+                opening.set_exception(error)
+        else:
+            if opening.set_running_or_notify_cancel():
+                opening.set_result(connection)
+            else:
+                super().give(connection)
+
+
 class RedisNode:
     """One server: connections that read, others that write, and the scripts it knows."""
 
     def __init__(self, options: Mapping[str, Any], deadlines: Deadlines) -> None:
         self.location = location_of(options)
         self.deadlines = deadlines
-        self.reads = Connections(options, connect_seconds=deadlines.connect, answer_seconds=deadlines.read)
+        self.reads = ReadConnections(options, connect_seconds=deadlines.connect, answer_seconds=deadlines.read)
         self.writes = Connections(options, connect_seconds=deadlines.connect, answer_seconds=deadlines.write)
         self.loaded: set[str] = set()
         """Digests of the scripts that the server was given."""

@@ -163,7 +163,10 @@ SCHEMAS: dict[str, Json] = {
                     ["online", "offline"],
                 ),
             },
-            "note": {"type": ["string", "null"], "description": "What to know of a push to `online` alone, and which views did not take the rows."},
+            "note": {
+                "type": ["string", "null"],
+                "description": "What to know of a push to `online` alone, and which views did not take the rows.",
+            },
         },
         ["source", "rows", "to", "views", "note"],
         description="Sent when the rows are committed offline and then written online.",

@@ -26,6 +26,7 @@ from featurestore.online.codec import is_intact
 from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
 from featurestore.online.redis_cluster import RedisClusterStore
+from featurestore.online.redis_node import FAILURES_TO_LEAVE
 from featurestore.online.redis_topology import Routing, Topology, parsed_cluster_url
 from featurestore.testing.online_store import layout_of
 from featurestore.types.times import system_clock
@@ -472,6 +473,14 @@ def test_all_nodes_down_is_told_within_the_deadline_and_passes(
             with pytest.raises(OnlineStoreUnavailableError, match=r"127\.0\.0\.1:\d+"):
                 call()
             assert time.monotonic() - start < 5
+        took = []
+        for _ in range(3 * FAILURES_TO_LEAVE):
+            start = time.monotonic()
+            with pytest.raises(OnlineStoreUnavailableError, match=r"127\.0\.0\.1:\d+"):
+                known.mget(keys)
+            took.append(time.monotonic() - start)
+        assert sorted(took)[FAILURES_TO_LEAVE] < 2 * READ_MS / 1000  # not a second for each
+        assert sum(took) < 3 * FAILURES_TO_LEAVE * 4 * READ_MS / 1000
     cluster.heal()
     for known in (store, new):
         eventually(lambda known=known: known.write(writes, now_us=NOW))

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from featurestore.metadata.watermarks import read_watermark
 from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
 from featurestore.online.redis import BACKOFFS, RedisStore
-from featurestore.online.redis_node import checked_reply
+from featurestore.online.redis_node import FAILURES_TO_LEAVE, checked_reply
 from featurestore.online.redis_wire import open_wire
 from featurestore.testing.online_store import LAYOUT, record_of
 from featurestore.types.times import system_clock
@@ -121,6 +122,69 @@ def test_a_fault_ends_asynchronous_reads_within_their_deadline_and_passes(
             await reader.mget(keys)
 
     asyncio.run(read())
+
+
+SOON = READ_MS / 1000 * 3
+
+
+def refused_seconds(store: RedisStore, keys: list[bytes]) -> float:
+    """Return how long a read took to fail."""
+    begun = time.monotonic()
+    with pytest.raises(OnlineStoreUnavailableError):
+        store.mget(keys)
+    return time.monotonic() - begun
+
+
+def test_a_redis_that_hangs_costs_no_read_more_than_its_deadline(start_redis: Callable[..., RedisServer]) -> None:
+    """A new connection says which client it is, and would wait a second for the answer, once for every read."""
+    server = start_redis()
+    store = RedisStore(f"{server.url}?client_name=us", read_timeout_ms=READ_MS)
+    writes = records(3)
+    keys = [write.key for write in writes]
+    store.write(writes, now_us=NOW)
+    assert store.mget(keys) == [write.record for write in writes]
+    server.hang()
+    took = sorted(refused_seconds(store, keys) for _ in range(FAILURES_TO_LEAVE + 20))
+    assert took[-FAILURES_TO_LEAVE] < SOON
+    assert took[10] < READ_MS / 2000  # it is left alone
+    assert sum(took) < 4
+    server.resume()
+    assert eventually(lambda: store.mget(keys)) == [write.record for write in writes]
+    assert [store.mget(keys) for _ in range(50)] == [[write.record for write in writes]] * 50
+    store.close()
+
+
+def test_threads_that_read_a_redis_that_hangs_are_told_soon_and_answered_again(
+    start_redis: Callable[..., RedisServer],
+) -> None:
+    server = start_redis()
+    store = RedisStore(f"{server.url}?client_name=us", read_timeout_ms=READ_MS)
+    writes = records(3)
+    keys = [write.key for write in writes]
+    store.write(writes, now_us=NOW)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: store.mget(keys), range(100)))
+        server.hang()
+        took = sorted(pool.map(lambda _: refused_seconds(store, keys), range(200)))
+        assert took[100] < READ_MS / 2000
+        assert took[-20] < SOON
+        server.resume()
+        assert eventually(lambda: store.mget(keys))
+        found = list(pool.map(lambda _: store.mget(keys), range(100)))
+    assert found == [[write.record for write in writes]] * 100
+    store.close()
+
+
+def test_a_redis_that_hangs_from_the_start_costs_one_read_a_second(start_redis: Callable[..., RedisServer]) -> None:
+    server = start_redis()
+    server.hang()
+    store = RedisStore(f"{server.url}?client_name=us", read_timeout_ms=READ_MS)
+    took = [refused_seconds(store, [b"key"]) for _ in range(10)]
+    assert took[0] < 2
+    assert sorted(took[1:])[-3] < SOON
+    server.resume()
+    assert eventually(lambda: store.mget([b"key"])) == [None]
+    store.close()
 
 
 @pytest.mark.parametrize("fault", ["hang", "garbage", "refuse"])

@@ -21,7 +21,7 @@ from support.redis_cluster import RedisCluster
 from support.redis_server import RedisServer
 from support.serving import Project, error_of, metric, serving, serving_here, small_project, until
 
-from featurestore.online.redis_cluster_reader import FAILURES_TO_LEAVE
+from featurestore.online.redis_node import FAILURES_TO_LEAVE
 from featurestore.server import run
 from featurestore.server.breaker import FAILURES_TO_OPEN, PROBE_SECONDS
 from featurestore.server.protocol import DeadlineProtocol
