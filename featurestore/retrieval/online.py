@@ -90,7 +90,7 @@ class OnlineResponse:
         return pa.table(columns)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a frame: numpy dtypes where there are no nulls, else pandas' nullable ones."""
+        """Return a frame, with dtypes as `TrainingSet.to_pandas`."""
         from featurestore.retrieval.columns import to_frame
 
         return to_frame(self.to_arrow())

@@ -152,7 +152,8 @@ class TrainingSet:
     def to_pandas(self) -> pd.DataFrame:
         """Return the frame's own columns and index as they were given, and the features.
 
-        Features have numpy dtypes where nothing is null, else pandas' nullable ones.
+        Numbers and booleans have numpy dtypes where nothing is null, else pandas' nullable ones. Texts are of pandas'
+        string type, instants datetime64 in UTC, and dates, decimals, bytes and lists Python objects.
         """
         return _beside(self._own, self._features())
 
