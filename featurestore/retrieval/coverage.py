@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
+RECENT_US = 3_600_000_000
+"""Rows that lie less than this behind the last committed span are nothing to tell: each frame that is dated now has
+some, right after a run too."""
 LARGE_SHARE = 0.1
 """Of rows without a value because it was not yet available: from here on the user is told."""
 
@@ -56,16 +59,33 @@ class Gap:
     view: str
     rows: int
     total: int
-    command: str
-    """Fills the gap."""
+    span: Interval | None = None
+    """What to commit; None for what is new since the last run."""
+    recent: int = 0
+    """Rows among them that lie just behind the last committed span, and lack nothing else."""
 
     @property
-    def text(self) -> str:
-        """A sentence for people."""
-        return (
-            f"{self.rows:,} of {self.total:,} entity rows look past what was committed of view {self.view!r}: "
-            f"values that are missing or old may be so only for that. Fill the gap with `{self.command}`."
-        )
+    def command(self) -> str:
+        """Fills the gap."""
+        start, end = ("", "") if self.span is None else (f"{to_rfc3339(instant)} " for instant in self.span)
+        return f"fs materialize {start}{end}--view {self.view}"
+
+
+def gaps_text(gaps: Sequence[Gap]) -> str | None:
+    """Return one sentence for people about all views of which entity rows lack more than the newest events."""
+    told = [gap for gap in gaps if gap.rows > gap.recent]
+    if not told:
+        return None
+    first, *others = told
+    shares = [f"{first.rows:,} of {first.total:,} entity rows look past what was committed of view {first.view!r}"]
+    shares += [f"{gap.rows:,} of view {gap.view!r}" for gap in others]
+    new = [f" --view {gap.view}" for gap in told if gap.span is None]
+    commands = [f"fs materialize{''.join(new)}"] if new else []
+    commands += [gap.command for gap in told if gap.span is not None]
+    return (
+        f"{', '.join(shares)}: values that are missing or old may be so only for that. Fill the "
+        f"gap{'s' * bool(others)} with {', '.join(f'`{command}`' for command in commands)}."
+    )
 
 
 def find_gap(registered: RegisteredView, watermark: Watermark, times: npt.NDArray[np.int64], now_us: int) -> Gap | None:
@@ -75,38 +95,44 @@ def find_gap(registered: RegisteredView, watermark: Watermark, times: npt.NDArra
     of a view that was never read incrementally that is not known, and the row counts where t itself is not
     committed.
     """
-    import numpy as np
-
     if not len(times):
         return None
     name, total = registered.view.name, len(times)
     if not watermark.intervals:
-        return Gap(name, total, total, f"fs materialize --view {name}")
-    starts = np.array([start for start, _ in watermark.intervals])
-    ends = np.array([end for _, end in watermark.intervals])
-    place = np.searchsorted(starts, times, side="right") - 1
-    inside = (place >= 0) & (times < ends[np.maximum(place, 0)])
-    ttl_us = registered.view.ttl_us
-    oldest = np.full(total, MIN_INSTANT) if ttl_us is None else times - ttl_us
-    whole = inside & ((place == 0) | (oldest >= starts[np.maximum(place, 0)]))
+        return Gap(name, total, total)
+    missing = ~_covered(watermark.intervals, registered.view.ttl_us, times)
     if watermark.begun_us is not None:
-        whole |= times < watermark.begun_us
-    missing = np.flatnonzero(~whole)
-    if not len(missing):
+        missing &= times >= watermark.begun_us
+    if not missing.any():
         return None
-    return Gap(name, len(missing), total, _command(name, watermark.intervals, times[missing], now_us))
+    *earlier, (start, end) = watermark.intervals
+    recent = missing & _covered([*earlier, (start, end + RECENT_US)], registered.view.ttl_us, times)
+    span = _span(watermark.intervals, times[missing], now_us)
+    return Gap(name, int(missing.sum()), total, span, int(recent.sum()))
 
 
-def _command(view: str, intervals: Sequence[Interval], times: npt.NDArray[np.int64], now_us: int) -> str:
-    """Return the command that commits what the rows at ``times`` ask for."""
+def _covered(intervals: Sequence[Interval], ttl_us: int | None, times: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Tell of each instant whether one interval holds it and the ttl before it; the first reaches back for ever."""
+    import numpy as np
+
+    starts = np.array([start for start, _ in intervals])
+    ends = np.array([end for _, end in intervals])
+    place = np.searchsorted(starts, times, side="right") - 1
+    inside: npt.NDArray[np.bool_] = (place >= 0) & (times < ends[np.maximum(place, 0)])
+    oldest = np.full(len(times), MIN_INSTANT) if ttl_us is None else times - ttl_us
+    inside &= (place == 0) | (oldest >= starts[np.maximum(place, 0)])
+    return inside
+
+
+def _span(intervals: Sequence[Interval], times: npt.NDArray[np.int64], now_us: int) -> Interval | None:
+    """Return what to commit for the rows at ``times``; None where that is what is new since the last run."""
     first, last = int(times.min()), int(times.max())
     if first >= intervals[-1][1] and len(intervals) == 1:
-        return f"fs materialize --view {view}"
+        return None
     # Up to the first interval, not only to the last row: what is committed must not have a hole in it afterwards.
     begun = intervals[0][0]
     gaps = subtract([(min(first, begun), max(last + 1, begun))], intervals)
-    start, end = gaps[0][0], min(gaps[-1][1], now_us)
-    return f"fs materialize {to_rfc3339(start)} {to_rfc3339(end)} --view {view}"
+    return gaps[0][0], min(gaps[-1][1], now_us)
 
 
 def held_back(rows: JoinedRows, observed: Observed) -> list[str]:

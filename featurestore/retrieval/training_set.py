@@ -22,7 +22,7 @@ from featurestore.errors import (
 )
 from featurestore.metadata.saved_sets import SavedSet
 from featurestore.offline.files import NO_SPACE
-from featurestore.retrieval.coverage import Gap, held_back, warn
+from featurestore.retrieval.coverage import Gap, gaps_text, held_back, warn
 from featurestore.retrieval.frames import EntityFrame, OwnColumns
 from featurestore.retrieval.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone
 from featurestore.retrieval.outputs import check_output
@@ -72,8 +72,8 @@ class TrainingSet:
         self._observed: Observed | None = None
         self._reopened = False
         self.warnings: list[str] = []
-        for gap in self._gaps:
-            self._warn(gap.text)
+        if (text := gaps_text(self._gaps)) is not None:
+            self._warn(text)
         for note in dict.fromkeys(self._notes.values()):
             self._warn(note)
         if after_now:

@@ -33,6 +33,7 @@ from support.small_project import (
     dest_weather,
     open_small_project,
     origin_weather,
+    route_stats,
     small_project,
 )
 
@@ -470,6 +471,25 @@ def test_rows_past_what_was_committed_are_told_with_the_command(tmp_path: Path) 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert get_historical_features(workspace, frame(), carrier_profile).warnings == []
+    workspace.close()
+
+
+def test_rows_of_now_right_after_a_run_are_in_the_certificate_alone(tmp_path: Path) -> None:
+    workspace = small_project(tmp_path)
+    now = pd.Timestamp(workspace.clock(), unit="us", tz="UTC")
+    for name in ("carrier_profile", "route_stats"):
+        cover(workspace, name, day(1), (now - pd.Timedelta(minutes=5)).to_pydatetime())
+    route = {"origin": "A", "dest": "B"}
+    rows = frame(**route, event_timestamp=[now] * 6 + [now - pd.Timedelta(days=1)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = get_historical_features(workspace, rows, [carrier_profile, route_stats[["distance"]]])
+    assert [view.not_covered for view in made.certificate.views] == [6, 6]
+    workspace.clock.advance(dt.timedelta(hours=2))
+    later = frame(**route, event_timestamp=[now + pd.Timedelta(hours=2)] * 7)
+    with pytest.warns(TrainingSetWarning, match="--view carrier_profile --view route_stats`"):
+        made = get_historical_features(workspace, later, [carrier_profile, route_stats[["distance"]]])
+    assert len(made.warnings) == 1
     workspace.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import Interval, Watermark, merge
-from featurestore.retrieval.coverage import find_gap
+from featurestore.retrieval.coverage import RECENT_US, Gap, find_gap, gaps_text
 from featurestore.types import Int64, String
 
 
@@ -74,9 +75,41 @@ def test_the_command_commits_what_is_missing(
     gap = find_gap(view(None), Watermark(intervals=tuple(intervals)), np.array(times), 1_000)
     assert gap is not None
     assert gap.command == command
-    assert gap.text.startswith(
-        f"{len(times)} of {len(times)} entity rows look past what was committed of view 'delays'"
+    text = f"{len(times)} of {len(times)} entity rows look past what was committed of view 'delays': values that are"
+    assert (gaps_text([replace(gap, recent=0)]) or "").startswith(text)
+
+
+STEP = RECENT_US // 6
+
+
+@given(
+    intervals=INTERVALS,
+    times=st.lists(st.integers(-5, 60), min_size=1, max_size=8),
+    ttl=st.none() | st.integers(1, 30),
+)
+def test_rows_just_behind_the_last_span_are_counted_and_not_told(
+    intervals: list[tuple[int, int]], times: list[int], ttl: int | None
+) -> None:
+    merged = merge((start, start + length) for start, length in intervals)
+    scaled = tuple((start * STEP, end * STEP) for start, end in merged)
+    given_view = view(None if ttl is None else ttl * STEP)
+    gap = find_gap(given_view, Watermark(intervals=scaled), np.array(times) * STEP, 1_000 * STEP)
+    later = (*merged[:-1], (merged[-1][0], merged[-1][1] + 6))
+    lacking = [at for at in times if not is_covered(at, ttl, merged, None)]
+    told = [at for at in lacking if not is_covered(at, ttl, later, None)]
+    assert (0 if gap is None else gap.rows) == len(lacking)
+    assert (gaps_text([] if gap is None else [gap]) is not None) == bool(told)
+
+
+def test_all_views_are_told_in_one_sentence() -> None:
+    gaps = [Gap("a", 5, 7), Gap("b", 3, 7, recent=3), Gap("c", 7, 7, (0, 1_000_000), 6), Gap("d", 7, 7)]
+    assert gaps_text(gaps) == (
+        "5 of 7 entity rows look past what was committed of view 'a', 7 of view 'c', 7 of view 'd': values that are "
+        "missing or old may be so only for that. Fill the gaps with `fs materialize --view a --view d`, "
+        "`fs materialize 1970-01-01T00:00:00.000000Z 1970-01-01T00:00:01.000000Z --view c`."
     )
+    assert gaps_text([gaps[1]]) is None
+    assert gaps_text([]) is None
 
 
 @pytest.mark.parametrize("times", [[], [5]])
