@@ -134,6 +134,11 @@ def _offline(workspace: Workspace) -> Iterator[Check]:
     folder = local_path(workspace.settings.offline_store.url, workspace.root)
     tables = workspace.offline.tables(workspace.project)
     yield Check("offline store", "ok", f"{len(tables)} tables in {folder}")
+    for table in tables:
+        try:
+            workspace.offline.current(table)
+        except FeatureStoreError as error:
+            yield Check(f"table {table}", "failed", error.message, error.hint)
     free = shutil.disk_usage(_existing(folder)).free
     state: Literal["ok", "warning"] = "ok" if free >= LOW_DISK_BYTES else "warning"
     hint = "" if state == "ok" else "Free some space: a run that finds the disk full changes nothing, but fails."

@@ -51,6 +51,8 @@ class ViewStatus:
     """Where the registry and the view's stores do not fit."""
     lacks: tuple[str, ...] = ()
     """What its committed spans lack of what is applied now, each with the command that reads it."""
+    unreadable: str = ""
+    """Why its table cannot be read, and what to do; newest event and rows are then those of its last run."""
 
 
 def status(workspace: Workspace) -> list[ViewStatus]:
@@ -65,7 +67,7 @@ def status(workspace: Workspace) -> list[ViewStatus]:
         watermark = read_watermark(workspace.ledger, registered)
         history = runs(workspace.ledger, workspace.project, name, now_us=now_us)
         unfinished = list(takewhile(lambda run: run.state in ("running", "killed"), history))
-        greatest_us, offline_rows = _committed(workspace, registered, watermark)
+        greatest_us, offline_rows, unreadable = _committed(workspace, registered, watermark)
         found.append(
             ViewStatus(
                 view=name,
@@ -85,6 +87,7 @@ def status(workspace: Workspace) -> list[ViewStatus]:
                 killed=tuple(run for run in unfinished if run.state == "killed"),
                 last_run=_in_words(history[0]) if history else "",
                 clocks=clocks,
+                unreadable=unreadable,
             )
         )
     return found
@@ -99,13 +102,16 @@ def _clock_problems(workspace: Workspace, now_us: int) -> tuple[str, ...]:
     return tuple(filter(None, (clock_problem(REGISTRY, registry_us), clock_problem(ONLINE_STORE, online_us))))
 
 
-def _committed(workspace: Workspace, registered: RegisteredView, watermark: Watermark) -> tuple[int | None, int]:
-    """Return the newest event and the rows of a table; of its last run where the table cannot be read."""
-    with suppress(OfflineStoreError):
+def _committed(workspace: Workspace, registered: RegisteredView, watermark: Watermark) -> tuple[int | None, int, str]:
+    """Return the newest event and the rows of a table; of its last run, and why, where the table cannot be read."""
+    unreadable = ""
+    try:
         version = workspace.offline.current(registered.table)
         if version is not None:
-            return max((file.max_event_us for file in version.files), default=None), version.rows
-    return watermark.greatest_event_us, watermark.offline_rows
+            return max((file.max_event_us for file in version.files), default=None), version.rows, ""
+    except OfflineStoreError as error:
+        unreadable = str(error)
+    return watermark.greatest_event_us, watermark.offline_rows, unreadable
 
 
 def _in_words(run: RunResult) -> str:

@@ -57,11 +57,11 @@ class LogArchive:
 
     def move_old(self) -> None:
         """Archive the entries before the newest checkpoints. Whatever moment it dies in, every version is readable."""
-        files = _numbered(self._log)
+        files = numbered(self._log)
         limit = self._limit(files)
         if limit is None:
             return
-        starts = sorted({0, *self._starts(), *(number for number, path in files if _is_checkpoint(path))})
+        starts = sorted({0, *self._starts(), *(number for number, path in files if is_checkpoint(path))})
         segments: dict[int, list[Path]] = {}
         for number, path in files:
             if number < limit:
@@ -83,15 +83,15 @@ class LogArchive:
     def file_names(self) -> set[str]:
         """Return the names of all data files that the log knows, archived entries included. Reads all of it."""
         names: set[str] = set()
-        live = _numbered(self._log)  # first: what moves into the archive meanwhile is seen there
-        folders = [live, *(_numbered(self._segment(start)) for start in self._starts())]
-        numbers = {number for files in folders for number, path in files if not _is_checkpoint(path)}
+        live = numbered(self._log)  # first: what moves into the archive meanwhile is seen there
+        folders = [live, *(numbered(self._segment(start)) for start in self._starts())]
+        numbers = {number for files in folders for number, path in files if not is_checkpoint(path)}
         for files in folders:
-            first = min((number for number, path in files if not _is_checkpoint(path)), default=0)
+            first = min((number for number, path in files if not is_checkpoint(path)), default=0)
             is_cut = bool(first) and first - 1 not in numbers  # what came before is gone; the checkpoint knows it
             for _, path in files:
                 with suppress(FileNotFoundError):
-                    if not _is_checkpoint(path):
+                    if not is_checkpoint(path):
                         names.update(_entry_names(path))
                     elif is_cut:
                         names |= _checkpoint_names(path)
@@ -99,8 +99,8 @@ class LogArchive:
 
     def _limit(self, files: list[tuple[int, Path]]) -> int | None:
         """Return the checkpoint before which everything is old; None where nothing is."""
-        checkpoints = sorted({number for number, path in files if _is_checkpoint(path)})
-        entries = {number: path for number, path in files if not _is_checkpoint(path)}
+        checkpoints = sorted({number for number, path in files if is_checkpoint(path)})
+        entries = {number: path for number, path in files if not is_checkpoint(path)}
         if len(checkpoints) < KEPT_CHECKPOINTS or not entries:
             return None
         settled_s = entries[max(entries)].stat().st_mtime - SETTLED_SECONDS
@@ -134,7 +134,7 @@ class LogArchive:
             return []
 
 
-def _numbered(folder: Path) -> list[tuple[int, Path]]:
+def numbered(folder: Path) -> list[tuple[int, Path]]:
     """Return the entries and checkpoints of a log, in the order of their versions."""
     try:
         names = sorted(path.name for path in folder.iterdir() if path.name[:20].isdecimal())
@@ -143,7 +143,8 @@ def _numbered(folder: Path) -> list[tuple[int, Path]]:
     return [(int(name[:20]), folder / name) for name in names]
 
 
-def _is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
+    """Tell a checkpoint from an entry."""
     return ".checkpoint" in path.name
 
 

@@ -21,6 +21,7 @@ from featurestore.errors import FORK_HINT, ConcurrentCommitError, DiskFullError,
 from featurestore.offline.archive import LogArchive
 from featurestore.offline.files import DISK_HINT, FileFacts, disk_errors, sync_file, sync_folder
 from featurestore.offline.interface import MAX_SEQUENCE, Commit, DataFile, TableId, TableSchema, TableVersion
+from featurestore.offline.log_faults import has_empty_entry, log_error
 from featurestore.steps import crash_point, reached
 from featurestore.types import Int64, String, Timestamp
 from featurestore.types.arrow import arrow_type, fits, value_type_of
@@ -90,7 +91,9 @@ class TableLog:
     def _open(self, folder: Path, number: int | None, *, base: int | None = None) -> DeltaTable:
         from deltalake import DeltaTable
 
-        with self._translated(base):
+        if has_empty_entry(folder / FOLDER) and (fault := log_error(self.table, folder / FOLDER, number)):
+            raise fault
+        with self._translated(base, folder, number):
             found = DeltaTable(folder, version=number)
             protocol = found.protocol()
         if protocol.min_reader_version > 1 or protocol.reader_features:
@@ -382,8 +385,13 @@ class TableLog:
             ) from None
 
     @contextmanager
-    def _translated(self, base: int | None = None) -> Iterator[None]:
-        """Turn deltalake's errors into ours; ``base`` is the version that a commit in the block is made from."""
+    def _translated(
+        self, base: int | None = None, folder: Path | None = None, number: int | None = None
+    ) -> Iterator[None]:
+        """Turn deltalake's errors into ours; ``base`` is the version that a commit in the block is made from.
+
+        ``folder`` is the one whose log is read, by default the table's own, up to version ``number``.
+        """
         from deltalake.exceptions import DeltaError
 
         _check_not_forked()
@@ -397,7 +405,11 @@ class TableLog:
                 ) from None
             if base is not None:
                 self.check_newest(base)
-            raise OfflineStoreError(f"Table {self.table}: {message.splitlines()[0]}", table=str(self.table)) from None
+            if fault := log_error(self.table, (folder or self.path) / FOLDER, number):
+                raise fault from None
+            # Behind its first words the kernel writes out all that it knows.
+            what = message.splitlines()[0].partition("ParsedLogPath")[0][:300]
+            raise OfflineStoreError(f"Table {self.table}: {what}", table=str(self.table)) from None
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # of deltalake's Rust, and no Exception
                 raise

@@ -42,6 +42,9 @@ def command(store: FeatureStore, output: Output) -> None:
         table(console, heads, rows, right=("age", "offline rows", "online"))
         for mismatch in (each for view in found for each in view.mismatches):
             console.print(f"{mismatch.message} {mismatch.hint}", markup=False, style="yellow")
+        for view in found:
+            if view.unreadable:
+                console.print(view.unreadable, markup=False, style="yellow")
         for lack in (each for view in found for each in view.lacks):
             console.print(lack, markup=False, style="yellow")
         for told in found[0].clocks:
