@@ -55,8 +55,10 @@ class FeatureStore:
 
     ``repo`` is the folder of feature_store.yaml; or settings, as an object or a mapping as in that file (paths
     are then relative to the working directory). Stores open when they are first used; `close`, or a ``with``
-    block, closes them. Not safe across threads: make one for each. After a fork the child of a process that used the
-    offline store gets OfflineStoreError for it: start such processes with ``spawn``.
+    block, closes them. Threads may share one for `get_online_features` and `push`, as those of a web application do;
+    for everything else (plans and applies, runs, training sets, maintenance) make one for each thread. After a fork
+    the child of a process that used the offline store gets OfflineStoreError for it: start such processes with
+    ``spawn``.
     """
 
     def __init__(self, repo: str | Path | Settings | Mapping[str, Any] = ".", *, clock: Clock = system_clock) -> None:

@@ -118,7 +118,11 @@ def on_demand_feature_view(
     owner: str = "",
     tags: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[[Any], Any]], OnDemandFeatureView]:
-    """Make an on-demand feature view of the decorated function; its name and docstring are the defaults."""
+    """Make an on-demand feature view of the decorated function; its name and docstring are the defaults.
+
+    What it returns must be made of its inputs alone, one value a row: a server runs it in several threads at once, and,
+    before it is ready, for one row of nulls.
+    """
 
     def decorate(function: Callable[[Any], Any]) -> OnDemandFeatureView:
         return OnDemandFeatureView(

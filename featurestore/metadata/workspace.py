@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import RLock
+from typing import TYPE_CHECKING, TypeVar
 
 from featurestore_registry.interface import Ledger, Registry
 
@@ -23,7 +24,21 @@ if TYPE_CHECKING:
     from featurestore.offline.interface import OfflineStore
     from featurestore.online.interface import OnlineStore
 
+Opened = TypeVar("Opened")
+
 logger = logging.getLogger("featurestore")
+
+
+class _opened(cached_property[Opened]):  # noqa: N801 - as the decorator that it is
+    """A cached property that threads which ask at once make once; a file of LMDB must not be opened twice."""
+
+    if not TYPE_CHECKING:  # the types stay those of a cached property
+
+        def __get__(self, workspace, owner=None):
+            if workspace is None:
+                return self
+            with workspace.lock:
+                return super().__get__(workspace, owner)
 
 
 class Workspace:
@@ -45,6 +60,8 @@ class Workspace:
         check_stores(
             root, registry=settings.registry, offline_store=settings.offline_store, online_store=settings.online_store
         )
+        self.lock = RLock()
+        """Held while something is opened or loaded."""
         self.root = root
         self.settings = settings
         self._code = code
@@ -57,12 +74,12 @@ class Workspace:
         """The project's name."""
         return self.settings.project
 
-    @cached_property
+    @_opened
     def registry(self) -> Registry:
         """The registry; a file is created when it is not there."""
         return open_registry(self.settings.registry, self.root)
 
-    @cached_property
+    @_opened
     def code(self) -> tuple[Definition, ...]:
         """The definitions whose functions this process may run; empty, with a warning, when they do not load."""
         try:
@@ -82,17 +99,17 @@ class Workspace:
         """The registry's ledger."""
         return self.registry.ledger
 
-    @cached_property
+    @_opened
     def offline(self) -> OfflineStore:
         """The offline store."""
         return open_offline(self.settings.offline_store, self.root, clock=self.clock)
 
-    @cached_property
+    @_opened
     def online(self) -> OnlineStore:
         """The online store."""
         return open_online(self.settings.online_store, self.root, clock=self.clock)
 
-    @cached_property
+    @_opened
     def engine(self) -> Engine:
         """The engine of this thread's work."""
         return open_engine(self.settings.engine, self.root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,11 @@ class OnDemandFunction:
         }
         returned = self._run(copied)
         return [self._checked_list(returned, field, rows) for field in self.view.features]
+
+    def rehearse(self) -> None:
+        """Run it for one row of nulls, so that what it imports is there before somebody waits for it."""
+        with suppress(Exception):  # it may want something of its rows: those that ask hear of that
+            self.on_lists({name: [None] for name in self._types}, 1)
 
     def on_arrow(self, inputs: Mapping[str, pa.Array], rows: int) -> list[pa.Array]:
         """Return one Arrow array per feature, from arrays of the declared types. Raises as `on_lists`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
@@ -141,25 +140,26 @@ def get_online_features(
     return OnlineResponse(plan, own, plan.values(query, workspace.online.mget(query.keys), workspace.clock()))
 
 
-@dataclass
 class _Plans:
-    """Compiled plans of one snapshot, by what was asked for."""
+    """Compiled plans of one snapshot, by what was asked for. Threads share them."""
 
-    snapshot: Snapshot | None = None
-    plans: dict[Any, tuple[Any, OnlinePlan]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        # Replaced as one, never emptied: another thread may be about to take a plan from it.
+        self._kept: tuple[Snapshot | None, dict[Any, tuple[Any, OnlinePlan]]] = (None, {})
 
     def plan(self, workspace: Workspace, features: FeaturesArgument, full_names: bool) -> OnlinePlan:
         snapshot = workspace.recent_snapshot()
-        if snapshot is not self.snapshot or len(self.plans) >= _MOST_PLANS:
-            self.snapshot, self.plans = snapshot, {}
+        known, plans = self._kept
+        if snapshot is not known or len(plans) >= _MOST_PLANS:
+            self._kept = snapshot, plans = snapshot, {}
         shape = (_shape(features), full_names)
-        if shape not in self.plans:
+        found = plans.get(shape)
+        if found is None:
             request = resolve(snapshot, features, full_feature_names=full_names)
             plan = OnlinePlan.compile(snapshot, request, fetch=_fetch_from(ref(workspace)))
             # The objects stay alive with the plan, or another could get the id that stands in the shape.
-            kept = tuple(features) if isinstance(features, list | tuple) else features
-            self.plans[shape] = (kept, plan)
-        return self.plans[shape][1]
+            found = plans[shape] = (tuple(features) if isinstance(features, list | tuple) else features, plan)
+        return found[1]
 
 
 _by_workspace: WeakKeyDictionary[Workspace, _Plans] = WeakKeyDictionary()

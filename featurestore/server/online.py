@@ -6,7 +6,9 @@ made in a thread, so that it holds up no other request.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from time import monotonic, perf_counter
 from typing import Any, Literal, NamedTuple
@@ -29,6 +31,9 @@ from featurestore.types.times import Clock, to_instant, to_rfc3339
 MOST_ROWS = 1_000
 ABSENT_SCHEMA_SECONDS = 10.0
 """How long a schema that the store does not hold is not looked up again."""
+
+WARM_SECONDS = 10.0
+"""How long the start of the server waits for the on-demand functions."""
 
 ENDING_SECONDS = 1.0
 """How long the end of the server waits for an on-demand function that does not return."""
@@ -88,6 +93,13 @@ class OnlineReads:
         self._absent: dict[bytes, float] = {}
         self._threads = Threads("answer", ending_seconds=ENDING_SECONDS)
         self.reader: AsyncReader | None = None
+
+    async def warm(self) -> None:
+        """Do once what the first requests would wait for: plans, and what on-demand functions import."""
+        plans = self._definitions.current.plans
+        plans.prepare()
+        with suppress(TimeoutError):  # a function that does not return is told by those who ask for it
+            await asyncio.wait_for(self._threads.run(plans.rehearse), WARM_SECONDS)
 
     def close(self) -> None:
         """End the threads."""

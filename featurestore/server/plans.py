@@ -15,6 +15,7 @@ from featurestore.definitions import FeatureService
 from featurestore.errors import FeatureStoreError, InputError
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.retrieval.features import Reference, resolve
+from featurestore.retrieval.on_demand import OnDemandFunction
 from featurestore.retrieval.online_plan import OnlinePlan
 from featurestore.server.bodies import Name, decoded
 from featurestore.server.errors import RequestError
@@ -134,11 +135,20 @@ class Plans:
         self._plans[asked] = found
         return found
 
-    def prepare(self, older: Plans) -> None:
-        """Compile what is in use, so that the first requests after a swap need not wait for it."""
-        for asked in tuple(older._plans):
-            with suppress(FeatureStoreError):  # it is gone in this revision: the request will say so
+    def prepare(self, older: Plans | None = None) -> None:
+        """Compile what is in use and what the services ask for, so that the first requests need not wait for it."""
+        services = [Asked(b"null", name, False) for name in list(self.snapshot.services)[:MOST_PLANS]]
+        for asked in (*services, *(() if older is None else tuple(older._plans))):
+            with suppress(
+                FeatureStoreError
+            ):  # it cannot be served, or is gone in this revision: the request will say so
                 self.plan(asked)
+
+    def rehearse(self) -> None:
+        """Run each on-demand function once; in a thread, since it may take its time."""
+        for view in self.snapshot.on_demand.values():
+            with suppress(FeatureStoreError):
+                OnDemandFunction(self.snapshot, view).rehearse()
 
     def _compile(self, asked: Asked) -> ServingPlan:
         features: Reference | list[Reference]

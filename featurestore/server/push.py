@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from typing import Literal
 
 import msgspec
 
+from featurestore.definitions import PushSource
+from featurestore.errors import FeatureStoreError
 from featurestore.materialization.push import OnlineCounts, Push, PushPlan, PushResult
 from featurestore.materialization.push_commit import PAUSE_SECONDS
 from featurestore.materialization.push_rows import PushedRows
@@ -70,9 +74,21 @@ class PushEndpoint:
         self._count(result)
         await send_json(send, msgspec.json.encode(result))
 
+    async def warm(self) -> None:
+        """Load and open what the first push would wait for, where there is a source to push to."""
+        if sources := self._definitions.current.snapshot.list(PushSource.kind):
+            await self._threads.run(partial(self._look, [source.name for source in sources]))
+
     def close(self) -> None:
         """Wait for what is being written."""
         self._threads.close()
+
+    def _look(self, sources: Sequence[str]) -> None:
+
+        with suppress(FeatureStoreError):  # pushes tell
+            for source in sources:
+                for registered in self._plan(source).views:
+                    self._workspace.offline.current(registered.table)
 
     def _plan(self, source: str) -> PushPlan:
         snapshot = self._definitions.current.snapshot

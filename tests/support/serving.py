@@ -212,6 +212,11 @@ def until(condition: Callable[[], Any], *, seconds: float = 60) -> Any:
     raise AssertionError(f"it did not happen within {seconds} seconds")
 
 
+def ask_until_ready(client: httpx.Client) -> None:
+    """Return once the server says that it is ready."""
+    until(lambda: client.get("/ready").status_code == 200)
+
+
 class ServerProcess:
     """A running `fs serve`."""
 
