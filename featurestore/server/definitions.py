@@ -208,7 +208,7 @@ class DefinitionsKeeper:
             snapshot = _read_whole(Snapshot.of(found.revision))
             plans = Plans(snapshot.with_code(self._workspace.code) if snapshot.on_demand else snapshot)
             if before is not None:
-                plans.prepare(before.plans)
+                plans.prepare(before.plans.in_use())
             logger.info("serving revision %d of project %r", found.revision.number, found.revision.project)
         self._saved, self._served = found, Served(plans, found.tokens)
 

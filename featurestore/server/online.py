@@ -97,7 +97,7 @@ class OnlineReads:
     async def warm(self) -> None:
         """Do once what the first requests would wait for: plans, and what on-demand functions import."""
         plans = self._definitions.current.plans
-        plans.prepare()
+        plans.prepare(plans.services())
         with suppress(TimeoutError):  # a function that does not return is told by those who ask for it
             await asyncio.wait_for(self._threads.run(plans.rehearse), WARM_SECONDS)
 

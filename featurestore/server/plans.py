@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -135,14 +135,19 @@ class Plans:
         self._plans[asked] = found
         return found
 
-    def prepare(self, older: Plans | None = None) -> None:
-        """Compile what is in use and what the services ask for, so that the first requests need not wait for it."""
-        services = [Asked(b"null", name, False) for name in list(self.snapshot.services)[:MOST_PLANS]]
-        for asked in (*services, *(() if older is None else tuple(older._plans))):
-            with suppress(
-                FeatureStoreError
-            ):  # it cannot be served, or is gone in this revision: the request will say so
+    def prepare(self, wanted: Iterable[Asked]) -> None:
+        """Compile what is in use, so that the first requests after a swap, or a start, need not wait for it."""
+        for asked in wanted:
+            with suppress(FeatureStoreError):  # not to be served, or gone in this revision: the request says so
                 self.plan(asked)
+
+    def services(self) -> list[Asked]:
+        """Return the shapes of requests for the services."""
+        return [Asked(b"null", name, False) for name in list(self.snapshot.services)[:MOST_PLANS]]
+
+    def in_use(self) -> list[Asked]:
+        """Return the shapes that were asked for lately."""
+        return list(self._plans)
 
     def rehearse(self) -> None:
         """Run each on-demand function once; in a thread, since it may take its time."""

@@ -84,6 +84,7 @@ class PushEndpoint:
         self._threads.close()
 
     def _look(self, sources: Sequence[str]) -> None:
+        import pyarrow.parquet  # noqa: F401  # commits write by it
 
         with suppress(FeatureStoreError):  # pushes tell
             for source in sources:
