@@ -10,6 +10,7 @@ import logging
 import math
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
@@ -99,7 +100,7 @@ def repo_command(function: Callable[..., Any]) -> Callable[..., Any]:
 
         repo, as_json = given("repo") or Path(), bool(given("as_json"))
         own = {name: value for name, value in values.items() if name not in ("repo", "as_json", "debug")}
-        with _logging(debug=bool(given("debug"))), _open(repo) as store, showing_progress(quiet=as_json):
+        with _logging(debug=bool(given("debug"))), _notes(), _open(repo) as store, showing_progress(quiet=as_json):
             return function(*args, store=store, output=Output(as_json=as_json), **own)
 
     return run
@@ -111,6 +112,21 @@ def _open(repo: Path) -> Iterator[FeatureStore]:
 
     with FeatureStore(repo) as store:
         yield store
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Print Python's warnings as notes: those of training sets, and of the user's own code with its place."""
+
+    def show(
+        message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+    ) -> None:
+        where = "" if category.__module__.startswith("featurestore.") else f"{filename}:{lineno}: "
+        click.echo(f"{click.style('Note', fg='yellow', bold=True)}: {where}{message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

@@ -133,7 +133,8 @@ class Definition(FrozenModel):
 class Field(FrozenModel):
     """One feature of a view, or one value of a request.
 
-    ``default`` is what serving answers instead of null when a value is not PRESENT; the status stays true.
+    ``default`` is what an online read answers instead of null when a value is not PRESENT; the status stays true. In
+    training sets such a value stays null: fill it there too, or a model meets values that it was not trained on.
     """
 
     kind: ClassVar[str] = "field"

@@ -118,11 +118,17 @@ def succeeded(results: Sequence[RunResult]) -> Sequence[RunResult]:
     if failed:
         reasons = "".join(f"\n  - {run.view}: {run.error}" for run in failed)
         raise MaterializationError(
-            f"{len(failed)} of {len(results)} feature views failed; the others are done:{reasons}",
+            f"{_how_many(len(failed), len(results))}:{reasons}",
             hint="Running it again is safe.",
             views=[run.view for run in failed],
         )
     return Runs(results)
+
+
+def _how_many(failed: int, total: int) -> str:
+    if failed < total:
+        return f"{failed} of {total} feature views failed; the others are done"
+    return "The feature view failed" if total == 1 else f"All {total} feature views failed"
 
 
 def _check_end(end_us: int, now_us: int) -> None:

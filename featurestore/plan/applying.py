@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from featurestore.definitions import FeatureView
@@ -105,10 +107,11 @@ def _claim(workspace: Workspace, plan: Plan) -> None:
 
 
 def _author() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return ""  # a container's user may have no name
+    """Return user@host; a container's user may have no name."""
+    user = ""
+    with suppress(KeyError, OSError):
+        user = getpass.getuser()
+    return f"{user}@{socket.gethostname()}"
 
 
 def _commit(root: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Pydanti
 from featurestore.definitions.base import check_object_name
 from featurestore.errors import SettingsError, did_you_mean
 from featurestore.online.url import HOSTS, StoreUrl
+
+logger = logging.getLogger("featurestore")
 
 FILE_NAME = "feature_store.yaml"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -278,8 +281,29 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}."
 
 
+_OTHER_VARIABLES = {"FS_SERVER_TOKEN", "FS_CRASH_AT"}
+"""Variables that are no settings: the server's token, and where tests end a process."""
+_told: set[str] = set()
+
+
+def _warn_of_unknown_variables() -> None:
+    """Tell, once in each process, of variables that are written like settings and that nothing reads."""
+    settings = {f"FS_{name.upper()}" for name in Settings.model_fields}
+    groups = (("FS_ENGINE", EngineLimits), ("FS_SERVER", ServerSettings))
+    known = {f"{group}__{name.upper()}" for group, model in groups for name in model.model_fields}
+    known |= settings - {group for group, _ in groups} | {"FS_SERVER_TOKEN"}
+    for name in sorted(set(map(str.upper, os.environ)) - settings - _OTHER_VARIABLES - _told):
+        if name.startswith("FS_") and name.partition("__")[0] not in settings:
+            _told.add(name)
+            logger.warning("The environment variable %s is no setting: %s", name, did_you_mean(name, known))
+
+
 def make_settings(document: Mapping[str, Any], *, where: str = "settings") -> Settings:
-    """Make settings of a mapping as in the file, with the environment on top; raises SettingsError."""
+    """Make settings of a mapping as in the file, with the environment on top; raises SettingsError.
+
+    Warns of ``FS_`` variables that nothing reads.
+    """
+    _warn_of_unknown_variables()
     try:
         # Stores that the file leaves out have their URL here, so that the environment may set an option alone.
         defaults = {name: field.default for name, field in Settings.model_fields.items()}

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
+import warnings
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -240,6 +242,64 @@ def test_materialize_status_log_peek(fs, applied):
     status = fs.json("status")[0]
     assert (status["view"], status["offline_rows"], status["online_rows"]) == ("carrier_delays", 4, 2)
     assert "2013-06-01 05:00:00" in fs("status")
+
+
+def test_the_log_tells_what_is_new_from_what_changed_and_who_did_it(fs, repo):
+    fs("apply", "--yes")
+    (repo / "features.py").write_text(FEATURES.replace("Airline", "An airline"))
+    fs("apply", "--yes", "--message", "words")
+    (repo / "features.py").write_text(FEATURES.replace("Airline", "An airline").partition("delay_model")[0])
+    fs("apply", "--yes", "--allow-breaking", "--allow-destroy")
+    (repo / "features.py").write_text(FEATURES)
+    fs("apply", "--yes")
+    fs("materialize")
+    *_, third, second, first = applies = [event for event in fs.json("log") if "apply" in event["what"]]
+    assert first["about"].startswith("+entity:carrier, ")
+    assert "~" not in first["about"]
+    assert second["about"] == "words: ~entity:carrier"
+    assert third["about"] == "-feature_service:delay_model_v1"
+    assert set(applies[0]["about"].split(", ")) == {"~entity:carrier", "+feature_service:delay_model_v1"}
+    assert [event["about"] for event in fs.json("log", "-n", "3") if "apply" in event["what"]] == [
+        event["about"] for event in applies[:2]
+    ]
+    assert {event["by"].partition("@")[2] for event in fs.json("log")} == {socket.gethostname()}
+
+
+def test_peek_marks_versions_that_a_later_one_supersedes(fs, materialized):
+    assert "version" not in fs("peek", "carrier_delays")
+    table = pq.read_table(materialized / "data" / "flights.parquet")
+    delay = [9.0 if place == 2 else value for place, value in enumerate(table["delay"].to_pylist())]
+    recorded = [None if at is None else at + timedelta(minutes=1) for at in table["recorded_at"].to_pylist()]
+    table = table.set_column(3, "delay", pa.array(delay)).set_column(
+        2, "recorded_at", pa.array(recorded, pa.timestamp("us", tz="UTC"))
+    )
+    pq.write_table(table, materialized / "data" / "flights.parquet")
+    fs("materialize")
+    rows = fs.json("peek", "carrier_delays")
+    newest = {}
+    for row in rows:
+        newest.setdefault((row["carrier"], row["event_ts"]), row)
+    assert [row["fs_superseded"] for row in rows] == [
+        row is not newest[row["carrier"], row["event_ts"]] for row in rows
+    ]
+    superseded = [row for row in rows if row["fs_superseded"]]
+    assert superseded
+    page = fs("peek", "carrier_delays").splitlines()
+    assert page[0].split()[-1] == "version"
+    assert sum(line.rstrip().endswith("superseded") for line in page) == len(superseded)
+
+
+def test_warnings_are_notes_without_a_place_in_our_code(fs, applied):
+    out = str(applied / "training.parquet")
+    arguments = ["training-set", "--entities", "data/frame.parquet", "--service", "delay_model_v1", "--out", out]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        fs(*arguments)
+        assert [line for line in fs.err.splitlines() if line.startswith("Note: 3 of 3 entity rows look past")]
+        assert ".py" not in fs.err
+        (applied / "features.py").write_text(FEATURES + "import warnings\nwarnings.warn('mine')\n")
+        fs("plan")
+        assert re.search(r"^Note: .*features\.py:\d+: mine$", fs.err, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -411,6 +411,10 @@ def test_a_view_that_fails_does_not_keep_others_from_being_done(tmp_path):
         succeeded(runs)
     assert caught.value.details["views"] == ["broken"]
     assert succeeded(runs[1:]) == runs[1:]
+    with pytest.raises(MaterializationError, match=r"^The feature view failed:\n  - broken: "):
+        succeeded(runs[:1])
+    with pytest.raises(MaterializationError, match=r"^All 2 feature views failed:"):
+        succeeded(runs[:1] * 2)
     recorded = all_runs(workspace.ledger, workspace.project, now_us=NOW)
     assert sorted(recorded, key=lambda run: run.view) == runs
     assert len(online_rows(workspace)) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -280,3 +281,24 @@ def test_backends_that_are_not_built_are_named(tmp_path, opener, url, options, w
         opener(StoreSettings(url=url, **options), tmp_path)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_variables_that_nothing_reads_are_told_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("featurestore.project.settings._told", set())
+    for name in ("FS_REGISTRI", "FS_SERVER_PORT", "FS_ENGIN__THREADS", "fs_online_stroe", "FS_TOKEN"):
+        monkeypatch.setenv(name, "1")
+    for known in ("FS_SERVER_TOKEN", "FS_PROJECT", "FS_SERVER__PORT", "fs_engine__threads", "FSX"):
+        monkeypatch.setenv(known, "1" if "__" in known else "shop")
+    monkeypatch.setenv("FS_ONLINE_STORE__READ_TIMEOUT_MS", "9")
+    monkeypatch.setenv("FS_ONLINE_STORE", "redis://h")
+    for _ in range(2):
+        make_settings({"project": "shop"})
+    told = dict(re.findall(r"variable (\w+) is no setting: Did you mean '(\w+)'", caplog.text))
+    assert told == {
+        "FS_REGISTRI": "FS_REGISTRY",
+        "FS_SERVER_PORT": "FS_SERVER__PORT",
+        "FS_ENGIN__THREADS": "FS_ENGINE__THREADS",
+        "FS_ONLINE_STROE": "FS_ONLINE_STORE",
+        "FS_TOKEN": "FS_SERVER_TOKEN",
+    }
+    assert len(caplog.records) == len(told)

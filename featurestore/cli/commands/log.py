@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
+from featurestore_registry.interface import Definitions
 
 from featurestore.cli.numbers import WholeNumber
 from featurestore.cli.output import Output, repo_command
@@ -30,19 +32,14 @@ if TYPE_CHECKING:
 def command(store: FeatureStore, output: Output, limit: int) -> None:
     """Show what was applied and materialized, newest first."""
     workspace = store.workspace
-    events: list[dict[str, Any]] = []
-    for info in workspace.registry.definitions.history(workspace.project, limit=limit):
-        changed = ", ".join(f"{'-' if c.action == 'delete' else '+'}{c.kind}:{c.name}" for c in info.changes)
-        at = info.applied_at.isoformat()
-        about = f"{info.message + ': ' if info.message else ''}{changed}"
-        events.append({"at": at, "what": f"apply revision {info.number}", "by": info.author, "about": about})
+    events = list(_applies(workspace.registry.definitions, workspace.project, limit))
     for run in all_runs(workspace.ledger, workspace.project, now_us=workspace.clock()):
         about = f"{run.appended:,} rows appended, {run.published.written:,} published"
         events.append(
             {
                 "at": to_rfc3339(run.started_us),
                 "what": f"{run.kind} {run.view}",
-                "by": run.host,
+                "by": f"@{run.host}",
                 "about": about if run.error is None else f"{run.state}: {run.error}",
             }
         )
@@ -54,3 +51,19 @@ def command(store: FeatureStore, output: Output, limit: int) -> None:
         table(console, ("when (UTC)", "what", "by", "about"), rows)
 
     output.emit(shown, render)
+
+
+def _applies(definitions: Definitions, project: str, limit: int) -> Iterator[dict[str, Any]]:
+    """Yield what was applied, each change as new (+), another one than before (~) or deleted (-)."""
+    found = sorted(definitions.history(project, limit=limit), key=lambda info: info.number)
+    first = found[0].number if found else 1
+    known = {record.key for record in definitions.read(project, first - 1).records} if first > 1 else set()
+    for info in found:
+        signs = []
+        for change in info.changes:
+            key = f"{change.kind}:{change.name}"
+            signs.append(f"{'-' if change.action == 'delete' else '~' if key in known else '+'}{key}")
+            known = known - {key} if change.action == "delete" else known | {key}
+        about = f"{info.message + ': ' if info.message else ''}{', '.join(signs)}"
+        at, what = info.applied_at.isoformat(), f"apply revision {info.number}"
+        yield {"at": at, "what": what, "by": info.author, "about": about}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,9 +10,13 @@ from featurestore.cli.numbers import WholeNumber
 from featurestore.cli.output import Output, repo_command, shown
 from featurestore.cli.tables import table
 from featurestore.store import FeatureStore
+from featurestore.types.columns import EVENT
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+SUPERSEDED = "fs_superseded"
+"""In JSON, whether a later version of the row is there."""
 
 
 @click.command("peek")
@@ -20,13 +24,23 @@ if TYPE_CHECKING:
 @click.option("--rows", "-n", type=WholeNumber(1, 10_000), default=10, show_default=True, help="How many.")
 @repo_command
 def command(store: FeatureStore, output: Output, view: str, rows: int) -> None:
-    """Show the newest rows of VIEW in the offline store."""
+    """Show the newest rows of VIEW in the offline store, versions that a later one supersedes among them."""
     found = store.peek(view, rows)
     documents = found.to_pylist()
+    identity = [*store.workspace.snapshot().views[view].view.join_keys, EVENT]
+    seen: set[tuple[Any, ...]] = set()
+    for row in documents:  # newest first: what has the keys and event time of a row before it is an older version of it
+        named = tuple(row[name] for name in identity)
+        row[SUPERSEDED] = named in seen
+        seen.add(named)
 
     def render(console: Console) -> None:
         if documents:
-            table(console, found.column_names, [[shown(value) for value in row.values()] for row in documents])
+            marks = [["superseded"] if row[SUPERSEDED] else [""] for row in documents]
+            extra = ["version"] if ["superseded"] in marks else []
+            cells = [[shown(row[name]) for name in found.column_names] for row in documents]
+            marked = [[*row, *mark[: len(extra)]] for row, mark in zip(cells, marks, strict=True)]
+            table(console, [*found.column_names, *extra], marked)
         else:
             console.print(f"Nothing of {view} is materialized yet: run `fs materialize --view {view}`.")
 
