@@ -116,17 +116,20 @@ class FeatureStore:
             names.append(each if isinstance(each, str) else each.name)
         return names
 
-    def plan(self, objects: Definitions = None, *, refresh_schema: bool = False) -> Plan:
+    def plan(self, objects: Definitions = None, *, refresh_schema: bool = False, prepare: bool = False) -> Plan:
         """Return what `apply` would do. Changes nothing.
 
         Without ``objects`` the feature repo's definitions are compared with what is applied, and what the repo
-        does not hold is planned for deletion; given objects, one or several, are only added or changed. Raises
+        does not hold is planned for deletion; given objects, one or several, are only added or changed. With
+        ``prepare`` applying the plan fills what is new before it is served, as `apply` tells. Raises
         RepositoryError, DefinitionError, SourceError, and InputError for what is no definition.
         """
         from featurestore.plan import make_plan
 
         wanted = self._wanted(objects)
-        return make_plan(self._workspace, wanted, partial=objects is not None, refresh_schema=refresh_schema)
+        return make_plan(
+            self._workspace, wanted, partial=objects is not None, refresh_schema=refresh_schema, prepare=prepare
+        )
 
     def apply(
         self,
@@ -135,9 +138,14 @@ class FeatureStore:
         allow_breaking: bool = False,
         allow_destroy: bool = False,
         refresh_schema: bool = False,
+        prepare: bool = False,
         message: str = "",
     ) -> Plan:
         """Plan and apply in one go, and return the plan with the revision it made.
+
+        With ``prepare`` views that need a new generation (or a rebuild, which is then one too) and new views are
+        materialized by their new definitions first, and only then served: nobody reads an empty view in between. What
+        a failure leaves is used by the next apply of the same definitions. A failed run raises MaterializationError.
 
         Raises what `plan` raises, ChangesNotAllowedError without the flag that a change needs, and
         RevisionConflictError when another apply came in between; nothing is changed then.
@@ -145,7 +153,7 @@ class FeatureStore:
         from featurestore.plan import make_plan
 
         wanted, partial = self._wanted(objects), objects is not None
-        planned = make_plan(self._workspace, wanted, partial=partial, refresh_schema=refresh_schema)
+        planned = make_plan(self._workspace, wanted, partial=partial, refresh_schema=refresh_schema, prepare=prepare)
         applied = self.apply_plan(planned, allow_breaking=allow_breaking, allow_destroy=allow_destroy, message=message)
         self._workspace.use_code(wanted, partial=partial)
         return applied
@@ -157,6 +165,10 @@ class FeatureStore:
         from featurestore.plan import apply_plan, check_allowed
 
         check_allowed(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy)
+        if plan.prepare:
+            from featurestore.prepare import prepare
+
+            prepare(self._workspace, plan)
         return replace(plan, applied=apply_plan(self._workspace, plan, message=message))
 
     def plan_teardown(self) -> Plan:
@@ -283,8 +295,6 @@ class FeatureStore:
 
     def _as_if_applied(self, features: FeaturesArgument) -> Snapshot:
         """Return what an apply of the definitions that are asked for would make; changes nothing."""
-        from featurestore_registry.records import Revision
-
         from featurestore.plan import make_plan
 
         asked = list(_several(features)) if features is not None else []
@@ -293,14 +303,8 @@ class FeatureStore:
         wanted += [each.view if isinstance(each, FeatureSelection) else each for each in asked]
         definitions = collect([each for each in wanted if isinstance(each, Definition)])
         applied = self._workspace.snapshot()
-        records = {record.key: record for record in applied.records}
-        for planned in make_plan(self._workspace, definitions, partial=True).steps:
-            if planned.record is not None:
-                records[planned.record.key] = planned.record
-        return Snapshot.of(
-            Revision(applied.project, applied.revision, tuple(records.values()), applied.chain),
-            code=[*self._workspace.code, *definitions],
-        )
+        planned = make_plan(self._workspace, definitions, partial=True).result(applied)
+        return planned.with_code([*self._workspace.code, *definitions])
 
     def get_training_set(self, name: str) -> TrainingSet:
         """Build a saved training set again from its pinned versions, identical; TrainingSetChangedError otherwise."""

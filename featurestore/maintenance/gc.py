@@ -13,6 +13,7 @@ from featurestore.metadata.belonging import compare_table, markers_of
 from featurestore.metadata.commits import known_commit
 from featurestore.metadata.leases import holding
 from featurestore.metadata.ownership import Ownership
+from featurestore.metadata.prepared import Preparations
 from featurestore.metadata.saved_sets import (
     KeptSet,
     document_path,
@@ -35,6 +36,8 @@ from featurestore.steps import step
 
 BEING_SAVED_SECONDS = 3600
 """An entity frame that no set names, and that is not older, may belong to a set that is just being saved."""
+
+_UNDER_WAY = "an apply that prepares it is still to come"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     tables = workspace.offline.tables(workspace.project)
     owned = Ownership(workspace)
     snapshot = workspace.snapshot()
+    prepared = Preparations(workspace.ledger, workspace.project, snapshot.chain.head)
     pinned = pins(workspace)
     kept: list[Kept] = []
     unused: list[TableId] = []
@@ -82,14 +86,18 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
                 kept.append(Kept(f"unneeded files of offline table {table}", why))
             continue
         why = owned.of_table(table) or ("a saved training set pins it" if table in pinned else None)
-        why = why or _needed_by(workspace, registered, table)
+        why = why or _needed_by(workspace, registered, table, prepared)
+        if why is None and not dry_run and not prepared.give_up(table.view, table.generation):
+            why = _UNDER_WAY
         if why is None:
             unused.append(table)
         else:
             kept.append(Kept(f"offline table {table}", why))
     parts = []
-    for view, generation in _unused_parts(snapshot, owned):
+    for view, generation in _unused_parts(snapshot, owned, prepared):
         why = owned.of_part(view, generation)
+        if why is None and not dry_run and not prepared.give_up(view, generation):
+            continue
         if why is None:
             parts.append((view, generation))
         elif next(iter(workspace.online.scan(view_prefix(workspace.project, view, generation))), None):
@@ -109,12 +117,18 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     return replace(garbage, files=files, records=records)
 
 
-def _needed_by(workspace: Workspace, registered: RegisteredView | None, table: TableId) -> str | None:
+def _needed_by(
+    workspace: Workspace, registered: RegisteredView | None, table: TableId, prepared: Preparations
+) -> str | None:
     """Return why a generation that its view does not use is still needed, None where it is not."""
+    if prepared.is_under_way(table.view, table.generation):
+        return _UNDER_WAY
     if registered is None:
         return None
     if registered.generation < table.generation:
-        return "the registry is not at this generation yet"  # an apply that is under way, it may be
+        # An apply that is under way, it may be.
+        is_past = prepared.is_past(table.view, table.generation)
+        return None if is_past else "the registry is not at this generation yet"
     mismatch = compare_table(workspace.registry, workspace.offline, registered)
     if mismatch is None or mismatch.heals:
         return None
@@ -216,13 +230,16 @@ def _take_offline(workspace: Workspace, registered: RegisteredView) -> int:
         return workspace.online.delete(view_prefix(workspace.project, name, registered.generation))
 
 
-def _unused_parts(snapshot: Snapshot, owned: Ownership) -> list[tuple[str, int]]:
+def _unused_parts(snapshot: Snapshot, owned: Ownership, prepared: Preparations) -> list[tuple[str, int]]:
     """Return the online parts that this registry had and that no definition uses."""
     unused = []
     for view, generation in owned.parts():
         registered = snapshot.views.get(view)
         is_served = registered is not None and registered.view.online and registered.generation == generation
         # A generation after the registered one may be an apply that is under way.
-        if not is_served and (registered is None or generation <= registered.generation):
+        may_come = (
+            registered is not None and generation > registered.generation and not prepared.is_past(view, generation)
+        )
+        if not is_served and not may_come and not prepared.is_under_way(view, generation):
             unused.append((view, generation))
     return unused

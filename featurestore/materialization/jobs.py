@@ -196,9 +196,10 @@ def _run_alone(
 ) -> RunResult:
     """Run a job while holding the view's lease, and write down how it went."""
     ledger, project, view = workspace.ledger, workspace.project, registered.view.name
+    name = workspace.lease_name(view, registered.generation)
     try:
         with holding(
-            ledger, project, view, holder=result.run_id, clock=workspace.clock, wait_seconds=wait_seconds
+            ledger, project, name, holder=result.run_id, clock=workspace.clock, wait_seconds=wait_seconds
         ) as lease:
             # Waiting for the lease may have taken a while: rows that came meanwhile are not of the future, and an
             # apply may have changed the view.

@@ -174,9 +174,11 @@ def runs(ledger: Ledger, project: str, view: str, *, now_us: int) -> list[RunRes
     started = [run_from(entry.document) for entry in ledger.scan(project, START_KIND, key=view)]
     open_runs = [run for run in started if run.run_id not in known]
     if open_runs:
+        # Of a generation that is not served yet the lease has a name of its own.
+        names = {view, *(f"{view}.{run.generation}" for run in open_runs)}
         with suppress(RegistryFormatError):  # who holds the lease is not to be known: they stay as they began
-            holder = running_holder(ledger, project, view, now_us=now_us)
-            open_runs = [replace(run, state="running" if run.run_id == holder else "killed") for run in open_runs]
+            holders = {running_holder(ledger, project, name, now_us=now_us) for name in names}
+            open_runs = [replace(run, state="running" if run.run_id in holders else "killed") for run in open_runs]
     return sorted([*ended, *open_runs], key=lambda run: run.started_us, reverse=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
@@ -68,6 +69,7 @@ class Workspace:
         self.clock = clock
         self._snapshot: Snapshot | None = None
         self._stale_at_s = 0.0
+        self._is_planned = False
 
     @property
     def project(self) -> str:
@@ -114,8 +116,22 @@ class Workspace:
         """The engine of this thread's work."""
         return open_engine(self.settings.engine, self.root)
 
+    def as_if(self, planned: Snapshot) -> Workspace:
+        """Return a workspace in which these definitions are what is applied; it shares the stores of this one."""
+        _ = self.registry, self.offline, self.online, self.engine  # opened, and closed, by this one alone
+        other = copy(self)
+        other._snapshot, other._is_planned = planned, True
+        return other
+
+    def lease_name(self, view: str, generation: int) -> str:
+        """Return under what name a run holds a view: filling a generation to come does not stop runs of the one now."""
+        return f"{view}.{generation}" if self._is_planned else view
+
     def snapshot(self) -> Snapshot:
         """Return the newest revision's definitions; the same object while the revision stays."""
+        if self._is_planned:
+            assert self._snapshot is not None
+            return self._snapshot
         chain = self.registry.definitions.chain(self.project)
         # By its hash: a restored registry gives numbers anew.
         if self._snapshot is None or self._snapshot.chain != chain:

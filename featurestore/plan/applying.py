@@ -6,12 +6,14 @@ import getpass
 import socket
 import subprocess
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from featurestore.definitions import FeatureView
-from featurestore.errors import ChangesNotAllowedError, RevisionConflictError
+from featurestore.errors import ChangesNotAllowedError, LedgerConflictError, RevisionConflictError
 from featurestore.metadata.generations import remember_generation
 from featurestore.metadata.ownership import Ownership
+from featurestore.metadata.prepared import Preparations, Prepared, mark_of
+from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import TableId
 from featurestore.online.keys import view_prefix
@@ -21,6 +23,8 @@ from featurestore.steps import crash_point, reached, step
 
 APPLIED = crash_point("apply.committed", "the new revision is in the registry; dropped views still have data")
 DROPPED = crash_point("apply.dropped", "one dropped view's data is deleted")
+
+_PLAN_AGAIN = "Run `fs plan` again and look at what changed."
 
 
 def check_allowed(plan: Plan, *, allow_breaking: bool, allow_destroy: bool) -> None:
@@ -59,10 +63,7 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "") -> int:
     if drops := [table for planned in plan.steps for table in planned.drops]:
         Ownership(workspace).check(drops)
     with step("apply", f"apply {len(plan.steps)} changes to {plan.project}"):
-        _claim(workspace, plan)
-        for planned in plan.steps:
-            if planned.generation is not None:
-                remember_generation(workspace.ledger, plan.project, planned.name, planned.generation)
+        claim_generations(workspace, plan)
         try:
             chain = workspace.registry.definitions.apply(
                 plan.project,
@@ -73,7 +74,7 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "") -> int:
                 commit=_commit(workspace.root),
             )
         except RevisionConflictError as error:
-            raise RevisionConflictError(error.message, hint="Run `fs plan` again and look at what changed.") from None
+            raise RevisionConflictError(error.message, hint=_PLAN_AGAIN) from None
         reached(APPLIED)
     for planned in plan.steps:
         for table in planned.drops:
@@ -84,26 +85,59 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "") -> int:
     return chain.number
 
 
-def _claim(workspace: Workspace, plan: Plan) -> None:
-    """Take the new generations in the offline store; raises RevisionConflictError where one was used meanwhile.
+def check_base(snapshot: Snapshot, plan: Plan) -> None:
+    """Raise RevisionConflictError when another apply came since the plan was made."""
+    if snapshot.chain.head != plan.base:
+        raise RevisionConflictError(
+            f"Project {plan.project!r} is at another revision than the one that this was planned on: "
+            f"{snapshot.revision}, planned on {plan.revision}.",
+            hint=_PLAN_AGAIN,
+        )
+
+
+def claim_generations(workspace: Workspace, plan: Plan, *, to_prepare: bool = False) -> None:
+    """Take a plan's new generations in the offline store; raises RevisionConflictError where one was used meanwhile.
 
     The folder of another project's tables is left alone, and of tables that a new registry does not know: what is
-    tried out by a registry of its own must leave no trace there.
+    tried out by a registry of its own must leave no trace there. ``to_prepare``: they are going to be filled before
+    they are served, and by the next apply of the same definitions if this one does not come to its end.
     """
     snapshot = workspace.snapshot()
     owner = workspace.offline.owner(plan.project)
-    if owner not in (None, snapshot.chain.identity) or (not plan.base and workspace.offline.tables(plan.project)):
-        return
+    is_tried_out = not plan.base and workspace.offline.tables(plan.project)
+    preparations = Preparations(workspace.ledger, plan.project, plan.base)
     for planned in plan.steps:
-        registered = snapshot.views.get(planned.name) if planned.kind == FeatureView.kind else None
-        if planned.generation is None or (registered is not None and registered.generation == planned.generation):
+        if planned.generation is None:
             continue
-        if not workspace.offline.claim(TableId(plan.project, planned.name, planned.generation)):
-            raise RevisionConflictError(
-                f"Generation {planned.generation} of feature view {planned.name!r} was used meanwhile.",
-                hint="Run `fs plan` again and look at what changed.",
-                view=planned.name,
-            )
+        if planned.is_new_generation and owner in (None, snapshot.chain.identity) and not is_tried_out:
+            _claim(workspace, plan, planned, preparations, to_prepare=to_prepare)
+        remember_generation(workspace.ledger, plan.project, planned.name, planned.generation)
+
+
+def _claim(workspace: Workspace, plan: Plan, planned: Step, preparations: Preparations, *, to_prepare: bool) -> None:
+    assert planned.generation is not None
+    snapshot = workspace.snapshot()
+    prepared = preparations.get(planned.name, planned.generation)
+    table = TableId(plan.project, planned.name, planned.generation)
+    try:
+        if prepared is not None:  # from now on it is kept for this apply
+            preparations.note(replace(prepared, base=plan.base))
+            return
+        is_claimed = workspace.offline.claim(table)
+        if is_claimed and to_prepare:
+            view = plan.result(snapshot).views[planned.name].view
+            registered = snapshot.views.get(planned.name)
+            after = 0 if registered is None else registered.generation
+            mark = mark_of(plan.project, view)
+            preparations.note(Prepared(planned.name, planned.generation, after, plan.base, mark))
+    except LedgerConflictError:
+        is_claimed = False
+    if not is_claimed:
+        raise RevisionConflictError(
+            f"Generation {planned.generation} of feature view {planned.name!r} was used meanwhile.",
+            hint=_PLAN_AGAIN,
+            view=planned.name,
+        )
 
 
 def _author() -> str:

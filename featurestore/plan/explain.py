@@ -30,12 +30,12 @@ def explain(plan: Plan, *, is_teardown: bool = False) -> list[Line]:
     else:
         made = [Line(0, f"Plan for {plan.project}: revision {plan.revision} -> {plan.revision + 1}"), Line(0, "")]
         for step in plan.steps:
-            made += _explain_step(step)
+            made += _explain_step(step, prepare=plan.prepare)
         made += [Line(0, ""), Line(0, _summary(plan, is_teardown=is_teardown))]
     return made + [Line(0, f"Note: {notice}") for notice in plan.notices]
 
 
-def _explain_step(step: Step) -> list[Line]:
+def _explain_step(step: Step, *, prepare: bool) -> list[Line]:
     kind = step.kind.replace("_", " ")
     lines = [Line(1, f"{MARKS[step.action]} {kind} {step.name}", step.change_class, step.action)]
     for found in step.differences:
@@ -44,10 +44,13 @@ def _explain_step(step: Step) -> list[Line]:
         lines += [Line(4, text, action=_ACTIONS.get(text[0], "")) for text in more]
     if step.loss is not None:
         rows = f"{step.loss.offline_rows:,} offline rows and {step.loss.online_rows:,} online rows"
-        fate = "deleted" if step.loss.deleted else f"set aside; generation {step.generation} starts empty"
+        begins = "is filled before it is served" if prepare else "starts empty"
+        fate = "deleted" if step.loss.deleted else f"set aside; generation {step.generation} {begins}"
         lines.append(Line(3, f"{rows} would be {fate}"))
         if step.loss.training_sets:
             lines.append(Line(3, f"saved training sets {', '.join(step.loss.training_sets)} could not be built again"))
+    elif prepare and step.is_new_generation:
+        lines.append(Line(3, "filled from its source before it is served"))
     lines += [Line(3, f"afterwards run `{command}`{_why(step)}") for command in step.commands]
     lines += [Line(3, f"note: {notice}") for notice in step.notices]
     if step.affects and step.change_class > ChangeClass.METADATA:

@@ -9,21 +9,22 @@ from typing import Literal
 
 from featurestore_registry.records import Change, Record
 
-from featurestore.definitions import Definition, FeatureView
-from featurestore.errors import DefinitionError, OfflineStoreError
-from featurestore.metadata.belonging import compare_table
+from featurestore.definitions import Definition, FeatureView, PushSource
+from featurestore.errors import DefinitionError, OfflineStoreError, OnlineStoreUnavailableError
+from featurestore.metadata.belonging import compare_table, part_mismatch
 from featurestore.metadata.commits import Remembered
 from featurestore.metadata.generations import Generations
 from featurestore.metadata.online_rows import count_online
+from featurestore.metadata.prepared import Preparations
 from featurestore.metadata.records import KINDS, to_record
 from featurestore.metadata.saved_sets import list_sets
-from featurestore.metadata.snapshot import Snapshot
+from featurestore.metadata.snapshot import RegisteredView, Snapshot
 from featurestore.metadata.watermarks import Watermark, read_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import TableId
 from featurestore.plan.classes import DELETION_CLASS, ChangeClass, Difference, differences
 from featurestore.plan.notices import step_notices
-from featurestore.plan.remedies import commands_after
+from featurestore.plan.remedies import commands_after, read_by
 from featurestore.plan.schemas import pin_schemas
 
 
@@ -64,6 +65,9 @@ class Step:
     commands: tuple[str, ...] = ()
     """What to run after it is applied, so that what is stored follows: `remedies.commands_after`."""
 
+    is_new_generation: bool = False
+    """The view gets a table and records that nobody has used yet."""
+
     @property
     def change(self) -> Change:
         """What the registry is told."""
@@ -82,6 +86,8 @@ class Plan:
     notices: tuple[str, ...]
     applied: int | None = None
     """The revision that applying it made, None while it is only a plan."""
+    prepare: bool = False
+    """New generations are filled before they are served, and what needs a rebuild gets one."""
 
     @property
     def worst(self) -> ChangeClass | None:
@@ -98,6 +104,12 @@ class Plan:
 
         return "\n".join("  " * line.indent + line.text for line in explain(self))
 
+    def result(self, snapshot: Snapshot) -> Snapshot:
+        """Return what applying it makes of a snapshot, in which nothing is deleted yet."""
+        records = {record.key: record for record in snapshot.records}
+        records |= {step.record.key: step.record for step in self.steps if step.record is not None}
+        return Snapshot(snapshot.project, snapshot.revision, tuple(records.values()), chain=snapshot.chain)
+
     def _repr_html_(self) -> str:
         from featurestore.plan.explain import to_html
 
@@ -105,14 +117,21 @@ class Plan:
 
 
 def make_plan(
-    workspace: Workspace, definitions: Iterable[Definition], *, partial: bool, refresh_schema: bool = False
+    workspace: Workspace,
+    definitions: Iterable[Definition],
+    *,
+    partial: bool,
+    refresh_schema: bool = False,
+    prepare: bool = False,
 ) -> Plan:
     """Compare definitions with what is applied. Changes nothing.
 
-    ``partial``: definitions that are not given stay; otherwise they are planned for deletion. Raises what
-    `pin_schemas` raises for a source that does not fit.
+    ``partial``: definitions that are not given stay; otherwise they are planned for deletion. ``prepare``: see
+    `Plan.prepare`; for a project that was never applied it means nothing. Raises what `pin_schemas` raises for a source
+    that does not fit.
     """
     snapshot = workspace.snapshot()
+    prepare = prepare and bool(snapshot.revision)
     applied = {name: registered.view for name, registered in snapshot.views.items()}
     wanted, notices = pin_schemas(list(definitions), applied, workspace.engine, refresh=refresh_schema)
     order = {kind.kind: position for position, kind in enumerate(KINDS)}
@@ -120,8 +139,9 @@ def make_plan(
     given = {(found.kind, found.name) for found in wanted}
     if partial:
         _check_shared_names(snapshot, wanted)
-    generations = Generations(workspace, snapshot.chain.identity)
-    steps = [step for found in wanted if (step := _put_step(workspace, snapshot, found, generations)) is not None]
+    prepared = {found.name for found in wanted if isinstance(found, FeatureView)} if prepare else None
+    putting = _Putting(workspace, snapshot, prepared)
+    steps = [step for found in wanted if (step := putting.step(found)) is not None]
     if not partial:
         gone = [found for key, found in snapshot.definitions.items() if key not in given]
         gone.sort(key=lambda found: (-order[found.kind], found.name))
@@ -135,7 +155,7 @@ def make_plan(
             notices.append(f"{mismatch.message} {mismatch.hint}")
     # What is one for the whole project is said once.
     told = tuple(dict.fromkeys(notices))
-    return Plan(workspace.project, snapshot.revision, snapshot.chain.head, tuple(steps), told)
+    return Plan(workspace.project, snapshot.revision, snapshot.chain.head, tuple(steps), told, prepare=prepare)
 
 
 def _unknown_tables(workspace: Workspace, snapshot: Snapshot) -> list[str]:
@@ -162,40 +182,100 @@ def _check_shared_names(snapshot: Snapshot, wanted: Sequence[Definition]) -> Non
             )
 
 
-def _put_step(workspace: Workspace, snapshot: Snapshot, wanted: Definition, generations: Generations) -> Step | None:
-    before = snapshot.definitions.get((wanted.kind, wanted.name))
-    changes = () if before is None else tuple(differences(before, wanted))
-    generation: int | None = None
-    loss: Loss | None = None
-    if isinstance(wanted, FeatureView):
-        registered = snapshot.views.get(wanted.name)
-        if registered is None:
-            generation = generations.unused(wanted.name)
-        elif any(change.new_generation for change in changes):
-            generation = generations.unused(wanted.name, after=registered.generation)
-            loss = _loss(workspace, snapshot, wanted.name)
-        else:
-            generation = registered.generation
-    record = to_record(workspace.project, wanted, generation=generation or 1)
-    known = next((r for r in snapshot.records if r.key == record.key), None)
-    if known is not None and known.fingerprint == record.fingerprint:
-        return None
-    change_class = max((change.change_class for change in changes), default=ChangeClass.COMPATIBLE)
-    return Step(
-        action="create" if before is None else "update",
-        kind=wanted.kind,
-        title=wanted.title,
-        name=wanted.name,
-        change_class=change_class,
-        differences=changes,
-        affects=_dependents(snapshot, wanted.key) if before is not None else (),
-        record=record,
-        generation=generation,
-        drops=(),
-        loss=loss,
-        notices=step_notices(workspace, snapshot, before, wanted),
-        commands=commands_after(workspace, snapshot, wanted, changes, is_new=loss is not None),
+class _Putting:
+    """Makes the steps that create and update, in the order of kinds: what a view reads comes before it."""
+
+    def __init__(self, workspace: Workspace, snapshot: Snapshot, prepared: set[str] | None) -> None:
+        self._workspace, self._snapshot = workspace, snapshot
+        self._filled = prepared or set()
+        """Views that are filled before they are served, where they get a new generation."""
+        self._generations = Generations(workspace, snapshot.chain.identity)
+        self._prepared = Preparations(workspace.ledger, workspace.project, snapshot.chain.head)
+        self._rebuilt: set[str] = set()
+        """``kind:name`` of sources whose rows change."""
+
+    def step(self, wanted: Definition) -> Step | None:
+        """Return the step to a definition, None where it is applied as it stands."""
+        workspace, snapshot = self._workspace, self._snapshot
+        before = snapshot.definitions.get((wanted.kind, wanted.name))
+        changes = [] if before is None else differences(before, wanted)
+        generation: int | None = None
+        registered = snapshot.views.get(wanted.name) if isinstance(wanted, FeatureView) else None
+        if isinstance(wanted, FeatureView):
+            if registered is not None and wanted.name in self._filled:
+                changes += [_reread(key) for key in sorted(read_by(wanted) & self._rebuilt)]
+            generation = self._generation(wanted, registered, changes)
+        record = to_record(workspace.project, wanted, generation=generation or 1)
+        known = next((r for r in snapshot.records if r.key == record.key), None)
+        if known is not None and known.fingerprint == record.fingerprint:
+            return None
+        change_class = max((change.change_class for change in changes), default=ChangeClass.COMPATIBLE)
+        if change_class is ChangeClass.REBUILD:
+            self._rebuilt.add(wanted.key)
+        is_replaced = registered is not None and generation != registered.generation
+        return Step(
+            action="create" if before is None else "update",
+            kind=wanted.kind,
+            title=wanted.title,
+            name=wanted.name,
+            change_class=change_class,
+            differences=tuple(changes),
+            affects=_dependents(snapshot, wanted.key) if before is not None else (),
+            record=record,
+            generation=generation,
+            drops=(),
+            loss=_loss(workspace, snapshot, wanted.name) if is_replaced else None,
+            notices=(
+                *step_notices(workspace, snapshot, before, wanted),
+                *_left_behind(wanted, is_replaced=is_replaced),
+            ),
+            commands=self._commands(wanted, changes, change_class, is_replaced=is_replaced),
+            is_new_generation=generation is not None and (registered is None or is_replaced),
+        )
+
+    def _commands(
+        self, wanted: Definition, changes: Sequence[Difference], change_class: ChangeClass, *, is_replaced: bool
+    ) -> tuple[str, ...]:
+        found = commands_after(self._workspace, self._snapshot, wanted, changes, is_new=is_replaced)
+        if is_replaced or change_class is ChangeClass.REBUILD:
+            return tuple(command for command in found if command.rpartition(" --view ")[2] not in self._filled)
+        return found
+
+    def _generation(self, wanted: FeatureView, registered: RegisteredView | None, changes: Sequence[Difference]) -> int:
+        is_rebuilt = wanted.name in self._filled and any(
+            change.change_class is ChangeClass.REBUILD for change in changes
+        )
+        after = 0 if registered is None else registered.generation
+        if registered is not None and not is_rebuilt and not any(change.new_generation for change in changes):
+            return after
+        prepared = self._prepared.find(wanted, after)
+        if prepared is not None and self._is_whole(wanted, prepared.generation):
+            return prepared.generation
+        return self._generations.unused(wanted.name, after=after)
+
+    def _is_whole(self, wanted: FeatureView, generation: int) -> bool:
+        """Tell whether what was prepared is what this registry left: a store may have been restored since."""
+        workspace = self._workspace
+        planned = RegisteredView(workspace.project, wanted, generation, self._snapshot.chain)
+        found = [compare_table(workspace.registry, workspace.offline, planned)]
+        if wanted.online:
+            with suppress(OnlineStoreUnavailableError):
+                found.append(part_mismatch(workspace, planned))
+        return all(mismatch is None or mismatch.heals for mismatch in found)
+
+
+def _left_behind(wanted: Definition, *, is_replaced: bool) -> tuple[str, ...]:
+    if not is_replaced or not isinstance(wanted, FeatureView) or wanted.sql is not None:
+        return ()
+    pushed = [source.name for source in wanted.sources if isinstance(source, PushSource)]
+    return tuple(
+        f"rows that were pushed to {name} and that its batch source does not hold yet stay in the old generation."
+        for name in pushed
     )
+
+
+def _reread(source: str) -> Difference:
+    return Difference(f"rows of {source}", "as they were read", "as the source gives them", ChangeClass.REBUILD)
 
 
 def _delete_step(workspace: Workspace, snapshot: Snapshot, gone: Definition, leaving: set[str]) -> Step:

@@ -128,6 +128,9 @@ def test_a_run_that_died_at_any_crash_point_or_moment_is_finished_by_the_next(tm
     life = Life(tmp_path, online_url, server)
     assert life.states["rebuild"]["shop_sales"][1] != life.states["late_rows"]["shop_sales"][1]
     assert life.states["save_training_set"]["training sets"].keys() == {"kept"}
+    registered, rows, records, _ = life.states["new_generation"]["shop_sales"]
+    assert (registered.generation, {shop for shop, *_ in rows}) == (2, records.keys())
+    assert rows
     walked = set().union(*life.passed.values())
     assert walked == set(CRASH_POINTS), "a crash point that no command passes, or one that is not declared"
     for command, point, passing in deaths(life):
@@ -166,7 +169,7 @@ def deaths(life: Life) -> Iterator[tuple[str, str, int]]:
             if command == "rebuild":
                 # How many batches of repairs there are depends on the engine's threads.
                 yield from ((command, point, passing) for passing in {1, times if point == "publish.batch" else 1})
-            elif point not in seen:
+            elif point not in seen or command == "new_generation":
                 yield command, point, 1
             seen.add(point)
 

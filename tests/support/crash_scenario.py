@@ -28,6 +28,7 @@ from featurestore.metadata.workspace import Workspace
 from featurestore.offline import archive, delta, merge
 from featurestore.online.marker import Marker
 from featurestore.plan import apply_plan, make_plan
+from featurestore.prepare import prepare
 from featurestore.project.loader import collect
 from featurestore.project.settings import make_settings
 from featurestore.repair import find_repairs, repair
@@ -69,12 +70,14 @@ KEPT = [sale for sale in SECOND if sale.amount not in (44, 45, 39, 27)]
 LAST = [*KEPT, Sale("shop 5", day(25), day(25), 55)]
 
 
-def _apply(workspace: Workspace, *, doomed: bool, price: bool) -> None:
+def _apply(workspace: Workspace, *, doomed: bool, price: bool, prepared: bool = False) -> None:
     view = sales_view(pushed=True)
     views = [view.replaced(fields=(*view.fields, Field("price", Float64))) if price else view]
     if doomed:
         views.append(view.replaced(name="doomed"))
-    apply_plan(workspace, make_plan(workspace, collect(views), partial=False))
+    plan = make_plan(workspace, collect(views), partial=False, prepare=prepared)
+    prepare(workspace, plan)
+    apply_plan(workspace, plan)
 
 
 def read_source(sales: list[Sale]) -> dict[str, list[Any]]:
@@ -184,6 +187,11 @@ def settle(workspace: Workspace) -> None:
     assert [view.problems for view in done.checked] == [()]
 
 
+def new_generation(workspace: Workspace) -> None:
+    """Take the feature away again, the table without it filled before it is served."""
+    _apply(workspace, doomed=False, price=False, prepared=True)
+
+
 COMMANDS: dict[str, Callable[[Workspace], None]] = {
     command.__name__: command
     for command in (
@@ -199,6 +207,7 @@ COMMANDS: dict[str, Callable[[Workspace], None]] = {
         checkpoint,
         drop,
         settle,
+        new_generation,
     )
 }
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--allow-breaking", is_flag=True, help="Allow changes that break readers.")
 @click.option("--allow-destroy", is_flag=True, help="Allow changes that delete data.")
 @click.option("--refresh-schema", is_flag=True, help="Take in columns that sources have gained.")
+@click.option("--prepare", is_flag=True, help="Fill new views and generations before they are served.")
 @click.option("--message", "-m", default="", help="Why; kept in the history.")
 @repo_command
 def command(
@@ -31,13 +32,14 @@ def command(
     allow_breaking: bool,
     allow_destroy: bool,
     refresh_schema: bool,
+    prepare: bool,
     message: str,
 ) -> None:
     """Register the repo's definitions, after showing what changes.
 
     Definitions that the repo no longer holds are deleted, which needs --allow-destroy where data goes with them.
     """
-    plan = store.plan(refresh_schema=refresh_schema)
+    plan = store.plan(refresh_schema=refresh_schema, prepare=prepare)
     if not output.as_json:
         render_plan(output.console, plan)
     check_allowed(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy)

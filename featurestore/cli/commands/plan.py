@@ -15,9 +15,10 @@ from featurestore.store import FeatureStore
 @click.command("plan")
 @click.option("--check", is_flag=True, help="Exit with 3 when changes are pending (for CI).")
 @click.option("--refresh-schema", is_flag=True, help="Take in columns that sources have gained.")
+@click.option("--prepare", is_flag=True, help="Fill new views and generations before they are served.")
 @repo_command
-def command(store: FeatureStore, output: Output, check: bool, refresh_schema: bool) -> Any:
+def command(store: FeatureStore, output: Output, check: bool, refresh_schema: bool, prepare: bool) -> Any:
     """Show what `fs apply` would change, how deep each change goes, and what would be lost."""
-    plan = store.plan(refresh_schema=refresh_schema)
+    plan = store.plan(refresh_schema=refresh_schema, prepare=prepare)
     output.emit(plan_document(plan), lambda console: render_plan(console, plan))
     return EXIT_PENDING if check and plan.steps else 0
