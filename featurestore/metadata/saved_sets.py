@@ -273,10 +273,10 @@ class LostPin:
     """What is gone."""
 
 
-def lost_pins(workspace: Workspace) -> list[LostPin]:
-    """Return the saved sets whose frames or table versions are gone: the offline store is older than they are."""
+def lost_pins(workspace: Workspace, *, are_shown: bool = False) -> list[LostPin]:
+    """Return the saved sets whose frames or table versions are gone: their view is, or the offline store is older."""
     found = []
-    for saved in list_sets(workspace.ledger, workspace.project):
+    for saved in list_sets(workspace.ledger, workspace.project, are_shown=are_shown):
         if saved.reads and not frame_path(workspace, saved.frame.file).is_file():
             found.append(LostPin(saved.name, saved.reads[0].view, "its entity frame"))
             continue

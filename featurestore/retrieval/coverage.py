@@ -67,8 +67,10 @@ class Gap:
     @property
     def command(self) -> str:
         """Fills the gap."""
-        start, end = ("", "") if self.span is None else (f"{to_rfc3339(instant)} " for instant in self.span)
-        return f"fs materialize {start}{end}--view {self.view}"
+        if self.span is None:
+            return f"fs materialize --view {self.view}"
+        start, end = map(to_rfc3339, self.span)
+        return f"fs materialize {start} {end} --view {self.view}"
 
 
 def gaps_text(gaps: Sequence[Gap]) -> str | None:

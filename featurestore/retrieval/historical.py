@@ -160,7 +160,12 @@ def _span(
         raise InputError(
             "There is no entity frame.", hint="Pass one, or start= and end= for one view's own rows in that span."
         )
-    if len(request.reads) != 1 or request.on_demand or direct:
+    if direct:
+        raise InputError(
+            "direct=True reads sources, and a span without an entity frame is of the offline store.",
+            hint="Leave direct=True out, or pass an entity frame.",
+        )
+    if len(request.reads) != 1 or request.on_demand:
         raise InputError(
             "Without an entity frame the rows of one view can be read, and nothing else.",
             hint="Ask for features of one view, or pass an entity frame.",

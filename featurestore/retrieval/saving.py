@@ -38,6 +38,7 @@ from featurestore.metadata.saved_sets import (
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors, hash_of, make_folder, sync_file, sync_folder
+from featurestore.offline.interface import TableId, TableVersion
 from featurestore.retrieval.certificate import Certificate
 from featurestore.retrieval.features import from_references
 from featurestore.retrieval.frames import OwnColumns, check_frame
@@ -111,7 +112,7 @@ def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
     pins = []
     for read, kept in zip(request.reads, saved.reads, strict=True):
         table = read.registered.table
-        version = None if kept.version is None else workspace.offline.version(table, kept.version)
+        version = None if kept.version is None else _pinned(workspace, name, table, kept.version)
         known = None if beside is None else beside.commits.get(kept.name)
         if version is not None and known is not None and version.identity != known:
             raise TableVersionError(
@@ -132,6 +133,18 @@ def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
             **error.details,
         ) from None
     return TrainingSet(workspace, rows, saved=saved)
+
+
+def _pinned(workspace: Workspace, name: str, table: TableId, number: int) -> TableVersion:
+    try:
+        return workspace.offline.version(table, number)
+    except TableVersionError as error:
+        raise TableVersionError(
+            f"Training set {name!r} cannot be built again: {error.message}",
+            hint="Its view was deleted, or the offline store restored: bring the table back from a backup, or delete "
+            f"the set with `fs training-sets --delete {name}`.",
+            **error.details,
+        ) from None
 
 
 def _revision(workspace: Workspace, saved: SavedSet, beside: KeptSet | None) -> Revision:

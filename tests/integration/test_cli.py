@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from featurestore import FeatureStore
 from featurestore.cli.main import COMMANDS, main
+from featurestore.errors import TableVersionError
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 START = datetime(2013, 6, 1, tzinfo=UTC)
@@ -346,6 +348,19 @@ def test_saved_training_sets_are_listed_and_deleted(fs, materialized):
     assert "Did you mean 'spring'" in fs.err
     assert fs.json("training-sets", "--delete", "spring", "--yes") == {"name": "spring", "deleted": True}
     assert fs.json("training-sets") == []
+
+
+def test_a_set_whose_view_was_deleted_is_told(fs, materialized):
+    build = ["training-set", "--entities", "data/frame.parquet", "--service", "delay_model_v1"]
+    fs(*build, "--out", str(materialized / "training.parquet"), "--save", "spring")
+    assert [found["lost"] for found in fs.json("training-sets")] == [None]
+    (materialized / "features.py").write_text(FEATURES.partition("carrier_delays =")[0])
+    fs("apply", "--yes", "--allow-breaking", "--allow-destroy")
+    assert [found["lost"] for found in fs.json("training-sets")] == ["version 0 of flights/carrier_delays/1"]
+    assert "spring cannot be built again: version 0 of flights/carrier_delays/1 is gone." in fs("training-sets")
+    with FeatureStore(".") as store, pytest.raises(TableVersionError, match="Training set 'spring' cannot be built ag"):
+        store.get_training_set("spring")
+    fs("training-sets", "--delete", "spring", "--yes")
 
 
 def test_republish(fs, materialized):

@@ -677,7 +677,7 @@ def test_a_span_is_written_as_it_is_read(workspace: Workspace, tmp_path: Path) -
         ({"features": [carrier_profile, "route_stats:distance"], "start": day(1), "end": day(2)}, InputError,
          "one view"),
         ({"features": delay_now, "start": day(1), "end": day(2)}, InputError, "one view"),
-        ({"features": carrier_profile, "start": day(1), "end": day(2), "direct": True}, InputError, "one view"),
+        ({"features": carrier_profile, "start": day(1), "end": day(2), "direct": True}, InputError, "reads source"),
         ({"features": carrier_profile, "start": day(2), "end": day(2)}, IntervalError, "is empty"),
         ({"features": carrier_profile, "start": day(3), "end": day(2)}, IntervalError, "is empty"),
         ({"features": carrier_profile, "start": day(1), "end": day(2), "timestamp_column": "carrier"},

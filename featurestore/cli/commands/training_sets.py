@@ -10,7 +10,7 @@ import click
 
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.tables import table
-from featurestore.metadata.saved_sets import SavedSet, read_set
+from featurestore.metadata.saved_sets import SavedSet, lost_pins, read_set
 from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def command(store: FeatureStore, output: Output, delete: str | None, yes: bool) 
     Old table versions stay as long as a set is pinned to them; after it is deleted fs optimize and fs gc remove them.
     """
     if delete is None:
-        _show(store.list_training_sets(), output)
+        lost = {found.name: found.what for found in lost_pins(store.workspace, are_shown=True)}
+        _show([_document(saved, lost.get(saved.name)) for saved in store.list_training_sets()], output)
         return
     saved = read_set(store.workspace.ledger, store.project, delete)
     if not yes:
@@ -45,11 +46,9 @@ def _ask(name: str) -> None:
     click.confirm(f"Delete training set {name}? It can then not be built again", abort=True, err=True)
 
 
-def _show(found: Sequence[SavedSet], output: Output) -> None:
-    documents = [_document(saved) for saved in found]
-
+def _show(documents: Sequence[dict[str, Any]], output: Output) -> None:
     def render(console: Console) -> None:
-        if not found:
+        if not documents:
             console.print("No training set is saved: `fs training-set` saves one with --save NAME.")
             return
         rows = [
@@ -64,16 +63,22 @@ def _show(found: Sequence[SavedSet], output: Output) -> None:
             for each in documents
         ]
         table(console, ("name", "when", "rows", "features", "revision", "table versions"), rows)
+        for each in documents:
+            if each["lost"] is not None:
+                console.print(
+                    f"{each['name']} cannot be built again: {each['lost']} is gone.", markup=False, style="red"
+                )
 
     output.emit(documents, render)
 
 
-def _document(saved: SavedSet) -> dict[str, Any]:
+def _document(saved: SavedSet, lost: str | None) -> dict[str, Any]:
     return {
         "name": saved.name,
         "rows": saved.certificate["rows"],
         "features": len(saved.certificate["features"]),
         "saved_at": saved.certificate["certified_at"],
         "registry_revision": saved.registry_revision,
+        "lost": lost,
         "table_versions": {read.name: read.version for read in saved.reads},
     }
