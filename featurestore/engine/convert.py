@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from featurestore.engine.interface import SourceColumn
-from featurestore.engine.schema import NULL_TYPE, null_depth
+from featurestore.engine.schema import BY_VALUE, NULL_TYPE, null_depth
 from featurestore.engine.session import USER_ERROR, quote, text
-from featurestore.types import Date, Int64, Timestamp, ValueType
+from featurestore.types import Date, Int32, Int64, Timestamp, ValueType
 from featurestore.types.arrow import value_type_of
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT
 from featurestore.types.values import duckdb_type
@@ -92,8 +92,13 @@ def coarse_bounds(column: Column, sql: str, first_us: int, last_us: int) -> str 
     return f"{sql} BETWEEN {maker.format(first_us)} AND {maker.format(last_us)}"
 
 
-def converted(column: Column, sql: str, declared: ValueType, *, rounding: Rounding = "floor") -> str:
-    """Return an expression of the declared type; the caller has checked that the column fits it."""
+def converted(
+    column: Column, sql: str, declared: ValueType, *, rounding: Rounding = "floor", path: str | None = None
+) -> str:
+    """Return an expression of the declared type; the caller has checked that the column fits it.
+
+    ``path`` is the expression of the file's path, for errors.
+    """
     target = duckdb_type(declared)
     if (depth := null_depth(column.native_type)) is not None:
         return _nulls(sql, declared, depth)
@@ -106,12 +111,29 @@ def converted(column: Column, sql: str, declared: ValueType, *, rounding: Roundi
     if column.duck_type in _HUGE:
         says = f"{text(f'{USER_ERROR}column {column.name!r} holds ')} || {sql}::VARCHAR || ', which is beyond Int64'"
         within = f"{sql} IS NULL OR {sql} BETWEEN {-(2**63)} AND {2**63 - 1}"
-        return f"CASE WHEN {within} THEN CAST({sql} AS BIGINT) ELSE error({says}) END"
+        return f"CASE WHEN {within} THEN TRY_CAST({sql} AS BIGINT) ELSE error({says}) END"
+    if (declared, column.value_type) in BY_VALUE:
+        return _by_value(column, sql, declared, path)
     if declared.item is not None and _holds(declared, (Timestamp, Date)):
         item = Column(column.name, column.duck_type.removesuffix("[]"), column.native_type, declared.item)
         name = quote(f"item{column.duck_type.count('[')}")
         return f"list_transform({sql}, lambda {name}: {converted(item, name, declared.item, rounding=rounding)})"
     return sql if column.duck_type == target else f"CAST({sql} AS {target})"
+
+
+def _by_value(column: Column, sql: str, declared: ValueType, path: str | None) -> str:
+    """Return floats as the integers that they are, NaN as null, or integers as floats: none that has two meanings."""
+    bits = {"halffloat": 11, "float": 24}.get(column.native_type, 53)
+    limit = 2 ** min(bits, 31 if declared == Int32 else bits)
+    says = f", which is no whole number below 2^{limit.bit_length() - 1}, and is declared {declared}"
+    of = "" if path is None else f"' of ' || {path} || "
+    fault = f"error({text(f'{USER_ERROR}column {column.name!r}')} || {of}' holds ' || {sql}::VARCHAR || {text(says)})"
+    is_float = column.value_type != Int64
+    null = f"{sql} IS NULL OR isnan({sql})" if is_float else f"{sql} IS NULL"
+    whole = f"{sql} = trunc({sql}) AND " if is_float else ""
+    # A CASE may cast the values of its other branches, too: TRY_CAST does not mind.
+    made = f"{whole}{sql} > -{limit} AND {sql} < {limit} THEN TRY_CAST({sql} AS {duckdb_type(declared)})"
+    return f"CASE WHEN {null} THEN NULL WHEN {made} ELSE {fault} END"
 
 
 def _nulls(sql: str, declared: ValueType, depth: int) -> str:

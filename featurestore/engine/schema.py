@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from featurestore.definitions import FeatureView
 from featurestore.engine.interface import SourceColumn
 from featurestore.errors import SourceSchemaError, did_you_mean
-from featurestore.types import Date, Timestamp, ValueType
+from featurestore.types import Date, Float32, Float64, Int32, Int64, Timestamp, ValueType
 from featurestore.types.arrow import fits
 from featurestore.types.columns import FILE_NUMBER, FILE_ROW
 
 NULL_TYPE = "null"
 """The native type of a column that holds nothing but nulls, as pandas writes an empty one: it fits every type."""
+BY_VALUE = {(wanted, found) for wanted in (Int32, Int64) for found in (Float32, Float64)} | {(Float64, Int64)}
+"""Declared types, and those of files' columns whose values may fit them."""
 _NULLS = re.compile(r"((?:(?:large_|fixed_size_)?list<\w+: )*)null[>\[\]0-9]*|\"?NULL\"?((?:\[\d*\])*)")
 """Nulls, and lists of them, as Arrow and as DuckDB call them."""
 
@@ -32,8 +34,14 @@ def list_depth(value_type: ValueType | None) -> int:
     return 0 if value_type is None or value_type.item is None else 1 + list_depth(value_type.item)
 
 
-def serves(column: SourceColumn, wanted: ValueType | None) -> bool:
-    """Tell whether a column loses nothing on the way to a type, with None to that of an instant."""
+def serves(column: SourceColumn, wanted: ValueType | None, *, by_value: bool = False) -> bool:
+    """Tell whether a column loses nothing on the way to a type, with None to that of an instant.
+
+    ``by_value``: whole floats are integers, which is what pandas makes of integers beside nulls, and the other way
+    round; `convert.converted` looks at each.
+    """
+    if by_value and (wanted, column.value_type) in BY_VALUE:
+        return True
     depth = null_depth(column.native_type)
     if depth is not None:
         return depth <= list_depth(wanted)
@@ -55,12 +63,12 @@ def check_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
     if view.sql is None:  # of SQL's output no row number is asked
         problems += [_hiding(column.name) for column in columns if column.name.lower() in (FILE_NUMBER, FILE_ROW)]
     for key, value_type in view.join_keys.items():
-        problems += _typed_problems(columns, "join key", key, value_type)
+        problems += _typed_problems(columns, "join key", key, value_type, by_value=view.sql is None)
     problems += _time_problems(columns, "event time", view.timestamp_field)
     if view.created_timestamp_field is not None:
         problems += _time_problems(columns, "created time", view.created_timestamp_field)
     for field in view.fields or ():
-        problems += _typed_problems(columns, "feature", field.name, field.type)
+        problems += _typed_problems(columns, "feature", field.name, field.type, by_value=view.sql is None)
     if problems:
         read = "the output of its SQL" if view.sql is not None else f"source {view.batch_sources[0].name!r}"
         raise SourceSchemaError(
@@ -107,11 +115,13 @@ def twins(names: Iterable[str]) -> list[str]:
     return problems
 
 
-def _typed_problems(columns: Sequence[SourceColumn], role: str, name: str, declared: ValueType) -> list[str]:
+def _typed_problems(
+    columns: Sequence[SourceColumn], role: str, name: str, declared: ValueType, *, by_value: bool
+) -> list[str]:
     column = find_column(columns, name)
     if column is None:
         return [_missing(columns, role, name)]
-    if serves(column, declared):
+    if serves(column, declared, by_value=by_value):
         return []
     found = "" if column.value_type is None else f" ({column.value_type})"
     return [f"{role} {name!r} is declared {declared}, found {column.native_type}{found}"]

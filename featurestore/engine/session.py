@@ -267,7 +267,7 @@ def _wrong_data(
     error: duckdb.Error, source_files: Sequence[str], table_files: Sequence[str], sql_of: str | None
 ) -> FeatureStoreError | None:
     message = str(error)
-    if USER_ERROR in message:
+    if USER_ERROR in message.partition("\n\n")[0]:  # below it DuckDB may quote our SQL
         found = message.partition(USER_ERROR)[2].splitlines()[0]
         return SourceError(
             f"{found[0].upper()}{found[1:]}.", hint="Correct the data, or leave such rows out with sql=."

@@ -17,7 +17,7 @@ from featurestore.engine.interface import SourceColumn, SourceFile
 from featurestore.engine.schema import NULL_TYPE, find_column, list_depth, null_depth, serves, twins
 from featurestore.engine.session import USER_ERROR, Session, file_list, quote, source_file_error, text, translated
 from featurestore.errors import SourceError, SourceFileError, SourceSchemaError
-from featurestore.types import Float64, Int64, ValueType
+from featurestore.types import Float32, Float64, Int64, ValueType
 from featurestore.types.arrow import fits
 from featurestore.types.columns import FILE_NUMBER, FILE_ROW
 from featurestore.types.values import duckdb_type
@@ -202,6 +202,9 @@ def _wider(one: SourceColumn, other: SourceColumn) -> SourceColumn | None:
     for candidate in (one.value_type, other.value_type, Int64, Float64):
         if fits(candidate, one.value_type) and fits(candidate, other.value_type):
             return SourceColumn(one.name, f"{one.native_type} or {other.native_type}", candidate)
+    if {one.value_type, other.value_type} <= {Int64, Float32, Float64}:
+        # Pandas makes floats of a day's integers where one is missing: each is taken for the integer that it is.
+        return SourceColumn(one.name, f"{one.native_type} or {other.native_type}", Int64)
     return None
 
 
@@ -278,7 +281,7 @@ class Reader:
             columns += self._place(numbers)
             paths = [self._table.footers[number].path for number in numbers]
             where = self._coarse_bounds(group, event, between_us) if between_us is not None else ""
-            selects.append(f"SELECT {', '.join(columns)} FROM {_read(paths, folders=bool(group.folders))}{where}")
+            selects.append(f"{_select(columns, paths)}{where}")
         return "\nUNION ALL\n".join(selects)
 
     def presented(self) -> str:
@@ -293,7 +296,7 @@ class Reader:
             for column in self._table.columns:
                 columns.append(f"{self._presented(group, column)} AS {quote(column.name)}")
             paths = [self._table.footers[number].path for number in group.files]
-            selects.append(f"SELECT {', '.join(columns)} FROM {_read(paths, folders=bool(group.folders))}")
+            selects.append(_select(columns, paths))
         return "\nUNION ALL\n".join(selects)
 
     def _presented(self, group: _Group, column: SourceColumn) -> str:
@@ -333,7 +336,7 @@ class Reader:
         column = group.find(name)
         if column is None:
             return f"NULL::{duckdb_type(declared)}"
-        return converted(column, group.sql(column), declared, rounding="ceil" if is_time else "floor")
+        return converted(column, group.sql(column), declared, rounding="ceil" if is_time else "floor", path=PATH)
 
     def _instant(self, group: _Group, name: str) -> str:
         column = group.find(name)
@@ -375,8 +378,12 @@ def _from_folder(partition: Partition, duck_type: str) -> str:
     return f"CASE WHEN {same} THEN {folder} ELSE error({fault}) END"
 
 
-def _read(paths: Sequence[str], *, folders: bool = False) -> str:
-    """Return what reads files; with ``folders`` also `PATH`."""
+def _select(columns: Sequence[str], paths: Sequence[str]) -> str:
+    return f"SELECT {', '.join(columns)} FROM {_read(paths, with_path=any(PATH in column for column in columns))}"
+
+
+def _read(paths: Sequence[str], *, with_path: bool = False) -> str:
+    """Return what reads files; with ``with_path`` also `PATH`."""
     # DuckDB would take partitions from the whole path, folders above the source included.
-    path = f", filename = '{PATH}'" if folders else ""
+    path = f", filename = '{PATH}'" if with_path else ""
     return f"read_parquet({file_list(paths)}, hive_partitioning = false{path})"

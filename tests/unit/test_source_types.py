@@ -20,13 +20,13 @@ from support.sources import instants, stage, staged_rows, table_of, view_of, wri
 from featurestore import Entity, FeatureView, ParquetSource
 from featurestore.definitions import Field
 from featurestore.engine.duck import DuckEngine
-from featurestore.errors import SourceSchemaError
+from featurestore.errors import SourceError, SourceSchemaError
 from featurestore.materialization import materialize_incremental, succeeded
 from featurestore.plan.schemas import pin_schemas
 from featurestore.retrieval import get_historical_features
 from featurestore.retrieval.coverage import TrainingSetWarning
 from featurestore.tables import read_parquet
-from featurestore.types import Array, Bool, Bytes, Date, Decimal, Float64, Int64, String, Timestamp, ValueType
+from featurestore.types import Array, Bool, Bytes, Date, Decimal, Float64, Int32, Int64, String, Timestamp, ValueType
 
 SQL = 'SELECT k, "at", v FROM flights'
 
@@ -276,3 +276,66 @@ def test_columns_that_engines_use_themselves_are_the_users(tmp_path: Path, name:
     if name in ("filename", "rowid", "index", "file", "row", "l", "f", "select"):
         rows = staged_rows(tmp_path, view_of("data", features={name: String}))
         assert [row[name] for row in rows] == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize(
+    ("floats", "limit"),
+    [(np.float64, 2**53), (np.float32, 2**24), (np.float16, 2**11)],
+)
+@pytest.mark.parametrize("declared", [Int64, Int32], ids=str)
+def test_whole_floats_are_the_integers_that_pandas_made_them_of(
+    tmp_path: Path, floats: Any, limit: int, declared: ValueType
+) -> None:
+    largest = min(limit, 2**31) - 1 if floats is np.float64 else limit - 1
+    whole = [0.0, -7.0, float(largest), -float(largest), math.nan]
+    kind = pa.int64() if declared == Int64 else pa.int32()
+    most = 2**62 + 1 if declared == Int64 else 2**30 + 1
+    write(tmp_path / "data" / "a.parquet", table_of(k=pa.array([100]), v=pa.array([most], kind)))
+    write(tmp_path / "data" / "b.parquet", table_of(k=pa.array(np.arange(5.0)), v=pa.array(np.array(whole, floats))))
+    view = view_of("data", features={"v": declared})
+    found = {row["k"]: row["v"] for row in staged_rows(tmp_path, view)}
+    assert found == {100: most, **dict(enumerate([*map(int, whole[:-1]), None]))}
+    for wrong in (1.5, math.inf, float(limit)):
+        write(tmp_path / "data" / "b.parquet", table_of(k=pa.array([1]), v=pa.array(np.array([wrong], floats))))
+        with pytest.raises(
+            SourceError, match=r"Column 'v' of .*b\.parquet holds [\w.]+, which is no whole number below 2\^\d+"
+        ):
+            stage(tmp_path, view)
+
+
+def test_a_key_of_floats_names_whole_numbers_alone(tmp_path: Path) -> None:
+    write(tmp_path / "data.parquet", table_of(k=pa.array([1.0, None, 3.0])))
+    assert [row["k"] for row in staged_rows(tmp_path, view_of())] == [1, 3]
+    write(tmp_path / "data.parquet", table_of(k=pa.array([1.0, 2.5, 3.0])))
+    with pytest.raises(SourceError, match=r"Column 'k' of .* holds 2\.5"):
+        stage(tmp_path, view_of())
+
+
+def test_a_day_with_a_missing_integer_is_read_by_sql_and_pinned_as_integers(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "a.parquet", table_of(k=pa.array([1]), v=pa.array([2**62 + 1])))
+    pd.DataFrame({"k": [2, 3], "at": pd.to_datetime([1, 2], utc=True), "v": [5, None]}).to_parquet(
+        tmp_path / "data" / "b.parquet"
+    )
+    (column,) = (c for c in DuckEngine(tmp_path).columns(view_of("data").batch_sources[0]) if c.name == "v")
+    assert column.value_type == Int64
+    for sql in (None, SQL):
+        view = view_of("data", features={"v": Int64}, sql=sql)
+        assert {row["k"]: row["v"] for row in staged_rows(tmp_path, view)} == {1: 2**62 + 1, 2: 5, 3: None}
+
+
+def test_a_day_of_whole_numbers_is_read_as_the_floats_that_are_declared(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "a.parquet", table_of(k=pa.array([1, 2]), v=pa.array([2**53 - 1, None])))
+    write(tmp_path / "data" / "b.parquet", table_of(k=pa.array([3, 4]), v=pa.array([0.5, math.inf])))
+    found = {row["k"]: row["v"] for row in staged_rows(tmp_path, view_of("data"))}
+    assert found == {1: 2.0**53 - 1, 2: None, 3: 0.5, 4: math.inf}
+    write(tmp_path / "data" / "a.parquet", table_of(k=pa.array([1]), v=pa.array([2**53])))
+    with pytest.raises(
+        SourceError, match=r"Column 'v' of .*a\.parquet holds 9007199254740992, which is no whole number"
+    ):
+        stage(tmp_path, view_of("data"))
+
+
+def test_a_float_that_sql_computes_is_no_integer_by_declaration(tmp_path: Path) -> None:
+    write(tmp_path / "data.parquet", table_of())
+    with pytest.raises(SourceSchemaError, match="'v' is declared Int64, found DOUBLE"):
+        stage(tmp_path, view_of(features={"v": Int64}, sql=SQL))
