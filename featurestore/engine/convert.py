@@ -125,7 +125,7 @@ def _by_value(column: Column, sql: str, declared: ValueType, path: str | None) -
     """Return floats as the integers that they are, NaN as null, or integers as floats: none that has two meanings."""
     bits = {"halffloat": 11, "float": 24}.get(column.native_type, 53)
     limit = 2 ** min(bits, 31 if declared == Int32 else bits)
-    says = f", which is no whole number below 2^{limit.bit_length() - 1}, and is declared {declared}"
+    says = f", which is no whole number below 2^{limit.bit_length() - 1}, as {declared} wants here"
     of = "" if path is None else f"' of ' || {path} || "
     fault = f"error({text(f'{USER_ERROR}column {column.name!r}')} || {of}' holds ' || {sql}::VARCHAR || {text(says)})"
     is_float = column.value_type != Int64

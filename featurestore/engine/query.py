@@ -9,7 +9,7 @@ import duckdb
 
 from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.engine.log import KNOWN_US, instants, log_columns, read_log
-from featurestore.engine.session import Session, quote, stream, translated
+from featurestore.engine.session import Session, is_fault_of_data, quote, stream, translated
 from featurestore.engine.sources import Reader, open_source
 from featurestore.errors import EntityFrameError
 from featurestore.types.arrow import arrow_type
@@ -40,6 +40,8 @@ def query(
             try:
                 return connection.sql(sql).to_arrow_table()
             except (duckdb.ProgrammingError, duckdb.DataError, duckdb.InvalidInputException) as error:
+                if is_fault_of_data(error):
+                    raise
                 reason = str(error).strip()
                 raise EntityFrameError(f"The SQL of the entity frame fails: {reason}", hint="Correct it.") from None
 

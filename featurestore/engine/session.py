@@ -260,6 +260,11 @@ def _lack_of_room(error: duckdb.Error, doing: str) -> FeatureStoreError | None:
     return None
 
 
+def is_fault_of_data(error: duckdb.Error) -> bool:
+    """Tell whether our own SQL raised an error, for data that it cannot take."""
+    return USER_ERROR in str(error).partition("\n\n")[0]  # below it DuckDB may quote our SQL
+
+
 _OUR_FAULTS = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.PermissionException)
 
 
@@ -267,7 +272,7 @@ def _wrong_data(
     error: duckdb.Error, source_files: Sequence[str], table_files: Sequence[str], sql_of: str | None
 ) -> FeatureStoreError | None:
     message = str(error)
-    if USER_ERROR in message.partition("\n\n")[0]:  # below it DuckDB may quote our SQL
+    if is_fault_of_data(error):
         found = message.partition(USER_ERROR)[2].splitlines()[0]
         return SourceError(
             f"{found[0].upper()}{found[1:]}.", hint="Correct the data, or leave such rows out with sql=."
