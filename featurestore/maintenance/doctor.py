@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import sqlite3
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +37,12 @@ from featurestore.project.loader import load_definitions
 from featurestore.types.times import to_rfc3339
 
 LOW_DISK_BYTES = 1 << 30
+SCRIPT_FLAWS = "CVE-2025-49844, CVE-2025-46817, CVE-2025-46818, CVE-2025-46819"
+SOUND_SCRIPTS: dict[str, dict[tuple[int, int], int]] = {
+    "redis": {(6, 2): 20, (7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 2): 2},
+    "valkey": {(7, 2): 11, (8, 0): 6, (8, 1): 4},
+}
+"""By line of versions the first without these flaws. A line between them was never mended, all later ones are sound."""
 PACKAGES = ("featurestore", "duckdb", "deltalake", "pyarrow", "lmdb", "redis", "fastapi", "sqlalchemy")
 
 
@@ -59,6 +68,7 @@ def examine(workspace: Workspace) -> list[Check]:
         ("online store", _online),
         ("identities", _identities),
         ("write access", _write_access),
+        ("file modes", _file_modes),
         ("access", _access),
     ):
         checks += _guarded(name, look, workspace)
@@ -154,6 +164,7 @@ def _online(workspace: Workspace) -> Iterator[Check]:
     yield Check("online store", "ok", ", ".join(f"{name} {value}" for name, value in facts.items()))
     if told := clock_problem(ONLINE_STORE, online_ahead_us(facts)):
         yield Check("clock of the online store", "failed", told, SYNCHRONISE)
+    yield from script_flaws(facts.get("server", ""))
     if told := eviction_of(facts):
         yield Check("eviction", "warning", told, "Run `CONFIG SET maxmemory-policy noeviction`.")
     alone = int(facts.get("primaries_without_replica", 0))
@@ -164,6 +175,32 @@ def _online(workspace: Workspace) -> Iterator[Check]:
             "warning",
             f"{count} no replica: when such a node is gone, so are its slots, and their reads and writes fail",
             "Add a replica for each with `CLUSTER REPLICATE`. The online store's line tells which have none.",
+        )
+
+
+def script_flaws(servers: str) -> Iterator[Check]:
+    """Warn of servers, as facts name them, whose script engine is known to let its users out of it."""
+    found = []
+    for server in servers.split(", "):
+        name, _, number = server.partition(" ")
+        match = re.match(r"(\d+)\.(\d+)\.(\d+)", number)
+        if (sound := SOUND_SCRIPTS.get(name)) is None or match is None:
+            continue
+        major, minor, patch = map(int, match.groups())
+        if (major, minor) <= max(sound) and patch < sound.get((major, minor), patch + 1):  # else it was never mended
+            found.append(server)
+    if found:
+        lines = sorted({server.partition(" ")[0] for server in found})
+        newer = " or ".join(
+            f"{name} {', '.join(f'{major}.{minor}.{patch}' for (major, minor), patch in SOUND_SCRIPTS[name].items())}"
+            for name in lines
+        )
+        yield Check(
+            "scripts of the online store",
+            "warning",
+            f"{', '.join(found)}: who may run scripts there may run code in the server ({SCRIPT_FLAWS})",
+            f"Upgrade to {newer} or later, unless your distribution mended it in this version. Until then let nobody "
+            "else run scripts: docs/how-to/deploy.md has the ACL.",
         )
 
 
@@ -187,6 +224,19 @@ def _write_access(workspace: Workspace) -> Iterator[Check]:
                 f"{found} is not writable for this user: commands that change something fail here",
                 f"Run them as the user that owns it, or let this user write: `chown` or `chmod` {found}.",
             )
+
+
+def _file_modes(workspace: Workspace) -> Iterator[Check]:
+    """Tell which of the files that are made for their owner alone an earlier version, or a copy, left open to all."""
+    settings, root = workspace.settings, workspace.root
+    registry = local_path(settings.registry.url, root)
+    found = [registry, registry.with_name(f"{registry.name}-journal"), *(root / ACCESS_FILE.parent).glob("*")]
+    if settings.online_store.url.startswith("lmdb:"):
+        online = local_path(settings.online_store.url, root)
+        found += [online / "data.mdb", online / "lock.mdb"]
+    if files := [str(path) for path in found if path.is_file() and path.stat().st_mode & stat.S_IRWXO]:
+        hint = f"Close them: `chmod o= {' '.join(map(shlex.quote, files))}`."
+        yield Check("file modes", "warning", f"every user of this machine can read {', '.join(files)}", hint)
 
 
 def _access(workspace: Workspace) -> Iterator[Check]:

@@ -30,7 +30,7 @@ FORMAT = b"1"
 DATA_FILE = "data.mdb"
 LOCK_FILE = "lock.mdb"
 OWNER_ONLY = 0o600
-"""The mode of a new data file: it holds feature values."""
+"""The mode of new files: they hold feature values."""
 
 # Of LMDB's meta page behind its 16-byte page header: magic, version, address, map size, then two tree roots of 48
 # bytes, the first of which begins with the page size; last page number, transaction number.
@@ -140,7 +140,7 @@ def _reserve_lock(path: Path) -> None:
     Before this process opens the environment, and never after: closing any descriptor of a file gives up all the
     process's locks on it.
     """
-    with (path / LOCK_FILE).open("ab") as file:
+    with open(path / LOCK_FILE, "ab", opener=lambda name, flags: os.open(name, flags, OWNER_ONLY)) as file:
         found = os.fstat(file.fileno())
         size = max(found.st_size, _SLOT_BYTES * (MAX_READERS + 2))
         if found.st_blocks * 512 < size and hasattr(os, "posix_fallocate"):

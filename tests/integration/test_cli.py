@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import warnings
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 from featurestore import FeatureStore
 from featurestore.cli.main import COMMANDS, main
 from featurestore.errors import TableVersionError
+from featurestore.maintenance.doctor import script_flaws
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 START = datetime(2013, 6, 1, tzinfo=UTC)
@@ -494,6 +496,62 @@ def test_doctor_warns_where_a_folder_could_not_be_made(fs, repo, monkeypatch):
     (repo / "feature_store.yaml").write_text("project: flights\noffline_store: new/offline\n")
     told = [check["message"] for check in fs.json("doctor") if check["name"] == "offline folder"]
     assert told == [f"{repo} is not writable for this user: commands that change something fail here"]
+
+
+def test_doctor_warns_of_files_that_others_can_read(fs, materialized):
+    root = materialized
+    private = root / ".featurestore"
+    private.mkdir(exist_ok=True)
+    (private / "snapshot.json").touch(mode=0o600)
+    names = ["data/registry.db", "data/online/data.mdb", "data/online/lock.mdb", ".featurestore/snapshot.json"]
+    assert "file modes" not in fs("doctor")
+    for name in names:
+        (root / name).chmod(0o644)
+        said = fs("doctor")
+        assert f"every user of this machine can read {root / name}" in " ".join(said.split())
+        (command,) = re.findall("`(chmod o= [^`]*)`", said)
+        subprocess.run(command, shell=True, check=True)
+        assert (root / name).stat().st_mode & 0o777 == 0o640
+        assert "file modes" not in fs("doctor")
+
+
+SERVERS = {
+    "redis 6.0.16": True,
+    "redis 6.2.19": True,
+    "redis 6.2.20": False,
+    "redis 7.0.15": True,
+    "redis 7.2.10": True,
+    "redis 7.2.11": False,
+    "redis 7.4.5": True,
+    "redis 7.4.6": False,
+    "redis 8.0.3": True,
+    "redis 8.0.4": False,
+    "redis 8.2.1": True,
+    "redis 8.2.2": False,
+    "redis 8.4.0": False,
+    "redis 10.0.0": False,
+    "valkey 7.2.10": True,
+    "valkey 7.2.11": False,
+    "valkey 8.0.5": True,
+    "valkey 8.0.6": False,
+    "valkey 8.1.3": True,
+    "valkey 8.1.4": False,
+    "valkey 9.0.0": False,
+    "lmdb 0.9.31": False,
+    "redis unknown": False,
+    "": False,
+    "redis 8.2.2, redis 7.2.4, valkey 8.1.4": True,
+}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_doctor_warns_of_servers_whose_scripts_are_known_to_be_unsafe(server):
+    found = list(script_flaws(server))
+    assert bool(found) == SERVERS[server]
+    for check in found:
+        assert "CVE-2025-49844" in check.message
+        assert all(sound not in check.message for sound, is_unsafe in SERVERS.items() if sound and not is_unsafe)
+        assert "7.2.11" in check.hint
 
 
 def test_doctor_has_nothing_to_say_of_folders_that_may_be_written(fs, materialized):

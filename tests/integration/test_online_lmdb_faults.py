@@ -13,9 +13,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 from support.disks import small_disk, small_files
 
@@ -66,6 +68,56 @@ def test_a_folder_not_yet_there_is_an_empty_store(folder: Path) -> None:
     asyncio.run(store.reader().check())
     assert list(store.scan(b"fs:p:")) == []
     assert LmdbStore(folder / "deep" / "down").mget([records(1)[0].key]) == [None]
+
+
+WRITING: dict[str, Callable[[LmdbStore], object]] = {
+    "write": lambda store: store.write(records(3), now_us=NOW),
+    "repair": lambda store: store.repair([Repair(records(1)[0].key, NOW, NOW, None)], now_us=NOW),
+    "put": lambda store: store.put(b"fs:p:v:marker", b"1"),
+    "delete": lambda store: store.delete(b"fs:p:v:"),
+    "sweep": lambda store: store.sweep(now_us=NOW),
+}
+
+
+@pytest.mark.parametrize("call", WRITING)
+@pytest.mark.parametrize("is_new", [True, False])
+def test_what_was_written_is_synced_before_the_call_returns(folder: Path, call: str, is_new: bool) -> None:
+    """No test survives a power cut, so this one looks at what the library is told: its calls are real, and recorded."""
+    store = LmdbStore(folder)
+    if not is_new:
+        store.put(b"fs:p:v:earlier", b"1")
+    calls: list[str] = []
+
+    def record(frame: Any, event: str, called: Any) -> None:
+        if event == "c_call" and isinstance(getattr(called, "__self__", None), lmdb.Environment | lmdb.Transaction):
+            calls.append(f"{type(called.__self__).__name__}.{called.__name__}")
+
+    sys.setprofile(record)
+    try:
+        WRITING[call](store)
+    finally:
+        sys.setprofile(None)
+    ends = [place for place, name in enumerate(calls) if name == "Transaction.__exit__"]
+    assert ends
+    assert "Environment.sync" in calls[ends[-1] :], calls
+    # Within a transaction the library syncs the pages before the meta page that points to them.
+    flags = store._open().flags()
+    assert (flags["sync"], flags["writemap"], flags["map_async"]) == (True, False, False)
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_its_owner_alone_may_read_a_new_store_and_an_older_one_keeps_its_modes(folder: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        LmdbStore(folder).put(b"fs:p:v:x", b"1")
+        files = [folder / "data.mdb", folder / "lock.mdb"]
+        assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o600]
+        for file in files:
+            file.chmod(0o664)
+        LmdbStore(folder).put(b"fs:p:v:x", b"2")
+        assert [file.stat().st_mode & 0o777 for file in files] == [0o664, 0o664]
+    finally:
+        os.umask(before)
 
 
 def test_a_folder_that_cannot_be_made_is_unavailable(folder: Path) -> None:

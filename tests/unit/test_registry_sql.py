@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import shutil
 import sqlite3
@@ -28,6 +29,7 @@ from featurestore_registry.errors import (
 )
 from featurestore_registry.records import Change, Record, RecordField
 from featurestore_registry.sql import open_registry, tables
+from featurestore_registry.sql.engine import SqliteDatabase
 from featurestore_registry.sql.schema import alembic_config
 from featurestore_registry.testing.definitions import hash_at
 
@@ -91,6 +93,22 @@ def test_missing_folders_are_created(tmp_path):
     with open_registry(f"sqlite:///{path}") as registry:
         assert apply(registry, 0, put("a", {})) == 1
     assert [entry.name for entry in path.parent.iterdir()] == ["registry.db"]
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_its_owner_alone_may_read_it_and_its_journal_whatever_the_umask(path, url, umask):
+    before = os.umask(umask)
+    try:
+        with open_registry(url) as registry:
+            registry.ledger.append("p", "kind", "key", {})
+        database = SqliteDatabase(path, busy_timeout_ms=1_000)
+        with database.writing() as connection:
+            connection.exec_driver_sql("CREATE TABLE more (x)")
+            modes = {found.name: found.stat().st_mode & 0o777 for found in path.parent.iterdir()}
+        database.close()
+    finally:
+        os.umask(before)
+    assert modes == {path.name: 0o600, f"{path.name}-journal": 0o600}
 
 
 def test_reading_what_was_never_written_makes_nothing(tmp_path, path, url):
