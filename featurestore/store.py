@@ -190,13 +190,18 @@ class FeatureStore:
         drop_data(self._workspace)
         return applied
 
-    def peek(self, view: str | FeatureView, rows: int = 10) -> pa.Table:
-        """Return the newest rows of a view in the offline store, newest first, as an Arrow table."""
-        from featurestore.retrieval.peek import peek
+    def peek(self, view: str | FeatureView, rows: int = 10, *, dropped: bool = False) -> pa.Table:
+        """Return the newest rows of a view in the offline store, newest first, as an Arrow table.
+
+        With ``dropped`` rows of its source that runs do not take, and why (``fs_dropped``): a null key, no event time,
+        or a duplicate, of which a later row has the same keys and times.
+        """
+        from featurestore.retrieval.peek import peek, peek_dropped
 
         (name,) = self._names(FeatureView, [view]) or [""]
         snapshot = self._workspace.snapshot()
-        return peek(self._workspace, snapshot.views[snapshot.get(FeatureView, name).name], rows)
+        look = peek_dropped if dropped else peek
+        return look(self._workspace, snapshot.views[snapshot.get(FeatureView, name).name], rows)
 
     def list(self, kind: str | type[Definition] | None = None) -> Sequence[Definition]:
         """Return the applied definitions, or those of one kind: ``feature_view``, ``entities``, or the class."""

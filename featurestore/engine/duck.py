@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurestore.definitions import FeatureView, ParquetSource
-from featurestore.engine import compact, examine, join, latest, query, scan, withdrawal
+from featurestore.engine import compact, dropped, examine, join, latest, query, scan, withdrawal
 from featurestore.engine.interface import (
     Engine,
     JoinFacts,
@@ -125,3 +125,7 @@ class DuckEngine(Engine):
     ) -> pa.RecordBatchReader:
         """See `SqlReader.span`."""
         return query.span(self._session, view, files, start_us, end_us, batch_rows=batch_rows)
+
+    def dropped(self, view: FeatureView, rows: int) -> pa.Table:
+        """See `SqlReader.dropped`."""
+        return dropped.dropped(self._session, view, rows)

@@ -255,3 +255,10 @@ class SqlReader(Protocol):
         self, view: FeatureView, files: Sequence[str], start_us: int, end_us: int, *, batch_rows: int
     ) -> pa.RecordBatchReader:
         """Return a view's rows with event time in [start, end), ordered by event time and keys: columns as above."""
+
+    def dropped(self, view: FeatureView, rows: int) -> pa.Table:
+        """Return at most ``rows`` rows of a view's source that a run does not take, newest first by reason.
+
+        Columns: ``fs_dropped`` (no event time, null key, or duplicate: a later row has the same keys and times), join
+        keys, features, ``event_ts``, ``created_ts``. Raises SourceError.
+        """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from featurestore.engine.interface import SqlReader
+from featurestore.errors import InputError
 from featurestore.metadata.belonging import compare_table
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.workspace import Workspace
@@ -45,6 +47,13 @@ def peek(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Tabl
         workspace.offline.verify([file])
         found = pa.concat_tables([found, _end_of(file.path, rows, schema)]).sort_by(order).slice(0, rows)
     return found.select(schema.names)
+
+
+def peek_dropped(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Table:
+    """Return rows of a view's source that runs do not take, with the reason; see `SqlReader.dropped`."""
+    if not isinstance(workspace.engine, SqlReader):
+        raise InputError("This engine does not list what is dropped.")
+    return workspace.engine.dropped(registered.view, rows)
 
 
 def _end_of(path: str, rows: int, schema: pa.Schema) -> pa.Table:

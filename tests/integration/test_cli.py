@@ -293,6 +293,15 @@ def test_peek_marks_versions_that_a_later_one_supersedes(fs, materialized):
     assert sum(line.rstrip().endswith("superseded") for line in page) == len(superseded)
 
 
+def test_rows_that_runs_drop_are_listed_with_why(fs, applied):
+    rows = fs.json("peek", "carrier_delays", "--dropped")
+    assert [(row["fs_dropped"], row["carrier"]) for row in rows] == [("no event time", "B6"), ("null key", None)]
+    assert fs("peek", "carrier_delays", "--dropped").split()[0] == "why"
+    table = pq.read_table(applied / "data" / "flights.parquet")
+    pq.write_table(table.slice(0, 2), applied / "data" / "flights.parquet")
+    assert "Runs take every row of the source of carrier_delays." in fs("peek", "carrier_delays", "--dropped")
+
+
 def test_warnings_are_notes_without_a_place_in_our_code(fs, applied):
     out = str(applied / "training.parquet")
     arguments = ["training-set", "--entities", "data/frame.parquet", "--service", "delay_model_v1", "--out", out]

@@ -13,6 +13,7 @@ from featurestore.store import FeatureStore
 from featurestore.types.columns import EVENT
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from rich.console import Console
 
 SUPERSEDED = "fs_superseded"
@@ -22,9 +23,13 @@ SUPERSEDED = "fs_superseded"
 @click.command("peek")
 @click.argument("view")
 @click.option("--rows", "-n", type=WholeNumber(1, 10_000), default=10, show_default=True, help="How many.")
+@click.option("--dropped", is_flag=True, help="Rows of the source that runs do not take, and why.")
 @repo_command
-def command(store: FeatureStore, output: Output, view: str, rows: int) -> None:
+def command(store: FeatureStore, output: Output, view: str, rows: int, dropped: bool) -> None:
     """Show the newest rows of VIEW in the offline store, versions that a later one supersedes among them."""
+    if dropped:
+        _show_dropped(store.peek(view, rows, dropped=True), view, output)
+        return
     found = store.peek(view, rows)
     documents = found.to_pylist()
     identity = [*store.workspace.snapshot().views[view].view.join_keys, EVENT]
@@ -43,5 +48,18 @@ def command(store: FeatureStore, output: Output, view: str, rows: int) -> None:
             table(console, [*found.column_names, *extra], marked)
         else:
             console.print(f"Nothing of {view} is materialized yet: run `fs materialize --view {view}`.")
+
+    output.emit(documents, render)
+
+
+def _show_dropped(found: pa.Table, view: str, output: Output) -> None:
+    documents = found.to_pylist()
+
+    def render(console: Console) -> None:
+        if documents:
+            names = ["why", *found.column_names[1:]]
+            table(console, names, [[shown(value) for value in row.values()] for row in documents])
+        else:
+            console.print(f"Runs take every row of the source of {view}.", markup=False)
 
     output.emit(documents, render)
