@@ -102,19 +102,22 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
             parts.append((view, generation))
         elif next(iter(workspace.online.scan(view_prefix(workspace.project, view, generation))), None):
             kept.append(Kept(f"online records of {view} (generation {generation})", why))
-    kept += [
-        Kept(f"training set {found.name}", f"it cannot be built again, {found.what} is gone")
-        for found in lost_pins(workspace)
-    ]
-    kept += [
-        Kept(f"training set {lost.saved.name}", "this registry does not know it") for lost in _forgotten(workspace)
-    ]
+    kept += _kept_sets(workspace)
     prefixes = tuple(view_prefix(workspace.project, *part) for part in parts)
     garbage = Garbage(tuple(unused), prefixes, tuple(kept))
     if dry_run:
         return garbage
     files, records = _remove(workspace, owned, tables, garbage, parts, pinned)
     return replace(garbage, files=files, records=records)
+
+
+def _kept_sets(workspace: Workspace) -> list[Kept]:
+    lost = [
+        Kept(f"training set {found.name}", f"it cannot be built again, {found.what} is gone")
+        for found in lost_pins(workspace)
+    ]
+    unknown = _forgotten(workspace)
+    return lost + [Kept(f"training set {found.saved.name}", "this registry does not know it") for found in unknown]
 
 
 def _needed_by(
