@@ -73,7 +73,7 @@ class DuckEngine(Engine):
             batch_rows=batch_rows,
         )
 
-    def entities(self, view: FeatureView, files: Sequence[str], *, since_us: int, until_us: int) -> int:
+    def entities(self, view: FeatureView, files: Sequence[str], *, since_us: int, until_us: int) -> tuple[int, int]:
         """See `Engine.entities`."""
         return latest.entities(self._session, view, files, since_us=since_us, until_us=until_us)
 

@@ -186,8 +186,11 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def entities(self, view: FeatureView, files: Sequence[str], *, since_us: int, until_us: int) -> int:
-        """Return how many entities have a row with event time in [since, until], and created time not after it."""
+    def entities(self, view: FeatureView, files: Sequence[str], *, since_us: int, until_us: int) -> tuple[int, int]:
+        """Return how many entities there are, and how many have a row with event time in [since, until].
+
+        The second are those with a created time not after ``until`` either.
+        """
 
     @abstractmethod
     def withdraw(self, view: FeatureView, files: Sequence[str], span: Span, *, folder: Path | None) -> Withdrawal:

@@ -38,14 +38,16 @@ def latest(
         yield from as_declared(stream(connection, query, batch_rows), output)
 
 
-def entities(session: Session, view: FeatureView, files: Sequence[str], *, since_us: int, until_us: int) -> int:
+def entities(
+    session: Session, view: FeatureView, files: Sequence[str], *, since_us: int, until_us: int
+) -> tuple[int, int]:
     """See `Engine.entities`."""
     keys = ", ".join(map(quote, view.join_keys))
     of = f"{instants(since_us, until_us)} AND {until(until_us)}"
     with session.open(reads=files) as connection, translated("read the offline store", table_files=files):
-        query = f"SELECT count(*) FROM (SELECT DISTINCT {keys} FROM ({read_log(thin(view), files)}) WHERE {of})"
-        ((count,),) = connection.execute(query).fetchall()
-    return int(count)
+        each = f"SELECT bool_or({of}) AS is_within FROM ({read_log(thin(view), files)}) GROUP BY {keys}"
+        ((count, within),) = connection.execute(f"SELECT count(*), count_if(is_within) FROM ({each})").fetchall()
+    return int(count), int(within)
 
 
 def find_newest(connection: duckdb.DuckDBPyConnection, view: FeatureView, files: Sequence[str], of: str) -> str:

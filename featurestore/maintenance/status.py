@@ -9,7 +9,7 @@ from itertools import takewhile
 from featurestore.errors import FeatureStoreError, OfflineStoreError
 from featurestore.metadata.belonging import Mismatch, mismatches
 from featurestore.metadata.clocks import ONLINE_STORE, REGISTRY, clock_problem, online_ahead_us, registry_ahead_us
-from featurestore.metadata.online_rows import count_online
+from featurestore.metadata.online_rows import count_entities
 from featurestore.metadata.runs import RunResult, runs
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.unread import read_unread
@@ -36,8 +36,10 @@ class ViewStatus:
     """The end of the last of them."""
     table_version: int | None
     published_version: int | None
+    entities: int | None
+    """In the offline table, expired ones too; None where it cannot be read."""
     offline_rows: int
-    """Pushed rows included."""
+    """Versions in the offline table: pushed rows, and rows that later ones correct, included."""
     online_rows: int
     """Entities online, by the offline table: those that were pushed online only are not among them."""
     running: tuple[RunResult, ...]
@@ -68,6 +70,7 @@ def status(workspace: Workspace) -> list[ViewStatus]:
         history = runs(workspace.ledger, workspace.project, name, now_us=now_us)
         unfinished = list(takewhile(lambda run: run.state in ("running", "killed"), history))
         greatest_us, offline_rows, unreadable = _committed(workspace, registered, watermark)
+        entities, online_rows = count_entities(workspace, registered, watermark)
         found.append(
             ViewStatus(
                 view=name,
@@ -79,8 +82,9 @@ def status(workspace: Workspace) -> list[ViewStatus]:
                 committed_until_us=watermark.end_us,
                 table_version=watermark.table_version,
                 published_version=watermark.published_version,
+                entities=entities,
                 offline_rows=offline_rows,
-                online_rows=count_online(workspace, registered, watermark),
+                online_rows=online_rows,
                 mismatches=tuple(found_by_view.get(name, ())),
                 lacks=read_unread(workspace.ledger, registered, watermark).texts(),
                 running=tuple(run for run in unfinished if run.state == "running"),

@@ -11,23 +11,27 @@ from featurestore.types.times import MIN_INSTANT
 
 
 def count_online(workspace: Workspace, registered: RegisteredView, watermark: Watermark) -> int:
-    """Return how many entities have a row that is not past its physical expiry.
+    """Return how many entities have a row that is not past its physical expiry; see `count_entities`."""
+    return count_entities(workspace, registered, watermark)[1]
 
-    Pushed entities count, but for those that were pushed online only. Where the table cannot be read, or was never
-    published whole, it is what the last run counted.
+
+def count_entities(workspace: Workspace, registered: RegisteredView, watermark: Watermark) -> tuple[int | None, int]:
+    """Return how many entities a view's table holds, and how many of them are not past their physical expiry online.
+
+    Pushed entities count, but for those that were pushed online only. Where the table cannot be read the first is None;
+    there, and where it was never published whole, the second is what the last run counted.
     """
-    is_committed, is_published = watermark.table_version is not None, watermark.published_version is not None
-    if not registered.view.online:
-        return 0
-    if is_committed and not is_published:
-        return watermark.online_rows
     now_us, ttl_us = workspace.clock(), registered.view.ttl_us
     since_us = MIN_INSTANT if ttl_us is None else max(now_us - kept_us(ttl_us), MIN_INSTANT)
+    count: tuple[int | None, int] = (0, 0)
     try:
         version = workspace.offline.current(registered.table)
-        if version is None:
-            return watermark.online_rows
-        files = [file.path for file in version.files if file.max_event_us >= since_us]
-        return workspace.engine.entities(registered.view, files, since_us=since_us, until_us=now_us) if files else 0
+        if version is not None and version.files:
+            files = [file.path for file in version.files]
+            count = workspace.engine.entities(registered.view, files, since_us=since_us, until_us=now_us)
     except (OfflineStoreError, EngineError):
-        return watermark.online_rows
+        version, count = None, (None, 0)
+    is_published = watermark.table_version is None or watermark.published_version is not None
+    if not registered.view.online:
+        return count[0], 0
+    return count[0], count[1] if version is not None and is_published else watermark.online_rows

@@ -288,9 +288,19 @@ def test_peek_marks_versions_that_a_later_one_supersedes(fs, materialized):
     ]
     superseded = [row for row in rows if row["fs_superseded"]]
     assert superseded
+    status = fs.json("status")[0]
+    assert (status["entities"], status["offline_rows"]) == (len({row["carrier"] for row in rows}), len(rows))
     page = fs("peek", "carrier_delays").splitlines()
     assert page[0].split()[-1] == "version"
     assert sum(line.rstrip().endswith("superseded") for line in page) == len(superseded)
+
+
+def test_status_counts_entities_that_are_long_past_their_ttl_too(fs, repo):
+    (repo / "features.py").write_text(FEATURES.replace('owner="ops"', "ttl=timedelta(days=1)"))
+    fs("apply", "--yes")
+    fs("materialize")
+    (status,) = fs.json("status")
+    assert (status["entities"], status["offline_rows"], status["online_rows"]) == (2, 4, 0)
 
 
 def test_rows_that_runs_drop_are_listed_with_why(fs, applied):

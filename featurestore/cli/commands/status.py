@@ -26,20 +26,21 @@ def command(store: FeatureStore, output: Output) -> None:
         if not found:
             console.print("Nothing is registered yet: run `fs apply`.")
             return
-        heads = ("view", "newest event", "age", "committed until", "offline rows", "online", "last run")
+        heads = ("view", "newest event", "age", "committed until", "entities", "versions", "online", "last run")
         rows = [
             (
                 view.view,
                 _instant(view.greatest_event_us),
                 _age(view.age_us),
                 _instant(view.committed_until_us),
+                "" if view.entities is None else f"{view.entities:,}",
                 f"{view.offline_rows:,}",
                 f"{view.online_rows:,}" if view.online else "-",
                 view.last_run,
             )
             for view in found
         ]
-        table(console, heads, rows, right=("age", "offline rows", "online"))
+        table(console, heads, rows, right=("age", "entities", "versions", "online"))
         for mismatch in (each for view in found for each in view.mismatches):
             console.print(f"{mismatch.message} {mismatch.hint}", markup=False, style="yellow")
         for view in found:
