@@ -58,7 +58,9 @@ def said_in_process(url: str) -> str:
         made = make_settings({"project": "p", "online_store": {"url": url, "write_timeout_ms": 1}})
         said += [shown_of(made), shown_of(made.online_store), shown_of(made.online_store.url), str(made.model_dump())]
         said.append(made.model_dump_json())
-        check_stores(registry=made.registry, offline_store=made.offline_store, online_store=made.online_store)
+        check_stores(
+            registry=made.registry, offline_store=made.offline_store, online_store=made.online_store, root=Path()
+        )
         with contextlib.closing(open_online(made.online_store, Path())) as store:
             said.append(f"{store} {store!r}")
             store.put(b"fs:x", b"y")
