@@ -37,6 +37,8 @@ class Installation(Project):
 
     def __init__(self, root: Path, online_url: str | None) -> None:
         shutil.copytree(STORED / "repo", root)
+        for path in (root, *root.rglob("*")):
+            path.chmod(path.stat().st_mode & ~0o007)  # what git checks out everybody may read, which the doctor tells
         self.root, self.online_url = root, online_url
         self.rows = pq.read_table(root / "trips.parquet").to_pydict()
         if online_url is not None:
