@@ -79,8 +79,9 @@ def cli_page() -> Iterable[str]:
 
 COMMON_OPTIONS = """\
 Every command but `init` and `help` takes `--repo` and `--debug`, and all that print something to read take `--json`:
-one document on standard output, the same facts that the text shows. They stand before the command or after it; given in
-both places, the one after it holds. Progress and errors go to standard error.
+one document on standard output, the same facts that the text shows (JSON has no NaN: as over HTTP, it is null). They
+stand before the command or after it; given in both places, the one after it holds. Progress and errors go to standard
+error.
 
 | Exit code | Means |
 |---|---|
@@ -690,9 +691,10 @@ nulls, NaN alone where no floats are declared; `list<null>` fits every list. Wha
 day, durations, structs, maps. A sum of integers in SQL, which DuckDB makes a HUGEINT, counts as Int64; a value beyond
 it ends the run and is named.
 
-What you pass yourself (entity frames, pushed rows) may besides be any integer for Int32 and Int64 whose values are in
-range, and whole floats for them, since pandas makes floats of integers beside nulls: below 2^53, of float32 below 2^24,
-of float16 below 2^11. From there on a float stands for several integers and is refused with its row.
+Pandas makes floats of integers beside nulls. So whole floats are taken for Int32 and Int64, in a source's files as in
+what you pass yourself (entity frames, pushed rows): below 2^53, of float32 below 2^24, of float16 below 2^11. From
+there on a float stands for several integers, and it is refused with its file or row, as is one that is not whole. Files
+with integers below 2^53 are taken for Float64. What you pass yourself may be of any integer type whose values are in range.
 """
 
 

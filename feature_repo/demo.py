@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
@@ -93,7 +94,7 @@ def fs(*arguments: Any) -> None:
 def show_training_set() -> None:
     """Print what came out, and how a few features relate to the label."""
     connection = duckdb.connect()
-    relation = connection.sql(f"FROM read_parquet('{TRAINING}')")
+    relation = connection.from_arrow(pq.read_table(TRAINING))
     rows = relation.aggregate("count(*)").fetchall()[0][0]
     console.print(
         f"{rows:,} rows with {len(relation.columns)} columns in {TRAINING.relative_to(REPO.parent)}. For example:"

@@ -92,7 +92,7 @@ class _Lines:
         elif event.phase == "finish":
             took_s = now - self._started.pop(event.title, now)
             if took_s >= SHOW_AFTER_S:
-                click.echo(f"{event.title}: done in {took_s:.1f} s", err=True)
+                click.echo(f"{event.title}: took {took_s:.1f} s", err=True)
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -20,6 +20,7 @@ from featurestore.engine.interface import (
     Withdrawal,
 )
 from featurestore.engine.session import EngineSettings, Session
+from featurestore.engine.sources import digest_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +40,10 @@ class DuckEngine(Engine):
     def files(self, source: ParquetSource) -> tuple[SourceFile, ...]:
         """See `Engine.files`."""
         return scan.files(self._session, source)
+
+    def digest(self, file: SourceFile) -> str:
+        """See `Engine.digest`."""
+        return digest_of(self._session.root, file)
 
     def columns(self, source: FeatureView | ParquetSource) -> tuple[SourceColumn, ...]:
         """See `Engine.columns`."""

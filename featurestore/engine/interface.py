@@ -152,6 +152,10 @@ class Engine(ABC):
         """Return the files of a source, sorted by path; raises SourceFileError when there are none."""
 
     @abstractmethod
+    def digest(self, file: SourceFile) -> str:
+        """Return a hash of what a source's file holds; raises SourceFileError when it cannot be read."""
+
+    @abstractmethod
     def columns(self, source: FeatureView | ParquetSource) -> tuple[SourceColumn, ...]:
         """Return the columns of a source, or of what a view reads, from footers alone.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -69,6 +70,15 @@ def find_files(root: Path, source: ParquetSource) -> tuple[SourceFile, ...]:
             path=source.path,
         )
     return tuple(sorted((_source_file(root, path) for path in found), key=lambda file: file.path))
+
+
+def digest_of(root: Path, file: SourceFile) -> str:
+    """See `Engine.digest`."""
+    try:
+        with (root / file.path).open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()[:32]
+    except OSError as error:
+        raise source_file_error(file.path, error.strerror or str(error)) from None
 
 
 def _pattern(root: Path, source: ParquetSource) -> str:

@@ -19,7 +19,11 @@ from featurestore.offline.interface import TableVersion
 from featurestore.types.times import MICROSECOND, MIN_INSTANT
 
 Seen = Mapping[str, Mapping[str, str]]
-"""Per source whose files tell what changed: fingerprints by file, or one under ``*`` for all files together."""
+"""Per source whose files tell what changed: fingerprints by file, or one under ``*`` for all files together.
+
+Of a file that is its state (size and time) and its content. Rows of a file that was merely touched must not come again
+as the newest: another file may have corrected them.
+"""
 
 ALL_FILES = "*"
 
@@ -44,19 +48,20 @@ class ReadPlan:
 def plan_interval(engine: Engine, view: FeatureView, watermark: Watermark, interval: Interval) -> ReadPlan:
     """Read exactly the rows with event time in an interval."""
     outside = subtract(watermark.intervals, (interval,))
+    # Before the first event of an incremental run lies what only incremental runs look for.
+    is_complete = not outside and watermark.begun_us is None
     return ReadPlan(
         spans=(Span(*interval),),
         intervals=(interval,),
-        seen=seen_files(engine, view),
-        # Before the first event of an incremental run lies what only incremental runs look for.
-        is_complete=not outside and watermark.begun_us is None,
+        seen=seen_files(engine, view, watermark.files) if is_complete else watermark.files,
+        is_complete=is_complete,
         begun_us=watermark.begun_us,
     )
 
 
 def plan_incremental(engine: Engine, view: FeatureView, watermark: Watermark, unread: Unread, end_us: int) -> ReadPlan:
     """Read what no run has read before ``end_us``, and of what was read what changed since and what it lacks."""
-    seen = seen_files(engine, view)
+    seen = seen_files(engine, view, watermark.files)
     begun_us = watermark.begun_us
     if begun_us is None:
         begun_us = engine.first_event_us(view)
@@ -74,7 +79,7 @@ def _late_spans(view: FeatureView, watermark: Watermark, seen: Seen, end_us: int
     """Return where rows of the committed intervals, or from before them, may have turned up or changed."""
     known = watermark.files
     changed = {
-        source: [path for path, fingerprint in files.items() if known.get(source, {}).get(path) != fingerprint]
+        source: [path for path, now in files.items() if _differs(known.get(source, {}).get(path), now)]
         for source, files in seen.items()
     }
     by_created = _created_source(view) is not None
@@ -89,8 +94,17 @@ def _late_spans(view: FeatureView, watermark: Watermark, seen: Seen, end_us: int
     return [Span(MIN_INSTANT, end_us, created_after_us=watermark.created_until_us)] if by_created else []
 
 
-def seen_files(engine: Engine, view: FeatureView) -> Seen:
-    """Return fingerprints of the sources whose files tell what changed.
+def _differs(before: str | None, now: str) -> bool:
+    """Tell whether a file holds something else; one that was only copied or touched does not."""
+    return before is None or (now != before and _content(now) != _content(before))
+
+
+def _content(seen: str) -> str:
+    return seen.partition(":")[2] or seen
+
+
+def seen_files(engine: Engine, view: FeatureView, known: Seen) -> Seen:
+    """Return fingerprints of the sources whose files tell what changed; only what is new to ``known`` is hashed.
 
     A source whose created column finds late rows needs none. Rows of a query do not tell their file, so behind
     ``sql`` one fingerprint stands for all files of a source.
@@ -100,9 +114,11 @@ def seen_files(engine: Engine, view: FeatureView) -> Seen:
         if source is _created_source(view) and view.created_follows:
             continue
         files = engine.files(source)
-        seen[source.name] = {file.path: _fingerprint([file]) for file in files}
         if view.sql is not None:
             seen[source.name] = {ALL_FILES: _fingerprint(files)}
+        else:
+            before = known.get(source.name, {})
+            seen[source.name] = {file.path: _look_at(engine, file, before.get(file.path, "")) for file in files}
     return seen
 
 
@@ -110,6 +126,12 @@ def _created_source(view: FeatureView) -> ParquetSource | None:
     """Return the source whose late rows the created column finds: the first, if it declares one."""
     first = view.batch_sources[0]
     return first if first.created_timestamp_field is not None else None
+
+
+def _look_at(engine: Engine, file: SourceFile, before: str) -> str:
+    """Return ``state:content`` of a file; earlier releases wrote the state alone."""
+    state = _fingerprint([file])
+    return before if before.partition(":")[0] == state else f"{state}:{engine.digest(file)}"
 
 
 def _fingerprint(files: Sequence[SourceFile]) -> str:

@@ -114,6 +114,8 @@ class RunResult:
             self.published.written,
         )  # fmt: skip
         took = "" if self.duration_ms is None else f"{self.duration_ms / 1000:.1f} s"
+        if self.state == "failed":
+            took = "failed"
         return (self.view, *(f"{count:,}" for count in counts), took)
 
     def notes(self) -> list[str]:

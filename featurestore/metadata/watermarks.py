@@ -31,7 +31,7 @@ class Watermark:
     created_until_us: int | None = None
     """Rows of the committed intervals created up to here are committed; None where the source has no such column."""
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Per source: each file that was read whole and a fingerprint of its size and time."""
+    """Per source: each file that was read whole and a fingerprint of its size and time, and of its content."""
     table_version: int | None = None
     published_version: int | None = None
     """The table version whose changes are all online."""

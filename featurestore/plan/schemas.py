@@ -15,7 +15,7 @@ from featurestore.definitions import (
 from featurestore.definitions.sql import changing_call
 from featurestore.engine.interface import Engine, SourceColumn
 from featurestore.engine.schema import check_columns
-from featurestore.errors import SourceError, SourceSchemaError
+from featurestore.errors import DefinitionError, SourceError, SourceSchemaError
 
 
 def pin_schemas(
@@ -120,7 +120,16 @@ def _pin(
                 view=view.name,
                 column=column.name,
             )
-        fields.append(Field(column.name, column.value_type))
+        try:
+            fields.append(Field(column.name, column.value_type))
+        except DefinitionError as error:
+            raise SourceSchemaError(
+                f"Feature view {view.name!r} takes every column, and {column.name!r} cannot be a feature: "
+                f"{error.message.partition(': name: ')[2] or error.message}",
+                hint="Declare schema=[...], or select columns and rename them with sql=.",
+                view=view.name,
+                column=column.name,
+            ) from None
     if not fields:
         read = "its source has" if view.sql is None else "its SQL selects"
         raise SourceSchemaError(f"Feature view {view.name!r}: {read} no column beside keys and times.", view=view.name)

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+_NUMPY_NAMES = {"float": "float32", "double": "float64"}
+"""What Arrow calls float is half as wide as what numpy and pandas call so."""
+
+
 def arrow_type(value_type: ValueType) -> pa.DataType:
     """Return the Arrow type that stands for a value type."""
     import pyarrow as pa
@@ -137,7 +141,7 @@ def cast_column(column: pa.ChunkedArray | pa.Array, value_type: ValueType, *, na
         ) from None
     raise ValueTypeError(
         f"column {name!r} is of type {kind}, but {value_type} is declared.",
-        hint=f"Cast it to {target} first.",
+        hint=f"Cast it to {_NUMPY_NAMES.get(str(target), target)} first.",
         column=name,
     )
 

@@ -37,7 +37,8 @@ class FeatureStoreError(Exception):
         self.details = details
 
     def __str__(self) -> str:
-        return f"{self.message} {self.hint}" if self.hint else self.message
+        gap = " " if self.message.endswith((".", "!", "?")) else "\n"  # a list ends without a full stop
+        return f"{self.message}{gap}{self.hint}" if self.hint else self.message
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

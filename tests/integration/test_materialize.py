@@ -56,6 +56,27 @@ def counts(run):
 
 
 class TestIncremental:
+    def test_a_file_that_was_only_touched_does_not_undo_what_another_corrected(self, tmp_path):
+        """A copy of the folder, a restore or a sync changes times and nothing else."""
+        original, correction = tmp_path / "sales" / "b.parquet", tmp_path / "sales" / "a.parquet"
+        write_sales(original, [Sale("a", day(1), None, 1), Sale("b", day(2), None, 2)])
+        workspace = make_workspace(tmp_path, [sales_view(created=False, path="sales")], now_us=NOW)
+        succeeded(materialize_incremental(workspace))
+        write_sales(correction, [Sale("a", day(1), None, 10)])
+        (corrected,) = succeeded(materialize_incremental(workspace))
+        assert (corrected.read, corrected.appended) == (1, 1)
+        after = log_rows(workspace)
+        for touched in ([original], [original, correction]):
+            for path in touched:
+                path.touch()
+            (run,) = succeeded(materialize_incremental(workspace))
+            assert (run.read, run.appended) == (0, 0)
+        assert log_rows(workspace) == after
+        write_sales(original, [Sale("a", day(1), None, 1), Sale("b", day(2), None, 3)])  # by its own hand
+        (run,) = succeeded(materialize_incremental(workspace))
+        assert (run.read, run.appended) == (2, 2)
+        workspace.close()
+
     def test_brings_everything_from_the_first_event_to_now(self, tmp_path, online_url):
         write_sales(tmp_path / "sales.parquet", FIRST)
         workspace = make_workspace(tmp_path, [sales_view()], online_url=online_url, now_us=NOW)

@@ -64,7 +64,7 @@ VOLATILE = [
     (re.compile(r"\b\d+\.\d GB free|file_bytes \d+|lmdb \d+\.[\d.]+"), "<machine>"),
     (re.compile(r"((?:incremental|apply) .*?\w) +\S+( +[\d+])"), r"\1 <by>\2"),
 ]
-LOGGED = re.compile(r"^(.*: done in [\d.]+ s|\d{4}-\S+ \S+ INFO .*)$\n", re.MULTILINE)
+LOGGED = re.compile(r"^(.*: took [\d.]+ s|\d{4}-\S+ \S+ INFO .*)$\n", re.MULTILINE)
 """What long steps and the server tell on standard error: it is not what a page is about."""
 
 
