@@ -22,8 +22,9 @@ def created_follows(sql: str, created: str, sources: tuple[tuple[str, str], ...]
     """Tell whether the created time of each output row is the greatest of the rows that it was made of.
 
     ``sources`` names the tables that declare a created column, each with that column. True only where the text shows
-    it: ``max(created)`` over the same rows as every aggregate and window, ``greatest`` of the created times of a join,
-    a group by the created time itself, or nothing of the kind at all.
+    it: the column as it is, ``max(created)`` over the rows of every aggregate and window, ``greatest`` of such, one
+    for each table of a join that has a created time, a group by the created time itself. Whatever else is done to it, a
+    cast or a difference, may make it earlier.
     """
     known = _Known({name.lower(): column.lower() for name, column in sources}, {}, frozenset())
     return _follows(parse(sql), created.lower(), known)
@@ -62,19 +63,56 @@ def _follows(query: exp.Expr, created: str, known: _Known) -> bool:
     if not isinstance(query, exp.Select) or _is_opaque(query):
         return False
     found = [output.unalias() for output in query.expressions if output.alias_or_name.lower() == created]
-    made: exp.Expr = found[0] if found else exp.column(created)  # a star brings it as it is
-    if not _covers_rows(query, made, known.first_of):
+    made = found[0] if found else _starred(query, created)
+    if made is None or not _is_greatest(made):
         return False
-    said = {(column.table.lower(), column.name.lower()) for column in made.find_all(exp.Column)}
-    inside = replace(known, first_of=_compared_with_one(query))
-    return all(_says(table, said, inside) for table in _tables(query))
+    speaking = _speaking(query, made, known.first_of)
+    if speaking is None:
+        return False
+    tables, inside = _tables(query), replace(known, first_of=_compared_with_one(query))
+    said = {
+        (_owner(column, tables, known), column.name.lower())
+        for part in speaking
+        for column in part.find_all(exp.Column)
+    }
+    return all(_says(table, said, inside) for table in tables)
+
+
+def _owner(column: exp.Column, tables: list[exp.Expr], known: _Known) -> str:
+    """Return the name of the table that a column is of; empty where the text does not tell."""
+    if column.table or len(tables) == 1:
+        return (column.table or tables[0].alias_or_name).lower()
+    owners = [table for table in tables if known.sources.get(table.name.lower()) == column.name.lower()]
+    return owners[0].alias_or_name.lower() if len(owners) == 1 else ""
+
+
+def _starred(query: exp.Select, created: str) -> exp.Expr | None:
+    """Return the column that a star brings as the created time; None where several might."""
+    from sqlglot import exp
+
+    stars = [output for output in query.expressions if output.is_star]
+    table = stars[0].args.get("table") if stars and isinstance(stars[0], exp.Column) else None
+    return exp.column(created, table=table) if len(stars) == 1 else None
+
+
+def _is_greatest(made: exp.Expr) -> bool:
+    """Tell whether an expression is a column, the greatest of one, or the greatest of several such."""
+    from sqlglot import exp
+
+    if isinstance(made, exp.Window | exp.Paren):
+        return _is_greatest(made.this)
+    if isinstance(made, exp.Max):
+        return isinstance(made.this, exp.Column) and not made.expressions
+    if isinstance(made, exp.Greatest):
+        return all(_is_greatest(each) for each in (made.this, *made.expressions))
+    return isinstance(made, exp.Column)
 
 
 def _says(table: exp.Expr, said: set[tuple[str, str]], known: _Known) -> bool:
     """Tell whether one of the tables of a SELECT has its say in the created time, or nothing to say."""
     from sqlglot import exp
 
-    columns = {name for alias, name in said if alias in (table.alias_or_name.lower(), "")}
+    columns = {name for alias, name in said if alias == table.alias_or_name.lower()}
     if not isinstance(table, exp.Table):
         return any(_follows(table, column, known) for column in columns)
     name = table.name.lower()
@@ -83,16 +121,13 @@ def _says(table: exp.Expr, said: set[tuple[str, str]], known: _Known) -> bool:
     return name not in known.sources or known.sources[name] in columns
 
 
-def _covers_rows(query: exp.Select, made: exp.Expr, first_of: frozenset[str]) -> bool:
-    """Tell whether an output's created time covers the rows that one SELECT makes its rows of."""
+def _speaking(query: exp.Select, made: exp.Expr, first_of: frozenset[str]) -> list[exp.Expr] | None:
+    """Return the parts of an output's created time that cover the rows which one SELECT makes its rows of.
+
+    None where there are rows that it does not cover.
+    """
     from sqlglot import exp
 
-    aggregates = [one for output in query.expressions for one in output.find_all(exp.AggFunc) if not _in_window(one)]
-    if query.args.get("group") is not None or aggregates:
-        greatest = [found for found in made.find_all(exp.Max) if not _in_window(found)]
-        is_greatest = any(not isinstance(found.parent, exp.Filter) for found in greatest)
-        if not is_greatest and not _is_group_key(query, made):
-            return False
     windows = [
         found
         for output in query.expressions
@@ -103,7 +138,13 @@ def _covers_rows(query: exp.Select, made: exp.Expr, first_of: frozenset[str]) ->
     if qualify is not None and not _takes_first(qualify.this):
         windows += qualify.find_all(exp.Window)
     spoken = [found for found in made.find_all(exp.Window) if isinstance(found.this, exp.Max)]
-    return all(any(_holds(one, other) for one in spoken) for other in windows)
+    if others := [found for found in windows if found not in spoken]:
+        holding = [one for one in spoken if all(_holds(one, other) for other in others)]
+        return [one.this for one in holding] or None
+    aggregates = [one for output in query.expressions for one in output.find_all(exp.AggFunc) if not _in_window(one)]
+    if (query.args.get("group") is None and not aggregates) or _is_group_key(query, made):
+        return [made]
+    return [found for found in made.find_all(exp.Max) if not _in_window(found)] or None
 
 
 def _in_window(aggregate: exp.Expr) -> bool:
@@ -113,15 +154,24 @@ def _in_window(aggregate: exp.Expr) -> bool:
 
 
 def _holds(one: exp.Window, other: exp.Window) -> bool:
-    """Tell whether a window holds all rows that another one does."""
+    """Tell whether a window holds all rows that a function over another one looks at."""
     from sqlglot import exp
 
     def same(*parts: str) -> bool:
         return all(_text(one.args.get(part)) == _text(other.args.get(part)) for part in parts)
 
-    is_whole = not one.alias and one.args.get("order") is None and one.args.get("spec") is None
-    looks_ahead = other.find(exp.Lead, exp.LastValue) is not None
-    return same("partition_by", "alias") and (is_whole or (same("order", "spec") and not looks_ahead))
+    if not same("partition_by", "alias"):
+        return False
+    if not one.alias and one.args.get("order") is None and one.args.get("spec") is None:
+        return True  # the whole partition
+    function = other.this.this if isinstance(other.this, exp.Filter | exp.IgnoreNulls) else other.this
+    if isinstance(function, exp.RowNumber | exp.Rank | exp.DenseRank) or (
+        isinstance(function, exp.Lag) and "-" not in _text(function.args.get("offset"))
+    ):
+        # They look at all rows before, whatever the frame; without one the other window does, too.
+        return not one.alias and one.args.get("spec") is None and same("order", "spec")
+    looks_elsewhere = isinstance(function, exp.Lead | exp.Lag | exp.Ntile | exp.CumeDist | exp.PercentRank)
+    return isinstance(function, exp.AggFunc) and not looks_elsewhere and same("order", "spec")
 
 
 def _text(part: object) -> str:

@@ -86,7 +86,7 @@ def status(workspace: Workspace) -> list[ViewStatus]:
                 offline_rows=offline_rows,
                 online_rows=online_rows,
                 mismatches=tuple(found_by_view.get(name, ())),
-                lacks=read_unread(workspace.ledger, registered, watermark).texts(),
+                lacks=read_unread(workspace.registry, registered, watermark).texts(),
                 running=tuple(run for run in unfinished if run.state == "running"),
                 killed=tuple(run for run in unfinished if run.state == "killed"),
                 last_run=_in_words(history[0]) if history else "",

@@ -126,7 +126,7 @@ class ViewRun:
         if not self._damaged(rebuild, self._current()):  # else nothing can be published before they are out
             self.publish_pending()
         registered, ledger = self.registered, self.workspace.ledger
-        unread = read_unread(ledger, registered, self.watermark)
+        unread = read_unread(self.workspace.registry, registered, self.watermark)
         plan = make_plan(registered.view, self.watermark, unread)
         self.workspace.engine.prepare()
         self.result = replace(self.result, intervals=plan.intervals)
@@ -144,7 +144,7 @@ class ViewRun:
     def count(self, make_plan: MakePlan, rebuild: Rebuild | None = None) -> None:
         """Find out what `bring` would read and append. Writes nothing that stays. Raises as `bring`."""
         self._compare()
-        unread = read_unread(self.workspace.ledger, self.registered, self.watermark)
+        unread = read_unread(self.workspace.registry, self.registered, self.watermark)
         plan = make_plan(self.registered.view, self.watermark, unread)
         version = self._current()
         damaged = self._damaged(rebuild, version)

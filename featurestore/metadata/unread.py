@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from hashlib import blake2b
-from typing import Any
 
-from featurestore_registry.interface import Ledger
+from featurestore_registry.interface import Ledger, Registry
 
 from featurestore.definitions import FeatureView
 from featurestore.metadata.records import understood
 from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.watermarks import Interval, Watermark, merge, subtract, watermark_key
+from featurestore.metadata.watermarks import KIND as WATERMARK_KIND
+from featurestore.metadata.watermarks import Interval, Watermark, merge, subtract, watermark_from, watermark_key
 from featurestore.types.times import to_short_rfc3339
 
 KIND = "unread"
+_ALL_REVISIONS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +36,13 @@ class Unread:
     """Per feature the spans that were read before the view had it: it is null there. None of them is empty."""
     outdated: tuple[Interval, ...]
     """Spans that were read with other SQL, or from another source: they hold what that gave."""
-    unknown: tuple[Interval, ...] = ()
-    """Spans that an earlier release read: it did not write down with which features."""
+    is_incremental: bool = True
+    """Whether runs without dates are used: else one would read from the source's first event on."""
 
     @property
     def again(self) -> tuple[Interval, ...]:
         """The spans that an incremental run reads once more."""
-        return merge([*(span for spans in self.missing.values() for span in spans), *self.unknown])
+        return merge(span for spans in self.missing.values() for span in spans)
 
     def after(self, read: Iterable[Interval], *, rebuilt: bool) -> Unread:
         """Return what is left once spans were read; only a rebuild takes out rows that came from older SQL."""
@@ -50,7 +52,6 @@ class Unread:
             self,
             missing={name: spans for name, spans in left.items() if spans},
             outdated=subtract(self.outdated, taken) if rebuilt else self.outdated,
-            unknown=subtract(self.unknown, taken),
         )
 
     def texts(self, features: Iterable[str] | None = None) -> tuple[str, ...]:
@@ -59,11 +60,11 @@ class Unread:
         found = []
         names = [name for name in self.features if name in self.missing and name in asked]
         if names:
-            spans = in_words(merge(span for name in names for span in self.missing[name]))
+            spans = merge(span for name in names for span in self.missing[name])
             what = f"Feature {names[0]!r}" if len(names) == 1 else f"Features {', '.join(map(repr, names))}"
             found.append(
-                f"{what} of view {self.view!r}: null for {spans}, which was read before the view had "
-                f"{'it' if len(names) == 1 else 'them'}. Run `fs materialize --view {self.view}` to read it again."
+                f"{what} of view {self.view!r}: null for {in_words(spans)}, which was read before the view had "
+                f"{'it' if len(names) == 1 else 'them'}. Run {self._commands(spans)} to read it again."
             )
         if self.outdated:
             start, end = self.outdated[0][0], self.outdated[-1][1]
@@ -73,6 +74,12 @@ class Unread:
             )
         return tuple(found)
 
+    def _commands(self, spans: Iterable[Interval]) -> str:
+        if self.is_incremental:
+            return f"`fs materialize --view {self.view}`"
+        dates = [(to_short_rfc3339(start), to_short_rfc3339(end)) for start, end in spans]
+        return " and ".join(f"`fs materialize {start} {end} --view {self.view}`" for start, end in dates)
+
 
 def in_words(spans: Iterable[Interval]) -> str:
     """Return spans for people: the first ones, and how many more there are."""
@@ -81,29 +88,57 @@ def in_words(spans: Iterable[Interval]) -> str:
     return " and ".join(texts[:2]) + more
 
 
-def read_unread(ledger: Ledger, registered: RegisteredView, watermark: Watermark) -> Unread:
-    """Return what a view's committed spans lack; ``watermark`` says which they are."""
-    view = registered.view
+def read_unread(registry: Registry, registered: RegisteredView, watermark: Watermark) -> Unread:
+    """Return what a view's committed spans lack; ``watermark`` says which they are.
+
+    By a definition that may be newer than the entry: a feature that it does not know was never read.
+    """
+    view, ledger = registered.view, registry.ledger
     entry = ledger.latest(registered.project, KIND, watermark_key(view.name, registered.generation))
     names = tuple(field.name for field in view.features)
+    reads, is_incremental = reads_of(view), watermark.begun_us is not None or not watermark.intervals
     if entry is None:
-        return Unread(view.name, names, reads_of(view), {}, (), unknown=watermark.intervals)
+        missing = _missing_by_history(registry, registered) if watermark.intervals else {}
+        return Unread(view.name, names, reads, missing, (), is_incremental)
+    document = entry.document
     with understood("what a view has not read"):
-        return unread_now(entry.document, view, watermark)
-
-
-def unread_now(document: Mapping[str, Any], view: FeatureView, watermark: Watermark) -> Unread:
-    """Return what a document says by a definition that may be newer: what it does not know was never read."""
-    names = tuple(field.name for field in view.features)
-    spans = {
-        name: _spans(document["missing"].get(name, ())) if name in document["features"] else watermark.intervals
-        for name in names
-    }
-    outdated = _spans(document["outdated"])
-    if document["reads"] != reads_of(view):
-        outdated = watermark.intervals
+        spans = {
+            name: _spans(document["missing"].get(name, ())) if name in document["features"] else watermark.intervals
+            for name in names
+        }
+        outdated = _spans(document["outdated"]) if document["reads"] == reads else watermark.intervals
     missing = {name: found for name, found in spans.items() if found}
-    return Unread(view.name, names, reads_of(view), missing, outdated, _spans(document["unknown"]))
+    return Unread(view.name, names, reads, missing, outdated, is_incremental)
+
+
+def _missing_by_history(registry: Registry, registered: RegisteredView) -> dict[str, tuple[Interval, ...]]:
+    """Return what features lack by the times of applies and watermarks: earlier releases wrote nothing else down.
+
+    What had been committed when a feature was added. Whether it was read again since, they did not say.
+    """
+    project, name = registered.project, registered.view.name
+    added: dict[str, datetime] = {}
+    for info in reversed(registry.definitions.history(project, limit=_ALL_REVISIONS)):
+        for change in info.changes:
+            record = change.record
+            if record is None or record.key != registered.view.key:
+                continue
+            if record.document["generation"] == registered.generation:
+                added.update({field.name: info.applied_at for field in record.fields if field.name not in added})
+    first = min(added.values(), default=None)
+    marks = registry.ledger.scan(project, WATERMARK_KIND, key=watermark_key(name, registered.generation))
+    missing = {}
+    for feature in registered.view.features:
+        at = added.get(feature.name)
+        if at is None or at == first:
+            continue
+        before = [entry for entry in marks if entry.written_at <= at]
+        # Of the oldest entries only so many are kept; the first of all is before the feature, or nothing is.
+        oldest = [] if not marks or marks[-1].version == 1 else marks[-1:]
+        spans = watermark_from(entry.document, 0).intervals if (entry := next(iter(before or oldest), None)) else ()
+        if spans:
+            missing[feature.name] = spans
+    return missing
 
 
 def write_unread(ledger: Ledger, registered: RegisteredView, unread: Unread) -> None:
@@ -114,7 +149,6 @@ def write_unread(ledger: Ledger, registered: RegisteredView, unread: Unread) -> 
         "reads": unread.reads,
         "missing": {name: [list(span) for span in spans] for name, spans in unread.missing.items()},
         "outdated": [list(span) for span in unread.outdated],
-        "unknown": [list(span) for span in unread.unknown],
     }
     entry = ledger.latest(registered.project, KIND, key)
     if entry is None or entry.document != document:

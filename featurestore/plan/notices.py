@@ -56,8 +56,15 @@ def _created_lags(
         created = view.created_timestamp_field
         yield (
             f"{view.name} makes one row of several, and {created} is not the greatest of their created times: a late "
-            f"row changes values of the past without a word. Select `max({created}) AS {created}` over the same rows."
+            f"row changes values of the past without a word. Select {_greatest(view)} AS {created}: see the how-to "
+            "on aggregations in SQL."
         )
+
+
+def _greatest(view: FeatureView) -> str:
+    declared = [(source.name, source.batch_source.created_timestamp_field) for source in view.sources]
+    columns = [f"{name}.{created}" for name, created in declared if created is not None]
+    return f"greatest({', '.join(columns)})" if len(columns) > 1 else f"max({view.created_timestamp_field})"
 
 
 _VIEW_NOTICES: list[Callable[[Workspace, Snapshot, FeatureView | None, FeatureView], Iterable[str]]] = [

@@ -26,7 +26,7 @@ def commands_after(
             return (f"fs materialize --republish --view {wanted.name}",) if is_online else ()
         has_more = any(change.what.startswith("feature ") and change.before is None for change in changes)
         if has_more and not rebuilt and read_watermark(workspace.ledger, registered).intervals:
-            return (f"fs materialize --view {wanted.name}",)
+            return _refill(workspace, registered)
     if not rebuilt:
         return ()
     readers = [found for found in snapshot.views.values() if wanted.key in read_by(found.view)]
@@ -41,7 +41,7 @@ def read_by(view: FeatureView) -> set[str]:
 
 
 def _refill(workspace: Workspace, registered: RegisteredView) -> tuple[str, ...]:
-    """Return what fills a new generation with what the one before it holds."""
+    """Return what reads once more what was committed, as by a new generation, or with an added feature."""
     if read_watermark(workspace.ledger, registered).begun_us is not None:
         return (f"fs materialize --view {registered.view.name}",)  # reads from the source's first event on
     return _spans(workspace, registered)

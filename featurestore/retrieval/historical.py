@@ -120,7 +120,7 @@ def find_notes(workspace: Workspace, pins: Sequence[PinnedRead]) -> dict[str, st
     found = {}
     for name, registered in {pinned.read.view.name: pinned.read.registered for pinned in pins}.items():
         mismatch = compare_table(workspace.registry, workspace.offline, registered, remembered)
-        unread = read_unread(workspace.ledger, registered, remembered.of(registered)[0])
+        unread = read_unread(workspace.registry, registered, remembered.of(registered)[0])
         texts = [*([] if mismatch is None else [mismatch.message]), *unread.texts(asked[name])]
         if texts:
             found[name] = " ".join(texts)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -214,3 +216,48 @@ def test_a_null_that_the_source_does_not_hold_is_always_told(
         assert lacks(store) == ""
         for name in features:
             assert read(store, name)[0] == of_source(name)
+
+
+def forget(root: Path) -> None:
+    """Leave the registry as an earlier release does: it wrote nothing of what a view has not read."""
+    with closing(sqlite3.connect(root / "data" / "registry.db")) as registry, registry:
+        for table in ("registry_ledger", "registry_ledger_key"):
+            assert registry.execute(f"DELETE FROM {table} WHERE kind = 'unread'").rowcount
+
+
+@pytest.mark.parametrize("by_interval", [False, True])
+def test_what_was_added_under_an_earlier_release_is_told_and_read(tmp_path: Path, by_interval: bool) -> None:
+    (tmp_path / "feature_store.yaml").write_text("project: shop\n")
+    write_source(tmp_path)
+
+    def bring(store: FeatureStore, until: int) -> None:
+        if by_interval:
+            succeeded(materialize(store.workspace, day(1), until))
+        else:
+            succeeded(materialize_incremental(store.workspace, until))
+
+    with FeatureStore(tmp_path, clock=ManualClock(NOW)) as store:
+        store.apply([sales("amount")])
+        bring(store, day(5))
+        assert store.apply([sales("amount", "tips")]).steps
+        succeeded(materialize(store.workspace, day(5), day(7)))
+        forget(tmp_path)
+        told = lacks(store)
+        assert "Feature 'tips' of view 'sales': null for 2024-01-02T00:00:00Z to 2024-01-06T00:00:00Z" in told
+        dates = "2024-01-02T00:00:00Z 2024-01-06T00:00:00Z " if by_interval else ""
+        assert f"Run `fs materialize {dates}--view sales`" in told
+        assert read(store, "tips")[1][-1].startswith("Feature 'tips'")
+        if by_interval:
+            succeeded(materialize(store.workspace, day(1), day(5)))
+        else:
+            (ran,) = store.materialize_incremental()
+            assert ran.read == 8 + 8  # what it lacks, and what is new
+        assert lacks(store) == ""
+        assert read(store, "tips")[0][:8] == of_source("tips")[:8]
+
+
+def test_what_an_earlier_release_read_with_all_features_is_not_read_again(store: FeatureStore) -> None:
+    forget(store.root)
+    assert lacks(store) == ""
+    (ran,) = store.materialize_incremental()
+    assert ran.read == 0

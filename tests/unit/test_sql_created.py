@@ -32,9 +32,45 @@ FOLLOWS = [
     "SELECT s.k, s.recorded_at, city FROM sales s JOIN towns t USING (k)",  # towns declares no created time
     "SELECT k, sold_at, recorded_at FROM sales UNION ALL SELECT k, sold_at, loaded_at AS recorded_at FROM prices",
     "SELECT DISTINCT k, sold_at, recorded_at FROM sales",
+    "SELECT k, recorded_at, city FROM sales JOIN towns USING (k)",
+    "SELECT * FROM sales JOIN towns USING (k)",
+    "SELECT s.*, city FROM sales s LEFT JOIN towns t USING (k)",
+    "SELECT k, sold_at, rank() OVER (PARTITION BY k ORDER BY sold_at) AS place, "
+    "max(recorded_at) OVER (PARTITION BY k ORDER BY sold_at) AS recorded_at FROM sales",
+    "SELECT k, sold_at, lag(amount, 2) OVER (PARTITION BY k ORDER BY sold_at) AS earlier, "
+    "max(recorded_at) OVER (PARTITION BY k ORDER BY sold_at) AS recorded_at FROM sales",
+    "SELECT k, sold_at, sum(amount) FILTER (amount > 0) OVER (PARTITION BY k ORDER BY sold_at) AS total, "
+    "max(recorded_at) OVER (PARTITION BY k ORDER BY sold_at) AS recorded_at FROM sales",
 ]
 
+OVER = "OVER (PARTITION BY k ORDER BY sold_at)"
+FRAME = "OVER (PARTITION BY k ORDER BY sold_at ROWS BETWEEN 1 PRECEDING AND CURRENT ROW)"
 DOES_NOT = [
+    "SELECT s.*, p.price FROM sales s LEFT JOIN prices p USING (k)",
+    "SELECT s.*, p.price FROM sales s ASOF JOIN prices p ON s.k = p.k AND s.sold_at >= p.loaded_at",
+    "SELECT * FROM sales JOIN prices USING (k)",
+    "SELECT s.k, coalesce(s.recorded_at, p.loaded_at) AS recorded_at, price FROM sales s JOIN prices p USING (k)",
+    "SELECT s.k, least(s.recorded_at, p.loaded_at) AS recorded_at, price FROM sales s JOIN prices p USING (k)",
+    *(
+        f"SELECT k, day, {made} AS recorded_at, sum(amount) AS total FROM sales GROUP BY k, day"
+        for made in (
+            "max(CASE WHEN amount > 0 THEN recorded_at END)",
+            "least(max(recorded_at), max(sold_at))",
+            "greatest(min(recorded_at), max(sold_at))",
+            "max(recorded_at) - INTERVAL 1 DAY",
+            "CAST(max(recorded_at) AS DATE)",
+            "max(recorded_at, 1)[1]",
+        )
+    ),
+    "SELECT k, date_trunc('day', recorded_at) AS recorded_at, sum(amount) AS n FROM sales GROUP BY ALL",
+    "SELECT k, CAST(recorded_at AS DATE) AS recorded_at, amount FROM sales",
+    f"SELECT k, sold_at, max(recorded_at) {OVER} AS recorded_at, lag(x, -1) {OVER} AS n FROM sales",
+    f"SELECT k, sold_at, max(recorded_at) {OVER} AS recorded_at, ntile(4) {OVER} AS n FROM sales",
+    f"SELECT k, sold_at, max(recorded_at) {FRAME} AS recorded_at, rank() {FRAME} AS n FROM sales",
+    f"SELECT k, sold_at, max(recorded_at) {OVER} AS recorded_at, kahan_sum(x) {OVER} AS n FROM sales",
+    f"SELECT k, sold_at, greatest(max(sold_at) {OVER}, recorded_at) AS recorded_at, sum(x) {OVER} AS n FROM sales",
+    "SELECT k, sold_at, max(recorded_at) OVER w AS recorded_at, lead(x) OVER w AS n FROM sales "
+    "WINDOW w AS (PARTITION BY k ORDER BY sold_at)",
     "SELECT k, day, min(recorded_at) AS recorded_at, sum(amount) AS total FROM sales GROUP BY k, day",
     "SELECT k, day, any_value(recorded_at) AS recorded_at, sum(amount) AS total FROM sales GROUP BY k, day",
     "SELECT k, day, max(recorded_at) FILTER (amount > 0) AS recorded_at, sum(amount) AS total FROM sales GROUP BY ALL",
