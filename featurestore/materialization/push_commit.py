@@ -16,6 +16,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING
 
 from featurestore.errors import ConcurrentCommitError, OfflineStoreError, RegistryUnavailableError
+from featurestore.forks import ForkLock
 from featurestore.metadata.belonging import compare_part, compare_table, markers_of
 from featurestore.metadata.commits import bind_tables, facts_of, held_of
 from featurestore.metadata.snapshot import RegisteredView
@@ -147,7 +148,7 @@ class _Committer:
 
 _Key = tuple[int, Path, str, TableId]
 _committers: dict[_Key, _Committer] = {}
-_lock = threading.Lock()
+_lock = ForkLock()
 
 
 def _merge(push: _Waiting) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from threading import RLock
 from typing import TYPE_CHECKING, TypeVar
 
 from featurestore_registry.interface import Ledger, Registry
@@ -16,6 +15,7 @@ from featurestore_registry.interface import Ledger, Registry
 from featurestore.backends import check_stores, open_engine, open_offline, open_online, open_registry
 from featurestore.definitions import Definition
 from featurestore.errors import FeatureStoreError, NotFoundError, RegistryUnavailableError
+from featurestore.forks import ForkLock
 from featurestore.metadata.snapshot import Snapshot
 from featurestore.project.settings import Settings
 from featurestore.types.times import Clock, system_clock
@@ -61,7 +61,7 @@ class Workspace:
         check_stores(
             root, registry=settings.registry, offline_store=settings.offline_store, online_store=settings.online_store
         )
-        self.lock = RLock()
+        self.lock = ForkLock()
         """Held while something is opened or loaded."""
         self.root = root
         self.settings = settings

@@ -8,13 +8,13 @@ import os
 import re
 import secrets
 import shutil
-import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ConcurrentCommitError, FeatureStoreError, OfflineStoreError, TableVersionError
+from featurestore.forks import ForkLock
 from featurestore.offline import files as disk
 from featurestore.offline.interface import (
     WATERMARK,
@@ -57,7 +57,7 @@ class DeltaStore(OfflineStore):
         self._folder = folder
         self._clock = clock
         self._staging: dict[TableId, Staging] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         weakref.finalize(self, _close_all, self._staging)
 
     def current(self, table: TableId) -> TableVersion | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurestore.errors import DamagedFileError, DiskFullError, OfflineStoreError
+from featurestore.forks import ForkLock
 from featurestore.offline.interface import DataFile
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT, to_instant, to_rfc3339
@@ -29,7 +30,7 @@ _VERIFIERS = 4
 
 _Seen = tuple[str, int, int, int]
 _seen: dict[_Seen, str] = {}
-_seen_lock = threading.Lock()
+_seen_lock = ForkLock()
 
 
 @dataclass(frozen=True, slots=True)

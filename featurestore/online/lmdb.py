@@ -29,6 +29,7 @@ from featurestore.online.interface import AsyncReader, OnlineStore, Repair, Writ
 from featurestore.online.keys import check_prefix
 from featurestore.online.lmdb_environment import (
     DATA_FILE,
+    at_work,
     inode_of,
     open_environment,
     pad_file,
@@ -81,7 +82,8 @@ class LmdbStore(OnlineStore):
         """Return each key's record or plain value from one snapshot, checked. Raises DamagedRecordError."""
         # No context manager of our own here: two of them would cost more than the lookup of a key.
         try:
-            with self._open().begin() as transaction:
+            environment = self._open()
+            with at_work, environment.begin() as transaction:
                 values: list[Any] = list(map(transaction.get, keys))
         except lmdb.Error:
             with self._transaction() as transaction:
@@ -173,7 +175,9 @@ class LmdbStore(OnlineStore):
         """Return the library's version, the file's path and size, the map's size, entries and readers."""
         with self._transaction() as transaction:
             entries = transaction.stat()["entries"]
-        info = self._open().info()
+        environment = self._open()
+        with at_work:
+            info = environment.info()
         return {
             "server": "lmdb " + ".".join(map(str, lmdb.version())),
             "path": str(self._path),
@@ -190,28 +194,31 @@ class LmdbStore(OnlineStore):
 
     def close(self) -> None:
         """Let go of the environment; it closes with its last user of this process."""
-        self._environment = None
+        with at_work:
+            self._environment = None
 
     def _sync(self) -> None:
         """Make the commits of a call durable, and clear the slots of readers that died."""
         with translated(self._path):
             environment = self._open()
-            environment.sync(True)
-            environment.reader_check()
+            with at_work:
+                environment.sync(True)
+                environment.reader_check()
 
     @contextmanager
     def _transaction(self, *, write: bool = False) -> Iterator[Transaction]:
         with translated(self._path):
             environment = self._open()
-            try:
-                transaction = environment.begin(write=write)
-            except lmdb.ReadersFullError:
-                environment.reader_check()
-                transaction = environment.begin(write=write)
-            with transaction:
-                yield transaction
-            if write:
-                pad_file(self._path, environment)
+            with at_work:
+                try:
+                    transaction = environment.begin(write=write)
+                except lmdb.ReadersFullError:
+                    environment.reader_check()
+                    transaction = environment.begin(write=write)
+                with transaction:
+                    yield transaction
+                if write:
+                    pad_file(self._path, environment)
 
     def _open(self) -> lmdb.Environment:
         now = time.monotonic()
@@ -224,7 +231,9 @@ class LmdbStore(OnlineStore):
                 return environment
         # A file that was replaced cannot be opened before nobody in this process has the old one, and to go on with
         # that would read what is old and lose what is written.
-        self._environment = environment = None
+        environment = None
+        with at_work:
+            self._environment = None
         self._environment = environment = open_environment(self._path, self._map_bytes)
         self._pid, self._inode, self._checked_at = os.getpid(), inode_of(self._path), now
         return environment

@@ -15,11 +15,13 @@ from weakref import WeakValueDictionary
 import lmdb
 
 from featurestore.errors import (
+    FORK_HINT,
     DamagedRecordError,
     OnlineStoreError,
     OnlineStoreFullError,
     OnlineStoreUnavailableError,
 )
+from featurestore.forks import ForkLock
 
 MAX_READERS = 1024
 _SLOT_BYTES = 64
@@ -46,8 +48,79 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # LMDB reports 
 
 _open: WeakValueDictionary[tuple[str, int], lmdb.Environment] = WeakValueDictionary()
 """The environments of this process by path and inode: LMDB forbids opening one twice. Closed with their last user."""
-_lock = threading.Lock()
+_lock = ForkLock()
 _owner_pid = os.getpid()
+FORK_PATIENCE_SECONDS = 10.0
+"""A fork waits at most so long for calls of LMDB: longer than a sync of the disk takes, mostly."""
+
+
+class _AtWork:
+    """A block that calls LMDB, which no fork falls into.
+
+    A child must close what it inherits before it can open the same file; and to close an environment LMDB waits for the
+    calls that are under way in it: for ever, where those were made by threads that a child has not. So a fork waits
+    for the blocks of other threads, and those that want to begin wait for the fork. Within a block nothing is opened.
+    """
+
+    def __init__(self) -> None:
+        self._workers: set[int] = set()
+        self._forker: int | None = None
+        self._is_over = threading.Event()
+        self.was_cut_off = False
+        """Tells a child that its parent did not wait long enough: it can close nothing."""
+
+    def __enter__(self) -> None:
+        me = threading.get_ident()
+        self._workers.add(me)  # before the look: the forking thread looks the other way round
+        while self._forker is not None and self._forker != me:
+            self._workers.discard(me)
+            self._is_over.wait()
+            self._workers.add(me)
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.discard(threading.get_ident())
+
+    def pause(self) -> None:
+        """Wait until no other thread is within a block, and let none begin."""
+        me, give_up_s = threading.get_ident(), time.monotonic() + FORK_PATIENCE_SECONDS
+        self._is_over.clear()
+        self._forker = me
+        while self._workers - {me} and time.monotonic() < give_up_s:
+            time.sleep(0.0002)
+
+    def go_on(self) -> None:
+        """Let blocks begin again."""
+        self._forker = None
+        self._is_over.set()
+
+    def begin_child(self) -> None:
+        """Forget the threads that are not there."""
+        me = threading.get_ident()
+        if self._workers - {me}:
+            import ctypes
+
+            self.was_cut_off = True
+            for inherited in list(_open.values()):  # nor may it be closed as the last reference goes
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+        self._workers &= {me}
+        self._is_over = threading.Event()
+        self.go_on()
+
+
+at_work = _AtWork()
+
+
+def _before_fork() -> None:
+    _lock.__enter__()  # nothing is being opened either
+    at_work.pause()
+
+
+def _after_fork() -> None:
+    at_work.go_on()
+    _lock.__exit__()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=at_work.begin_child)
 
 
 def inode_of(path: Path) -> int:
@@ -67,6 +140,12 @@ def open_environment(path: Path, map_bytes: int) -> lmdb.Environment:
     global _owner_pid
     with _lock, translated(path):
         if _owner_pid != os.getpid():
+            if at_work.was_cut_off:
+                raise OnlineStoreUnavailableError(
+                    f"the online store {str(path)!r} cannot be opened in process {os.getpid()}: it was forked while "
+                    f"its parent was writing to it for more than {FORK_PATIENCE_SECONDS:g} seconds.",
+                    hint=FORK_HINT,
+                )
             for inherited in list(_open.values()):
                 inherited.close()  # the child's copy; its parent's environment is not touched
             _open.clear()

@@ -17,6 +17,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
 
 from featurestore.errors import SettingsError
+from featurestore.forks import ForkLock
 from featurestore.online.redis_node import CONNECTION_OPTIONS, check_tls, connection_options, may_pass
 from featurestore.online.url import StoreUrl
 
@@ -77,7 +78,7 @@ class Topology:
         self.replicas: Mapping[Address, int] = {}
         """How many replicas each primary has."""
         self._connect_seconds = connect_seconds
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._reading: Future[Exception | None] | None = None
         self._pid = os.getpid()
         self._next_look = 0.0

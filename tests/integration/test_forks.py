@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from featurestore import errors
+from featurestore import FeatureStore, errors
 from featurestore.cli.main import main
 
 PROGRAM = """
-import json, multiprocessing, os, sys, warnings
+import json, multiprocessing, os, signal, sys, threading, time, warnings
 from concurrent.futures import ProcessPoolExecutor
 from featurestore import FeatureStore
 
@@ -70,10 +70,12 @@ def forked(name):
     if how == "os.fork":
         into, out = os.pipe()
         if os.fork() == 0:
+            signal.alarm(10)  # a child that hangs ends, and has told nothing
             os.write(out, json.dumps(tell(name)).encode())
             os._exit(0)
         os.close(out)
-        return json.load(open(into))
+        with open(into) as answer:
+            return json.loads(answer.read() or "null")
     context = multiprocessing.get_context("fork")
     try:
         if how == "Pool":
@@ -84,11 +86,48 @@ def forked(name):
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
+def hold(*locks):
+    held = threading.Event()
+    def run():
+        for lock in locks:
+            lock.__enter__()
+        held.set()
+        time.sleep(60)
+    threading.Thread(target=run, daemon=True).start()
+    held.wait()
+
+def hold_lmdb():
+    from featurestore.online import lmdb_environment
+    lmdb_environment.FORK_PATIENCE_SECONDS = 0.1
+    hold(lmdb_environment.at_work)
+
+def hold_locks():
+    from featurestore.forks import _locks
+    from featurestore_registry.sql.engine import _engines
+    store.workspace.registry
+    hold(*_locks, *[engine._making for engine in _engines])
+
+USES |= {"hold-lmdb": hold_lmdb, "hold-locks": hold_locks}
+
+def over_and_over(name):
+    while True:
+        use(name)
+
 for name in before:
     use(name)
+if how == "threads":  # that use what is named first while a child reads, again and again
+    how = "os.fork"
+    for name in before * 4:
+        threading.Thread(target=over_and_over, args=(name,), daemon=True).start()
+    told = []
+    for _ in range(int(after[0])):
+        time.sleep(0.003)
+        told.append(forked("online"))
+    print(json.dumps({"told": told, "parent": use("online")}), flush=True)
+    os._exit(0)
 print(json.dumps({name: forked(name) for name in after}))
 for name in before:
-    if name != "begin":
+    if name not in ("begin", "hold-locks"):
         use(name)  # the parent goes on
 """
 
@@ -111,8 +150,8 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def answers(repo: Path, how: str, before: str, after: str) -> dict[str, object]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FS_")}
+def answers(repo: Path, how: str, before: str, after: str, **settings: str) -> dict[str, object]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FS_")} | settings
     command = [sys.executable, "-c", PROGRAM, how, before, after]
     done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -154,6 +193,33 @@ def test_a_result_that_was_begun_before_a_fork_neither_hangs_nor_kills_the_child
     assert found["drop"] == 0
     assert str(found["read-on"]).startswith("EngineError: A result that was read halfway before a fork")
     assert found["direct"] == 500
+
+
+@pytest.mark.parametrize("amid", ["online", "write-online"])
+@pytest.mark.parametrize("kind", ["lmdb", "redis"])
+def test_a_child_reads_online_whatever_other_threads_of_its_parent_were_at(
+    repo: Path, kind: str, amid: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"FS_ONLINE_STORE": redis_url} if kind == "redis" else {}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+        with FeatureStore(repo) as store:
+            store.materialize_incremental()
+    found = answers(repo, "threads", amid, "12", **settings)
+    assert isinstance(found["parent"], int)
+    assert found["told"] == [found["parent"]] * 12
+
+
+def test_a_child_finds_every_lock_free(repo: Path) -> None:
+    found = answers(repo, "os.fork", "hold-locks", "online materialize")
+    assert isinstance(found["online"], int)
+    assert found["materialize"] == 1
+
+
+def test_a_child_of_a_parent_that_had_to_be_cut_off_is_told_at_once(repo: Path) -> None:
+    found = answers(repo, "os.fork", "online hold-lmdb", "online")
+    assert str(found["online"]).startswith("OnlineStoreUnavailableError: the online store ")
+    assert "was forked while its parent was writing to it" in str(found["online"])
 
 
 @pytest.mark.parametrize("name", [name for name in errors.__all__ if name.endswith("Error")])

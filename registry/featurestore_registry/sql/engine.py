@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.exc import DBAPIError
@@ -59,6 +61,7 @@ class SqliteDatabase:
         self._engine = create_engine("sqlite://", creator=self._connect, poolclass=NullPool)
         self._make: Callable[[], None] | None = None
         self._making = threading.RLock()
+        _engines.add(self)
 
     def _connect(self) -> sqlite3.Connection:
         # mode=rw: a registry that has gone away is an error, never silently an empty one. isolation_level=None:
@@ -182,3 +185,15 @@ class SqliteDatabase:
         return RegistryUnavailableError(
             f"The registry {self.path} cannot be used: {error.orig}.", hint=hint, path=str(self.path), code=code
         )
+
+
+_engines: WeakSet[SqliteDatabase] = WeakSet()
+
+
+def _free_inherited() -> None:
+    """In a child: the thread of its parent that was just making a file is not there, and will not let go of it."""
+    for engine in list(_engines):
+        engine._making = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_free_inherited)
