@@ -500,6 +500,7 @@ ERROR_TYPES = {
     "mismatch": "The stores do not belong to the registry: `fs doctor` says which, `fs repair` settles it.",
     "registry_unavailable": "The registry does not answer; only pushes that go offline need it.",
     "not_ready": "`/ready` alone: the online store does not answer.",
+    "on_demand_busy": "On-demand functions keep a worker's threads busy. `Retry-After` says when to try again.",
     "overloaded": "The worker has 900 connections. `Retry-After` says when to try again.",
 }
 

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions import Field, OnDemandFeatureView, RequestSource
@@ -99,7 +100,9 @@ class OnDemandFunction:
     def _run(self, inputs: Any) -> Any:
         try:
             returned = self._function(inputs)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if not isinstance(error, Exception | SystemExit) and current_thread() is main_thread():
+                raise  # an interrupt, which only the main thread is sent
             raise _failed(self.view.name, error) from None
         expected = "a DataFrame" if self.view.mode == "pandas" else "a dict of lists"
         if not (isinstance(returned, Mapping) or hasattr(returned, "columns")):

@@ -26,13 +26,16 @@ WholeAnswer = Callable[[Scope, bytes, bytes], bool]
 PAUSE = "pause_seconds"
 """In the state of a scope: how long the request may have to wait as it should, so that it is not told of as slow."""
 
+REFUSED = "refused_status"
+"""In the state of a scope: the status by which the protocol itself ended a request whose body was still to come."""
+
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Columns = dict[Name, list[Any]]
 T = TypeVar("T")
 
 
 class ClientDisconnectedError(Exception):
-    """The client left before its request was read; nobody is there to answer."""
+    """The client left, or the protocol refused its request, before it was read; nobody is there to answer."""
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

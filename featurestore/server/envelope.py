@@ -10,6 +10,7 @@ from time import perf_counter
 
 from featurestore.server.bodies import (
     PAUSE,
+    REFUSED,
     WHOLE_ANSWER,
     App,
     ClientDisconnectedError,
@@ -75,7 +76,7 @@ class Envelope:
         try:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnectedError:
-            status = 499
+            status = scope["state"].get(REFUSED, 499)
         except Exception as error:
             if status:
                 raise  # half an answer is out: the server closes the connection

@@ -67,6 +67,11 @@ class Metrics:
             "featurestore_values", "Feature values answered, by what they are.", ["view", "status"], registry=registry
         )
         self._rows = Counter("featurestore_online_rows", "Entity rows answered.", registry=registry)
+        self.functions_busy = Counter(
+            "featurestore_on_demand_busy",
+            "Online reads refused as on-demand functions kept all their threads busy.",
+            registry=registry,
+        )
         self._push_rows = Counter(
             "featurestore_push_rows", "Rows pushed, by what became of them.", ["view", "result"], registry=registry
         )

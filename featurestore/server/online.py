@@ -1,7 +1,7 @@
 """Online reads over HTTP: two request forms, one path to the store, two forms of answer.
 
-Nothing here touches a Request or Response object. What takes long, on-demand functions and answers of many values, is
-made in a thread, so that it holds up no other request.
+Nothing here touches a Request or Response object. What takes long is made in threads: answers of many values in some,
+those with on-demand functions in others, since nobody knows how long these take.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from featurestore.server.definitions import DefinitionsKeeper
 from featurestore.server.errors import RequestError
 from featurestore.server.metrics import Metrics
 from featurestore.server.plans import Asked, Pattern, ServingPlan
-from featurestore.server.threads import Threads
+from featurestore.server.threads import THREADS, AllBusyError, Threads
 from featurestore.types.times import Clock, to_instant, to_rfc3339
 
 MOST_ROWS = 1_000
@@ -37,6 +37,9 @@ WARM_SECONDS = 10.0
 
 ENDING_SECONDS = 1.0
 """How long the end of the server waits for an on-demand function that does not return."""
+
+FUNCTION_WAIT_SECONDS = 1.0
+"""How long a request waits for one of the threads of on-demand functions."""
 
 EPOCH_TEXT = "1970-01-01T00:00:00Z"
 _STATUS = {status: status.name for status in Status}
@@ -91,7 +94,8 @@ class OnlineReads:
         self._clock = clock
         self._metrics = metrics
         self._absent: dict[bytes, float] = {}
-        self._threads = Threads("answer", ending_seconds=ENDING_SECONDS)
+        self._long_answers = Threads("answer")
+        self._functions = Threads("function", ending_seconds=ENDING_SECONDS, waiting_seconds=FUNCTION_WAIT_SECONDS)
         self.reader: AsyncReader | None = None
 
     async def warm(self) -> None:
@@ -99,11 +103,12 @@ class OnlineReads:
         plans = self._definitions.current.plans
         plans.prepare(plans.services())
         with suppress(TimeoutError):  # a function that does not return is told by those who ask for it
-            await asyncio.wait_for(self._threads.run(plans.rehearse), WARM_SECONDS)
+            await asyncio.wait_for(self._functions.run(plans.rehearse), WARM_SECONDS)
 
     def close(self) -> None:
         """End the threads."""
-        self._threads.close()
+        self._long_answers.close()
+        self._functions.close()
 
     async def answer(
         self,
@@ -132,7 +137,7 @@ class OnlineReads:
         if plan.has_functions or query.rows * len(plan.names) > MOST_VALUES_AT_ONCE:
             await self._learn(plan.missing_schemas(query, records))
             work = partial(_made, serving, query, records, now_us, encode, may_be_short=may_be_short)
-            made = await self._threads.run(work)
+            made = await (self._with_functions(work) if plan.has_functions else self._long_answers.run(work))
         else:
             made = _made_short(serving, query, records, now_us) if may_be_short else None
             if made is None:
@@ -148,6 +153,20 @@ class OnlineReads:
             spent = parsed - started, fetched - parsed, made.decoded - fetched - transform_s, transform_s
             self._metrics.sample((*spent, perf_counter() - made.decoded), _ages(serving, query, records, now_us))
         return made.body
+
+    async def _with_functions(self, work: Callable[[], _Made]) -> _Made:
+        try:
+            return await self._functions.run(work)
+        except AllBusyError:
+            self._metrics.functions_busy.inc()
+            raise RequestError(
+                503,
+                "on_demand_busy",
+                f"On-demand functions have kept all {THREADS} threads of this worker busy for"
+                f" {FUNCTION_WAIT_SECONDS:g} s. Try again.",
+                headers=[(b"retry-after", b"1")],
+                hint="Make slow on-demand functions quicker, or serve with more workers.",
+            ) from None
 
     async def _learn(self, missing: Mapping[bytes, Sequence[Callable[[bytes], None]]]) -> None:
         """Look up schemas of older records; one that is nowhere is not asked for with every request."""

@@ -200,8 +200,8 @@ ERRORS = {
     "422": "A join key is missing or ill-typed, or the body is not as described.",
     "431": "The headers are too large.",
     "500": "The server failed.",
-    "503": "The online store does not answer or there are too many connections (both with Retry-After), or on-demand "
-    "code differs from what was applied.",
+    "503": "The online store does not answer, there are too many connections or on-demand functions are busy (all with "
+    "Retry-After), or on-demand code differs from what was applied.",
 }
 
 

@@ -7,13 +7,13 @@ it is not called yet, or no more.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from featurestore.server.bodies import WHOLE_ANSWER, Receive, Scope, Send
+from featurestore.server.bodies import REFUSED, WHOLE_ANSWER, Receive, Scope, Send
 from featurestore.server.envelope import new_request_id, respond
 from featurestore.server.errors import RequestError, error_answer, error_body
 
@@ -215,8 +215,17 @@ class DeadlineProtocol(HttpToolsProtocol):
                 self.transport.close()
         self._timer = self.loop.call_later(left if left > 0 else self.receive_seconds, self._look)
 
+    def _told_as(self, status: int) -> str | None:
+        """Let the log tell of the request whose body is arriving with this status, and return the id that it has."""
+        cycle: Any = self.cycle
+        if self._waiting_since is None or self._header_bytes is not None or cycle is None or cycle.response_started:
+            return None
+        state = cycle.scope["state"]
+        state[REFUSED] = status
+        return cast("str | None", state.get("request_id"))  # None while it waits behind another
+
     def _refuse(self, status: bytes, kind: str, message: str) -> None:
-        request_id = new_request_id()
+        request_id = self._told_as(int(status[:3])) or new_request_id()
         body = error_body(kind, message, request_id)
         lines = [
             b"HTTP/1.1 " + status,

@@ -16,20 +16,43 @@ Result = TypeVar("Result")
 THREADS = 4
 
 
+class AllBusyError(Exception):
+    """No thread was free in time."""
+
+
 class Threads:
     """A few threads that work for an event loop. Going there and back takes half of what it takes with an executor.
 
-    ``ending_seconds`` is how long `close` waits for each; None for as long as it takes.
+    ``ending_seconds`` is how long `close` waits for each, ``waiting_seconds`` how long `run` waits for a free one; None
+    for as long as it takes.
     """
 
-    def __init__(self, name: str = "work", count: int = THREADS, *, ending_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        name: str = "work",
+        count: int = THREADS,
+        *,
+        ending_seconds: float | None = None,
+        waiting_seconds: float | None = None,
+    ) -> None:
         self._name, self._count, self._ending_seconds = name, count, ending_seconds
+        self._waiting_seconds = waiting_seconds
+        self._free = None if waiting_seconds is None else asyncio.Semaphore(count)
         self._tasks: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
         self._threads: list[Thread] = []
         self._is_closed = False
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """Return what ``work()`` returns in one of the threads. It is done even if nobody waits for it any more."""
+        """Return what ``work()`` returns in one of the threads. It is done even if nobody waits for it any more.
+
+        Raises AllBusyError, without having begun, where none was free within ``waiting_seconds``.
+        """
+        if self._free is not None:
+            try:
+                async with asyncio.timeout(self._waiting_seconds):
+                    await self._free.acquire()
+            except TimeoutError:
+                raise AllBusyError from None
         if self._is_closed:
             raise RuntimeError("the server has stopped")
         if not self._threads:
@@ -62,12 +85,25 @@ class Threads:
             try:
                 tell: Callable[[], None] = partial(done.set_result, work())
             except BaseException as error:
-                tell = partial(done.set_exception, error)
+                tell = partial(done.set_exception, error if _may_be_told(error) else _Interrupted(error))
             with suppress(RuntimeError):  # the loop is closed
-                done.get_loop().call_soon_threadsafe(_tell, done, tell)
+                done.get_loop().call_soon_threadsafe(self._tell, done, tell)
             del task, work, done, tell  # they hold rows, and the next push may be far away
 
+    def _tell(self, done: asyncio.Future[Any], tell: Callable[[], None]) -> None:
+        if self._free is not None:
+            self._free.release()  # the thread is, even where nobody waits for what it did
+        if not done.done():
+            tell()
 
-def _tell(done: asyncio.Future[Any], tell: Callable[[], None]) -> None:
-    if not done.done():
-        tell()
+
+class _Interrupted(RuntimeError):
+    """Work ended with what would end the loop that hears of it, or what no future takes."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"the work ended with {type(error).__name__}")
+        self.__cause__ = error
+
+
+def _may_be_told(error: BaseException) -> bool:
+    return isinstance(error, Exception) and not isinstance(error, StopIteration)

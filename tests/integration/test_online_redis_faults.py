@@ -29,7 +29,13 @@ from featurestore.metadata.watermarks import read_watermark
 from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
 from featurestore.online.redis import BACKOFFS, RedisStore
-from featurestore.online.redis_node import FAILURES_TO_LEAVE, checked_reply
+from featurestore.online.redis_node import (
+    DRIVER_ERRORS,
+    FAILURES_TO_LEAVE,
+    LEFT_SECONDS,
+    ReadConnections,
+    checked_reply,
+)
 from featurestore.online.redis_wire import open_wire
 from featurestore.testing.online_store import LAYOUT, record_of
 from featurestore.types.times import system_clock
@@ -855,3 +861,58 @@ def test_the_doctor_tells_of_a_redis_that_evicts(
         assert [check.state for check in told] == ["warning"]
         assert policy in told[0].message
         assert "noeviction" in told[0].hint
+
+
+def reads_of(server: socket.socket, *, seconds: float) -> ReadConnections:
+    """Return connections that each have to be answered before they are open."""
+    host, port = server.getsockname()
+    options = {"host": host, "port": port, "client_name": "us"}
+    return ReadConnections(options, connect_seconds=seconds, answer_seconds=seconds)
+
+
+def test_a_server_that_is_left_alone_is_asked_once_by_many_reads_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(8) as pool:
+        reads, together = reads_of(silent, seconds=0.3), threading.Barrier(8)
+        for _ in range(FAILURES_TO_LEAVE):
+            reads.failed(TimeoutError())
+        time.sleep(LEFT_SECONDS)
+
+        def take(_: int) -> BaseException | None:
+            together.wait(10)
+            try:
+                reads.take()
+            except DRIVER_ERRORS as error:
+                return error
+            return None
+
+        found = list(pool.map(take, range(8)))
+    assert sum(str(error) == "it did not answer lately" for error in found) == 7, found
+    assert sum(isinstance(error, TimeoutError) for error in found) == 1
+
+
+def test_a_connection_that_opens_too_late_for_its_read_is_there_for_the_next() -> None:
+    may_answer = threading.Event()
+
+    def answer_the_first(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            while data := connection.recv(65_536):
+                may_answer.wait(10)
+                connection.sendall(b"+OK\r\n" * data.count(b"CLIENT\r\n"))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer_the_first, args=(server,), daemon=True).start()
+        reads = reads_of(server, seconds=0.3)
+        with pytest.raises(TimeoutError):
+            reads.take()
+        may_answer.set()
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                late = reads.take()
+                break
+            except DRIVER_ERRORS:  # no other connection is ever answered
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        late.disconnect()
+        reads.close()

@@ -9,14 +9,28 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.redis_server import RedisServer
-from support.serving import FEATURES, Project, ServerProcess, serving
+from support.serving import (
+    FEATURES,
+    Project,
+    ServerProcess,
+    ask_until_ready,
+    error_of,
+    metric,
+    serving,
+    serving_here,
+    until,
+)
 
+from featurestore.server import online
 from featurestore.server.breaker import FAILURES_TO_OPEN
+from featurestore.server.threads import THREADS
 from featurestore.types.times import system_clock
 
 READ_TIMEOUT_MS = 50
@@ -45,6 +59,31 @@ def burning(inputs):
     while perf_counter() - begun < 0.06:
         pass
     return {{"burnt": inputs["clicks"]}}
+
+
+@on_demand_feature_view(sources=[fresh[["clicks"]]], schema=[Field("waited", Int64)])
+def waiting(inputs):
+    import threading, time
+    from pathlib import Path
+
+    while (wait := Path(__file__).with_name("wait")).exists():
+        wait.with_name(f"begun-{{threading.get_ident()}}").touch()
+        time.sleep(0.01)
+    return {{"waited": inputs["clicks"]}}
+
+
+@on_demand_feature_view(sources=[fresh[["clicks"]]], schema=[Field("raised", Int64)])
+def raising(inputs):
+    import asyncio
+
+    class Endless:
+        def __len__(self):
+            raise StopIteration
+
+    if inputs["clicks"] == [5]:
+        return {{"raised": Endless()}}
+    errors = [KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, StopIteration, SystemExit]
+    raise errors[inputs["clicks"][0]]
 """
 CUSTOMERS = range(1_000)
 
@@ -206,3 +245,54 @@ def test_a_redis_that_hangs_is_told_in_time_and_used_again(server: ServerProcess
         await connection.close()
 
     asyncio.run(scenario())
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Project:
+    """Six customers with few clicks each, on the embedded store."""
+    project = Project(tmp_path / "repo")
+    (project.root / "features.py").write_text(FEATURES + MORE.replace("{{", "{").replace("}}", "}"))
+    project.apply()
+    rows = [({"customer_id": one}, {"clicks": one}) for one in range(6)]
+    project.put_all("fresh", rows, event_us=system_clock())
+    return project
+
+
+def test_functions_that_do_not_return_hold_up_each_other_for_a_while_and_nothing_else(
+    small: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(online, "FUNCTION_WAIT_SECONDS", 0.2)
+    wait, path = small.root / "wait", "/v1/online-features"
+    slow, large = read_of([1], "waiting:waited"), read_of([*CUSTOMERS], *[f"wide:f{n}" for n in range(12)])
+    with serving_here(small.workspace()) as client, ThreadPoolExecutor(THREADS) as pool:
+        ask_until_ready(client)
+        wait.touch()
+        try:
+            slow_ones = [pool.submit(client.post, path, json=slow) for _ in range(THREADS)]
+            until(lambda: len(list(small.root.glob("begun-*"))) == THREADS)
+            answer = client.post(path, json=large)
+            assert len(answer.json()["rows"]) == len(CUSTOMERS)
+            for number in (1, 2):
+                refused = client.post(path, json=read_of([2], "sleepy:slept"))
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+                error = error_of(refused)
+                assert error["type"] == "on_demand_busy"
+                assert "On-demand functions have kept all 4 threads" in error["message"]
+                assert metric(client, "featurestore_on_demand_busy_total") == number
+            late = pool.submit(client.post, path, json=slow)  # waits here for a thread of the test
+            assert not any(one.done() for one in slow_ones)
+        finally:
+            wait.unlink()
+        assert [one.result().json()["rows"] for one in [*slow_ones, late]] == [[[1]]] * (THREADS + 1)
+        for _ in range(THREADS + 1):  # those that were refused hold no thread
+            assert client.post(path, json=read_of([2], "sleepy:slept")).json()["rows"] == [[2]]
+        assert metric(client, "featurestore_on_demand_busy_total") == 2
+
+
+def test_whatever_a_function_raises_is_answered_as_an_error_and_ends_no_thread(small: Project) -> None:
+    with serving_here(small.workspace()) as client:
+        for customer in [0, 1, 2, 3, 4, 5] * (THREADS + 1):
+            answer = client.post("/v1/online-features", json=read_of([customer], "raising:raised"))
+            assert answer.status_code == 500
+            assert error_of(answer)["type"] == ("internal_error" if customer == 5 else "on_demand_failed")
+        assert client.post("/v1/online-features", json=read_of([2], "sleepy:slept")).json()["rows"] == [[2]]

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from support.raw_http import REQUEST, connect, head, read_all, read_one
-from support.serving import serving_here, small_project
+from support.serving import metric, serving_here, small_project, until
 
+from featurestore.server.protocol import DeadlineProtocol
 from featurestore.types.times import system_clock
 
 H2C = ("Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA", "Upgrade: h2c")
@@ -175,3 +176,51 @@ def test_forms_of_a_request_that_are_allowed(client: httpx.Client) -> None:
         answer = read_all(connection)  # it is closed: the client of HTTP/1.0 learns where the answer ends
     assert b'"rows":[[7]]' in answer
     assert b"\r\nconnection: close\r\n" in answer
+
+
+def test_an_offer_gives_no_more_time(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time begins with the first byte, not where the header is read again."""
+    monkeypatch.setattr(DeadlineProtocol, "receive_seconds", 0.8)
+    opening = head(len(REQUEST), *H2C)
+    begun = time.monotonic()
+    with connect(client.base_url) as connection:
+        connection.sendall(opening[:-1])
+        time.sleep(0.7)
+        connection.sendall(opening[-1:])
+        assert read_all(connection).startswith(b"HTTP/1.1 408 ")
+    assert 0.7 < time.monotonic() - begun < 1.4
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [(b"1", 408, "request_timeout"), (b"no size\r\n", 400, "bad_request")],
+    ids=["slow", "no chunk"],
+)
+def test_a_body_that_is_refused_as_it_arrives_is_told_under_the_id_and_status_of_its_answer(
+    client: httpx.Client,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    body: bytes,
+    status: int,
+    kind: str,
+) -> None:
+    counted = f'featurestore_requests_total{{route="/v1/online-features",status="{status}"}}'
+    before = metric(client, counted)
+    monkeypatch.setattr(DeadlineProtocol, "receive_seconds", 0.3)
+    opening = opening_of(JSON, "Transfer-Encoding: chunked")
+    for own in ("", "X-Request-ID: mine-1"):
+        caplog.clear()
+        with caplog.at_level(logging.DEBUG, "featurestore.server"), connect(client.base_url) as connection:
+            connection.sendall(opening[:-2] + own.encode() + b"\r\n" * (1 + bool(own)))
+            time.sleep(0.02)
+            connection.sendall(body)
+            lines, _, answer = read_all(connection).partition(b"\r\n\r\n")
+            until(lambda: caplog.records)
+        details = json.loads(answer)["error"]
+        assert (int(lines.split()[1]), details["type"]) == (status, kind)
+        request_id = details["details"]["request_id"]
+        assert b"x-request-id: " + request_id.encode() in lines
+        assert request_id == "mine-1" or not own
+        (told,) = caplog.messages
+        assert told.startswith(f"request {request_id}: POST /v1/online-features {status} in ")
+    assert metric(client, counted) == before + 2
