@@ -93,6 +93,17 @@ def depends_on_order(sql: str) -> bool:
     )
 
 
+def stands_in(sql: str, column: str) -> bool:
+    """Tell whether a SELECT says somewhere what stands for a column where it is null."""
+    from sqlglot import exp
+
+    return any(
+        found.name.lower() == column.lower()
+        for choice in parse(sql).find_all(exp.Coalesce, exp.Case, exp.If)
+        for found in choice.find_all(exp.Column)
+    )
+
+
 def changing_call(sql: str) -> str | None:
     """Return what of a SELECT answers something else each time, None when nothing does."""
     from sqlglot import exp

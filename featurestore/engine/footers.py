@@ -33,6 +33,11 @@ class Footer:
     partitions: tuple[Partition, ...] = ()
     """The hive folders between the source and the file."""
 
+    @property
+    def has_columns(self) -> bool:
+        """Whether the file itself has a column."""
+        return len(self.columns) > len(self.partitions) or any(found.stored for found in self.partitions)
+
 
 @dataclass(frozen=True, slots=True)
 class Partition:
@@ -96,6 +101,22 @@ def holds_nothing(path: str, size_bytes: int, modified_ns: int, name: str, nan_t
             if nan_too and pa.types.is_floating(column.type):
                 column = pc.if_else(pc.is_nan(column), None, column)
             if column.null_count < len(column):
+                return False
+    return True
+
+
+@lru_cache(maxsize=65536)
+def holds_whole(path: str, size_bytes: int, modified_ns: int, name: str) -> bool:
+    """Tell whether all floats of a file's column are integers that no other one is written as; NaN is none at all."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=[name]):
+            column = batch.column(name).cast(pa.float64())
+            whole = pc.and_(pc.equal(pc.trunc(column), column), pc.less(pc.abs(column), float(2**53)))
+            if not pc.all(pc.or_kleene(whole, pc.is_nan(column)), min_count=0).as_py():
                 return False
     return True
 

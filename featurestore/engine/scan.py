@@ -140,14 +140,22 @@ def _opened(
 def _tables(session: Session, view: FeatureView) -> tuple[SourceTable, ...]:
     """Open the view's sources."""
     if view.sql is not None:
-        return tuple(open_source(session, source) for source in view.batch_sources)
+        tables = tuple(open_source(session, source) for source in view.batch_sources)
+        for table in tables:
+            check_files(view, table.source, _with_rows(table))
+        return tables
     declared: dict[str, ValueType | None] = dict.fromkeys(
         [view.timestamp_field, *filter(None, [view.created_timestamp_field])]
     )
     declared |= {**view.join_keys, **{field.name: field.type for field in view.fields or ()}}
     table = open_source(session, view.batch_sources[0], declared)
-    check_files(view, {footer.path: footer.columns for footer in table.footers})
+    check_files(view, table.source, _with_rows(table))
     return (table,)
+
+
+def _with_rows(table: SourceTable) -> dict[str, tuple[SourceColumn, ...]]:
+    """Return the columns of each file that holds a row: pandas writes an empty frame without any column."""
+    return {footer.path: footer.columns for footer in table.footers if footer.rows}
 
 
 def stage(session: Session, request: StageRequest) -> StagedRows:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from featurestore.definitions import FeatureView
+from featurestore.definitions import FeatureView, ParquetSource
+from featurestore.definitions.sql import stands_in
 from featurestore.engine.interface import SourceColumn
 from featurestore.errors import SourceSchemaError, did_you_mean
 from featurestore.types import Date, Float32, Float64, Int32, Int64, Timestamp, ValueType
@@ -79,17 +80,22 @@ def check_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
         )
 
 
-def check_files(view: FeatureView, files: Mapping[str, Sequence[SourceColumn]]) -> None:
-    """Raise SourceSchemaError for a file, by path, that lacks a join key or a time column which others have."""
-    times = [view.timestamp_field, *filter(None, [view.created_timestamp_field])]
+def check_files(view: FeatureView, source: ParquetSource, files: Mapping[str, Sequence[SourceColumn]]) -> None:
+    """Raise SourceSchemaError for a file, by path, that lacks a join key or a time column which others have.
+
+    SQL may say what stands for a missing one, by ``coalesce`` or ``CASE``; otherwise such rows would be dropped, or
+    count as known when they happened.
+    """
+    times = [source.timestamp_field, *filter(None, [source.created_timestamp_field])]
     problems = []
     for name, role in {**dict.fromkeys(view.join_keys, "join key"), **dict.fromkeys(times, "time column")}.items():
         without = [path for path, columns in files.items() if find_column(columns, name) is None]
-        if len(without) < len(files):
+        is_handled = view.sql is not None and stands_in(view.sql, name)
+        if len(without) < len(files) and not is_handled:
             problems += [f"{path} has no {role} {name!r}" for path in without]
     if problems:
         raise SourceSchemaError(
-            f"Feature view {view.name!r} cannot read every file of source {view.batch_sources[0].name!r}:"
+            f"Feature view {view.name!r} cannot read every file of source {source.name!r}:"
             + "".join(f"\n  - {problem}" for problem in problems[:20]),
             hint="Write these files again with the column, or take them out of the source.",
             view=view.name,

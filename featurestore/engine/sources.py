@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions import ParquetSource
 from featurestore.engine.convert import Column, coarse_bounds, converted, instant_us
-from featurestore.engine.footers import PATH, Footer, Partition, has_nanoseconds, holds_nothing, read_footer
+from featurestore.engine.footers import (
+    PATH,
+    Footer,
+    Partition,
+    has_nanoseconds,
+    holds_nothing,
+    holds_whole,
+    read_footer,
+)
 from featurestore.engine.interface import SourceColumn, SourceFile
 from featurestore.engine.schema import NULL_TYPE, find_column, list_depth, null_depth, serves, twins
 from featurestore.engine.session import USER_ERROR, Session, file_list, quote, source_file_error, text, translated
@@ -125,6 +133,7 @@ def open_source(
     footers = tuple(
         read_footer(str(session.root / file.path), file.size_bytes, file.modified_ns, str(below)) for file in files
     )
+    files, footers = _holding(files, footers)
     columns, disagreeing = _unified(footers)
     for nan_too in (False, True):  # among floats a NaN is a value
         doubtful = {*disagreeing, *_unserved(columns, declared or {})}
@@ -133,6 +142,7 @@ def open_source(
                 _blanked(footer, file, doubtful, nan_too) for footer, file in zip(footers, files, strict=True)
             )
             columns, disagreeing = _unified(footers)
+    columns = tuple(_whole(column, footers, files) for column in columns)
     problems = [*disagreeing.values(), *twins(column.name for column in columns)]
     if problems:
         raise SourceSchemaError(
@@ -142,6 +152,32 @@ def open_source(
             problems=problems,
         )
     return SourceTable(source, files, footers, columns)
+
+
+def _holding(
+    files: tuple[SourceFile, ...], footers: tuple[Footer, ...]
+) -> tuple[tuple[SourceFile, ...], tuple[Footer, ...]]:
+    """Leave out files without rows and columns, which DuckDB does not read: pandas writes an empty frame so."""
+    held = [pair for pair in zip(files, footers, strict=True) if pair[1].rows or pair[1].has_columns]
+    return (tuple(file for file, _ in held), tuple(footer for _, footer in held)) if held else (files, footers)
+
+
+def _whole(column: SourceColumn, footers: Sequence[Footer], files: Sequence[SourceFile]) -> SourceColumn:
+    """Return the column as integers where some files have them, and others floats that are all whole.
+
+    Pandas makes floats of a day's integers where one is missing.
+    """
+    if column.value_type != Float64:
+        return column
+    kinds = [own.value_type if (own := find_column(f.columns, column.name)) is not None else None for f in footers]
+    if Int64 not in kinds:
+        return column
+    is_whole = all(
+        holds_whole(footer.path, file.size_bytes, file.modified_ns, column.name)
+        for kind, footer, file in zip(kinds, footers, files, strict=True)
+        if kind in (Float32, Float64)
+    )
+    return replace(column, value_type=Int64) if is_whole else column
 
 
 def _unserved(columns: Sequence[SourceColumn], declared: Mapping[str, ValueType | None]) -> Iterator[str]:
@@ -213,8 +249,7 @@ def _wider(one: SourceColumn, other: SourceColumn) -> SourceColumn | None:
         if fits(candidate, one.value_type) and fits(candidate, other.value_type):
             return SourceColumn(one.name, f"{one.native_type} or {other.native_type}", candidate)
     if {one.value_type, other.value_type} <= {Int64, Float32, Float64}:
-        # Pandas makes floats of a day's integers where one is missing: each is taken for the integer that it is.
-        return SourceColumn(one.name, f"{one.native_type} or {other.native_type}", Int64)
+        return SourceColumn(one.name, f"{one.native_type} or {other.native_type}", Float64)  # by value
     return None
 
 

@@ -187,8 +187,18 @@ def test_a_file_without_key_or_time_is_named(tmp_path: Path, gone: str) -> None:
         with pytest.raises(SourceSchemaError, match=rf"b\.parquet has no (join key|time column) '{gone}'") as caught:
             call(view)
         assert len(caught.value.details["problems"]) == 1
+    plain = view_of("data", created="known", sql="SELECT * FROM flights")
+    with pytest.raises(SourceSchemaError, match=rf"b\.parquet has no (join key|time column) '{gone}'"):
+        stage(tmp_path, plain)
     sql = view_of("data", sql='SELECT coalesce(k, -1) AS k, coalesce("at", now()) AS "at", v FROM flights')
     assert len(stage(tmp_path, sql).path.name) > 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("sql", [None, "SELECT * FROM flights"])
+def test_a_file_without_rows_lacks_nothing(tmp_path: Path, sql: str | None) -> None:
+    write(tmp_path / "data" / "a.parquet", table_of())
+    pd.DataFrame().to_parquet(tmp_path / "data" / "b.parquet")
+    assert len(staged_rows(tmp_path, view_of("data", sql=sql))) == 3
 
 
 SENTINELS = [datetime(9999, 12, 31), datetime(1, 1, 1), datetime(1677, 9, 21), datetime(2262, 4, 12)]
@@ -333,6 +343,21 @@ def test_a_day_of_whole_numbers_is_read_as_the_floats_that_are_declared(tmp_path
         SourceError, match=r"Column 'v' of .*a\.parquet holds 9007199254740992, which is no whole number"
     ):
         stage(tmp_path, view_of("data"))
+
+
+def test_integers_beside_fractions_are_floats_unless_integers_are_declared(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "a.parquet", table_of(k=pa.array([1, 2]), v=pa.array([7, None])))
+    write(tmp_path / "data" / "b.parquet", table_of(k=pa.array([3]), v=pa.array([0.5])))
+    (column,) = (c for c in DuckEngine(tmp_path).columns(view_of("data").batch_sources[0]) if c.name == "v")
+    assert column.value_type == Float64
+    for sql in (None, SQL, 'SELECT k, "at", v::DOUBLE AS v FROM flights'):
+        assert {row["k"]: row["v"] for row in staged_rows(tmp_path, view_of("data", sql=sql))} == {
+            1: 7.0,
+            2: None,
+            3: 0.5,
+        }
+    with pytest.raises(SourceError, match=r"Column 'v' of .*b\.parquet holds 0\.5"):
+        stage(tmp_path, view_of("data", features={"v": Int64}))
 
 
 def test_a_float_that_sql_computes_is_no_integer_by_declaration(tmp_path: Path) -> None:
