@@ -111,7 +111,7 @@ def _source_file(root: Path, path: Path) -> SourceFile:
 
 
 def _unnameable(path: str) -> str | None:
-    """Return why DuckDB cannot be told of a file."""
+    """Return why DuckDB cannot open a file of this name, None when it can."""
     if re.search(r"[\udc80-\udcff]", path):
         return "is not UTF-8"
     # It knows no way to write a backslash in a pattern, and only patterns name such characters.

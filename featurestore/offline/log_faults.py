@@ -87,7 +87,7 @@ def _of_entries(log: Path, damaged: dict[int, str], lost: Sequence[int], last: i
 
 
 def _damage(entry: Path | None) -> str:
-    """Return why an entry is none; empty where it is one."""
+    """Return what is wrong with an entry of the log; empty where it is sound."""
     if entry is None:
         return "missing"
     try:

@@ -50,7 +50,7 @@ class Patience:
         """Count its time from now on."""
         self._waits[wait] = None
         if self._is_napping:
-            wait.begun = self._naps + 1  # the nap under way is none of its own
+            wait.begun = self._naps + 1  # the nap under way began before it
         else:
             wait.begun = self._naps
             self._is_napping = True

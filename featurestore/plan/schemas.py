@@ -28,7 +28,7 @@ def pin_schemas(
     """Return the definitions with every schema known and every source checked, and notices for people.
 
     A view without ``schema`` keeps the one that was pinned when it was applied while its source and SQL stay,
-    unless ``refresh``. Raises SourceError, which tells of all at once, where views that are new or changed do not
+    unless ``refresh``. Raises SourceError, with every fault, where views that are new or changed do not
     fit; for one that is applied as it stands a broken source is a notice, because nothing of it changes.
     """
     pinned: dict[str, FeatureView] = {}
@@ -91,7 +91,7 @@ def _faults_of(engine: Engine, view: FeatureView, error: SourceError) -> list[So
 
 
 def _together(faults: Sequence[SourceError]) -> SourceError:
-    """Return one error that tells of all faults; views that read the same broken source have one of them."""
+    """Return one error with all faults; a broken source is in it once, however many views read it."""
     told = list({str(fault): fault for fault in faults}.values())
     if len(told) == 1:
         return told[0]

@@ -127,7 +127,7 @@ class DeadlineProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Remember when the request began."""
         self._waiting_since, self._idle_since = self.loop.time(), None
-        self._header_bytes = -self._piece_bytes  # what came before it in this piece is none of its own
+        self._header_bytes = -self._piece_bytes  # what came before it in this piece belongs to another request
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
