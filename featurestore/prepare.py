@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from featurestore.errors import RevisionConflictError, TableVersionError
 from featurestore.materialization.jobs import materialize, materialize_incremental, succeeded
+from featurestore.metadata.commits import KnownCommit, last_read
+from featurestore.metadata.prepared import Preparations
 from featurestore.metadata.runs import RunResult
 from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.watermarks import Interval, read_watermark, subtract
+from featurestore.metadata.watermarks import Interval, Watermark, merge, read_watermark, subtract
 from featurestore.metadata.workspace import Workspace
 from featurestore.plan import Plan
 from featurestore.plan.applying import check_base, claim_generations
@@ -19,16 +22,18 @@ from featurestore.steps import crash_point, reached, step
 
 FILLED = crash_point("prepare.filled", "one view's new generation is filled and online, and not served yet")
 
-MOST_ROUNDS = 3
-"""The old generation may grow while the new one is filled: so often what came meanwhile is read too."""
+MOST_ROUNDS = 4
+"""The old generation may change while the new one is filled: so often what changed meanwhile is read again, which takes
+less each time."""
 
 
 def prepare(workspace: Workspace, plan: Plan) -> Sequence[RunResult]:
     """Fill the new generations of a plan, by its definitions, with what the generations before them hold.
 
     A new view is filled from its source's first event on. Applying the plan is then all that is missing. Raises
-    RevisionConflictError when another apply came since the plan was made, and MaterializationError naming the views
-    that failed; what is filled by then stays, and the next apply of the same definitions goes on with it.
+    RevisionConflictError when another apply came since the plan was made, or runs changed what is served all the while,
+    and MaterializationError naming the views that failed. What is filled by then stays, and the next apply of the same
+    definitions goes on with it where nothing was read again for what is served.
     """
     snapshot = workspace.snapshot()
     names = [planned.name for planned in plan.steps if planned.is_new_generation]
@@ -46,24 +51,72 @@ def prepare(workspace: Workspace, plan: Plan) -> Sequence[RunResult]:
 
 
 def _fill(planned: Workspace, new: RegisteredView, old: RegisteredView | None) -> Sequence[RunResult]:
-    """Bring a generation to where the one before it is."""
-    runs: list[RunResult] = []
-    missing: tuple[Interval, ...] = ()
-    for rounds in range(MOST_ROUNDS):
-        held = None if old is None else read_watermark(planned.ledger, old)
-        before = missing
-        if held is not None:
-            missing = subtract(held.intervals, read_watermark(planned.ledger, new).intervals)
-            if not held.intervals or (rounds and missing in ((), before)):
-                break
-        if held is None or held.begun_us is not None:
-            runs += succeeded(materialize_incremental(planned, None, [new.view.name]))
-        else:
-            now_us = planned.clock()
-            # Also where all is read already: what is not online yet goes there.
-            for start_us, end_us in missing or held.intervals[-1:]:
-                runs += succeeded(materialize(planned, start_us, min(end_us, now_us), [new.view.name]))
-        if held is None:
-            break
-    reached(FILLED)
-    return runs
+    """Bring a generation to where the one before it is: its spans, and what was read again of them since."""
+    if old is None:
+        runs = succeeded(materialize_incremental(planned, None, [new.view.name]))
+        reached(FILLED)
+        return runs
+    runs = []
+    known = Preparations(planned.ledger, planned.project, new.chain.head).get(new.view.name, new.generation)
+    since = None if known is None else known.since
+    newest, held = _state(planned, old)
+    for _ in range(MOST_ROUNDS):
+        changed, is_withdrawn = _changed(planned, old, since, newest)
+        filled = read_watermark(planned.ledger, new).intervals
+        runs += _read(planned, new, held)
+        for start_us, end_us in filled if changed is None else subtract(filled, subtract(filled, changed)):
+            runs += _read_span(planned, new, start_us, end_us, rebuild=is_withdrawn)
+        since, before = newest, held
+        newest, held = _state(planned, old)
+        if (newest, held.intervals) == (since, before.intervals):
+            reached(FILLED)
+            return runs
+    raise RevisionConflictError(
+        f"Feature view {new.view.name!r} was materialized again each time its new generation had caught up, "
+        f"{MOST_ROUNDS} times in a row; nothing was applied.",
+        hint="Apply it again while no run of the view is under way.",
+        view=new.view.name,
+    )
+
+
+def _state(workspace: Workspace, served: RegisteredView) -> tuple[KnownCommit | None, Watermark]:
+    """Return what was read last for a view, and what it holds; in this order, as a run writes them."""
+    newest = last_read(workspace.ledger, workspace.offline, served)
+    return newest, read_watermark(workspace.ledger, served)
+
+
+def _read(planned: Workspace, new: RegisteredView, held: Watermark) -> Sequence[RunResult]:
+    """Read what a generation lacks of what the one before it holds."""
+    if held.begun_us is not None:
+        return succeeded(materialize_incremental(planned, None, [new.view.name]))
+    missing = subtract(held.intervals, read_watermark(planned.ledger, new).intervals)
+    # Also where all is read already: what is not online yet goes there.
+    spans = missing or held.intervals[-1:]
+    return [run for start_us, end_us in spans for run in _read_span(planned, new, start_us, end_us)]
+
+
+def _read_span(
+    planned: Workspace, new: RegisteredView, start_us: int, end_us: int, *, rebuild: bool = False
+) -> Sequence[RunResult]:
+    end_us = min(end_us, planned.clock())
+    names = [new.view.name]
+    return succeeded(materialize(planned, start_us, end_us, names, rebuild=rebuild, confirm=lambda view, rows: True))
+
+
+def _changed(
+    workspace: Workspace, served: RegisteredView, since: KnownCommit | None, newest: KnownCommit | None
+) -> tuple[tuple[Interval, ...] | None, bool]:
+    """Return where rows changed between two commits, None where it is not known, and whether any may have left."""
+    if newest == since:
+        return (), False
+    offline, table = workspace.offline, served.table
+    there = None if since is None else offline.find_commit(table, since.version)
+    is_known = since is None or (there is not None and there.identity == since.identity)
+    if newest is None or not is_known:
+        return None, True
+    try:
+        changes = offline.changes(table, None if since is None else since.version, newest.version)
+    except TableVersionError:  # cleaned away
+        return None, True
+    files = (*changes.added, *changes.removed)
+    return merge((file.min_event_us, file.max_event_us + 1) for file in files), bool(changes.removed)

@@ -68,6 +68,8 @@ def status(workspace: Workspace) -> list[ViewStatus]:
     for name, registered in sorted(workspace.snapshot().views.items()):
         watermark = read_watermark(workspace.ledger, registered)
         history = runs(workspace.ledger, workspace.project, name, now_us=now_us)
+        # Those that prepare the next generation say nothing of the one that is served.
+        history = [run for run in history if run.generation == registered.generation]
         unfinished = list(takewhile(lambda run: run.state in ("running", "killed"), history))
         greatest_us, offline_rows, unreadable = _committed(workspace, registered, watermark)
         entities, online_rows = count_entities(workspace, registered, watermark)

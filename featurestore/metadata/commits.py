@@ -12,6 +12,7 @@ from typing import Any
 
 from featurestore_registry.interface import Ledger
 
+from featurestore.definitions import PushSource
 from featurestore.errors import MismatchError
 from featurestore.metadata.records import understood
 from featurestore.metadata.snapshot import RegisteredView
@@ -44,6 +45,17 @@ def known_commit(ledger: Ledger, registered: RegisteredView) -> KnownCommit | No
     """Return the commit that a view's watermark speaks of; None where an earlier release wrote the watermark."""
     entry = ledger.latest(registered.project, KIND, watermark_key(registered.view.name, registered.generation))
     return None if entry is None or entry.document == _FORGOTTEN else _known_from(entry.document)
+
+
+def last_read(ledger: Ledger, offline: OfflineStore, registered: RegisteredView) -> KnownCommit | None:
+    """Return the newest commit that may hold what was read from the view's source; None where there is none.
+
+    Pushes may commit every second. Where they do, it is the one that the last run remembered.
+    """
+    if any(isinstance(source, PushSource) for source in registered.view.sources):
+        return known_commit(ledger, registered)
+    newest = offline.find_commit(registered.table)
+    return None if newest is None else KnownCommit(newest.number, newest.identity)
 
 
 class Remembered:

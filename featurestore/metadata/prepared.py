@@ -15,6 +15,7 @@ from featurestore_registry.records import fingerprint
 
 from featurestore.definitions import FeatureView
 from featurestore.errors import LedgerConflictError
+from featurestore.metadata.commits import KnownCommit
 from featurestore.metadata.records import to_record, understood
 from featurestore.metadata.watermarks import watermark_key
 from featurestore.project.loader import with_parts
@@ -35,6 +36,8 @@ class Prepared:
     """The hash of the revision that the apply was planned on."""
     mark: str
     """Hash of what it is filled by: the view and all that it refers to."""
+    since: KnownCommit | None
+    """What was read last for the generation that is served when this one's filling began: see `last_read`."""
     entry: int = 0
     """The ledger version that this was read from, 0 when it is written first."""
 
@@ -55,9 +58,13 @@ class Preparations:
         known = (entry for entry in entries if entry.key not in self._given_up)
         self._known = {entry.key: _prepared_from(entry.document, entry.version) for entry in known}
 
-    def find(self, view: FeatureView, after: int) -> Prepared | None:
-        """Return the newest generation that was prepared for a definition beside the one that is served."""
-        found = [known for known in self._known.values() if (known.view, known.after) == (view.name, after)]
+    def find(self, view: FeatureView, after: int, since: KnownCommit | None) -> Prepared | None:
+        """Return the newest generation that was prepared for a definition beside the one that is served.
+
+        One that was begun before the last commit ``since`` is none: it may hold what was corrected, or withdrawn.
+        """
+        wanted = view.name, after, since
+        found = [known for known in self._known.values() if (known.view, known.after, known.since) == wanted]
         if not after:  # nothing keeps those of a view that is not registered once another apply came
             found = [known for known in found if known.base == self._head]
         mark = mark_of(self._project, view) if found else ""
@@ -106,4 +113,6 @@ class Preparations:
 
 @understood("a prepared generation")
 def _prepared_from(document: Mapping[str, Any], entry: int) -> Prepared:
-    return Prepared(**{name: document[name] for name in ("view", "generation", "after", "base", "mark")}, entry=entry)
+    known = {name: document[name] for name in ("view", "generation", "after", "base", "mark")}
+    since = document["since"]
+    return Prepared(**known, since=None if since is None else KnownCommit(**since), entry=entry)

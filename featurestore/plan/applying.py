@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from featurestore.errors import ChangesNotAllowedError, LedgerConflictError, RevisionConflictError
+from featurestore.metadata.commits import last_read
 from featurestore.metadata.generations import remember_generation
 from featurestore.metadata.ownership import Ownership
 from featurestore.metadata.prepared import Preparations, Prepared, mark_of
@@ -129,7 +130,8 @@ def _claim(workspace: Workspace, plan: Plan, planned: Step, preparations: Prepar
             registered = snapshot.views.get(planned.name)
             after = 0 if registered is None else registered.generation
             mark = mark_of(plan.project, view)
-            preparations.note(Prepared(planned.name, planned.generation, after, plan.base, mark))
+            since = None if registered is None else last_read(workspace.ledger, workspace.offline, registered)
+            preparations.note(Prepared(planned.name, planned.generation, after, plan.base, mark, since))
     except LedgerConflictError:
         is_claimed = False
     if not is_claimed:

@@ -12,7 +12,7 @@ from featurestore_registry.records import Change, Record
 from featurestore.definitions import Definition, FeatureView, PushSource
 from featurestore.errors import DefinitionError, OfflineStoreError, OnlineStoreUnavailableError
 from featurestore.metadata.belonging import compare_table, part_mismatch
-from featurestore.metadata.commits import Remembered
+from featurestore.metadata.commits import Remembered, last_read
 from featurestore.metadata.generations import Generations
 from featurestore.metadata.online_rows import count_online
 from featurestore.metadata.prepared import Preparations
@@ -248,9 +248,12 @@ class _Putting:
         after = 0 if registered is None else registered.generation
         if registered is not None and not is_rebuilt and not any(change.new_generation for change in changes):
             return after
-        prepared = self._prepared.find(wanted, after)
-        if prepared is not None and self._is_whole(wanted, prepared.generation):
-            return prepared.generation
+        if wanted.name in self._filled:
+            workspace = self._workspace
+            since = None if registered is None else last_read(workspace.ledger, workspace.offline, registered)
+            prepared = self._prepared.find(wanted, after, since)
+            if prepared is not None and self._is_whole(wanted, prepared.generation):
+                return prepared.generation
         return self._generations.unused(wanted.name, after=after)
 
     def _is_whole(self, wanted: FeatureView, generation: int) -> bool:

@@ -17,12 +17,16 @@ from support.clock import ManualClock
 
 from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource, PushSource
 from featurestore.errors import MaterializationError, OnlineStoreUnavailableError, RevisionConflictError
+from featurestore.maintenance import gc as gc_module
 from featurestore.maintenance.gc import collect_garbage
+from featurestore.maintenance.status import status
 from featurestore.maintenance.verify import verify
-from featurestore.materialization import materialize_incremental
+from featurestore.materialization import materialize, materialize_incremental
 from featurestore.materialization import run as run_module
 from featurestore.metadata.belonging import mismatches
 from featurestore.metadata.runs import RunResult, all_runs
+from featurestore.metadata.saved_sets import pins
+from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import TableId
 from featurestore.plan.explain import explain
 from featurestore.prepare import prepare as fill
@@ -363,6 +367,168 @@ def test_what_was_committed_and_not_published_is_published_by_the_next(
     assert (rows_offline(store, 2, "spans"), generation(store, "spans")) == (10 * len(SHOPS), 1)
     store.apply([renamed(name="spans")], allow_breaking=True, prepare=True)
     assert values(store, "spans:total") == values(store, "takings:amount")
+
+
+def times(*hours: int) -> list[datetime]:
+    return [timedelta(microseconds=NOW_US - each * HOUR_US) + EPOCH for each in hours]
+
+
+def change_hours(root: Path, *hours: int, amount: float | None) -> None:
+    """Give the rows of some hours another amount, or take them away."""
+    path = root / "sales.parquet"
+    rows = pq.read_table(path).to_pylist()
+    picked = times(*hours)
+    kept = [row if row["ts"] not in picked else {**row, "amount": amount} for row in rows]
+    left = [row for row in kept if row["amount"] is not None]
+    pq.write_table(pa.Table.from_pylist(left, pq.read_schema(path)), path)
+
+
+def begin_spans(store: FeatureStore, **changes: Any) -> None:
+    store.apply([view("spans", **changes)])
+    store.materialize(*times(10, 8), "spans")
+    store.materialize(*times(6, 3), "spans")
+
+
+def read_again(store: FeatureStore, amount: float | None, *, rebuild: bool) -> None:
+    """Change the newest row of every shop in the second span, and read it again for what is served."""
+    change_hours(store.root, 4, amount=amount)
+    with closing(FeatureStore(store.root, clock=ManualClock(NOW_US))) as other:
+        start, end = ((at - EPOCH) // timedelta(microseconds=1) for at in times(6, 3))
+        runs = materialize(other.workspace, start, end, ["spans"], rebuild=rebuild, confirm=lambda view, rows: True)
+    assert [run.state for run in runs] == ["done"]
+
+
+READ_AGAIN = pytest.mark.parametrize(
+    ("amount", "rebuild"), [(100.0, False), (100.0, True), (None, True)], ids=["corrected", "rebuilt", "withdrawn"]
+)
+
+
+@READ_AGAIN
+def test_what_was_left_is_not_gone_on_with_once_what_is_served_was_read_again(
+    store: FeatureStore, amount: float | None, rebuild: bool
+) -> None:
+    begin_spans(store)
+    fill(store.workspace, store.plan([renamed(name="spans")], prepare=True))
+    read_again(store, amount, rebuild=rebuild)
+    before = values(store, "spans:amount")
+    plan = store.apply([renamed(name="spans")], allow_breaking=True, prepare=True)
+    assert [step.generation for step in plan.steps] == [3]
+    assert values(store, "spans:total") == before
+    store.apply([Entity("other", {"x": String})])
+    assert TableId("till", "spans", 2) in collect_garbage(store.workspace).tables
+
+
+@READ_AGAIN
+@pytest.mark.parametrize("is_incremental", [False, True])
+def test_what_is_read_again_while_it_is_filled_is_read_again_too(
+    store: FeatureStore, amount: float | None, rebuild: bool, is_incremental: bool
+) -> None:
+    begin_spans(store)
+    if is_incremental:
+        store.materialize_incremental(views="spans")
+    begun: list[int] = []
+    last = 1 if is_incremental else 2  # all is read by then
+
+    def meanwhile(event: Event) -> None:
+        if (event.phase, event.step) == ("start", "publish"):
+            begun.append(1)
+            if len(begun) == last:
+                read_again(store, amount, rebuild=rebuild)
+
+    with listening(meanwhile):
+        store.apply([renamed(name="spans")], allow_breaking=True, prepare=True)
+    assert len(begun) > last
+    assert [found.problems for found in verify(store.workspace)] == [(), ()]
+    assert history(store, "spans", 2) == history(store, "spans", 1)
+
+
+def history(store: FeatureStore, name: str, number: int) -> set[tuple[Any, ...]]:
+    """Return what a generation's table says of each shop and time: of several versions the last."""
+    version = store.workspace.offline.current(TableId("till", name, number))
+    assert version is not None
+    rows = [row for file in version.files for row in pq.read_table(file.path).to_pylist()]
+    rows.sort(key=lambda row: row["fs_seq"])
+    feature = "total" if number == 2 else "amount"
+    return {*{(row["shop"], row["event_ts"]): row[feature] for row in rows}.items()}
+
+
+def test_runs_that_always_change_what_is_served_refuse_the_apply(store: FeatureStore) -> None:
+    begin_spans(store)
+    amounts: list[float] = []
+    busy: list[int] = []
+
+    def meanwhile(event: Event) -> None:
+        if (event.phase, event.step) == ("finish", "read") and not busy:
+            busy.append(1)
+            amounts.append(100.0 + len(amounts))
+            read_again(store, amounts[-1], rebuild=False)
+            busy.clear()
+
+    with listening(meanwhile), pytest.raises(RevisionConflictError, match="'spans' was materialized again"):
+        store.apply([renamed(name="spans")], allow_breaking=True, prepare=True)
+    assert (generation(store, "spans"), values(store, "spans:amount")) == (1, [amounts[-1]] * len(SHOPS))
+    store.apply([renamed(name="spans")], allow_breaking=True, prepare=True)
+    assert values(store, "spans:total") == [amounts[-1]] * len(SHOPS)
+
+
+def test_pushes_meanwhile_do_not_hold_it_up(store: FeatureStore) -> None:
+    live = PushSource("live", sales)
+    begin_spans(store, source=live)
+
+    def meanwhile(event: Event) -> None:
+        if (event.phase, event.step) == ("finish", "read"):
+            with closing(FeatureStore(store.root, clock=ManualClock(NOW_US))) as other:
+                other.push("live", [{"shop": SHOPS[0], "ts": times(5)[0], "amount": 1.0}], to="offline")
+
+    with listening(meanwhile):
+        store.apply([view("spans", source=live, schema=[Field("amount", Int64)])], allow_breaking=True, prepare=True)
+    assert generation(store, "spans") == 2
+
+
+def test_without_the_flag_nothing_prepared_is_taken(store: FeatureStore) -> None:
+    fill(store.workspace, store.plan([service(renamed())], prepare=True))
+    plan = store.apply([service(renamed())], allow_breaking=True)
+    assert (generation(store), rows_offline(store, 3)) == (3, 0)
+    assert "generation 3 starts empty" in str(plan)
+
+
+def test_a_prepared_table_that_was_lost_is_not_gone_on_with(store: FeatureStore) -> None:
+    fill(store.workspace, store.plan([service(renamed())], prepare=True))
+    store.workspace.offline.clean(TableId("till", "takings", 2), keep=None)
+    store.apply([service(renamed())], allow_breaking=True, prepare=True)
+    assert (generation(store), rows_offline(store, 3)) == (3, 70)
+
+
+def test_a_new_view_that_was_prepared_is_begun_anew_once_another_apply_came(store: FeatureStore) -> None:
+    fill(store.workspace, store.plan([view("more")], prepare=True))
+    assert [step.generation for step in store.plan([view("more")], prepare=True).steps] == [1]
+    store.apply([Entity("other", {"x": String})])
+    assert [step.generation for step in store.plan([view("more")], prepare=True).steps] == [2]
+
+
+def test_what_an_apply_takes_up_again_gc_leaves(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.apply([view("slow", online=False)])
+    store.materialize_incremental(views="slow")
+    wanted = renamed(name="slow", online=False)
+    fill(store.workspace, store.plan([wanted], prepare=True))
+    store.apply([Entity("other", {"x": String})])
+
+    def taken_meanwhile(workspace: Workspace) -> dict[TableId, frozenset[int]]:
+        with closing(FeatureStore(store.root, clock=ManualClock(NOW_US))) as other:
+            fill(other.workspace, other.plan([wanted], prepare=True))
+        return pins(workspace)
+
+    monkeypatch.setattr(gc_module, "pins", taken_meanwhile)
+    assert collect_garbage(store.workspace).tables == ()
+    assert rows_offline(store, 2, "slow") == 70
+
+
+def test_a_preparation_that_fails_is_no_run_of_what_is_served(store: FeatureStore) -> None:
+    before = [found.last_run for found in status(store.workspace)]
+    bad = "SELECT shop, ts, CASE WHEN amount > 15 THEN error('too much') ELSE amount END AS total FROM sales"
+    with pytest.raises(MaterializationError):
+        store.apply([service(view(feature="total", sql=bad))], allow_breaking=True, prepare=True)
+    assert [found.last_run for found in status(store.workspace)] == before
 
 
 def test_rows_that_only_were_pushed_are_said_to_stay_behind(store: FeatureStore) -> None:
