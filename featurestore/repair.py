@@ -113,9 +113,12 @@ class Repaired:
 def find_repairs(workspace: Workspace) -> Repairs:
     """Return what is to be settled; changes nothing. Raises NotFoundError for a project the registry does not know.
 
-    Also OnlineStoreUnavailableError: what is online may be what does not fit.
+    Also OnlineStoreUnavailableError: what is online may be what does not fit. And OfflineStoreError for a table whose
+    log is damaged: what it holds decides, and nothing is known of it.
     """
     Ownership(workspace)
+    for registered in workspace.snapshot().views.values():
+        workspace.offline.current(registered.table)
     found, failure = compare_all(workspace)
     if failure is not None:
         raise failure

@@ -209,6 +209,8 @@ def _identities(workspace: Workspace) -> Iterator[Check]:
     if failure is not None:
         yield Check("identities", "warning", "the online store could not be asked whose its records are", failure.hint)
     for mismatch in found:
+        if mismatch.kind == "unreadable":
+            continue  # the check of the table says it
         yield Check(mismatch.view, "warning" if mismatch.heals else "failed", mismatch.message, mismatch.hint)
     if not found and failure is None and (identity := workspace.snapshot().chain.identity):
         yield Check("identities", "ok", f"registry and stores belong to project {workspace.project} ({identity[:12]})")

@@ -63,6 +63,8 @@ def status(workspace: Workspace) -> list[ViewStatus]:
     found = []
     found_by_view: dict[str, list[Mismatch]] = {}
     for mismatch in mismatches(workspace):
+        if mismatch.kind == "unreadable":
+            continue  # below it is said of the table
         found_by_view.setdefault(mismatch.view, []).append(mismatch)
     clocks = _clock_problems(workspace, now_us)
     for name, registered in sorted(workspace.snapshot().views.items()):

@@ -44,7 +44,8 @@ def verify(workspace: Workspace) -> list[Verification]:
         with step("verify", f"verify {registered.view.name}") as running:
             table = compare_table(workspace.registry, workspace.offline, registered)
             part = part_mismatch(workspace, registered) if registered.view.online else None
-            problems = [f"{found.message} {found.hint}" for found in (table, part) if found is not None]
+            parts = [found for found in (table, part) if found is not None and found.kind != "unreadable"]
+            problems = [f"{found.message} {found.hint}" for found in parts]
             problems += [
                 f"Training set {found.name} cannot be built again: {found.what} is gone. Restore the offline store "
                 f"from a backup that holds it, or run `fs training-sets --delete {found.name}`."

@@ -12,7 +12,7 @@ from typing import Literal
 
 from featurestore_registry.interface import Ledger, Registry
 
-from featurestore.errors import MismatchError, OnlineStoreUnavailableError, RegistryUnavailableError
+from featurestore.errors import MismatchError, OfflineStoreError, OnlineStoreUnavailableError, RegistryUnavailableError
 from featurestore.metadata.commits import BELONG_HINT, REVISION, Remembered, held_of, known_commit
 from featurestore.metadata.snapshot import RegisteredView
 from featurestore.metadata.watermarks import Watermark, read_watermark
@@ -32,6 +32,7 @@ Kind = Literal[
     "ahead",
     "missing",
     "unfinished",
+    "unreadable",
 ]
 
 _ONLINE_HINT = BELONG_HINT.replace("offline", "online")
@@ -59,8 +60,10 @@ class Mismatch:
     """The next run of the view settles it."""
 
     @property
-    def error(self) -> MismatchError:
+    def error(self) -> MismatchError | OfflineStoreError:
         """The mismatch as an error."""
+        if self.kind == "unreadable":
+            return OfflineStoreError(self.message, hint=self.hint, view=self.view)
         return MismatchError(self.message, hint=self.hint, piece=self.piece, view=self.view, kind=self.kind)
 
 
@@ -80,6 +83,23 @@ def compare_table(
     registry: Registry, offline: OfflineStore, registered: RegisteredView, remembered: Remembered | None = None
 ) -> Mismatch | None:
     """Compare a view's offline table with the registry; ``remembered`` spares the ledger where there are many views."""
+    found = _compare_table(registry, offline, registered, remembered)
+    return None if found is None else _or_damage(offline, registered, found)
+
+
+def _or_damage(offline: OfflineStore, registered: RegisteredView, found: Mismatch) -> Mismatch:
+    """Return what is found, or else the damage of the table's log, which makes a commit look like another."""
+    try:
+        offline.current(registered.table)
+    except OfflineStoreError as error:
+        if "versions" in error.details:
+            return _offline(registered, "unreadable", error.message, error.hint)
+    return found
+
+
+def _compare_table(
+    registry: Registry, offline: OfflineStore, registered: RegisteredView, remembered: Remembered | None
+) -> Mismatch | None:
     chain = registered.chain
     owner = offline.owner(registered.project)
     # Without a table there is nothing to keep: the first commit takes the folder over.
@@ -155,7 +175,7 @@ def compare_commit(
             f"Version {known.version} of table {registered.table} is not the commit that the registry remembers: the "
             "table was restored and written to since."
         )
-        return _offline(registered, "rewritten", message, _RESTORE)
+        return _or_damage(offline, registered, _offline(registered, "rewritten", message, _RESTORE))
     return None
 
 
@@ -183,13 +203,13 @@ def compare_part(
                 f"The online records of {view} were published from version {marker.version} of {registered.table}, a "
                 "commit that the offline store does not have."
             )
-            return Part(None, _online(registered, "ahead", message, _RESTORE))
+            return Part(None, _or_damage(offline, registered, _online(registered, "ahead", message, _RESTORE)))
     if pushed is not None and has_other(offline, registered, *pushed):
         message = (
             f"Rows were pushed to {registered.table} in version {pushed[0]}, a commit that the offline store does not "
             "have: it is older than what is online."
         )
-        return Part(None, _online(registered, "ahead", message, _RESTORE))
+        return Part(None, _or_damage(offline, registered, _online(registered, "ahead", message, _RESTORE)))
     least = least_of(copies)
     if least is None:
         foreign = _earlier(online, registered, at_once=at_once)
