@@ -7,7 +7,9 @@ It loads no library that the caller has not loaded, except pyarrow for what offe
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,8 +169,11 @@ def html_columns(columns: Mapping[str, Sequence[Any]], row_count: int) -> str:
 
 
 def library_type(values: Any) -> Any:
-    """Return what its library calls the type of a column or a scalar, "" for Python's own."""
-    return getattr(values, "type", None) or getattr(values, "dtype", "")
+    """Return what its library calls the type of a column, of its categories or of a scalar, "" for Python's own."""
+    kind = getattr(values, "type", None) or getattr(values, "dtype", "")
+    if getattr(values, "typecode", "") == "f":  # array.array
+        return "float32"
+    return getattr(getattr(kind, "categories", None), "dtype", kind)  # pandas' categories are values
 
 
 def instants_as_list(values: Any) -> Any:
@@ -195,9 +200,13 @@ def as_arrow(values: Any) -> pa.Array | pa.ChunkedArray:
             return values.to_arrow()
         values = values.to_list()
     try:
-        if not isinstance(values, list | tuple) and str(getattr(values, "dtype", "object")) != "object":
-            return pa.array(values, from_pandas=True)
-        return _inferred(values)
+        if getattr(values, "typecode", "") == "f":  # array.array, whose items are Python's
+            return pa.array(values, pa.float32())
+        if isinstance(values, list | tuple) or str(getattr(values, "dtype", "object")) == "object":
+            return _inferred(values)
+        if str(library_type(values)) == "object" and _has(_NARROW, values.dtype.categories):
+            return _inferred(values)
+        return pa.array(values, from_pandas=True)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise ValueError(str(error).splitlines()[0].rstrip(".")) from None
 
@@ -215,12 +224,55 @@ def _inferred(values: Any) -> pa.Array:
     kind = column.type
     if pa.types.is_timestamp(kind) and any(getattr(value, "nanosecond", 0) > 0 for value in values):
         column = pa.array(values, pa.timestamp("ns", kind.tz), from_pandas=from_pandas)
-    # Arrow makes bytes of texts beside bytes and dates of instants beside dates. All other types hold what they take.
-    if pa.types.is_binary(kind) or pa.types.is_temporal(kind) or pa.types.is_nested(kind):
-        for row, (value, kept) in enumerate(zip(values, column.to_pylist(), strict=True)):
+    # Arrow makes bytes of texts beside bytes, dates of instants beside dates, beside numpy numbers of bools and
+    # integers of narrow floats. All other types hold what they take.
+    is_mixed = not pa.types.is_boolean(kind) and _has((*_NARROW, "bool", "bool_"), values)
+    if is_mixed or pa.types.is_binary(kind) or pa.types.is_temporal(kind) or pa.types.is_nested(kind):
+        listed = column.to_pylist()
+        for row, (value, kept) in enumerate(zip(values, listed, strict=True)):
             if not _is_same(value, kept):
                 raise ValueError(f"{value!r} in row {row} would become {kept!r}")
+        _check_certain(values, listed, str(kind))
     return column
+
+
+_NARROW = {"float16": ("halffloat", 2**11), "float32": ("float", 2**24)}
+"""Numpy's types: what Arrow calls them, and from where on one of their values may stand for several integers."""
+
+
+def _has(names: Iterable[str], values: Iterable[Any]) -> bool:
+    """Tell whether a value's type has one of the names."""
+    return not {kind.__name__ for kind in set(map(type, values))}.isdisjoint(names)
+
+
+def _check_certain(values: Iterable[Any], kept: list[Any], kind: str) -> None:
+    """Refuse what may be several integers in a wider type, which does not show it; raises ValueError.
+
+    Beside a fraction nothing is an integer.
+    """
+    if not all(map(_is_whole, _leaves(kept))):
+        return
+    wider = {name: limit for name, (arrow, limit) in _NARROW.items() if arrow not in re.findall(r"\w+", kind)}
+    for row, value in enumerate(values):
+        for leaf in _leaves(value):
+            limit = wider.get(type(leaf).__name__)
+            if limit is not None and limit <= abs(leaf) < math.inf:
+                raise ValueError(f"{leaf!r} in row {row} may stand for several integers")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Return the values in lists, arrays and dicts."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple) or getattr(value, "ndim", 0):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _is_whole(value: Any) -> bool:
+    return not isinstance(value, float) or value != value or value.is_integer()
 
 
 def _is_float(value: Any) -> bool:
@@ -231,6 +283,8 @@ def _is_same(given: Any, kept: Any) -> bool:
     """Tell whether Arrow kept a value. Naive instants are UTC; nulls of any library are None."""
     if kept is None:
         return _plain(given) is None or bool(given != given)
+    if type(given).__name__ in ("bool", "bool_") and not isinstance(kept, bool):
+        return False
     if isinstance(kept, list):
         items = given.tolist() if hasattr(given, "tolist") else list(given)
         return len(items) == len(kept) and all(map(_is_same, items, kept))
