@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from featurestore.engine.interface import SourceColumn
-from featurestore.engine.schema import BY_VALUE, NULL_TYPE, null_depth
+from featurestore.engine.schema import BY_VALUE, HUGE, NULL_TYPE, null_depth
 from featurestore.engine.session import USER_ERROR, quote, text
 from featurestore.types import Date, Int32, Int64, Timestamp, ValueType
 from featurestore.types.arrow import value_type_of
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Rounding = Literal["floor", "ceil"]
-_HUGE = ("HUGEINT", "UHUGEINT")
-"""What DuckDB makes of sums of integers: here Int64, by value."""
-_WITHOUT_VALUE_TYPE = ("HUGEINT", "UHUGEINT", "BIGNUM", "VARINT", "BIT")
+_WITHOUT_VALUE_TYPE = (*HUGE, "BIGNUM", "VARINT", "BIT")
 """DuckDB exports these as Arrow types that do not hold all of their values."""
 
 
@@ -48,7 +46,7 @@ def describe(connection: duckdb.DuckDBPyConnection, sql: str) -> list[Column]:
     for field, (name, duck_type) in zip(schema, described, strict=True):
         known = duck_type.rstrip("[]") not in _WITHOUT_VALUE_TYPE
         native = NULL_TYPE if duck_type.strip('"') == "NULL" else duck_type
-        value_type = value_type_of(field.type) if known else Int64 if duck_type in _HUGE else None
+        value_type = value_type_of(field.type) if known else Int64 if duck_type in HUGE else None
         columns.append(Column(name, duck_type, native, value_type))
     return columns
 
@@ -108,7 +106,7 @@ def converted(
         outside = f"error({text(f'{USER_ERROR}column {column.name!r} holds a date outside the years 1 to 9999')})"
         within = f"{sql} IS NULL OR {sql} BETWEEN DATE '0001-01-01' AND DATE '9999-12-31'"
         return f"CASE WHEN {within} THEN {sql} ELSE {outside} END"
-    if column.duck_type in _HUGE:
+    if column.duck_type in HUGE:
         says = f"{text(f'{USER_ERROR}column {column.name!r} holds ')} || {sql}::VARCHAR || ', which is beyond Int64'"
         within = f"{sql} IS NULL OR {sql} BETWEEN {-(2**63)} AND {2**63 - 1}"
         return f"CASE WHEN {within} THEN TRY_CAST({sql} AS BIGINT) ELSE error({says}) END"

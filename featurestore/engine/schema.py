@@ -12,11 +12,14 @@ from featurestore.errors import SourceSchemaError, did_you_mean
 from featurestore.types import Date, Float32, Float64, Int32, Int64, Timestamp, ValueType
 from featurestore.types.arrow import fits
 from featurestore.types.columns import FILE_NUMBER, FILE_ROW
+from featurestore.types.values import duckdb_type
 
 NULL_TYPE = "null"
 """The native type of a column that holds nothing but nulls, as pandas writes an empty one: it fits every type."""
 BY_VALUE = {(wanted, found) for wanted in (Int32, Int64) for found in (Float32, Float64)} | {(Float64, Int64)}
 """Declared types, and those of files' columns whose values may fit them."""
+HUGE = ("HUGEINT", "UHUGEINT")
+"""What DuckDB makes of sums of integers: here Int64, by value."""
 _NULLS = re.compile(r"((?:(?:large_|fixed_size_)?list<\w+: )*)null[>\[\]0-9]*|\"?NULL\"?((?:\[\d*\])*)")
 """Nulls, and lists of them, as Arrow and as DuckDB call them."""
 
@@ -74,10 +77,22 @@ def check_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
         read = "the output of its SQL" if view.sql is not None else f"source {view.batch_sources[0].name!r}"
         raise SourceSchemaError(
             f"Feature view {view.name!r} does not fit {read}:" + "".join(f"\n  - {problem}" for problem in problems),
-            hint="Correct the definition, or the data; sql= can rename and cast.",
+            hint=_huge_hint(view, columns) or "Correct the definition, or the data; sql= can rename and cast.",
             view=view.name,
             problems=problems,
         )
+
+
+def _huge_hint(view: FeatureView, columns: Sequence[SourceColumn]) -> str:
+    """Return how to make the declared types of DuckDB's sums of integers, where these are not taken by value."""
+    casts = [
+        f'CAST("{column.name}" AS {duckdb_type(declared)})'
+        for name, declared in {**view.join_keys, **{field.name: field.type for field in view.fields or ()}}.items()
+        if (column := find_column(columns, name)) is not None
+        and column.native_type.rstrip("[]") in HUGE
+        and not serves(column, declared)
+    ]
+    return f"Sums of integers are HUGEINT in DuckDB: write {' and '.join(casts)} in the SQL." if casts else ""
 
 
 def check_files(view: FeatureView, source: ParquetSource, files: Mapping[str, Sequence[SourceColumn]]) -> None:

@@ -34,6 +34,7 @@ MEMORY_HINT = "Raise `engine: {memory_limit}`, or set `engine: {temp_directory}`
 DISK_HINT = "Free some space, or set `engine: {temp_directory}` to a disk with room, and run it again."
 START_HINT = "Check `engine:` in feature_store.yaml: a memory_limit such as 4GB, as many threads as there are cores."
 USER_ERROR = "featurestore: "
+FOLDER_SAYS = ", but its folder says "
 """Starts what our own SQL passes to ``error()``: a fault of the data, in words for people."""
 _PATTERN = re.compile(r"[*?\[]")
 NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
@@ -274,9 +275,10 @@ def _wrong_data(
     message = str(error)
     if is_fault_of_data(error):
         found = message.partition(USER_ERROR)[2].splitlines()[0]
-        return SourceError(
-            f"{found[0].upper()}{found[1:]}.", hint="Correct the data, or leave such rows out with sql=."
-        )
+        hint = "Correct the data, or leave such rows out with sql=."
+        if FOLDER_SAYS in found:  # which SQL reads as well
+            hint = "Rename the folder, or correct the column of the file."
+        return SourceError(f"{found[0].upper()}{found[1:]}.", hint=hint)
     for path in source_files:
         if (fault := unreadable(path)) is not None:
             return source_file_error(path, fault)

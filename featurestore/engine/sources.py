@@ -24,7 +24,16 @@ from featurestore.engine.footers import (
 )
 from featurestore.engine.interface import SourceColumn, SourceFile
 from featurestore.engine.schema import NULL_TYPE, find_column, list_depth, null_depth, serves, twins
-from featurestore.engine.session import USER_ERROR, Session, file_list, quote, source_file_error, text, translated
+from featurestore.engine.session import (
+    FOLDER_SAYS,
+    USER_ERROR,
+    Session,
+    file_list,
+    quote,
+    source_file_error,
+    text,
+    translated,
+)
 from featurestore.errors import SourceError, SourceFileError, SourceSchemaError
 from featurestore.types import Float32, Float64, Int64, ValueType
 from featurestore.types.arrow import fits
@@ -417,7 +426,7 @@ def _from_folder(partition: Partition, duck_type: str) -> str:
     if partition.stored is None or null_depth(partition.stored) == 0:
         return partition.value
     own, folder = quote(partition.name), partition.value
-    says = f"' of ' || {PATH} || ' holds ' || coalesce({own}::VARCHAR, 'null') || ', but its folder says ' || "
+    says = f"' of ' || {PATH} || ' holds ' || coalesce({own}::VARCHAR, 'null') || {text(FOLDER_SAYS)} || "
     fault = f"{text(f'{USER_ERROR}column {partition.name!r}')} || {says}coalesce({folder}, 'null')"
     same = f"{own} IS NOT DISTINCT FROM TRY_CAST({folder} AS {duck_type})"
     return f"CASE WHEN {same} THEN {folder} ELSE error({fault}) END"

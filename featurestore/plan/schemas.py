@@ -14,7 +14,7 @@ from featurestore.definitions import (
 )
 from featurestore.definitions.sql import changing_call
 from featurestore.engine.interface import Engine, SourceColumn
-from featurestore.engine.schema import check_columns
+from featurestore.engine.schema import HUGE, check_columns
 from featurestore.errors import DefinitionError, SourceError, SourceSchemaError
 
 
@@ -113,10 +113,14 @@ def _pin(
     fields = []
     for column in _feature_columns(view, columns):
         if column.value_type is None:
+            hint = "Leave it out: declare schema=[...], or select the other columns with sql=."
+            item = column.native_type.rstrip("[]")
+            if item in HUGE:
+                hint = f'Write CAST("{column.name}" AS {column.native_type.replace(item, "BIGINT")}) in the SQL.'
             raise SourceSchemaError(
                 f"Feature view {view.name!r}: column {column.name!r} is of type {column.native_type}, "
                 "which no feature can have.",
-                hint="Leave it out: declare schema=[...], or select the other columns with sql=.",
+                hint=hint,
                 view=view.name,
                 column=column.name,
             )

@@ -25,6 +25,7 @@ from featurestore.engine.duck import DuckEngine
 from featurestore.engine.interface import Span
 from featurestore.engine.session import EngineSettings
 from featurestore.errors import DamagedFileError, DiskFullError, EngineError, SourceError, SourceSchemaError
+from featurestore.plan.schemas import pin_schemas
 from featurestore.types import Array, Bool, Bytes, Date, Decimal, Float32, Float64, Int32, Int64, String, Timestamp
 from featurestore.types.arrow import arrow_type
 
@@ -457,6 +458,33 @@ def test_sums_of_integers_are_int64_by_value(joined_root, kind):
             continue
         with pytest.raises(SourceError, match=f"Column 'n' holds {number}, which is beyond Int64"):
             stage(joined_root, view)
+
+
+@pytest.mark.parametrize(
+    ("declared", "column", "cast"),
+    [
+        (Int32, "sum(k) OVER ()", "INTEGER"),
+        (Float64, "sum(k) OVER ()", "DOUBLE"),
+        (Array(Int64), "[1::HUGEINT]", "BIGINT[]"),
+        (Array(Int64), "[1::UHUGEINT]", "BIGINT[]"),
+    ],
+    ids=str,
+)
+def test_a_sum_of_integers_says_how_it_becomes_what_is_declared(tmp_path, declared, column, cast):
+    write(tmp_path / "data.parquet", table_of())
+
+    def view(n):
+        return view_of(features={"n": declared}, sql=f'SELECT k, "at", n FROM (SELECT *, {n} AS n FROM flights)')
+
+    with pytest.raises(SourceSchemaError, match=r"'n' is declared .*, found U?HUGEINT") as caught:
+        stage(tmp_path, view(column))
+    assert f'write CAST("n" AS {cast}) in the SQL' in caught.value.hint
+    assert len(staged_rows(tmp_path, view(f"CAST({column} AS {cast})"))) == 3
+    if declared == Array(Int64):
+        undeclared = view(column).replaced(fields=None)
+        with pytest.raises(SourceSchemaError, match="which no feature can have") as caught:
+            pin_schemas([undeclared], {}, DuckEngine(tmp_path), refresh=False)
+        assert f'Write CAST("n" AS {cast})' in caught.value.hint
 
 
 def test_sql_that_fails_on_the_data_is_told(joined_root):

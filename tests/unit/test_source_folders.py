@@ -102,6 +102,7 @@ def test_a_folder_and_a_column_of_the_file_must_agree(
         with pytest.raises(SourceError, match=r"Column 'v' of .*f\.parquet holds .*, but its folder says ") as caught:
             staged_rows(tmp_path, view)
         assert folder in caught.value.message
+        assert caught.value.hint == "Rename the folder, or correct the column of the file."
         return
     found = {row["k"]: row["v"] for row in staged_rows(tmp_path, view)}
     assert found == {0: wanted, 1: wanted, 7: "other"}
