@@ -264,7 +264,7 @@ def _leaves(value: Any) -> Iterator[Any]:
     """Return the values in lists, arrays and dicts."""
     if isinstance(value, Mapping):
         value = list(value.values())
-    if isinstance(value, list | tuple) or getattr(value, "ndim", 0):
+    if isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0:
         for item in value:
             yield from _leaves(item)
     else:

@@ -209,11 +209,12 @@ def run_from(document: Mapping[str, Any]) -> RunResult:
 
 
 def _understood_parts(template: Any, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return of a document what a dataclass has a field for, where it is of the type that the template's is of."""
-    kinds = {each.name: type(getattr(template, each.name)) for each in fields(template)}
-    known = {name: document[name] for name in kinds.keys() & document.keys()}
-    return {
-        name: value
-        for name, value in known.items()
-        if kinds[name] in (type(value), type(None)) and not isinstance(value, Mapping | list)
-    }
+    """Return of a document what a dataclass has a field for, where it is of the field's type."""
+    parts = {}
+    for each in fields(template):
+        default = getattr(template, each.name)
+        kinds = {type(default), {"int | None": int, "str | None": str}.get(str(each.type), type(default))}
+        value = document.get(each.name, default)
+        if type(value) in kinds and not isinstance(value, Mapping | list):
+            parts[each.name] = value
+    return parts

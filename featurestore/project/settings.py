@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -54,13 +54,19 @@ Duration = Annotated[timedelta, BeforeValidator(read_duration)]
 def _read_url(value: Any) -> StoreUrl:
     if not isinstance(value, str):
         raise ValueError("write the URL as a text")
+    local = re.match(r"(?i)(sqlite|lmdb|file)://[^/]*[@:]", value)
+    if local is not None:  # not quoted: it may hold a password
+        raise ValueError(
+            f"files and folders have no host: write {local[1]}:///path for one below the feature repo, and "
+            f"{local[1]}:////path for an absolute path"
+        )
     return StoreUrl(value)
 
 
 class StoreSettings(BaseModel):
     """Where a store is, and its options; a bare text in the file is the ``url``."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
 
     url: Annotated[StoreUrl, PlainValidator(_read_url)]
 
@@ -78,17 +84,20 @@ Store = Annotated[StoreSettings, NoDecode, BeforeValidator(_read_store)]
 
 
 def _check_redis_database(store: StoreSettings) -> StoreSettings:
-    """Refuse a database that is no number: Redis has no others, and the driver would silently take 0."""
+    """Refuse a database that is no number, where the driver would silently take 0, and two, of which it takes one."""
     try:
         scheme, hosts, path, query, _ = urlsplit(store.url)
     except ValueError:
         return store  # what is wrong with it is told by the backend
     if scheme.removesuffix("+cluster") not in ("redis", "rediss") or not HOSTS.fullmatch(hosts):
         return store
-    for database in filter(None, (path.strip("/"), *parse_qs(query).get("db", ()))):
-        if re.fullmatch("[0-9]+", database) is None:
-            location = f"{scheme}://{'…@' if store.url.credentials.options else ''}{hosts}"
-            raise ValueError(f"{location}: the database {database!r} is no number; write it as {location}/0")
+    databases = [*filter(None, (path.strip("/"), *parse_qs(query).get("db", ())))]
+    location = f"{scheme}://{'…@' if store.url.credentials.options else ''}{hosts}"
+    # What stands there is not quoted: it may hold a password.
+    if not all(re.fullmatch("[0-9]+", database) for database in databases):
+        raise ValueError(f"{location}: the database is no number; write it as {location}/0")
+    if len(set(map(int, databases))) > 1:
+        raise ValueError(f"{location}: the URL names two databases; keep the one behind the / or the one of db=")
     return store
 
 
@@ -336,16 +345,30 @@ def _variable(name: str) -> str:
         ) from None
 
 
+def _variable_of(place: Sequence[Any]) -> str | None:
+    """Return the environment variable that gave the setting at a place, None where the file did."""
+    group = place[:-1] if place[-1] == "url" else place
+    names = ["FS_" + "__".join(map(str, parts)).upper() for parts in ((*group, "url"), place, group)]
+    given = {name.upper(): name for name in os.environ}
+    return next((given[name] for name in names if name in given), None)
+
+
 def _settings_error(where: str, error: ValidationError) -> SettingsError:
     errors = error.errors(include_url=False, include_input=False)
     # A key that is misspelt is also one that is missing: what stands there is told first.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     # What is no name, such as a URL where a key should be, may hold a password.
     path = ".".join(str(part) if re.fullmatch(r"[\w-]+", str(part)) else "…" for part in first["loc"])
+    variable = _variable_of(first["loc"])
+    if variable is not None:
+        where = f"The environment variable {variable}"
     if first["type"] == "extra_forbidden":
         owners: dict[str, type[BaseModel]] = {"engine": EngineLimits, "server": ServerSettings}
         owner = owners.get(str(first["loc"][0]), Settings) if len(first["loc"]) > 1 else Settings
         known = list(owner.model_fields)
+        if variable is not None and "__" not in variable:
+            hint = f"It stands for a group: set one of {', '.join(f'{variable}__{name.upper()}' for name in known)}."
+            return SettingsError(f"{where} is no setting.", hint=hint, key=path)
         return SettingsError(
             f"{where}: {path} is not a setting.", hint=did_you_mean(str(first["loc"][-1]), known), key=path
         )

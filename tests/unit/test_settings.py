@@ -91,11 +91,26 @@ def test_variables_are_substituted_everywhere(monkeypatch):
         ({"project": "p", "engine": {"threads": 2**62}}, ["engine.threads", "1024"]),
         ({"project": "p", "engine": {"memory_limit": 4}}, ["engine.memory_limit: '4'", "4GB"]),
         ({"project": "p", "engine": {"memory_limit": "50%"}}, ["engine.memory_limit: '50%'"]),
-        ({"project": "p", "online_store": "redis://host:1/abc"}, ["online_store: redis://host:1: ", "'abc'", "/0"]),
-        ({"project": "p", "online_store": {"url": "rediss://h/?db=x"}}, ["rediss://h", "'x'"]),
-        ({"project": "p", "online_store": "redis://h/1/2"}, ["'1/2' is no number"]),
-        ({"project": "p", "online_store": "redis+cluster://:s@a:1,b/x"}, ["redis+cluster://…@a:1,b: ", "'x'"]),
-        ({"project": "p", "online_store": "rediss+cluster://a:1/x"}, ["rediss+cluster://a:1: ", "'x'"]),
+        (
+            {"project": "p", "online_store": "redis://host:1/abc"},
+            ["online_store: redis://host:1: the database is no number", "/0"],
+        ),
+        ({"project": "p", "online_store": {"url": "rediss://h/?db=x"}}, ["rediss://h: the database is no number"]),
+        ({"project": "p", "online_store": "redis://h/1/2"}, ["redis://h: the database is no number"]),
+        (
+            {"project": "p", "online_store": "redis+cluster://:s@a:1,b/x"},
+            ["redis+cluster://…@a:1,b: the database is no number"],
+        ),
+        (
+            {"project": "p", "online_store": "rediss+cluster://a:1/x"},
+            ["rediss+cluster://a:1: the database is no number"],
+        ),
+        ({"project": "p", "online_store": "redis://:s@h:1/0?db=1"}, ["redis://…@h:1: ", "two databases"]),
+        ({"project": "p", "online_store": "redis://h?db=1&db=2"}, ["redis://h: ", "two databases"]),
+        ({"project": "p", "online_store": "lmdb://us:pw@host/x"}, ["no host", " lmdb:///path ", " lmdb:////path "]),
+        ({"project": "p", "online_store": "lmdb://host:1/x"}, ["online_store", "no host"]),
+        ({"project": "p", "registry": {"url": "SQLite://us@host/x"}}, ["registry.url: ", " SQLite:///path "]),
+        ({"project": "p", "offline_store": "file://us:pw@host/x"}, ["offline_store", " file:///path "]),
     ],
     ids=str,
 )
@@ -114,6 +129,12 @@ def test_mistakes_are_named(document, words):
         {"online_store": "redis://:12/s3cret@h:6379/abc"},
         {"online_store": "redis://:12/s#3cret@h:6379/abc"},
         {"online_store": ["redis://:s3cret@h"]},
+        {"online_store": "redis://h:1/0;password=s3cret"},
+        {"online_store": "redis://h:1/0/s3cret"},
+        {"online_store": "redis://h?db=s3cret"},
+        {"online_store": "lmdb://us:s3cret@host/x"},
+        {"online_store": "lmdb://us:/s3cret@host/x"},
+        {"registry": "sqlite://s3cret@host/x"},
         {"redis://:s3cret@h": None},
         {"registry": {"path": "postgresql://u:s3cret@h"}},
     ],
@@ -122,6 +143,38 @@ def test_secrets_are_not_in_messages(document):
     with pytest.raises(SettingsError) as caught:
         make_settings({"project": "p", **document})
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("FS_ENGINE__THREADS", "abc", ": engine.threads: Input should be a valid integer"),
+        ("fs_engine__threads", "0", ": engine.threads: Input should be greater"),
+        ("FS_SERVER__REFRESH", "", ": server.refresh: write a duration"),
+        ("FS_SERVER__PRT", "1", ": server.prt is not a setting. Did you mean 'port'?"),
+        ("FS_SERVER", "1", " is no setting. It stands for a group: set one of FS_SERVER__HOST, FS_SERVER__PORT,"),
+        ("FS_ONLINE_STORE", "redis://h/x", ": online_store: redis://h: the database is no number"),
+        ("FS_ONLINE_STORE__URL", "redis://h/x", ": online_store: redis://h: the database is no number"),
+        ("FS_REGISTRY", "sqlite://a:s3cret@b", ": registry.url: files and folders have no host"),
+        ("FS_PROJECT", "P", ": project: a name is a lower-case letter"),
+    ],
+)
+def test_a_mistake_in_a_variable_is_blamed_on_it(monkeypatch, variable, value, told):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as caught:
+        make_settings({"project": "p"}, where="feature_store.yaml")
+    assert str(caught.value).startswith(f"The environment variable {variable}{told}")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "document", [{"engine": {"threads": "abc"}}, {"online_store": "redis://h/x"}, {"server": {"prt": 1}}]
+)
+def test_a_mistake_in_the_file_is_blamed_on_it_whatever_else_is_set(monkeypatch, document):
+    monkeypatch.setenv("FS_ENGINE__MEMORY_LIMIT", "4GB")
+    monkeypatch.setenv("FS_ONLINE_STORE__READ_TIMEOUT_MS", "5")
+    with pytest.raises(SettingsError, match=r"^feature_store\.yaml: "):
+        make_settings({"project": "p", **document}, where="feature_store.yaml")
 
 
 @pytest.mark.parametrize("value", ["on", "off", "yes", "No", "true", "FALSE"])
@@ -149,7 +202,9 @@ def test_words_that_older_yaml_calls_bools_are_texts(tmp_path):
     assert (settings.project, settings.offline_store.url, settings.engine.temp_directory) == ("off", "no", "yes")
 
 
-@pytest.mark.parametrize("url", ["redis://h", "redis://h:1/", "redis://h:1/15", "rediss://h/0?db=3", "redis://[h]/"])
+@pytest.mark.parametrize(
+    "url", ["redis://h", "redis://h:1/", "redis://h:1/15", "rediss://h/?db=3", "redis://[h]/", "redis://h/3?db=03"]
+)
 def test_urls_without_such_a_database_are_left_to_the_backend(url):
     assert make_settings({"project": "p", "online_store": url}).online_store.url == url
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,7 @@ from support.small_project import DEFINITIONS, carrier, carrier_profile, delay_n
 from featurestore import FeatureStore
 from featurestore.client import OnlineResponse, OnlineRows, Status
 from featurestore.definitions import FeatureView, Field, ParquetSource, PushSource
-from featurestore.metadata.runs import Published, RunResult, Runs
+from featurestore.metadata.runs import RUN_HEADS, Published, RunResult, Runs, run_from
 from featurestore.plan.planning import Plan
 from featurestore.tables import html_columns, html_table
 from featurestore.types import Int64
@@ -100,6 +101,20 @@ def test_a_definition_is_written_by_what_differs_from_its_defaults() -> None:
     assert "7 days" in Page(carrier_profile._repr_html_()).text
     assert "ttl=datetime.timedelta(days=7)" in repr(carrier_profile)
     assert carrier_profile.ttl == timedelta(days=7)
+
+
+@pytest.mark.parametrize("value", [None, 7, 7.5, "x", True, [7], {"a": 7}], ids=str)
+@pytest.mark.parametrize("name", [each.name for each in fields(RunResult)])
+def test_a_run_that_says_anything_can_be_shown(name: str, value: Any) -> None:
+    """Older and newer releases write into one ledger."""
+    document = {**asdict(run(duration_ms=1500, error="e", table_version=3)), name: value}
+    shown = run_from(document)
+    assert len(shown.cells()) == len(RUN_HEADS)
+    assert repr(shown)
+    assert Runs([shown])._repr_html_()
+    if name in ("duration_ms", "table_version", "error"):
+        kind = str if name == "error" else int
+        assert getattr(shown, name) == (value if type(value) is kind else None)
 
 
 def test_runs_are_shown_as_the_command_shows_them() -> None:
