@@ -321,7 +321,7 @@ def test_a_redis_database_that_is_no_number_is_refused_before_anything_runs(
 ) -> None:
     monkeypatch.setenv("FS_ONLINE_STORE", "redis://shop:s3cret@127.0.0.1:1/abc?password=s3cret")
     out, err = fs(*command, expect=1)
-    assert "online_store: redis://…@127.0.0.1:1: the database 'abc' is no number" in err
+    assert "online_store: redis://…@127.0.0.1:1: the database is no number" in err
     assert "s3cret" not in out + err
 
 
