@@ -27,12 +27,14 @@ from featurestore.metadata.saved_sets import (
     pins,
 )
 from featurestore.metadata.snapshot import RegisteredView, Snapshot
+from featurestore.metadata.superseded import read_until
 from featurestore.metadata.watermarks import read_watermark, write_watermark
 from featurestore.metadata.workspace import Workspace
 from featurestore.offline.files import disk_errors
 from featurestore.offline.interface import TableId
 from featurestore.online.keys import view_prefix
 from featurestore.steps import step
+from featurestore.types.times import to_short_rfc3339
 
 BEING_SAVED_SECONDS = 3600
 """An entity frame that no set names, and that is not older, may belong to a set that is just being saved."""
@@ -67,14 +69,15 @@ class Garbage:
 def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     """Remove the data that this registry remembers giving up, and that no saved training set pins.
 
-    All else stays and is listed: what another registry's project left, what this one never had, and what an apply or
-    a run is just making. Raises RegistryUnavailableError when the registry cannot be read and NotFoundError when it
-    does not know the project: without it nothing is known to be garbage.
+    All else stays and is listed: what another registry's project left, what this one never had, what is just being
+    made, and what servers may still read. Raises RegistryUnavailableError when the registry cannot be read and
+    NotFoundError when it does not know the project: without it nothing is known to be garbage.
     """
     # Listed before the definitions are read: a table that is made in between is then not among them.
     tables = workspace.offline.tables(workspace.project)
     owned = Ownership(workspace)
     snapshot = workspace.snapshot()
+    until = read_until(workspace)  # after the definitions: what an apply supersedes in between is among what they use
     prepared = Preparations(workspace.ledger, workspace.project, snapshot.chain.head)
     pinned = pins(workspace)
     kept: list[Kept] = []
@@ -87,6 +90,7 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
             continue
         why = owned.of_table(table) or ("a saved training set pins it" if table in pinned else None)
         why = why or _needed_by(workspace, registered, table, prepared)
+        why = why or _still_read(until, table.view, table.generation)
         if why is None and not dry_run and not prepared.give_up(table.view, table.generation):
             why = _UNDER_WAY
         if why is None:
@@ -95,7 +99,7 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
             kept.append(Kept(f"offline table {table}", why))
     parts = []
     for view, generation in _unused_parts(snapshot, owned, prepared):
-        why = owned.of_part(view, generation)
+        why = owned.of_part(view, generation) or _still_read(until, view, generation)
         if why is None and not dry_run and not prepared.give_up(view, generation):
             continue
         if why is None:
@@ -103,8 +107,8 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
         elif next(iter(workspace.online.scan(view_prefix(workspace.project, view, generation))), None):
             kept.append(Kept(f"online records of {view} (generation {generation})", why))
     kept += _kept_sets(workspace)
-    prefixes = tuple(view_prefix(workspace.project, *part) for part in parts)
-    garbage = Garbage(tuple(unused), prefixes, tuple(kept))
+    prefixes = (view_prefix(workspace.project, *part) for part in parts)
+    garbage = Garbage(tuple(unused), tuple(prefixes), tuple(kept))
     if dry_run:
         return garbage
     files, records = _remove(workspace, owned, tables, garbage, parts, pinned)
@@ -136,6 +140,14 @@ def _needed_by(
     if mismatch is None or mismatch.heals:
         return None
     return "the view's table of now does not fit: settle that first, see `fs doctor`"
+
+
+def _still_read(until: Mapping[tuple[str, int], int], view: str, generation: int) -> str | None:
+    """Return why a generation stays that servers may read which have not taken up the newest revision."""
+    end_us = until.get((view, generation))
+    if end_us is None:
+        return None
+    return f"servers may read this generation until {to_short_rfc3339(end_us)}; run `fs gc` again then"
 
 
 def _remove(

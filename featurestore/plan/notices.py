@@ -9,7 +9,6 @@ from featurestore.metadata.snapshot import Snapshot
 from featurestore.metadata.unread import in_words
 from featurestore.metadata.watermarks import read_watermark
 from featurestore.metadata.workspace import Workspace
-from featurestore.plan.classes import differences
 
 
 def step_notices(
@@ -17,7 +16,8 @@ def step_notices(
 ) -> tuple[str, ...]:
     """Return the notices of one step, each a sentence or two that name the definition.
 
-    ``before`` is what is applied under the name in ``snapshot``, None for what is new. A view's schema is known.
+    ``before`` is what is applied under the name in ``snapshot``, None for what is new or begins a new generation. A
+    view's schema is known.
     """
     if not isinstance(wanted, FeatureView):
         return ()
@@ -45,7 +45,7 @@ def _adds_features(
     spans = read_watermark(workspace.ledger, snapshot.views[view.name]).intervals
     known = {field.name for field in before.features}
     added = [field.name for field in view.features if field.name not in known]
-    if added and spans and not any(change.new_generation for change in differences(before, view)):
+    if added and spans:
         yield f"{', '.join(added)}: null for {in_words(spans)}, which was read already, until it is read again"
 
 

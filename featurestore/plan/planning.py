@@ -226,7 +226,7 @@ class _Putting:
             drops=(),
             loss=_loss(workspace, snapshot, wanted.name) if is_replaced else None,
             notices=(
-                *step_notices(workspace, snapshot, before, wanted),
+                *step_notices(workspace, snapshot, None if is_replaced else before, wanted),
                 *_left_behind(wanted, is_replaced=is_replaced),
             ),
             commands=self._commands(wanted, changes, change_class, is_replaced=is_replaced),

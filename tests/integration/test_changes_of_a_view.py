@@ -158,6 +158,7 @@ def test_another_type_starts_empty_and_garbage_collection_takes_the_old(store: F
 
     assert "6 offline rows and 4 online rows would be deleted" in deletion()  # of both generations
     before = online(store, "sales_2:amount")
+    store.workspace.clock.pass_refreshes()
     collect_garbage(store.workspace)
     assert "6 offline rows" not in deletion()
     keys = [key for batch in store.workspace.online.scan(project_prefix("shop")) for key, _ in batch]

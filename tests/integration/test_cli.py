@@ -17,11 +17,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.clock import ManualClock
 
 from featurestore import FeatureStore
 from featurestore.cli.main import COMMANDS, main
 from featurestore.errors import TableVersionError
 from featurestore.maintenance.doctor import script_flaws
+from featurestore.maintenance.gc import collect_garbage
+from featurestore.types.times import system_clock
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 START = datetime(2013, 6, 1, tzinfo=UTC)
@@ -585,10 +588,20 @@ def test_gc_removes_what_a_new_generation_left(fs, materialized):
     text = FEATURES.replace('Field("delay", Float64, description="minutes"), ', "")
     (materialized / "features.py").write_text(text)
     fs("apply", "--yes", "--allow-breaking")
-    garbage = fs.json("gc", "--dry-run")
-    assert garbage["tables"] == ["flights/carrier_delays/1"]
-    removed = fs.json("gc")
-    assert (removed["records"], removed["files"] > 0) == (4, True)  # two records, their schema, the marker
+    held = fs.json("gc")
+    assert (held["tables"], held["records"], held["files"]) == ([], 0, 0)
+    assert [kept["what"] for kept in held["kept"]] == [
+        "offline table flights/carrier_delays/1",
+        "online records of carrier_delays (generation 1)",
+    ]
+    (why,) = {kept["why"] for kept in held["kept"]}
+    assert re.fullmatch(r"servers may read this generation until \S+:\d\dZ; run `fs gc` again then", why)
+    assert f"offline table flights/carrier_delays/1 kept: {why}" in fs("gc", "--dry-run")
+    with FeatureStore(materialized, clock=ManualClock(system_clock() + 60_000_000)) as later:
+        garbage = collect_garbage(later.workspace, dry_run=True)
+        assert [str(table) for table in garbage.tables] == ["flights/carrier_delays/1"]
+        removed = collect_garbage(later.workspace)
+    assert (removed.kept, removed.records, removed.files > 0) == ((), 4, True)  # two records, their schema, the marker
     assert list((materialized / "data/offline/flights/carrier_delays/1").iterdir()) == []
 
 

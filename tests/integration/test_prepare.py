@@ -196,6 +196,21 @@ def test_what_is_not_prepared_has_its_commands_as_ever(store: FeatureStore) -> N
     assert command.endswith("--rebuild --view takings")
 
 
+def test_an_added_feature_is_not_said_to_be_null_where_its_generation_is_filled_first(store: FeatureStore) -> None:
+    sql = "SELECT shop, ts, amount, 2 * amount AS twice FROM sales"
+    wanted = [service(view(schema=[Field("amount", Float64), Field("twice", Float64)], sql=sql))]
+
+    def notes(*, prepare: bool) -> list[str]:
+        return [notice for step in store.plan(wanted, prepare=prepare).steps for notice in step.notices]
+
+    (note,) = notes(prepare=False)
+    assert note.startswith("twice: null for ")
+    assert notes(prepare=True) == []
+    before = values(store, "takings:amount")
+    store.apply(wanted, allow_breaking=True, prepare=True)
+    assert values(store, "takings:twice") == [2 * value for value in before]
+
+
 def test_other_keys_are_prepared_under_the_new_keys(store: FeatureStore) -> None:
     before = values(store, "takings:amount")
     store.apply([service(view(**KEYED))], allow_breaking=True, prepare=True)
@@ -293,6 +308,7 @@ def test_other_definitions_do_not_go_on_with_what_was_prepared(store: FeatureSto
     store.apply([service(moved)], allow_breaking=True, prepare=True)
     assert generation(store) == 3
     assert values(store, "takings:total") == [2 * value for value in before]
+    store.workspace.clock.pass_refreshes()
     garbage = collect_garbage(store.workspace)
     assert {table.generation for table in garbage.tables} == {1, 2}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from featurestore.types.times import MICROSECOND, to_instant
+from featurestore.types.times import MICROSECOND, system_clock, to_instant
 
 
 class ManualClock:
@@ -21,3 +21,7 @@ class ManualClock:
 
     def advance(self, step: timedelta) -> None:
         self.now_us += step // MICROSECOND
+
+    def pass_refreshes(self) -> None:
+        """Move to when every server has taken up what was applied: a registry dates that by the machine's clock."""
+        self.now_us = max(self.now_us, system_clock() + 60_000_000)

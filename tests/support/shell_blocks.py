@@ -111,8 +111,8 @@ class Shell:
         paths = filter(None, (str(folder / ".clock"), os.environ.get("PYTHONPATH")))
         self.environment["PYTHONPATH"] = os.pathsep.join(paths)
         (folder / ".clock").mkdir(exist_ok=True)
-        ahead_ns = to_instant(now) * 1000 - time.time_ns()
-        (folder / ".clock" / "sitecustomize.py").write_text(SET_CLOCK.format(ahead_ns=ahead_ns))
+        self._clock, self._ahead_ns = folder / ".clock" / "sitecustomize.py", 0
+        self._move_clock(to_instant(now) * 1000 - time.time_ns())
         self._stands_for = dict(stands_for or {})
         self._server: subprocess.Popen[str] | None = None
         self._python: subprocess.Popen[str] | None = None
@@ -128,6 +128,9 @@ class Shell:
             return ""
         if command == "fs serve":
             return self._serve()
+        if command.startswith("sleep "):  # for the commands that follow
+            self._move_clock(int(command[6:]) * 1_000_000_000)
+            return ""
         if command.startswith("curl "):
             expanded = Template(self._real(command)).safe_substitute(self.environment)
             return self._curl(shlex.split(expanded)[1:])
@@ -142,6 +145,10 @@ class Shell:
         self._python.stdin.write(json.dumps(self._real(text)) + "\n")
         self._python.stdin.flush()
         return self._shown("".join(itertools.takewhile(lambda line: line != BLOCK_END, self._python.stdout)))
+
+    def _move_clock(self, step_ns: int) -> None:
+        self._ahead_ns += step_ns
+        self._clock.write_text(SET_CLOCK.format(ahead_ns=self._ahead_ns))
 
     def _real(self, text: str) -> str:
         for shown, real in self._stands_for.items():
