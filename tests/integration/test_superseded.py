@@ -185,8 +185,9 @@ def test_a_server_reads_on_while_gc_follows_an_apply(store: FeatureStore) -> Non
         try:
             until(lambda: seen or wrong)
             store.apply([service("total")], allow_breaking=True, prepare=True)
-            assert collect_garbage(store.workspace).records == 0
+            collect_garbage(store.workspace)
             until(lambda: wrong or len(seen) == 2)
+            assert wrong == []
             store.workspace.clock.advance(timedelta(hours=1))
             assert collect_garbage(store.workspace).records > 0
             stopped.wait(0.2)
