@@ -162,9 +162,10 @@ class FeatureStore:
         self, plan: Plan, *, allow_breaking: bool = False, allow_destroy: bool = False, message: str = ""
     ) -> Plan:
         """Apply a plan that was shown before; raises as `apply`."""
-        from featurestore.plan import apply_plan, check_allowed
+        from featurestore.plan import apply_plan, check_allowed, check_what_stays
 
         check_allowed(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy)
+        check_what_stays(self.workspace.snapshot(), plan)
         if plan.prepare:
             from featurestore.prepare import prepare
 

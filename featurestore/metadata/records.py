@@ -72,6 +72,7 @@ def understood(what: str) -> Iterator[None]:
             f"The registry holds {what} in a form that featurestore {version('featurestore')} cannot read "
             f"({type(error).__name__}: {error}).",
             hint=UPGRADE_HINT,
+            reason=str(error),
         ) from None
 
 

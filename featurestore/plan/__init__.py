@@ -2,6 +2,16 @@
 
 from featurestore.plan.applying import apply_plan, check_allowed
 from featurestore.plan.classes import ChangeClass, Difference
-from featurestore.plan.planning import Loss, Plan, Step, make_plan
+from featurestore.plan.planning import Loss, Plan, Step, check_what_stays, make_plan
 
-__all__ = ["ChangeClass", "Difference", "Loss", "Plan", "Step", "apply_plan", "check_allowed", "make_plan"]
+__all__ = [
+    "ChangeClass",
+    "Difference",
+    "Loss",
+    "Plan",
+    "Step",
+    "apply_plan",
+    "check_allowed",
+    "check_what_stays",
+    "make_plan",
+]

@@ -10,13 +10,13 @@ from typing import Literal
 from featurestore_registry.records import Change, Record
 
 from featurestore.definitions import Definition, FeatureView, PushSource
-from featurestore.errors import DefinitionError, OfflineStoreError, OnlineStoreUnavailableError
+from featurestore.errors import DefinitionError, OfflineStoreError, OnlineStoreUnavailableError, RegistryFormatError
 from featurestore.metadata.belonging import compare_table, part_mismatch
 from featurestore.metadata.commits import Remembered, last_read
 from featurestore.metadata.generations import Generations
 from featurestore.metadata.online_rows import count_online
 from featurestore.metadata.prepared import Preparations
-from featurestore.metadata.records import KINDS, to_record
+from featurestore.metadata.records import KINDS, from_records, to_record
 from featurestore.metadata.saved_sets import list_sets
 from featurestore.metadata.snapshot import RegisteredView, Snapshot
 from featurestore.metadata.watermarks import Watermark, read_watermark
@@ -156,6 +156,28 @@ def make_plan(
     # What is one for the whole project is said once.
     told = tuple(dict.fromkeys(notices))
     return Plan(workspace.project, snapshot.revision, snapshot.chain.head, tuple(steps), told, prepare=prepare)
+
+
+def check_what_stays(snapshot: Snapshot, plan: Plan) -> None:
+    """Raise DefinitionError where a definition that no step is about could not be read beside those that are changed.
+
+    Then nothing of the project could be read any more.
+    """
+    if snapshot.chain.head != plan.base:
+        return  # it is refused for that
+    result = plan.result(snapshot)
+    touched = {f"{step.kind}:{step.name}" for step in plan.steps}
+    affected = {key for step in plan.steps for key in step.affects} - touched
+    for kept in (record for record in snapshot.records if record.key in affected):
+        try:
+            from_records([record for record in result.records if record is kept or record.kind != kept.kind])
+        except RegistryFormatError as error:
+            raise DefinitionError(
+                f"{kept.kind} {kept.name!r} is applied and does not fit what is given: {error.details['reason']}",
+                hint="Apply it as it is to be, too, or delete it first.",
+                kind=kept.kind,
+                name=kept.name,
+            ) from None
 
 
 def _unknown_tables(workspace: Workspace, snapshot: Snapshot) -> list[str]:

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from support.clock import ManualClock
 
-from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource
+from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource
+from featurestore.errors import DefinitionError
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.materialization import materialize, republish, succeeded
 from featurestore.online.keys import project_prefix
@@ -212,3 +213,19 @@ def computed(inputs):
             (tmp_path / "features.py").write_text(text.replace("x + 1", f"x + {added}"))
             store.apply()
             assert store.get_online_features("computed:y", {"x": [1]}).to_dict()["y"] == [1 + added]
+
+
+@pytest.mark.parametrize("prepare", [False, True])
+def test_an_apply_of_some_definitions_leaves_none_that_cannot_be_read(store: FeatureStore, prepare: bool) -> None:
+    """From a notebook a view is applied alone; what names its features would no longer load, nor anything else."""
+    view, model = sales(), FeatureService("model", features=[sales()[["amount", "note"]]])
+    store.apply([view, model])
+    smaller = sales(schema=[Field("amount", Int32)])
+    with pytest.raises(
+        DefinitionError, match="feature_service 'model' is applied and does not fit what is given"
+    ) as told:
+        store.apply([smaller], allow_breaking=True, prepare=prepare)
+    assert "has no feature 'note'" in told.value.message
+    assert store.plan([view, model]).steps == ()
+    fitting = FeatureService("model", features=[smaller[["amount"]]])
+    assert store.apply([smaller, fitting], allow_breaking=True, prepare=prepare).applied
