@@ -37,7 +37,7 @@ class FeatureStoreError(Exception):
         self.details = details
 
     def __str__(self) -> str:
-        gap = " " if self.message.endswith((".", "!", "?")) else "\n"  # a list ends without a full stop
+        gap = "\n" if "\n" in self.message else " "  # below a list, not behind its last line
         return f"{self.message}{gap}{self.hint}" if self.hint else self.message
 
 
