@@ -21,7 +21,7 @@ from support.projects import make_workspace
 from support.serving import serving_here
 
 from featurestore import Entity, FeatureView, Field, ParquetSource
-from featurestore.materialization import materialize_incremental, succeeded
+from featurestore.materialization import materialize, materialize_incremental, succeeded
 from featurestore.metadata.workspace import Workspace
 from featurestore.retrieval import get_historical_features, get_online_features, get_training_set
 from featurestore.types import (
@@ -39,6 +39,7 @@ from featurestore.types import (
     ValueType,
 )
 from featurestore.types.arrow import arrow_type
+from featurestore.types.times import to_instant
 
 UTC = dt.UTC
 NOW = "2024-02-01T00:00:00Z"
@@ -148,8 +149,7 @@ def test_every_value_comes_through_every_store_as_it_is(tmp_path: Path, online: 
     assert (run.appended, run.published.written) == (ROWS, ROWS)
     (again,) = succeeded(materialize_incremental(workspace))
     assert again.appended == 0
-    (tmp_path / "things.parquet").touch()
-    (again,) = succeeded(materialize_incremental(workspace))
+    (again,) = succeeded(materialize(workspace, to_instant(utc(1900, 1, 1)), to_instant(NOW)))
     assert (again.read, again.unchanged, again.appended) == (ROWS, ROWS, 0)
 
     offline = list(zip(*log_rows(workspace, "everything"), strict=True))[3:]
