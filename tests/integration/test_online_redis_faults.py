@@ -888,7 +888,8 @@ def test_a_server_that_is_left_alone_is_asked_once_by_many_reads_at_once() -> No
 
         found = list(pool.map(take, range(8)))
     assert sum(str(error) == "it did not answer lately" for error in found) == 7, found
-    assert sum(isinstance(error, TimeoutError) for error in found) == 1
+    # The eighth waited: for the connection, or on a machine that stood still for an answer on it.
+    assert sum(isinstance(error, TimeoutError | redis.TimeoutError) for error in found) == 1, found
 
 
 def test_a_connection_that_opens_too_late_for_its_read_is_there_for_the_next() -> None:
