@@ -107,7 +107,7 @@ def holds_nothing(path: str, size_bytes: int, modified_ns: int, name: str, nan_t
 
 @lru_cache(maxsize=65536)
 def holds_whole(path: str, size_bytes: int, modified_ns: int, name: str) -> bool:
-    """Tell whether all floats of a file's column are integers that no other one is written as; NaN is none at all."""
+    """Tell whether all floats of a file's column are whole and stand for one integer each; NaN does not count."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq

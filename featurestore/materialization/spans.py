@@ -21,8 +21,8 @@ from featurestore.types.times import MICROSECOND, MIN_INSTANT
 Seen = Mapping[str, Mapping[str, str]]
 """Per source whose files tell what changed: fingerprints by file, or one under ``*`` for all files together.
 
-Of a file that is its state (size and time) and its content. Rows of a file that was merely touched must not come again
-as the newest: another file may have corrected them.
+A file's fingerprint is its state (size and time) and its content. Rows of a file that was merely touched must not
+come again as the newest: another file may have corrected them.
 """
 
 ALL_FILES = "*"

@@ -48,7 +48,7 @@ def known_commit(ledger: Ledger, registered: RegisteredView) -> KnownCommit | No
 
 
 def last_read(ledger: Ledger, offline: OfflineStore, registered: RegisteredView) -> KnownCommit | None:
-    """Return the newest commit that may hold what was read from the view's source; None where there is none.
+    """Return the newest commit that may hold what was read from the view's source, or None.
 
     Pushes may commit every second. Where they do, it is the one that the last run remembered.
     """

@@ -61,7 +61,7 @@ class Preparations:
     def find(self, view: FeatureView, after: int, since: KnownCommit | None) -> Prepared | None:
         """Return the newest generation that was prepared for a definition beside the one that is served.
 
-        One that was begun before the last commit ``since`` is none: it may hold what was corrected, or withdrawn.
+        One begun before the last commit ``since`` does not count: it may hold what was corrected or withdrawn since.
         """
         wanted = view.name, after, since
         found = [known for known in self._known.values() if (known.view, known.after, known.since) == wanted]

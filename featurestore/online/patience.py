@@ -28,7 +28,7 @@ class Wait:
     """How many naps there had been."""
 
     def end(self) -> None:
-        """The deadline is over."""
+        """Do what is due when the deadline is over; each kind of wait has its own."""
         raise NotImplementedError
 
 
