@@ -11,10 +11,10 @@ import msgspec
 import redis
 
 from benchmarks.workload import Workload, WorkloadView
-from featurestore.online.codec import CRC_BYTES, HEADER_BYTES
 from featurestore.online.interface import Write
-from featurestore.online.redis import RECORDS_PER_CALL
-from featurestore.online.redis_scripts import SET_NEWEST
+from featurestore.online.records.codec import CRC_BYTES, HEADER_BYTES
+from featurestore.online.redis.scripts import SET_NEWEST
+from featurestore.online.redis.store import RECORDS_PER_CALL
 
 LMDB_HEADER_BYTES = 16 + HEADER_BYTES
 """What stands before the payload in LMDB: two instants of expiry, and the record's head."""

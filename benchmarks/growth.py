@@ -20,10 +20,10 @@ from benchmarks.projects import open_workspace, view_definition
 from benchmarks.report import Row, Section, Target
 from benchmarks.workload import DAY_US, WorkloadView
 from featurestore import FeatureStore
+from featurestore.ingest import group_commit as push_commit
+from featurestore.ingest.push import push
 from featurestore.maintenance.optimize import optimize
-from featurestore.materialization import push_commit
-from featurestore.materialization.push import push
-from featurestore.offline import archive
+from featurestore.offline.local import archive
 from featurestore.types.times import to_datetime
 
 PUSHES, RUNS = 10_000, 1_000

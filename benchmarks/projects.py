@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from benchmarks.workload import DAY_US, Workload, WorkloadView
 from featurestore import FeatureStore
 from featurestore.definitions import Definition, Entity, FeatureService, FeatureView, Field, ParquetSource, PushSource
-from featurestore.metadata.workspace import Workspace
 from featurestore.project.settings import read_settings
 from featurestore.types import Int64
 from featurestore.types.arrow import value_type_of
+from featurestore.workspace import Workspace
 
 PROJECT = "bench"
 SERVICE = "model"

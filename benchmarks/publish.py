@@ -18,9 +18,9 @@ from benchmarks.projects import make_project, newest_rows, open_workspace
 from benchmarks.report import Row, Section, Target
 from benchmarks.workload import WorkloadView
 from featurestore.materialization.publish import publish
-from featurestore.metadata.workspace import Workspace
-from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import OnlineStore, Write, Writes
+from featurestore.online.records.encoder import RecordEncoder
+from featurestore.workspace import Workspace
 
 MAP_BYTES = 1 << 30
 BATCH_ROWS = 5_000

@@ -20,8 +20,8 @@ from benchmarks.pairs import measure, timed
 from benchmarks.projects import make_project, newest_rows, open_workspace
 from benchmarks.report import Row, Section, Target
 from benchmarks.workload import WorkloadView
-from featurestore.materialization.push import push
-from featurestore.online.encoder import RecordEncoder
+from featurestore.ingest.push import push
+from featurestore.online.records.encoder import RecordEncoder
 
 BATCH_ROWS = 1_000
 SOURCE = "driver_stats_events"

@@ -20,8 +20,8 @@ from benchmarks.projects import make_project, newest_rows, references, requests_
 from benchmarks.report import Row, Section, Target
 from benchmarks.workload import WorkloadView
 from featurestore import FeatureStore
-from featurestore.online.encoder import RecordEncoder
-from featurestore.online.lmdb import MAP_BYTES
+from featurestore.online.lmdb.store import MAP_BYTES
+from featurestore.online.records.encoder import RecordEncoder
 
 ENTITIES = (1, 10, 100)
 MOST = {1: 1.5, 10: 1.5, 100: 2.0}

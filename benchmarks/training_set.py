@@ -17,7 +17,7 @@ from benchmarks.projects import make_project, references, view_definition
 from benchmarks.report import Row, Section, Target
 from benchmarks.workload import Workload
 from featurestore import FeatureStore
-from featurestore.engine.duck import DuckEngine
+from featurestore.engine.duck.engine import DuckEngine
 from featurestore.engine.interface import AsOf, ViewJoin
 
 BATCH_ROWS = 100_000

@@ -257,15 +257,16 @@ def python_page() -> Iterable[str]:
     import featurestore
     import featurestore.definitions
     from featurestore.client import FeatureClient, OnlineRows
-    from featurestore.materialization.push import OfflineCounts, OnlineCounts, PushedView, PushResult
-    from featurestore.metadata.runs import Published, RunResult
-    from featurestore.metadata.saved_sets import SavedFrame, SavedRead, SavedSet
-    from featurestore.online.reading import Status
+    from featurestore.ingest.push import OfflineCounts, OnlineCounts, PushedView, PushResult
+    from featurestore.ledger.runs import Published, RunResult
+    from featurestore.ledger.saved_sets import SavedFrame, SavedRead, SavedSet
+    from featurestore.online.records.reading import Status
     from featurestore.plan import ChangeClass, Plan
     from featurestore.plan.classes import Difference
     from featurestore.plan.planning import Step
-    from featurestore.retrieval import OnlineResponse, TrainingSet
-    from featurestore.retrieval.certificate import Certificate, ViewCertificate
+    from featurestore.serving import OnlineResponse
+    from featurestore.training import TrainingSet
+    from featurestore.training.certificate import Certificate, ViewCertificate
 
     yield "# Python API\n"
     yield (
@@ -412,7 +413,7 @@ def split_arguments(text: str) -> list[str]:
 
 
 def http_page() -> Iterable[str]:
-    from featurestore.server.metrics import Metrics
+    from featurestore.server.watch.metrics import Metrics
 
     document = openapi()
     yield "# HTTP API\n"
@@ -441,11 +442,11 @@ def error_types() -> dict[str, int]:
 
     from featurestore import server
     from featurestore.server.app import _KINDS
-    from featurestore.server.errors import _ANSWERS
+    from featurestore.server.http.errors import _ANSWERS
 
     found = {answer.kind: answer.status for answer in _ANSWERS.values()}
     found |= {kind: status for status, kind in {**middleware._TYPES, **_KINDS, 503: "not_ready"}.items()}
-    for path in Path(server.__path__[0]).glob("*.py"):
+    for path in Path(server.__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("RequestError", "self._refuse"):
                 status, kind = (argument.value for argument in node.args[:2] if isinstance(argument, ast.Constant))

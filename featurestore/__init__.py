@@ -20,8 +20,8 @@ if TYPE_CHECKING:
         RequestSource,
         on_demand_feature_view,
     )
-    from featurestore.retrieval import TrainingSetWarning
     from featurestore.store import FeatureStore
+    from featurestore.training import TrainingSetWarning
 
 __version__ = "0.1.0"
 
@@ -35,7 +35,7 @@ _HOMES = {
     "ParquetSource": "featurestore.definitions",
     "PushSource": "featurestore.definitions",
     "RequestSource": "featurestore.definitions",
-    "TrainingSetWarning": "featurestore.retrieval.coverage",
+    "TrainingSetWarning": "featurestore.training.coverage",
     "on_demand_feature_view": "featurestore.definitions",
 }
 

@@ -116,7 +116,7 @@ def open_registry(located: Located, root: Path, *, create: bool = True) -> Regis
 def open_offline(located: Located, root: Path, *, clock: Clock = system_clock) -> OfflineStore:
     """Open the offline store; raises SettingsError for a scheme that is not built or an unknown option."""
     _check_offline(located)
-    from featurestore.offline.delta import DeltaStore
+    from featurestore.offline.local.store import DeltaStore
 
     return DeltaStore(local_path(located.url, root), clock=clock)
 
@@ -125,22 +125,22 @@ def open_online(located: Located, root: Path, *, clock: Clock = system_clock) ->
     """Open the online store; raises SettingsError for a scheme that is not built or an unknown option."""
     scheme, timeouts = _check_online(located)
     if scheme == "lmdb":
-        from featurestore.online.lmdb import LmdbStore
+        from featurestore.online.lmdb.store import LmdbStore
 
         return LmdbStore(local_path(located.url, root), clock=clock)
     if scheme.endswith("+cluster"):
-        from featurestore.online.redis_cluster import RedisClusterStore
+        from featurestore.online.redis.cluster.store import RedisClusterStore
 
         return RedisClusterStore(located.url, **timeouts, clock=clock)
-    from featurestore.online.redis import RedisStore
+    from featurestore.online.redis.store import RedisStore
 
     return RedisStore(located.url, **timeouts, clock=clock)
 
 
 def open_engine(limits: Limits, root: Path) -> Engine:
     """Open the engine."""
-    from featurestore.engine.duck import DuckEngine
-    from featurestore.engine.session import EngineSettings
+    from featurestore.engine.duck.engine import DuckEngine
+    from featurestore.engine.duck.session import EngineSettings
 
     return DuckEngine(root, EngineSettings(limits.memory_limit, limits.threads, limits.temp_directory))
 

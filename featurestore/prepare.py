@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from featurestore.errors import RevisionConflictError, TableVersionError
+from featurestore.ledger.commits import KnownCommit, last_read
+from featurestore.ledger.prepared import Preparations
+from featurestore.ledger.runs import RunResult
+from featurestore.ledger.watermarks import Interval, Watermark, merge, read_watermark, subtract
 from featurestore.materialization.jobs import materialize, materialize_incremental, succeeded
-from featurestore.metadata.commits import KnownCommit, last_read
-from featurestore.metadata.prepared import Preparations
-from featurestore.metadata.runs import RunResult
-from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.watermarks import Interval, Watermark, merge, read_watermark, subtract
-from featurestore.metadata.workspace import Workspace
 from featurestore.plan import Plan
 from featurestore.plan.applying import check_base, claim_generations
+from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached, step
+from featurestore.workspace import Workspace
 
 FILLED = crash_point("prepare.filled", "one view's new generation is filled and online, and not served yet")
 

@@ -9,11 +9,10 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+from featurestore.consistency.belonging import Mismatch, compare_all, compare_part, foreign_generations, markers_of
+from featurestore.consistency.ownership import Ownership
 from featurestore.errors import LedgerConflictError
-from featurestore.maintenance.verify import Verification, verify
-from featurestore.materialization.jobs import materialize, materialize_incremental, republish
-from featurestore.metadata.belonging import Mismatch, compare_all, compare_part, foreign_generations, markers_of
-from featurestore.metadata.commits import (
+from featurestore.ledger.commits import (
     REPAIR_KIND,
     REVISION,
     KnownCommit,
@@ -23,13 +22,11 @@ from featurestore.metadata.commits import (
     remember_commit,
     watermark_of,
 )
-from featurestore.metadata.generations import adopt_generation, used_generations
-from featurestore.metadata.leases import holding
-from featurestore.metadata.ownership import Ownership
-from featurestore.metadata.runs import RunResult
-from featurestore.metadata.saved_sets import KeptSet, add_set, forgotten_sets, list_sets
-from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.watermarks import (
+from featurestore.ledger.generations import adopt_generation, used_generations
+from featurestore.ledger.leases import holding
+from featurestore.ledger.runs import RunResult
+from featurestore.ledger.saved_sets import KeptSet, add_set, forgotten_sets, list_sets
+from featurestore.ledger.watermarks import (
     Interval,
     Watermark,
     merge,
@@ -37,13 +34,16 @@ from featurestore.metadata.watermarks import (
     watermark_key,
     write_watermark,
 )
-from featurestore.metadata.workspace import Workspace
-from featurestore.offline.files import disk_errors
+from featurestore.maintenance.verify import Verification, verify
+from featurestore.materialization.jobs import materialize, materialize_incremental, republish
 from featurestore.offline.interface import TableId, TableSchema, TableVersion
-from featurestore.online.keys import view_prefix
-from featurestore.online.marker import RECONCILE, Marker
+from featurestore.offline.local.files import disk_errors
+from featurestore.online.records.keys import view_prefix
+from featurestore.online.records.marker import RECONCILE, Marker
+from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached, step
 from featurestore.types.arrow import arrow_type
+from featurestore.workspace import Workspace
 
 OWNED = crash_point("repair.owned", "the offline tables belong to this registry's project")
 SETTLED = crash_point("repair.settled", "one table says that it belongs to this registry, the ledger does not know yet")

@@ -11,24 +11,27 @@ from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.definitions import Definition, FeatureSelection, FeatureView, PushSource
 from featurestore.errors import InputError
-from featurestore.metadata.applied import check_as_applied
-from featurestore.metadata.records import kind_named
-from featurestore.metadata.snapshot import Snapshot
-from featurestore.metadata.workspace import Workspace
 from featurestore.project.loader import collect, load_definitions
 from featurestore.project.settings import Settings, make_settings, read_settings, repo_folder
+from featurestore.registered.applied import check_as_applied
+from featurestore.registered.records import kind_named
+from featurestore.registered.snapshot import Snapshot
 from featurestore.tables import html_table
 from featurestore.types.times import Clock, given_instant, system_clock
+from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from featurestore.engine.interface import AsOf
-    from featurestore.materialization import PushResult, RunResult
-    from featurestore.materialization.push import To
-    from featurestore.metadata.saved_sets import SavedSet
+    from featurestore.ingest import PushResult
+    from featurestore.ingest.push import To
+    from featurestore.ledger.saved_sets import SavedSet
+    from featurestore.materialization import RunResult
     from featurestore.plan import Plan
-    from featurestore.retrieval import FeaturesArgument, OnlineResponse, TrainingSet
+    from featurestore.request.features import FeaturesArgument
+    from featurestore.serving import OnlineResponse
+    from featurestore.training import TrainingSet
 
 Definitions = Definition | Iterable[Definition] | None
 """Objects, one or several; None for what the feature repo holds."""
@@ -197,7 +200,7 @@ class FeatureStore:
         With ``dropped`` rows of its source that runs do not take, and why (``fs_dropped``): a null key, no event time,
         or a duplicate, of which a later row has the same keys and times.
         """
-        from featurestore.retrieval.peek import peek, peek_dropped
+        from featurestore.maintenance.peek import peek, peek_dropped
 
         (name,) = self._names(FeatureView, [view]) or [""]
         snapshot = self._workspace.snapshot()
@@ -210,7 +213,7 @@ class FeatureStore:
 
     def get(self, kind: str | type[Definition], name: str) -> Definition:
         """Return one applied definition; raises NotFoundError with the closest name."""
-        from featurestore.metadata.records import KINDS
+        from featurestore.registered.records import KINDS
 
         wanted = kind_named(kind)
         return self._workspace.snapshot().get(next(k for k in KINDS if k.kind == wanted), name)
@@ -255,7 +258,7 @@ class FeatureStore:
         training set. Rows may be pushed again. Raises NotFoundError, InputError, EntityKeyError and ValueTypeError
         before anything is written.
         """
-        from featurestore.materialization import push
+        from featurestore.ingest import push
 
         (name,) = self._names(PushSource, [source]) or [""]
         return push(self._workspace, name, df, to)
@@ -284,7 +287,7 @@ class FeatureStore:
 
         Raises EntityFrameError, EntityKeyError, NotFoundError, OutputNameClashError.
         """
-        from featurestore.retrieval import get_historical_features
+        from featurestore.training import get_historical_features
 
         return get_historical_features(
             self._workspace,
@@ -314,13 +317,13 @@ class FeatureStore:
 
     def get_training_set(self, name: str) -> TrainingSet:
         """Build a saved training set again from its pinned versions, identical; TrainingSetChangedError otherwise."""
-        from featurestore.retrieval import get_training_set
+        from featurestore.training import get_training_set
 
         return get_training_set(self._workspace, name)
 
     def list_training_sets(self) -> Sequence[SavedSet]:
         """Return every saved training set by name, with its certificate and the table versions it is pinned to."""
-        from featurestore.metadata.saved_sets import list_sets
+        from featurestore.ledger.saved_sets import list_sets
 
         return list_sets(self._workspace.ledger, self.project, are_shown=True)
 
@@ -329,7 +332,7 @@ class FeatureStore:
 
         Raises NotFoundError.
         """
-        from featurestore.retrieval import delete_training_set
+        from featurestore.training import delete_training_set
 
         delete_training_set(self._workspace, name)
 
@@ -347,7 +350,7 @@ class FeatureStore:
         dict of lists, a frame of pandas, polars or Arrow, or what offers an Arrow stream. `FeatureClient` takes the
         same call to a server. Raises EntityKeyError, InputError, NotFoundError, OnlineStoreUnavailableError.
         """
-        from featurestore.retrieval import get_online_features
+        from featurestore.serving import get_online_features
 
         return get_online_features(self._workspace, features, entity_rows, full_feature_names=full_feature_names)
 

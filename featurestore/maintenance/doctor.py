@@ -18,12 +18,8 @@ from typing import Literal
 from featurestore_registry.auth import tokens
 
 from featurestore.backends import local_path
-from featurestore.definitions import FeatureView
-from featurestore.errors import FeatureStoreError, RepositoryError
-from featurestore.metadata.access import FILE_NAME as ACCESS_FILE
-from featurestore.metadata.access import read_access
-from featurestore.metadata.belonging import compare_all
-from featurestore.metadata.clocks import (
+from featurestore.consistency.belonging import compare_all
+from featurestore.consistency.clocks import (
     ONLINE_STORE,
     REGISTRY,
     SYNCHRONISE,
@@ -31,10 +27,14 @@ from featurestore.metadata.clocks import (
     online_ahead_us,
     registry_ahead_us,
 )
-from featurestore.metadata.workspace import Workspace
+from featurestore.definitions import FeatureView
+from featurestore.errors import FeatureStoreError, RepositoryError
 from featurestore.online.interface import eviction_of
+from featurestore.project.access import FILE_NAME as ACCESS_FILE
+from featurestore.project.access import read_access
 from featurestore.project.loader import load_definitions
 from featurestore.types.times import to_rfc3339
+from featurestore.workspace import Workspace
 
 LOW_DISK_BYTES = 1 << 30
 SCRIPT_FLAWS = "CVE-2025-49844, CVE-2025-46817, CVE-2025-46818, CVE-2025-46819"

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from featurestore.consistency.belonging import compare_table, markers_of
+from featurestore.consistency.ownership import Ownership
 from featurestore.errors import OfflineStoreError, OnlineStoreError
-from featurestore.metadata.belonging import compare_table, markers_of
-from featurestore.metadata.commits import known_commit
-from featurestore.metadata.leases import holding
-from featurestore.metadata.ownership import Ownership
-from featurestore.metadata.prepared import Preparations
-from featurestore.metadata.saved_sets import (
+from featurestore.ledger.commits import known_commit
+from featurestore.ledger.leases import holding
+from featurestore.ledger.prepared import Preparations
+from featurestore.ledger.saved_sets import (
     KeptSet,
     document_path,
     forgotten_sets,
@@ -26,15 +26,15 @@ from featurestore.metadata.saved_sets import (
     lost_pins,
     pins,
 )
-from featurestore.metadata.snapshot import RegisteredView, Snapshot
-from featurestore.metadata.superseded import read_until
-from featurestore.metadata.watermarks import read_watermark, write_watermark
-from featurestore.metadata.workspace import Workspace
-from featurestore.offline.files import disk_errors
+from featurestore.ledger.watermarks import read_watermark, write_watermark
+from featurestore.maintenance.superseded import read_until
 from featurestore.offline.interface import TableId
-from featurestore.online.keys import view_prefix
+from featurestore.offline.local.files import disk_errors
+from featurestore.online.records.keys import view_prefix
+from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.steps import step
 from featurestore.types.times import to_short_rfc3339
+from featurestore.workspace import Workspace
 
 BEING_SAVED_SECONDS = 3600
 """An entity frame that no set names, and that is not older, may belong to a set that is just being saved."""

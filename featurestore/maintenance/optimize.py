@@ -7,18 +7,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featurestore.consistency.belonging import compare_table
+from featurestore.consistency.ownership import Ownership
 from featurestore.errors import NotFoundError, did_you_mean
+from featurestore.ledger.commits import bind_tables
+from featurestore.ledger.leases import Lease, holding
+from featurestore.ledger.saved_sets import keep_missing_documents, pins
 from featurestore.maintenance.gc import kept_versions, known_versions
-from featurestore.metadata.belonging import compare_table
-from featurestore.metadata.commits import bind_tables
-from featurestore.metadata.leases import Lease, holding
-from featurestore.metadata.ownership import Ownership
-from featurestore.metadata.saved_sets import keep_missing_documents, pins
-from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import DataFile, TableVersion
 from featurestore.offline.merge import replace_files
+from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import step
+from featurestore.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from zlib import crc32
 
-from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import TableVersion
-from featurestore.online.codec import is_record, record_times
-from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import Write
+from featurestore.online.records.codec import is_record, record_times
+from featurestore.online.records.encoder import RecordEncoder
+from featurestore.registered.snapshot import RegisteredView
+from featurestore.workspace import Workspace
 
 ENTITIES = 1_000
 """At most this many are compared."""

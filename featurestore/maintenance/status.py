@@ -6,16 +6,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 
+from featurestore.consistency.belonging import Mismatch, mismatches
+from featurestore.consistency.clocks import ONLINE_STORE, REGISTRY, clock_problem, online_ahead_us, registry_ahead_us
+from featurestore.consistency.online_rows import count_entities
 from featurestore.errors import FeatureStoreError, OfflineStoreError
-from featurestore.metadata.belonging import Mismatch, mismatches
-from featurestore.metadata.clocks import ONLINE_STORE, REGISTRY, clock_problem, online_ahead_us, registry_ahead_us
-from featurestore.metadata.online_rows import count_entities
-from featurestore.metadata.runs import RunResult, runs
-from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.unread import read_unread
-from featurestore.metadata.watermarks import Interval, Watermark, read_watermark
-from featurestore.metadata.workspace import Workspace
+from featurestore.ledger.runs import RunResult, runs
+from featurestore.ledger.unread import read_unread
+from featurestore.ledger.watermarks import Interval, Watermark, read_watermark
+from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.times import to_rfc3339
+from featurestore.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)

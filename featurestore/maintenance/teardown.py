@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from featurestore.consistency.ownership import Ownership
 from featurestore.errors import PlanError
-from featurestore.metadata.ownership import Ownership
-from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import TableId
-from featurestore.online.keys import view_prefix
+from featurestore.online.records.keys import view_prefix
 from featurestore.steps import step
+from featurestore.workspace import Workspace
 
 
 def drop_data(workspace: Workspace) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from featurestore.consistency.belonging import compare_part, compare_table, part_mismatch
 from featurestore.errors import DamagedFileError, DamagedRecordError, OfflineStoreError, TableVersionError
+from featurestore.ledger.saved_sets import lost_pins
 from featurestore.maintenance.sampling import Sample, compare_sample
-from featurestore.metadata.belonging import compare_part, compare_table, part_mismatch
-from featurestore.metadata.saved_sets import lost_pins
-from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.workspace import Workspace
-from featurestore.online.codec import is_intact
-from featurestore.online.keys import KeyEncoder
+from featurestore.online.records.codec import is_intact
+from featurestore.online.records.keys import KeyEncoder
+from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import step
+from featurestore.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)

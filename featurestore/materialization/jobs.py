@@ -15,14 +15,14 @@ from dataclasses import replace
 
 from featurestore.definitions import FeatureView
 from featurestore.errors import FeatureStoreError, IntervalError, MaterializationError, RegistryError
+from featurestore.ledger.leases import WAIT_SECONDS, holding
+from featurestore.ledger.runs import RunKind, RunResult, Runs, record_end, record_start
 from featurestore.materialization.run import Confirm, MakePlan, Rebuild, ViewRun
 from featurestore.materialization.spans import plan_incremental, plan_interval
-from featurestore.metadata.leases import WAIT_SECONDS, holding
-from featurestore.metadata.runs import RunKind, RunResult, Runs, record_end, record_start
-from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.workspace import Workspace
+from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import step
 from featurestore.types.times import to_rfc3339
+from featurestore.workspace import Workspace
 
 Job = Callable[[ViewRun], None]
 

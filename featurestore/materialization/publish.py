@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from featurestore.consistency.belonging import begin_part
 from featurestore.engine.interface import GONE_CREATED, GONE_EVENT
 from featurestore.errors import DamagedFileError
-from featurestore.metadata.belonging import begin_part
-from featurestore.metadata.runs import SHOWN_KEYS, Published
-from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.workspace import Workspace
+from featurestore.ledger.runs import SHOWN_KEYS, Published
 from featurestore.offline.interface import DataFile, TableChanges, TableVersion
-from featurestore.online.codec import is_record, record_times
-from featurestore.online.columns import time_columns
-from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import Repair, Write, WriteResult, Writes
+from featurestore.online.records.arrow import time_columns
+from featurestore.online.records.codec import is_record, record_times
+from featurestore.online.records.encoder import RecordEncoder
+from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import Step, crash_point, reached, step
 from featurestore.types.columns import EVENT
 from featurestore.types.times import MAX_INSTANT
+from featurestore.workspace import Workspace
 
 SCHEMA_WRITTEN = crash_point("publish.schema", "the schema of the records is online, no record yet")
 BATCH_WRITTEN = crash_point("publish.batch", "one more batch of records is online")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from featurestore.consistency.belonging import Part, begin_part, compare_part, compare_table, markers_of
 from featurestore.definitions import FeatureView
 from featurestore.engine.interface import Span, StagedRows, StageRequest, Withdrawal
 from featurestore.errors import (
@@ -21,20 +22,19 @@ from featurestore.errors import (
     MaterializationError,
     OnlineStoreUnavailableError,
 )
+from featurestore.ledger.commits import KnownCommit, bind_tables, facts_of, held_by, remember_commit
+from featurestore.ledger.runs import RunResult
+from featurestore.ledger.unread import Unread, read_unread, write_unread
+from featurestore.ledger.watermarks import Interval, Watermark, read_watermark, write_watermark
 from featurestore.materialization.publish import Publication, publish
 from featurestore.materialization.spans import ReadPlan, advance
-from featurestore.metadata.belonging import Part, begin_part, compare_part, compare_table, markers_of
-from featurestore.metadata.commits import KnownCommit, bind_tables, facts_of, held_by, remember_commit
-from featurestore.metadata.runs import RunResult
-from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.unread import Unread, read_unread, write_unread
-from featurestore.metadata.watermarks import Interval, Watermark, read_watermark, write_watermark
-from featurestore.metadata.workspace import Workspace
-from featurestore.offline.files import disk_errors
 from featurestore.offline.interface import DataFile, TableVersion
+from featurestore.offline.local.files import disk_errors
 from featurestore.offline.merge import due, merge_quietly
-from featurestore.online.marker import Marker
+from featurestore.online.records.marker import Marker
+from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached, step
+from featurestore.workspace import Workspace
 
 STAGED = crash_point("stage.written", "the new rows lie in a file of their own, in no version")
 REMEMBERED = crash_point("commit.remembered", "the ledger knows the commit, the watermark does not speak of it yet")

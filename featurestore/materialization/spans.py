@@ -13,8 +13,8 @@ from hashlib import blake2b
 
 from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.engine.interface import Engine, SourceFile, Span, StagedRows
-from featurestore.metadata.unread import Unread
-from featurestore.metadata.watermarks import Interval, Watermark, merge, subtract
+from featurestore.ledger.unread import Unread
+from featurestore.ledger.watermarks import Interval, Watermark, merge, subtract
 from featurestore.offline.interface import TableVersion
 from featurestore.types.times import MICROSECOND, MIN_INSTANT
 

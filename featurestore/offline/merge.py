@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurestore.errors import ConcurrentCommitError, DamagedFileError, FeatureStoreError, OfflineStoreError
-from featurestore.offline.files import disk_errors
 from featurestore.offline.interface import MAX_SEQUENCE, DataFile, OfflineStore, TableVersion
+from featurestore.offline.local.files import disk_errors
 from featurestore.steps import crash_point, reached
 from featurestore.types.arrow import arrow_type, value_type_of
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE

@@ -9,18 +9,18 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from featurestore.consistency.ownership import Ownership
 from featurestore.errors import ChangesNotAllowedError, LedgerConflictError, RevisionConflictError
-from featurestore.metadata.commits import last_read
-from featurestore.metadata.generations import remember_generation
-from featurestore.metadata.ownership import Ownership
-from featurestore.metadata.prepared import Preparations, Prepared, mark_of
-from featurestore.metadata.snapshot import Snapshot
-from featurestore.metadata.workspace import Workspace
+from featurestore.ledger.commits import last_read
+from featurestore.ledger.generations import remember_generation
+from featurestore.ledger.prepared import Preparations, Prepared, mark_of
 from featurestore.offline.interface import TableId
-from featurestore.online.keys import view_prefix
+from featurestore.online.records.keys import view_prefix
 from featurestore.plan.classes import ChangeClass
 from featurestore.plan.planning import Plan, Step
+from featurestore.registered.snapshot import Snapshot
 from featurestore.steps import crash_point, reached, step
+from featurestore.workspace import Workspace
 
 APPLIED = crash_point("apply.committed", "the new revision is in the registry; dropped views still have data")
 DROPPED = crash_point("apply.dropped", "one dropped view's data is deleted")

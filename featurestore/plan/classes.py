@@ -18,7 +18,7 @@ from featurestore.definitions import (
     PushSource,
     RequestSource,
 )
-from featurestore.metadata.records import selection_document
+from featurestore.registered.records import selection_document
 from featurestore.types.values import is_widening, to_json
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from featurestore.definitions import Definition, FeatureView, PushSource
-from featurestore.metadata.snapshot import Snapshot
-from featurestore.metadata.unread import in_words
-from featurestore.metadata.watermarks import read_watermark
-from featurestore.metadata.workspace import Workspace
+from featurestore.ledger.unread import in_words
+from featurestore.ledger.watermarks import read_watermark
+from featurestore.registered.snapshot import Snapshot
+from featurestore.workspace import Workspace
 
 
 def step_notices(

@@ -9,23 +9,23 @@ from typing import Literal
 
 from featurestore_registry.records import Change, Record
 
+from featurestore.consistency.belonging import compare_table, part_mismatch
+from featurestore.consistency.online_rows import count_online
 from featurestore.definitions import Definition, FeatureView, PushSource
 from featurestore.errors import DefinitionError, OfflineStoreError, OnlineStoreUnavailableError, RegistryFormatError
-from featurestore.metadata.belonging import compare_table, part_mismatch
-from featurestore.metadata.commits import Remembered, last_read
-from featurestore.metadata.generations import Generations
-from featurestore.metadata.online_rows import count_online
-from featurestore.metadata.prepared import Preparations
-from featurestore.metadata.records import KINDS, from_records, to_record
-from featurestore.metadata.saved_sets import list_sets
-from featurestore.metadata.snapshot import RegisteredView, Snapshot
-from featurestore.metadata.watermarks import Watermark, read_watermark
-from featurestore.metadata.workspace import Workspace
+from featurestore.ledger.commits import Remembered, last_read
+from featurestore.ledger.generations import Generations
+from featurestore.ledger.prepared import Preparations
+from featurestore.ledger.saved_sets import list_sets
+from featurestore.ledger.watermarks import Watermark, read_watermark
 from featurestore.offline.interface import TableId
 from featurestore.plan.classes import DELETION_CLASS, ChangeClass, Difference, differences
 from featurestore.plan.notices import step_notices
 from featurestore.plan.remedies import commands_after, read_by
 from featurestore.plan.schemas import pin_schemas
+from featurestore.registered.records import KINDS, from_records, to_record
+from featurestore.registered.snapshot import RegisteredView, Snapshot
+from featurestore.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from featurestore.definitions import Definition, FeatureView
-from featurestore.metadata.snapshot import RegisteredView, Snapshot
-from featurestore.metadata.watermarks import read_watermark
-from featurestore.metadata.workspace import Workspace
+from featurestore.ledger.watermarks import read_watermark
 from featurestore.plan.classes import ChangeClass, Difference
+from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.types.times import to_short_rfc3339
+from featurestore.workspace import Workspace
 
 
 def commands_after(

@@ -20,19 +20,16 @@ from starlette.routing import Route
 
 import featurestore
 from featurestore.errors import OnlineStoreError, OnlineStoreUnavailableError
-from featurestore.metadata.access import AUTH_REQUIRED, TOKEN_SET
-from featurestore.metadata.workspace import Workspace
 from featurestore.online.interface import AsyncReader, eviction_of
-from featurestore.online.keys import project_prefix
-from featurestore.server.access import Door
-from featurestore.server.bodies import App
-from featurestore.server.breaker import Breaker
-from featurestore.server.clocks import ClockWatch
-from featurestore.server.definitions import DefinitionsKeeper
-from featurestore.server.docs import add_docs
-from featurestore.server.envelope import Envelope
-from featurestore.server.errors import error_body
-from featurestore.server.gate import (
+from featurestore.online.records.keys import project_prefix
+from featurestore.project.access import AUTH_REQUIRED, TOKEN_SET
+from featurestore.server.describe.docs import add_docs
+from featurestore.server.describe.openapi import complete, error_responses
+from featurestore.server.http.bodies import App
+from featurestore.server.http.door import Door
+from featurestore.server.http.envelope import Envelope
+from featurestore.server.http.errors import error_body
+from featurestore.server.http.gate import (
     OPEN_PATHS,
     FeatureServer,
     Gate,
@@ -41,12 +38,15 @@ from featurestore.server.gate import (
     check_reopening,
     is_loopback,
 )
-from featurestore.server.metrics import CONTENT_TYPE, FLUSH_SECONDS, Metrics
-from featurestore.server.online import FeastEndpoint, OnlineEndpoint, OnlineReads
-from featurestore.server.openapi import complete, error_responses
-from featurestore.server.parts import PartWatch
 from featurestore.server.push import PUSH_PATH, PushEndpoint
-from featurestore.server.sharing import SharedReads
+from featurestore.server.read.breaker import Breaker
+from featurestore.server.read.definitions import DefinitionsKeeper
+from featurestore.server.read.endpoints import FeastEndpoint, OnlineEndpoint, OnlineReads
+from featurestore.server.read.sharing import SharedReads
+from featurestore.server.watch.clocks import ClockWatch
+from featurestore.server.watch.metrics import CONTENT_TYPE, FLUSH_SECONDS, Metrics
+from featurestore.server.watch.parts import PartWatch
+from featurestore.workspace import Workspace
 
 logger = logging.getLogger("featurestore.server")
 

@@ -14,17 +14,17 @@ import msgspec
 
 from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError
-from featurestore.materialization.push import OnlineCounts, Push, PushPlan, PushResult
-from featurestore.materialization.push_commit import PAUSE_SECONDS
-from featurestore.materialization.push_rows import PushedRows
-from featurestore.metadata.snapshot import Snapshot
-from featurestore.metadata.workspace import Workspace
-from featurestore.server.bodies import PAUSE, Columns, Name, Receive, Scope, Send, decoded, read_body, send_json
-from featurestore.server.definitions import DefinitionsKeeper
-from featurestore.server.errors import RequestError
-from featurestore.server.metrics import Metrics
-from featurestore.server.online import MOST_ROWS
-from featurestore.server.threads import THREADS, Threads
+from featurestore.ingest.group_commit import PAUSE_SECONDS
+from featurestore.ingest.push import OnlineCounts, Push, PushPlan, PushResult
+from featurestore.ingest.rows import PushedRows
+from featurestore.registered.snapshot import Snapshot
+from featurestore.server.http.bodies import PAUSE, Columns, Name, Receive, Scope, Send, decoded, read_body, send_json
+from featurestore.server.http.errors import RequestError
+from featurestore.server.read.definitions import DefinitionsKeeper
+from featurestore.server.read.endpoints import MOST_ROWS
+from featurestore.server.read.threads import THREADS, Threads
+from featurestore.server.watch.metrics import Metrics
+from featurestore.workspace import Workspace
 
 PUSH_PATH = "/push"
 ONLINE_RESULTS = tuple(field.name for field in fields(OnlineCounts))

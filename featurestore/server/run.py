@@ -21,10 +21,10 @@ from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 from featurestore.errors import SettingsError
-from featurestore.server import logs
 from featurestore.server.app import create_app, open_workspace
-from featurestore.server.metrics import DIRECTORY_VARIABLE
-from featurestore.server.protocol import DeadlineProtocol
+from featurestore.server.http.protocol import DeadlineProtocol
+from featurestore.server.watch import logs
+from featurestore.server.watch.metrics import DIRECTORY_VARIABLE
 
 logger = logging.getLogger("featurestore.server")
 

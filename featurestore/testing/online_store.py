@@ -19,10 +19,10 @@ from collections.abc import Sequence
 import pytest
 
 from featurestore.errors import OnlineStoreError
-from featurestore.online.codec import expire_at_ms, is_intact, record_times
-from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import OnlineStore, Repair, ViewLayout, Write, WriteResult
-from featurestore.online.keys import project_prefix
+from featurestore.online.records.codec import expire_at_ms, is_intact, record_times
+from featurestore.online.records.encoder import RecordEncoder
+from featurestore.online.records.keys import project_prefix
 from featurestore.types import Float32, Int64, String
 from featurestore.types.times import system_clock
 

@@ -23,7 +23,7 @@ from support.shell_blocks import Shell, blocks, check_page, commands, today
 from featurestore import backends
 from featurestore.cli.main import fs
 from featurestore.project.settings import EngineLimits, ServerSettings, Settings
-from featurestore.server.examples import ERROR
+from featurestore.server.describe.examples import ERROR
 
 DOCS = REPOSITORY / "docs"
 PREPARED = ("fs init tour", "cd tour", "fs apply --yes", "fs materialize")

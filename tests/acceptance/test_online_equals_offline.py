@@ -275,7 +275,7 @@ def check_source(example: Flights, now: datetime) -> None:
         assert {name: served[name] for name in expected} == expected, (now, flight)
 
 
-@pytest.mark.filterwarnings("ignore:.*look past what was committed:featurestore.retrieval.coverage.TrainingSetWarning")
+@pytest.mark.filterwarnings("ignore:.*look past what was committed:featurestore.training.coverage.TrainingSetWarning")
 def test_online_equals_offline_at_every_instant(example: Flights) -> None:
     told: Counter[tuple[str, str]] = Counter()
     for job in MATERIALIZED:
@@ -294,7 +294,7 @@ def test_online_equals_offline_at_every_instant(example: Flights) -> None:
         assert check_equal(example, frame)[column, "OUTSIDE_MAX_AGE"] == 3, column
 
 
-@pytest.mark.filterwarnings("ignore:.*look past what was committed:featurestore.retrieval.coverage.TrainingSetWarning")
+@pytest.mark.filterwarnings("ignore:.*look past what was committed:featurestore.training.coverage.TrainingSetWarning")
 def test_nothing_is_served_before_its_time_where_the_jobs_clock_runs_ahead(example: Flights) -> None:
     """What the job's later rows replaced online is not there; all that is served is what the join gives."""
     for job in MATERIALIZED[:2]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.offline import archive, delta
-from featurestore.offline.delta import DeltaStore
 from featurestore.offline.interface import OfflineStore
+from featurestore.offline.local import archive
+from featurestore.offline.local import store as delta
+from featurestore.offline.local.store import DeltaStore
 from featurestore.testing.offline_store import OfflineStoreConformance
 from featurestore.testing.table_growth import TableGrowthConformance
 from featurestore.testing.table_origins import TableOriginsConformance

@@ -10,9 +10,9 @@ from support.locales import locale_environment
 from support.redis_server import RedisServer
 
 from featurestore.online.interface import OnlineStore, Sweeper, WriteResult
-from featurestore.online.lmdb import LmdbStore
-from featurestore.online.redis import RedisStore
-from featurestore.online.redis_cluster import RedisClusterStore
+from featurestore.online.lmdb.store import LmdbStore
+from featurestore.online.redis.cluster.store import RedisClusterStore
+from featurestore.online.redis.store import RedisStore
 from featurestore.testing.online_store import DAY_US, OnlineStoreConformance, record_of
 from featurestore.types.times import system_clock
 

@@ -20,7 +20,7 @@ from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource
 from featurestore.maintenance.status import status
 from featurestore.materialization import materialize, materialize_incremental, run, succeeded
 from featurestore.plan.explain import explain
-from featurestore.retrieval import TrainingSetWarning
+from featurestore.training import TrainingSetWarning
 from featurestore.types import Int64, String
 
 NOW = day(12)

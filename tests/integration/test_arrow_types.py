@@ -16,13 +16,14 @@ from support.projects import make_workspace
 
 from featurestore import Entity, FeatureView, Field, ParquetSource, PushSource
 from featurestore.errors import ValueTypeError
+from featurestore.ingest.push import push
 from featurestore.materialization import materialize_incremental, succeeded
-from featurestore.materialization.push import push
-from featurestore.metadata.workspace import Workspace
-from featurestore.retrieval import get_historical_features, get_online_features
+from featurestore.serving import get_online_features
+from featurestore.training import get_historical_features
 from featurestore.types import Array, Decimal, Int32, Int64, Timestamp, ValueType
 from featurestore.types.arrow import arrow_type, cast_column
 from featurestore.types.values import SCALARS
+from featurestore.workspace import Workspace
 
 PAGE = (REPOSITORY / "docs" / "reference" / "types.md").read_text(encoding="utf-8").partition("## Arrow\n")[2]
 NOW = "2024-02-01T00:00:00Z"

@@ -27,11 +27,11 @@ from support.projects import make_workspace
 from support.redis_server import RedisServer
 
 from featurestore.errors import FeatureStoreError, SourceError
+from featurestore.ledger.runs import RunResult
+from featurestore.ledger.watermarks import read_watermark
 from featurestore.materialization import materialize, materialize_incremental, republish, succeeded
-from featurestore.metadata.runs import RunResult
-from featurestore.metadata.watermarks import read_watermark
-from featurestore.metadata.workspace import Workspace
-from featurestore.retrieval import get_historical_features
+from featurestore.training import get_historical_features
+from featurestore.workspace import Workspace
 
 NOW = day(20)
 FIRST = [Sale(f"shop {number}", day(number), day(number), number, "first") for number in range(1, 5)]

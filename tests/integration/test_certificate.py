@@ -22,12 +22,12 @@ from support.small_project import carrier_profile, delay_now, origin_weather, sm
 from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
 from featurestore.engine.interface import JoinFacts
 from featurestore.errors import CertificateError
-from featurestore.metadata.workspace import Workspace
-from featurestore.retrieval import certificate, get_historical_features
-from featurestore.retrieval.certificate import Certificate
-from featurestore.retrieval.coverage import TrainingSetWarning
-from featurestore.retrieval.joins import SAMPLE_ROWS, Observed, sampled_rows
+from featurestore.training import certificate, get_historical_features
+from featurestore.training.certificate import Certificate
+from featurestore.training.coverage import TrainingSetWarning
+from featurestore.training.joins import SAMPLE_ROWS, Observed, sampled_rows
 from featurestore.types import Array, Float64, Int64, String
+from featurestore.workspace import Workspace
 
 UTC = dt.UTC
 # An eighth of the frame's rows is held back on purpose; that it is told is tested with the training sets.

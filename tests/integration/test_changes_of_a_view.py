@@ -18,11 +18,11 @@ from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Fiel
 from featurestore.errors import DefinitionError
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.materialization import materialize, republish, succeeded
-from featurestore.online.keys import project_prefix
+from featurestore.online.records.keys import project_prefix
 from featurestore.plan import make_plan
 from featurestore.plan.explain import explain
 from featurestore.project.loader import collect
-from featurestore.retrieval import TrainingSetWarning
+from featurestore.training import TrainingSetWarning
 from featurestore.types import Int32, Int64, String
 from featurestore.types.times import system_clock
 

@@ -28,7 +28,7 @@ from support.serving import FEATURES, TOKEN, Project, serving_here, small_projec
 
 from featurestore import errors
 from featurestore.client import FeatureClient
-from featurestore.server.errors import _ANSWERS, error_answer
+from featurestore.server.http.errors import _ANSWERS, error_answer
 from featurestore.types.times import system_clock
 
 LARGE = 2**63 - 25

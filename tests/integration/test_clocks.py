@@ -24,18 +24,19 @@ from support.serving import Project, serving_here, small_project, until
 
 from featurestore import Entity, Field
 from featurestore.cli.main import main
+from featurestore.ingest import group_commit as push_commit
+from featurestore.ingest import push
+from featurestore.ledger.leases import holding
 from featurestore.maintenance.doctor import Check, examine
 from featurestore.maintenance.status import status
-from featurestore.materialization import push, push_commit
-from featurestore.metadata.leases import holding
-from featurestore.metadata.workspace import Workspace
-from featurestore.online.reading import Status
+from featurestore.online.records.reading import Status
 from featurestore.project.settings import make_settings
-from featurestore.retrieval import get_historical_features
-from featurestore.retrieval.coverage import TrainingSetWarning
-from featurestore.retrieval.online import get_online_features
+from featurestore.serving.read import get_online_features
+from featurestore.training import get_historical_features
+from featurestore.training.coverage import TrainingSetWarning
 from featurestore.types import Int64, String
 from featurestore.types.times import system_clock, to_datetime
+from featurestore.workspace import Workspace
 
 NOW = system_clock() // 1_000_000 * 1_000_000
 """Redis drops by its own clock what is long expired."""

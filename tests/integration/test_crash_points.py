@@ -18,12 +18,12 @@ from support.crash_scenario import COMMANDS, PASSED_FILE, CrashServer, Job, open
 from support.materialized import day, log_rows, online_rows
 
 import featurestore
+from featurestore.ledger.runs import all_runs
+from featurestore.ledger.saved_sets import list_sets
+from featurestore.ledger.watermarks import read_watermark
 from featurestore.materialization import materialize_incremental, succeeded
-from featurestore.metadata.runs import all_runs
-from featurestore.metadata.saved_sets import list_sets
-from featurestore.metadata.watermarks import read_watermark
-from featurestore.retrieval import get_training_set
 from featurestore.steps import CRASH_POINTS
+from featurestore.training import get_training_set
 
 SIGKILL = -9
 

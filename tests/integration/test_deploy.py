@@ -25,9 +25,9 @@ from support.serving import Project, serving, small_project, until
 from featurestore.cli.main import main
 from featurestore.errors import OnlineStoreUnavailableError
 from featurestore.online.interface import Repair
-from featurestore.online.reading import Status
+from featurestore.online.records.reading import Status
 from featurestore.server.app import create_app
-from featurestore.server.metrics import STAGES, Metrics
+from featurestore.server.watch.metrics import STAGES, Metrics
 from featurestore.types.times import system_clock
 
 GUIDE = (REPOSITORY / "docs" / "how-to" / "deploy.md").read_text(encoding="utf-8")

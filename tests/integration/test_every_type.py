@@ -22,8 +22,8 @@ from support.serving import serving_here
 
 from featurestore import Entity, FeatureView, Field, ParquetSource
 from featurestore.materialization import materialize, materialize_incremental, succeeded
-from featurestore.metadata.workspace import Workspace
-from featurestore.retrieval import get_historical_features, get_online_features, get_training_set
+from featurestore.serving import get_online_features
+from featurestore.training import get_historical_features, get_training_set
 from featurestore.types import (
     Array,
     Bool,
@@ -40,6 +40,7 @@ from featurestore.types import (
 )
 from featurestore.types.arrow import arrow_type
 from featurestore.types.times import to_instant
+from featurestore.workspace import Workspace
 
 UTC = dt.UTC
 NOW = "2024-02-01T00:00:00Z"

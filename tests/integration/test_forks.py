@@ -52,7 +52,7 @@ USES = {name.replace(" ", "-"): use for name, use in USES.items()}
 
 def batches():
     session, source = store.workspace.engine._session, "data/driver_stats.parquet"
-    from featurestore.engine.session import stream
+    from featurestore.engine.duck.session import stream
     with session.open(reads=[source]) as connection:
         yield from stream(connection, f"SELECT d.*, random() FROM '{source}' d, range(1000)", 10_000)
 begun = batches()
@@ -97,7 +97,7 @@ def hold(*locks):
     held.wait()
 
 def hold_lmdb():
-    from featurestore.online import lmdb_environment
+    from featurestore.online.lmdb import environment as lmdb_environment
     lmdb_environment.FORK_PATIENCE_SECONDS = 0.1
     hold(lmdb_environment.at_work)
 

@@ -24,13 +24,13 @@ from support.projects import make_workspace
 
 from featurestore import FeatureStore
 from featurestore.errors import LeaseHeldError
+from featurestore.ledger import leases, processes
+from featurestore.ledger.leases import KIND, LEASE_US, PROCESS_KIND, LeaseState, Timer, holding, read_lease
+from featurestore.ledger.processes import Process, own_process
+from featurestore.ledger.runs import all_runs, runs
 from featurestore.materialization import materialize_incremental
-from featurestore.metadata import leases, processes
-from featurestore.metadata.leases import KIND, LEASE_US, PROCESS_KIND, LeaseState, Timer, holding, read_lease
-from featurestore.metadata.processes import Process, own_process
-from featurestore.metadata.runs import all_runs, runs
-from featurestore.metadata.workspace import Workspace
 from featurestore.steps import Event, listening
+from featurestore.workspace import Workspace
 
 NOW = day(20)
 VIEW = "shop_sales"
@@ -163,8 +163,8 @@ import sys, threading
 from pathlib import Path
 from featurestore import FeatureStore
 from featurestore.materialization.jobs import _started
-from featurestore.metadata.leases import holding
-from featurestore.metadata.runs import record_start
+from featurestore.ledger.leases import holding
+from featurestore.ledger.runs import record_start
 from support.clock import ManualClock
 
 with FeatureStore(sys.argv[1], clock=ManualClock(int(sys.argv[2]))) as store:
@@ -373,8 +373,8 @@ def test_other_views_do_not_wait(workspace: Workspace) -> None:
 def test_a_run_of_another_machine_whose_clock_is_far_ahead_is_not_believed(
     workspace: Workspace, ahead_us: int, state: str
 ) -> None:
+    from featurestore.ledger.runs import record_start
     from featurestore.materialization.jobs import _started
-    from featurestore.metadata.runs import record_start
 
     run = replace(_started(workspace, workspace.snapshot().views[VIEW], "incremental", dry_run=False), host="far")
     record_start(workspace.ledger, "shop", run)
@@ -384,8 +384,8 @@ def test_a_run_of_another_machine_whose_clock_is_far_ahead_is_not_believed(
 
 
 def test_runs_that_ended_without_a_word_are_told_from_those_under_way(workspace: Workspace) -> None:
+    from featurestore.ledger.runs import record_start
     from featurestore.materialization.jobs import _started
-    from featurestore.metadata.runs import record_start
 
     registered = workspace.snapshot().views[VIEW]
     run = _started(workspace, registered, "incremental", dry_run=False)

@@ -17,7 +17,7 @@ from featurestore.errors import FeatureStoreError, OfflineStoreError
 from featurestore.maintenance.doctor import examine
 from featurestore.maintenance.status import status
 from featurestore.maintenance.verify import verify
-from featurestore.offline import delta
+from featurestore.offline.local import store as delta
 
 FEATURES = """
 from featurestore import Entity, FeatureView, Field, ParquetSource, PushSource

@@ -24,9 +24,9 @@ from support.projects import make_workspace
 
 from featurestore import Entity, FeatureView, Field, ParquetSource
 from featurestore.errors import IntervalError, MaterializationError, NotFoundError
+from featurestore.ledger.runs import all_runs
+from featurestore.ledger.watermarks import read_watermark
 from featurestore.materialization import materialize, materialize_incremental, republish, succeeded
-from featurestore.metadata.runs import all_runs
-from featurestore.metadata.watermarks import read_watermark
 from featurestore.types import Int64, String
 from featurestore.types.times import MIN_INSTANT
 

@@ -22,12 +22,12 @@ from support.materialized import (
 )
 from support.projects import apply_records, make_workspace
 
+from featurestore.ledger.watermarks import read_watermark
 from featurestore.materialization import materialize, materialize_incremental, publish, republish
 from featurestore.materialization.run import ViewRun
-from featurestore.metadata.watermarks import read_watermark
-from featurestore.metadata.workspace import Workspace
-from featurestore.online.encoder import RecordEncoder
+from featurestore.online.records.encoder import RecordEncoder
 from featurestore.types.times import system_clock
+from featurestore.workspace import Workspace
 
 NOW = day(20)
 SALES = [Sale(f"shop {number % 40}", day(number / 20), day(number / 20), number) for number in range(100)]

@@ -32,20 +32,24 @@ from support.materialized import (
 from support.projects import make_workspace
 
 from featurestore import ParquetSource, PushSource
-from featurestore.engine.duck import DuckEngine
+from featurestore.engine.duck.engine import DuckEngine
 from featurestore.errors import DiskFullError, OnlineStoreUnavailableError
+from featurestore.ingest import group_commit as push_commit
+from featurestore.ingest import push
+from featurestore.ledger.watermarks import read_watermark
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
-from featurestore.materialization import materialize, materialize_incremental, push, push_commit, succeeded
-from featurestore.metadata.watermarks import read_watermark
-from featurestore.metadata.workspace import Workspace
-from featurestore.offline import archive, delta, merge
-from featurestore.offline.delta import DeltaStore
+from featurestore.materialization import materialize, materialize_incremental, succeeded
+from featurestore.offline import merge
 from featurestore.offline.interface import TableVersion
-from featurestore.online.marker import PartMarkers
-from featurestore.retrieval import TrainingSetWarning, get_historical_features
-from featurestore.retrieval.reference import ReferenceRow, ReferenceView, reference_answer
+from featurestore.offline.local import archive
+from featurestore.offline.local import store as delta
+from featurestore.offline.local.store import DeltaStore
+from featurestore.online.records.marker import PartMarkers
+from featurestore.training import TrainingSetWarning, get_historical_features
+from featurestore.training.reference import ReferenceRow, ReferenceView, reference_answer
 from featurestore.types.times import MIN_INSTANT
+from featurestore.workspace import Workspace
 
 NOW = day(20)
 SALES = [Sale(f"shop {number}", day(number), day(number), number) for number in range(10)]
@@ -230,8 +234,8 @@ MERGER = """
 import sys
 from pathlib import Path
 from featurestore.errors import ConcurrentCommitError
-from featurestore.offline import archive, delta
-from featurestore.offline.delta import DeltaStore
+from featurestore.offline.local import archive, store as delta
+from featurestore.offline.local.store import DeltaStore
 from featurestore.offline.merge import merge_quietly, write_in_memory
 from featurestore.testing.offline_store import TABLE
 from featurestore.testing.table_growth import append_several

@@ -19,7 +19,7 @@ from featurestore_registry.sql.tables import VERSION_TABLE
 from featurestore import __version__
 from featurestore.cli.main import main
 from featurestore.errors import NotFoundError, RegistryFormatError
-from featurestore.metadata.progress import read_progress
+from featurestore.ledger.progress import read_progress
 from featurestore.store import FeatureStore
 
 FEATURES = """

@@ -17,12 +17,12 @@ from featurestore import FeatureStore
 from featurestore.backends import check_offline_folder
 from featurestore.cli.main import main
 from featurestore.definitions import ParquetSource
-from featurestore.engine.duck import DuckEngine
+from featurestore.engine.duck.engine import DuckEngine
 from featurestore.errors import InputError, SettingsError, SourceFileError
 from featurestore.materialization import materialize_incremental, succeeded
-from featurestore.offline.delta import DeltaStore
-from featurestore.retrieval.outputs import check_output
+from featurestore.offline.local.store import DeltaStore
 from featurestore.testing.offline_store import TABLE, append, row
+from featurestore.training.outputs import check_output
 
 GOOD = ['~it\'s 100% "odd" #1 ? * {a,b} ü☃é', "-x=y;$&!@()+,`<>: %zz %4", "key=value"]
 BAD = [

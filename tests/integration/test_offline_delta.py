@@ -25,12 +25,13 @@ from featurestore.errors import (
     OfflineStoreError,
     TableVersionError,
 )
-from featurestore.offline import delta, log
-from featurestore.offline import files as disk
-from featurestore.offline.delta import DeltaStore
-from featurestore.offline.files import hash_of
 from featurestore.offline.interface import TableSchema, TableVersion
-from featurestore.offline.log import TableLog
+from featurestore.offline.local import delta_log as log
+from featurestore.offline.local import files as disk
+from featurestore.offline.local import store as delta
+from featurestore.offline.local.delta_log import TableLog
+from featurestore.offline.local.files import hash_of
+from featurestore.offline.local.store import DeltaStore
 from featurestore.steps import CRASH_POINTS
 from featurestore.testing.offline_store import SCHEMA, TABLE, append, numbers, read_rows, row, write_rows
 from featurestore.types import Int64, String
@@ -178,7 +179,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from featurestore.errors import ConcurrentCommitError
-from featurestore.offline.delta import DeltaStore
+from featurestore.offline.local.store import DeltaStore
 from featurestore.testing.offline_store import SCHEMA, TABLE, append, row
 
 store, lost = DeltaStore(Path(sys.argv[1])), 0
@@ -237,7 +238,7 @@ def test_a_writer_that_dies_while_columns_are_added_leaves_the_columns(folder, s
     first = append(store, [row(1)])
     script = f"""
 from pathlib import Path
-from featurestore.offline.delta import DeltaStore
+from featurestore.offline.local.store import DeltaStore
 from featurestore.offline.interface import TableSchema
 from featurestore.testing.offline_store import SCHEMA, TABLE
 from featurestore.types import Int64
@@ -259,7 +260,7 @@ def test_dropping_goes_on_where_a_dead_process_stopped(folder, store):
     append(store, [row(1)])
     script = f"""
 from pathlib import Path
-from featurestore.offline.delta import DeltaStore
+from featurestore.offline.local.store import DeltaStore
 from featurestore.testing.offline_store import TABLE
 DeltaStore(Path({str(folder)!r})).clean(TABLE, keep=None)
 """
@@ -287,7 +288,7 @@ def test_widening_what_a_cleaner_took_away_is_told_as_a_lost_race(folder, store)
 CLEANER = """
 import sys, time
 from pathlib import Path
-from featurestore.offline.delta import DeltaStore
+from featurestore.offline.local.store import DeltaStore
 from featurestore.testing.offline_store import TABLE
 
 store, end_s = DeltaStore(Path(sys.argv[1])), float(sys.argv[2])
@@ -298,7 +299,7 @@ while time.time() < end_s:
 REWRITER = """
 import sys, time
 from pathlib import Path
-from featurestore.offline.delta import DeltaStore
+from featurestore.offline.local.store import DeltaStore
 from featurestore.testing.offline_store import SCHEMA, TABLE, append, row, write_rows
 
 folder, end_s, version = Path(sys.argv[1]), float(sys.argv[2]), None
@@ -460,7 +461,7 @@ sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from pathlib import Path
 from support.disks import small_files
 from featurestore.errors import DiskFullError
-from featurestore.offline.delta import DeltaStore
+from featurestore.offline.local.store import DeltaStore
 from featurestore.testing.offline_store import SCHEMA, TABLE, append, numbers, row, write_rows
 store = DeltaStore(Path({str(folder)!r}))
 first = append(store, [row(1)])

@@ -17,12 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurestore.errors import ConcurrentCommitError, TableVersionError
-from featurestore.offline import archive, delta, log
-from featurestore.offline.archive import ARCHIVED, LOG_SHORTENED
-from featurestore.offline.delta import DeltaStore
-from featurestore.offline.files import hash_of
 from featurestore.offline.interface import TableVersion
-from featurestore.offline.log import CHECKPOINT_MOVED, TableLog
+from featurestore.offline.local import archive
+from featurestore.offline.local import delta_log as log
+from featurestore.offline.local import store as delta
+from featurestore.offline.local.archive import ARCHIVED, LOG_SHORTENED
+from featurestore.offline.local.delta_log import CHECKPOINT_MOVED, TableLog
+from featurestore.offline.local.files import hash_of
+from featurestore.offline.local.store import DeltaStore
 from featurestore.testing.offline_store import SCHEMA, TABLE, append, numbers, row
 from featurestore.testing.table_growth import append_several, merge, new_rows
 
@@ -166,8 +168,8 @@ def test_a_commit_whose_number_was_given_and_archived_is_told_as_a_lost_race(fol
 WRITER = """
 import sys
 from pathlib import Path
-from featurestore.offline import archive, delta
-from featurestore.offline.delta import DeltaStore
+from featurestore.offline.local import archive, store as delta
+from featurestore.offline.local.store import DeltaStore
 from featurestore.testing.offline_store import TABLE
 from featurestore.testing.table_growth import append_several
 

@@ -38,9 +38,9 @@ from featurestore.errors import (
     OutputNameClashError,
     ValueTypeError,
 )
-from featurestore.metadata.workspace import Workspace
-from featurestore.online.encoder import RecordEncoder
-from featurestore.retrieval import get_online_features
+from featurestore.online.records.encoder import RecordEncoder
+from featurestore.serving import get_online_features
+from featurestore.workspace import Workspace
 
 UTC = dt.UTC
 NOW = "2024-02-01T00:00:00Z"
@@ -339,5 +339,5 @@ def test_an_object_is_compared_with_what_is_applied_once(workspace: Workspace, m
     def compared(*_: Any) -> None:
         raise AssertionError("compared again")
 
-    monkeypatch.setattr("featurestore.retrieval.features.check_as_applied", compared)
+    monkeypatch.setattr("featurestore.request.features.check_as_applied", compared)
     assert get_online_features(workspace, again, {"carrier": ["UA"]}).to_dict() == first

@@ -27,10 +27,10 @@ from featurestore.errors import (
     OnlineStoreFullError,
     OnlineStoreUnavailableError,
 )
-from featurestore.online.codec import is_intact, record_times
-from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import Repair, ViewLayout, Write, WriteResult
-from featurestore.online.lmdb import LmdbStore
+from featurestore.online.lmdb.store import LmdbStore
+from featurestore.online.records.codec import is_intact, record_times
+from featurestore.online.records.encoder import RecordEncoder
 from featurestore.testing.online_store import LAYOUT, record_of
 from featurestore.types import Int64, String
 from featurestore.types.times import system_clock
@@ -42,7 +42,7 @@ TEXTS = ViewLayout("conformance", "texts", 1, (("id", Int64),), (("x", Int64), (
 # What a killed writer does: versions of 300 entities, without end.
 WRITER = """
 import sys
-from featurestore.online.lmdb import LmdbStore
+from featurestore.online.lmdb.store import LmdbStore
 from featurestore.testing.online_store import record_of
 store, now = LmdbStore(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
@@ -135,7 +135,7 @@ def test_two_stores_of_one_process_share_the_file(folder: Path) -> None:
 
 
 def test_a_replaced_folder_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featurestore.online.lmdb._RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr("featurestore.online.lmdb.store._RECHECK_SECONDS", 0.0)
     store = LmdbStore(folder)
     store.write(records(3), now_us=NOW)
     shutil.rmtree(folder)
@@ -161,7 +161,7 @@ def test_a_file_that_is_moved_over_is_noticed(folder: Path, tmp_path: Path) -> N
         assert time.monotonic() < ends
     for each in (store, second):
         assert each.write(records(3, version=10), now_us=NOW) == [WriteResult.WRITTEN] * 3
-    script = "import sys; from featurestore.online.lmdb import LmdbStore; " + (
+    script = "import sys; from featurestore.online.lmdb.store import LmdbStore; " + (
         "print(LmdbStore(sys.argv[1]).mget([sys.argv[2].encode()]))"
     )
     seen = subprocess.run(
@@ -257,7 +257,7 @@ def test_readers_that_died_leave_no_slot(folder: Path) -> None:
 
 @pytest.mark.parametrize("way", ["read", "write"])
 def test_slots_of_the_dead_are_taken_when_none_is_free(folder: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    monkeypatch.setattr("featurestore.online.lmdb_environment.MAX_READERS", 2)
+    monkeypatch.setattr("featurestore.online.lmdb.environment.MAX_READERS", 2)
     store = LmdbStore(folder)
     store.write(records(1), now_us=NOW)
     for _ in range(2):
@@ -415,7 +415,7 @@ def test_a_full_disk_is_told_and_the_next_run_completes(folder: Path, limit: str
 def test_a_disk_that_is_full_kills_no_reader(folder: Path, opened: str) -> None:
     """Slots of readers beyond the first page of the lock file need blocks of their own."""
     holding = (
-        "import sys; from featurestore.online.lmdb import LmdbStore; store = LmdbStore(sys.argv[1]);"
+        "import sys; from featurestore.online.lmdb.store import LmdbStore; store = LmdbStore(sys.argv[1]);"
         "held = [store._open().begin() for _ in range(140)]; print(store.mget([b'fs:p:v:{a}']))"
     )
     with small_disk(folder, size="300k") as mounted:

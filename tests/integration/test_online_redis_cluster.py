@@ -22,12 +22,12 @@ from support.serving import serving_here
 from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError
 from featurestore.maintenance.doctor import Check, examine
 from featurestore.materialization import materialize_incremental, republish
-from featurestore.online.codec import is_intact
-from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
-from featurestore.online.redis_cluster import RedisClusterStore
-from featurestore.online.redis_node import FAILURES_TO_LEAVE
-from featurestore.online.redis_topology import Routing, Topology, parsed_cluster_url
+from featurestore.online.records.codec import is_intact
+from featurestore.online.records.encoder import RecordEncoder
+from featurestore.online.redis.cluster.store import RedisClusterStore
+from featurestore.online.redis.cluster.topology import Routing, Topology, parsed_cluster_url
+from featurestore.online.redis.node import FAILURES_TO_LEAVE
 from featurestore.testing.online_store import layout_of
 from featurestore.types.times import system_clock
 

@@ -24,20 +24,20 @@ from support.redis_server import RedisServer
 
 from featurestore import FeatureStore
 from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError, SettingsError
+from featurestore.ledger.watermarks import read_watermark
 from featurestore.maintenance.doctor import examine
 from featurestore.materialization import materialize_incremental
-from featurestore.metadata.watermarks import read_watermark
-from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
-from featurestore.online.redis import BACKOFFS, RedisStore
-from featurestore.online.redis_node import (
+from featurestore.online.records.encoder import RecordEncoder
+from featurestore.online.redis.node import (
     DRIVER_ERRORS,
     FAILURES_TO_LEAVE,
     LEFT_SECONDS,
     ReadConnections,
     checked_reply,
 )
-from featurestore.online.redis_wire import open_wire
+from featurestore.online.redis.store import BACKOFFS, RedisStore
+from featurestore.online.redis.wire import open_wire
 from featurestore.testing.online_store import LAYOUT, record_of
 from featurestore.types.times import system_clock
 

@@ -13,8 +13,8 @@ from support.tls import Certificates, TlsProxy, TlsRedisCluster
 
 from featurestore.errors import OnlineStoreUnavailableError, SettingsError
 from featurestore.online.interface import OnlineStore, WriteResult
-from featurestore.online.redis import RedisStore
-from featurestore.online.redis_cluster import RedisClusterStore
+from featurestore.online.redis.cluster.store import RedisClusterStore
+from featurestore.online.redis.store import RedisStore
 from featurestore.testing.online_store import record_of
 from featurestore.types.times import system_clock
 

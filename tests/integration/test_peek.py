@@ -11,9 +11,9 @@ from support.materialized import Sale, day, log_rows, sales_view, write_sales
 from support.projects import make_workspace
 
 from featurestore.errors import DamagedFileError
+from featurestore.maintenance.peek import peek
 from featurestore.materialization import materialize_incremental, succeeded
-from featurestore.metadata.workspace import Workspace
-from featurestore.retrieval.peek import peek
+from featurestore.workspace import Workspace
 
 NOW = day(40)
 INSTANTS = st.lists(st.integers(0, 12), min_size=1, max_size=4)

@@ -20,19 +20,21 @@ from support.clock import ManualClock
 from support.pieces import PIECES, Project, day, lived
 
 from featurestore.cli.main import main
+from featurestore.consistency.belonging import Kind
 from featurestore.errors import FeatureStoreError, MaterializationError, MismatchError, NotFoundError
+from featurestore.ingest import group_commit as push_commit
+from featurestore.ledger.commits import known_commit, remember_commit
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.maintenance.verify import verify
-from featurestore.materialization import push_commit, republish
-from featurestore.metadata.belonging import Kind
-from featurestore.metadata.commits import known_commit, remember_commit
-from featurestore.offline import archive, delta
+from featurestore.materialization import republish
 from featurestore.offline.interface import WATERMARK, TableId
-from featurestore.online.lmdb import LmdbStore
+from featurestore.offline.local import archive
+from featurestore.offline.local import store as delta
+from featurestore.online.lmdb.store import LmdbStore
 from featurestore.repair import find_repairs, repair
-from featurestore.retrieval.coverage import TrainingSetWarning
 from featurestore.store import FeatureStore
+from featurestore.training.coverage import TrainingSetWarning
 from featurestore.types.times import system_clock
 
 Break = Callable[[Project, Path, Path], None]
@@ -185,7 +187,7 @@ def world(
 ) -> tuple[Project, Path]:
     """A project that has lived a little, and a backup from the middle of its life."""
     # The package has a function of that name.
-    monkeypatch.setattr(sys.modules["featurestore.materialization.push"], "SCHEMA_SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules["featurestore.ingest.push"], "SCHEMA_SECONDS", 0.0)
     monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 0.0)
     if request.param == "redis":
         return lived(tmp_path / "project", request.getfixturevalue("redis_url"))
@@ -402,7 +404,7 @@ def test_a_push_whose_commit_cannot_be_noted_online_costs_nothing(
         raise RuntimeError("the store was closed meanwhile")
 
     with monkeypatch.context() as patch:
-        patch.setattr("featurestore.online.marker.PartMarkers.note_pushed", broken)
+        patch.setattr("featurestore.online.records.marker.PartMarkers.note_pushed", broken)
         for count in range(3):  # the same committer
             project.push(6, 8 + count, count)
     assert project.online()[6] == 2

@@ -20,10 +20,10 @@ from support.processes import plain_environment
 from support.redis_server import RedisServer
 from support.serving import serving, until
 
+from featurestore.consistency.belonging import markers_of
 from featurestore.errors import MaterializationError
+from featurestore.ledger.commits import REVISION
 from featurestore.materialization.publish import Publication, publish
-from featurestore.metadata.belonging import markers_of
-from featurestore.metadata.commits import REVISION
 
 Open = Callable[[Project], CommandLine]
 

@@ -32,10 +32,10 @@ from featurestore.errors import (
     SourceError,
     SourceSchemaError,
 )
-from featurestore.metadata.snapshot import Snapshot
-from featurestore.metadata.watermarks import Watermark, write_watermark
+from featurestore.ledger.watermarks import Watermark, write_watermark
 from featurestore.plan import ChangeClass, make_plan
 from featurestore.plan.explain import explain, to_html
+from featurestore.registered.snapshot import Snapshot
 from featurestore.types import Array, Float32, Float64, Int32, Int64, String
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)

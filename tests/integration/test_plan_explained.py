@@ -17,7 +17,7 @@ from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Fiel
 from featurestore.cli.plans import plan_document
 from featurestore.plan import Plan
 from featurestore.plan.explain import explain
-from featurestore.retrieval import TrainingSetWarning
+from featurestore.training import TrainingSetWarning
 from featurestore.types import Float64, String
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)

@@ -16,23 +16,23 @@ import pytest
 from support.clock import ManualClock
 
 from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource, PushSource
+from featurestore.consistency.belonging import mismatches
 from featurestore.errors import MaterializationError, OnlineStoreUnavailableError, RevisionConflictError
+from featurestore.ledger.runs import RunResult, all_runs
+from featurestore.ledger.saved_sets import pins
 from featurestore.maintenance import gc as gc_module
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.status import status
 from featurestore.maintenance.verify import verify
 from featurestore.materialization import materialize, materialize_incremental
 from featurestore.materialization import run as run_module
-from featurestore.metadata.belonging import mismatches
-from featurestore.metadata.runs import RunResult, all_runs
-from featurestore.metadata.saved_sets import pins
-from featurestore.metadata.workspace import Workspace
 from featurestore.offline.interface import TableId
 from featurestore.plan.explain import explain
 from featurestore.prepare import prepare as fill
 from featurestore.steps import Event, listening
 from featurestore.types import Float64, Int64, String
 from featurestore.types.times import system_clock
+from featurestore.workspace import Workspace
 
 # Redis expires by its own clock, so these instants are real ones.
 NOW_US = system_clock()

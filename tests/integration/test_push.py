@@ -30,23 +30,18 @@ from featurestore.errors import (
     OnlineStoreUnavailableError,
     ValueTypeError,
 )
+from featurestore.ingest import group_commit as push_commit
+from featurestore.ingest import push
+from featurestore.ledger.watermarks import read_watermark
 from featurestore.maintenance.optimize import optimize
-from featurestore.materialization import (
-    materialize,
-    materialize_incremental,
-    push,
-    push_commit,
-    republish,
-    succeeded,
-)
-from featurestore.metadata.watermarks import read_watermark
-from featurestore.metadata.workspace import Workspace
-from featurestore.offline.delta import DeltaStore
-from featurestore.online.encoder import RecordEncoder
-from featurestore.online.keys import view_prefix
-from featurestore.retrieval import get_historical_features
-from featurestore.retrieval.coverage import TrainingSetWarning
+from featurestore.materialization import materialize, materialize_incremental, republish, succeeded
+from featurestore.offline.local.store import DeltaStore
+from featurestore.online.records.encoder import RecordEncoder
+from featurestore.online.records.keys import view_prefix
+from featurestore.training import get_historical_features
+from featurestore.training.coverage import TrainingSetWarning
 from featurestore.types import Int64, String
+from featurestore.workspace import Workspace
 
 NOW = day(20)
 SALES = [Sale(f"shop {number % 4}", day(number), day(number), number) for number in range(10)]
@@ -227,7 +222,7 @@ class TestWhereRowsGo:
 
 class TestSchemas:
     def test_a_schema_that_was_removed_is_put_again_after_a_while(self, tmp_path, online_url, monkeypatch):
-        module = importlib.import_module("featurestore.materialization.push")
+        module = importlib.import_module("featurestore.ingest.push")
         monkeypatch.setattr(module, "SCHEMA_SECONDS", 3600.0)
         with closing(made(tmp_path, online_url)) as workspace:
             encoder = RecordEncoder(workspace.snapshot().views["shop_sales"].layout)
@@ -355,7 +350,7 @@ class TestBesideMaterialization:
         assert online_rows(workspace) == newest(workspace)
 
     def test_a_push_while_a_run_is_reading(self, workspace, monkeypatch):
-        from featurestore.engine.duck import DuckEngine
+        from featurestore.engine.duck.engine import DuckEngine
 
         stage, pushes = DuckEngine.stage, iter([100])
 

@@ -32,14 +32,15 @@ from support.serving import TOKEN, error_of, serving, serving_here, until
 
 from featurestore import Field
 from featurestore.errors import DiskFullError
-from featurestore.materialization import push_commit
-from featurestore.metadata.workspace import Workspace
-from featurestore.offline.delta import DeltaStore
+from featurestore.ingest import group_commit as push_commit
+from featurestore.offline.local.store import DeltaStore
 from featurestore.project.settings import make_settings
-from featurestore.server import envelope, logs
 from featurestore.server import push as endpoint
+from featurestore.server.http import envelope
+from featurestore.server.watch import logs
 from featurestore.types import Bytes, Decimal, Float64, Timestamp
 from featurestore.types.times import to_rfc3339
+from featurestore.workspace import Workspace
 
 NOW = day(20)
 

@@ -15,12 +15,12 @@ import pytest
 from support.clock import ManualClock
 
 from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource, PushSource
-from featurestore.engine.duck import DuckEngine
+from featurestore.engine.duck.engine import DuckEngine
+from featurestore.ledger.leases import holding
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.maintenance.status import status
 from featurestore.materialization import materialize, materialize_incremental
-from featurestore.metadata.leases import holding
 from featurestore.plan.explain import explain
 from featurestore.types import Int64
 from featurestore.types.times import system_clock, to_instant
@@ -195,7 +195,7 @@ def pushing(store: FeatureStore) -> Iterator[list[int]]:
 
 def test_a_long_run_gets_through_between_pushes(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     real, staged = DuckEngine.stage, list[int]()
-    monkeypatch.setattr("featurestore.materialization.push_commit.PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("featurestore.ingest.group_commit.PAUSE_SECONDS", 0.1)
     with pushing(store) as pushed:
 
         def stage(engine: DuckEngine, request: Any) -> Any:
@@ -221,7 +221,7 @@ def test_a_long_run_gets_through_between_pushes(store: FeatureStore, monkeypatch
 
 def test_compaction_gets_through_between_pushes(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     real = DuckEngine.compact
-    monkeypatch.setattr("featurestore.materialization.push_commit.PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("featurestore.ingest.group_commit.PAUSE_SECONDS", 0.1)
     store.push("ps", [{"k": 3, "ts": T0, "x": 30}])
     with pushing(store) as pushed:
 
@@ -239,7 +239,7 @@ def test_compaction_gets_through_between_pushes(store: FeatureStore, monkeypatch
 
 
 def test_a_rebuild_under_pushes_asks_once(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featurestore.materialization.push_commit.PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("featurestore.ingest.group_commit.PAUSE_SECONDS", 0.1)
     asked: list[tuple[str, int]] = []
     with pushing(store) as pushed:
 

@@ -17,8 +17,8 @@ from support.serving import Project, serving_here, small_project
 from featurestore import FeatureStore, FeatureView, client
 from featurestore.client import FeatureClient, OnlineRows
 from featurestore.errors import EntityKeyError, FeatureStoreError, InputError, NotFoundError, OutputNameClashError
-from featurestore.online import reading
-from featurestore.retrieval import OnlineResponse
+from featurestore.online.records import reading
+from featurestore.serving import OnlineResponse
 from featurestore.types.times import system_clock
 
 CLICKS = "fresh:clicks"

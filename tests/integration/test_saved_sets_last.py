@@ -19,12 +19,12 @@ from featurestore.errors import ChangesNotAllowedError, TableVersionError
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.materialization import materialize, materialize_incremental, republish, succeeded
-from featurestore.metadata.workspace import Workspace
 from featurestore.plan import apply_plan, check_allowed, make_plan
 from featurestore.plan.explain import explain
 from featurestore.project.loader import collect
-from featurestore.retrieval import get_historical_features, get_training_set
+from featurestore.training import get_historical_features, get_training_set
 from featurestore.types import Int64, String
+from featurestore.workspace import Workspace
 
 NOW = day(20)
 SALES = [Sale(f"shop {n % 7}", day(n / 3), day(n / 3 + n % 3), n, f"note {n}") for n in range(40)]

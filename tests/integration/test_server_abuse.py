@@ -16,7 +16,7 @@ import pytest
 from support.raw_http import REQUEST, connect, head, read_all, read_one
 from support.serving import ServerProcess, serving, serving_here, small_project, until
 
-from featurestore.server.protocol import RECEIVE_SECONDS, DeadlineProtocol
+from featurestore.server.http.protocol import RECEIVE_SECONDS, DeadlineProtocol
 from featurestore.types.times import system_clock
 
 MOST_MEMORY_BYTES = 200_000_000

@@ -25,9 +25,10 @@ from featurestore.backends import open_registry
 from featurestore.definitions import Entity
 from featurestore.errors import FeatureStoreError, RegistryError, SettingsError
 from featurestore.maintenance.doctor import Check, examine
-from featurestore.metadata import access, snapshot_file
-from featurestore.metadata.records import to_record
+from featurestore.project import access
 from featurestore.project.settings import read_settings
+from featurestore.registered import snapshot_file
+from featurestore.registered.records import to_record
 from featurestore.server.app import create_app
 from featurestore.types import Int64
 from featurestore.types.times import system_clock

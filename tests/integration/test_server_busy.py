@@ -28,9 +28,9 @@ from support.serving import (
     until,
 )
 
-from featurestore.server import online
-from featurestore.server.breaker import FAILURES_TO_OPEN
-from featurestore.server.threads import THREADS
+from featurestore.server.read import endpoints as online
+from featurestore.server.read.breaker import FAILURES_TO_OPEN
+from featurestore.server.read.threads import THREADS
 from featurestore.types.times import system_clock
 
 READ_TIMEOUT_MS = 50

@@ -20,11 +20,11 @@ from support.serving import TOKEN, Project, error_of, metric, serving, serving_h
 
 from featurestore.backends import open_registry
 from featurestore.errors import RegistryFormatError, RegistryUnavailableError, SettingsError
-from featurestore.metadata.snapshot_file import FILE_NAME
 from featurestore.project.settings import StoreSettings, read_settings
-from featurestore.server import plans
+from featurestore.registered.snapshot_file import FILE_NAME
 from featurestore.server.app import create_app
-from featurestore.server.definitions import DefinitionsKeeper
+from featurestore.server.read import plans
+from featurestore.server.read.definitions import DefinitionsKeeper
 from featurestore.types.times import system_clock
 
 QUICK = "50ms"

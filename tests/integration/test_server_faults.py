@@ -21,10 +21,10 @@ from support.redis_cluster import RedisCluster
 from support.redis_server import RedisServer
 from support.serving import Project, error_of, metric, serving, serving_here, small_project, until
 
-from featurestore.online.redis_node import FAILURES_TO_LEAVE
+from featurestore.online.redis.node import FAILURES_TO_LEAVE
 from featurestore.server import run
-from featurestore.server.breaker import FAILURES_TO_OPEN, PROBE_SECONDS
-from featurestore.server.protocol import DeadlineProtocol
+from featurestore.server.http.protocol import DeadlineProtocol
+from featurestore.server.read.breaker import FAILURES_TO_OPEN, PROBE_SECONDS
 from featurestore.types.times import system_clock
 
 READ_MS = 200

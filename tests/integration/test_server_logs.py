@@ -23,8 +23,8 @@ from support.serving import FEATURES, Project, ServerProcess, serving, small_pro
 from featurestore.backends import open_registry
 from featurestore.errors import OfflineStoreError, OnlineStoreUnavailableError
 from featurestore.project.settings import read_settings
-from featurestore.server import logs
-from featurestore.server.errors import error_answer
+from featurestore.server.http.errors import error_answer
+from featurestore.server.watch import logs
 from featurestore.types.times import system_clock
 
 TOKEN = "marked-token-" + "t" * 30

@@ -21,7 +21,7 @@ from support.serving import TOKEN, error_of, serving, serving_here, small_projec
 
 from featurestore.errors import SettingsError
 from featurestore.server import run
-from featurestore.server.protocol import MAX_HEADER_BYTES, DeadlineProtocol
+from featurestore.server.http.protocol import MAX_HEADER_BYTES, DeadlineProtocol
 from featurestore.types.times import system_clock
 
 

@@ -12,7 +12,7 @@ import pytest
 from support.raw_http import REQUEST, connect, head, read_all, read_one
 from support.serving import metric, serving_here, small_project, until
 
-from featurestore.server.protocol import DeadlineProtocol
+from featurestore.server.http.protocol import DeadlineProtocol
 from featurestore.types.times import system_clock
 
 H2C = ("Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA", "Upgrade: h2c")

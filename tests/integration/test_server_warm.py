@@ -11,7 +11,7 @@ import pytest
 from support.serving import FEATURES, ask_until_ready, serving_here, small_project
 
 from featurestore import FeatureStore
-from featurestore.server import online
+from featurestore.server.read import endpoints as online
 from featurestore.types.times import system_clock
 
 MORE = """

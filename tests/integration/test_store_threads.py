@@ -14,7 +14,7 @@ import pytest
 from support.materialized import Sale, day, write_sales
 
 from featurestore import FeatureStore
-from featurestore.retrieval import online
+from featurestore.serving import read as online
 
 FEATURES = """
 from featurestore import (

@@ -19,12 +19,12 @@ from support.serving import ServerProcess, serving, until
 
 from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource
 from featurestore.maintenance.gc import Garbage, collect_garbage
-from featurestore.metadata.superseded import read_until
-from featurestore.metadata.workspace import Workspace
+from featurestore.maintenance.superseded import read_until
 from featurestore.offline.interface import TableId
 from featurestore.project.settings import make_settings
 from featurestore.types import Float64, String
 from featurestore.types.times import system_clock
+from featurestore.workspace import Workspace
 
 SECOND_US = 1_000_000
 NOW_US = 1_767_225_600 * SECOND_US

@@ -18,9 +18,9 @@ from support.serving import HOUR_US, Project, error_of, serving, serving_here, s
 from featurestore.backends import open_registry
 from featurestore.cli.main import main
 from featurestore.definitions import Entity
-from featurestore.metadata.records import to_record
-from featurestore.metadata.snapshot_file import FILE_NAME
 from featurestore.project.settings import read_settings
+from featurestore.registered.records import to_record
+from featurestore.registered.snapshot_file import FILE_NAME
 from featurestore.server.app import create_app
 from featurestore.types import Int64
 from featurestore.types.times import system_clock, to_rfc3339

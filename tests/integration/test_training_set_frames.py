@@ -18,8 +18,8 @@ from support.small_project import carrier_profile, delay_now, small_project
 
 from featurestore.engine.interface import Engine
 from featurestore.errors import DamagedFileError, InputError, TrainingSetChangedError
-from featurestore.metadata.workspace import Workspace
-from featurestore.retrieval import get_historical_features, get_training_set
+from featurestore.training import get_historical_features, get_training_set
+from featurestore.workspace import Workspace
 
 UTC = dt.UTC
 ROWS = 30

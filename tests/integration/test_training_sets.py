@@ -51,16 +51,16 @@ from featurestore.errors import (
     TrainingSetChangedError,
     TrainingSetError,
 )
+from featurestore.ledger.saved_sets import frame_file, frames_folder, list_sets, note_frame, pins
 from featurestore.maintenance.gc import BEING_SAVED_SECONDS, collect_garbage
-from featurestore.metadata.saved_sets import frame_file, frames_folder, list_sets, note_frame, pins
-from featurestore.metadata.workspace import Workspace
-from featurestore.retrieval import (
+from featurestore.training import (
     TrainingSet,
     TrainingSetWarning,
     delete_training_set,
     get_historical_features,
     get_training_set,
 )
+from featurestore.workspace import Workspace
 
 UTC = dt.UTC
 BIG = 1_234_567_890_123_456_789
@@ -572,8 +572,8 @@ def test_what_a_notebook_shows_is_escaped(workspace: Workspace) -> None:
 
 @pytest.mark.parametrize("form", ["pandas", "arrow", "empty", "span", "asked for"])
 def test_a_set_is_read_in_batches(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    monkeypatch.setattr("featurestore.retrieval.joins.BATCH_ROWS", 3)
-    monkeypatch.setattr("featurestore.retrieval.training_set.BATCH_ROWS", 3)
+    monkeypatch.setattr("featurestore.training.joins.BATCH_ROWS", 3)
+    monkeypatch.setattr("featurestore.training.training_set.BATCH_ROWS", 3)
     given = frame().assign(label=range(7))
 
     def made() -> TrainingSet:
@@ -934,9 +934,9 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import pandas as pd
-from featurestore.metadata.workspace import Workspace
+from featurestore.workspace import Workspace
 from featurestore.project.settings import make_settings
-from featurestore.retrieval import get_historical_features
+from featurestore.training import get_historical_features
 from support.clock import ManualClock
 workspace = Workspace(Path(sys.argv[2]), make_settings({"project": "shop"}), clock=ManualClock("2024-02-01T00:00:00Z"))
 frame = pd.DataFrame({"carrier": ["UA"], "event_timestamp": pd.to_datetime(["2024-01-03"])})
@@ -960,7 +960,7 @@ def test_two_savers_of_one_name_do_not_overwrite_each_other(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other saver comes between the look and the entry."""
-    import featurestore.retrieval.saving as saving
+    import featurestore.training.saving as saving
 
     ours = get_historical_features(workspace, frame(), carrier_profile)
     theirs = get_historical_features(workspace, frame().iloc[:2], carrier_profile)

@@ -23,9 +23,9 @@ from support.pieces import Project, day
 from support.rows import commit_rows, publish
 
 from featurestore.backends import open_registry
-from featurestore.metadata.commits import known_commit
-from featurestore.metadata.watermarks import read_watermark, write_watermark
-from featurestore.offline.owner import OWNER_FILE
+from featurestore.ledger.commits import known_commit
+from featurestore.ledger.watermarks import read_watermark, write_watermark
+from featurestore.offline.local.owner import OWNER_FILE
 from featurestore.project.settings import read_settings
 
 STORED = Path(__file__).resolve().parents[1] / "data" / "installation-0.1"

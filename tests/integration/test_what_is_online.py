@@ -16,11 +16,11 @@ from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource
 from featurestore.maintenance.status import status
 from featurestore.maintenance.verify import verify
 from featurestore.materialization import materialize, republish, succeeded
-from featurestore.metadata.workspace import Workspace
-from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import Repair, Write
+from featurestore.online.records.encoder import RecordEncoder
 from featurestore.types import Int64
 from featurestore.types.times import system_clock
+from featurestore.workspace import Workspace
 
 # Redis expires by its own clock, so these instants are real ones.
 NOW_US = system_clock()

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.online.encoder import RecordEncoder
-from featurestore.online.fresh import FreshRows
 from featurestore.online.interface import ViewLayout
-from featurestore.online.reading import Status, ViewReader
+from featurestore.online.records.encoder import RecordEncoder
+from featurestore.online.records.fresh import FreshRows
+from featurestore.online.records.reading import Status, ViewReader
 from featurestore.types import Int64
 
 START = 1_700_000_000_000_000

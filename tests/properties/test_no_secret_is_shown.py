@@ -18,7 +18,7 @@ from support.small_project import small_project
 from featurestore.backends import check_stores, open_online
 from featurestore.cli.main import main
 from featurestore.errors import FeatureStoreError
-from featurestore.online.redis_node import parsed_url
+from featurestore.online.redis.node import parsed_url
 from featurestore.online.url import StoreUrl
 from featurestore.project.settings import make_settings
 

@@ -18,12 +18,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from support.contested import KEYS, WRITERS, begin_writers, offered_by, open_store
 from support.redis_server import RedisServer
 
-from featurestore.online.codec import record_times
-from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import OnlineStore, Repair, ViewLayout, Write, WriteResult
-from featurestore.online.lmdb import LmdbStore
-from featurestore.online.reading import RecordDecoder
-from featurestore.online.redis import RedisStore
+from featurestore.online.lmdb.store import LmdbStore
+from featurestore.online.records.codec import record_times
+from featurestore.online.records.encoder import RecordEncoder
+from featurestore.online.records.reading import RecordDecoder
+from featurestore.online.redis.store import RedisStore
 from featurestore.types import Int64, String
 from featurestore.types.times import system_clock
 

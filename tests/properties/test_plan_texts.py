@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from featurestore import Entity, FeatureService, FeatureView, Field, OnDemandFeatureView, ParquetSource, PushSource
 from featurestore.cli.output import jsonable
 from featurestore.definitions import Definition
-from featurestore.metadata.records import to_record
 from featurestore.plan.classes import differences
 from featurestore.plan.texts import difference_lines
+from featurestore.registered.records import to_record
 from featurestore.types import Array, Bool, Bytes, Float64, Int64, String
 
 LONG = "SELECT carrier, at, known, delay FROM flights WHERE carrier IN ('UA', 'AA', 'DL') AND delay IS NOT NULL "

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.logs import instants, make_view, write_log
 
-from featurestore.engine import join as join_module
-from featurestore.engine import newest as newest_module
-from featurestore.engine.examine import examine
+from featurestore.engine.duck import join as join_module
+from featurestore.engine.duck import newest as newest_module
+from featurestore.engine.duck.examine import examine
+from featurestore.engine.duck.join import join
+from featurestore.engine.duck.session import EngineSettings, Session
 from featurestore.engine.interface import JoinFacts, ViewJoin
-from featurestore.engine.join import join
-from featurestore.engine.session import EngineSettings, Session
-from featurestore.retrieval.reference import ReferenceRow, ReferenceView, reference_answer, reference_join
+from featurestore.training.reference import ReferenceRow, ReferenceView, reference_answer, reference_join
 from featurestore.types import Float64, Int64, String
 
 PLACES = {"city": String, "shop": Int64}

@@ -13,9 +13,11 @@ from support.materialized import day, log_rows, online_rows, sales_view, write_s
 from support.projects import make_workspace
 
 from featurestore.errors import FeatureStoreError
-from featurestore.materialization import materialize_incremental, push, push_commit, succeeded
-from featurestore.metadata.workspace import Workspace
+from featurestore.ingest import group_commit as push_commit
+from featurestore.ingest import push
+from featurestore.materialization import materialize_incremental, succeeded
 from featurestore.types.times import to_datetime
+from featurestore.workspace import Workspace
 
 NOW = day(20)
 THREADS, PUSHES = 4, 12

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.serving import HOUR_US, Project
 
-from featurestore.metadata.snapshot import Snapshot
-from featurestore.online import fresh
-from featurestore.online.encoder import RecordEncoder
-from featurestore.retrieval.features import resolve
-from featurestore.retrieval.online_plan import OnlinePlan
-from featurestore.server.metrics import Metrics
-from featurestore.server.online import _short_body, online_body
-from featurestore.server.plans import ServingPlan
+from featurestore.online.records import fresh
+from featurestore.online.records.encoder import RecordEncoder
+from featurestore.registered.snapshot import Snapshot
+from featurestore.request.features import resolve
+from featurestore.server.read.endpoints import _short_body, online_body
+from featurestore.server.read.plans import ServingPlan
+from featurestore.server.watch.metrics import Metrics
+from featurestore.serving.compiled import OnlinePlan
 
 NOW = 1_400_000_000_000_000
 FEATURES = {

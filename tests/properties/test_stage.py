@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
-from featurestore.engine.duck import DuckEngine
+from featurestore.engine.duck.engine import DuckEngine
+from featurestore.engine.duck.session import EngineSettings
 from featurestore.engine.interface import GONE_CREATED, GONE_EVENT, Span, StageRequest
-from featurestore.engine.session import EngineSettings
 from featurestore.types import Float64, Int64, String
 
 UNITS = {

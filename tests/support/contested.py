@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import OnlineStore, ViewLayout, Write
+from featurestore.online.records.encoder import RecordEncoder
 from featurestore.types import Int64, String
 
 WRITERS = 4
@@ -42,10 +42,10 @@ def offered_by(writer: int, now_us: int) -> list[list[Write]]:
 def open_store(url: str) -> OnlineStore:
     """Return a Redis or LMDB store with a deadline for busy machines; nothing else is imported."""
     if url.startswith("redis"):
-        from featurestore.online.redis import RedisStore
+        from featurestore.online.redis.store import RedisStore
 
         return RedisStore(url, read_timeout_ms=10_000, write_timeout_ms=30_000)
-    from featurestore.online.lmdb import LmdbStore
+    from featurestore.online.lmdb.store import LmdbStore
 
     return LmdbStore(url)
 

@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from featurestore import Field
+from featurestore.consistency.belonging import markers_of
+from featurestore.ingest import push
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
-from featurestore.materialization import materialize, materialize_incremental, publish, push, succeeded
-from featurestore.metadata.belonging import markers_of
-from featurestore.metadata.workspace import Workspace
-from featurestore.offline import archive, delta, merge
-from featurestore.online.marker import Marker
+from featurestore.materialization import materialize, materialize_incremental, publish, succeeded
+from featurestore.offline import merge
+from featurestore.offline.local import archive
+from featurestore.offline.local import store as delta
+from featurestore.online.records.marker import Marker
 from featurestore.plan import apply_plan, make_plan
 from featurestore.prepare import prepare
 from featurestore.project.loader import collect
@@ -34,6 +36,7 @@ from featurestore.project.settings import make_settings
 from featurestore.repair import find_repairs, repair
 from featurestore.types import Float64
 from featurestore.types.times import to_datetime
+from featurestore.workspace import Workspace
 from support.clock import ManualClock
 from support.materialized import SOURCE_SCHEMA, Sale, day, sales_view, write_sales
 from support.processes import plain_environment
@@ -140,7 +143,7 @@ def new_feature(workspace: Workspace) -> None:
 def _save(workspace: Workspace, name: str) -> None:
     import pandas as pd
 
-    from featurestore.retrieval import get_historical_features
+    from featurestore.training import get_historical_features
 
     times = pd.to_datetime([day(5), day(6)], unit="us", utc=True)
     frame = pd.DataFrame({"shop": ["shop 1", "shop 2"], "event_timestamp": times})
@@ -152,7 +155,7 @@ def save_training_set(workspace: Workspace) -> None:
 
 
 def delete_set(workspace: Workspace) -> None:
-    from featurestore.retrieval import delete_training_set
+    from featurestore.training import delete_training_set
 
     _save(workspace, "given_up")
     delete_training_set(workspace, "given_up")
@@ -248,10 +251,10 @@ def _serve() -> None:
     import redis
     import sqlalchemy
 
-    from featurestore.engine import duck
-    from featurestore.online import lmdb as own_lmdb
-    from featurestore.online import redis as own_redis
-    from featurestore.retrieval import certificate, saving
+    from featurestore.engine.duck import engine as duck
+    from featurestore.online.lmdb import store as own_lmdb
+    from featurestore.online.redis import store as own_redis
+    from featurestore.training import certificate, saving
 
     loaded = (deltalake, duckdb, lmdb, pandas, pyarrow.parquet, redis, sqlalchemy)
     assert all((*loaded, duck, own_lmdb, own_redis, certificate, saving))
@@ -302,7 +305,7 @@ def _send_few_at_once() -> None:
     """Make several batches of a few records, to die between; the engine alone would make one."""
     import pyarrow
 
-    from featurestore.engine.duck import DuckEngine
+    from featurestore.engine.duck.engine import DuckEngine
 
     publish.MOST_WRITES = 4
     latest = DuckEngine.latest

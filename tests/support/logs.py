@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
-from featurestore.retrieval.reference import ReferenceRow
+from featurestore.training.reference import ReferenceRow
 from featurestore.types import ValueType
 from featurestore.types.arrow import arrow_type
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore import Entity, FeatureView, Field, ParquetSource, PushSource
-from featurestore.metadata.workspace import Workspace
-from featurestore.online.codec import is_intact, record_times
-from featurestore.online.keys import KeyEncoder
+from featurestore.online.records.codec import is_intact, record_times
+from featurestore.online.records.keys import KeyEncoder
 from featurestore.types import Int64, String
+from featurestore.workspace import Workspace
 
 DAY = 86_400_000_000
 START = 1_704_067_200_000_000

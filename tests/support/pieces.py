@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import redis
 
-from featurestore.metadata.belonging import Mismatch, mismatches
+from featurestore.consistency.belonging import Mismatch, mismatches
 from featurestore.store import FeatureStore
 
 T0 = datetime.now(UTC).replace(microsecond=0) - timedelta(days=30)

@@ -9,10 +9,10 @@ from pathlib import Path
 from featurestore_registry.records import Change
 
 from featurestore.definitions import Definition
-from featurestore.metadata.records import to_record
-from featurestore.metadata.workspace import Workspace
 from featurestore.project.loader import collect
 from featurestore.project.settings import make_settings
+from featurestore.registered.records import to_record
+from featurestore.workspace import Workspace
 from support.clock import ManualClock
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore.metadata.watermarks import merge, read_watermark, write_watermark
-from featurestore.metadata.workspace import Workspace
+from featurestore.ledger.watermarks import merge, read_watermark, write_watermark
 from featurestore.offline.interface import TableVersion
-from featurestore.online.encoder import RecordEncoder
+from featurestore.online.records.encoder import RecordEncoder
 from featurestore.types.arrow import arrow_type
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT, to_instant
+from featurestore.workspace import Workspace
 
 
 def commit_rows(

@@ -18,15 +18,15 @@ import uvicorn
 from featurestore_registry.records import Change
 
 from featurestore.backends import open_online, open_registry
-from featurestore.metadata.records import to_record
-from featurestore.metadata.snapshot import Snapshot
-from featurestore.metadata.workspace import Workspace
-from featurestore.online.encoder import RecordEncoder
+from featurestore.online.records.encoder import RecordEncoder
 from featurestore.project.loader import load_definitions
 from featurestore.project.settings import read_settings
+from featurestore.registered.records import to_record
+from featurestore.registered.snapshot import Snapshot
 from featurestore.server.app import create_app
 from featurestore.server.run import bind, server_config, url_of
 from featurestore.types.times import Clock, system_clock
+from featurestore.workspace import Workspace
 
 TOKEN = "t" * 20 + "-_." + "9" * 20
 HOUR_US = 3_600_000_000

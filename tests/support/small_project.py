@@ -17,9 +17,9 @@ from featurestore.definitions import (
     RequestSource,
     on_demand_feature_view,
 )
-from featurestore.metadata.workspace import Workspace
 from featurestore.project.settings import make_settings
 from featurestore.types import Array, Bool, Bytes, Date, Decimal, Float32, Float64, Int32, Int64, String, Timestamp
+from featurestore.workspace import Workspace
 from support.clock import ManualClock
 from support.projects import make_workspace
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
-from featurestore.engine.duck import DuckEngine
+from featurestore.engine.duck.engine import DuckEngine
+from featurestore.engine.duck.session import EngineSettings
 from featurestore.engine.interface import Span, StagedRows, StageRequest
-from featurestore.engine.session import EngineSettings
 from featurestore.types import Float64, Int64, ValueType
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT
 

@@ -14,9 +14,9 @@ import pytest
 from featurestore_registry.auth import Role, Token
 from support.serving import until
 
-from featurestore.metadata import access
-from featurestore.metadata.access import FILE_NAME, MOST_REVOKED, Access, read_access, remember, reopen
-from featurestore.server.access import Door
+from featurestore.project import access
+from featurestore.project.access import FILE_NAME, MOST_REVOKED, Access, read_access, remember, reopen
+from featurestore.server.http.door import Door
 
 SEEN = Access("the registry held tokens", {"aa": 1, "bb": 2})
 
@@ -219,7 +219,7 @@ def test_so_many_are_remembered_those_revoked_last_and_written_once(path: Path) 
 WRITER = """
 import sys
 from pathlib import Path
-from featurestore.metadata.access import Access, remember
+from featurestore.project.access import Access, remember
 path, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 print("ready", flush=True)
 sys.stdin.readline()

@@ -23,15 +23,15 @@ from support.small_project import small_project
 from featurestore import Entity, FeatureView, Field, ParquetSource, PushSource
 from featurestore.client import OnlineResponse, OnlineRows, _columns
 from featurestore.errors import FeatureStoreError, InputError
-from featurestore.materialization.push_rows import read_rows
-from featurestore.metadata.workspace import Workspace
-from featurestore.retrieval import get_historical_features
-from featurestore.retrieval.features import resolve
-from featurestore.retrieval.frames import EntityFrame, SqlFrames, read_frame
-from featurestore.retrieval.online import get_online_features
+from featurestore.ingest.rows import read_rows
+from featurestore.request.features import resolve
+from featurestore.serving.read import get_online_features
 from featurestore.tables import as_arrow, as_list, read_table
+from featurestore.training import get_historical_features
+from featurestore.training.frames import EntityFrame, SqlFrames, read_frame
 from featurestore.types import Array, Bool, Bytes, Date, Decimal, Float64, Int64, String, Timestamp
 from featurestore.types.arrow import arrow_type
+from featurestore.workspace import Workspace
 
 NEW_YORK = ZoneInfo("America/New_York")
 LARGE = 1_234_567_890_123_456_789
@@ -173,7 +173,7 @@ def test_every_form_holds_the_same_values_in_every_place(
         assert [plain(value) for value in found[name]] == [plain(value) for value in values], (form, name)
 
 
-@pytest.mark.filterwarnings("ignore::featurestore.retrieval.coverage.TrainingSetWarning")
+@pytest.mark.filterwarnings("ignore::featurestore.training.coverage.TrainingSetWarning")
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 def test_a_training_set_is_a_table(workspace: Workspace, place: Callable[..., dict[str, list[Any]]]) -> None:
     made = get_historical_features(workspace, dict(COLUMNS), "every_type:i64")

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
-from featurestore.metadata.snapshot import RegisteredView
-from featurestore.metadata.watermarks import Interval, Watermark, merge
-from featurestore.retrieval.coverage import RECENT_US, Gap, find_gap, gaps_text
+from featurestore.ledger.watermarks import Interval, Watermark, merge
+from featurestore.registered.snapshot import RegisteredView
+from featurestore.training.coverage import RECENT_US, Gap, find_gap, gaps_text
 from featurestore.types import Int64, String
 
 
@@ -122,9 +122,9 @@ def test_a_backfilled_group_makes_large_tables_suspect(tmp_path: Any, monkeypatc
     import pyarrow.parquet as pq
 
     from featurestore.offline.interface import DataFile, TableId, TableVersion
-    from featurestore.retrieval import coverage
-    from featurestore.retrieval.features import ViewRead
-    from featurestore.retrieval.joins import PinnedRead
+    from featurestore.request.features import ViewRead
+    from featurestore.training import coverage
+    from featurestore.training.joins import PinnedRead
 
     def pinned(events: list[int], created: list[int | None]) -> PinnedRead:
         times = pa.timestamp("us", tz="UTC")

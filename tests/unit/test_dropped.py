@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
-from featurestore.engine.duck import DuckEngine
+from featurestore.engine.duck.engine import DuckEngine
 from featurestore.engine.interface import Span, StageRequest
 from featurestore.types import Int64, String
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT

@@ -32,8 +32,8 @@ from featurestore.definitions import (
     on_demand_feature_view,
 )
 from featurestore.errors import InputError, NotFoundError, OutputNameClashError
-from featurestore.metadata.snapshot import Snapshot
-from featurestore.retrieval.features import FeatureRequest, from_references, resolve
+from featurestore.registered.snapshot import Snapshot
+from featurestore.request.features import FeatureRequest, from_references, resolve
 from featurestore.types import Float64, Int32, Int64, String
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.retrieval.fingerprints import fingerprint
+from featurestore.training.fingerprints import fingerprint
 
 COLUMNS: dict[pa.DataType, list[Any]] = {
     pa.bool_(): [True, False, None],

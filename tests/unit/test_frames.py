@@ -18,10 +18,10 @@ from support.rows import commit_rows
 from support.small_project import delay_now, small_project
 
 from featurestore.errors import EntityFrameError, EntityKeyError, InputError, OutputNameClashError, ValueTypeError
-from featurestore.metadata.workspace import Workspace
-from featurestore.retrieval.features import Reference, resolve
-from featurestore.retrieval.frames import TIME, EntityFrame, SqlFrames, read_frame
+from featurestore.request.features import Reference, resolve
 from featurestore.tables import read_parquet
+from featurestore.training.frames import TIME, EntityFrame, SqlFrames, read_frame
+from featurestore.workspace import Workspace
 
 UTC = dt.UTC
 

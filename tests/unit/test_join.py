@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 from support.logs import INSTANT, instants, make_view, write_log
 
-from featurestore.engine import join as join_module
-from featurestore.engine.examine import examine, history
+from featurestore.engine.duck import join as join_module
+from featurestore.engine.duck.examine import examine, history
+from featurestore.engine.duck.join import join
+from featurestore.engine.duck.session import EngineSettings, Session
 from featurestore.engine.interface import AsOf, ViewJoin
-from featurestore.engine.join import join
-from featurestore.engine.session import EngineSettings, Session
 from featurestore.errors import CertificateError, DamagedFileError, EngineError
-from featurestore.retrieval.reference import ReferenceRow
+from featurestore.training.reference import ReferenceRow
 from featurestore.types import (
     Array,
     Bool,

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.sources import ALWAYS, instants, table_of, view_of, write
 
-from featurestore.engine.duck import DuckEngine
+from featurestore.engine.duck.engine import DuckEngine
 from featurestore.types import Int32, Int64, String
 from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.sources import instants, view_of, write
 
-from featurestore.engine.duck import DuckEngine
+from featurestore.engine.duck.engine import DuckEngine
 from featurestore.errors import OfflineStoreError
 from featurestore.offline.interface import DataFile
 from featurestore.offline.merge import MOST_OF_TIER, MOST_SMALL, SMALL_BYTES, due, write_in_memory

@@ -9,7 +9,7 @@ import pytest
 
 from featurestore.errors import EntityKeyError, OnlineStoreError, ValueTypeError
 from featurestore.online.interface import ViewLayout
-from featurestore.online.keys import EntityEncoder, KeyEncoder, check_prefix, project_prefix, view_prefix
+from featurestore.online.records.keys import EntityEncoder, KeyEncoder, check_prefix, project_prefix, view_prefix
 from featurestore.testing.online_store import ODD_ENTITIES
 from featurestore.types import Bool, Bytes, Date, Int32, Int64, String
 from featurestore.types.values import ValueType

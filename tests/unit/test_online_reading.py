@@ -11,16 +11,16 @@ import pyarrow as pa
 import pytest
 
 from featurestore.errors import DamagedRecordError, DefinitionError
-from featurestore.online.codec import (
+from featurestore.online.interface import ViewLayout
+from featurestore.online.records.codec import (
     expire_at_ms,
     msgpack_array_header,
     record_times,
     schema_document,
     schema_id,
 )
-from featurestore.online.encoder import RecordEncoder
-from featurestore.online.interface import ViewLayout
-from featurestore.online.reading import RecordDecoder, Status, ViewReader
+from featurestore.online.records.encoder import RecordEncoder
+from featurestore.online.records.reading import RecordDecoder, Status, ViewReader
 from featurestore.types import (
     Array,
     Bool,

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from featurestore import Entity, FeatureView, Field, ParquetSource, PushSource
 from featurestore.errors import InputError, ValueTypeError
-from featurestore.materialization.push_rows import FEW, PushedRows, read_rows
-from featurestore.online.encoder import RecordEncoder
+from featurestore.ingest.rows import FEW, PushedRows, read_rows
 from featurestore.online.interface import ViewLayout
+from featurestore.online.records.encoder import RecordEncoder
 from featurestore.types import (
     Array,
     Bool,

@@ -21,9 +21,9 @@ from support.disks import small_disk
 from support.sources import ALWAYS, instants, stage, staged_rows, table_of, view_of, write
 
 from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
-from featurestore.engine.duck import DuckEngine
+from featurestore.engine.duck.engine import DuckEngine
+from featurestore.engine.duck.session import EngineSettings
 from featurestore.engine.interface import Span
-from featurestore.engine.session import EngineSettings
 from featurestore.errors import DamagedFileError, DiskFullError, EngineError, SourceError, SourceSchemaError
 from featurestore.plan.schemas import pin_schemas
 from featurestore.types import Array, Bool, Bytes, Date, Decimal, Float32, Float64, Int32, Int64, String, Timestamp
@@ -523,8 +523,8 @@ SECRETS = [
 @pytest.mark.parametrize("statement", SECRETS)
 def test_sql_sees_nothing_but_the_sources(joined_root, tmp_path_factory, statement):
     """Definitions refuse most of these while they are parsed; the connection must not rest on that."""
-    from featurestore.engine.scan import _opened
-    from featurestore.engine.session import Session
+    from featurestore.engine.duck.scan import _opened
+    from featurestore.engine.duck.session import Session
 
     folder = tmp_path_factory.mktemp("secret")
     secret = write(folder / "secret.parquet", pa.table({"v": ["a secret"]}))

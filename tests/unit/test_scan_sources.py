@@ -14,9 +14,9 @@ import pytest
 from support.sources import instants, stage, staged_rows, table_of, view_of, write
 
 from featurestore.definitions import ParquetSource
-from featurestore.engine.duck import DuckEngine
+from featurestore.engine.duck.engine import DuckEngine
+from featurestore.engine.duck.session import EngineSettings, Session
 from featurestore.engine.schema import check_columns
-from featurestore.engine.session import EngineSettings, Session
 from featurestore.errors import EngineError, SourceError, SourceFileError, SourceSchemaError
 from featurestore.types import Array, Bool, Bytes, Date, Decimal, Float32, Float64, Int32, Int64, String, Timestamp
 
@@ -336,7 +336,7 @@ def test_an_empty_file_with_columns_is_no_error(tmp_path):
 
 
 def test_a_file_that_changes_while_it_is_read_is_told(tmp_path, monkeypatch):
-    from featurestore.engine import scan
+    from featurestore.engine.duck import scan
 
     path = write(tmp_path / "data.parquet", table_of())
     real = scan._Stage._find
@@ -383,7 +383,7 @@ def test_a_connection_sees_its_files_alone(tmp_path, is_prepared):
 FORKED = """
 import os, sys, time
 from pathlib import Path
-from featurestore.engine.session import EngineSettings, Session
+from featurestore.engine.duck.session import EngineSettings, Session
 
 session = Session(Path(sys.argv[1]), EngineSettings())
 session.prepare()
@@ -407,7 +407,7 @@ def test_a_child_does_not_wait_for_what_its_parent_prepared(tmp_path, seconds):
 ENDING = """
 import sys, threading
 from pathlib import Path
-from featurestore.engine.session import EngineSettings, Session
+from featurestore.engine.duck.session import EngineSettings, Session
 
 def prepare_late():
     threading.main_thread().join()

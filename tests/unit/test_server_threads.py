@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from featurestore.server.threads import THREADS, AllBusyError, Threads
+from featurestore.server.read.threads import THREADS, AllBusyError, Threads
 
 
 def test_results_and_errors_come_back():
@@ -61,7 +61,7 @@ def test_what_nobody_waits_for_is_done_before_the_end():
 
 ENDS_WITHOUT_CLOSE = """
 import asyncio, time
-from featurestore.server.threads import Threads
+from featurestore.server.read.threads import Threads
 
 async def main():
     asyncio.create_task(threads.run(lambda: (time.sleep(0.5), print("done", flush=True))))

@@ -14,13 +14,13 @@ import pytest
 
 from featurestore.backends import open_online
 from featurestore.errors import OnlineNodeUnavailableError, OnlineStoreUnavailableError
-from featurestore.metadata.snapshot import Snapshot
 from featurestore.online.interface import AsyncReader
 from featurestore.project.settings import StoreSettings
-from featurestore.server.breaker import FAILURES_TO_OPEN, PROBE_SECONDS, Breaker
-from featurestore.server.metrics import Metrics
-from featurestore.server.plans import MOST_KEPT_BYTES, Asked, Plans
-from featurestore.server.sharing import MOST_SHARED_KEYS, MOST_UNDER_WAY, SharedReads
+from featurestore.registered.snapshot import Snapshot
+from featurestore.server.read.breaker import FAILURES_TO_OPEN, PROBE_SECONDS, Breaker
+from featurestore.server.read.plans import MOST_KEPT_BYTES, Asked, Plans
+from featurestore.server.read.sharing import MOST_SHARED_KEYS, MOST_UNDER_WAY, SharedReads
+from featurestore.server.watch.metrics import Metrics
 
 
 class ToldReader(AsyncReader):

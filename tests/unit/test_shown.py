@@ -15,7 +15,7 @@ from support.small_project import DEFINITIONS, carrier, carrier_profile, delay_n
 from featurestore import FeatureStore
 from featurestore.client import OnlineResponse, OnlineRows, Status
 from featurestore.definitions import FeatureView, Field, ParquetSource, PushSource
-from featurestore.metadata.runs import RUN_HEADS, Published, RunResult, Runs, run_from
+from featurestore.ledger.runs import RUN_HEADS, Published, RunResult, Runs, run_from
 from featurestore.plan.planning import Plan
 from featurestore.tables import html_columns, html_table
 from featurestore.types import Int64

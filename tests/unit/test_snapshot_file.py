@@ -14,8 +14,8 @@ from featurestore_registry.auth import Role, Token
 from featurestore_registry.records import Record, RecordField, Revision, fingerprint
 
 from featurestore.errors import DiskFullError, RegistryFormatError, RegistryUnavailableError
-from featurestore.metadata.private_file import checksum
-from featurestore.metadata.snapshot_file import SavedSnapshot, confirm_snapshot, read_snapshot, save_snapshot
+from featurestore.project.private_file import checksum
+from featurestore.registered.snapshot_file import SavedSnapshot, confirm_snapshot, read_snapshot, save_snapshot
 
 SEEN_US = 1_385_000_000_123_456
 

@@ -13,10 +13,10 @@ from support.projects import make_workspace
 from support.sources import instants, staged_rows, table_of, view_of, write
 
 from featurestore.definitions import ParquetSource
-from featurestore.engine.duck import DuckEngine
+from featurestore.engine.duck.engine import DuckEngine
 from featurestore.errors import SourceError, SourceSchemaError
 from featurestore.materialization import materialize_incremental, succeeded
-from featurestore.retrieval import get_historical_features
+from featurestore.training import get_historical_features
 from featurestore.types import Date, Float64, Int64, String
 
 SQL = 'SELECT k, "at", v FROM flights'

@@ -19,13 +19,13 @@ from support.sources import instants, stage, staged_rows, table_of, view_of, wri
 
 from featurestore import Entity, FeatureView, ParquetSource
 from featurestore.definitions import Field
-from featurestore.engine.duck import DuckEngine
+from featurestore.engine.duck.engine import DuckEngine
 from featurestore.errors import SourceError, SourceSchemaError
 from featurestore.materialization import materialize_incremental, succeeded
 from featurestore.plan.schemas import pin_schemas
-from featurestore.retrieval import get_historical_features
-from featurestore.retrieval.coverage import TrainingSetWarning
 from featurestore.tables import read_parquet
+from featurestore.training import get_historical_features
+from featurestore.training.coverage import TrainingSetWarning
 from featurestore.types import Array, Bool, Bytes, Date, Decimal, Float64, Int32, Int64, String, Timestamp, ValueType
 
 SQL = 'SELECT k, "at", v FROM flights'

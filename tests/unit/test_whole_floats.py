@@ -26,15 +26,15 @@ from support.projects import make_workspace
 from featurestore import Entity, FeatureView, Field, ParquetSource, PushSource
 from featurestore.client import _columns, _plain
 from featurestore.errors import EntityKeyError, FeatureStoreError, ValueTypeError
+from featurestore.ingest.rows import FEW, read_rows
 from featurestore.materialization import materialize_incremental, succeeded
-from featurestore.materialization.push_rows import FEW, read_rows
-from featurestore.metadata.workspace import Workspace
-from featurestore.retrieval import get_historical_features
-from featurestore.retrieval.features import resolve
-from featurestore.retrieval.frames import SqlFrames, read_frame
-from featurestore.retrieval.online import get_online_features
+from featurestore.request.features import resolve
+from featurestore.serving.read import get_online_features
 from featurestore.tables import as_arrow
+from featurestore.training import get_historical_features
+from featurestore.training.frames import SqlFrames, read_frame
 from featurestore.types import Array, Float32, Int64
+from featurestore.workspace import Workspace
 
 LIMITS = {np.float16: 2**11, np.float32: 2**24, np.float64: 2**53}
 ARROW = {np.float16: pa.float16(), np.float32: pa.float32(), np.float64: pa.float64()}

@@ -19,11 +19,11 @@ from typing import Any, ClassVar
 import pytest
 
 from featurestore.errors import DamagedRecordError
-from featurestore.online.codec import is_intact
-from featurestore.online.encoder import RecordEncoder
 from featurestore.online.interface import ViewLayout
-from featurestore.online.keys import KeyEncoder
-from featurestore.online.reading import RecordDecoder
+from featurestore.online.records.codec import is_intact
+from featurestore.online.records.encoder import RecordEncoder
+from featurestore.online.records.keys import KeyEncoder
+from featurestore.online.records.reading import RecordDecoder
 from featurestore.types import parse_type
 from featurestore.types.times import date_to_days, days_to_date, to_datetime, to_instant
 from featurestore.types.values import PythonDecimal, ValueType

@@ -11,7 +11,7 @@ from featurestore_registry.interface import Definitions
 from featurestore.cli.numbers import WholeNumber
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.tables import table
-from featurestore.metadata.runs import all_runs
+from featurestore.ledger.runs import all_runs
 from featurestore.store import FeatureStore
 from featurestore.types.times import to_rfc3339
 

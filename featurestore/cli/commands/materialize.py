@@ -12,8 +12,8 @@ from featurestore.cli.exits import EXIT_FAILED
 from featurestore.cli.instants import InstantsCommand, instant
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.tables import table
+from featurestore.ledger.runs import RUN_HEADS
 from featurestore.materialization import RunResult, materialize, materialize_incremental, republish
-from featurestore.metadata.runs import RUN_HEADS
 from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:

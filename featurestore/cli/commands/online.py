@@ -13,7 +13,7 @@ from featurestore.cli.output import Output, repo_command, shown
 from featurestore.cli.tables import table
 from featurestore.definitions import OnDemandFeatureView
 from featurestore.errors import ValueTypeError, did_you_mean
-from featurestore.online.reading import Status
+from featurestore.online.records.reading import Status
 from featurestore.store import FeatureStore
 from featurestore.types import ValueType
 from featurestore.types.values import from_json

@@ -14,7 +14,7 @@ from featurestore.store import FeatureStore
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from featurestore.materialization.push import To
+    from featurestore.ingest.push import To
 
 
 @click.command("push")

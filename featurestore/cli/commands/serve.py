@@ -11,7 +11,7 @@ from featurestore.cli.numbers import WholeNumber
 from featurestore.cli.shared import given, shared_options
 
 if TYPE_CHECKING:
-    from featurestore.server.logs import Format
+    from featurestore.server.watch.logs import Format
 
 
 @click.command("serve")

@@ -11,7 +11,7 @@ from featurestore_registry.records import Record
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.tables import table
 from featurestore.errors import NotFoundError, did_you_mean
-from featurestore.metadata.records import kind_named
+from featurestore.registered.records import kind_named
 from featurestore.store import FeatureStore
 from featurestore.types.times import duration_text
 

@@ -9,8 +9,8 @@ import click
 
 from featurestore.cli.features import features_option, wanted_features
 from featurestore.cli.output import Output, repo_command
-from featurestore.retrieval.outputs import check_output
 from featurestore.store import FeatureStore
+from featurestore.training.outputs import check_output
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,7 @@ import click
 
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.tables import table
-from featurestore.metadata.saved_sets import SavedSet, lost_pins, read_set
+from featurestore.ledger.saved_sets import SavedSet, lost_pins, read_set
 from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Whether registry, offline store and online store belong together."""

@@ -1,0 +1,433 @@
+"""Whether registry, offline store and online store belong together, and which of them is behind.
+
+Comparing writes nothing. A mismatch that ``heals`` is settled by the next run, unasked; every other one is for
+`fs repair`, and until then what does not belong together is only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from featurestore_registry.interface import Ledger, Registry
+
+from featurestore.errors import MismatchError, OfflineStoreError, OnlineStoreUnavailableError, RegistryUnavailableError
+from featurestore.ledger.commits import BELONG_HINT, REVISION, Remembered, held_of, known_commit
+from featurestore.ledger.watermarks import Watermark, read_watermark
+from featurestore.offline.interface import OfflineStore, TableId
+from featurestore.online.interface import OnlineStore
+from featurestore.online.records.keys import view_prefix
+from featurestore.online.records.marker import RECONCILE, Marker, PartMarkers
+from featurestore.registered.snapshot import RegisteredView
+from featurestore.workspace import Workspace
+
+Kind = Literal[
+    "other_project",
+    "unknown_revision",
+    "lost",
+    "behind",
+    "rewritten",
+    "unknown_to_ledger",
+    "ahead",
+    "missing",
+    "unfinished",
+    "unreadable",
+]
+
+_ONLINE_HINT = BELONG_HINT.replace("offline", "online")
+_NEWER = (
+    "Bring back the registry that wrote it, or let this one take over with `fs repair`. Until then this one only reads."
+)
+_RESTORE = (
+    "Check `offline_store` in the settings, or restore the table from a newer backup. Without one, `fs repair` reads "
+    "from the source again what is missing."
+)
+_APART = ": one of them was restored from a backup, or is a copy that went its own way."
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Two pieces that do not belong together, or are not equally far."""
+
+    piece: Literal["offline", "online"]
+    """The store that does not fit."""
+    view: str
+    kind: Kind
+    message: str
+    hint: str
+    heals: bool = False
+    """The next run of the view settles it."""
+
+    @property
+    def error(self) -> MismatchError | OfflineStoreError:
+        """The mismatch as an error."""
+        if self.kind == "unreadable":
+            return OfflineStoreError(self.message, hint=self.hint, view=self.view)
+        return MismatchError(self.message, hint=self.hint, piece=self.piece, view=self.view, kind=self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What the online part of a view says of itself."""
+
+    version: int | None
+    """The table version up to which everything is published; None where that is not known."""
+    mismatch: Mismatch | None
+    must_reconcile: bool = False
+    """What the table does not hold has to go with the next publish: `fs repair` took the part over, or the commit that
+    it was published from was cleaned away since."""
+
+
+def compare_table(
+    registry: Registry, offline: OfflineStore, registered: RegisteredView, remembered: Remembered | None = None
+) -> Mismatch | None:
+    """Compare a view's offline table with the registry; ``remembered`` spares the ledger where there are many views."""
+    found = _compare_table(registry, offline, registered, remembered)
+    return None if found is None else _or_damage(offline, registered, found)
+
+
+def _or_damage(offline: OfflineStore, registered: RegisteredView, found: Mismatch) -> Mismatch:
+    """Return what is found, or else the damage of the table's log, which makes a commit look like another."""
+    try:
+        offline.current(registered.table)
+    except OfflineStoreError as error:
+        if "versions" in error.details:
+            return _offline(registered, "unreadable", error.message, error.hint)
+    return found
+
+
+def _compare_table(
+    registry: Registry, offline: OfflineStore, registered: RegisteredView, remembered: Remembered | None
+) -> Mismatch | None:
+    chain = registered.chain
+    owner = offline.owner(registered.project)
+    # Without a table there is nothing to keep: the first commit takes the folder over.
+    if chain.number and owner not in (None, chain.identity) and offline.tables(registered.project):
+        return _offline(
+            registered,
+            "other_project",
+            f"The offline tables of {registered.project!r} belong to the project with identity {_short(owner)}; "
+            f"this registry's is {_short(chain.identity)}.",
+            BELONG_HINT,
+        )
+    newest = offline.find_commit(registered.table)
+    if newest is not None and not _knows(registry, registered, newest.facts.get(REVISION, chain.head)):
+        return _offline(
+            registered,
+            "unknown_revision",
+            f"Table {registered.table} was last written at revision {_short(newest.facts[REVISION])}, which this "
+            f"registry does not have{_APART}",
+            _NEWER,
+        )
+    return _later(registry, offline, registered) or compare_commit(registry.ledger, offline, registered, remembered)
+
+
+def _later(registry: Registry, offline: OfflineStore, registered: RegisteredView) -> Mismatch | None:
+    """Tell of a later generation that was written at a revision which the registry does not have."""
+    last = offline.last_generation(registered.project, registered.view.name)
+    for generation in range(registered.generation + 1, last + 1):
+        table = TableId(registered.project, registered.view.name, generation)
+        commit = offline.find_commit(table)
+        if commit is not None and not _knows(registry, registered, commit.facts.get(REVISION, registered.chain.head)):
+            return _offline(
+                registered,
+                "unknown_revision",
+                f"There is a later table of {registered.view.name}, {table}, written at a revision that this registry "
+                "does not have: one of them was restored from a backup, or is a copy that went its own way.",
+                _NEWER,
+            )
+    return None
+
+
+def compare_commit(
+    ledger: Ledger, offline: OfflineStore, registered: RegisteredView, remembered: Remembered | None = None
+) -> Mismatch | None:
+    """Compare a view's offline table with the commit that the ledger remembers, whosever the table is."""
+    newest = offline.find_commit(registered.table)
+    if remembered is None:
+        watermark, known = read_watermark(ledger, registered), known_commit(ledger, registered)
+    else:
+        watermark, known = remembered.of(registered)
+    numbers = [watermark.table_version, None if known is None else known.version]
+    version = max((number for number in numbers if number is not None), default=None)
+    if version is None:
+        if newest is None or held_of(offline, newest, registered) is None:
+            return None
+        return _offline(
+            registered,
+            "unknown_to_ledger",
+            f"The registry knows of no run that wrote {registered.table}, but the table holds rows of one: the "
+            "registry was restored from an older backup.",
+            "The next `fs materialize` reads the source again and appends only what is missing.",
+            heals=True,
+        )
+    if newest is None:
+        message = f"The offline store has no table {registered.table}, but version {version} of it was committed."
+        return _offline(registered, "lost", message, _RESTORE)
+    if version > newest.number:
+        message = f"Table {registered.table} is at version {newest.number}, but version {version} was committed."
+        return _offline(registered, "behind", message, _RESTORE)
+    # An entry that is missing among those that came later was cleaned away, and tells nothing.
+    there = None if known is None else offline.find_commit(registered.table, known.version)
+    if known is not None and there is not None and there.identity != known.identity:
+        message = (
+            f"Version {known.version} of table {registered.table} is not the commit that the registry remembers: the "
+            "table was restored and written to since."
+        )
+        return _or_damage(offline, registered, _offline(registered, "rewritten", message, _RESTORE))
+    return None
+
+
+def compare_part(
+    registry: Registry,
+    online: OnlineStore,
+    offline: OfflineStore,
+    registered: RegisteredView,
+    watermark: Watermark | None = None,
+    *,
+    at_once: bool = False,
+) -> Part:
+    """Compare a view's online part with the registry and the offline table.
+
+    With the ``watermark`` also with what was published by it; ``at_once`` as in `PartMarkers.read`. Raises
+    OnlineStoreUnavailableError.
+    """
+    view = registered.view.name
+    copies, pushed = markers_of(online, registered).read(at_once=at_once)
+    if foreign := _foreign(registry, registered, copies):
+        return Part(None, foreign)
+    for marker in copies:
+        if marker is not None and has_other(offline, registered, marker.version, marker.commit):
+            message = (
+                f"The online records of {view} were published from version {marker.version} of {registered.table}, a "
+                "commit that the offline store does not have."
+            )
+            return Part(None, _or_damage(offline, registered, _online(registered, "ahead", message, _RESTORE)))
+    if pushed is not None and has_other(offline, registered, *pushed):
+        message = (
+            f"Rows were pushed to {registered.table} in version {pushed[0]}, a commit that the offline store does not "
+            "have: it is older than what is online."
+        )
+        return Part(None, _or_damage(offline, registered, _online(registered, "ahead", message, _RESTORE)))
+    least = least_of(copies)
+    if least is None:
+        foreign = _earlier(online, registered, at_once=at_once)
+        return Part(None, foreign or _missing(registered, watermark))
+    if least.version is not None and offline.find_commit(registered.table, least.version) is None:
+        return Part(None, _cleaned(registered, least), must_reconcile=True)
+    return Part(least.version, _behind(registered, watermark, least), must_reconcile=least.commit == RECONCILE)
+
+
+def begin_part(registry: Registry, online: OnlineStore, registered: RegisteredView) -> None:
+    """Let a view's online part say whose it is, before a record is put into it.
+
+    Raises MismatchError where it is another project's or history's.
+    """
+    chain, markers = registered.chain, markers_of(online, registered)
+    if not chain.number:
+        return
+    copies, _ = markers.read()
+    if foreign := _foreign(registry, registered, copies):
+        raise foreign.error
+    if None in copies:
+        markers.begin(Marker(chain.identity, chain.head, registered.generation))
+    else:
+        least = least_of(copies)
+        # A writer that has not met the newest revision yet leaves the word of one that has.
+        if least is not None and least.revision in chain.hashes[:-1]:
+            markers.write(replace(least, revision=chain.head))
+
+
+def foreign_part(
+    registry: Registry,
+    online: OnlineStore,
+    registered: RegisteredView,
+    published: int | None,
+    *,
+    at_once: bool = False,
+) -> Mismatch | None:
+    """Compare a view's online part with the registry alone: with its history, and with the version last ``published``.
+
+    For a server, which need not reach the offline store. Raises OnlineStoreUnavailableError.
+    """
+    copies, _ = markers_of(online, registered).read(at_once=at_once)
+    if foreign := _foreign(registry, registered, copies):
+        return foreign
+    least, watermark = least_of(copies), Watermark(published_version=published)
+    return _missing(registered, watermark) if least is None else _behind(registered, watermark, least)
+
+
+def least_of(copies: Sequence[Marker | None]) -> Marker | None:
+    """Return the copy of a marker that is furthest behind; None where one is missing."""
+    found = [marker for marker in copies if marker is not None]
+    return None if len(found) < len(copies) else min(found, key=lambda marker: _order(marker.version))
+
+
+def markers_of(online: OnlineStore, registered: RegisteredView) -> PartMarkers:
+    """Return the markers of a view's online part."""
+    return PartMarkers(online, view_prefix(registered.project, registered.view.name, registered.generation))
+
+
+def mismatches(workspace: Workspace) -> list[Mismatch]:
+    """Return what does not fit, view by view. An online store that is down tells nothing, and is left out."""
+    return compare_all(workspace)[0]
+
+
+def compare_all(workspace: Workspace) -> tuple[list[Mismatch], OnlineStoreUnavailableError | None]:
+    """Return what does not fit, view by view, and why the online store could not be asked, None where it was."""
+    found: list[Mismatch] = []
+    failure: OnlineStoreUnavailableError | None = None
+    remembered = Remembered(workspace.ledger, workspace.project)
+    for registered in workspace.snapshot().views.values():
+        mismatch = compare_table(workspace.registry, workspace.offline, registered, remembered)
+        found += [] if mismatch is None else [mismatch]
+        if remembered.is_under_repair(registered):
+            found.append(_unfinished(registered))
+        if registered.view.online and failure is None:
+            try:
+                mismatch = part_mismatch(workspace, registered, remembered)
+            except OnlineStoreUnavailableError as error:
+                failure = error  # each view would wait for it as long
+            else:
+                found += [] if mismatch is None else [mismatch]
+    return found, failure
+
+
+def _unfinished(registered: RegisteredView) -> Mismatch:
+    message = f"A repair of {registered.view.name} was cut off: rows may be missing, online records may be another's."
+    return Mismatch("offline", registered.view.name, "unfinished", message, "Run `fs repair`: it is finished then.")
+
+
+def part_mismatch(
+    workspace: Workspace, registered: RegisteredView, remembered: Remembered | None = None
+) -> Mismatch | None:
+    """Return what does not fit of a view's online part. Raises OnlineStoreUnavailableError."""
+    watermark = remembered.of(registered)[0] if remembered else read_watermark(workspace.ledger, registered)
+    return compare_part(workspace.registry, workspace.online, workspace.offline, registered, watermark).mismatch
+
+
+def _knows(registry: Registry, registered: RegisteredView, revision: str) -> bool:
+    """Tell whether a revision is one of the registry's. One that cannot be asked now may hold it."""
+    if not registered.chain.number or revision in registered.chain:
+        return True
+    try:
+        newest = registry.definitions.chain(registered.project)  # an apply may have come since
+    except RegistryUnavailableError:
+        return True
+    return revision in newest or not newest.number
+
+
+def _foreign(registry: Registry, registered: RegisteredView, copies: Sequence[Marker | None]) -> Mismatch | None:
+    """Tell of the first copy of a marker that another project wrote, or a history that this registry does not know."""
+    chain, view = registered.chain, registered.view.name
+    for marker in copies:
+        if marker is None or not chain.number:
+            continue
+        if marker.project != chain.identity:
+            message = (
+                f"The online records of {view} belong to the project with identity {_short(marker.project)}; "
+                f"this registry's is {_short(chain.identity)}."
+            )
+            return _online(registered, "other_project", message, _ONLINE_HINT)
+        if not _knows(registry, registered, marker.revision):
+            message = (
+                f"The online records of {view} were last written at revision {_short(marker.revision)}, which this "
+                f"registry does not have{_APART}"
+            )
+            return _online(registered, "unknown_revision", message, _NEWER)
+    return None
+
+
+def _missing(registered: RegisteredView, watermark: Watermark | None) -> Mismatch | None:
+    if watermark is None or watermark.published_version is None:
+        return None  # nothing was ever published
+    return _online(
+        registered,
+        "missing",
+        f"The online store does not say what it holds of {registered.view.name}: it was emptied, it is not the one "
+        "that was published to, or an earlier release published to it.",
+        "The next `fs materialize` publishes every entity again.",
+        heals=True,
+    )
+
+
+def _behind(registered: RegisteredView, watermark: Watermark | None, marker: Marker) -> Mismatch | None:
+    published = None if watermark is None else watermark.published_version
+    if published is None or _order(marker.version) >= published:
+        return None
+    if marker.version is None:
+        return _online(
+            registered,
+            "behind",
+            f"The online records of {registered.view.name} are not all there: the online store was emptied, restored "
+            "or is another one, and only what was pushed since is in it.",
+            "The next `fs materialize` publishes every entity again. Where an earlier release published, nothing is "
+            "missing.",
+            heals=True,
+        )
+    return _online(
+        registered,
+        "behind",
+        f"The online records of {registered.view.name} are at version {marker.version} of {registered.table}, but "
+        f"version {published} was published: the online store was restored from a backup, or lost writes.",
+        "The next `fs materialize` publishes what is missing. Where an earlier release published, nothing is missing.",
+        heals=True,
+    )
+
+
+def foreign_generations(online: OnlineStore, registered: RegisteredView, *, at_once: bool = False) -> list[int]:
+    """Return the generations of a view up to its own whose online parts belong to another project."""
+    found = []
+    for generation in range(1, registered.generation + 1):
+        copies, _ = markers_of(online, replace(registered, generation=generation)).read(at_once=at_once)
+        if any(copy is not None and copy.project != registered.chain.identity for copy in copies):
+            found.append(generation)
+    return found
+
+
+def _earlier(online: OnlineStore, registered: RegisteredView, *, at_once: bool) -> Mismatch | None:
+    """Tell of a store that holds another project's records of an earlier generation of the view."""
+    if not registered.chain.number or not foreign_generations(online, registered, at_once=at_once):
+        return None
+    message = f"The online store holds records of {registered.view.name} that belong to another project of that name."
+    return _online(registered, "other_project", message, _ONLINE_HINT)
+
+
+def has_other(offline: OfflineStore, registered: RegisteredView, version: int | None, identity: str | None) -> bool:
+    """Tell whether a table never had a commit: it has another of the number, or has not come to it."""
+    if version is None:
+        return False
+    commit = offline.find_commit(registered.table, version)
+    if commit is None:  # an entry among those that came later was cleaned away
+        newest = offline.find_commit(registered.table)
+        return newest is None or newest.number < version
+    return commit.identity != identity
+
+
+def _cleaned(registered: RegisteredView, marker: Marker) -> Mismatch:
+    return _online(
+        registered,
+        "behind",
+        f"The online records of {registered.view.name} were published from version {marker.version} of "
+        f"{registered.table}, whose log entry was cleaned away since.",
+        "The next `fs materialize` makes them equal to the offline table; those that only the online store has are "
+        "removed.",
+        heals=True,
+    )
+
+
+def _order(version: int | None) -> int:
+    return -1 if version is None else version
+
+
+def _short(identity: str | None) -> str:
+    return (identity or "")[:12]
+
+
+def _offline(registered: RegisteredView, kind: Kind, message: str, hint: str, *, heals: bool = False) -> Mismatch:
+    return Mismatch("offline", registered.view.name, kind, message, hint, heals)
+
+
+def _online(registered: RegisteredView, kind: Kind, message: str, hint: str, *, heals: bool = False) -> Mismatch:
+    return Mismatch("online", registered.view.name, kind, message, hint, heals)

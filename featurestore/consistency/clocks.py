@@ -1,0 +1,40 @@
+"""How far the clocks of other machines are from this one's: ttls, watermarks and what is of the future depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from featurestore_registry.interface import Registry
+
+from featurestore.ledger import leases
+from featurestore.types.times import CLOCK_TOLERANCE_US, duration_text, to_instant
+
+ONLINE_STORE = "the online store"
+REGISTRY = "the newest writer to the registry"
+SYNCHRONISE = (
+    "Synchronise the clocks of all machines (chrony, ntpd): ttls and what counts as the future depend on them."
+)
+
+
+def registry_ahead_us(registry: Registry, project: str, now_us: int) -> int:
+    """Return how far the newest entry of the registry lies in this machine's future; 0 where it does not.
+
+    Every run writes a lease when it begins and when it ends, every apply a revision.
+    """
+    written = [entry.written_at for entry in registry.ledger.scan(project, leases.KIND, limit=1)]
+    written += [revision.applied_at for revision in registry.definitions.history(project, limit=1)]
+    return max([0, *(to_instant(instant) - now_us for instant in written)])
+
+
+def online_ahead_us(facts: Mapping[str, str]) -> int | None:
+    """Return how far a server's clock is ahead, negative where it is behind; None for a store without a clock."""
+    found = facts.get("clock_ahead_ms")
+    return None if found is None else int(found) * 1000
+
+
+def clock_problem(whose: str, ahead_us: int | None) -> str | None:
+    """Return what to say of a clock that is more than five seconds off, None of all others."""
+    if ahead_us is None or abs(ahead_us) <= CLOCK_TOLERANCE_US:
+        return None
+    length = duration_text(abs(ahead_us) // 1_000_000 * 1_000_000)
+    return f"The clock of {whose} is {length} {'ahead of' if ahead_us > 0 else 'behind'} this machine's."

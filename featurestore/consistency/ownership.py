@@ -1,0 +1,94 @@
+"""What of the stores is this project's to delete: nothing of another identity, and nothing that it never had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from featurestore.errors import MismatchError
+from featurestore.ledger.commits import REVISION
+from featurestore.ledger.generations import used_generations
+from featurestore.offline.interface import TableId
+from featurestore.online.records.keys import view_prefix
+from featurestore.online.records.marker import Marker, PartMarkers
+from featurestore.workspace import Workspace
+
+
+class Ownership:
+    """The project's claim on tables and online parts, by its registry as it is now.
+
+    Raises NotFoundError where the registry does not know the project: then nothing is known to be its own.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self.project = workspace.project
+        snapshot = workspace.known_snapshot()
+        self.chain = snapshot.chain
+        used = used_generations(workspace.ledger, self.project)
+        for name, registered in snapshot.views.items():
+            used.setdefault(name, set()).add(registered.generation)
+        self.used = used
+        """The generations of each view that this registry remembers using."""
+        self._owner = workspace.offline.owner(self.project)
+        self._parts: dict[tuple[str, int], Marker | None] = {}
+
+    def of_table(self, table: TableId, *, asked: bool = False) -> str | None:
+        """Return why a table is not this project's to delete, None where it is.
+
+        A table that says nothing of its owner, because an earlier release wrote it, is deleted only when that was
+        ``asked`` for.
+        """
+        if table.generation not in self.used.get(table.view, ()):
+            return "this registry never had it"
+        if self._owner is None:
+            return None if asked else "nothing says yet whose it is; the next run that commits will"
+        if self._owner != self.chain.identity:
+            return f"it belongs to the project with identity {self._owner[:12]}"
+        newest = self._workspace.offline.find_commit(table)
+        if newest is not None and newest.facts.get(REVISION, self.chain.head) not in self.chain:
+            return "it was last written at a revision that this registry does not have"
+        return None
+
+    def of_part(self, view: str, generation: int, *, asked: bool = False) -> str | None:
+        """Return why an online part is not this project's to delete, None where it is."""
+        marker = self._marker(view, generation)
+        if marker is None:
+            return None if asked or self._is_own_store() else "nothing in this online store says whose it is"
+        if marker.project != self.chain.identity:
+            return f"it belongs to the project with identity {marker.project[:12]}"
+        if marker.revision not in self.chain:
+            return "it was last written at a revision that this registry does not have"
+        return None
+
+    def check(self, tables: Iterable[TableId]) -> None:
+        """Raise MismatchError where one of the tables that were asked to be deleted, or its records, is not ours."""
+        for table in tables:
+            for what, kept in (
+                (f"table {table}", self.of_table(table, asked=True)),
+                (f"online records of {table}", self.of_part(table.view, table.generation, asked=True)),
+            ):
+                if kept is not None:
+                    raise MismatchError(
+                        f"The {what} cannot be deleted: {kept}. Nothing was changed.",
+                        hint="Check `registry`, `offline_store` and `online_store` in the settings; `fs doctor` says "
+                        "more. If they are to belong together from now on, run `fs repair` first.",
+                        table=str(table),
+                    )
+
+    def parts(self) -> list[tuple[str, int]]:
+        """Return every view and generation that this registry remembers using."""
+        return [(view, generation) for view, used in self.used.items() for generation in sorted(used)]
+
+    def _is_own_store(self) -> bool:
+        return any(
+            marker is not None and marker.project == self.chain.identity
+            for marker in (self._marker(view, generation) for view, generation in self.parts())
+        )
+
+    def _marker(self, view: str, generation: int) -> Marker | None:
+        key = view, generation
+        if key not in self._parts:
+            copies, _ = PartMarkers(self._workspace.online, view_prefix(self.project, *key)).read()
+            foreign = (copy for copy in copies if copy is not None and copy.project != self.chain.identity)
+            self._parts[key] = next(foreign, next((copy for copy in copies if copy is not None), None))
+        return self._parts[key]

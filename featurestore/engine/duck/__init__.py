@@ -1,0 +1,1 @@
+"""The engine on DuckDB, in one process."""

@@ -1,0 +1,143 @@
+"""What a certificate states, by queries of its own.
+
+The join's choice is looked up again in the files, by plain joins on ``fs_seq``: do key and times allow it, how
+old is it, what does it hold? Why the other entity rows have none is found without the join's method: from each
+key's first event, and from the latest event at or before the row's time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from featurestore.engine.duck.join import Choices, EntityRows, all_chosen, feature_columns, keep_chosen, log
+from featurestore.engine.duck.session import Session, quote, translated
+from featurestore.engine.interface import JoinFacts, ViewJoin
+from featurestore.errors import CertificateError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+REASONS = ("null_key", "no_entity", "nothing_before", "not_yet_available", "expired")
+DOING = "examine a training set"
+
+AVAILABLE = "greatest(l.event_ts, coalesce(l.created_ts, l.event_ts))"
+
+
+def examine(
+    session: Session,
+    frame: pa.Table,
+    time_column: str,
+    views: Sequence[ViewJoin],
+    *,
+    choices: Choices | None = None,
+) -> tuple[JoinFacts, ...]:
+    """See `Engine.examine`. What a join of the same frame chose is in ``choices``, and chosen again where it is not.
+
+    A value counts as not yet available where ``as_of="event"`` would have answered: a row lies at or before the
+    time, and within the ttl, but was not known yet. Raises CertificateError when a chosen row belongs to
+    another entity or is expired, or when a row that should have been chosen was not.
+    """
+    files = [file for view in views for file in view.files]
+    with session.open(reads=files) as connection, translated(DOING, table_files=files):
+        entities = EntityRows(connection, frame, time_column)
+        known = [None if choices is None else choices.of(frame, view) for view in views]
+        return tuple(_facts(entities, view, number, known[number]) for number, view in enumerate(views))
+
+
+def history(session: Session, frame: pa.Table, time_column: str, view: ViewJoin) -> pa.Table:
+    """Return every row that the view's log holds of the frame's entities: keys, times, ``fs_seq``, features.
+
+    What a plain loop needs to find the answers again. The keys are named as the view's join keys.
+    """
+    with session.open(reads=view.files) as connection, translated(DOING, table_files=view.files):
+        entities = EntityRows(connection, frame, time_column)
+        keys = [f"l.{quote(key)}" for key in view.view.join_keys]
+        features = feature_columns(entities, view)
+        columns = ", ".join(
+            [*keys, "l.event_ts", "l.created_ts", "l.fs_seq"]
+            + [f"{column} AS {quote(name)}" for name, column in features.items()]
+        )
+        condition = entities.on_keys(view, "l", "k")
+        found = connection.sql(
+            f"SELECT {columns} FROM {log(view.files)} l JOIN {entities.keys(view)} k ON {condition} ORDER BY l.fs_seq"
+        )
+        return found.to_arrow_table()
+
+
+def _facts(entities: EntityRows, view: ViewJoin, number: int, known: pa.Array | None) -> JoinFacts:
+    nulls = dict.fromkeys(REASONS, 0)
+    some_null = " OR ".join(f"{column} IS NULL" for column in entities.columns(view))
+    counted = f"SELECT count(*) FILTER ({some_null}) FROM entity_rows"
+    ((nulls["null_key"],),) = entities.connection.execute(counted).fetchall()
+    if not view.files:
+        nulls["no_entity"] = entities.count - nulls["null_key"]
+        return JoinFacts(view.name, nulls, None, 0, dict.fromkeys(view.features, 0))
+    keep_chosen(entities, all_chosen(entities, [view])[0] if known is None else known, number)
+    nulls |= dict(entities.connection.execute(_reasons(entities, view, number)).fetchall())
+    ((chosen, allowed, from_future, greatest_age_us, *null_values),) = entities.connection.execute(
+        _chosen(entities, view, number)
+    ).fetchall()
+    facts = JoinFacts(
+        view.name, nulls, greatest_age_us, from_future, dict(zip(view.features, null_values, strict=True))
+    )
+    missed = nulls.pop("missed", 0)
+    if chosen != allowed or chosen + sum(nulls.values()) != entities.count or missed:
+        raise CertificateError(
+            f"The join of {view.name!r} does not hold: of {entities.count} entity rows {chosen} have an answer, "
+            f"{chosen - allowed} of these by a row of another entity or an expired one, and {missed} lack theirs.",
+            hint="Run `fs verify`; if the files are whole, please report this.",
+            view=view.name,
+        )
+    return facts
+
+
+def _chosen(entities: EntityRows, view: ViewJoin, number: int) -> str:
+    """Count chosen rows, those that may be chosen, those from the future; greatest age; nulls per feature."""
+    since = AVAILABLE if view.as_of == "available" else "l.event_ts"
+    age = "r.at_us - epoch_us(l.event_ts)"
+    allowed = entities.on_keys(view, "l", "r")
+    if view.view.ttl_us is not None:
+        allowed += f" AND {age} <= {view.view.ttl_us}"
+    nulls = "".join(f", count(*) - count({column})" for column in feature_columns(entities, view).values())
+    future = f"epoch_us({since}) > r.at_us"
+    return (
+        f"SELECT count(*), count(*) FILTER ({allowed}), count(*) FILTER ({future}), max({age}){nulls} "
+        f"FROM {log(view.files)} l JOIN chosen_{number} c ON l.fs_seq = c.seq JOIN entity_rows r ON r.row = c.row"
+    )
+
+
+def _reasons(entities: EntityRows, view: ViewJoin, number: int) -> str:
+    """Count the entity rows with a key and without an answer by reason."""
+    ttl_us = view.view.ttl_us
+    keys = entities.keys(view)
+    on_frame = " AND ".join(f"r.{column} = k.{column}" for column in entities.columns(view))
+    not_before = "true" if ttl_us is None else f"l.event >= s.first_at - {ttl_us}"
+    within = "w.event IS NOT NULL" if ttl_us is None else f"w.event >= m.at_us - {ttl_us}"
+    known = "w.available <= m.at_us" if view.as_of == "available" else "true"
+    return f"""
+        WITH missing AS MATERIALIZED (
+            SELECT k.id, r.at_us FROM entity_rows r JOIN {keys} k ON {on_frame}
+            JOIN chosen_{number} c ON c.row = r.row WHERE c.seq IS NULL
+        ), spans AS MATERIALIZED (
+            SELECT id, min(at_us) AS first_at, max(at_us) AS last_at FROM missing GROUP BY id
+        ), known AS (
+            SELECT k.id, epoch_us(l.event_ts) AS event, epoch_us({AVAILABLE}) AS available
+            FROM {log(view.files)} l JOIN {keys} k ON {entities.on_keys(view, "l", "k")}
+        ), firsts AS (
+            SELECT id, min(event) AS event FROM known SEMI JOIN spans USING (id) GROUP BY id
+        ), recent AS (
+            SELECT l.id, l.event, l.available FROM known l JOIN spans s ON l.id = s.id
+            WHERE l.event <= s.last_at AND {not_before}
+        )
+        SELECT CASE
+            WHEN f.event IS NULL THEN 'no_entity'
+            WHEN f.event > m.at_us THEN 'nothing_before'
+            WHEN {within} AND {known} THEN 'missed'
+            WHEN {within} THEN 'not_yet_available'
+            ELSE 'expired'
+        END AS reason, count(*)
+        FROM missing m LEFT JOIN firsts f ON f.id = m.id
+        ASOF LEFT JOIN recent w ON w.id = m.id AND m.at_us >= w.event
+        GROUP BY reason
+    """

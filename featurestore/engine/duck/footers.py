@@ -1,0 +1,140 @@
+"""What the Parquet files of a source say of themselves, and what their folders say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import unquote
+
+from featurestore.engine.duck.session import source_file_error
+from featurestore.engine.interface import SourceColumn
+from featurestore.engine.schema import twins
+from featurestore.errors import SourceSchemaError
+from featurestore.types import String
+from featurestore.types.arrow import value_type_of
+
+PATH, _HIVE_NULL = "fs_path_of_file", "'__HIVE_DEFAULT_PARTITION__'"
+"""The column of a read that holds the file's path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What one file says of itself."""
+
+    path: str
+    """Absolute."""
+    rows: int
+    columns: tuple[SourceColumn, ...]
+    """Hive partition columns included."""
+    in_nanoseconds: frozenset[str]
+    """Timestamp columns that may have more digits than microseconds."""
+    partitions: tuple[Partition, ...] = ()
+    """The hive folders between the source and the file."""
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether the file itself has a column."""
+        return len(self.columns) > len(self.partitions) or any(found.stored for found in self.partitions)
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A folder ``name=value`` below a source: a String column of its files."""
+
+    name: str
+    stored: str | None
+    """The type of the files' own column of this name, if they have one."""
+    value: str
+    """What the folder says, as an expression over `PATH`."""
+
+
+@lru_cache(maxsize=65536)
+def read_footer(path: str, size_bytes: int, modified_ns: int, below: str) -> Footer:
+    """Read one footer; remembered while size and time stay. ``below`` is where hive partitions start."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            stored = [file.schema.column(number) for number in range(len(file.schema))]
+    except (OSError, pa.ArrowException) as error:
+        raise source_file_error(path, str(error).splitlines()[0].rstrip(".")) from None
+    old = {column.path for column in stored if column.physical_type == "INT96"}
+    own = [
+        SourceColumn(field.name, f"{field.type}{' (INT96)' * (field.name in old)}", value_type_of(field.type))
+        for field in schema
+    ]
+    partitions = _partitions(Path(path), Path(below), {column.name: column.native_type for column in own})
+    folders = [partition.name for partition in partitions]
+    columns = [column for column in own if column.name not in folders]
+    columns += [SourceColumn(name, "hive partition", String) for name in folders]
+    if found := twins(column.name for column in columns):
+        raise SourceSchemaError(f"{path}: {found[0]}.", hint="Rename one of them.", path=path)
+    fine = {field.name for field in schema if pa.types.is_timestamp(field.type) and field.type.unit == "ns"}
+    return Footer(path, rows, tuple(columns), frozenset(fine), partitions)
+
+
+def _partitions(path: Path, below: Path, stored: Mapping[str, str]) -> tuple[Partition, ...]:
+    folders = path.relative_to(below).parts[:-1] if path.is_relative_to(below) else ()
+    partitions = []
+    for number, folder in enumerate(folders, start=len(below.parts) + 1):
+        key, equals, _ = folder.partition("=")
+        if key and equals:
+            value = f"url_decode(substr(split_part({PATH}, '/', {number}), {len(key) + 2}))"
+            partitions.append(Partition(unquote(key), stored.get(unquote(key)), f"nullif({value}, {_HIVE_NULL})"))
+    return tuple(partitions)
+
+
+@lru_cache(maxsize=65536)
+def holds_nothing(path: str, size_bytes: int, modified_ns: int, name: str, nan_too: bool) -> bool:
+    """Tell whether a file has nothing but nulls in a column, with ``nan_too`` nothing but nulls and NaN."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=[name]):
+            column = batch.column(name)
+            if nan_too and pa.types.is_floating(column.type):
+                column = pc.if_else(pc.is_nan(column), None, column)
+            if column.null_count < len(column):
+                return False
+    return True
+
+
+@lru_cache(maxsize=65536)
+def holds_whole(path: str, size_bytes: int, modified_ns: int, name: str) -> bool:
+    """Tell whether all floats of a file's column are whole and stand for one integer each; NaN does not count."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=[name]):
+            column = batch.column(name).cast(pa.float64())
+            whole = pc.and_(pc.equal(pc.trunc(column), column), pc.less(pc.abs(column), float(2**53)))
+            if not pc.all(pc.or_kleene(whole, pc.is_nan(column)), min_count=0).as_py():
+                return False
+    return True
+
+
+def has_nanoseconds(path: str, name: str) -> bool:
+    """Tell whether an instant of a column in nanoseconds has digits below microseconds."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    # An INT96 outside the years 1677 to 2262 overflows in nanoseconds, in both to the same when it has no such digits.
+    with pq.ParquetFile(path) as file, pq.ParquetFile(path, coerce_int96_timestamp_unit="us") as coarse:
+        pairs = zip(file.iter_batches(columns=[name]), coarse.iter_batches(columns=[name]), strict=True)
+        for batch, other in pairs:
+            instants = batch.column(0).cast(pa.int64())
+            whole = other.column(0).cast(pa.int64())
+            if other.schema.field(0).type.unit == "ns":
+                whole = pc.divide(whole, 1000)
+            if pc.any(pc.not_equal(instants, pc.multiply(whole, 1000))).as_py():
+                return True
+    return False

@@ -1,0 +1,80 @@
+"""SQL over a project's sources and views by name: entity frames, and a view's rows in a span."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from featurestore.definitions import FeatureView, ParquetSource
+from featurestore.engine.duck.offline_sql import KNOWN_US, instants, log_columns, read_log
+from featurestore.engine.duck.session import Session, is_fault_of_data, quote, stream, translated
+from featurestore.engine.duck.sources import Reader, open_source
+from featurestore.errors import EntityFrameError
+from featurestore.types.arrow import arrow_type
+from featurestore.types.columns import EVENT, SEQUENCE
+from featurestore.types.times import MAX_INSTANT, MIN_INSTANT
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def query(
+    session: Session,
+    sql: str,
+    sources: Mapping[str, ParquetSource],
+    views: Mapping[str, tuple[FeatureView, Sequence[str]]],
+) -> pa.Table:
+    """See `SqlReader.query`."""
+    tables = {name: open_source(session, source) for name, source in sources.items()}
+    source_files = [path for table in tables.values() for path in table.paths]
+    table_files = [file for _, files in views.values() for file in files]
+    with session.open(reads=[*source_files, *table_files]) as connection:
+        with translated("open what the SQL reads", source_files=source_files, table_files=table_files):
+            for name, table in tables.items():
+                connection.execute(f"CREATE TEMP VIEW {quote(name)} AS {Reader(connection, table).presented()}")
+            for name, (view, files) in views.items():
+                connection.execute(f"CREATE TEMP VIEW {quote(name)} AS {_newest_versions(view, files)}")
+        with translated("run the SQL", source_files=source_files, table_files=table_files):
+            try:
+                return connection.sql(sql).to_arrow_table()
+            except (duckdb.ProgrammingError, duckdb.DataError, duckdb.InvalidInputException) as error:
+                if is_fault_of_data(error):
+                    raise
+                reason = str(error).strip()
+                raise EntityFrameError(f"The SQL of the entity frame fails: {reason}", hint="Correct it.") from None
+
+
+def span(
+    session: Session, view: FeatureView, files: Sequence[str], start_us: int, end_us: int, *, batch_rows: int
+) -> pa.RecordBatchReader:
+    """See `SqlReader.span`."""
+    import pyarrow as pa
+
+    kinds = {**view.join_keys, EVENT: log_columns(view)[EVENT], **{f.name: f.type for f in view.features}}
+    schema = pa.schema([(name, arrow_type(kind)) for name, kind in kinds.items()])
+    newest = _newest_versions(view, files, start_us, end_us - 1)
+    order = ", ".join([EVENT, *map(quote, view.join_keys)])
+    sql = f"SELECT {', '.join(map(quote, kinds))} FROM ({newest}) ORDER BY {order}"
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        doing = f"read the rows of view {view.name!r}"
+        with session.open(reads=files) as connection, translated(doing, table_files=files):
+            for batch in stream(connection, sql, batch_rows):
+                yield batch.cast(schema)
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def _newest_versions(
+    view: FeatureView, files: Sequence[str], first_us: int = MIN_INSTANT, last_us: int = MAX_INSTANT
+) -> str:
+    """Select keys, event time and features of every row as it was last corrected, events between two instants."""
+    columns = log_columns(view)
+    identity = ", ".join([*map(quote, view.join_keys), EVENT])
+    shown = ", ".join(map(quote, [*view.join_keys, EVENT, *(field.name for field in view.features)]))
+    return (
+        f"SELECT {shown} FROM ({read_log(columns, files)}) WHERE {instants(first_us, last_us)} "
+        f"QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {KNOWN_US} DESC, {SEQUENCE} DESC) = 1"
+    )

@@ -1,0 +1,279 @@
+"""Push: rows that the caller has, into the offline log and straight online.
+
+Offline comes first: what a crash leaves committed and not online, the next materialization publishes
+(`docs/decisions/push-offline-first.md`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from math import inf
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from featurestore.consistency.belonging import Mismatch, begin_part, compare_part, foreign_part
+from featurestore.definitions import PushSource
+from featurestore.errors import FeatureStoreError, InputError, OnlineStoreUnavailableError
+from featurestore.ingest.group_commit import commit_rows
+from featurestore.ingest.rows import PushedRows, ViewRows, read_rows
+from featurestore.online.interface import OnlineStore, WriteResult
+from featurestore.online.records.encoder import RecordEncoder
+from featurestore.registered.snapshot import RegisteredView, Snapshot
+from featurestore.steps import crash_point, reached, step
+from featurestore.types.times import MICROSECOND
+from featurestore.workspace import Workspace
+
+SCHEMA_WRITTEN = crash_point("push.schema", "the schema of pushed records is online, no record yet")
+BATCH_WRITTEN = crash_point("push.batch", "one more batch of pushed records is online")
+
+SCHEMA_SECONDS = 2.0
+"""How long a schema counts as being online: `fs gc` of another process, or whoever empties the store, removes it."""
+BATCH_ROWS = 10_000
+"""Rows that are encoded and sent at once."""
+
+To = Literal["both", "online", "offline"]
+
+_RESULTS = tuple(WriteResult)
+ONLINE_ONLY = (
+    "Pushed online only: these rows are in no training set, and republishing with --authoritative removes them."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineCounts:
+    """What became of the rows of one view in the online store."""
+
+    written: int = 0
+    stale: int = 0
+    """A newer record was there, and stayed."""
+    expired: int = 0
+    """Past their ttl and its grace: not written."""
+    wrong_type: int = 0
+    """The key held something that is no record; it was left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineCounts:
+    """The rows of one view that were committed."""
+
+    rows: int
+    version: int | None
+    """The table version that holds them; None where there was nothing to commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushedView:
+    """What a push did to one view; None for a store that it did not go to."""
+
+    online: OnlineCounts | None = None
+    offline: OfflineCounts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """What a push did, by feature view."""
+
+    source: str
+    rows: int
+    to: To
+    views: Mapping[str, PushedView]
+    note: str | None = None
+    """What to know of it: rows that went online alone, feature views that read the source and did not take them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as plain values."""
+        return asdict(self)
+
+
+class PushPlan:
+    """The views that a push source feeds, at one revision, and what it takes to write to them."""
+
+    def __init__(self, snapshot: Snapshot, source: str) -> None:
+        """Raises NotFoundError for an unknown source, InputError for one that no plain view reads."""
+        self.source = snapshot.get(PushSource, source)
+        reading = [r for r in snapshot.views.values() if self.source in r.view.sources]
+        self.views = tuple(registered for registered in reading if registered.view.sql is None)
+        self.by_sql = tuple(registered.view.name for registered in reading if registered.view.sql is not None)
+        if not self.views:
+            by_sql = ", ".join(self.by_sql)
+            why = f"only by SQL: {by_sql}" if by_sql else "by no feature view"
+            raise InputError(
+                f"Rows pushed to {source!r} would go nowhere: it is read {why}.",
+                hint="Declare a feature view without sql= whose source it is, and run `fs apply`.",
+                source=source,
+            )
+        self.encoders = {r.view.name: RecordEncoder(r.layout) for r in self.views if r.view.online}
+        names = (name for r in self.views for name in (*r.view.join_keys, *(field.name for field in r.view.features)))
+        self.needed = tuple(dict.fromkeys([*names, self.source.batch_source.timestamp_field]))
+
+
+class Push:
+    """One push, checked, not yet done: `commit`, wait for what it returns, `publish`; `result` tells of both.
+
+    Making one raises InputError, EntityKeyError and ValueTypeError for what does not fit; nothing is written then.
+    """
+
+    def __init__(self, workspace: Workspace, plan: PushPlan, rows: PushedRows, to: To) -> None:
+        self._workspace, self._plan, self._to = workspace, plan, to
+        if to == "online" and not plan.encoders:
+            raise InputError(
+                f"No view that reads {plan.source.name!r} is online.", hint="Push to='offline', or set online=True."
+            )
+        rows.require(plan.needed, plan.source.name)
+        now_us = workspace.clock()
+        until_us = now_us + workspace.settings.server.max_clock_skew // MICROSECOND
+        self.row_count = rows.row_count
+        self._rows = {r.view.name: rows.of_view(r.view, now_us=now_us, until_us=until_us) for r in plan.views}
+        self._versions: dict[str, Future[int]] = {}
+        self._done: dict[str, PushedView] = {}
+
+    def commit(self) -> list[Future[int]]:
+        """Begin to commit offline; returns what to wait for before `confirm`.
+
+        Raises MismatchError, with nothing changed, where a store is another project's or history's.
+        """
+        if self._to != "offline":
+            for registered in self._plan.views:
+                if registered.view.name in self._plan.encoders:
+                    _check(self._workspace, registered, is_committed=self._to == "both")
+        if self._to != "online" and self.row_count:
+            tables = {name: rows.table() for name, rows in self._rows.items()}
+            for registered in self._plan.views:
+                name = registered.view.name
+                self._versions[name] = commit_rows(self._workspace, registered, tables[name])
+        return list(self._versions.values())
+
+    def confirm(self) -> None:
+        """Note what was committed; raises the error of a commit that failed, naming its view."""
+        failed = [view for view, version in self._versions.items() if version.exception() is not None]
+        for view, version in self._versions.items():
+            if view not in failed:
+                self._done[view] = PushedView(offline=OfflineCounts(self.row_count, version.result()))
+        for view in failed:
+            with self._named(view, "offline"):
+                self._versions[view].result()
+
+    def publish(self, advance: Callable[[int], object] = lambda rows: None) -> None:
+        """Write online, if this push goes there; ``advance`` hears of each batch of rows that is."""
+        for registered in self._plan.views:
+            view = registered.view.name
+            done = self._done.get(view, PushedView())
+            if done.offline is None and self._to != "online":
+                done = PushedView(offline=OfflineCounts(0, None))
+            if self._to != "offline" and view in self._plan.encoders:
+                with self._named(view, "online"):
+                    written = self._write(registered, self._plan.encoders[view], self._rows[view], advance)
+                    done = PushedView(written, done.offline)
+            if done != PushedView():
+                self._done[view] = done
+
+    def result(self) -> PushResult:
+        """Return what was done."""
+        notes = [ONLINE_ONLY] if self._to == "online" else []
+        if self._plan.by_sql:
+            names, source = ", ".join(self._plan.by_sql), self._plan.source
+            notes.append(
+                f"Did not take these rows, which would have to pass through SQL: {names}. What is made by SQL changes "
+                f"when `fs materialize` reads {source.batch_source.name!r}."
+            )
+        note = " ".join(notes) or None
+        return PushResult(self._plan.source.name, self.row_count, self._to, dict(sorted(self._done.items())), note)
+
+    def _write(
+        self, registered: RegisteredView, encoder: RecordEncoder, rows: ViewRows, advance: Callable[[int], object]
+    ) -> OnlineCounts:
+        if not self.row_count:
+            return OnlineCounts()
+        online = self._workspace.online
+        _begin(self._workspace, registered, encoder)
+        results: list[WriteResult] = []
+        for writes in rows.writes(encoder, BATCH_ROWS):
+            results += online.write(writes, now_us=self._workspace.clock())
+            reached(BATCH_WRITTEN)
+            advance(len(writes))
+        return OnlineCounts(*map(results.count, _RESULTS))
+
+    @contextmanager
+    def _named(self, view: str, where: str) -> Iterator[None]:
+        """Name the view in errors, and what was done before."""
+        try:
+            yield
+        except FeatureStoreError as error:
+            committed = [name for name, done in self._done.items() if done.offline is not None]
+            done = f" Committed offline before: {', '.join(committed)}." if committed else ""
+            raise type(error)(
+                f"Pushing to feature view {view!r} failed {where}: {error.message}{done}",
+                hint=error.hint,
+                **{**error.details, "view": view, "committed": committed},
+            ) from error
+
+
+def push(workspace: Workspace, source_name: str, rows: Any, to: To = "both") -> PushResult:
+    """Push rows of a PushSource to every feature view that reads it without SQL.
+
+    ``rows`` is any table (see `tables.read_table`) or the path of a Parquet file. It holds the views' join keys and
+    features and the event time; a created time that is null or not there is now. Everything is checked before anything
+    is written: raises NotFoundError, InputError, EntityKeyError and ValueTypeError (naming column and row), then what
+    the stores raise, naming the view.
+    """
+    if to not in ("both", "online", "offline"):
+        raise InputError(f"Rows are not pushed to {to!r}.", hint="Push to 'both', 'online' or 'offline'.")
+    # A commit goes into the generation of now; online alone must be quick, and not fail with the registry.
+    snapshot = workspace.recent_snapshot() if to == "online" else workspace.snapshot()
+    work = Push(workspace, PushPlan(snapshot, source_name), read_rows(rows), to)
+    if to != "online":
+        with step("commit", f"commit what is pushed to {source_name}"):
+            wait(work.commit())
+        work.confirm()
+    with step("push", f"push to {source_name}") as running:
+        work.publish(running.advance)
+    return work.result()
+
+
+_schemas: WeakKeyDictionary[OnlineStore, dict[bytes, float]] = WeakKeyDictionary()
+"""When this process put which schema into a store."""
+_checks: WeakKeyDictionary[OnlineStore, dict[str, float]] = WeakKeyDictionary()
+"""When this process saw that which part of a store is its own."""
+
+
+def _check(workspace: Workspace, registered: RegisteredView, *, is_committed: bool) -> None:
+    """Raise MismatchError where a view's online part is not this registry's, unless that was looked at just now.
+
+    Rows that are not ``is_committed`` have nothing to do with the offline store, which need not be there. A store that
+    is down tells nothing, and is not waited for: rows are committed all the same.
+    """
+    checked_at_s = _checks.setdefault(workspace.online, {})
+    now_s = time.monotonic()
+    key = str(registered.table)
+    if now_s < checked_at_s.get(key, -inf) + SCHEMA_SECONDS:
+        return
+    found: Mismatch | None = None
+    with suppress(OnlineStoreUnavailableError):
+        if is_committed:
+            found = compare_part(
+                workspace.registry, workspace.online, workspace.offline, registered, at_once=True
+            ).mismatch
+        else:
+            found = foreign_part(workspace.registry, workspace.online, registered, None, at_once=True)
+    if found is not None and not found.heals:
+        raise found.error
+    checked_at_s[key] = now_s
+
+
+def _begin(workspace: Workspace, registered: RegisteredView, encoder: RecordEncoder) -> None:
+    """Put the schema of records, without which nobody reads them, and whose they are, unless that was done just now.
+
+    Raises MismatchError where the online store holds another project's or history's records.
+    """
+    online = workspace.online
+    put_at_s = _schemas.setdefault(online, {})
+    now_s = time.monotonic()
+    if now_s >= put_at_s.get(encoder.schema_key, -inf) + SCHEMA_SECONDS:
+        begin_part(workspace.registry, online, registered)
+        online.put(encoder.schema_key, encoder.schema_json)
+        reached(SCHEMA_WRITTEN)
+        put_at_s[encoder.schema_key] = now_s

@@ -1,0 +1,147 @@
+"""What the ledger remembers of offline commits, and what each commit carries of the registry.
+
+The newest ledger entry of kind ``commit``, key ``{view}.{generation}``, names the commit that the watermark speaks of,
+by its identity. It is an entry of its own: a further field in a watermark would stop earlier releases from reading it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from featurestore_registry.interface import Ledger
+
+from featurestore.definitions import PushSource
+from featurestore.errors import MismatchError
+from featurestore.ledger.watermarks import KIND as WATERMARK_KIND
+from featurestore.ledger.watermarks import Watermark, watermark_from, watermark_key
+from featurestore.offline.interface import WATERMARK, Commit, OfflineStore, TableId
+from featurestore.registered.records import understood
+from featurestore.registered.snapshot import RegisteredView
+
+KIND = "commit"
+REPAIR_KIND = "repair"
+"""What a repair that is under way reads again, by view and generation; written before it replaces the watermark."""
+PROJECT, REVISION = "project", "revision"
+"""Facts of a commit: the identity of its project, and the hash of the revision that it was made by."""
+BELONG_HINT = (
+    "Check `registry` and `offline_store` in the settings. If they are to belong together from now on, run `fs repair`."
+)
+_FORGOTTEN = {"forgotten": True}
+_LONGEST_WALK = 1_000
+"""At most this many commits of earlier releases are looked behind: they carry nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownCommit:
+    """A commit that the ledger remembers."""
+
+    version: int
+    identity: str
+
+
+def known_commit(ledger: Ledger, registered: RegisteredView) -> KnownCommit | None:
+    """Return the commit that a view's watermark speaks of; None where an earlier release wrote the watermark."""
+    entry = ledger.latest(registered.project, KIND, watermark_key(registered.view.name, registered.generation))
+    return None if entry is None or entry.document == _FORGOTTEN else _known_from(entry.document)
+
+
+def last_read(ledger: Ledger, offline: OfflineStore, registered: RegisteredView) -> KnownCommit | None:
+    """Return the newest commit that may hold what was read from the view's source, or None.
+
+    Pushes may commit every second. Where they do, it is the one that the last run remembered.
+    """
+    if any(isinstance(source, PushSource) for source in registered.view.sources):
+        return known_commit(ledger, registered)
+    newest = offline.find_commit(registered.table)
+    return None if newest is None else KnownCommit(newest.number, newest.identity)
+
+
+class Remembered:
+    """What the ledger remembers of all tables of a project: three looks at it, however many views there are."""
+
+    def __init__(self, ledger: Ledger, project: str) -> None:
+        self._repairs = {entry.key for entry in ledger.scan(project, REPAIR_KIND) if "intervals" in entry.document}
+        self._watermarks = {entry.key: entry for entry in ledger.scan(project, WATERMARK_KIND)}
+        self._commits = {entry.key: entry.document for entry in ledger.scan(project, KIND)}
+
+    def is_under_repair(self, registered: RegisteredView) -> bool:
+        """Tell whether a repair of the view began and did not end."""
+        return watermark_key(registered.view.name, registered.generation) in self._repairs
+
+    def of(self, registered: RegisteredView) -> tuple[Watermark, KnownCommit | None]:
+        """Return a view's watermark and the commit that it speaks of, as `read_watermark` and `known_commit` do."""
+        key = watermark_key(registered.view.name, registered.generation)
+        entry, commit = self._watermarks.get(key), self._commits.get(key)
+        watermark = Watermark() if entry is None else watermark_from(entry.document, entry.version)
+        return watermark, None if commit is None or commit == _FORGOTTEN else _known_from(commit)
+
+
+def remember_commit(ledger: Ledger, registered: RegisteredView, commit: KnownCommit | None) -> None:
+    """Remember a commit, durably; None: that there is none any more."""
+    if known_commit(ledger, registered) != commit:
+        key = watermark_key(registered.view.name, registered.generation)
+        ledger.append(registered.project, KIND, key, _FORGOTTEN if commit is None else asdict(commit))
+
+
+@understood("a commit")
+def _known_from(document: Mapping[str, Any]) -> KnownCommit:
+    return KnownCommit(int(document["version"]), str(document["identity"]))
+
+
+def facts_of(registered: RegisteredView, held: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the facts that a commit is made with; ``held`` is what its table then holds of the source."""
+    facts: dict[str, Any] = {}
+    if registered.chain.number:
+        facts |= {PROJECT: registered.chain.identity, REVISION: registered.chain.head}
+    return {**facts, WATERMARK: held}  # also None: nobody needs to look further back
+
+
+def bind_tables(offline: OfflineStore, registered: RegisteredView) -> None:
+    """Let a project's tables belong to it from its first commit on. Raises MismatchError where another came first."""
+    identity = registered.chain.identity
+    if identity and offline.owner(registered.project) != identity:
+        owner = offline.bind(registered.project, identity)
+        if owner != identity:
+            raise MismatchError(
+                f"The offline tables of {registered.project!r} belong to the project with identity {owner[:12]}; "
+                f"this registry's is {identity[:12]}.",
+                hint=BELONG_HINT,
+            )
+
+
+def held_by(watermark: Watermark) -> dict[str, Any]:
+    """Return what a table holds of its source, as a commit carries it.
+
+    The fingerprints of source files are left out: they may be many, and a run that does not know a file reads it again.
+    """
+    return {
+        "intervals": [list(interval) for interval in watermark.intervals],
+        "begun_us": watermark.begun_us,
+        "created_until_us": watermark.created_until_us,
+    }
+
+
+def held_of(
+    offline: OfflineStore, newest: Commit | None, registered: RegisteredView, *, table: TableId | None = None
+) -> Mapping[str, Any] | None:
+    """Return what a table (the view's own, or another) holds of its source: the newest commit that says it."""
+    table, commit = table or registered.table, newest
+    for _ in range(_LONGEST_WALK):
+        if commit is None or WATERMARK in commit.facts:
+            break
+        commit = offline.find_commit(table, commit.number - 1) if commit.number else None
+    return None if commit is None else commit.facts.get(WATERMARK)
+
+
+def watermark_of(held: Mapping[str, Any] | None) -> Watermark:
+    """Return the watermark of what a table holds; an empty one where it does not say."""
+    if held is None:
+        return Watermark()
+    with understood("a watermark in a commit"):
+        return Watermark(
+            intervals=tuple((int(start), int(end)) for start, end in held["intervals"]),
+            begun_us=held["begun_us"],
+            created_until_us=held["created_until_us"],
+        )

@@ -1,0 +1,71 @@
+"""Which generations a view's name has used: a name never reuses storage, also after it was deleted."""
+
+from __future__ import annotations
+
+from featurestore_registry.interface import Ledger
+
+from featurestore.errors import OnlineStoreError
+from featurestore.online.records.keys import view_prefix
+from featurestore.online.records.marker import PartMarkers
+from featurestore.workspace import Workspace
+
+KIND = "generation"
+
+
+def last_generation(ledger: Ledger, project: str, view: str) -> int:
+    """Return the last generation that a view's name has used, 0 for a new name."""
+    entry = ledger.latest(project, KIND, view)
+    return 0 if entry is None else int(entry.document["generation"])
+
+
+def remember_generation(ledger: Ledger, project: str, view: str, generation: int) -> None:
+    """Note that a generation is used from now on."""
+    if last_generation(ledger, project, view) < generation:
+        ledger.append(project, KIND, view, {"generation": generation})
+
+
+def adopt_generation(ledger: Ledger, project: str, view: str, generation: int) -> None:
+    """Note that a generation of another history is this registry's from now on, to use or to give up."""
+    if generation not in used_generations(ledger, project).get(view, ()):
+        last = last_generation(ledger, project, view)
+        ledger.append(project, KIND, view, {"generation": generation})
+        if last > generation:  # the newest entry is the last generation
+            ledger.append(project, KIND, view, {"generation": last})
+
+
+def used_generations(ledger: Ledger, project: str) -> dict[str, set[int]]:
+    """Return the generations that every view name has used: of those between them another history may be."""
+    views = [entry.key for entry in ledger.scan(project, KIND)]
+    return {
+        view: {int(entry.document["generation"]) for entry in ledger.scan(project, KIND, key=view)} for view in views
+    }
+
+
+class Generations:
+    """Finds generations that were never used: by the registry's memory, the offline store's, or what lies online.
+
+    After registry and offline store were restored together, the online store alone knows of a generation that came
+    later: under its number other definitions would serve its records. One that is down is not asked again.
+    """
+
+    def __init__(self, workspace: Workspace, identity: str) -> None:
+        self._workspace, self._identity = workspace, identity
+        self._is_online_up = bool(identity)
+
+    def unused(self, view: str, *, after: int = 0) -> int:
+        """Return the first unused generation of a view, greater than ``after``."""
+        project = self._workspace.project
+        known = last_generation(self._workspace.ledger, project, view)
+        generation = max(after, known, self._workspace.offline.last_generation(project, view)) + 1
+        while self._is_online_up and self._is_online(view, generation):
+            generation += 1
+        return generation
+
+    def _is_online(self, view: str, generation: int) -> bool:
+        try:
+            prefix = view_prefix(self._workspace.project, view, generation)
+            copies, _ = PartMarkers(self._workspace.online, prefix).read(at_once=True)
+        except OnlineStoreError:
+            self._is_online_up = False
+            return False
+        return any(copy is not None and copy.project == self._identity for copy in copies)

@@ -1,0 +1,281 @@
+"""Leases: one run of a view at a time, across processes and machines.
+
+The newest ledger entry of kind ``lease`` and the view's name says who holds it. Every change is a compare-and-set on
+the entry's version, so of two takers one wins. Clocks of machines differ and jump, so none of them decides: who waits
+takes the lease over when its entry has not moved for `LEASE_US` of the waiter's own monotonic clock, and at once where
+the holder is a process of the same machine that has ended. The holder says which process it is in an entry of its own
+kind, since older versions refuse fields that they do not know. They go by ``expires_us``, which is still written.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+from featurestore_registry.interface import Ledger
+
+from featurestore.errors import LeaseHeldError, LedgerConflictError, RegistryError
+from featurestore.ledger.processes import Process, own_process
+from featurestore.registered.records import understood
+from featurestore.steps import crash_point, reached, step
+from featurestore.types.times import CLOCK_TOLERANCE_US, Clock, to_rfc3339
+
+KIND = "lease"
+PROCESS_KIND = "lease_process"
+LEASE_US = 60_000_000
+RENEW_SECONDS = 20.0
+WAIT_SECONDS = 600.0
+_LEASE_SECONDS = LEASE_US / 1_000_000
+_POLL_SECONDS = 0.5
+_RETRY_SECONDS = 1.0
+_SAID_LATELY = 20
+"""So many of the newest entries of `PROCESS_KIND` are looked through: who lost a race for the lease has written one."""
+
+TAKEN = crash_point("lease.taken", "the view's lease is held, nothing else has happened")
+RELEASED = crash_point("lease.released", "the run is over and its lease given back")
+
+
+class Timer(NamedTuple):
+    """How time passes for who holds a lease and who waits for it."""
+
+    seconds: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+_TIMER = Timer()
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseState:
+    """What the ledger says of a view's lease."""
+
+    holder: str
+    """The id of the run."""
+    host: str
+    pid: int
+    since_us: int
+    expires_us: int
+    """By the holder's clock; older versions go by it."""
+    released: bool = False
+
+    def is_held(self, now_us: int) -> bool:
+        """Tell whether it seems held, by the wall clocks of two machines; a clock that is far ahead is not believed."""
+        return not self.released and now_us < self.expires_us <= now_us + LEASE_US + CLOCK_TOLERANCE_US
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {to_rfc3339(self.since_us)[:19]}Z"
+
+
+def read_lease(ledger: Ledger, project: str, view: str) -> tuple[LeaseState | None, int]:
+    """Return the newest state of a view's lease, None when nobody ever took it, and its version."""
+    entry = ledger.latest(project, KIND, view)
+    return (None, 0) if entry is None else (_lease_from(entry.document), entry.version)
+
+
+def running_holder(ledger: Ledger, project: str, view: str, *, now_us: int) -> str | None:
+    """Return the id of the run that holds a view's lease, as far as one look can tell; None where none does."""
+    book = _Book(ledger, project, view)
+    state, _ = book.read()
+    if state is None or not state.is_held(now_us) or _is_gone(book.process(state.holder)):
+        return None
+    return state.holder
+
+
+@understood("a lease")
+def _lease_from(document: Mapping[str, Any]) -> LeaseState:
+    return LeaseState(**document)
+
+
+def _is_gone(process: Process | None) -> bool:
+    return process is not None and process.is_gone()
+
+
+class _Book:
+    """The ledger's pages on the lease of one view."""
+
+    def __init__(self, ledger: Ledger, project: str, view: str) -> None:
+        self.ledger, self.project, self.view = ledger, project, view
+
+    def read(self) -> tuple[LeaseState | None, int]:
+        return read_lease(self.ledger, self.project, self.view)
+
+    def append(self, state: LeaseState, version: int) -> int:
+        return self.ledger.append(self.project, KIND, self.view, asdict(state), if_version=version)
+
+    def introduce(self, holder: str) -> None:
+        """Say which process is going to hold the lease, before it does: it may be killed right after."""
+        process = own_process()
+        if process is not None:
+            self.ledger.append(self.project, PROCESS_KIND, self.view, {"holder": holder, **asdict(process)})
+
+    def process(self, holder: str) -> Process | None:
+        """Return the process that holds the lease, or None where it did not say, as older versions do not."""
+        for entry in self.ledger.scan(self.project, PROCESS_KIND, key=self.view, limit=_SAID_LATELY):
+            if entry.document.get("holder") == holder:
+                try:
+                    return Process(**{name: entry.document[name] for name in Process.__dataclass_fields__})
+                except KeyError:
+                    return None  # a newer version tells processes apart by something else
+        return None
+
+
+class Lease:
+    """A lease that this process holds; made by `holding`."""
+
+    def __init__(
+        self, book: _Book, state: LeaseState, version: int, clock: Clock, timer: Timer, since_s: float
+    ) -> None:
+        self._book, self._clock, self._timer = book, clock, timer
+        self._state, self._version = state, version
+        self._moved_s = since_s
+        self._lost = False
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Return while the lease is held; raises LeaseHeldError when it ran out and another run took it."""
+        with self._lock:
+            if not self._lost and self._may_be_followed():
+                self._renew()
+            if self._lost:
+                state, _ = self._book.read()
+                raise LeaseHeldError(
+                    f"The run of {self._book.view!r} lost its lease to {state}.",
+                    hint="This machine may have slept. Run it again: what was committed is not done twice.",
+                    view=self._book.view,
+                )
+
+    def _may_be_followed(self) -> bool:
+        """Tell whether another one may have taken it; where the clock jumped, asking the ledger does no harm."""
+        silent_s = self._timer.seconds() - self._moved_s
+        return silent_s >= _LEASE_SECONDS or self._clock() >= self._state.expires_us
+
+    def renew_until(self, stopped: threading.Event) -> None:
+        """Renew from time to time; runs in a thread of its own until ``stopped``."""
+        pause = RENEW_SECONDS
+        while not stopped.wait(pause):
+            try:
+                with self._lock:
+                    self._renew()
+                pause = RENEW_SECONDS
+            except RegistryError:
+                pause = _RETRY_SECONDS  # away for a moment: there are two thirds of the lease left to come back
+
+    def _renew(self) -> None:
+        if not self._lost:
+            self._append(replace(self._state, expires_us=self._clock() + LEASE_US))
+
+    def release(self) -> None:
+        """Give it back; when it is lost, or the registry is away, the next run finds out for itself."""
+        try:
+            with self._lock:
+                if not self._lost:
+                    self._append(replace(self._state, released=True))
+        except RegistryError:
+            return
+
+    def _append(self, state: LeaseState) -> None:
+        moved_s = self._timer.seconds()  # before others can see it: they begin to count later than this
+        try:
+            self._version = self._book.append(state, self._version)
+            self._state, self._moved_s = state, moved_s
+        except LedgerConflictError:
+            self._lost = True
+
+
+@contextmanager
+def holding(
+    ledger: Ledger,
+    project: str,
+    view: str,
+    *,
+    holder: str,
+    clock: Clock,
+    wait_seconds: float = WAIT_SECONDS,
+    timer: Timer = _TIMER,
+) -> Iterator[Lease]:
+    """Hold a view's lease during the block, renewing it in the background.
+
+    Waits while another run holds it, says who, and when it will be taken over. Raises LeaseHeldError when that takes
+    over ``wait_seconds``.
+    """
+    lease = _Wait(_Book(ledger, project, view), holder, clock, timer).until_taken(wait_seconds)
+    stopped = threading.Event()
+    renewing = threading.Thread(target=lease.renew_until, args=(stopped,), name=f"lease {view}", daemon=True)
+    renewing.start()
+    reached(TAKEN)
+    try:
+        yield lease
+    finally:
+        stopped.set()
+        renewing.join()
+        lease.release()
+        reached(RELEASED)
+
+
+class _Wait:
+    """One run on its way to a lease: what it has seen of the holder, and since when."""
+
+    def __init__(self, book: _Book, holder: str, clock: Clock, timer: Timer) -> None:
+        self._book, self._holder, self._clock, self._timer = book, holder, clock, timer
+        self._is_introduced = False
+        self._seen_version: int | None = None
+        self._moved_s = 0.0
+        self._process: Process | None = None
+
+    def until_taken(self, wait_seconds: float) -> Lease:
+        deadline_s = self._timer.seconds() + wait_seconds
+        lease, other = self._try()
+        if lease is not None:
+            return lease
+        view, end = self._book.view, self._end()
+        with step("lease", f"wait for the run of {view} by {other}; it is taken over {end}", unit="tries") as waiting:
+            while (left_s := deadline_s - self._timer.seconds()) > 0:
+                self._timer.sleep(min(_POLL_SECONDS, left_s))
+                lease, other = self._try()
+                if lease is not None:
+                    return lease
+                waiting.advance()
+        assert other is not None
+        raise LeaseHeldError(
+            f"Another run of {self._book.view!r} is under way: {other}.",
+            hint=f"Wait for it, or end it: its lease is taken over {self._end()}.",
+            view=self._book.view,
+            **asdict(other),
+        )
+
+    def _end(self) -> str:
+        silent = f"{_LEASE_SECONDS:.0f} seconds after its last sign of life"
+        return silent if self._process is None else f"when that process ends, or {silent}"
+
+    def _try(self) -> tuple[Lease | None, LeaseState | None]:
+        """Return the lease if it could be taken, else the state that another one holds it with."""
+        while True:
+            before_s = self._timer.seconds()
+            state, version = self._book.read()
+            if state is not None and not self._is_free(state, version, before_s):
+                return None, state
+            if not self._is_introduced:
+                self._book.introduce(self._holder)
+                self._is_introduced = True
+            since_s, now_us = self._timer.seconds(), self._clock()
+            mine = LeaseState(self._holder, socket.gethostname(), os.getpid(), now_us, now_us + LEASE_US)
+            try:
+                version = self._book.append(mine, version)
+            except LedgerConflictError:
+                continue
+            return Lease(self._book, mine, version, self._clock, self._timer, since_s), None
+
+    def _is_free(self, state: LeaseState, version: int, before_s: float) -> bool:
+        """Tell whether a lease may be taken that was read after ``before_s``."""
+        if state.released:
+            return True
+        if version != self._seen_version:
+            self._seen_version, self._moved_s = version, self._timer.seconds()
+            self._process = self._book.process(state.holder)
+        return _is_gone(self._process) or before_s - self._moved_s >= _LEASE_SECONDS

@@ -1,0 +1,49 @@
+"""How far each view's rows have come: committed, published, and what the last run sent online."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from featurestore_registry.interface import Ledger
+
+from featurestore.ledger import watermarks
+from featurestore.ledger.runs import END_KIND, Published, run_from
+from featurestore.registered.snapshot import Snapshot
+from featurestore.types.times import to_instant
+
+_COUNTS = tuple(field.name for field in fields(Published) if field.name != "wrong_type_keys")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One online view's progress."""
+
+    committed_until_us: int | None
+    """End of its last committed interval."""
+    unpublished_since_us: int | None
+    """Since when committed rows wait to be online; None when there are none."""
+    published_version: int | None
+    """The table version that was published last; None when none ever was."""
+    published: Mapping[str, int]
+    """What became of the records that its last run sent online."""
+
+
+def read_progress(ledger: Ledger, snapshot: Snapshot) -> dict[str, Progress]:
+    """Return the progress of every online view that was ever materialized, by two queries whatever their number."""
+    marks = {entry.key: entry for entry in ledger.scan(snapshot.project, watermarks.KIND)}
+    last = {entry.key: run_from(entry.document).published for entry in ledger.scan(snapshot.project, END_KIND)}
+    found = {}
+    for name, registered in snapshot.views.items():
+        entry = marks.get(watermarks.watermark_key(name, registered.generation))
+        if entry is None or not registered.view.online:
+            continue
+        mark = watermarks.watermark_from(entry.document, entry.version)
+        waits = mark.table_version != mark.published_version
+        found[name] = Progress(
+            committed_until_us=mark.end_us,
+            unpublished_since_us=to_instant(entry.written_at) if waits else None,
+            published_version=mark.published_version,
+            published={count: getattr(last[name], count) for count in _COUNTS} if name in last else {},
+        )
+    return found

@@ -1,0 +1,220 @@
+"""Runs: what each materialization did, as `fs materialize`, `fs log` and the ledger show it.
+
+A run is written twice per view: when it starts (kind ``run_start``) and when it ends (kind ``run``). A start
+without an end whose lease or process is gone belongs to a process that was killed.
+
+Nothing is decided by what a run says of itself. So it is read as far as this version understands it: a newer one, in
+the same fleet for a while, may write more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from html import escape
+from typing import Any, Literal
+
+from featurestore_registry.interface import Ledger
+
+from featurestore.errors import RegistryFormatError
+from featurestore.ledger.leases import running_holder
+from featurestore.ledger.watermarks import Interval
+from featurestore.steps import crash_point, reached
+from featurestore.tables import html_table
+
+START_KIND, END_KIND = "run_start", "run"
+
+RunKind = Literal["interval", "incremental", "rebuild", "republish"]
+RunState = Literal["running", "done", "failed", "killed"]
+
+SHOWN_KEYS = 5
+
+STARTED = crash_point("run.started", "the ledger says that the run is under way")
+RECORDED = crash_point("run.recorded", "the ledger says how the run ended")
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What became of the records that a run sent online."""
+
+    written: int = 0
+    stale: int = 0
+    """A newer record was there, and stayed."""
+    expired: int = 0
+    """Past their physical expiry: not written."""
+    wrong_type: int = 0
+    """Their key holds something that is no record; it was left alone."""
+    repaired: int = 0
+    """Of withdrawn rows: replaced by the entity's next best row."""
+    deleted: int = 0
+    """Of withdrawn rows: deleted, because the entity has no other row."""
+    wrong_type_keys: tuple[str, ...] = ()
+    """The first few of them."""
+
+    def __add__(self, other: Published) -> Published:
+        """Return the counts of two publishes of one run."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
+        keys = tuple(dict.fromkeys((*self.wrong_type_keys, *other.wrong_type_keys)))[:SHOWN_KEYS]
+        return Published(**sums, wrong_type_keys=keys)
+
+
+_COUNTS = ("written", "stale", "expired", "wrong_type", "repaired", "deleted")
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """One run of one view. Counts are rows."""
+
+    run_id: str
+    view: str
+    generation: int
+    kind: RunKind
+    state: RunState
+    started_us: int
+    host: str
+    pid: int
+    intervals: tuple[Interval, ...] = ()
+    """The spans of event time that were asked for; an incremental run also read what changed elsewhere."""
+    read: int = 0
+    appended: int = 0
+    duplicates: int = 0
+    """Of equal keys and times the last counts; these were the others."""
+    unchanged: int = 0
+    null_keys: int = 0
+    """Dropped."""
+    null_times: int = 0
+    """Dropped."""
+    waiting: int = 0
+    """Dated after now: left for a later run."""
+    withdrawn: int = 0
+    """By a rebuild: rows that the source no longer holds."""
+    damaged: int = 0
+    """By a rebuild: rows of damaged files, which were left out before the source was read."""
+    table_version: int | None = None
+    published: Published = field(default_factory=Published)
+    duration_ms: int | None = None
+    error: str | None = None
+    dry_run: bool = False
+    """It counted and wrote nothing."""
+
+    def __repr__(self) -> str:
+        took = "" if self.duration_ms is None else f", {self.duration_ms / 1000:.1f} s"
+        counts = f"{self.read:,} rows read, {self.appended:,} appended, {self.published.written:,} online{took}"
+        dry = ", a dry run" if self.dry_run else ""
+        return f"RunResult({self.view}: {self.state}, {counts}{dry})"
+
+    def _repr_html_(self) -> str:
+        return Runs([self])._repr_html_()
+
+    def cells(self) -> tuple[str, ...]:
+        """Return what a table of runs shows of it, in the order of `RUN_HEADS`."""
+        counts = (
+            self.read, self.appended, self.unchanged, self.duplicates, self.null_keys + self.null_times, self.waiting,
+            self.published.written,
+        )  # fmt: skip
+        took = "" if self.duration_ms is None else f"{self.duration_ms / 1000:.1f} s"
+        if self.state == "failed":
+            took = "failed"
+        return (self.view, *(f"{count:,}" for count in counts), took)
+
+    def notes(self) -> list[str]:
+        """Return what its user should know beside the counts."""
+        notes = []
+        if self.null_keys or self.null_times:
+            notes.append(f"dropped {self.null_keys:,} rows with a null key and {self.null_times:,} without event time")
+        if self.waiting:
+            notes.append(f"{self.waiting:,} rows are dated after now and wait for a later run")
+        if self.published.expired:
+            notes.append(
+                f"{self.published.expired:,} entities were not put online: their newest row is long past its ttl"
+            )
+        if self.withdrawn:
+            notes.append(f"withdrew {self.withdrawn:,} rows that the source no longer holds")
+        if self.damaged:
+            notes.append(f"left out damaged files with {self.damaged:,} rows and read their span from the source again")
+        if self.published.wrong_type:
+            keys = ", ".join(self.published.wrong_type_keys)
+            notes.append(
+                f"{self.published.wrong_type:,} keys hold something else and were left alone: {keys}. Delete them, and "
+                f"run `fs materialize --view {self.view} --republish`"
+            )
+        return notes
+
+
+RUN_HEADS = ("view", "read", "appended", "unchanged", "duplicates", "dropped", "waiting", "online", "took")
+
+
+class Runs(list[RunResult]):
+    """Runs, which a notebook shows as `fs materialize` does."""
+
+    def _repr_html_(self) -> str:
+        notes = [f"{run.view}: {note}" for run in self for note in (*run.notes(), *filter(None, [run.error]))]
+        if any(run.dry_run for run in self):
+            notes.append("This was a dry run: nothing was written.")
+        return html_table((run.cells() for run in self), RUN_HEADS) + "".join(
+            f"<p>{escape(note)}</p>" for note in notes
+        )
+
+
+def record_start(ledger: Ledger, project: str, run: RunResult) -> None:
+    """Write that a run is under way."""
+    ledger.append(project, START_KIND, run.view, asdict(run))
+    reached(STARTED)
+
+
+def record_end(ledger: Ledger, project: str, run: RunResult) -> None:
+    """Write how a run ended."""
+    ledger.append(project, END_KIND, run.view, asdict(run))
+    reached(RECORDED)
+
+
+def runs(ledger: Ledger, project: str, view: str, *, now_us: int) -> list[RunResult]:
+    """Return a view's runs, newest first; those that started and never ended are running or killed."""
+    ended = [run_from(entry.document) for entry in ledger.scan(project, END_KIND, key=view)]
+    known = {run.run_id for run in ended}
+    started = [run_from(entry.document) for entry in ledger.scan(project, START_KIND, key=view)]
+    open_runs = [run for run in started if run.run_id not in known]
+    if open_runs:
+        # Of a generation that is not served yet the lease has a name of its own.
+        names = {view, *(f"{view}.{run.generation}" for run in open_runs)}
+        with suppress(RegistryFormatError):  # who holds the lease is not to be known: they stay as they began
+            holders = {running_holder(ledger, project, name, now_us=now_us) for name in names}
+            open_runs = [replace(run, state="running" if run.run_id in holders else "killed") for run in open_runs]
+    return sorted([*ended, *open_runs], key=lambda run: run.started_us, reverse=True)
+
+
+def all_runs(ledger: Ledger, project: str, *, now_us: int) -> list[RunResult]:
+    """Return the runs of every view, also of deleted ones, newest first."""
+    views = {entry.key for kind in (START_KIND, END_KIND) for entry in ledger.scan(project, kind)}
+    found = [run for view in sorted(views) for run in runs(ledger, project, view, now_us=now_us)]
+    return sorted(found, key=lambda run: run.started_us, reverse=True)
+
+
+_UNTOLD = RunResult("", "", 0, "incremental", "done", 0, "", 0)
+"""What a run is taken to be where its document does not say."""
+
+
+def run_from(document: Mapping[str, Any]) -> RunResult:
+    """Return the run of a ledger document: kind and state as they are there, and nothing that this version lacks."""
+    said = _understood_parts(_UNTOLD, document)
+    published = document.get("published")
+    if isinstance(published, Mapping):
+        parts = _understood_parts(Published(), {**published, "wrong_type_keys": ()})
+        keys = published.get("wrong_type_keys")
+        said["published"] = Published(**{**parts, "wrong_type_keys": tuple(keys) if isinstance(keys, list) else ()})
+    with suppress(KeyError, TypeError, ValueError):
+        said["intervals"] = tuple((int(start), int(end)) for start, end in document["intervals"])
+    return replace(_UNTOLD, **said)
+
+
+def _understood_parts(template: Any, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of a document what a dataclass has a field for, where it is of the field's type."""
+    parts = {}
+    for each in fields(template):
+        default = getattr(template, each.name)
+        kinds = {type(default), {"int | None": int, "str | None": str}.get(str(each.type), type(default))}
+        value = document.get(each.name, default)
+        if type(value) in kinds and not isinstance(value, Mapping | list):
+            parts[each.name] = value
+    return parts

@@ -1,0 +1,312 @@
+"""Saved training sets: what is needed to build one again, identical. The ledger's kind ``training_set``, by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from featurestore_registry.interface import Ledger
+from featurestore_registry.records import LedgerEntry, Record, Revision, canonical_json
+
+from featurestore.backends import local_path
+from featurestore.definitions import FeatureView, OnDemandFeatureView
+from featurestore.errors import NotFoundError, RecordNotFoundError, RegistryFormatError, did_you_mean
+from featurestore.offline.interface import TableId
+from featurestore.offline.local.files import disk_errors, sync_file, sync_folder
+from featurestore.registered.records import known_fields, understood
+from featurestore.registered.snapshot_file import record_from
+from featurestore.workspace import Workspace
+
+KIND = "training_set"
+FRAME_KIND = "training_set_frame"
+"""What the ledger holds of an entity frame, by its file, before it has its name: a leftover is known by it."""
+_DELETED = {"deleted": True}
+"""What the ledger, which only grows, holds of a set that is deleted. Its name is free again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRead:
+    """One read of a saved set: the view as it is named there, and the table version it is pinned to."""
+
+    name: str
+    view: str
+    generation: int
+    version: int | None
+    """None where nothing was committed when the set was saved."""
+    as_of: str
+
+
+@dataclass(frozen=True, slots=True)
+class SavedFrame:
+    """The kept entity frame."""
+
+    form: str
+    """``pandas``, ``arrow`` or ``polars``: what it was given as."""
+    file: str
+    """Below the offline store's folder."""
+    sha256: str
+    timestamp_column: str
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSet:
+    """A saved training set."""
+
+    name: str
+    registry_revision: int
+    references: tuple[Mapping[str, Any], ...]
+    """What was asked for, as `FeatureRequest.references`."""
+    full_feature_names: bool
+    reads: tuple[SavedRead, ...]
+    frame: SavedFrame
+    fingerprint: str
+    """Of the feature columns."""
+    certificate: Mapping[str, Any]
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the set as the ledger keeps it."""
+        return asdict(self)
+
+    @classmethod
+    @understood("a saved training set")
+    def from_document(cls, document: Mapping[str, Any], *, is_shown: bool = False) -> SavedSet:
+        """Return the set of a ledger document; where it only ``is_shown``, without what a newer version added."""
+        part = known_fields if is_shown else _all_fields
+        return cls(
+            **{
+                **part(cls, document),
+                "references": tuple(document["references"]),
+                "reads": tuple(SavedRead(**part(SavedRead, read)) for read in document["reads"]),
+                "frame": SavedFrame(**part(SavedFrame, document["frame"])),
+            }
+        )
+
+
+def find_set(ledger: Ledger, project: str, name: str) -> SavedSet | None:
+    """Return a saved set, or None when there is none of the name."""
+    entry = ledger.latest(project, KIND, name)
+    return None if entry is None or _is_deleted(entry) else SavedSet.from_document(entry.document)
+
+
+def read_set(ledger: Ledger, project: str, name: str) -> SavedSet:
+    """Return a saved set; raises NotFoundError with the closest name."""
+    found = find_set(ledger, project, name)
+    if found is None:
+        raise _not_found(ledger, project, name)
+    return found
+
+
+def list_sets(ledger: Ledger, project: str, *, are_shown: bool = False) -> list[SavedSet]:
+    """Return every saved set, sorted by name; where they ``are_shown``, as far as this version understands them."""
+    entries = [entry for entry in ledger.scan(project, KIND) if not _is_deleted(entry)]
+    found = [SavedSet.from_document(entry.document, is_shown=are_shown) for entry in entries]
+    return sorted(found, key=lambda saved: saved.name)
+
+
+def add_set(ledger: Ledger, project: str, saved: SavedSet) -> None:
+    """Register a set under a free name, durably; raises LedgerConflictError when the name is taken."""
+    entry = ledger.latest(project, KIND, saved.name)
+    version = entry.version if entry is not None and _is_deleted(entry) else 0
+    ledger.append(project, KIND, saved.name, saved.to_document(), if_version=version)
+
+
+def remove_set(ledger: Ledger, project: str, name: str) -> SavedSet:
+    """Delete a set, durably, and return it; raises NotFoundError with the closest name."""
+    entry = ledger.latest(project, KIND, name)
+    if entry is None or _is_deleted(entry):
+        raise _not_found(ledger, project, name)
+    removed = SavedSet.from_document(entry.document)
+    ledger.append(project, KIND, name, _DELETED, if_version=entry.version)
+    return removed
+
+
+def _is_deleted(entry: LedgerEntry) -> bool:
+    return entry.document == _DELETED
+
+
+def _not_found(ledger: Ledger, project: str, name: str) -> NotFoundError:
+    hint = did_you_mean(name, [entry.key for entry in ledger.scan(project, KIND) if not _is_deleted(entry)])
+    return NotFoundError(
+        f"There is no saved training set {name!r}.", hint=hint or "Save one with .save(name).", name=name
+    )
+
+
+def frames_folder(workspace: Workspace) -> Path:
+    """Return where the entity frames of saved sets lie."""
+    return frame_path(workspace, workspace.project) / "_training_sets"
+
+
+def frame_path(workspace: Workspace, file: str) -> Path:
+    """Return the path of a `SavedFrame.file`."""
+    return local_path(workspace.settings.offline_store.url, workspace.root) / file
+
+
+def frame_file(workspace: Workspace, path: Path) -> str:
+    """Return what `frame_path` takes."""
+    return path.relative_to(frame_path(workspace, "")).as_posix()
+
+
+def note_frame(ledger: Ledger, project: str, file: str) -> None:
+    """Note, durably, that an entity frame is about to get its name."""
+    ledger.append(project, FRAME_KIND, file, {}, if_version=0)
+
+
+def known_frames(ledger: Ledger, project: str) -> frozenset[str]:
+    """Return every frame that the ledger remembers, of sets that are saved, deleted, or were never finished."""
+    found = {entry.key for entry in ledger.scan(project, FRAME_KIND)}
+    for newest in ledger.scan(project, KIND):
+        for entry in ledger.scan(project, KIND, key=newest.key):
+            if not _is_deleted(entry):
+                found.add(SavedSet.from_document(entry.document).frame.file)
+    return frozenset(found)
+
+
+def _all_fields(_: type, document: Mapping[str, Any]) -> Mapping[str, Any]:
+    return document
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSet:
+    """The document of a saved set, as it lies beside its frame: what is known of it without the ledger."""
+
+    saved: SavedSet
+    commits: Mapping[str, str]
+    """By name of a read the identity of the commit that its version is."""
+    revision: str
+    """The hash of the revision that it was made by."""
+    records: tuple[Record, ...]
+    """The definitions that it reads, as of that revision."""
+
+
+def document_path(frame: Path) -> Path:
+    """Return where the document of a set lies, by the path of its frame."""
+    return frame.with_suffix(".json")
+
+
+def read_kept(frame: Path) -> KeptSet | None:
+    """Return what lies beside a frame; None where nothing does, or where it cannot be read."""
+    try:
+        document = json.loads(document_path(frame).read_bytes())
+        return KeptSet(
+            SavedSet.from_document(document["set"]),
+            dict(document["commits"]),
+            str(document["revision"]),
+            tuple(map(record_from, document["records"])),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RegistryFormatError):
+        return None
+
+
+def keep_document(workspace: Workspace, saved: SavedSet) -> None:
+    """Write beside a set's frame what is known of the set, for a registry that is restored to before it was saved."""
+    commits = {}
+    for read in saved.reads:
+        table = TableId(workspace.project, read.view, read.generation)
+        commit = None if read.version is None else workspace.offline.find_commit(table, read.version)
+        if commit is not None:
+            commits[read.name] = commit.identity
+    revision = workspace.registry.definitions.read(workspace.project, saved.registry_revision)
+    target = document_path(frame_path(workspace, saved.frame.file))
+    partial = target.with_suffix(".json-partial")
+    with disk_errors(f"keep the document of training set {saved.name!r}"):
+        try:
+            text = canonical_json(
+                {
+                    "format": 1,
+                    "set": saved.to_document(),
+                    "commits": commits,
+                    "revision": revision.chain.head,
+                    "records": [asdict(record) for record in _read_by(saved, revision)],
+                }
+            )
+            partial.write_text(text, encoding="utf-8")
+            sync_file(partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        sync_folder(target.parent)
+
+
+def _read_by(saved: SavedSet, revision: Revision) -> list[Record]:
+    """Return the records of what a set reads, and of all that these depend on."""
+    by_key = {record.key: record for record in revision.records}
+    on_demand = saved.certificate["on_demand"]
+    wanted = [*(f"{FeatureView.kind}:{read.view}" for read in saved.reads)]
+    wanted += [f"{OnDemandFeatureView.kind}:{name}" for name in on_demand]
+    found: dict[str, Record] = {}
+    while wanted:
+        key = wanted.pop()
+        if key in by_key and key not in found:
+            found[key] = by_key[key]
+            wanted += by_key[key].depends_on
+    return list(found.values())
+
+
+def keep_missing_documents(workspace: Workspace) -> None:
+    """Write the documents of sets that have none: an earlier release saved them, or a save was cut off."""
+    for saved in list_sets(workspace.ledger, workspace.project):
+        frame = frame_path(workspace, saved.frame.file)
+        if frame.is_file() and not document_path(frame).is_file():
+            with suppress(RecordNotFoundError):  # it was registered again, and its revision was not
+                keep_document(workspace, saved)
+
+
+def forgotten_sets(workspace: Workspace) -> list[KeptSet]:
+    """Return the sets that lie in the offline store and that the ledger does not know: it was restored, or is new."""
+    known = known_frames(workspace.ledger, workspace.project)
+    frames = sorted(frames_folder(workspace).glob("*.arrow"))
+    found = [read_kept(frame) for frame in frames if frame_file(workspace, frame) not in known]
+    return [kept for kept in found if kept is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class LostPin:
+    """A saved set that cannot be built again: the offline store does not hold what it is made of."""
+
+    name: str
+    view: str
+    what: str
+    """What is gone."""
+
+
+def lost_pins(workspace: Workspace, *, are_shown: bool = False) -> list[LostPin]:
+    """Return the saved sets whose frames or table versions are gone: their view is, or the offline store is older."""
+    found = []
+    for saved in list_sets(workspace.ledger, workspace.project, are_shown=are_shown):
+        if saved.reads and not frame_path(workspace, saved.frame.file).is_file():
+            found.append(LostPin(saved.name, saved.reads[0].view, "its entity frame"))
+            continue
+        for read in saved.reads:
+            if read.version is not None and not _is_held(workspace, saved, read):
+                table = TableId(workspace.project, read.view, read.generation)
+                found.append(LostPin(saved.name, read.view, f"version {read.version} of {table}"))
+    return found
+
+
+def _is_held(workspace: Workspace, saved: SavedSet, read: SavedRead) -> bool:
+    """Tell whether the offline store holds the commit that a read is pinned to: that one, where it is known which."""
+    assert read.version is not None
+    commit = workspace.offline.find_commit(TableId(workspace.project, read.view, read.generation), read.version)
+    beside = read_kept(frame_path(workspace, saved.frame.file))
+    known = None if beside is None else beside.commits.get(read.name)
+    return commit is not None and known in (None, commit.identity)
+
+
+def pins(workspace: Workspace) -> dict[TableId, frozenset[int]]:
+    """Return by table the versions that saved sets need, also those that the ledger forgot: what cleaning must keep.
+
+    Those that the offline store does not hold are left out: see `lost_pins`.
+    """
+    project = workspace.project
+    pinned: dict[TableId, set[int]] = {}
+    forgotten = [kept.saved for kept in forgotten_sets(workspace)]
+    for saved in (*list_sets(workspace.ledger, project), *forgotten):
+        for read in saved.reads:
+            table = TableId(project, read.view, read.generation)
+            if read.version is not None and _is_held(workspace, saved, read):
+                pinned.setdefault(table, set()).add(read.version)
+    return {table: frozenset(versions) for table, versions in pinned.items()}

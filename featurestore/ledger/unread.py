@@ -1,0 +1,165 @@
+"""What the committed spans of a view lack: features that were added after a span was read, rows of older definitions.
+
+The newest ledger entry of kind ``unread``, key ``{view}.{generation}``. Runs write it, and only when it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from hashlib import blake2b
+
+from featurestore_registry.interface import Ledger, Registry
+
+from featurestore.definitions import FeatureView
+from featurestore.ledger.watermarks import KIND as WATERMARK_KIND
+from featurestore.ledger.watermarks import Interval, Watermark, merge, subtract, watermark_from, watermark_key
+from featurestore.registered.records import understood
+from featurestore.registered.snapshot import RegisteredView
+from featurestore.types.times import to_short_rfc3339
+
+KIND = "unread"
+_ALL_REVISIONS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """What of a view's committed spans was not read by the definition that is applied now."""
+
+    view: str
+    features: tuple[str, ...]
+    """The features that the definition has."""
+    reads: str
+    """A hash of what the definition reads: SQL, paths, time columns."""
+    missing: Mapping[str, tuple[Interval, ...]]
+    """Per feature the spans that were read before the view had it: it is null there. None of them is empty."""
+    outdated: tuple[Interval, ...]
+    """Spans that were read with other SQL, or from another source: they hold what that gave."""
+    is_incremental: bool = True
+    """Whether runs without dates are used: else one would read from the source's first event on."""
+
+    @property
+    def again(self) -> tuple[Interval, ...]:
+        """The spans that an incremental run reads once more."""
+        return merge(span for spans in self.missing.values() for span in spans)
+
+    def after(self, read: Iterable[Interval], *, rebuilt: bool) -> Unread:
+        """Return what is left once spans were read; only a rebuild takes out rows that came from older SQL."""
+        taken = tuple(read)
+        left = {name: subtract(spans, taken) for name, spans in self.missing.items()}
+        return replace(
+            self,
+            missing={name: spans for name, spans in left.items() if spans},
+            outdated=subtract(self.outdated, taken) if rebuilt else self.outdated,
+        )
+
+    def texts(self, features: Iterable[str] | None = None) -> tuple[str, ...]:
+        """Return what to say of it, a sentence and a command each; ``features`` are those that somebody asks for."""
+        asked = set(self.features if features is None else features)
+        found = []
+        names = [name for name in self.features if name in self.missing and name in asked]
+        if names:
+            spans = merge(span for name in names for span in self.missing[name])
+            what = f"Feature {names[0]!r}" if len(names) == 1 else f"Features {', '.join(map(repr, names))}"
+            found.append(
+                f"{what} of view {self.view!r}: null for {in_words(spans)}, which was read before the view had "
+                f"{'it' if len(names) == 1 else 'them'}. Run {self._commands(spans)} to read it again."
+            )
+        if self.outdated:
+            start, end = self.outdated[0][0], self.outdated[-1][1]
+            found.append(
+                f"View {self.view!r} holds for {in_words(self.outdated)} what another source or SQL gave. "
+                f"Run `fs materialize {to_short_rfc3339(start)} {to_short_rfc3339(end)} --view {self.view} --rebuild`."
+            )
+        return tuple(found)
+
+    def _commands(self, spans: Iterable[Interval]) -> str:
+        if self.is_incremental:
+            return f"`fs materialize --view {self.view}`"
+        dates = [(to_short_rfc3339(start), to_short_rfc3339(end)) for start, end in spans]
+        return " and ".join(f"`fs materialize {start} {end} --view {self.view}`" for start, end in dates)
+
+
+def in_words(spans: Iterable[Interval]) -> str:
+    """Return spans for people: the first ones, and how many more there are."""
+    texts = [f"{to_short_rfc3339(start)} to {to_short_rfc3339(end)}" for start, end in spans]
+    more = f" and {len(texts) - 2} more spans" if len(texts) > 2 else ""
+    return " and ".join(texts[:2]) + more
+
+
+def read_unread(registry: Registry, registered: RegisteredView, watermark: Watermark) -> Unread:
+    """Return what a view's committed spans lack; ``watermark`` says which they are.
+
+    By a definition that may be newer than the entry: a feature that it does not know was never read.
+    """
+    view, ledger = registered.view, registry.ledger
+    entry = ledger.latest(registered.project, KIND, watermark_key(view.name, registered.generation))
+    names = tuple(field.name for field in view.features)
+    reads, is_incremental = reads_of(view), watermark.begun_us is not None or not watermark.intervals
+    if entry is None:
+        missing = _missing_by_history(registry, registered) if watermark.intervals else {}
+        return Unread(view.name, names, reads, missing, (), is_incremental)
+    document = entry.document
+    with understood("what a view has not read"):
+        spans = {
+            name: _spans(document["missing"].get(name, ())) if name in document["features"] else watermark.intervals
+            for name in names
+        }
+        outdated = _spans(document["outdated"]) if document["reads"] == reads else watermark.intervals
+    missing = {name: found for name, found in spans.items() if found}
+    return Unread(view.name, names, reads, missing, outdated, is_incremental)
+
+
+def _missing_by_history(registry: Registry, registered: RegisteredView) -> dict[str, tuple[Interval, ...]]:
+    """Return what features lack by the times of applies and watermarks: earlier releases wrote nothing else down.
+
+    What had been committed when a feature was added. Whether it was read again since, they did not say.
+    """
+    project, name = registered.project, registered.view.name
+    added: dict[str, datetime] = {}
+    for info in reversed(registry.definitions.history(project, limit=_ALL_REVISIONS)):
+        for change in info.changes:
+            record = change.record
+            if record is None or record.key != registered.view.key:
+                continue
+            if record.document["generation"] == registered.generation:
+                added.update({field.name: info.applied_at for field in record.fields if field.name not in added})
+    first = min(added.values(), default=None)
+    marks = registry.ledger.scan(project, WATERMARK_KIND, key=watermark_key(name, registered.generation))
+    missing = {}
+    for feature in registered.view.features:
+        at = added.get(feature.name)
+        if at is None or at == first:
+            continue
+        before = [entry for entry in marks if entry.written_at <= at]
+        # Of the oldest entries only so many are kept; the first of all is before the feature, or nothing is.
+        oldest = [] if not marks or marks[-1].version == 1 else marks[-1:]
+        spans = watermark_from(entry.document, 0).intervals if (entry := next(iter(before or oldest), None)) else ()
+        if spans:
+            missing[feature.name] = spans
+    return missing
+
+
+def write_unread(ledger: Ledger, registered: RegisteredView, unread: Unread) -> None:
+    """Write what is left, durably, unless it is written already."""
+    key = watermark_key(registered.view.name, registered.generation)
+    document = {
+        "features": list(unread.features),
+        "reads": unread.reads,
+        "missing": {name: [list(span) for span in spans] for name, spans in unread.missing.items()},
+        "outdated": [list(span) for span in unread.outdated],
+    }
+    entry = ledger.latest(registered.project, KIND, key)
+    if entry is None or entry.document != document:
+        ledger.append(registered.project, KIND, key, document)
+
+
+def reads_of(view: FeatureView) -> str:
+    """Return a hash of what decides which rows a view reads, and their values."""
+    sources = [(s.path, s.timestamp_field, s.created_timestamp_field) for s in view.batch_sources]
+    return blake2b(repr((view.sql, sources)).encode(), digest_size=16).hexdigest()
+
+
+def _spans(found: Iterable[Iterable[int]]) -> tuple[Interval, ...]:
+    return tuple((int(start), int(end)) for start, end in found)

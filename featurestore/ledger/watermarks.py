@@ -1,0 +1,109 @@
+"""Watermarks: what of a view is committed and published. Written after the commit is synced, never before.
+
+One per view and generation, the newest ledger entry of kind ``watermark``, key ``{view}.{generation}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from featurestore_registry.interface import Ledger
+
+from featurestore.registered.records import understood
+from featurestore.registered.snapshot import RegisteredView
+
+KIND = "watermark"
+
+Interval = tuple[int, int]
+"""[start, end) of event time, UTC microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """What was committed of one generation of a view, never what was intended."""
+
+    intervals: tuple[Interval, ...] = ()
+    """Spans of event time whose source rows are committed: sorted, apart from each other."""
+    begun_us: int | None = None
+    """The source's first event when an incremental run first read it: everything from there on was asked for."""
+    created_until_us: int | None = None
+    """Rows of the committed intervals created up to here are committed; None where the source has no such column."""
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Per source: each file that was read whole and a fingerprint of its size and time, and of its content."""
+    table_version: int | None = None
+    published_version: int | None = None
+    """The table version whose changes are all online."""
+    offline_rows: int = 0
+    online_rows: int = 0
+    """Records online: exact after everything was published, between that the most that one publish wrote."""
+    greatest_event_us: int | None = None
+    """Greatest event time committed, rounded up to a millisecond: how fresh the view is."""
+    entry: int = 0
+    """The ledger version that this was read from, 0 when nothing was ever committed."""
+
+    def covers(self, start_us: int, end_us: int) -> bool:
+        """Tell whether all of [start, end) is committed."""
+        return not subtract(((start_us, end_us),), self.intervals)
+
+    @property
+    def end_us(self) -> int | None:
+        """End of the last committed interval, exclusive; None when there is none."""
+        return self.intervals[-1][1] if self.intervals else None
+
+
+def watermark_key(view: str, generation: int) -> str:
+    """Return the ledger key of one generation's watermark."""
+    return f"{view}.{generation}"
+
+
+def read_watermark(ledger: Ledger, registered: RegisteredView) -> Watermark:
+    """Return a view's watermark; an empty one when nothing was ever committed."""
+    found = ledger.latest(registered.project, KIND, watermark_key(registered.view.name, registered.generation))
+    return Watermark() if found is None else watermark_from(found.document, found.version)
+
+
+def write_watermark(ledger: Ledger, registered: RegisteredView, watermark: Watermark) -> Watermark:
+    """Write what was committed, durably, and return it as the newest.
+
+    Raises LedgerConflictError when another run wrote since this one was read: its holder lost the view's lease.
+    """
+    document = asdict(watermark)
+    del document["entry"]
+    key = watermark_key(registered.view.name, registered.generation)
+    entry = ledger.append(registered.project, KIND, key, document, if_version=watermark.entry)
+    return replace(watermark, entry=entry)
+
+
+@understood("a watermark")
+def watermark_from(document: Mapping[str, Any], entry: int) -> Watermark:
+    """Return the watermark of a ledger document."""
+    values = {**document, "intervals": tuple((start, end) for start, end in document["intervals"])}
+    return Watermark(**values, entry=entry)
+
+
+def merge(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
+    """Return the union: sorted, with neighbours that touch or overlap as one, empty ones left out."""
+    merged: list[Interval] = []
+    for start_us, end_us in sorted(intervals):
+        if start_us >= end_us:
+            continue
+        if merged and start_us <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end_us, merged[-1][1]))
+        else:
+            merged.append((start_us, end_us))
+    return tuple(merged)
+
+
+def subtract(intervals: Iterable[Interval], taken: Iterable[Interval]) -> tuple[Interval, ...]:
+    """Return the parts of ``intervals`` that lie in none of ``taken``."""
+    left = list(merge(intervals))
+    for taken_start, taken_end in merge(taken):
+        left = [
+            part
+            for start, end in left
+            for part in ((start, min(end, taken_start)), (max(start, taken_end), end))
+            if part[0] < part[1]
+        ]
+    return tuple(left)

@@ -1,0 +1,79 @@
+"""The newest rows of a view, as they lie in the offline store."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from featurestore.consistency.belonging import compare_table
+from featurestore.engine.interface import SqlReader
+from featurestore.errors import InputError
+from featurestore.registered.snapshot import RegisteredView
+from featurestore.types.arrow import arrow_type
+from featurestore.types.columns import CREATED, EVENT, SEQUENCE
+from featurestore.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger("featurestore")
+
+
+def peek(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Table:
+    """Return the newest ``rows`` rows of a view's table, newest first: keys, event_ts, created_ts, features.
+
+    An empty table where nothing is materialized yet. Reads only the ends of the files, which lie in time order, and
+    no file that is older than what is found. Raises DamagedFileError.
+    """
+    import pyarrow as pa
+
+    mismatch = compare_table(workspace.registry, workspace.offline, registered)
+    if mismatch is not None:
+        logger.warning("%s %s", mismatch.message, mismatch.hint)
+    version = workspace.offline.current(registered.table)
+    shown = [*registered.view.join_keys, EVENT, CREATED]
+    instant = pa.timestamp("us", tz="UTC")
+    kinds = {**registered.view.join_keys, **{field.name: field.type for field in registered.view.features}}
+    schema = pa.schema(
+        [(name, instant if name in (EVENT, CREATED) else arrow_type(kinds[name])) for name in shown]
+        + [(field.name, arrow_type(field.type)) for field in registered.view.features]
+    )
+    order = [(EVENT, "descending"), (CREATED, "descending"), (SEQUENCE, "descending")]
+    files = () if version is None else sorted(version.files, key=lambda file: file.max_event_us, reverse=True)
+    found = schema.append(pa.field(SEQUENCE, pa.int64())).empty_table()
+    for file in files:
+        if found.num_rows == rows and found[EVENT][-1].cast(pa.int64()).as_py() > file.max_event_us:
+            break
+        workspace.offline.verify([file])
+        found = pa.concat_tables([found, _end_of(file.path, rows, schema)]).sort_by(order).slice(0, rows)
+    return found.select(schema.names)
+
+
+def peek_dropped(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Table:
+    """Return rows of a view's source that runs do not take, with the reason; see `SqlReader.dropped`."""
+    if not isinstance(workspace.engine, SqlReader):
+        raise InputError("This engine does not list what is dropped.")
+    return workspace.engine.dropped(registered.view, rows)
+
+
+def _end_of(path: str, rows: int, schema: pa.Schema) -> pa.Table:
+    """Return the last ``rows`` rows of one file in the view's columns; one that the file lacks is null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        groups, found = [], 0
+        for group in reversed(range(file.num_row_groups)):
+            groups.append(group)
+            found += file.metadata.row_group(group).num_rows
+            if found >= rows:
+                break
+        table = file.read_row_groups(sorted(groups)) if groups else file.schema_arrow.empty_table()
+    table = table.slice(max(0, table.num_rows - rows))
+    columns = {
+        field.name: table[field.name].cast(field.type)
+        if field.name in table.schema.names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    }
+    return pa.table({**columns, SEQUENCE: table[SEQUENCE]})

@@ -1,1 +1,0 @@
-"""What the registry knows, as objects of the feature store."""

@@ -1,0 +1,1 @@
+"""The offline store as Delta tables in a local folder."""

@@ -1,0 +1,479 @@
+"""The log of one Delta table: the only place that calls `deltalake`.
+
+`deltalake` neither syncs what it writes nor refuses a commit of new files when another one came first. So every
+commit here is made from exactly one version or not at all, and the log is synced around it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurestore.errors import FORK_HINT, ConcurrentCommitError, DiskFullError, OfflineStoreError, TableVersionError
+from featurestore.offline.interface import MAX_SEQUENCE, Commit, DataFile, TableId, TableSchema, TableVersion
+from featurestore.offline.local.archive import LogArchive
+from featurestore.offline.local.files import DISK_HINT, FileFacts, disk_errors, sync_file, sync_folder
+from featurestore.offline.local.log_faults import has_empty_entry, log_error
+from featurestore.steps import crash_point, reached
+from featurestore.types import Int64, String, Timestamp
+from featurestore.types.arrow import arrow_type, fits, value_type_of
+from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
+from featurestore.types.times import MAX_INSTANT, MIN_INSTANT
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+COMMITTED = crash_point("offline.committed", "the version is in the log, the log is not synced")
+LOG_SYNCED = crash_point("offline.log_synced", "the version is there to stay")
+CHECKPOINT_MOVED = crash_point("offline.checkpoint_moved", "a checkpoint of the log is in place")
+
+FOLDER = "_delta_log"
+READ_AGAIN = 3
+"""At most this many times the newest version is read again while its log moves into the archive."""
+CHECKPOINT_EVERY = 20
+"""Commits. Loading reads every commit since the newest checkpoint: 0.18 s for 500, 0.02 s for a few."""
+NEXT_SEQUENCE = "featurestore.next_sequence"
+"""The application transaction that carries `TableVersion.next_sequence` from version to version."""
+KEPT_SINCE, KEPT_UNTIL = "featurestore.rows_kept_since", "featurestore.rows_kept_until"
+"""The application transactions that carry `TableVersion.rows_kept_since`, and the last version whose writer knew of it:
+after a commit by any other program the two no longer say anything."""
+MERGED_MS_AGO = 8 * 24 * 3600 * 1000
+"""How long ago the files of a merge are said to have left, longer than Delta's retention of a week: else every
+checkpoint would hold a week's worth of their names, 600,000 for one push a second."""
+CONFIGURATION: dict[str, str | None] = {
+    "delta.enableExpiredLogCleanup": "false",
+    "delta.enableDeletionVectors": "false",
+}
+_FILE_NAME = re.compile(r"[0-9a-f]{32}-[0-9a-f]{8}-(?P<sha256>[0-9a-f]{64})\.parquet")
+
+
+def file_name(writer: str, sha256: str) -> str:
+    """Return the name of a data file: its writer's staging folder, something random, its hash."""
+    return f"{writer}-{secrets.token_hex(4)}-{sha256}.parquet"
+
+
+def arrow_schema(schema: TableSchema) -> pa.Schema:
+    """Return all columns of a table in their order."""
+    import pyarrow as pa
+
+    log = ((EVENT, Timestamp), (CREATED, Timestamp), (SEQUENCE, Int64), (ORIGIN, String))
+    return pa.schema([(name, arrow_type(kind)) for name, kind in (*schema.join_keys, *log, *schema.features)])
+
+
+class TableLog:
+    """The log of one table; holds no state."""
+
+    def __init__(self, table: TableId, path: Path) -> None:
+        self.table = table
+        self.path = path
+        self.archive = LogArchive(path)
+
+    def exists(self) -> bool:
+        """Tell whether the table has a version."""
+        folder = self.path / FOLDER
+        return folder.is_dir() and any(folder.glob("0*.json"))
+
+    def open(self, number: int | None = None) -> DeltaTable:
+        """Load a version, by default the newest. Raises TableVersionError, and OfflineStoreError for a table that
+        needs abilities this reader lacks.
+        """
+        return self._open(self.path if number is None else self.entry(number).parent.parent, number)
+
+    def _open(self, folder: Path, number: int | None, *, base: int | None = None) -> DeltaTable:
+        from deltalake import DeltaTable
+
+        if has_empty_entry(folder / FOLDER) and (fault := log_error(self.table, folder / FOLDER, number)):
+            raise fault
+        with self._translated(base, folder, number):
+            found = DeltaTable(folder, version=number)
+            protocol = found.protocol()
+        if protocol.min_reader_version > 1 or protocol.reader_features:
+            needs = ", ".join(protocol.reader_features or ()) or f"reader version {protocol.min_reader_version}"
+            raise OfflineStoreError(
+                f"Table {self.table} cannot be read: it needs {needs}.",
+                hint="Another program changed it; restore it, or materialize it anew.",
+                table=str(self.table),
+            )
+        return found
+
+    def version(self, number: int | None = None) -> TableVersion:
+        """Return what a version holds, by default the newest. Raises as `open`."""
+        for _ in range(READ_AGAIN):
+            try:
+                return self.read(self.open(number))
+            except TableVersionError:
+                raise
+            except OfflineStoreError:
+                # While it was read, it or what it rests on went into the archive: the newest version is another now.
+                moved = None if number is None else self.archive.archived(number)
+                if moved is not None:
+                    return self.read(self._open(moved.parent.parent, number))
+                if number is not None:
+                    raise
+        return self.read(self.open(number))
+
+    def entry(self, number: int) -> Path:
+        """Return where the log entry of a version lies, in the archive or not; raises TableVersionError."""
+        found = self.archive.entry(number)
+        if found is None:
+            raise TableVersionError(
+                f"Table {self.table} has no version {number}.", table=str(self.table), version=number
+            )
+        return found
+
+    def read_entry(self, number: int) -> bytes:
+        """Return the log entry of a version, also while it moves into the archive; raises TableVersionError."""
+        with disk_errors(f"read the log of table {self.table}"):
+            with suppress(FileNotFoundError):
+                return self.entry(number).read_bytes()
+            return self.entry(number).read_bytes()
+
+    def base(self, number: int) -> DeltaTable:
+        """Load the version that a commit is made from; raises ConcurrentCommitError when there is a later one."""
+        self.entry(number)
+        self.check_newest(number)
+        return self._open(self.path, number, base=number)
+
+    def next_sequence(self, number: int) -> int:
+        """Return `TableVersion.next_sequence` of a version, from its entry alone where that says it."""
+        for line in self.read_entry(number).splitlines():
+            transaction = json.loads(line).get("txn", {})
+            if transaction.get("appId") == NEXT_SEQUENCE:
+                return int(transaction["version"])
+        return self.open(number).transaction_version(NEXT_SEQUENCE) or 0
+
+    def newest(self) -> int:
+        """Return the number of the newest version, without loading it; the table must exist."""
+        numbers = [int(entry.stem) for entry in (self.path / FOLDER).glob("0*.json")]
+        if not numbers:
+            raise TableVersionError(f"Table {self.table} was dropped meanwhile.", table=str(self.table))
+        return max(numbers)
+
+    def read(self, found: DeltaTable) -> TableVersion:
+        """Return what a loaded version holds."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        with self._translated():
+            actions = pa.table(found.get_add_actions(flatten=True))
+            next_sequence = found.transaction_version(NEXT_SEQUENCE) or 0
+            kept_since = _kept_since(found)
+        bounds: dict[str, list[int | None]] = {}
+        for name in (f"min.{EVENT}", f"max.{EVENT}", f"max.{CREATED}", f"max.{SEQUENCE}"):
+            known = name in actions.column_names
+            bounds[name] = pc.cast(actions[name], pa.int64()).to_pylist() if known else [None] * len(actions)
+        rows = zip(
+            actions["path"].to_pylist(),
+            actions["num_records"].to_pylist(),
+            actions["size_bytes"].to_pylist(),
+            bounds[f"min.{EVENT}"],
+            bounds[f"max.{EVENT}"],
+            bounds[f"max.{CREATED}"],
+            bounds[f"max.{SEQUENCE}"],
+            strict=True,
+        )
+        files = (self._data_file(*row) for row in rows)
+        number = int(found.version())
+        commit = self.commit_at(number)
+        assert commit is not None
+        by_path = tuple(sorted(files, key=lambda file: file.path))
+        return TableVersion(self.table, number, by_path, next_sequence, kept_since, commit.identity)
+
+    def commit_at(self, number: int) -> Commit | None:
+        """Return what the log's entry of a version says; None where there is no such entry."""
+        try:
+            entry = self.read_entry(number)
+        except TableVersionError:
+            return None
+        return Commit(number, sha256(entry).hexdigest(), _facts_in(entry))
+
+    def _data_file(
+        self,
+        name: str,
+        rows: int,
+        size_bytes: int,
+        least: int | None,
+        greatest: int | None,
+        created: int | None,
+        sequence: int | None,
+    ) -> DataFile:
+        match = _FILE_NAME.fullmatch(name)
+        if match is None:
+            raise OfflineStoreError(
+                f"File {name!r} of table {self.table} was not written by this product.",
+                hint="Another program wrote to the table; restore it, or materialize it anew.",
+                table=str(self.table),
+            )
+        return DataFile(
+            path=str(self.path / name),
+            rows=rows,
+            size_bytes=size_bytes,
+            sha256=match["sha256"],
+            min_event_us=MIN_INSTANT if least is None else least,
+            max_event_us=MAX_INSTANT if greatest is None else greatest,
+            max_created_us=created,
+            max_sequence=MAX_SEQUENCE if sequence is None else sequence,
+        )
+
+    def schema(self, base: DeltaTable) -> pa.Schema:
+        """Return a version's columns."""
+        import pyarrow as pa
+
+        return pa.schema(base.schema().to_arrow())
+
+    def merged(self, base: DeltaTable, wanted: pa.Schema) -> tuple[pa.Schema, list[str], bool]:
+        """Return a version's schema with what ``wanted`` adds: the whole, the new names, whether a type is wider.
+
+        Raises OfflineStoreError for any other change of type: that is a new generation.
+        """
+        import pyarrow as pa
+
+        known = self.schema(base)
+        fields: dict[str, pa.Field] = {field.name: field for field in known}
+        widened = False
+        for field in wanted:
+            old, new = (value_type_of(fields.get(field.name, field).type), value_type_of(field.type))
+            assert new is not None
+            if old != new and not fits(new, old):
+                raise OfflineStoreError(
+                    f"Column {field.name!r} of table {self.table} is {old} and cannot become {new}.",
+                    hint="Such a change starts a new generation.",
+                    table=str(self.table),
+                    column=field.name,
+                )
+            widened = widened or old != new
+            fields[field.name] = field
+        added = [name for name in fields if name not in known.names]
+        return pa.schema(list(fields.values())), added, widened
+
+    def add_columns(self, base: DeltaTable, fields: Sequence[pa.Field], facts: Mapping[str, Any]) -> None:
+        """Commit a version with further columns and the same rows; ``base`` moves on to it."""
+        import pyarrow as pa
+        from deltalake import Schema
+
+        columns = Schema.from_arrow(pa.schema(list(fields))).fields
+        with self._translated(base.version()):
+            kept = _keeping(_kept_since(base), base.version() + 1)
+            properties = _properties({}, facts, *kept)
+            base.alter.add_columns(columns, commit_properties=properties, post_commithook_properties=_hooks())
+        self.sync(base.version())
+
+    def commit(
+        self,
+        base: DeltaTable | None,
+        schema: pa.Schema,
+        added: Mapping[str, FileFacts],
+        removed: Sequence[DataFile],
+        *,
+        removed_ms: int,
+        replace: bool,
+        merges: bool,
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Commit files that lie in the table's folder, by name. ``replace`` removes all others and sets the schema;
+        with ``merges`` the added files hold the rows of the removed ones.
+        """
+        from deltalake import Schema
+        from deltalake.transaction import AddAction, RemoveAction
+
+        actions: list[Any] = [
+            AddAction(name, facts.size_bytes, {}, facts.modified_ms, True, facts.statistics())
+            for name, facts in added.items()
+        ]
+        next_sequence = max((facts.max_sequence + 1 for facts in added.values()), default=0)
+        hashes = {name: {"sha256": facts.sha256, "size": facts.size_bytes} for name, facts in added.items()}
+        if base is None:
+            self._create(schema, actions, _properties(hashes, facts, _next(next_sequence), *_keeping(0, 0)))
+            return
+        number = base.version() + 1
+        with self._translated(base.version()):  # reads the log
+            known, kept_since = base.transaction_version(NEXT_SEQUENCE) or 0, _kept_since(base)
+        appends = not replace and not removed and all(facts.min_sequence >= known for facts in added.values())
+        kept = _keeping(kept_since if appends or merges else number, number)
+        next_sequence = max(next_sequence, known)
+        removed_ms -= MERGED_MS_AGO if merges else 0
+        actions += [] if replace else [RemoveAction(Path(f.path).name, True, removed_ms, f.size_bytes) for f in removed]
+        with self._translated(base.version()):
+            base.create_write_transaction(
+                actions,
+                "overwrite" if replace else "append",
+                Schema.from_arrow(schema),
+                commit_properties=_properties(hashes, facts, _next(next_sequence), *kept),
+                post_commithook_properties=_hooks(),
+            )
+
+    def _create(self, schema: pa.Schema, actions: list[Any], properties: Any) -> None:
+        from deltalake import Schema
+        from deltalake.transaction import create_table_with_add_actions
+
+        with self._translated(-1):
+            create_table_with_add_actions(
+                str(self.path),
+                Schema.from_arrow(schema),
+                actions,
+                mode="error",
+                configuration=CONFIGURATION,
+                commit_properties=properties,
+                post_commithook_properties=_hooks(),
+            )
+
+    def sync(self, number: int) -> None:
+        """Make a version survive a power cut."""
+        with disk_errors(f"sync the log of table {self.table}"):
+            sync_file(self.entry(number))
+            sync_folder(self.path / FOLDER)
+            sync_folder(self.path)
+
+    def checkpoint(self, number: int, staging: Path) -> None:
+        """Write a checkpoint of a version, so that loading need not read every commit.
+
+        A torn checkpoint would make the table unreadable, and `deltalake` puts it in place before it is on the
+        disk. So it is written into a copy of the log in ``staging``, synced, and moved.
+        """
+        from deltalake import DeltaTable
+
+        copy = staging / f"checkpoint-{secrets.token_hex(8)}"
+        with disk_errors(f"write a checkpoint of table {self.table}"):
+            (copy / FOLDER).mkdir(parents=True)
+            try:
+                for file in self._since_checkpoint():
+                    os.link(file, copy / FOLDER / file.name)
+                with self._translated():
+                    DeltaTable(copy, version=number).create_checkpoint()
+                for pattern in (f"{number:020}.checkpoint*.parquet", "_last_checkpoint"):
+                    for file in (copy / FOLDER).glob(pattern):
+                        sync_file(file)
+                        file.replace(self.path / FOLDER / file.name)
+                    sync_folder(self.path / FOLDER)
+                    reached(CHECKPOINT_MOVED)
+            finally:
+                shutil.rmtree(copy, ignore_errors=True)
+
+    def _since_checkpoint(self) -> list[Path]:
+        """Return the newest checkpoint's files and every commit from it on."""
+        found = sorted((self.path / FOLDER).glob("0*"))
+        newest = max((file.name[:20] for file in found if ".checkpoint" in file.name), default="")
+        return [file for file in found if file.name[:20] >= newest]
+
+    def newest_names(self) -> set[str]:
+        """Return the names of the newest version's files."""
+        return {Path(file.path).name for file in self.version().files}
+
+    def committed_names(self) -> set[str]:
+        """Return the names of all files that were ever part of the table, as far as its log goes back."""
+        with self._translated():
+            return self.archive.file_names()
+
+    def check_newest(self, number: int) -> None:
+        """Raise ConcurrentCommitError when there is a version after this one."""
+        is_archived = number >= 0 and not self.archive.live(number).is_file()
+        if is_archived or self.archive.live(number + 1).is_file():
+            raise ConcurrentCommitError(
+                f"Another writer committed to table {self.table} after version {number}.",
+                hint="Run it again: it starts from the newest version.",
+                table=str(self.table),
+                base=number,
+            ) from None
+
+    @contextmanager
+    def _translated(
+        self, base: int | None = None, folder: Path | None = None, number: int | None = None
+    ) -> Iterator[None]:
+        """Turn deltalake's errors into ours; ``base`` is the version that a commit in the block is made from.
+
+        ``folder`` is the one whose log is read, by default the table's own, up to version ``number``.
+        """
+        from deltalake.exceptions import DeltaError
+
+        _check_not_forked()
+        try:
+            yield
+        except (DeltaError, OSError) as error:
+            message = str(error)
+            if "No space left" in message or "quota exceeded" in message or "File too large" in message:
+                raise DiskFullError(
+                    f"No space was left while committing to table {self.table}.", hint=DISK_HINT
+                ) from None
+            if base is not None:
+                self.check_newest(base)
+            if fault := log_error(self.table, (folder or self.path) / FOLDER, number):
+                raise fault from None
+            # Behind its first words the kernel writes out all that it knows.
+            what = message.splitlines()[0].partition("ParsedLogPath")[0][:300]
+            raise OfflineStoreError(f"Table {self.table}: {what}", table=str(self.table)) from None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of deltalake's Rust, and no Exception
+                raise
+            message = str(error).splitlines()[0]
+            hint = FORK_HINT if "fork" in message.lower() else ""
+            raise OfflineStoreError(f"Table {self.table}: {message}", hint=hint, table=str(self.table)) from None
+
+
+_process: int | None = None
+"""The process that used deltalake first: its threads, without which it cannot work, do not survive a fork."""
+
+
+def _check_not_forked() -> None:
+    global _process
+    _process = _process or os.getpid()
+    if _process != os.getpid():
+        raise OfflineStoreError(
+            f"Process {os.getpid()} was forked after its parent had used the offline store, whose library does not "
+            "survive that.",
+            hint=FORK_HINT,
+        )
+
+
+def _kept_since(found: DeltaTable) -> int:
+    """Return `TableVersion.rows_kept_since` of a loaded version."""
+    number: int = found.version()
+    since, until = (found.transaction_version(name) for name in (KEPT_SINCE, KEPT_UNTIL))
+    return since if since is not None and until == number else number
+
+
+def _keeping(since: int, until: int) -> list[Any]:
+    from deltalake.transaction import Transaction
+
+    return [Transaction(KEPT_SINCE, since), Transaction(KEPT_UNTIL, until)]
+
+
+def _next(sequence: int) -> Any:
+    from deltalake.transaction import Transaction
+
+    return Transaction(NEXT_SEQUENCE, sequence)
+
+
+def _facts_in(entry: bytes) -> Mapping[str, Any]:
+    """Return the facts that a log entry holds; nothing where another program, or damage, left something else."""
+    with suppress(ValueError, AttributeError):
+        for line in entry.splitlines():
+            if b'"commitInfo"' in line[:20]:
+                facts = json.loads(line)["commitInfo"].get("featurestore", {}).get("facts", {})
+                return facts if isinstance(facts, dict) else {}
+    return {}
+
+
+def _properties(hashes: Mapping[str, Any], facts: Mapping[str, Any], *transactions: Any) -> Any:
+    from deltalake.transaction import CommitProperties
+
+    # Without retries a commit is refused when any other came first; with them, one that only adds never is.
+    return CommitProperties(
+        custom_metadata={"featurestore": {"files": hashes, "facts": dict(facts)}},
+        max_commit_retries=0,
+        app_transactions=list(transactions),
+    )
+
+
+def _hooks() -> Any:
+    from deltalake.transaction import PostCommitHookProperties
+
+    return PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)

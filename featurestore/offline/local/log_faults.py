@@ -1,0 +1,120 @@
+"""What is wrong with the log of a table that does not open: which entries are missing or damaged, and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from featurestore.errors import OfflineStoreError
+from featurestore.offline.interface import TableId
+from featurestore.offline.local.archive import is_checkpoint, numbered
+
+LAST_CHECKPOINT = "_last_checkpoint"
+_SHOWN = 5
+_LEAST_BYTES = 10
+"""Of an entry that says anything."""
+
+
+class _Fault(NamedTuple):
+    message: str
+    hint: str
+    versions: tuple[int, ...]
+    """Whose entry or checkpoint it is."""
+
+
+def has_empty_entry(log: Path) -> bool:
+    """Tell whether an entry holds nothing: the kernel takes that for a version without changes, and rows are lost."""
+    with suppress(FileNotFoundError), os.scandir(log) as found:  # gone into the archive meanwhile
+        return any(file.name[:20].isdecimal() and file.stat().st_size < _LEAST_BYTES for file in found)
+    return False
+
+
+def log_error(table: TableId, log: Path, until: int | None = None) -> OfflineStoreError | None:
+    """Return the error that names the fault of what a version (default: newest) rests on; None where none is seen."""
+    fault = _find_fault(log, until)
+    if fault is None:
+        return None
+    message = f"Table {table} cannot be read: {fault.message}."
+    return OfflineStoreError(message, hint=fault.hint, table=str(table), versions=list(fault.versions))
+
+
+def _find_fault(log: Path, until: int | None) -> _Fault | None:
+    files = [(number, path) for number, path in numbered(log) if until is None or number <= until]
+    entries = {number: path for number, path in files if not is_checkpoint(path)}
+    checkpoints = {number: path for number, path in files if is_checkpoint(path)}
+    bad = tuple(number for number, path in checkpoints.items() if _unreadable(path))
+    good = checkpoints.keys() - set(bad)
+    start = max(good, default=-1) + 1
+    last = max([until or 0, *entries])
+    damaged = {number: why for number in range(start, last + 1) if (why := _damage(entries.get(number)))}
+    named = _named(log / LAST_CHECKPOINT)
+    lost = bad[:1] or ((named,) if named is not None and named not in checkpoints and until is None else ())
+    if damaged:
+        return _of_entries(log, damaged, lost, last, is_begun=start > 0)
+    for number in lost:
+        what = "cannot be read" if bad else f"is not there, but {LAST_CHECKPOINT} names it"
+        names = " and ".join([LAST_CHECKPOINT, *(checkpoints[number].name for _ in bad[:1])])
+        return _Fault(
+            f"the checkpoint of version {number} {what}",
+            f"The log is whole without it: delete {names} in {log}, and run the same command again.",
+            lost,
+        )
+    return None
+
+
+def _of_entries(log: Path, damaged: dict[int, str], lost: Sequence[int], last: int, *, is_begun: bool) -> _Fault:
+    first, names = min(damaged), [f"{number:020}.json" for number in damaged]
+    told = [f"version {number} ({why})" for number, why in damaged.items()]
+    backup = [*names[:_SHOWN], *[f"{len(names) - _SHOWN} more"][: len(names) > _SHOWN]]
+    instead = "".join(f", or {number:020}.checkpoint.parquet," for number in lost)
+    if first or is_begun:
+        without = (
+            f"move {names[0]} and what follows it, up to {last:020}.json, elsewhere: "
+            f"the table ends with version {first - 1} then"
+        )
+    else:
+        without = f"move the folder {log.parent} elsewhere"
+    return _Fault(
+        f"its log lacks the entry of {', '.join(told[:_SHOWN])}{' and of others' if len(told) > _SHOWN else ''}",
+        f"Bring back {', '.join(backup)}{instead} into {log} from a backup. Without one, {without}, and `fs repair` "
+        "reads from the source again what is missing; rows that were only pushed are lost.",
+        tuple(damaged),
+    )
+
+
+def _damage(entry: Path | None) -> str:
+    """Return what is wrong with an entry of the log; empty where it is sound."""
+    if entry is None:
+        return "missing"
+    try:
+        actions = [json.loads(line) for line in entry.read_bytes().strip().splitlines()]
+    except FileNotFoundError:  # gone into the archive meanwhile
+        return "missing"
+    except ValueError:
+        return "damaged"
+    if not actions:
+        return "empty"
+    return "" if all(isinstance(action, dict) for action in actions) else "damaged"
+
+
+def _named(path: Path) -> int | None:
+    try:
+        return int(json.loads(path.read_bytes())["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # the kernel does without
+
+
+def _unreadable(path: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            file.read()
+    except (OSError, pa.ArrowException):
+        return True
+    return False

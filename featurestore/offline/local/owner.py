@@ -1,0 +1,73 @@
+"""Whose the folder of a project's tables is, and which generations were ever used in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from featurestore.errors import OfflineStoreError
+from featurestore.offline.local.files import disk_errors, make_folder, sync_file, sync_folder
+
+OWNER_FILE = "_owner.json"
+"""Beside the folders of a project's views, whose names begin with a letter."""
+
+
+def read_owner(folder: Path) -> str | None:
+    """Return the identity of the project that a folder of tables belongs to, None where it is nobody's yet."""
+    path = folder / OWNER_FILE
+    try:
+        return str(json.loads(path.read_bytes())["identity"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OfflineStoreError(
+            f"{path} cannot be read ({error}): it says which project the tables in its folder belong to.",
+            hint="Restore it from a backup, or remove it and run `fs repair`.",
+            path=str(path),
+        ) from None
+
+
+def bind(folder: Path, identity: str, *, replace: bool) -> str:
+    """Write whose a folder is, unless it is somebody's; with ``replace`` also then. Returns whose it is."""
+    path = folder / OWNER_FILE
+    with disk_errors(f"bind {folder} to its project"):
+        make_folder(folder)
+        temporary = folder / f"{OWNER_FILE}.{secrets.token_hex(8)}"
+        temporary.write_text(json.dumps({"format": 1, "identity": identity}), encoding="utf-8")
+        try:
+            sync_file(temporary)
+            if replace:
+                temporary.replace(path)
+            else:
+                with suppress(FileExistsError):
+                    os.link(temporary, path)
+            sync_folder(folder)
+        finally:
+            temporary.unlink(missing_ok=True)
+    owner = read_owner(folder)
+    assert owner is not None
+    return owner
+
+
+def claim(folder: Path) -> bool:
+    """Create the folder of a generation, durably; False where it is there already."""
+    with disk_errors(f"claim {folder}"):
+        make_folder(folder.parent)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            return False
+        sync_folder(folder.parent)
+    return True
+
+
+def last_generation(folder: Path) -> int:
+    """Return the greatest generation that has a folder below the one of a view."""
+    with disk_errors(f"read {folder}"):
+        try:
+            return max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0)
+        except (FileNotFoundError, NotADirectoryError):
+            return 0

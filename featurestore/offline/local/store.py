@@ -1,0 +1,363 @@
+"""The offline store on Delta tables of one folder: Parquet files of our own in explicit, durable commits."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import shutil
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurestore.errors import ConcurrentCommitError, FeatureStoreError, OfflineStoreError, TableVersionError
+from featurestore.forks import ForkLock
+from featurestore.offline.interface import (
+    WATERMARK,
+    Commit,
+    DataFile,
+    OfflineStore,
+    TableChanges,
+    TableId,
+    TableSchema,
+    TableVersion,
+)
+from featurestore.offline.local import files as disk
+from featurestore.offline.local.delta_log import (
+    CHECKPOINT_EVERY,
+    COMMITTED,
+    LOG_SYNCED,
+    TableLog,
+    arrow_schema,
+    file_name,
+)
+from featurestore.offline.local.owner import bind, claim, last_generation, read_owner
+from featurestore.offline.local.staging import Staging, abandoned, claimed, is_held
+from featurestore.steps import crash_point, reached
+from featurestore.types.times import Clock, system_clock
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+logger = logging.getLogger("featurestore")
+
+FILES_SYNCED = crash_point("offline.files_synced", "new files are on the disk, in the staging place")
+FILES_MOVED = crash_point("offline.files_moved", "new files lie in the table's folder, in no version yet")
+COLUMNS_ADDED = crash_point("offline.columns_added", "a version with the new columns and no new rows")
+TABLE_MOVED = crash_point("offline.table_moved", "a dropped table is out of sight, its files are still there")
+
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+_DROPPED = ".dropped-"
+
+
+class DeltaStore(OfflineStore):
+    """Tables below one folder of the local file system. Safe across threads and processes.
+
+    ``clock`` only dates removals, for other programs that clean Delta tables.
+    """
+
+    def __init__(self, folder: Path, *, clock: Clock = system_clock) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._staging: dict[TableId, Staging] = {}
+        self._lock = ForkLock()
+        weakref.finalize(self, _close_all, self._staging)
+
+    def current(self, table: TableId) -> TableVersion | None:
+        """See `OfflineStore.current`."""
+        log = self._log(table)
+        return log.version() if log.exists() else None
+
+    def version(self, table: TableId, number: int) -> TableVersion:
+        """See `OfflineStore.version`."""
+        log = self._log(table)
+        found = log.version(number)
+        gone = next((file.path for file in found.files if not Path(file.path).is_file()), None)
+        if gone is not None:
+            raise TableVersionError(
+                f"Version {number} of table {table} cannot be read any more: {gone} is gone.",
+                hint="Saved training sets keep the versions they pin; all others go when the store is cleaned.",
+                table=str(table),
+                version=number,
+            )
+        return found
+
+    def staging(self, table: TableId) -> Path:
+        """See `OfflineStore.staging`."""
+        return self._own_staging(table).folder
+
+    def commit(
+        self,
+        table: TableId,
+        schema: TableSchema,
+        *,
+        base: int | None,
+        add: Sequence[Path],
+        remove: Sequence[DataFile] = (),
+        facts: Mapping[str, Any] | None = None,
+    ) -> TableVersion:
+        """See `OfflineStore.commit`."""
+        return self._made(self._log(table), arrow_schema(schema), base, add, remove, facts or {})
+
+    def merge(self, table: TableId, *, base: int, add: Path, remove: Sequence[DataFile]) -> TableVersion:
+        """See `OfflineStore.merge`."""
+        log = self._log(table)
+        before = log.commit_at(base)
+        return self._made(log, None, base, [add], remove, {} if before is None else before.facts)
+
+    def _made(
+        self,
+        log: TableLog,
+        schema: pa.Schema | None,
+        base: int | None,
+        add: Sequence[Path],
+        remove: Sequence[DataFile],
+        facts: Mapping[str, Any],
+    ) -> TableVersion:
+        """Make the next version; without a schema a merge."""
+        staged, moved = list(add), dict[str, disk.FileFacts]()
+        try:
+            number = self._commit(log, schema, base, staged, moved, remove, facts)
+        except FeatureStoreError:
+            _take_back(log, staged, moved)
+            raise
+        reached(COMMITTED)
+        log.sync(number)
+        reached(LOG_SYNCED)
+        if number and number % CHECKPOINT_EVERY == 0:
+            log.checkpoint(number, self.staging(log.table))
+            try:
+                log.archive.move_old()
+            except OSError as error:  # the commit is done; opening the table takes a little longer until this succeeds
+                logger.warning("old entries of the log of table %s stay in it: %s", log.table, error)
+        return log.version(number)
+
+    def changes(self, table: TableId, after: int | None, until: int) -> TableChanges:
+        """See `OfflineStore.changes`."""
+        log = self._log(table)
+        version = log.version(until)
+        if after is not None and version.rows_kept_since <= after <= until:
+            first = log.next_sequence(after)
+            return TableChanges(tuple(file for file in version.files if file.max_sequence >= first), (), first)
+        old, new = () if after is None else log.version(after).files, version.files
+        before, now = {file.path for file in old}, {file.path for file in new}
+        return TableChanges(
+            added=tuple(file for file in new if file.path not in before),
+            removed=tuple(file for file in old if file.path not in now),
+        )
+
+    def verify(self, files: Sequence[DataFile], *, again: bool = False) -> None:
+        """See `OfflineStore.verify`."""
+        disk.verify(files, again=again)
+
+    def tables(self, project: str) -> list[TableId]:
+        """See `OfflineStore.tables`."""
+        found = []
+        for folder in self._path(project).glob("*/*"):
+            if folder.name.isdecimal() and not folder.parent.name.startswith("."):
+                table = TableId(project, folder.parent.name, int(folder.name))
+                if self._log(table).exists():
+                    found.append(table)
+        return sorted(found, key=lambda table: (table.view, table.generation))
+
+    def clean(self, table: TableId, *, keep: Sequence[int] | None, known: Sequence[int] | None = None) -> int:
+        """See `OfflineStore.clean`."""
+        log = self._log(table)
+        with disk.disk_errors(f"clean table {table}"):
+            removed = sum(_remove_tree(folder) for folder in log.path.parent.glob(f"{_DROPPED}*"))
+            if keep is None:
+                return removed + self._drop(table, log)
+            # A writer that is gone before the newest version is read has its commit in it, or never will.
+            present = [path for path in log.path.glob("*.parquet*") if path.is_file()]
+            unclaimed = {path for path in present if not is_held(log.path, path.name.partition("-")[0])}
+            leftovers = list(abandoned(log.path))
+            needed: set[str] = set()
+            committed: set[str] = set()
+            if log.exists():
+                committed, needed = log.committed_names(), log.newest_names()
+                for number in keep:
+                    needed |= {Path(file.path).name for file in self.version(table, number).files}
+            for path in present:
+                if path.name not in needed and (path in unclaimed or path.name in committed):
+                    removed += _remove(path)
+            for folder in leftovers:
+                with claimed(folder) as is_ours:
+                    removed += _remove_tree(folder) if is_ours else 0
+            for folder in () if known is None else log.archive.unneeded({*keep, *known}):
+                _remove_tree(folder)
+            return removed
+
+    def find_commit(self, table: TableId, number: int | None = None) -> Commit | None:
+        """See `TableOrigins.find_commit`."""
+        log = self._log(table)
+        if number is None:
+            if not log.exists():
+                return None
+            number = log.newest()
+        return log.commit_at(number)
+
+    def owner(self, project: str) -> str | None:
+        """See `TableOrigins.owner`."""
+        return read_owner(self._path(project))
+
+    def bind(self, project: str, identity: str, *, replace: bool = False) -> str:
+        """See `TableOrigins.bind`."""
+        return bind(self._path(project), identity, replace=replace or not self.tables(project))
+
+    def claim(self, table: TableId) -> bool:
+        """See `TableOrigins.claim`."""
+        return claim(self._log(table).path)
+
+    def last_generation(self, project: str, view: str) -> int:
+        """See `TableOrigins.last_generation`."""
+        return last_generation(self._path(project, view))
+
+    def _commit(
+        self,
+        log: TableLog,
+        schema: pa.Schema | None,
+        base: int | None,
+        staged: list[Path],
+        moved: dict[str, disk.FileFacts],
+        remove: Sequence[DataFile],
+        facts: Mapping[str, Any],
+    ) -> int:
+        """Commit, keeping ``staged`` and ``moved`` up to date for the case that it fails; returns the number."""
+        before, widened, merges = None, False, schema is None
+        if base is not None:
+            before = log.base(base)
+            log.sync(base)  # its writer may have died before it did
+            schema, widened = self._prepare(log, before, schema, facts)
+            if widened:
+                self._widen(log, before, schema, remove, staged)
+        elif log.exists():
+            raise ConcurrentCommitError(
+                f"Another writer created table {log.table} first.", hint="Run it again.", table=str(log.table)
+            )
+        number = 0 if before is None else int(before.version()) + 1
+        self._move(log, staged, moved)
+        if merges:
+            _check_merge(log, moved, remove)
+        removed_ms = self._clock() // 1000
+        log.commit(before, schema, moved, remove, removed_ms=removed_ms, replace=widened, merges=merges, facts=facts)
+        return number
+
+    def _drop(self, table: TableId, log: TableLog) -> int:
+        staging = self._staging.pop(table, None)
+        if staging is not None:
+            staging.close()
+        # A table that is half removed would be a broken one: it goes out of sight in one step.
+        hidden = log.path.with_name(f"{_DROPPED}{secrets.token_hex(8)}")
+        try:
+            log.path.rename(hidden)
+        except FileNotFoundError:  # never there, or another cleaner was first
+            return 0
+        log.path.mkdir(exist_ok=True)  # the generation stays used
+        disk.sync_folder(hidden.parent)
+        reached(TABLE_MOVED)
+        return _remove_tree(hidden)
+
+    def _prepare(
+        self, log: TableLog, before: DeltaTable, wanted: pa.Schema | None, facts: Mapping[str, Any]
+    ) -> tuple[pa.Schema, bool]:
+        """Give the base of a commit the columns that are new; returns its schema and whether a type is wider."""
+        if wanted is None:
+            return log.schema(before), False
+        merged, added, widened = log.merged(before, wanted)
+        if added and not widened:
+            # What the commit makes true is not true yet.
+            origin = {name: fact for name, fact in facts.items() if name != WATERMARK}
+            log.add_columns(before, [merged.field(name) for name in added], origin)
+            reached(COLUMNS_ADDED)
+        return merged, widened
+
+    def _widen(
+        self, log: TableLog, before: DeltaTable, schema: pa.Schema, remove: Sequence[DataFile], staged: list[Path]
+    ) -> None:
+        """Stage the files that stay once more, with wider types: Delta's readers expect the table's types in them.
+
+        Raises DamagedFileError: under a new hash bad bytes would pass for sound ones.
+        """
+        dropped = {file.path for file in remove}
+        kept = [file for file in log.read(before).files if file.path not in dropped]
+        try:
+            disk.verify(kept, again=True)
+            with disk.disk_errors(f"rewrite table {log.table}"):
+                for file in kept:
+                    staged.append(self.staging(log.table) / f"{secrets.token_hex(16)}.parquet")
+                    disk.rewrite(Path(file.path), staged[-1], schema)
+        except OfflineStoreError:
+            log.check_newest(int(before.version()))  # else they may be gone because a cleaner was here
+            raise
+
+    def _move(self, log: TableLog, staged: Sequence[Path], moved: dict[str, disk.FileFacts]) -> None:
+        """Sync and hash new files and move them into the table's folder, where no version needs them yet."""
+        place = self._own_staging(log.table)
+        facts = {path: disk.examine(path) for path in staged}
+        reached(FILES_SYNCED)
+        with disk.disk_errors(f"move new files into table {log.table}"):
+            for path, found in facts.items():
+                name = file_name(place.name, found.sha256)
+                path.rename(log.path / name)
+                moved[name] = found
+                disk.remember(log.path / name, found.sha256, (log.path / name).stat())
+            disk.sync_folder(log.path)
+        reached(FILES_MOVED)
+
+    def _own_staging(self, table: TableId) -> Staging:
+        with disk.disk_errors(f"make a place for new files of table {table}"), self._lock:
+            place = self._staging.get(table)
+            if place is None or not place.folder.is_dir():
+                place = self._staging[table] = Staging(self._log(table).path)
+        return place
+
+    def _log(self, table: TableId) -> TableLog:
+        return TableLog(table, self._path(table.project, table.view, str(table.generation)))
+
+    def _path(self, *parts: str) -> Path:
+        for part in parts:
+            if not _PART.fullmatch(part):
+                raise OfflineStoreError(f"{part!r} cannot be a part of a table's name.", name=part)
+        return self._folder.joinpath(*parts)
+
+
+def _close_all(staging: dict[TableId, Staging]) -> None:
+    for place in staging.values():
+        place.close()
+
+
+def _take_back(log: TableLog, staged: Sequence[Path], moved: Mapping[str, disk.FileFacts]) -> None:
+    """Remove the files of a commit that failed, unless it is in the log after all."""
+    committed = log.newest_names() if moved and log.exists() else set()
+    for path in (*staged, *(log.path / name for name in moved if name not in committed)):
+        path.unlink(missing_ok=True)
+
+
+def _check_merge(log: TableLog, moved: Mapping[str, disk.FileFacts], remove: Sequence[DataFile]) -> None:
+    """Raise OfflineStoreError for a merged file that cannot hold the rows of those it replaces."""
+    made = [(facts.rows, facts.max_sequence) for facts in moved.values()]
+    taken = (sum(file.rows for file in remove), max((file.max_sequence for file in remove), default=0))
+    if made != [taken]:
+        raise OfflineStoreError(f"A merge would change the rows of table {log.table}: {made} are not {taken}.")
+
+
+def _remove(path: Path) -> int:
+    """Remove a file; returns 0 where another cleaner was first."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return 1
+
+
+def _remove_tree(folder: Path) -> int:
+    """Remove a folder; returns the number of files that were in it and that no other cleaner removed first."""
+    removed = sum(_remove(Path(place, name)) for place, _, names in os.walk(folder) for name in names)
+    while folder.exists():
+        with contextlib.suppress(FileNotFoundError):  # another cleaner is at it: go on with what is left
+            shutil.rmtree(folder)
+    return removed

@@ -1,0 +1,1 @@
+"""Keys and records: the bytes that every online store holds. Without I/O."""

@@ -1,0 +1,1 @@
+"""The definitions that a registry holds, as objects of the feature store."""

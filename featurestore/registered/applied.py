@@ -1,0 +1,83 @@
+"""Definitions that users pass as objects: they stand for what is applied, so they must be what is applied."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from featurestore.definitions import Definition, FeatureSelection, FeatureService, FeatureView, OnDemandFeatureView
+from featurestore.errors import InputError
+from featurestore.project.loader import with_parts
+from featurestore.registered.records import to_record
+from featurestore.registered.snapshot import Snapshot
+
+P = TypeVar("P")
+
+_WORDS = {"ttl_us": "ttl", "allowed_lateness_us": "allowed_lateness", "code_hash": "code"}
+_TEXTS = frozenset({"description", "tags"})
+"""What a field says of itself, and no value depends on."""
+
+
+def check_as_applied(snapshot: Snapshot, given: Definition | FeatureSelection) -> None:
+    """Raise InputError where an object, or what it is made of, is not what is applied under its name.
+
+    Descriptions, owners and tags may differ, and a schema that is left out is the applied one. What is not applied
+    at all passes: who looks for it tells.
+    """
+    whole = given.view if isinstance(given, FeatureSelection) else given
+    if snapshot.definitions.get((whole.kind, whole.name)) == whole:
+        return
+    applied = {(record.kind, record.name): record.document for record in snapshot.records}
+    for part in {id(part): part for part in with_parts(whole)}.values():
+        document = applied.get((part.kind, part.name))
+        if document is None:
+            continue
+        own = to_record(snapshot.project, _pinned(snapshot, part)).document
+        changed = [key for key in own if key != "generation" and _meaning(own[key]) != _meaning(document.get(key))]
+        if changed:
+            raise _differs(snapshot, given, whole, part, changed)
+
+
+def _pinned(snapshot: Snapshot, part: Definition) -> Definition:
+    """Return a definition with the applied schema wherever it leaves one out."""
+    if isinstance(part, FeatureView):
+        return _with_schema(snapshot, part)
+    if isinstance(part, OnDemandFeatureView):
+        return part.replaced(inputs=tuple(_selected(snapshot, source) for source in part.inputs))
+    if isinstance(part, FeatureService):
+        return part.replaced(features=tuple(_selected(snapshot, feature) for feature in part.features))
+    return part
+
+
+def _selected(snapshot: Snapshot, source: P) -> P | FeatureSelection:
+    if not isinstance(source, FeatureSelection):
+        return source
+    view = _with_schema(snapshot, source.view)
+    return FeatureSelection(view, name=source.name, names=source.names, columns=source.columns)
+
+
+def _with_schema(snapshot: Snapshot, view: FeatureView) -> FeatureView:
+    known = snapshot.views.get(view.name)
+    return view.replaced(fields=known.view.fields) if view.fields is None and known is not None else view
+
+
+def _meaning(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _meaning(item) for key, item in value.items() if key not in _TEXTS}
+    return [_meaning(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _differs(
+    snapshot: Snapshot, given: Definition | FeatureSelection, whole: Definition, part: Definition, changed: list[str]
+) -> InputError:
+    what = " and ".join(dict.fromkeys(_WORDS.get(key, key) for key in changed))
+    of = "" if part.key == whole.key else f" of {whole.name!r}"
+    text = whole.name
+    if isinstance(whole, FeatureView | OnDemandFeatureView):
+        names = given.names if isinstance(given, FeatureSelection) else None
+        text += f":{(names or [field.name for field in whole.fields or ()] or ['FEATURE'])[0]}"
+    return InputError(
+        f"{part.title} {part.name!r}{of} differs from what is applied (revision {snapshot.revision}) in {what}.",
+        hint=f"Apply it first: store.apply([...]) or `fs apply`; or ask by text for what is applied: {text!r}.",
+        kind=part.kind,
+        name=part.name,
+    )

@@ -1,0 +1,1 @@
+"""What a caller asks for: features by name, resolved against the definitions."""

@@ -1,0 +1,1 @@
+"""HTTP: connections, bodies, errors, and who may pass."""

@@ -1,0 +1,124 @@
+"""Bodies of requests and answers: read within a limit, decoded with errors of their own, sent as JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import suppress
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from featurestore.server.http.errors import RequestError
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+WHOLE_ANSWER = "featurestore.whole_answer"
+"""Names an extension of ASGI of our own, for the answers that are sent most: in a scope the `WholeAnswer`, and the type
+of a message with the ``body`` of a JSON answer."""
+WholeAnswer = Callable[[Scope, bytes, bytes], bool]
+"""Takes the scope, the lines of headers and the body of a 200 and sends it at once; False where it cannot."""
+
+PAUSE = "pause_seconds"
+"""In the state of a scope: how long the request may have to wait as it should, so that it is not told of as slow."""
+
+REFUSED = "refused_status"
+"""In the state of a scope: the status by which the protocol itself ended a request whose body was still to come."""
+
+Name = Annotated[str, msgspec.Meta(max_length=256)]
+Columns = dict[Name, list[Any]]
+T = TypeVar("T")
+
+
+class ClientDisconnectedError(Exception):
+    """The client left, or the protocol refused its request, before it was read; nobody is there to answer."""
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """Return the body of a JSON request.
+
+    Raises RequestError: 415 for another content type or a compressed body, 413 for more than ``limit`` bytes,
+    whether announced or counted while they arrive. Raises ClientDisconnectedError when the client is gone.
+    """
+    content_type = b""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            content_type = value
+        elif name == b"content-length":
+            if value.isdigit() and int(value) > limit:
+                raise _too_large(limit)
+        elif name == b"content-encoding" and value.strip().lower() != b"identity":
+            raise RequestError(415, "unsupported_media_type", "The body must not be compressed.")
+    if content_type != b"application/json" and content_type.split(b";")[0].strip().lower() != b"application/json":
+        raise RequestError(415, "unsupported_media_type", "The body must be JSON: send Content-Type: application/json.")
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        body: bytes = message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+    parts, size = [], 0
+    while True:
+        if message["type"] != "http.request":
+            raise ClientDisconnectedError
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise _too_large(limit)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+        message = await receive()
+
+
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes, part: str = "") -> T:
+    """Return the document of a body, or of its key ``part``; raises RequestError (400, 422) for what is none."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        text = _explained(str(error), decoder.type, body)
+        if part:
+            text = text.replace("`$", f"`$.{part}") if "`$" in text else f"{text} - at `$.{part}`"
+        raise RequestError(422, "invalid_request", f"The body is not as it should be: {text}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(400, "malformed_json", f"The body is no JSON: {error}.") from None
+    except RecursionError:
+        raise RequestError(400, "malformed_json", "The body is nested too deeply.") from None
+
+
+_UNKNOWN = re.compile("Object contains unknown field `(.*)`", re.DOTALL)
+_IN_COLUMNS = re.compile(r"`\$\.(\w+)\[\.\.\.]`$")
+_OF_FEW = re.compile(r"Invalid enum value .*`\$\.(\w+)[^`]*`$", re.DOTALL)
+
+
+def _explained(text: str, kind: Any, body: bytes) -> str:
+    """Return what msgspec says of a body, with the keys or values that there are and the column that is meant."""
+    if unknown := _UNKNOWN.fullmatch(text):
+        return f"{unknown[1][:256]!r} is none of its keys, which are {', '.join(kind.__struct_encode_fields__)}"
+    if few := _OF_FEW.match(text):
+        return f"{text}: it must be {' or '.join(_literals(get_type_hints(kind)[few[1]]))}"
+    if columns := _IN_COLUMNS.search(text):
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # behind what was refused
+            values = msgspec.json.decode(body)[columns[1]]
+            wrong = [name for name in values if type(values[name]) is not list] if type(values) is dict else []
+            return text.replace("[...]", f"[{wrong[0]!r}]") if wrong else text
+    return text
+
+
+def _literals(kind: Any) -> Iterator[str]:
+    for each in get_args(kind):
+        yield from [each] if get_origin(kind) is Literal else _literals(each)
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(
+        413, "body_too_large", f"The body is larger than {limit} bytes.", hint="Send fewer rows.", max_bytes=limit
+    )
+
+
+async def send_json(send: Send, body: bytes) -> None:
+    """Answer 200 with a JSON body; `Envelope` knows how."""
+    await send({"type": WHOLE_ANSWER, "body": body})

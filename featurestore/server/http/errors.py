@@ -1,0 +1,120 @@
+"""Domain errors as HTTP answers: one table, one body, and nothing of the inside in either.
+
+Every error body is ``{"error": {"type", "message", "details"}}``; the details always hold the request id.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from featurestore.errors import (
+    CodeMismatchError,
+    DamagedRecordError,
+    DiskFullError,
+    EntityKeyError,
+    FeatureStoreError,
+    InputError,
+    MismatchError,
+    NotFoundError,
+    OfflineStoreError,
+    OnDemandError,
+    OnlineStoreFullError,
+    OnlineStoreUnavailableError,
+    OutputNameClashError,
+    RegistryError,
+    ValueTypeError,
+)
+from featurestore.server.watch.logs import is_news
+
+logger = logging.getLogger("featurestore.server")
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class RequestError(InputError):
+    """What HTTP itself refuses, before anything is looked up: a body, its size, its type."""
+
+    def __init__(self, status: int, kind: str, message: str, *, headers: Headers = (), **details: Any) -> None:
+        super().__init__(message, **details)
+        self.status = status
+        self.kind = kind
+        self.headers = headers
+
+
+class _Answer(NamedTuple):
+    status: int
+    kind: str
+    message: str | None = None
+    """What is said instead of the error's own message, which may tell of hosts and paths."""
+    retry_after_seconds: int | None = None
+
+
+_ANSWERS: Mapping[type[BaseException], _Answer] = {
+    NotFoundError: _Answer(404, "not_found"),
+    EntityKeyError: _Answer(422, "entity_key"),
+    ValueTypeError: _Answer(422, "value_type"),
+    OutputNameClashError: _Answer(422, "output_name_clash"),
+    OnDemandError: _Answer(500, "on_demand_failed", "An on-demand function failed. The server's log tells more."),
+    InputError: _Answer(422, "invalid_input"),
+    CodeMismatchError: _Answer(503, "code_mismatch"),
+    OnlineStoreUnavailableError: _Answer(
+        503, "online_store_unavailable", "The online store does not answer. Try again.", retry_after_seconds=1
+    ),
+    OnlineStoreFullError: _Answer(503, "online_store_full", "The online store has no room for the rows.", 60),
+    OfflineStoreError: _Answer(503, "offline_store_unavailable", "The offline store did not take the rows.", 1),
+    DiskFullError: _Answer(503, "disk_full", "The offline store has no room for the rows.", 60),
+    MismatchError: _Answer(503, "mismatch", retry_after_seconds=60),
+    DamagedRecordError: _Answer(500, "damaged_record", "A stored record is damaged. The server's log tells more."),
+    RegistryError: _Answer(503, "registry_unavailable", "The registry does not answer. Try again.", 5),
+    BaseException: _Answer(500, "internal_error", "The request failed. The server's log tells more."),
+}
+"""The answer of a class stands for those below it that have none of their own."""
+
+_JSON = (b"content-type", b"application/json")
+
+
+class ErrorAnswer(NamedTuple):
+    """An error as it goes out."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+def error_body(kind: str, message: str, request_id: str, details: Mapping[str, Any] | None = None) -> bytes:
+    """Return the one body of an error."""
+    error = {"type": kind, "message": message, "details": {**(details or {}), "request_id": request_id}}
+    return msgspec.json.encode({"error": error}, enc_hook=str)
+
+
+def error_answer(error: BaseException, request_id: str) -> ErrorAnswer:
+    """Return the answer that stands for an error, and log what only the operator may read."""
+    headers = [_JSON]
+    if isinstance(error, RequestError):
+        body = error_body(error.kind, str(error), request_id, error.details)
+        return ErrorAnswer(error.status, [*headers, *error.headers, _length(body)], body)
+    answer = next(_ANSWERS[kind] for kind in type(error).__mro__ if kind in _ANSWERS)
+    if answer.message is None and isinstance(error, FeatureStoreError):
+        body = error_body(answer.kind, str(error), request_id, error.details)
+    else:
+        body = error_body(answer.kind, answer.message or "", request_id)
+    extra = {"request_id": request_id}
+    if answer.status == 500:
+        # One damaged record or function may fail every request: of these the log tells once in a while.
+        is_told = answer.kind == "internal_error" or is_news(answer.kind)
+        level = logging.ERROR if is_told else logging.DEBUG
+        logger.log(level, "request %s failed", request_id, exc_info=error, extra=extra)
+    elif answer.status == 503:
+        level = logging.WARNING if is_news(answer.kind) else logging.DEBUG
+        logger.log(level, "request %s: %s", request_id, error, extra=extra)
+    if answer.retry_after_seconds is not None:
+        headers.append((b"retry-after", str(answer.retry_after_seconds).encode()))
+    return ErrorAnswer(answer.status, [*headers, _length(body)], body)
+
+
+def _length(body: bytes) -> tuple[bytes, bytes]:
+    return b"content-length", str(len(body)).encode()

@@ -1,0 +1,249 @@
+"""uvicorn's HTTP protocol with deadlines for what clients send and take, and JSON where uvicorn itself answers.
+
+uvicorn waits for ever for the rest of a header or body, and for answers to be taken; a middleware cannot help, since
+it is not called yet, or no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import httptools
+from uvicorn.protocols.http.flow_control import service_unavailable
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from featurestore.server.http.bodies import REFUSED, WHOLE_ANSWER, Receive, Scope, Send
+from featurestore.server.http.envelope import new_request_id, respond
+from featurestore.server.http.errors import RequestError, error_answer, error_body
+
+RECEIVE_SECONDS = 10.0
+"""A request must have arrived whole so long after its first byte, and its first byte so long after the connection."""
+
+TAKE_SECONDS = 30.0
+"""A client must take an answer within so long, but for what fits into the buffers of the network."""
+
+DISCARD_SECONDS = 0.01
+"""Of a body that was already answered so often a piece is read and thrown away: a flood of it takes no other's time."""
+
+MAX_HEADER_BYTES = 64 * 1024
+"""Beyond what came in the first read; uvicorn with httptools would go on collecting."""
+
+
+class DeadlineProtocol(HttpToolsProtocol):
+    """Closes connections whose request does not arrive, or whose answer is not taken.
+
+    One timer a connection looks at a remembered instant: setting and clearing a timer for every request would
+    cost more than the rest of the check.
+    """
+
+    receive_seconds = RECEIVE_SECONDS
+    take_seconds = TAKE_SECONDS
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._waiting_since: float | None = None
+        self._idle_since: float | None = None
+        self._untaken_since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._header_bytes: int | None = None
+        self._piece_bytes = 0
+        self._running: Any = None
+        # One of each connection: a cycle that its own scope led to would be garbage that only the collector finds.
+        self._extensions = {WHOLE_ANSWER: self._answer_whole}
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
+        """Start the clock: an idle new connection is closed too."""
+        super().connection_made(transport)
+        self._waiting_since = self.loop.time()
+        self._timer = self.loop.call_later(self.receive_seconds, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop looking."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._forget_client()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Refuse headers that never end."""
+        self._piece_bytes = len(data)
+        self._feed(data)
+        if self.transport.is_closing():
+            return
+        if self._header_bytes is not None:
+            self._header_bytes += len(data)
+            if self._header_bytes > MAX_HEADER_BYTES:
+                message = f"The headers are larger than {MAX_HEADER_BYTES} bytes."
+                self._refuse(b"431 Request Header Fields Too Large", "headers_too_large", message)
+                return
+        if self._waiting_since is not None and self._header_bytes is None:  # within a body
+            cycle: Any = self.cycle
+            if cycle is not None and cycle.response_complete and not self.flow.read_paused:
+                self.flow.pause_reading()
+                self.loop.call_later(DISCARD_SECONDS, self._discard_on)
+
+    def _feed(self, data: bytes) -> None:
+        """Parse what arrived, and ignore offers to go on with another protocol.
+
+        At such an offer httptools leaves the body unread, and would take it for the next request: the header is read
+        again without the offer.
+        """
+        try:
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as offer:
+                    if self.parser.get_method() == b"CONNECT":
+                        self.send_400_response("The server is no proxy: CONNECT is not for it.")
+                        return
+                    data = data[offer.args[0] :]
+                    self._read_again()
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _read_again(self) -> None:
+        since, version = self._waiting_since, self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+        if self._waiting_since is not None:
+            self._waiting_since = since
+
+    def pause_writing(self) -> None:
+        """Remember since when the client takes nothing."""
+        self._untaken_since = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """It took what there was."""
+        self._untaken_since = None
+        super().resume_writing()
+
+    def on_message_begin(self) -> None:
+        """Remember when the request began."""
+        self._waiting_since, self._idle_since = self.loop.time(), None
+        self._header_bytes = -self._piece_bytes  # what came before it in this piece belongs to another request
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """What follows is the body, which the app counts."""
+        if self.parser.should_upgrade():
+            return  # it is read again
+        self._header_bytes = None
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Nothing is waited for any more; between requests uvicorn's keep-alive limit holds."""
+        if self.parser.should_upgrade():
+            return
+        self._waiting_since = None
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP in the shape of all errors."""
+        self._refuse(b"400 Bad Request", "bad_request", msg)
+
+    def on_response_complete(self) -> None:
+        """Do as uvicorn does, without a timer of its own for every answer: `_look` closes idle connections too.
+
+        It looks every `RECEIVE_SECONDS`, so a connection may stay that much longer than uvicorn's keep-alive limit.
+        """
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._waiting_since is None:  # else the next request has begun to arrive
+            self._idle_since = self.loop.time()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        cycle.scope["extensions"] = self._extensions
+        # uvicorn types its apps by classes of messages, ours are any ASGI app.
+        super()._start_asgi_task(cycle, overloaded if app is service_unavailable else app)  # type: ignore[arg-type]
+
+    def _answer_whole(self, scope: Scope, headers: bytes, body: bytes) -> bool:
+        """Send a 200 in one packet and by one call, where uvicorn takes two of each; see `bodies.WholeAnswer`."""
+        cycle = self._running
+        if cycle.scope is not scope or cycle.response_started or self.flow.write_paused:
+            return False
+        if not cycle.disconnected:
+            cycle.response_started = cycle.response_complete = True
+            own = b"".join([b"%b: %b\r\n" % header for header in cycle.default_headers])
+            ending = b"" if cycle.keep_alive else b"connection: close\r\n"
+            head = b"HTTP/1.1 200 OK\r\n%b%b%bcontent-length: %d\r\n\r\n" % (own, headers, ending, len(body))
+            self.transport.write(head + body)
+            cycle.message_event.set()
+            if not cycle.keep_alive:
+                self.transport.close()
+            cycle.on_response()
+        return True
+
+    def _discard_on(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+
+    def _forget_client(self) -> None:
+        """Let the answer under way be written nowhere; uvicorn knows only the last of several pipelined requests."""
+        if self._running is not None:
+            self._running.disconnected = True
+
+    def _look(self) -> None:
+        since, now = self._waiting_since, self.loop.time()
+        left = self.receive_seconds if since is None else since + self.receive_seconds - now
+        if self._idle_since is not None:
+            left = min(left, self._idle_since + self.timeout_keep_alive - now)
+        is_closing = self.transport.is_closing()
+        if is_closing and self._untaken_since is None:
+            self._untaken_since = now  # it closes when all that was written is taken
+        if self._untaken_since is not None and now - self._untaken_since > self.take_seconds:
+            self._forget_client()
+            self.transport.abort()
+            return
+        if left <= 0 and not is_closing:
+            cycle: Any = self.cycle  # None before the first request's headers, whatever its annotation says
+            if cycle is None or not cycle.response_started:
+                message = f"The request did not arrive within {self.receive_seconds:g} seconds."
+                self._refuse(b"408 Request Timeout", "request_timeout", message)
+            else:
+                self.transport.close()
+        self._timer = self.loop.call_later(left if left > 0 else self.receive_seconds, self._look)
+
+    def _told_as(self, status: int) -> str | None:
+        """Let the log tell of the request whose body is arriving with this status, and return the id that it has."""
+        cycle: Any = self.cycle
+        if self._waiting_since is None or self._header_bytes is not None or cycle is None or cycle.response_started:
+            return None
+        state = cycle.scope["state"]
+        state[REFUSED] = status
+        return cast("str | None", state.get("request_id"))  # None while it waits behind another
+
+    def _refuse(self, status: bytes, kind: str, message: str) -> None:
+        request_id = self._told_as(int(status[:3])) or new_request_id()
+        body = error_body(kind, message, request_id)
+        lines = [
+            b"HTTP/1.1 " + status,
+            b"content-type: application/json",
+            b"content-length: %d" % len(body),
+            b"x-request-id: " + request_id.encode(),
+            b"connection: close",
+            b"",
+            body,
+        ]
+        self.transport.write(b"\r\n".join(lines))
+        self.transport.close()
+
+
+async def overloaded(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer instead of the app when there are too many connections."""
+    headers = [(b"retry-after", b"1"), (b"connection", b"close")]
+    error = RequestError(503, "overloaded", "There are too many connections. Try again.", headers=headers)
+    request_id = new_request_id()
+    answer = error_answer(error, request_id)
+    await respond(send, answer._replace(headers=[*answer.headers, (b"x-request-id", request_id.encode())]))

@@ -1,0 +1,1 @@
+"""Online reads: from a request to the store and back."""

@@ -1,0 +1,97 @@
+"""A circuit breaker before the online store: while it does not answer, requests are told so at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from time import perf_counter
+
+from featurestore.errors import OnlineNodeUnavailableError, OnlineStoreError, OnlineStoreUnavailableError
+from featurestore.online.interface import AsyncReader
+from featurestore.online.patience import Patience
+from featurestore.server.watch.metrics import Metrics
+
+logger = logging.getLogger("featurestore.server")
+
+FAILURES_TO_OPEN = 5
+"""Failed reads in a row; one that succeeds in between begins the count anew."""
+
+PROBE_SECONDS = 0.5
+"""An open breaker asks the store so often whether it answers again."""
+
+
+class Breaker(AsyncReader):
+    """Passes reads on while the store answers, and measures them.
+
+    After `FAILURES_TO_OPEN` reads in a row have failed it is open: reads fail without waiting for the deadline, and
+    a task asks the store every `PROBE_SECONDS` until it answers. A node of a cluster that is away opens nothing: the
+    reader leaves it alone by itself, and what the other nodes hold is read.
+
+    ``probe`` is a key that may be read, whether or not it is there: a store may answer a PING and refuse reads.
+    """
+
+    def __init__(self, reader: AsyncReader, metrics: Metrics, probe: bytes) -> None:
+        self._reader = reader
+        self._metrics = metrics
+        self._probed_key = probe
+        self._failures = 0
+        self._probing: asyncio.Task[None] | None = None
+        self.deadline_seconds = reader.deadline_seconds
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether reads are refused."""
+        return self._probing is not None
+
+    async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See `AsyncReader.mget`; raises OnlineStoreUnavailableError at once while the breaker is open."""
+        if self._probing is not None:
+            raise OnlineStoreUnavailableError("The online store did not answer lately; it is being probed.")
+        started = perf_counter()
+        try:
+            records = await self._reader.mget(keys)
+        except OnlineNodeUnavailableError:
+            self._metrics.store_errors.inc()
+            raise
+        except OnlineStoreUnavailableError:
+            self._metrics.store_errors.inc()
+            self._failures += 1
+            if self._failures >= FAILURES_TO_OPEN and self._probing is None:
+                self._probing = asyncio.create_task(self._probe())
+                logger.warning("the online store failed %d reads in a row: it is left alone and probed", self._failures)
+                self._metrics.breaker(True)
+            raise
+        finally:
+            self._metrics.store_seconds.observe(perf_counter() - started)
+        self._failures = 0
+        return records
+
+    async def check(self) -> None:
+        """Read from the store itself, whatever the breaker's state; of a cluster one node has to answer."""
+        await self._reader.check()
+        with suppress(OnlineNodeUnavailableError):
+            await self._reader.mget([self._probed_key])
+
+    async def close(self) -> None:
+        """Stop probing and close the reader."""
+        if self._probing is not None:
+            self._probing.cancel()
+        await self._reader.close()
+
+    async def _probe(self) -> None:
+        loop = asyncio.get_running_loop()
+        begun, patience = loop.time(), Patience(PROBE_SECONDS)
+        while True:
+            await asyncio.sleep(max(0.0, begun + PROBE_SECONDS - loop.time()))
+            begun = loop.time()
+            try:
+                with patience.limit():
+                    await self.check()
+            except (OnlineStoreError, TimeoutError):
+                continue
+            break
+        self._failures, self._probing = 0, None
+        logger.warning("the online store answers again")
+        self._metrics.breaker(False)

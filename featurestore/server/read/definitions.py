@@ -1,0 +1,257 @@
+"""The definitions that a server serves: from the registry, refreshed in the background, kept on disk for bad days.
+
+A request takes `DefinitionsKeeper.current` once and uses nothing else, so a swap never mixes two revisions in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from random import SystemRandom
+
+from featurestore_registry.auth import Token, known_tokens
+from featurestore_registry.interface import Registry
+from featurestore_registry.records import Revision
+
+from featurestore.backends import open_registry
+from featurestore.consistency.clocks import registry_ahead_us
+from featurestore.errors import FeatureStoreError, RegistryError
+from featurestore.ledger.progress import Progress, read_progress
+from featurestore.registered.snapshot import Snapshot
+from featurestore.registered.snapshot_file import (
+    FILE_NAME,
+    SavedSnapshot,
+    confirm_snapshot,
+    read_snapshot,
+    save_snapshot,
+)
+from featurestore.server.http.door import Door
+from featurestore.server.read.plans import Plans
+from featurestore.types.times import to_rfc3339
+from featurestore.workspace import Workspace
+
+logger = logging.getLogger("featurestore.server")
+
+WARN_EVERY_US = 60_000_000
+"""An absent registry is spoken of so often, however short the refresh interval is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One revision, whole. It never changes; a newer revision is another object."""
+
+    plans: Plans
+    tokens: tuple[Token, ...]
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The definitions."""
+        return self.plans.snapshot
+
+
+class DefinitionsKeeper:
+    """Keeps `current` as new as the registry allows. ``on_refresh`` hears the outcome of every look at it."""
+
+    def __init__(self, workspace: Workspace, door: Door | None = None) -> None:
+        self._workspace = workspace
+        self._door = Door(workspace.root) if door is None else door
+        self._path = workspace.root / FILE_NAME
+        self._interval: timedelta = workspace.settings.server.refresh
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._warned: tuple[str, int] | None = None
+        self._saved: SavedSnapshot | None = None
+        self._served: Served | None = None
+        self.progress: Mapping[str, Progress] = {}
+        """How far each view's rows had come when the registry was last looked at."""
+        self.registry_ahead_us = 0
+        """How far the registry's newest entry lay in this host's future when it was last looked at."""
+        self.on_refresh: Callable[[str], None] | None = None
+
+    @property
+    def current(self) -> Served:
+        """What is served now; `load` comes first."""
+        assert self._served is not None
+        return self._served
+
+    def age_us(self) -> int:
+        """Return how long ago the registry last confirmed what is served, in microseconds."""
+        assert self._saved is not None
+        return max(0, self._workspace.clock() - self._saved.seen_us)
+
+    def now_us(self) -> int:
+        """Return the instant by the server's clock."""
+        return self._workspace.clock()
+
+    def tokens(self) -> tuple[Token, ...]:
+        """Return the tokens of the moment."""
+        return self.current.tokens
+
+    def load(self) -> None:
+        """Read the registry, or, while it is away, what was last known of it.
+
+        Raises the registry's error when nothing was ever saved, RegistryFormatError when what was saved is
+        damaged.
+        """
+        project = self._workspace.project
+        if self._door.is_open():  # tokens that the registry has lost may be known from a version that kept no memory
+            with suppress(RegistryError):
+                self._kept()
+        try:
+            found = self._ask()
+            if found.revision.number == 0:
+                kept = self._kept()
+                if kept is not None and kept.revision.number > 0:
+                    self._take(kept)
+                    self._warn(f"The registry knows no project {project!r}.")
+                    return
+            self._take(found)
+        except RegistryError as error:
+            kept = self._kept()
+            if kept is None:
+                raise
+            self._take(kept)
+            self._warn(f"The registry is away ({error}).")
+        else:
+            self._save(found)
+
+    def refresh(self) -> str:
+        """Look at the registry once; return ``same``, ``changed`` or ``failed``. Never raises."""
+        try:
+            outcome = self._look()
+        except FeatureStoreError as error:
+            self._warn(f"The registry is away ({error}).")
+            outcome = "failed"
+        except Exception:
+            # The thread must live on: what is served now stays right.
+            logger.exception("refreshing the definitions failed")
+            outcome = "failed"
+        if self.on_refresh is not None:
+            self.on_refresh(outcome)
+        return outcome
+
+    def start(self) -> None:
+        """Refresh in the background, every interval give or take a tenth, so that workers do not ask as one."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="featurestore-refresh", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the background thread; waits for a look that is under way."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        seconds = self._interval.total_seconds()
+        jitter = SystemRandom()
+        while not self._stop.wait(seconds * jitter.uniform(0.9, 1.1)):
+            self.refresh()
+
+    def _note_progress(self, registry: Registry) -> None:
+        if self._served is not None:
+            self.progress = read_progress(registry.ledger, self._served.snapshot)
+
+    def _ask(self, known: SavedSnapshot | None = None) -> SavedSnapshot:
+        """Return what the registry holds now, reading the records only when the revision is not the known one."""
+        workspace = self._workspace
+        project = workspace.project
+        # Never created here: an empty registry in the place of a lost one would end all serving. Opened anew
+        # each time: a file that was moved away or replaced must be noticed.
+        with open_registry(workspace.settings.registry, workspace.root, create=False) as registry:
+            seen_us = workspace.clock()
+            found = self._door.take(*known_tokens(registry.ledger, project))
+            self._note_progress(registry)
+            self.registry_ahead_us = registry_ahead_us(registry, project, seen_us)
+            if known is not None and registry.definitions.chain(project) == known.revision.chain:
+                unchanged = found == known.tokens
+                return SavedSnapshot(known.revision, known.tokens if unchanged else found, seen_us)
+            return SavedSnapshot(registry.definitions.read(project), found, seen_us)
+
+    def _kept(self) -> SavedSnapshot | None:
+        """Return what was saved, without the tokens that were seen revoked since."""
+        kept = read_snapshot(self._path, self._workspace.project)
+        return None if kept is None else replace(kept, tokens=self._door.take(kept.tokens, {}))
+
+    def _look(self) -> str:
+        known = self._saved
+        assert known is not None
+        found = self._ask(known)
+        if found.revision.number == 0 and known.revision.number > 0:
+            self._warn(f"The registry knows no project {self._workspace.project!r}.")
+            return "failed"
+        self._warned = None
+        if found.revision is known.revision and found.tokens is known.tokens:
+            self._saved = found
+            self._confirm(found)
+            return "same"
+        _tell_of_another_history(known.revision, found.revision)
+        if known.tokens and not found.tokens:
+            logger.warning(
+                "the registry holds no token that passes any more: what bears no FS_SERVER_TOKEN is answered 401. "
+                "Make one with `fs token create --role reader`"
+            )
+        self._take(found)
+        self._save(found)
+        return "changed"
+
+    def _take(self, found: SavedSnapshot) -> None:
+        before = self._served
+        if before is not None and before.snapshot.chain == found.revision.chain:
+            plans = before.plans
+        else:
+            snapshot = _read_whole(Snapshot.of(found.revision))
+            plans = Plans(snapshot.with_code(self._workspace.code) if snapshot.on_demand else snapshot)
+            if before is not None:
+                plans.prepare(before.plans.in_use())
+            logger.info("serving revision %d of project %r", found.revision.number, found.revision.project)
+        self._saved, self._served = found, Served(plans, found.tokens)
+
+    def _save(self, found: SavedSnapshot) -> None:
+        try:
+            save_snapshot(self._path, found)
+        except FeatureStoreError as error:
+            logger.warning("the definitions could not be saved for a start without the registry: %s", error)
+
+    def _confirm(self, found: SavedSnapshot) -> None:
+        try:
+            confirm_snapshot(self._path, found.seen_us)
+        except FeatureStoreError:
+            self._save(found)
+
+    def _warn(self, what: str) -> None:
+        assert self._saved is not None
+        now_us = self._workspace.clock()
+        if self._warned is not None and self._warned[0] == what and now_us - self._warned[1] < WARN_EVERY_US:
+            return
+        self._warned = (what, now_us)
+        logger.warning(
+            "%s Serving revision %d as it was confirmed at %s.",
+            what,
+            self._saved.revision.number,
+            to_rfc3339(self._saved.seen_us),
+        )
+
+
+def _tell_of_another_history(known: Revision, found: Revision) -> None:
+    """Warn when the registry does not continue what is served: it was restored, or is another one."""
+    if known.chain.number and found.chain.identity != known.chain.identity:
+        logger.warning(
+            "the registry is of another project %r than the one served: it was made anew, or its URL leads elsewhere",
+            found.project,
+        )
+    elif found.number < known.number:
+        logger.warning("the registry went back from revision %d to %d", known.number, found.number)
+    elif known.chain.head not in found.chain and known.chain.number:
+        logger.warning("the registry was restored: revision %d is not the one that was served", known.number)
+
+
+def _read_whole(snapshot: Snapshot) -> Snapshot:
+    """Build every definition now, not in the first request; raises RegistryFormatError for those of a newer version."""
+    _ = snapshot.views, snapshot.on_demand, snapshot.services
+    return snapshot

@@ -1,0 +1,389 @@
+"""Online reads over HTTP: two request forms, one path to the store, two forms of answer.
+
+Nothing here touches a Request or Response object. What takes long is made in threads: answers of many values in some,
+those with on-demand functions in others, since nobody knows how long these take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from time import monotonic, perf_counter
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from featurestore.errors import InputError, OnlineStoreUnavailableError
+from featurestore.online.interface import AsyncReader
+from featurestore.online.records.codec import MOST_VALUES_AT_ONCE, is_record, pieces, record_times
+from featurestore.online.records.reading import Status
+from featurestore.server.http.bodies import Columns, Name, Receive, Scope, Send, decoded, read_body, send_json
+from featurestore.server.http.errors import RequestError
+from featurestore.server.read.definitions import DefinitionsKeeper
+from featurestore.server.read.plans import Asked, Pattern, ServingPlan
+from featurestore.server.read.threads import THREADS, AllBusyError, Threads
+from featurestore.server.watch.metrics import Metrics
+from featurestore.serving.compiled import Answer, OnlinePlan, Query
+from featurestore.types.times import Clock, to_instant, to_rfc3339
+
+MOST_ROWS = 1_000
+ABSENT_SCHEMA_SECONDS = 10.0
+"""How long a schema that the store does not hold is not looked up again."""
+
+WARM_SECONDS = 10.0
+"""How long the start of the server waits for the on-demand functions."""
+
+ENDING_SECONDS = 1.0
+"""How long the end of the server waits for an on-demand function that does not return."""
+
+FUNCTION_WAIT_SECONDS = 1.0
+"""How long a request waits for one of the threads of on-demand functions."""
+
+EPOCH_TEXT = "1970-01-01T00:00:00Z"
+_STATUS = {status: status.name for status in Status}
+_JSON = (b"content-type", b"application/json")
+
+_U, _L = b"ul"
+"""Of ``null``. A single byte is found ten times as quickly as a word, and few texts without a null have both."""
+
+NO_FEATURES = msgspec.Raw(b"null")
+
+
+class OnlineRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of ``POST /v1/online-features``."""
+
+    features: msgspec.Raw = NO_FEATURES
+    feature_service: Name | None = None
+    entities: Columns = {}
+    request_data: Columns = {}
+    include: tuple[Literal["status", "event_timestamp"], ...] = ("status",)
+    full_feature_names: bool = False
+
+
+class FeastRequest(msgspec.Struct):
+    """Body of ``POST /get-online-features`` as Feast's clients write it; what else they send is ignored."""
+
+    entities: Columns
+    features: msgspec.Raw = NO_FEATURES
+    feature_service: Name | None = None
+    full_feature_names: bool = False
+    include_feature_view_version_metadata: bool = False
+
+
+Encode = Callable[[ServingPlan, Answer], bytes]
+
+
+class _Made(NamedTuple):
+    """The body of an answer, and what is counted of it."""
+
+    body: bytes
+    decoded: float
+    """When its values were there, on `perf_counter`."""
+    answer: Answer | None
+    """None where the answer took the short way."""
+    with_nulls: list[Pattern]
+
+
+class OnlineReads:
+    """From a shape and columns to an answer's bytes, by one store's asynchronous reader."""
+
+    def __init__(self, definitions: DefinitionsKeeper, clock: Clock, metrics: Metrics) -> None:
+        self._definitions = definitions
+        self._clock = clock
+        self._metrics = metrics
+        self._absent: dict[bytes, float] = {}
+        self._long_answers = Threads("answer")
+        self._functions = Threads("function", ending_seconds=ENDING_SECONDS, waiting_seconds=FUNCTION_WAIT_SECONDS)
+        self.reader: AsyncReader | None = None
+
+    async def warm(self) -> None:
+        """Do once what the first requests would wait for: plans, and what on-demand functions import."""
+        plans = self._definitions.current.plans
+        plans.prepare(plans.services())
+        with suppress(TimeoutError):  # a function that does not return is told by those who ask for it
+            await asyncio.wait_for(self._functions.run(plans.rehearse), WARM_SECONDS)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._long_answers.close()
+        self._functions.close()
+
+    async def answer(
+        self,
+        asked: Asked,
+        columns: Mapping[str, Sequence[Any]],
+        started: float,
+        encode: Encode,
+        *,
+        may_be_short: bool = False,
+    ) -> bytes:
+        """Return a request's answer, of one revision of the definitions.
+
+        ``started`` is the instant on `perf_counter` at which reading the request began. With ``may_be_short`` what is
+        asked for are rows with statuses, which has a short way where nothing is missing. Raises as its parts do.
+        """
+        _check_count(columns)
+        serving = self._definitions.current.plans.plan(asked)
+        plan = serving.plan
+        query = plan.query(columns)
+        parsed = perf_counter()
+        if self.reader is None:
+            raise OnlineStoreUnavailableError("The online store is not open.")
+        records = await self.reader.mget(query.keys) if query.keys else []
+        fetched, now_us = perf_counter(), self._clock()
+        made: _Made | None
+        if plan.has_functions or query.rows * len(plan.names) > MOST_VALUES_AT_ONCE:
+            await self._learn(plan.missing_schemas(query, records))
+            work = partial(_made, serving, query, records, now_us, encode, may_be_short=may_be_short)
+            made = await (self._with_functions(work) if plan.has_functions else self._long_answers.run(work))
+        else:
+            made = _made_short(serving, query, records, now_us) if may_be_short else None
+            if made is None:
+                await self._learn(plan.missing_schemas(query, records))
+                made = _made_whole(serving, query, records, now_us, encode)
+        transform_s = 0.0
+        if made.answer is None:
+            self._metrics.answered_fresh(serving, query.rows, made.with_nulls)
+        else:
+            self._metrics.answered(serving, made.answer)
+            transform_s = made.answer.transform_seconds
+        if self._metrics.is_sample():
+            spent = parsed - started, fetched - parsed, made.decoded - fetched - transform_s, transform_s
+            self._metrics.sample((*spent, perf_counter() - made.decoded), _ages(serving, query, records, now_us))
+        return made.body
+
+    async def _with_functions(self, work: Callable[[], _Made]) -> _Made:
+        try:
+            return await self._functions.run(work)
+        except AllBusyError:
+            self._metrics.functions_busy.inc()
+            raise RequestError(
+                503,
+                "on_demand_busy",
+                f"On-demand functions have kept all {THREADS} threads of this worker busy for"
+                f" {FUNCTION_WAIT_SECONDS:g} s. Try again.",
+                headers=[(b"retry-after", b"1")],
+                hint="Make slow on-demand functions quicker, or serve with more workers.",
+            ) from None
+
+    async def _learn(self, missing: Mapping[bytes, Sequence[Callable[[bytes], None]]]) -> None:
+        """Look up schemas of older records; one that is nowhere is not asked for with every request."""
+        now = monotonic()
+        wanted = [key for key in missing if self._absent.get(key, 0.0) <= now]
+        if not wanted:
+            return
+        assert self.reader is not None
+        for key, document in zip(wanted, await self.reader.mget(wanted), strict=True):
+            if document is None:
+                if len(self._absent) >= MOST_ROWS:
+                    self._absent.clear()
+                self._absent[key] = now + ABSENT_SCHEMA_SECONDS
+            else:
+                for learn in missing[key]:
+                    learn(document)
+
+
+class OnlineEndpoint:
+    """``POST /v1/online-features``: row-major, features only, ready for a model. A bare ASGI app."""
+
+    def __init__(self, reads: OnlineReads, max_body: int) -> None:
+        self._reads = reads
+        self._max_body = max_body
+        self._decoder = msgspec.json.Decoder(OnlineRequest)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        body = await read_body(scope, receive, self._max_body)
+        started = perf_counter()
+        request = decoded(self._decoder, body)
+        features = bytes(request.features)
+        if (features == b"null") == (request.feature_service is None):
+            raise InputError("Ask either for features or for a feature_service.", hint="Send one of the two.")
+        asked = Asked(features, request.feature_service, request.full_feature_names)
+        columns = request.entities
+        if request.request_data:
+            twice = columns.keys() & request.request_data.keys()
+            if twice:
+                raise InputError(f"{min(twice)!r} is given both in entities and in request_data.", hint="Send it once.")
+            columns = {**columns, **request.request_data}
+
+        def encode(serving: ServingPlan, answer: Answer) -> bytes:
+            return online_body(serving, answer, request.include)
+
+        has_status = request.include == ("status",)
+        await send_json(send, await self._reads.answer(asked, columns, started, encode, may_be_short=has_status))
+
+
+class FeastEndpoint:
+    """``POST /get-online-features``: column by column, as Feast's own client reads it. A bare ASGI app."""
+
+    def __init__(self, reads: OnlineReads, max_body: int) -> None:
+        self._reads = reads
+        self._max_body = max_body
+        self._decoder = msgspec.json.Decoder(FeastRequest)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        body = await read_body(scope, receive, self._max_body)
+        started = perf_counter()
+        request = decoded(self._decoder, body)
+        features = b"null" if request.feature_service is not None else bytes(request.features)
+        asked = Asked(features, request.feature_service, request.full_feature_names)
+
+        def encode(serving: ServingPlan, answer: Answer) -> bytes:
+            return feast_body(serving.plan, answer, request)
+
+        await send_json(send, await self._reads.answer(asked, request.entities, started, encode))
+
+
+def _check_count(columns: Mapping[str, Sequence[Any]]) -> None:
+    rows = max(map(len, columns.values()), default=0)
+    if rows > MOST_ROWS:
+        raise RequestError(
+            413,
+            "too_many_entities",
+            f"{rows} entity rows are more than {MOST_ROWS}.",
+            hint="Ask in several requests.",
+            entities=rows,
+            max_entities=MOST_ROWS,
+        )
+
+
+Records = Sequence[bytes | None]
+
+
+def _made(
+    serving: ServingPlan, query: Query, records: Records, now_us: int, encode: Encode, *, may_be_short: bool
+) -> _Made:
+    short = _made_short(serving, query, records, now_us) if may_be_short else None
+    return _made_whole(serving, query, records, now_us, encode) if short is None else short
+
+
+def _made_short(serving: ServingPlan, query: Query, records: Records, now_us: int) -> _Made | None:
+    rows = serving.plan.fresh_rows(query, records, now_us)
+    decoded = perf_counter()
+    short = None if rows is None else _short_body(serving, rows)
+    return None if short is None else _Made(short[0], decoded, None, short[1])
+
+
+def _made_whole(serving: ServingPlan, query: Query, records: Records, now_us: int, encode: Encode) -> _Made:
+    answer = serving.plan.answer(query, records, now_us)
+    decoded = perf_counter()
+    return _Made(encode(serving, answer), decoded, answer, [])
+
+
+def _rows_text(rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return rows as JSON."""
+    if len(few := pieces(rows, len(rows[0]) if rows else 0)) == 1:
+        return msgspec.json.encode(rows)
+    return b"".join((b"[", b",".join([msgspec.json.encode(part)[1:-1] for part in few]), b"]"))
+
+
+def _short_body(serving: ServingPlan, rows: list[list[Any]]) -> tuple[bytes, list[Pattern]] | None:
+    """Return what `online_body` returns with statuses, where every value is PRESENT or NULL_VALUE, and rows with nulls.
+
+    The JSON itself tells whether there may be a null in it. None where a null has to become a default.
+    """
+    if not serving.expects_nulls:
+        text = _rows_text(rows)
+        if _U not in text or _L not in text or b"null" not in text:
+            statuses = b",".join([serving.present.statuses] * len(rows))
+            return b"".join((b'{"names":', serving.names, b',"rows":', text, b',"status":[', statuses, b"]}")), []
+    encoded = list(map(msgspec.json.encode, rows))
+    patterns = [
+        serving.pattern(row, text) if _U in text and _L in text else serving.present
+        for row, text in zip(rows, encoded, strict=True)
+    ]
+    with_nulls = [pattern for pattern in patterns if pattern is not serving.present]
+    serving.expects_nulls = bool(with_nulls)
+    if serving.plan.has_defaults and with_nulls:
+        return None
+    statuses = b",".join([pattern.statuses for pattern in patterns])
+    parts = (b'{"names":', serving.names, b',"rows":[', b",".join(encoded), b'],"status":[', statuses, b"]}")
+    return b"".join(parts), with_nulls
+
+
+def _ages(
+    serving: ServingPlan, query: Query, records: Sequence[bytes | None], now_us: int
+) -> Iterator[tuple[str, float]]:
+    """Yield each view's name and the age in seconds of the first record of a request that is of the past."""
+    start = 0
+    for view, places in zip(serving.views, query.found, strict=True):
+        stop = start + (query.rows if places is None else len(places))
+        for record in records[start:stop]:
+            if record is not None and is_record(record) and (age_us := now_us - record_times(record)[0]) >= 0:
+                yield view, age_us / 1_000_000
+                break
+        start = stop
+
+
+def online_body(serving: ServingPlan, answer: Answer, include: Sequence[str]) -> bytes:
+    """Return ``{"names", "rows", "status", "event_timestamp"}``; the last two only where they are asked for."""
+    body: dict[str, Any] = {"names": msgspec.Raw(serving.names), "rows": msgspec.Raw(_rows_text(answer.rows()))}
+    if "status" in include:
+        statuses = answer.status_rows()
+        if statuses is None:
+            body["status"] = [msgspec.Raw(serving.present.statuses)] * answer.row_count
+        else:
+            body["status"] = [[_STATUS[status] for status in row] for row in statuses]
+    if "event_timestamp" in include:
+        body["event_timestamp"] = {
+            view: [None if instant is None else to_rfc3339(instant) for instant in instants]
+            for view, instants in answer.event_us().items()
+        }
+    return msgspec.json.encode(body)
+
+
+def feast_body(plan: OnlinePlan, answer: Answer, request: FeastRequest) -> bytes:
+    """Return ``{"metadata": {"feature_names"}, "results": [{"values", "statuses", "event_timestamps"}]}``.
+
+    The client's own join keys come first, as they were sent; Timestamp features are integer seconds, and there
+    is an event timestamp everywhere, as Feast's servers answer.
+    """
+    epochs = [EPOCH_TEXT] * answer.row_count
+    keys = [name for name in request.entities if name in plan.request.key_types]
+    plan.request.check_own_columns(keys)
+    results: list[dict[str, Any]] = [
+        {
+            "values": request.entities[name],
+            "statuses": ["NULL_VALUE" if value is None else "PRESENT" for value in request.entities[name]],
+            "event_timestamps": epochs,
+        }
+        for name in keys
+    ]
+    times = {
+        alias: [EPOCH_TEXT if instant is None else _feast_time(instant) for instant in instants]
+        for alias, instants in answer.event_us().items()
+    }
+    for output, values, statuses in zip(plan.request.outputs, answer.columns(), answer.status_columns(), strict=True):
+        innermost = output.field.type
+        while innermost.item is not None:
+            innermost = innermost.item
+        results.append(
+            {
+                "values": [_in_seconds(value) for value in values] if innermost.name == "Timestamp" else values,
+                "statuses": [_STATUS[status] for status in statuses],
+                "event_timestamps": times.get(output.alias, epochs),
+            }
+        )
+    metadata: dict[str, Any] = {"feature_names": [*keys, *plan.names]}
+    if request.include_feature_view_version_metadata:
+        metadata["feature_view_metadata"] = [
+            {"name": read.name, "version": read.registered.generation} for read in plan.request.reads
+        ]
+    found: Sequence[Any] = results
+    if answer.row_count * len(results) > MOST_VALUES_AT_ONCE:  # one by one: see `pieces`
+        found = [msgspec.Raw(msgspec.json.encode(result)) for result in results]
+    return msgspec.json.encode({"metadata": metadata, "results": found})
+
+
+def _feast_time(instant: int) -> str:
+    return to_rfc3339(instant).replace(".000000Z", "Z")
+
+
+def _in_seconds(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_in_seconds(item) for item in value]
+    return None if value is None else to_instant(value) // 1_000_000

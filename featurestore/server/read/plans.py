@@ -1,0 +1,189 @@
+"""Compiled plans of one revision, kept by what was asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import msgspec
+
+from featurestore.definitions import FeatureService
+from featurestore.errors import FeatureStoreError, InputError
+from featurestore.registered.snapshot import Snapshot
+from featurestore.request.features import Reference, resolve
+from featurestore.request.on_demand import OnDemandFunction
+from featurestore.server.http.bodies import Name, decoded
+from featurestore.server.http.errors import RequestError
+from featurestore.serving.compiled import OnlinePlan
+
+MOST_PLANS = 256
+MOST_FEATURES = 500
+MOST_PATTERNS = 4_096
+MOST_KEPT_BYTES = 64 * 1024
+"""Of the text of a request's features; 500 of them rarely take half. Blanks could fill the memory with plans."""
+
+_FEATURES = msgspec.json.Decoder(list[Name] | None)
+
+
+class Asked(NamedTuple):
+    """The shape of a request: features, or the name of a service."""
+
+    features: bytes
+    """JSON list of references, as it was sent: equal texts are known without being read. ``null`` for a service."""
+    service: str | None
+    full_feature_names: bool
+
+
+class Pattern(NamedTuple):
+    """Which values of a row are null."""
+
+    statuses: bytes
+    """JSON list of the statuses: NULL_VALUE or PRESENT."""
+    nulls: tuple[int, ...]
+    """How many there are in each read."""
+
+
+@dataclass(eq=False, slots=True)
+class ServingPlan:
+    """A compiled plan, and what of its answers is always the same."""
+
+    plan: OnlinePlan
+    names: bytes
+    """JSON list of the output names."""
+    present: Pattern
+    """Of a row without nulls."""
+    views: tuple[str, ...]
+    """Name of the view of each read."""
+    slices: tuple[slice, ...]
+    """Where each read's features are in a row of a straight plan."""
+    patterns: dict[tuple[int, ...], Pattern]
+    """By the places of the nulls: few patterns come again and again."""
+    expects_nulls: bool = False
+    """Whether the last answer had any: where there are none, all rows are encoded at once."""
+
+    @classmethod
+    def of(cls, plan: OnlinePlan) -> ServingPlan:
+        """Encode what can be encoded beforehand."""
+        widths = [len(read.features) for read in plan.request.reads]
+        ends = list(accumulate(widths))
+        present = msgspec.json.encode(["PRESENT"] * len(plan.names))
+        return cls(
+            plan,
+            msgspec.json.encode(plan.names),
+            Pattern(present, (0,) * len(widths)),
+            tuple(read.view.name for read in plan.request.reads),
+            tuple(map(slice, [0, *ends], ends)),
+            {},
+        )
+
+    def pattern(self, row: Sequence[Any], text: bytes) -> Pattern:
+        """Return what a row's nulls make of its statuses; the plan is straight. ``text`` is the row's JSON.
+
+        NaN and infinities are nulls in JSON, and looked for only where it has more nulls than the row.
+        """
+        shown = text.count(b"null")
+        if not shown:
+            return self.present
+        found_places, place = [], -1
+        try:
+            for _ in range(shown):
+                place = row.index(None, place + 1)
+                found_places.append(place)
+        except ValueError:  # not all of them are None
+            found_places = [place for place, value in enumerate(row) if _is_null(value)]
+            if not found_places:
+                return self.present
+        places = tuple(found_places)
+        found = self.patterns.get(places)
+        if found is None:
+            names = ["NULL_VALUE" if place in places else "PRESENT" for place in range(len(row))]
+            if len(self.patterns) >= MOST_PATTERNS:
+                self.patterns.clear()
+            by_view = tuple(sum(part.start <= place < part.stop for place in places) for part in self.slices)
+            found = self.patterns[places] = Pattern(msgspec.json.encode(names), by_view)
+        return found
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (type(value) is float and not math.isfinite(value))
+
+
+class Plans:
+    """The least recently used plan goes first when there are too many. For one event loop's thread."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self._plans: dict[Asked, ServingPlan] = {}
+
+    def plan(self, asked: Asked) -> ServingPlan:
+        """Return the plan of a shape.
+
+        Raises RequestError (413) for too many features, NotFoundError, CodeMismatchError, OutputNameClashError
+        and InputError as `resolve` and `OnlinePlan.compile` do.
+        """
+        if len(asked.features) > MOST_KEPT_BYTES:
+            return self._compile(asked)
+        found = self._plans.pop(asked, None)
+        if found is None:
+            found = self._compile(asked)
+            while len(self._plans) >= MOST_PLANS:
+                del self._plans[next(iter(self._plans))]
+        self._plans[asked] = found
+        return found
+
+    def prepare(self, wanted: Iterable[Asked]) -> None:
+        """Compile what is in use, so that the first requests after a swap, or a start, need not wait for it."""
+        for asked in wanted:
+            with suppress(FeatureStoreError):  # not to be served, or gone in this revision: the request says so
+                self.plan(asked)
+
+    def services(self) -> list[Asked]:
+        """Return the shapes of requests for the services."""
+        return [Asked(b"null", name, False) for name in list(self.snapshot.services)[:MOST_PLANS]]
+
+    def in_use(self) -> list[Asked]:
+        """Return the shapes that were asked for lately."""
+        return list(self._plans)
+
+    def rehearse(self) -> None:
+        """Run each on-demand function once; in a thread, since it may take its time."""
+        for view in self.snapshot.on_demand.values():
+            with suppress(FeatureStoreError):
+                OnDemandFunction(self.snapshot, view).rehearse()
+
+    def _compile(self, asked: Asked) -> ServingPlan:
+        features: Reference | list[Reference]
+        if asked.service is not None:
+            features = self.snapshot.get(FeatureService, asked.service)
+        else:
+            references = decoded(_FEATURES, asked.features, "features") or []
+            _check_count(len(references))
+            features = [_checked(feature) for feature in references]
+        request = resolve(self.snapshot, features, full_feature_names=asked.full_feature_names)
+        _check_count(len(request.outputs))
+        return ServingPlan.of(OnlinePlan.compile(self.snapshot, request, form="json"))
+
+
+def _checked(feature: str) -> str:
+    if ":" not in feature:
+        raise InputError(
+            f"{feature!r} is no feature reference.",
+            hint="Features are written as view:feature, all of a view as view:*.",
+        )
+    return feature
+
+
+def _check_count(features: int) -> None:
+    if features > MOST_FEATURES:
+        raise RequestError(
+            413,
+            "too_many_features",
+            f"{features} features are more than {MOST_FEATURES}.",
+            hint="Ask in several requests.",
+            features=features,
+            max_features=MOST_FEATURES,
+        )

@@ -1,0 +1,45 @@
+"""The clocks of the online store and the registry beside this host's: a gauge, and a warning where they are apart."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+
+from featurestore.consistency.clocks import ONLINE_STORE, REGISTRY, SYNCHRONISE, clock_problem, online_ahead_us
+from featurestore.errors import OnlineStoreError
+from featurestore.server.watch.metrics import Metrics
+from featurestore.workspace import Workspace
+
+logger = logging.getLogger("featurestore.server")
+
+EVERY_SECONDS = 60.0
+"""At most so often the online store is asked, and the log told."""
+
+
+class ClockWatch:
+    """Looks at the clocks after each refresh of the definitions, in its thread: never on the read path."""
+
+    def __init__(self, workspace: Workspace, metrics: Metrics, registry_ahead_us: Callable[[], int]) -> None:
+        self._workspace = workspace
+        self._metrics = metrics
+        self._registry_ahead_us = registry_ahead_us
+        self._ask_at_s = self._warn_at_s = 0.0
+        self._online_ahead_us: int | None = None
+
+    def look(self) -> None:
+        """Set the gauge, and warn of a clock that is more than five seconds off."""
+        now_s = monotonic()
+        if now_s >= self._ask_at_s:
+            self._ask_at_s = now_s + EVERY_SECONDS
+            with suppress(OnlineStoreError):  # it is down: other metrics tell
+                self._online_ahead_us = online_ahead_us(self._workspace.online.facts())
+        registry_us, online_us = self._registry_ahead_us(), self._online_ahead_us
+        self._metrics.clock_ahead("registry", registry_us)
+        if online_us is not None:
+            self._metrics.clock_ahead("online_store", online_us)
+        problems = filter(None, (clock_problem(REGISTRY, registry_us), clock_problem(ONLINE_STORE, online_us)))
+        if (told := " ".join(problems)) and now_s >= self._warn_at_s:
+            self._warn_at_s = now_s + EVERY_SECONDS
+            logger.warning("%s %s", told, SYNCHRONISE)

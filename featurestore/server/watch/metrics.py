@@ -1,0 +1,243 @@
+"""What Prometheus reads. With several workers each writes its numbers to files of its own, and any of them adds all up.
+
+The library chooses between the two when it is first imported, by ``PROMETHEUS_MULTIPROC_DIR``: `run` sets it for
+its workers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from featurestore.ledger.progress import Progress
+from featurestore.online.records.reading import Status
+from featurestore.server.read.plans import Pattern, ServingPlan
+from featurestore.serving.compiled import Answer
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+SAMPLE_EVERY = 16
+"""Of so many requests one is looked at closely: observing every stage of all would cost a tenth of the throughput."""
+
+FLUSH_SECONDS = 1.0
+"""How long a worker's counts of values may be missing where another worker is asked."""
+
+STAGES = ("parse", "store", "decode", "transform", "encode")
+_AGE_BUCKETS = (1.0, 10.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0, 2_592_000.0)
+_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Metrics:
+    """One app's metrics."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.routes: frozenset[str] = frozenset()
+        self._requests = Counter(
+            "featurestore_requests", "Requests by route and status.", ["route", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "featurestore_request_seconds",
+            "From the first byte's arrival in the app to the end of the answer.",
+            ["route"],
+            registry=registry,
+            buckets=_BUCKETS,
+        )
+        stages = Histogram(
+            "featurestore_stage_seconds",
+            f"Where the time of online reads goes, of every {SAMPLE_EVERY}th request.",
+            ["stage"],
+            registry=registry,
+            buckets=_BUCKETS,
+        )
+        self._stages = {stage: stages.labels(stage) for stage in STAGES}
+        self._ages = Histogram(
+            "featurestore_feature_age_seconds",
+            f"From the event of a record to its being served, of one record in every {SAMPLE_EVERY}th request.",
+            ["view"],
+            registry=registry,
+            buckets=_AGE_BUCKETS,
+        )
+        self._values = Counter(
+            "featurestore_values", "Feature values answered, by what they are.", ["view", "status"], registry=registry
+        )
+        self._rows = Counter("featurestore_online_rows", "Entity rows answered.", registry=registry)
+        self.functions_busy = Counter(
+            "featurestore_on_demand_busy",
+            "Online reads refused as on-demand functions kept all their threads busy.",
+            registry=registry,
+        )
+        self._push_rows = Counter(
+            "featurestore_push_rows", "Rows pushed, by what became of them.", ["view", "result"], registry=registry
+        )
+        self._add_store(registry)
+        self._add_definitions(registry)
+        self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._answered = 0
+        self._counted_requests: defaultdict[Counter, int] = defaultdict(int)
+        self._counted_rows = 0
+        self._counted_fresh: defaultdict[ServingPlan, int] = defaultdict(int)
+        self._counted_values: defaultdict[tuple[str, Status], int] = defaultdict(int)
+
+    def _add_store(self, registry: CollectorRegistry) -> None:
+        self.store_seconds = Histogram(
+            "featurestore_online_store_seconds",
+            "Round trips to the online store.",
+            registry=registry,
+            buckets=_BUCKETS,
+        )
+        self.store_errors = Counter("featurestore_online_store_errors", "Round trips that failed.", registry=registry)
+        self._breaker_open = Gauge(
+            "featurestore_breaker_open",
+            "1 while the online store is left alone and probed, in any worker.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._breaker_openings = Counter(
+            "featurestore_breaker_openings", "How often the online store stopped answering.", registry=registry
+        )
+
+    def _add_definitions(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, labels: tuple[str, ...] = (), mode: str = "livemax") -> Gauge:
+            # Its modes are literals there, and one of them here.
+            return Gauge(f"featurestore_{name}", text, labels, registry=registry, multiprocess_mode=mode)  # type: ignore[arg-type]
+
+        self.refreshes = Counter(
+            "featurestore_registry_refreshes",
+            "Looks at the registry by outcome: same, changed, failed.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.revision = gauge(
+            "snapshot_revision", "Revision of the definitions being served; the least of all workers.", mode="livemin"
+        )
+        self.registry_age_seconds = gauge(
+            "registry_age_seconds",
+            "Since the registry last confirmed the definitions being served; the greatest of all workers.",
+        )
+        self._clock_ahead = gauge(
+            "clock_ahead_seconds",
+            "How far the clock of the online store, or of the registry's newest writer, is ahead of this host's;"
+            " negative where the online store's is behind.",
+            ("piece",),
+        )
+        self._part_mismatch = gauge(
+            "online_part_mismatch",
+            "1 while the online records of a view do not belong to the registry, or are behind what was published.",
+            ("view",),
+        )
+        self._publish_rows = gauge(
+            "publish_rows", "Records that a view's last run sent online, by what became of them.", ("view", "result")
+        )
+        self._publish_lag = gauge(
+            "publish_lag_seconds", "Since when committed rows of a view wait to be online; 0 when all are.", ("view",)
+        )
+        self._committed_age = gauge(
+            "committed_age_seconds", "Since the end of the last committed interval of a view.", ("view",)
+        )
+
+    def request(self, path: str, status: int, seconds: float) -> None:
+        """Count one request; paths that are no route share one label, so that nobody can fill the memory."""
+        key = (path if path in self.routes else "other", status)
+        if key not in self._known:
+            route = key[0]
+            self._known[key] = (self._requests.labels(route, str(status)), self._seconds.labels(route))
+        counter, histogram = self._known[key]
+        self._counted_requests[counter] += 1
+        histogram.observe(seconds)
+
+    def answered(self, serving: ServingPlan, answer: Answer) -> None:
+        """Count one online read: entity rows, and what each view answered."""
+        self._counted_rows += answer.row_count
+        for view, found in zip(serving.views, answer.views, strict=True):
+            for status, count in found.counts().items():
+                self._counted_values[view, status] += count
+
+    def answered_fresh(self, serving: ServingPlan, rows: int, with_nulls: Sequence[Pattern]) -> None:
+        """Count one online read in which what is not null is PRESENT; ``with_nulls`` are the rows that have any."""
+        self._counted_fresh[serving] += rows
+        nulls = zip(*[pattern.nulls for pattern in with_nulls], strict=True)
+        for view, missing in zip(serving.views, map(sum, nulls), strict=False):  # none where no row has any
+            self._counted_values[view, Status.PRESENT] -= missing
+            self._counted_values[view, Status.NULL_VALUE] += missing
+
+    def is_sample(self) -> bool:
+        """Tell whether this online read is one to look at closely."""
+        self._answered += 1
+        return self._answered % SAMPLE_EVERY == 1
+
+    def sample(self, seconds: Sequence[float], ages: Iterable[tuple[str, float]]) -> None:
+        """Note where the time of one online read went, by `STAGES`, and how old its records were."""
+        for stage, spent in zip(STAGES, seconds, strict=True):
+            self._stages[stage].observe(spent)
+        for view, age_s in ages:
+            self._ages.labels(view).observe(age_s)
+
+    def pushed(self, view: str, results: Mapping[str, int]) -> None:
+        """Count pushed rows by what became of them."""
+        for result, count in results.items():
+            self._push_rows.labels(view, result).inc(count)
+
+    def breaker(self, is_open: bool) -> None:
+        """Tell whether the online store is left alone."""
+        self._breaker_open.set(is_open)
+        if is_open:
+            self._breaker_openings.inc()
+
+    def clock_ahead(self, piece: str, ahead_us: int) -> None:
+        """Tell how far the clock of a piece is ahead of this host's."""
+        self._clock_ahead.labels(piece).set(ahead_us / 1_000_000)
+
+    def part_mismatch(self, view: str, *, is_found: bool) -> None:
+        """Tell whether the online records of a view belong to the registry."""
+        self._part_mismatch.labels(view).set(is_found)
+
+    def progress(self, found: Mapping[str, Progress], now_us: int) -> None:
+        """Tell how far each view's rows have come."""
+        for view, each in found.items():
+            waiting_us = 0 if each.unpublished_since_us is None else max(0, now_us - each.unpublished_since_us)
+            self._publish_lag.labels(view).set(waiting_us / 1_000_000)
+            if each.committed_until_us is not None:
+                self._committed_age.labels(view).set((now_us - each.committed_until_us) / 1_000_000)
+            for result, count in each.published.items():
+                self._publish_rows.labels(view, result).set(count)
+
+    def flush(self) -> None:
+        """Hand over what was counted since the last time: a number here is much cheaper than one in the library."""
+        requests, self._counted_requests = self._counted_requests, defaultdict(int)
+        fresh, self._counted_fresh = self._counted_fresh, defaultdict(int)
+        values, self._counted_values = self._counted_values, defaultdict(int)
+        rows, self._counted_rows = self._counted_rows + sum(fresh.values()), 0
+        for counter, count in requests.items():
+            counter.inc(count)
+        for serving, count in fresh.items():
+            for view, part in zip(serving.views, serving.slices, strict=True):
+                values[view, Status.PRESENT] += count * (part.stop - part.start)
+        self._rows.inc(rows)
+        for (view, status), count in values.items():
+            self._values.labels(view, status.name).inc(count)
+
+    def text(self) -> bytes:
+        """Return everything in Prometheus' text format, added up over the workers."""
+        self.flush()
+        directory = os.environ.get(DIRECTORY_VARIABLE)
+        if directory is None:
+            return generate_latest(self._registry)
+        _forget_dead_workers(Path(directory))
+        added_up = CollectorRegistry()
+        MultiProcessCollector(added_up)  # type: ignore[no-untyped-call]  # the library has no types here
+        return generate_latest(added_up)
+
+
+def _forget_dead_workers(directory: Path) -> None:
+    """Drop the gauges of workers that died; what they counted stays."""
+    for pid in {int(file.stem.rpartition("_")[2]) for file in directory.glob("gauge_live*_*.db")}:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]  # nor here

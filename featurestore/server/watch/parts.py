@@ -1,0 +1,60 @@
+"""Whether the online records of each served view belong to the registry: a gauge, and a warning where they do not.
+
+It only tells: what does not belong together is still served, and the server stays ready.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from time import monotonic
+
+from featurestore.consistency.belonging import Mismatch, foreign_part
+from featurestore.errors import FeatureStoreError
+from featurestore.ledger.progress import Progress
+from featurestore.registered.snapshot import Snapshot
+from featurestore.server.watch.metrics import Metrics
+from featurestore.workspace import Workspace
+
+logger = logging.getLogger("featurestore.server")
+
+WARN_EVERY_SECONDS = 60.0
+"""At least this long passes between two warnings."""
+
+
+class PartWatch:
+    """Reads the markers of the served views after each refresh of the definitions, in its thread."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        metrics: Metrics,
+        snapshot: Callable[[], Snapshot],
+        progress: Callable[[], Mapping[str, Progress]],
+    ) -> None:
+        self._workspace, self._metrics = workspace, metrics
+        self._snapshot, self._progress = snapshot, progress
+        self._warn_at_s = 0.0
+        self._named: set[str] = set()
+
+    def look(self) -> None:
+        """Set the gauges, and warn of what does not fit. An online store that is down tells nothing."""
+        progress = self._progress()
+        views = {name: each for name, each in self._snapshot().views.items() if each.view.online}
+        for gone in self._named - views.keys():
+            self._metrics.part_mismatch(gone, is_found=False)
+        self._named = set(views)
+        found: list[Mismatch] = []
+        for name, registered in views.items():
+            published = progress[name].published_version if name in progress else None
+            try:
+                mismatch = foreign_part(self._workspace.registry, self._workspace.online, registered, published)
+            except FeatureStoreError:
+                return  # other metrics tell
+            self._metrics.part_mismatch(name, is_found=mismatch is not None)
+            found += [] if mismatch is None else [mismatch]
+        now_s = monotonic()
+        if found and now_s >= self._warn_at_s:
+            self._warn_at_s = now_s + WARN_EVERY_SECONDS
+            for mismatch in found:
+                logger.warning("%s %s", mismatch.message, mismatch.hint)

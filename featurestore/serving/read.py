@@ -1,0 +1,196 @@
+"""In-process online reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
+
+from featurestore.errors import EntityKeyError
+from featurestore.online.records.reading import Status
+from featurestore.registered.snapshot import Snapshot
+from featurestore.request.features import FeaturesArgument, resolve
+from featurestore.serving.compiled import Answer, FetchValue, OnlinePlan, ShortAnswer
+from featurestore.tables import as_list, html_columns, library_type, read_table
+from featurestore.types.times import to_datetime
+from featurestore.types.values import ValueType, coerce, from_library
+from featurestore.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
+_MOST_PLANS = 256
+
+
+class OnlineResponse:
+    """The newest values of some entities, in the order asked; the caller's own columns stand first."""
+
+    def __init__(self, plan: OnlinePlan, own: Mapping[str, list[Any]], answer: Answer | ShortAnswer) -> None:
+        self._plan = plan
+        self._own = own
+        self._answer = answer
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The feature columns in the order asked."""
+        return self._plan.names
+
+    @property
+    def statuses(self) -> dict[str, list[Status]]:
+        """What each value is, by feature column."""
+        return dict(zip(self.names, self._answer.status_columns(), strict=True))
+
+    @property
+    def event_timestamps(self) -> dict[str, list[Any]]:
+        """By view the event time of each row's values as an aware datetime, None where nothing was found."""
+        return {
+            alias: [None if instant is None else to_datetime(instant) for instant in instants]
+            for alias, instants in self._answer.event_us().items()
+        }
+
+    def to_dict(self, include_status: bool = False, include_event_timestamps: bool = False) -> dict[str, list[Any]]:
+        """Return lists by column: the entity rows' own columns, then the features.
+
+        ``include_status`` adds ``{feature}__status`` (PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE), and
+        ``include_event_timestamps`` ``{view}__event_timestamp``.
+        """
+        own = {name: values.copy() for name, values in self._own.items()}
+        columns = {**own, **dict(zip(self.names, self._answer.columns(), strict=True))}
+        if include_status:
+            columns |= {f"{name}__status": [s.name for s in found] for name, found in self.statuses.items()}
+        if include_event_timestamps:
+            columns |= {f"{alias}__event_timestamp": found for alias, found in self.event_timestamps.items()}
+        return columns
+
+    def to_arrow(self) -> pa.Table:
+        """Return a table; keys and features have their declared types, other own columns what Arrow infers.
+
+        Raises InputError for an own column of several types.
+        """
+        import pyarrow as pa
+
+        from featurestore.request.conversion import inferred_column
+        from featurestore.types.arrow import column_from_values
+
+        request = self._plan.request
+        types = {name: kinds[0] for name, kinds in request.key_types.items()}
+        types |= {name: found.type for name, found in request.request_fields.items()}
+        columns = {}
+        for name, values in self._own.items():
+            if name in types:
+                columns[name] = column_from_values([_key_value(types[name], value) for value in values], types[name])
+            else:
+                columns[name] = inferred_column(values, name=name)
+        for output, values in zip(request.outputs, self._answer.columns(), strict=True):
+            columns[output.name] = column_from_values(values, output.field.type)
+        return pa.table(columns)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a frame, with dtypes as `TrainingSet.to_pandas`."""
+        from featurestore.request.conversion import to_frame
+
+        return to_frame(self.to_arrow())
+
+    to_df = to_pandas
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return a polars frame, with types as `to_arrow`; raises InputError where polars is not installed."""
+        from featurestore.request.conversion import import_polars
+
+        return import_polars().DataFrame(self.to_arrow())
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Return `to_arrow` as a stream: an answer is a table to what reads those."""
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
+
+    def __len__(self) -> int:
+        return self._answer.row_count
+
+    def __repr__(self) -> str:
+        return f"OnlineResponse({len(self)} rows, {len(self.names)} features)"
+
+    def _repr_html_(self) -> str:
+        return html_columns(self.to_dict(), len(self))
+
+
+def get_online_features(
+    workspace: Workspace,
+    features: FeaturesArgument,
+    entity_rows: Any,
+    *,
+    full_feature_names: bool = False,
+) -> OnlineResponse:
+    """Read the newest values of some entities from the online store, each with a true status.
+
+    ``entity_rows`` is any table (see `tables.read_table`) with join keys and request data. Raises EntityKeyError
+    naming key, value and row, NotFoundError, OutputNameClashError, CodeMismatchError, InputError,
+    OnlineStoreUnavailableError.
+    """
+    plan = _plans(workspace).plan(workspace, features, full_feature_names)
+    table = read_table(entity_rows, "entity_rows", row_error=EntityKeyError)
+    own = {name: from_library(as_list(values), library_type(values)) for name, values in table.columns.items()}
+    if not table.has_names:  # no rows: no answers
+        own = {name: [] for name in (*plan.request.key_types, *plan.request.request_fields)}
+    if not plan.lower_names.isdisjoint([str(name).lower() for name in own]):
+        plan.request.check_own_columns(own)
+    query = plan.query(own)
+    return OnlineResponse(plan, own, plan.values(query, workspace.online.mget(query.keys), workspace.clock()))
+
+
+class _Plans:
+    """Compiled plans of one snapshot, by what was asked for. Threads share them."""
+
+    def __init__(self) -> None:
+        # Replaced as one, never emptied: another thread may be about to take a plan from it.
+        self._kept: tuple[Snapshot | None, dict[Any, tuple[Any, OnlinePlan]]] = (None, {})
+
+    def plan(self, workspace: Workspace, features: FeaturesArgument, full_names: bool) -> OnlinePlan:
+        snapshot = workspace.recent_snapshot()
+        known, plans = self._kept
+        if snapshot is not known or len(plans) >= _MOST_PLANS:
+            self._kept = snapshot, plans = snapshot, {}
+        shape = (_shape(features), full_names)
+        found = plans.get(shape)
+        if found is None:
+            request = resolve(snapshot, features, full_feature_names=full_names)
+            plan = OnlinePlan.compile(snapshot, request, fetch=_fetch_from(ref(workspace)))
+            # The objects stay alive with the plan, or another could get the id that stands in the shape.
+            found = plans[shape] = (tuple(features) if isinstance(features, list | tuple) else features, plan)
+        return found[1]
+
+
+_by_workspace: WeakKeyDictionary[Workspace, _Plans] = WeakKeyDictionary()
+
+
+def _plans(workspace: Workspace) -> _Plans:
+    found = _by_workspace.get(workspace)
+    if found is None:
+        found = _by_workspace[workspace] = _Plans()
+    return found
+
+
+def _fetch_from(weak: ref[Workspace]) -> FetchValue:
+    """Return what looks up one key, without keeping the workspace alive."""
+
+    def fetch(key: bytes) -> bytes | None:
+        workspace = weak()
+        assert workspace is not None
+        return workspace.online.mget([key])[0]
+
+    return fetch
+
+
+def _shape(features: Any) -> Any:
+    if isinstance(features, list | tuple):
+        if set(map(type, features)) == {str}:
+            return tuple(features)
+        return tuple(feature if isinstance(feature, str) else id(feature) for feature in features)
+    return features if isinstance(features, str) else id(features)
+
+
+def _key_value(value_type: ValueType, value: Any) -> Any:
+    is_missing = isinstance(value, float) and math.isnan(value)
+    return None if is_missing else coerce(value_type, value)

@@ -1,0 +1,383 @@
+"""Certificates: what is known of a training set, found by other ways than the one that made it."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from featurestore.engine.interface import JoinFacts
+from featurestore.errors import CertificateError, DamagedFileError
+from featurestore.tables import html_table
+from featurestore.training.coverage import Gap
+from featurestore.training.frames import TIME
+from featurestore.training.joins import JoinedRows, Observed, PinnedRead
+from featurestore.training.reference import ReferenceRow, ReferenceView, reference_answer
+from featurestore.types.arrow import arrow_type
+from featurestore.types.columns import CREATED, EVENT, SEQUENCE
+from featurestore.types.times import MIN_INSTANT, duration_text, to_rfc3339
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+REASONS = {
+    "null_key": "null key",
+    "no_entity": "no such entity",
+    "nothing_before": "nothing before",
+    "not_yet_available": "not yet available",
+    "expired": "expired",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ViewCertificate:
+    """What a certificate states of one view."""
+
+    name: str
+    """As it is read in this set."""
+    view: str
+    generation: int
+    table_version: int | None
+    """None where nothing was committed, and in direct sets."""
+    as_of: str
+    availability: str
+    """Whether and by what the time at which values became known counts."""
+    rests_on: str
+    """What the promise rests on beside the rows; empty where nothing."""
+    features: tuple[str, ...]
+    nulls: Mapping[str, int]
+    """Rows without an answer by reason, the first that applies."""
+    null_values: Mapping[str, int]
+    """By feature, rows whose answer is a null."""
+    greatest_age_us: int | None
+    from_future: int
+    """Answers whose event time or availability lies after their row's time."""
+    not_covered: int
+    """Rows that look past what was committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What is known of a training set, as of the pinned versions."""
+
+    project: str
+    registry_revision: int
+    rows: int
+    features: tuple[str, ...]
+    views: tuple[ViewCertificate, ...]
+    on_demand: Mapping[str, str]
+    """Hash of the code of each on-demand view."""
+    rows_after_now: int
+    recomputed_rows: int
+    """Rows that plain loops over the files answered again, with the same values."""
+    certified_at: str
+    """RFC 3339."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the certificate as JSON."""
+        document = asdict(self)
+        document["features"] = list(self.features)
+        document["views"] = [{**asdict(view), "features": list(view.features)} for view in self.views]
+        return document
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Certificate:
+        """Return the certificate of a `to_dict`."""
+        views = tuple(ViewCertificate(**{**view, "features": tuple(view["features"])}) for view in document["views"])
+        return cls(**{**document, "features": tuple(document["features"]), "views": views})
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name + ':':<22}{value}" if name else value for name, value in self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        yield "rows", f"{self.rows:,}"
+        yield "features", f"{len(self.features)}"
+        yield "registry", f"project {self.project}, revision {self.registry_revision}"
+        future = sum(view.from_future for view in self.views)
+        yield "from the future", f"{future} answers (by a separate query)"
+        yield "recomputed", f"{self.recomputed_rows:,} rows by plain loops over the files: all equal"
+        if self.rows_after_now:
+            yield "after now", f"{self.rows_after_now:,} rows"
+        for name, code in self.on_demand.items():
+            yield "on demand", f"{name}, code {code}"
+        for view in self.views:
+            yield "", ""
+            yield from self._view_lines(view)
+
+    def _view_lines(self, view: ViewCertificate) -> Iterator[tuple[str, str]]:
+        version = "no table version" if view.table_version is None else f"table version {view.table_version}"
+        of = "" if view.name == view.view else f" of {view.view}"
+        yield "view", f"{view.name}{of}, generation {view.generation}, {version}"
+        yield "availability", view.availability
+        if view.rests_on:
+            yield "note", view.rests_on
+        if view.greatest_age_us is not None:
+            yield "greatest age", duration_text(view.greatest_age_us)
+        shares = [f"{REASONS[reason]} {self._share(rows)}" for reason, rows in view.nulls.items() if rows]
+        yield "without an answer", ", ".join(shares) or "no row"
+        nulls = [f"{name} {self._share(rows)}" for name, rows in view.null_values.items() if rows]
+        yield "null value", ", ".join(nulls) or "none"
+        if view.not_covered:
+            yield "not committed", f"{self._share(view.not_covered)} of the rows look past what was committed"
+
+    def _share(self, rows: int) -> str:
+        return f"{rows / self.rows:.2%} ({rows:,})"
+
+    def _repr_html_(self) -> str:
+        return html_table(self._lines())
+
+
+def certify(
+    rows: JoinedRows,
+    observed: Observed,
+    gaps: Sequence[Gap],
+    after_now: int,
+    now_us: int,
+    notes: Mapping[str, str],
+) -> Certificate:
+    """Examine a join and recompute its sampled rows; ``notes`` by view stand in the certificate as they are.
+
+    Raises CertificateError when a check fails.
+    """
+    rows.verify()
+    # Nulls are counted where the result passed by; a feature has those of the rows without an answer, and its own.
+    joins = [replace(pinned.view_join(), features=()) for pinned in rows.pins]
+    with ThreadPoolExecutor(1, thread_name_prefix="certificate") as aside:
+        # The plain loops read files and run Python while the engine's threads work outside of it.
+        looped = [aside.submit(recompute, rows, pinned, observed) for pinned in rows.pins]
+        facts = rows.engine.examine(rows.frame.keys, TIME, joins)
+    uncovered = {gap.view: gap.rows for gap in gaps}
+    views = []
+    for pinned, found, recomputed in zip(rows.pins, facts, looped, strict=True):
+        if found.from_future:
+            raise CertificateError(
+                f"{found.from_future} answers of view {found.view!r} lie in the future of their rows.",
+                hint="Please report this: the join has a fault.",
+                view=found.view,
+            )
+        recomputed.result()
+        found = replace(found, null_values=_own_nulls(pinned, found, observed))
+        name = pinned.read.view.name
+        views.append(_view_certificate(pinned, found, uncovered.get(name, 0), notes.get(name, "")))
+    return Certificate(
+        project=rows.request.project,
+        registry_revision=rows.request.revision,
+        rows=len(rows.frame),
+        features=tuple(output.name for output in rows.request.outputs),
+        views=tuple(views),
+        on_demand={read.view.name: read.view.code_hash for read in rows.request.on_demand},
+        rows_after_now=after_now,
+        recomputed_rows=len(observed.rows),
+        certified_at=to_rfc3339(now_us),
+    )
+
+
+def _own_nulls(pinned: PinnedRead, facts: JoinFacts, observed: Observed) -> dict[str, int]:
+    """Return by feature the rows whose answer is a null. Raises CertificateError for an answer that cannot be."""
+    unanswered = sum(facts.nulls.values())
+    own_nulls = {name: observed.nulls[pinned.read.name, name] - unanswered for name in pinned.read.features}
+    if min(own_nulls.values(), default=0) < 0:
+        raise CertificateError(
+            f"View {facts.view!r} has values in rows that no row of it can answer.",
+            hint="Please report this: the join has a fault.",
+            view=facts.view,
+        )
+    return own_nulls
+
+
+def _view_certificate(pinned: PinnedRead, facts: JoinFacts, not_covered: int, note: str) -> ViewCertificate:
+    view = pinned.read.view
+    created = view.created_timestamp_field
+    availability = "not declared" if created is None else f"by {created}"
+    if created is not None and pinned.as_of == "event":
+        availability = f"declared by {created}, not considered (as_of=event)"
+    joined = ", ".join(source.name for source in view.sources[1:])
+    rests_on = f"its SQL also reads {joined}: that nothing comes from the future there rests on it" if joined else ""
+    moves = (
+        ""
+        if view.created_follows
+        else (
+            f"its SQL makes one row of several, and {created} is not the greatest of their created times: a late row "
+            "changes values that were known before, and no check sees it"
+        )
+    )
+    return ViewCertificate(
+        name=pinned.read.name,
+        view=view.name,
+        generation=pinned.read.registered.generation,
+        table_version=None if pinned.version is None else pinned.version.number,
+        as_of=pinned.as_of,
+        availability=availability,
+        rests_on="; ".join(filter(None, (rests_on, moves, note))),
+        features=pinned.read.features,
+        nulls=dict(facts.nulls),
+        null_values=dict(facts.null_values),
+        greatest_age_us=facts.greatest_age_us,
+        from_future=facts.from_future,
+        not_covered=not_covered,
+    )
+
+
+def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> None:
+    """Answer the sampled rows of one view again by plain loops; raises CertificateError where a value differs."""
+    import pyarrow as pa
+
+    join = pinned.view_join()
+    sample = rows.frame.keys.take(pa.array(observed.rows))
+    columns = tuple(join.key_columns[key] for key in join.view.join_keys)
+    keys = list(zip(*(sample.column(name).to_pylist() for name in columns), strict=True))
+    times = sample.column(TIME).cast(pa.int64()).to_pylist()
+    history = _History(pinned, keys, times)
+    view = ReferenceView(join.name, columns, join.features, (), join.view.ttl_us, join.as_of)
+    answers = []
+    for key, at in zip(keys, times, strict=True):
+        answer = reference_answer(key, at, view, history.near(key, at))
+        answers.append(answer if isinstance(answer, ReferenceRow) else None)
+    expected = history.values(answers)
+    for feature, joined in observed.values(pinned.read).items():
+        if _are_equal(joined, expected[feature]):
+            continue
+        for row, (found, wanted) in enumerate(zip(joined, expected[feature], strict=True)):
+            if not _equal(found, wanted):
+                raise CertificateError(
+                    f"Row {observed.rows[row]} of {join.name}:{feature} is {found!r}, but plain loops over the files "
+                    f"give {wanted!r}.",
+                    hint="Please report this: the join has a fault.",
+                    view=join.name,
+                    feature=feature,
+                )
+
+
+_event_us = attrgetter("event_us")
+
+
+class _History:
+    """The rows that a table version holds of some entities near the times asked, read without the engine."""
+
+    def __init__(self, pinned: PinnedRead, keys: Sequence[tuple[Any, ...]], times: Sequence[int]) -> None:
+        self._pinned = pinned
+        self._wanted = {key for key in keys if None not in key}
+        self._spans = self._asked_spans(keys, times)
+        self.rows: dict[tuple[Any, ...], list[ReferenceRow]] = {}
+        self._places: dict[int, tuple[int, int, int]] = {}
+        """File, row group and row in it of each sequence number."""
+        for number, path in enumerate(pinned.files):
+            with _opened(path) as file:
+                for group in range(file.num_row_groups):
+                    self._read_group(file, number, group)
+        for rows in self.rows.values():
+            rows.sort(key=_event_us)
+
+    def near(self, key: tuple[Any, ...], at_us: int) -> Sequence[ReferenceRow]:
+        """Return an entity's rows that can answer at an instant: a busy one's year is not looped over for each."""
+        rows, ttl_us = self.rows.get(key, []), self._pinned.read.view.ttl_us
+        first = 0 if ttl_us is None else bisect_left(rows, at_us - ttl_us, key=_event_us)
+        return rows[first : bisect_right(rows, at_us, key=_event_us)]
+
+    def _asked_spans(self, keys: Sequence[tuple[Any, ...]], times: Sequence[int]) -> dict[Any, tuple[int, int]]:
+        """Return by first join key the span outside of which no row can answer."""
+        ttl_us = self._pinned.read.view.ttl_us
+        spans: dict[Any, tuple[int, int]] = {}
+        for (first, *_), at in zip(keys, times, strict=True):
+            oldest = MIN_INSTANT if ttl_us is None else at - ttl_us
+            low, high = spans.get(first, (oldest, at))
+            spans[first] = min(low, oldest), max(high, at)
+        spans.pop(None, None)
+        return spans
+
+    def _near(self, table: pa.Table) -> pa.Array:
+        """Return the places of rows whose keys and event time are asked for; some more where keys are composite."""
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        (first, kind), *others = self._pinned.read.view.join_keys.items()
+        asked = pa.array(list(self._spans), arrow_type(kind))
+        place = pc.index_in(table.column(first).cast(asked.type), value_set=asked)
+        place = pc.fill_null(place, -1).to_numpy()
+        # The last span, of no key, is empty: numpy takes it for -1.
+        low, high = np.array([*self._spans.values(), (0, -1)], dtype=np.int64).T
+        event = table.column(EVENT).cast(pa.int64()).to_numpy()
+        near = (place >= 0) & (event >= low[place]) & (event <= high[place])
+        for position, (key, kind) in enumerate(others, start=1):
+            asked = pa.array({wanted[position] for wanted in self._wanted}, arrow_type(kind))
+            near &= pc.is_in(table.column(key).cast(asked.type), value_set=asked).to_numpy()
+        return pa.array(np.flatnonzero(near))
+
+    def _read_group(self, file: pq.ParquetFile, number: int, group: int) -> None:
+        import pyarrow as pa
+
+        types = self._pinned.read.view.join_keys
+        table = file.read_row_group(group, columns=[*types, EVENT, CREATED, SEQUENCE])
+        places = self._near(table)
+        table = table.take(places)
+        lists = [table.column(key).to_pylist() for key in types]
+        event, created = (table.column(name).cast(pa.int64()).to_pylist() for name in (EVENT, CREATED))
+        sequences = table.column(SEQUENCE).to_pylist()
+        rows = zip(zip(*lists, strict=True), event, created, sequences, places.to_pylist(), strict=True)
+        for key_values, event_us, created_us, sequence, place in rows:
+            if key_values in self._wanted:
+                row = ReferenceRow(key_values, event_us, created_us, sequence)
+                self.rows.setdefault(key_values, []).append(row)
+                self._places[sequence] = (number, group, place)
+
+    def values(self, answers: Sequence[ReferenceRow | None]) -> dict[str, list[Any]]:
+        """Return by feature the value of each answer, None where there is none."""
+        wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for row, answer in enumerate(answers):
+            if answer is not None:
+                number, group, place = self._places[answer.sequence]
+                wanted.setdefault((number, group), []).append((row, place))
+        names = self._pinned.read.features
+        values: dict[str, list[Any]] = {name: [None] * len(answers) for name in names}
+        for number, path in enumerate(self._pinned.files):
+            with _opened(path) as file:
+                for (_, group), places in ((at, found) for at, found in wanted.items() if at[0] == number):
+                    self._fill(values, file, group, places)
+        return values
+
+    def _fill(
+        self, values: dict[str, list[Any]], file: pq.ParquetFile, group: int, places: Sequence[tuple[int, int]]
+    ) -> None:
+        stored = [name for name in values if name in file.schema_arrow.names]
+        table = file.read_row_group(group, columns=stored).take([place for _, place in places])
+        for name in stored:
+            kind = arrow_type(self._pinned.read.view.feature(name).type)
+            for (row, _), value in zip(places, table.column(name).cast(kind).to_pylist(), strict=True):
+                values[name][row] = value
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[pq.ParquetFile]:
+    """Open a file of the offline store; raises DamagedFileError where it cannot be read, or is not there any more."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DamagedFileError(
+            f"{path} of the offline store cannot be read: {reason}.", hint="Run `fs verify`.", path=path
+        ) from None
+
+
+def _are_equal(some: list[Any], others: list[Any]) -> bool:
+    """Tell at once what is true of most columns; False says that values have to be looked at one by one."""
+    kinds = list(map(type, some))
+    return list not in kinds and kinds == list(map(type, others)) and some == others
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, float) and isinstance(other, float) and math.isnan(one):
+        return math.isnan(other)
+    return type(one) is type(other) and bool(one == other)

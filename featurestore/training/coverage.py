@@ -1,0 +1,186 @@
+"""What a training set lacks for reasons its user can change: spans not committed, values not yet available."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from featurestore.ledger.watermarks import Interval, Watermark, subtract
+from featurestore.registered.snapshot import RegisteredView
+from featurestore.training.frames import TIME
+from featurestore.training.joins import JoinedRows, Observed, PinnedRead
+from featurestore.types.columns import CREATED, EVENT
+from featurestore.types.times import MIN_INSTANT, to_rfc3339
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+RECENT_US = 3_600_000_000
+"""Rows that lie less than this behind the last committed span are nothing to tell: each frame that is dated now has
+some, right after a run too."""
+LARGE_SHARE = 0.1
+"""Of rows without a value because it was not yet available: from here on the user is told."""
+
+
+_SMALL_TABLE_ROWS = 200_000
+
+
+class TrainingSetWarning(UserWarning):
+    """Something about a training set that its user should know before using it."""
+
+
+def warn(text: str) -> None:
+    """Warn of something at the user's own line: each time, not only the first time that Python comes to the line."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _is_between(frame.f_globals.get("__name__", "")) and frame.f_back is not None:
+        frame = frame.f_back
+    assert frame is not None
+    # Without a registry Python does not remember that it has told so.
+    warnings.warn_explicit(
+        text, TrainingSetWarning, frame.f_code.co_filename, frame.f_lineno, module=frame.f_globals.get("__name__")
+    )
+
+
+def _is_between(module: str) -> bool:
+    """Tell whether a module is the product's, or one of Python's that lie between it and who called."""
+    return module.partition(".")[0] in ("featurestore", "functools", "contextlib")
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Entity rows of one view that ask for spans of event time which are not committed."""
+
+    view: str
+    rows: int
+    total: int
+    span: Interval | None = None
+    """What to commit; None for what is new since the last run."""
+    recent: int = 0
+    """Rows among them that lie just behind the last committed span, and lack nothing else."""
+
+    @property
+    def command(self) -> str:
+        """Fills the gap."""
+        if self.span is None:
+            return f"fs materialize --view {self.view}"
+        start, end = map(to_rfc3339, self.span)
+        return f"fs materialize {start} {end} --view {self.view}"
+
+
+def gaps_text(gaps: Sequence[Gap]) -> str | None:
+    """Return one sentence for people about all views of which entity rows lack more than the newest events."""
+    told = [gap for gap in gaps if gap.rows > gap.recent]
+    if not told:
+        return None
+    first, *others = told
+    shares = [f"{first.rows:,} of {first.total:,} entity rows look past what was committed of view {first.view!r}"]
+    shares += [f"{gap.rows:,} of view {gap.view!r}" for gap in others]
+    new = [f" --view {gap.view}" for gap in told if gap.span is None]
+    commands = [f"fs materialize{''.join(new)}"] if new else []
+    commands += [gap.command for gap in told if gap.span is not None]
+    return (
+        f"{', '.join(shares)}: values that are missing or old may be so only for that. Fill the "
+        f"gap{'s' * bool(others)} with {', '.join(f'`{command}`' for command in commands)}."
+    )
+
+
+def find_gap(registered: RegisteredView, watermark: Watermark, times: npt.NDArray[np.int64], now_us: int) -> Gap | None:
+    """Return the gap of one view, None where every entity row is covered.
+
+    A row at t asks for the events in [t - ttl, t]. Before the source's first event there is nothing to commit:
+    of a view that was never read incrementally that is not known, and the row counts where t itself is not
+    committed.
+    """
+    if not len(times):
+        return None
+    name, total = registered.view.name, len(times)
+    if not watermark.intervals:
+        return Gap(name, total, total)
+    missing = ~_covered(watermark.intervals, registered.view.ttl_us, times)
+    if watermark.begun_us is not None:
+        missing &= times >= watermark.begun_us
+    if not missing.any():
+        return None
+    *earlier, (start, end) = watermark.intervals
+    recent = missing & _covered([*earlier, (start, end + RECENT_US)], registered.view.ttl_us, times)
+    span = _span(watermark.intervals, times[missing], now_us)
+    return Gap(name, int(missing.sum()), total, span, int(recent.sum()))
+
+
+def _covered(intervals: Sequence[Interval], ttl_us: int | None, times: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Tell of each instant whether one interval holds it and the ttl before it; the first reaches back for ever."""
+    import numpy as np
+
+    starts = np.array([start for start, _ in intervals])
+    ends = np.array([end for _, end in intervals])
+    place = np.searchsorted(starts, times, side="right") - 1
+    inside: npt.NDArray[np.bool_] = (place >= 0) & (times < ends[np.maximum(place, 0)])
+    oldest = np.full(len(times), MIN_INSTANT) if ttl_us is None else times - ttl_us
+    inside &= (place == 0) | (oldest >= starts[np.maximum(place, 0)])
+    return inside
+
+
+def _span(intervals: Sequence[Interval], times: npt.NDArray[np.int64], now_us: int) -> Interval | None:
+    """Return what to commit for the rows at ``times``; None where that is what is new since the last run."""
+    first, last = int(times.min()), int(times.max())
+    if first >= intervals[-1][1] and len(intervals) == 1:
+        return None
+    # Up to the first interval, not only to the last row: what is committed must not have a hole in it afterwards.
+    begun = intervals[0][0]
+    gaps = subtract([(min(first, begun), max(last + 1, begun))], intervals)
+    return gaps[0][0], min(gaps[-1][1], now_us)
+
+
+def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
+    """Return a sentence for each view of which availability holds back a large share of the rows.
+
+    Looks closer, at the sampled rows, only where that many rows have no value at all and the files tell of rows
+    that were recorded long after their events.
+    """
+    import pyarrow as pa
+
+    limit = LARGE_SHARE * len(rows.frame)
+    suspects = [found for found in rows.pins if found.as_of == "available" and found.version and len(rows.frame)]
+    views = [
+        pinned.view_join()
+        for pinned in suspects
+        if observed.missing[pinned.read.name] >= limit and _loaded_later(pinned)
+    ]
+    if not views:
+        return []
+    sample = rows.frame.keys.take(pa.array(observed.rows))
+    texts = []
+    for facts in rows.engine.examine(sample, TIME, views):
+        share = facts.nulls["not_yet_available"] / len(observed.rows)
+        if share >= LARGE_SHARE:
+            texts.append(
+                f"{share:.0%} of the entity rows have no value of view {facts.view!r} because it was not yet known at "
+                f"their time. Where created times are those of a later load, pass as_of='event' to go by event time."
+            )
+    return texts
+
+
+def _loaded_later(pinned: PinnedRead) -> bool:
+    """Tell from footers whether rows may have been loaded after the fact: a group all created after its last event.
+
+    A backfill leaves such groups; rows that come in as they happen do not. Small tables are always looked at.
+    """
+    import pyarrow.parquet as pq
+
+    assert pinned.version is not None
+    if pinned.version.rows <= _SMALL_TABLE_ROWS:
+        return True
+    for path in pinned.files:
+        footer = pq.read_metadata(path)
+        places = {footer.schema.column(place).path: place for place in range(footer.num_columns)}
+        for group in (footer.row_group(number) for number in range(footer.num_row_groups)):
+            event, created = (group.column(places[name]).statistics for name in (EVENT, CREATED))
+            if created is None or not created.has_min_max or created.min > event.max:
+                return True
+    return False

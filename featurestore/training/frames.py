@@ -1,0 +1,263 @@
+"""Entity frames: any table becomes Arrow at the door, and comes back with nothing in it changed.
+
+Only keys, times and request fields are looked at. A frame's own columns stay what they are and are attached to
+the features by position.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurestore.definitions import FeatureView, ParquetSource, PushSource
+from featurestore.definitions.sql import read_tables
+from featurestore.engine.interface import SqlReader
+from featurestore.errors import (
+    DefinitionError,
+    EntityFrameError,
+    EntityKeyError,
+    ValueTypeError,
+    did_you_mean,
+)
+from featurestore.registered.snapshot import Snapshot
+from featurestore.request.conversion import cast_exactly, to_frame
+from featurestore.request.features import FeatureRequest
+from featurestore.tables import Form, as_arrow, read_parquet, read_table
+from featurestore.types.times import instants_from_arrow
+from featurestore.types.values import ValueType
+from featurestore.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+TIME = "at"
+"""The time column of the frame that the engine sees; names of key columns there hold a blank."""
+
+
+def engine_column(column: str, value_type: ValueType) -> str:
+    """Return the name of a key column in the frame that the engine sees: one per column and declared type."""
+    return f"{column} {value_type}"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnColumns:
+    """The caller's table, as it was given."""
+
+    form: Form
+    table: Any
+    path: Path | None = None
+    """The file that it was read from."""
+
+    @property
+    def names(self) -> list[str]:
+        """The column names as text."""
+        columns = self.table.column_names if self.form == "arrow" else self.table.columns
+        return [str(name) for name in columns]
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the table."""
+        return int(self.table.num_rows if self.form == "arrow" else len(self.table))
+
+    def column(self, name: str) -> pa.Array | pa.ChunkedArray:
+        """Return one column as Arrow; raises EntityFrameError where its values are of several kinds."""
+        if self.form == "arrow":
+            return self.table.column(name)
+        column = self.table[name] if self.form == "polars" else self.table.iloc[:, self.names.index(name)]
+        return _typed(name, column)
+
+    def to_arrow(self) -> pa.Table:
+        """Return all columns as Arrow; a pandas index is no column and stays behind."""
+        import pyarrow as pa
+
+        if self.form == "arrow":
+            return self.table
+        if not self.names:
+            return pa.table({"": pa.nulls(self.row_count)}).select([])
+        return pa.Table.from_arrays([self.column(name) for name in self.names], names=self.names)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return all columns as pandas: the given frame's own, with its index, or Arrow's as numpy would hold them."""
+        return self.table.copy(deep=False) if self.form == "pandas" else to_frame(self.to_arrow())
+
+
+@dataclass(frozen=True)
+class EntityFrame:
+    """An entity frame, checked."""
+
+    own: OwnColumns
+    timestamp_column: str
+    keys: pa.Table
+    """What the engine joins: `engine_column` for each key, and `TIME`."""
+    request_data: Mapping[str, pa.Array]
+    """Request fields in their declared types."""
+
+    def __len__(self) -> int:
+        return int(self.keys.num_rows)
+
+    @cached_property
+    def times(self) -> Any:
+        """Each row's instant in UTC microseconds, as a numpy array."""
+        import pyarrow as pa
+
+        return self.keys.column(TIME).cast(pa.int64()).to_numpy()
+
+
+def read_frame(entity_df: Any, request: FeatureRequest, timestamp_column: str, source: SqlFrames) -> EntityFrame:
+    """Check an entity frame and take from it what the join needs.
+
+    Raises EntityFrameError for what is no table, a missing column and null times (with count and first row),
+    EntityKeyError for a key column that does not fit its declared type, OutputNameClashError.
+    """
+    return check_frame(_own_columns(entity_df, source), request, timestamp_column)
+
+
+def check_frame(own: OwnColumns, request: FeatureRequest, timestamp_column: str) -> EntityFrame:
+    """Check a table that is an entity frame; raises as `read_frame`."""
+    import pyarrow as pa
+
+    names = own.names
+    request.check_own_columns(names)
+    _require(names, timestamp_column, "time column")
+    columns = {TIME: _times(own.column(timestamp_column), timestamp_column)}
+    for name, types in request.key_types.items():
+        _require(names, name, "join key column")
+        for value_type in types:
+            columns[engine_column(name, value_type)] = _key(own.column(name), name, value_type)
+    data = {}
+    for name, field in request.request_fields.items():
+        _require(names, name, "request field")
+        data[name] = _one_array(cast_exactly(own.column(name), field.type, name=name))
+    return EntityFrame(own, timestamp_column, pa.table(columns), data)
+
+
+def _require(names: list[str], name: str, what: str) -> None:
+    if name not in names:
+        hint = did_you_mean(name, names)
+        if what == "time column":
+            hint = f"{hint} Another name is passed as timestamp_column=.".strip()
+        raise EntityFrameError(f"The entity frame has no {what} {name!r}.", hint=hint, column=name)
+
+
+def _times(column: pa.Array | pa.ChunkedArray, name: str) -> pa.Array | pa.ChunkedArray:
+    try:
+        times = instants_from_arrow(column, "floor")
+    except ValueTypeError as error:
+        raise EntityFrameError(
+            f"The time column {name!r} of the entity frame: {error.message}",
+            hint="Pass timestamps, for example by pandas.to_datetime(..., utc=True).",
+            column=name,
+        ) from None
+    if times.null_count:
+        first = times.is_null().to_pylist().index(True)
+        raise EntityFrameError(
+            f"The time column {name!r} is null in {times.null_count:,} rows; the first is row {first}.",
+            hint="Leave these rows out: without a time there is no answer.",
+            column=name,
+            rows=times.null_count,
+            first_row=first,
+        )
+    return times
+
+
+def _key(column: pa.Array | pa.ChunkedArray, name: str, value_type: ValueType) -> pa.Array | pa.ChunkedArray:
+    try:
+        return cast_exactly(column, value_type, name=name)
+    except ValueTypeError as error:
+        raise EntityKeyError(f"Join key: {error.message}", hint=error.hint, join_key=name) from None
+
+
+def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    import pyarrow as pa
+
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _own_columns(entity_df: Any, sql: SqlFrames) -> OwnColumns:
+    """Return whatever a caller passes as a table of its own form, safe from later changes by the caller."""
+    import pyarrow as pa
+
+    path = None
+    if isinstance(entity_df, str) and _is_sql(entity_df):
+        entity_df = sql.run(entity_df)
+    elif isinstance(entity_df, str | Path):
+        path = Path(entity_df).absolute()  # the working directory may be another when the set is written
+        entity_df = read_parquet(entity_df, "The entity frame", EntityFrameError)
+    given = read_table(entity_df, "entity_df", error=EntityFrameError)
+    if given.form == "pandas":
+        import pandas as pd
+
+        # From version 3 on pandas copies when either side is written to; before it a caller's write shows.
+        return OwnColumns("pandas", given.frame.copy(deep=int(pd.__version__.partition(".")[0]) < 3))
+    if given.form == "polars":
+        return OwnColumns("polars", given.frame.clone())
+    if given.form == "python":
+        return OwnColumns("arrow", pa.table({name: _typed(name, values) for name, values in given.columns.items()}))
+    return OwnColumns("arrow", given.frame, path)
+
+
+def _typed(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+    try:
+        return as_arrow(values)
+    except ValueError as error:
+        raise EntityFrameError(
+            f"Column {name!r} of the entity frame is no column of one type: {error}.", column=name
+        ) from None
+
+
+_SQL = re.compile(r"(?:\s|\(|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*(?:select|with|from)\s+\S", re.IGNORECASE)
+"""How a query begins: comments and parentheses may come first."""
+
+
+def _is_sql(text: str) -> bool:
+    return _SQL.match(text) is not None
+
+
+class SqlFrames:
+    """Runs SQL over a project's sources and views by name; it sees nothing else."""
+
+    def __init__(self, workspace: Workspace, snapshot: Snapshot) -> None:
+        self._workspace = workspace
+        self._snapshot = snapshot
+
+    def run(self, sql: str) -> pa.Table:
+        """Return the result of one SELECT; raises EntityFrameError for anything else or an unknown name."""
+        try:
+            tables = read_tables(sql)
+        except DefinitionError as error:
+            raise EntityFrameError(f"The entity frame: {error.message}", hint=error.hint) from None
+        engine = self._workspace.engine
+        if not isinstance(engine, SqlReader):
+            raise EntityFrameError("This engine takes no SQL as an entity frame.", hint="Pass a table.")
+        known = self._known()
+        for table in tables:
+            if table not in known:
+                raise EntityFrameError(
+                    f"The SQL of the entity frame reads {table!r}, which is no source or view of the project.",
+                    hint=did_you_mean(table, known),
+                    table=table,
+                )
+        read = {table: known[table] for table in tables}
+        sources = {name: found for name, found in read.items() if isinstance(found, ParquetSource)}
+        views = {name: (found, self._files(name)) for name, found in read.items() if isinstance(found, FeatureView)}
+        return engine.query(sql, sources, views)
+
+    def _known(self) -> dict[str, ParquetSource | FeatureView]:
+        """Return what SQL can name; of a source and a view of one name the view."""
+        known: dict[str, ParquetSource | FeatureView] = {}
+        for definition in self._snapshot.definitions.values():
+            if isinstance(definition, ParquetSource | PushSource):
+                known.setdefault(definition.name, definition.batch_source)
+        return known | {name: registered.view for name, registered in self._snapshot.views.items()}
+
+    def _files(self, name: str) -> list[str]:
+        version = self._workspace.offline.current(self._snapshot.views[name].table)
+        if version is None:
+            return []
+        self._workspace.offline.verify(version.files)
+        return [file.path for file in version.files]

@@ -1,0 +1,189 @@
+"""Making training sets."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from featurestore.consistency.belonging import compare_commit, compare_table
+from featurestore.definitions import FeatureView
+from featurestore.engine.interface import AsOf, Span, SqlReader, StageRequest
+from featurestore.errors import InputError, IntervalError, OutputNameClashError
+from featurestore.ledger.commits import Remembered
+from featurestore.ledger.unread import read_unread
+from featurestore.ledger.watermarks import read_watermark
+from featurestore.registered.snapshot import RegisteredView, Snapshot
+from featurestore.request.features import FeatureRequest, FeaturesArgument, resolve
+from featurestore.training.coverage import Gap, find_gap
+from featurestore.training.frames import EntityFrame, SqlFrames, read_frame
+from featurestore.training.joins import JoinedRows, PinnedRead, SpanRows, pin
+from featurestore.training.training_set import TrainingSet
+from featurestore.types.times import MIN_INSTANT, to_instant, to_rfc3339
+from featurestore.workspace import Workspace
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+def get_historical_features(
+    workspace: Workspace,
+    entity_df: Any = None,
+    features: FeaturesArgument = None,
+    *,
+    timestamp_column: str = "event_timestamp",
+    start: datetime | str | int | None = None,
+    end: datetime | str | int | None = None,
+    full_feature_names: bool = False,
+    as_of: AsOf | None = None,
+    direct: bool = False,
+    snapshot: Snapshot | None = None,
+) -> TrainingSet:
+    """Return the training set of an entity frame; see `FeatureStore.get_historical_features`.
+
+    ``snapshot`` stands for what is applied; it is for direct sets.
+
+    Raises NotFoundError, OutputNameClashError, EntityFrameError, EntityKeyError, CodeMismatchError, InputError.
+    """
+    if as_of not in (None, *get_args(AsOf)):
+        raise InputError(f"as_of={as_of!r} is no way to read time.", hint="Pass 'available', 'event', or nothing.")
+    snapshot = workspace.snapshot() if snapshot is None else snapshot
+    request = resolve(snapshot, features, full_feature_names=full_feature_names)
+    if entity_df is None:
+        return _span(workspace, request, timestamp_column, start, end, as_of, direct)
+    if start is not None or end is not None:
+        raise InputError("start and end go without an entity frame.", hint="Leave rows out of the entity frame.")
+    frame = read_frame(entity_df, request, timestamp_column, SqlFrames(workspace, snapshot))
+    now_us = workspace.clock()
+    pins, folder = _pins(workspace, request, frame, as_of, direct, now_us)
+    rows = JoinedRows(workspace.engine, workspace.offline, snapshot, request, frame, pins, direct)
+    rows.functions  # noqa: B018 - code that is not what was applied is told of now
+    made = TrainingSet(
+        workspace,
+        rows,
+        gaps=() if direct else find_gaps(workspace, pins, frame.times, now_us),
+        after_now=int((frame.times > now_us).sum()),
+        checks_availability=as_of is None,
+        notes={} if direct else find_notes(workspace, pins),
+    )
+    if folder is not None:
+        weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
+    return made
+
+
+def find_gaps(workspace: Workspace, pins: Sequence[PinnedRead], times: npt.NDArray[np.int64], now_us: int) -> list[Gap]:
+    """Return, once for each view, what entity rows ask for and was never committed."""
+    registered = {pinned.read.view.name: pinned.read.registered for pinned in pins}
+    gaps = [find_gap(view, read_watermark(workspace.ledger, view), times, now_us) for view in registered.values()]
+    return [gap for gap in gaps if gap is not None]
+
+
+def _pins(
+    workspace: Workspace, request: FeatureRequest, frame: EntityFrame, as_of: AsOf | None, direct: bool, now_us: int
+) -> tuple[tuple[PinnedRead, ...], Path | None]:
+    """Pin the newest version of every view once, or read the sources into a folder of this set's own."""
+    if not direct:
+        remembered = Remembered(workspace.ledger, workspace.project)
+        for registered in {read.view.name: read.registered for read in request.reads}.values():
+            _require_committed(workspace, registered, remembered)
+        versions = {read.view.name: workspace.offline.current(read.registered.table) for read in request.reads}
+        return tuple(pin(read, as_of, versions[read.view.name]) for read in request.reads), None
+    folder = Path(tempfile.mkdtemp(prefix="featurestore-direct-"))
+    try:
+        views = {read.view.name: read.view for read in request.reads}
+        staged = {name: _stage(workspace, view, frame, folder, now_us) for name, view in views.items()}
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    pins = [pin(read, as_of, None, staged[read.view.name]) for read in request.reads]
+    return tuple(pins), folder
+
+
+def _require_committed(workspace: Workspace, registered: RegisteredView, remembered: Remembered) -> None:
+    """Raise MismatchError where the table is not what the registry's runs left: a set of it would lack rows."""
+    found = compare_commit(workspace.ledger, workspace.offline, registered, remembered)
+    if found is not None and not found.heals:
+        raise found.error
+
+
+def find_notes(workspace: Workspace, pins: Sequence[PinnedRead]) -> dict[str, str]:
+    """Return by view what its user should know of its table: whose it is, and what its spans lack of the features."""
+    remembered = Remembered(workspace.ledger, workspace.project)
+    asked: dict[str, set[str]] = {}
+    for pinned in pins:
+        asked.setdefault(pinned.read.view.name, set()).update(pinned.read.features)
+    found = {}
+    for name, registered in {pinned.read.view.name: pinned.read.registered for pinned in pins}.items():
+        mismatch = compare_table(workspace.registry, workspace.offline, registered, remembered)
+        unread = read_unread(workspace.registry, registered, remembered.of(registered)[0])
+        texts = [*([] if mismatch is None else [mismatch.message]), *unread.texts(asked[name])]
+        if texts:
+            found[name] = " ".join(texts)
+    return found
+
+
+def _stage(workspace: Workspace, view: FeatureView, frame: EntityFrame, folder: Path, now_us: int) -> tuple[str, ...]:
+    """Read what the entity rows can see of a view's source into one file."""
+    if not len(frame):
+        return ()
+    first, last = int(frame.times.min()), min(int(frame.times.max()), now_us)
+    start_us = MIN_INSTANT if view.ttl_us is None else max(first - view.ttl_us, MIN_INSTANT)
+    place = folder / view.name
+    place.mkdir()
+    request = StageRequest(
+        view=view,
+        spans=(Span(start_us, max(last, start_us) + 1),),
+        now_us=now_us,
+        log_files=(),
+        first_sequence=0,
+        folder=place,
+    )
+    path = workspace.engine.stage(request).path
+    return () if path is None else (str(path),)
+
+
+def _span(
+    workspace: Workspace,
+    request: FeatureRequest,
+    timestamp_column: str,
+    start: datetime | str | int | None,
+    end: datetime | str | int | None,
+    as_of: AsOf | None,
+    direct: bool,
+) -> TrainingSet:
+    if start is None or end is None:
+        raise InputError(
+            "There is no entity frame.", hint="Pass one, or start= and end= for one view's own rows in that span."
+        )
+    if direct:
+        raise InputError(
+            "direct=True reads sources, and a span without an entity frame is of the offline store.",
+            hint="Leave direct=True out, or pass an entity frame.",
+        )
+    if len(request.reads) != 1 or request.on_demand:
+        raise InputError(
+            "Without an entity frame the rows of one view can be read, and nothing else.",
+            hint="Ask for features of one view, or pass an entity frame.",
+        )
+    start_us, end_us = to_instant(start), to_instant(end)
+    if start_us >= end_us:
+        span = f"from {to_rfc3339(start_us)} to {to_rfc3339(end_us)}"
+        raise IntervalError(f"The span {span} is empty.", hint="start is included, end is not.")
+    (read,) = request.reads
+    own = [*(column for _, column in read.key_columns), timestamp_column]
+    request.check_own_columns(own)
+    if len({name.lower() for name in own}) < len(own):
+        raise OutputNameClashError(
+            f"The time column {timestamp_column!r} has the name of a join key.", hint="Pass another timestamp_column=."
+        )
+    if not isinstance(workspace.engine, SqlReader):
+        raise InputError("This engine reads no spans.", hint="Pass an entity frame.")
+    _require_committed(workspace, read.registered, Remembered(workspace.ledger, workspace.project))
+    pins = (pin(read, as_of, workspace.offline.current(read.registered.table)),)
+    rows = SpanRows(workspace.engine, workspace.offline, request, pins, timestamp_column, start_us, end_us)
+    return TrainingSet(workspace, rows)

@@ -1,0 +1,267 @@
+"""Where the rows of a training set come from: a point-in-time join of pinned table versions, or a view's own rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from featurestore.engine.interface import AsOf, Engine, SqlReader, ViewJoin
+from featurestore.errors import EngineError, TableVersionError
+from featurestore.offline.interface import OfflineStore, TableVersion
+from featurestore.registered.snapshot import Snapshot
+from featurestore.request.features import FeatureRequest, Output, ViewRead
+from featurestore.request.on_demand import OnDemandFunction
+from featurestore.training.frames import TIME, EntityFrame, engine_column
+from featurestore.types import Timestamp
+from featurestore.types.arrow import arrow_type
+from featurestore.types.columns import EVENT
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+
+BATCH_ROWS = 131_072
+SAMPLE_ROWS = 1_000
+_SEED = 0x9E3779B97F4A7C15
+
+
+def sampled_rows(count: int) -> npt.NDArray[np.int64]:
+    """Return `SAMPLE_ROWS` of ``count`` row numbers in order, chosen by a seeded hash; all where there are no more."""
+    import numpy as np
+
+    rows = np.arange(count, dtype=np.uint64)
+    if count > SAMPLE_ROWS:
+        mixed = (rows + np.uint64(1)) * np.uint64(_SEED)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        rows = np.sort(np.argpartition(mixed ^ (mixed >> np.uint64(27)), SAMPLE_ROWS)[:SAMPLE_ROWS])
+    return rows.astype(np.int64)
+
+
+class Observed:
+    """What is seen of a join as its batches pass: rows without any value, and the values of some rows."""
+
+    def __init__(self, count: int) -> None:
+        self.rows = sampled_rows(count)
+        self.missing: dict[str, int] = {}
+        """Rows by read in which no feature has a value, at most."""
+        self.nulls: Counter[tuple[str, str]] = Counter()
+        """Rows by read and feature without a value."""
+        self._values: dict[str, list[pa.RecordBatch]] = {}
+
+    def see(self, read: ViewRead, columns: Sequence[pa.Array], start: int) -> None:
+        """Take the joined features of the rows from ``start`` on."""
+        import numpy as np
+        import pyarrow as pa
+
+        self.missing[read.name] = self.missing.get(read.name, 0) + min(column.null_count for column in columns)
+        for feature, column in zip(read.features, columns, strict=True):
+            self.nulls[read.name, feature] += column.null_count
+        first, last = np.searchsorted(self.rows, [start, start + len(columns[0])])
+        mine = pa.array(self.rows[first:last] - start)
+        taken = [column.take(mine) for column in columns]
+        self._values.setdefault(read.name, []).append(pa.RecordBatch.from_arrays(taken, list(read.features)))
+
+    def values(self, read: ViewRead) -> dict[str, list[Any]]:
+        """Return the values of the sampled ``rows`` by feature of a read."""
+        import pyarrow as pa
+
+        batches = self._values.get(read.name)
+        return pa.Table.from_batches(batches).to_pydict() if batches else {name: [] for name in read.features}
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedRead:
+    """One read and the table version it reads."""
+
+    read: ViewRead
+    as_of: AsOf
+    version: TableVersion | None
+    """None where nothing was ever committed, and in direct sets."""
+    staged: tuple[str, ...] = ()
+    """Files of a direct set."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files to read."""
+        return self.staged if self.version is None else tuple(file.path for file in self.version.files)
+
+    def view_join(self) -> ViewJoin:
+        """Return the read as the engine takes it."""
+        view = self.read.view
+        columns = {key: engine_column(column, view.join_keys[key]) for key, column in self.read.key_columns}
+        return ViewJoin(self.read.name, view, self.files, columns, self.read.features, self.as_of)
+
+
+def pin(read: ViewRead, as_of: AsOf | None, version: TableVersion | None, staged: tuple[str, ...] = ()) -> PinnedRead:
+    """Pin a read to a table version, or to staged files.
+
+    Without ``as_of`` availability counts where the view's source declares a created column.
+    """
+    if as_of is None:
+        as_of = "event" if read.view.created_timestamp_field is None else "available"
+    return PinnedRead(read, as_of, version, staged)
+
+
+def repinned(offline: OfflineStore, pins: Sequence[PinnedRead]) -> tuple[PinnedRead, ...]:
+    """Return the same reads of the newest versions."""
+    return tuple(replace(found, version=offline.current(found.read.registered.table)) for found in pins)
+
+
+def is_gone(offline: OfflineStore, pinned: PinnedRead) -> bool:
+    """Tell whether files of a pinned version were cleaned away."""
+    if pinned.version is None:
+        return False
+    try:
+        offline.version(pinned.version.table, pinned.version.number)
+    except TableVersionError:
+        return True
+    return False
+
+
+@dataclass(frozen=True)
+class JoinedRows:
+    """Features joined to an entity frame."""
+
+    engine: Engine
+    offline: OfflineStore
+    snapshot: Snapshot
+    request: FeatureRequest
+    frame: EntityFrame
+    pins: tuple[PinnedRead, ...]
+    direct: bool = False
+    """Whether the pins are files of this set's own, staged from the sources."""
+
+    @cached_property
+    def functions(self) -> list[OnDemandFunction]:
+        """The on-demand functions; raises CodeMismatchError."""
+        return [OnDemandFunction(self.snapshot, read.view) for read in self.request.on_demand]
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Of the feature columns, in the order asked."""
+        import pyarrow as pa
+
+        return pa.schema([(output.name, arrow_type(output.field.type)) for output in self.request.outputs])
+
+    def repinned(self) -> JoinedRows:
+        """Return the same join of the newest versions."""
+        return replace(self, pins=repinned(self.offline, self.pins))
+
+    def verify(self) -> None:
+        """Check the pinned files' hashes, each once per process; raises DamagedFileError."""
+        self.offline.verify([file for pinned in self.pins if pinned.version for file in pinned.version.files])
+
+    def batches(self, observed: Observed | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the feature columns in the frame's order; ``observed`` sees what is joined.
+
+        Raises what the engine and the on-demand functions raise.
+        """
+        import pyarrow as pa
+
+        done = 0
+        for joined in self._verified(self._joined()):
+            columns = joined.columns
+            places, first = [], 0
+            for pinned in self.pins:
+                mine = columns[first : first + len(pinned.read.features)]
+                places.append(mine)
+                first += len(mine)
+                if observed is not None:
+                    observed.see(pinned.read, mine, done)
+            computed = self._computed(places, done, joined.num_rows)
+            arrays = [self._output(output, places, computed) for output in self.request.outputs]
+            done += joined.num_rows
+            yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        if done != len(self.frame):
+            raise EngineError(f"The join gave {done} rows for the entity frame's {len(self.frame)}.")
+
+    def _verified(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Pass batches on; the hashes are checked while the engine chooses rows, and before any is passed on."""
+        with ThreadPoolExecutor(1, thread_name_prefix="verify") as aside:
+            verified = aside.submit(self.verify)
+            try:
+                first = next(batches, None)
+            finally:
+                verified.result()  # that a file is damaged says more than what the engine makes of it
+        if first is not None:
+            yield first
+            yield from batches
+
+    def _joined(self) -> Iterator[pa.RecordBatch]:
+        """Yield what the engine joins; of nothing but request data, batches without columns."""
+        import pyarrow as pa
+
+        if self.pins:
+            views = [pinned.view_join() for pinned in self.pins]
+            yield from self.engine.join(self.frame.keys, TIME, views, batch_rows=BATCH_ROWS)
+            return
+        for start in range(0, len(self.frame), BATCH_ROWS):
+            rows = min(BATCH_ROWS, len(self.frame) - start)
+            yield pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))
+
+    def _computed(self, places: Sequence[Sequence[pa.Array]], start: int, rows: int) -> list[list[pa.Array]]:
+        computed = []
+        for function, read in zip(self.functions, self.request.on_demand, strict=True):
+            inputs = {}
+            for argument in read.inputs:
+                if argument.read is None:
+                    inputs[argument.name] = self.frame.request_data[argument.name].slice(start, rows)
+                else:
+                    inputs[argument.name] = places[argument.read][argument.position]
+            computed.append(function.on_arrow(inputs, rows))
+        return computed
+
+    def _output(
+        self, output: Output, places: Sequence[Sequence[pa.Array]], computed: Sequence[Sequence[pa.Array]]
+    ) -> pa.Array:
+        if output.read is not None:
+            return places[output.read][self.request.reads[output.read].features.index(output.field.name)]
+        assert output.on_demand is not None
+        names = [field.name for field in self.request.on_demand[output.on_demand].view.features]
+        return computed[output.on_demand][names.index(output.field.name)]
+
+
+@dataclass(frozen=True)
+class SpanRows:
+    """A view's own rows with event time in [start, end), each as it was last corrected."""
+
+    engine: Engine
+    offline: OfflineStore
+    request: FeatureRequest
+    pins: tuple[PinnedRead, ...]
+    timestamp_column: str
+    start_us: int
+    end_us: int
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Of join keys (by the caller's names), event time, and the features in the order asked."""
+        import pyarrow as pa
+
+        (read,) = self.request.reads
+        keys = [(column, arrow_type(read.view.join_keys[key])) for key, column in read.key_columns]
+        features = [(output.name, arrow_type(output.field.type)) for output in self.request.outputs]
+        return pa.schema([*keys, (self.timestamp_column, arrow_type(Timestamp)), *features])
+
+    def repinned(self) -> SpanRows:
+        """Return the same rows of the newest version."""
+        return replace(self, pins=repinned(self.offline, self.pins))
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the rows, ordered by event time and keys."""
+        import pyarrow as pa
+
+        (pinned,) = self.pins
+        assert isinstance(self.engine, SqlReader)
+        if pinned.version is not None:
+            self.offline.verify(pinned.version.files)
+        keys = [key for key, _ in pinned.read.key_columns]
+        names = [*keys, EVENT, *(output.field.name for output in self.request.outputs)]
+        span = self.engine.span(pinned.read.view, pinned.files, self.start_us, self.end_us, batch_rows=BATCH_ROWS)
+        for batch in span:
+            yield pa.RecordBatch.from_arrays([batch.column(name) for name in names], schema=self.schema)

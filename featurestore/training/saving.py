@@ -1,0 +1,312 @@
+"""Saving training sets and building them again from what they are pinned to."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import TYPE_CHECKING, Any, cast
+
+from featurestore_registry.records import Revision
+
+from featurestore.definitions.base import check_object_name
+from featurestore.engine.interface import AsOf
+from featurestore.errors import (
+    CodeMismatchError,
+    DamagedFileError,
+    InputError,
+    LedgerConflictError,
+    TableVersionError,
+    TrainingSetError,
+)
+from featurestore.ledger.saved_sets import (
+    KeptSet,
+    SavedFrame,
+    SavedRead,
+    SavedSet,
+    add_set,
+    document_path,
+    find_set,
+    frame_file,
+    frame_path,
+    frames_folder,
+    keep_document,
+    note_frame,
+    read_kept,
+    read_set,
+    remove_set,
+)
+from featurestore.offline.interface import TableId, TableVersion
+from featurestore.offline.local.files import disk_errors, hash_of, make_folder, sync_file, sync_folder
+from featurestore.registered.snapshot import Snapshot
+from featurestore.request.features import from_references
+from featurestore.steps import crash_point, reached
+from featurestore.tables import Form
+from featurestore.training.certificate import Certificate
+from featurestore.training.frames import OwnColumns, check_frame
+from featurestore.training.joins import JoinedRows, pin
+from featurestore.training.training_set import TrainingSet
+from featurestore.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FRAME_KEPT = crash_point("training_set.frame_kept", "the entity frame is there to stay, no set names it yet")
+SAVED = crash_point("training_set.saved", "the set is in the ledger")
+DOCUMENT_KEPT = crash_point("training_set.document_kept", "what is known of the set also lies beside its frame")
+
+DELETED = crash_point("training_set.deleted", "no set names the entity frame any more, which is still there")
+
+
+def save(workspace: Workspace, training_set: TrainingSet, name: str) -> None:
+    """Register a training set under a name; see `TrainingSet.save`."""
+    try:
+        check_object_name(name)
+    except ValueError as error:
+        raise InputError(f"{name!r} is no name for a training set: {error}.", name=name) from None
+    rows = training_set.joined("cannot be saved")
+    if rows.direct:
+        raise TrainingSetError(
+            "A direct training set cannot be saved: nothing keeps the rows it was made of.",
+            hint="Run `fs materialize` and make it again without direct=True.",
+        )
+    fingerprint = training_set.fingerprint()
+    certificate = training_set.certificate
+    table = to_kept(rows.frame.own)
+    existing = find_set(workspace.ledger, workspace.project, name)
+    if existing is None:
+        saved = _describe(rows, name, fingerprint, certificate, _keep(workspace, name, rows, table))
+        reached(FRAME_KEPT)
+        try:
+            add_set(workspace.ledger, workspace.project, saved)
+        except LedgerConflictError:
+            existing = read_set(workspace.ledger, workspace.project, name)
+        else:
+            reached(SAVED)
+            keep_document(workspace, saved)
+            reached(DOCUMENT_KEPT)
+            return
+    wanted = _describe(rows, name, fingerprint, certificate, existing.frame)
+    kept, given = (OwnColumns("arrow", found) for found in (_read_kept(workspace, existing), table))
+    same = _content(wanted) == _content(existing) and kept.names == given.names and not _first_difference(given, kept)
+    if not same or rows.frame.own.form != existing.frame.form:
+        raise TrainingSetError(
+            f"There is another training set called {name!r}.", hint="Save this one under a name of its own.", name=name
+        )
+
+
+def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
+    """Build a saved set again from its pinned versions.
+
+    Its rows are compared with what was saved when they are first asked for (TrainingSetChangedError). Raises
+    NotFoundError, CodeMismatchError naming the on-demand view whose code is another now, TableVersionError and
+    DamagedFileError where what it is pinned to is gone.
+    """
+    saved = read_set(workspace.ledger, workspace.project, name)
+    beside = read_kept(frame_path(workspace, saved.frame.file))
+    snapshot = Snapshot.of(_revision(workspace, saved, beside)).with_code(workspace.code)
+    request = from_references(
+        snapshot, [dict(found) for found in saved.references], full_feature_names=saved.full_feature_names
+    )
+    own = from_kept(_read_kept(workspace, saved), cast("Form", saved.frame.form))
+    frame = check_frame(own, request, saved.frame.timestamp_column)
+    pins = []
+    for read, kept in zip(request.reads, saved.reads, strict=True):
+        table = read.registered.table
+        version = None if kept.version is None else _pinned(workspace, name, table, kept.version)
+        known = None if beside is None else beside.commits.get(kept.name)
+        if version is not None and known is not None and version.identity != known:
+            raise TableVersionError(
+                f"Version {kept.version} of table {table} is not the commit that training set {name!r} was saved with: "
+                "the offline store was restored, and written to since.",
+                hint="Restore the table from a backup that holds it.",
+                table=str(table),
+                version=kept.version,
+            )
+        pins.append(pin(read, cast("AsOf", kept.as_of), version))
+    rows = JoinedRows(workspace.engine, workspace.offline, snapshot, request, frame, tuple(pins))
+    try:
+        rows.functions  # noqa: B018 - refuse before any row is built
+    except CodeMismatchError as error:
+        raise CodeMismatchError(
+            f"Training set {name!r} cannot be built again: {error.message}",
+            hint="Go back to the code that it was saved with.",
+            **error.details,
+        ) from None
+    return TrainingSet(workspace, rows, saved=saved)
+
+
+def _pinned(workspace: Workspace, name: str, table: TableId, number: int) -> TableVersion:
+    try:
+        return workspace.offline.version(table, number)
+    except TableVersionError as error:
+        raise TableVersionError(
+            f"Training set {name!r} cannot be built again: {error.message}",
+            hint="Its view was deleted, or the offline store restored: bring the table back from a backup, or delete "
+            f"the set with `fs training-sets --delete {name}`.",
+            **error.details,
+        ) from None
+
+
+def _revision(workspace: Workspace, saved: SavedSet, beside: KeptSet | None) -> Revision:
+    """Return the definitions that a set was made by; from beside its frame where the registry is of another history."""
+    chain = workspace.registry.definitions.chain(workspace.project)
+    if beside is not None and beside.revision not in chain:
+        return Revision(workspace.project, saved.registry_revision, beside.records, chain)
+    return workspace.registry.definitions.read(workspace.project, saved.registry_revision)
+
+
+def delete_training_set(workspace: Workspace, name: str) -> None:
+    """Delete a saved set and its entity frame; what it alone pinned goes with the next cleaning.
+
+    Raises NotFoundError.
+    """
+    saved = remove_set(workspace.ledger, workspace.project, name)
+    reached(DELETED)
+    with disk_errors(f"remove the entity frame of training set {name!r}"):
+        frame = frame_path(workspace, saved.frame.file)
+        document_path(frame).unlink(missing_ok=True)
+        frame.unlink(missing_ok=True)
+
+
+def _describe(rows: JoinedRows, name: str, fingerprint: str, certificate: Certificate, frame: SavedFrame) -> SavedSet:
+    reads = tuple(
+        SavedRead(
+            name=pinned.read.name,
+            view=pinned.read.view.name,
+            generation=pinned.read.registered.generation,
+            version=None if pinned.version is None else pinned.version.number,
+            as_of=pinned.as_of,
+        )
+        for pinned in rows.pins
+    )
+    return SavedSet(
+        name=name,
+        registry_revision=rows.request.revision,
+        references=rows.request.references,
+        full_feature_names=rows.request.full_feature_names,
+        reads=reads,
+        frame=SavedFrame(frame.form, frame.file, frame.sha256, rows.frame.timestamp_column),
+        fingerprint=fingerprint,
+        certificate=certificate.to_dict(),
+    )
+
+
+def _content(saved: SavedSet) -> dict[str, Any]:
+    """Return what makes two sets the same: all but the certificate, which tells when it was made."""
+    document = saved.to_document()
+    del document["certificate"], document["registry_revision"]
+    return document
+
+
+def _keep(workspace: Workspace, name: str, rows: JoinedRows, table: pa.Table) -> SavedFrame:
+    """Write the entity frame beside the offline tables, to stay: as Arrow's file format, which changes no type."""
+    folder = frames_folder(workspace)
+    with disk_errors(f"keep the entity frame of training set {name!r}"):
+        make_folder(folder)
+        # A name of its own: it can be removed with its set while one of the same name is saved again.
+        target = folder / f"{name}-{secrets.token_hex(8)}.arrow"
+        partial = target.with_suffix(".partial")
+        try:
+            partial.write_bytes(_to_file(table))
+            sync_file(partial)
+            sha256 = hash_of(partial)
+            note_frame(workspace.ledger, workspace.project, frame_file(workspace, target))
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        sync_folder(folder)
+    return SavedFrame(rows.frame.own.form, frame_file(workspace, target), sha256, rows.frame.timestamp_column)
+
+
+def _read_kept(workspace: Workspace, saved: SavedSet) -> pa.Table:
+    """Read a kept entity frame; raises DamagedFileError when it is not what was kept."""
+    path = frame_path(workspace, saved.frame.file)
+    try:
+        content = path.read_bytes()
+    except OSError:
+        content = b""
+    if hashlib.sha256(content).hexdigest() != saved.frame.sha256:
+        raise DamagedFileError(
+            f"{path}, the entity frame of training set {saved.name!r}, is missing or damaged.",
+            hint="Restore it from a backup.",
+            path=str(path),
+        )
+    return _from_file(content)
+
+
+def to_kept(own: OwnColumns) -> pa.Table:
+    """Return an entity frame as the Arrow table that is kept.
+
+    Raises TrainingSetError naming a column that would come back as another one.
+    """
+    import pyarrow as pa
+
+    if own.form != "pandas":
+        table = own.to_arrow()
+    else:
+        try:
+            table = pa.Table.from_pandas(own.table)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise TrainingSetError(
+                f"The entity frame cannot be kept: {str(error).splitlines()[0]}.",
+                hint="Save a set whose frame has columns of one type each.",
+            ) from None
+    back = _from_file(_to_file(table))
+    changed = _first_difference(own, from_kept(back, own.form))
+    if changed is not None:
+        raise TrainingSetError(
+            f"The entity frame cannot be kept: {changed} would not come back as it is.",
+            hint="Leave it out of the frame, or give it a type that Arrow has.",
+        )
+    return back
+
+
+def from_kept(table: pa.Table, form: Form) -> OwnColumns:
+    """Return the entity frame that was kept, in the form it was given in."""
+    if form == "pandas":
+        return OwnColumns("pandas", table.to_pandas())
+    if form == "polars":
+        import polars as pl
+
+        return OwnColumns("polars", pl.from_arrow(table))
+    return OwnColumns("arrow", table)
+
+
+def _to_file(table: pa.Table) -> pa.Buffer:
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    # A file holds one dictionary for each column.
+    table = table.unify_dictionaries().combine_chunks()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def _from_file(content: bytes | pa.Buffer) -> pa.Table:
+    import pyarrow as pa
+
+    with pa.ipc.open_file(pa.BufferReader(content)) as file:
+        return file.read_all()
+
+
+def _first_difference(given: OwnColumns, back: OwnColumns) -> str | None:
+    """Return what differs between a frame and itself after it was kept, None where nothing does."""
+    one, other = given.table, back.table
+    if given.form == "pandas":
+        if not (one.index.equals(other.index) and one.index.names == other.index.names):
+            return "its index"
+        if not one.columns.equals(other.columns):
+            return "the names of its columns"
+        pairs = [(name, one.iloc[:, place], other.iloc[:, place]) for place, name in enumerate(given.names)]
+        return next((f"column {n!r}" for n, a, b in pairs if a.dtype != b.dtype or not a.equals(b)), None)
+    if given.form == "polars":
+        pairs = [(name, one.get_column(name), other.get_column(name)) for name in given.names]
+        return next((f"column {n!r}" for n, a, b in pairs if a.dtype != b.dtype or not a.equals(b)), None)
+    pairs = [(name, one.column(name), other.column(name)) for name in given.names]
+    return next((f"column {n!r}" for n, a, b in pairs if a.type != b.type or not _same(a, b)), None)
+
+
+def _same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
+    """Tell whether two columns are equal; NaN, which equals nothing, included."""
+    return bool(one.equals(other)) or repr(one.to_pylist()) == repr(other.to_pylist())

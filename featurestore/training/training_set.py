@@ -1,0 +1,411 @@
+"""Training sets: an entity frame's rows with each feature as it was known at the row's time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from featurestore.errors import (
+    DiskFullError,
+    EngineError,
+    InputError,
+    OfflineStoreError,
+    TrainingSetChangedError,
+    TrainingSetError,
+)
+from featurestore.ledger.saved_sets import SavedSet
+from featurestore.offline.local.files import NO_SPACE
+from featurestore.tables import html_table
+from featurestore.training.coverage import Gap, gaps_text, held_back, warn
+from featurestore.training.frames import EntityFrame, OwnColumns
+from featurestore.training.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone
+from featurestore.training.outputs import check_output
+from featurestore.training.sql_text import join_sql
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
+    from featurestore.training.certificate import Certificate
+    from featurestore.workspace import Workspace
+
+T = TypeVar("T")
+
+
+class TrainingSet:
+    """The rows of an entity frame, in its order and with its columns untouched, and the features beside them.
+
+    The join runs when rows are first asked for; what it reads was pinned when the set was made. ``warnings``
+    says what its user should know; each was also warned of as `TrainingSetWarning`. What reads Arrow streams takes a
+    set as it is: ``pyarrow.table(training)``, ``polars.DataFrame(training)``, ``duckdb.sql("FROM training")``.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        rows: JoinedRows | SpanRows,
+        *,
+        gaps: Sequence[Gap] = (),
+        after_now: int = 0,
+        checks_availability: bool = False,
+        notes: Mapping[str, str] | None = None,
+        saved: SavedSet | None = None,
+    ) -> None:
+        self._workspace = workspace
+        self._rows = rows
+        self._gaps = tuple(gaps)
+        self._after_now = after_now
+        self._checks_availability = checks_availability
+        self._notes = dict(notes or {})
+        """By view, for the certificate."""
+        self._saved = saved
+        """What the rows are compared with."""
+        self._table: pa.Table | None = None
+        self._observed: Observed | None = None
+        self._reopened = False
+        self.warnings: list[str] = []
+        if (text := gaps_text(self._gaps)) is not None:
+            self._warn(text)
+        for note in dict.fromkeys(self._notes.values()):
+            self._warn(note)
+        if after_now:
+            self._warn(f"{after_now:,} of {len(self):,} entity rows lie after now: their values may still change.")
+
+    def __len__(self) -> int:
+        return len(self._rows.frame) if isinstance(self._rows, JoinedRows) else self._features().num_rows
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of `to_arrow`: the frame's own, then the features."""
+        own = self._rows.frame.own.names if isinstance(self._rows, JoinedRows) else []
+        return (*own, *self._schema.names)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self), len(self.columns)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The feature columns, in the order asked."""
+        return tuple(output.name for output in self._rows.request.outputs)
+
+    @property
+    def sql(self) -> str:
+        """The SQL of the join, for reading."""
+        rows = self._rows
+        at = rows.frame.timestamp_column if isinstance(rows, JoinedRows) else rows.timestamp_column
+        return join_sql(rows.request, rows.pins, at)
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """What is known of the set, checked by an independent method; computed when it is first asked for.
+
+        Raises CertificateError when a check fails, TrainingSetError for a view's rows in a span.
+        """
+        from featurestore.training.certificate import Certificate, certify
+
+        if self._saved is not None:
+            return Certificate.from_dict(self._saved.certificate)
+
+        def work() -> Certificate:
+            rows = self.joined("has no certificate")
+            if self._observed is None:
+                for _ in self._batches():
+                    pass
+            assert self._observed is not None
+            now_us = self._workspace.clock()
+            return certify(rows, self._observed, self._gaps, self._after_now, now_us, self._notes)
+
+        return self._with_reopening(work)
+
+    def to_arrow(self) -> pa.Table:
+        """Return the frame's own columns, a pandas index apart, and the features."""
+        table = self._own.to_arrow()
+        for name, column in zip(self._schema.names, self._features().columns, strict=True):
+            table = table.append_column(name, column)
+        return table
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of `to_arrow` in Arrow batches as they are joined, never holding the whole set.
+
+        A saved set is compared with what was saved when the last batch has been read.
+        """
+
+        def begin() -> tuple[pa.RecordBatch | None, Iterator[pa.RecordBatch]]:
+            _, batches = self._beside_own()
+            return next(batches, None), batches
+
+        first, others = self._with_reopening(begin)
+        if first is not None:
+            yield first
+            yield from others
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the frame's own columns and index as they were given, and the features.
+
+        Numbers and booleans have numpy dtypes where nothing is null, else pandas' nullable ones. Texts are of pandas'
+        string type, instants datetime64 in UTC, and dates, decimals, bytes and lists Python objects.
+        """
+        return _beside(self._own, self._features())
+
+    to_df = to_pandas
+
+    def head(self, n: int = 5) -> pd.DataFrame:
+        """Return the first ``n`` rows as `to_pandas`, with dtypes that are right for these rows alone.
+
+        Before the whole set was asked for these rows alone are joined; a saved set is built whole, to be compared with
+        what was saved. Raises InputError for an ``n`` below 0.
+        """
+        if n < 0:
+            raise InputError(f"n={n} is no number of rows.", hint="Pass 0 or more.")
+        features = self._with_reopening(lambda: self._first(n))
+        joined = self._rows.frame if isinstance(self._rows, JoinedRows) else None
+        return _beside(_no_columns(features.num_rows) if joined is None else _first_rows(joined, n).own, features)
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return a polars frame; raises InputError where polars is not installed."""
+        from featurestore.request.conversion import import_polars
+
+        pl = import_polars()
+        features = pl.from_arrow(self._features())
+        assert isinstance(features, pl.DataFrame)
+        own = self._own.table if self._own.form == "polars" else pl.from_arrow(self._own.to_arrow())
+        assert isinstance(own, pl.DataFrame)
+        return own.hstack(features) if own.width else features
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Return `to_arrow` as a stream. It is joined before it is read: a reader would hide an error of ours."""
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
+
+    def write_parquet(self, path: str | Path) -> Path:
+        """Write the rows to a Parquet file as they are joined, never holding the whole set, and return its path.
+
+        The file appears whole or not at all. An earlier training set is overwritten, and nothing else: InputError is
+        raised for any other file, the entity frame's own, the folders of the stores, a path that a source would
+        read, and a folder that is not there. Raises DiskFullError.
+        """
+        target = Path(path)
+        frame = self._rows.frame.own.path if isinstance(self._rows, JoinedRows) else None
+        check_output(self._workspace, target, frame)
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+        try:
+            with _output_errors(target):
+                self._with_reopening(lambda: self._write(partial))
+                partial.replace(target)
+        finally:
+            with contextlib.suppress(OSError):  # where it could not be made it cannot be removed
+                partial.unlink()
+        return target
+
+    def save(self, name: str) -> TrainingSet:
+        """Register the set, so that `get_training_set(name)` builds it again, identical; return it.
+
+        Saving the same set under its name again changes nothing. Raises InputError for an ill-formed name,
+        TrainingSetError for a name that holds another set and for a direct set.
+        """
+        from featurestore.training.saving import save
+
+        self.joined("cannot be saved")
+        save(self._workspace, self, name)
+        return self
+
+    def fingerprint(self) -> str:
+        """Return the hash of the feature columns: of every value, its type and its place."""
+        from featurestore.training.fingerprints import fingerprint
+
+        def work() -> str:
+            return fingerprint(self._schema, self._batches() if self._table is None else self._table.to_batches())
+
+        return self._with_reopening(work)
+
+    def joined(self, complaint: str) -> JoinedRows:
+        """Return what the set joins; raises TrainingSetError for a view's rows in a span."""
+        if isinstance(self._rows, SpanRows):
+            raise TrainingSetError(
+                f"A view's rows in a span are no training set: it {complaint}.",
+                hint="Pass an entity frame: then each value is as it was known at its row's time.",
+            )
+        return self._rows
+
+    @property
+    def _own(self) -> OwnColumns:
+        return self._rows.frame.own if isinstance(self._rows, JoinedRows) else _no_columns(self._features().num_rows)
+
+    @property
+    def _schema(self) -> pa.Schema:
+        return self._rows.schema
+
+    def _features(self) -> pa.Table:
+        """Return the feature columns of all rows, joined once."""
+        import pyarrow as pa
+
+        if self._table is None:
+            self._table = self._with_reopening(lambda: pa.Table.from_batches(self._batches(), self._schema))
+        return self._table
+
+    def _first(self, n: int) -> pa.Table:
+        """Return the feature columns of the first rows, and join no others where that may be."""
+        import pyarrow as pa
+
+        if self._table is not None or self._saved is not None:
+            return self._features().slice(0, n)
+        rows = self._rows
+        if isinstance(rows, JoinedRows):
+            rows = replace(rows, frame=_first_rows(rows.frame, n))
+        batches, count = [], 0
+        for batch in rows.batches():
+            batches.append(batch)
+            count += batch.num_rows
+            if isinstance(rows, SpanRows) and count >= n:
+                break
+        return pa.Table.from_batches(batches, self._schema).slice(0, n)
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the feature columns; at the end they have been compared with what was saved."""
+        from featurestore.training.fingerprints import TableFingerprint
+
+        if isinstance(self._rows, SpanRows):
+            yield from self._rows.batches()
+            return
+        taken = None if self._saved is None else TableFingerprint(self._schema)
+        observed = Observed(len(self))
+        for batch in self._rows.batches(observed):
+            if taken is not None:
+                taken.update(batch)
+            yield batch
+        if taken is not None and self._saved is not None and taken.hexdigest() != self._saved.fingerprint:
+            raise TrainingSetChangedError(
+                f"Training set {self._saved.name!r} does not build to the rows that were saved.",
+                hint="Its files are as they were: look for an on-demand function that is not deterministic.",
+                name=self._saved.name,
+            )
+        self._observed = observed
+        if self._checks_availability:
+            self._checks_availability = False
+            for text in held_back(self._rows, observed):
+                self._warn(text)
+
+    def _beside_own(self) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        """Return the schema and, as they are joined, the batches of the frame's own columns and the features."""
+        import pyarrow as pa
+
+        own = self._rows.frame.own.to_arrow() if isinstance(self._rows, JoinedRows) else pa.table({})
+        schema = pa.schema([*own.schema, *self._schema], metadata=own.schema.metadata)
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            start = 0
+            for batch in self._batches() if self._table is None else self._table.to_batches(BATCH_ROWS):
+                mine = own.slice(start, batch.num_rows).combine_chunks()
+                start += batch.num_rows
+                arrays = [*(_one_chunk(column) for column in mine.columns), *batch.columns]
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+        return schema, batches()
+
+    def _write(self, path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        schema, batches = self._beside_own()
+        with pq.ParquetWriter(path, schema, **_parquet_options(schema)) as writer:
+            for batch in batches:
+                writer.write_batch(batch, row_group_size=BATCH_ROWS)
+
+    def _with_reopening(self, work: Callable[[], T]) -> T:
+        """Run ``work``; when pinned files were cleaned away meanwhile, once more with the newest versions."""
+        try:
+            return work()
+        except (OfflineStoreError, EngineError):
+            offline = self._workspace.offline
+            if self._reopened or self._saved is not None or not any(is_gone(offline, p) for p in self._rows.pins):
+                raise
+        self._reopened, self._observed = True, None
+        self._rows = self._rows.repinned()
+        self._warn("The files of a pinned table version were cleaned away: the set was opened again with the newest.")
+        return work()
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        warn(text)
+
+    def __repr__(self) -> str:
+        count = f"{len(self):,} rows" if isinstance(self._rows, JoinedRows) or self._table is not None else "a span"
+        return f"TrainingSet({self._saved.name + ': ' if self._saved else ''}{count}, {len(self.features)} features)"
+
+    def _repr_html_(self) -> str:
+        reads = [
+            (pin.read.name, pin.read.view.name, "" if pin.version is None else pin.version.number, pin.as_of)
+            for pin in self._rows.pins
+        ]
+        table = html_table(reads, ("read as", "view", "table version", "as of"))
+        notes = "".join(f"<p>⚠ {escape(text)}</p>" for text in self.warnings)
+        return f"<p><b>{escape(repr(self))}</b>: {escape(', '.join(self.features))}</p>{table}{notes}"
+
+
+def _no_columns(row_count: int) -> OwnColumns:
+    import pyarrow as pa
+
+    return OwnColumns("arrow", pa.table({"": pa.nulls(row_count)}).select([]))
+
+
+def _first_rows(frame: EntityFrame, n: int) -> EntityFrame:
+    data = {name: values.slice(0, n) for name, values in frame.request_data.items()}
+    table = frame.own.table.slice(0, n) if frame.own.form == "arrow" else frame.own.table.head(n)
+    return replace(frame, own=replace(frame.own, table=table), keys=frame.keys.slice(0, n), request_data=data)
+
+
+def _beside(own_columns: OwnColumns, features: pa.Table) -> pd.DataFrame:
+    """Return the frame's own columns, its index and attributes, and the features."""
+    import pandas as pd
+
+    from featurestore.request.conversion import to_frame
+
+    own = own_columns.to_pandas()
+    frame = to_frame(features, own.index)
+    if not len(own.columns):
+        return frame
+    frame = pd.concat([own, frame], axis="columns")
+    frame.index, frame.columns.name = own.index, own.columns.name
+    frame.attrs = dict(own.attrs)
+    return frame
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    import pyarrow as pa
+
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """Return how the file is written: dictionaries only where values repeat, which saves a third of the time."""
+    import pyarrow as pa
+
+    texts = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+    return {"compression": "snappy", "use_dictionary": texts or False}
+
+
+@contextlib.contextmanager
+def _output_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise DiskFullError(
+                f"No space was left for {target}.", hint="Free some space and write it again."
+            ) from None
+        if not target.parent.is_dir():
+            raise InputError(
+                f"{target} cannot be written: there is no folder {target.parent}.", hint="Make it, or write elsewhere."
+            ) from None
+        # Arrow names our partial file, which nobody asked for.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        hint = f"Check that you may write in {target.parent}, or write elsewhere."
+        raise InputError(f"{target} cannot be written: {reason}.", hint=hint, path=str(target)) from None

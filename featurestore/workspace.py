@@ -1,0 +1,180 @@
+"""What every use case receives: one project's settings, stores, definitions and clock."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from copy import copy
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from featurestore_registry.interface import Ledger, Registry
+
+from featurestore.backends import check_stores, open_engine, open_offline, open_online, open_registry
+from featurestore.definitions import Definition
+from featurestore.errors import FeatureStoreError, NotFoundError, RegistryUnavailableError
+from featurestore.forks import ForkLock
+from featurestore.project.settings import Settings
+from featurestore.registered.snapshot import Snapshot
+from featurestore.types.times import Clock, system_clock
+
+if TYPE_CHECKING:
+    from featurestore.engine.interface import Engine
+    from featurestore.offline.interface import OfflineStore
+    from featurestore.online.interface import OnlineStore
+
+Opened = TypeVar("Opened")
+
+logger = logging.getLogger("featurestore")
+
+
+class _opened(cached_property[Opened]):  # noqa: N801 - as the decorator that it is
+    """A cached property that threads which ask at once make once; a file of LMDB must not be opened twice."""
+
+    if not TYPE_CHECKING:  # the types stay those of a cached property
+
+        def __get__(self, workspace, owner=None):
+            if workspace is None:
+                return self
+            with workspace.lock:
+                return super().__get__(workspace, owner)
+
+
+class Workspace:
+    """One project, wired. Stores open when they are first used and close together.
+
+    ``code`` holds the definitions of the feature repo, or loads them when they are first needed: on-demand
+    functions come from there. ``clock`` is the one source of "now". Raises SettingsError for a store of a kind that
+    is not built, before any is opened.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        settings: Settings,
+        *,
+        code: Sequence[Definition] | Callable[[], Sequence[Definition]] = (),
+        clock: Clock = system_clock,
+    ) -> None:
+        check_stores(
+            root, registry=settings.registry, offline_store=settings.offline_store, online_store=settings.online_store
+        )
+        self.lock = ForkLock()
+        """Held while something is opened or loaded."""
+        self.root = root
+        self.settings = settings
+        self._code = code
+        self.clock = clock
+        self._snapshot: Snapshot | None = None
+        self._stale_at_s = 0.0
+        self._is_planned = False
+
+    @property
+    def project(self) -> str:
+        """The project's name."""
+        return self.settings.project
+
+    @_opened
+    def registry(self) -> Registry:
+        """The registry; a file is created when it is not there."""
+        return open_registry(self.settings.registry, self.root)
+
+    @_opened
+    def code(self) -> tuple[Definition, ...]:
+        """The definitions whose functions this process may run; empty, with a warning, when they do not load."""
+        try:
+            return tuple(self._code() if callable(self._code) else self._code)
+        except FeatureStoreError as error:
+            logger.warning("on-demand features are unavailable: %s", error)
+            return ()
+
+    def use_code(self, definitions: Sequence[Definition], *, partial: bool = True) -> None:
+        """Run the functions of these definitions from now on; with ``partial`` beside those that are known."""
+        kept = {(found.kind, found.name): found for found in (*(self.code if partial else ()), *definitions)}
+        self.code = tuple(kept.values())
+        self._snapshot = None
+
+    @property
+    def ledger(self) -> Ledger:
+        """The registry's ledger."""
+        return self.registry.ledger
+
+    @_opened
+    def offline(self) -> OfflineStore:
+        """The offline store."""
+        return open_offline(self.settings.offline_store, self.root, clock=self.clock)
+
+    @_opened
+    def online(self) -> OnlineStore:
+        """The online store."""
+        return open_online(self.settings.online_store, self.root, clock=self.clock)
+
+    @_opened
+    def engine(self) -> Engine:
+        """The engine of this thread's work."""
+        return open_engine(self.settings.engine, self.root)
+
+    def as_if(self, planned: Snapshot) -> Workspace:
+        """Return a workspace in which these definitions are what is applied; it shares the stores of this one."""
+        _ = self.registry, self.offline, self.online, self.engine  # opened, and closed, by this one alone
+        other = copy(self)
+        other._snapshot, other._is_planned = planned, True
+        return other
+
+    def lease_name(self, view: str, generation: int) -> str:
+        """Return under what name a run holds a view: filling a generation to come does not stop runs of the one now."""
+        return f"{view}.{generation}" if self._is_planned else view
+
+    def snapshot(self) -> Snapshot:
+        """Return the newest revision's definitions; the same object while the revision stays."""
+        if self._is_planned:
+            assert self._snapshot is not None
+            return self._snapshot
+        chain = self.registry.definitions.chain(self.project)
+        # By its hash: a restored registry gives numbers anew.
+        if self._snapshot is None or self._snapshot.chain != chain:
+            snapshot = Snapshot.of(self.registry.definitions.read(self.project))
+            # Features without code are served even where the feature repo does not load.
+            self._snapshot = snapshot.with_code(self.code) if snapshot.on_demand else snapshot
+        return self._snapshot
+
+    def known_snapshot(self) -> Snapshot:
+        """Return `snapshot`; raises NotFoundError where the registry does not know the project.
+
+        For whoever works on its data: under a mistyped registry nothing would be done, or everything deleted.
+        """
+        snapshot = self.snapshot()
+        if not snapshot.revision:
+            raise NotFoundError(
+                f"The registry does not know project {self.project!r}. Nothing was changed.",
+                hint="Run `fs apply` for a new project; else check `project` and `registry` in the settings, and "
+                "FS_REGISTRY.",
+                project=self.project,
+            )
+        return snapshot
+
+    def recent_snapshot(self) -> Snapshot:
+        """Return definitions at most ``server.refresh`` old, and older ones while the registry is away.
+
+        Reads of features use it: they must not cost a look at the registry each, nor fail with it.
+        """
+        now_s = time.monotonic()
+        if self._snapshot is None or now_s >= self._stale_at_s:
+            try:
+                self.snapshot()
+            except RegistryUnavailableError as error:
+                if self._snapshot is None:
+                    raise
+                logger.warning("serving revision %d: %s", self._snapshot.revision, error)
+            self._stale_at_s = now_s + self.settings.server.refresh.total_seconds()
+        assert self._snapshot is not None
+        return self._snapshot
+
+    def close(self) -> None:
+        """Close what was opened; calling it twice is allowed."""
+        for name in ("registry", "online"):
+            opened = self.__dict__.pop(name, None)
+            if opened is not None:
+                opened.close()
