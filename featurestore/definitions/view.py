@@ -25,6 +25,7 @@ from featurestore.definitions.sql import check_view_sql
 from featurestore.definitions.sql_created import created_follows
 from featurestore.errors import DefinitionError, NotFoundError, did_you_mean
 from featurestore.types import ValueType
+from featurestore.types.times import MIN_INSTANT
 
 
 class FeatureView(Definition):
@@ -154,8 +155,20 @@ class FeatureView(Definition):
 
     @property
     def ttl_us(self) -> int | None:
-        """The ttl in microseconds, or None."""
+        """How old an answer may be, in microseconds, or None for any age."""
         return None if self.ttl is None else self.ttl // timedelta(microseconds=1)
+
+    @property
+    def reach_us(self) -> int | None:
+        """How far before an instant an event can lie and still change the answer there; None is all of history.
+
+        Whether an answer has expired is another question: `ttl_us` says so.
+        """
+        return self.ttl_us
+
+    def reaches_back_to(self, at_us: int) -> int:
+        """Return the earliest event time that can change the answer at an instant."""
+        return MIN_INSTANT if self.reach_us is None else max(at_us - self.reach_us, MIN_INSTANT)
 
     def feature(self, name: str) -> Field:
         """Return one feature; raises NotFoundError with the closest name."""

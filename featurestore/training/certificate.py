@@ -20,7 +20,7 @@ from featurestore.training.joins import JoinedRows, Observed, PinnedRead
 from featurestore.training.reference import ReferenceRow, ReferenceView, reference_answer
 from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
-from featurestore.types.times import MIN_INSTANT, duration_text, to_rfc3339
+from featurestore.types.times import duration_text, to_rfc3339
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -276,16 +276,15 @@ class _History:
 
     def near(self, key: tuple[Any, ...], at_us: int) -> Sequence[ReferenceRow]:
         """Return an entity's rows that can answer at an instant: a busy one's year is not looped over for each."""
-        rows, ttl_us = self.rows.get(key, []), self._pinned.read.view.ttl_us
-        first = 0 if ttl_us is None else bisect_left(rows, at_us - ttl_us, key=_event_us)
+        rows = self.rows.get(key, [])
+        first = bisect_left(rows, self._pinned.read.view.reaches_back_to(at_us), key=_event_us)
         return rows[first : bisect_right(rows, at_us, key=_event_us)]
 
     def _asked_spans(self, keys: Sequence[tuple[Any, ...]], times: Sequence[int]) -> dict[Any, tuple[int, int]]:
         """Return by first join key the span outside of which no row can answer."""
-        ttl_us = self._pinned.read.view.ttl_us
         spans: dict[Any, tuple[int, int]] = {}
         for (first, *_), at in zip(keys, times, strict=True):
-            oldest = MIN_INSTANT if ttl_us is None else at - ttl_us
+            oldest = self._pinned.read.view.reaches_back_to(at)
             low, high = spans.get(first, (oldest, at))
             spans[first] = min(low, oldest), max(high, at)
         spans.pop(None, None)

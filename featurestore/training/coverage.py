@@ -93,7 +93,7 @@ def gaps_text(gaps: Sequence[Gap]) -> str | None:
 def find_gap(registered: RegisteredView, watermark: Watermark, times: npt.NDArray[np.int64], now_us: int) -> Gap | None:
     """Return the gap of one view, None where every entity row is covered.
 
-    A row at t asks for the events in [t - ttl, t]. Before the source's first event there is nothing to commit:
+    A row at t asks for the events in [t - reach, t]. Before the source's first event there is nothing to commit:
     of a view that was never read incrementally that is not known, and the row counts where t itself is not
     committed.
     """
@@ -102,26 +102,28 @@ def find_gap(registered: RegisteredView, watermark: Watermark, times: npt.NDArra
     name, total = registered.view.name, len(times)
     if not watermark.intervals:
         return Gap(name, total, total)
-    missing = ~_covered(watermark.intervals, registered.view.ttl_us, times)
+    missing = ~_covered(watermark.intervals, registered.view.reach_us, times)
     if watermark.begun_us is not None:
         missing &= times >= watermark.begun_us
     if not missing.any():
         return None
     *earlier, (start, end) = watermark.intervals
-    recent = missing & _covered([*earlier, (start, end + RECENT_US)], registered.view.ttl_us, times)
+    recent = missing & _covered([*earlier, (start, end + RECENT_US)], registered.view.reach_us, times)
     span = _span(watermark.intervals, times[missing], now_us)
     return Gap(name, int(missing.sum()), total, span, int(recent.sum()))
 
 
-def _covered(intervals: Sequence[Interval], ttl_us: int | None, times: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Tell of each instant whether one interval holds it and the ttl before it; the first reaches back for ever."""
+def _covered(
+    intervals: Sequence[Interval], reach_us: int | None, times: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Tell for each instant whether one interval holds it and its reach; the first reaches back for ever."""
     import numpy as np
 
     starts = np.array([start for start, _ in intervals])
     ends = np.array([end for _, end in intervals])
     place = np.searchsorted(starts, times, side="right") - 1
     inside: npt.NDArray[np.bool_] = (place >= 0) & (times < ends[np.maximum(place, 0)])
-    oldest = np.full(len(times), MIN_INSTANT) if ttl_us is None else times - ttl_us
+    oldest = np.full(len(times), MIN_INSTANT) if reach_us is None else times - reach_us
     inside &= (place == 0) | (oldest >= starts[np.maximum(place, 0)])
     return inside
 

@@ -23,7 +23,7 @@ from featurestore.training.coverage import Gap, find_gap
 from featurestore.training.frames import EntityFrame, SqlFrames, read_frame
 from featurestore.training.joins import JoinedRows, PinnedRead, SpanRows, pin
 from featurestore.training.training_set import TrainingSet
-from featurestore.types.times import MIN_INSTANT, to_instant, to_rfc3339
+from featurestore.types.times import to_instant, to_rfc3339
 from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _stage(workspace: Workspace, view: FeatureView, frame: EntityFrame, folder: 
     if not len(frame):
         return ()
     first, last = int(frame.times.min()), min(int(frame.times.max()), now_us)
-    start_us = MIN_INSTANT if view.ttl_us is None else max(first - view.ttl_us, MIN_INSTANT)
+    start_us = view.reaches_back_to(first)
     place = folder / view.name
     place.mkdir()
     request = StageRequest(

@@ -20,6 +20,7 @@ from featurestore import (
 )
 from featurestore.errors import DefinitionError, NotFoundError
 from featurestore.types import Bytes, Float64, Int64, String
+from featurestore.types.times import MIN_INSTANT
 
 carrier = Entity("carrier", join_keys={"carrier": String})
 route = Entity("route", join_keys={"origin": String, "dest": String})
@@ -187,8 +188,15 @@ def test_push_sources_stand_on_their_batch_source():
     push = PushSource("pushed", batch_source=flights)
     view = FeatureView("v", entities=[carrier], source=push, schema=[Field("d", Float64)])
     assert view.batch_sources == (flights,)
-    assert view.ttl_us is None
-    assert delays.ttl_us == 7 * 86_400 * 1_000_000
+
+
+def test_a_plain_view_reaches_back_to_its_ttl():
+    forever = FeatureView("v", entities=[carrier], source=flights, schema=[Field("d", Float64)])
+    assert forever.ttl_us is forever.reach_us is None
+    assert forever.reaches_back_to(0) == MIN_INSTANT
+    assert delays.ttl_us == delays.reach_us == 7 * 86_400 * 1_000_000
+    assert delays.reaches_back_to(0) == -delays.reach_us
+    assert delays.reaches_back_to(MIN_INSTANT + 1) == MIN_INSTANT
 
 
 @on_demand_feature_view(sources=[delays, request], schema=[Field("ratio", Float64)])

@@ -89,6 +89,7 @@ def test_ttl_bounds_are_inclusive(session: Session, tmp_path: Path) -> None:
     assert values(session, view, *asked) == [None, 7, 7, None]
     (facts,) = examine(session, frame_of([1] * 4, [time for _, time in asked]), "when", [view])
     assert (facts.nulls["nothing_before"], facts.nulls["expired"], facts.greatest_age_us) == (1, 1, 10)
+    assert values(session, view, (1, NOON + 10)) == [7], "an event at the bound was not read"
 
 
 def test_a_value_is_not_yet_available_where_event_time_alone_would_answer(session: Session, tmp_path: Path) -> None:

@@ -109,10 +109,10 @@ def _chosen(entities: EntityRows, view: ViewJoin, number: int) -> str:
 
 def _reasons(entities: EntityRows, view: ViewJoin, number: int) -> str:
     """Count the entity rows with a key and without an answer by reason."""
-    ttl_us = view.view.ttl_us
+    ttl_us, reach_us = view.view.ttl_us, view.view.reach_us
     keys = entities.keys(view)
     on_frame = " AND ".join(f"r.{column} = k.{column}" for column in entities.columns(view))
-    not_before = "true" if ttl_us is None else f"l.event >= s.first_at - {ttl_us}"
+    not_before = "true" if reach_us is None else f"l.event >= s.first_at - {reach_us}"
     within = "w.event IS NOT NULL" if ttl_us is None else f"w.event >= m.at_us - {ttl_us}"
     known = "w.available <= m.at_us" if view.as_of == "available" else "true"
     return f"""

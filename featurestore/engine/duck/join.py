@@ -18,7 +18,6 @@ from featurestore.engine.duck.session import Session, close, file_list, quote, s
 from featurestore.engine.interface import ViewJoin
 from featurestore.errors import EngineError
 from featurestore.types.arrow import arrow_type
-from featurestore.types.times import MIN_INSTANT
 from featurestore.types.values import duckdb_type
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ def log(files: Sequence[str]) -> str:
 
 def instant(microseconds: int) -> str:
     """Return an instant as a SQL expression that the engine folds, and so compares with a file's statistics."""
-    return f"make_timestamptz({max(microseconds, MIN_INSTANT)}::BIGINT)"
+    return f"make_timestamptz({microseconds}::BIGINT)"
 
 
 def join(
@@ -198,8 +197,8 @@ def _answered(view: ViewJoin, rows: Int64s, keys: Int64s, times: Int64s, log_row
 def _thin(entities: EntityRows, view: ViewJoin, share: int, shares: int) -> str:
     """Select key number, event, created and sequence of the log's rows that can answer at all."""
     conditions = [f"l.event_ts <= {instant(entities.last_us)}"]
-    if view.view.ttl_us is not None:
-        conditions.append(f"l.event_ts >= {instant(entities.first_us - view.view.ttl_us)}")
+    if view.view.reach_us is not None:
+        conditions.append(f"l.event_ts >= {instant(view.view.reaches_back_to(entities.first_us))}")
     if view.as_of == "available":
         conditions.append(f"(l.created_ts IS NULL OR l.created_ts <= {instant(entities.last_us)})")
     if shares > 1:
