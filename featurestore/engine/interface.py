@@ -22,8 +22,8 @@ class SourceFile:
     """One file of a source as it lies there now."""
 
     path: str
-    size_bytes: int
-    modified_ns: int
+    state: str
+    """Another one once the file may hold something else. What stands in it only the engine knows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ def _look_at(engine: Engine, file: SourceFile, before: str) -> str:
 
 
 def _fingerprint(files: Sequence[SourceFile]) -> str:
-    state = "".join(f"{file.path}\0{file.size_bytes}\0{file.modified_ns}\0" for file in files)
+    state = "".join(f"{file.path}\0{file.state}\0" for file in files)
     return blake2b(state.encode(), digest_size=8).hexdigest()
 
 

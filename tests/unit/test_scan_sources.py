@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from support.sources import instants, stage, staged_rows, table_of, view_of, wri
 from featurestore.definitions import ParquetSource
 from featurestore.engine.duck.engine import DuckEngine
 from featurestore.engine.duck.session import EngineSettings, Session
+from featurestore.engine.interface import SourceFile
 from featurestore.engine.schema import check_columns
 from featurestore.errors import EngineError, SourceError, SourceFileError, SourceSchemaError
+from featurestore.materialization.spans import _fingerprint
 from featurestore.types import Array, Bool, Bytes, Date, Decimal, Float32, Float64, Int32, Int64, String, Timestamp
 
 KEPT = ["a.parquet", "b/c.parquet", "b/d=1/e.parquet"]
@@ -58,10 +61,18 @@ def test_files_outside_the_repo_keep_their_whole_path(folder, tmp_path_factory):
     assert len(staged_rows(folder, view_of(str(path)))) == 3
 
 
-def test_files_tell_size_and_time(folder):
-    (file,) = DuckEngine(folder).files(ParquetSource("flights", "data/a.parquet", "at"))
+def test_a_file_s_state_is_its_size_and_time_as_watermarks_know_them(folder):
+    source = ParquetSource("flights", "data/a.parquet", "at")
+    (file,) = DuckEngine(folder).files(source)
     state = (folder / "data/a.parquet").stat()
-    assert (file.size_bytes, file.modified_ns) == (state.st_size, state.st_mtime_ns)
+    assert file.state == f"{state.st_size}\0{state.st_mtime_ns}"
+    os.utime(folder / "data/a.parquet", ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert DuckEngine(folder).files(source) != (file,)
+
+
+def test_fingerprints_of_files_are_those_that_stored_watermarks_hold():
+    files = [SourceFile("data/a.parquet", "10\0" + "20"), SourceFile("data/b.parquet", "1\0" + "2")]
+    assert _fingerprint(files) == "05ed36306752e476"
 
 
 @pytest.mark.parametrize("path", ["nowhere.parquet", "nowhere/*.parquet", "empty"])

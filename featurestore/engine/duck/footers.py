@@ -25,6 +25,8 @@ class Footer:
 
     path: str
     """Absolute."""
+    state: str
+    """As in `SourceFile`."""
     rows: int
     columns: tuple[SourceColumn, ...]
     """Hive partition columns included."""
@@ -51,8 +53,8 @@ class Partition:
 
 
 @lru_cache(maxsize=65536)
-def read_footer(path: str, size_bytes: int, modified_ns: int, below: str) -> Footer:
-    """Read one footer; remembered while size and time stay. ``below`` is where hive partitions start."""
+def read_footer(path: str, state: str, below: str) -> Footer:
+    """Read one footer; remembered while the file's state stays. ``below`` is where hive partitions start."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -74,7 +76,7 @@ def read_footer(path: str, size_bytes: int, modified_ns: int, below: str) -> Foo
     if found := twins(column.name for column in columns):
         raise SourceSchemaError(f"{path}: {found[0]}.", hint="Rename one of them.", path=path)
     fine = {field.name for field in schema if pa.types.is_timestamp(field.type) and field.type.unit == "ns"}
-    return Footer(path, rows, tuple(columns), frozenset(fine), partitions)
+    return Footer(path, state, rows, tuple(columns), frozenset(fine), partitions)
 
 
 def _partitions(path: Path, below: Path, stored: Mapping[str, str]) -> tuple[Partition, ...]:
@@ -89,7 +91,7 @@ def _partitions(path: Path, below: Path, stored: Mapping[str, str]) -> tuple[Par
 
 
 @lru_cache(maxsize=65536)
-def holds_nothing(path: str, size_bytes: int, modified_ns: int, name: str, nan_too: bool) -> bool:
+def holds_nothing(path: str, state: str, name: str, nan_too: bool) -> bool:
     """Tell whether a file has nothing but nulls in a column, with ``nan_too`` nothing but nulls and NaN."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -106,7 +108,7 @@ def holds_nothing(path: str, size_bytes: int, modified_ns: int, name: str, nan_t
 
 
 @lru_cache(maxsize=65536)
-def holds_whole(path: str, size_bytes: int, modified_ns: int, name: str) -> bool:
+def holds_whole(path: str, state: str, name: str) -> bool:
     """Tell whether all floats of a file's column are whole and stand for one integer each; NaN does not count."""
     import pyarrow as pa
     import pyarrow.compute as pc

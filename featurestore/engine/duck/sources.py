@@ -116,7 +116,7 @@ def _source_file(root: Path, path: Path) -> SourceFile:
         hint = "Rename the file, or the folder."
         raise SourceFileError(f"{str(path)!a} cannot be read: its name {fault}.", hint=hint, path=ascii(str(path)))
     shown = path.relative_to(root) if path.is_relative_to(root) else path
-    return SourceFile(shown.as_posix(), state.st_size, state.st_mtime_ns)
+    return SourceFile(shown.as_posix(), f"{state.st_size}\0{state.st_mtime_ns}")  # so it lies in watermarks
 
 
 def _unnameable(path: str) -> str | None:
@@ -139,19 +139,15 @@ def open_source(
     """
     files = find_files(session.root, source)
     below = _top(session.root, source)
-    footers = tuple(
-        read_footer(str(session.root / file.path), file.size_bytes, file.modified_ns, str(below)) for file in files
-    )
+    footers = tuple(read_footer(str(session.root / file.path), file.state, str(below)) for file in files)
     files, footers = _holding(files, footers)
     columns, disagreeing = _unified(footers)
     for nan_too in (False, True):  # among floats a NaN is a value
         doubtful = {*disagreeing, *_unserved(columns, declared or {})}
         if doubtful:
-            footers = tuple(
-                _blanked(footer, file, doubtful, nan_too) for footer, file in zip(footers, files, strict=True)
-            )
+            footers = tuple(_blanked(footer, doubtful, nan_too) for footer in footers)
             columns, disagreeing = _unified(footers)
-    columns = tuple(_whole(column, footers, files) for column in columns)
+    columns = tuple(_whole(column, footers) for column in columns)
     problems = [*disagreeing.values(), *twins(column.name for column in columns)]
     if problems:
         raise SourceSchemaError(
@@ -171,7 +167,7 @@ def _holding(
     return (tuple(file for file, _ in held), tuple(footer for _, footer in held)) if held else (files, footers)
 
 
-def _whole(column: SourceColumn, footers: Sequence[Footer], files: Sequence[SourceFile]) -> SourceColumn:
+def _whole(column: SourceColumn, footers: Sequence[Footer]) -> SourceColumn:
     """Return the column as integers where some files have them, and others floats that are all whole.
 
     Pandas makes floats of a day's integers where one is missing.
@@ -182,8 +178,8 @@ def _whole(column: SourceColumn, footers: Sequence[Footer], files: Sequence[Sour
     if Int64 not in kinds:
         return column
     is_whole = all(
-        holds_whole(footer.path, file.size_bytes, file.modified_ns, column.name)
-        for kind, footer, file in zip(kinds, footers, files, strict=True)
+        holds_whole(footer.path, footer.state, column.name)
+        for kind, footer in zip(kinds, footers, strict=True)
         if kind in (Float32, Float64)
     )
     return replace(column, value_type=Int64) if is_whole else column
@@ -196,13 +192,12 @@ def _unserved(columns: Sequence[SourceColumn], declared: Mapping[str, ValueType 
             yield column.name
 
 
-def _blanked(footer: Footer, file: SourceFile, names: Set[str], nan_too: bool) -> Footer:
+def _blanked(footer: Footer, names: Set[str], nan_too: bool) -> Footer:
     """Return a footer where those of the columns have no type that hold nothing in the file."""
-    state = (footer.path, file.size_bytes, file.modified_ns)
     names = names - {partition.name for partition in footer.partitions}
     columns = [
         SourceColumn(column.name, NULL_TYPE, None)
-        if column.name in names and holds_nothing(*state, column.name, nan_too)
+        if column.name in names and holds_nothing(footer.path, footer.state, column.name, nan_too)
         else column
         for column in footer.columns
     ]
