@@ -1,0 +1,34 @@
+"""The engine suites of `featurestore.testing` over every engine that is built."""
+
+from __future__ import annotations
+
+import pytest
+from support.engines import open_duck
+
+from featurestore.testing.engine_folders import EngineFoldersConformance
+from featurestore.testing.engine_project import OpenEngine
+from featurestore.testing.engine_source_types import EngineSourceTypesConformance
+from featurestore.testing.engine_sources import EngineSourcesConformance
+from featurestore.testing.engine_values import EngineValuesConformance
+
+
+class Duck:
+    @pytest.fixture
+    def open_engine(self) -> OpenEngine:
+        return open_duck
+
+
+class TestDuckSources(Duck, EngineSourcesConformance):
+    pass
+
+
+class TestDuckSourceTypes(Duck, EngineSourceTypesConformance):
+    pass
+
+
+class TestDuckFolders(Duck, EngineFoldersConformance):
+    pass
+
+
+class TestDuckValues(Duck, EngineValuesConformance):
+    pass
