@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -165,12 +165,12 @@ def check_what_stays(snapshot: Snapshot, plan: Plan) -> None:
     """
     if snapshot.chain.head != plan.base:
         return  # it is refused for that
-    result = plan.result(snapshot)
+    result = {record.key: record for record in plan.result(snapshot).records}
     touched = {f"{step.kind}:{step.name}" for step in plan.steps}
     affected = {key for step in plan.steps for key in step.affects} - touched
     for kept in (record for record in snapshot.records if record.key in affected):
         try:
-            from_records([record for record in result.records if record is kept or record.kind != kept.kind])
+            from_records(_with_what_it_reads(kept, result))
         except RegistryFormatError as error:
             raise DefinitionError(
                 f"{kept.kind} {kept.name!r} is applied and does not fit what is given: {error.details['reason']}",
@@ -178,6 +178,17 @@ def check_what_stays(snapshot: Snapshot, plan: Plan) -> None:
                 kind=kept.kind,
                 name=kept.name,
             ) from None
+
+
+def _with_what_it_reads(record: Record, by_key: Mapping[str, Record]) -> list[Record]:
+    """Return a record and all that it is made of: what another one lacks is not this one's fault."""
+    found, wanted = {}, [record]
+    while wanted:
+        one = wanted.pop()
+        if one.key not in found:
+            found[one.key] = one
+            wanted += [by_key[key] for key in one.depends_on if key in by_key]
+    return list(found.values())
 
 
 def _unknown_tables(workspace: Workspace, snapshot: Snapshot) -> list[str]:

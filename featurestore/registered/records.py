@@ -159,10 +159,16 @@ def from_records(records: Iterable[Record]) -> dict[tuple[str, str], Definition]
     Raises RegistryFormatError for a kind, or a part of a definition, that a newer version wrote.
     """
     made: dict[tuple[str, str], Definition] = {}
+
+    def lookup(kind: str, name: str) -> Definition:
+        if (kind, name) not in made:
+            raise ValueError(f"it needs the {kind} {name!r}, which is not there")
+        return made[kind, name]
+
     order = {kind.kind: position for position, kind in enumerate(KINDS)}
     for record in sorted(records, key=lambda record: order.get(record.kind, len(order))):
         with understood(f"the {record.kind} {record.name!r} of project {record.project!r}"):
-            made[record.kind, record.name] = _from_record(record, lambda *key: made[key])
+            made[record.kind, record.name] = _from_record(record, lookup)
     return made
 
 

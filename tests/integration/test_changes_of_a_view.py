@@ -14,7 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 from support.clock import ManualClock
 
-from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource
+from featurestore import (
+    Entity,
+    FeatureService,
+    FeatureStore,
+    FeatureView,
+    Field,
+    ParquetSource,
+    PushSource,
+    RequestSource,
+    on_demand_feature_view,
+)
+from featurestore.definitions import Definition
 from featurestore.errors import DefinitionError
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.materialization import materialize, republish, succeeded
@@ -213,6 +224,42 @@ def computed(inputs):
             (tmp_path / "features.py").write_text(text.replace("x + 1", f"x + {added}"))
             store.apply()
             assert store.get_online_features("computed:y", {"x": [1]}).to_dict()["y"] == [1 + added]
+
+
+@pytest.mark.parametrize("objects", ["all", "changed"])
+@pytest.mark.parametrize("changed", ["entity", "source", "path", "request"])
+def test_a_change_below_many_views_is_applied(store: FeatureStore, changed: str, objects: str) -> None:
+    """Definitions of every kind stand on an entity and a source: none of them hinders a change of what is below."""
+
+    def definitions(describe: str = "") -> list[Definition]:
+        shop = Entity("shop", {"shop": String}, description=describe * (changed == "entity"))
+        source = ParquetSource(
+            "rows",
+            "copy.parquet" if describe and changed == "path" else "rows.parquet",
+            "at",
+            description=describe * (changed == "source"),
+        )
+        request = RequestSource("given", [Field("x", Int64)], description=describe * (changed == "request"))
+        views = [
+            FeatureView(name, entities=[shop], source=read, schema=[Field("amount", Int32)])
+            for name, read in (("one", source), ("two", source), ("three", PushSource("pushed", source)))
+        ]
+
+        @on_demand_feature_view(sources=[request, views[0][["amount"]]], schema=[Field("total", Int64)])
+        def summed(inputs: dict[str, list[int]]) -> dict[str, list[int]]:
+            return {"total": inputs["x"]}
+
+        named = [view.with_name(f"{view.name}_") for view in views]
+        services = [FeatureService("first", [views[0]]), FeatureService("second", [summed, named[1][["amount"]]])]
+        return [shop, source, request, views[2].sources[0], *views, summed, *services]
+
+    (store.workspace.root / "copy.parquet").write_bytes((store.workspace.root / "rows.parquet").read_bytes())
+    store.apply(definitions())
+    after = definitions("another text")
+    place = {"entity": 0, "source": 1, "path": 1, "request": 2}[changed]
+    plan = store.apply(after if objects == "all" else [after[place]])
+    assert [step.name for step in plan.steps] == [after[place].name]
+    assert store.plan(after).steps == ()
 
 
 @pytest.mark.parametrize("prepare", [False, True])
