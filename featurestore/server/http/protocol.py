@@ -49,6 +49,8 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._header_bytes: int | None = None
         self._piece_bytes = 0
         self._running: Any = None
+        self._has_ended = False
+        """Whether the client has said that it sends no more."""
         # One of each connection: a cycle that its own scope led to would be garbage that only the collector finds.
         self._extensions = {WHOLE_ANSWER: self._answer_whole}
 
@@ -65,6 +67,19 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._timer = None
         self._forget_client()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:
+        """Stay open for the answers to whole requests: a client that sends no more may still read.
+
+        What arrived in part is dropped, since its rest will never come; `on_response_complete` closes the connection.
+        """
+        cycle: Any = self.cycle
+        if self._waiting_since is not None and self._header_bytes is None and cycle is not None:  # within its body
+            if not self.pipeline or self.pipeline[0][0] is not cycle:
+                return False  # it is under way itself
+            self.pipeline.popleft()
+        self._has_ended, self._waiting_since = True, None
+        return self._running is not None and not self._running.response_complete
 
     def data_received(self, data: bytes) -> None:
         """Refuse headers that never end."""
@@ -159,6 +174,8 @@ class DeadlineProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+        elif self._has_ended:
+            self.transport.close()
         elif self._waiting_since is None:  # else the next request has begun to arrive
             self._idle_since = self.loop.time()
 
