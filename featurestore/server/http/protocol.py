@@ -68,7 +68,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._forget_client()
         super().connection_lost(exc)
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
         """Stay open for the answers to whole requests: a client that sends no more may still read.
 
         What arrived in part is dropped, since its rest will never come; `on_response_complete` closes the connection.
