@@ -329,6 +329,12 @@ def table_from(batches: Iterable[pa.RecordBatch]) -> pa.Table:
     return pa.Table.from_batches(found) if found else pa.table({})
 
 
+def in_microseconds(table: pa.Table) -> pa.Table:
+    """Return a table with its instants as integers."""
+    kinds = [pa.int64() if pa.types.is_timestamp(field.type) else field.type for field in table.schema]
+    return table.cast(pa.schema(zip(table.schema.names, kinds, strict=True)))
+
+
 def is_in_order(table: pa.Table) -> bool:
     """Tell whether the rows of a file lie by event time, created time and sequence number."""
     event, created = (table[name].cast(pa.int64()).to_pylist() for name in (EVENT, CREATED))

@@ -6,7 +6,9 @@ import pytest
 from support.engines import open_duck
 
 from featurestore.testing.engine_folders import EngineFoldersConformance
+from featurestore.testing.engine_log import EngineLogConformance
 from featurestore.testing.engine_project import OpenEngine
+from featurestore.testing.engine_queries import EngineQueriesConformance
 from featurestore.testing.engine_source_types import EngineSourceTypesConformance
 from featurestore.testing.engine_sources import EngineSourcesConformance
 from featurestore.testing.engine_values import EngineValuesConformance
@@ -31,4 +33,12 @@ class TestDuckFolders(Duck, EngineFoldersConformance):
 
 
 class TestDuckValues(Duck, EngineValuesConformance):
+    pass
+
+
+class TestDuckLog(Duck, EngineLogConformance):
+    pass
+
+
+class TestDuckQueries(Duck, EngineQueriesConformance):
     pass

@@ -9,13 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.sources import instants, view_of, write
+from support.sources import instants, write
 
-from featurestore.engine.duck.engine import DuckEngine
 from featurestore.errors import OfflineStoreError
 from featurestore.offline.interface import DataFile
 from featurestore.offline.merge import MOST_OF_TIER, MOST_SMALL, SMALL_BYTES, due, write_in_memory
-from featurestore.types import Array, Int64, String
 from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -123,15 +121,10 @@ def random_files(folder: Path) -> tuple[list[DataFile], list[dict[str, Any]]]:
     return found, sorted(rows, key=lambda row: (row["event"], known[row["seq"]], row["seq"]))
 
 
-@pytest.mark.parametrize("how", ["in memory", "by the engine"])
-def test_merged_rows_lie_in_the_tables_order_with_every_column(tmp_path, how):
+def test_merged_rows_lie_in_the_tables_order_with_every_column(tmp_path):
     found, rows = random_files(tmp_path)
     made = tmp_path / "made.parquet"
-    if how == "in memory":
-        write_in_memory(found, made)
-    else:
-        view = view_of(features={"v": Int64, "late": Array(Int64), "new": String})
-        DuckEngine(tmp_path).compact(view, [file.path for file in found], made)
+    write_in_memory(found, made)
     table = pq.ParquetFile(made).read()
     assert [row[SEQUENCE] for row in table.to_pylist()] == [row["seq"] for row in rows]
     assert [row["late"] for row in table.to_pylist()] == [row["late"] for row in rows]

@@ -1,13 +1,11 @@
-"""Source values on their way into the log: exact, in arrival order, at the right instant, or refused."""
+"""DuckDB's own on the way into the log: its types and SQL, its files, and the bounds of its memory and disk."""
 
 from __future__ import annotations
 
-import math
 import random
 import subprocess
 import sys
 import time
-from decimal import Decimal as PythonDecimal
 from pathlib import Path
 
 import duckdb
@@ -15,16 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.disks import small_disk
-from support.sources import ALWAYS, instants, stage, staged_rows, table_of, view_of, write
+from support.sources import ALWAYS, instants, paths_of, stage, staged_rows, table_of, view_of, write
 
 from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
 from featurestore.engine.duck.engine import DuckEngine
 from featurestore.engine.duck.session import EngineSettings
 from featurestore.engine.interface import Span
-from featurestore.errors import DamagedFileError, DiskFullError, EngineError, SourceError, SourceSchemaError
+from featurestore.errors import DiskFullError, EngineError, SourceError, SourceSchemaError
 from featurestore.plan.schemas import pin_schemas
-from featurestore.types import Array, Bytes, Decimal, Float32, Float64, Int32, Int64, String, Timestamp
-from featurestore.types.arrow import arrow_type
+from featurestore.types import Array, Float64, Int32, Int64, String
 
 
 def test_result_depends_neither_on_threads_nor_on_row_groups(tmp_path):
@@ -49,119 +46,19 @@ def test_result_depends_neither_on_threads_nor_on_row_groups(tmp_path):
         assert len(rows) == 50 * 20
 
 
-def test_a_large_result_lies_in_order_over_all_row_groups(tmp_path):
-    """The newest row of a file is found by its number, and the join skips row groups: both rest on this."""
-    rows = 300_000
-    table = pa.table(
-        {
-            "k": pa.array(range(rows)),
-            "at": instants(*((n * 7_919) % 1_000 for n in range(rows))),
-            "known": instants(*((n * 104_729) % 2_000 if n % 3 else None for n in range(rows))),
-            "v": pa.array([float(n) for n in range(rows)]),
-        }
-    )
-    write(tmp_path / "data.parquet", table)
-    staged = stage(tmp_path, view_of(created="known"), settings=EngineSettings(threads=4), first_sequence=10**12)
-    file = pq.ParquetFile(staged.path)
+def test_a_large_result_is_one_compressed_file_of_several_row_groups(tmp_path):
+    """That it lies in order, over all of them, is the suite's."""
+    rows = 130_000
+    write(tmp_path / "data.parquet", table_of(k=pa.array(range(rows)), at=instants(*(-n % 1_000 for n in range(rows)))))
+    staged = stage(tmp_path, view_of(), settings=EngineSettings(threads=4), first_sequence=10**12)
+    (path,) = paths_of(staged)
+    file = pq.ParquetFile(path)
     assert file.num_row_groups > 1
-    written = file.read()
-    known = written["created_ts"].cast(pa.int64()).to_pylist()
-    events = written["event_ts"].cast(pa.int64()).to_pylist()
-    orders = [
-        (at, at if when is None else when, sequence)
-        for at, when, sequence in zip(events, known, written["fs_seq"].to_pylist(), strict=True)
-    ]
-    assert orders == sorted(orders)
-    assert sorted(sequence for *_, sequence in orders) == list(range(10**12, 10**12 + rows))
+    assert sorted(file.read()["fs_seq"].to_pylist()) == list(range(10**12, 10**12 + rows))
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
 
 
-def test_what_the_log_holds_in_another_generation_of_features(tmp_path):
-    """A feature that was added later is null in older files: rows with a value for it are new versions."""
-    write(tmp_path / "data.parquet", table_of(more=pa.array(["x", None, "y"])))
-    old = stage(tmp_path, view_of())
-    view = view_of(features={"v": Float64, "more": String})
-    new = stage(tmp_path, view, log=[old.path])
-    assert (new.appended, new.unchanged) == (2, 1)
-    wider = view_of(features={"v": Float64})
-    narrow = pq.ParquetFile(old.path).read()
-    narrow = narrow.set_column(narrow.schema.names.index("v"), "v", narrow["v"].cast(pa.float32()))
-    path = write(tmp_path / "staging" / "narrow.parquet", narrow)
-    assert stage(tmp_path, wider, log=[path]).unchanged == 3
-
-
-def test_a_correction_and_its_correction_back(tmp_path):
-    """A, B, A: the newest version counts, so the third is a row of its own."""
-    log: list[Path] = []
-    for number, value in enumerate([1.5, 2.5, 1.5, 1.5]):
-        write(tmp_path / "data.parquet", table_of(k=pa.array([1]), v=pa.array([value])))
-        staged = stage(tmp_path, view_of(), log=log, first_sequence=number)
-        log += [staged.path] if staged.path is not None else []
-    assert [pq.ParquetFile(path).read()["v"].to_pylist() for path in log] == [[1.5], [2.5], [1.5]]
-
-
-@pytest.mark.parametrize(
-    ("kind", "first", "second"),
-    [
-        (Float64, 0.0, -0.0),
-        (Float32, -0.0, 0.0),
-        (Float64, math.nan, None),
-        (Float64, math.inf, -math.inf),
-        (Array(Float64), [0.0], [-0.0]),
-        (Array(Array(Float32)), [[1.0], [-0.0, None]], [[1.0], [0.0, None]]),
-        (Array(Float64), [math.nan], [None]),
-        (Array(Int64), [], None),
-        (Array(Int64), [None], []),
-        (String, "", None),
-        (String, "e\u0301", "é"),
-        (Bytes, b"", None),
-        (Decimal(5, 2), PythonDecimal("0.01"), PythonDecimal("0.00")),
-    ],
-    ids=str,
-)
-def test_values_that_differ_a_little_are_corrections_and_equal_ones_are_not(tmp_path, kind, first, second):
-    view = view_of(features={"v": kind})
-
-    def staged_as(value, log):
-        write(tmp_path / "data.parquet", table_of(k=pa.array([1]), v=pa.array([value], arrow_type(kind))))
-        return stage(tmp_path, view, log=log)
-
-    one = staged_as(first, [])
-    assert staged_as(first, [one.path]).unchanged == 1
-    other = staged_as(second, [one.path])
-    assert other.appended == 1
-    assert staged_as(second, [other.path]).unchanged == 1
-
-
-def test_rows_dated_after_now_wait(tmp_path):
-    write(tmp_path / "data.parquet", table_of(at=instants(1, 5, 1), known=instants(1, 5, 9)))
-    staged = stage(tmp_path, view_of(created="known"), now_us=4)
-    assert (staged.read, staged.appended, staged.waiting, staged.max_created_us) == (3, 1, 2, 1)
-    later = stage(tmp_path, view_of(created="known"), now_us=9, log=[staged.path])
-    assert (later.appended, later.unchanged, later.waiting, later.max_created_us) == (2, 1, 0, 9)
-
-
-def test_spans_choose_by_rounded_event_by_created_and_by_file(tmp_path):
-    write(tmp_path / "data" / "a.parquet", table_of(k=pa.array([1, 2]), at=instants(999, 1_001, unit="ns", zone=None)))
-    write(tmp_path / "data" / "b.parquet", table_of(k=pa.array([3]), at=instants(3_000, unit="ns", zone=None)))
-    view = view_of("data")
-
-    def keys(*spans: Span) -> list[int]:
-        return [row["k"] for row in staged_rows(tmp_path, view, spans=spans)]
-
-    assert keys(Span(0, 1)) == []
-    assert keys(Span(1, 2)) == [1]
-    assert keys(Span(2, 4)) == [2, 3]
-    assert keys(Span(1, 2), Span(1, 4)) == [1, 2, 3]
-    assert keys() == []
-    assert keys(Span(0, 9, files=("data/b.parquet",))) == [3]
-    assert keys(Span(0, 9, files=())) == []
-    assert keys(Span(0, 9, files=("data/gone.parquet",))) == []
-    assert keys(Span(0, 9, created_after_us=1)) == [2, 3]
-    assert keys(Span(0, 9, created_after_us=3), Span(1, 2, files=("data/a.parquet",))) == [1]
-
-
-def test_sequence_numbers_follow_files_and_rows(tmp_path):
+def test_sequence_numbers_are_places_in_files(tmp_path):
     for number, name in enumerate(["b.parquet", "a/z.parquet", "c.parquet"]):
         write(tmp_path / "data" / name, table_of(k=pa.array([number, number + 10]), at=instants(5, 5)))
     rows = staged_rows(tmp_path, view_of("data"), first_sequence=100)
@@ -205,25 +102,7 @@ def joined_root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_sql_joins_sources_by_name(joined_root):
-    sql = """
-        WITH counted AS (SELECT day, count(*) AS n, avg(temp) AS t FROM weather GROUP BY day)
-        SELECT k, "at", f.known, v + t AS v, n FROM flights f CROSS JOIN counted -- a comment at the end"""
-    view = joined(sql)
-    rows = staged_rows(joined_root, view)
-    assert [(row["k"], row["v"], row["n"]) for row in rows] == [(0, 2.5, 2), (1, 2.5, 2), (2, 2.5, 2)]
-    assert [row["created_ts"] and row["created_ts"].microsecond for row in rows] == [3, None, 3]
-    engine = DuckEngine(joined_root)
-    assert engine.first_event_us(view) == 0
-    assert {c.name: c.value_type for c in engine.columns(view)} == {
-        "k": Int64, "at": Timestamp, "known": Timestamp, "v": Float64, "n": Int64,
-    }  # fmt: skip
-
-
-def test_sql_that_no_longer_fits_its_sources_is_told(joined_root):
-    with pytest.raises(SourceSchemaError, match=r"(?s)'joined' fails.*gone") as caught:
-        DuckEngine(joined_root).columns(joined('SELECT k, "at", known, gone AS v, 1 AS n FROM flights, weather'))
-    assert caught.value.details == {"view": "joined"}
+def test_a_type_of_sql_that_does_not_fit_is_told(joined_root):
     with pytest.raises(SourceSchemaError, match="does not fit the output of its SQL") as caught:
         stage(joined_root, joined('SELECT k, "at", k::UBIGINT AS n FROM flights, weather'))
     assert caught.value.details["problems"] == [
@@ -275,16 +154,7 @@ def test_a_sum_of_integers_says_how_it_becomes_what_is_declared(tmp_path, declar
         assert f'Write CAST("n" AS {cast})' in caught.value.hint
 
 
-def test_sql_that_fails_on_the_data_is_told(joined_root):
-    sql = "SELECT k, \"at\", known, v, CAST(CASE WHEN k > 1 THEN 'x' ELSE '1' END AS BIGINT) AS n FROM flights, weather"
-    with pytest.raises(SourceError, match=r"(?s)'joined' fails: Conversion Error.*'x'"):
-        stage(joined_root, joined(sql))
-
-
-def test_sql_of_null_and_of_odd_types(joined_root):
-    view = joined('SELECT k, "at", NULL AS known, NULL AS v, NULL AS n FROM flights, weather')
-    rows = staged_rows(joined_root, view)
-    assert {(row["created_ts"], row["v"], row["n"]) for row in rows} == {(None, None, None)}
+def test_sql_of_odd_types(joined_root):
     odd = "SELECT uuid() AS u, '1'::BIT AS b, INTERVAL 1 DAY AS i, [1::HUGEINT] AS h, {'a': 1} AS s, TIME '10:00' AS t"
     columns = DuckEngine(joined_root).columns(joined(f"{odd}, 'a'::ENUM('a') AS e FROM flights, weather"))
     assert {c.name: c.value_type for c in columns} == {
@@ -392,25 +262,6 @@ with small_files(100_000):
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
     assert done.stdout.startswith("full: Free some space"), done.stderr
     assert list((tmp_path / "staging").iterdir()) == []
-
-
-def test_a_damaged_file_of_the_log_is_told(tmp_path):
-    write(tmp_path / "data.parquet", table_of(k=pa.array(range(10_000))))
-    staged = stage(tmp_path, view_of())
-    content = bytearray(staged.path.read_bytes())
-    content[4:2_000] = b"\xff" * 1_996
-    staged.path.write_bytes(content)
-    with pytest.raises(DamagedFileError, match="of the offline store cannot be read"):
-        stage(tmp_path, view_of(), log=[staged.path])
-    with pytest.raises(DamagedFileError):
-        list(DuckEngine(tmp_path).latest(view_of(), [str(staged.path)], changed=None, batch_rows=10))
-    staged.path.unlink()
-    with pytest.raises(DamagedFileError, match="No such file"):
-        list(DuckEngine(tmp_path).latest(view_of(), [str(staged.path)], changed=None, batch_rows=10))
-
-
-def test_latest_of_no_files_is_nothing(tmp_path):
-    assert list(DuckEngine(tmp_path).latest(view_of(), [], changed=None, batch_rows=10)) == []
 
 
 def test_an_incremental_read_of_a_large_source_skips_most_of_it(tmp_path):
