@@ -151,6 +151,15 @@ def as_list(values: Any) -> list[Any]:
     return [_plain(value) for value in (instants_as_list(values) if hasattr(kind, "tolist") else values)]
 
 
+def without_null_nan(values: Any, listed: list[Any]) -> list[Any]:
+    """Return a column's Python values with None for each NaN that is pandas' null: what `as_arrow` takes for one."""
+    kind = type(values)
+    keeps = hasattr(kind, "to_pylist") or hasattr(kind, "to_arrow")  # Arrow and polars have nulls of their own
+    if keeps or (isinstance(values, list | tuple) and all(value is None or _is_float(value) for value in values)):
+        return listed
+    return [None if isinstance(value, float) and value != value else value for value in listed]
+
+
 def html_table(rows: Iterable[Iterable[Any]], heads: Iterable[Any] = ()) -> str:
     """Return rows as a table of HTML, every text in it escaped."""
     kept = "text-align:left;white-space:pre-wrap"

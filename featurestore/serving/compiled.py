@@ -400,10 +400,8 @@ def _key_values(column: str, value_type: ValueType, values: Sequence[Any], form:
     read = from_json if form == "json" else coerce
     canonical = []
     for row, value in enumerate(values):
-        if isinstance(value, float) and math.isnan(value):
-            value = None  # what pandas makes of a null
         try:
-            canonical.append(read(value_type, value))
+            canonical.append(read(value_type, None if _is_null(value, value_type) else value))
         except ValueTypeError as error:
             raise EntityKeyError(
                 f"Join key column {column!r}, row {row}: {error.message}", join_key=column, row=row
@@ -416,10 +414,15 @@ def _request_values(name: str, value_type: ValueType, values: Sequence[Any], for
     canonical = []
     for row, value in enumerate(values):
         try:
-            canonical.append(read(value_type, value))
+            canonical.append(read(value_type, None if _is_null(value, value_type) else value))
         except ValueTypeError as error:
             raise ValueTypeError(f"Request field {name!r}, row {row}: {error.message}", field=name, row=row) from None
     return canonical
+
+
+def _is_null(value: Any, value_type: ValueType) -> bool:
+    """Tell whether a value is the NaN that pandas makes of a null: where no floats are declared."""
+    return isinstance(value, float) and math.isnan(value) and not value_type.name.startswith("Float")
 
 
 def _spread(found: ViewRows, places: Sequence[int], row_count: int) -> ViewRows:

@@ -12,7 +12,7 @@ from featurestore.online.records.reading import Status
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeaturesArgument, resolve
 from featurestore.serving.compiled import Answer, FetchValue, OnlinePlan, ShortAnswer
-from featurestore.tables import as_list, html_columns, library_type, read_table
+from featurestore.tables import as_list, html_columns, library_type, read_table, without_null_nan
 from featurestore.types.times import to_datetime
 from featurestore.types.values import ValueType, coerce, from_library
 from featurestore.workspace import Workspace
@@ -136,7 +136,12 @@ def get_online_features(
         own = {name: [] for name in (*plan.request.key_types, *plan.request.request_fields)}
     if not plan.lower_names.isdisjoint([str(name).lower() for name in own]):
         plan.request.check_own_columns(own)
-    query = plan.query(own)
+    data = {
+        name: without_null_nan(table.columns[name], own[name])
+        for name in plan.request.request_fields
+        if name in table.columns
+    }
+    query = plan.query({**own, **data})
     return OnlineResponse(plan, own, plan.values(query, workspace.online.mget(query.keys), workspace.clock()))
 
 
