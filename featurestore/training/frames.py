@@ -121,24 +121,25 @@ def check_frame(own: OwnColumns, request: FeatureRequest, timestamp_column: str)
     """Check a table that is an entity frame; raises as `read_frame`."""
     import pyarrow as pa
 
-    names = own.names
-    request.check_own_columns(names)
-    _require(names, timestamp_column, "time column")
+    request.check_own_columns(own.names)
+    _require(own, timestamp_column, "time column")
     columns = {TIME: _times(own.column(timestamp_column), timestamp_column)}
     for name, types in request.key_types.items():
-        _require(names, name, "join key column")
+        _require(own, name, "join key column")
         for value_type in types:
             columns[engine_column(name, value_type)] = _key(own.column(name), name, value_type)
     data = {}
     for name, field in request.request_fields.items():
-        _require(names, name, "request field")
+        _require(own, name, "request field")
         data[name] = _one_array(cast_exactly(own.column(name), field.type, name=name))
     return EntityFrame(own, timestamp_column, pa.table(columns), data)
 
 
-def _require(names: list[str], name: str, what: str) -> None:
-    if name not in names:
-        hint = did_you_mean(name, names)
+def _require(own: OwnColumns, name: str, what: str) -> None:
+    if name not in own.names:
+        hint = did_you_mean(name, own.names)
+        if own.form == "pandas" and name in own.table.index.names:
+            hint = "It is in the frame's index: call reset_index() first."
         if what == "time column":
             hint = f"{hint} Another name is passed as timestamp_column=.".strip()
         raise EntityFrameError(f"The entity frame has no {what} {name!r}.", hint=hint, column=name)

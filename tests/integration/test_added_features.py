@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.clock import ManualClock
+from support.command_line import CommandLine
 from support.materialized import day
 
 from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource
@@ -142,6 +143,20 @@ def test_a_run_that_dies_before_it_has_written_that_down_reads_it_once_more(
     (ran,) = store.materialize_incremental()
     assert (ran.read, ran.appended) == (20, 0)
     assert (read(store, "tips"), lacks(store)) == ((of_source("tips"), []), "")
+
+
+def test_a_run_says_what_its_view_still_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "feature_store.yaml").write_text("project: shop\n")
+    write_source(tmp_path)
+    fs = CommandLine(tmp_path, capsys)
+    with FeatureStore(tmp_path) as store:
+        store.apply([sales("amount")])
+        assert "another source or SQL" not in fs("materialize")
+        store.apply([sales("amount", sql="SELECT * REPLACE (2 * amount AS amount) FROM rows")])
+        told = lacks(store)
+        assert "holds for" in told
+        assert told in " ".join(fs("materialize").split())
+        assert [run["lacks"] for run in fs.json("materialize")] == [[told]]
 
 
 def test_a_view_that_reads_by_other_sql_says_so_until_it_is_rebuilt(store: FeatureStore) -> None:

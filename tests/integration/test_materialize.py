@@ -270,6 +270,18 @@ class TestIncremental:
         assert log_rows(workspace) == [("a", day(1), None, 6, None)]
         workspace.close()
 
+    def test_rows_that_all_lack_their_time_are_counted_by_each_run(self, tmp_path):
+        write_sales(tmp_path / "sales.parquet", [Sale("a", None, day(1), 2), Sale("b", None, None, 3)])
+        workspace = make_workspace(tmp_path, [sales_view()], now_us=NOW)
+        for _ in range(2):
+            (run,) = materialize_incremental(workspace)
+            assert (run.state, run.appended, run.null_times) == ("done", 0, 2)
+            assert run.notes() == ["dropped 0 rows with a null key and 2 without event time"]
+        write_sales(tmp_path / "sales.parquet", [Sale("a", day(1), day(1), 4), Sale("b", None, None, 3)])
+        (run,) = materialize_incremental(workspace)
+        assert (run.appended, run.null_times) == (1, 1)
+        workspace.close()
+
 
 class TestSourcesWithoutCreatedColumn:
     def test_new_and_changed_files_are_read_whole(self, tmp_path):

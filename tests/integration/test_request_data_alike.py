@@ -1,4 +1,4 @@
-"""A request field holds the same for an on-demand function in a training set and in an online read of the same table."""
+"""An on-demand function gets the same request data for a training set and for an online read of the same table."""
 
 from __future__ import annotations
 

@@ -181,6 +181,7 @@ def frame_of(**columns: Any) -> pd.DataFrame:
     [
         (frame_of().rename(columns={"carrier": "carier"}), EntityFrameError,
          "no join key column 'carrier'. Did you mean 'carier'?"),
+        (frame_of().set_index("carrier"), EntityFrameError, "It is in the frame's index: call reset_index() first."),
         (frame_of().rename(columns={"event_timestamp": "event_time"}), EntityFrameError,
          "no time column 'event_timestamp'. Did you mean 'event_time'? Another name is passed as timestamp_column="),
         (frame_of(event_timestamp=[pd.NaT, pd.Timestamp("2024-01-05")]), EntityFrameError,

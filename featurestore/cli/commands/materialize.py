@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from featurestore.cli.exits import EXIT_FAILED
 from featurestore.cli.instants import InstantsCommand, instant
-from featurestore.cli.output import Output, repo_command
+from featurestore.cli.output import Output, jsonable, repo_command
 from featurestore.cli.tables import table
 from featurestore.ledger.runs import RUN_HEADS
+from featurestore.ledger.unread import read_unread
+from featurestore.ledger.watermarks import read_watermark
 from featurestore.materialization import RunResult, materialize, materialize_incremental, republish
 from featurestore.store import FeatureStore
 
@@ -61,7 +63,9 @@ def command(
         results = materialize(workspace, *span, wanted, dry_run=dry_run, rebuild=rebuild, confirm=confirm)
     else:
         results = materialize_incremental(workspace, None, wanted, dry_run=dry_run)
-    output.emit(results, lambda console: _render(console, results, dry_run=dry_run))
+    lacks = {run.view: () if dry_run or run.state != "done" else _lacks(store, run.view) for run in results}
+    document = [{**jsonable(run), "lacks": lacks[run.view]} for run in results]
+    output.emit(document, lambda console: _render(console, results, lacks, dry_run=dry_run))
     return EXIT_FAILED if any(run.state != "done" or run.published.wrong_type for run in results) else 0
 
 
@@ -82,7 +86,15 @@ def _ask(view: str, rows: int) -> bool:
     )
 
 
-def _render(console: Console, results: Sequence[RunResult], *, dry_run: bool) -> None:
+def _lacks(store: FeatureStore, view: str) -> tuple[str, ...]:
+    """Return what a view still lacks after its run, as `fs status` shows it."""
+    registry, registered = store.workspace.registry, store.workspace.snapshot().registered(view)
+    return read_unread(registry, registered, read_watermark(registry.ledger, registered)).texts()
+
+
+def _render(
+    console: Console, results: Sequence[RunResult], lacks: Mapping[str, Sequence[str]], *, dry_run: bool
+) -> None:
     if not results:
         console.print("There is nothing to materialize: no feature view is declared.")
         return
@@ -90,8 +102,8 @@ def _render(console: Console, results: Sequence[RunResult], *, dry_run: bool) ->
     narrow = ("waiting", "dropped", "duplicates", "unchanged", "took")
     table(console, RUN_HEADS, rows, right=RUN_HEADS[1:], droppable=narrow)
     for run in results:
-        for note in run.notes():
-            console.print(f"{run.view}: {note}", markup=False, style="yellow")
+        for note in (*(f"{run.view}: {note}" for note in run.notes()), *lacks[run.view]):
+            console.print(note, markup=False, style="yellow")
         if run.error is not None:
             click.echo(f"{click.style('Error', fg='red', bold=True)}: {run.view}: {run.error}", err=True)
     if dry_run:
