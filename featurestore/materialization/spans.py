@@ -68,8 +68,8 @@ def plan_incremental(engine: Engine, view: FeatureView, watermark: Watermark, un
     if begun_us is None or begun_us >= end_us:
         # There is nothing to take yet. Where it begins stays open: until then older rows may still turn up. Rows
         # without any event time are read, to be counted: else nobody would learn why nothing comes.
-        spans = (Span(MIN_INSTANT, end_us),) if begun_us is None else ()
-        return ReadPlan(spans, (), seen, is_complete=not watermark.intervals, begun_us=watermark.begun_us)
+        undated = [Span(MIN_INSTANT, end_us)] if begun_us is None else []
+        return ReadPlan(tuple(undated), (), seen, is_complete=not watermark.intervals, begun_us=watermark.begun_us)
     gaps = subtract(((begun_us, end_us),), watermark.intervals)
     spans = [Span(*span) for span in (*gaps, *unread.again)]
     if watermark.intervals:
