@@ -174,6 +174,14 @@ class EngineLogConformance(EngineSuite):
         assert other.appended == 1
         assert staged_as(second, paths_of(other)).unchanged == 1
 
+    def test_a_row_is_its_keys_its_event_time_and_the_time_it_became_known(self, project: EngineProject) -> None:
+        """A null created time counts as the event time: the first two are versions of one row, the third another."""
+        one = pa.array([1, 1, 1])
+        project.write("data.parquet", table_of(k=one, at=instants(3, 3, 3), known=instants(None, 3, 4)))
+        staged = project.stage(view_of(created="known"))
+        assert (staged.appended, staged.duplicates) == (2, 1)
+        assert project.stage(view_of(created="known"), log=paths_of(staged)).unchanged == 2
+
     def test_rows_dated_after_now_wait(self, project: EngineProject) -> None:
         project.write("data.parquet", table_of(at=instants(1, 5, 1), known=instants(1, 5, 9)))
         staged = project.stage(view_of(created="known"), now_us=4)

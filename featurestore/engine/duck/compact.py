@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featurestore.definitions import FeatureView
-from featurestore.engine.duck.offline_sql import KNOWN_US, read_whole_log
+from featurestore.engine.duck.identity import LOG_ORDER
+from featurestore.engine.duck.offline_sql import read_whole_log
 from featurestore.engine.duck.session import Session, text, translated
-from featurestore.types.columns import EVENT, SEQUENCE
 
 
 def compact(session: Session, view: FeatureView, files: Sequence[str], path: Path) -> None:
     """See `Engine.compact`."""
-    order = f"epoch_us({EVENT}), {KNOWN_US}, {SEQUENCE}"
-    query = f"{read_whole_log(view, files)} ORDER BY {order}"
+    query = f"{read_whole_log(view, files)} ORDER BY {', '.join(LOG_ORDER)}"
     with session.open(reads=files, writes=path.parent) as connection, translated("compact", table_files=files):
         try:
             connection.execute(f"COPY ({query}) TO {text(str(path))} (FORMAT parquet, COMPRESSION zstd)")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featurestore.definitions import FeatureView
-from featurestore.engine.duck.scan import KNOWN_US, opened
+from featurestore.engine.duck.identity import CREATED_US, EVENT_US, SOURCE_TIMES, has_keys, identity
+from featurestore.engine.duck.scan import opened
 from featurestore.engine.duck.session import Session, quote
-from featurestore.engine.duck.sources import CREATED_US, EVENT_US, POSITION
+from featurestore.engine.duck.sources import POSITION
 from featurestore.types.columns import CREATED, EVENT
 
 if TYPE_CHECKING:
@@ -23,14 +24,13 @@ def dropped(session: Session, view: FeatureView, rows: int) -> pa.Table:
         shown = ", ".join(map(quote, scanned.values))
         found = scanned.rows(scanned.values)
         if view.sql is not None:  # its rows have the order that runs give them: by their content
-            order = ", ".join([EVENT_US, KNOWN_US, *map(quote, scanned.values)])
-            found = f"SELECT *, row_number() OVER (ORDER BY {order}) AS {POSITION} FROM ({found})"
-        is_null = " OR ".join(f"{quote(key)} IS NULL" for key in view.join_keys)
-        last = f"max({POSITION}) OVER (PARTITION BY {keys}, {EVENT_US}, {KNOWN_US})"
+            found = f"SELECT *, row_number() OVER (ORDER BY {scanned.content_order}) AS {POSITION} FROM ({found})"
+        last = f"max({POSITION}) OVER (PARTITION BY {identity(view)})"
         query = (
-            f"SELECT CASE WHEN {EVENT_US} IS NULL THEN '{NO_TIME}' WHEN {is_null} THEN '{NULL_KEY}' "
+            f"SELECT CASE WHEN {EVENT_US} IS NULL THEN '{NO_TIME}' WHEN NOT ({has_keys(view)}) THEN '{NULL_KEY}' "
             f"WHEN {POSITION} < {last} THEN '{DUPLICATE}' END AS fs_dropped, {shown}, "
-            f"make_timestamptz({EVENT_US}) AS {EVENT}, make_timestamptz({CREATED_US}) AS {CREATED} FROM ({found})"
+            f"make_timestamptz({EVENT_US}) AS {EVENT}, make_timestamptz({CREATED_US}) AS {CREATED} "
+            f"FROM (SELECT *, {SOURCE_TIMES} FROM ({found}))"
         )
         return scanned.connection.sql(
             f"SELECT * FROM ({query}) WHERE fs_dropped IS NOT NULL "

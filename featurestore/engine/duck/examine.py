@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from featurestore.engine.duck.identity import known
 from featurestore.engine.duck.join import Choices, EntityRows, all_chosen, feature_columns, keep_chosen, log
 from featurestore.engine.duck.session import Session, quote, translated
 from featurestore.engine.interface import JoinFacts, ViewJoin
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 REASONS = ("null_key", "no_entity", "nothing_before", "not_yet_available", "expired")
 DOING = "examine a training set"
 
-AVAILABLE = "greatest(l.event_ts, coalesce(l.created_ts, l.event_ts))"
+AVAILABLE = f"greatest(l.event_ts, {known('l')})"
 
 
 def examine(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.engine.duck.identity import known
 from featurestore.engine.duck.newest import Int64s, Rows, newest
 from featurestore.engine.duck.session import Session, close, file_list, quote, stream, translated
 from featurestore.engine.interface import ViewJoin
@@ -204,7 +205,7 @@ def _thin(entities: EntityRows, view: ViewJoin, share: int, shares: int) -> str:
     if shares > 1:
         conditions.append(f"k.id % {shares} = {share}")
     return (
-        f"SELECT k.id, epoch_us(l.event_ts) AS e, epoch_us(coalesce(l.created_ts, l.event_ts)) AS c, l.fs_seq AS s "
+        f"SELECT k.id, epoch_us(l.event_ts) AS e, epoch_us({known('l')}) AS c, l.fs_seq AS s "
         f"FROM {log(view.files)} l JOIN {entities.keys(view)} k ON {entities.on_keys(view, 'l', 'k')} "
         f"WHERE {' AND '.join(conditions)}"
     )

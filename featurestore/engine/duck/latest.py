@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from featurestore.definitions import FeatureView
-from featurestore.engine.duck.offline_sql import FILE, KNOWN_US, ROW, instants, log_columns, read_log, thin, until
+from featurestore.engine.duck.identity import LOG_ORDER
+from featurestore.engine.duck.offline_sql import FILE, ROW, instants, log_columns, read_log, thin, until
 from featurestore.engine.duck.session import Session, quote, stream, translated
 from featurestore.types.arrow import arrow_type
-from featurestore.types.columns import EVENT, ORIGIN, SEQUENCE
+from featurestore.types.columns import ORIGIN, SEQUENCE
 
 if TYPE_CHECKING:
     import duckdb
@@ -66,7 +67,7 @@ def find_newest(connection: duckdb.DuckDBPyConnection, view: FeatureView, files:
     if len(files) < 2:
         return chosen
     connection.execute(
-        f"CREATE TEMP TABLE newest AS SELECT arg_max({SEQUENCE}, (epoch_us({EVENT}), {KNOWN_US}, {SEQUENCE})) "
+        f"CREATE TEMP TABLE newest AS SELECT arg_max({SEQUENCE}, ({', '.join(LOG_ORDER)})) "
         f"AS {SEQUENCE} FROM {rows} {chosen} GROUP BY {keys}"
     )
     return f"SEMI JOIN newest USING ({SEQUENCE})"

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from featurestore.definitions import FeatureView
+from featurestore.engine.duck.identity import LOG_ORDER, has_happened
 from featurestore.engine.duck.session import file_list, quote
 from featurestore.types import Int64, String, Timestamp, ValueType
 from featurestore.types.columns import CREATED, EVENT, FILE_NUMBER, FILE_ROW, ORIGIN, SEQUENCE
 from featurestore.types.values import duckdb_type
 
-KNOWN_US = f"epoch_us(coalesce({CREATED}, {EVENT}))"
-"""A null created time counts as the event time."""
 FILE, ROW = "fs_file", "fs_row"
 """Where a row lies: the number of its file among those given, and its number in the file."""
 
@@ -63,7 +62,8 @@ def instants(first_us: int, last_us: int) -> str:
 
 def until(until_us: int | None) -> str:
     """Return the condition that a row's times are not after an instant."""
-    return "true" if until_us is None else f"epoch_us({EVENT}) <= {until_us} AND {KNOWN_US} <= {until_us}"
+    event, known, _ = LOG_ORDER
+    return "true" if until_us is None else has_happened(event, known, until_us)
 
 
 def thin(view: FeatureView) -> dict[str, ValueType]:

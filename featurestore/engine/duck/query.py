@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from featurestore.definitions import FeatureView, ParquetSource
-from featurestore.engine.duck.offline_sql import KNOWN_US, instants, log_columns, read_log
+from featurestore.engine.duck.identity import known
+from featurestore.engine.duck.offline_sql import instants, log_columns, read_log
 from featurestore.engine.duck.session import Session, is_fault_of_data, quote, stream, translated
 from featurestore.engine.duck.sources import Reader, open_source
 from featurestore.errors import EntityFrameError
@@ -76,5 +77,5 @@ def _newest_versions(
     shown = ", ".join(map(quote, [*view.join_keys, EVENT, *(field.name for field in view.features)]))
     return (
         f"SELECT {shown} FROM ({read_log(columns, files)}) WHERE {instants(first_us, last_us)} "
-        f"QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {KNOWN_US} DESC, {SEQUENCE} DESC) = 1"
+        f"QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {known()} DESC, {SEQUENCE} DESC) = 1"
     )

@@ -12,12 +12,20 @@ from typing import TYPE_CHECKING, Any
 from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.definitions.sql import depends_on_order
 from featurestore.engine.duck.convert import converted, describe, instant_us
-from featurestore.engine.duck.offline_sql import KNOWN_US as LOG_KNOWN_US
+from featurestore.engine.duck.identity import (
+    CREATED_US,
+    EVENT_US,
+    KNOWN_US,
+    LOG_TIMES,
+    SOURCE_KNOWN,
+    SOURCE_TIMES,
+    has_happened,
+    has_keys,
+    identity,
+)
 from featurestore.engine.duck.offline_sql import instants, log_columns, read_log
 from featurestore.engine.duck.session import Session, quote, text, translated
 from featurestore.engine.duck.sources import (
-    CREATED_US,
-    EVENT_US,
     FILE,
     POSITION,
     Reader,
@@ -35,8 +43,6 @@ from featurestore.types.times import to_instant
 if TYPE_CHECKING:
     import duckdb
 
-KNOWN_US = f"coalesce({CREATED_US}, {EVENT_US})"
-"""A null created time counts as the event time."""
 BATCH = "batch"
 
 
@@ -77,6 +83,11 @@ class Scanned:
     def values(self) -> dict[str, ValueType]:
         """Join keys and features with their declared types."""
         return {**self.view.join_keys, **{field.name: field.type for field in self.view.features}}
+
+    @property
+    def content_order(self) -> str:
+        """What numbers the rows of a query: they have no order of their own, their content gives one that repeats."""
+        return ", ".join([EVENT_US, SOURCE_KNOWN, *map(quote, self.values)])
 
     def rows(
         self,
@@ -189,13 +200,13 @@ class _Stage:
     def run(self) -> StagedRows:
         """Make the tables ``found`` (rows in the spans), ``last`` and ``unchanged`` (positions), and the file."""
         self._find()
-        has_keys = " AND ".join(f"{quote(key)} IS NOT NULL" for key in self._view.join_keys)
-        is_past = f"{EVENT_US} <= {self._request.now_us} AND {KNOWN_US} <= {self._request.now_us}"
-        fresh = f"{EVENT_US} IS NOT NULL AND {has_keys} AND {is_past}"
+        whole = has_keys(self._view)
+        is_past = has_happened(EVENT_US, SOURCE_KNOWN, self._request.now_us)
+        fresh = f"{EVENT_US} IS NOT NULL AND {whole} AND {is_past}"
         read, null_times, null_keys, waiting, max_created_us, first_us, last_us = self._row(
             f"SELECT count(*), count(*) FILTER ({EVENT_US} IS NULL), "
-            f"count(*) FILTER ({EVENT_US} IS NOT NULL AND NOT ({has_keys})), "
-            f"count(*) FILTER ({EVENT_US} IS NOT NULL AND {has_keys} AND NOT ({is_past})), "
+            f"count(*) FILTER ({EVENT_US} IS NOT NULL AND NOT ({whole})), "
+            f"count(*) FILTER ({EVENT_US} IS NOT NULL AND {whole} AND NOT ({is_past})), "
             f"max({CREATED_US}) FILTER ({EVENT_US} IS NOT NULL AND {is_past}), "
             f"min({EVENT_US}) FILTER ({fresh}), max({EVENT_US}) FILTER ({fresh}) FROM found"
         )
@@ -233,10 +244,8 @@ class _Stage:
             rows = scanned.rows(self._view.join_keys, only=self._only)
             query = f"SELECT {columns} FROM ({rows}) WHERE {self._wanted}"
         else:
-            # The rows of a query have no order of their own; their content gives one that every run repeats.
-            order = ", ".join([EVENT_US, KNOWN_US, *map(quote, scanned.values)])
             rows = f"SELECT * FROM ({scanned.rows(scanned.values)}) WHERE {self._wanted}"
-            query = f"SELECT *, row_number() OVER (ORDER BY {order}) - 1 AS {POSITION} FROM ({rows})"
+            query = f"SELECT *, row_number() OVER (ORDER BY {scanned.content_order}) - 1 AS {POSITION} FROM ({rows})"
         self._connection.execute(f"CREATE TEMP TABLE found AS {query}")
 
     def _rows(self, bounds_us: tuple[int, int], fresh: str, join: str) -> str:
@@ -246,13 +255,13 @@ class _Stage:
         if self._view.sql is None:
             read = self._scanned.rows(self._scanned.values, only=self._only, between_us=bounds_us)
             rows, condition = f"({read})", f"({self._wanted}) AND {fresh}"
-        return f"SELECT *, {KNOWN_US} AS fs_known_us FROM {rows}{using} WHERE {condition}"
+        return f"SELECT *, {SOURCE_TIMES} FROM {rows}{using} WHERE {condition}"
 
     def _find_last(self, fresh: str) -> int:
         """Make the table ``last``: of rows with equal keys and times the position of the last; returns their number."""
         self._connection.execute(
-            f"CREATE TEMP TABLE last AS SELECT max({POSITION}) AS {POSITION} FROM found WHERE {fresh} "
-            f"GROUP BY {self._keys}, {EVENT_US}, {KNOWN_US}"
+            f"CREATE TEMP TABLE last AS SELECT max({POSITION}) AS {POSITION} "
+            f"FROM (SELECT *, {SOURCE_TIMES} FROM found WHERE {fresh}) GROUP BY {identity(self._view)}"
         )
         return int(self._row("SELECT count(*) FROM last")[0])
 
@@ -261,15 +270,13 @@ class _Stage:
         if not self._request.log_files:
             return 0
         log = (
-            f"SELECT *, epoch_us({EVENT}) AS {EVENT_US}, {LOG_KNOWN_US} AS fs_known_us "
-            f"FROM ({read_log(log_columns(self._view), self._request.log_files)}) WHERE {instants(*bounds_us)}"
+            f"SELECT *, {LOG_TIMES} FROM ({read_log(log_columns(self._view), self._request.log_files)}) "
+            f"WHERE {instants(*bounds_us)}"
         )
-        keys = " AND ".join(f"f.{quote(key)} = l.{quote(key)}" for key in self._view.join_keys)
         same = " AND ".join(_same(field.name, field.type) for field in self._view.features)
         self._connection.execute(
             f"CREATE TEMP TABLE unchanged AS SELECT f.{POSITION} FROM ({rows}) f JOIN ({log}) l "
-            f"ON {keys} AND f.{EVENT_US} = l.{EVENT_US} AND f.fs_known_us = l.fs_known_us "
-            f"GROUP BY f.{POSITION} HAVING arg_max({same}, l.{SEQUENCE})"
+            f"USING ({identity(self._view)}) GROUP BY f.{POSITION} HAVING arg_max({same}, l.{SEQUENCE})"
         )
         return int(self._row("SELECT count(*) FROM unchanged")[0])
 
@@ -283,14 +290,14 @@ class _Stage:
             f"'{BATCH}' AS {ORIGIN}",
             *(quote(field.name) for field in self._view.features),
         ]
-        query = f"SELECT {', '.join(selected)} FROM ({rows}) ORDER BY {EVENT_US}, fs_known_us, {POSITION}"
+        query = f"SELECT {', '.join(selected)} FROM ({rows}) ORDER BY {EVENT_US}, {KNOWN_US}, {POSITION}"
         return write_parquet(self._connection, query, self._request.folder)
 
     def _span_condition(self, span: Span) -> str:
         """Return the condition of one span. Rows without an event time are in it, to be counted."""
         conditions = [f"({EVENT_US} IS NULL OR {EVENT_US} >= {span.start_us} AND {EVENT_US} < {span.end_us})"]
         if span.created_after_us is not None:
-            conditions.append(f"({KNOWN_US} > {span.created_after_us})")
+            conditions.append(f"({SOURCE_KNOWN} > {span.created_after_us})")
         if span.files is not None and self._view.sql is None:
             numbers = {file.path: number for number, file in enumerate(self._scanned.tables[0].files)}
             chosen = ", ".join(str(numbers[name]) for name in span.files if name in numbers)
@@ -337,7 +344,6 @@ def _same(name: str, value_type: ValueType) -> str:
 
 def source_identities(scanned: Scanned, span: Span) -> str:
     """Return a SELECT of the keys and instants of the source's rows with an event time in [start, end)."""
-    keys = ", ".join(map(quote, scanned.view.join_keys))
     rows = scanned.rows(scanned.view.join_keys)
     within = f"{EVENT_US} >= {span.start_us} AND {EVENT_US} < {span.end_us}"
-    return f"SELECT DISTINCT {keys}, {EVENT_US}, {KNOWN_US} AS fs_known_us FROM ({rows}) WHERE {within}"
+    return f"SELECT DISTINCT {identity(scanned.view)} FROM (SELECT *, {SOURCE_TIMES} FROM ({rows}) WHERE {within})"

@@ -22,6 +22,7 @@ from featurestore.engine.duck.footers import (
     holds_whole,
     read_footer,
 )
+from featurestore.engine.duck.identity import CREATED_US, EVENT_US
 from featurestore.engine.duck.session import (
     FOLDER_SAYS,
     USER_ERROR,
@@ -43,7 +44,7 @@ from featurestore.types.values import duckdb_type
 if TYPE_CHECKING:
     import duckdb
 
-EVENT_US, CREATED_US, POSITION, FILE = "fs_event_us", "fs_created_us", "fs_position", "fs_file"
+POSITION, FILE = "fs_position", "fs_file"
 """Columns beside the user's: instants in UTC microseconds, row number over all files, file number."""
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurestore.definitions import FeatureView
+from featurestore.engine.duck.identity import LOG_ORDER, LOG_TIMES, identity, known
 from featurestore.engine.duck.latest import as_declared, find_newest
 from featurestore.engine.duck.offline_sql import (
     FILE,
-    KNOWN_US,
     instants,
     log_columns,
     read_log,
@@ -23,7 +23,7 @@ from featurestore.engine.duck.session import Session, quote, stream, translated
 from featurestore.engine.interface import GONE_CREATED, GONE_EVENT, Span, Withdrawal
 from featurestore.types import String, Timestamp
 from featurestore.types.arrow import arrow_type
-from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
+from featurestore.types.columns import EVENT, ORIGIN, SEQUENCE
 
 if TYPE_CHECKING:
     import duckdb
@@ -40,11 +40,10 @@ def withdraw(
     ):
         connection = scanned.connection
         connection.execute(f"CREATE TEMP TABLE held AS {source_identities(scanned, span)}")
-        identity = " AND ".join(f"l.{quote(name)} = h.{quote(name)}" for name in view.join_keys)
-        rows = read_log({**thin(view), ORIGIN: String}, files)
+        rows = f"SELECT *, {LOG_TIMES} FROM ({read_log({**thin(view), ORIGIN: String}, files)})"
         connection.execute(
-            f"CREATE TEMP TABLE gone AS SELECT {FILE}, {SEQUENCE} FROM ({rows}) l ANTI JOIN held h ON {identity} "
-            f"AND epoch_us(l.{EVENT}) = h.fs_event_us AND epoch_us(coalesce(l.{CREATED}, l.{EVENT})) = h.fs_known_us "
+            f"CREATE TEMP TABLE gone AS SELECT {FILE}, {SEQUENCE} FROM ({rows}) "
+            f"ANTI JOIN held USING ({identity(view)}) "
             f"WHERE {ORIGIN} = '{BATCH}' AND {instants(span.start_us, span.end_us - 1)}"
         )
         found = connection.execute(f"SELECT {FILE}, count(*) FROM gone GROUP BY ALL ORDER BY ALL").fetchall()
@@ -64,7 +63,7 @@ def _rest(connection: duckdb.DuckDBPyConnection, view: FeatureView, file: str, f
     assert count is not None
     if not count[0]:
         return None
-    query = f"SELECT * {rows} ORDER BY {EVENT}, {KNOWN_US}, {SEQUENCE}"
+    query = f"SELECT * {rows} ORDER BY {', '.join(LOG_ORDER)}"
     return write_parquet(connection, query, folder)
 
 
@@ -87,7 +86,7 @@ def replacements(
         kept = f"SELECT {SEQUENCE} FROM ({read_log(thin(view), added)})"
         connection.execute(
             f"CREATE TEMP TABLE gone AS SELECT DISTINCT {keys}, {EVENT} AS {GONE_EVENT}, "
-            f"coalesce({CREATED}, {EVENT}) AS {GONE_CREATED} "
+            f"{known()} AS {GONE_CREATED} "
             f"FROM ({read_log(thin(view), removed)}) ANTI JOIN ({kept}) USING ({SEQUENCE})"
         )
         chosen = find_newest(connection, view, files, f"SEMI JOIN gone USING ({keys}) WHERE {until(until_us)}")
