@@ -157,8 +157,14 @@ class EngineProject:
     def join(
         self, frame: pa.Table, views: Sequence[ViewJoin], *, time_column: str = "when", batch_rows: int = 1000
     ) -> pa.Table:
-        """Return what joins features to entity rows."""
-        return self.engine.join(frame, time_column, views, batch_rows=batch_rows).read_all()
+        """Join features to entity rows."""
+        return self.reader(frame, views, time_column=time_column, batch_rows=batch_rows).read_all()
+
+    def reader(
+        self, frame: pa.Table, views: Sequence[ViewJoin], *, time_column: str = "when", batch_rows: int = 1000
+    ) -> pa.RecordBatchReader:
+        """Begin a join."""
+        return self.engine.join(frame, time_column, views, batch_rows=batch_rows)
 
     def facts(self, frame: pa.Table, views: Sequence[ViewJoin], *, time_column: str = "when") -> tuple[JoinFacts, ...]:
         """Return what the engine finds out about a join."""

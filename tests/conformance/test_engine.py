@@ -6,6 +6,7 @@ import pytest
 from support.engines import open_duck
 
 from featurestore.testing.engine_folders import EngineFoldersConformance
+from featurestore.testing.engine_joins import EngineJoinsConformance
 from featurestore.testing.engine_log import EngineLogConformance
 from featurestore.testing.engine_project import OpenEngine
 from featurestore.testing.engine_queries import EngineQueriesConformance
@@ -41,4 +42,8 @@ class TestDuckLog(Duck, EngineLogConformance):
 
 
 class TestDuckQueries(Duck, EngineQueriesConformance):
+    pass
+
+
+class TestDuckJoins(Duck, EngineJoinsConformance):
     pass

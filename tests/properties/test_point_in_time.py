@@ -8,19 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.logs import instants, make_view, write_log
+from support.engines import VARIANTS
 
-from featurestore.engine.duck import join as join_module
-from featurestore.engine.duck import newest as newest_module
-from featurestore.engine.duck.examine import examine
-from featurestore.engine.duck.join import join
-from featurestore.engine.duck.session import EngineSettings, Session
 from featurestore.engine.interface import JoinFacts, ViewJoin
+from featurestore.testing.engine_project import instants, log_view, names, write_log
 from featurestore.training.reference import ReferenceRow, ReferenceView, reference_answer, reference_join
 from featurestore.types import Float64, Int64, String
 
@@ -33,9 +28,6 @@ class World:
     frame: list[dict[str, Any]]
     joins: tuple[ViewJoin, ...]
     references: tuple[ReferenceView, ...]
-    threads: int
-    rows_at_once: int
-    composite_limit: int
 
 
 @st.composite
@@ -95,7 +87,7 @@ def worlds(draw: st.DrawFn, folder: Path) -> World:
     for name, columns, keys in specifications[: draw(st.integers(1, 3))]:
         ttl_us = draw(st.none() | st.integers(1, 4))
         as_of = draw(st.sampled_from(["event", "available"]))
-        view = make_view(name, {key: PLACES[key] for key in columns}, FEATURES, ttl_us)
+        view = log_view(name, {key: PLACES[key] for key in columns}, FEATURES, ttl_us)
         paths = []
         files = draw(logs(keys, base))
         for number, rows in enumerate(files):
@@ -106,17 +98,10 @@ def worlds(draw: st.DrawFn, folder: Path) -> World:
                 path = folder / name / f"{number}.parquet"
                 paths.append(write_log(path, view, laid_out, types=types, without=without, row_group_size=3))
         asked = tuple(draw(st.permutations(list(FEATURES))))
-        joins.append(ViewJoin(name, view, tuple(draw(st.permutations(paths))), columns, asked, as_of))
+        joins.append(ViewJoin(name, view, names(draw(st.permutations(paths))), columns, asked, as_of))
         rows = [row for file in files for row in file]
         references.append(ReferenceView(name, tuple(columns.values()), asked, rows, ttl_us, as_of))
-    return World(
-        frame,
-        tuple(joins),
-        tuple(references),
-        threads=draw(st.integers(1, 4)),
-        rows_at_once=draw(st.sampled_from([2, 16_000_000])),
-        composite_limit=draw(st.sampled_from([12, 2**62])),
-    )
+    return World(frame, tuple(joins), tuple(references))
 
 
 def _order(row: ReferenceRow) -> tuple[int, int, int]:
@@ -126,7 +111,7 @@ def _order(row: ReferenceRow) -> tuple[int, int, int]:
 def frame_table(frame: list[dict[str, Any]]) -> pa.Table:
     kinds = {"city": pa.string(), "shop": pa.int64(), "other shop": pa.int64()}
     columns = {name: pa.array([row[name] for row in frame], kind) for name, kind in kinds.items()}
-    return pa.table({**columns, "when": instants(row["when"] for row in frame)})
+    return pa.table({**columns, "when": instants(*(row["when"] for row in frame))})
 
 
 def expected_facts(frame: list[dict[str, Any]], view: ReferenceView) -> JoinFacts:
@@ -143,60 +128,13 @@ def expected_facts(frame: list[dict[str, Any]], view: ReferenceView) -> JoinFact
     )
 
 
+@pytest.mark.parametrize("engine", VARIANTS)
 @given(st.data())
-def test_equals_plain_loops(data: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+def test_equals_plain_loops(engine: str, data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder, data.draw(VARIANTS[engine])(Path(folder)) as project:
         world = data.draw(worlds(Path(folder)))
-        patch.setattr(join_module, "ROWS_AT_ONCE", world.rows_at_once)
-        patch.setattr(join_module, "MOST_ROWS", data.draw(st.sampled_from([0, world.rows_at_once, 1000])))
-        patch.setattr(newest_module, "COMPOSITE_LIMIT", world.composite_limit)
-        session = Session(Path(folder), EngineSettings(threads=world.threads))
         table = frame_table(world.frame)
-        joined = join(session, table, "when", world.joins, batch_rows=3).read_all()
+        joined = project.join(table, world.joins, batch_rows=3)
         assert joined.to_pylist() == reference_join(world.frame, "when", world.references)
-        facts = examine(session, table, "when", world.joins)
+        facts = project.facts(table, world.joins)
         assert facts == tuple(expected_facts(world.frame, view) for view in world.references)
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5), st.integers(0, 8)), min_size=1, max_size=30).flatmap(
-        lambda rows: st.tuples(st.just(rows), st.permutations(range(len(rows))), st.booleans())
-    ),
-    st.booleans(),
-    st.none() | st.integers(1, 5),
-    st.sampled_from([12, 2**62]),
-)
-def test_choosing_equals_plain_loops(
-    given_rows: tuple[list[tuple[int, int, int]], list[int], bool],
-    available: bool,
-    ttl_us: int | None,
-    composite_limit: int,
-) -> None:
-    """Few keys with many rows each, asked at every instant: where the order of availability is far from ours."""
-    drafts, sequences, in_order = given_rows
-    rows = [
-        ReferenceRow((key,), event, created, sequence)
-        for (key, event, created), sequence in zip(drafts, sequences, strict=True)
-    ]
-    rows = sorted(rows, key=_order) if in_order else rows
-    view = ReferenceView("v", ("key",), (), rows, ttl_us, "available" if available else "event")
-    asked = [(key, time) for time in (8, *range(-1, 12)) for key in (1, 0, 2)]
-    arrays = newest_module.Rows(
-        np.array([row.keys[0] for row in rows], np.int32),
-        np.array([row.event_us for row in rows]),
-        np.array([row.created_or_event_us for row in rows]),
-        np.array([row.sequence for row in rows]),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(newest_module, "COMPOSITE_LIMIT", composite_limit)
-        found = newest_module.newest(
-            np.array([key for key, _ in asked]),
-            np.array([time for _, time in asked]),
-            arrays,
-            available=available,
-            ttl_us=ttl_us,
-        )
-    expected = [reference_answer((key,), time, view) for key, time in asked]
-    assert [rows[place].sequence if place >= 0 else None for place in found] == [
-        None if isinstance(answer, str) else answer.sequence for answer in expected
-    ]

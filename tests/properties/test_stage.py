@@ -11,13 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.engines import ENGINES
 
 from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
-from featurestore.engine.duck.engine import DuckEngine
-from featurestore.engine.duck.session import EngineSettings
-from featurestore.engine.interface import GONE_CREATED, GONE_EVENT, Span, StageRequest
+from featurestore.engine.interface import GONE_CREATED, GONE_EVENT, Span
+from featurestore.testing.engine_project import EngineProject, in_microseconds, paths_of
 from featurestore.types import Float64, Int64, String
 
 UNITS = {
@@ -223,37 +224,35 @@ def assert_same(found: list[Logged], expected: list[Logged], *, sequences: bool 
     assert [plain(row) for row in found] == [plain(row) for row in expected]
 
 
-def stage_all(folder: Path, history: list[Run], view: FeatureView) -> tuple[DuckEngine, list[Path], list[Logged]]:
+def stage_all(
+    folder: str, engine: str, history: list[Run], view: FeatureView
+) -> tuple[EngineProject, list[Path], list[Logged]]:
     """Run every run, compare each with the loops, and return what the log holds."""
-    engine = DuckEngine(folder, EngineSettings(threads=2))
-    staging = folder / "staging"
-    staging.mkdir()
+    project = EngineProject(Path(folder), ENGINES[engine])
     paths: list[Path] = []
     log: list[Logged] = []
     for number, run in enumerate(history):
-        write_source(folder / "data", run.files)
+        write_source(project.root / "data", run.files)
         spans = tuple(
             Span(start, end, after, None if chosen is None else tuple(f"data/{n}.parquet" for n in chosen))
             for start, end, after, chosen in run.spans
         )
         first = number * 1_000
-        staged = engine.stage(StageRequest(view, spans, run.now_us, tuple(map(str, paths)), first, staging))
+        staged = project.stage(view, spans=spans, now_us=run.now_us, log=paths, first_sequence=first)
         by_files = view.sql is None
         counts, new = expected_stage(run, log, first, with_files=by_files)
         if by_files:
             assert {name: getattr(staged, name) for name in counts} == counts
         assert staged.read == counts["read"]
-        assert (staged.path is None) == (staged.appended == 0)
-        if staged.path is None:
+        if not staged.appended:
             continue
-        written = read_log([staged.path])
-        assert [row.order for row in written] == sorted(row.order for row in written)
+        written = sorted(read_log(paths_of(staged)), key=lambda row: row.order)
         assert (staged.min_event_us, staged.max_event_us) == (written[0].event_us, written[-1].event_us)
         if by_files:
             assert_same(written, new)
-        paths.append(staged.path)
+        paths += paths_of(staged)
         log += written
-    return engine, paths, log
+    return project, paths, log
 
 
 def newest_by_loops(log: list[Logged], until_us: int | None) -> dict[tuple[int, str], Logged]:
@@ -266,57 +265,55 @@ def newest_by_loops(log: list[Logged], until_us: int | None) -> dict[tuple[int, 
     return newest
 
 
-def from_batches(batches: Any) -> list[dict[str, Any]]:
-    found = []
-    for batch in batches:
-        for name in batch.schema.names:
-            if pa.types.is_timestamp(batch.schema.field(name).type):
-                batch = batch.set_column(batch.schema.names.index(name), name, batch.column(name).cast(pa.int64()))
-        found += batch.to_pylist()
+def rows_of(table: pa.Table) -> list[dict[str, Any]]:
+    found = in_microseconds(table).to_pylist()
     return sorted(found, key=lambda row: (row["a"], row["b"], row.get(GONE_EVENT, 0), row.get(GONE_CREATED, 0)))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @settings(max_examples=40)
 @given(runs())
-def test_each_row_goes_where_loops_say(history: list[Run]) -> None:
+def test_each_row_goes_where_loops_say(engine: str, history: list[Run]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        stage_all(Path(folder), history, PLAIN)
+        stage_all(folder, engine, history, PLAIN)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @settings(max_examples=15)
 @given(runs())
-def test_a_query_stages_as_a_source_does_but_for_the_order_of_ties(history: list[Run]) -> None:
+def test_a_query_stages_as_a_source_does_but_for_the_order_of_ties(engine: str, history: list[Run]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        _, _, log = stage_all(Path(folder), history, BY_SQL)
+        _, _, log = stage_all(folder, engine, history, BY_SQL)
         with tempfile.TemporaryDirectory() as other:
-            _, _, again = stage_all(Path(other), history, BY_SQL)
+            _, _, again = stage_all(other, engine, history, BY_SQL)
         assert_same(log, again)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @settings(max_examples=25)
 @given(runs(), st.none() | bounds, st.integers(1, 5))
-def test_the_newest_row_of_each_entity(history: list[Run], until_us: int | None, batch_rows: int) -> None:
+def test_the_newest_row_of_each_entity(engine: str, history: list[Run], until_us: int | None, batch_rows: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        engine, paths, log = stage_all(Path(folder), history, PLAIN)
+        project, paths, log = stage_all(folder, engine, history, PLAIN)
         for chosen in (paths, paths[-1:]):
-            names = list(map(str, chosen))
-            batches = engine.latest(
-                PLAIN, [str(p) for p in paths], changed=names, until_us=until_us, batch_rows=batch_rows
-            )
+            newest = project.latest(PLAIN, paths, changed=chosen, until_us=until_us, batch_rows=batch_rows)
             expected = newest_by_loops(log if chosen is paths else read_log(chosen), until_us)
             found = [
                 Logged((row["a"], row["b"]), row["event_ts"], row["created_ts"], 0, (row["x"], row["text"]))
-                for row in from_batches(batches)
+                for row in rows_of(newest)
             ]
             assert_same(found, [expected[key] for key in sorted(expected)], sequences=False)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @settings(max_examples=25)
 @given(runs(), runs(), st.tuples(bounds, bounds).map(sorted))
-def test_withdrawing_what_the_source_no_longer_holds(history: list[Run], later: list[Run], between: list[int]) -> None:
+def test_withdrawing_what_the_source_no_longer_holds(
+    engine: str, history: list[Run], later: list[Run], between: list[int]
+) -> None:
     span = Span(between[0], between[1] + 1_000)
     with tempfile.TemporaryDirectory() as folder:
-        engine, paths, log = stage_all(Path(folder), history, PLAIN)
+        project, paths, log = stage_all(folder, engine, history, PLAIN)
         write_source(Path(folder) / "data", later[0].files)
         held = set()
         for file in later[0].files:
@@ -324,22 +321,17 @@ def test_withdrawing_what_the_source_no_longer_holds(history: list[Run], later: 
                 at, known = instants(file, row)
                 held.add(((row.a, row.b), at, at if known is None else known))
         gone = [r for r in log if span.start_us <= r.event_us < span.end_us and r.identity not in held]
-        names = list(map(str, paths))
-        dry = engine.withdraw(PLAIN, names, span, folder=None)
+        dry = project.withdraw(PLAIN, paths, span, dry=True)
         assert (dry.rows, dry.written) == (len(gone), ())
-        done = engine.withdraw(PLAIN, names, span, folder=Path(folder) / "staging")
+        done = project.withdraw(PLAIN, paths, span)
         assert (done.rows, done.removed) == (dry.rows, dry.removed)
-        now = [Path(name) for name in names if name not in done.removed] + list(done.written)
+        now = [path for path in paths if str(path) not in done.removed] + list(done.written)
         left = [row for row in log if row not in gone]
         assert_same(sorted(read_log(now), key=lambda r: r.sequence), sorted(left, key=lambda r: r.sequence))
         for path in done.written:
             orders = [row.order for row in read_log([path])]
             assert orders == sorted(orders)
-        repairs = from_batches(
-            engine.replacements(
-                PLAIN, list(map(str, now)), removed=done.removed, added=list(map(str, done.written)), batch_rows=100
-            )
-        )
+        repairs = rows_of(project.replacements(PLAIN, now, removed=done.removed, added=done.written))
         newest = newest_by_loops(left, None)
         expected = []
         for key, event_us, known_us in sorted({row.identity for row in gone}):
