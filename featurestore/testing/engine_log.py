@@ -6,9 +6,7 @@ See `featurestore.testing.engine_project` for the fixture that the suite takes.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal as PythonDecimal
 from pathlib import Path
 from random import Random
@@ -17,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
 from featurestore.engine.interface import GONE_CREATED, GONE_EVENT, Span, StagedRows
 from featurestore.errors import DamagedFileError
 from featurestore.testing.engine_project import (
@@ -56,9 +53,6 @@ def log_table(start: int, **features: pa.Array) -> pa.Table:
             **features,
         }
     )
-
-
-START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 KEPT = log_view("kept", {"k": Int64}, {"v": Int64, "late": Array(Int64)})
@@ -369,70 +363,3 @@ class EngineLogConformance(EngineSuite):
         ]
         assert found == sorted(rows, key=lambda row: row.sequence)
         assert table[ORIGIN].to_pylist() == ["push" if row.sequence // 10 % 2 else "batch" for row in found]
-
-    @pytest.mark.parametrize("seed", range(4))
-    @pytest.mark.parametrize("sql", [None, 'SELECT shop, town, "at", known, x FROM sales'])
-    def test_each_row_that_is_not_taken_is_listed_once_with_why(
-        self, project: EngineProject, seed: int, sql: str | None
-    ) -> None:
-        dice = Random(seed)
-
-        def moment(chance: float) -> datetime | None:
-            return None if dice.random() < chance else START + timedelta(hours=dice.randrange(3))
-
-        rows: list[dict[str, Any]] = [
-            {
-                "shop": dice.choice(["a", "b", None]),
-                "town": dice.choice([1, 2, 2, None]),
-                "at": moment(0.1),
-                "known": moment(0.5),
-                "x": number,
-            }
-            for number in range(120)
-        ]
-        instant = pa.timestamp("us", tz="UTC")
-        schema = pa.schema(
-            [("shop", pa.string()), ("town", pa.int64()), ("at", instant), ("known", instant), ("x", pa.int64())]
-        )
-        for part, first in enumerate(range(0, 120, 50)):
-            project.write(f"sales/{part}.parquet", pa.Table.from_pylist(rows[first : first + 50], schema))
-        view = FeatureView(
-            "sales_view",
-            entities=[Entity("shop", {"shop": String}), Entity("town", {"town": Int64})],
-            source=ParquetSource("sales", "sales", "at", "known"),
-            schema=[Field("x", Int64)],
-            sql=sql,
-        )
-        wanted: dict[int, str] = {}
-        newest: dict[object, int] = {}
-        for row in rows:  # in the order of the files; x grows with it, so that a query's rows have the same order
-            if row["at"] is None:
-                wanted[row["x"]] = "no event time"
-            elif row["shop"] is None or row["town"] is None:
-                wanted[row["x"]] = "null key"
-            else:
-                same = row["shop"], row["town"], row["at"], row["known"] or row["at"]
-                if same in newest:
-                    wanted[newest[same]] = "duplicate"
-                newest[same] = row["x"]
-        found = project.dropped(view, 1_000)
-        assert {row["x"]: row["fs_dropped"] for row in found} == wanted
-        assert len(found) == len(wanted)
-        by_number = {row["x"]: row for row in rows}
-        for row in found:
-            given = by_number[row["x"]]
-            named = (row["shop"], row["town"], row["event_ts"], row["created_ts"])
-            assert named == (given["shop"], given["town"], given["at"], given["known"])
-        assert len(project.dropped(view, 3)) == 3
-        staged = project.stage(view)
-        told = Counter(wanted.values())
-        counts = (staged.null_times, staged.null_keys, staged.duplicates)
-        assert counts == (told["no event time"], told["null key"], told["duplicate"])
-
-    def test_a_source_that_is_taken_whole_lists_nothing(self, project: EngineProject) -> None:
-        project.write("s.parquet", pa.table({"shop": ["a"], "at": [START], "x": [1]}))
-        view = FeatureView(
-            "v", entities=[Entity("shop", {"shop": String})], source=ParquetSource("s", "s.parquet", "at"),
-            schema=[Field("x", Int64)],
-        )  # fmt: skip
-        assert len(project.dropped(view, 10)) == 0

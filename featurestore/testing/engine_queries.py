@@ -79,9 +79,7 @@ def shown(table: pa.Table) -> list[tuple[Any, ...]]:
     return [(row["shop"], row["event_ts"], row["v"]) for row in in_microseconds(table).to_pylist()]
 
 
-class EngineQueriesConformance(EngineSuite):
-    """The suite."""
-
+class _TwoSources(EngineSuite):
     @pytest.fixture
     def project(self, open_engine: OpenEngine, tmp_path: Path) -> EngineProject:
         """Return a project with two sources."""
@@ -89,6 +87,10 @@ class EngineQueriesConformance(EngineSuite):
         project.write("flights.parquet", table_of(known=instants(2_500, None, 2_500, unit="ns", zone=None)))
         project.write("weather/day=1/w.parquet", pa.table({"hour": instants(0, 0), "temp": [1.0, None]}))
         return project
+
+
+class EngineSqlConformance(_TwoSources):
+    """The SQL of views."""
 
     def test_sql_joins_sources_by_name(self, project: EngineProject) -> None:
         sql = """
@@ -123,6 +125,10 @@ class EngineQueriesConformance(EngineSuite):
         view = joined('SELECT k, "at", NULL AS known, NULL AS v, NULL AS n FROM flights, weather')
         rows = project.rows(view)
         assert {(row["created_ts"], row["v"], row["n"]) for row in rows} == {(None, None, None)}
+
+
+class EngineQueriesConformance(_TwoSources):
+    """SQL over sources and views by name, for an engine that reads by SQL as its capabilities say."""
 
     def test_nothing_is_read_but_the_sources(self, project: EngineProject) -> None:
         """A definition's SQL comes from people who may not read every file that the process may read."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from support.engines import open_duck
 
+from featurestore.testing.engine_dropped import DroppedRowsConformance
 from featurestore.testing.engine_folders import EngineFoldersConformance
 from featurestore.testing.engine_joins import EngineJoinsConformance
 from featurestore.testing.engine_log import EngineLogConformance
 from featurestore.testing.engine_project import OpenEngine
-from featurestore.testing.engine_queries import EngineQueriesConformance
+from featurestore.testing.engine_queries import EngineQueriesConformance, EngineSqlConformance
 from featurestore.testing.engine_source_types import EngineSourceTypesConformance
 from featurestore.testing.engine_sources import EngineSourcesConformance
 from featurestore.testing.engine_values import EngineValuesConformance
@@ -46,4 +47,12 @@ class TestDuckQueries(Duck, EngineQueriesConformance):
 
 
 class TestDuckJoins(Duck, EngineJoinsConformance):
+    pass
+
+
+class TestDuckSql(Duck, EngineSqlConformance):
+    pass
+
+
+class TestDuckDroppedRows(Duck, DroppedRowsConformance):
     pass
