@@ -9,12 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from featurestore.definitions.sql import parse
 
 if TYPE_CHECKING:
     from sqlglot import exp
+
+
+def not_shown(created: str) -> str:
+    """Return what to say of a created time that does not follow, as far as the text of the SQL tells."""
+    return (
+        f"{created} is not shown to be the greatest created time of the rows that each row is made of: a late row may "
+        "change values of the past, and nothing would show it"
+    )
 
 
 @lru_cache(maxsize=256)
@@ -23,8 +31,9 @@ def created_follows(sql: str, created: str, sources: tuple[tuple[str, str], ...]
 
     ``sources`` names the tables that declare a created column, each with that column. True only where the text shows
     it: the column as it is, ``max(created)`` over the rows of every aggregate and window, ``greatest`` of such, one
-    for each table of a join that has a created time, a group by the created time itself. Whatever else is done to it, a
-    cast or a difference, may make it earlier.
+    for each table of a join that has a created time, a group by the created time itself, each of them cast to a
+    timestamp or with another column where it is null. Whatever else is done to it, a cast to a day or a difference, may
+    make it earlier. It is not shown either where a late row takes other rows away or lets them in.
     """
     known = _Known({name.lower(): column.lower() for name, column in sources}, {}, frozenset())
     return _follows(parse(sql), created.lower(), known)
@@ -58,6 +67,8 @@ def _follows(query: exp.Expr, created: str, known: _Known) -> bool:
     known = known.within(query)
     if isinstance(query, exp.Subquery | exp.Paren):
         return _follows(query.this, created, known)
+    if isinstance(query, exp.Except | exp.Intersect):
+        return False
     if isinstance(query, exp.SetOperation):
         return _follows(query.left, created, known) and _follows(query.right, created, known)
     if not isinstance(query, exp.Select) or _is_opaque(query):
@@ -66,7 +77,7 @@ def _follows(query: exp.Expr, created: str, known: _Known) -> bool:
     made = found[0] if found else _starred(query, created)
     if made is None or not _is_greatest(made):
         return False
-    speaking = _speaking(query, made, known.first_of)
+    speaking = _speaking(query, made, _bare(made), known.first_of)
     if speaking is None:
         return False
     tables, inside = _tables(query), replace(known, first_of=_compared_with_one(query))
@@ -92,20 +103,47 @@ def _starred(query: exp.Select, created: str) -> exp.Expr | None:
 
     stars = [output for output in query.expressions if output.is_star]
     table = stars[0].args.get("table") if stars and isinstance(stars[0], exp.Column) else None
-    return exp.column(created, table=table) if len(stars) == 1 else None
+    star = stars[0].this if table else stars[0] if stars else None
+    if len(stars) != 1 or not isinstance(star, exp.Star) or star.args.get("ilike"):
+        return None
+    for replacing in star.args.get("replace") or ():
+        if replacing.alias.lower() == created:
+            return cast("exp.Expr", replacing.unalias())
+    is_named = any(found.name.lower() == created for found in star.find_all(exp.Identifier))  # left out, or renamed
+    return None if is_named else exp.column(created, table=table)
 
 
 def _is_greatest(made: exp.Expr) -> bool:
     """Tell whether an expression is a column, the greatest of one, or the greatest of several such."""
     from sqlglot import exp
 
-    if isinstance(made, exp.Window | exp.Paren):
+    if isinstance(made, exp.Window | exp.Paren) or _is_timestamp_cast(made):
         return _is_greatest(made.this)
     if isinstance(made, exp.Max):
-        return isinstance(made.this, exp.Column) and not made.expressions
-    if isinstance(made, exp.Greatest):
+        return isinstance(_bare(made.this), exp.Column) and _is_greatest(made.this) and not made.expressions
+    if isinstance(made, exp.Greatest | exp.Coalesce):
         return all(_is_greatest(each) for each in (made.this, *made.expressions))
     return isinstance(made, exp.Column)
+
+
+def _bare(made: exp.Expr) -> exp.Expr:
+    """Return an expression without casts to timestamps, and without what stands in for nulls."""
+    from sqlglot import exp
+
+    def strip(node: exp.Expr) -> exp.Expr:
+        while isinstance(node, exp.Coalesce) or _is_timestamp_cast(node):
+            node = node.this
+        return node
+
+    return made.transform(strip)
+
+
+def _is_timestamp_cast(made: exp.Expr) -> bool:
+    """Tell whether an expression is a cast that keeps microseconds, and fails where it cannot."""
+    from sqlglot import exp
+
+    kinds = ("TIMESTAMP", "TIMESTAMPNTZ", "TIMESTAMPTZ", "TIMESTAMP_NS")  # the second is DuckDB's TIMESTAMP
+    return type(made) is exp.Cast and made.to.this.name in kinds
 
 
 def _says(table: exp.Expr, said: set[tuple[str, str]], known: _Known) -> bool:
@@ -121,10 +159,10 @@ def _says(table: exp.Expr, said: set[tuple[str, str]], known: _Known) -> bool:
     return name not in known.sources or known.sources[name] in columns
 
 
-def _speaking(query: exp.Select, made: exp.Expr, first_of: frozenset[str]) -> list[exp.Expr] | None:
+def _speaking(query: exp.Select, made: exp.Expr, bare: exp.Expr, first_of: frozenset[str]) -> list[exp.Expr] | None:
     """Return the parts of an output's created time that cover the rows which one SELECT makes its rows of.
 
-    None where there are rows that it does not cover.
+    None where there are rows that it does not cover. ``bare`` is what `_bare` leaves of ``made``.
     """
     from sqlglot import exp
 
@@ -134,17 +172,17 @@ def _speaking(query: exp.Select, made: exp.Expr, first_of: frozenset[str]) -> li
         if not (_ranks(output.unalias()) and output.alias.lower() in first_of)
         for found in output.find_all(exp.Window)
     ]
-    qualify = query.args.get("qualify")
-    if qualify is not None and not _takes_first(qualify.this):
-        windows += qualify.find_all(exp.Window)
-    spoken = [found for found in made.find_all(exp.Window) if isinstance(found.this, exp.Max)]
+    for condition in _all_of(query.args.get("qualify")):
+        if not _takes_first(condition):
+            windows += condition.find_all(exp.Window)
+    spoken = [found for found in bare.find_all(exp.Window) if isinstance(found.this, exp.Max)]
     if others := [found for found in windows if found not in spoken]:
         holding = [one for one in spoken if all(_holds(one, other) for other in others)]
         return [one.this for one in holding] or None
     aggregates = [one for output in query.expressions for one in output.find_all(exp.AggFunc) if not _in_window(one)]
     if (query.args.get("group") is None and not aggregates) or _is_group_key(query, made):
-        return [made]
-    return [found for found in made.find_all(exp.Max) if not _in_window(found)] or None
+        return [bare]
+    return [found for found in bare.find_all(exp.Max) if not _in_window(found)] or None
 
 
 def _in_window(aggregate: exp.Expr) -> bool:
@@ -209,12 +247,21 @@ def _takes_first(condition: exp.Expr) -> bool:
 def _compared_with_one(query: exp.Select) -> frozenset[str]:
     from sqlglot import exp
 
-    where = query.args.get("where")
     return frozenset(
         found.this.name.lower()
-        for found in (where.find_all(exp.EQ) if where is not None else ())
-        if isinstance(found.this, exp.Column) and found.expression.sql() == "1"
+        for found in _all_of(query.args.get("where"))
+        if isinstance(found, exp.EQ) and isinstance(found.this, exp.Column) and found.expression.sql() == "1"
     )
+
+
+def _all_of(clause: exp.Expr | None) -> list[exp.Expr]:
+    """Return the conditions of a WHERE, HAVING or QUALIFY that all have to be true."""
+    from sqlglot import exp
+
+    if clause is None:
+        return []
+    condition = clause.this.unnest()
+    return [found.unnest() for found in condition.flatten()] if isinstance(condition, exp.And) else [condition]
 
 
 def _tables(query: exp.Select) -> list[exp.Expr]:
@@ -230,4 +277,15 @@ def _is_opaque(query: exp.Select) -> bool:
 
     parts = [*query.expressions, *(query.args.get(name) for name in ("where", "having", "qualify"))]
     nested = any(part is not None and part.find(exp.Query) is not None for part in parts)
-    return nested or any(table.find(exp.Pivot) is not None for table in _tables(query))
+    return nested or _may_lose(query) or any(table.find(exp.Pivot) is not None for table in _tables(query))
+
+
+def _may_lose(query: exp.Select) -> bool:
+    """Tell whether another row may take a group or a row out of a SELECT's output, or let it in."""
+    from sqlglot import exp
+
+    is_cut = any(query.args.get(name) is not None for name in ("limit", "offset"))
+    return is_cut or not all(
+        isinstance(condition, exp.GT | exp.GTE) and isinstance(condition.this, exp.Count)
+        for condition in _all_of(query.args.get("having"))
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from featurestore.definitions import Definition, FeatureView, PushSource
+from featurestore.definitions.sql_created import not_shown
 from featurestore.ledger.unread import in_words
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.registered.snapshot import Snapshot
@@ -52,12 +53,11 @@ def _adds_features(
 def _created_lags(
     workspace: Workspace, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
 ) -> Iterable[str]:
-    if not view.created_follows:
-        created = view.created_timestamp_field
+    created = view.created_timestamp_field
+    if created is not None and not view.created_follows:
         yield (
-            f"{view.name} makes one row of several, and {created} is not the greatest of their created times: a late "
-            f"row changes values of the past without a word. Select {_greatest(view)} AS {created}: see the how-to "
-            "on aggregations in SQL."
+            f"{view.name}: {not_shown(created)}. Where a row is made of several, select {_greatest(view)} AS "
+            f"{created}: see the how-to on aggregations in SQL."
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+from featurestore.definitions.sql_created import not_shown
 from featurestore.engine.interface import JoinFacts
 from featurestore.errors import CertificateError, DamagedFileError
 from featurestore.tables import html_table
@@ -199,14 +200,7 @@ def _view_certificate(pinned: PinnedRead, facts: JoinFacts, not_covered: int, no
         availability = f"declared by {created}, not considered (as_of=event)"
     joined = ", ".join(source.name for source in view.sources[1:])
     rests_on = f"its SQL also reads {joined}: that nothing comes from the future there rests on it" if joined else ""
-    moves = (
-        ""
-        if view.created_follows
-        else (
-            f"its SQL makes one row of several, and {created} is not the greatest of their created times: a late row "
-            "changes values that were known before, and no check sees it"
-        )
-    )
+    moves = "" if created is None or view.created_follows else not_shown(created)
     return ViewCertificate(
         name=pinned.read.name,
         view=view.name,

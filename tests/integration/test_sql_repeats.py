@@ -175,8 +175,8 @@ def test_a_late_row_is_found_and_the_certificate_says_where_no_check_sees_it(sho
     wrong = sql.format("known" if sql is RUNNING_SUM else "min(known)")
     plan = shop.plan([totals(wrong)])
     said = " ".join(line.text for line in explain(plan))
-    assert "known is not the greatest of their created times" in said
-    assert "Select max(known) AS known" in said
+    assert "known is not shown to be the greatest created time" in said
+    assert "select max(known) AS known" in said
     shop.apply_plan(plan)
     succeeded(materialize_incremental(shop.workspace, day(11)))
     before, note = value_at(shop, day(5))

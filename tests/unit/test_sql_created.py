@@ -41,6 +41,21 @@ FOLLOWS = [
     "max(recorded_at) OVER (PARTITION BY k ORDER BY sold_at) AS recorded_at FROM sales",
     "SELECT k, sold_at, sum(amount) FILTER (amount > 0) OVER (PARTITION BY k ORDER BY sold_at) AS total, "
     "max(recorded_at) OVER (PARTITION BY k ORDER BY sold_at) AS recorded_at FROM sales",
+    "SELECT k, sold_at, coalesce(recorded_at, sold_at) AS recorded_at, amount FROM sales",
+    *(
+        f"SELECT k, sold_at, CAST(recorded_at AS {kind}) AS recorded_at, amount FROM sales"
+        for kind in ("TIMESTAMP", "TIMESTAMPTZ", "TIMESTAMP_NS")
+    ),
+    "SELECT k, sold_at, max(coalesce(recorded_at, sold_at))::TIMESTAMPTZ AS recorded_at, sum(x) AS n FROM sales "
+    "GROUP BY k, sold_at",
+    "SELECT k, coalesce(max(recorded_at), max(sold_at)) AS recorded_at, count(*) AS n FROM sales GROUP BY k",
+    "SELECT k, coalesce(recorded_at, sold_at) AS recorded_at, sum(x) AS n FROM sales GROUP BY ALL",
+    "SELECT * EXCLUDE (amount) REPLACE (recorded_at::TIMESTAMPTZ AS Recorded_At) FROM sales",
+    "SELECT s.* EXCLUDE (recorded_at), s.recorded_at FROM sales AS s",
+    "SELECT k, max(recorded_at) AS recorded_at, count(*) AS n FROM sales GROUP BY k HAVING count(*) >= 3",
+    "SELECT k, sold_at, recorded_at FROM (SELECT *, row_number() OVER (PARTITION BY k ORDER BY recorded_at DESC) "
+    "AS rn FROM sales) WHERE (rn = 1) AND amount > 3 AND k > 2",
+    "SELECT * FROM sales QUALIFY row_number() OVER (PARTITION BY k ORDER BY recorded_at DESC) = 1 AND amount > 3",
 ]
 
 OVER = "OVER (PARTITION BY k ORDER BY sold_at)"
@@ -98,6 +113,34 @@ DOES_NOT = [
     "SELECT k, sold_at, recorded_at FROM sales UNION ALL SELECT k, sold_at, sold_at AS recorded_at FROM prices",
     "SELECT k, day, sum(amount) AS total, max(recorded_at) FILTER (amount > 0) OVER () AS recorded_at FROM sales "
     "GROUP BY k, day",
+    *(
+        f"SELECT k, sold_at, recorded_at FROM (SELECT *, row_number() OVER (PARTITION BY k ORDER BY sold_at) AS rn "
+        f"FROM sales) WHERE {condition}"
+        for condition in ("NOT rn = 1", "rn = 1 OR amount > 3", "(rn = 1) = false", "(rn = 1 OR k = 2) AND amount > 3")
+    ),
+    *(
+        f"SELECT * FROM sales QUALIFY {condition}"
+        for condition in (f"NOT row_number() {OVER} = 1", f"row_number() {OVER} = 1 OR amount > 3")
+    ),
+    "SELECT * REPLACE (sold_at AS recorded_at) FROM sales",
+    "SELECT s.* REPLACE (recorded_at - INTERVAL 1 DAY AS Recorded_At) FROM sales s",
+    "SELECT * EXCLUDE (recorded_at), sold_at AS recorded_at FROM sales",
+    "SELECT * RENAME (recorded_at AS known, sold_at AS recorded_at) FROM sales",
+    "SELECT * EXCLUDE (recorded_at) FROM sales",
+    "SELECT * LIKE '%recorded%' FROM sales",
+    "SELECT k, sold_at, recorded_at FROM sales EXCEPT SELECT k, sold_at, loaded_at FROM prices",
+    "SELECT k, sold_at, recorded_at FROM sales INTERSECT SELECT k, sold_at, loaded_at AS recorded_at FROM prices",
+    "SELECT k, max(recorded_at) AS recorded_at, sum(x) AS n FROM sales GROUP BY k HAVING count(*) = 1",
+    "SELECT k, max(recorded_at) AS recorded_at, sum(x) AS n FROM sales GROUP BY k HAVING count(*) > 1 AND sum(x) < 9",
+    "SELECT k, sold_at, recorded_at FROM sales ORDER BY amount LIMIT 10",
+    "SELECT k, sold_at, recorded_at FROM sales ORDER BY amount OFFSET 10",
+    "SELECT k, sold_at, TRY_CAST(recorded_at AS TIMESTAMP) AS recorded_at FROM sales",
+    "SELECT k, sold_at, CAST(recorded_at AS TIMESTAMP_S) AS recorded_at FROM sales",
+    "SELECT k, sold_at, coalesce(recorded_at, TIMESTAMP '2000-01-01') AS recorded_at FROM sales",
+    f"SELECT k, sold_at, coalesce(sold_at, max(recorded_at) {OVER}) AS recorded_at, sum(x) {OVER} AS n FROM sales",
+    "SELECT k, day, coalesce(max(sold_at), max(recorded_at)) AS recorded_at, sum(x) AS n FROM sales GROUP BY k, day",
+    "SELECT k, day, max(recorded_at) AS recorded_at, sum(x) AS n FROM (SELECT * FROM sales QUALIFY "
+    "row_number() OVER (PARTITION BY k ORDER BY sold_at DESC) = (SELECT 1)) GROUP BY k, day",  # a query of its own
 ]
 
 
