@@ -30,8 +30,20 @@ _NO_COLUMNS = (str, bytes, bytearray, memoryview, Mapping, Set)
 """They have a length, and no values one after the other: a set's order means nothing."""
 SHOWN_ROWS = 20
 """At most so many rows are shown in a notebook."""
-_NULLS = frozenset({"NAType", "NaTType"})
+NULLS = frozenset({"NAType", "NaTType"})
 """The types of pandas' own nulls."""
+WHOLE_FLOAT_LIMITS = {16: 2**11, 32: 2**24, 64: 2**53}
+"""By bits: from here on a float may stand for several integers, 2**53 for 2**53 + 1 as well."""
+_NARROW_TYPE = re.compile(r"\b(?:(halffloat|float16)|float32|float)\b")
+
+
+def float_bits(kind: object) -> int:
+    """Return the bits of floats, 64 for all other types.
+
+    ``kind`` is what numpy, pandas, polars, Arrow or DuckDB call the type of a column, of its items, or of a scalar.
+    """
+    narrow = _NARROW_TYPE.search(str(kind).lower())
+    return 64 if narrow is None else 16 if narrow[1] else 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +257,8 @@ def _inferred(values: Any) -> pa.Array:
     return column
 
 
-_NARROW = {"float16": ("halffloat", 2**11), "float32": ("float", 2**24)}
-"""Numpy's types: what Arrow calls them, and from where on one of their values may stand for several integers."""
+_NARROW = {"float16": "halffloat", "float32": "float"}
+"""Numpy's types, and what Arrow calls them."""
 
 
 def _has(names: Iterable[str], values: Iterable[Any]) -> bool:
@@ -261,7 +273,8 @@ def _check_certain(values: Iterable[Any], kept: list[Any], kind: str) -> None:
     """
     if not all(map(_is_whole, _leaves(kept))):
         return
-    wider = {name: limit for name, (arrow, limit) in _NARROW.items() if arrow not in re.findall(r"\w+", kind)}
+    found = re.findall(r"\w+", kind)
+    wider = {name: WHOLE_FLOAT_LIMITS[float_bits(name)] for name, arrow in _NARROW.items() if arrow not in found}
     for row, value in enumerate(values):
         for leaf in _leaves(value):
             limit = wider.get(type(leaf).__name__)
@@ -312,7 +325,7 @@ def _aware(moment: datetime) -> datetime:
 
 
 def _plain(value: Any) -> Any:
-    return None if type(value).__name__ in _NULLS else value
+    return None if type(value).__name__ in NULLS else value
 
 
 def _is_of(kind: type, library: str) -> bool:

@@ -6,7 +6,6 @@ It loads httpx and msgspec, nothing else; pyarrow where rows come as an Arrow st
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,7 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from featurestore import errors
 from featurestore.client.failures import error_of
-from featurestore.tables import as_arrow, as_list, html_columns, instants_as_list, library_type, read_table
+from featurestore.tables import (
+    NULLS,
+    WHOLE_FLOAT_LIMITS,
+    as_arrow,
+    as_list,
+    float_bits,
+    html_columns,
+    instants_as_list,
+    library_type,
+    read_table,
+)
 
 try:
     import httpx
@@ -32,7 +41,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ROUNDING = "event and created times up and all others down"
-_NULLS = frozenset({"NAType", "NaTType"})
 KEEP_CONNECTION_SECONDS = 30.0
 """Less than the server keeps an idle one, so that it is never closed under a request."""
 
@@ -373,19 +381,15 @@ def _column(name: str, values: Any) -> list[Any]:
     _check_certain(f"Column {name!r}", listed, library_type(values))
     if _is_infinite(listed):
         raise errors.InputError(f"Column {name!r} holds an infinite value, which JSON does not have.")
-    return [None if type(v).__name__ in _NULLS or (isinstance(v, float) and v != v) else v for v in listed]
-
-
-_NARROW_TYPE = re.compile(r"\b(?:(halffloat|float16)|float32|float)\b")
-"""In what numpy, pandas, polars or Arrow call the type of a column or of a scalar."""
+    return [None if type(v).__name__ in NULLS or (isinstance(v, float) and v != v) else v for v in listed]
 
 
 def _check_certain(what: str, values: list[Any], kind: Any) -> None:
     """Refuse what may be integers in a narrow float: 2**24 in 32 bits may have been 2**24 + 1, another entity."""
-    narrow = _NARROW_TYPE.search(str(kind).lower())
-    if narrow is None:
+    bits = float_bits(kind)
+    if bits == 64:
         return
-    limit = 2**11 if narrow[1] else 2**24
+    limit = WHOLE_FLOAT_LIMITS[bits]
     numbers = [value for value in values if isinstance(value, float) and math.isfinite(value)]
     beyond = next((number for number in numbers if abs(number) >= limit), None)
     if beyond is not None and all(map(float.is_integer, numbers)):
@@ -403,7 +407,7 @@ def _is_infinite(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     """Return what JSON has for a value of numpy or pandas."""
-    if type(value).__name__ in _NULLS:
+    if type(value).__name__ in NULLS:
         return None
     if hasattr(value, "isoformat"):
         if getattr(value, "nanosecond", 0):

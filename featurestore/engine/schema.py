@@ -67,12 +67,13 @@ def check_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
     if view.sql is None:  # of SQL's output no row number is asked
         problems += [_hiding(column.name) for column in columns if column.name.lower() in (FILE_NUMBER, FILE_ROW)]
     for key, value_type in view.join_keys.items():
-        problems += _typed_problems(columns, "join key", key, value_type, by_value=view.sql is None)
+        problems += _typed_problems(columns, "join key", key, value_type, by_value=_by_value(view, value_type))
     problems += _time_problems(columns, "event time", view.timestamp_field)
     if view.created_timestamp_field is not None:
         problems += _time_problems(columns, "created time", view.created_timestamp_field)
     for field in view.fields or ():
-        problems += _typed_problems(columns, "feature", field.name, field.type, by_value=view.sql is None)
+        by_value = _by_value(view, field.type)
+        problems += _typed_problems(columns, "feature", field.name, field.type, by_value=by_value)
     if problems:
         read = "the output of its SQL" if view.sql is not None else f"source {view.batch_sources[0].name!r}"
         raise SourceSchemaError(
@@ -83,6 +84,14 @@ def check_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
         )
 
 
+def _by_value(view: FeatureView, declared: ValueType) -> bool:
+    """Tell whether values decide if a column serves: of SQL only where it has integers and floats are declared.
+
+    The column that the SQL reads may hold floats one day and integers the next; a float that it computes is no integer.
+    """
+    return view.sql is None or declared == Float64
+
+
 def _huge_hint(view: FeatureView, columns: Sequence[SourceColumn]) -> str:
     """Return how to make the declared types of DuckDB's sums of integers, where these are not taken by value."""
     casts = [
@@ -90,7 +99,7 @@ def _huge_hint(view: FeatureView, columns: Sequence[SourceColumn]) -> str:
         for name, declared in {**view.join_keys, **{field.name: field.type for field in view.fields or ()}}.items()
         if (column := find_column(columns, name)) is not None
         and column.native_type.rstrip("[]") in HUGE
-        and not serves(column, declared)
+        and not serves(column, declared, by_value=_by_value(view, declared))
     ]
     return f"Sums of integers are HUGEINT in DuckDB: write {' and '.join(casts)} in the SQL." if casts else ""
 

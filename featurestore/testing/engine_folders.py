@@ -6,6 +6,7 @@ See `featurestore.testing.engine_project` for the fixture that the suite takes.
 from __future__ import annotations
 
 from datetime import date
+from decimal import Decimal as D
 from typing import Any
 
 import pyarrow as pa
@@ -91,10 +92,24 @@ class EngineFoldersConformance(EngineSuite):
             ("v=__HIVE_DEFAULT_PARTITION__", pa.array([None, None], pa.string()), None),
             ("v=0.1", pa.array([0.1, 0.1], pa.float32()), "0.1"),
             ("v=x", pa.nulls(2), "x"),
+            ("v=01.50", pa.array([D("1.50")] * 2), "01.50"),
+            ("v=-1", pa.array([-1.0, -1.0]), "-1"),
+            ("v=0", pa.array([0.0, 0.0]), "0"),
+            ("v=true", [True, True], "true"),
+            ("v=2020-01-02 00:00:00", [date(2020, 1, 2)] * 2, "2020-01-02 00:00:00"),
+            ("v=2020-01-02", pa.array([date(2020, 1, 2)] * 2).cast(pa.timestamp("us")), "2020-01-02"),
             ("v=x", ["x", "y"], SourceError),
             ("v=x", ["x", None], SourceError),
             ("v=1", [1, 2], SourceError),
             ("v=x", [1, 1], SourceError),
+            ("v=x", pa.array([None, None], pa.int64()), SourceError),
+            ("v=1.6", [2, 2], SourceError),
+            ("v=1.239", pa.array([D("1.24")] * 2), SourceError),
+            ("v=16777217", pa.array([2.0**24] * 2, pa.float32()), SourceError),
+            ("v=yes", [True, True], SourceError),
+            ("v=X", ["x", "x"], SourceError),
+            ("v=2020-01-02 15:00:00", [date(2020, 1, 2)] * 2, SourceError),
+            ("v=__HIVE_DEFAULT_PARTITION__", [1, 1], SourceError),
             ("v=__HIVE_DEFAULT_PARTITION__", ["x", "x"], SourceError),
         ],
     )
@@ -114,6 +129,12 @@ class EngineFoldersConformance(EngineSuite):
             return
         found = {row["k"]: row["v"] for row in project.rows(view)}
         assert found == {0: wanted, 1: wanted, 7: "other"}
+
+    def test_two_folders_that_spell_one_number_are_refused(self, project: EngineProject) -> None:
+        for number, folder in enumerate(("v=1", "v=01")):
+            project.write(f"data/{folder}/f.parquet", table_of(k=pa.array([number] * 3), v=pa.array([1, 1, 1])))
+        with pytest.raises(SourceSchemaError, match="column 'v' is 1 in one folder's name, but 01 in another's"):
+            project.rows(view_of("data", features={"v": String}))
 
     def test_a_contradiction_in_a_column_that_no_view_reads_harms_nobody(self, project: EngineProject) -> None:
         project.write("data/note=x/f.parquet", table_of().append_column("note", pa.array(["y"] * 3)))

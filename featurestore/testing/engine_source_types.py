@@ -272,7 +272,8 @@ class EngineSourceTypesConformance(EngineSuite):
         self, project: EngineProject, floats: Any, limit: int, declared: ValueType
     ) -> None:
         largest = min(limit, 2**31) - 1 if floats is np.float64 else limit - 1
-        whole = [0.0, -7.0, float(largest), -float(largest), math.nan]
+        least = -(2**31) if floats is np.float64 and declared == Int32 else -largest
+        whole = [0.0, -7.0, float(largest), float(least), math.nan]
         kind = pa.int64() if declared == Int64 else pa.int32()
         most = 2**62 + 1 if declared == Int64 else 2**30 + 1
         project.write("data/a.parquet", table_of(k=pa.array([100]), v=pa.array([most], kind)))
@@ -328,6 +329,30 @@ class EngineSourceTypesConformance(EngineSuite):
             }
         with pytest.raises(SourceError, match=r"Column 'v' of .*b\.parquet holds 0\.5"):
             project.stage(view_of("data", features={"v": Int64}))
+
+    def test_sql_of_floats_may_find_whole_numbers_another_day(self, project: EngineProject) -> None:
+        floats = pa.array([1.0, None])
+        for sql in (SQL, 'SELECT k, "at", sum(v) AS v FROM flights GROUP BY ALL'):
+            project.write("data/a.parquet", table_of(k=pa.array([1, 2]), v=floats))
+            view = view_of("data", sql=sql)
+            assert {row["k"]: row["v"] for row in project.rows(view)} == {1: 1.0, 2: None}
+            project.write("data/b.parquet", table_of(k=pa.array([3]), v=pa.array([2**53 - 1])))
+            assert {row["k"]: row["v"] for row in project.rows(view)} == {1: 1.0, 2: None, 3: 2.0**53 - 1}
+            project.write("data/b.parquet", table_of(k=pa.array([3]), v=pa.array([2**53])))
+            with pytest.raises(SourceError, match="Column 'v' holds 9007199254740992, which is no whole number"):
+                project.rows(view)
+            (project.root / "data" / "b.parquet").unlink()
+
+    @pytest.mark.parametrize(("width", "limit"), [(np.float32, 2**24), (np.float16, 2**11)])
+    def test_narrow_floats_that_may_be_several_integers_are_no_integers(
+        self, project: EngineProject, width: Any, limit: int
+    ) -> None:
+        project.write("data/a.parquet", table_of(k=pa.array([1]), v=pa.array([5])))
+        for number, wanted in ((limit - 1, Int64), (limit, Float64)):
+            project.write("data/b.parquet", table_of(k=pa.array([2]), v=pa.array(np.array([number], width))))
+            assert project.value_types(source_at("data"))["v"] == wanted
+            view = view_of("data", features={"v": wanted})
+            assert {row["k"]: row["v"] for row in project.rows(view)} == {1: 5, 2: number}
 
     def test_a_float_that_sql_computes_is_no_integer_by_declaration(self, project: EngineProject) -> None:
         project.write("data.parquet", table_of())

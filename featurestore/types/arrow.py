@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ValueTypeError
+from featurestore.tables import WHOLE_FLOAT_LIMITS
 from featurestore.types.times import instants_from_arrow
 from featurestore.types.values import (
     AMBIGUOUS,
-    WHOLE_FLOAT_LIMITS,
     Array,
     Bool,
     Bytes,

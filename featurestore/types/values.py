@@ -31,14 +31,13 @@ from decimal import Decimal as PythonDecimal
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import DefinitionError, ValueTypeError
+from featurestore.tables import WHOLE_FLOAT_LIMITS, float_bits
 from featurestore.types.times import to_datetime, to_instant, to_rfc3339
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
-WHOLE_FLOAT_LIMITS = {16: 2**11, 32: 2**24, 64: 2**53}
-"""By bits: from here on a float may stand for several integers, 2**53 for 2**53 + 1 as well."""
 AMBIGUOUS = "a float of this size may stand for several integers"
 
 
@@ -156,14 +155,10 @@ class CoarseFloat(float):
     """A float that a library held in 16 or 32 bits and that, as an integer, may have been another one."""
 
 
-_NARROW_TYPE = re.compile(r"\b(?:(halffloat|float16)|float32|float)\b")
-"""In what numpy, pandas, polars or Arrow call the type of a column, of its items, or of a scalar."""
-
-
 def from_library(value: Any, kind: Any) -> Any:
     """Return the Python value or list that a library made of its own of type ``kind``, coarse floats marked."""
-    narrow = _NARROW_TYPE.search(str(kind).lower())
-    return value if narrow is None else _marked(value, WHOLE_FLOAT_LIMITS[16 if narrow[1] else 32])
+    bits = float_bits(kind)
+    return value if bits == 64 else _marked(value, WHOLE_FLOAT_LIMITS[bits])
 
 
 def _marked(value: Any, limit: int) -> Any:

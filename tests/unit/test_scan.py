@@ -131,7 +131,6 @@ def test_sums_of_integers_are_int64_by_value(joined_root, kind):
     ("declared", "column", "cast"),
     [
         (Int32, "sum(k) OVER ()", "INTEGER"),
-        (Float64, "sum(k) OVER ()", "DOUBLE"),
         (Array(Int64), "[1::HUGEINT]", "BIGINT[]"),
         (Array(Int64), "[1::UHUGEINT]", "BIGINT[]"),
     ],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from featurestore.engine.duck.session import USER_ERROR, quote, text
 from featurestore.engine.interface import SourceColumn
 from featurestore.engine.schema import BY_VALUE, HUGE, NULL_TYPE, null_depth
+from featurestore.tables import WHOLE_FLOAT_LIMITS, float_bits
 from featurestore.types import Date, Int32, Int64, Timestamp, ValueType
 from featurestore.types.arrow import value_type_of
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT
@@ -106,12 +107,12 @@ def converted(
         outside = f"error({text(f'{USER_ERROR}column {column.name!r} holds a date outside the years 1 to 9999')})"
         within = f"{sql} IS NULL OR {sql} BETWEEN DATE '0001-01-01' AND DATE '9999-12-31'"
         return f"CASE WHEN {within} THEN {sql} ELSE {outside} END"
+    if (declared, column.value_type) in BY_VALUE:
+        return _by_value(column, sql, declared, path)
     if column.duck_type in HUGE:
         says = f"{text(f'{USER_ERROR}column {column.name!r} holds ')} || {sql}::VARCHAR || ', which is beyond Int64'"
         within = f"{sql} IS NULL OR {sql} BETWEEN {-(2**63)} AND {2**63 - 1}"
         return f"CASE WHEN {within} THEN TRY_CAST({sql} AS BIGINT) ELSE error({says}) END"
-    if (declared, column.value_type) in BY_VALUE:
-        return _by_value(column, sql, declared, path)
     if declared.item is not None and _holds(declared, (Timestamp, Date)):
         item = Column(column.name, column.duck_type.removesuffix("[]"), column.native_type, declared.item)
         name = quote(f"item{column.duck_type.count('[')}")
@@ -121,8 +122,10 @@ def converted(
 
 def _by_value(column: Column, sql: str, declared: ValueType, path: str | None) -> str:
     """Return floats as the integers that they are, NaN as null, or integers as floats: none that has two meanings."""
-    bits = {"halffloat": 11, "float": 24}.get(column.native_type, 53)
-    limit = 2 ** min(bits, 31 if declared == Int32 else bits)
+    limit = WHOLE_FLOAT_LIMITS[float_bits(column.native_type)]
+    least = -limit + 1
+    if declared == Int32 and limit > 2**31:
+        limit, least = 2**31, -(2**31)
     says = f", which is no whole number below 2^{limit.bit_length() - 1}, as {declared} wants here"
     of = "" if path is None else f"' of ' || {path} || "
     fault = f"error({text(f'{USER_ERROR}column {column.name!r}')} || {of}' holds ' || {sql}::VARCHAR || {text(says)})"
@@ -130,7 +133,7 @@ def _by_value(column: Column, sql: str, declared: ValueType, path: str | None) -
     null = f"{sql} IS NULL OR isnan({sql})" if is_float else f"{sql} IS NULL"
     whole = f"{sql} = trunc({sql}) AND " if is_float else ""
     # A CASE may cast the values of its other branches, too: TRY_CAST does not mind.
-    made = f"{whole}{sql} > -{limit} AND {sql} < {limit} THEN TRY_CAST({sql} AS {duckdb_type(declared)})"
+    made = f"{whole}{sql} >= {least} AND {sql} < {limit} THEN TRY_CAST({sql} AS {duckdb_type(declared)})"
     return f"CASE WHEN {null} THEN NULL WHEN {made} ELSE {fault} END"
 
 

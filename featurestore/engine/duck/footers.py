@@ -12,6 +12,7 @@ from featurestore.engine.duck.session import source_file_error
 from featurestore.engine.interface import SourceColumn
 from featurestore.engine.schema import twins
 from featurestore.errors import SourceSchemaError
+from featurestore.tables import WHOLE_FLOAT_LIMITS
 from featurestore.types import String
 from featurestore.types.arrow import value_type_of
 
@@ -34,6 +35,8 @@ class Footer:
     """Timestamp columns that may have more digits than microseconds."""
     partitions: tuple[Partition, ...] = ()
     """The hive folders between the source and the file."""
+    texts: tuple[str, ...] = ()
+    """The text of each."""
 
     @property
     def has_columns(self) -> bool:
@@ -69,25 +72,27 @@ def read_footer(path: str, state: str, below: str) -> Footer:
         SourceColumn(field.name, f"{field.type}{' (INT96)' * (field.name in old)}", value_type_of(field.type))
         for field in schema
     ]
-    partitions = _partitions(Path(path), Path(below), {column.name: column.native_type for column in own})
+    found = _partitions(Path(path), Path(below), {column.name: column.native_type for column in own})
+    partitions = tuple(partition for partition, _ in found)
     folders = [partition.name for partition in partitions]
     columns = [column for column in own if column.name not in folders]
     columns += [SourceColumn(name, "hive partition", String) for name in folders]
-    if found := twins(column.name for column in columns):
-        raise SourceSchemaError(f"{path}: {found[0]}.", hint="Rename one of them.", path=path)
+    if same := twins(column.name for column in columns):
+        raise SourceSchemaError(f"{path}: {same[0]}.", hint="Rename one of them.", path=path)
     fine = {field.name for field in schema if pa.types.is_timestamp(field.type) and field.type.unit == "ns"}
-    return Footer(path, state, rows, tuple(columns), frozenset(fine), partitions)
+    return Footer(path, state, rows, tuple(columns), frozenset(fine), partitions, tuple(text for _, text in found))
 
 
-def _partitions(path: Path, below: Path, stored: Mapping[str, str]) -> tuple[Partition, ...]:
+def _partitions(path: Path, below: Path, stored: Mapping[str, str]) -> list[tuple[Partition, str]]:
     folders = path.relative_to(below).parts[:-1] if path.is_relative_to(below) else ()
     partitions = []
     for number, folder in enumerate(folders, start=len(below.parts) + 1):
-        key, equals, _ = folder.partition("=")
+        key, equals, given = folder.partition("=")
         if key and equals:
             value = f"url_decode(substr(split_part({PATH}, '/', {number}), {len(key) + 2}))"
-            partitions.append(Partition(unquote(key), stored.get(unquote(key)), f"nullif({value}, {_HIVE_NULL})"))
-    return tuple(partitions)
+            partition = Partition(unquote(key), stored.get(unquote(key)), f"nullif({value}, {_HIVE_NULL})")
+            partitions.append((partition, unquote(given)))
+    return partitions
 
 
 @lru_cache(maxsize=65536)
@@ -116,15 +121,16 @@ def holds_whole(path: str, state: str, name: str) -> bool:
 
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=[name]):
-            column = batch.column(name).cast(pa.float64())
-            whole = pc.and_(pc.equal(pc.trunc(column), column), pc.less(pc.abs(column), float(2**53)))
+            found = batch.column(name)
+            column, limit = found.cast(pa.float64()), float(WHOLE_FLOAT_LIMITS[found.type.bit_width])
+            whole = pc.and_(pc.equal(pc.trunc(column), column), pc.less(pc.abs(column), limit))
             if not pc.all(pc.or_kleene(whole, pc.is_nan(column)), min_count=0).as_py():
                 return False
     return True
 
 
 def has_nanoseconds(path: str, name: str) -> bool:
-    """Tell whether an instant of a column in nanoseconds has digits below microseconds."""
+    """Tell whether an instant of an INT96 column has digits below microseconds."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -134,9 +140,7 @@ def has_nanoseconds(path: str, name: str) -> bool:
         pairs = zip(file.iter_batches(columns=[name]), coarse.iter_batches(columns=[name]), strict=True)
         for batch, other in pairs:
             instants = batch.column(0).cast(pa.int64())
-            whole = other.column(0).cast(pa.int64())
-            if other.schema.field(0).type.unit == "ns":
-                whole = pc.divide(whole, 1000)
-            if pc.any(pc.not_equal(instants, pc.multiply(whole, 1000))).as_py():
+            whole = pc.multiply(other.column(0).cast(pa.int64()), 1000)
+            if pc.any(pc.not_equal(instants, whole)).as_py():
                 return True
     return False

@@ -6,7 +6,9 @@ import glob
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +151,7 @@ def open_source(
             footers = tuple(_blanked(footer, doubtful, nan_too) for footer in footers)
             columns, disagreeing = _unified(footers)
     columns = tuple(_whole(column, footers) for column in columns)
-    problems = [*disagreeing.values(), *twins(column.name for column in columns)]
+    problems = [*disagreeing.values(), *twins(column.name for column in columns), *_spelled_twice(footers)]
     if problems:
         raise SourceSchemaError(
             f"Source {source.name!r}: its files disagree:" + "".join(f"\n  - {problem}" for problem in problems[:20]),
@@ -184,6 +186,18 @@ def _whole(column: SourceColumn, footers: Sequence[Footer]) -> SourceColumn:
         if kind in (Float32, Float64)
     )
     return replace(column, value_type=Int64) if is_whole else column
+
+
+def _spelled_twice(footers: Sequence[Footer]) -> Iterator[str]:
+    """Complain of folders that spell one number of the files' own column in two ways, which would be two keys."""
+    seen: dict[tuple[str, Decimal], str] = {}
+    for footer in footers:
+        for partition, spelled in zip(footer.partitions, footer.texts, strict=True):
+            with suppress(InvalidOperation):
+                if partition.stored is not None and not partition.stored.endswith("string"):
+                    first = seen.setdefault((partition.name, Decimal(spelled)), spelled)
+                    if first != spelled:
+                        yield f"column {partition.name!r} is {spelled} in one folder's name, but {first} in another's"
 
 
 def _unserved(columns: Sequence[SourceColumn], declared: Mapping[str, ValueType | None]) -> Iterator[str]:
@@ -424,8 +438,27 @@ def _from_folder(partition: Partition, duck_type: str) -> str:
     own, folder = quote(partition.name), partition.value
     says = f"' of ' || {PATH} || ' holds ' || coalesce({own}::VARCHAR, 'null') || {text(FOLDER_SAYS)} || "
     fault = f"{text(f'{USER_ERROR}column {partition.name!r}')} || {says}coalesce({folder}, 'null')"
-    same = f"{own} IS NOT DISTINCT FROM TRY_CAST({folder} AS {duck_type})"
+    same = f"coalesce({_is_same(own, folder, duck_type)}, {own} IS NULL AND {folder} IS NULL)"
     return f"CASE WHEN {same} THEN {folder} ELSE error({fault}) END"
+
+
+def _is_same(own: str, folder: str, duck_type: str) -> str:
+    """Return the condition that a folder's text means exactly the value of a file's own column; both are not null."""
+    if duck_type == "DATE" or duck_type.startswith("TIMESTAMP"):
+        kind = duck_type if duck_type != "DATE" else "TIMESTAMP"  # a text with a time of day is no date
+        return f"{own} = TRY_CAST({folder} AS {kind})"
+    if duck_type == "BOOLEAN":
+        return f"{own}::VARCHAR = lower({folder})"
+    if duck_type in ("VARCHAR", "BLOB"):
+        return f"{own}::VARCHAR = {folder}"
+    return f"{_canonical(f'{own}::VARCHAR')} = {_canonical(folder)}"  # a cast to a number would round
+
+
+def _canonical(number: str) -> str:
+    """Return the text of a number without zeros at its ends that say nothing."""
+    for pattern, kept in ((r"^\+", ""), (r"^(-?)0+([0-9])", r"\1\2"), (r"(\.[0-9]*?)0+$", r"\1"), (r"\.$", "")):
+        number = f"regexp_replace({number}, '{pattern}', '{kept}')"
+    return number
 
 
 def _select(columns: Sequence[str], paths: Sequence[str]) -> str:
