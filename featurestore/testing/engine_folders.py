@@ -6,7 +6,7 @@ See `featurestore.testing.engine_project` for the fixture that the suite takes.
 from __future__ import annotations
 
 from datetime import date
-from decimal import Decimal as D
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -92,7 +92,7 @@ class EngineFoldersConformance(EngineSuite):
             ("v=__HIVE_DEFAULT_PARTITION__", pa.array([None, None], pa.string()), None),
             ("v=0.1", pa.array([0.1, 0.1], pa.float32()), "0.1"),
             ("v=x", pa.nulls(2), "x"),
-            ("v=01.50", pa.array([D("1.50")] * 2), "01.50"),
+            ("v=01.50", pa.array([Decimal("1.50")] * 2), "01.50"),
             ("v=-1", pa.array([-1.0, -1.0]), "-1"),
             ("v=0", pa.array([0.0, 0.0]), "0"),
             ("v=true", [True, True], "true"),
@@ -104,7 +104,7 @@ class EngineFoldersConformance(EngineSuite):
             ("v=x", [1, 1], SourceError),
             ("v=x", pa.array([None, None], pa.int64()), SourceError),
             ("v=1.6", [2, 2], SourceError),
-            ("v=1.239", pa.array([D("1.24")] * 2), SourceError),
+            ("v=1.239", pa.array([Decimal("1.24")] * 2), SourceError),
             ("v=16777217", pa.array([2.0**24] * 2, pa.float32()), SourceError),
             ("v=yes", [True, True], SourceError),
             ("v=X", ["x", "x"], SourceError),
