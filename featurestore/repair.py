@@ -278,7 +278,7 @@ def _is_alike(registered: RegisteredView, version: TableVersion) -> bool:
     import pyarrow.parquet as pq
 
     schema = registered.table_schema
-    wanted = {name: arrow_type(kind) for name, kind in (*schema.join_keys, *schema.features)}
+    wanted = {name: arrow_type(kind) for name, kind in (*schema.join_keys, *schema.stored)}
     found = [pq.read_schema(file.path) for file in version.files]
     keys = {name for name, _ in schema.join_keys}
     return all(

@@ -43,7 +43,7 @@ class FeatureView(Definition):
     entities: tuple[Entity, ...]
     sources: tuple[ParquetSource | PushSource, ...]
     fields: tuple[Field, ...] | None = None
-    """The declared schema, or None until `fs apply` has read it."""
+    """The declared schema of what is stored, or None until `fs apply` has read it."""
     sql: str | None = None
     ttl: timedelta | None = None
     online: bool = True
@@ -119,13 +119,27 @@ class FeatureView(Definition):
 
     @property
     def features(self) -> tuple[Field, ...]:
-        """The view's features; raises DefinitionError while no schema is declared or pinned."""
+        """What may be asked for; raises DefinitionError while no schema is declared or pinned."""
+        return self.stored
+
+    @property
+    def stored(self) -> tuple[Field, ...]:
+        """What the view's log keeps of each row: what is read, pushed, committed and compared. Raises as `features`."""
         if self.fields is None:
             raise DefinitionError(
                 f"FeatureView {self.name!r}: schema: is not known yet.",
                 hint="Declare schema=[Field(...)], or run `fs apply`, which reads it from the source.",
             )
         return self.fields
+
+    @property
+    def stored_types(self) -> dict[str, ValueType]:
+        """Every join key and stored field with its type, in the order of the log."""
+        return {**self.join_keys, **{field.name: field.type for field in self.stored}}
+
+    def made_of(self, feature: str) -> tuple[str, ...]:
+        """Return the stored fields that one feature is made of."""
+        return (feature,)
 
     @property
     def batch_sources(self) -> tuple[ParquetSource, ...]:

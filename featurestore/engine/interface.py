@@ -181,7 +181,7 @@ class Engine(ABC):
         until_us: int | None = None,
         batch_rows: int,
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the newest row of each entity: keys, event_ts, created_ts, features.
+        """Yield the newest row of each entity: keys, event_ts, created_ts, stored fields.
 
         Newest by (event_ts, created_ts with null as event_ts, fs_seq). With ``changed`` (some of ``files``) only
         of entities that occur there, and newest among those files' rows: compare-and-set does the rest. Rows with
@@ -218,7 +218,7 @@ class Engine(ABC):
         """Yield each row that went with ``removed`` and is not in ``added``, and the newest row left of its entity.
 
         ``files`` are the table's now. Columns: keys, `GONE_EVENT`, `GONE_CREATED` (null created as event), then
-        event_ts, created_ts and features of the newest row (as in `latest`); a null event_ts: there is none.
+        event_ts, created_ts and stored fields of the newest row (as in `latest`); a null event_ts: there is none.
         """
 
     @abstractmethod
@@ -253,7 +253,7 @@ class SqlReader(Protocol):
     ) -> pa.Table:
         """Return the result of one SELECT over sources and views by name.
 
-        A view (with its table's files) has join keys, ``event_ts`` and features, each row as it was last
+        A view (with its table's files) has join keys, ``event_ts`` and stored fields, each row as it was last
         corrected. Raises EntityFrameError with the engine's words for SQL that does not run, SourceFileError and
         DamagedFileError for what it reads.
         """
@@ -267,5 +267,5 @@ class SqlReader(Protocol):
         """Return at most ``rows`` rows of a view's source that a run does not take, newest first by reason.
 
         Columns: ``fs_dropped`` (no event time, null key, or duplicate: a later row has the same keys and times), join
-        keys, features, ``event_ts``, ``created_ts``. Raises SourceError.
+        keys, stored fields, ``event_ts``, ``created_ts``. Raises SourceError.
         """

@@ -107,7 +107,7 @@ class PushPlan:
                 source=source,
             )
         self.encoders = {r.view.name: RecordEncoder(r.layout) for r in self.views if r.view.online}
-        names = (name for r in self.views for name in (*r.view.join_keys, *(field.name for field in r.view.features)))
+        names = (name for registered in self.views for name in registered.view.stored_types)
         self.needed = tuple(dict.fromkeys([*names, self.source.batch_source.timestamp_field]))
 
 

@@ -87,8 +87,8 @@ class PushedRows:
         created: Column = [now_us] * self.row_count
         if source.created_timestamp_field is not None and source.created_timestamp_field in self._columns:
             created = _filled(self._instants(source.created_timestamp_field, until_us), now_us)
-        features = {field.name: self._values(field.name, field.type) for field in view.features}
-        return ViewRows(view, keys, event, created, features)
+        stored = {field.name: self._values(field.name, field.type) for field in view.stored}
+        return ViewRows(view, keys, event, created, stored)
 
     def _key(self, name: str, kind: ValueType) -> Column:
         try:
@@ -167,30 +167,28 @@ class ViewRows:
     keys: Mapping[str, Column]
     event_us: Column
     created_us: Column
-    features: Mapping[str, Column]
+    stored: Mapping[str, Column]
 
     def table(self) -> pa.Table:
-        """Return the rows as Arrow: join keys, event_ts, created_ts, features."""
+        """Return the rows as Arrow: join keys, event_ts, created_ts, stored fields."""
         import pyarrow as pa
 
-        kinds = {**self.view.join_keys, **{field.name: field.type for field in self.view.features}}
-        typed = {
-            name: _array(column, arrow_type(kinds[name])) for name, column in {**self.keys, **self.features}.items()
-        }
+        kinds, given = self.view.stored_types, {**self.keys, **self.stored}
+        typed = {name: _array(column, arrow_type(kinds[name])) for name, column in given.items()}
         instants = {EVENT: self.event_us, CREATED: self.created_us}
         moments = {n: _array(column, pa.int64()).cast(arrow_type(Timestamp)) for n, column in instants.items()}
         columns = {**typed, **moments}
-        return pa.table({name: columns[name] for name in (*self.keys, EVENT, CREATED, *self.features)})
+        return pa.table({name: columns[name] for name in (*self.keys, EVENT, CREATED, *self.stored)})
 
     def writes(self, encoder: RecordEncoder, batch_rows: int) -> Iterator[Sequence[Write]]:
         """Yield the rows as records, in batches."""
-        columns = [*self.keys.values(), self.event_us, self.created_us, *self.features.values()]
+        columns = [*self.keys.values(), self.event_us, self.created_us, *self.stored.values()]
         if not all(isinstance(column, list) for column in columns) or len(self.event_us) > FEW:
             for batch in self.table().to_batches(max_chunksize=batch_rows):
                 yield encoder.encode_table(batch)
             return
         entities = zip(*(self.keys[name] for name, _ in encoder.layout.join_keys), strict=True)
-        values = zip(*(self.features[name] for name, _ in encoder.layout.features), strict=True)
+        values = zip(*(self.stored[name] for name, _ in encoder.layout.fields), strict=True)
         yield list(map(encoder.write, entities, self.event_us, self.created_us, values))
 
 

@@ -28,8 +28,8 @@ class Unread:
     """What of a view's committed spans was not read by the definition that is applied now."""
 
     view: str
-    features: tuple[str, ...]
-    """The features that the definition has."""
+    stored: tuple[str, ...]
+    """The stored fields that the definition has."""
     reads: str
     """A hash of what the definition reads: SQL, paths, time columns."""
     missing: Mapping[str, tuple[Interval, ...]]
@@ -54,11 +54,11 @@ class Unread:
             outdated=subtract(self.outdated, taken) if rebuilt else self.outdated,
         )
 
-    def texts(self, features: Iterable[str] | None = None) -> tuple[str, ...]:
-        """Return what to say of it, a sentence and a command each; ``features`` are those that somebody asks for."""
-        asked = set(self.features if features is None else features)
+    def texts(self, stored: Iterable[str] | None = None) -> tuple[str, ...]:
+        """Return what to say about it, a sentence and a command each; ``stored`` are the fields that are asked for."""
+        asked = set(self.stored if stored is None else stored)
         found = []
-        names = [name for name in self.features if name in self.missing and name in asked]
+        names = [name for name in self.stored if name in self.missing and name in asked]
         if names:
             spans = merge(span for name in names for span in self.missing[name])
             what = f"Feature {names[0]!r}" if len(names) == 1 else f"Features {', '.join(map(repr, names))}"
@@ -95,7 +95,7 @@ def read_unread(registry: Registry, registered: RegisteredView, watermark: Water
     """
     view, ledger = registered.view, registry.ledger
     entry = ledger.latest(registered.project, KIND, watermark_key(view.name, registered.generation))
-    names = tuple(field.name for field in view.features)
+    names = tuple(field.name for field in view.stored)
     reads, is_incremental = reads_of(view), watermark.begun_us is not None or not watermark.intervals
     if entry is None:
         missing = _missing_by_history(registry, registered) if watermark.intervals else {}
@@ -128,7 +128,7 @@ def _missing_by_history(registry: Registry, registered: RegisteredView) -> dict[
     first = min(added.values(), default=None)
     marks = registry.ledger.scan(project, WATERMARK_KIND, key=watermark_key(name, registered.generation))
     missing = {}
-    for feature in registered.view.features:
+    for feature in registered.view.stored:
         at = added.get(feature.name)
         if at is None or at == first:
             continue
@@ -145,7 +145,7 @@ def write_unread(ledger: Ledger, registered: RegisteredView, unread: Unread) -> 
     """Write what is left, durably, unless it is written already."""
     key = watermark_key(registered.view.name, registered.generation)
     document = {
-        "features": list(unread.features),
+        "features": list(unread.stored),
         "reads": unread.reads,
         "missing": {name: [list(span) for span in spans] for name, spans in unread.missing.items()},
         "outdated": [list(span) for span in unread.outdated],

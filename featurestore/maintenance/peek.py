@@ -20,7 +20,7 @@ logger = logging.getLogger("featurestore")
 
 
 def peek(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Table:
-    """Return the newest ``rows`` rows of a view's table, newest first: keys, event_ts, created_ts, features.
+    """Return the newest ``rows`` rows of a view's table, newest first: keys, event_ts, created_ts, stored fields.
 
     An empty table where nothing is materialized yet. Reads only the ends of the files, which lie in time order, and
     no file that is older than what is found. Raises DamagedFileError.
@@ -31,13 +31,10 @@ def peek(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Tabl
     if mismatch is not None:
         logger.warning("%s %s", mismatch.message, mismatch.hint)
     version = workspace.offline.current(registered.table)
-    shown = [*registered.view.join_keys, EVENT, CREATED]
     instant = pa.timestamp("us", tz="UTC")
-    kinds = {**registered.view.join_keys, **{field.name: field.type for field in registered.view.features}}
-    schema = pa.schema(
-        [(name, instant if name in (EVENT, CREATED) else arrow_type(kinds[name])) for name in shown]
-        + [(field.name, arrow_type(field.type)) for field in registered.view.features]
-    )
+    kinds = registered.view.stored_types
+    shown = dict.fromkeys([*registered.view.join_keys, EVENT, CREATED, *kinds])
+    schema = pa.schema([(name, instant if name in (EVENT, CREATED) else arrow_type(kinds[name])) for name in shown])
     order = [(EVENT, "descending"), (CREATED, "descending"), (SEQUENCE, "descending")]
     files = () if version is None else sorted(version.files, key=lambda file: file.max_event_us, reverse=True)
     found = schema.append(pa.field(SEQUENCE, pa.int64())).empty_table()

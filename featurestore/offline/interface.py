@@ -33,10 +33,10 @@ class TableId:
 
 @dataclass(frozen=True, slots=True)
 class TableSchema:
-    """The columns of a table beside `LOG_COLUMNS`."""
+    """The columns of a table apart from `LOG_COLUMNS`."""
 
     join_keys: tuple[tuple[str, ValueType], ...]
-    features: tuple[tuple[str, ValueType], ...]
+    stored: tuple[tuple[str, ValueType], ...]
 
 
 MAX_SEQUENCE = 2**63 - 1

@@ -25,8 +25,8 @@ class ViewLayout:
     generation: int
     join_keys: tuple[tuple[str, ValueType], ...]
     """Sorted by name: the order of the values in a key."""
-    features: tuple[tuple[str, ValueType], ...]
-    """In stored order."""
+    fields: tuple[tuple[str, ValueType], ...]
+    """What a record holds, in its order."""
     ttl_us: int | None
     has_created: bool = False
     """Whether the source declares a created time: then a row counts from the later of its two times on."""

@@ -85,7 +85,7 @@ def _request(before: RequestSource, after: RequestSource) -> list[Difference]:
 
 
 def _view(before: FeatureView, after: FeatureView) -> list[Difference]:
-    found = _fields(before.features, after.features, removed=ChangeClass.BREAKING, stored=True)
+    found = _fields(before.stored, after.stored, removed=ChangeClass.BREAKING, stored=True)
     found += _compare("join_keys", before.join_keys, after.join_keys, ChangeClass.BREAKING, new_generation=True)
     entities = [e.name for e in before.entities], [e.name for e in after.entities]
     found += _compare("entities", *entities, ChangeClass.COMPATIBLE)

@@ -44,8 +44,8 @@ def _adds_features(
     if before is None:
         return
     spans = read_watermark(workspace.ledger, snapshot.views[view.name]).intervals
-    known = {field.name for field in before.features}
-    added = [field.name for field in view.features if field.name not in known]
+    known = {field.name for field in before.stored}
+    added = [field.name for field in view.stored if field.name not in known]
     if added and spans:
         yield f"{', '.join(added)}: null for {in_words(spans)}, which was read already, until it is read again"
 

@@ -75,7 +75,7 @@ def _as_applied(view: FeatureView, before: FeatureView | None) -> FeatureView | 
     """Return the view with its pinned schema where it is applied just so, None where it is new or changed."""
     if before is None or (view.fields is None and not _reads_same(view, before)):
         return None
-    settled = view.replaced(fields=before.features) if view.fields is None else view
+    settled = view.replaced(fields=before.stored) if view.fields is None else view
     return settled if settled == before else None
 
 
@@ -109,7 +109,7 @@ def _pin(
     if view.fields is not None:
         return view
     if before is not None and not refresh and _reads_same(view, before):
-        return view.replaced(fields=before.features)
+        return view.replaced(fields=before.stored)
     fields = []
     for column in _feature_columns(view, columns):
         if column.value_type is None:
@@ -150,7 +150,7 @@ def _feature_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> list
 
 
 def _gained(view: FeatureView, made: FeatureView, columns: Sequence[SourceColumn]) -> list[str]:
-    known = {field.name for field in made.features}
+    known = {field.name for field in made.stored}
     new = [column.name for column in _feature_columns(view, columns) if column.name not in known]
     if not new or view.fields is not None:
         return []

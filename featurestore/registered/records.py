@@ -215,7 +215,7 @@ def _write_view(view: FeatureView) -> Written:
     document = {
         "entities": [entity.name for entity in view.entities],
         "sources": [[source.kind, source.name] for source in view.sources],
-        "schema": [field_document(field) for field in view.features],
+        "schema": [field_document(field) for field in view.stored],
         "sql": view.sql,
         "ttl_us": view.ttl_us,
         "online": view.online,
@@ -227,7 +227,11 @@ def _write_view(view: FeatureView) -> Written:
             str(field.type),
             field.description,
             field.tags,
-            inputs=tuple(f"{name}.{field.name}" if view.sql is None else f"{name}.*" for name in sources),
+            inputs=tuple(
+                f"{source}.{column}"
+                for source in sources
+                for column in (view.made_of(field.name) if view.sql is None else ("*",))
+            ),
         )
         for field in view.features
     ]

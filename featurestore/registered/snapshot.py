@@ -14,6 +14,7 @@ from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.offline.interface import TableId, TableSchema
 from featurestore.online.interface import ViewLayout
 from featurestore.registered.records import KINDS, from_records
+from featurestore.types import ValueType
 
 D = TypeVar("D", bound=Definition)
 
@@ -36,8 +37,11 @@ class RegisteredView:
     @property
     def table_schema(self) -> TableSchema:
         """The columns of its offline table."""
-        features = tuple((feature.name, feature.type) for feature in self.view.features)
-        return TableSchema(tuple(self.view.join_keys.items()), features)
+        return TableSchema(tuple(self.view.join_keys.items()), self._stored)
+
+    @property
+    def _stored(self) -> tuple[tuple[str, ValueType], ...]:
+        return tuple((field.name, field.type) for field in self.view.stored)
 
     @property
     def layout(self) -> ViewLayout:
@@ -47,7 +51,7 @@ class RegisteredView:
             view=self.view.name,
             generation=self.generation,
             join_keys=tuple(sorted(self.view.join_keys.items(), key=lambda pair: pair[0])),
-            features=tuple((feature.name, feature.type) for feature in self.view.features),
+            fields=self._stored,
             ttl_us=self.view.ttl_us,
             has_created=self.view.created_timestamp_field is not None,
         )

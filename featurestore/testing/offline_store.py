@@ -54,7 +54,7 @@ def write_rows(
     table: TableId = TABLE,
 ) -> Path:
     """Write rows into the table's staging place as the engine does; ``extra`` holds further features."""
-    types: dict[str, ValueType] = {**dict(schema.join_keys), **dict(schema.features)}
+    types: dict[str, ValueType] = {**dict(schema.join_keys), **dict(schema.stored)}
     by_name = list(zip(*rows, strict=True))
     columns = {
         "carrier": pa.array(by_name[0], arrow_type(types["carrier"])),
@@ -212,7 +212,7 @@ class OfflineStoreConformance:
         assert (nothing.added, nothing.removed) == ((), ())
 
     def test_a_feature_may_come_later(self, offline: OfflineStore) -> None:
-        more = TableSchema(SCHEMA.join_keys, (*SCHEMA.features, ("tags", Array(String)), ("price", Decimal(10, 2))))
+        more = TableSchema(SCHEMA.join_keys, (*SCHEMA.stored, ("tags", Array(String)), ("price", Decimal(10, 2))))
         first = append(offline, [row(1)])
         second = append(offline, [row(2)], first, schema=more, extra={"tags": [["a", None]], "price": [None]})
         assert [found["tags"] for found in read_rows(second)] == [None, ["a", None]]
@@ -237,7 +237,7 @@ class OfflineStoreConformance:
         assert numbers(offline.version(TABLE, second.number)) == [1, 2, 3]
 
     def test_widening_a_damaged_file_is_refused_and_changes_nothing(self, offline: OfflineStore) -> None:
-        wide = TableSchema((("carrier", String), ("number", Int64)), SCHEMA.features)
+        wide = TableSchema((("carrier", String), ("number", Int64)), SCHEMA.stored)
         first = append(offline, [row(number) for number in range(100)])
         second = append(offline, [row(100)], first)
         offline.verify(second.files)  # what is remembered must not do

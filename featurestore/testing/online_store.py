@@ -74,7 +74,7 @@ def record_of(event_us: int, created_us: int | None = None, x: int = 0, *, entit
 
 def layout_of(view: str, *, project: str = "conformance", generation: int = 1) -> ViewLayout:
     """Return the suite's view under another name."""
-    return ViewLayout(project, view, generation, LAYOUT.join_keys, LAYOUT.features, None)
+    return ViewLayout(project, view, generation, LAYOUT.join_keys, LAYOUT.fields, None)
 
 
 class OnlineStoreConformance:
@@ -245,7 +245,7 @@ class OnlineStoreConformance:
         assert store.mget([older.key]) == [older.record]
 
     def test_expiry_follows_the_ttl(self, store: OnlineStore, now: int) -> None:
-        layout = ViewLayout("conformance", "brief", 1, LAYOUT.join_keys, LAYOUT.features, 2 * DAY_US)
+        layout = ViewLayout("conformance", "brief", 1, LAYOUT.join_keys, LAYOUT.fields, 2 * DAY_US)
         encoder = RecordEncoder(layout)
         inside = encoder.write(["inside"], now - 4 * DAY_US + 5 * SECOND_US, None, [1, 1.0])
         outside = encoder.write(["outside"], now - 4 * DAY_US, None, [1, 1.0])

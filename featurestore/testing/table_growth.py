@@ -71,7 +71,7 @@ class TableGrowthConformance:
         assert found.identity == merged.identity != second.identity
 
     def test_columns_that_came_later_stay_with_a_merge(self, offline: OfflineStore) -> None:
-        more = TableSchema(SCHEMA.join_keys, (*SCHEMA.features, ("price", Float64)))
+        more = TableSchema(SCHEMA.join_keys, (*SCHEMA.stored, ("price", Float64)))
         first = append_several(offline, 1)
         second = append(offline, [row(1)], first, schema=more, extra={"price": [2.5]})
         merged = merge(offline, second)

@@ -35,7 +35,7 @@ class TableOriginsConformance:
     def test_new_columns_keep_the_facts_of_their_commit_but_not_what_it_makes_true(self, offline: OfflineStore) -> None:
         facts = {"by": "us", "watermark": {"until": 1}}
         first = offline.commit(TABLE, SCHEMA, base=None, add=[write_rows(offline, [row(1)])], facts=facts)
-        grown = TableSchema(SCHEMA.join_keys, (*SCHEMA.features, ("gate", String)))
+        grown = TableSchema(SCHEMA.join_keys, (*SCHEMA.stored, ("gate", String)))
         path = write_rows(offline, [row(2)], first_sequence=1, schema=grown, extra={"gate": ["A1"]})
         last = offline.commit(TABLE, grown, base=first.number, add=[path], facts=facts)
         found = [offline.find_commit(TABLE, number) for number in range(last.number + 1)]

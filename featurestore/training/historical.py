@@ -116,7 +116,8 @@ def find_notes(workspace: Workspace, pins: Sequence[PinnedRead]) -> dict[str, st
     remembered = Remembered(workspace.ledger, workspace.project)
     asked: dict[str, set[str]] = {}
     for pinned in pins:
-        asked.setdefault(pinned.read.view.name, set()).update(pinned.read.features)
+        view = pinned.read.view
+        asked.setdefault(view.name, set()).update(*map(view.made_of, pinned.read.features))
     found = {}
     for name, registered in {pinned.read.view.name: pinned.read.registered for pinned in pins}.items():
         mismatch = compare_table(workspace.registry, workspace.offline, registered, remembered)

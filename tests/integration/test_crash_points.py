@@ -105,7 +105,7 @@ def state_of(project: Path, url: str | None) -> dict[str, Any]:
         state[name] = (
             registered,
             log_rows(workspace, name),
-            _with_new_features(online_rows(workspace, name), 2 + len(registered.layout.features)),
+            _with_new_features(online_rows(workspace, name), 2 + len(registered.layout.fields)),
             replace(read_watermark(workspace.ledger, registered), entry=0),
         )
     state["doomed online"] = {key for batch in workspace.online.scan(b"fs:shop:doomed:") for key, _ in batch}

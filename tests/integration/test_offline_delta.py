@@ -242,7 +242,7 @@ from featurestore.offline.local.store import DeltaStore
 from featurestore.offline.interface import TableSchema
 from featurestore.testing.offline_store import SCHEMA, TABLE
 from featurestore.types import Int64
-schema = TableSchema(SCHEMA.join_keys, (*SCHEMA.features, ("extra", Int64)))
+schema = TableSchema(SCHEMA.join_keys, (*SCHEMA.stored, ("extra", Int64)))
 DeltaStore(Path({str(folder)!r})).commit(TABLE, schema, base={first.number}, add=[])
 """
     environment = {**os.environ, "FS_CRASH_AT": delta.COLUMNS_ADDED}
@@ -251,7 +251,7 @@ DeltaStore(Path({str(folder)!r})).commit(TABLE, schema, base={first.number}, add
     version = store.current(TABLE)
     assert version is not None
     assert version.files == first.files
-    schema = TableSchema(SCHEMA.join_keys, (*SCHEMA.features, ("extra", Int64)))
+    schema = TableSchema(SCHEMA.join_keys, (*SCHEMA.stored, ("extra", Int64)))
     second = append(store, [row(2)], version, schema=schema, extra={"extra": [5]})
     assert [found["extra"] for found in read_rows(second)] == [None, 5]
 
@@ -274,7 +274,7 @@ DeltaStore(Path({str(folder)!r})).clean(TABLE, keep=None)
 
 
 def test_widening_what_a_cleaner_took_away_is_told_as_a_lost_race(folder, store):
-    wide = TableSchema((("carrier", String), ("number", Int64)), SCHEMA.features)
+    wide = TableSchema((("carrier", String), ("number", Int64)), SCHEMA.stored)
     first = append(store, [row(1)])
     other = DeltaStore(folder)
     path = write_rows(other, [row(1)])

@@ -287,4 +287,4 @@ def test_an_entry_says_what_it_said(folder, store):
     assert len(found.get_add_actions()["path"]) == EVERY + 3
     entry = json.loads((segment / "_delta_log" / f"{EVERY + 2:020}.json").read_text().splitlines()[0])
     assert len(entry) == 1
-    assert SCHEMA.features
+    assert SCHEMA.stored

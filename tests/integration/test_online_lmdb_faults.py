@@ -444,7 +444,7 @@ def test_keys_too_long_for_the_file_are_refused(folder: Path) -> None:
 
 
 def test_the_longest_names_there_are_fit(folder: Path) -> None:
-    layout = ViewLayout("p" * 63, "v" * 63, 10**9, (("id", String),), LAYOUT.features, None)
+    layout = ViewLayout("p" * 63, "v" * 63, 10**9, (("id", String),), LAYOUT.fields, None)
     write = RecordEncoder(layout).write(["x" * 200], NOW, None, [1, 1.0])
     store = LmdbStore(folder)
     assert store.write([write], now_us=NOW) == [WriteResult.WRITTEN]

@@ -111,7 +111,7 @@ def record_of(snapshot: Snapshot, view: str, data: st.DataObject) -> bytes | Non
         return None
     registered = snapshot.views[view]
     values = []
-    for name, kind in registered.layout.features:
+    for name, kind in registered.layout.fields:
         value = data.draw(VALUES[name])
         values.append(value.replace(tzinfo=UTC) if kind.name == "Timestamp" and value else value)
     encoder = RecordEncoder(registered.layout)
@@ -125,7 +125,7 @@ def test_most_answers_take_the_short_way(snapshot: Snapshot) -> None:
     for read in plan.request.reads:
         layout = read.registered.layout
         row = {"a_float64": math.nan, "a_bool": None, "score": 0.5}
-        values = [row.get(name) for name, _ in layout.features]
+        values = [row.get(name) for name, _ in layout.fields]
         records += [RecordEncoder(layout).encode(b"key", NOW, None, values)] * 2
     rows = plan.fresh_rows(query, records, NOW)
     assert rows is not None

@@ -28,7 +28,7 @@ def commit_rows(
     registered = workspace.snapshot().views[view]
     before = workspace.offline.current(registered.table)
     first = 0 if before is None else before.next_sequence
-    kinds = {**dict(registered.table_schema.join_keys), **dict(registered.table_schema.features)}
+    kinds = {**dict(registered.table_schema.join_keys), **dict(registered.table_schema.stored)}
     arrived = [{"created_ts": None, **row, "fs_seq": first + place} for place, row in enumerate(rows)]
     arrived.sort(
         key=lambda row: (instant(row["event_ts"]), instant(row["created_ts"] or row["event_ts"]), row["fs_seq"])
@@ -41,7 +41,7 @@ def commit_rows(
     columns["fs_origin"] = pa.array(["batch"] * len(arrived))
     path = workspace.offline.staging(registered.table) / f"rows{first}.parquet"
     keys = [name for name, _ in registered.table_schema.join_keys]
-    order = [*keys, "event_ts", "created_ts", "fs_seq", "fs_origin", *dict(registered.table_schema.features)]
+    order = [*keys, "event_ts", "created_ts", "fs_seq", "fs_origin", *dict(registered.table_schema.stored)]
     pq.write_table(pa.table({name: columns[name] for name in order}), path)
     version = workspace.offline.commit(
         registered.table, registered.table_schema, base=None if before is None else before.number, add=[path]

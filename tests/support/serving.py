@@ -146,7 +146,7 @@ class Project:
         writes = []
         for entity, values in rows:
             keys = [entity[name] for name, _ in registered.layout.join_keys]
-            row = [values.get(name) for name, _ in registered.layout.features]
+            row = [values.get(name) for name, _ in registered.layout.fields]
             writes.append(encoder.write(keys, event_us, None, row))
         store = open_online(settings.online_store, self.root)
         store.put(encoder.schema_key, encoder.schema_json)

@@ -213,14 +213,14 @@ def test_records_by_the_code(vector: dict[str, Any]) -> None:
     assert encoder.schema_json.decode() == schema["document"]
     assert encoder.schema_key.decode() == schema["key"]
     key, record = vector["key"].encode(), bytes.fromhex(vector["record"])
-    values = [canonical(kind, value) for (_, kind), value in zip(layout.features, vector["values"], strict=True)]
+    values = [canonical(kind, value) for (_, kind), value in zip(layout.fields, vector["values"], strict=True)]
     assert encoder.encode(key, vector["event_ts"], vector["created_ts"], values) == record
     assert is_intact(key, record)
     decoded = RecordDecoder(layout).decode(key, record)
     assert decoded is not None
     assert (decoded.event_us, decoded.schema_id.hex()) == (vector["event_ts"], vector["schema_id"])
     assert list(map(repr, decoded.values.values())) == list(map(repr, values))
-    for kind, value, wire in zip(dict(layout.features).values(), values, vector["values"], strict=True):
+    for kind, value, wire in zip(dict(layout.fields).values(), values, vector["values"], strict=True):
         if kind.name == "Timestamp" and value is not None:
             assert to_instant(value) == wire
         if kind.name == "Date" and value is not None:

@@ -23,7 +23,7 @@ def log_columns(view: FeatureView) -> dict[str, ValueType]:
         CREATED: Timestamp,
         SEQUENCE: Int64,
         ORIGIN: String,
-        **{field.name: field.type for field in view.features},
+        **{field.name: field.type for field in view.stored},
     }
 
 

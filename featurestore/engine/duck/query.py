@@ -53,7 +53,7 @@ def span(
     """See `SqlReader.span`."""
     import pyarrow as pa
 
-    kinds = {**view.join_keys, EVENT: log_columns(view)[EVENT], **{f.name: f.type for f in view.features}}
+    kinds = {**view.join_keys, EVENT: log_columns(view)[EVENT], **{f.name: f.type for f in view.stored}}
     schema = pa.schema([(name, arrow_type(kind)) for name, kind in kinds.items()])
     newest = _newest_versions(view, files, start_us, end_us - 1)
     order = ", ".join([EVENT, *map(quote, view.join_keys)])
@@ -71,10 +71,10 @@ def span(
 def _newest_versions(
     view: FeatureView, files: Sequence[str], first_us: int = MIN_INSTANT, last_us: int = MAX_INSTANT
 ) -> str:
-    """Select keys, event time and features of every row as it was last corrected, events between two instants."""
+    """Select keys, event time and stored fields of every row as it was last corrected, events between two instants."""
     columns = log_columns(view)
     identity = ", ".join([*map(quote, view.join_keys), EVENT])
-    shown = ", ".join(map(quote, [*view.join_keys, EVENT, *(field.name for field in view.features)]))
+    shown = ", ".join(map(quote, [*view.join_keys, EVENT, *(field.name for field in view.stored)]))
     return (
         f"SELECT {shown} FROM ({read_log(columns, files)}) WHERE {instants(first_us, last_us)} "
         f"QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {known()} DESC, {SEQUENCE} DESC) = 1"

@@ -81,8 +81,8 @@ class Scanned:
 
     @property
     def values(self) -> dict[str, ValueType]:
-        """Join keys and features with their declared types."""
-        return {**self.view.join_keys, **{field.name: field.type for field in self.view.features}}
+        """Join keys and stored fields with their declared types."""
+        return self.view.stored_types
 
     @property
     def content_order(self) -> str:
@@ -273,7 +273,7 @@ class _Stage:
             f"SELECT *, {LOG_TIMES} FROM ({read_log(log_columns(self._view), self._request.log_files)}) "
             f"WHERE {instants(*bounds_us)}"
         )
-        same = " AND ".join(_same(field.name, field.type) for field in self._view.features)
+        same = " AND ".join(_same(field.name, field.type) for field in self._view.stored)
         self._connection.execute(
             f"CREATE TEMP TABLE unchanged AS SELECT f.{POSITION} FROM ({rows}) f JOIN ({log}) l "
             f"USING ({identity(self._view)}) GROUP BY f.{POSITION} HAVING arg_max({same}, l.{SEQUENCE})"
@@ -288,7 +288,7 @@ class _Stage:
             f"make_timestamptz({CREATED_US}) AS {CREATED}",
             f"{self._request.first_sequence} + {POSITION} AS {SEQUENCE}",
             f"'{BATCH}' AS {ORIGIN}",
-            *(quote(field.name) for field in self._view.features),
+            *(quote(field.name) for field in self._view.stored),
         ]
         query = f"SELECT {', '.join(selected)} FROM ({rows}) ORDER BY {EVENT_US}, {KNOWN_US}, {POSITION}"
         return write_parquet(self._connection, query, self._request.folder)

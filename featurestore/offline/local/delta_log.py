@@ -66,7 +66,7 @@ def arrow_schema(schema: TableSchema) -> pa.Schema:
     import pyarrow as pa
 
     log = ((EVENT, Timestamp), (CREATED, Timestamp), (SEQUENCE, Int64), (ORIGIN, String))
-    return pa.schema([(name, arrow_type(kind)) for name, kind in (*schema.join_keys, *log, *schema.features)])
+    return pa.schema([(name, arrow_type(kind)) for name, kind in (*schema.join_keys, *log, *schema.stored)])
 
 
 class TableLog:

@@ -30,11 +30,11 @@ class RecordEncoder:
     def __init__(self, layout: ViewLayout) -> None:
         self.layout = layout
         self.keys = KeyEncoder(layout)
-        self.schema_json = schema_document(layout.features)
+        self.schema_json = schema_document(layout.fields)
         self.schema_id = schema_id(self.schema_json)
         self.schema_key = self.keys.schema_key(self.schema_id)
         """Where the publisher puts ``schema_json`` before the first record."""
-        self._converters = [to_wire(value_type) for _, value_type in layout.features]
+        self._converters = [to_wire(value_type) for _, value_type in layout.fields]
 
     def encode(self, key: bytes, event_us: int, created_us: int | None, values: Sequence[Any]) -> bytes:
         """Return one record of canonical Python values in stored order."""
@@ -74,7 +74,7 @@ class RecordEncoder:
         keys = self.keys.keys([texts[place] for place in order])
         created = table.column(created_column) if created_column in table.schema.names else None
         times = time_columns(table.column(event_column), created)
-        features = [(table.column(name), kind) for name, kind in self.layout.features]
+        features = [(table.column(name), kind) for name, kind in self.layout.fields]
         bodies = list(map(record_bodies(times, self.schema_id, features).__getitem__, order))
         checksums = times.checksum_bytes(list(map(crc32, bodies, map(crc32, keys))))
         expiries_ms = times.expiries_ms(self.layout.ttl_us)

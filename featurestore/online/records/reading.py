@@ -111,14 +111,14 @@ class RecordDecoder:
         schemas: Mapping[bytes, bytes] | None = None,
         fetch_schema: FetchSchema | None = None,
     ) -> None:
-        types = dict(layout.features)
+        types = dict(layout.fields)
         self.names = tuple(types) if features is None else tuple(features)
         self.types: tuple[ValueType, ...] = tuple(types[name] for name in self.names)
         self.converters = [from_wire(value_type) for value_type in self.types]
         self._fetch_schema = fetch_schema
-        document = schema_document(layout.features)
+        document = schema_document(layout.fields)
         self.schema_id = schema_id(document)
-        self._mappings = {self.schema_id: self._mapping(layout.features)}
+        self._mappings = {self.schema_id: self._mapping(layout.fields)}
         for known_id, known in (schemas or {}).items():
             self.learn(known_id, known)
 
@@ -267,7 +267,7 @@ class ViewReader:
         fetch_schema: FetchSchema | None = None,
         form: Literal["python", "json"] = "python",
     ) -> None:
-        unknown = [name for name in features if name not in dict(layout.features)]
+        unknown = [name for name in features if name not in dict(layout.fields)]
         if unknown:
             raise DefinitionError(f"view {layout.view!r} has no feature {unknown[0]!r}.")
         self.layout = layout
@@ -275,13 +275,13 @@ class ViewReader:
         self.decoder = RecordDecoder(layout, features, fetch_schema=fetch_schema)
         self._ttl_us = layout.ttl_us
         self._no_oldest = _VERSION + time_bytes(MIN_INSTANT)
-        self.stored_width = len(layout.features)
+        self.stored_width = len(layout.fields)
         self.own_shape = self.decoder.schema_id + msgpack_array_header(self.stored_width)[:1]
         # Decoding into types that hold no null proves that there is none, for free. Where one was met the next
         # read looks for them instead, until it finds none.
         self._decode_without_nulls = msgspec.msgpack.Decoder(_wire_rows(layout)).decode
         self._expects_nulls = False
-        self.select = _selection([name for name, _ in layout.features], self.features)
+        self.select = _selection([name for name, _ in layout.fields], self.features)
         self._present = (Status.PRESENT,) * len(self.features)
         self._absent = (Status.NOT_FOUND,) * len(self.features)
         self._too_old = (Status.OUTSIDE_MAX_AGE,) * len(self.features)
@@ -464,7 +464,7 @@ def picked(places: Sequence[int]) -> Callable[[Any], Sequence[Any]] | None:
 
 def _wire_rows(layout: ViewLayout) -> Any:
     """Return the type of rows as msgpack carries them, without nulls."""
-    kinds = [list if value_type.item is not None else _WIRE_KINDS[value_type.name] for _, value_type in layout.features]
+    kinds = [list if value_type.item is not None else _WIRE_KINDS[value_type.name] for _, value_type in layout.fields]
     return list[tuple[tuple(kinds)]]  # type: ignore[misc]  # made at run time, for msgspec
 
 
