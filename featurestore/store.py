@@ -185,12 +185,14 @@ class FeatureStore:
         """Delete the project's definitions, offline tables and online records; other projects are not touched.
 
         Saved training sets lose the tables that they pin. The ledger keeps what happened. A teardown that was
-        killed is finished by the next one.
+        killed, or failed after the definitions were removed, is finished by the next one.
         """
-        from featurestore.maintenance.teardown import check_teardown, drop_data
+        from featurestore.maintenance.teardown import COMMAND, check_teardown, drop_data
+        from featurestore.plan import apply_plan
 
         check_teardown(self._workspace)
-        applied = self.apply_plan(plan or self.plan_teardown(), allow_breaking=True, allow_destroy=True)
+        plan = plan or self.plan_teardown()
+        applied = replace(plan, applied=apply_plan(self._workspace, plan, finish=COMMAND))
         drop_data(self._workspace)
         return applied
 

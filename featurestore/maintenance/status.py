@@ -9,6 +9,7 @@ from itertools import takewhile
 from featurestore.consistency.belonging import Mismatch, mismatches
 from featurestore.consistency.clocks import ONLINE_STORE, REGISTRY, clock_problem, online_ahead_us, registry_ahead_us
 from featurestore.consistency.online_rows import count_entities
+from featurestore.consistency.remains import find_remains
 from featurestore.errors import FeatureStoreError, OfflineStoreError
 from featurestore.ledger.runs import RunResult, runs
 from featurestore.ledger.unread import read_unread
@@ -99,6 +100,23 @@ def status(workspace: Workspace) -> list[ViewStatus]:
             )
         )
     return found
+
+
+def without_views(workspace: Workspace) -> list[str]:
+    """Return the lines that tell of a project that has no feature views: what lies there all the same, and of what."""
+    snapshot = workspace.snapshot()
+    if not snapshot.revision:
+        return ["Nothing is registered yet: run `fs apply`."]
+    begins = f"Project {snapshot.project} has no feature views at revision {snapshot.revision}"
+    remains = find_remains(workspace)
+    if not (left := remains.texts()):
+        return [f"{begins}: run `fs apply` to register some."]
+    command = "fs gc" if snapshot.records else "fs teardown --allow-destroy"
+    return [
+        f"{begins}. Data of earlier ones is still there:",
+        *(f"  {what}" for what in left),
+        f"Delete it: `{command}`",
+    ]
 
 
 def _clock_problems(workspace: Workspace, now_us: int) -> tuple[str, ...]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from featurestore.consistency.ownership import Ownership
-from featurestore.errors import PlanError
+from featurestore.consistency.remains import find_remains, with_remains
+from featurestore.errors import FeatureStoreError, PlanError
 from featurestore.offline.interface import TableId
 from featurestore.online.records.keys import view_prefix
 from featurestore.steps import step
 from featurestore.workspace import Workspace
+
+COMMAND = "fs teardown --allow-destroy"
 
 
 def drop_data(workspace: Workspace) -> None:
@@ -20,13 +23,23 @@ def drop_data(workspace: Workspace) -> None:
             f"Project {workspace.project!r} still has definitions.", hint="Another apply came meanwhile; look at it."
         )
     owned = Ownership(workspace)
-    with step("teardown", f"delete the data of {workspace.project}"):
-        for view, generation in owned.parts():
-            if owned.of_part(view, generation, asked=True) is None:
-                workspace.online.delete(view_prefix(workspace.project, view, generation))
-        for table in workspace.offline.tables(workspace.project):
-            if owned.of_table(table, asked=True) is None:
-                workspace.offline.clean(table, keep=None)
+    try:
+        with step("teardown", f"delete the data of {workspace.project}"):
+            for view, generation in owned.parts():
+                if owned.of_part(view, generation, asked=True) is None:
+                    workspace.online.delete(view_prefix(workspace.project, view, generation))
+            for table in workspace.offline.tables(workspace.project):
+                if owned.of_table(table, asked=True) is None:
+                    workspace.offline.clean(table, keep=None)
+    except FeatureStoreError as error:
+        raise with_remains(workspace, error, finish=COMMAND) from error
+
+
+def left_behind(workspace: Workspace) -> list[str]:
+    """Return what a teardown deletes beyond what its plan names: data that no definition uses, a line for each."""
+    remains = find_remains(workspace)
+    unknown = ["perhaps online records: the online store did not answer"] * (not remains.is_online_known)
+    return remains.texts() + unknown
 
 
 def check_teardown(workspace: Workspace) -> None:

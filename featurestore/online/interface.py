@@ -177,6 +177,9 @@ class OnlineStore(PlainValues):
     def delete(self, prefix: bytes) -> int:
         """Delete every key under an exact prefix, in batches, resumable; return how many there were."""
 
+    def check_writable(self, prefix: bytes) -> None:
+        """Raise what a write under a prefix would raise, where that is cheap to find out. Changes nothing."""
+
     @abstractmethod
     def facts(self) -> Mapping[str, str]:
         """Return what a doctor wants to know (server, version, memory policy, size); raises when it is down."""

@@ -10,12 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from featurestore.consistency.ownership import Ownership
-from featurestore.errors import ChangesNotAllowedError, LedgerConflictError, RevisionConflictError
+from featurestore.consistency.remains import with_remains
+from featurestore.errors import (
+    ChangesNotAllowedError,
+    FeatureStoreError,
+    LedgerConflictError,
+    OnlineStoreError,
+    RevisionConflictError,
+)
 from featurestore.ledger.commits import last_read
 from featurestore.ledger.generations import remember_generation
 from featurestore.ledger.prepared import Preparations, Prepared, mark_of
 from featurestore.offline.interface import TableId
-from featurestore.online.records.keys import view_prefix
+from featurestore.online.records.keys import project_prefix, view_prefix
 from featurestore.plan.classes import ChangeClass
 from featurestore.plan.planning import Plan, Step
 from featurestore.registered.snapshot import Snapshot
@@ -52,17 +59,19 @@ def _lost(planned: Step) -> str:
     return f" ({verb} {planned.loss.offline_rows:,} offline and {planned.loss.online_rows:,} online rows)"
 
 
-def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "") -> int:
+def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "", finish: str = "fs gc") -> int:
     """Apply a plan's steps and return the revision that the project is at afterwards.
 
     Raises RevisionConflictError, having changed nothing, when another apply came since the plan was made. An
     empty plan moves nothing. Data of deleted views goes after the definitions: a crash in between leaves data
-    without a definition, which `fs gc` removes, and never a definition without its data.
+    without a definition, which `fs gc` removes, and never a definition without its data. An error in between says
+    what is left, and that the command ``finish`` deletes it.
     """
     if not plan.steps:
         return plan.revision
     if drops := [table for planned in plan.steps for table in planned.drops]:
         Ownership(workspace).check(drops)
+        check_writable(workspace)
     with step("apply", f"apply {len(plan.steps)} changes to {plan.project}"):
         claim_generations(workspace, plan)
         try:
@@ -77,13 +86,23 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "") -> int:
         except RevisionConflictError as error:
             raise RevisionConflictError(error.message, hint=_PLAN_AGAIN) from None
         reached(APPLIED)
-    for planned in plan.steps:
-        for table in planned.drops:
+    try:
+        for table in drops:
             with step("drop", f"delete the data of {table.view} (generation {table.generation})"):
                 workspace.online.delete(view_prefix(table.project, table.view, table.generation))
                 workspace.offline.clean(table, keep=None)
                 reached(DROPPED)
+    except FeatureStoreError as error:
+        raise with_remains(workspace, error, finish=finish) from error
     return chain.number
+
+
+def check_writable(workspace: Workspace) -> None:
+    """Raise OnlineStoreError where the online store would refuse to delete, before anything else is deleted."""
+    try:
+        workspace.online.check_writable(project_prefix(workspace.project))
+    except OnlineStoreError as error:
+        raise type(error)(f"{error.message} Nothing was changed.", hint=error.hint, **error.details) from error
 
 
 def check_base(snapshot: Snapshot, plan: Plan) -> None:

@@ -14,7 +14,7 @@ from featurestore.consistency.online_rows import count_online
 from featurestore.definitions import Definition, FeatureView, PushSource
 from featurestore.errors import DefinitionError, OfflineStoreError, OnlineStoreUnavailableError, RegistryFormatError
 from featurestore.ledger.commits import Remembered, last_read
-from featurestore.ledger.generations import Generations
+from featurestore.ledger.generations import Generations, last_generation
 from featurestore.ledger.prepared import Preparations
 from featurestore.ledger.saved_sets import list_sets
 from featurestore.ledger.watermarks import Watermark, read_watermark
@@ -261,6 +261,7 @@ class _Putting:
             notices=(
                 *step_notices(workspace, snapshot, None if is_replaced else before, wanted),
                 *_left_behind(wanted, is_replaced=is_replaced),
+                *(self._earlier_rows(wanted, generation) if registered is None else ()),
             ),
             commands=self._commands(wanted, changes, change_class, is_replaced=is_replaced),
             is_new_generation=generation is not None and (registered is None or is_replaced),
@@ -288,6 +289,19 @@ class _Putting:
             if prepared is not None and self._is_whole(wanted, prepared.generation):
                 return prepared.generation
         return self._generations.unused(wanted.name, after=after)
+
+    def _earlier_rows(self, wanted: Definition, generation: int | None) -> Iterable[str]:
+        """Tell of tables that an earlier view of this name left, whose deletion did not come to its end."""
+        workspace = self._workspace
+        if not isinstance(wanted, FeatureView) or not self._snapshot.revision:
+            return
+        last = last_generation(workspace.ledger, workspace.project, wanted.name)
+        for table in workspace.offline.tables(workspace.project) if last else ():
+            if table.view == wanted.name and table.generation <= last and table.generation != generation:
+                yield (
+                    f"table {table} of an earlier {wanted.name} is still there. Its rows are not taken up, and `fs gc` "
+                    "removes them."
+                )
 
     def _is_whole(self, wanted: FeatureView, generation: int) -> bool:
         """Tell whether what was prepared is what this registry left: a store may have been restored since."""

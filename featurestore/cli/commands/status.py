@@ -8,7 +8,7 @@ import click
 
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.tables import table
-from featurestore.maintenance.status import status
+from featurestore.maintenance.status import status, without_views
 from featurestore.store import FeatureStore
 from featurestore.types.times import to_rfc3339
 
@@ -24,7 +24,8 @@ def command(store: FeatureStore, output: Output) -> None:
 
     def render(console: Console) -> None:
         if not found:
-            console.print("Nothing is registered yet: run `fs apply`.")
+            for line in without_views(store.workspace):
+                console.print(line, markup=False)
             return
         heads = ("view", "newest event", "age", "committed until", "entities", "versions", "online", "last run")
         rows = [

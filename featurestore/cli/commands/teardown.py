@@ -9,6 +9,7 @@ import click
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.plans import plan_document, render_plan
 from featurestore.errors import ChangesNotAllowedError
+from featurestore.maintenance.teardown import left_behind
 from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -22,8 +23,17 @@ def command(store: FeatureStore, output: Output, allow_destroy: bool) -> None:
     """Delete the project: its definitions, offline tables and online records. Neighbours are never touched."""
     plan = store.plan_teardown()
     if not allow_destroy:
+        left = left_behind(store.workspace)
+        if not plan.steps and not left:
+            output.emit(plan_document(plan), lambda console: console.print(f"Project {store.project} holds nothing."))
+            return
         if not output.as_json:
-            render_plan(output.console, plan, is_teardown=True)
+            if plan.steps:
+                render_plan(output.console, plan, is_teardown=True)
+            else:
+                output.say(f"Project {store.project} has no definitions (revision {plan.revision}), but data.")
+            for what in left:
+                output.say(f"would be deleted, too: {what}" if plan.steps else f"would be deleted: {what}")
         raise ChangesNotAllowedError(
             f"Tearing down {store.project!r} deletes everything it holds, and nothing was deleted.",
             hint="If that is what you want, run `fs teardown --allow-destroy`.",

@@ -89,6 +89,10 @@ class RedisCommands(OnlineStore):
             count for keys in self._scan_keys(check_prefix(prefix)) for _, count in self._on_keys("UNLINK", keys)
         )
 
+    def check_writable(self, prefix: bytes) -> None:
+        """Delete a key that nobody writes: a replica refuses that, too, and so does a user who may not."""
+        self._on_keys("UNLINK", [check_prefix(prefix) + b"(nothing)"])
+
     @abstractmethod
     def _run_script(
         self,

@@ -1,0 +1,83 @@
+"""Data of a project that no definition uses any more: of deleted views, and of generations before those of now."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from featurestore.consistency.ownership import Ownership
+from featurestore.errors import FeatureStoreError, OfflineStoreError, OnlineStoreError
+from featurestore.offline.interface import TableId
+from featurestore.online.records.keys import view_prefix
+from featurestore.online.records.marker import PartMarkers
+from featurestore.workspace import Workspace
+
+_MOST_NAMED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What lies there and is this registry's to delete. It may be being used still, by saved training sets."""
+
+    tables: tuple[tuple[TableId, int | None], ...]
+    """Tables of the offline store and their rows, None where a table cannot be read."""
+    parts: tuple[tuple[str, int], ...]
+    """View and generation of online records."""
+    is_online_known: bool
+    """False where the online store did not answer."""
+
+    def texts(self) -> list[str]:
+        """Return each of them in a few words."""
+        found = [f"offline table {table}" + ("" if rows is None else f", {rows:,} rows") for table, rows in self.tables]
+        found += [f"online records of {view} (generation {generation})" for view, generation in self.parts]
+        more = len(found) - _MOST_NAMED
+        return found[:_MOST_NAMED] + [f"{more:,} more"] * (more > 0)
+
+
+def find_remains(workspace: Workspace) -> Remains:
+    """Return what lies there of a project and what none of its definitions uses. Changes nothing.
+
+    Raises NotFoundError where the registry does not know the project.
+    """
+    owned = Ownership(workspace)
+    project = workspace.project
+    used = {registered.table for registered in workspace.snapshot().views.values()}
+    tables = [
+        table
+        for table in workspace.offline.tables(project)
+        if table not in used and owned.of_table(table, asked=True) is None
+    ]
+    parts, is_known = [], True
+    with suppress(OnlineStoreError):
+        is_known = False
+        for view, generation in owned.parts():
+            if TableId(project, view, generation) in used:
+                continue
+            # The marker alone: to look for records Redis would have to go through all of its keys.
+            markers, _ = PartMarkers(workspace.online, view_prefix(project, view, generation)).read(at_once=True)
+            if any(marker is not None and marker.project == owned.chain.identity for marker in markers):
+                parts.append((view, generation))
+        is_known = True
+    return Remains(tuple((table, _rows(workspace, table)) for table in tables), tuple(parts), is_known)
+
+
+def _rows(workspace: Workspace, table: TableId) -> int | None:
+    with suppress(OfflineStoreError):
+        version = workspace.offline.current(table)
+        return None if version is None else version.rows
+    return None
+
+
+def with_remains(workspace: Workspace, error: FeatureStoreError, *, finish: str) -> FeatureStoreError:
+    """Return the error of a deletion that failed half-way, which tells what is done, what is left, and who finishes."""
+    try:
+        revision, remains = workspace.snapshot().revision, find_remains(workspace)
+    except FeatureStoreError:
+        return error  # the first one says more
+    left = remains.texts() + ["online records that could not be listed"] * (not remains.is_online_known)
+    still = f" Still there: {'; '.join(left)}." if left else ""
+    return type(error)(
+        f"{error.message} The definitions are removed (revision {revision}), not all of their data is.{still}",
+        hint=f"{error.hint} Then run `{finish}`: it deletes the rest.".strip(),
+        **error.details,
+    )
