@@ -86,6 +86,7 @@ def check_stores(root: Path, *, registry: Located, offline_store: Located, onlin
 def _check_registry(located: Located) -> None:
     _scheme("registry", located.url, REGISTRY_SCHEMES)
     _options("registry", located.options, ())
+    _no_query("registry", located.url)
     local_path(located.url, Path())
 
 
@@ -99,6 +100,7 @@ def _check_online(located: Located) -> tuple[str, dict[str, int]]:
     scheme = _scheme("online_store", located.url, ONLINE_SCHEMES)
     if scheme == "lmdb":
         _options("online_store", located.options, ())
+        _no_query("online_store", located.url)
         local_path(located.url, Path())
         return scheme, {}
     _options("online_store", located.options, ("read_timeout_ms", "write_timeout_ms"))
@@ -163,6 +165,17 @@ def _scheme(setting: str, url: str, built: tuple[str, ...]) -> str:
         what = f"the scheme {scheme!r} is not built" if scheme else "it starts with no scheme"
         raise SettingsError(f"{setting}: {what}.", hint=f"Built are: {known}.", key=setting)
     return scheme
+
+
+def _no_query(setting: str, url: str) -> None:
+    """Refuse what would be taken for a part of a file's name. Names nothing of it: it may be a password."""
+    if mark := next((mark for mark in "?#" if mark in url), None):
+        scheme = url.partition("://")[0]
+        raise SettingsError(
+            f"{setting}: a {scheme} URL takes no options, and {mark!r} would begin some.",
+            hint=f"Write it as {scheme}:///folder/name, and rename a folder whose own name holds {mark!r}.",
+            key=setting,
+        )
 
 
 def _options(setting: str, options: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -58,6 +58,10 @@ class Output:
         if not self.as_json:
             self.console.print(text, markup=False)
 
+    def note(self, text: str) -> None:
+        """Print a remark to standard error, also with ``--json``."""
+        click.echo(f"{click.style('Note', fg='yellow', bold=True)}: {text}", err=True)
+
 
 def jsonable(value: Any) -> Any:
     """Return a result object as JSON: dataclasses as objects, instants and dates as ISO 8601, durations in seconds.

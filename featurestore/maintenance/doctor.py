@@ -29,7 +29,7 @@ from featurestore.consistency.clocks import (
 )
 from featurestore.definitions import FeatureView
 from featurestore.errors import FeatureStoreError, RepositoryError
-from featurestore.online.interface import eviction_of
+from featurestore.online.interface import UNTOUCHED, eviction_of
 from featurestore.project.access import FILE_NAME as ACCESS_FILE
 from featurestore.project.access import read_access
 from featurestore.project.loader import load_definitions
@@ -161,7 +161,8 @@ def _existing(folder: Path) -> Path:
 
 def _online(workspace: Workspace) -> Iterator[Check]:
     facts = workspace.online.facts()
-    yield Check("online store", "ok", ", ".join(f"{name} {value}" for name, value in facts.items()))
+    told = ", ".join(f"{name} {value}" for name, value in facts.items())
+    yield Check("online store", "ok", f"{told}: {UNTOUCHED}" if workspace.online.is_untouched() else told)
     if told := clock_problem(ONLINE_STORE, online_ahead_us(facts)):
         yield Check("clock of the online store", "failed", told, SYNCHRONISE)
     yield from script_flaws(facts.get("server", ""))

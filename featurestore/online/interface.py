@@ -184,12 +184,20 @@ class OnlineStore(PlainValues):
     def facts(self) -> Mapping[str, str]:
         """Return what a doctor wants to know (server, version, memory policy, size); raises when it is down."""
 
+    def is_untouched(self) -> bool:
+        """Tell whether nothing was ever written here, where that is cheap to know: the place may be mistyped."""
+        return False
+
     @abstractmethod
     def reader(self) -> AsyncReader:
         """Return an asynchronous reader; call it inside the event loop that will use it."""
 
     def close(self) -> None:
         """Release connections; calling it twice is allowed."""
+
+
+UNTOUCHED = "nothing was ever written there"
+"""What to say of a store that `OnlineStore.is_untouched`."""
 
 
 @runtime_checkable

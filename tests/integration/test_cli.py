@@ -605,6 +605,20 @@ def test_gc_removes_what_a_new_generation_left(fs, materialized):
     assert list((materialized / "data/offline/flights/carrier_delays/1").iterdir()) == []
 
 
+def test_a_mistyped_folder_of_the_online_store_is_not_made_and_told_of(fs, materialized, monkeypatch):
+    read = ["online", "--features", "carrier_delays:seats", "--entity", "carrier=UA"]
+    fs(*read)
+    assert fs.err == ""
+    monkeypatch.setenv("FS_ONLINE_STORE", "lmdb:///data/onlnie")
+    assert fs.json(*read)["statuses"] == {"seats": ["NOT_FOUND"]}
+    assert "lmdb:///data/onlnie, and nothing was ever written there" in fs.err
+    assert "FS_ONLINE_STORE" in fs.err
+    found = {check["name"]: check["message"] for check in fs.json("doctor")}
+    assert found["online store"].endswith("data/onlnie: nothing was ever written there")
+    assert "online" in fs("status")
+    assert not (materialized / "data" / "onlnie").exists()
+
+
 def test_teardown_needs_its_flag_and_spares_neighbours(fs, materialized, tmp_path):
     neighbour = tmp_path / "neighbour"
     neighbour.mkdir()

@@ -411,16 +411,37 @@ def test_a_full_disk_is_told_and_the_next_run_completes(folder: Path, limit: str
         assert LmdbStore(folder).mget([records(1)[0].key]) == [records(1, version=1)[0].record]
 
 
+def test_what_only_reads_makes_no_folder(folder: Path) -> None:
+    store, there = LmdbStore(folder / "mistyped"), folder.exists()
+    assert store.is_untouched()
+    key = records(1)[0].key
+    assert store.mget([key, b"fs:p:v:{a}"]) == store.get([key, b"fs:p:v:{a}"]) == [None, None]
+    assert asyncio.run(store.reader().mget([key])) == [None]
+    asyncio.run(store.reader().check())
+    assert list(store.scan(b"fs:p:")) == []
+    assert store.facts()["path"] == str(folder / "mistyped")
+    assert not (folder / "mistyped").exists()
+    assert folder.exists() == there
+    store.write(records(1), now_us=NOW)
+    assert not store.is_untouched()
+    assert store.mget([key]) == [records(1)[0].record]
+    assert LmdbStore(folder / "mistyped").mget([key]) == [records(1)[0].record]
+    shutil.rmtree(folder / "mistyped")  # under a store that has it open
+    store.close()
+    assert store.mget([key]) == [None]
+    assert not (folder / "mistyped").exists()
+
+
 @pytest.mark.parametrize("opened", ["never", "before"])
 def test_a_disk_that_is_full_kills_no_reader(folder: Path, opened: str) -> None:
     """Slots of readers beyond the first page of the lock file need blocks of their own."""
     holding = (
         "import sys; from featurestore.online.lmdb.store import LmdbStore; store = LmdbStore(sys.argv[1]);"
-        "held = [store._open().begin() for _ in range(140)]; print(store.mget([b'fs:p:v:{a}']))"
+        "held = [store._opened().begin() for _ in range(140)]; print(store.mget([b'fs:p:v:{a}']))"
     )
     with small_disk(folder, size="300k") as mounted:
         if opened == "before":
-            LmdbStore(folder).mget([b"fs:p:v:{a}"])
+            LmdbStore(folder)._opened()
             gc.collect()
         if mounted:
             with contextlib.suppress(OSError), (folder / "fill").open("wb", buffering=0) as file:

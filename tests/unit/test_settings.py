@@ -329,6 +329,10 @@ def test_paths_are_relative_to_the_repo(url, expected):
         (open_online, "redis://h", {"read_timeout_ms": 0}, ["read_timeout_ms"]),
         (open_online, "lmdb:///x", {"map_size": 5}, ["map_size"]),
         (open_online, "lmdb://", {}, ["names no path"]),
+        (open_online, "lmdb:///x?y=secret", {}, ["online_store", "takes no options", "'?'"]),
+        (open_online, "lmdb:///x#secret", {}, ["online_store", "takes no options", "'#'"]),
+        (open_registry, "sqlite:///x.db?mode=secret", {}, ["registry", "takes no options", "'?'"]),
+        (open_registry, "sqlite:///x.db#secret", {}, ["registry", "takes no options", "'#'"]),
     ],
 )
 def test_backends_that_are_not_built_are_named(tmp_path, opener, url, options, words):
@@ -336,6 +340,7 @@ def test_backends_that_are_not_built_are_named(tmp_path, opener, url, options, w
         opener(StoreSettings(url=url, **options), tmp_path)
     for word in words:
         assert word in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_variables_that_nothing_reads_are_told_once(tmp_path, monkeypatch, caplog):

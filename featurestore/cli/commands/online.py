@@ -13,6 +13,7 @@ from featurestore.cli.output import Output, repo_command, shown
 from featurestore.cli.tables import table
 from featurestore.definitions import OnDemandFeatureView
 from featurestore.errors import ValueTypeError, did_you_mean
+from featurestore.online.interface import UNTOUCHED
 from featurestore.online.records.reading import Status
 from featurestore.store import FeatureStore
 from featurestore.types import ValueType
@@ -55,6 +56,11 @@ def command(
 
     named = {name: list(map(_status_in_json, values[name], column)) for name, column in statuses.items()}
     output.emit({"entities": rows, "features": values, "statuses": named}, render)
+    if store.workspace.online.is_untouched():
+        output.note(
+            f"The online store is {store.settings.online_store.url}, and {UNTOUCHED}. Run `fs materialize`, or check "
+            "`online_store` in the settings and FS_ONLINE_STORE."
+        )
 
 
 def _status_in_json(value: Any, status: Status) -> str:

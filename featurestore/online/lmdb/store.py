@@ -64,7 +64,7 @@ _SWEEP_RECORDS = 2_000
 
 
 class LmdbStore(OnlineStore):
-    """An `OnlineStore` in a folder, created where it is not there yet.
+    """An `OnlineStore` in a folder, created by the first write: until then it reads as empty.
 
     Opened on first use, in the process that uses it: after a fork the child opens its own. A folder that was
     replaced under a running process is noticed within a second.
@@ -83,6 +83,8 @@ class LmdbStore(OnlineStore):
         # No context manager of our own here: two of them would cost more than the lookup of a key.
         try:
             environment = self._open()
+            if environment is None:
+                return [None] * len(keys)
             with at_work, environment.begin() as transaction:
                 values: list[Any] = list(map(transaction.get, keys))
         except lmdb.Error:
@@ -129,14 +131,14 @@ class LmdbStore(OnlineStore):
         self._sync()
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return plain values, checked, from one snapshot; a store that is not there yet is not made for it."""
-        return self.mget(keys) if inode_of(self._path) else [None] * len(keys)
+        """Return plain values, checked, from one snapshot."""
+        return self.mget(keys)
 
     def scan(self, prefix: bytes) -> Iterator[Sequence[tuple[bytes, bytes]]]:
         """Yield live pairs in key order, each batch from a snapshot of its own; records are not checked here."""
         check_prefix(prefix)
         after: bytes | None = None
-        while True:
+        while not self.is_untouched():
             with self._transaction() as transaction:
                 found = _slice(transaction, prefix, after, _SCAN_RECORDS)
             if not found:
@@ -173,20 +175,30 @@ class LmdbStore(OnlineStore):
 
     def facts(self) -> Mapping[str, str]:
         """Return the library's version, the file's path and size, the map's size, entries and readers."""
+        found = {"server": "lmdb " + ".".join(map(str, lmdb.version())), "path": str(self._path)}
+        if self.is_untouched():
+            return found
         with self._transaction() as transaction:
             entries = transaction.stat()["entries"]
-        environment = self._open()
+        environment = self._opened()
         with at_work:
             info = environment.info()
         return {
-            "server": "lmdb " + ".".join(map(str, lmdb.version())),
-            "path": str(self._path),
+            **found,
             "file_bytes": str((self._path / DATA_FILE).stat().st_size),
             "map_bytes": str(info["map_size"]),
             "entries": str(entries),
             "readers": str(info["num_readers"]),
             "max_readers": str(info["max_readers"]),
         }
+
+    def is_untouched(self) -> bool:
+        """Tell whether there is no file yet; of a place that cannot be looked into, opening says what is wrong."""
+        try:
+            (self._path / DATA_FILE).stat()
+        except OSError as error:
+            return isinstance(error, FileNotFoundError)
+        return False
 
     def reader(self) -> AsyncReader:
         """Return a reader that calls the store directly: a lookup takes microseconds, a thread hop more."""
@@ -200,7 +212,7 @@ class LmdbStore(OnlineStore):
     def _sync(self) -> None:
         """Make the commits of a call durable, and clear the slots of readers that died."""
         with translated(self._path):
-            environment = self._open()
+            environment = self._opened()
             with at_work:
                 environment.sync(True)
                 environment.reader_check()
@@ -208,7 +220,7 @@ class LmdbStore(OnlineStore):
     @contextmanager
     def _transaction(self, *, write: bool = False) -> Iterator[Transaction]:
         with translated(self._path):
-            environment = self._open()
+            environment = self._opened()
             with at_work:
                 try:
                     transaction = environment.begin(write=write)
@@ -220,7 +232,14 @@ class LmdbStore(OnlineStore):
                 if write:
                     pad_file(self._path, environment)
 
-    def _open(self) -> lmdb.Environment:
+    def _opened(self) -> lmdb.Environment:
+        """Return the environment, made where it is not there."""
+        environment = self._open(create=True)
+        assert environment is not None
+        return environment
+
+    def _open(self, *, create: bool = False) -> lmdb.Environment | None:
+        """Return the environment; None where it is not there, unless it is to be created."""
         now = time.monotonic()
         environment = self._environment  # another thread may close the store meanwhile
         if environment is not None and self._pid == os.getpid():
@@ -234,6 +253,8 @@ class LmdbStore(OnlineStore):
         environment = None
         with at_work:
             self._environment = None
+        if not create and self.is_untouched():  # a mistyped path must not look like a store
+            return None
         self._environment = environment = open_environment(self._path, self._map_bytes)
         self._pid, self._inode, self._checked_at = os.getpid(), inode_of(self._path), now
         return environment
