@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -139,6 +141,45 @@ def test_a_hole_in_the_log_is_told_and_what_is_said_brings_the_table_back(root: 
     assert ended.value.code == 0
     with FeatureStore(root) as store:
         assert read(store) == list(range(first))
+
+
+@pytest.mark.parametrize("before_checkpoint", [True, False])
+def test_a_version_whose_files_are_gone_is_not_promised_and_what_is_said_helps(
+    root: Path, before_checkpoint: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a merge and `fs gc`, where the log then loses the entries that merged."""
+    log = log_of(root)
+    first, gone = (3, 2) if before_checkpoint else (MIDDLE, 2)
+    (added,) = [json.loads(line)["add"]["path"] for line in entry(log, gone).read_text().splitlines() if "add" in line]
+    entry(log, first).unlink()
+    if before_checkpoint:
+        checkpoint(log).unlink()
+        (log / "_last_checkpoint").unlink()
+    with FeatureStore(root) as store:
+        with pytest.raises(OfflineStoreError) as raised:
+            read(store)
+        assert "--rebuild" not in str(raised.value)  # the version's files are there
+        (log.parent / added).unlink()
+        with pytest.raises(OfflineStoreError) as raised:
+            read(store)
+    said = str(raised.value)
+    assert f"the table ends with version {first - 1} then, but files of that version are gone, too. Run" in said
+    assert "`fs materialize START END --view delays --rebuild` that it names" in said
+    for number in range(first, LAST + 1):
+        entry(log, number).unlink(missing_ok=True)
+    with pytest.raises(SystemExit) as ended:
+        main(["repair", "--yes", "--repo", str(root)])
+    assert ended.value.code == 1
+    out, err = capsys.readouterr()
+    assert re.findall(r"^view    run                  read", out, re.MULTILINE)  # as wide as short words make it
+    assert "delays  interval, failed " in out
+    (command,) = set(re.findall(r"`fs (materialize \S+ \S+ --view delays --rebuild)`", err))
+    for arguments in (command.split(), ["repair"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, "--yes", "--repo", str(root)])
+        assert ended.value.code == 0
+    with FeatureStore(root) as store:
+        assert read(store) == [number for number in range(first) if number != gone]
 
 
 @pytest.mark.parametrize("is_damaged", [False, True])

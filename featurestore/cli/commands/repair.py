@@ -59,7 +59,7 @@ def _render(console: Console, done: Repaired, problems: list[str], *, failed: bo
     rows = [
         (
             run.view,
-            run.kind if run.state == "done" else f"{run.kind}: {run.error}",
+            run.kind if run.state == "done" else f"{run.kind}, {run.state}",
             f"{run.read:,}",
             f"{run.appended:,}",
             f"{run.published.written:,}",
@@ -69,6 +69,9 @@ def _render(console: Console, done: Repaired, problems: list[str], *, failed: bo
         for run in done.runs
     ]
     table(console, heads, rows, right=heads[2:])
+    for run in done.runs:
+        if run.error is not None:
+            click.echo(f"{click.style('Error', fg='red', bold=True)}: {run.view}: {run.error}", err=True)
     for name in done.adopted:
         console.print(f"training set {name} is registered again", markup=False)
     for problem in problems:

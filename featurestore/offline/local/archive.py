@@ -94,7 +94,7 @@ class LogArchive:
                     if not is_checkpoint(path):
                         names.update(_entry_names(path))
                     elif is_cut:
-                        names |= _checkpoint_names(path)
+                        names |= checkpoint_names(path)
         return names
 
     def _limit(self, files: list[tuple[int, Path]]) -> int | None:
@@ -157,7 +157,8 @@ def _entry_names(path: Path) -> Iterator[str]:
                 yield action[kind]["path"]
 
 
-def _checkpoint_names(path: Path) -> set[str]:
+def checkpoint_names(path: Path) -> set[str]:
+    """Return the names of the data files of a checkpoint's version."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:

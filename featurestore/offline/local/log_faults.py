@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from featurestore.errors import OfflineStoreError
 from featurestore.offline.interface import TableId
-from featurestore.offline.local.archive import is_checkpoint, numbered
+from featurestore.offline.local.archive import checkpoint_names, is_checkpoint, numbered
 
 LAST_CHECKPOINT = "_last_checkpoint"
 _SHOWN = 5
@@ -76,6 +76,12 @@ def _of_entries(log: Path, damaged: dict[int, str], lost: Sequence[int], last: i
             f"move {names[0]} and what follows it, up to {last:020}.json, elsewhere: "
             f"the table ends with version {first - 1} then"
         )
+        if _lacks_files(log, first - 1):
+            rebuild = f"fs materialize START END --view {log.parent.parent.name} --rebuild"
+            without += (
+                f", but files of that version are gone, too. Run `fs repair`, then the `{rebuild}` that it names for "
+                "them, which leaves them out"
+            )
     else:
         without = f"move the folder {log.parent} elsewhere"
     return _Fault(
@@ -84,6 +90,22 @@ def _of_entries(log: Path, damaged: dict[int, str], lost: Sequence[int], last: i
         "reads from the source again what is missing; rows that were only pushed are lost.",
         tuple(damaged),
     )
+
+
+def _lacks_files(log: Path, number: int) -> bool:
+    """Tell whether data files of a version are gone, as far as the log before it can be read."""
+    names: set[str] = set()
+    try:
+        for found, path in numbered(log):  # a checkpoint comes behind its entry
+            if found <= number and is_checkpoint(path):
+                names = checkpoint_names(path)
+            elif found <= number:
+                for action in map(json.loads, path.read_bytes().splitlines()):
+                    names |= {action["add"]["path"]} if "add" in action else set()
+                    names -= {action["remove"]["path"]} if "remove" in action else set()
+    except (OSError, ValueError, KeyError):
+        return False
+    return any(not (log.parent / name).exists() for name in names)
 
 
 def _damage(entry: Path | None) -> str:
