@@ -118,6 +118,26 @@ def opening_of(*lines: str) -> bytes:
     return "\r\n".join(["POST /v1/online-features HTTP/1.1", "Host: localhost", *lines, "", ""]).encode()
 
 
+def test_headers_are_bound_however_they_arrive(client: httpx.Client) -> None:
+    def answer(*parts: bytes) -> bytes:
+        with connect(client.base_url) as connection:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(0.05)
+            return read_one(connection)
+
+    begun, ended = b"GET /health HTTP/1.1\r\nHost: localhost\r\n", b"\r\n\r\n"
+    for line in (b"X: ", b"Connection: Upgrade\r\nUpgrade: h2c\r\nX: "):
+        fitting, beyond = begun + line + b"a" * 60_000, begun + line + b"a" * 70_000
+        assert answer(fitting + ended).startswith(b"HTTP/1.1 200 ")
+        assert answer(fitting, ended).startswith(b"HTTP/1.1 200 ")
+        assert answer(beyond + ended).startswith(b"HTTP/1.1 431 ")
+        assert answer(beyond, ended).startswith(b"HTTP/1.1 431 ")
+        assert answer(fitting, b"a" * 10_000 + ended).startswith(b"HTTP/1.1 431 ")
+    refused = answer(b"GET /" + b"a" * 70_000 + b" HTTP/1.1" + ended)
+    assert b'"type":"headers_too_large"' in refused
+
+
 JSON = "Content-Type: application/json"
 LENGTH = f"Content-Length: {len(REQUEST)}"
 REFUSED = {

@@ -27,7 +27,11 @@ DISCARD_SECONDS = 0.01
 """Of a body that was already answered so often a piece is read and thrown away: a flood of it takes no other's time."""
 
 MAX_HEADER_BYTES = 64 * 1024
-"""Beyond what came in the first read; uvicorn with httptools would go on collecting."""
+"""Of a request line and its headers; uvicorn with httptools would go on collecting."""
+
+
+class _HeadersTooLargeError(Exception):
+    """Ends the parsing of a request."""
 
 
 class DeadlineProtocol(HttpToolsProtocol):
@@ -90,8 +94,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         if self._header_bytes is not None:
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADER_BYTES:
-                message = f"The headers are larger than {MAX_HEADER_BYTES} bytes."
-                self._refuse(b"431 Request Header Fields Too Large", "headers_too_large", message)
+                self._refuse_headers()
                 return
         if self._waiting_since is not None and self._header_bytes is None:  # within a body
             cycle: Any = self.cycle
@@ -116,8 +119,11 @@ class DeadlineProtocol(HttpToolsProtocol):
                         return
                     data = data[offer.args[0] :]
                     self._read_again()
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, _HeadersTooLargeError):
+                self._refuse_headers()
+            else:
+                self.send_400_response("Invalid HTTP request received.")
 
     def _read_again(self) -> None:
         since, version = self._waiting_since, self.parser.get_http_version().encode()
@@ -146,7 +152,10 @@ class DeadlineProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """What follows is the body, which the app counts."""
+        """What follows is the body, which the app counts. Of headers that came in small pieces each was counted."""
+        is_in_pieces = (self._header_bytes or 0) >= 0
+        if (is_in_pieces or self._piece_bytes > MAX_HEADER_BYTES) and self._head_bytes() > MAX_HEADER_BYTES:
+            raise _HeadersTooLargeError
         if self.parser.should_upgrade():
             return  # it is read again
         self._header_bytes = None
@@ -158,6 +167,13 @@ class DeadlineProtocol(HttpToolsProtocol):
             return
         self._waiting_since = None
         super().on_message_complete()
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _refuse_headers(self) -> None:
+        message = f"The headers are larger than {MAX_HEADER_BYTES} bytes."
+        self._refuse(b"431 Request Header Fields Too Large", "headers_too_large", message)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP in the shape of all errors."""
