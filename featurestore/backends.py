@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,12 +69,27 @@ _MISREAD = re.compile(r"%[0-9A-Fa-f]{2}|[\0-\x1f\x7f\[\]^|\\\udc80-\udcff]")
 def check_offline_folder(folder: Path) -> None:
     """Raise SettingsError for a folder that the library of the Delta tables would not find, or mistake for another."""
     found = _MISREAD.search(str(folder))
+    if found is not None and _is_locale_at_fault(folder):
+        raise SettingsError(
+            f"offline_store: the name of {str(folder)!a} is UTF-8, which Python does not read in this locale "
+            f"({sys.getfilesystemencoding()}).",
+            hint="Set LC_ALL=C.UTF-8 or another UTF-8 locale, or PYTHONUTF8=1, and run the same command again.",
+            key="offline_store",
+        )
     if found is not None:
         raise SettingsError(
             f"offline_store: Delta tables cannot lie in {str(folder)!a}: their library misreads {found[0]!a}.",
             hint="Rename the folder, or set `offline_store` to one without %XX, [ ] ^ | \\ and control characters.",
             key="offline_store",
         )
+
+
+def _is_locale_at_fault(folder: Path) -> bool:
+    """Tell whether a name was not decoded although it is UTF-8."""
+    try:
+        return not os.fsencode(folder).decode().isascii() and sys.getfilesystemencoding() != "utf-8"
+    except UnicodeError:
+        return False
 
 
 def check_stores(root: Path, *, registry: Located, offline_store: Located, online_store: Located) -> None:

@@ -29,7 +29,7 @@ from featurestore.consistency.clocks import (
 )
 from featurestore.definitions import FeatureView
 from featurestore.errors import FeatureStoreError, RepositoryError
-from featurestore.online.interface import UNTOUCHED, eviction_of
+from featurestore.online.interface import READ_ONLY, UNTOUCHED, eviction_of
 from featurestore.project.access import FILE_NAME as ACCESS_FILE
 from featurestore.project.access import read_access
 from featurestore.project.loader import load_definitions
@@ -161,10 +161,13 @@ def _existing(folder: Path) -> Path:
 
 def _online(workspace: Workspace) -> Iterator[Check]:
     facts = workspace.online.facts()
-    told = ", ".join(f"{name} {value}" for name, value in facts.items())
-    yield Check("online store", "ok", f"{told}: {UNTOUCHED}" if workspace.online.is_untouched() else told)
+    found = ", ".join(f"{name} {value}" for name, value in facts.items())
+    yield Check("online store", "ok", f"{found}: {UNTOUCHED}" if workspace.online.is_untouched() else found)
     if told := clock_problem(ONLINE_STORE, online_ahead_us(facts)):
         yield Check("clock of the online store", "failed", told, SYNCHRONISE)
+    if facts.get("role") == READ_ONLY:
+        hint = "Let online_store name the primary wherever features are materialized, pushed or deleted."
+        yield Check("role of the online store", "warning", f"role {READ_ONLY}", hint)
     yield from script_flaws(facts.get("server", ""))
     if told := eviction_of(facts):
         yield Check("eviction", "warning", told, "Run `CONFIG SET maxmemory-policy noeviction`.")

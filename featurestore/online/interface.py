@@ -196,6 +196,9 @@ class OnlineStore(PlainValues):
         """Release connections; calling it twice is allowed."""
 
 
+READ_ONLY = "replica: only reads"
+"""The ``role`` among the facts of a store that takes no writes."""
+
 UNTOUCHED = "nothing was ever written there"
 """What to say of a store that `OnlineStore.is_untouched`."""
 

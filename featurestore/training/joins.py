@@ -113,13 +113,14 @@ def repinned(offline: OfflineStore, pins: Sequence[PinnedRead]) -> tuple[PinnedR
 
 
 def is_gone(offline: OfflineStore, pinned: PinnedRead) -> bool:
-    """Tell whether files of a pinned version were cleaned away."""
+    """Tell whether files of a pinned version were cleaned away, and a newer one is there."""
     if pinned.version is None:
         return False
     try:
         offline.version(pinned.version.table, pinned.version.number)
     except TableVersionError:
-        return True
+        newest = offline.current(pinned.version.table)
+        return newest is not None and newest.number != pinned.version.number
     return False
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.clock import ManualClock
+from support.disks import small_files
 
 from featurestore import FeatureStore
 from featurestore.cli.main import COMMANDS, main
@@ -617,6 +618,17 @@ def test_a_mistyped_folder_of_the_online_store_is_not_made_and_told_of(fs, mater
     assert found["online store"].endswith("data/onlnie: nothing was ever written there")
     assert "online" in fs("status")
     assert not (materialized / "data" / "onlnie").exists()
+
+
+def test_init_that_finds_no_room_names_that_and_leaves_nothing(fs, repo):
+    for folder in ("new", "deep/new", "empty"):
+        Path("empty").mkdir(exist_ok=True)
+        before = sorted(Path().rglob("*"))
+        with small_files(4_000):
+            fs("init", folder, "--name", "shop", expect=1)
+        assert "cannot be written: File too large. Nothing was left there." in fs.err
+        assert "Free some space" in fs.err
+        assert sorted(Path().rglob("*")) == before
 
 
 def test_teardown_needs_its_flag_and_spares_neighbours(fs, materialized, tmp_path):

@@ -166,6 +166,7 @@ IN_A_SHELL = [
     ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {fs} plan", 0, "+ push source rides", ""),
     ("PYTHONIOENCODING=cp1252:strict {fs} list nämlich→", 1, "", "There is no kind"),
     ("PYTHONUNBUFFERED=1 {fs} list > /dev/full", 1, "", "standard output cannot be written"),
+    ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {fs} init ünï", 1, "", "which Python does not read in this locale"),
     (GONE + "{fs} list --repo ..", 1, "", "The working directory was deleted."),
     (GONE + "{fs} serve", 1, "", "What to do: Change to a folder that is there."),
     (GONE + "{fs} init new --name shop", 1, "", "The working directory was deleted."),

@@ -506,7 +506,7 @@ def test_what_redis_refuses_is_told_with_what_helps(start_redis: Callable[..., R
     assert "Check user and password in the URL" in hint
 
 
-def test_a_replica_points_to_its_primary(start_redis: Callable[..., RedisServer]) -> None:
+def test_a_replica_points_to_its_primary(start_redis: Callable[..., RedisServer], tmp_path: Path) -> None:
     primary, replica = start_redis(), start_redis()
     with replica.client() as client:
         client.replicaof("127.0.0.1", primary.port)
@@ -517,6 +517,13 @@ def test_a_replica_points_to_its_primary(start_redis: Callable[..., RedisServer]
     with pytest.raises(OnlineStoreUnavailableError) as raised:
         store.write(records(1), now_us=NOW)
     assert "let online_store name the primary" in raised.value.hint
+    assert store.facts()["role"] == "replica: only reads"
+    workspace = make_workspace(tmp_path / "shop", [sales_view()], online_url=replica.url, now_us=NOW)
+    found = {check.name: check for check in examine(workspace)}
+    assert found["role of the online store"].message == "role replica: only reads"
+    with replica.client() as client:
+        client.config_set("replica-read-only", "no")
+    assert "role" not in store.facts()
     store.close()
 
 

@@ -32,6 +32,7 @@ from featurestore_registry.sql import open_registry, tables
 from featurestore_registry.sql.engine import SqliteDatabase
 from featurestore_registry.sql.schema import alembic_config
 from featurestore_registry.testing.definitions import hash_at
+from support.disks import small_files
 
 
 def put(name, document, project="p"):
@@ -632,3 +633,12 @@ def test_a_conflict_says_what_it_met_and_what_to_do(filled):
         assert raised.value.details == {"project": "p", "head": 1, "expected": ""}
         with pytest.raises(LedgerConflictError, match="run 'k' of project 'p' is at version 1, not at 3"):
             registry.ledger.append("p", "run", "k", {}, if_version=3)
+
+
+def test_a_write_that_the_system_refuses_says_what_to_look_at(url, path):
+    with closing(open_registry(url)) as registry:
+        apply(registry, 0, put("a", {"x": 1}))
+        with small_files(path.stat().st_size), pytest.raises(RegistryUnavailableError) as caught:
+            apply(registry, 1, put("b", {"x": "y" * 200_000}))
+        assert "`ulimit -f`" in caught.value.hint
+        apply(registry, 1, put("b", {"x": "y" * 200_000}))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -35,10 +40,14 @@ def command(directory: Path, name: str | None) -> None:
     try:
         if directory.exists() and any(directory.iterdir()):
             raise SettingsError(f"{directory} is not empty.", hint="Choose a new folder; nothing was written.")
-        _write(directory, project)
+        with _removed_where_it_fails(directory):
+            _write(directory, project)
     except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        why = os.strerror(error.errno) if error.errno else str(error)
         raise SettingsError(
-            f"{directory} cannot be written: {error.strerror}.", hint="Choose another folder."
+            f"{directory} cannot be written: {why}. Nothing was left there.",
+            hint="Free some space, or choose a folder on another disk." if is_full else "Choose another folder.",
         ) from None
     click.echo(f"Made the feature repo {directory} for project {project}. Next:\n")
     path = f"./{directory}" if str(directory).startswith("-") else str(directory)
@@ -48,6 +57,21 @@ def command(directory: Path, name: str | None) -> None:
     click.echo("  fs training-set --entities data/trips.parquet --service trip_model_v1 --out training.parquet")
     click.echo("  fs online --service trip_model_v1 --entity driver_id=1001 --entity trip_km=12.5")
     click.echo("  fs serve")
+
+
+@contextmanager
+def _removed_where_it_fails(directory: Path) -> Iterator[None]:
+    """Remove what the block makes in a folder that is empty or not there, if it does not come to its end."""
+    made = next((path for path in reversed((directory, *directory.parents)) if not path.exists()), None)
+    try:
+        yield
+    except BaseException:
+        for path in [made] if made is not None else list(directory.iterdir()):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        raise
 
 
 def _write(directory: Path, project: str) -> None:

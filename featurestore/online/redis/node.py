@@ -19,6 +19,7 @@ from redis.connection import ConnectionPool, parse_url
 from redis.retry import Retry
 
 from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError, SettingsError, did_you_mean
+from featurestore.online.interface import READ_ONLY
 from featurestore.online.url import Credentials, StoreUrl
 from featurestore.types.times import Clock
 
@@ -197,15 +198,20 @@ class RedisNode:
             self.loaded.add(digest)
 
     def facts(self, clock: Clock) -> dict[str, str]:
-        """Return server, version, memory and its policy, evictions, and the difference of its clock to ours."""
+        """Return server, version, memory and its policy, evictions, and the difference of its clock to ours.
+
+        Also the role of a replica that takes no writes.
+        """
         with self.translated(self.deadlines.write):
             client = self.writes.client()
-            info = {**client.info("server"), **client.info("memory"), **client.info("stats")}
+            sections = ("server", "memory", "stats", "replication")
+            info = {name: value for section in sections for name, value in client.info(section).items()}
             seconds, microseconds = client.time()
         name = info.get("server_name", "redis")
         return {
             "server": f"{name} {info.get(f'{name}_version', info['redis_version'])}",
             "location": self.location,
+            **({"role": READ_ONLY} if info.get("role") == "slave" and info.get("slave_read_only", 1) else {}),
             "used_memory_bytes": str(info["used_memory"]),
             "maxmemory_bytes": str(info.get("maxmemory", "unknown")),
             "maxmemory_policy": str(info.get("maxmemory_policy", "unknown")),
@@ -287,7 +293,8 @@ _ADVICE: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
     (
         (redis.AuthenticationError, redis.exceptions.AuthorizationError),
         "WRONGPASS",
-        "Check user and password in the URL of online_store, percent-encoded: redis://user:password@host:6379/0.",
+        "Check user and password in the URL of online_store: redis://user:password@host:6379/0, with % written as %25 "
+        "and a : in the user's name as %3A.",
     ),
     ((), "without any password configured", "Take the password out of the URL of online_store: this Redis has none."),
     (
@@ -347,13 +354,16 @@ def parsed_url(url: str, *, hint: str = URL_EXAMPLE) -> dict[str, Any]:
 
 def connection_options(url: str, credentials: Credentials, hint: str) -> dict[str, Any]:
     """Return a URL that holds no credentials as connection options, with them. Raises as `parsed_url`."""
+    why = "it names no host, or a port that is no number"
     try:
         options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py has no types here
-    except ValueError:
+    except ValueError as error:
         options = {}
+        if str(error).startswith("Port out of range"):
+            why = "its port is greater than 65535"
     options |= credentials.options
     if not options.get("host"):
-        raise SettingsError("online_store: the Redis URL cannot be read.", hint=hint)
+        raise SettingsError(f"online_store: the Redis URL cannot be read: {why}.", hint=hint)
     is_encrypted = "connection_class" in options
     for name in sorted(options.keys() - _URL_OPTIONS):
         if name not in _TLS_OPTIONS:

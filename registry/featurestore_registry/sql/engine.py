@@ -26,6 +26,8 @@ _DAMAGED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "SQLITE_ERROR", 
 _HINTS = {
     "SQLITE_BUSY": "Another program holds its lock: wait for it, or end it, and run the command again.",
     "SQLITE_FULL": "The disk is full: free some space and run the command again.",
+    "SQLITE_IOERR": "A read or write of its file failed: look at free space, quotas, limits on the size of files "
+    "(`ulimit -f`) and the disk itself, then run the command again.",
     "SQLITE_READONLY": "It cannot be written: check its permissions, its folder's, and that the disk is not read-only.",
     "SQLITE_CANTOPEN": "Check that the file and its folder exist and that you may read and write both.",
 }
