@@ -9,7 +9,7 @@ from zlib import crc32
 
 from featurestore.offline.interface import TableVersion
 from featurestore.online.interface import Write
-from featurestore.online.records.codec import is_record, record_times
+from featurestore.online.records.codec import is_record, record_version
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.workspace import Workspace
@@ -31,7 +31,7 @@ class Sample:
     """The table has a row that is not expired, the store nothing."""
     older: int = 0
     different: int = 0
-    """Both have the same times but other values."""
+    """Both are of the same version but hold other values."""
     newer: int = 0
     """Online alone: pushed so, or the table has lost them."""
 
@@ -83,9 +83,9 @@ def _is_expired(write: Write, now_us: int) -> bool:
 def _state(encoder: RecordEncoder, expected: bytes, found: bytes | None) -> str:
     if found is None or not is_record(found):
         return "missing"
-    wanted_times, found_times = record_times(expected), record_times(found)
-    if found_times != wanted_times:
-        return "newer" if found_times > wanted_times else "older"
+    wanted, stored = record_version(expected), record_version(found)
+    if stored != wanted:
+        return "newer" if stored > wanted else "older"
     # A record of an earlier schema is read by name: its bytes are others for that alone.
     has_own_schema = found[17:25] == encoder.schema_id
     return "different" if has_own_schema and found != expected else "equal"

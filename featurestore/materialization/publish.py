@@ -17,7 +17,7 @@ from featurestore.ledger.runs import SHOWN_KEYS, Published
 from featurestore.offline.interface import DataFile, TableChanges, TableVersion
 from featurestore.online.interface import Repair, Write, WriteResult, Writes
 from featurestore.online.records.arrow import time_columns
-from featurestore.online.records.codec import is_record, record_times
+from featurestore.online.records.codec import is_record, record_version, version_of
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import Step, crash_point, reached, step
@@ -36,8 +36,6 @@ MOST_WRITES, MOST_BYTES = 80_000, 64 << 20
 more, because a store that keeps its keys in order is quicker with many of them at once."""
 
 Batches = Iterator[Writes]
-Times = tuple[int, int]
-"""(event_us, created_us) of a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ def publish(
         newest = publisher.newest(version, None if everything else changes)
         publisher.send(newest if online is None else _watched(newest, online, repairs), running)
         if online is not None:
-            publisher.repair([*repairs, *(Repair(key, *times, replacement=None) for key, times in online.items())])
+            publisher.repair([*repairs, *(Repair(key, version, replacement=None) for key, version in online.items())])
         elif changes.removed:
             for batch in publisher.replacements(version, changes):
                 publisher.repair(batch)
@@ -112,16 +110,16 @@ def _are_readable(workspace: Workspace, removed: Sequence[DataFile]) -> bool:
     return True
 
 
-def _watched(batches: Batches, online: dict[bytes, Times], repairs: list[Repair]) -> Batches:
+def _watched(batches: Batches, online: dict[bytes, bytes], repairs: list[Repair]) -> Batches:
     """Pass batches on, noting which records ``online`` are newer than the row that has to replace them.
 
     What is left of ``online`` in the end has no row at all.
     """
     for writes in batches:
         for write in writes:
-            times = online.pop(write.key, None)
-            if times is not None and times > record_times(write.record):
-                repairs.append(Repair(write.key, *times, replacement=write))
+            version = online.pop(write.key, None)
+            if version is not None and version > record_version(write.record):
+                repairs.append(Repair(write.key, version, replacement=write))
         yield writes
 
 
@@ -185,13 +183,13 @@ class _Publisher:
             gone = time_columns(batch.column(GONE_EVENT), batch.column(GONE_CREATED))
             has_row = batch.column(EVENT).is_valid()
             writes = {write.key: write for write in self.encoder.encode_table(batch.filter(has_row))}
-            times = zip(keys, gone.event_us.tolist(), gone.created_us.tolist(), strict=True)
-            yield [Repair(key, event_us, created_us, writes.get(key)) for key, event_us, created_us in times]
+            versions = map(version_of, gone.event_us.tolist(), gone.created_us.tolist())
+            yield [Repair(key, version, writes.get(key)) for key, version in zip(keys, versions, strict=True)]
 
-    def records_online(self) -> dict[bytes, Times]:
-        """Return the times of every record of the view that is online."""
+    def records_online(self) -> dict[bytes, bytes]:
+        """Return the version of every record of the view that is online."""
         batches = self.online.scan(self.encoder.keys.prefix)
-        return {key: record_times(value) for pairs in batches for key, value in pairs if is_record(value)}
+        return {key: record_version(value) for pairs in batches for key, value in pairs if is_record(value)}
 
     def send(self, batches: Batches, running: Step) -> None:
         """Write batches; one is under way while the next is encoded."""

@@ -87,11 +87,11 @@ class Writes(Sequence[Write]):
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """Replace exactly the record that carries these times, by another one or by nothing."""
+    """Replace exactly one version of a record, by another one or by nothing."""
 
     key: bytes
-    event_us: int
-    created_us: int
+    version: bytes
+    """The `codec.record_version` of the record that goes."""
     replacement: Write | None
 
 
@@ -159,7 +159,7 @@ class OnlineStore(PlainValues):
 
     @abstractmethod
     def write(self, writes: Sequence[Write], *, now_us: int) -> list[WriteResult]:
-        """Compare and set: per key the record with the greatest (event_ts, created_ts) stays, equal replaces.
+        """Compare and set: per key the record of the greatest version stays, an equal one replaces.
 
         Atomic per key, inside the store; duplicated keys in one call are taken in order. Retried within the
         publishing deadline, which compare-and-set makes safe. Durable as far as the store is.
@@ -167,7 +167,7 @@ class OnlineStore(PlainValues):
 
     @abstractmethod
     def repair(self, repairs: Sequence[Repair], *, now_us: int) -> list[bool]:
-        """Replace or delete each record that still carries exactly the given times; tell which were."""
+        """Replace or delete each record that still is of exactly the given version; tell which were."""
 
     @abstractmethod
     def scan(self, prefix: bytes) -> Iterator[Sequence[tuple[bytes, bytes]]]:

@@ -20,7 +20,7 @@ import pytest
 
 from featurestore.errors import OnlineStoreError
 from featurestore.online.interface import OnlineStore, Repair, ViewLayout, Write, WriteResult
-from featurestore.online.records.codec import expire_at_ms, is_intact, record_times
+from featurestore.online.records.codec import expire_at_ms, is_intact, record_times, version_of
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.online.records.keys import project_prefix
 from featurestore.types import Float32, Int64, String
@@ -271,12 +271,12 @@ class OnlineStoreConformance:
         next_best = [record_of(now - DAY_US, now, 100 + number, entity=f"e{number}") for number in range(5)]
         expired = next_best[4]._replace(expire_at_ms=now // 1000)
         repairs = [
-            Repair(key(["e0"]), now, now, next_best[0]),
-            Repair(key(["e1"]), now, now + 1, None),
-            Repair(key(["e2"]), now, now + 1, next_best[2]),
-            Repair(key(["e3"]), now + 1, now + 3, None),
-            Repair(key(["e4"]), now, now + 4, expired),
-            Repair(key(["nobody"]), now, now, next_best[0]._replace(key=key(["nobody"]))),
+            Repair(key(["e0"]), version_of(now, now), next_best[0]),
+            Repair(key(["e1"]), version_of(now, now + 1), None),
+            Repair(key(["e2"]), version_of(now, now + 1), next_best[2]),
+            Repair(key(["e3"]), version_of(now + 1, now + 3), None),
+            Repair(key(["e4"]), version_of(now, now + 4), expired),
+            Repair(key(["nobody"]), version_of(now, now), next_best[0]._replace(key=key(["nobody"]))),
         ]
         assert store.repair(repairs, now_us=now) == [True, True, False, False, True, False]
         read = store.mget([key([f"e{number}"]) for number in range(5)] + [key(["nobody"])])
@@ -291,7 +291,7 @@ class OnlineStoreConformance:
     def test_a_repair_keeps_the_expiry_of_its_replacement(self, store: OnlineStore, now: int) -> None:
         store.write([record_of(now)], now_us=now)
         brief = record_of(now - 1)._replace(expire_at_ms=system_clock() // 1000 + 200)
-        assert store.repair([Repair(brief.key, now, now, brief)], now_us=now) == [True]
+        assert store.repair([Repair(brief.key, version_of(now, now), brief)], now_us=now) == [True]
         deadline = time.monotonic() + 10
         while store.mget([brief.key]) != [None]:
             assert time.monotonic() < deadline

@@ -25,6 +25,7 @@ from support.serving import Project, serving, small_project, until
 from featurestore.cli.main import main
 from featurestore.errors import OnlineStoreUnavailableError
 from featurestore.online.interface import Repair
+from featurestore.online.records.codec import version_of
 from featurestore.online.records.reading import Status
 from featurestore.server.app import create_app
 from featurestore.server.watch.metrics import STAGES, Metrics
@@ -329,7 +330,7 @@ def test_a_writer_that_may_not_read_is_told_so(store: Store) -> None:
         store.project.put("fresh", {"customer_id": 1}, {"clicks": 8}, event_us=system_clock())
     workspace = store.project.workspace()
     with pytest.raises(OnlineStoreUnavailableError, match="is not available: "):
-        workspace.online.repair([Repair(b"fs:shop:fresh:{1}", 1, 1, None)], now_us=1)
+        workspace.online.repair([Repair(b"fs:shop:fresh:{1}", version_of(1, 1), None)], now_us=1)
     workspace.close()
 
 

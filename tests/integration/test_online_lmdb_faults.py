@@ -29,7 +29,7 @@ from featurestore.errors import (
 )
 from featurestore.online.interface import Repair, ViewLayout, Write, WriteResult
 from featurestore.online.lmdb.store import LmdbStore
-from featurestore.online.records.codec import is_intact, record_times
+from featurestore.online.records.codec import is_intact, record_times, version_of
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.testing.online_store import LAYOUT, record_of
 from featurestore.types import Int64, String
@@ -72,7 +72,7 @@ def test_a_folder_not_yet_there_is_an_empty_store(folder: Path) -> None:
 
 WRITING: dict[str, Callable[[LmdbStore], object]] = {
     "write": lambda store: store.write(records(3), now_us=NOW),
-    "repair": lambda store: store.repair([Repair(records(1)[0].key, NOW, NOW, None)], now_us=NOW),
+    "repair": lambda store: store.repair([Repair(records(1)[0].key, version_of(NOW, NOW), None)], now_us=NOW),
     "put": lambda store: store.put(b"fs:p:v:marker", b"1"),
     "delete": lambda store: store.delete(b"fs:p:v:"),
     "sweep": lambda store: store.sweep(now_us=NOW),
@@ -480,7 +480,7 @@ def test_the_file_is_never_shorter_than_its_last_page(folder: Path) -> None:
     for version in range(20):  # each leaves pages free, so that the next transaction needs no new ones
         store.write([*records(200, version=version), small], now_us=NOW)
     before = (folder / "data.mdb").stat().st_size
-    repairs = [Repair(small.key, NOW, NOW, large), Repair(small.key, NOW + 1, NOW + 1, None)]
+    repairs = [Repair(small.key, version_of(NOW, NOW), large), Repair(small.key, version_of(NOW + 1, NOW + 1), None)]
     assert store.repair(repairs, now_us=NOW) == [True, True]
     store.close()
     gc.collect()  # the next line opens the file anew

@@ -23,7 +23,7 @@ from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableErro
 from featurestore.maintenance.doctor import Check, examine
 from featurestore.materialization import materialize_incremental, republish
 from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
-from featurestore.online.records.codec import is_intact
+from featurestore.online.records.codec import is_intact, version_of
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.online.redis.cluster.store import RedisClusterStore
 from featurestore.online.redis.cluster.topology import Routing, Topology, parsed_cluster_url
@@ -114,7 +114,9 @@ def test_records_lie_where_the_cluster_says_and_an_entitys_views_together(
         assert len(keys) == 3 * len(entities)
     random.Random(7).shuffle(writes)
     assert read_both_ways(store, [write.key for write in writes]) == [write.record for write in writes]
-    repairs = [Repair(write.key, NOW + place, NOW + place, None) for place, write in enumerate(records(400))]
+    repairs = [
+        Repair(write.key, version_of(NOW + place, NOW + place), None) for place, write in enumerate(records(400))
+    ]
     assert store.repair(repairs, now_us=NOW) == [True] * 400
     assert read_both_ways(store, [write.key for write in records(400)]) == [None] * 400
 

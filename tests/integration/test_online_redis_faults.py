@@ -28,6 +28,7 @@ from featurestore.ledger.watermarks import read_watermark
 from featurestore.maintenance.doctor import examine
 from featurestore.materialization import materialize_incremental
 from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
+from featurestore.online.records.codec import version_of
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.online.redis.node import (
     DRIVER_ERRORS,
@@ -199,7 +200,7 @@ def test_a_fault_ends_writes_within_their_deadline(store: RedisStore, proxy: Fau
     proxy.fault = fault
     calls: list[Callable[[], object]] = [
         lambda: store.write(records(5), now_us=NOW),
-        lambda: store.repair([Repair(records(1)[0].key, NOW, NOW, None)], now_us=NOW),
+        lambda: store.repair([Repair(records(1)[0].key, version_of(NOW, NOW), None)], now_us=NOW),
         lambda: store.put(b"fs:p:v:schema:00", b""),
         lambda: store.delete(b"fs:p:"),
         lambda: list(store.scan(b"fs:p:")),

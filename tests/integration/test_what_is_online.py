@@ -17,6 +17,7 @@ from featurestore.maintenance.status import status
 from featurestore.maintenance.verify import verify
 from featurestore.materialization import materialize, republish, succeeded
 from featurestore.online.interface import Repair, Write
+from featurestore.online.records.codec import version_of
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.types import Int64
 from featurestore.types.times import system_clock
@@ -94,7 +95,9 @@ def test_verify_counts_what_is_missing_older_different_and_newer(make: Make) -> 
 
     def plant(shop: int, replacement: Write | None) -> None:
         key = record(workspace, shop, 5, 0).key
-        assert workspace.online.repair([Repair(key, event_us, event_us, replacement)], now_us=NOW_US) == [True]
+        assert workspace.online.repair([Repair(key, version_of(event_us, event_us), replacement)], now_us=NOW_US) == [
+            True
+        ]
 
     for shop in (10, 11, 12):
         plant(shop, None)
@@ -118,7 +121,7 @@ def test_verify_compares_the_same_thousand_of_many_each_time(make: Make) -> None
     workspace = store.workspace
     for shop in range(0, 1_500, 3):
         event_us, key = NOW_US - 5 * HOUR_US, record(workspace, shop, 5, 0).key
-        assert workspace.online.repair([Repair(key, event_us, event_us, None)], now_us=NOW_US) == [True]
+        assert workspace.online.repair([Repair(key, version_of(event_us, event_us), None)], now_us=NOW_US) == [True]
     (first,), (second,) = verify(workspace), verify(workspace)
     assert first == second
     assert (first.records, first.compared) == (1_000, 1_000)

@@ -20,7 +20,7 @@ from support.redis_server import RedisServer
 
 from featurestore.online.interface import OnlineStore, Repair, ViewLayout, Write, WriteResult
 from featurestore.online.lmdb.store import LmdbStore
-from featurestore.online.records.codec import record_times
+from featurestore.online.records.codec import record_times, version_of
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.online.records.reading import RecordDecoder
 from featurestore.online.redis.store import RedisStore
@@ -94,14 +94,16 @@ class OnlineStoreMachine(RuleBasedStateMachine):
             del self.model[write.key]
             if replace and (write.expire_at_ms is None or write.expire_at_ms > NOW // 1000):
                 self.model[write.key] = (row[1], row[2], row[3])
-        done = self.store.repair([Repair(write.key, event_us, created_us, write if replace else None)], now_us=NOW)
+        done = self.store.repair(
+            [Repair(write.key, version_of(event_us, created_us), write if replace else None)], now_us=NOW
+        )
         assert done == [holds]
 
     @rule(key=keys)
     def repair_what_is_there(self, key: tuple[int, str]) -> None:
         name = RecordEncoder(VIEWS[key[0]]).keys.encode([key[1]])
         if stored := self.model.pop(name, None):
-            assert self.store.repair([Repair(name, stored[0], stored[1], None)], now_us=NOW) == [True]
+            assert self.store.repair([Repair(name, version_of(stored[0], stored[1]), None)], now_us=NOW) == [True]
 
     @rule(view=st.sampled_from(range(len(VIEWS))))
     def delete(self, view: int) -> None:

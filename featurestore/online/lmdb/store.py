@@ -33,7 +33,7 @@ from featurestore.online.lmdb.environment import (
     translated,
 )
 from featurestore.online.records.arrow import bytes_of
-from featurestore.online.records.codec import CRC_BYTES, damaged, is_intact, is_record, record_times
+from featurestore.online.records.codec import CRC_BYTES, damaged, is_intact, is_record, record_version
 from featurestore.online.records.keys import check_prefix
 from featurestore.types.times import Clock, system_clock
 
@@ -50,7 +50,7 @@ _ONES = (1 << 64) - 1
 _RECORD = operator.itemgetter(slice(_ENVELOPE_BYTES, None))
 _CHECKED = operator.itemgetter(slice(_ENVELOPE_BYTES, -CRC_BYTES))
 _CHECKSUM = operator.itemgetter(slice(-CRC_BYTES, None))
-_TIMES = operator.itemgetter(slice(_ENVELOPE_BYTES + 1, _ENVELOPE_BYTES + 17))
+_VERSION = operator.itemgetter(slice(_ENVELOPE_BYTES + 1, _ENVELOPE_BYTES + 17))
 _NEVER = _ENVELOPE.pack(_ONES, 0)
 _PLAIN = _ENVELOPE.pack(_ONES - 1, 1)
 _IS_PLAIN = operator.methodcaller("startswith", _PLAIN)
@@ -114,7 +114,7 @@ class LmdbStore(OnlineStore):
         return results
 
     def repair(self, repairs: Sequence[Repair], *, now_us: int) -> list[bool]:
-        """Replace or delete what still carries exactly the given times."""
+        """Replace or delete what still is of exactly the given version."""
         done: list[bool] = []
         for start in range(0, len(repairs), _SCAN_RECORDS):
             with self._transaction(write=True) as transaction:
@@ -311,7 +311,7 @@ def _set_if_newer(transaction: Transaction, key: bytes, value: bytes, now: bytes
     old = transaction.get(key)
     if old is not None and old.startswith(_PLAIN):
         return WriteResult.WRONG_TYPE
-    if old is not None and _TIMES(value) < _TIMES(old) and _is_live(key, old, now):
+    if old is not None and _VERSION(value) < _VERSION(old) and _is_live(key, old, now):
         return WriteResult.STALE
     if value[:8] > now:
         transaction.put(key, value)
@@ -325,14 +325,14 @@ def _not_older(olds: Sequence[Any], values: Sequence[bytes]) -> list[tuple[int, 
     """Return what was no record, or a newer one than the value in its place, with its place; None was nothing."""
     if not any(olds):
         return []
-    are_newer = all(olds) and not any(map(operator.gt, map(_TIMES, olds), map(_TIMES, values)))
+    are_newer = all(olds) and not any(map(operator.gt, map(_VERSION, olds), map(_VERSION, values)))
     # Only what never expires sorts as high as a plain value.
     if are_newer and (max(olds)[:1] != b"\xff" or not any(map(_IS_PLAIN, olds))):
         return []
     return [
         (place, old)
         for place, (old, value) in enumerate(zip(olds, values, strict=True))
-        if old is not None and (_TIMES(old) > _TIMES(value) or old.startswith(_PLAIN))
+        if old is not None and (_VERSION(old) > _VERSION(value) or old.startswith(_PLAIN))
     ]
 
 
@@ -348,7 +348,7 @@ def _repaired(transaction: Transaction, now_ms: int, repair: Repair, envelope: b
     record = _content(old)
     if old.startswith(_PLAIN) or not is_record(record):
         return False
-    if record_times(record) != (repair.event_us, repair.created_us):
+    if record_version(record) != repair.version:
         return False
     new = repair.replacement
     if new is None or (new.expire_at_ms is not None and new.expire_at_ms <= now_ms):

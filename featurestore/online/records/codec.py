@@ -62,6 +62,16 @@ def record_times(record: bytes) -> tuple[int, int]:
     return event - _SIGN, created - _SIGN
 
 
+def record_version(record: bytes) -> bytes:
+    """Return the version of a record. To a store it is opaque: of two records of a key, the greater bytes are newer."""
+    return record[1:17]
+
+
+def version_of(event_us: int, created_us: int) -> bytes:
+    """Return the version of the record of a row."""
+    return time_bytes(event_us) + time_bytes(created_us)
+
+
 def is_record(value: bytes) -> bool:
     """Tell whether a value looks like a record of this format version."""
     return len(value) >= SMALLEST_RECORD_BYTES and value[0] == FORMAT_VERSION

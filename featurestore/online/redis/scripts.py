@@ -1,6 +1,6 @@
 """What runs inside Redis: compare-and-set, and repair. Each call is atomic and answers one number per key.
 
-Times are compared as four unsigned 32-bit words: a Lua number holds no 64-bit integer, and ``<`` on strings
+Versions are compared as four unsigned 32-bit words: a Lua number holds no 64-bit integer, and ``<`` on strings
 follows the server's locale. Keys and records travel as they are; nothing here depends on what a record holds
 behind its header.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from featurestore.online.interface import Repair, Write
-from featurestore.online.records.codec import FORMAT_VERSION, SMALLEST_RECORD_BYTES, time_bytes
+from featurestore.online.records.codec import FORMAT_VERSION, SMALLEST_RECORD_BYTES
 
 NEVER = b""
 EXPIRED = b"0"
@@ -56,15 +56,15 @@ end
 return codes
 """
 
-# ARGV: the 16 bytes of both times, the replacement (empty: none) and its expiry per key.
+# ARGV: the version that goes, the replacement (empty: none) and its expiry per key.
 REPAIR = f"""
 local codes = {{}}
 for i, key in ipairs(KEYS) do
-  local times, record, expiry = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
+  local version, record, expiry = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
   local old = redis.pcall('GET', key)
   if type(old) == 'table' and not string.find(old.err, 'WRONGTYPE', 1, true) then return old end
   local is_record = type(old) == 'string' and #old >= {SMALLEST_RECORD_BYTES} and string.byte(old) == {FORMAT_VERSION}
-  if is_record and string.sub(old, 2, 17) == times then
+  if is_record and string.sub(old, 2, 17) == version then
     if record == '' or expiry == '0' then
       redis.call('DEL', key)
     elseif expiry == '' then
@@ -97,7 +97,7 @@ def repair_arguments(repairs: Sequence[Repair], now_us: int) -> list[bytes | int
     arguments: list[bytes | int] = [len(repairs), *[repair.key for repair in repairs]]
     for repair in repairs:
         new = repair.replacement
-        arguments.append(time_bytes(repair.event_us) + time_bytes(repair.created_us))
+        arguments.append(repair.version)
         arguments.append(b"" if new is None else new.record)
         arguments.append(NEVER if new is None else _expiry(new.expire_at_ms, now_ms))
     return arguments
