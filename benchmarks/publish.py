@@ -84,7 +84,7 @@ class _Batches:
             version = workspace.offline.current(registered.table)
             assert version is not None
             encoder = RecordEncoder(registered.layout)
-            rows = workspace.engine.latest(
+            rows = workspace.engine.log.latest(
                 registered.view,
                 [file.path for file in version.files],
                 changed=None,

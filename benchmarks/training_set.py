@@ -17,7 +17,7 @@ from benchmarks.projects import make_project, references, view_definition
 from benchmarks.report import Row, Section, Target
 from benchmarks.workload import Workload
 from featurestore import FeatureStore
-from featurestore.engine.duck.engine import DuckEngine
+from featurestore.engine.duck.engine import open_engine
 from featurestore.engine.interface import AsOf, ViewJoin
 
 BATCH_ROWS = 100_000
@@ -108,7 +108,7 @@ def engine_training_set(workload: Workload, as_of: AsOf, with_ttl: bool, out: Pa
         )
         for view in workload.views
     ]
-    reader = DuckEngine(out.parent).join(frame, "event_timestamp", joins, batch_rows=BATCH_ROWS)
+    reader = open_engine(out.parent).joins.join(frame, "event_timestamp", joins, batch_rows=BATCH_ROWS).batches()
     schema = pa.schema([*frame.schema, *reader.schema])
     texts = [field.name for field in schema if pa.types.is_string(field.type)]
     done = 0

@@ -158,10 +158,10 @@ def open_online(located: Located, root: Path, *, clock: Clock = system_clock) ->
 
 def open_engine(limits: Limits, root: Path) -> Engine:
     """Open the engine."""
-    from featurestore.engine.duck.engine import DuckEngine
+    from featurestore.engine.duck.engine import open_engine as open_duckdb
     from featurestore.engine.duck.session import EngineSettings
 
-    return DuckEngine(root, EngineSettings(limits.memory_limit, limits.threads, limits.temp_directory))
+    return open_duckdb(root, EngineSettings(limits.memory_limit, limits.threads, limits.temp_directory))
 
 
 def _milliseconds(name: str, value: Any) -> int:

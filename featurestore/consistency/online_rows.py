@@ -28,7 +28,7 @@ def count_entities(workspace: Workspace, registered: RegisteredView, watermark: 
         version = workspace.offline.current(registered.table)
         if version is not None and version.files:
             files = [file.path for file in version.files]
-            count = workspace.engine.entities(registered.view, files, since_us=since_us, until_us=now_us)
+            count = workspace.engine.log.entities(registered.view, files, since_us=since_us, until_us=now_us)
     except (OfflineStoreError, EngineError):
         version, count = None, (None, 0)
     is_published = watermark.table_version is None or watermark.published_version is not None

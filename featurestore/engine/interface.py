@@ -1,12 +1,19 @@
-"""The engine: everything that touches many rows. DuckDB here; the suite in `featurestore.testing` is the contract."""
+"""The engine: everything that touches many rows, as abilities of a few methods each.
+
+`Sources` reads what users' files hold, `Log` writes and reads a view's offline table, `Joins` makes training sets,
+`Queries` runs SQL. Each ability raises SourceSchemaError and SourceFileError for what is wrong with a source,
+DamagedFileError for a file of the offline store, DiskFullError, and EngineError for the rest; a driver's own errors
+never leave it. Memory stays within the configured limit: what does not fit is spilled to disk. User SQL sees the given
+sources and views and nothing else: no files, no network. Not safe across threads: open an engine for each.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal
 
 from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.types import ValueType
@@ -59,7 +66,8 @@ class StageRequest:
     log_files: tuple[str, ...]
     """The table's files, to compare with."""
     first_sequence: int
-    """``fs_seq`` of the first row; the rest count up in arrival order."""
+    """Least ``fs_seq`` of the new rows. Each row has one of its own, and a row that arrived later a greater one; that
+    they count up without gaps is nothing to rely on."""
     folder: Path
     """Where to write."""
     counts_later: bool = False
@@ -68,10 +76,10 @@ class StageRequest:
 
 @dataclass(frozen=True, slots=True)
 class StagedRows:
-    """What `Engine.stage` wrote, and where the other rows went."""
+    """What `Log.stage` wrote, and where the other rows went."""
 
-    path: Path | None
-    """The written file, None when no row was new."""
+    paths: tuple[Path, ...]
+    """The written files, each in the table's order; none when no row was new."""
     appended: int
     read: int
     duplicates: int
@@ -90,12 +98,12 @@ class StagedRows:
 
 
 GONE_EVENT, GONE_CREATED = "fs_gone_event_ts", "fs_gone_created_ts"
-"""Columns of `Engine.replacements`: the times of the row that is gone, created never null."""
+"""Columns of `Log.replacements`: the times of the row that is gone, created never null."""
 
 
 @dataclass(frozen=True, slots=True)
 class Withdrawal:
-    """What `Engine.withdraw` found."""
+    """What `Log.withdraw` found."""
 
     rows: int
     """Batch rows of the log that the source no longer holds."""
@@ -131,25 +139,28 @@ class JoinFacts:
     greatest_age_us: int | None
     from_future: int
     """Chosen rows whose event time or availability lies after the entity row's time: must be 0."""
-    null_values: Mapping[str, int] = field(default_factory=dict)
-    """Per feature: chosen rows whose value is null."""
 
 
-class Engine(ABC):
-    """Reads sources, writes sorted files, joins. Not safe across threads: make one for each.
+@dataclass(frozen=True, slots=True)
+class EngineCapabilities:
+    """What an engine can do beyond what each must: callers ask before they call it."""
 
-    Raises SourceSchemaError and SourceFileError for what is wrong with a source, DiskFullError, and EngineError
-    for the rest; the engine's own errors never leave it. Memory stays within the configured limit: what does
-    not fit is spilled to disk. User SQL sees the given sources and views and nothing else: no files, no network.
-    """
+    reads_sql: bool = False
+    """Whether its `Queries` work."""
+    lists_dropped_rows: bool = False
+    """Whether `Sources.dropped` works."""
 
-    @abstractmethod
-    def prepare(self) -> None:
-        """Begin with what the next call needs in any case, beside the caller's other work; may do nothing."""
+
+class Sources(ABC):
+    """What the files of sources hold."""
 
     @abstractmethod
     def files(self, source: ParquetSource) -> tuple[SourceFile, ...]:
         """Return the files of a source, sorted by path; raises SourceFileError when there are none."""
+
+    @abstractmethod
+    def reads(self, source: ParquetSource, path: Path) -> bool:
+        """Tell whether `files` would return a file that lay at an absolute path, or where a source's links lead."""
 
     @abstractmethod
     def digest(self, file: SourceFile) -> str:
@@ -167,8 +178,20 @@ class Engine(ABC):
         """Return the least event time that the view's source holds, None when it holds none."""
 
     @abstractmethod
+    def dropped(self, view: FeatureView, rows: int) -> pa.Table:
+        """Return at most ``rows`` rows of a view's source that a run does not take, newest first by reason.
+
+        Columns: ``fs_dropped`` (no event time, null key, or duplicate: a later row has the same keys and times), join
+        keys, stored fields, ``event_ts``, ``created_ts``. Raises SourceError.
+        """
+
+
+class Log(ABC):
+    """A view's offline table: what a run adds to it and takes out of it, and its newest rows."""
+
+    @abstractmethod
     def stage(self, request: StageRequest) -> StagedRows:
-        """Write the new rows of a view's source into one sorted Parquet file."""
+        """Write the new rows of a view's source into sorted Parquet files; the same commit adds all of them."""
 
     @abstractmethod
     def latest(
@@ -222,29 +245,45 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def compact(self, view: FeatureView, files: Sequence[str], path: Path) -> None:
-        """Write the rows of a table's files as one file in the table's order, every column as it is."""
+    def compact(self, view: FeatureView, files: Sequence[str], folder: Path) -> tuple[Path, ...]:
+        """Write the rows of a table's files again as few files, each in the table's order, every column as it is."""
+
+
+class Join(ABC):
+    """One point-in-time join: its rows, and what is known of them. Each may be asked first, and without the other."""
 
     @abstractmethod
-    def join(
-        self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], *, batch_rows: int
-    ) -> pa.RecordBatchReader:
-        """Join features to entity rows at each row's time, by the rules of `docs/explanation/time.md`.
+    def batches(self) -> pa.RecordBatchReader:
+        """Return one row per frame row, in the frame's order: for each view and feature ``{view}__{feature}``.
 
-        ``frame`` holds the key columns (declared types) and ``time_column`` (timestamp[us, UTC], no nulls). The
-        result has one row per frame row in the frame's order and, for each view and feature, a column named
-        ``{view}__{feature}``.
+        Rows are chosen before it returns; the features are read while the result is.
         """
 
     @abstractmethod
-    def examine(self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin]) -> tuple[JoinFacts, ...]:
-        """Find out, by queries independent of `join`, what a certificate states."""
+    def facts(self) -> tuple[JoinFacts, ...]:
+        """Return what a certificate states of each view, found by queries independent of the choosing.
+
+        Raises CertificateError when a chosen row belongs to another entity or is expired, or when a row that should
+        have been chosen was not.
+        """
 
 
-@runtime_checkable
-class SqlReader(Protocol):
-    """An engine that also reads by SQL, from sources and views and from nothing else."""
+class Joins(ABC):
+    """Features joined to entity rows."""
 
+    @abstractmethod
+    def join(self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], *, batch_rows: int) -> Join:
+        """Return the join of features to entity rows at each row's time, by the rules of `docs/explanation/time.md`.
+
+        ``frame`` holds the key columns (declared types) and ``time_column`` (timestamp[us, UTC], no nulls); the join
+        reads nothing yet. ``batch_rows`` is the most that a batch holds.
+        """
+
+
+class Queries(ABC):
+    """SQL over sources and views, and over nothing else; only where `EngineCapabilities.reads_sql`."""
+
+    @abstractmethod
     def query(
         self,
         sql: str,
@@ -258,14 +297,21 @@ class SqlReader(Protocol):
         DamagedFileError for what it reads.
         """
 
+    @abstractmethod
     def span(
         self, view: FeatureView, files: Sequence[str], start_us: int, end_us: int, *, batch_rows: int
     ) -> pa.RecordBatchReader:
         """Return a view's rows with event time in [start, end), ordered by event time and keys: columns as above."""
 
-    def dropped(self, view: FeatureView, rows: int) -> pa.Table:
-        """Return at most ``rows`` rows of a view's source that a run does not take, newest first by reason.
 
-        Columns: ``fs_dropped`` (no event time, null key, or duplicate: a later row has the same keys and times), join
-        keys, stored fields, ``event_ts``, ``created_ts``. Raises SourceError.
-        """
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine: its abilities, and what it can do beyond what each must."""
+
+    sources: Sources
+    log: Log
+    joins: Joins
+    queries: Queries
+    capabilities: EngineCapabilities
+    prepare: Callable[[], None]
+    """Starts what the next call needs in any case, next to the caller's other work; may do nothing."""

@@ -132,7 +132,7 @@ def _sources(workspace: Workspace) -> Iterator[Check]:
     views = [found for found in workspace.snapshot().list(FeatureView.kind) if isinstance(found, FeatureView)]
     for view in views:
         try:
-            check_columns(view, workspace.engine.columns(view))
+            check_columns(view, workspace.engine.sources.columns(view))
         except FeatureStoreError as error:
             yield Check(f"source of {view.name}", "failed", error.message, error.hint)
         else:

@@ -66,8 +66,8 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
 
 
 def _compact(workspace: Workspace, registered: RegisteredView, version: TableVersion, lease: Lease) -> TableVersion:
-    def write(files: Sequence[DataFile], path: Path) -> None:
-        workspace.engine.compact(registered.view, [file.path for file in files], path)
+    def write(files: Sequence[DataFile], folder: Path) -> Sequence[Path]:
+        return workspace.engine.log.compact(registered.view, [file.path for file in files], folder)
 
     bind_tables(workspace.offline, registered)
     return replace_files(workspace.offline, version, version.files, write, lease.check)

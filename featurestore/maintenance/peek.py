@@ -6,7 +6,6 @@ import logging
 from typing import TYPE_CHECKING
 
 from featurestore.consistency.belonging import compare_table
-from featurestore.engine.interface import SqlReader
 from featurestore.errors import InputError
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.arrow import arrow_type
@@ -47,10 +46,10 @@ def peek(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Tabl
 
 
 def peek_dropped(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Table:
-    """Return rows of a view's source that runs do not take, with the reason; see `SqlReader.dropped`."""
-    if not isinstance(workspace.engine, SqlReader):
+    """Return rows of a view's source that runs do not take, with the reason; see `Sources.dropped`."""
+    if not workspace.engine.capabilities.lists_dropped_rows:
         raise InputError("This engine does not list what is dropped.")
-    return workspace.engine.dropped(registered.view, rows)
+    return workspace.engine.sources.dropped(registered.view, rows)
 
 
 def _end_of(path: str, rows: int, schema: pa.Schema) -> pa.Table:

@@ -59,7 +59,7 @@ def _chosen(
     workspace: Workspace, registered: RegisteredView, version: TableVersion, encoder: RecordEncoder, now_us: int
 ) -> Mapping[bytes, Write]:
     smallest: list[tuple[int, bytes, Write]] = []
-    batches = workspace.engine.latest(
+    batches = workspace.engine.log.latest(
         registered.view,
         [file.path for file in version.files],
         changed=None,

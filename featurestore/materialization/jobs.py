@@ -58,7 +58,9 @@ def materialize(
         workspace,
         views,
         "rebuild" if rebuild else "interval",
-        _bring(lambda view, watermark, _: plan_interval(workspace.engine, view, watermark, span), withdraw, dry_run),
+        _bring(
+            lambda view, watermark, _: plan_interval(workspace.engine.sources, view, watermark, span), withdraw, dry_run
+        ),
         dry_run=dry_run,
         wait_seconds=wait_seconds,
     )
@@ -84,7 +86,9 @@ def materialize_incremental(
         views,
         "incremental",
         _bring(
-            lambda view, watermark, unread: plan_incremental(workspace.engine, view, watermark, unread, until_us),
+            lambda view, watermark, unread: plan_incremental(
+                workspace.engine.sources, view, watermark, unread, until_us
+            ),
             None,
             dry_run,
         ),

@@ -157,7 +157,7 @@ class _Publisher:
 
     def newest(self, version: TableVersion, changes: TableChanges | None) -> Batches:
         """Yield each entity's newest row as a write; with ``changes`` of the entities that have new rows."""
-        batches = self.engine.latest(
+        batches = self.engine.log.latest(
             self.view,
             [file.path for file in version.files],
             changed=None if changes is None else [file.path for file in changes.added],
@@ -169,7 +169,7 @@ class _Publisher:
 
     def replacements(self, version: TableVersion, changes: TableChanges) -> Iterator[Sequence[Repair]]:
         """Yield repairs of the records that removed rows may have left behind."""
-        batches = self.engine.replacements(
+        batches = self.engine.log.replacements(
             self.view,
             [file.path for file in version.files],
             removed=[file.path for file in changes.removed],

@@ -77,7 +77,7 @@ class _Prepared:
     @property
     def written(self) -> list[Path]:
         """The files to add."""
-        return [*([] if self.staged.path is None else [self.staged.path]), *self.withdrawal.written]
+        return [*self.staged.paths, *self.withdrawal.written]
 
     @property
     def changes_table(self) -> bool:
@@ -236,8 +236,8 @@ class ViewRun:
             with step("merge", f"merge files of {self.registered.view.name}"):
                 merge_quietly(self.workspace.offline, version, files, self._write_merged)
 
-    def _write_merged(self, files: Sequence[DataFile], path: Path) -> None:
-        self.workspace.engine.compact(self.registered.view, [file.path for file in files], path)
+    def _write_merged(self, files: Sequence[DataFile], folder: Path) -> Sequence[Path]:
+        return self.workspace.engine.log.compact(self.registered.view, [file.path for file in files], folder)
 
     def _renew(self) -> None:
         """Take the definition as it is now: by an older one, what an apply has added would be published as null."""
@@ -289,8 +289,8 @@ class ViewRun:
         try:
             withdrawal = self._withdraw(rebuild, sound, folder)
         except BaseException:
-            if staged.path is not None:
-                staged.path.unlink(missing_ok=True)
+            for path in staged.paths:
+                path.unlink(missing_ok=True)
             raise
         return _Prepared(staged, withdrawal, damaged, version, first)
 
@@ -323,7 +323,7 @@ class ViewRun:
             counts_later=self.result.kind == "incremental",
         )
         with step("read", f"read the source of {self.registered.view.name}") as reading:
-            staged = self.workspace.engine.stage(request)
+            staged = self.workspace.engine.log.stage(request)
             reading.advance(staged.read)
         return staged
 
@@ -332,7 +332,7 @@ class ViewRun:
             return Withdrawal(0, (), ())
         with step("withdraw", f"compare {self.registered.view.name} with its source"):
             view, span = self.registered.view, Span(*rebuild.interval)
-            return self.workspace.engine.withdraw(view, _paths(version), span, folder=folder)
+            return self.workspace.engine.log.withdraw(view, _paths(version), span, folder=folder)
 
     def _damaged(self, rebuild: Rebuild | None, version: TableVersion | None) -> list[DataFile]:
         """Return the span's damaged files: a rebuild leaves them out and reads their rows from the source again.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from featurestore.definitions import FeatureView, ParquetSource
-from featurestore.engine.interface import Engine, SourceFile, Span, StagedRows
+from featurestore.engine.interface import SourceFile, Sources, Span, StagedRows
 from featurestore.ledger.unread import Unread
 from featurestore.ledger.watermarks import Interval, Watermark, merge, subtract
 from featurestore.offline.interface import TableVersion
@@ -45,7 +45,7 @@ class ReadPlan:
     """Committed before, and read once more: they lack something."""
 
 
-def plan_interval(engine: Engine, view: FeatureView, watermark: Watermark, interval: Interval) -> ReadPlan:
+def plan_interval(sources: Sources, view: FeatureView, watermark: Watermark, interval: Interval) -> ReadPlan:
     """Read exactly the rows with event time in an interval."""
     outside = subtract(watermark.intervals, (interval,))
     # Before the first event of an incremental run lies what only incremental runs look for.
@@ -53,18 +53,20 @@ def plan_interval(engine: Engine, view: FeatureView, watermark: Watermark, inter
     return ReadPlan(
         spans=(Span(*interval),),
         intervals=(interval,),
-        seen=seen_files(engine, view, watermark.files) if is_complete else watermark.files,
+        seen=seen_files(sources, view, watermark.files) if is_complete else watermark.files,
         is_complete=is_complete,
         begun_us=watermark.begun_us,
     )
 
 
-def plan_incremental(engine: Engine, view: FeatureView, watermark: Watermark, unread: Unread, end_us: int) -> ReadPlan:
+def plan_incremental(
+    sources: Sources, view: FeatureView, watermark: Watermark, unread: Unread, end_us: int
+) -> ReadPlan:
     """Read what no run has read before ``end_us``, and of what was read what changed since and what it lacks."""
-    seen = seen_files(engine, view, watermark.files)
+    seen = seen_files(sources, view, watermark.files)
     begun_us = watermark.begun_us
     if begun_us is None:
-        begun_us = engine.first_event_us(view)
+        begun_us = sources.first_event_us(view)
     if begun_us is None or begun_us >= end_us:
         # There is nothing to take yet. Where it begins stays open: until then older rows may still turn up. Rows
         # without any event time are read, to be counted: else nobody would learn why nothing comes.
@@ -105,7 +107,7 @@ def _content(seen: str) -> str:
     return seen.partition(":")[2] or seen
 
 
-def seen_files(engine: Engine, view: FeatureView, known: Seen) -> Seen:
+def seen_files(sources: Sources, view: FeatureView, known: Seen) -> Seen:
     """Return fingerprints of the sources whose files tell what changed; only what is new to ``known`` is hashed.
 
     A source whose created column finds late rows needs none. Rows of a query do not tell their file, so behind
@@ -115,12 +117,12 @@ def seen_files(engine: Engine, view: FeatureView, known: Seen) -> Seen:
     for source in view.batch_sources:
         if source is _created_source(view) and view.created_follows:
             continue
-        files = engine.files(source)
+        files = sources.files(source)
         if view.sql is not None:
             seen[source.name] = {ALL_FILES: _fingerprint(files)}
         else:
             before = known.get(source.name, {})
-            seen[source.name] = {file.path: _look_at(engine, file, before.get(file.path, "")) for file in files}
+            seen[source.name] = {file.path: _look_at(sources, file, before.get(file.path, "")) for file in files}
     return seen
 
 
@@ -130,10 +132,10 @@ def _created_source(view: FeatureView) -> ParquetSource | None:
     return first if first.created_timestamp_field is not None else None
 
 
-def _look_at(engine: Engine, file: SourceFile, before: str) -> str:
+def _look_at(sources: Sources, file: SourceFile, before: str) -> str:
     """Return ``state:content`` of a file; earlier releases wrote the state alone."""
     state = _fingerprint([file])
-    return before if before.partition(":")[0] == state else f"{state}:{engine.digest(file)}"
+    return before if before.partition(":")[0] == state else f"{state}:{sources.digest(file)}"
 
 
 def _fingerprint(files: Sequence[SourceFile]) -> str:

@@ -69,7 +69,7 @@ class TableVersion:
     files: tuple[DataFile, ...]
     """Sorted by path."""
     next_sequence: int
-    """Greater than every ``fs_seq`` that was ever committed: where the next rows start to count."""
+    """Greater than every ``fs_seq`` that was ever committed: the next rows have none that is less."""
     rows_kept_since: int
     """A version since which no row left the table: every commit after it added rows with greater ``fs_seq``, or merged
     files. This version's own number where nothing is known of the ones before."""
@@ -176,8 +176,8 @@ class OfflineStore(TableOrigins):
         """
 
     @abstractmethod
-    def merge(self, table: TableId, *, base: int, add: Path, remove: Sequence[DataFile]) -> TableVersion:
-        """Make the next version from ``base``, in which one file, in `staging`, holds the rows of several.
+    def merge(self, table: TableId, *, base: int, add: Sequence[Path], remove: Sequence[DataFile]) -> TableVersion:
+        """Make the next version from ``base``, in which files in `staging` hold the rows of others of the table.
 
         Only the layout changes: neither schema, nor rows, nor `TableVersion.rows_kept_since`; the facts of ``base``
         are carried on. The caller has verified the files. Else as `commit`.

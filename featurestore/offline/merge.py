@@ -39,8 +39,8 @@ TRIES = 20
 _damaged: set[str] = set()
 """Files that were found damaged: they stay as they are, and are warned of once."""
 
-Write = Callable[[Sequence[DataFile], Path], None]
-"""Writes the rows of files as one file in the table's order."""
+Write = Callable[[Sequence[DataFile], Path], Sequence[Path]]
+"""Writes the rows of files again as fewer files into a folder, each in the table's order, or leaves nothing there."""
 
 
 def due(files: Sequence[DataFile], *, most_bytes: int = MOST_BYTES, most_rows: int = MAX_SEQUENCE) -> list[DataFile]:
@@ -91,32 +91,37 @@ def replace_files(
     write: Write,
     check: Callable[[], None] = lambda: None,
 ) -> TableVersion:
-    """Put one file in the place of several of a version, whatever was committed since; returns the new version.
+    """Put fewer files in the place of several of a version, whatever was committed since; returns the new version.
 
     ``check`` is called before each try and may raise. Raises DamagedFileError, and ConcurrentCommitError where one of
     the files is no longer in the table.
     """
     offline.verify(files, again=True)  # under a new hash bad bytes would pass for sound ones
-    path = offline.staging(version.table) / f"{secrets.token_hex(16)}.parquet"
+    paths = write(files, offline.staging(version.table))
     try:
-        write(files, path)
         reached(STAGED)
-        made = _commit(offline, version, files, path, check)
+        made = _commit(offline, version, files, paths, check)
         reached(COMMITTED)
         return made
     finally:
-        path.unlink(missing_ok=True)
+        for path in paths:
+            path.unlink(missing_ok=True)
 
 
 def _commit(
-    offline: OfflineStore, base: TableVersion, files: Sequence[DataFile], path: Path, check: Callable[[], None]
+    offline: OfflineStore,
+    base: TableVersion,
+    files: Sequence[DataFile],
+    made: Sequence[Path],
+    check: Callable[[], None],
 ) -> TableVersion:
     table, paths = base.table, {file.path for file in files}
     for last_try in (False,) * (TRIES - 1) + (True,):
         check()
-        tried = path.with_name(f"{secrets.token_hex(16)}.parquet")
+        tried = [path.with_name(f"{secrets.token_hex(16)}.parquet") for path in made]
         with disk_errors(f"stage a merged file of {table}"):
-            tried.hardlink_to(path)  # a commit takes the file with it, also one that fails
+            for path, taken in zip(made, tried, strict=True):
+                taken.hardlink_to(path)  # a commit takes the file with it, also one that fails
         try:
             return offline.merge(table, base=base.number, add=tried, remove=files)
         except ConcurrentCommitError:
@@ -127,8 +132,8 @@ def _commit(
     raise AssertionError("the last try returns or raises")
 
 
-def write_in_memory(files: Sequence[DataFile], path: Path) -> None:
-    """Write the rows of files as one, in memory: for few rows that is quicker than to start an engine.
+def write_in_memory(files: Sequence[DataFile], folder: Path) -> Sequence[Path]:
+    """Write the rows of files as one file, in memory: for few rows that is quicker than to start an engine.
 
     Every column of any of them is kept; in rows of a file that lacks it, it is null.
     """
@@ -136,7 +141,7 @@ def write_in_memory(files: Sequence[DataFile], path: Path) -> None:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    known = "fs_known_ts"
+    path, known = folder / f"{secrets.token_hex(16)}.parquet", "fs_known_ts"
     try:
         with disk_errors(f"write the merged file {path}"):
             rows = pa.concat_tables([_read(file.path) for file in files], promote_options="permissive")
@@ -144,8 +149,12 @@ def write_in_memory(files: Sequence[DataFile], path: Path) -> None:
             rows = rows.append_column(known, pc.coalesce(rows[CREATED], rows[EVENT]))
             ordered = rows.sort_by([(name, "ascending") for name in (EVENT, known, SEQUENCE)]).drop_columns(known)
             pq.write_table(ordered, path, compression="zstd")
-    except pa.ArrowException as error:
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if not isinstance(error, pa.ArrowException):
+            raise
         raise OfflineStoreError(f"Files cannot be merged: {str(error).splitlines()[0]}.") from None
+    return (path,)
 
 
 def _read(path: str) -> pa.Table:

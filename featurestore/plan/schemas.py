@@ -13,7 +13,7 @@ from featurestore.definitions import (
     OnDemandFeatureView,
 )
 from featurestore.definitions.sql import changing_call
-from featurestore.engine.interface import Engine, SourceColumn
+from featurestore.engine.interface import SourceColumn, Sources
 from featurestore.engine.schema import HUGE, check_columns
 from featurestore.errors import DefinitionError, SourceError, SourceSchemaError
 
@@ -21,7 +21,7 @@ from featurestore.errors import DefinitionError, SourceError, SourceSchemaError
 def pin_schemas(
     definitions: Sequence[Definition],
     applied: Mapping[str, FeatureView],
-    engine: Engine,
+    sources: Sources,
     *,
     refresh: bool,
 ) -> tuple[list[Definition], list[str]]:
@@ -38,16 +38,16 @@ def pin_schemas(
         before = applied.get(view.name)
         try:
             _check_repeats(view)
-            columns = engine.columns(view)
+            columns = sources.columns(view)
             check_columns(view, columns)
             made = _pin(view, before, columns, refresh=refresh)
             if made is not view and view.sql is None:
-                columns = engine.columns(made)  # what holds no value in a file may have any type there
+                columns = sources.columns(made)  # what holds no value in a file may have any type there
             check_columns(made, columns)
         except SourceError as error:
             settled = _as_applied(view, before)
             if settled is None:
-                faults += _faults_of(engine, view, error)
+                faults += _faults_of(sources, view, error)
                 continue
             notices.append(f"{view.name}: {error}")
             made = settled
@@ -79,12 +79,12 @@ def _as_applied(view: FeatureView, before: FeatureView | None) -> FeatureView | 
     return settled if settled == before else None
 
 
-def _faults_of(engine: Engine, view: FeatureView, error: SourceError) -> list[SourceError]:
+def _faults_of(sources: Sources, view: FeatureView, error: SourceError) -> list[SourceError]:
     """Return what is wrong with each of a view's sources, and where they are sound what is wrong with the view."""
     found = []
     for source in view.batch_sources:
         try:
-            engine.columns(source)
+            sources.columns(source)
         except SourceError as fault:
             found.append(fault)
     return found or [error]

@@ -26,11 +26,11 @@ import pytest
 from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
 from featurestore.engine.interface import (
     Engine,
+    Join,
     JoinFacts,
     SourceColumn,
     SourceFile,
     Span,
-    SqlReader,
     StagedRows,
     StageRequest,
     ViewJoin,
@@ -67,15 +67,15 @@ class EngineProject:
 
     def files(self, path: str) -> tuple[SourceFile, ...]:
         """Return the files of a source."""
-        return self.engine.files(source_at(path))
+        return self.engine.sources.files(source_at(path))
 
     def digest(self, file: SourceFile) -> str:
         """Return a hash of what a file holds."""
-        return self.engine.digest(file)
+        return self.engine.sources.digest(file)
 
     def columns(self, source: FeatureView | ParquetSource) -> tuple[SourceColumn, ...]:
         """Return the columns of a source, or of what a view reads."""
-        return self.engine.columns(source)
+        return self.engine.sources.columns(source)
 
     def value_types(self, source: FeatureView | ParquetSource) -> dict[str, ValueType | None]:
         """Return the type of each column."""
@@ -83,12 +83,11 @@ class EngineProject:
 
     def first_event_us(self, view: FeatureView) -> int | None:
         """Return the least event time of a view's source."""
-        return self.engine.first_event_us(view)
+        return self.engine.sources.first_event_us(view)
 
     def dropped(self, view: FeatureView, rows: int) -> list[dict[str, Any]]:
         """Return rows of a view's source that no run takes."""
-        assert isinstance(self.engine, SqlReader)
-        return list(self.engine.dropped(view, rows).to_pylist())
+        return list(self.engine.sources.dropped(view, rows).to_pylist())
 
     # The log ---------------------------------------------------------------------------------------------------------
 
@@ -110,7 +109,7 @@ class EngineProject:
         counts_later: bool = False,
     ) -> StagedRows:
         """Stage a view's rows, which are checked to lie in the table's order within each file."""
-        staged = self.engine.stage(
+        staged = self.engine.log.stage(
             StageRequest(view, tuple(spans), now_us, names(log), first_sequence, self.staging, counts_later)
         )
         assert sum(table.num_rows for table in map(read_file, paths_of(staged))) == staged.appended
@@ -126,62 +125,56 @@ class EngineProject:
     ) -> pa.Table:
         """Return the newest row of each entity."""
         chosen = None if changed is None else names(changed)
-        batches = self.engine.latest(view, names(files), changed=chosen, **{"batch_rows": 100, **options})
+        batches = self.engine.log.latest(view, names(files), changed=chosen, **{"batch_rows": 100, **options})
         return table_from(batches)
 
     def entities(self, view: FeatureView, files: Sequence[Path], since_us: int, until_us: int) -> tuple[int, int]:
         """Return how many entities there are, and how many of them have a row in a span."""
-        return self.engine.entities(view, names(files), since_us=since_us, until_us=until_us)
+        return self.engine.log.entities(view, names(files), since_us=since_us, until_us=until_us)
 
     def withdraw(self, view: FeatureView, files: Sequence[Path], span: Span, *, dry: bool = False) -> Withdrawal:
         """Find the rows that the source no longer holds, and unless ``dry`` write what stays."""
-        return self.engine.withdraw(view, names(files), span, folder=None if dry else self.staging)
+        return self.engine.log.withdraw(view, names(files), span, folder=None if dry else self.staging)
 
     def replacements(
         self, view: FeatureView, files: Sequence[Path], *, removed: Sequence[str], added: Sequence[Path], **options: Any
     ) -> pa.Table:
         """Return the rows that went, each with the newest row that is left of its entity."""
-        batches = self.engine.replacements(
+        batches = self.engine.log.replacements(
             view, names(files), removed=removed, added=names(added), **{"batch_rows": 100, **options}
         )
         return table_from(batches)
 
     def compact(self, view: FeatureView, files: Sequence[Path]) -> list[Path]:
         """Write the rows of files again and return where they lie now."""
-        path = self.staging / "compacted.parquet"
-        self.engine.compact(view, names(files), path)
-        return [path]
+        return list(self.engine.log.compact(view, names(files), self.staging))
 
     # Joins and queries -----------------------------------------------------------------------------------------------
 
     def join(
         self, frame: pa.Table, views: Sequence[ViewJoin], *, time_column: str = "when", batch_rows: int = 1000
-    ) -> pa.Table:
+    ) -> Join:
+        """Return the join of features to entity rows."""
+        return self.engine.joins.join(frame, time_column, views, batch_rows=batch_rows)
+
+    def joined(self, frame: pa.Table, views: Sequence[ViewJoin], **options: Any) -> pa.Table:
         """Join features to entity rows."""
-        return self.reader(frame, views, time_column=time_column, batch_rows=batch_rows).read_all()
+        return self.join(frame, views, **options).batches().read_all()
 
-    def reader(
-        self, frame: pa.Table, views: Sequence[ViewJoin], *, time_column: str = "when", batch_rows: int = 1000
-    ) -> pa.RecordBatchReader:
-        """Begin a join."""
-        return self.engine.join(frame, time_column, views, batch_rows=batch_rows)
-
-    def facts(self, frame: pa.Table, views: Sequence[ViewJoin], *, time_column: str = "when") -> tuple[JoinFacts, ...]:
+    def facts(self, frame: pa.Table, views: Sequence[ViewJoin], **options: Any) -> tuple[JoinFacts, ...]:
         """Return what the engine finds out about a join."""
-        return self.engine.examine(frame, time_column, views)
+        return self.join(frame, views, **options).facts()
 
     def query(
         self, sql: str, sources: Iterable[ParquetSource] = (), views: Iterable[tuple[FeatureView, Sequence[Path]]] = ()
     ) -> pa.Table:
         """Return the result of a SELECT over sources and views."""
-        assert isinstance(self.engine, SqlReader)
         by_name = {view.name: (view, names(files)) for view, files in views}
-        return self.engine.query(sql, {source.name: source for source in sources}, by_name)
+        return self.engine.queries.query(sql, {source.name: source for source in sources}, by_name)
 
     def span(self, view: FeatureView, files: Sequence[Path], start_us: int, end_us: int) -> pa.Table:
         """Return a view's rows with event times in a span."""
-        assert isinstance(self.engine, SqlReader)
-        return self.engine.span(view, names(files), start_us, end_us, batch_rows=3).read_all()
+        return self.engine.queries.span(view, names(files), start_us, end_us, batch_rows=3).read_all()
 
     def run_in_zone(self, zone: str, script: str, *arguments: str) -> list[str]:
         """Run a script in a process of another time zone, which finds this project as ``project``; return its lines."""
@@ -310,7 +303,7 @@ def write_log(
 
 def paths_of(staged: StagedRows) -> list[Path]:
     """Return the files that were staged."""
-    return [] if staged.path is None else [staged.path]
+    return list(staged.paths)
 
 
 def names(paths: Sequence[Path]) -> tuple[str, ...]:

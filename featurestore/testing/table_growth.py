@@ -27,7 +27,7 @@ def merge(offline: OfflineStore, version: TableVersion, files: Sequence[DataFile
     path = offline.staging(TABLE) / "merged.parquet"
     tables = [pq.ParquetFile(file.path).read() for file in files]
     pq.write_table(pa.concat_tables(tables, promote_options="default"), path)
-    return offline.merge(TABLE, base=version.number, add=path, remove=files)
+    return offline.merge(TABLE, base=version.number, add=[path], remove=files)
 
 
 def append_several(offline: OfflineStore, count: int, version: TableVersion | None = None) -> TableVersion:
@@ -84,7 +84,7 @@ class TableGrowthConformance:
         for rows, first in (([row(0), row(1)], 0), ([row(0), row(1), row(2)], 1)):
             path = write_rows(offline, rows, first_sequence=first)
             with pytest.raises(OfflineStoreError, match="would change the rows of table conformance/profile/1"):
-                offline.merge(TABLE, base=before.number, add=path, remove=before.files)
+                offline.merge(TABLE, base=before.number, add=[path], remove=before.files)
             assert list(offline.staging(TABLE).iterdir()) == []
         assert offline.current(TABLE) == before
 
@@ -95,7 +95,7 @@ class TableGrowthConformance:
             merge(offline, old)
         assert offline.current(TABLE) == newest
         with pytest.raises(TableVersionError, match="no version 99"):
-            offline.merge(TABLE, base=99, add=write_rows(offline, [row(1)]), remove=())
+            offline.merge(TABLE, base=99, add=[write_rows(offline, [row(1)])], remove=())
 
     def test_changes_tell_new_rows_through_merges(self, offline: OfflineStore) -> None:
         first = append_several(offline, 3)

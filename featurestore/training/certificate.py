@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -147,12 +147,10 @@ def certify(
     Raises CertificateError when a check fails.
     """
     rows.verify()
-    # Nulls are counted where the result passed by; a feature has those of the rows without an answer, and its own.
-    joins = [replace(pinned.view_join(), features=()) for pinned in rows.pins]
     with ThreadPoolExecutor(1, thread_name_prefix="certificate") as aside:
         # The plain loops read files and run Python while the engine's threads work outside of it.
         looped = [aside.submit(recompute, rows, pinned, observed) for pinned in rows.pins]
-        facts = rows.engine.examine(rows.frame.keys, TIME, joins)
+        facts = rows.join.facts()
     uncovered = {gap.view: gap.rows for gap in gaps}
     views = []
     for pinned, found, recomputed in zip(rows.pins, facts, looped, strict=True):
@@ -163,9 +161,8 @@ def certify(
                 view=found.view,
             )
         recomputed.result()
-        found = replace(found, null_values=_own_nulls(pinned, found, observed))
-        name = pinned.read.view.name
-        views.append(_view_certificate(pinned, found, uncovered.get(name, 0), notes.get(name, "")))
+        nulls, name = _own_nulls(pinned, found, observed), pinned.read.view.name
+        views.append(_view_certificate(pinned, found, nulls, uncovered.get(name, 0), notes.get(name, "")))
     return Certificate(
         project=rows.request.project,
         registry_revision=rows.request.revision,
@@ -181,6 +178,7 @@ def certify(
 
 def _own_nulls(pinned: PinnedRead, facts: JoinFacts, observed: Observed) -> dict[str, int]:
     """Return by feature the rows whose answer is a null. Raises CertificateError for an answer that cannot be."""
+    # Nulls are counted where the result passed by; a feature has those of the rows without an answer, and its own.
     unanswered = sum(facts.nulls.values())
     own_nulls = {name: observed.nulls[pinned.read.name, name] - unanswered for name in pinned.read.features}
     if min(own_nulls.values(), default=0) < 0:
@@ -192,7 +190,9 @@ def _own_nulls(pinned: PinnedRead, facts: JoinFacts, observed: Observed) -> dict
     return own_nulls
 
 
-def _view_certificate(pinned: PinnedRead, facts: JoinFacts, not_covered: int, note: str) -> ViewCertificate:
+def _view_certificate(
+    pinned: PinnedRead, facts: JoinFacts, null_values: Mapping[str, int], not_covered: int, note: str
+) -> ViewCertificate:
     view = pinned.read.view
     created = view.created_timestamp_field
     availability = "not declared" if created is None else f"by {created}"
@@ -211,7 +211,7 @@ def _view_certificate(pinned: PinnedRead, facts: JoinFacts, not_covered: int, no
         rests_on="; ".join(filter(None, (rests_on, moves, note))),
         features=pinned.read.features,
         nulls=dict(facts.nulls),
-        null_values=dict(facts.null_values),
+        null_values=null_values,
         greatest_age_us=facts.greatest_age_us,
         from_future=facts.from_future,
         not_covered=not_covered,

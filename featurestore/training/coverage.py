@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from featurestore.ledger.watermarks import Interval, Watermark, subtract
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.training.frames import TIME
-from featurestore.training.joins import JoinedRows, Observed, PinnedRead
+from featurestore.training.joins import BATCH_ROWS, JoinedRows, Observed, PinnedRead
 from featurestore.types.columns import CREATED, EVENT
 from featurestore.types.times import MIN_INSTANT, to_rfc3339
 
@@ -158,7 +158,7 @@ def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
         return []
     sample = rows.frame.keys.take(pa.array(observed.rows))
     texts = []
-    for facts in rows.engine.examine(sample, TIME, views):
+    for facts in rows.joins.join(sample, TIME, views, batch_rows=BATCH_ROWS).facts():
         share = facts.nulls["not_yet_available"] / len(observed.rows)
         if share >= LARGE_SHARE:
             texts.append(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions import FeatureView, ParquetSource, PushSource
 from featurestore.definitions.sql import read_tables
-from featurestore.engine.interface import SqlReader
 from featurestore.errors import (
     DefinitionError,
     EntityFrameError,
@@ -233,7 +232,7 @@ class SqlFrames:
         except DefinitionError as error:
             raise EntityFrameError(f"The entity frame: {error.message}", hint=error.hint) from None
         engine = self._workspace.engine
-        if not isinstance(engine, SqlReader):
+        if not engine.capabilities.reads_sql:
             raise EntityFrameError("This engine takes no SQL as an entity frame.", hint="Pass a table.")
         known = self._known()
         for table in tables:
@@ -246,7 +245,7 @@ class SqlFrames:
         read = {table: known[table] for table in tables}
         sources = {name: found for name, found in read.items() if isinstance(found, ParquetSource)}
         views = {name: (found, self._files(name)) for name, found in read.items() if isinstance(found, FeatureView)}
-        return engine.query(sql, sources, views)
+        return engine.queries.query(sql, sources, views)
 
     def _known(self) -> dict[str, ParquetSource | FeatureView]:
         """Return what SQL can name; of a source and a view of one name the view."""

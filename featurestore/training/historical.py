@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from featurestore.consistency.belonging import compare_commit, compare_table
 from featurestore.definitions import FeatureView
-from featurestore.engine.interface import AsOf, Span, SqlReader, StageRequest
+from featurestore.engine.interface import AsOf, Span, StageRequest
 from featurestore.errors import InputError, IntervalError, OutputNameClashError
 from featurestore.ledger.commits import Remembered
 from featurestore.ledger.unread import read_unread
@@ -61,7 +61,7 @@ def get_historical_features(
     frame = read_frame(entity_df, request, timestamp_column, SqlFrames(workspace, snapshot))
     now_us = workspace.clock()
     pins, folder = _pins(workspace, request, frame, as_of, direct, now_us)
-    rows = JoinedRows(workspace.engine, workspace.offline, snapshot, request, frame, pins, direct)
+    rows = JoinedRows(workspace.engine.joins, workspace.offline, snapshot, request, frame, pins, direct)
     rows.functions  # noqa: B018 - code that is not what was applied is told of now
     made = TrainingSet(
         workspace,
@@ -129,7 +129,7 @@ def find_notes(workspace: Workspace, pins: Sequence[PinnedRead]) -> dict[str, st
 
 
 def _stage(workspace: Workspace, view: FeatureView, frame: EntityFrame, folder: Path, now_us: int) -> tuple[str, ...]:
-    """Read what the entity rows can see of a view's source into one file."""
+    """Read what the entity rows can see of a view's source into files."""
     if not len(frame):
         return ()
     first, last = int(frame.times.min()), min(int(frame.times.max()), now_us)
@@ -144,8 +144,7 @@ def _stage(workspace: Workspace, view: FeatureView, frame: EntityFrame, folder: 
         first_sequence=0,
         folder=place,
     )
-    path = workspace.engine.stage(request).path
-    return () if path is None else (str(path),)
+    return tuple(map(str, workspace.engine.log.stage(request).paths))
 
 
 def _span(
@@ -182,9 +181,9 @@ def _span(
         raise OutputNameClashError(
             f"The time column {timestamp_column!r} has the name of a join key.", hint="Pass another timestamp_column=."
         )
-    if not isinstance(workspace.engine, SqlReader):
+    if not workspace.engine.capabilities.reads_sql:
         raise InputError("This engine reads no spans.", hint="Pass an entity frame.")
     _require_committed(workspace, read.registered, Remembered(workspace.ledger, workspace.project))
     pins = (pin(read, as_of, workspace.offline.current(read.registered.table)),)
-    rows = SpanRows(workspace.engine, workspace.offline, request, pins, timestamp_column, start_us, end_us)
+    rows = SpanRows(workspace.engine.queries, workspace.offline, request, pins, timestamp_column, start_us, end_us)
     return TrainingSet(workspace, rows)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from featurestore.engine.interface import AsOf, Engine, SqlReader, ViewJoin
+from featurestore.engine.interface import AsOf, Join, Joins, Queries, ViewJoin
 from featurestore.errors import EngineError, TableVersionError
 from featurestore.offline.interface import OfflineStore, TableVersion
 from featurestore.registered.snapshot import Snapshot
@@ -128,7 +128,7 @@ def is_gone(offline: OfflineStore, pinned: PinnedRead) -> bool:
 class JoinedRows:
     """Features joined to an entity frame."""
 
-    engine: Engine
+    joins: Joins
     offline: OfflineStore
     snapshot: Snapshot
     request: FeatureRequest
@@ -148,6 +148,12 @@ class JoinedRows:
         import pyarrow as pa
 
         return pa.schema([(output.name, arrow_type(output.field.type)) for output in self.request.outputs])
+
+    @cached_property
+    def join(self) -> Join:
+        """The join of the pinned files, and what it finds out about them."""
+        views = [pinned.view_join() for pinned in self.pins]
+        return self.joins.join(self.frame.keys, TIME, views, batch_rows=BATCH_ROWS)
 
     def repinned(self) -> JoinedRows:
         """Return the same join of the newest versions."""
@@ -198,8 +204,7 @@ class JoinedRows:
         import pyarrow as pa
 
         if self.pins:
-            views = [pinned.view_join() for pinned in self.pins]
-            yield from self.engine.join(self.frame.keys, TIME, views, batch_rows=BATCH_ROWS)
+            yield from self.join.batches()
             return
         for start in range(0, len(self.frame), BATCH_ROWS):
             rows = min(BATCH_ROWS, len(self.frame) - start)
@@ -231,7 +236,7 @@ class JoinedRows:
 class SpanRows:
     """A view's own rows with event time in [start, end), each as it was last corrected."""
 
-    engine: Engine
+    queries: Queries
     offline: OfflineStore
     request: FeatureRequest
     pins: tuple[PinnedRead, ...]
@@ -258,11 +263,10 @@ class SpanRows:
         import pyarrow as pa
 
         (pinned,) = self.pins
-        assert isinstance(self.engine, SqlReader)
         if pinned.version is not None:
             self.offline.verify(pinned.version.files)
         keys = [key for key, _ in pinned.read.key_columns]
         names = [*keys, EVENT, *(output.field.name for output in self.request.outputs)]
-        span = self.engine.span(pinned.read.view, pinned.files, self.start_us, self.end_us, batch_rows=BATCH_ROWS)
+        span = self.queries.span(pinned.read.view, pinned.files, self.start_us, self.end_us, batch_rows=BATCH_ROWS)
         for batch in span:
             yield pa.RecordBatch.from_arrays([batch.column(name) for name in names], schema=self.schema)

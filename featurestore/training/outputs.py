@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from fnmatch import fnmatch
-from glob import has_magic
 from pathlib import Path
 
 from featurestore.backends import local_path
@@ -68,40 +65,11 @@ def _of_a_source(workspace: Workspace, target: Path, places: set[Path]) -> str |
     # Not the newest revision at any price: a registry that is away is no reason to lose the rows.
     for source in workspace.recent_snapshot().list(ParquetSource.kind):
         assert isinstance(source, ParquetSource)
-        if "://" in source.path:
-            continue
-        path = workspace.root / source.path
-        if _is_same(target, path):
+        if _is_same(target, workspace.root / source.path):
             return f"a file of source {source.name!r}"
-        for pattern in _patterns(path, workspace.root):
-            if any(_matches(place.parts, pattern) for place in places):
-                return f"a file of source {source.name!r}" if target.exists() else f"read by source {source.name!r}"
+        if any(workspace.engine.sources.reads(source, place) for place in places):
+            return f"a file of source {source.name!r}" if target.exists() else f"read by source {source.name!r}"
     return None
-
-
-def _patterns(path: Path, root: Path) -> Iterator[Sequence[str]]:
-    """Yield the parts of a source's path as `engine.sources.find_files` reads it; its own links followed, too."""
-    fixed, rest = path, ["**", "*.parquet"] if path.is_dir() else []
-    own = len(root.parts) if path.is_relative_to(root) else 0
-    first = next((n for n, part in enumerate(path.parts) if n >= own and has_magic(part)), None)
-    if first is not None and not path.exists():
-        fixed, rest = Path(*path.parts[:first]), list(path.parts[first:])
-    yield (*Path(os.path.abspath(fixed)).parts, *rest)  # noqa: PTH100 - as in _places
-    yield (*fixed.resolve().parts, *rest)
-
-
-def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Tell whether a path is one that a pattern finds: hidden names, and those with an underscore, are left out."""
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return _matches(parts, pattern[1:]) or (
-            bool(parts) and parts[0][0] not in "._" and _matches(parts[1:], pattern)
-        )
-    if not parts:
-        return False
-    fits = parts[0] == pattern[0] or (parts[0][0] not in "._" and fnmatch(parts[0], pattern[0]))
-    return fits and _matches(parts[1:], pattern[1:])
 
 
 def _is_same(target: Path, other: str | Path) -> bool:

@@ -123,7 +123,7 @@ def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
                 version=kept.version,
             )
         pins.append(pin(read, cast("AsOf", kept.as_of), version))
-    rows = JoinedRows(workspace.engine, workspace.offline, snapshot, request, frame, tuple(pins))
+    rows = JoinedRows(workspace.engine.joins, workspace.offline, snapshot, request, frame, tuple(pins))
     try:
         rows.functions  # noqa: B018 - refuse before any row is built
     except CodeMismatchError as error:

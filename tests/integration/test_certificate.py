@@ -20,6 +20,7 @@ from support.rows import commit_rows
 from support.small_project import carrier_profile, delay_now, origin_weather, small_project
 
 from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
+from featurestore.engine.duck.join import DuckJoin
 from featurestore.engine.interface import JoinFacts
 from featurestore.errors import CertificateError
 from featurestore.training import certificate, get_historical_features
@@ -138,15 +139,14 @@ def test_it_is_made_once_and_before_or_after_the_rows(workspace: Workspace) -> N
     assert other.certificate == made.certificate
 
 
-def change_joined(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+def change_joined(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     """Let the engine's join answer something else."""
-    joined = workspace.engine.join
+    joined = DuckJoin.batches
 
-    def changed(*arguments: Any, **options: Any) -> Any:
-        table = change(joined(*arguments, **options).read_all())
-        return table.to_reader()
+    def changed(join: DuckJoin) -> Any:
+        return change(joined(join).read_all()).to_reader()
 
-    monkeypatch.setattr(workspace.engine, "join", changed)
+    monkeypatch.setattr(DuckJoin, "batches", changed)
 
 
 def set_value(column: int, row: int, value: Any) -> Any:
@@ -175,7 +175,7 @@ def set_value(column: int, row: int, value: Any) -> Any:
 def test_a_wrong_value_is_found_by_plain_loops(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, change: Any, message: str
 ) -> None:
-    change_joined(workspace, monkeypatch, change)
+    change_joined(monkeypatch, change)
     made = get_historical_features(workspace, FRAME, carrier_profile)
     with pytest.raises(CertificateError, match=message):
         _ = made.certificate
@@ -184,12 +184,12 @@ def test_a_wrong_value_is_found_by_plain_loops(
 
 
 def test_an_answer_from_the_future_is_refused(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    examined = workspace.engine.examine
+    examined = DuckJoin.facts
 
-    def one_from_the_future(*arguments: Any) -> tuple[JoinFacts, ...]:
-        return tuple(dataclasses.replace(facts, from_future=1) for facts in examined(*arguments))
+    def one_from_the_future(join: DuckJoin) -> tuple[JoinFacts, ...]:
+        return tuple(dataclasses.replace(facts, from_future=1) for facts in examined(join))
 
-    monkeypatch.setattr(workspace.engine, "examine", one_from_the_future)
+    monkeypatch.setattr(DuckJoin, "facts", one_from_the_future)
     with pytest.raises(CertificateError, match="1 answers of view 'carrier_profile' lie in the future"):
         _ = get_historical_features(workspace, FRAME, carrier_profile).certificate
 
@@ -201,9 +201,9 @@ def test_files_that_are_cleaned_away_under_the_loops_open_the_set_again(
     made.to_arrow()
     examined, recompute, cleaned = Event(), certificate.recompute, []
 
-    def examine_first(*arguments: Any) -> tuple[JoinFacts, ...]:
+    def examine_first(join: DuckJoin) -> tuple[JoinFacts, ...]:
         try:
-            return examine(*arguments)
+            return examine(join)
         finally:
             examined.set()
 
@@ -218,8 +218,8 @@ def test_files_that_are_cleaned_away_under_the_loops_open_the_set_again(
             offline.clean(version.table, keep=[])
         recompute(rows, pinned, observed)
 
-    examine = workspace.engine.examine
-    monkeypatch.setattr(workspace.engine, "examine", examine_first)
+    examine = DuckJoin.facts
+    monkeypatch.setattr(DuckJoin, "facts", examine_first)
     monkeypatch.setattr(certificate, "recompute", recompute_after_a_cleaner)
     with pytest.warns(TrainingSetWarning, match="opened again with the newest"):
         assert made.certificate.views[0].table_version == 1

@@ -51,7 +51,7 @@ USES = {
 USES = {name.replace(" ", "-"): use for name, use in USES.items()}
 
 def batches():
-    session, source = store.workspace.engine._session, "data/driver_stats.parquet"
+    session, source = store.workspace.engine.log._session, "data/driver_stats.parquet"
     from featurestore.engine.duck.session import stream
     with session.open(reads=[source]) as connection:
         yield from stream(connection, f"SELECT d.*, random() FROM '{source}' d, range(1000)", 10_000)

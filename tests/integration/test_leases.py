@@ -313,7 +313,7 @@ def test_a_holder_that_slept_notices_before_it_commits(
 ) -> None:
     own = HandTimer()
     monkeypatch.setitem(holding.__wrapped__.__kwdefaults__, "timer", own.timer)  # type: ignore[attr-defined]
-    stage = type(workspace.engine).stage
+    stage = type(workspace.engine.log).stage
     other: list[Any] = []
 
     def slow(self: Any, request: Any) -> Any:
@@ -327,7 +327,7 @@ def test_a_holder_that_slept_notices_before_it_commits(
             other[0].__enter__()
         return staged
 
-    monkeypatch.setattr(type(workspace.engine), "stage", slow)
+    monkeypatch.setattr(type(workspace.engine.log), "stage", slow)
     (run,) = materialize_incremental(workspace)
     assert run.state == "failed"
     assert "lost its lease to" in (run.error or "")

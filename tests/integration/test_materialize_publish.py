@@ -324,7 +324,7 @@ class TestRebuild:
         folder = workspace.offline.staging(registered.table)
         from featurestore.engine.interface import Span
 
-        found = workspace.engine.withdraw(
+        found = workspace.engine.log.withdraw(
             registered.view, [file.path for file in before.files], Span(day(0), NOW), folder=folder
         )
         workspace.offline.commit(

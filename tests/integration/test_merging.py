@@ -32,7 +32,7 @@ from support.materialized import (
 from support.projects import make_workspace
 
 from featurestore import ParquetSource, PushSource
-from featurestore.engine.duck.engine import DuckEngine
+from featurestore.engine.duck.log import DuckLog
 from featurestore.errors import DiskFullError, OnlineStoreUnavailableError
 from featurestore.ingest import group_commit as push_commit
 from featurestore.ingest import push
@@ -177,14 +177,14 @@ def test_what_a_rebuild_withdraws_is_withdrawn_online_through_merges(workspace):
 def test_a_merge_while_a_run_reads_its_source_costs_no_second_reading(workspace, monkeypatch):
     succeeded(materialize_incremental(workspace))
     write_sales(workspace.root / "sales.parquet", [*SALES, Sale("late", day(12), day(12), 12)])
-    stage, staged = DuckEngine.stage, []
+    stage, staged = DuckLog.stage, []
 
-    def stage_beside_merges(engine: Any, request: Any) -> Any:
-        staged.append(stage(engine, request))
+    def stage_beside_merges(log: Any, request: Any) -> Any:
+        staged.append(stage(log, request))
         push_many(workspace, 5)
         return staged[-1]
 
-    monkeypatch.setattr(DuckEngine, "stage", stage_beside_merges)
+    monkeypatch.setattr(DuckLog, "stage", stage_beside_merges)
     (run,) = materialize_incremental(workspace)
     assert (run.state, run.appended) == ("done", 1)
     # By the first reading the pushes had numbers that the run's rows were to have; by the second they leave room.

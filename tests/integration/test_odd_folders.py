@@ -17,7 +17,7 @@ from featurestore import FeatureStore
 from featurestore.backends import check_offline_folder
 from featurestore.cli.main import main
 from featurestore.definitions import ParquetSource
-from featurestore.engine.duck.engine import DuckEngine
+from featurestore.engine.duck.engine import open_engine
 from featurestore.errors import InputError, SettingsError, SourceFileError
 from featurestore.materialization import materialize_incremental, succeeded
 from featurestore.offline.local.store import DeltaStore
@@ -153,10 +153,10 @@ def test_sources_in_odd_folders_are_read(tmp_path: Path, name: str) -> None:
 
 
 def check_read(root: Path, path: str) -> None:
-    engine, view = DuckEngine(root), view_of(path)
-    assert len(engine.files(view.batch_sources[0])) == 1
-    assert [column.name for column in engine.columns(view)][:3] == ["k", "at", "v"]
-    assert engine.first_event_us(view) == 0
+    engine, view = open_engine(root), view_of(path)
+    assert len(engine.sources.files(view.batch_sources[0])) == 1
+    assert [column.name for column in engine.sources.columns(view)][:3] == ["k", "at", "v"]
+    assert engine.sources.first_event_us(view) == 0
 
 
 @pytest.mark.parametrize(
@@ -171,5 +171,5 @@ def test_a_file_that_cannot_be_named_is_told(tmp_path: Path, name: bytes, fault:
     write(tmp_path / "data" / "a.parquet", table_of())
     os.link(tmp_path / "data" / "a.parquet", os.fsencode(tmp_path / "data") + b"/" + name)
     with pytest.raises(SourceFileError, match=fault) as caught:
-        DuckEngine(tmp_path).files(ParquetSource("flights", "data", "at"))
+        open_engine(tmp_path).sources.files(ParquetSource("flights", "data", "at"))
     assert caught.value.message.isascii()

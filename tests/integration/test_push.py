@@ -350,17 +350,17 @@ class TestBesideMaterialization:
         assert online_rows(workspace) == newest(workspace)
 
     def test_a_push_while_a_run_is_reading(self, workspace, monkeypatch):
-        from featurestore.engine.duck.engine import DuckEngine
+        from featurestore.engine.duck.log import DuckLog
 
-        stage, pushes = DuckEngine.stage, iter([100])
+        stage, pushes = DuckLog.stage, iter([100])
 
-        def stage_beside_a_push(engine: Any, request: Any) -> Any:
-            staged = stage(engine, request)
+        def stage_beside_a_push(log: Any, request: Any) -> Any:
+            staged = stage(log, request)
             for amount in pushes:
                 push(workspace, "sales_push", rows_of(Sale("shop 1", day(9), day(9), amount)))
             return staged
 
-        monkeypatch.setattr(DuckEngine, "stage", stage_beside_a_push)
+        monkeypatch.setattr(DuckLog, "stage", stage_beside_a_push)
         (run,) = materialize_incremental(workspace)
         # The run had to look again at what the log holds: its own row of the same times came later, and counts.
         assert (run.state, run.appended) == ("done", 10)

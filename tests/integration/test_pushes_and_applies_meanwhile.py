@@ -15,7 +15,8 @@ import pytest
 from support.clock import ManualClock
 
 from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource, PushSource
-from featurestore.engine.duck.engine import DuckEngine
+from featurestore.engine.duck.log import DuckLog
+from featurestore.engine.duck.session import Session
 from featurestore.ledger.leases import holding
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
@@ -120,13 +121,13 @@ def test_an_apply_while_records_are_published_begins_the_publish_anew(
     write_source([(1, 11, 100), (2, 20, 200)])
     begun: list[object] = []
 
-    def prepare(engine: DuckEngine) -> None:
-        begun.append(engine)
+    def prepare(session: Session) -> None:
+        begun.append(session)
         if len(begun) == 2:  # a publish begins, and has not read the table yet
             store.apply(definitions(X, G))
             store.push("ps", [PUSHED])
 
-    monkeypatch.setattr(DuckEngine, "prepare", prepare)
+    monkeypatch.setattr(Session, "prepare", prepare)
     with FeatureStore(store.settings) as other:
         assert other.materialize_incremental()[0].state == "done"
     assert len(begun) > 2
@@ -194,18 +195,18 @@ def pushing(store: FeatureStore) -> Iterator[list[int]]:
 
 
 def test_a_long_run_gets_through_between_pushes(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, staged = DuckEngine.stage, list[int]()
+    real, staged = DuckLog.stage, list[int]()
     monkeypatch.setattr("featurestore.ingest.group_commit.PAUSE_SECONDS", 0.1)
     with pushing(store) as pushed:
 
-        def stage(engine: DuckEngine, request: Any) -> Any:
-            found, before = real(engine, request), len(pushed)
+        def stage(log: DuckLog, request: Any) -> Any:
+            found, before = real(log, request), len(pushed)
             while len(pushed) < before + 3:  # as if there were many rows: others commit meanwhile
                 threading.Event().wait(0.05)
             staged.append(request.first_sequence)
             return found
 
-        monkeypatch.setattr(DuckEngine, "stage", stage)
+        monkeypatch.setattr(DuckLog, "stage", stage)
         write_source([(1, 12, 100), (2, 22, 200), (4, 44, 400)])
         (run,) = store.materialize_incremental()
     assert (run.state, run.appended) == ("done", 3)
@@ -220,18 +221,19 @@ def test_a_long_run_gets_through_between_pushes(store: FeatureStore, monkeypatch
 
 
 def test_compaction_gets_through_between_pushes(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = DuckEngine.compact
+    real = DuckLog.compact
     monkeypatch.setattr("featurestore.ingest.group_commit.PAUSE_SECONDS", 0.1)
     store.push("ps", [{"k": 3, "ts": T0, "x": 30}])
     with pushing(store) as pushed:
 
-        def compact(engine: DuckEngine, *arguments: Any) -> None:
+        def compact(log: DuckLog, *arguments: Any) -> Any:
             before = len(pushed)
-            real(engine, *arguments)
+            made = real(log, *arguments)
             while len(pushed) < before + 3:
                 threading.Event().wait(0.05)
+            return made
 
-        monkeypatch.setattr(DuckEngine, "compact", compact)
+        monkeypatch.setattr(DuckLog, "compact", compact)
         (done,) = optimize(store.workspace)
     assert done.files_after < done.files_before + 5
     store.materialize_incremental()

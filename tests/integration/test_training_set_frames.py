@@ -16,7 +16,7 @@ import pytest
 from support.rows import commit_rows
 from support.small_project import carrier_profile, delay_now, small_project
 
-from featurestore.engine.interface import Engine
+from featurestore.engine.interface import Joins
 from featurestore.errors import DamagedFileError, InputError, TrainingSetChangedError
 from featurestore.training import get_historical_features, get_training_set
 from featurestore.workspace import Workspace
@@ -90,13 +90,13 @@ def test_the_head_is_the_first_rows(workspace: Workspace, form: Callable[[Any], 
 
 def test_the_head_joins_its_own_rows_alone(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     joined = []
-    engine_join = type(workspace.engine).join
+    engine_join = type(workspace.engine.joins).join
 
-    def join(self: Engine, keys: pa.Table, *arguments: Any, **options: Any) -> Any:
+    def join(self: Joins, keys: pa.Table, *arguments: Any, **options: Any) -> Any:
         joined.append(keys.num_rows)
         return engine_join(self, keys, *arguments, **options)
 
-    monkeypatch.setattr(type(workspace.engine), "join", join)
+    monkeypatch.setattr(type(workspace.engine.joins), "join", join)
     made = get_historical_features(workspace, frame(), ASKED)
     assert len(made.head()) == 5
     assert len(made.head(2)) == 2

@@ -38,6 +38,7 @@ from support.small_project import (
 )
 
 from featurestore.definitions import OnDemandFeatureView, ParquetSource
+from featurestore.engine.duck.join import DuckJoins
 from featurestore.errors import (
     CodeMismatchError,
     DamagedFileError,
@@ -979,12 +980,11 @@ def test_two_savers_of_one_name_do_not_overwrite_each_other(
 
 def test_a_join_that_gives_other_rows_is_an_error(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     made = get_historical_features(workspace, frame(), carrier_profile)
-    engine = workspace.engine
-    joined = engine.join
+    joined = DuckJoins.join
 
-    def one_row_less(keys: Any, *arguments: Any, **options: Any) -> Any:
-        return joined(keys.slice(1), *arguments, **options)
+    def one_row_less(joins: DuckJoins, keys: Any, *arguments: Any, **options: Any) -> Any:
+        return joined(joins, keys.slice(1), *arguments, **options)
 
-    monkeypatch.setattr(engine, "join", one_row_less)
+    monkeypatch.setattr(DuckJoins, "join", one_row_less)
     with pytest.raises(EngineError, match="6 rows for the entity frame's 7"):
         made.to_arrow()

@@ -305,17 +305,17 @@ def _send_few_at_once() -> None:
     """Make several batches of a few records, to die between; the engine alone would make one."""
     import pyarrow
 
-    from featurestore.engine.duck.engine import DuckEngine
+    from featurestore.engine.duck.log import DuckLog
 
     publish.MOST_WRITES = 4
-    latest = DuckEngine.latest
+    latest = DuckLog.latest
 
     def few(*arguments: Any, **options: Any) -> Iterator[Any]:
         batches = list(latest(*arguments, **options))
         if batches:
             yield from pyarrow.Table.from_batches(batches).combine_chunks().to_batches(max_chunksize=4)
 
-    DuckEngine.latest = few
+    DuckLog.latest = few
 
 
 def _note_crash_points() -> Counter[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from featurestore.engine.duck import join, newest
-from featurestore.engine.duck.engine import DuckEngine
+from featurestore.engine.duck import choose, newest
+from featurestore.engine.duck.engine import open_engine
 from featurestore.engine.duck.session import EngineSettings
 from featurestore.engine.interface import Engine
 from featurestore.testing.engine_project import EngineProject, OpenEngine
@@ -21,16 +21,16 @@ Variant = Callable[[Path], AbstractContextManager[EngineProject]]
 
 def open_duck(root: Path) -> Engine:
     """Open DuckDB with more threads than the machine may have cores: they find more orders of rows."""
-    return DuckEngine(root, EngineSettings(threads=4))
+    return open_engine(root, EngineSettings(threads=4))
 
 
 @contextmanager
 def _duck(rows_at_once: int, most_rows: int, composite_limit: int, threads: int, root: Path) -> Iterator[EngineProject]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(join, "ROWS_AT_ONCE", rows_at_once)
-        patch.setattr(join, "MOST_ROWS", most_rows)
+        patch.setattr(choose, "ROWS_AT_ONCE", rows_at_once)
+        patch.setattr(choose, "MOST_ROWS", most_rows)
         patch.setattr(newest, "COMPOSITE_LIMIT", composite_limit)
-        yield EngineProject(root, lambda folder: DuckEngine(folder, EngineSettings(threads=threads)))
+        yield EngineProject(root, lambda folder: open_engine(folder, EngineSettings(threads=threads)))
 
 
 ENGINES: dict[str, OpenEngine] = {"duckdb": open_duck}

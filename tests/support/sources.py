@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.definitions import FeatureView
-from featurestore.engine.duck.engine import DuckEngine
+from featurestore.engine.duck.engine import open_engine
 from featurestore.engine.duck.session import EngineSettings
 from featurestore.engine.interface import StagedRows
 from featurestore.testing.engine_project import (
@@ -25,11 +25,11 @@ __all__ = ["ALWAYS", "instants", "paths_of", "read_file", "stage", "staged_rows"
 
 def stage(root: Path, view: FeatureView, *, settings: EngineSettings | None = None, **options: Any) -> StagedRows:
     """Stage a view's rows into ``root/staging``."""
-    return EngineProject(root, lambda folder: DuckEngine(folder, settings)).stage(view, **options)
+    return EngineProject(root, lambda folder: open_engine(folder, settings)).stage(view, **options)
 
 
 def staged_rows(
     root: Path, view: FeatureView, *, settings: EngineSettings | None = None, **options: Any
 ) -> list[dict[str, Any]]:
     """Stage and return what was written, in the table's order."""
-    return EngineProject(root, lambda folder: DuckEngine(folder, settings)).rows(view, **options)
+    return EngineProject(root, lambda folder: open_engine(folder, settings)).rows(view, **options)

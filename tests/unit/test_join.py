@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from featurestore.engine.duck import join as join_module
-from featurestore.engine.duck.engine import DuckEngine
-from featurestore.engine.duck.examine import history
-from featurestore.engine.duck.session import EngineSettings, Session
+from featurestore.engine.duck import choose
+from featurestore.engine.duck.engine import open_engine
+from featurestore.engine.duck.session import EngineSettings
 from featurestore.engine.interface import AsOf, ViewJoin
 from featurestore.errors import CertificateError, EngineError
 from featurestore.testing.engine_joins import NOON, frame_of, one_view, row, values
@@ -23,14 +21,14 @@ from featurestore.testing.engine_project import EngineProject
 
 @pytest.fixture
 def project(tmp_path: Path) -> EngineProject:
-    return EngineProject(tmp_path, lambda root: DuckEngine(root, EngineSettings(threads=2)))
+    return EngineProject(tmp_path, lambda root: open_engine(root, EngineSettings(threads=2)))
 
 
 IN_LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
 import duckdb, numpy as np, pyarrow as pa
-from featurestore.engine.duck.engine import DuckEngine
+from featurestore.engine.duck.engine import open_engine
 from featurestore.engine.duck.session import EngineSettings
 from featurestore.engine.interface import ViewJoin
 from featurestore.testing.engine_project import EngineProject, instants, log_view
@@ -54,8 +52,8 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 before = peak()
 settings = EngineSettings(threads=2, memory_limit={limit!r}, temp_directory=str(folder))
-project = EngineProject(folder, lambda root: DuckEngine(root, settings))
-count = sum(batch.num_rows for batch in project.reader(frame, [joined], batch_rows=10_000))
+project = EngineProject(folder, lambda root: open_engine(root, settings))
+count = sum(batch.num_rows for batch in project.join(frame, [joined], batch_rows=10_000).batches())
 print(count, round(peak() - before))
 """
 
@@ -76,21 +74,10 @@ def test_a_sequence_number_used_twice_never_multiplies_rows(project: EngineProje
         values(project, view, (1, NOON), (2, NOON))
 
 
-def test_history_holds_every_row_of_the_asked_entities(project: EngineProject) -> None:
-    rows = [row(1, NOON, NOON + 5, 0, v=1), row(2, NOON, None, 1, v=2), row(1, NOON + 9, None, 2, v=3)]
-    view = one_view(project, rows, split=2)
-    session = Session(project.root, EngineSettings())
-    found = history(session, frame_of([1, None, 1], [0, 0, 0]), "when", view)
-    assert found.column_names == ["shop", "event_ts", "created_ts", "fs_seq", "v"]
-    assert found.column("fs_seq").to_pylist() == [0, 2]
-    assert found.column("created_ts").cast(pa.int64()).to_pylist() == [NOON + 5, None]
-    assert found.column("v").to_pylist() == [1, 3]
-
-
 def choosing(patch: pytest.MonkeyPatch, rows: list[int], sequences: list[int]) -> None:
     """Make the join choose wrongly, so that the examination has something to find."""
     chosen = np.array(rows, np.int64), np.array(sequences, np.int64)
-    patch.setattr(join_module, "_answered", lambda *_: chosen)
+    patch.setattr(choose, "_answered", lambda *_: chosen)
 
 
 def test_examination_finds_a_row_from_the_future(project: EngineProject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +115,7 @@ def test_examination_finds_a_wrong_choice(
 
 def test_spilled_files_are_gone_afterwards(tmp_path: Path) -> None:
     spill = tmp_path / "spill"
-    project = EngineProject(tmp_path, lambda root: DuckEngine(root, EngineSettings(temp_directory=str(spill))))
+    project = EngineProject(tmp_path, lambda root: open_engine(root, EngineSettings(temp_directory=str(spill))))
     assert values(project, one_view(project, [row(1, NOON, v=1)]), (1, NOON)) == [1]
     assert not [path for path in spill.rglob("*") if path.is_file()]
     shutil.rmtree(spill, ignore_errors=True)

@@ -123,8 +123,7 @@ def random_files(folder: Path) -> tuple[list[DataFile], list[dict[str, Any]]]:
 
 def test_merged_rows_lie_in_the_tables_order_with_every_column(tmp_path):
     found, rows = random_files(tmp_path)
-    made = tmp_path / "made.parquet"
-    write_in_memory(found, made)
+    (made,) = write_in_memory(found, tmp_path)
     table = pq.ParquetFile(made).read()
     assert [row[SEQUENCE] for row in table.to_pylist()] == [row["seq"] for row in rows]
     assert [row["late"] for row in table.to_pylist()] == [row["late"] for row in rows]
@@ -141,4 +140,4 @@ def test_merged_rows_lie_in_the_tables_order_with_every_column(tmp_path):
 def test_a_file_that_is_none_is_told(tmp_path):
     (tmp_path / "x.parquet").write_text("nothing")
     with pytest.raises(OfflineStoreError, match="cannot be merged"):
-        write_in_memory([data_file(7, str(tmp_path / "x.parquet"))], tmp_path / "made.parquet")
+        write_in_memory([data_file(7, str(tmp_path / "x.parquet"))], tmp_path)

@@ -16,7 +16,7 @@ from support.disks import small_disk
 from support.sources import ALWAYS, instants, paths_of, stage, staged_rows, table_of, view_of, write
 
 from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
-from featurestore.engine.duck.engine import DuckEngine
+from featurestore.engine.duck.engine import open_engine
 from featurestore.engine.duck.session import EngineSettings
 from featurestore.engine.interface import Span
 from featurestore.errors import DiskFullError, EngineError, SourceError, SourceSchemaError
@@ -116,7 +116,7 @@ def test_a_type_of_sql_that_does_not_fit_is_told(joined_root):
 def test_sums_of_integers_are_int64_by_value(joined_root, kind):
     whole = f'SELECT k, "at", known, v, sum(k) OVER ()::{kind} AS n FROM flights, weather'
     assert {row["n"] for row in staged_rows(joined_root, joined(whole))} == {6}
-    columns = DuckEngine(joined_root).columns(joined(whole))
+    columns = open_engine(joined_root).sources.columns(joined(whole))
     assert {c.name: c.value_type for c in columns}["n"] == Int64
     for number in (2**63 - 1, 2**63, *([] if kind[0] == "U" else [-(2**63), -(2**63) - 1])):
         view = joined(f'SELECT k, "at", known, v, CASE WHEN k > 1 THEN {number}::{kind} END AS n FROM flights, weather')
@@ -149,13 +149,13 @@ def test_a_sum_of_integers_says_how_it_becomes_what_is_declared(tmp_path, declar
     if declared == Array(Int64):
         undeclared = view(column).replaced(fields=None)
         with pytest.raises(SourceSchemaError, match="which no feature can have") as caught:
-            pin_schemas([undeclared], {}, DuckEngine(tmp_path), refresh=False)
+            pin_schemas([undeclared], {}, open_engine(tmp_path).sources, refresh=False)
         assert f'Write CAST("n" AS {cast})' in caught.value.hint
 
 
 def test_sql_of_odd_types(joined_root):
     odd = "SELECT uuid() AS u, '1'::BIT AS b, INTERVAL 1 DAY AS i, [1::HUGEINT] AS h, {'a': 1} AS s, TIME '10:00' AS t"
-    columns = DuckEngine(joined_root).columns(joined(f"{odd}, 'a'::ENUM('a') AS e FROM flights, weather"))
+    columns = open_engine(joined_root).sources.columns(joined(f"{odd}, 'a'::ENUM('a') AS e FROM flights, weather"))
     assert {c.name: c.value_type for c in columns} == {
         "u": String, "b": None, "i": None, "h": None, "s": None, "t": None, "e": String,
     }  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 from support.sources import instants, stage, staged_rows, table_of, view_of, write
 
 from featurestore.definitions import ParquetSource
-from featurestore.engine.duck.engine import DuckEngine
+from featurestore.engine.duck.engine import open_engine
 from featurestore.engine.duck.session import EngineSettings, Session
 from featurestore.engine.interface import SourceFile
 from featurestore.errors import EngineError, SourceError, SourceFileError, SourceSchemaError
@@ -22,11 +22,11 @@ from featurestore.materialization.spans import _fingerprint
 def test_a_file_s_state_is_its_size_and_time_as_watermarks_know_them(tmp_path):
     path = write(tmp_path / "data/a.parquet", table_of())
     source = ParquetSource("flights", "data/a.parquet", "at")
-    (file,) = DuckEngine(tmp_path).files(source)
+    (file,) = open_engine(tmp_path).sources.files(source)
     state = path.stat()
     assert file.state == f"{state.st_size}\0{state.st_mtime_ns}"
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
-    assert DuckEngine(tmp_path).files(source) != (file,)
+    assert open_engine(tmp_path).sources.files(source) != (file,)
 
 
 def test_fingerprints_of_files_are_those_that_stored_watermarks_hold():
@@ -36,7 +36,7 @@ def test_fingerprints_of_files_are_those_that_stored_watermarks_hold():
 
 def test_an_object_store_is_not_read_yet(tmp_path):
     with pytest.raises(SourceError, match=r"s3://bucket/data is not a local path"):
-        DuckEngine(tmp_path).files(ParquetSource("flights", "s3://bucket/data", "at"))
+        open_engine(tmp_path).sources.files(ParquetSource("flights", "s3://bucket/data", "at"))
 
 
 @pytest.mark.parametrize("name", ["file_row_number", "FILE_INDEX"])
@@ -47,22 +47,22 @@ def test_a_column_that_would_hide_row_numbers_is_refused_and_left_out_by_sql(tmp
     with pytest.raises(SourceSchemaError, match=f"column '{name}' has a name by which the engine finds rows"):
         stage(tmp_path, view_of())
     with pytest.raises(SourceSchemaError, match="rename it, or leave it out with sql="):
-        DuckEngine(tmp_path).first_event_us(view_of())
+        open_engine(tmp_path).sources.first_event_us(view_of())
     rows = staged_rows(tmp_path, view_of(sql='SELECT k, "at", v FROM flights'))
     assert [row["v"] for row in rows] == [2.0]
 
 
 def test_a_file_that_changes_while_it_is_read_is_told(tmp_path, monkeypatch):
-    from featurestore.engine.duck import scan
+    from featurestore.engine.duck.staging import Staging
 
     path = write(tmp_path / "data.parquet", table_of())
-    real = scan._Stage._find
+    real = Staging._find
 
     def find(self):
         real(self)
         write(path, table_of(k=pa.array([7, 8, 9, 10])))
 
-    monkeypatch.setattr(scan._Stage, "_find", find)
+    monkeypatch.setattr(Staging, "_find", find)
     with pytest.raises(SourceFileError, match=r"data\.parquet changed while it was read"):
         stage(tmp_path, view_of())
 
@@ -74,11 +74,11 @@ def test_what_the_engine_cannot_do_is_an_engine_error(tmp_path):
 
 
 def test_what_was_prepared_in_vain_is_told_by_the_next_call(tmp_path):
-    engine = DuckEngine(tmp_path, EngineSettings(memory_limit="a lot"))
+    engine = open_engine(tmp_path, EngineSettings(memory_limit="a lot"))
     engine.prepare()
     write(tmp_path / "data.parquet", table_of())
     with pytest.raises(EngineError, match="could not start"):
-        engine.first_event_us(view_of())
+        engine.sources.first_event_us(view_of())
 
 
 @pytest.mark.parametrize("is_prepared", [False, True])

@@ -14,7 +14,7 @@ from support.sources import table_of, write
 
 from featurestore import Entity, FeatureView, ParquetSource
 from featurestore.definitions import Field
-from featurestore.engine.duck.engine import DuckEngine
+from featurestore.engine.duck.engine import open_engine
 from featurestore.materialization import materialize_incremental, succeeded
 from featurestore.plan.schemas import pin_schemas
 from featurestore.tables import read_parquet
@@ -27,12 +27,12 @@ def test_a_pinned_schema_stays_when_a_file_has_no_value(tmp_path: Path) -> None:
     source = ParquetSource("flights", "data.parquet", "at")
     view = FeatureView("profile", entities=[Entity("thing", join_keys={"k": Int64})], source=source)
     write(tmp_path / "data.parquet", table_of(v=pa.array(["x"] * 3)))
-    engine = DuckEngine(tmp_path)
-    (pinned,), _ = pin_schemas([view], {}, engine, refresh=False)
+    engine = open_engine(tmp_path)
+    (pinned,), _ = pin_schemas([view], {}, engine.sources, refresh=False)
     assert isinstance(pinned, FeatureView)
     assert pinned.features == (Field("v", String),)
     write(tmp_path / "data.parquet", table_of(v=pa.array([None] * 3, pa.float64())))
-    assert pin_schemas([view], {"profile": pinned}, engine, refresh=False) == ([pinned], [])
+    assert pin_schemas([view], {"profile": pinned}, engine.sources, refresh=False) == ([pinned], [])
 
 
 @pytest.mark.parametrize(

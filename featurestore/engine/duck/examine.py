@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from featurestore.engine.duck.choose import EntityRows, all_chosen, keep_chosen, log
 from featurestore.engine.duck.identity import known
-from featurestore.engine.duck.join import Choices, EntityRows, all_chosen, feature_columns, keep_chosen, log
-from featurestore.engine.duck.session import Session, quote, translated
 from featurestore.engine.interface import JoinFacts, ViewJoin
 from featurestore.errors import CertificateError
 
@@ -20,50 +19,22 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 REASONS = ("null_key", "no_entity", "nothing_before", "not_yet_available", "expired")
-DOING = "examine a training set"
 
 AVAILABLE = f"greatest(l.event_ts, {known('l')})"
 
 
 def examine(
-    session: Session,
-    frame: pa.Table,
-    time_column: str,
-    views: Sequence[ViewJoin],
-    *,
-    choices: Choices | None = None,
+    entities: EntityRows, views: Sequence[ViewJoin], chosen: Sequence[pa.Array] | None
 ) -> tuple[JoinFacts, ...]:
-    """See `Engine.examine`. What a join of the same frame chose is in ``choices``, and chosen again where it is not.
+    """Return the facts of a join that has ``chosen``; None: it has not chosen yet.
 
     A value counts as not yet available where ``as_of="event"`` would have answered: a row lies at or before the
     time, and within the ttl, but was not known yet. Raises CertificateError when a chosen row belongs to
     another entity or is expired, or when a row that should have been chosen was not.
     """
-    files = [file for view in views for file in view.files]
-    with session.open(reads=files) as connection, translated(DOING, table_files=files):
-        entities = EntityRows(connection, frame, time_column)
-        known = [None if choices is None else choices.of(frame, view) for view in views]
-        return tuple(_facts(entities, view, number, known[number]) for number, view in enumerate(views))
-
-
-def history(session: Session, frame: pa.Table, time_column: str, view: ViewJoin) -> pa.Table:
-    """Return every row that the view's log holds of the frame's entities: keys, times, ``fs_seq``, features.
-
-    What a plain loop needs to find the answers again. The keys are named as the view's join keys.
-    """
-    with session.open(reads=view.files) as connection, translated(DOING, table_files=view.files):
-        entities = EntityRows(connection, frame, time_column)
-        keys = [f"l.{quote(key)}" for key in view.view.join_keys]
-        features = feature_columns(entities, view)
-        columns = ", ".join(
-            [*keys, "l.event_ts", "l.created_ts", "l.fs_seq"]
-            + [f"{column} AS {quote(name)}" for name, column in features.items()]
-        )
-        condition = entities.on_keys(view, "l", "k")
-        found = connection.sql(
-            f"SELECT {columns} FROM {log(view.files)} l JOIN {entities.keys(view)} k ON {condition} ORDER BY l.fs_seq"
-        )
-        return found.to_arrow_table()
+    return tuple(
+        _facts(entities, view, number, None if chosen is None else chosen[number]) for number, view in enumerate(views)
+    )
 
 
 def _facts(entities: EntityRows, view: ViewJoin, number: int, known: pa.Array | None) -> JoinFacts:
@@ -73,15 +44,11 @@ def _facts(entities: EntityRows, view: ViewJoin, number: int, known: pa.Array | 
     ((nulls["null_key"],),) = entities.connection.execute(counted).fetchall()
     if not view.files:
         nulls["no_entity"] = entities.count - nulls["null_key"]
-        return JoinFacts(view.name, nulls, None, 0, dict.fromkeys(view.features, 0))
+        return JoinFacts(view.name, nulls, None, 0)
     keep_chosen(entities, all_chosen(entities, [view])[0] if known is None else known, number)
     nulls |= dict(entities.connection.execute(_reasons(entities, view, number)).fetchall())
-    ((chosen, allowed, from_future, greatest_age_us, *null_values),) = entities.connection.execute(
-        _chosen(entities, view, number)
-    ).fetchall()
-    facts = JoinFacts(
-        view.name, nulls, greatest_age_us, from_future, dict(zip(view.features, null_values, strict=True))
-    )
+    found = entities.connection.execute(_chosen(entities, view, number)).fetchall()
+    ((chosen, allowed, from_future, greatest_age_us),) = found
     missed = nulls.pop("missed", 0)
     if chosen != allowed or chosen + sum(nulls.values()) != entities.count or missed:
         raise CertificateError(
@@ -90,20 +57,19 @@ def _facts(entities: EntityRows, view: ViewJoin, number: int, known: pa.Array | 
             hint="Run `fs verify`; if the files are whole, please report this.",
             view=view.name,
         )
-    return facts
+    return JoinFacts(view.name, nulls, greatest_age_us, from_future)
 
 
 def _chosen(entities: EntityRows, view: ViewJoin, number: int) -> str:
-    """Count chosen rows, those that may be chosen, those from the future; greatest age; nulls per feature."""
+    """Count chosen rows, those that may be chosen, those from the future; greatest age."""
     since = AVAILABLE if view.as_of == "available" else "l.event_ts"
     age = "r.at_us - epoch_us(l.event_ts)"
     allowed = entities.on_keys(view, "l", "r")
     if view.view.ttl_us is not None:
         allowed += f" AND {age} <= {view.view.ttl_us}"
-    nulls = "".join(f", count(*) - count({column})" for column in feature_columns(entities, view).values())
     future = f"epoch_us({since}) > r.at_us"
     return (
-        f"SELECT count(*), count(*) FILTER ({allowed}), count(*) FILTER ({future}), max({age}){nulls} "
+        f"SELECT count(*), count(*) FILTER ({allowed}), count(*) FILTER ({future}), max({age}) "
         f"FROM {log(view.files)} l JOIN chosen_{number} c ON l.fs_seq = c.seq JOIN entity_rows r ON r.row = c.row"
     )
 

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import duckdb
+from typing_extensions import override
 
 from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.engine.duck.identity import known
 from featurestore.engine.duck.offline_sql import instants, log_columns, read_log
 from featurestore.engine.duck.session import Session, is_fault_of_data, quote, stream, translated
-from featurestore.engine.duck.sources import Reader, open_source
+from featurestore.engine.duck.tables import Reader, open_source
+from featurestore.engine.interface import Queries
 from featurestore.errors import EntityFrameError
 from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import EVENT, SEQUENCE
@@ -21,51 +23,56 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def query(
-    session: Session,
-    sql: str,
-    sources: Mapping[str, ParquetSource],
-    views: Mapping[str, tuple[FeatureView, Sequence[str]]],
-) -> pa.Table:
-    """See `SqlReader.query`."""
-    tables = {name: open_source(session, source) for name, source in sources.items()}
-    source_files = [path for table in tables.values() for path in table.paths]
-    table_files = [file for _, files in views.values() for file in files]
-    with session.open(reads=[*source_files, *table_files]) as connection:
-        with translated("open what the SQL reads", source_files=source_files, table_files=table_files):
-            for name, table in tables.items():
-                connection.execute(f"CREATE TEMP VIEW {quote(name)} AS {Reader(connection, table).presented()}")
-            for name, (view, files) in views.items():
-                connection.execute(f"CREATE TEMP VIEW {quote(name)} AS {_newest_versions(view, files)}")
-        with translated("run the SQL", source_files=source_files, table_files=table_files):
-            try:
-                return connection.sql(sql).to_arrow_table()
-            except (duckdb.ProgrammingError, duckdb.DataError, duckdb.InvalidInputException) as error:
-                if is_fault_of_data(error):
-                    raise
-                reason = str(error).strip()
-                raise EntityFrameError(f"The SQL of the entity frame fails: {reason}", hint="Correct it.") from None
+class DuckQueries(Queries):
+    """SQL in this process."""
 
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
-def span(
-    session: Session, view: FeatureView, files: Sequence[str], start_us: int, end_us: int, *, batch_rows: int
-) -> pa.RecordBatchReader:
-    """See `SqlReader.span`."""
-    import pyarrow as pa
+    @override
+    def query(
+        self,
+        sql: str,
+        sources: Mapping[str, ParquetSource],
+        views: Mapping[str, tuple[FeatureView, Sequence[str]]],
+    ) -> pa.Table:
+        tables = {name: open_source(self._session, source) for name, source in sources.items()}
+        source_files = [path for table in tables.values() for path in table.paths]
+        table_files = [file for _, files in views.values() for file in files]
+        with self._session.open(reads=[*source_files, *table_files]) as connection:
+            with translated("open what the SQL reads", source_files=source_files, table_files=table_files):
+                for name, table in tables.items():
+                    connection.execute(f"CREATE TEMP VIEW {quote(name)} AS {Reader(connection, table).presented()}")
+                for name, (view, files) in views.items():
+                    connection.execute(f"CREATE TEMP VIEW {quote(name)} AS {_newest_versions(view, files)}")
+            with translated("run the SQL", source_files=source_files, table_files=table_files):
+                try:
+                    return connection.sql(sql).to_arrow_table()
+                except (duckdb.ProgrammingError, duckdb.DataError, duckdb.InvalidInputException) as error:
+                    if is_fault_of_data(error):
+                        raise
+                    reason = str(error).strip()
+                    raise EntityFrameError(f"The SQL of the entity frame fails: {reason}", hint="Correct it.") from None
 
-    kinds = {**view.join_keys, EVENT: log_columns(view)[EVENT], **{f.name: f.type for f in view.stored}}
-    schema = pa.schema([(name, arrow_type(kind)) for name, kind in kinds.items()])
-    newest = _newest_versions(view, files, start_us, end_us - 1)
-    order = ", ".join([EVENT, *map(quote, view.join_keys)])
-    sql = f"SELECT {', '.join(map(quote, kinds))} FROM ({newest}) ORDER BY {order}"
+    @override
+    def span(
+        self, view: FeatureView, files: Sequence[str], start_us: int, end_us: int, *, batch_rows: int
+    ) -> pa.RecordBatchReader:
+        import pyarrow as pa
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        doing = f"read the rows of view {view.name!r}"
-        with session.open(reads=files) as connection, translated(doing, table_files=files):
-            for batch in stream(connection, sql, batch_rows):
-                yield batch.cast(schema)
+        kinds = {**view.join_keys, EVENT: log_columns(view)[EVENT], **{f.name: f.type for f in view.stored}}
+        schema = pa.schema([(name, arrow_type(kind)) for name, kind in kinds.items()])
+        newest = _newest_versions(view, files, start_us, end_us - 1)
+        order = ", ".join([EVENT, *map(quote, view.join_keys)])
+        sql = f"SELECT {', '.join(map(quote, kinds))} FROM ({newest}) ORDER BY {order}"
 
-    return pa.RecordBatchReader.from_batches(schema, batches())
+        def batches() -> Iterator[pa.RecordBatch]:
+            doing = f"read the rows of view {view.name!r}"
+            with self._session.open(reads=files) as connection, translated(doing, table_files=files):
+                for batch in stream(connection, sql, batch_rows):
+                    yield batch.cast(schema)
+
+        return pa.RecordBatchReader.from_batches(schema, batches())
 
 
 def _newest_versions(

@@ -1,72 +1,31 @@
-"""From source rows to the rows that a view's log does not hold yet."""
+"""The rows of a view's sources: opened in one connection, checked against the view, brought to its types."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from featurestore.definitions import FeatureView, ParquetSource
+from featurestore.definitions import FeatureView
 from featurestore.definitions.sql import depends_on_order
 from featurestore.engine.duck.convert import converted, describe, instant_us
-from featurestore.engine.duck.identity import (
-    CREATED_US,
-    EVENT_US,
-    KNOWN_US,
-    LOG_TIMES,
-    SOURCE_KNOWN,
-    SOURCE_TIMES,
-    has_happened,
-    has_keys,
-    identity,
-)
-from featurestore.engine.duck.offline_sql import instants, log_columns, read_log
-from featurestore.engine.duck.session import Session, quote, text, translated
-from featurestore.engine.duck.sources import (
-    FILE,
-    POSITION,
+from featurestore.engine.duck.identity import CREATED_US, EVENT_US, SOURCE_KNOWN, SOURCE_TIMES, identity
+from featurestore.engine.duck.session import Session, quote, translated
+from featurestore.engine.duck.tables import (
     Reader,
     SourceTable,
-    check_unchanged,
-    find_files,
     open_source,
 )
-from featurestore.engine.interface import SourceColumn, SourceFile, Span, StagedRows, StageRequest
+from featurestore.engine.interface import SourceColumn, Span
 from featurestore.engine.schema import check_columns, check_files
 from featurestore.types import ValueType
-from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
-from featurestore.types.times import to_instant
 
 if TYPE_CHECKING:
     import duckdb
 
 BATCH = "batch"
-
-
-def files(session: Session, source: ParquetSource) -> tuple[SourceFile, ...]:
-    """See `Engine.files`."""
-    return find_files(session.root, source)
-
-
-def columns(session: Session, source: FeatureView | ParquetSource) -> tuple[SourceColumn, ...]:
-    """See `Engine.columns`."""
-    if isinstance(source, ParquetSource):
-        return open_source(session, source).columns
-    if source.sql is None:
-        return _tables(session, source)[0].columns
-    with _opened(session, source) as scanned:
-        return scanned.columns
-
-
-def first_event_us(session: Session, view: FeatureView) -> int | None:
-    """See `Engine.first_event_us`."""
-    with opened(session, view) as scanned, scanned.translated("find the first event"):
-        row = scanned.connection.execute(f"SELECT min({EVENT_US}) FROM ({scanned.rows({})})").fetchone()
-    assert row is not None
-    return None if row[0] is None else int(row[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +89,14 @@ def opened(
         yield scanned
 
 
+def columns_of(session: Session, view: FeatureView) -> tuple[SourceColumn, ...]:
+    """Return the columns of what a view reads, whether they fit it or not."""
+    if view.sql is None:
+        return _tables(session, view)[0].columns
+    with _opened(session, view) as scanned:
+        return scanned.columns
+
+
 @contextmanager
 def _opened(
     session: Session, view: FeatureView, *, reads: Sequence[str] = (), writes: Path | None = None
@@ -167,179 +134,6 @@ def _tables(session: Session, view: FeatureView) -> tuple[SourceTable, ...]:
 def _with_rows(table: SourceTable) -> dict[str, tuple[SourceColumn, ...]]:
     """Return the columns of each file that holds a row: pandas writes an empty frame without any column."""
     return {footer.path: footer.columns for footer in table.footers if footer.rows}
-
-
-def stage(session: Session, request: StageRequest) -> StagedRows:
-    """See `Engine.stage`."""
-    with (
-        opened(session, request.view, reads=request.log_files, writes=request.folder) as scanned,
-        scanned.translated("read the source", table_files=request.log_files),
-    ):
-        return _Stage(session.root, scanned, request).run()
-
-
-class _Stage:
-    """One staging: finds out from keys and times where each row goes, then reads the rest of those that are new."""
-
-    def __init__(self, root: Path, scanned: Scanned, request: StageRequest) -> None:
-        self._root = root
-        self._scanned = scanned
-        self._request = request
-        self._view = request.view
-        self._connection = scanned.connection
-        self._keys = ", ".join(map(quote, request.view.join_keys))
-        names = [span.files for span in request.spans]
-        self._only: frozenset[str] | None = None
-        if None not in names and not request.counts_later:
-            self._only = frozenset(name for chosen in names for name in chosen or ())
-        wanted = [self._span_condition(span) for span in request.spans]
-        if request.counts_later:
-            wanted.append(f"{EVENT_US} > {request.now_us}")
-        self._wanted = " OR ".join(wanted) or "false"
-
-    def run(self) -> StagedRows:
-        """Make the tables ``found`` (rows in the spans), ``last`` and ``unchanged`` (positions), and the file."""
-        self._find()
-        whole = has_keys(self._view)
-        is_past = has_happened(EVENT_US, SOURCE_KNOWN, self._request.now_us)
-        fresh = f"{EVENT_US} IS NOT NULL AND {whole} AND {is_past}"
-        read, null_times, null_keys, waiting, max_created_us, first_us, last_us = self._row(
-            f"SELECT count(*), count(*) FILTER ({EVENT_US} IS NULL), "
-            f"count(*) FILTER ({EVENT_US} IS NOT NULL AND NOT ({whole})), "
-            f"count(*) FILTER ({EVENT_US} IS NOT NULL AND {whole} AND NOT ({is_past})), "
-            f"max({CREATED_US}) FILTER ({EVENT_US} IS NOT NULL AND {is_past}), "
-            f"min({EVENT_US}) FILTER ({fresh}), max({EVENT_US}) FILTER ({fresh}) FROM found"
-        )
-        candidates = read - null_times - null_keys - waiting
-        distinct = unchanged = 0
-        if candidates:
-            distinct = self._find_last(fresh)
-            rows = self._rows((first_us, last_us), fresh, "" if distinct == candidates else "SEMI JOIN last")
-            unchanged = self._find_unchanged(rows, (first_us, last_us))
-            if unchanged:
-                rows = f"SELECT * FROM ({rows}) ANTI JOIN unchanged USING ({POSITION})"
-        appended = distinct - unchanged
-        path = self._write(rows) if appended else None
-        bounds = (None, None) if path is None else _event_bounds_us(path)
-        check_unchanged(self._root, self._scanned.tables)
-        return StagedRows(
-            path=path,
-            appended=appended,
-            read=read,
-            duplicates=candidates - distinct,
-            unchanged=unchanged,
-            null_keys=null_keys,
-            null_times=null_times,
-            waiting=waiting,
-            min_event_us=bounds[0],
-            max_event_us=bounds[1],
-            max_created_us=max_created_us,
-        )
-
-    def _find(self) -> None:
-        """Make the table ``found``: keys, times and position; of a query's output all columns, for it runs once."""
-        scanned = self._scanned
-        if self._view.sql is None:
-            columns = f"{self._keys}, {EVENT_US}, {CREATED_US}, {POSITION}"
-            rows = scanned.rows(self._view.join_keys, only=self._only)
-            query = f"SELECT {columns} FROM ({rows}) WHERE {self._wanted}"
-        else:
-            rows = f"SELECT * FROM ({scanned.rows(scanned.values)}) WHERE {self._wanted}"
-            query = f"SELECT *, row_number() OVER (ORDER BY {scanned.content_order}) - 1 AS {POSITION} FROM ({rows})"
-        self._connection.execute(f"CREATE TEMP TABLE found AS {query}")
-
-    def _rows(self, bounds_us: tuple[int, int], fresh: str, join: str) -> str:
-        """Return a SELECT of the rows that may go into the log, with all their columns."""
-        using = f" {join} USING ({POSITION})" if join else ""
-        rows, condition = "found", fresh
-        if self._view.sql is None:
-            read = self._scanned.rows(self._scanned.values, only=self._only, between_us=bounds_us)
-            rows, condition = f"({read})", f"({self._wanted}) AND {fresh}"
-        return f"SELECT *, {SOURCE_TIMES} FROM {rows}{using} WHERE {condition}"
-
-    def _find_last(self, fresh: str) -> int:
-        """Make the table ``last``: of rows with equal keys and times the position of the last; returns their number."""
-        self._connection.execute(
-            f"CREATE TEMP TABLE last AS SELECT max({POSITION}) AS {POSITION} "
-            f"FROM (SELECT *, {SOURCE_TIMES} FROM found WHERE {fresh}) GROUP BY {identity(self._view)}"
-        )
-        return int(self._row("SELECT count(*) FROM last")[0])
-
-    def _find_unchanged(self, rows: str, bounds_us: tuple[int, int]) -> int:
-        """Make the table ``unchanged``: positions of rows whose newest version in the log holds the same values."""
-        if not self._request.log_files:
-            return 0
-        log = (
-            f"SELECT *, {LOG_TIMES} FROM ({read_log(log_columns(self._view), self._request.log_files)}) "
-            f"WHERE {instants(*bounds_us)}"
-        )
-        same = " AND ".join(_same(field.name, field.type) for field in self._view.stored)
-        self._connection.execute(
-            f"CREATE TEMP TABLE unchanged AS SELECT f.{POSITION} FROM ({rows}) f JOIN ({log}) l "
-            f"USING ({identity(self._view)}) GROUP BY f.{POSITION} HAVING arg_max({same}, l.{SEQUENCE})"
-        )
-        return int(self._row("SELECT count(*) FROM unchanged")[0])
-
-    def _write(self, rows: str) -> Path:
-        """Write rows in the log's order."""
-        selected = [
-            *map(quote, self._view.join_keys),
-            f"make_timestamptz({EVENT_US}) AS {EVENT}",
-            f"make_timestamptz({CREATED_US}) AS {CREATED}",
-            f"{self._request.first_sequence} + {POSITION} AS {SEQUENCE}",
-            f"'{BATCH}' AS {ORIGIN}",
-            *(quote(field.name) for field in self._view.stored),
-        ]
-        query = f"SELECT {', '.join(selected)} FROM ({rows}) ORDER BY {EVENT_US}, {KNOWN_US}, {POSITION}"
-        return write_parquet(self._connection, query, self._request.folder)
-
-    def _span_condition(self, span: Span) -> str:
-        """Return the condition of one span. Rows without an event time are in it, to be counted."""
-        conditions = [f"({EVENT_US} IS NULL OR {EVENT_US} >= {span.start_us} AND {EVENT_US} < {span.end_us})"]
-        if span.created_after_us is not None:
-            conditions.append(f"({SOURCE_KNOWN} > {span.created_after_us})")
-        if span.files is not None and self._view.sql is None:
-            numbers = {file.path: number for number, file in enumerate(self._scanned.tables[0].files)}
-            chosen = ", ".join(str(numbers[name]) for name in span.files if name in numbers)
-            conditions.append(f"{FILE} IN ({chosen or 'NULL'})")
-        return f"({' AND '.join(conditions)})"
-
-    def _row(self, query: str) -> tuple[Any, ...]:
-        found = self._connection.execute(query).fetchone()
-        assert found is not None
-        return tuple(found)
-
-
-def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, folder: Path) -> Path:
-    """Write a query's rows into a new file of an offline table; leaves nothing behind when that fails."""
-    path = folder / f"{secrets.token_hex(16)}.parquet"
-    try:
-        connection.execute(f"COPY ({query}) TO {text(str(path))} (FORMAT parquet, COMPRESSION zstd)")
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _event_bounds_us(path: Path) -> tuple[int, int]:
-    """Return the least and greatest event time of a written file, from its footer."""
-    import pyarrow.parquet as pq
-
-    footer = pq.read_metadata(path)
-    column = footer.schema.names.index(EVENT)
-    found = [footer.row_group(number).column(column).statistics for number in range(footer.num_row_groups)]
-    return min(to_instant(group.min) for group in found), max(to_instant(group.max) for group in found)
-
-
-def _same(name: str, value_type: ValueType) -> str:
-    """Return the condition that two values are the same: nulls are, NaNs are, 0.0 and -0.0 are not."""
-    column = quote(name)
-    same = f"f.{column} IS NOT DISTINCT FROM l.{column}"
-    if value_type.name in ("Float32", "Float64"):
-        return f"{same} AND (f.{column} IS DISTINCT FROM 0 OR signbit(f.{column}) = signbit(l.{column}))"
-    if "Float" in str(value_type):
-        return f"{same} AND f.{column}::VARCHAR IS NOT DISTINCT FROM l.{column}::VARCHAR"  # the signs of zeros in lists
-    return same
 
 
 def source_identities(scanned: Scanned, span: Span) -> str:

@@ -103,11 +103,11 @@ class DeltaStore(OfflineStore):
         """See `OfflineStore.commit`."""
         return self._made(self._log(table), arrow_schema(schema), base, add, remove, facts or {})
 
-    def merge(self, table: TableId, *, base: int, add: Path, remove: Sequence[DataFile]) -> TableVersion:
+    def merge(self, table: TableId, *, base: int, add: Sequence[Path], remove: Sequence[DataFile]) -> TableVersion:
         """See `OfflineStore.merge`."""
         log = self._log(table)
         before = log.commit_at(base)
-        return self._made(log, None, base, [add], remove, {} if before is None else before.facts)
+        return self._made(log, None, base, add, remove, {} if before is None else before.facts)
 
     def _made(
         self,
@@ -338,10 +338,12 @@ def _take_back(log: TableLog, staged: Sequence[Path], moved: Mapping[str, disk.F
 
 
 def _check_merge(log: TableLog, moved: Mapping[str, disk.FileFacts], remove: Sequence[DataFile]) -> None:
-    """Raise OfflineStoreError for a merged file that cannot hold the rows of those it replaces."""
-    made = [(facts.rows, facts.max_sequence) for facts in moved.values()]
-    taken = (sum(file.rows for file in remove), max((file.max_sequence for file in remove), default=0))
-    if made != [taken]:
+    """Raise OfflineStoreError for merged files that cannot hold the rows of those they replace."""
+    made, taken = (
+        (sum(file.rows for file in files), max((file.max_sequence for file in files), default=0))
+        for files in (moved.values(), remove)
+    )
+    if made != taken:
         raise OfflineStoreError(f"A merge would change the rows of table {log.table}: {made} are not {taken}.")
 
 

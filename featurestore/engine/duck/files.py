@@ -1,0 +1,132 @@
+"""Which files a source has: the rules of its path, told once for what is there and for what might be."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from itertools import takewhile
+from pathlib import Path
+
+from featurestore.definitions import ParquetSource
+from featurestore.engine.duck.session import source_file_error
+from featurestore.engine.interface import SourceFile
+from featurestore.errors import SourceError, SourceFileError
+
+
+def find_files(root: Path, source: ParquetSource) -> tuple[SourceFile, ...]:
+    """Return the files of a source sorted by path: relative to ``root`` where they lie below it.
+
+    Hidden files and folders, and those that start with ``_``, are left out of folders and globs.
+    """
+    if "://" in source.path:
+        raise SourceError(
+            f"Source {source.name!r}: {source.path} is not a local path.", hint="Object stores cannot be read yet."
+        )
+    path = root / source.path
+    if path.is_file():
+        found = [path]
+    else:
+        base, pattern = _place(root, source)
+        names = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        found = [base / name for name in names if not _is_hidden(name, pattern) and (base / name).is_file()]
+    if not found:
+        raise SourceFileError(
+            f"Source {source.name!r}: {source.path} matches no Parquet file below {root}.",
+            hint="Check the path; relative paths start at the feature repo.",
+            source=source.name,
+            path=source.path,
+        )
+    return tuple(sorted((_source_file(root, path) for path in found), key=lambda file: file.path))
+
+
+def digest_of(root: Path, file: SourceFile) -> str:
+    """Return a hash of what a file holds; raises SourceFileError when it cannot be read."""
+    try:
+        with (root / file.path).open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()[:32]
+    except OSError as error:
+        raise source_file_error(file.path, error.strerror or str(error)) from None
+
+
+def would_read(root: Path, source: ParquetSource, path: Path) -> bool:
+    """Tell whether `find_files` would return a file that lay at an absolute path, or where a source's links lead."""
+    if "://" in source.path:
+        return False
+    start, pattern = _split(root, source)
+    for folder in (Path(os.path.abspath(start)), start.resolve()):  # noqa: PTH100 - Path.absolute leaves `..` in
+        if path.is_relative_to(folder):
+            name = path.relative_to(folder)
+            if _fits(name.parts, pattern) and not _is_hidden(str(name), _place(root, source)[1]):
+                return True
+    return False
+
+
+def top(root: Path, source: ParquetSource) -> Path:
+    """Return the folder below which ``name=value`` is a partition: at it and above it names are whatever they are."""
+    start, _ = _split(root, source)
+    return start.parent if start.is_file() else start
+
+
+def _place(root: Path, source: ParquetSource) -> tuple[Path, str]:
+    """Return a folder, and the pattern of the source's files below it: no character of the folder is a wildcard."""
+    path = Path(source.path)
+    if (root / path).is_dir():
+        return root / path, "**/*.parquet"
+    return root, str(path.relative_to(root)) if path.is_relative_to(root) else source.path
+
+
+def _split(root: Path, source: ParquetSource) -> tuple[Path, tuple[str, ...]]:
+    """Return a source's path as far as it has no wildcards, and the parts that follow."""
+    path = root / source.path
+    if path.is_file():
+        return path, ()
+    folder, pattern = _place(root, source)
+    parts = Path(pattern).parts
+    plain = tuple(takewhile(lambda part: not glob.has_magic(part), parts))
+    return folder.joinpath(*plain), parts[len(plain) :]
+
+
+def _fits(name: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Tell whether a pattern finds a name, hidden or not; both as parts of a path."""
+    if not pattern:
+        return not name
+    if pattern[0] == "**":
+        return _fits(name, pattern[1:]) or (bool(name) and _fits(name[1:], pattern))
+    if not name:
+        return False
+    return (name[0] == pattern[0] or fnmatch(name[0], pattern[0])) and _fits(name[1:], pattern[1:])
+
+
+def _is_hidden(name: str, pattern: str) -> bool:
+    """Tell whether a part of the name that the pattern does not spell out starts with a dot or an underscore."""
+    spelled = set(Path(pattern).parts)
+    return any(part[0] in "._" and part not in spelled and part not in ("..", ".") for part in Path(name).parts)
+
+
+def _source_file(root: Path, path: Path) -> SourceFile:
+    state = path.stat()
+    if fault := _unnameable(str(path)):
+        hint = "Rename the file, or the folder."
+        raise SourceFileError(f"{str(path)!a} cannot be read: its name {fault}.", hint=hint, path=ascii(str(path)))
+    shown = path.relative_to(root) if path.is_relative_to(root) else path
+    return SourceFile(shown.as_posix(), f"{state.st_size}\0{state.st_mtime_ns}")  # so it lies in watermarks
+
+
+def _unnameable(path: str) -> str | None:
+    """Return why DuckDB cannot open a file of this name, None when it can."""
+    if re.search(r"[\udc80-\udcff]", path):
+        return "is not UTF-8"
+    # It knows no way to write a backslash in a pattern, and only patterns name such characters.
+    return "holds a backslash beside one of * ? [" if "\\" in path and glob.has_magic(path) else None
+
+
+def check_unchanged(root: Path, files: Sequence[SourceFile]) -> None:
+    """Raise SourceFileError when a file is not the one that was found."""
+    for file in files:
+        path = root / file.path
+        if not path.is_file() or _source_file(root, path) != file:
+            raise SourceFileError(f"{file.path} changed while it was read.", hint="Run it again.", path=file.path)
