@@ -421,6 +421,13 @@ class OnlineStoreConformance:
         assert facts["server"]
         assert all(isinstance(value, str) for value in facts.values())
 
+    def test_asking_whether_it_takes_writes_changes_nothing(self, store: OnlineStore, now: int) -> None:
+        write = record_of(now)
+        store.write([write], now_us=now)
+        store.check_writable(project_prefix("conformance"))
+        assert not store.is_untouched()
+        assert [pair for batch in store.scan(project_prefix("conformance")) for pair in batch] == [write[:2]]
+
     def test_closing_twice_is_allowed(self, store: OnlineStore, now: int) -> None:
         store.write([record_of(now)], now_us=now)
         store.close()
