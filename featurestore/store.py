@@ -200,7 +200,7 @@ class FeatureStore:
         """Return the newest rows of a view in the offline store, newest first, as an Arrow table.
 
         With ``dropped`` rows of its source that runs do not take, and why (``fs_dropped``): a null key, no event time,
-        or a duplicate, of which a later row has the same keys and times.
+        or a duplicate, of which a later row has the same keys and times; grouped by reason, newest first.
         """
         from featurestore.maintenance.peek import peek, peek_dropped
 

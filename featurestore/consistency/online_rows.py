@@ -11,8 +11,11 @@ from featurestore.workspace import Workspace
 
 
 def count_online(workspace: Workspace, registered: RegisteredView, watermark: Watermark) -> int:
-    """Return how many entities have a row that is not past its physical expiry; see `count_entities`."""
-    return count_entities(workspace, registered, watermark)[1]
+    """Return how many entities have a row that is not past its physical expiry; see `count_entities`.
+
+    It reads no file that holds only rows that are past it.
+    """
+    return _count(workspace, registered, watermark, since_us=_kept_since_us(workspace, registered))[1]
 
 
 def count_entities(workspace: Workspace, registered: RegisteredView, watermark: Watermark) -> tuple[int | None, int]:
@@ -21,14 +24,27 @@ def count_entities(workspace: Workspace, registered: RegisteredView, watermark: 
     Pushed entities count, but for those that were pushed online only. Where the table cannot be read the first is None;
     there, and where it was never published whole, the second is what the last run counted.
     """
-    now_us, ttl_us = workspace.clock(), registered.view.ttl_us
-    since_us = MIN_INSTANT if ttl_us is None else max(now_us - kept_us(ttl_us), MIN_INSTANT)
+    return _count(workspace, registered, watermark, since_us=MIN_INSTANT)
+
+
+def _kept_since_us(workspace: Workspace, registered: RegisteredView) -> int:
+    """Return the least event time of rows that are not past their physical expiry."""
+    ttl_us = registered.view.ttl_us
+    return MIN_INSTANT if ttl_us is None else max(workspace.clock() - kept_us(ttl_us), MIN_INSTANT)
+
+
+def _count(
+    workspace: Workspace, registered: RegisteredView, watermark: Watermark, *, since_us: int
+) -> tuple[int | None, int]:
+    """Count the entities with an event time from ``since_us`` on, and those that are online."""
+    kept_since_us = _kept_since_us(workspace, registered)
     count: tuple[int | None, int] = (0, 0)
     try:
         version = workspace.offline.current(registered.table)
-        if version is not None and version.files:
-            files = [file.path for file in version.files]
-            count = workspace.engine.log.entities(registered.view, files, since_us=since_us, until_us=now_us)
+        files = [] if version is None else [file.path for file in version.files if file.max_event_us >= since_us]
+        if files:
+            view, now_us = registered.view, workspace.clock()
+            count = workspace.engine.log.entities(view, files, since_us=kept_since_us, until_us=now_us)
     except (OfflineStoreError, EngineError):
         version, count = None, (None, 0)
     is_published = watermark.table_version is None or watermark.published_version is not None

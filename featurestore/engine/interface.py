@@ -179,7 +179,9 @@ class Sources(ABC):
 
     @abstractmethod
     def dropped(self, view: FeatureView, rows: int) -> pa.Table:
-        """Return at most ``rows`` rows of a view's source that a run does not take, newest first by reason.
+        """Return at most ``rows`` rows of a view's source that a run does not take, grouped by reason, newest first.
+
+        Of each reason as many as of the others, as long as it has so many.
 
         Columns: ``fs_dropped`` (no event time, null key, or duplicate: a later row has the same keys and times), join
         keys, stored fields, ``event_ts``, ``created_ts``. Raises SourceError.

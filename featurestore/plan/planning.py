@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from featurestore_registry.records import Change, Record
@@ -97,7 +98,8 @@ class Plan:
     def __repr__(self) -> str:
         worst = "nothing to change" if self.worst is None else f"the worst change is {self.worst.name.lower()}"
         applied = "" if self.applied is None else f", applied as revision {self.applied}"
-        return f"Plan({self.project} at revision {self.revision}: {len(self.steps)} changes, {worst}{applied})"
+        changes = "1 change" if len(self.steps) == 1 else f"{len(self.steps)} changes"
+        return f"Plan({self.project} at revision {self.revision}: {changes}, {worst}{applied})"
 
     def __str__(self) -> str:
         from featurestore.plan.explain import explain
@@ -223,7 +225,6 @@ class _Putting:
         self._filled = prepared or set()
         """Views that are filled before they are served, where they get a new generation."""
         self._generations = Generations(workspace, snapshot.chain.identity)
-        self._prepared = Preparations(workspace.ledger, workspace.project, snapshot.chain.head)
         self._rebuilt: set[str] = set()
         """``kind:name`` of sources whose rows change."""
 
@@ -289,6 +290,10 @@ class _Putting:
             if prepared is not None and self._is_whole(wanted, prepared.generation):
                 return prepared.generation
         return self._generations.unused(wanted.name, after=after)
+
+    @cached_property
+    def _prepared(self) -> Preparations:
+        return Preparations(self._workspace.ledger, self._workspace.project, self._snapshot.chain.head)
 
     def _earlier_rows(self, wanted: Definition, generation: int | None) -> Iterable[str]:
         """Tell of tables that an earlier view of this name left, whose deletion did not come to its end."""

@@ -169,8 +169,11 @@ def _lifespan(
         reads.reader = reader if reader.deadline_seconds is None else SharedReads(reader)
         with suppress(OnlineStoreError, TimeoutError):  # the first connection is open before the first request
             await asyncio.wait_for(reads.reader.check(), READY_SECONDS)
-        await reads.warm()
-        await pushes.warm()
+        for warm in (reads.warm, pushes.warm):
+            try:
+                await warm()
+            except Exception:
+                logger.exception("warming up failed: the first requests may take longer")
         definitions.start()
         tasks = [asyncio.create_task(_flush(metrics)), asyncio.create_task(_tell_eviction(workspace, reader))]
         yield

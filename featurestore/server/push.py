@@ -20,8 +20,8 @@ from featurestore.ingest.rows import PushedRows
 from featurestore.registered.snapshot import Snapshot
 from featurestore.server.http.bodies import PAUSE, Columns, Name, Receive, Scope, Send, decoded, read_body, send_json
 from featurestore.server.http.errors import RequestError
+from featurestore.server.read import endpoints
 from featurestore.server.read.definitions import DefinitionsKeeper
-from featurestore.server.read.endpoints import MOST_ROWS
 from featurestore.server.read.threads import THREADS, Threads
 from featurestore.server.watch.metrics import Metrics
 from featurestore.workspace import Workspace
@@ -54,14 +54,14 @@ class PushEndpoint:
         """Answer one request."""
         request = decoded(self._decoder, await read_body(scope, receive, self._max_body))
         rows = max(map(len, request.rows.values()), default=0)
-        if rows > MOST_ROWS:
+        if rows > endpoints.MOST_ROWS:
             raise RequestError(
                 413,
                 "too_many_rows",
-                f"{rows} rows are more than {MOST_ROWS}.",
+                f"{rows} rows are more than {endpoints.MOST_ROWS}.",
                 hint="Push them in several requests.",
                 rows=rows,
-                max_rows=MOST_ROWS,
+                max_rows=endpoints.MOST_ROWS,
             )
         plan = self._plan(request.source)
         work, versions = await self._threads.run(partial(self._begin, plan, request))
@@ -77,7 +77,9 @@ class PushEndpoint:
     async def warm(self) -> None:
         """Load and open what the first push would wait for, where there is a source to push to."""
         if sources := self._definitions.current.snapshot.list(PushSource.kind):
-            await self._threads.run(partial(self._look, [source.name for source in sources]))
+            look = self._threads.run(partial(self._look, [source.name for source in sources]))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(look, endpoints.WARM_SECONDS)
 
     def close(self) -> None:
         """Wait for what is being written."""
@@ -86,8 +88,8 @@ class PushEndpoint:
     def _look(self, sources: Sequence[str]) -> None:
         import pyarrow.parquet  # noqa: F401  # commits write by it
 
-        with suppress(FeatureStoreError):  # pushes tell
-            for source in sources:
+        for source in sources:
+            with suppress(FeatureStoreError):  # pushes tell
                 for registered in self._plan(source).views:
                     self._workspace.offline.current(registered.table)
 

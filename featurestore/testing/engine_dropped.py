@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from random import Random
 from typing import Any
 
@@ -77,7 +78,12 @@ class DroppedRowsConformance(EngineSuite):
             given = by_number[row["x"]]
             named = (row["shop"], row["town"], row["event_ts"], row["created_ts"])
             assert named == (given["shop"], given["town"], given["at"], given["known"])
-        assert len(project.dropped(view, 3)) == 3
+        assert len(project.dropped(view, 3)) == len({row["fs_dropped"] for row in project.dropped(view, 3)}) == 3
+        reasons = [row["fs_dropped"] for row in found]
+        assert reasons == sorted(reasons)
+        for reason, of_reason in groupby(found, lambda row: row["fs_dropped"]):
+            times = [row["event_ts"] for row in of_reason]
+            assert reason == "no event time" or times == sorted(times, reverse=True)
         staged = project.stage(view)
         told = Counter(wanted.values())
         counts = (staged.null_times, staged.null_keys, staged.duplicates)

@@ -455,6 +455,7 @@ def test_plans_are_shown_in_notebooks_escaped(store):
     assert "<script>" not in html
     assert "rebuild" in html
     assert store.plan([view()])._repr_html_()
+    assert ": 1 change, the worst change is metadata)" in repr(store.plan([view(description="second")]))
 
 
 def test_the_commit_of_the_repo_is_noted(root, monkeypatch):

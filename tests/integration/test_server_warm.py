@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from support.serving import FEATURES, ask_until_ready, serving_here, small_project
 
-from featurestore import FeatureStore
+from featurestore import FeatureStore, ParquetSource, PushSource
+from featurestore.offline.interface import TableId, TableVersion
+from featurestore.offline.local.store import DeltaStore
 from featurestore.server.read import endpoints as online
 from featurestore.types.times import system_clock
 
@@ -98,6 +101,47 @@ def test_the_first_requests_import_nothing(root: Path) -> None:
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
     assert found.returncode == 0, found.stderr
     assert found.stdout.splitlines() == [f"{path} []" for path, _, _ in REQUESTS]
+
+
+def test_the_table_of_each_source_is_opened_whatever_becomes_of_another(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def current(self: DeltaStore, table: TableId) -> TableVersion | None:
+        opened.append(table.view)
+        return found_before(self, table)
+
+    with FeatureStore(root) as store:
+        batch = ParquetSource("b", path="data/orders.parquet", timestamp_field="ordered_at")
+        unread = PushSource("a_push", batch)  # sorted before orders_push; no view takes its rows
+        store.apply([*store.workspace.snapshot().list(), unread])
+        found_before = DeltaStore.current
+        monkeypatch.setattr(DeltaStore, "current", current)
+        with serving_here(store.workspace) as client:
+            ask_until_ready(client)
+            assert "events" in opened
+
+
+@pytest.mark.parametrize("is_stuck", [False, True], ids=["fails", "hangs"])
+def test_a_table_that_cannot_be_opened_holds_up_no_start(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, is_stuck: bool
+) -> None:
+    may_end = threading.Event()
+
+    def current(self: DeltaStore, table: TableId) -> TableVersion | None:
+        if not is_stuck:
+            raise RuntimeError("the disk is gone")
+        may_end.wait(60)
+        return None
+
+    monkeypatch.setattr(online, "WARM_SECONDS", 0.2)
+    monkeypatch.setattr(DeltaStore, "current", current)
+    with FeatureStore(root) as store, serving_here(store.workspace) as client:
+        ask_until_ready(client)
+        assert client.post(*REQUESTS[0][:1], json=REQUESTS[0][1]).json()["rows"] == [[7]]
+        may_end.set()
+    assert is_stuck or "warming up failed" in caplog.text
 
 
 def test_a_function_that_does_not_return_holds_up_no_start(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

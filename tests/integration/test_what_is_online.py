@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from support.clock import ManualClock
 from support.command_line import CommandLine
 
 from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource, PushSource
+from featurestore.consistency.online_rows import count_online
+from featurestore.ledger.watermarks import read_watermark
 from featurestore.maintenance.status import status
 from featurestore.maintenance.verify import verify
 from featurestore.materialization import materialize, republish, succeeded
@@ -84,6 +87,18 @@ def records_online(store: FeatureStore, name: str) -> int:
     """Return how many records of a view lie in the online store itself."""
     found = (key for batch in store.workspace.online.scan(b"fs:shop:%s:" % name.encode()) for key, _ in batch)
     return sum(b":schema:" not in key and b":marker:" not in key and not key.endswith(b":pushed") for key in found)
+
+
+def test_the_loss_in_a_plan_reads_no_file_whose_rows_are_all_past_their_expiry(tmp_path: Path, make: Make) -> None:
+    store = make([(1, 1_000, 1), (2, 1_000, 1)], [view("sales_view", ttl=KEPT)])
+    workspace, registered = store.workspace, store.workspace.snapshot().views["sales_view"]
+    push(store, [(3, 1, 7)])
+    version = workspace.offline.current(registered.table)
+    assert version is not None
+    (old,) = (Path(file.path) for file in version.files if file.max_event_us < NOW_US - 900 * HOUR_US)
+    old.unlink()
+    watermark = replace(read_watermark(workspace.ledger, registered), online_rows=99)
+    assert count_online(workspace, registered, watermark) == 1
 
 
 def test_verify_counts_what_is_missing_older_different_and_newer(make: Make) -> None:

@@ -82,15 +82,15 @@ def test_the_end_waits_only_so_long_for_work_that_does_not_end():
     may_end = threading.Event()
 
     async def check() -> None:
-        threads = Threads(ending_seconds=0.02)
-        waiting = asyncio.create_task(threads.run(may_end.wait))
+        threads = Threads(ending_seconds=1)
+        waiting = [asyncio.create_task(threads.run(may_end.wait)) for _ in range(THREADS)]
         await asyncio.sleep(0)
         closing = threading.Thread(target=threads.close, daemon=True)
         closing.start()
-        await asyncio.to_thread(closing.join, 5)
+        await asyncio.to_thread(closing.join, THREADS - 0.5)  # all of them together are waited for, not each
         has_ended = not closing.is_alive()
         may_end.set()
-        assert await waiting is True
+        assert await asyncio.gather(*waiting) == [True] * THREADS
         assert has_ended
 
     asyncio.run(check())

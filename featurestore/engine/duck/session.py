@@ -34,8 +34,8 @@ MEMORY_HINT = "Raise `engine: {memory_limit}`, or set `engine: {temp_directory}`
 DISK_HINT = "Free some space, or set `engine: {temp_directory}` to a disk with room, and run it again."
 START_HINT = "Check `engine:` in feature_store.yaml: a memory_limit such as 4GB, as many threads as there are cores."
 USER_ERROR = "featurestore: "
-FOLDER_SAYS = ", but its folder says "
 """Starts what our own SQL passes to ``error()``: a fault of the data, in words for people."""
+FOLDER_SAYS = ", but its folder says "
 _PATTERN = re.compile(r"[*?\[]")
 NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
 

@@ -68,7 +68,10 @@ class DuckSources(Sources):
                 f"make_timestamptz({EVENT_US}) AS {EVENT}, make_timestamptz({CREATED_US}) AS {CREATED} "
                 f"FROM (SELECT *, {SOURCE_TIMES} FROM ({found}))"
             )
+            # A reason with few rows is shown too: the newest row of each reason, then the second of each, and so on.
+            order = f"fs_dropped, {EVENT} DESC, {keys}"
+            place = f"row_number() OVER (PARTITION BY fs_dropped ORDER BY {order})"
             return scanned.connection.sql(
-                f"SELECT * FROM ({query}) WHERE fs_dropped IS NOT NULL "
-                f"ORDER BY fs_dropped, {EVENT} DESC, {keys} LIMIT {rows}"
+                f"SELECT * EXCLUDE (fs_place) FROM (SELECT *, {place} AS fs_place FROM ({query}) "
+                f"WHERE fs_dropped IS NOT NULL ORDER BY fs_place, fs_dropped LIMIT {rows}) ORDER BY {order}"
             ).to_arrow_table()

@@ -33,10 +33,10 @@ ABSENT_SCHEMA_SECONDS = 10.0
 """How long a schema that the store does not hold is not looked up again."""
 
 WARM_SECONDS = 10.0
-"""How long the start of the server waits for the on-demand functions."""
+"""How long the start of the server waits for the on-demand functions, and then for the tables of push sources."""
 
 ENDING_SECONDS = 1.0
-"""How long the end of the server waits for an on-demand function that does not return."""
+"""How long the end of the server waits for on-demand functions that do not return, for all of them together."""
 
 FUNCTION_WAIT_SECONDS = 1.0
 """How long a request waits for one of the threads of on-demand functions."""

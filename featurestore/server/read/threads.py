@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread
+from time import monotonic
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -23,8 +24,8 @@ class AllBusyError(Exception):
 class Threads:
     """A few threads that work for an event loop. Going there and back takes half of what it takes with an executor.
 
-    ``ending_seconds`` is how long `close` waits for each, ``waiting_seconds`` how long `run` waits for a free one; None
-    for as long as it takes.
+    ``ending_seconds`` is how long `close` waits for all of them together, ``waiting_seconds`` how long `run` waits for
+    a free one; None for as long as it takes.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class Threads:
         self._is_closed = True
         for _ in self._threads:
             self._tasks.put(None)
+        until_s = None if self._ending_seconds is None else monotonic() + self._ending_seconds
         for thread in self._threads:
-            thread.join(self._ending_seconds)
+            thread.join(None if until_s is None else max(0.0, until_s - monotonic()))
         self._threads = []
 
     def _start(self) -> None:
