@@ -70,6 +70,7 @@ class DroppedRowsConformance(EngineSuite):
                 if same in newest:
                     wanted[newest[same]] = "duplicate"
                 newest[same] = row["x"]
+        assert project.engine.capabilities.lists_dropped_rows
         found = project.dropped(view, 1_000)
         assert {row["x"]: row["fs_dropped"] for row in found} == wanted
         assert len(found) == len(wanted)

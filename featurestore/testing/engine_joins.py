@@ -116,6 +116,18 @@ class EngineJoinsConformance(EngineSuite):
         assert values(project, view, (1, loaded - 1), (1, loaded), (1, loaded + 1)) == [None, 49, 49]
         assert values(project, view, (1, loaded)) == [49]
 
+    def test_rows_and_facts_may_be_asked_for_in_any_order(self, project: EngineProject) -> None:
+        project.engine.prepare()
+        view = one_view(project, [row(1, NOON, v=7)])
+        frame = frame_of([1, None, 2], [NOON + 3] * 3)
+        answers = []
+        for first_facts in (False, True):
+            join = project.join(frame, [view])
+            facts = join.facts() if first_facts else None
+            answers.append((join.batches().read_all().column(0).to_pylist(), facts or join.facts()))
+        assert answers[0] == answers[1]
+        assert answers[0] == ([7, None, None], project.facts(frame, [view]))
+
     def test_ttl_bounds_are_inclusive(self, project: EngineProject) -> None:
         view = one_view(project, [row(1, NOON, NOON, v=7)], ttl_us=10)
         asked = [(1, NOON - 1), (1, NOON), (1, NOON + 10), (1, NOON + 11)]

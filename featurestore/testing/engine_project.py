@@ -69,6 +69,10 @@ class EngineProject:
         """Return the files of a source."""
         return self.engine.sources.files(source_at(path))
 
+    def reads(self, path: str, file: Path) -> bool:
+        """Tell whether a file would belong to a source."""
+        return self.engine.sources.reads(source_at(path), file)
+
     def digest(self, file: SourceFile) -> str:
         """Return a hash of what a file holds."""
         return self.engine.sources.digest(file)
@@ -176,17 +180,17 @@ class EngineProject:
         """Return a view's rows with event times in a span."""
         return self.engine.queries.span(view, names(files), start_us, end_us, batch_rows=3).read_all()
 
-    def run_in_zone(self, zone: str, script: str, *arguments: str) -> list[str]:
+    def run_in_zone(self, zone: str, script: str) -> list[str]:
         """Run a script in a process of another time zone, which finds this project as ``project``; return its lines."""
         opener: Any = self.open_engine
         begin = (
             "import sys\nfrom importlib import import_module\nfrom pathlib import Path\n"
             "from featurestore.testing.engine_project import *\n"
-            "root, module, name, *arguments = sys.argv[1:]\n"
+            "root, module, name = sys.argv[1:]\n"
             "project = EngineProject(Path(root), getattr(import_module(module), name))\n"
         )
         done = subprocess.run(
-            [sys.executable, "-c", begin + script, str(self.root), opener.__module__, opener.__qualname__, *arguments],
+            [sys.executable, "-c", begin + script, str(self.root), opener.__module__, opener.__qualname__],
             env={**os.environ, "TZ": zone, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             capture_output=True,
             text=True,

@@ -130,6 +130,9 @@ class EngineSqlConformance(_TwoSources):
 class EngineQueriesConformance(_TwoSources):
     """SQL over sources and views by name, for an engine that reads by SQL as its capabilities say."""
 
+    def test_the_engine_says_that_it_reads_sql(self, project: EngineProject) -> None:
+        assert project.engine.capabilities.reads_sql
+
     def test_nothing_is_read_but_the_sources(self, project: EngineProject) -> None:
         """A definition's SQL comes from people who may not read every file that the process may read."""
         secret = project.write("secret/s.parquet", pa.table({"v": ["a secret"]}))

@@ -62,6 +62,18 @@ class EngineSourcesConformance(EngineSuite):
         assert paths(project, "data/b/_tmp/*.parquet") == ["data/b/_tmp/y.parquet"]
         assert paths(project, "data/_x.parquet") == ["data/_x.parquet"]
 
+    @pytest.mark.parametrize(
+        "path", ["data", "data/*.parquet", "data/**/*.parquet", "data/b/[cd]*.parquet", "data/_x.parquet"]
+    )
+    def test_a_file_would_be_read_that_is_found_once_it_lies_there(self, project: EngineProject, path: str) -> None:
+        places = [project.root / "data" / name for name in [*KEPT, *LEFT_OUT]]
+        (project.root / "data").mkdir()
+        before = [project.reads(path, place) for place in places]
+        found = paths(filled(project), path)
+        assert before == [place.relative_to(project.root).as_posix() in found for place in places]
+        assert [project.reads(path, place) for place in places] == before
+        assert not project.reads(path, project.root / "elsewhere.parquet")
+
     def test_files_outside_the_project_keep_their_whole_path(
         self, project: EngineProject, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
