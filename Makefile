@@ -5,8 +5,12 @@ PYTHON ?=
 # Half more than there are cores: much of the tests' time is waiting, for servers, clocks and disks.
 JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 3 / 2 )))
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
-.PHONY: help demo test test-lowest bench docs lint format clean
+# The tests start hundreds of processes: without its bytecode each would compile the whole package.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo test test-lowest bench docs lint collect format clean
 
 help:
 	@echo "make demo    install, write the example's sources, and walk through the whole product"
@@ -15,6 +19,7 @@ help:
 	@echo "make bench   our speed beside the floors, in one run"
 	@echo "make docs    build the documentation, warnings as errors"
 	@echo "make lint    ruff, mypy and the layer contract alone"
+	@echo "make collect import all tests, so that those who run them side by side find their bytecode"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make clean   remove what the commands above made"
 
@@ -22,10 +27,11 @@ demo: .venv/.installed-demo
 	@$(BIN)/python feature_repo/demo.py
 
 # The closing line is pytest's summary; a missed coverage gate fails the run as a failed test does.
-test: lint
+test: .venv/.installed-test
+	@$(MAKE) --no-print-directory --jobs 2 lint collect
 	@sh tools/redis.sh
 	@rm -f .coverage .coverage.*
-	@$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --cov --cov-report=term:skip-covered --durations=25
+	@$(PYTEST) --cov --cov-report=term:skip-covered --durations=25
 
 # Python 3.11 too is the lowest; another one is named by PYTHON. Not all tests: those that speak with what is installed.
 LOWEST := build/lowest
@@ -34,7 +40,7 @@ SPOKEN := arrow_types certificate client every_type materialize offline_delta on
 
 test-lowest: $(LOWEST)/.installed
 	@sh tools/redis.sh
-	@$(LOWEST)/bin/python -m pytest -n $(JOBS) --maxprocesses 8 tests/unit tests/properties tests/conformance \
+	@$(PYTEST:$(BIN)/%=$(LOWEST)/bin/%) tests/unit tests/properties tests/conformance \
 		$(SPOKEN:%=tests/integration/test_%.py)
 
 $(LOWEST)/.installed: tools/environment.sh pyproject.toml
@@ -57,6 +63,9 @@ lint: .venv/.installed-test
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+collect: .venv/.installed-test
+	@$(BIN)/python -m pytest --collect-only -qq >/dev/null || $(BIN)/python -m pytest --collect-only -qq
 
 format: .venv/.installed-test
 	@$(BIN)/ruff check --fix .

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from support.example import copy_example, write_example_sources
+from support.order import slow_first
 from support.redis_cluster import RedisCluster
 from support.redis_server import RedisServer
 
@@ -18,6 +19,30 @@ from support.redis_server import RedisServer
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100, print_blob=True)
 settings.register_profile("explore", deadline=None, max_examples=2_000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+UNCOUNTED = ("acceptance", "properties")
+"""Folders of tests whose lines the others run too: counting them takes half as long again."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+        items[:] = slow_first(items, int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Count no coverage in a test marked ``uncounted`` or of such a folder, nor in the processes that it starts."""
+    counting = getattr(item.config.pluginmanager.get_plugin("_cov"), "cov_controller", None)
+    if counting is None or not (item.get_closest_marker("uncounted") or item.path.parent.name in UNCOUNTED):
+        return (yield)
+    counting.pause()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        try:
+            return (yield)
+        finally:
+            counting.resume()
 
 
 @pytest.fixture(scope="session")

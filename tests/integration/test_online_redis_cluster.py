@@ -331,7 +331,7 @@ class Load:
             self.wrong += [result for result in results if result is not WriteResult.WRITTEN]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(9)
 def test_a_primary_is_killed_under_load(cluster: RedisCluster) -> None:
     # Longer than an answer takes here under load; whoever waits for the dead one is refused at once.
     store = RedisClusterStore(cluster.url, read_timeout_ms=2_000, connect_timeout_ms=2_000, write_timeout_ms=30_000)

@@ -141,7 +141,7 @@ def test_a_redis_that_answers_pings_and_refuses_reads_is_not_ready(
         until(lambda: ask(client, CUSTOMERS[0]).status_code == 200)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_a_primary_that_hangs_takes_nothing_from_the_others(tmp_path: Path) -> None:
     with RedisCluster(tmp_path / "cluster", "--cluster-node-timeout", "60000") as cluster:
         project = project_on(cluster.url, tmp_path / "repo")
