@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import pkgutil
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from support.crash_scenario import COMMANDS, PASSED_FILE, CrashServer, Job, open_workspace
 from support.materialized import day, log_rows, online_rows
+from support.redis_server import RedisServer
 
 import featurestore
 from featurestore.ledger.runs import all_runs
@@ -122,10 +124,33 @@ def _with_new_features(rows: dict[Any, tuple[Any, ...]], width: int) -> dict[Any
     return {entity: row + (None,) * (width - len(row)) for entity, row in rows.items()}
 
 
-def test_a_run_that_died_at_any_crash_point_or_moment_is_finished_by_the_next(tmp_path, server, online_url):
+PUBLISHING = ("publish.", "push.", "watermark.")
+"""How the crash points begin in which online stores differ: the others are walked with one store alone."""
+WALKED = [("lmdb", point) for point in sorted(CRASH_POINTS)]
+WALKED += [("redis", point) for point in sorted(CRASH_POINTS) if point.startswith(PUBLISHING)]
+
+
+@pytest.fixture(scope="module")
+def lives(
+    tmp_path_factory: pytest.TempPathFactory, server: CrashServer, redis_server: RedisServer
+) -> Callable[[str], Life]:
+    """Give the undisturbed run on each kind of online store."""
+
+    @functools.cache
+    def life_on(store: str) -> Life:
+        if store == "redis":
+            with redis_server.client() as client:
+                client.flushall()
+        return Life(tmp_path_factory.mktemp(store), redis_server.url if store == "redis" else None, server)
+
+    return life_on
+
+
+@pytest.mark.slow(3)
+def test_the_commands_do_what_they_say_and_pass_every_crash_point(lives):
     for module in pkgutil.walk_packages(featurestore.__path__, "featurestore."):
         importlib.import_module(module.name)
-    life = Life(tmp_path, online_url, server)
+    life = lives("lmdb")
     assert life.states["rebuild"]["shop_sales"][1] != life.states["late_rows"]["shop_sales"][1]
     assert life.states["save_training_set"]["training sets"].keys() == {"kept"}
     registered, rows, records, _ = life.states["new_generation"]["shop_sales"]
@@ -133,11 +158,23 @@ def test_a_run_that_died_at_any_crash_point_or_moment_is_finished_by_the_next(tm
     assert rows
     walked = set().union(*life.passed.values())
     assert walked == set(CRASH_POINTS), "a crash point that no command passes, or one that is not declared"
-    for command, point, passing in deaths(life):
+    assert {point for store, point in WALKED if store == "lmdb"} == walked
+
+
+@pytest.mark.slow(1.5)
+@pytest.mark.parametrize(("store", "point"), WALKED)
+def test_a_run_that_died_at_a_crash_point_is_finished_by_the_next(lives, store, point):
+    life = lives(store)
+    for command, passing in deaths(life, point):
         project = life.before(command)
-        life.run(project, Job(command, str(project), online_url, f"{point}:{passing}"), wanted=(137,))
+        life.run(project, Job(command, str(project), life.url, f"{point}:{passing}"), wanted=(137,))
         life.finish(project, command, f"{command} died at {point}:{passing}")
-    kill_at_any_moment(life, times=3)
+
+
+@pytest.mark.slow(3)
+@pytest.mark.parametrize("store", ["lmdb", "redis"])
+def test_a_run_that_died_at_any_moment_is_finished_by_the_next(lives, store):
+    kill_at_any_moment(lives(store), times=3)
 
 
 @pytest.mark.parametrize("point", ["offline.committed", "push.committed", "push.schema", "push.batch"])
@@ -158,20 +195,17 @@ def test_what_a_push_left_committed_is_published_by_the_next_run(tmp_path, serve
         assert any("pushed alone" in online_rows(workspace, view) for view in ("shop_sales", "doomed"))
 
 
-def deaths(life: Life) -> Iterator[tuple[str, str, int]]:
-    """Yield where to die: at each point in the first command that passes it, and all through the richest command."""
-    seen: set[str] = set()
+def deaths(life: Life, point: str) -> Iterator[tuple[str, int]]:
+    """Yield where to die at a point: in the first command that passes it, and all through the richest commands."""
+    is_first = True
     for command, points in life.passed.items():
-        for point, times in points.items():
-            # Online stores differ in publishing alone.
-            if life.url is not None and not point.startswith(("publish.", "push.", "watermark.")):
-                continue
-            if command == "rebuild":
-                # How many batches of repairs there are depends on the engine's threads.
-                yield from ((command, point, passing) for passing in {1, times if point == "publish.batch" else 1})
-            elif point not in seen or command == "new_generation":
-                yield command, point, 1
-            seen.add(point)
+        times = points.get(point, 0)
+        if times and command == "rebuild":
+            # How many batches of repairs there are depends on the engine's threads.
+            yield from ((command, passing) for passing in {1, times if point == "publish.batch" else 1})
+        elif times and (is_first or command == "new_generation"):
+            yield command, 1
+        is_first = is_first and not times
 
 
 def kill_at_any_moment(life: Life, times: int) -> None:
