@@ -38,8 +38,9 @@ def rows_of(page: str, title: str) -> dict[str, list[str]]:
     return {cells[0]: cells[1:] for cells in rows[1:]}
 
 
-def test_what_runs_in_this_process_is_measured_beside_its_floors(tmp_path: Path) -> None:
-    page = run_benchmarks(tmp_path, "startup", "training-set", "publish", "growth", "reads", "cluster")
+@pytest.mark.slow(12)
+def test_start_training_sets_and_publishing_are_measured_beside_their_floors(tmp_path: Path) -> None:
+    page = run_benchmarks(tmp_path, "startup", "training-set", "publish")
     assert "cores" in page
     assert "duckdb" in page
     assert {"fs --help", "import featurestore"} == set(rows_of(page, "Start-up"))
@@ -48,8 +49,18 @@ def test_what_runs_in_this_process_is_measured_beside_its_floors(tmp_path: Path)
         page, "Publish to LMDB"
     )
     assert len(rows_of(page, "Publish to Redis")) == 3
-    for grown in ("60 pushes of one row", "30 daily runs"):
+
+
+@pytest.mark.slow(8)
+def test_growth_is_measured_beside_the_compacted_table(tmp_path: Path) -> None:
+    page = run_benchmarks(tmp_path, "growth")
+    for grown in ("12 pushes of one row", "6 daily runs"):
         assert len(rows_of(page, f"Growth: {grown}")) == 5
+
+
+@pytest.mark.slow(9)
+def test_reads_are_measured_beside_their_floors(tmp_path: Path) -> None:
+    page = run_benchmarks(tmp_path, "reads", "cluster")
     beside = {name.partition(", beside ")[2] for name in rows_of(page, "Online reads in process, LMDB")}
     assert beside == {"bare gets", "gets and decoding", "the answer by hand", "redis-py's MGET"}
     for store in ("LMDB", "Redis", "Redis Cluster"):
@@ -58,6 +69,7 @@ def test_what_runs_in_this_process_is_measured_beside_its_floors(tmp_path: Path)
         assert all(ours and floor and ratio for ours, floor, ratio, *_ in reads.values())
 
 
+@pytest.mark.slow(22)
 def test_serving_is_measured_beside_its_floor(tmp_path: Path) -> None:
     if shutil.which("wrk") is None:
         command = [sys.executable, "-m", "benchmarks", "http", "--quick"]

@@ -53,6 +53,7 @@ def environment_of(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
+@pytest.mark.slow(15)
 def test_every_step_is_shown_with_what_came_of_it(finished: tuple[Path, str]) -> None:
     _, page = finished
     steps = [int(found) for found in re.findall(r"^(\d)\. \w", page, re.MULTILINE)]

@@ -34,6 +34,7 @@ TEMPLATE = REPOSITORY / "featurestore" / "cli" / "template" / "features.py.txt"
 HOW_TO = sorted(page for page in (DOCS / "how-to").glob("*.md") if page.stem != "index")
 
 
+@pytest.mark.slow(10)
 def test_the_readmes_tour_prints_what_it_shows(tmp_path: Path) -> None:
     def tour(text: str) -> str:
         return text.partition("<!-- tour:")[2].partition("<!-- end of the tour -->")[0]
@@ -42,6 +43,7 @@ def test_the_readmes_tour_prints_what_it_shows(tmp_path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow(20)
 def test_the_tutorial_prints_what_it_shows(tmp_path: Path) -> None:
     shutil.copytree(EXAMPLE, tmp_path / "feature_repo", ignore=shutil.ignore_patterns("data", "__pycache__"))
     wrong = run_page(DOCS / "tutorial.md", Shell(tmp_path))
@@ -73,6 +75,7 @@ def prepared(shell: Shell) -> Path:
     return shell.folder
 
 
+@pytest.mark.slow(4)
 @pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
 def test_a_how_to_page_prints_what_it_shows(page: Path, prepared_repo: Path, tmp_path: Path, redis_url: str) -> None:
     stands_for = {"redis://localhost:6379/0": redis_url, "/srv/tour": str(tmp_path / "tour")}
@@ -292,6 +295,7 @@ def test_every_promise_is_held_by_tests() -> None:
     assert [name for name, row in rows.items() if "::" not in "".join(NAMED_TEST.findall(row))] == []
 
 
+@pytest.mark.slow(10)
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     options = ["--fresh-env", "--fail-on-warning", "--nitpicky", "--quiet", "--doctree-dir", str(tmp_path / "trees")]
     run_here([sys.executable, "-m", "sphinx", *options, "docs", str(tmp_path / "site")])
@@ -305,6 +309,7 @@ def run_here(command: Sequence[str], hint: str = "") -> str:
     return done.stdout
 
 
+@pytest.mark.slow(15)
 def test_the_notebook_runs(example_repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(EXAMPLE / "training_set.ipynb", as_version=4)
     assert [cell for cell in notebook.cells if cell.get("outputs")] == []  # committed as it is before it runs

@@ -34,6 +34,7 @@ def test_growth_is_told(memory: list[float], descriptors: list[int], is_flat: bo
     assert verdict(samples(memory, descriptors)).startswith("Flat" if is_flat else "NOT FLAT")
 
 
+@pytest.mark.slow(11)
 def test_a_short_soak_writes_its_page(tmp_path: Path) -> None:
     page = tmp_path / "SOAK.md"
     command = [sys.executable, "-m", "benchmarks.soak", "--seconds", "4", "--results", str(page)]

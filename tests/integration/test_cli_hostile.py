@@ -20,6 +20,8 @@ from featurestore.cli.main import main
 from featurestore.cli.output import show_error
 from featurestore.errors import OfflineStoreError
 
+pytestmark = pytest.mark.uncounted
+
 Run = Callable[..., tuple[str, str]]
 
 

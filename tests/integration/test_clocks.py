@@ -215,7 +215,7 @@ def test_a_server_tells_clocks_that_are_apart_by_a_metric_and_now_and_then_in_it
     tmp_path: Path, start_redis: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
 ) -> None:
     redis = start_redis()
-    project = Project(tmp_path / "repo", online_url=redis.url, refresh="50ms")
+    project = Project(tmp_path / "repo", online_url=redis.url, refresh="50ms", write_timeout_ms=500)
     clock = ManualClock(system_clock() - 7_200 * SECOND)
     with serving_here(project.workspace(clock)) as client:
         until(lambda: gauge(client, "online_store"))

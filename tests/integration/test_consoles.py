@@ -20,6 +20,8 @@ from featurestore import FeatureStore
 from featurestore.cli.main import COMMANDS, main
 from featurestore.errors import SettingsError
 
+pytestmark = pytest.mark.counts_processes
+
 Run = Callable[[str, list[str]], tuple[int, str, str]]
 
 NAMES = "Fahrer – nämlich → №1 … ✓ 司机"

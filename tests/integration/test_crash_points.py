@@ -27,6 +27,8 @@ from featurestore.materialization import materialize_incremental, succeeded
 from featurestore.steps import CRASH_POINTS
 from featurestore.training import get_training_set
 
+pytestmark = pytest.mark.uncounted
+
 SIGKILL = -9
 
 

@@ -31,6 +31,8 @@ from featurestore.server.app import create_app
 from featurestore.server.watch.metrics import STAGES, Metrics
 from featurestore.types.times import system_clock
 
+pytestmark = pytest.mark.uncounted
+
 GUIDE = (REPOSITORY / "docs" / "how-to" / "deploy.md").read_text(encoding="utf-8")
 DASHBOARD = json.loads((REPOSITORY / "deploy" / "grafana" / "featurestore.json").read_text(encoding="utf-8"))
 ALERTS = yaml.safe_load((REPOSITORY / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))

@@ -27,6 +27,8 @@ from support.example import REPOSITORY
 from support.redis_server import RedisServer, find_redis_server
 from support.serving import serving
 
+pytestmark = pytest.mark.uncounted
+
 SECRETS = {"REDIS_PASSWORD": "p" * 64, "FS_SERVER_TOKEN": "t" * 64}
 SERVICE_KEYS = {
     *["image", "build", "entrypoint", "command", "environment", "volumes", "tmpfs", "networks", "ports", "user"],
@@ -229,6 +231,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow(15)
 def test_the_job_fills_redis_and_the_server_serves_it(
     compose: dict[str, Any], compose_redis: RedisServer, tmp_path: Path
 ) -> None:

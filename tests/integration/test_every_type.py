@@ -42,6 +42,8 @@ from featurestore.types.arrow import arrow_type
 from featurestore.types.times import to_instant
 from featurestore.workspace import Workspace
 
+pytestmark = pytest.mark.uncounted
+
 UTC = dt.UTC
 NOW = "2024-02-01T00:00:00Z"
 ASKED_AT = dt.datetime(2024, 1, 31, tzinfo=UTC)

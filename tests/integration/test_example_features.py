@@ -19,6 +19,8 @@ from featurestore.project.loader import load_definitions
 from featurestore.project.settings import read_settings
 from featurestore.types.arrow import value_type_of
 
+pytestmark = pytest.mark.uncounted
+
 DEFINITIONS = load_definitions(EXAMPLE)
 VIEWS = {each.name: each for each in DEFINITIONS if isinstance(each, FeatureView)}
 

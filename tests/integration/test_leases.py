@@ -32,6 +32,8 @@ from featurestore.materialization import materialize_incremental
 from featurestore.steps import Event, listening
 from featurestore.workspace import Workspace
 
+pytestmark = pytest.mark.counts_processes
+
 NOW = day(20)
 VIEW = "shop_sales"
 SALES = [Sale(f"shop {number % 50}", day(number / 100), day(number / 100), number) for number in range(1500)]

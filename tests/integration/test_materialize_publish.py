@@ -111,7 +111,7 @@ def test_records_of_many_bytes_go_in_calls_of_their_own(tmp_path, monkeypatch):
 class TestRedisInTrouble:
     def test_down_then_back(self, tmp_path, start_redis, expected):
         server = start_redis()
-        workspace = filled(tmp_path, server.url)
+        workspace = filled(tmp_path, {"url": server.url, "write_timeout_ms": 1000})
         server.stop()
         (run,) = materialize_incremental(workspace)
         assert run.state == "failed"

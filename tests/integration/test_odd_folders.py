@@ -24,6 +24,8 @@ from featurestore.offline.local.store import DeltaStore
 from featurestore.testing.offline_store import TABLE, append, row
 from featurestore.training.outputs import check_output
 
+pytestmark = pytest.mark.uncounted
+
 GOOD = ['~it\'s 100% "odd" #1 ? * {a,b} ü☃é', "-x=y;$&!@()+,`<>: %zz %4", "key=value"]
 BAD = [
     "%20",

@@ -217,6 +217,8 @@ def read_for_a_while(path: str, results: Any, begin: Any) -> None:
         assert len(found) == 50
 
 
+@pytest.mark.slow(8)
+@pytest.mark.uncounted
 def test_a_hundred_and_forty_readers_and_two_writers(folder: Path) -> None:
     count = 140
     store = LmdbStore(folder)

@@ -430,6 +430,7 @@ def test_republishing_repairs_what_a_failover_lost(cluster: RedisCluster, tmp_pa
     workspace.close()
 
 
+@pytest.mark.slow(8)
 @pytest.mark.parametrize("fault", [RedisServer.hang, RedisServer.kill], ids=["hung", "dead"])
 def test_all_nodes_down_is_told_within_the_deadline_and_passes(
     cluster: RedisCluster, fault: Callable[[RedisServer], None]

@@ -705,6 +705,8 @@ def test_a_repair_with_the_online_store_down_says_so(
     server = start_redis()
     project, _ = lived(tmp_path / "project", server.url)
     server.stop()
+    settings = project.root / "feature_store.yaml"
+    settings.write_text(settings.read_text().replace("read_timeout_ms", "write_timeout_ms: 500, read_timeout_ms"))
     code, said = fs(project, capsys, "repair", "--yes")
     assert (code, "Redis" in said) == (1, True), said
     assert "could not be asked whose its records are" in fs(project, capsys, "doctor")[1]

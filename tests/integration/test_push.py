@@ -64,7 +64,7 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
         yield workspace
 
 
-def made(tmp_path: Path, online_url: str | None = None, **options: Any) -> Workspace:
+def made(tmp_path: Path, online_url: Any = None, **options: Any) -> Workspace:
     write_sales(tmp_path / "sales.parquet", SALES)
     return make_workspace(tmp_path, [sales_view(pushed=True, **options)], online_url=online_url, now_us=NOW)
 
@@ -386,7 +386,7 @@ class TestBesideMaterialization:
 
     def test_a_process_that_lost_its_online_store_has_committed(self, tmp_path, start_redis):
         server = start_redis()
-        with closing(made(tmp_path, server.url)) as workspace:
+        with closing(made(tmp_path, {"url": server.url, "write_timeout_ms": 1000})) as workspace:
             server.stop()
             with pytest.raises(OnlineStoreUnavailableError, match=r"'shop_sales' failed online.*Committed.*shop_sales"):
                 push(workspace, "sales_push", rows_of(Sale("a", day(1))))

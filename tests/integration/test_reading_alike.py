@@ -21,6 +21,8 @@ from featurestore.online.records import reading
 from featurestore.serving import OnlineResponse
 from featurestore.types.times import system_clock
 
+pytestmark = pytest.mark.uncounted
+
 CLICKS = "fresh:clicks"
 LARGE = 2**63 - 25
 NOW_US = system_clock()

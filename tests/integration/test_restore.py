@@ -21,6 +21,8 @@ from featurestore.errors import MaterializationError
 from featurestore.repair import find_repairs, repair
 from featurestore.store import FeatureStore
 
+pytestmark = pytest.mark.uncounted
+
 GUIDE = (REPOSITORY / "docs" / "how-to" / "back-up.md").read_text(encoding="utf-8")
 COMMANDS = [command for block in blocks(GUIDE) if block.language == "console" for command, _ in commands(block)]
 FEATURES = """

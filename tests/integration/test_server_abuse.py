@@ -19,6 +19,8 @@ from support.serving import ServerProcess, serving, serving_here, small_project,
 from featurestore.server.http.protocol import RECEIVE_SECONDS, DeadlineProtocol
 from featurestore.types.times import system_clock
 
+pytestmark = pytest.mark.uncounted
+
 MOST_MEMORY_BYTES = 200_000_000
 TIMES_SLOWER = 2
 SLACK_SECONDS = 0.005
@@ -222,6 +224,7 @@ def test_abuse_is_refused_in_bounded_memory_and_hardly_felt(
     assert server.peak_resident_bytes - before < MOST_MEMORY_BYTES
 
 
+@pytest.mark.slow(11)
 def test_slow_requests_on_many_sockets_are_ended_and_hardly_felt(server: ServerProcess, polite: Polite) -> None:
     before, descriptors = server.resident_bytes, server.descriptors
     openings = (b"POST /v1/online-features HTTP/1.1\r\nhost: ", head(1_000) + b"{")

@@ -140,6 +140,7 @@ def fault_requests(server: ServerProcess, proxy: FaultProxy, faults: Sequence[Fa
         until(lambda: ask() == 200)
 
 
+@pytest.mark.slow(6)
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_no_value_and_no_secret_reaches_a_line(
     tmp_path: Path, redis_server_with_password: RedisServer, monkeypatch: pytest.MonkeyPatch, form: str

@@ -24,6 +24,8 @@ from featurestore.server import run
 from featurestore.server.http.protocol import MAX_HEADER_BYTES, DeadlineProtocol
 from featurestore.types.times import system_clock
 
+pytestmark = pytest.mark.counts_processes
+
 
 @pytest.mark.parametrize("store", ["lmdb", "redis"])
 def test_two_workers_serve_and_count_together(tmp_path: Path, request: pytest.FixtureRequest, store: str) -> None:

@@ -25,6 +25,8 @@ from support.serving import TOKEN, error_of, serving_here, small_project
 
 from featurestore.types.times import system_clock
 
+pytestmark = pytest.mark.uncounted
+
 CHECKS = [
     not_a_server_error,
     status_code_conformance,

@@ -19,6 +19,8 @@ from featurestore.materialization import materialize, materialize_incremental, s
 from featurestore.plan.explain import explain
 from featurestore.types import Array, Float64, Int64
 
+pytestmark = pytest.mark.uncounted
+
 NOW = day(40)
 ROWS = 300_000
 """Three row groups, so that threads share them."""

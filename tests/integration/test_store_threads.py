@@ -16,6 +16,8 @@ from support.materialized import Sale, day, write_sales
 from featurestore import FeatureStore
 from featurestore.serving import read as online
 
+pytestmark = pytest.mark.uncounted
+
 FEATURES = """
 from featurestore import (
     Entity, FeatureService, FeatureView, Field, ParquetSource, PushSource, RequestSource, on_demand_feature_view,

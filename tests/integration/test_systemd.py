@@ -15,6 +15,8 @@ from support.serving import serving, small_project
 
 from featurestore.types.times import system_clock
 
+pytestmark = pytest.mark.uncounted
+
 UNITS = {path.name: path for path in sorted((REPOSITORY / "deploy" / "systemd").iterdir())}
 GUIDE = (REPOSITORY / "docs" / "how-to" / "service.md").read_text(encoding="utf-8")
 FS = "/srv/featurestore/.venv/bin/fs"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -20,14 +20,15 @@ def make_workspace(
     tmp_path: Path,
     definitions: Iterable[Definition],
     *,
-    online_url: str | None = None,
+    online_url: str | Mapping[str, object] | None = None,
     now_us: datetime | str | int,
     project: str = "shop",
 ) -> Workspace:
     """Return a workspace in ``tmp_path`` with the definitions applied (parts included, schemas declared).
 
-    Paths of sources are relative to ``tmp_path``; the online store is LMDB there without ``online_url``. Called
-    again with the same folder it applies on top of what is there. ``workspace.clock`` is a `ManualClock`.
+    Paths of sources are relative to ``tmp_path``; the online store is LMDB there without ``online_url``, which may be
+    a mapping of the URL and options. Called again with the same folder it applies on top of what is there.
+    ``workspace.clock`` is a `ManualClock`.
     """
     settings = {"project": project, "online_store": online_url or "lmdb:///data/online"}
     known = collect(definitions)

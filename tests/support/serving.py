@@ -103,13 +103,14 @@ class Project:
         refresh: str = "10s",
         # The usual 50 ms can pass on a machine busy with other tests.
         read_timeout_ms: int = 1000,
+        write_timeout_ms: int = 5000,
     ) -> None:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
         (root / "features.py").write_text(FEATURES)
         store: dict[str, Any] = {"url": online_url}
         if online_url.startswith("redis"):
-            store["read_timeout_ms"] = read_timeout_ms
+            store |= {"read_timeout_ms": read_timeout_ms, "write_timeout_ms": write_timeout_ms}
         settings = {"project": "shop", "online_store": store, "server": {"refresh": refresh}}
         (root / "feature_store.yaml").write_text(json.dumps(settings))
         self.apply()

@@ -11,6 +11,8 @@ import pytest
 import featurestore
 from featurestore.cli.main import COMMANDS
 
+pytestmark = pytest.mark.counts_processes
+
 HEAVY = (
     "alembic", "deltalake", "duckdb", "fastapi", "lmdb", "msgspec", "numpy", "pandas", "polars", "prometheus_client",
     "pyarrow", "pydantic", "pydantic_settings", "pyspark", "redis", "rich", "sqlalchemy", "sqlglot", "starlette",

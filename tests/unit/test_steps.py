@@ -9,6 +9,8 @@ import pytest
 
 from featurestore.steps import CRASH_POINTS, Event, crash_point, listening, reached, step
 
+pytestmark = pytest.mark.counts_processes
+
 
 def test_listeners_hear_start_progress_and_end():
     events: list[Event] = []
