@@ -1,4 +1,4 @@
-"""How the commands that read features are told which."""
+"""The options by which commands are told which features to read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ features_option = click.option(
 
 
 def wanted_features(features: tuple[str, ...], service: str | None) -> str | list[str]:
-    """Return the one service or all references; raises UsageError unless exactly one of both was given."""
+    """Return the service or the references; raises UsageError unless exactly one of the two was given."""
     if bool(features) == (service is not None):
         raise click.UsageError("Give either --features or --service.")
     return service if service is not None else [name.strip() for text in features for name in text.split(",")]

@@ -14,10 +14,10 @@ _NEGATIVE = re.compile(r"-\d")
 
 
 class InstantsCommand(click.Command):
-    """A command that takes ``-7d`` for an argument, where click alone looks for an option ``-7``."""
+    """A command that takes ``-7d`` as an argument; click by itself would look for an option ``-7``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the arguments. A blank before ``-7d`` hides it from the search for options; `instant` takes it off."""
+        """Parse the arguments. A blank before ``-7d`` hides it from click's search for options; `instant` strips it."""
         return super().parse_args(ctx, [f" {arg}" if _NEGATIVE.match(arg) else arg for arg in args])
 
 

@@ -104,7 +104,7 @@ def main(args: list[str] | None = None) -> Any:
         click.echo("Stopped; running the same command again finishes the work.", err=True)
         sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe has left: nobody is there to be told
+        sys.stderr.close()  # the reader of the pipe has gone: nobody would see a message
         sys.exit(EXIT_FAILED)
     except Exception as error:
         if isinstance(error, OSError) and _is_output_lost(error):
@@ -135,8 +135,8 @@ def _is_output_lost(error: OSError) -> bool:
     try:
         sys.stdout.flush()
     except OSError:
-        # What is left in the buffer would be written, and fail, once more at the end.
+        # At exit Python would try to flush what is left in the buffer, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
-    # Without a buffer (PYTHONUNBUFFERED) nothing is left. The stores make errors of their own of a full disk.
+    # Without a buffer (PYTHONUNBUFFERED) nothing is left. A full disk in a store raises an error of the store's own.
     return error.filename is None and error.errno in _NO_ROOM

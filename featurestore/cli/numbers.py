@@ -1,7 +1,7 @@
-"""Numbers on the command line: plain ones alone.
+"""Numbers on the command line: plain ones only.
 
-Python would also take underscores, spaces and the digits of other scripts, so that a typing mistake becomes another
-value, here a key that is somebody else's.
+Python would also take underscores, spaces and the digits of other scripts. A typing mistake would then become another
+value: here the key of another entity.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The options that commands share. They stand before the command or after it, where the command's own win."""
+"""The options that commands share. They go before or after the command; those after it win."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OPTIONS = {
 
 
 def shared_options(*names: str) -> Callable[[F], F]:
-    """Give a command or group these options, by default all; `given` tells what they are."""
+    """Give a command or group these options, by default all; `given` returns their values."""
 
     def decorate(function: F) -> F:
         for name in reversed(names or tuple(_OPTIONS)):
@@ -28,7 +28,7 @@ def shared_options(*names: str) -> Callable[[F], F]:
 
 
 def given(name: str) -> Any:
-    """Return what a shared option of the running command is: given to it, or to a group before it."""
+    """Return the value of a shared option: as given to the running command, or to a group before it."""
     context: click.Context | None = click.get_current_context()
     while context is not None and not context.params.get(name):
         context = context.parent

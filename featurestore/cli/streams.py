@@ -1,4 +1,4 @@
-"""Standard output and error, whatever their encoding: what it lacks is written plainly, and nothing fails over it."""
+"""Standard output and error in any encoding: characters that it lacks are written in ASCII instead of failing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PLAIN = {"→": "->", "…": "...", "–": "-", "—": "-", "─": "-", "│": 
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:
-    """Write signs of ours in ASCII, and all else, a half of a surrogate pair too, as Python and JSON escape it."""
+    """Replace our own signs by ASCII; escape everything else, lone surrogates included, as Python and JSON do."""
     assert isinstance(error, UnicodeEncodeError)
     lacking = error.object[error.start : error.end]
     return "".join(_PLAIN.get(each) or ascii(each)[1:-1] for each in lacking), error.end

@@ -1,4 +1,4 @@
-"""Tables that fit the terminal with no word cut in two: a name that is folded is no name that can be copied."""
+"""Tables that fit the terminal and never break a word: nobody can copy a name that is broken over two lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _GAP = 2
-"""Blanks that each column takes beside its width."""
+"""Blanks that each column takes besides its width."""
 
 Cells = Sequence[Sequence[str]]
 
@@ -22,10 +22,10 @@ def table(
     right: Sequence[str] = (),
     droppable: Sequence[str] = (),
 ) -> None:
-    """Print rows under column heads; columns named in ``right`` are set flush right.
+    """Print rows under column heads; columns named in ``right`` are aligned to the right.
 
-    Where a terminal is too narrow cells are wrapped at their blanks; then columns of ``droppable`` are left out, the
-    first of them first; then rows are printed one below the other. What goes elsewhere is as wide as it is.
+    A terminal that is too narrow first wraps cells at their blanks, then loses the columns in ``droppable``, in that
+    order, then shows each row as a list of lines. Output that goes elsewhere is as wide as it needs to be.
     """
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     for count in range(len(droppable) + 1):
@@ -39,7 +39,7 @@ def table(
 
 
 def _widths(heads: Sequence[str], cells: Cells, available: int | None) -> list[int] | None:
-    """Return the width of each column, None where not even the longest words fit beside each other."""
+    """Return the width of each column, None where not even the longest words fit next to each other."""
     from rich.cells import cell_len
 
     texts = [[head, *(row[place] for row in cells)] for place, head in enumerate(heads)]

@@ -31,7 +31,7 @@ try:
     import httpx
     import msgspec
 except ImportError as error:
-    raise ImportError(f"featurestore.client needs {error.name}: pip install '.[client]' in a checkout of it") from None
+    raise ImportError(f"featurestore.client needs {error.name}: run pip install '.[client]' in a checkout") from None
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,11 +42,11 @@ T = TypeVar("T")
 
 ROUNDING = "event and created times up and all others down"
 KEEP_CONNECTION_SECONDS = 30.0
-"""Less than the server keeps an idle one, so that it is never closed under a request."""
+"""Seconds an idle connection is kept: fewer than the server's, so that it never closes one under a request."""
 
 
 class Status(StrEnum):
-    """What a value is, by the names that it has in process."""
+    """What a value is, by the same names as in process."""
 
     PRESENT = "PRESENT"
     NULL_VALUE = "NULL_VALUE"
@@ -57,20 +57,20 @@ class Status(StrEnum):
 
 
 class OnlineRows(msgspec.Struct, frozen=True):
-    """An answer: features in the order asked, one row for each entity row.
+    """An answer: the features in the order asked, one row for each entity row.
 
-    Values are as in JSON: instants RFC 3339 texts, dates ISO 8601, decimals texts, bytes base64; 64-bit integers are
-    exact. A value that is not PRESENT is None, or the feature's declared default.
+    Values are as in JSON: instants are RFC 3339 texts, dates ISO 8601 texts, decimals texts, bytes base64; 64-bit
+    integers are exact. A value that is not PRESENT is None, or the feature's declared default.
     """
 
     names: list[str]
     """The columns, as in the answer."""
     rows: list[list[Any]]
-    """For each entity row its values."""
+    """The values of each entity row."""
     statuses: list[list[Status]] = msgspec.field(name="status")
-    """For each value PRESENT, NULL_VALUE, NOT_FOUND or OUTSIDE_MAX_AGE."""
+    """The status of each value: PRESENT, NULL_VALUE, NOT_FOUND or OUTSIDE_MAX_AGE."""
     event_timestamps: dict[str, list[datetime | None]] | None = msgspec.field(name="event_timestamp", default=None)
-    """By view the event time of each row's values; None where they were not asked for."""
+    """The event time of each row's values, by view; None unless they were asked for."""
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return the values by feature, one for each row."""
@@ -82,7 +82,7 @@ class OnlineRows(msgspec.Struct, frozen=True):
 
 
 class OnlineResponse:
-    """An answer to ``entity_rows``, read as the one of `FeatureStore`; values are as `OnlineRows` tells."""
+    """An answer to ``entity_rows``, with the methods of `FeatureStore`'s answer and the values of `OnlineRows`."""
 
     def __init__(self, own: Mapping[str, list[Any]], found: OnlineRows) -> None:
         self._own = own
@@ -96,13 +96,13 @@ class OnlineResponse:
 
     @property
     def event_timestamps(self) -> dict[str, list[datetime | None]]:
-        """By view the event time of each row's values, None where nothing was found; InputError if not asked for."""
+        """The event time of each row's values by view, None where nothing was found; InputError if not asked for."""
         if self._found.event_timestamps is None:
             raise errors.InputError("Event timestamps were not asked for.", hint="Pass include_event_timestamps=True.")
         return {view: times.copy() for view, times in self._found.event_timestamps.items()}
 
     def to_dict(self, include_status: bool = False, include_event_timestamps: bool = False) -> dict[str, list[Any]]:
-        """Return lists by column: own ones, features, and then ``{name}__status`` and ``{view}__event_timestamp``."""
+        """Return lists by column: your own, the features, then ``{name}__status`` and ``{view}__event_timestamp``."""
         columns = {name: values.copy() for name, values in self._own.items()} | self._found.to_dict()
         if include_status:
             columns |= {f"{name}__status": [status.value for status in found] for name, found in self.statuses.items()}
@@ -117,7 +117,7 @@ class OnlineResponse:
         try:
             return pa.table({name: as_arrow(values) for name, values in self.to_dict().items()})
         except ValueError as error:
-            raise errors.InputError(f"A column is of no one type: {error}.", hint="Use to_dict().") from None
+            raise errors.InputError(f"A column mixes types: {error}.", hint="Use to_dict().") from None
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a frame: numpy dtypes where there are no nulls, else pandas' nullable ones."""
@@ -135,7 +135,7 @@ class OnlineResponse:
         return pl.DataFrame(self.to_arrow())
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """Return `to_arrow` as a stream: an answer is a table to what reads those."""
+        """Return `to_arrow` as a stream, so that any library that reads Arrow streams takes an answer as a table."""
         return self.to_arrow().__arrow_c_stream__(requested_schema)
 
     def __len__(self) -> int:
@@ -154,11 +154,11 @@ class FeatureClient:
     >>> with FeatureClient("https://features.example", token) as client:         # doctest: +SKIP
     ...     found = client.get_online_features(["carrier_profile:last_delay"], {"carrier": ["UA", "AA"]})
 
-    ``token`` goes with every call; ``timeout_s`` (1.0 unless given) bounds a whole read. Errors are those of
-    `featurestore.errors` that the same call would raise in process; their ``details`` hold what the server tells, with
-    its ``request_id``. ServerUnavailableError: it cannot be reached or did not answer in time; nothing is tried twice.
-    InputError: the URL is not one of http or https, or the token holds what none does. No message holds a password or
-    a token.
+    ``token`` goes with every call; ``timeout_s`` (1.0 unless given) bounds a whole read. Calls raise the errors of
+    `featurestore.errors` that the same call raises in process; their ``details`` hold what the server sent, with its
+    ``request_id``. They raise ServerUnavailableError when the server cannot be reached or does not answer in time; no
+    call is tried twice. The constructor raises InputError when the URL is not http or https, or the token is
+    ill-formed. No message holds a password or a token.
     """
 
     def __init__(self, url: str, token: str | None = None, *, timeout_s: float = 1.0) -> None:
@@ -201,17 +201,17 @@ class FeatureClient:
         entities: Any = None,
         request_data: Any = None,
     ) -> OnlineResponse | OnlineRows:
-        """Return the newest values of some entities, asked for as `FeatureStore.get_online_features` takes it.
+        """Return the newest values of some entities, with the arguments of `FeatureStore.get_online_features`.
 
         ``features`` is a list of ``"view:feature"`` and ``"view:*"`` texts, or a feature service or its name.
-        ``entity_rows`` is any table, as `FeatureStore` takes it, with join keys and request data; every column is sent,
-        and a list of no dicts has none. The `OnlineResponse` has the methods that it has in process; its values are as
-        in JSON (see `OnlineRows`; NaN is None), its types what they show, and ``event_timestamps`` are there where
-        ``include_event_timestamps`` asks for them. Raises what the same call raises in process, and InputError for what
-        the server or JSON has no name for.
+        ``entity_rows`` is any table that `FeatureStore` takes, with join keys and request data; every column is sent,
+        and an empty list has no columns. The `OnlineResponse` has the same methods as in process. Its values are as in
+        JSON (see `OnlineRows`; NaN is None), its types are inferred from them, and it has ``event_timestamps`` only
+        with ``include_event_timestamps``. Raises what the same call raises in process, and InputError for what the
+        server or JSON cannot express.
 
-        The parts of the HTTP body may be given instead, in the same forms: ``entities`` and ``request_data``, with
-        ``features`` or the name of a ``feature_service``. They are answered with `OnlineRows`.
+        You may pass the parts of the HTTP body instead, in the same forms: ``entities`` and ``request_data``, with
+        ``features`` or the name of a ``feature_service``. The answer is then an `OnlineRows`.
         """
         body = {**_asked(features, feature_service), "full_feature_names": full_feature_names}
         if include_event_timestamps:
@@ -221,7 +221,7 @@ class FeatureClient:
             body["request_data"] = _columns({} if request_data is None else request_data, "request_data")
             return self._decoded(self._call("POST", "/v1/online-features", body), OnlineRows)
         if entities is not None or request_data is not None:
-            raise errors.InputError("entities= or request_data= beside entity_rows.", hint="Pass entity_rows alone.")
+            raise errors.InputError("entities= or request_data= with entity_rows.", hint="Pass entity_rows alone.")
         own = body["entities"] = _columns(entity_rows, "entity_rows", errors.EntityKeyError)
         found = self._decoded(self._call("POST", "/v1/online-features", body), OnlineRows)
         if twice := {name.lower() for name in own} & {name.lower() for name in found.names}:
@@ -237,10 +237,10 @@ class FeatureClient:
         to: Literal["both", "online", "offline"] = "both",
         timeout_s: float = 30.0,
     ) -> dict[str, Any]:
-        """Push rows, given as entity rows are, to a push source; return what the server says became of them.
+        """Push rows, in the forms of entity rows, to a push source; return what the server did with them.
 
-        It is answered when the rows are committed, which waits for others for up to a second: hence its own
-        ``timeout_s``. To push again what was not answered is safe.
+        The server answers when the rows are committed, and groups the commits of up to a second: hence this call's own
+        ``timeout_s``. It is safe to push rows again when no answer came.
         """
         body = {"source": source, "rows": _columns(rows, "rows"), "to": to}
         return self._decoded(self._call("POST", "/push", body, timeout_s), dict[str, Any])
@@ -294,10 +294,10 @@ class FeatureClient:
 
     @contextmanager
     def _connection(self) -> Iterator[httpx.Client]:
-        """Lend a connection that nobody else uses.
+        """Lend a connection that no other thread uses.
 
-        httpx's own pool, shared by threads, now and then closes a connection under a request: it looks whether an idle
-        one is readable just when another thread has sent a request on it and the answer arrives.
+        httpx's own pool, shared by threads, now and then closes a connection under a request: it takes a readable idle
+        connection for a closed one, just when another thread has sent a request on it and the answer arrives.
         """
         try:
             http = self._idle.pop()
@@ -319,14 +319,14 @@ class FeatureClient:
 
 
 class _Deadline(dict[str, float]):
-    """httpx's timeouts of one request: each phase is given what is left of the whole."""
+    """httpx's timeouts of one request: each phase gets what is left of the whole."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self._end = monotonic() + seconds
 
     def get(self, phase: str, default: Any = None) -> float:
-        """Return the seconds left, at least one millisecond: none would mean not to wait at all."""
+        """Return the seconds left, at least a millisecond: 0 would mean not to wait at all."""
         return max(self._end - monotonic(), 0.001)
 
     def has_passed(self) -> bool:
@@ -335,7 +335,7 @@ class _Deadline(dict[str, float]):
 
 
 def _checked_url(url: Any) -> str:
-    """Return a URL as messages show it; raises InputError for one that no server has."""
+    """Return a URL as messages show it; raises InputError for one that cannot be a server's."""
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError, ValueError):
@@ -349,7 +349,7 @@ def _checked_token(token: Any) -> str:
     """Return a token without the line end of the file that it was read from; raises InputError, without its text."""
     stripped = token.strip() if isinstance(token, str) else ""
     if not stripped or not stripped.isascii() or not all(map(str.isprintable, stripped)) or " " in stripped:
-        raise errors.InputError("The token is none.", hint="Pass it as `fs token create` printed it.")
+        raise errors.InputError("No token was given.", hint="Pass it as `fs token create` printed it.")
     return stripped
 
 
@@ -366,7 +366,7 @@ def _asked(features: Any, feature_service: str | None) -> dict[str, Any]:
     wrong = [each for each in listed if not isinstance(each, str)]
     if wrong:
         hint = 'Pass "view:feature" texts, or one feature service or its name.'
-        raise errors.InputError(f"{wrong[0]!r} is no feature that a server can be asked for.", hint=hint)
+        raise errors.InputError(f"{wrong[0]!r} is not a feature that you can ask a server for.", hint=hint)
     return {"features": listed}
 
 
@@ -406,7 +406,7 @@ def _is_infinite(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON has for a value of numpy or pandas."""
+    """Return a value of numpy or pandas as JSON holds it."""
     if type(value).__name__ in NULLS:
         return None
     if hasattr(value, "isoformat"):
@@ -421,7 +421,7 @@ def _plain(value: Any) -> Any:
 
 
 _DTYPES = {int: ("int64", "Int64"), float: ("float64", "Float64"), bool: ("bool", "boolean"), str: (None, "string")}
-"""Kind of the values that are there -> dtype without and with nulls among them."""
+"""Kind of a column's values -> its dtype without nulls and with them."""
 
 
 def _frame(columns: Mapping[str, list[Any]]) -> pd.DataFrame:

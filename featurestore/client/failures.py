@@ -1,4 +1,4 @@
-"""What the answers of a server that are no 200 stand for: the errors that the same call raises in process."""
+"""A server's answers other than 200, as the errors that the same call raises in process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ERRORS: Mapping[str, type[errors.FeatureStoreError]] = {
     "damaged_record": errors.DamagedRecordError,
     "registry_unavailable": errors.RegistryUnavailableError,
 }
-"""What the server calls an error -> the class that stands for it in process."""
+"""The server's name of an error -> its class in process."""
 
 _TRY_AGAIN = frozenset({408, 429, 502, 503, 504})
 _NOT_THE_REQUEST = frozenset({404, 405})
@@ -45,7 +45,7 @@ class _ErrorBody(msgspec.Struct):
 
 
 def error_of(url: str, response: httpx.Response, body: bytes) -> errors.FeatureStoreError:
-    """Return an answer that is no 200 as the error that it stands for."""
+    """Return an answer other than 200 as the error that it stands for."""
     status = response.status_code
     try:
         told = msgspec.json.decode(body, type=_ErrorBody).error

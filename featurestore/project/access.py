@@ -1,7 +1,7 @@
-"""What a feature repo's servers remember of tokens: that they are closed, and which tokens they saw revoked.
+"""What a feature repo's servers remember about tokens: that they are closed, and which tokens they saw revoked.
 
-The registry alone cannot tell: restored, replaced or emptied it forgets both. The file holds no secret, and what it
-knows only grows, except by `reopen`.
+The registry cannot be trusted to remember: restored, replaced or emptied, it forgets both. The file holds no secret,
+and its knowledge only grows, except by `reopen`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from featurestore.project.private_file import checksum, make_folder, matches, re
 
 FORMAT_VERSION = 1
 FILE_NAME = Path(".featurestore", "access.json")
-"""Where it lies in a feature repo."""
+"""The path of the file in a feature repo."""
 
 MOST_REVOKED = 10_000
-"""At most so many revoked tokens are remembered, those revoked last: about 400 kB. Older ones the registry refuses
-unless it is restored to before 10,000 revocations ago."""
+"""At most so many revoked tokens are remembered, the latest ones: about 400 kB. The registry refuses older ones,
+unless it is restored to a state of more than 10,000 revocations ago."""
 
 TOKENS_SEEN = "the registry held tokens"
 TOKEN_SET = "a server of this feature repo was started with FS_SERVER_TOKEN"  # noqa: S105 - a sentence, no token
@@ -32,17 +32,17 @@ AUTH_REQUIRED = "the setting server.auth was `required`"
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What is remembered."""
+    """What the file remembers."""
 
     closed: str | None = None
-    """Why requests need a token, as a part of a sentence; None: nothing says so."""
+    """Why requests need a token, as part of a sentence; None where nothing requires one."""
     revoked: Mapping[str, int] = field(default_factory=dict)
-    """When each token that was seen revoked was so, in UTC microseconds, by its id."""
+    """When each revoked token was seen revoked, in UTC microseconds, by its id."""
     is_whole: bool = False
     """Whether this was read from an intact file; False if there is none."""
 
     def and_also(self, other: Access) -> Access:
-        """Return what either knows, the newest `MOST_REVOKED` revoked tokens of both."""
+        """Return what both know together, with the newest `MOST_REVOKED` revoked tokens."""
         revoked = {**other.revoked, **self.revoked}
         if len(revoked) > MOST_REVOKED:
             newest = sorted(revoked, key=lambda token_id: (revoked[token_id], token_id))[-MOST_REVOKED:]
@@ -51,7 +51,7 @@ class Access:
 
 
 def read_access(path: Path) -> Access:
-    """Return what is remembered. Never raises: what cannot be read, or is damaged, says closed."""
+    """Return what is remembered. Never raises: a file that is damaged or cannot be read means closed."""
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -69,7 +69,7 @@ def read_access(path: Path) -> Access:
 
 
 def remember(path: Path, news: Access) -> None:
-    """Add to the file; others may add at the same time. Raises OSError, and the old file stays."""
+    """Add to the file; other processes may add at the same time. Raises OSError; the old file then stays."""
     with _locked(path):
         kept = read_access(path)
         known = kept.and_also(news)
@@ -91,7 +91,7 @@ def _write(path: Path, known: Access) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time read and replace the file. The lock is a file beside it that stays."""
+    """Let one process at a time read and replace the file. The lock is a file next to it that stays."""
     make_folder(path.parent)
     descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

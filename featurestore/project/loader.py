@@ -46,13 +46,13 @@ def collect(definitions: Iterable[Definition]) -> list[Definition]:
     """Return definitions with everything they refer to, each once, sorted by kind and name.
 
     Raises DefinitionError when two different ones share a kind and a name, or a feature view and an on-demand
-    feature view share a name, and InputError for what is no definition.
+    feature view share a name, and InputError for anything that is not a definition.
     """
     known: dict[tuple[str, str], Definition] = {}
     for definition in definitions:
         if not isinstance(definition, Definition):
             raise InputError(
-                f"{definition!r} is no definition.", hint="Pass objects: entities, sources, feature views, services."
+                f"{definition!r} is not a definition.", hint="Pass objects: entities, sources, feature views, services."
             )
         for each in with_parts(definition):
             # Feature references are "view:feature" for both kinds of view, so these share one namespace.
@@ -68,7 +68,7 @@ def collect(definitions: Iterable[Definition]) -> list[Definition]:
 
 
 def with_parts(definition: Definition) -> Iterable[Definition]:
-    """Yield all that a definition refers to, each before what refers to it, and the definition last."""
+    """Yield a definition's parts, each before the ones that refer to it, and the definition itself last."""
     parts: Iterable[Definition] = ()
     if isinstance(definition, PushSource):
         parts = (definition.batch_source,)
@@ -122,10 +122,10 @@ def _import(path: Path, root: Path) -> list[ModuleType]:
 
 
 class _AsWritten(SourceFileLoader):
-    """Compiles what the file holds now.
+    """Compiles what the file holds now, without Python's bytecode cache.
 
-    Python's cache tells by size and whole second whether it is of this text, and is used even where the text may not
-    be read: the plan would be of other code than the one it shows.
+    The cache compares only the file's size and its time in whole seconds, and is used even where the file may not be
+    read: a plan would show one code and be made from another.
     """
 
     def get_code(self, fullname: str) -> CodeType:
@@ -151,20 +151,20 @@ class _Finder(MetaPathFinder):
 def _import_hint(error: BaseException, name: str, root: Path, *, is_package: bool) -> str:
     """Return what to do about a failed import; ``name`` is what the definitions are loaded as."""
     missing = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
-    # A module beside features.py is on no path: two repos may each have their own of that name.
+    # A module next to features.py is on no path: two repos may each have one of that name.
     is_beside = bool(missing) and ((root / f"{missing}.py").is_file() or (root / missing).is_dir())
     if is_package and (missing == "features" or (root / "features" / f"{missing}.py").is_file()):
         return "Inside the package features/ import with a leading dot: from .module import name."
     is_relative = isinstance(error, ImportError) and "relative import" in str(error)
     if not is_package and (is_relative or missing in ("features", name)):
         return (
-            "Definitions in several files are a package: move features.py to features/__init__.py, the others beside "
+            "Definitions in several files are a package: move features.py to features/__init__.py, the others next to "
             "it, and import with a leading dot: from .module import name."
         )
     if is_beside:
         return (
-            f"Only features.py or the package features/ is loaded of a feature repo: move {missing} into features/, "
-            f"beside its __init__.py, and import it with a leading dot: from .{missing} import name."
+            f"A feature repo's code is features.py or the package features/ and nothing else: move {missing} into "
+            f"features/, next to its __init__.py, and import it with a leading dot: from .{missing} import name."
         )
     if isinstance(error, ModuleNotFoundError) and missing and missing != name:
         return f"Install {missing} where fs runs, or take the import out."
@@ -177,9 +177,9 @@ def _forget(name: str) -> None:
 
 
 def _own_traceback(error: BaseException, root: Path) -> str:
-    """Return the frames of the user's files only, their paths relative to the repo; "" where there are none.
+    """Return the frames of the user's files only, with paths relative to the repo; "" where there are none.
 
-    What the error says is not among them: it is in the message. A syntax error has its line, and no frame there.
+    The error's own text is left out, because the message has it. A syntax error names its line and has no frame there.
     """
     own = str(root.resolve())
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_in(frame.filename, own)]
@@ -195,4 +195,4 @@ def _is_in(filename: str, own: str) -> bool:
     if not Path(filename).is_absolute():
         return False  # "<frozen importlib._bootstrap>", "<string>": the repo may be the working directory
     path = Path(filename).resolve()
-    return path.is_relative_to(own) and "site-packages" not in path.parts  # an environment may lie in the repo
+    return path.is_relative_to(own) and "site-packages" not in path.parts  # the repo may contain an environment

@@ -1,4 +1,4 @@
-"""Files that their owner alone may read: replaced durably and in one step, and checked when they are read."""
+"""Files that only their owner may read: replaced durably in one step, and checked when they are read."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from featurestore_registry.records import canonical_json
 
 
 def replace_file(path: Path, document: Any, *, modified_us: int | None = None) -> None:
-    """Write a document as JSON in the place of a file; readers see the old one or the new one, whole.
+    """Replace a file by a document as JSON; readers see the whole old file or the whole new one.
 
-    The folder is made where it is missing. ``modified_us`` becomes the file's own time, in UTC microseconds. Raises
+    Makes the folder if it is missing. ``modified_us`` becomes the file's modification time, in UTC microseconds. Raises
     OSError; the old file then stays.
     """
     make_folder(path.parent)
-    # mkstemp gives the file to its owner alone, under a name that no other process uses.
+    # mkstemp makes a file that only its owner may read, under a name that no other process uses.
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -35,7 +35,7 @@ def replace_file(path: Path, document: Any, *, modified_us: int | None = None) -
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for its owner alone where it is missing, durably. Raises OSError."""
+    """Make a missing folder, durably, readable by its owner only. Raises OSError."""
     if not folder.is_dir():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _sync(folder.parent)
@@ -50,18 +50,18 @@ def _sync(folder: Path) -> None:
 
 
 def set_modified(path: Path, instant_us: int) -> None:
-    """Set the file's own time, in UTC microseconds. Raises OSError."""
+    """Set the file's modification time, in UTC microseconds. Raises OSError."""
     os.utime(path, ns=(instant_us * 1000, instant_us * 1000))
 
 
 def checksum(content: Any) -> str:
-    """Return what `matches` compares."""
+    """Return the checksum that `matches` compares."""
     return blake2b(canonical_json(content).encode(), digest_size=32).hexdigest()
 
 
 def matches(content: Any, expected: Any) -> bool:
-    """Tell whether a checksum, of whatever type, is that of a content that JSON may hold."""
+    """Tell whether a value read from JSON is the checksum of a content; it may be of any type."""
     try:
         return bool(expected == checksum(content))
-    except ValueError:  # JSON of another program may hold what ours never does, such as NaN
+    except ValueError:  # another program's JSON may hold values that ours never does, such as NaN
         return False

@@ -45,7 +45,7 @@ def read_duration(value: Any) -> timedelta:
     try:
         return timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
     except OverflowError:
-        raise ValueError("this is longer than time is counted, which is until the year 9999") from None
+        raise ValueError("this is too long: time is counted until the year 9999") from None
 
 
 Duration = Annotated[timedelta, BeforeValidator(read_duration)]
@@ -57,14 +57,14 @@ def _read_url(value: Any) -> StoreUrl:
     local = re.match(r"(?i)(sqlite|lmdb|file)://[^/]*[@:]", value)
     if local is not None:  # not quoted: it may hold a password
         raise ValueError(
-            f"files and folders have no host: write {local[1]}:///path for one below the feature repo, and "
+            f"files and folders have no host: write {local[1]}:///path for a path in the feature repo, and "
             f"{local[1]}:////path for an absolute path"
         )
     return StoreUrl(value)
 
 
 class StoreSettings(BaseModel):
-    """Where a store is, and its options; a bare text in the file is the ``url``."""
+    """A store's URL and options; a bare text in the file is the ``url``."""
 
     model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
 
@@ -72,7 +72,7 @@ class StoreSettings(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Everything beside the URL, for the backend to check."""
+        """Everything besides the URL, for the backend to check."""
         return dict(self.model_extra or {})
 
 
@@ -84,20 +84,20 @@ Store = Annotated[StoreSettings, NoDecode, BeforeValidator(_read_store)]
 
 
 def _check_redis_database(store: StoreSettings) -> StoreSettings:
-    """Refuse a database that is no number, where the driver would silently take 0, and two, of which it takes one."""
+    """Refuse a database that is not a number and a second database: the driver would silently take 0, or one of two."""
     try:
         scheme, hosts, path, query, _ = urlsplit(store.url)
     except ValueError:
-        return store  # what is wrong with it is told by the backend
+        return store  # the backend says what is wrong with it
     if scheme.removesuffix("+cluster") not in ("redis", "rediss") or not HOSTS.fullmatch(hosts):
         return store
     databases = [*filter(None, (path.strip("/"), *parse_qs(query).get("db", ())))]
     location = f"{scheme}://{'…@' if store.url.credentials.options else ''}{hosts}"
-    # What stands there is not quoted: it may hold a password.
+    # The text is not quoted: it may hold a password.
     if not all(re.fullmatch("[0-9]+", database) for database in databases):
-        raise ValueError(f"{location}: the database is no number; write it as {location}/0")
+        raise ValueError(f"{location}: the database is not a number; write it as {location}/0")
     if len(set(map(int, databases))) > 1:
-        raise ValueError(f"{location}: the URL names two databases; keep the one behind the / or the one of db=")
+        raise ValueError(f"{location}: the URL names two databases; keep the one after the / or the one of db=")
     return store
 
 
@@ -123,7 +123,7 @@ def _read_memory(value: Any) -> str | None:
         size = number * (1024 if "ib" in unit else 1000) ** ("kmgt".find(unit[0]) + 1)
         fits = 1e6 <= size < 2**64
     if not fits:
-        raise ValueError(f"{text!r} is no amount of memory: write 1MB or more, for example 4GB or 512MiB")
+        raise ValueError(f"{text!r} is not an amount of memory: write 1MB or more, for example 4GB or 512MiB")
     return text
 
 
@@ -131,7 +131,7 @@ Memory = Annotated[str | None, BeforeValidator(_read_memory)]
 
 
 class _Group(BaseModel):
-    """Settings that belong together. None of them is a bool, which pydantic would take for 0 or 1."""
+    """Settings that belong together. Bools are refused: pydantic would take them for 0 or 1."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -147,11 +147,11 @@ class EngineLimits(_Group):
     """Bounds of the embedded engine."""
 
     memory_limit: Memory = None
-    """What DuckDB may take, for example ``4GB``; by default four fifths of the machine's memory."""
+    """How much memory DuckDB may use, for example ``4GB``; by default four fifths of the machine's."""
     threads: int | None = Field(default=None, ge=1, le=1_024)
-    """How many threads work, at most 1024; by default one for each core."""
+    """How many threads DuckDB uses, at most 1024; by default one for each core."""
     temp_directory: str | None = None
-    """Where it spills what does not fit."""
+    """The folder to which DuckDB spills what does not fit into memory."""
 
 
 class ServerSettings(_Group):
@@ -160,21 +160,21 @@ class ServerSettings(_Group):
     host: str = "127.0.0.1"
     """Address to listen on; beyond loopback a token is needed."""
     port: int = Field(default=6566, ge=0, le=65535)
-    """Port to listen on; 0 takes any that is free."""
+    """Port to listen on; 0 takes any free one."""
     workers: int = Field(default=1, ge=1, le=256)
-    """Processes that serve."""
+    """How many processes serve."""
     auth: Literal["auto", "required"] = "auto"
     """``required``: every request needs a token. ``auto``: not on loopback, until the server has seen a token."""
     refresh: Duration = timedelta(seconds=10)
     """How often the server looks for a new revision of the definitions."""
     max_clock_skew: Duration = timedelta(seconds=5)
-    """How far ahead of our clock the time of a pushed row may lie."""
+    """How far ahead of the server's clock a pushed row's times may be."""
     max_body: ByteSize = ByteSize(1_000_000)
     """The largest request body, in bytes or as ``2MB``."""
 
 
 class _Environment(EnvSettingsSource):
-    """``FS_ONLINE_STORE`` sets the URL, ``FS_ONLINE_STORE__OPTION`` one option beside it."""
+    """``FS_ONLINE_STORE`` sets the URL, ``FS_ONLINE_STORE__OPTION`` sets one option."""
 
     def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
         if field_name == "project" or value is None:
@@ -194,10 +194,10 @@ class Settings(BaseSettings):
     registry: Store = StoreSettings(url="sqlite:///data/registry.db")
     """Where definitions and the ledger of runs are kept."""
     offline_store: Store = StoreSettings(url="data/offline")
-    """Where the Delta tables lie that training sets are made of; a path without %XX, [ ] ^ | and backslashes, which
-    their library misreads."""
+    """Where the Delta tables are that training sets are built from. The path may hold no %XX, [ ] ^ | and backslashes:
+    the library that reads the tables misreads them."""
     online_store: OnlineStore = StoreSettings(url="lmdb:///data/online")
-    """Where the newest values lie that are served."""
+    """Where the newest values are, for serving."""
     engine: EngineLimits = EngineLimits()
     """Bounds of DuckDB, which reads sources and joins training sets."""
     server: ServerSettings = ServerSettings()
@@ -212,14 +212,14 @@ class Settings(BaseSettings):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which PyYAML would silently take the last.
+    """Refuses a key that is given twice: PyYAML would silently take the last.
 
-    ``on``, ``off``, ``yes`` and ``no`` are the texts that they are, as in YAML 1.2; PyYAML makes bools of them.
+    ``on``, ``off``, ``yes`` and ``no`` stay texts, as in YAML 1.2; PyYAML would turn them into bools.
     """
 
-    # Here and not in construct_mapping: by then `<<` may have added keys that are rightly there a second time.
+    # Checked here and not in construct_mapping: there `<<` may have added keys that may rightly appear twice.
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Compose a mapping as it is written. Raises YAMLError for a key that is given twice."""
+        """Compose a mapping as written. Raises YAMLError for a key that is given twice."""
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
@@ -251,14 +251,14 @@ def repo_folder(repo: str | Path) -> Path:
     try:
         return Path.cwd() / Path(repo).resolve()
     except FileNotFoundError:
-        raise SettingsError("The working directory was deleted.", hint="Change to a folder that is there.") from None
+        raise SettingsError("The working directory was deleted.", hint="Change to a folder that exists.") from None
 
 
 def read_settings(folder: Path) -> Settings:
     """Read ``feature_store.yaml`` of a folder.
 
-    Raises SettingsError when there is none, it is no YAML mapping, a key is unknown or given twice, or a ``${VAR}``
-    is not set.
+    Raises SettingsError when the file is missing or not a YAML mapping, a key is unknown or given twice, or a
+    ``${VAR}`` is not set.
     """
     path = folder / FILE_NAME
     try:
@@ -268,7 +268,7 @@ def read_settings(folder: Path) -> Settings:
         hint = "Run `fs init DIR` for a new repo, or pass --repo DIR, the folder of its feature_store.yaml."
         raise SettingsError(f"{what}.", hint=hint) from None
     except OSError as error:
-        hint = "Make it a file that you may read, or pass --repo DIR of another repo."
+        hint = "Make it a file that you may read, or pass --repo DIR for another repo."
         raise SettingsError(f"{path} cannot be read: {error.strerror}.", hint=hint) from None
     except UnicodeDecodeError as error:
         hint = "Save it as UTF-8 text."
@@ -291,12 +291,12 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 
 _OTHER_VARIABLES = {"FS_SERVER_TOKEN", "FS_CRASH_AT"}
-"""Variables that are no settings: the server's token, and where tests end a process."""
+"""Variables that are not settings: the server's token, and the point where tests kill a process."""
 _told: set[str] = set()
 
 
 def _warn_of_unknown_variables() -> None:
-    """Tell, once in each process, of variables that are written like settings and that nothing reads."""
+    """Warn, once in each process, of variables that look like settings but that nothing reads."""
     settings = {f"FS_{name.upper()}" for name in Settings.model_fields}
     groups = (("FS_ENGINE", EngineLimits), ("FS_SERVER", ServerSettings))
     known = {f"{group}__{name.upper()}" for group, model in groups for name in model.model_fields}
@@ -304,17 +304,17 @@ def _warn_of_unknown_variables() -> None:
     for name in sorted(set(map(str.upper, os.environ)) - settings - _OTHER_VARIABLES - _told):
         if name.startswith("FS_") and name.partition("__")[0] not in settings:
             _told.add(name)
-            logger.warning("The environment variable %s is no setting: %s", name, did_you_mean(name, known))
+            logger.warning("The environment variable %s is not a setting: %s", name, did_you_mean(name, known))
 
 
 def make_settings(document: Mapping[str, Any], *, where: str = "settings") -> Settings:
-    """Make settings of a mapping as in the file, with the environment on top; raises SettingsError.
+    """Make settings from a mapping as in the file; the environment wins. Raises SettingsError.
 
     Warns of ``FS_`` variables that nothing reads.
     """
     _warn_of_unknown_variables()
     try:
-        # Stores that the file leaves out have their URL here, so that the environment may set an option alone.
+        # Stores that the file leaves out get their default URL here, so that the environment may set only an option.
         defaults = {name: field.default for name, field in Settings.model_fields.items()}
         values: dict[str, Any] = {k: {"url": v.url} for k, v in defaults.items() if isinstance(v, StoreSettings)}
         values |= {str(key): _read_store(_substitute(value)) for key, value in document.items()}
@@ -346,7 +346,7 @@ def _variable(name: str) -> str:
 
 
 def _variable_of(place: Sequence[Any]) -> str | None:
-    """Return the environment variable that gave the setting at a place, None where the file did."""
+    """Return the environment variable that a setting came from, None where it came from the file."""
     group = place[:-1] if place[-1] == "url" else place
     names = ["FS_" + "__".join(map(str, parts)).upper() for parts in ((*group, "url"), place, group)]
     given = {name.upper(): name for name in os.environ}
@@ -355,9 +355,9 @@ def _variable_of(place: Sequence[Any]) -> str | None:
 
 def _settings_error(where: str, error: ValidationError) -> SettingsError:
     errors = error.errors(include_url=False, include_input=False)
-    # A key that is misspelt is also one that is missing: what stands there is told first.
+    # A misspelt key is also a missing one: report the unknown key first, because that is the mistake.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    # What is no name, such as a URL where a key should be, may hold a password.
+    # Anything that is not a name, such as a URL where a key should be, may hold a password.
     path = ".".join(str(part) if re.fullmatch(r"[\w-]+", str(part)) else "…" for part in first["loc"])
     variable = _variable_of(first["loc"])
     if variable is not None:
@@ -367,8 +367,8 @@ def _settings_error(where: str, error: ValidationError) -> SettingsError:
         owner = owners.get(str(first["loc"][0]), Settings) if len(first["loc"]) > 1 else Settings
         known = list(owner.model_fields)
         if variable is not None and "__" not in variable:
-            hint = f"It stands for a group: set one of {', '.join(f'{variable}__{name.upper()}' for name in known)}."
-            return SettingsError(f"{where} is no setting.", hint=hint, key=path)
+            hint = f"It names a group: set one of {', '.join(f'{variable}__{name.upper()}' for name in known)}."
+            return SettingsError(f"{where} is not a setting.", hint=hint, key=path)
         return SettingsError(
             f"{where}: {path} is not a setting.", hint=did_you_mean(str(first["loc"][-1]), known), key=path
         )

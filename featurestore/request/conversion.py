@@ -103,7 +103,7 @@ def inferred_column(values: list[Any], *, name: str) -> pa.Array:
         return as_arrow(values)
     except ValueError as error:
         raise InputError(
-            f"Your own column {name!r} is of no one type: {error}.", hint="Leave it out, or use to_dict()."
+            f"Your own column {name!r} mixes types: {error}.", hint="Leave it out, or use to_dict()."
         ) from None
 
 

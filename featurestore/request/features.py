@@ -199,7 +199,7 @@ class _Builder:
                 self.add(feature)
         else:
             raise InputError(
-                f"{reference!r} is no feature reference.",
+                f"{reference!r} is not a feature reference.",
                 hint='Pass "view:feature" texts, views, selections, on-demand views, or a feature service.',
             )
 

@@ -304,7 +304,7 @@ def test_the_next_step_of_init_can_be_pasted(
             ["engine.temp_directory: the folder /proc/nowhere cannot be made"],
         ),
         ("{temp_directory: features.py}", ["/features.py cannot be made", "Name a folder"]),
-        ("{memory_limit: 1XB}", ["engine.memory_limit: '1XB' is no amount of memory", "4GB"]),
+        ("{memory_limit: 1XB}", ["engine.memory_limit: '1XB' is not an amount of memory", "4GB"]),
     ],
 )
 def test_an_engine_that_cannot_start_names_its_setting(repo: Path, fs: Run, engine: str, words: list[str]) -> None:
@@ -323,7 +323,7 @@ def test_a_redis_database_that_is_no_number_is_refused_before_anything_runs(
 ) -> None:
     monkeypatch.setenv("FS_ONLINE_STORE", "redis://shop:s3cret@127.0.0.1:1/abc?password=s3cret")
     out, err = fs(*command, expect=1)
-    assert "online_store: redis://…@127.0.0.1:1: the database is no number" in err
+    assert "online_store: redis://…@127.0.0.1:1: the database is not a number" in err
     assert "s3cret" not in out + err
 
 

@@ -170,7 +170,7 @@ IN_A_SHELL = [
     ("PYTHONUNBUFFERED=1 {fs} list > /dev/full", 1, "", "standard output cannot be written"),
     ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {fs} init ünï", 1, "", "which Python does not read in this locale"),
     (GONE + "{fs} list --repo ..", 1, "", "The working directory was deleted."),
-    (GONE + "{fs} serve", 1, "", "What to do: Change to a folder that is there."),
+    (GONE + "{fs} serve", 1, "", "What to do: Change to a folder that exists."),
     (GONE + "{fs} init new --name shop", 1, "", "The working directory was deleted."),
     (GONE + "{fs} --help", 0, "Commands:", ""),
     ("{fs} list --repo features.py", 1, "", "There is no folder"),

@@ -156,7 +156,7 @@ def test_what_is_no_object_is_refused_by_name(tmp_path: Path) -> None:
             (sales["amount"], "amount"),
         ):
             for call in (store.apply, store.plan):
-                with pytest.raises(InputError, match=f"{word}.* is no definition"):
+                with pytest.raises(InputError, match=f"{word}.* is not a definition"):
                     call(given)
         for views in (5, [None], shop, [twice]):
             with pytest.raises(InputError, match="is no FeatureView"):

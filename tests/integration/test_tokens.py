@@ -198,7 +198,7 @@ def test_lists_and_ends_of_tokens(project: Project, token: Token) -> None:
         (["create", "--role", "root"], "'root'"),
         (["create", "--role", "reader", "--expires", "soon"], "for example 10s"),
         (["create", "--role", "reader", "--expires", "99999999d"], "9999"),
-        (["create", "--role", "reader", "--expires", "9999999999999d"], "'9999999999999d': this is longer than time"),
+        (["create", "--role", "reader", "--expires", "9999999999999d"], "'9999999999999d': this is too long: time"),
         (["create", "--role", "reader", "--expires", "0d"], "'0d' is no time at all"),
         (["create", "--role", "reader", "--project", "fs:*"], "--project"),
         (["create", "--role", "reader", "--project", "p", "--all-projects"], "either"),

@@ -79,7 +79,7 @@ def test_variables_are_substituted_everywhere(monkeypatch):
         ({"project": "p", "onlin_store": "x"}, ["onlin_store", "'online_store'?"]),
         ({"projct": "p"}, ["projct is not a setting", "'project'?"]),
         ({"onlin_store": "x"}, ["onlin_store", "'online_store'?"]),
-        ({"project": "p", "server": {"refresh": "9999999999999d"}}, ["server.refresh", "longer than time"]),
+        ({"project": "p", "server": {"refresh": "9999999999999d"}}, ["server.refresh", "this is too long"]),
         ({"project": "p", "server": {"prt": 1}}, ["server.prt", "'port'?"]),
         ({"project": "p", "server": {"port": 70000}}, ["server.port"]),
         ({"project": "p", "server": {"auth": "none"}}, ["server.auth", "'auto' or 'required'"]),
@@ -93,17 +93,17 @@ def test_variables_are_substituted_everywhere(monkeypatch):
         ({"project": "p", "engine": {"memory_limit": "50%"}}, ["engine.memory_limit: '50%'"]),
         (
             {"project": "p", "online_store": "redis://host:1/abc"},
-            ["online_store: redis://host:1: the database is no number", "/0"],
+            ["online_store: redis://host:1: the database is not a number", "/0"],
         ),
-        ({"project": "p", "online_store": {"url": "rediss://h/?db=x"}}, ["rediss://h: the database is no number"]),
-        ({"project": "p", "online_store": "redis://h/1/2"}, ["redis://h: the database is no number"]),
+        ({"project": "p", "online_store": {"url": "rediss://h/?db=x"}}, ["rediss://h: the database is not a number"]),
+        ({"project": "p", "online_store": "redis://h/1/2"}, ["redis://h: the database is not a number"]),
         (
             {"project": "p", "online_store": "redis+cluster://:s@a:1,b/x"},
-            ["redis+cluster://…@a:1,b: the database is no number"],
+            ["redis+cluster://…@a:1,b: the database is not a number"],
         ),
         (
             {"project": "p", "online_store": "rediss+cluster://a:1/x"},
-            ["rediss+cluster://a:1: the database is no number"],
+            ["rediss+cluster://a:1: the database is not a number"],
         ),
         ({"project": "p", "online_store": "redis://:s@h:1/0?db=1"}, ["redis://…@h:1: ", "two databases"]),
         ({"project": "p", "online_store": "redis://h?db=1&db=2"}, ["redis://h: ", "two databases"]),
@@ -152,9 +152,9 @@ def test_secrets_are_not_in_messages(document):
         ("fs_engine__threads", "0", ": engine.threads: Input should be greater"),
         ("FS_SERVER__REFRESH", "", ": server.refresh: write a duration"),
         ("FS_SERVER__PRT", "1", ": server.prt is not a setting. Did you mean 'port'?"),
-        ("FS_SERVER", "1", " is no setting. It stands for a group: set one of FS_SERVER__HOST, FS_SERVER__PORT,"),
-        ("FS_ONLINE_STORE", "redis://h/x", ": online_store: redis://h: the database is no number"),
-        ("FS_ONLINE_STORE__URL", "redis://h/x", ": online_store: redis://h: the database is no number"),
+        ("FS_SERVER", "1", " is not a setting. It names a group: set one of FS_SERVER__HOST, FS_SERVER__PORT,"),
+        ("FS_ONLINE_STORE", "redis://h/x", ": online_store: redis://h: the database is not a number"),
+        ("FS_ONLINE_STORE__URL", "redis://h/x", ": online_store: redis://h: the database is not a number"),
         ("FS_REGISTRY", "sqlite://a:s3cret@b", ": registry.url: files and folders have no host"),
         ("FS_PROJECT", "P", ": project: a name is a lower-case letter"),
     ],
@@ -221,7 +221,7 @@ def test_what_duckdb_refuses_as_memory_is_refused_when_settings_are_read(text):
             connection.execute("CREATE TABLE numbers AS FROM range(10)")
     except duckdb.Error:
         assert text in BAD_MEMORY
-        with pytest.raises(SettingsError, match=r"engine\.memory_limit: .* is no amount of memory"):
+        with pytest.raises(SettingsError, match=r"engine\.memory_limit: .* is not an amount of memory"):
             make_settings({"project": "p", "engine": {"memory_limit": text}})
     else:
         assert text in GOOD_MEMORY
@@ -356,7 +356,7 @@ def test_variables_that_nothing_reads_are_told_once(tmp_path, monkeypatch, caplo
     monkeypatch.setenv("FS_ONLINE_STORE", "redis://h")
     for _ in range(2):
         make_settings({"project": "shop"})
-    told = dict(re.findall(r"variable (\w+) is no setting: Did you mean '(\w+)'", caplog.text))
+    told = dict(re.findall(r"variable (\w+) is not a setting: Did you mean '(\w+)'", caplog.text))
     assert told == {
         "FS_REGISTRI": "FS_REGISTRY",
         "FS_SERVER_PORT": "FS_SERVER__PORT",

@@ -37,7 +37,7 @@ def command(
 ) -> None:
     """Register the repo's definitions, after showing what changes.
 
-    Definitions that the repo no longer holds are deleted, which needs --allow-destroy where data goes with them.
+    Definitions that the repo no longer holds are deleted; where that deletes data, pass --allow-destroy.
     """
     plan = store.plan(refresh_schema=refresh_schema, prepare=prepare)
     if not output.as_json:

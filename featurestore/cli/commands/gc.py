@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
     """Remove old generations, data of deleted views, and leftovers of killed runs.
 
-    Only what this registry remembers giving up goes. What a saved training set pins stays, and so does what bears
-    another identity or was never this registry's: it is listed. An old generation stays for three times server.refresh,
-    and at least 30 seconds, after the apply that superseded it: servers that have not taken that up read it.
+    Removes only what this registry remembers giving up. What a saved training set pins stays. What bears another
+    identity, or never was this registry's, stays and is listed. An old generation stays for three times server.refresh,
+    and at least 30 seconds, after the apply that superseded it: servers that have not noticed that apply still read it.
     """
     garbage = collect_garbage(store.workspace, dry_run=dry_run)
 

@@ -54,7 +54,7 @@ def command(store: FeatureStore, output: Output, limit: int) -> None:
 
 
 def _applies(definitions: Definitions, project: str, limit: int) -> Iterator[dict[str, Any]]:
-    """Yield what was applied, each change as new (+), another one than before (~) or deleted (-)."""
+    """Yield what was applied, each change as new (+), changed (~) or deleted (-)."""
     found = sorted(definitions.history(project, limit=limit), key=lambda info: info.number)
     first = found[0].number if found else 1
     known = {record.key for record in definitions.read(project, first - 1).records} if first > 1 else set()

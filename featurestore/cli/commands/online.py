@@ -64,7 +64,7 @@ def command(
 
 
 def _status_in_json(value: Any, status: Status) -> str:
-    """Return a status as the server tells it: what JSON has no number for is null there."""
+    """Return a status as the server reports it: a value that JSON has no number for is null there."""
     is_null = status is Status.PRESENT and isinstance(value, float) and not math.isfinite(value)
     return (Status.NULL_VALUE if is_null else status).name
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SUPERSEDED = "fs_superseded"
-"""In JSON, whether a later version of the row is there."""
+"""In JSON: whether there is a later version of the row."""
 
 
 @click.command("peek")

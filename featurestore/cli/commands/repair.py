@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 def command(store: FeatureStore, output: Output, dry_run: bool, yes: bool) -> Any:
     """Settle what does not belong together, after a restore or a mistaken URL.
 
-    The registry decides which definitions hold, the offline table which rows there are, the online store nothing. What
-    a table lacks is read from its source again, and published. Shows what it will do, and asks; afterwards it verifies.
+    The registry decides which definitions hold, the offline table which rows there are; the online store decides
+    nothing. Rows that a table lacks are read from its source again and published. Shows what it will do and asks first;
+    verifies afterwards.
     """
     workspace = store.workspace
     found = find_repairs(workspace)

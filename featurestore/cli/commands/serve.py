@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "--open",
     "reopen",
     is_flag=True,
-    help="Serve without tokens although the servers of this repo were closed: forget that. On loopback only.",
+    help="Serve without tokens again, even if this repo's servers were closed. On loopback only.",
 )
 @click.option(
     "--log-format",

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def command(**_: Any) -> None:
     """Create, list and revoke the tokens that servers ask for.
 
-    A token is kept as a hash. Running servers learn of a change when they next look at the registry (server.refresh,
-    10 s by default); an expired token ends at once.
+    The registry keeps a token's hash only. Running servers notice a change when they next read the registry
+    (server.refresh, 10 s by default); a token that expires stops working at once.
     """
 
 
@@ -44,7 +44,7 @@ def _duration(ctx: click.Context, _: click.Parameter, text: str | None) -> timed
     except ValueError as error:
         raise click.BadParameter(f"{text!r}: {error}.") from None
     if span is not None and not span:
-        raise click.BadParameter(f"{text!r} is no time at all: the token would have ended when it is shown.")
+        raise click.BadParameter(f"{text!r} is no time at all: the token would expire before you see it.")
     return span
 
 
@@ -142,7 +142,7 @@ def list_(store: FeatureStore, output: Output, project: str | None) -> None:
 @_of_project
 @repo_command
 def revoke(store: FeatureStore, output: Output, id: str, project: str | None) -> None:
-    """End the token ID, which `fs token list` tells, for good."""
+    """Revoke the token ID, as `fs token list` shows it, for good."""
     ledger, named = store.workspace.ledger, project or store.project
     found = {token.id: token for token in _tokens_of(store, project)}
     revoke_token(ledger, found[id].project if id in found else named, id, now_us=store.workspace.clock())

@@ -46,7 +46,7 @@ def command(
     wanted = wanted_features(features, service)
     if not entities.strip() or not out.name:
         raise click.UsageError(f"--{'out' if entities.strip() else 'entities'} is empty.")
-    check_output(store.workspace, out, entities)  # before all else is done
+    check_output(store.workspace, out, entities)  # before any work is done
     training = store.get_historical_features(
         entities,
         wanted,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def command(store: FeatureStore, output: Output, delete: str | None, yes: bool) -> None:
     """List the saved training sets, or delete one.
 
-    Old table versions stay as long as a set is pinned to them; after it is deleted fs optimize and fs gc remove them.
+    Old table versions stay while a set is pinned to them. After it is deleted, fs optimize and fs gc remove them.
     """
     if delete is None:
         lost = {found.name: found.what for found in lost_pins(store.workspace, are_shown=True)}

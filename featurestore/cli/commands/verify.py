@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def command(store: FeatureStore, output: Output) -> Any:
     """Check every offline file and online record, and whether the stores agree.
 
-    Checksums of all files and records; whether registry, offline and online store belong together; and whether 1,000
-    entities are online what the offline table says. Exits with 1 when something is wrong.
+    Checks the checksums of all files and records, whether registry, offline and online store belong together, and
+    whether the online values of 1,000 entities are those of the offline table. Exits with 1 when something is wrong.
     """
     checked = verify(store.workspace)
     problems = [problem for view in checked for problem in view.problems]
