@@ -1,7 +1,7 @@
 """Whether registry, offline store and online store belong together, and which of them is behind.
 
-Comparing writes nothing. A mismatch that ``heals`` is settled by the next run, unasked; every other one is for
-`fs repair`, and until then what does not belong together is only read.
+Comparing writes nothing. The next run settles a mismatch that ``heals``; `fs repair` settles the others, and until then
+pieces that do not belong together are only read.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ Kind = Literal[
 
 _ONLINE_HINT = BELONG_HINT.replace("offline", "online")
 _NEWER = (
-    "Bring back the registry that wrote it, or let this one take over with `fs repair`. Until then this one only reads."
+    "Restore the registry that wrote it, or let this one take over with `fs repair`. Until then this one only reads."
 )
 _RESTORE = (
     "Check `offline_store` in the settings, or restore the table from a newer backup. Without one, `fs repair` reads "
-    "from the source again what is missing."
+    "the missing rows from the source again."
 )
-_APART = ": one of them was restored from a backup, or is a copy that went its own way."
+_APART = ": one of them was restored from a backup, or is a copy that was written to since."
 
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """Two pieces that do not belong together, or are not equally far."""
+    """Two pieces that do not belong together, or of which one is behind the other."""
 
     piece: Literal["offline", "online"]
     """The store that does not fit."""
@@ -57,7 +57,7 @@ class Mismatch:
     message: str
     hint: str
     heals: bool = False
-    """The next run of the view settles it."""
+    """Whether the next run of the view settles it."""
 
     @property
     def error(self) -> MismatchError | OfflineStoreError:
@@ -69,26 +69,26 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What the online part of a view says of itself."""
+    """What the online part of a view says about itself."""
 
     version: int | None
-    """The table version up to which everything is published; None where that is not known."""
+    """The table version up to which everything is published; None where it is unknown."""
     mismatch: Mismatch | None
     must_reconcile: bool = False
-    """What the table does not hold has to go with the next publish: `fs repair` took the part over, or the commit that
-    it was published from was cleaned away since."""
+    """Whether the next publish removes what the table does not hold: `fs repair` took the part over, or the log entry
+    of the commit that it was published from was cleaned away."""
 
 
 def compare_table(
     registry: Registry, offline: OfflineStore, registered: RegisteredView, remembered: Remembered | None = None
 ) -> Mismatch | None:
-    """Compare a view's offline table with the registry; ``remembered`` spares the ledger where there are many views."""
+    """Compare a view's offline table with the registry; ``remembered`` saves ledger reads when there are many views."""
     found = _compare_table(registry, offline, registered, remembered)
     return None if found is None else _or_damage(offline, registered, found)
 
 
 def _or_damage(offline: OfflineStore, registered: RegisteredView, found: Mismatch) -> Mismatch:
-    """Return what is found, or else the damage of the table's log, which makes a commit look like another."""
+    """Return the mismatch, or the damage of the table's log if there is any: it makes a commit look like another."""
     try:
         offline.current(registered.table)
     except OfflineStoreError as error:
@@ -102,7 +102,7 @@ def _compare_table(
 ) -> Mismatch | None:
     chain = registered.chain
     owner = offline.owner(registered.project)
-    # Without a table there is nothing to keep: the first commit takes the folder over.
+    # Without a table nothing can be lost: the first commit takes the folder over.
     if chain.number and owner not in (None, chain.identity) and offline.tables(registered.project):
         return _offline(
             registered,
@@ -124,7 +124,7 @@ def _compare_table(
 
 
 def _later(registry: Registry, offline: OfflineStore, registered: RegisteredView) -> Mismatch | None:
-    """Tell of a later generation that was written at a revision which the registry does not have."""
+    """Report a later generation that was written at a revision which the registry does not have."""
     last = offline.last_generation(registered.project, registered.view.name)
     for generation in range(registered.generation + 1, last + 1):
         table = TableId(registered.project, registered.view.name, generation)
@@ -134,7 +134,7 @@ def _later(registry: Registry, offline: OfflineStore, registered: RegisteredView
                 registered,
                 "unknown_revision",
                 f"There is a later table of {registered.view.name}, {table}, written at a revision that this registry "
-                "does not have: one of them was restored from a backup, or is a copy that went its own way.",
+                "does not have: one of them was restored from a backup, or is a copy that was written to since.",
                 _NEWER,
             )
     return None
@@ -143,7 +143,7 @@ def _later(registry: Registry, offline: OfflineStore, registered: RegisteredView
 def compare_commit(
     ledger: Ledger, offline: OfflineStore, registered: RegisteredView, remembered: Remembered | None = None
 ) -> Mismatch | None:
-    """Compare a view's offline table with the commit that the ledger remembers, whosever the table is."""
+    """Compare a view's offline table with the commit that the ledger remembers, without asking who owns the table."""
     newest = offline.find_commit(registered.table)
     if remembered is None:
         watermark, known = read_watermark(ledger, registered), known_commit(ledger, registered)
@@ -168,7 +168,7 @@ def compare_commit(
     if version > newest.number:
         message = f"Table {registered.table} is at version {newest.number}, but version {version} was committed."
         return _offline(registered, "behind", message, _RESTORE)
-    # An entry that is missing among those that came later was cleaned away, and tells nothing.
+    # A log entry that is missing although later ones exist was cleaned away: it proves nothing.
     there = None if known is None else offline.find_commit(registered.table, known.version)
     if known is not None and there is not None and there.identity != known.identity:
         message = (
@@ -190,7 +190,7 @@ def compare_part(
 ) -> Part:
     """Compare a view's online part with the registry and the offline table.
 
-    With the ``watermark`` also with what was published by it; ``at_once`` as in `PartMarkers.read`. Raises
+    With a ``watermark`` also with the version that it says was published; ``at_once`` as in `PartMarkers.read`. Raises
     OnlineStoreUnavailableError.
     """
     view = registered.view.name
@@ -220,9 +220,9 @@ def compare_part(
 
 
 def begin_part(registry: Registry, online: OnlineStore, registered: RegisteredView) -> None:
-    """Let a view's online part say whose it is, before a record is put into it.
+    """Mark a view's online part as this project's before the first record goes into it.
 
-    Raises MismatchError where it is another project's or history's.
+    Raises MismatchError where it belongs to another project or history.
     """
     chain, markers = registered.chain, markers_of(online, registered)
     if not chain.number:
@@ -234,7 +234,7 @@ def begin_part(registry: Registry, online: OnlineStore, registered: RegisteredVi
         markers.begin(Marker(chain.identity, chain.head, registered.generation))
     else:
         least = least_of(copies)
-        # A writer that has not met the newest revision yet leaves the word of one that has.
+        # A writer that does not know the newest revision yet must not overwrite the marker of one that does.
         if least is not None and least.revision in chain.hashes[:-1]:
             markers.write(replace(least, revision=chain.head))
 
@@ -249,7 +249,7 @@ def foreign_part(
 ) -> Mismatch | None:
     """Compare a view's online part with the registry alone: with its history, and with the version last ``published``.
 
-    For a server, which need not reach the offline store. Raises OnlineStoreUnavailableError.
+    For servers, which may not reach the offline store. Raises OnlineStoreUnavailableError.
     """
     copies, _ = markers_of(online, registered).read(at_once=at_once)
     if foreign := _foreign(registry, registered, copies):
@@ -270,12 +270,12 @@ def markers_of(online: OnlineStore, registered: RegisteredView) -> PartMarkers:
 
 
 def mismatches(workspace: Workspace) -> list[Mismatch]:
-    """Return what does not fit, view by view. An online store that is down tells nothing, and is left out."""
+    """Return the mismatches, view by view; without those of an online store that is down."""
     return compare_all(workspace)[0]
 
 
 def compare_all(workspace: Workspace) -> tuple[list[Mismatch], OnlineStoreUnavailableError | None]:
-    """Return what does not fit, view by view, and why the online store could not be asked, None where it was."""
+    """Return the mismatches, view by view, and why the online store could not be asked, None where it could."""
     found: list[Mismatch] = []
     failure: OnlineStoreUnavailableError | None = None
     remembered = Remembered(workspace.ledger, workspace.project)
@@ -288,27 +288,27 @@ def compare_all(workspace: Workspace) -> tuple[list[Mismatch], OnlineStoreUnavai
             try:
                 mismatch = part_mismatch(workspace, registered, remembered)
             except OnlineStoreUnavailableError as error:
-                failure = error  # each view would wait for it as long
+                failure = error  # do not let every view wait for it again
             else:
                 found += [] if mismatch is None else [mismatch]
     return found, failure
 
 
 def _unfinished(registered: RegisteredView) -> Mismatch:
-    message = f"A repair of {registered.view.name} was cut off: rows may be missing, online records may be another's."
-    return Mismatch("offline", registered.view.name, "unfinished", message, "Run `fs repair`: it is finished then.")
+    message = f"A repair of {registered.view.name} was cut off: rows may be missing, online records may be foreign."
+    return Mismatch("offline", registered.view.name, "unfinished", message, "Run `fs repair` to finish it.")
 
 
 def part_mismatch(
     workspace: Workspace, registered: RegisteredView, remembered: Remembered | None = None
 ) -> Mismatch | None:
-    """Return what does not fit of a view's online part. Raises OnlineStoreUnavailableError."""
+    """Return the mismatch of a view's online part. Raises OnlineStoreUnavailableError."""
     watermark = remembered.of(registered)[0] if remembered else read_watermark(workspace.ledger, registered)
     return compare_part(workspace.registry, workspace.online, workspace.offline, registered, watermark).mismatch
 
 
 def _knows(registry: Registry, registered: RegisteredView, revision: str) -> bool:
-    """Tell whether a revision is one of the registry's. One that cannot be asked now may hold it."""
+    """Tell whether the registry has a revision; True also when the registry cannot be asked now."""
     if not registered.chain.number or revision in registered.chain:
         return True
     try:
@@ -319,7 +319,7 @@ def _knows(registry: Registry, registered: RegisteredView, revision: str) -> boo
 
 
 def _foreign(registry: Registry, registered: RegisteredView, copies: Sequence[Marker | None]) -> Mismatch | None:
-    """Tell of the first copy of a marker that another project wrote, or a history that this registry does not know."""
+    """Report the first marker copy that another project wrote, or a history that this registry does not know."""
     chain, view = registered.chain, registered.view.name
     for marker in copies:
         if marker is None or not chain.number:
@@ -387,7 +387,7 @@ def foreign_generations(online: OnlineStore, registered: RegisteredView, *, at_o
 
 
 def _earlier(online: OnlineStore, registered: RegisteredView, *, at_once: bool) -> Mismatch | None:
-    """Tell of a store that holds another project's records of an earlier generation of the view."""
+    """Report a store that holds another project's records of an earlier generation of the view."""
     if not registered.chain.number or not foreign_generations(online, registered, at_once=at_once):
         return None
     message = f"The online store holds records of {registered.view.name} that belong to another project of that name."
@@ -395,11 +395,11 @@ def _earlier(online: OnlineStore, registered: RegisteredView, *, at_once: bool) 
 
 
 def has_other(offline: OfflineStore, registered: RegisteredView, version: int | None, identity: str | None) -> bool:
-    """Tell whether a table never had a commit: it has another of the number, or has not come to it."""
+    """Tell whether a table never had a commit: it has another one of that number, or has not reached it."""
     if version is None:
         return False
     commit = offline.find_commit(registered.table, version)
-    if commit is None:  # an entry among those that came later was cleaned away
+    if commit is None:  # its log entry was cleaned away; later ones exist
         newest = offline.find_commit(registered.table)
         return newest is None or newest.number < version
     return commit.identity != identity
@@ -411,8 +411,8 @@ def _cleaned(registered: RegisteredView, marker: Marker) -> Mismatch:
         "behind",
         f"The online records of {registered.view.name} were published from version {marker.version} of "
         f"{registered.table}, whose log entry was cleaned away since.",
-        "The next `fs materialize` makes them equal to the offline table; those that only the online store has are "
-        "removed.",
+        "The next `fs materialize` makes them equal to the offline table and removes those that only the online store "
+        "has.",
         heals=True,
     )
 

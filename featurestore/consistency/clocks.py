@@ -1,4 +1,4 @@
-"""How far the clocks of other machines are from this one's: ttls, watermarks and what is of the future depend on it."""
+"""How far other machines' clocks are from this one's: ttls, watermarks and what counts as the future depend on it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SYNCHRONISE = (
 
 
 def registry_ahead_us(registry: Registry, project: str, now_us: int) -> int:
-    """Return how far the newest entry of the registry lies in this machine's future; 0 where it does not.
+    """Return how far the registry's newest entry is in this machine's future; 0 where it is not.
 
     Every run writes a lease when it begins and when it ends, every apply a revision.
     """
@@ -33,7 +33,7 @@ def online_ahead_us(facts: Mapping[str, str]) -> int | None:
 
 
 def clock_problem(whose: str, ahead_us: int | None) -> str | None:
-    """Return what to say of a clock that is more than five seconds off, None of all others."""
+    """Return a warning about a clock that is more than five seconds off, None for any other."""
     if ahead_us is None or abs(ahead_us) <= CLOCK_TOLERANCE_US:
         return None
     length = duration_text(abs(ahead_us) // 1_000_000 * 1_000_000)

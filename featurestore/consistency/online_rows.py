@@ -1,4 +1,4 @@
-"""How many entities of a view are online, by the offline table: what is online is made of it."""
+"""How many entities of a view are online, counted in the offline table: the online records come from it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def count_online(workspace: Workspace, registered: RegisteredView, watermark: Wa
 
 
 def count_entities(workspace: Workspace, registered: RegisteredView, watermark: Watermark) -> tuple[int | None, int]:
-    """Return how many entities a view's table holds, and how many of them are not past their physical expiry online.
+    """Return how many entities a view's table holds, and for how many the online record has not expired physically.
 
-    Pushed entities count, but for those that were pushed online only. Where the table cannot be read the first is None;
-    there, and where it was never published whole, the second is what the last run counted.
+    Pushed entities count, except those that were pushed online only. The first is None where the table cannot be read;
+    there, and where the table was never published completely, the second is what the last run counted.
     """
     return _count(workspace, registered, watermark, since_us=MIN_INSTANT)
 

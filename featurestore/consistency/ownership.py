@@ -1,4 +1,4 @@
-"""What of the stores is this project's to delete: nothing of another identity, and nothing that it never had."""
+"""What this project may delete from the stores: nothing with another identity, and nothing that it never had."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from featurestore.workspace import Workspace
 
 
 class Ownership:
-    """The project's claim on tables and online parts, by its registry as it is now.
+    """Which tables and online parts are the project's own, according to its registry now.
 
-    Raises NotFoundError where the registry does not know the project: then nothing is known to be its own.
+    Raises NotFoundError where the registry does not know the project: then it owns nothing for certain.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -33,15 +33,14 @@ class Ownership:
         self._parts: dict[tuple[str, int], Marker | None] = {}
 
     def of_table(self, table: TableId, *, asked: bool = False) -> str | None:
-        """Return why a table is not this project's to delete, None where it is.
+        """Return why this project may not delete a table, None where it may.
 
-        A table that says nothing of its owner, because an earlier release wrote it, is deleted only when that was
-        ``asked`` for.
+        A table without an owner, which an earlier release wrote, may be deleted only when somebody ``asked`` for it.
         """
         if table.generation not in self.used.get(table.view, ()):
             return "this registry never had it"
         if self._owner is None:
-            return None if asked else "nothing says yet whose it is; the next run that commits will"
+            return None if asked else "it does not say yet whose it is; the next run that commits will mark it"
         if self._owner != self.chain.identity:
             return f"it belongs to the project with identity {self._owner[:12]}"
         newest = self._workspace.offline.find_commit(table)
@@ -50,7 +49,7 @@ class Ownership:
         return None
 
     def of_part(self, view: str, generation: int, *, asked: bool = False) -> str | None:
-        """Return why an online part is not this project's to delete, None where it is."""
+        """Return why this project may not delete an online part, None where it may."""
         marker = self._marker(view, generation)
         if marker is None:
             return None if asked or self._is_own_store() else "nothing in this online store says whose it is"
@@ -61,7 +60,7 @@ class Ownership:
         return None
 
     def check(self, tables: Iterable[TableId]) -> None:
-        """Raise MismatchError where one of the tables that were asked to be deleted, or its records, is not ours."""
+        """Raise MismatchError where one of the tables that somebody asked to delete, or its records, is not ours."""
         for table in tables:
             for what, kept in (
                 (f"table {table}", self.of_table(table, asked=True)),

@@ -24,7 +24,7 @@ OBJECT_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,126}")
 RESERVED_PREFIX = "fs_"
 RESERVED_COLUMNS = frozenset({EVENT, CREATED, FILE_NUMBER, FILE_ROW})
-"""Columns of every offline table beside keys and features, and what reading one adds."""
+"""Columns of every offline table besides keys and features, and those that reading it adds."""
 
 
 def check_object_name(name: str) -> str:
@@ -58,12 +58,12 @@ def check_unique_columns(names: Iterable[str]) -> None:
 
 
 def as_tuple(values: Any) -> Any:
-    """Return a list or tuple as a tuple, and anything else as it is, for the validator to name."""
+    """Return a list or tuple as a tuple; anything else unchanged, so that the validator names it."""
     return tuple(values) if isinstance(values, Sequence) and not isinstance(values, str) else values
 
 
 def as_dict(values: Any) -> Any:
-    """Return a mapping as a dict, None as an empty one, and anything else as it is, for the validator to name."""
+    """Return a mapping as a dict and None as an empty one; anything else unchanged, so that the validator names it."""
     return {} if values is None else dict(values) if isinstance(values, Mapping) else values
 
 
@@ -88,7 +88,7 @@ class FrozenModel(BaseModel):
         return hash((type(self), self.name))
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        """Yield what was said of it; other definitions stand there by name."""
+        """Yield the fields that were set; other definitions appear by name."""
         yield None, self.name
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
@@ -133,7 +133,7 @@ class Definition(FrozenModel):
 class Field(FrozenModel):
     """One feature of a view, or one value of a request.
 
-    ``default`` is what an online read answers instead of null when a value is not PRESENT; the status stays true. In
+    An online read answers ``default`` instead of null when a value is not PRESENT; the status stays true. In
     training sets such a value stays null: fill it there too, or a model meets values that it was not trained on.
     """
 
@@ -174,7 +174,7 @@ class Field(FrozenModel):
 
 
 _NOT_SHOWN = frozenset({"name", "code", "code_hash", "function"})
-"""Fields that are long, or that nobody wrote."""
+"""Fields that a repr leaves out: they are long, or users did not write them."""
 
 
 def _by_name(value: Any) -> Any:
@@ -197,7 +197,7 @@ def _definition_error(title: str, name: object, error: ValidationError) -> Defin
     """Translate pydantic's first complaint; the rest usually follow from it."""
     errors = error.errors(include_url=False)
     first, message = errors[0], _plain_message(errors)
-    # What a place may hold of several classes is followed by the class that was tried: nothing that users wrote.
+    # Where several classes are allowed, pydantic appends the class that it tried: users did not write that.
     is_choice = first["type"] == "model_type" and isinstance(first["loc"][-1], str) and len(first["loc"]) > 1
     location = ".".join(str(part) for part in (first["loc"][:-1] if is_choice else first["loc"]))
     about_whole = not location or first["type"] == "missing"
@@ -210,10 +210,10 @@ def _definition_error(title: str, name: object, error: ValidationError) -> Defin
 
 
 def _plain_message(errors: Sequence[ErrorDetails]) -> str:
-    """Return what the first error says, in the words of who wrote the definition."""
+    """Return the first error's message, in the words of the definition's author."""
     first = errors[0]
     if first["type"] == "model_type":
-        # Of a union each member complains, one place apart.
+        # Each member of a union reports its own error, one place further down.
         place = first["loc"][:2]
         same = (each for each in errors if each["type"] == "model_type" and each["loc"][:2] == place)
         classes = dict.fromkeys(each["ctx"]["class_name"] for each in same)

@@ -36,7 +36,7 @@ class OnDemandFeatureView(Definition):
     """The function's source text from ``def`` on, for reading; it never runs from the registry."""
     code_hash: str = ""
     function: Callable[[Any], Any] | None = None
-    """None where the definition came from the registry: code runs from the feature repo only."""
+    """None where the definition came from the registry: code is only ever run from the feature repo."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class OnDemandFeatureView(Definition):
         return tuple(f for source in self.inputs if isinstance(source, RequestSource) for f in source.fields)
 
     def __call__(self, inputs: Any) -> Any:
-        """Run the function as it is, for trying it out."""
+        """Run the function as it is, to try it out."""
         assert self.function is not None, f"the code of {self.name!r} is not loaded"
         return self.function(inputs)
 
@@ -120,8 +120,8 @@ def on_demand_feature_view(
 ) -> Callable[[Callable[[Any], Any]], OnDemandFeatureView]:
     """Make an on-demand feature view of the decorated function; its name and docstring are the defaults.
 
-    What it returns must be made of its inputs alone, one value a row: a server runs it in several threads at once, and,
-    before it is ready, for one row of nulls.
+    The function must compute its results from its inputs alone, one value per row: a server runs it in several threads
+    at once, and, before it is ready, for one row of nulls.
     """
 
     def decorate(function: Callable[[Any], Any]) -> OnDemandFeatureView:

@@ -15,11 +15,11 @@ from featurestore.definitions.base import Definition, Field, as_dict, as_tuple, 
 class ParquetSource(Definition):
     """Parquet data: a file, a glob, or a folder (read with all its sub-folders).
 
-    ``timestamp_field`` is when the event happened; ``created_timestamp_field``, optional, when it came to be
-    known. Relative paths are relative to the feature repo. Folders called ``name=value`` (hive partitions) below the
+    ``timestamp_field`` is when the event happened; ``created_timestamp_field``, optional, when it became known.
+    Relative paths are relative to the feature repo. Folders called ``name=value`` (hive partitions) below the
     folder, or below the last folder before a glob's first wildcard, are String columns; a column of that name in the
-    files must hold the same. At and above that folder names mean nothing.
-    ``allowed_lateness`` is how far behind the newest created time a row may still turn up and be found by an
+    files must hold the same values. The names of that folder and of those above it mean nothing.
+    ``allowed_lateness`` is how long after newer rows a row may still arrive, by its created time, and be found by an
     incremental materialization.
     """
 

@@ -18,13 +18,13 @@ _CHANGING = re.compile(
     "localtime|localtimestamp|ago|current_(connection_id|query|query_id|transaction_id|setting)|txid_current|"
     "currval|nextval|setval|getvariable"
 )
-"""Functions of DuckDB, and sqlglot's names for them, that answer something else each time."""
+"""DuckDB's functions, and sqlglot's names for them, whose result changes from call to call."""
 
 
 def check_view_sql(sql: str, sources: Sequence[str]) -> None:
     """Check that ``sql`` is one SELECT that reads each of ``sources`` by name, and nothing else.
 
-    Raises DefinitionError with the parser's own position, or naming the table that is no source.
+    Raises DefinitionError with the parser's own position, or naming the table that is not a source.
     """
     tables = read_tables(sql)
     for table in tables:
@@ -54,7 +54,7 @@ def read_tables(sql: str) -> list[str]:
     for table in statement.find_all(exp.Table):
         if not isinstance(table.this, exp.Identifier) or table.args.get("db"):
             raise DefinitionError(
-                f"The SQL reads {table.sql(dialect='duckdb')!r}; only the view's sources can be, by name."
+                f"The SQL reads {table.sql(dialect='duckdb')!r}; it can only read the view's sources, by name."
             )
         if table.name not in defined:
             tables.add(table.name)
@@ -63,7 +63,7 @@ def read_tables(sql: str) -> list[str]:
 
 @lru_cache(maxsize=256)
 def parse(sql: str) -> exp.Query:
-    """Return one SELECT as a tree, which nobody may change. Raises DefinitionError for anything else."""
+    """Return one SELECT as a tree, which callers must not change. Raises DefinitionError for anything else."""
     import sqlglot
     from sqlglot import exp
 
@@ -81,8 +81,8 @@ def parse(sql: str) -> exp.Query:
 def depends_on_order(sql: str) -> bool:
     """Tell whether the values of a SELECT may depend on the order in which its rows are read.
 
-    Sums of floats do in their last bits, ``first`` and ``LIMIT`` altogether. A function that the parser does not know
-    may be an aggregate.
+    Sums of floats do in their last bits, ``first`` and ``LIMIT`` entirely. A function that the parser does not know
+    may be such an aggregate.
     """
     from sqlglot import exp
 
@@ -94,7 +94,7 @@ def depends_on_order(sql: str) -> bool:
 
 
 def stands_in(sql: str, column: str) -> bool:
-    """Tell whether a SELECT says somewhere what stands for a column where it is null."""
+    """Tell whether a SELECT gives a value for a column where it is null."""
     from sqlglot import exp
 
     return any(
@@ -105,7 +105,7 @@ def stands_in(sql: str, column: str) -> bool:
 
 
 def changing_call(sql: str) -> str | None:
-    """Return what of a SELECT answers something else each time, None when nothing does."""
+    """Return a call in a SELECT whose result changes from call to call, None when there is none."""
     from sqlglot import exp
 
     statement = parse(sql)

@@ -1,7 +1,7 @@
-"""Whether a view's SQL tells when a late source row changes rows that were there before.
+"""Whether the created times of a view's SQL show that a late source row changed earlier rows.
 
-A row that is made of many is known as it is only since the last of them was. Its created time has to say so: be the
-greatest of theirs. Where it is not, a late row changes values without a word, in training sets of the past as well.
+A row made from many rows is known only since the last of them was known. Its created time has to say so, by being the
+greatest of theirs. Otherwise a late row changes values silently, also in training sets of the past.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def not_shown(created: str) -> str:
 
 @lru_cache(maxsize=256)
 def created_follows(sql: str, created: str, sources: tuple[tuple[str, str], ...]) -> bool:
-    """Tell whether the created time of each output row is the greatest of the rows that it was made of.
+    """Tell whether the created time of each output row is the greatest of the rows that it was made from.
 
     ``sources`` names the tables that declare a created column, each with that column. True only where the text shows
-    it: the column as it is, ``max(created)`` over the rows of every aggregate and window, ``greatest`` of such, one
+    it: the column unchanged, ``max(created)`` over the rows of every aggregate and window, ``greatest`` of such, one
     for each table of a join that has a created time, a group by the created time itself, each of them cast to a
-    timestamp or with another column where it is null. Whatever else is done to it, a cast to a day or a difference, may
-    make it earlier. It is not shown either where a late row takes other rows away or lets them in.
+    timestamp or with another column where it is null. Any other expression, such as a cast to a day or a difference,
+    may make it earlier. False also where a late row can remove other rows or let them in.
     """
     known = _Known({name.lower(): column.lower() for name, column in sources}, {}, frozenset())
     return _follows(parse(sql), created.lower(), known)
@@ -48,7 +48,7 @@ class _Known:
     queries: Mapping[str, exp.Expr]
     """Common table expressions."""
     first_of: frozenset[str]
-    """Columns that the query around this one compares with 1: of ranked rows it takes the first."""
+    """Columns that the outer query compares with 1: it takes the first of ranked rows."""
 
     def within(self, query: exp.Expr) -> _Known:
         """Add what a query defines."""
@@ -90,7 +90,7 @@ def _follows(query: exp.Expr, created: str, known: _Known) -> bool:
 
 
 def _owner(column: exp.Column, tables: list[exp.Expr], known: _Known) -> str:
-    """Return the name of the table that a column is of; empty where the text does not tell."""
+    """Return the name of the table that a column belongs to; empty where the text does not show it."""
     if column.table or len(tables) == 1:
         return (column.table or tables[0].alias_or_name).lower()
     owners = [table for table in tables if known.sources.get(table.name.lower()) == column.name.lower()]
@@ -98,7 +98,7 @@ def _owner(column: exp.Column, tables: list[exp.Expr], known: _Known) -> str:
 
 
 def _starred(query: exp.Select, created: str) -> exp.Expr | None:
-    """Return the column that a star brings as the created time; None where several might."""
+    """Return the column that a star selects as the created time; None where several tables may have it."""
     from sqlglot import exp
 
     stars = [output for output in query.expressions if output.is_star]
@@ -147,7 +147,7 @@ def _is_timestamp_cast(made: exp.Expr) -> bool:
 
 
 def _says(table: exp.Expr, said: set[tuple[str, str]], known: _Known) -> bool:
-    """Tell whether one of the tables of a SELECT has its say in the created time, or nothing to say."""
+    """Tell whether a table of a SELECT is covered by the created time, or has no created time."""
     from sqlglot import exp
 
     columns = {name for alias, name in said if alias == table.alias_or_name.lower()}
@@ -160,9 +160,9 @@ def _says(table: exp.Expr, said: set[tuple[str, str]], known: _Known) -> bool:
 
 
 def _speaking(query: exp.Select, made: exp.Expr, bare: exp.Expr, first_of: frozenset[str]) -> list[exp.Expr] | None:
-    """Return the parts of an output's created time that cover the rows which one SELECT makes its rows of.
+    """Return the parts of an output's created time that cover the rows which a SELECT makes its rows from.
 
-    None where there are rows that it does not cover. ``bare`` is what `_bare` leaves of ``made``.
+    None where it leaves some of those rows uncovered. ``bare`` is what `_bare` leaves of ``made``.
     """
     from sqlglot import exp
 
@@ -206,7 +206,7 @@ def _holds(one: exp.Window, other: exp.Window) -> bool:
     if isinstance(function, exp.RowNumber | exp.Rank | exp.DenseRank) or (
         isinstance(function, exp.Lag) and "-" not in _text(function.args.get("offset"))
     ):
-        # They look at all rows before, whatever the frame; without one the other window does, too.
+        # These functions look at all rows before, in any frame; the other window does too if it has no frame.
         return not one.alias and one.args.get("spec") is None and same("order", "spec")
     looks_elsewhere = isinstance(function, exp.Lead | exp.Lag | exp.Ntile | exp.CumeDist | exp.PercentRank)
     return isinstance(function, exp.AggFunc) and not looks_elsewhere and same("order", "spec")
@@ -217,7 +217,7 @@ def _text(part: object) -> str:
 
 
 def _is_group_key(query: exp.Select, made: exp.Expr) -> bool:
-    """Tell whether rows are grouped by an expression: those of one group are then all known at once."""
+    """Tell whether rows are grouped by an expression: all rows of a group then became known at once."""
     from sqlglot import exp
 
     group = query.args.get("group")
@@ -238,7 +238,7 @@ def _ranks(output: exp.Expr) -> bool:
 
 
 def _takes_first(condition: exp.Expr) -> bool:
-    """Tell whether a condition takes the first of ranked rows: what it takes has a created time of its own."""
+    """Tell whether a condition takes the first of ranked rows: that row has a created time of its own."""
     from sqlglot import exp
 
     return isinstance(condition, exp.EQ) and _ranks(condition.this) and condition.expression.sql() == "1"
@@ -272,7 +272,7 @@ def _tables(query: exp.Select) -> list[exp.Expr]:
 
 
 def _is_opaque(query: exp.Select) -> bool:
-    """Tell whether a SELECT reads rows of which its created time cannot say anything."""
+    """Tell whether a SELECT reads rows that its created time cannot cover."""
     from sqlglot import exp
 
     parts = [*query.expressions, *(query.args.get(name) for name in ("where", "having", "qualify"))]

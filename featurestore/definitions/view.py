@@ -31,10 +31,10 @@ from featurestore.types.times import MIN_INSTANT
 class FeatureView(Definition):
     """Features of one entity (or of several together), read from a source.
 
-    Without ``sql`` the source's columns are taken as they are. With it, the query reads the sources by their
+    Without ``sql`` the view takes the source's columns as they are. With it, the query reads the sources by their
     names and outputs join keys, the time columns of the first source, and the features. ``schema`` may be
-    left out: `fs apply` then reads it from the source and pins it. ``ttl=None`` never expires; a value is
-    older than its ttl when its event time lies before ``t - ttl`` (the bound itself still counts).
+    left out: `fs apply` then reads it from the source and pins it. With ``ttl=None`` values never expire; a value has
+    expired when its event time is before ``t - ttl`` (a value at exactly ``t - ttl`` still counts).
     """
 
     kind: ClassVar[str] = "feature_view"
@@ -127,7 +127,7 @@ class FeatureView(Definition):
         """What the view's log keeps of each row: what is read, pushed, committed and compared. Raises as `features`."""
         if self.fields is None:
             raise DefinitionError(
-                f"FeatureView {self.name!r}: schema: is not known yet.",
+                f"FeatureView {self.name!r}: schema: it is not known yet.",
                 hint="Declare schema=[Field(...)], or run `fs apply`, which reads it from the source.",
             )
         return self.fields
@@ -160,7 +160,7 @@ class FeatureView(Definition):
 
     @property
     def created_follows(self) -> bool:
-        """Whether the created time of each row moves when a late source row changes it, as far as ``sql`` shows."""
+        """Whether each row's created time moves when a late source row changes the row, as far as ``sql`` shows."""
         created = self.created_timestamp_field
         if self.sql is None or created is None:
             return True
@@ -174,9 +174,9 @@ class FeatureView(Definition):
 
     @property
     def reach_us(self) -> int | None:
-        """How far before an instant an event can lie and still change the answer there; None is all of history.
+        """How long before an instant an event can still change the answer there, in microseconds; None: for ever.
 
-        Whether an answer has expired is another question: `ttl_us` says so.
+        Whether an answer has expired is another question: see `ttl_us`.
         """
         return self.ttl_us
 
@@ -240,7 +240,7 @@ class FeatureSelection(FrozenModel):
         for key, column in self.columns.items():
             if key not in self.view.join_keys:
                 raise ValueError(
-                    f"{key!r} is no join key of view {self.view.name!r}; "
+                    f"{key!r} is not a join key of view {self.view.name!r}; "
                     f"its join keys are {', '.join(self.view.join_keys)}"
                 )
             check_column_name(column)

@@ -63,9 +63,9 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "", finish: s
     """Apply a plan's steps and return the revision that the project is at afterwards.
 
     Raises RevisionConflictError, having changed nothing, when another apply came since the plan was made. An
-    empty plan moves nothing. Data of deleted views goes after the definitions: a crash in between leaves data
-    without a definition, which `fs gc` removes, and never a definition without its data. An error in between says
-    what is left, and that the command ``finish`` deletes it.
+    empty plan changes nothing. Definitions are deleted before their data: a crash in between leaves data without a
+    definition, which `fs gc` removes, and never a definition without its data. An error in between says what is left,
+    and that the command ``finish`` deletes it.
     """
     if not plan.steps:
         return plan.revision
@@ -109,8 +109,8 @@ def check_base(snapshot: Snapshot, plan: Plan) -> None:
     """Raise RevisionConflictError when another apply came since the plan was made."""
     if snapshot.chain.head != plan.base:
         raise RevisionConflictError(
-            f"Project {plan.project!r} is at another revision than the one that this was planned on: "
-            f"{snapshot.revision}, planned on {plan.revision}.",
+            f"Project {plan.project!r} is at another revision than the plan was made on: {snapshot.revision}, planned "
+            f"on {plan.revision}.",
             hint=_PLAN_AGAIN,
         )
 
@@ -118,9 +118,9 @@ def check_base(snapshot: Snapshot, plan: Plan) -> None:
 def claim_generations(workspace: Workspace, plan: Plan, *, to_prepare: bool = False) -> None:
     """Take a plan's new generations in the offline store; raises RevisionConflictError where one was used meanwhile.
 
-    The folder of another project's tables is left alone, and of tables that a new registry does not know: what is
-    tried out by a registry of its own must leave no trace there. ``to_prepare``: they are going to be filled before
-    they are served, and by the next apply of the same definitions if this one does not come to its end.
+    Leaves alone the folder of another project's tables, and tables that a new registry does not know: a trial with a
+    registry of its own must leave no trace there. ``to_prepare``: the generations will be filled before they are
+    served, and the next apply of the same definitions continues if this one is cut off.
     """
     snapshot = workspace.snapshot()
     owner = workspace.offline.owner(plan.project)
@@ -140,7 +140,7 @@ def _claim(workspace: Workspace, plan: Plan, planned: Step, preparations: Prepar
     prepared = preparations.get(planned.name, planned.generation)
     table = TableId(plan.project, planned.name, planned.generation)
     try:
-        if prepared is not None:  # from now on it is kept for this apply
+        if prepared is not None:  # from now on it is reserved for this apply
             preparations.note(replace(prepared, base=plan.base))
             return
         is_claimed = workspace.offline.claim(table)
@@ -170,7 +170,7 @@ def _author() -> str:
 
 
 def _commit(root: Path) -> str:
-    """Return the version-control commit that the feature repo is at, or an empty text."""
+    """Return the feature repo's version-control commit, or an empty text."""
     try:
         found = subprocess.run(
             ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False

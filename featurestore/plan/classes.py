@@ -1,4 +1,4 @@
-"""The classes of change, and which change of a definition belongs to which."""
+"""The classes of change, and the class of each change of a definition."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from featurestore.types.values import is_widening, to_json
 
 
 class ChangeClass(IntEnum):
-    """How much a change asks of its users; a greater one asks more."""
+    """How much a change demands from its users; a greater class demands more."""
 
     METADATA = 0
     """Descriptions, owners, tags."""
     COMPATIBLE = 1
-    """Everything that worked goes on working, with the same values."""
+    """Everything that worked keeps working, with the same values."""
     REBUILD = 2
-    """Values change; what is stored or trained on the old ones should be made again."""
+    """Values change; stored data and models made from the old ones should be made again."""
     BREAKING = 3
-    """Someone's request fails or means another thing; needs ``--allow-breaking``."""
+    """Some request fails or changes its meaning; needs ``--allow-breaking``."""
     DESTRUCTIVE = 4
     """Data is deleted; needs ``--allow-destroy``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that differs between what is applied and what is wanted."""
+    """One difference between the applied definition and the wanted one."""
 
     what: str
     before: Any
     after: Any
     change_class: ChangeClass
     new_generation: bool = False
-    """What is stored cannot be read as what is wanted: the view starts a new table and new records."""
+    """The stored data cannot be read by the new definition: the view starts a new table and new records."""
 
 
 def differences(before: Definition, after: Definition) -> list[Difference]:
@@ -90,12 +90,12 @@ def _view(before: FeatureView, after: FeatureView) -> list[Difference]:
     entities = [e.name for e in before.entities], [e.name for e in after.entities]
     found += _compare("entities", *entities, ChangeClass.COMPATIBLE)
     sources = [s.key for s in before.sources], [s.key for s in after.sources]
-    # A source that is now also pushed to holds the rows that it held.
+    # A source that now also takes pushes still holds the same rows.
     is_same_data = [s.batch_source.name for s in before.sources] == [s.batch_source.name for s in after.sources]
     found += _compare("source", *sources, ChangeClass.COMPATIBLE if is_same_data else ChangeClass.REBUILD)
     found += _compare("sql", before.sql, after.sql, ChangeClass.REBUILD)
     longer = before.ttl is not None and (after.ttl is None or after.ttl > before.ttl)
-    # A longer ttl shows rows again whose records may already have expired physically.
+    # A longer ttl brings back rows whose records may already have expired physically.
     found += _compare("ttl", before.ttl, after.ttl, ChangeClass.REBUILD if longer else ChangeClass.COMPATIBLE)
     online = ChangeClass.COMPATIBLE if after.online else ChangeClass.BREAKING
     return found + _compare("online", before.online, after.online, online)
@@ -120,7 +120,7 @@ def _service(before: FeatureService, after: FeatureService) -> list[Difference]:
     if old == new:
         return []
     kept = [feature for feature in new if feature in old]
-    # A model reads its features by position: only adding at the end leaves what it reads alone.
+    # A model reads its features by position: only additions at the end do not move the others.
     grew = kept == old and new[: len(old)] == old
     return [Difference("features", old, new, ChangeClass.COMPATIBLE if grew else ChangeClass.BREAKING)]
 

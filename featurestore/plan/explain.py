@@ -24,7 +24,7 @@ class Line:
 
 
 def explain(plan: Plan, *, is_teardown: bool = False) -> list[Line]:
-    """Return what a plan would do, line by line; a teardown asks for one flag, whatever it takes away."""
+    """Return what a plan would do, line by line; a teardown needs the same one flag for everything that it deletes."""
     if not plan.steps:
         made = [Line(0, f"{plan.project} is up to date (revision {plan.revision}): nothing to change.")]
     else:
@@ -59,12 +59,12 @@ def _explain_step(step: Step, *, prepare: bool) -> list[Line]:
 
 
 def _why(step: Step) -> str:
-    """Return what stands until the step's commands are run."""
+    """Return what holds until the step's commands have run."""
     rebuilt = {found.what for found in step.differences if found.change_class is ChangeClass.REBUILD}
     if step.loss is not None or not rebuilt:
         return ""
     return (
-        ": what expired by the old ttl is back online then"
+        ": then values that expired by the old ttl are online again"
         if rebuilt == {"ttl"}
         else ": until then rows keep their old values"
     )

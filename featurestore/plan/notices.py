@@ -1,4 +1,4 @@
-"""What a plan says beside a definition that it creates or changes: what is allowed, and likely to surprise."""
+"""A plan's notices about a definition that it creates or changes: things that are allowed but may surprise."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def step_notices(
 ) -> tuple[str, ...]:
     """Return the notices of one step, each a sentence or two that name the definition.
 
-    ``before`` is what is applied under the name in ``snapshot``, None for what is new or begins a new generation. A
-    view's schema is known.
+    ``before`` is the definition that ``snapshot`` holds under the name, None where there is none or a new generation
+    begins. A view's schema is known.
     """
     if not isinstance(wanted, FeatureView):
         return ()
@@ -34,7 +34,7 @@ def _takes_no_pushes(
             if isinstance(source, PushSource):
                 yield (
                     f"{view.name} takes no rows that are pushed to {source.name}: they would have to pass through its "
-                    "SQL. It changes when `fs materialize` reads the batch source."
+                    "SQL. Its values change when `fs materialize` reads the batch source."
                 )
 
 
@@ -47,7 +47,7 @@ def _adds_features(
     known = {field.name for field in before.stored}
     added = [field.name for field in view.stored if field.name not in known]
     if added and spans:
-        yield f"{', '.join(added)}: null for {in_words(spans)}, which was read already, until it is read again"
+        yield f"{', '.join(added)}: null for {in_words(spans)}, which was read before, until you read it again"
 
 
 def _created_lags(
@@ -72,4 +72,4 @@ _VIEW_NOTICES: list[Callable[[Workspace, Snapshot, FeatureView | None, FeatureVi
     _adds_features,
     _created_lags,
 ]
-"""Each looks at one view; a new notice is a function here."""
+"""Each function looks at one view; a new notice is one more of them."""

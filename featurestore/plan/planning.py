@@ -31,16 +31,16 @@ from featurestore.workspace import Workspace
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What a step takes away."""
+    """What a step deletes or sets aside."""
 
     offline_rows: int
-    """Of the tables, pushed rows included."""
+    """Rows in the tables, pushed rows included."""
     online_rows: int
-    """Entities online, by the offline table; of old generations as the last run counted them."""
+    """Entities online, counted in the offline table; for old generations as the last run counted them."""
     deleted: bool
-    """True: by this apply. False: kept under the old generation until `fs gc`."""
+    """True: this apply deletes them. False: they stay under the old generation until `fs gc`."""
     training_sets: tuple[str, ...] = ()
-    """Saved sets that could not be built again: the tables they are pinned to would go."""
+    """Saved sets that could not be built again, because the tables they are pinned to would go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +62,16 @@ class Step:
     """Tables, and their online records, that this step deletes."""
     loss: Loss | None
     notices: tuple[str, ...] = ()
-    """What its user should know of it: `notices.step_notices`."""
+    """What users should know about it: `notices.step_notices`."""
     commands: tuple[str, ...] = ()
-    """What to run after it is applied, so that what is stored follows: `remedies.commands_after`."""
+    """What to run after the apply, so that stored data follows: `remedies.commands_after`."""
 
     is_new_generation: bool = False
-    """The view gets a table and records that nobody has used yet."""
+    """Whether the view gets a new table and new records."""
 
     @property
     def change(self) -> Change:
-        """What the registry is told."""
+        """The change as the registry takes it."""
         return Change("delete" if self.action == "delete" else "put", self.kind, self.name, self.record)
 
 
@@ -82,13 +82,13 @@ class Plan:
     project: str
     revision: int
     base: str
-    """The hash of that revision, which an apply has to find there still; empty for a new project."""
+    """The hash of that revision, which must still be the newest at the apply; empty for a new project."""
     steps: tuple[Step, ...]
     notices: tuple[str, ...]
     applied: int | None = None
-    """The revision that applying it made, None while it is only a plan."""
+    """The revision that the apply made, None while this is only a plan."""
     prepare: bool = False
-    """New generations are filled before they are served, and what needs a rebuild gets one."""
+    """Whether new generations are filled before they are served; a view that needs a rebuild then gets a new one."""
 
     @property
     def worst(self) -> ChangeClass | None:
@@ -107,7 +107,7 @@ class Plan:
         return "\n".join("  " * line.indent + line.text for line in explain(self))
 
     def result(self, snapshot: Snapshot) -> Snapshot:
-        """Return what applying it makes of a snapshot, in which nothing is deleted yet."""
+        """Return the snapshot that applying the plan leads to, before anything is deleted."""
         records = {record.key: record for record in snapshot.records}
         records |= {step.record.key: step.record for step in self.steps if step.record is not None}
         return Snapshot(snapshot.project, snapshot.revision, tuple(records.values()), chain=snapshot.chain)
@@ -128,8 +128,8 @@ def make_plan(
 ) -> Plan:
     """Compare definitions with what is applied. Changes nothing.
 
-    ``partial``: definitions that are not given stay; otherwise they are planned for deletion. ``prepare``: see
-    `Plan.prepare`; for a project that was never applied it means nothing. Raises what `pin_schemas` raises for a source
+    ``partial``: definitions that are not given stay; otherwise the plan deletes them. ``prepare``: see
+    `Plan.prepare`; it has no effect for a project that was never applied. Raises what `pin_schemas` raises for a source
     that does not fit.
     """
     snapshot = workspace.snapshot()
@@ -155,18 +155,18 @@ def make_plan(
         mismatch = compare_table(workspace.registry, workspace.offline, registered, remembered)
         if mismatch is not None:
             notices.append(f"{mismatch.message} {mismatch.hint}")
-    # What is one for the whole project is said once.
+    # Several views may report the same problem of the project: say it once.
     told = tuple(dict.fromkeys(notices))
     return Plan(workspace.project, snapshot.revision, snapshot.chain.head, tuple(steps), told, prepare=prepare)
 
 
 def check_what_stays(snapshot: Snapshot, plan: Plan) -> None:
-    """Raise DefinitionError where a definition that no step is about could not be read beside those that are changed.
+    """Raise DefinitionError where an unchanged definition would not fit the changed ones.
 
-    Then nothing of the project could be read any more.
+    The registry would then hold a project that nobody can read any more.
     """
     if snapshot.chain.head != plan.base:
-        return  # it is refused for that
+        return  # the apply is refused for that reason
     result = {record.key: record for record in plan.result(snapshot).records}
     touched = {f"{step.kind}:{step.name}" for step in plan.steps}
     affected = {key for step in plan.steps for key in step.affects} - touched
@@ -175,15 +175,15 @@ def check_what_stays(snapshot: Snapshot, plan: Plan) -> None:
             from_records(_with_what_it_reads(kept, result))
         except RegistryFormatError as error:
             raise DefinitionError(
-                f"{kept.kind} {kept.name!r} is applied and does not fit what is given: {error.details['reason']}",
-                hint="Apply it as it is to be, too, or delete it first.",
+                f"{kept.kind} {kept.name!r} is applied and does not fit the new definitions: {error.details['reason']}",
+                hint="Apply its new form with them, or delete it first.",
                 kind=kept.kind,
                 name=kept.name,
             ) from None
 
 
 def _with_what_it_reads(record: Record, by_key: Mapping[str, Record]) -> list[Record]:
-    """Return a record and all that it is made of: what another one lacks is not this one's fault."""
+    """Return a record and everything that it depends on: what another record lacks is not this one's fault."""
     found, wanted = {}, [record]
     while wanted:
         one = wanted.pop()
@@ -194,7 +194,7 @@ def _with_what_it_reads(record: Record, by_key: Mapping[str, Record]) -> list[Re
 
 
 def _unknown_tables(workspace: Workspace, snapshot: Snapshot) -> list[str]:
-    """Return what to say of tables that are there before the registry knows the project."""
+    """Return a notice about tables that exist although the registry does not know the project."""
     count = 0 if snapshot.chain.number else len(workspace.offline.tables(workspace.project))
     if not count:
         return []
@@ -203,7 +203,7 @@ def _unknown_tables(workspace: Workspace, snapshot: Snapshot) -> list[str]:
     whose = "" if owner is None else f", of the project with identity {owner[:12]}"
     return [
         f"The offline store holds {tables} of {workspace.project!r}{whose}, and this registry does not know that "
-        "project: what is applied here begins new generations. Check `registry` and `offline_store` in the settings."
+        "project: an apply begins new generations. Check `registry` and `offline_store` in the settings."
     ]
 
 
@@ -218,18 +218,18 @@ def _check_shared_names(snapshot: Snapshot, wanted: Sequence[Definition]) -> Non
 
 
 class _Putting:
-    """Makes the steps that create and update, in the order of kinds: what a view reads comes before it."""
+    """Makes the steps that create and update, in the order of kinds: sources come before the views that read them."""
 
     def __init__(self, workspace: Workspace, snapshot: Snapshot, prepared: set[str] | None) -> None:
         self._workspace, self._snapshot = workspace, snapshot
         self._filled = prepared or set()
-        """Views that are filled before they are served, where they get a new generation."""
+        """Views that are filled before they are served, if they get a new generation."""
         self._generations = Generations(workspace, snapshot.chain.identity)
         self._rebuilt: set[str] = set()
         """``kind:name`` of sources whose rows change."""
 
     def step(self, wanted: Definition) -> Step | None:
-        """Return the step to a definition, None where it is applied as it stands."""
+        """Return the step that leads to a definition, None where it is already applied."""
         workspace, snapshot = self._workspace, self._snapshot
         before = snapshot.definitions.get((wanted.kind, wanted.name))
         changes = [] if before is None else differences(before, wanted)
@@ -309,7 +309,7 @@ class _Putting:
                 )
 
     def _is_whole(self, wanted: FeatureView, generation: int) -> bool:
-        """Tell whether what was prepared is what this registry left: a store may have been restored since."""
+        """Tell whether the prepared table is as this registry left it: a store may have been restored since."""
         workspace = self._workspace
         planned = RegisteredView(workspace.project, wanted, generation, self._snapshot.chain)
         found = [compare_table(workspace.registry, workspace.offline, planned)]
@@ -324,7 +324,7 @@ def _left_behind(wanted: Definition, *, is_replaced: bool) -> tuple[str, ...]:
         return ()
     pushed = [source.name for source in wanted.sources if isinstance(source, PushSource)]
     return tuple(
-        f"rows that were pushed to {name} and that its batch source does not hold yet stay in the old generation."
+        f"rows that were pushed to {name} and are not yet in its batch source stay in the old generation."
         for name in pushed
     )
 
@@ -353,7 +353,7 @@ def _delete_step(workspace: Workspace, snapshot: Snapshot, gone: Definition, lea
 
 
 def _loss(workspace: Workspace, snapshot: Snapshot, name: str, *, deleted: Sequence[TableId] = ()) -> Loss:
-    """Return what a view loses: its rows now, or with ``deleted`` those of every generation that is still there."""
+    """Return what a view loses: its rows now, or with ``deleted`` those of every generation that still exists."""
     registered = snapshot.views[name]
     there = set(workspace.offline.tables(workspace.project)) & {*deleted} if deleted else set()
     tables = {registered.table, *there}
@@ -373,7 +373,7 @@ def _loss(workspace: Workspace, snapshot: Snapshot, name: str, *, deleted: Seque
 
 
 def _rows(workspace: Workspace, table: TableId, watermark: Watermark) -> int:
-    """Return the rows of a table, pushed ones included; those of its last run where the table cannot be read."""
+    """Return how many rows a table holds, pushed ones included; the last run's count where it cannot be read."""
     with suppress(OfflineStoreError):
         version = workspace.offline.current(table)
         if version is not None:

@@ -15,7 +15,7 @@ from featurestore.workspace import Workspace
 def commands_after(
     workspace: Workspace, snapshot: Snapshot, wanted: Definition, changes: Iterable[Difference], *, is_new: bool
 ) -> tuple[str, ...]:
-    """Return the commands that bring what is stored to a changed definition; ``is_new``: its view's table is."""
+    """Return the commands that bring stored data to a changed definition; ``is_new``: the view has a new table."""
     rebuilt = {change.what for change in changes if change.change_class is ChangeClass.REBUILD}
     registered = snapshot.views.get(wanted.name) if isinstance(wanted, FeatureView) else None
     if registered is not None:
@@ -41,7 +41,7 @@ def read_by(view: FeatureView) -> set[str]:
 
 
 def _refill(workspace: Workspace, registered: RegisteredView) -> tuple[str, ...]:
-    """Return what reads once more what was committed, as by a new generation, or with an added feature."""
+    """Return the command that reads the committed spans again, for a new generation or an added feature."""
     if read_watermark(workspace.ledger, registered).begun_us is not None:
         return (f"fs materialize --view {registered.view.name}",)  # reads from the source's first event on
     return _spans(workspace, registered)

@@ -27,9 +27,9 @@ def pin_schemas(
 ) -> tuple[list[Definition], list[str]]:
     """Return the definitions with every schema known and every source checked, and notices for people.
 
-    A view without ``schema`` keeps the one that was pinned when it was applied while its source and SQL stay,
-    unless ``refresh``. Raises SourceError, with every fault, where views that are new or changed do not
-    fit; for one that is applied as it stands a broken source is a notice, because nothing of it changes.
+    A view without ``schema`` keeps its pinned one while its source and SQL stay, unless ``refresh``. Raises
+    SourceError, with every fault, where new or changed views do not fit their sources. For an unchanged view a
+    broken source is only a notice, because the apply does not touch it.
     """
     pinned: dict[str, FeatureView] = {}
     notices: list[str] = []
@@ -42,7 +42,7 @@ def pin_schemas(
             check_columns(view, columns)
             made = _pin(view, before, columns, refresh=refresh)
             if made is not view and view.sql is None:
-                columns = sources.columns(made)  # what holds no value in a file may have any type there
+                columns = sources.columns(made)  # a column without values in a file may have any type there
             check_columns(made, columns)
         except SourceError as error:
             settled = _as_applied(view, before)
@@ -60,19 +60,19 @@ def pin_schemas(
 
 
 def _check_repeats(view: FeatureView) -> None:
-    """Raise SourceSchemaError for SQL that gives other values when it reads the same rows again."""
+    """Raise SourceSchemaError for SQL that gives different values each time it reads the same rows."""
     called = None if view.sql is None else changing_call(view.sql)
     if called is not None:
         raise SourceSchemaError(
-            f"The SQL of feature view {view.name!r} calls {called}, which answers something else each time: runs over "
-            "the same rows would correct them for ever, and what a training set gets would depend on when they ran.",
-            hint="Compute it from the rows. What depends on the moment of a request belongs into an on-demand view.",
+            f"The SQL of feature view {view.name!r} calls {called}, whose result changes from call to call: runs over "
+            "the same rows would correct them for ever, and training sets would depend on when the runs happened.",
+            hint="Compute it from the rows. A value that depends on the time of a read belongs in an on-demand view.",
             view=view.name,
         )
 
 
 def _as_applied(view: FeatureView, before: FeatureView | None) -> FeatureView | None:
-    """Return the view with its pinned schema where it is applied just so, None where it is new or changed."""
+    """Return the view with its pinned schema if it is applied unchanged, None where it is new or changed."""
     if before is None or (view.fields is None and not _reads_same(view, before)):
         return None
     settled = view.replaced(fields=before.stored) if view.fields is None else view
@@ -80,7 +80,7 @@ def _as_applied(view: FeatureView, before: FeatureView | None) -> FeatureView | 
 
 
 def _faults_of(sources: Sources, view: FeatureView, error: SourceError) -> list[SourceError]:
-    """Return what is wrong with each of a view's sources, and where they are sound what is wrong with the view."""
+    """Return the faults of a view's sources, or those of the view where its sources are sound."""
     found = []
     for source in view.batch_sources:
         try:
@@ -136,7 +136,7 @@ def _pin(
             ) from None
     if not fields:
         read = "its source has" if view.sql is None else "its SQL selects"
-        raise SourceSchemaError(f"Feature view {view.name!r}: {read} no column beside keys and times.", view=view.name)
+        raise SourceSchemaError(f"Feature view {view.name!r}: {read} no column besides keys and times.", view=view.name)
     return view.replaced(fields=tuple(fields))
 
 

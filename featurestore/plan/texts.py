@@ -1,4 +1,4 @@
-"""Two values of a difference as text: what differs is shown, and different values never read the same."""
+"""Two values of a difference as text: it shows what differs, and different values never read the same."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 from featurestore.types.times import MICROSECOND, duration_text
 
 LONGEST = 100
-"""Longer texts stand on lines of their own."""
+"""Texts longer than this many characters go on lines of their own."""
 CONTEXT = 2
 """Equal lines shown around those that differ."""
 _LOOKS_OTHER = re.compile(r"['\"\[{(+\-\d]|(none|true|false|nan|inf|b['\"])", re.IGNORECASE)
-"""How the text of a value that is no string begins."""
+"""How the text of a value that is not a string begins."""
 
 
 def difference_lines(before: Any, after: Any) -> list[str]:
-    """Return ``old -> new`` as one line; of lists, mappings and long texts an empty line, and the lines of a diff."""
+    """Return ``old -> new`` as one line; for lists, mappings and long texts an empty line, then a diff."""
     old, new = _parts(before), _parts(after)
     if old is not None or new is not None:
         diff = list(difflib.unified_diff(old or [_text(before)], new or [_text(after)], lineterm="", n=CONTEXT))
@@ -32,13 +32,13 @@ def difference_lines(before: Any, after: Any) -> list[str]:
 
 
 def _place(head: str) -> str:
-    """Return where the lines below the head of a hunk begin, as a line of its own; nothing for the first."""
+    """Return the line that says where a hunk begins; an empty text for the first line of the text."""
     number = int(head.split()[1].lstrip("-").split(",")[0])
     return f"… line {number}" if number > 1 else ""
 
 
 def _parts(value: Any) -> list[str] | None:
-    """Return the lines that a value is compared by, None for one that is short."""
+    """Return the lines by which a value is compared, None for a short one."""
     if isinstance(value, str):
         lines = value.split("\n")  # not splitlines: a line feed at the end is a difference too
         return [_line(line) for line in lines] if len(lines) > 1 or len(value) > LONGEST else None

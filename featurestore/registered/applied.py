@@ -1,4 +1,4 @@
-"""Definitions that users pass as objects: they stand for what is applied, so they must be what is applied."""
+"""Definitions that users pass as objects: they stand for the applied definitions, so they must be equal to them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ P = TypeVar("P")
 
 _WORDS = {"ttl_us": "ttl", "allowed_lateness_us": "allowed_lateness", "code_hash": "code"}
 _TEXTS = frozenset({"description", "tags"})
-"""What a field says of itself, and no value depends on."""
+"""Parts of a field that no value depends on."""
 
 
 def check_as_applied(snapshot: Snapshot, given: Definition | FeatureSelection) -> None:
-    """Raise InputError where an object, or what it is made of, is not what is applied under its name.
+    """Raise InputError where an object, or a part of it, differs from what is applied under its name.
 
-    Descriptions, owners and tags may differ, and a schema that is left out is the applied one. What is not applied
-    at all passes: who looks for it tells.
+    Descriptions, owners and tags may differ; a schema that is left out is the applied one. An object that is not
+    applied at all passes: looking it up raises an error later.
     """
     whole = given.view if isinstance(given, FeatureSelection) else given
     if snapshot.definitions.get((whole.kind, whole.name)) == whole:
@@ -38,7 +38,7 @@ def check_as_applied(snapshot: Snapshot, given: Definition | FeatureSelection) -
 
 
 def _pinned(snapshot: Snapshot, part: Definition) -> Definition:
-    """Return a definition with the applied schema wherever it leaves one out."""
+    """Return a definition with the applied schema in each place that leaves one out."""
     if isinstance(part, FeatureView):
         return _with_schema(snapshot, part)
     if isinstance(part, OnDemandFeatureView):
@@ -77,7 +77,7 @@ def _differs(
         text += f":{(names or [field.name for field in whole.fields or ()] or ['FEATURE'])[0]}"
     return InputError(
         f"{part.title} {part.name!r}{of} differs from what is applied (revision {snapshot.revision}) in {what}.",
-        hint=f"Apply it first: store.apply([...]) or `fs apply`; or ask by text for what is applied: {text!r}.",
+        hint=f"Apply it first: store.apply([...]) or `fs apply`; or name the applied one by its text: {text!r}.",
         kind=part.kind,
         name=part.name,
     )

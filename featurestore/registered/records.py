@@ -45,7 +45,7 @@ _SHORT_KINDS = {"view": "feature_view", "service": "feature_service", "on_demand
 
 
 def kind_named(text: str | type[Definition]) -> str:
-    """Return the kind of a class, or of a person's word: ``feature-views``, ``view`` and ``feature_view`` are one.
+    """Return the kind of a class, or of a word: ``feature-views``, ``view`` and ``feature_view`` are the same.
 
     Raises NotFoundError for anything else.
     """
@@ -53,7 +53,7 @@ def kind_named(text: str | type[Definition]) -> str:
         return text.kind
     if not isinstance(text, str):
         hint = "Pass a class such as FeatureView, or a word such as 'feature_view'."
-        raise NotFoundError(f"{text!r} is no kind of definition.", hint=hint)
+        raise NotFoundError(f"{text!r} is not a kind of definition.", hint=hint)
     word = text.lower().replace("-", "_").removesuffix("s")
     word = "entity" if word == "entitie" else _SHORT_KINDS.get(word, word)
     kinds = [kind.kind for kind in KINDS]
@@ -77,7 +77,7 @@ def understood(what: str) -> Iterator[None]:
 
 
 def known_fields(kind: Any, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a document says of a dataclass's fields, and not what a newer version added: for what is shown."""
+    """Return a document's values for a dataclass's fields, without what a newer version added: for display only."""
     return {each.name: document[each.name] for each in fields(kind) if each.name in document}
 
 
@@ -154,7 +154,7 @@ def to_record(project: str, definition: Definition, *, generation: int = 1) -> R
 
 
 def from_records(records: Iterable[Record]) -> dict[tuple[str, str], Definition]:
-    """Return the definitions of a complete set of records by (kind, name). On-demand code is not among them.
+    """Return the definitions of a complete set of records by (kind, name), without on-demand code.
 
     Raises RegistryFormatError for a kind, or a part of a definition, that a newer version wrote.
     """
@@ -162,7 +162,7 @@ def from_records(records: Iterable[Record]) -> dict[tuple[str, str], Definition]
 
     def lookup(kind: str, name: str) -> Definition:
         if (kind, name) not in made:
-            raise ValueError(f"it needs the {kind} {name!r}, which is not there")
+            raise ValueError(f"it needs the {kind} {name!r}, which does not exist")
         return made[kind, name]
 
     order = {kind.kind: position for position, kind in enumerate(KINDS)}
@@ -179,7 +179,7 @@ def _from_record(record: Record, lookup: Lookup) -> Definition:
     if isinstance(definition, FeatureView):
         written.add("generation")
     if unread := record.document.keys() ^ written:
-        # Leaving out what is not known would make it another definition.
+        # Without the unknown parts it would be another definition.
         raise ValueError(f"its parts {', '.join(sorted(unread))}")
     return definition
 

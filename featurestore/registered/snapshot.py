@@ -27,11 +27,11 @@ class RegisteredView:
     view: FeatureView
     generation: int
     chain: Chain = field(default_factory=Chain, compare=False)
-    """The revisions of the project that declares it; empty where they are not known."""
+    """The revisions of the project that declares it; empty where they are unknown."""
 
     @property
     def table(self) -> TableId:
-        """Where its rows lie offline."""
+        """The table of its rows offline."""
         return TableId(self.project, self.view.name, self.generation)
 
     @property
@@ -45,7 +45,7 @@ class RegisteredView:
 
     @property
     def layout(self) -> ViewLayout:
-        """How its records lie online."""
+        """The layout of its records online."""
         return ViewLayout(
             project=self.project,
             view=self.view.name,
@@ -122,7 +122,7 @@ class Snapshot:
         found = self.definitions.get((kind.kind, name))
         if found is None:
             known = [n for k, n in self.definitions if k == kind.kind]
-            hint = did_you_mean(name, known) or f"Project {self.project!r} has none: declare it, and run `fs apply`."
+            hint = did_you_mean(name, known) or f"Project {self.project!r} has none: declare one, and run `fs apply`."
             what = kind.kind.replace("_", " ").replace("on demand", "on-demand")
             raise NotFoundError(f"There is no {what} {name!r}.", hint=hint, kind=kind.kind, name=name)
         assert isinstance(found, kind)

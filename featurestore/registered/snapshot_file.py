@@ -1,7 +1,7 @@
-"""The last good definitions on disk, for a server that starts while the registry is away.
+"""The last good definitions on disk, for a server that starts while the registry is down.
 
-The file holds what a server needs of the registry and nothing else: the records of one revision and the hashes of
-the tokens. It is readable by its owner only, replaced atomically, and checked against its own checksum.
+The file holds what a server needs from the registry and nothing else: the records of one revision and the hashes of
+the tokens. Only its owner may read it; it is replaced atomically and checked against its own checksum.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from featurestore.project.private_file import checksum, matches, replace_file, s
 
 FORMAT_VERSION = 1
 FILE_NAME = Path(".featurestore", "snapshot.json")
-"""Where it lies in a feature repo."""
+"""The path of the file in a feature repo."""
 
 DELETE_HINT = "Delete the file and start the server while the registry can be reached."
 
 
 @dataclass(frozen=True, slots=True)
 class SavedSnapshot:
-    """What a server knows of the registry."""
+    """What a server knows from the registry."""
 
     revision: Revision
     tokens: tuple[Token, ...]
     seen_us: int
-    """When the registry last confirmed it, UTC microseconds."""
+    """When the registry last confirmed this state, UTC microseconds."""
 
 
 def save_snapshot(path: Path, saved: SavedSnapshot) -> None:
-    """Replace the file, durably and in one step; readers see the old one or the new one, whole.
+    """Replace the file, durably and in one step; readers see the whole old file or the whole new one.
 
     Raises DiskFullError, or RegistryUnavailableError when the folder cannot be written; the old file then stays.
     """
@@ -51,14 +51,14 @@ def save_snapshot(path: Path, saved: SavedSnapshot) -> None:
     }
     document = {"format": FORMAT_VERSION, "checksum": checksum(content), "snapshot": content}
     try:
-        # The file's own time: an instant inside it would need a new file at every confirmation.
+        # Kept as the file's modification time: an instant inside would need a new file at every confirmation.
         replace_file(path, document, modified_us=saved.seen_us)
     except OSError as error:
         raise _translated(path, error) from None
 
 
 def confirm_snapshot(path: Path, seen_us: int) -> None:
-    """Note that the registry still holds what the file holds. Raises RegistryUnavailableError as `save_snapshot`."""
+    """Note that the file still agrees with the registry. Raises RegistryUnavailableError as `save_snapshot`."""
     try:
         set_modified(path, seen_us)
     except OSError as error:
@@ -82,7 +82,7 @@ def read_snapshot(path: Path, project: str) -> SavedSnapshot | None:
         document = json.loads(text)
         version = document["format"]
     except (ValueError, RecursionError, TypeError, KeyError):
-        raise _damaged(path, "it is no snapshot") from None
+        raise _damaged(path, "it is not a snapshot") from None
     if version != FORMAT_VERSION:
         raise RegistryFormatError(
             f"The snapshot {path} has the format {version!r}; this version reads {FORMAT_VERSION}.",
@@ -100,7 +100,7 @@ def read_snapshot(path: Path, project: str) -> SavedSnapshot | None:
                 hint=f"Check `project:` in the settings, or: {DELETE_HINT}",
                 path=str(path),
             )
-        chain = Chain(tuple(content.get("chain", ())))  # earlier versions kept none
+        chain = Chain(tuple(content.get("chain", ())))  # earlier versions saved no chain
         revision = Revision(project, content["revision"], tuple(map(record_from, content["records"])), chain)
         tokens = tuple(Token.from_document(token) for token in content["tokens"])
     except (KeyError, TypeError):
@@ -109,7 +109,7 @@ def read_snapshot(path: Path, project: str) -> SavedSnapshot | None:
 
 
 def record_from(document: Mapping[str, Any]) -> Record:
-    """Return the record that ``dataclasses.asdict`` made this of."""
+    """Return the record whose ``dataclasses.asdict`` is this."""
     fields = tuple(RecordField(**{**field, "inputs": tuple(field["inputs"])}) for field in document["fields"])
     return Record(**{**document, "fields": fields, "depends_on": tuple(document["depends_on"])})
 

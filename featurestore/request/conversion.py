@@ -1,4 +1,4 @@
-"""Arrow columns as Python values and as pandas columns, with no value changed on the way."""
+"""Arrow columns as Python values and as pandas columns, without changing a value."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def to_nullable_series(
     mask = np.asarray(column.is_null().to_numpy(zero_copy_only=False)) if _is_masked(kind) else None
     if mask is None:
         return pd.Series(_plain(column), index=index)
-    # The arrays' own constructors keep NaN apart from null; everything else in pandas makes one of the other.
+    # The arrays' own constructors keep NaN apart from null; everything else in pandas turns one into the other.
     if is_a.is_boolean(kind):
         values = np.array(pc.fill_null(column, False).to_numpy(zero_copy_only=False), dtype=bool)
         return pd.Series(pd.arrays.BooleanArray(values, mask), index=index)
@@ -74,12 +74,12 @@ def _is_masked(kind: pa.DataType) -> bool:
 
 
 def _plain(column: pa.ChunkedArray | pa.Array) -> Any:
-    """Return what a Series is made of, without any change of value."""
+    """Return the values for a Series, unchanged."""
     import numpy as np
     import pyarrow as pa
 
     if pa.types.is_nested(column.type) and not pa.types.is_dictionary(column.type):
-        # pyarrow would make arrays of floats of integers beside nulls.
+        # pyarrow would turn integers with nulls among them into floats.
         values = np.empty(len(column), dtype=object)
         values[:] = column.to_pylist()
         return values
@@ -98,7 +98,7 @@ def to_frame(table: pa.Table, index: pd.Index | None = None) -> pd.DataFrame:
 
 
 def inferred_column(values: list[Any], *, name: str) -> pa.Array:
-    """Return values in the type that Arrow infers, NaN beside others as null; raises InputError naming the column."""
+    """Return values in the type that Arrow infers, NaN among other types as null; raises InputError with the column."""
     try:
         return as_arrow(values)
     except ValueError as error:
@@ -108,7 +108,7 @@ def inferred_column(values: list[Any], *, name: str) -> pa.Array:
 
 
 def import_polars() -> Any:
-    """Return the module of polars, which is optional; raises InputError where it is not installed."""
+    """Return the optional module polars; raises InputError where it is not installed."""
     try:
         import polars
     except ImportError as error:
@@ -131,5 +131,5 @@ def cast_exactly(column: pa.Array | pa.ChunkedArray, value_type: ValueType, *, n
             return column.cast(arrow_type(value_type))
         except pa.ArrowInvalid as error:
             reason = str(error).splitlines()[0].rstrip(".")
-            raise ValueTypeError(f"column {name!r} holds a value that is no {value_type}: {reason}.") from None
+            raise ValueTypeError(f"column {name!r} holds a value that is not a {value_type}: {reason}.") from None
     return cast_column(column, value_type, name=name)

@@ -1,4 +1,4 @@
-"""What a caller asked for, resolved against a project's definitions: the same for training sets and for serving."""
+"""A caller's request for features, resolved against a project's definitions: the same for training and serving."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ Reference = str | FeatureView | FeatureSelection | OnDemandFeatureView | Feature
 FeaturesArgument = Reference | Sequence[Reference] | None
 
 EVERY = "*"
-"""In the place of a feature: all that the view declares as applied, in its order."""
+"""In place of a feature: all features of the applied view, in its order."""
 
 
 @dataclass(frozen=True, slots=True)
 class ViewRead:
-    """One view, read by one set of columns of the caller's."""
+    """One view, read by one set of the caller's columns."""
 
     name: str
-    """Unique in the request: the first name under which it was asked for, or one made of it."""
+    """Unique in the request: the first name under which it was asked for, or a name derived from it."""
     registered: RegisteredView
     key_columns: tuple[tuple[str, str], ...]
     """Each join key and the caller's column for it, in declared order."""
     features: tuple[str, ...]
-    """What is read, each once, in the order it was first asked for; inputs of on-demand views included."""
+    """The features to read, each once, in the order first asked for; inputs of on-demand views included."""
 
     @property
     def view(self) -> FeatureView:
@@ -54,7 +54,7 @@ class OnDemandInput:
     field: Field
     read: int | None
     position: int
-    """Of the feature in its read; 0 for a request field."""
+    """Position of the feature in its read; 0 for a request field."""
 
     @property
     def name(self) -> str:
@@ -92,7 +92,7 @@ class Output:
 
 @dataclass(frozen=True)
 class FeatureRequest:
-    """Reads, computations and output columns of one request. It never changes and can be kept for its shape."""
+    """Reads, computations and output columns of one request. It never changes, so it can be kept and used again."""
 
     project: str
     revision: int
@@ -101,7 +101,7 @@ class FeatureRequest:
     outputs: tuple[Output, ...]
     full_feature_names: bool
     references: tuple[dict[str, Any], ...]
-    """What was asked for as JSON, with which `from_references` asks again."""
+    """The request as JSON, from which `from_references` makes it again."""
 
     @cached_property
     def key_types(self) -> dict[str, tuple[ValueType, ...]]:
@@ -116,7 +116,7 @@ class FeatureRequest:
 
     @cached_property
     def request_fields(self) -> dict[str, Field]:
-        """What the caller must bring beside keys, by name."""
+        """What the caller must bring besides keys, by name."""
         return {
             argument.name: argument.field
             for computed in self.on_demand
@@ -125,7 +125,7 @@ class FeatureRequest:
         }
 
     def check_own_columns(self, columns: Iterable[str]) -> None:
-        """Raise OutputNameClashError when an output column would be named like one of the caller's."""
+        """Raise OutputNameClashError when an output column would have the name of one of the caller's."""
         own = {str(column).lower(): column for column in columns}
         for output in self.outputs:
             if output.name.lower() in own:
@@ -140,15 +140,15 @@ class FeatureRequest:
 
 
 def resolve(snapshot: Snapshot, features: FeaturesArgument, *, full_feature_names: bool = False) -> FeatureRequest:
-    """Resolve references in the order given against the definitions as applied.
+    """Resolve references, in the order given, against the applied definitions.
 
-    Objects stand for what was applied under their names, which they must be (see `check_as_applied`). Raises
-    NotFoundError with the closest name, OutputNameClashError naming both features, and InputError for anything else.
+    An object must be equal to what is applied under its name (see `check_as_applied`). Raises NotFoundError with the
+    closest name, OutputNameClashError naming both features, and InputError for anything else.
     """
     builder = _Builder(snapshot, full_feature_names)
     if features is None:
         raise InputError(
-            "No features are asked for.", hint='Pass "view:feature" or "view:*" texts, views, or a feature service.'
+            "You asked for no features.", hint='Pass "view:feature" or "view:*" texts, views, or a feature service.'
         )
     for reference in features if isinstance(features, list | tuple) else [features]:
         if isinstance(reference, Definition | FeatureSelection):
@@ -185,7 +185,7 @@ class _Builder:
         self._references: list[dict[str, Any]] = []
 
     def add(self, reference: Any) -> None:
-        """Add whatever a caller may pass."""
+        """Add a reference in any form that callers may pass."""
         if isinstance(reference, str):
             self._add_text(reference)
         elif isinstance(reference, FeatureView):
@@ -209,9 +209,9 @@ class _Builder:
             services = self._snapshot.services
             if text not in services:
                 if text in self._snapshot.views or text in self._snapshot.on_demand or not text:
-                    hint = f"Features are written as view:feature, all of a view as {text or 'view'}:{EVERY}."
+                    hint = f"Write a feature as view:feature, all of a view as {text or 'view'}:{EVERY}."
                     raise NotFoundError(f"{text!r} names no feature.", hint=hint, name=text)
-                hint = did_you_mean(text, services) or "None is applied; single features are written as view:feature."
+                hint = did_you_mean(text, services) or "No service is applied; write single features as view:feature."
                 raise NotFoundError(f"There is no feature service {text!r}.", hint=hint, name=text)
             self.add(services[text])
         elif name in self._snapshot.on_demand:
@@ -248,14 +248,14 @@ class _Builder:
         )
 
     def _read(self, selection: FeatureSelection, view: FeatureView, names: Iterable[str]) -> int:
-        """Return the position of the read that serves a selection, adding it or what it lacks."""
+        """Return the position of the read that serves a selection; adds the read or the features that it lacks."""
         columns = tuple((key, selection.columns.get(key, key)) for key in view.join_keys)
         _, features = self._reads.setdefault((view.name, columns), (selection.name, {}))
         features.update(dict.fromkeys(names))
         return self._positions.setdefault((view.name, columns), len(self._positions))
 
     def add_on_demand(self, name: str, names: Sequence[str]) -> None:
-        """Add features of an on-demand view, with all that its function reads."""
+        """Add features of an on-demand view, and everything that its function reads."""
         registered = self._snapshot.on_demand.get(name)
         if registered is None:
             raise NotFoundError(
@@ -293,7 +293,7 @@ class _Builder:
     def request(self) -> FeatureRequest:
         """Return the request, its output names made and checked."""
         if not self._outputs:
-            raise InputError("No features are asked for.", hint="Name at least one.")
+            raise InputError("You asked for no features.", hint="Name at least one.")
         outputs = tuple(
             Output(
                 f"{found.alias}__{found.field.name}" if self._full_names else found.field.name,

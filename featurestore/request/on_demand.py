@@ -1,4 +1,4 @@
-"""Running on-demand functions: one way for training sets, which hold Arrow, and for serving, which holds lists."""
+"""Running on-demand functions: on Arrow for training sets, on lists for serving."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _AS_THEY_ARE = {"Float64": float, "Bool": bool}
 
 
 class OnDemandFunction:
-    """The checked code of one on-demand view. Raises CodeMismatchError when it is not what was applied."""
+    """The checked code of one on-demand view. Raises CodeMismatchError when it differs from what was applied."""
 
     def __init__(self, snapshot: Snapshot, view: OnDemandFeatureView) -> None:
         function = snapshot.function(view.name)
@@ -60,7 +60,7 @@ class OnDemandFunction:
             return [
                 canonical_values(column, field.type) for column, field in zip(found, self.view.features, strict=True)
             ]
-        # A function may change what it is given: not the values that are answered beside its own.
+        # A function may change the lists that it gets; the stored values in the same answer must not change with them.
         copied = {
             name: list(values) if self._types[name].item is None else deepcopy(list(values))
             for name, values in inputs.items()
@@ -69,8 +69,8 @@ class OnDemandFunction:
         return [self._checked_list(returned, field, rows) for field in self.view.features]
 
     def rehearse(self) -> None:
-        """Run it for one row of nulls, so that what it imports is there before somebody waits for it."""
-        with suppress(Exception):  # it may want something of its rows: those that ask hear of that
+        """Run it for one row of nulls, so that its imports are loaded before a request waits for them."""
+        with suppress(Exception):  # it may not accept nulls: requests will report that
             self.on_lists({name: [None] for name in self._types}, 1)
 
     def on_arrow(self, inputs: Mapping[str, pa.Array], rows: int) -> list[pa.Array]:
@@ -170,7 +170,7 @@ class OnDemandFunction:
 
 
 def _is_canonical(value_type: ValueType, values: Sequence[Any]) -> bool:
-    """Tell, quickly, whether `coerce` would return every value as it is; False where that is not clear."""
+    """Tell, quickly, whether `coerce` would return every value unchanged; False where that is not clear."""
     kinds = set(map(type, values)) - {type(None)}
     if not kinds:
         return True
@@ -182,7 +182,7 @@ def _is_canonical(value_type: ValueType, values: Sequence[Any]) -> bool:
 
 
 def _failed(view: str, error: BaseException) -> OnDemandError:
-    """Return the error that tells of a function's failure with the user's own frames."""
+    """Return the error that reports a function's failure, with the user's own frames."""
     frames = traceback.extract_tb(error.__traceback__)[1:]
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return OnDemandError(

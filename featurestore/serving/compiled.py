@@ -28,25 +28,25 @@ from featurestore.types.values import INTEGER_RANGES, ValueType, coerce, from_js
 
 Form = Literal["python", "json"]
 FetchValue = Callable[[bytes], bytes | None]
-"""Returns the value of one key of the store: schemas of older records are looked up by it."""
+"""Returns the value of one key of the store; used to look up the schemas of older records."""
 
 
 class Query(NamedTuple):
-    """The keys of one request, and what its answer needs to know of it."""
+    """The keys of one request, and what its answer needs to know about it."""
 
     keys: list[bytes]
     """The keys of every read, one after the other: one MGET."""
     rows: int
     found: tuple[tuple[int, ...] | None, ...]
-    """Per read the rows that have a key, None for all of them: a row with a null key has none."""
+    """For each read the rows that have a key, None for all rows: a row with a null key has no key."""
     request_data: Mapping[str, Sequence[Any]]
     """Canonical values of the request fields."""
 
 
 class OnlinePlan:
-    """A compiled request, without I/O but for ``fetch``. Serves any number of requests of its shape.
+    """A compiled request, without I/O except ``fetch``. Serves any number of requests of its shape.
 
-    ``form`` is what goes in and comes out: canonical Python values, or their JSON forms, where NaN and
+    ``form`` says how values go in and come out: as canonical Python values, or in their JSON forms, where NaN and
     infinities are null with NULL_VALUE.
     """
 
@@ -63,7 +63,7 @@ class OnlinePlan:
         self.lower_names = frozenset(map(str.lower, self.names))
         self._functions = [(OnDemandFunction(snapshot, read.view), read) for read in request.on_demand]
         self.has_functions = bool(self._functions)
-        # Functions take canonical values, whatever form the caller's are in.
+        # Functions take canonical values, in whichever form the caller sends them.
         inputs = {argument.read for read in request.on_demand for argument in read.inputs}
         forms: list[Form] = ["python" if place in inputs else form for place in range(len(request.reads))]
         self._encoders = [KeyEncoder(read.registered.layout) for read in request.reads]
@@ -84,8 +84,8 @@ class OnlinePlan:
     ) -> OnlinePlan:
         """Return the plan of a request.
 
-        Raises InputError for a view that stays offline and CodeMismatchError for an on-demand function whose
-        code is not loaded or not what was applied.
+        Raises InputError for a view that stays offline, and CodeMismatchError for an on-demand function whose
+        code is not loaded or differs from what was applied.
         """
         return cls(snapshot, request, form, fetch)
 
@@ -99,7 +99,7 @@ class OnlinePlan:
     def query(self, columns: Mapping[str, Sequence[Any]]) -> Query:
         """Return the keys of a request's rows; ``columns`` holds lists of the key columns and request fields.
 
-        Values are canonical Python values or what `coerce` takes; in the form ``json`` what `from_json` takes.
+        Values are anything that `coerce` takes; in the form ``json`` anything that `from_json` takes.
         None is a null key. Raises EntityKeyError naming column, value and row, ValueTypeError likewise for
         request fields, and InputError for columns of different lengths or a missing request field.
         """
@@ -137,9 +137,9 @@ class OnlinePlan:
     def missing_schemas(
         self, query: Query, records: Sequence[bytes | None]
     ) -> dict[bytes, list[Callable[[bytes], None]]]:
-        """Return the keys to look up before `answer`, each with all that take the value, for callers without ``fetch``.
+        """Return the keys to look up before `answer`, each with the functions that take its value.
 
-        Only records that were written before the view's newest schema need any.
+        For callers without ``fetch``. Only records that were written before the view's newest schema need any.
         """
         wanted: dict[bytes, list[Callable[[bytes], None]]] = {}
         for encoder, reader, part, _ in self._parts(query):
@@ -157,7 +157,7 @@ class OnlinePlan:
         return parts
 
     def fresh_rows(self, query: Query, records: Sequence[bytes | None], now_us: int) -> list[list[Any]] | None:
-        """Return the answer's rows where that takes no closer look, as `FreshRows` says; None otherwise."""
+        """Return the answer's rows if `FreshRows` can take the short way; None otherwise."""
         if not self._fresh or query.found.count(None) != len(query.found):
             return None
         views, start = [], 0
@@ -170,18 +170,18 @@ class OnlinePlan:
         joined = views[0]
         for rows in views[1:]:
             for row, more in zip(joined, rows, strict=True):
-                row += more  # in place: nobody else has these lists
+                row += more  # in place: nothing else refers to these lists
         return joined
 
     def values(self, query: Query, records: Sequence[bytes | None], now_us: int) -> Answer | ShortAnswer:
-        """Return the same answer, the quicker where only its values are wanted; the form is ``python``."""
+        """Return the same answer, faster if the caller only wants values; the form must be ``python``."""
         rows = self.fresh_rows(query, records, now_us)
         if rows is None or (self.has_defaults and any(None in row for row in rows)):
             return self.answer(query, records, now_us)
         return ShortAnswer(rows, lambda: self.answer(query, records, now_us))
 
     def answer(self, query: Query, records: Sequence[bytes | None], now_us: int) -> Answer:
-        """Return the answer for the records of ``query.keys``; the ttl is judged by ``now_us``, inclusive.
+        """Return the answer for the records of ``query.keys``; ttls are counted from ``now_us``, inclusive.
 
         Raises DamagedRecordError, and what an on-demand function raises (see `OnDemandFunction`).
         """
@@ -210,7 +210,7 @@ class Answer:
     ) -> None:
         self.row_count = row_count
         self.views = views
-        """What each read of the request answers, in its order."""
+        """The rows of each read of the request, in its order."""
         self.transform_seconds = 0.0
         """How long the on-demand functions took."""
         self._outputs = outputs
@@ -233,7 +233,7 @@ class Answer:
     def columns(self) -> list[list[Any]]:
         """Return each output's values; a declared default or None where the status is not PRESENT."""
         if not self._has_defaults:
-            return self._values  # nobody asked for statuses yet: they are not made
+            return self._values  # statuses are only computed when somebody asks for them
         return [
             output.with_default(values, statuses)
             for output, values, statuses in zip(self._outputs, self._values, self._statuses, strict=True)
@@ -271,13 +271,13 @@ class Answer:
         return [list(chain.from_iterable(row)) for row in zip(*parts, strict=True)]
 
     def event_us(self) -> dict[str, list[int | None]]:
-        """Return by view, or the name it was asked for under, each row's event time; None where nothing is."""
+        """Return each row's event time, by view or the name it was read under; None where there is no record."""
         reads = {output.alias: output.read for output in self._outputs if output.read is not None}
         return {alias: self.views[read].event_us() for alias, read in reads.items()}
 
 
 class ShortAnswer:
-    """An `Answer` whose values are at hand; what they are is looked at when somebody asks."""
+    """An `Answer` whose values are ready; statuses and event times are computed when somebody asks for them."""
 
     def __init__(self, rows: list[list[Any]], look: Callable[[], Answer]) -> None:
         self.row_count = len(rows)
@@ -302,7 +302,7 @@ class ShortAnswer:
 
 
 class _OutputColumn:
-    """Where one output's values are and what is still to be done to them."""
+    """Where one output's values are, and how to convert them."""
 
     def __init__(self, request: FeatureRequest, output: Output, form: Form, forms: Sequence[Form]) -> None:
         self.alias = output.alias
@@ -344,7 +344,7 @@ class _OutputColumn:
         """Return the values with the declared default where the status is not PRESENT."""
         if self.default is None or statuses is None:
             return values
-        own = self._type.item is not None  # each caller gets lists of its own
+        own = self._type.item is not None  # a default that is a list is copied: callers may change theirs
         return [
             value if status is Status.PRESENT else deepcopy(self.default) if own else self.default
             for value, status in zip(values, statuses, strict=True)
@@ -372,7 +372,7 @@ class _Entity:
             try:
                 return None, self._encoder.texts(lists)
             except EntityKeyError:
-                pass  # not canonical, or wrong: the loop below tells which
+                pass  # not canonical, or wrong: the loop below finds out
         canonical = [
             _key_values(name, value_type, values, form)
             for name, value_type, values in zip(self._columns, self._types, lists, strict=True)
@@ -421,12 +421,12 @@ def _request_values(name: str, value_type: ValueType, values: Sequence[Any], for
 
 
 def _is_null(value: Any, value_type: ValueType) -> bool:
-    """Tell whether a value is the NaN that pandas makes of a null: where no floats are declared."""
+    """Tell whether a value is the NaN that pandas writes for a null: one in a column that is not of floats."""
     return isinstance(value, float) and math.isnan(value) and not value_type.name.startswith("Float")
 
 
 def _spread(found: ViewRows, places: Sequence[int], row_count: int) -> ViewRows:
-    """Return what a view answers for all rows, where only those at ``places`` have a key."""
+    """Return a view's answer for all rows, of which only those at ``places`` have a key."""
     values: list[Sequence[Any]] = [(None,) * found.width] * row_count
     statuses: list[Sequence[Status]] = [(Status.NOT_FOUND,) * found.width] * row_count
     records: list[bytes | None] = [None] * row_count

@@ -26,7 +26,7 @@ _MOST_PLANS = 256
 
 
 class OnlineResponse:
-    """The newest values of some entities, in the order asked; the caller's own columns stand first."""
+    """The newest values of some entities, in the order asked; the caller's own columns come first."""
 
     def __init__(self, plan: OnlinePlan, own: Mapping[str, list[Any]], answer: Answer | ShortAnswer) -> None:
         self._plan = plan
@@ -45,7 +45,7 @@ class OnlineResponse:
 
     @property
     def event_timestamps(self) -> dict[str, list[Any]]:
-        """By view the event time of each row's values as an aware datetime, None where nothing was found."""
+        """The event time of each row's values by view, as an aware datetime; None where nothing was found."""
         return {
             alias: [None if instant is None else to_datetime(instant) for instant in instants]
             for alias, instants in self._answer.event_us().items()
@@ -66,9 +66,9 @@ class OnlineResponse:
         return columns
 
     def to_arrow(self) -> pa.Table:
-        """Return a table; keys and features have their declared types, other own columns what Arrow infers.
+        """Return a table; keys and features have their declared types, your other columns the type that Arrow infers.
 
-        Raises InputError for an own column of several types.
+        Raises InputError for a column of yours that mixes types.
         """
         import pyarrow as pa
 
@@ -103,7 +103,7 @@ class OnlineResponse:
         return import_polars().DataFrame(self.to_arrow())
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """Return `to_arrow` as a stream: an answer is a table to what reads those."""
+        """Return `to_arrow` as a stream, so that any library that reads Arrow streams takes an answer as a table."""
         return self.to_arrow().__arrow_c_stream__(requested_schema)
 
     def __len__(self) -> int:
@@ -149,7 +149,7 @@ class _Plans:
     """Compiled plans of one snapshot, by what was asked for. Threads share them."""
 
     def __init__(self) -> None:
-        # Replaced as one, never emptied: another thread may be about to take a plan from it.
+        # Replaced as a whole, never cleared: another thread may be about to take a plan from it.
         self._kept: tuple[Snapshot | None, dict[Any, tuple[Any, OnlinePlan]]] = (None, {})
 
     def plan(self, workspace: Workspace, features: FeaturesArgument, full_names: bool) -> OnlinePlan:
@@ -162,7 +162,7 @@ class _Plans:
         if found is None:
             request = resolve(snapshot, features, full_feature_names=full_names)
             plan = OnlinePlan.compile(snapshot, request, fetch=_fetch_from(ref(workspace)))
-            # The objects stay alive with the plan, or another could get the id that stands in the shape.
+            # The plan keeps the objects alive: otherwise another object could get the id that the shape holds.
             found = plans[shape] = (tuple(features) if isinstance(features, list | tuple) else features, plan)
         return found[1]
 
@@ -178,7 +178,7 @@ def _plans(workspace: Workspace) -> _Plans:
 
 
 def _fetch_from(weak: ref[Workspace]) -> FetchValue:
-    """Return what looks up one key, without keeping the workspace alive."""
+    """Return a function that looks up one key without keeping the workspace alive."""
 
     def fetch(key: bytes) -> bytes | None:
         workspace = weak()

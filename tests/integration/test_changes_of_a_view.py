@@ -269,7 +269,7 @@ def test_an_apply_of_some_definitions_leaves_none_that_cannot_be_read(store: Fea
     store.apply([view, model])
     smaller = sales(schema=[Field("amount", Int32)])
     with pytest.raises(
-        DefinitionError, match="feature_service 'model' is applied and does not fit what is given"
+        DefinitionError, match="feature_service 'model' is applied and does not fit the new definitions"
     ) as told:
         store.apply([smaller], allow_breaking=True, prepare=prepare)
     assert "has no feature 'note'" in told.value.message

@@ -336,7 +336,7 @@ def test_serving_a_folder_that_is_no_repo_names_it(fs: Run, tmp_path: Path, monk
 def test_a_kind_that_the_project_has_none_of_is_told(repo: Path, fs: Run) -> None:
     err = fs("push", "clicks", "data/trips.parquet", expect=1)[1]
     assert "There is no push source 'clicks'" in err
-    assert "has none: declare it, and run `fs apply`" in err
+    assert "has none: declare one, and run `fs apply`" in err
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:

@@ -76,7 +76,7 @@ MISTAKES = {
         ["'delays'", "join key 'airline' is missing"],
     ),
     "a type that no feature has": ({"sql": GOOD.replace("delay", "INTERVAL 1 DAY AS i")}, ["'delays'", "'i'"]),
-    "no feature": ({"sql": GOOD.replace(", delay", "")}, ["'delays'", "its SQL selects no column beside"]),
+    "no feature": ({"sql": GOOD.replace(", delay", "")}, ["'delays'", "its SQL selects no column besides"]),
     "a missing path": ({"source": gone, "sql": GOOD.replace("flights", "gone")}, ["'gone'", "nowhere/*.parquet"]),
     "a torn file": ({"source": torn, "sql": GOOD.replace("flights", "torn")}, ["torn.parquet cannot be read"]),
     "a source without its time column": (
@@ -97,7 +97,7 @@ def test_a_mistake_is_told_with_its_true_cause(store, case, applied):
     told = str(caught.value)
     assert [word for word in words if word not in told] == []
     # Nothing is said of what only follows.
-    assert "no column beside" not in told or case == "no feature"
+    assert "no column besides" not in told or case == "no feature"
     assert "DESCRIBE" not in told
 
 

@@ -166,7 +166,7 @@ def test_what_is_no_object_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is no PushSource"):
             store.push(sales, {})
         for kind in (5, int, Field, ["view"]):
-            with pytest.raises(NotFoundError, match="is no kind of definition"):
+            with pytest.raises(NotFoundError, match="is not a kind of definition"):
                 store.list(kind)
 
 

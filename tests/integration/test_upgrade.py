@@ -141,7 +141,7 @@ def test_cleaning_keeps_all_and_says_why(installation: Installation, fs: Command
     before = installation.contents()
     garbage = fs.json("gc")
     kept = {found["what"]: found["why"] for found in garbage["kept"]}
-    later = "nothing says yet whose it is; the next run that commits will"
+    later = "it does not say yet whose it is; the next run that commits will mark it"
     assert kept == {
         "offline table shop/stats/1": later,
         "unneeded files of offline table shop/stats/2": later,

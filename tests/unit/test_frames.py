@@ -156,7 +156,7 @@ def test_paths_that_look_like_sql_are_paths(workspace: Workspace, path: str) -> 
     ("sql", "message"),
     [
         ("SELECT * FROM 'frame.parquet'", "frame.parquet"),
-        ("SELECT * FROM read_parquet('/etc/passwd')", "only the view's sources"),
+        ("SELECT * FROM read_parquet('/etc/passwd')", "only read the view's sources"),
         ("SELECT * FROM main.carrier_profile", "main"),
         ("SELECT * FROM carrier_profil", "'carrier_profil', which is no source or view"),
         ("SELECT nothing FROM carrier_profile", "nothing"),
