@@ -1,6 +1,6 @@
 """A feature store: correct training sets, fast online features, embedded by default.
 
-Names load when they are first used, so that ``import featurestore`` costs next to nothing.
+Names load at their first use, so that ``import featurestore`` costs next to nothing.
 """
 
 from __future__ import annotations

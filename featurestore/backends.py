@@ -1,4 +1,4 @@
-"""URL scheme -> backend, loaded when it is first used. The one place where implementations are wired."""
+"""URL scheme -> backend, loaded at its first use. The one place where implementations are wired."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from featurestore.online.interface import OnlineStore
 
     class Located(Protocol):
-        """A store's settings: its URL and what stands beside it."""
+        """A store's settings: its URL and its options."""
 
         @property
         def url(self) -> str:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
         @property
         def options(self) -> dict[str, Any]:
-            """Everything beside the URL."""
+            """Everything besides the URL."""
 
     class Limits(Protocol):
         """An engine's settings."""
@@ -63,11 +63,11 @@ def local_path(url: str, root: Path) -> Path:
 
 
 _MISREAD = re.compile(r"%[0-9A-Fa-f]{2}|[\0-\x1f\x7f\[\]^|\\\udc80-\udcff]")
-"""What delta-rs takes for something else in a path, decodes into another folder's name, or cannot take."""
+"""Characters in a path that delta-rs misreads, decodes into another folder's name, or does not accept."""
 
 
 def check_offline_folder(folder: Path) -> None:
-    """Raise SettingsError for a folder that the library of the Delta tables would not find, or mistake for another."""
+    """Raise SettingsError for a folder that delta-rs would not find, or mistake for another."""
     found = _MISREAD.search(str(folder))
     if found is not None and _is_locale_at_fault(folder):
         raise SettingsError(
@@ -78,7 +78,7 @@ def check_offline_folder(folder: Path) -> None:
         )
     if found is not None:
         raise SettingsError(
-            f"offline_store: Delta tables cannot lie in {str(folder)!a}: their library misreads {found[0]!a}.",
+            f"offline_store: Delta tables cannot be in {str(folder)!a}: their library misreads {found[0]!a}.",
             hint="Rename the folder, or set `offline_store` to one without %XX, [ ] ^ | \\ and control characters.",
             key="offline_store",
         )
@@ -166,7 +166,7 @@ def open_engine(limits: Limits, root: Path) -> Engine:
 
 def _milliseconds(name: str, value: Any) -> int:
     try:
-        milliseconds = 0 if isinstance(value, bool) else int(value)  # an environment variable is a text
+        milliseconds = 0 if isinstance(value, bool) else int(value)  # environment variables are texts
     except (TypeError, ValueError):
         milliseconds = 0
     if milliseconds <= 0:

@@ -35,7 +35,7 @@ FeatureStoreError                       (featurestore_registry.errors: the regis
 │   ├── CertificateError                the certificate does not hold: never expected
 │   ├── TrainingSetChangedError         a saved set does not build to the same rows
 │   └── CodeMismatchError               on-demand code is not what was applied
-└── ServerError                         a feature server failed, or is none (the client's)
+└── ServerError                         a feature server failed, or is not one (raised by the client)
     └── ServerUnavailableError          it cannot be reached or did not answer in time: try again
 """
 
@@ -104,7 +104,7 @@ __all__ = [
 FORK_HINT = (
     'Start worker processes with multiprocessing.get_context("spawn"), or before their parent uses the offline store.'
 )
-"""What to do where a library does not survive a fork."""
+"""The hint where a library does not survive a fork."""
 
 
 class DefinitionError(FeatureStoreError):
@@ -244,7 +244,7 @@ class CodeMismatchError(TrainingSetError):
 
 
 class ServerError(FeatureStoreError):
-    """A feature server failed, or what answers is no feature server."""
+    """A feature server failed, or the server that answers is not a feature server."""
 
 
 class ServerUnavailableError(ServerError):

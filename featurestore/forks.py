@@ -8,7 +8,7 @@ from weakref import WeakSet
 
 
 class ForkLock:
-    """A reentrant lock that is free in a child: the thread of its parent that held it at the fork is not there."""
+    """A reentrant lock that is free in a child process: the parent's thread that held it does not exist there."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()

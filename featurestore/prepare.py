@@ -1,7 +1,7 @@
-"""Filling new generations before they are served: an apply with it is no outage for whoever reads.
+"""Filling new generations before they are served, so that an apply is no outage for readers.
 
-The definitions of a plan are used as if they were applied, by an unchanged run of each view. Watermarks, commits and
-markers of a generation that no definition names yet are in nobody's way.
+An ordinary run of each view uses the plan's definitions as if they were applied. The watermarks, commits and markers of
+a generation that no definition names yet disturb nobody.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ from featurestore.workspace import Workspace
 FILLED = crash_point("prepare.filled", "one view's new generation is filled and online, and not served yet")
 
 MOST_ROUNDS = 4
-"""The old generation may change while the new one is filled: so often what changed meanwhile is read again, which takes
-less each time."""
+"""At most so many times the changes that the old generation got meanwhile are read again; each round is shorter."""
 
 
 def prepare(workspace: Workspace, plan: Plan) -> Sequence[RunResult]:
-    """Fill the new generations of a plan, by its definitions, with what the generations before them hold.
+    """Fill a plan's new generations, by its definitions, with the spans that the generations before them hold.
 
-    A new view is filled from its source's first event on. Applying the plan is then all that is missing. Raises
-    RevisionConflictError when another apply came since the plan was made, or runs changed what is served all the while,
-    and MaterializationError naming the views that failed. What is filled by then stays, and the next apply of the same
-    definitions goes on with it where nothing was read again for what is served.
+    Fills a new view from its source's first event on. Afterwards the plan only has to be applied. Raises
+    RevisionConflictError when another apply came since the plan was made, or runs kept changing the served generation,
+    and MaterializationError naming the views that failed. What is filled by then stays; the next apply of the same
+    definitions continues from there, unless a run has read the served generation again.
     """
     snapshot = workspace.snapshot()
     names = [planned.name for planned in plan.steps if planned.is_new_generation]
@@ -51,7 +50,7 @@ def prepare(workspace: Workspace, plan: Plan) -> Sequence[RunResult]:
 
 
 def _fill(planned: Workspace, new: RegisteredView, old: RegisteredView | None) -> Sequence[RunResult]:
-    """Bring a generation to where the one before it is: its spans, and what was read again of them since."""
+    """Bring a generation up to the one before it: read its spans, and the parts of them that were read again since."""
     if old is None:
         runs = succeeded(materialize_incremental(planned, None, [new.view.name]))
         reached(FILLED)
@@ -72,7 +71,7 @@ def _fill(planned: Workspace, new: RegisteredView, old: RegisteredView | None) -
             reached(FILLED)
             return runs
     raise RevisionConflictError(
-        f"Feature view {new.view.name!r} was materialized again each time its new generation had caught up, "
+        f"Runs changed feature view {new.view.name!r} each time its new generation had caught up, "
         f"{MOST_ROUNDS} times in a row; nothing was applied.",
         hint="Apply it again while no run of the view is under way.",
         view=new.view.name,
@@ -80,17 +79,17 @@ def _fill(planned: Workspace, new: RegisteredView, old: RegisteredView | None) -
 
 
 def _state(workspace: Workspace, served: RegisteredView) -> tuple[KnownCommit | None, Watermark]:
-    """Return what was read last for a view, and what it holds; in this order, as a run writes them."""
+    """Return a view's last commit and its watermark, read in the order in which a run writes them."""
     newest = last_read(workspace.ledger, workspace.offline, served)
     return newest, read_watermark(workspace.ledger, served)
 
 
 def _read(planned: Workspace, new: RegisteredView, held: Watermark) -> Sequence[RunResult]:
-    """Read what a generation lacks of what the one before it holds."""
+    """Read the spans that a generation lacks compared with the one before it."""
     if held.begun_us is not None:
         return succeeded(materialize_incremental(planned, None, [new.view.name]))
     missing = subtract(held.intervals, read_watermark(planned.ledger, new).intervals)
-    # Also where all is read already: what is not online yet goes there.
+    # Run even where nothing is missing: rows that are not online yet are published.
     spans = missing or held.intervals[-1:]
     return [run for start_us, end_us in spans for run in _read_span(planned, new, start_us, end_us)]
 
@@ -106,7 +105,7 @@ def _read_span(
 def _changed(
     workspace: Workspace, served: RegisteredView, since: KnownCommit | None, newest: KnownCommit | None
 ) -> tuple[tuple[Interval, ...] | None, bool]:
-    """Return where rows changed between two commits, None where it is not known, and whether any may have left."""
+    """Return where rows changed between two commits, None where that is unknown, and whether rows may have left."""
     if newest == since:
         return (), False
     offline, table = workspace.offline, served.table

@@ -1,6 +1,6 @@
 """Settling what does not belong together: the registry decides definitions, the offline table decides rows.
 
-The online store decides nothing: it is made equal to the table. What the table lacks is read from its source again.
+The online store decides nothing: it is made equal to the table. Rows that the table lacks come from its source again.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ from featurestore.types.arrow import arrow_type
 from featurestore.workspace import Workspace
 
 OWNED = crash_point("repair.owned", "the offline tables belong to this registry's project")
-SETTLED = crash_point("repair.settled", "one table says that it belongs to this registry, the ledger does not know yet")
+SETTLED = crash_point("repair.settled", "one table is marked as this registry's, the ledger does not know yet")
 REMEMBERED = crash_point("repair.remembered", "the ledger knows what one table holds, nothing was read again")
 TAKEN_OVER = crash_point("repair.taken_over", "one online part belongs to this registry and is still to be reconciled")
 
 
 @dataclass(frozen=True, slots=True)
 class Repairs:
-    """What `repair` found to do."""
+    """What there is to repair."""
 
     mismatches: tuple[Mismatch, ...]
     forgotten: tuple[KeptSet, ...]
-    """Saved training sets that the ledger does not know, and whose names are free."""
+    """Saved training sets that the ledger does not know and whose names are free."""
     unfinished: tuple[str, ...] = ()
     """Views whose repair was cut off."""
     carried: Mapping[str, TableId] = field(default_factory=dict)
-    """By view without a table the one whose rows it gets."""
+    """For each view without a table, the table whose rows it gets."""
 
     @property
     def actions(self) -> list[str]:
-        """What would be done: what was found, and below it what settles it."""
+        """What a repair would do: each finding, and below it what settles it."""
         lines = []
         for found in self.mismatches:
             if found.kind == "unfinished":
@@ -73,10 +73,8 @@ class Repairs:
             lines += [found.message, f"  -> {_ACTIONS[found.piece, found.heals](found.view)}"]
             if found.piece == "offline" and found.view in self.carried:
                 table = self.carried[found.view]
-                lines.append(
-                    f"  -> The rows of {table}, of a generation that this registry never had, are carried over."
-                )
-        lines += [f"An earlier repair of {view} was cut off: it is finished." for view in self.unfinished]
+                lines.append(f"  -> Carries over the rows of {table}, a generation that this registry never had.")
+        lines += [f"An earlier repair of {view} was cut off: it is finished now." for view in self.unfinished]
         for kept in self.forgotten:
             lines += [
                 f"The registry does not know the saved training set {kept.saved.name}.",
@@ -87,15 +85,15 @@ class Repairs:
 
 _ACTIONS: dict[tuple[str, bool], Callable[[str], str]] = {
     ("offline", False): lambda view: (
-        f"This registry takes over the table of {view} with every row in it, and reads from the source again what it "
-        "lacks. Pushed rows that the table does not hold are lost."
+        f"This registry takes over the table of {view} with every row in it, and reads the rows that it lacks from the "
+        "source again. Pushed rows that the table does not hold are lost."
     ),
     ("offline", True): lambda view: f"The registry learns from the table of {view} what was read into it.",
     ("online", False): lambda view: (
-        f"The online records of {view} are made equal to the offline table; those that only the online store has are "
-        "removed."
+        f"Makes the online records of {view} equal to the offline table, and removes those that only the online store "
+        "has."
     ),
-    ("online", True): lambda view: f"The newest rows of {view} are published again.",
+    ("online", True): lambda view: f"Publishes the newest rows of {view} again.",
 }
 
 
@@ -105,16 +103,16 @@ class Repaired:
 
     runs: tuple[RunResult, ...]
     adopted: tuple[str, ...]
-    """Training sets that are registered again."""
+    """Training sets that were registered again."""
     checked: tuple[Verification, ...]
-    """What `verify` says of the whole afterwards."""
+    """What `verify` finds afterwards."""
 
 
 def find_repairs(workspace: Workspace) -> Repairs:
-    """Return what is to be settled; changes nothing. Raises NotFoundError for a project the registry does not know.
+    """Return what to repair; changes nothing. Raises NotFoundError for a project that the registry does not know.
 
-    Also OnlineStoreUnavailableError: what is online may be what does not fit. And OfflineStoreError for a table whose
-    log is damaged: what it holds decides, and nothing is known of it.
+    Raises OnlineStoreUnavailableError too, because the online records may be what does not fit, and OfflineStoreError
+    for a table whose log is damaged, because the table decides which rows there are.
     """
     Ownership(workspace)
     for registered in workspace.snapshot().views.values():
@@ -135,7 +133,7 @@ def find_repairs(workspace: Workspace) -> Repairs:
 
 
 def repair(workspace: Workspace, repairs: Repairs) -> Repaired:
-    """Settle what was found, view by view; one that was cut off is finished by the next.
+    """Repair the findings, view by view. The next repair finishes one that was cut off.
 
     Raises LeaseHeldError while a run of a view is under way, and what the stores raise.
     """
@@ -167,14 +165,14 @@ def repair(workspace: Workspace, repairs: Repairs) -> Repaired:
 
 @dataclass(frozen=True, slots=True)
 class _Spans:
-    """What a repair reads again."""
+    """The spans that a repair reads again."""
 
     intervals: tuple[Interval, ...]
     is_incremental: bool
 
 
 def _pending(workspace: Workspace, registered: RegisteredView) -> _Spans | None:
-    """Return what a repair that was cut off was to read again, None where none was."""
+    """Return what a repair that was cut off still has to read again, None where there is none."""
     key = watermark_key(registered.view.name, registered.generation)
     entry = workspace.ledger.latest(workspace.project, REPAIR_KIND, key)
     if entry is None or "intervals" not in entry.document:
@@ -184,7 +182,7 @@ def _pending(workspace: Workspace, registered: RegisteredView) -> _Spans | None:
 
 
 def _begin(workspace: Workspace, registered: RegisteredView) -> _Spans:
-    """Note, durably, what is to be read again: the watermark, which tells it now, is about to be replaced."""
+    """Note, durably, what to read again: so far only the watermark says it, and that is about to be replaced."""
     watermark, pending = read_watermark(workspace.ledger, registered), _pending(workspace, registered)
     earlier = () if pending is None else pending.intervals
     is_incremental = watermark.begun_us is not None or (pending is not None and pending.is_incremental)
@@ -196,14 +194,14 @@ def _begin(workspace: Workspace, registered: RegisteredView) -> _Spans:
 
 def _finish(workspace: Workspace, registered: RegisteredView) -> None:
     if registered.view.online and workspace.offline.current(registered.table) is None:
-        # There is no row of it: what is online is of none.
+        # The view has no rows offline, so its online records come from nothing.
         workspace.online.delete(view_prefix(workspace.project, registered.view.name, registered.generation))
     key = watermark_key(registered.view.name, registered.generation)
     workspace.ledger.append(workspace.project, REPAIR_KIND, key, {"finished": True})
 
 
 def _settle_table(workspace: Workspace, registered: RegisteredView, source: TableId | None) -> None:
-    """Let the table say that it belongs to this registry, and the ledger what the table holds."""
+    """Mark the table as this registry's, and note in the ledger what it holds."""
     offline, table, before = workspace.offline, registered.table, read_watermark(workspace.ledger, registered)
     version = offline.current(table)
     if version is None and source is not None:
@@ -225,7 +223,7 @@ def _settle_table(workspace: Workspace, registered: RegisteredView, source: Tabl
 
 
 def _take_over_generations(workspace: Workspace, registered: RegisteredView) -> None:
-    """Let the other generations of a view belong to this registry too: then they can be given up, and cleaned."""
+    """Make a view's other generations this registry's too, so that it can give them up and clean them."""
     offline, view = workspace.offline, registered.view.name
     for table in offline.tables(workspace.project):
         newest = offline.find_commit(table)
@@ -239,10 +237,10 @@ def _take_over_generations(workspace: Workspace, registered: RegisteredView) -> 
 
 
 def _carried_from(workspace: Workspace, registered: RegisteredView) -> TableId | None:
-    """Return the table whose rows a generation without a table gets: the last one, where its columns are the same.
+    """Return the table whose rows a generation without a table gets: the last one, if its columns are the same.
 
-    A registry that was lost and applied anew gives its views new generations: storage is never used twice. One that
-    this registry had, and gave up, is never carried over.
+    A registry that was lost and applied again gives its views new generations, because storage is never used twice. A
+    generation that this registry had and gave up is never carried over.
     """
     offline = workspace.offline
     if offline.current(registered.table) is not None:
@@ -258,7 +256,7 @@ def _carried_from(workspace: Workspace, registered: RegisteredView) -> TableId |
 
 
 def _carry_over(workspace: Workspace, registered: RegisteredView, source: TableId) -> TableVersion:
-    """Make a generation's table of the rows of another. The files are linked, not copied."""
+    """Make a generation's table from the rows of another one. Links the files instead of copying them."""
     offline = workspace.offline
     version = offline.current(source)
     assert version is not None
@@ -296,7 +294,7 @@ def _counted(watermark: Watermark, version: TableVersion | None) -> Watermark:
 
 
 def _take_over_part(workspace: Workspace, registered: RegisteredView) -> None:
-    """Let an online part that does not fit belong to this registry, to be reconciled by the next publish."""
+    """Make an online part that does not fit this registry's; the next publish reconciles it."""
     chain = registered.chain
     part = compare_part(workspace.registry, workspace.online, workspace.offline, registered)
     for generation in foreign_generations(workspace.online, registered):
@@ -314,14 +312,14 @@ def _take_over_part(workspace: Workspace, registered: RegisteredView) -> None:
 
 
 def _read_again(workspace: Workspace, registered: RegisteredView, spans: _Spans) -> Sequence[RunResult]:
-    """Read every span that was committed once more, and what is new; then publish."""
+    """Read every committed span again, and what is new; then publish."""
     view, now_us = registered.view.name, workspace.clock()
     settled = read_watermark(workspace.ledger, registered)
     passed = [(start, min(end, now_us)) for start, end in spans.intervals if start < now_us]
     runs = [run for start, end in passed for run in materialize(workspace, start, end, [view])]
     if spans.is_incremental or settled.begun_us is not None:
         runs += materialize_incremental(workspace, None, [view])
-    if not runs:  # it was only ever pushed to
+    if not runs:  # all its rows were pushed
         runs = republish(workspace, [view])
     return runs
 

@@ -1,4 +1,4 @@
-"""Named steps: people see progress in them, tests kill the process in them, logs tell them.
+"""Named steps: people see their progress, tests kill the process in them, logs name them.
 
 A step that leaves something durable behind calls `reached(name)` before and after the write. Setting
 ``FS_CRASH_AT=name`` (or ``name:3`` for its third passing) ends the process there without any clean-up, which is
@@ -18,7 +18,7 @@ from typing import Any, Literal
 logger = logging.getLogger("featurestore")
 
 CRASH_POINTS: dict[str, str] = {}
-"""Every durable point, by name, with what has been written when it is passed."""
+"""Every durable point by name, and what has been written when it is passed."""
 
 _passed: dict[str, int] = {}
 
@@ -45,7 +45,7 @@ def reached(name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a listener is told of a step."""
+    """A moment of a step, as listeners get it."""
 
     phase: Literal["start", "advance", "finish", "fail"]
     step: str
@@ -53,7 +53,7 @@ class Event:
     """A phrase for people, for example ``publish carrier_profile``."""
     done: int = 0
     total: int | None = None
-    """In the step's own unit; None while unknown."""
+    """In the step's unit; None while unknown."""
     unit: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -64,7 +64,7 @@ _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("featurestore_step_lis
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Tell ``listener`` of every step that runs inside the block, in this thread or task."""
+    """Call ``listener`` for every step that runs inside the block, in this thread or task."""
     token = _listeners.set((*_listeners.get(), listener))
     try:
         yield
@@ -88,7 +88,7 @@ class Step:
         self._tell("advance")
 
     def note(self, **facts: Any) -> None:
-        """Add facts to what is told at the end of the step."""
+        """Add facts that the end of the step reports."""
         self.facts.update(facts)
 
     def _tell(self, phase: Literal["start", "advance", "finish", "fail"]) -> None:
@@ -99,7 +99,7 @@ class Step:
 
 @contextmanager
 def step(name: str, title: str = "", *, total: int | None = None, unit: str = "rows") -> Iterator[Step]:
-    """Run a named step; listeners hear its start, progress and end, the log its end."""
+    """Run a named step. Listeners get its start, progress and end, the log gets its end."""
     running = Step(name, title or name, total, unit)
     running._tell("start")
     try:

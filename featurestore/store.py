@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from featurestore.training import TrainingSet
 
 Definitions = Definition | Iterable[Definition] | None
-"""Objects, one or several; None for what the feature repo holds."""
+"""Objects, one or several; None for the feature repo's definitions."""
 
 Views = str | FeatureView | Iterable[str | FeatureView] | None
 """Feature views by name or as objects, one or several; None for all."""
@@ -44,7 +44,7 @@ Instant = datetime | date | str
 
 
 def _several(given: Any) -> Iterable[Any]:
-    """Return what is given as one or several; texts and definitions, which are iterable too, are one each."""
+    """Return the arguments as an iterable; a text or a definition, which are iterable too, counts as one."""
     return (
         given if isinstance(given, Iterable) and not isinstance(given, str | Definition | FeatureSelection) else [given]
     )
@@ -57,11 +57,10 @@ class FeatureStore:
     >>> store.get_historical_features(entity_df, "delay_model_v1").to_pandas() # doctest: +SKIP
 
     ``repo`` is the folder of feature_store.yaml; or settings, as an object or a mapping as in that file (paths
-    are then relative to the working directory). Stores open when they are first used; `close`, or a ``with``
-    block, closes them. Threads may share one for `get_online_features` and `push`, as those of a web application do;
-    for everything else (plans and applies, runs, training sets, maintenance) make one for each thread. After a fork
-    the child of a process that used the offline store gets OfflineStoreError for it: start such processes with
-    ``spawn``.
+    are then relative to the working directory). Stores open at their first use; `close`, or a ``with`` block, closes
+    them. Threads, such as those of a web application, may share one for `get_online_features` and `push`; for
+    everything else (plans and applies, runs, training sets, maintenance) make one for each thread. After a fork the
+    child of a process that used the offline store gets OfflineStoreError for it: start such processes with ``spawn``.
     """
 
     def __init__(self, repo: str | Path | Settings | Mapping[str, Any] = ".", *, clock: Clock = system_clock) -> None:
@@ -78,14 +77,14 @@ class FeatureStore:
         return f"FeatureStore(project {self.project!r} in {self.root})"
 
     def _repr_html_(self) -> str:
-        # Schemes alone: a URL may hold a password. Nothing is opened for a look.
+        # Schemes only: a URL may hold a password. Showing a store opens nothing.
         stores = {name: getattr(self.settings, name).url for name in ("registry", "offline_store", "online_store")}
         kinds = [(name.replace("_", " "), url.partition(":")[0]) for name, url in stores.items()]
         return html_table([("project", self.project), ("in", self.root), *kinds])
 
     @property
     def workspace(self) -> Workspace:
-        """The wired project, as the use cases receive it."""
+        """The wired project that the use cases receive."""
         return self._workspace
 
     @property
@@ -107,7 +106,7 @@ class FeatureStore:
         return collect(_several(objects))
 
     def _names(self, kind: type[Definition], given: Any) -> list[str] | None:
-        """Return the names of what is given as names or objects, one or several; an object must be what is applied."""
+        """Return the names of names or objects, one or several; an object must be equal to what is applied."""
         if given is None:
             return None
         names = []
@@ -115,17 +114,17 @@ class FeatureStore:
             if isinstance(each, kind):
                 check_as_applied(self._workspace.snapshot(), each)
             elif not isinstance(each, str):
-                raise InputError(f"{each!r} is no {kind.title}.", hint="Pass its name, or the object.")
+                raise InputError(f"{each!r} is not a {kind.title}.", hint="Pass its name, or the object.")
             names.append(each if isinstance(each, str) else each.name)
         return names
 
     def plan(self, objects: Definitions = None, *, refresh_schema: bool = False, prepare: bool = False) -> Plan:
         """Return what `apply` would do. Changes nothing.
 
-        Without ``objects`` the feature repo's definitions are compared with what is applied, and what the repo
-        does not hold is planned for deletion; given objects, one or several, are only added or changed. With
-        ``prepare`` applying the plan fills what is new before it is served, as `apply` tells. Raises
-        RepositoryError, DefinitionError, SourceError, and InputError for what is no definition.
+        Without ``objects`` it compares the feature repo's definitions with what is applied, and plans to delete those
+        that the repo does not hold; ``objects``, one or several, are only added or changed. With ``prepare`` applying
+        the plan fills new views and generations before they are served: see `apply`. Raises RepositoryError,
+        DefinitionError, SourceError, and InputError for anything that is not a definition.
         """
         from featurestore.plan import make_plan
 
@@ -146,12 +145,12 @@ class FeatureStore:
     ) -> Plan:
         """Plan and apply in one go, and return the plan with the revision it made.
 
-        With ``prepare`` views that need a new generation (or a rebuild, which is then one too) and new views are
-        materialized by their new definitions first, and only then served: nobody reads an empty view in between. What
-        a failure leaves is used by the next apply of the same definitions. A failed run raises MaterializationError.
+        With ``prepare`` new views, and views that need a new generation or a rebuild, are first materialized by their
+        new definitions and only then served: nobody reads an empty view in between. After a failure the next apply of
+        the same definitions continues the work. A failed run raises MaterializationError.
 
         Raises what `plan` raises, ChangesNotAllowedError without the flag that a change needs, and
-        RevisionConflictError when another apply came in between; nothing is changed then.
+        RevisionConflictError, having changed nothing, when another apply came in between.
         """
         from featurestore.plan import make_plan
 
@@ -164,7 +163,7 @@ class FeatureStore:
     def apply_plan(
         self, plan: Plan, *, allow_breaking: bool = False, allow_destroy: bool = False, message: str = ""
     ) -> Plan:
-        """Apply a plan that was shown before; raises as `apply`."""
+        """Apply a plan that `plan` made; raises as `apply`."""
         from featurestore.plan import apply_plan, check_allowed, check_what_stays
 
         check_allowed(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy)
@@ -184,8 +183,8 @@ class FeatureStore:
     def teardown(self, plan: Plan | None = None) -> Plan:
         """Delete the project's definitions, offline tables and online records; other projects are not touched.
 
-        Saved training sets lose the tables that they pin. The ledger keeps what happened. A teardown that was
-        killed, or failed after the definitions were removed, is finished by the next one.
+        Saved training sets lose the tables that they pin. The ledger keeps its history. The next teardown finishes one
+        that was killed, or that failed after the definitions were removed.
         """
         from featurestore.maintenance.teardown import COMMAND, check_teardown, drop_data
         from featurestore.plan import apply_plan
@@ -199,8 +198,8 @@ class FeatureStore:
     def peek(self, view: str | FeatureView, rows: int = 10, *, dropped: bool = False) -> pa.Table:
         """Return the newest rows of a view in the offline store, newest first, as an Arrow table.
 
-        With ``dropped`` rows of its source that runs do not take, and why (``fs_dropped``): a null key, no event time,
-        or a duplicate, of which a later row has the same keys and times; grouped by reason, newest first.
+        With ``dropped`` returns rows of its source that runs do not take, and why (``fs_dropped``): a null key, no
+        event time, or a duplicate: a later row has the same keys and times. Grouped by reason, newest first.
         """
         from featurestore.maintenance.peek import peek, peek_dropped
 
@@ -253,12 +252,12 @@ class FeatureStore:
     def push(self, source: str | PushSource, df: Any, to: To = "both") -> PushResult:
         """Push rows to every feature view that reads a PushSource (its name, or the object) without SQL.
 
-        ``df`` is any table (a pandas, Arrow or polars frame, a dict of lists, a list of dicts, what offers an Arrow
-        stream) or the path of a Parquet file. It holds the views' join keys and features and the event time; a created
-        time that is null or not there is the time of arrival. With ``to`` as ``both`` rows are committed offline (at
-        most one commit a second, shared by all callers) and then written online; ``online`` alone is quick, and in no
-        training set. Rows may be pushed again. Raises NotFoundError, InputError, EntityKeyError and ValueTypeError
-        before anything is written.
+        ``df`` is any table (a pandas, Arrow or polars frame, a dict of lists, a list of dicts, any object with an Arrow
+        stream) or the path of a Parquet file. It holds the views' join keys and features and the event time; a missing
+        or null created time means the time of arrival. With ``to="both"`` rows are committed offline (at most one
+        commit a second, shared by all callers) and then written online; rows pushed to ``"online"`` only are quick, and
+        in no training set. Pushing rows again is safe. Raises NotFoundError, InputError, EntityKeyError and
+        ValueTypeError before anything is written.
         """
         from featurestore.ingest import push
 
@@ -279,13 +278,12 @@ class FeatureStore:
     ) -> TrainingSet:
         """Return a training set: the entity frame's rows with each feature as it was known at the row's time.
 
-        ``entity_df`` is any table (what counts as one is in the how-to of training sets), the path of a Parquet file,
-        or a SQL query over the project's views and sources; it holds the join keys and ``timestamp_column``.
-        ``features`` is a feature service (or its name) or a list of ``"view:feature"``, ``"view:*"`` (all that is
-        applied), views and selections. ``as_of="event"`` ignores when values became known. ``direct=True`` reads the
-        sources instead of the offline store, by the definitions as they stand in the feature repo, and objects as they
-        are given: nothing need be applied. Without ``entity_df``, ``start`` and ``end`` and one view give the view's
-        rows in that span.
+        ``entity_df`` is any table (the how-to on training sets lists them), the path of a Parquet file, or a SQL query
+        over the project's views and sources; it holds the join keys and ``timestamp_column``. ``features`` is a feature
+        service (or its name) or a list of ``"view:feature"``, ``"view:*"`` (all features), views and selections.
+        ``as_of="event"`` ignores when values became known. ``direct=True`` reads the sources instead of the offline
+        store, by the definitions in the feature repo and by objects as you pass them: nothing need be applied. Without
+        ``entity_df``, pass ``start``, ``end`` and one view to get the view's rows in that span.
 
         Raises EntityFrameError, EntityKeyError, NotFoundError, OutputNameClashError.
         """
@@ -305,7 +303,7 @@ class FeatureStore:
         )
 
     def _as_if_applied(self, features: FeaturesArgument) -> Snapshot:
-        """Return what an apply of the definitions that are asked for would make; changes nothing."""
+        """Return the snapshot that an apply of the requested definitions would make; changes nothing."""
         from featurestore.plan import make_plan
 
         asked = list(_several(features)) if features is not None else []
@@ -330,7 +328,7 @@ class FeatureStore:
         return list_sets(self._workspace.ledger, self.project, are_shown=True)
 
     def delete_training_set(self, name: str) -> None:
-        """Delete a saved training set; its name is free again, and `fs gc` removes what it alone pinned.
+        """Delete a saved training set; its name is free again, and `fs gc` removes what only it pinned.
 
         Raises NotFoundError.
         """
@@ -347,10 +345,10 @@ class FeatureStore:
     ) -> OnlineResponse:
         """Return the newest values of some entities from the online store, each with a true status.
 
-        ``features`` is a feature service (or its name) or a list of ``"view:feature"``, ``"view:*"`` (all that is
-        applied), views and selections. ``entity_rows`` is any table with join keys and request data: a list of dicts, a
-        dict of lists, a frame of pandas, polars or Arrow, or what offers an Arrow stream. `FeatureClient` takes the
-        same call to a server. Raises EntityKeyError, InputError, NotFoundError, OnlineStoreUnavailableError.
+        ``features`` is a feature service (or its name) or a list of ``"view:feature"``, ``"view:*"`` (all features),
+        views and selections. ``entity_rows`` is any table with join keys and request data: a list of dicts, a dict of
+        lists, a frame of pandas, polars or Arrow, or any object with an Arrow stream. `FeatureClient` makes the same
+        call to a server. Raises EntityKeyError, InputError, NotFoundError, OnlineStoreUnavailableError.
         """
         from featurestore.serving import get_online_features
 

@@ -31,7 +31,7 @@ logger = logging.getLogger("featurestore")
 
 
 class _opened(cached_property[Opened]):  # noqa: N801 - as the decorator that it is
-    """A cached property that threads which ask at once make once; a file of LMDB must not be opened twice."""
+    """A cached property that is made once even if threads ask at the same time: LMDB must not open a file twice."""
 
     if not TYPE_CHECKING:  # the types stay those of a cached property
 
@@ -43,11 +43,10 @@ class _opened(cached_property[Opened]):  # noqa: N801 - as the decorator that it
 
 
 class Workspace:
-    """One project, wired. Stores open when they are first used and close together.
+    """One project, wired. Stores open at their first use and close together.
 
-    ``code`` holds the definitions of the feature repo, or loads them when they are first needed: on-demand
-    functions come from there. ``clock`` is the one source of "now". Raises SettingsError for a store of a kind that
-    is not built, before any is opened.
+    ``code`` holds the feature repo's definitions, or loads them at their first use: on-demand functions come from
+    there. ``clock`` is the one source of "now". Raises SettingsError for an unknown kind of store before it opens any.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class Workspace:
 
     @_opened
     def registry(self) -> Registry:
-        """The registry; a file is created when it is not there."""
+        """The registry; creates a missing file."""
         return open_registry(self.settings.registry, self.root)
 
     @_opened
@@ -91,7 +90,7 @@ class Workspace:
             return ()
 
     def use_code(self, definitions: Sequence[Definition], *, partial: bool = True) -> None:
-        """Run the functions of these definitions from now on; with ``partial`` beside those that are known."""
+        """Run the functions of these definitions from now on; with ``partial`` in addition to the known ones."""
         kept = {(found.kind, found.name): found for found in (*(self.code if partial else ()), *definitions)}
         self.code = tuple(kept.values())
         self._snapshot = None
@@ -117,14 +116,14 @@ class Workspace:
         return open_engine(self.settings.engine, self.root)
 
     def as_if(self, planned: Snapshot) -> Workspace:
-        """Return a workspace in which these definitions are what is applied; it shares the stores of this one."""
+        """Return a workspace that takes these definitions as applied; it shares this one's stores."""
         _ = self.registry, self.offline, self.online, self.engine  # opened, and closed, by this one alone
         other = copy(self)
         other._snapshot, other._is_planned = planned, True
         return other
 
     def lease_name(self, view: str, generation: int) -> str:
-        """Return under what name a run holds a view: filling a generation to come does not stop runs of the one now."""
+        """Return the lease's name for a view: filling a future generation must not stop runs of the served one."""
         return f"{view}.{generation}" if self._is_planned else view
 
     def snapshot(self) -> Snapshot:
@@ -133,17 +132,17 @@ class Workspace:
             assert self._snapshot is not None
             return self._snapshot
         chain = self.registry.definitions.chain(self.project)
-        # By its hash: a restored registry gives numbers anew.
+        # Compared by hash: a restored registry uses the same numbers again.
         if self._snapshot is None or self._snapshot.chain != chain:
             snapshot = Snapshot.of(self.registry.definitions.read(self.project))
-            # Features without code are served even where the feature repo does not load.
+            # Stored features are served even where the feature repo does not load.
             self._snapshot = snapshot.with_code(self.code) if snapshot.on_demand else snapshot
         return self._snapshot
 
     def known_snapshot(self) -> Snapshot:
         """Return `snapshot`; raises NotFoundError where the registry does not know the project.
 
-        For whoever works on its data: under a mistyped registry nothing would be done, or everything deleted.
+        For commands that work on the project's data: with a mistyped registry they would do nothing, or delete it all.
         """
         snapshot = self.snapshot()
         if not snapshot.revision:
@@ -156,9 +155,9 @@ class Workspace:
         return snapshot
 
     def recent_snapshot(self) -> Snapshot:
-        """Return definitions at most ``server.refresh`` old, and older ones while the registry is away.
+        """Return definitions at most ``server.refresh`` old, and older ones while the registry is down.
 
-        Reads of features use it: they must not cost a look at the registry each, nor fail with it.
+        For reads of features: they must not query the registry each time, nor fail with it.
         """
         now_s = time.monotonic()
         if self._snapshot is None or now_s >= self._stale_at_s:

@@ -11,9 +11,9 @@ from featurestore.workspace import Workspace
 
 
 def count_online(workspace: Workspace, registered: RegisteredView, watermark: Watermark) -> int:
-    """Return how many entities have a row that is not past its physical expiry; see `count_entities`.
+    """Return how many entities have a row whose online record has not expired physically; see `count_entities`.
 
-    It reads no file that holds only rows that are past it.
+    Skips files that hold only expired rows.
     """
     return _count(workspace, registered, watermark, since_us=_kept_since_us(workspace, registered))[1]
 

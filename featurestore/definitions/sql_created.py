@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def not_shown(created: str) -> str:
-    """Return what to say of a created time that does not follow, as far as the text of the SQL tells."""
+    """Return the sentence about a created time that may not follow, as far as the SQL's text shows."""
     return (
         f"{created} is not shown to be the greatest created time of the rows that each row is made of: a late row may "
         "change values of the past, and nothing would show it"

@@ -90,7 +90,7 @@ def test_a_folder_that_delta_would_misread_is_refused_at_the_first_command(
     with pytest.raises(SystemExit) as caught:
         main(["init", "--name", "tour", f"./{name}"])
     assert caught.value.code == 1
-    assert "Delta tables cannot lie in" in capsys.readouterr().err
+    assert "Delta tables cannot be in" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     root = tmp_path / name
     root.mkdir()

@@ -480,7 +480,7 @@ def test_runs_that_always_change_what_is_served_refuse_the_apply(store: FeatureS
             read_again(store, amounts[-1], rebuild=False)
             busy.clear()
 
-    with listening(meanwhile), pytest.raises(RevisionConflictError, match="'spans' was materialized again"):
+    with listening(meanwhile), pytest.raises(RevisionConflictError, match="Runs changed feature view 'spans'"):
         store.apply([renamed(name="spans")], allow_breaking=True, prepare=True)
     assert (generation(store, "spans"), values(store, "spans:amount")) == (1, [amounts[-1]] * len(SHOPS))
     store.apply([renamed(name="spans")], allow_breaking=True, prepare=True)

@@ -159,7 +159,7 @@ def test_what_is_no_object_is_refused_by_name(tmp_path: Path) -> None:
                 with pytest.raises(InputError, match=f"{word}.* is not a definition"):
                     call(given)
         for views in (5, [None], shop, [twice]):
-            with pytest.raises(InputError, match="is no FeatureView"):
+            with pytest.raises(InputError, match="is not a FeatureView"):
                 store.materialize_incremental(views=views)
         with pytest.raises(InputError, match="'sales' differs from what is applied"):
             store.materialize_incremental(views=sales.replaced(ttl=timedelta(days=1)))

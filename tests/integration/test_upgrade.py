@@ -133,7 +133,7 @@ def test_looking_changes_nothing_and_warns_only_that_the_next_run_publishes(
     assert installation.online(ONLINE) == installation.offline(ONLINE) == ONLINE
     assert same_set(installation)
     (action,) = fs.json("repair", "--dry-run")["actions"][1:]
-    assert "The newest rows of stats are published again" in action
+    assert "Publishes the newest rows of stats again" in action
     assert installation.contents() == before
 
 
