@@ -9,26 +9,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from time import perf_counter
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from featurestore.errors import EntityKeyError, InputError, ValueTypeError
-from featurestore.online.records.fresh import FreshRows
-from featurestore.online.records.keys import EntityEncoder, KeyEncoder, integer_texts
-from featurestore.online.records.reading import FetchSchema, Status, ViewReader, ViewRows
+from featurestore.online.records.keys import EntityEncoder, integer_texts
+from featurestore.online.records.reading import FetchValue, Form, Status, ViewRows
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeatureRequest, OnDemandRead, Output, ViewRead
 from featurestore.request.on_demand import OnDemandFunction
+from featurestore.serving.views import ServedView, served_view
 from featurestore.tables import check_lengths
 from featurestore.types.values import INTEGER_RANGES, ValueType, coerce, from_json, to_json
-
-Form = Literal["python", "json"]
-FetchValue = Callable[[bytes], bytes | None]
-"""Returns the value of one key of the store; used to look up the schemas of older records."""
 
 
 class Query(NamedTuple):
@@ -66,16 +62,14 @@ class OnlinePlan:
         # Functions take canonical values, in whichever form the caller sends them.
         inputs = {argument.read for read in request.on_demand for argument in read.inputs}
         forms: list[Form] = ["python" if place in inputs else form for place in range(len(request.reads))]
-        self._encoders = [KeyEncoder(read.registered.layout) for read in request.reads]
-        self._readers = [
-            ViewReader(read.registered.layout, read.features, fetch_schema=_fetcher(encoder, fetch), form=read_form)
-            for read, encoder, read_form in zip(request.reads, self._encoders, forms, strict=True)
+        self._views = [
+            served_view(read.registered, read.features, form=read_form, fetch=fetch)
+            for read, read_form in zip(request.reads, forms, strict=True)
         ]
         self._entities = _entities(request.reads)
         self._needed = (*request.key_types, *(name for name in request.request_fields if name not in request.key_types))
         self._columns = [_OutputColumn(request, output, form, forms) for output in request.outputs]
         self._straight = self._is_straight()
-        self._fresh = [FreshRows(reader) for reader in self._readers] if self._straight else []
         self.has_defaults = any(column.default is not None for column in self._columns)
 
     @classmethod
@@ -104,13 +98,13 @@ class OnlinePlan:
         request fields, and InputError for columns of different lengths or a missing request field.
         """
         rows = self._check(columns)
-        found: list[tuple[int, ...] | None] = [None] * len(self._readers)
-        keys: list[list[bytes]] = [[]] * len(self._readers)
+        found: list[tuple[int, ...] | None] = [None] * len(self._views)
+        keys: list[list[bytes]] = [[]] * len(self._views)
         for entity in self._entities:
             places, texts = entity.texts(columns, self.form)
             for read in entity.reads:
                 found[read] = places
-                keys[read] = self._encoders[read].keys(texts)
+                keys[read] = self._views[read].keys(texts)
         data = {
             name: _request_values(name, field.type, columns[name], self.form)
             for name, field in self.request.request_fields.items()
@@ -142,27 +136,31 @@ class OnlinePlan:
         For callers without ``fetch``. Only records that were written before the view's newest schema need any.
         """
         wanted: dict[bytes, list[Callable[[bytes], None]]] = {}
-        for encoder, reader, part, _ in self._parts(query):
-            for schema in reader.decoder.unknown_schemas(records[part]):
-                # Reads of one view under several names have a decoder each.
-                wanted.setdefault(encoder.schema_key(schema), []).append(partial(reader.decoder.learn, schema))
+        for view, part, _ in self._parts(query):
+            for key, take in view.unknown(records[part]).items():
+                # Reads of one view under several names learn apart.
+                wanted.setdefault(key, []).append(take)
         return wanted
 
-    def _parts(self, query: Query) -> list[tuple[KeyEncoder, ViewReader, slice, tuple[int, ...] | None]]:
+    def event_us(self, query: Query, records: Sequence[bytes | None]) -> Iterator[Iterator[int | None]]:
+        """Yield for each read the event times of its records, None where there is none."""
+        return (view.event_us(records[part]) for view, part, _ in self._parts(query))
+
+    def _parts(self, query: Query) -> list[tuple[ServedView, slice, tuple[int, ...] | None]]:
         parts, start = [], 0
-        for encoder, reader, places in zip(self._encoders, self._readers, query.found, strict=True):
+        for view, places in zip(self._views, query.found, strict=True):
             stop = start + (query.rows if places is None else len(places))
-            parts.append((encoder, reader, slice(start, stop), places))
+            parts.append((view, slice(start, stop), places))
             start = stop
         return parts
 
     def fresh_rows(self, query: Query, records: Sequence[bytes | None], now_us: int) -> list[list[Any]] | None:
-        """Return the answer's rows if `FreshRows` can take the short way; None otherwise."""
-        if not self._fresh or query.found.count(None) != len(query.found):
+        """Return the answer's rows if every view can take its short way (`ServedView.fresh`); None otherwise."""
+        if not self._straight or query.found.count(None) != len(query.found):
             return None
         views, start = [], 0
-        for reader in self._fresh:
-            rows = reader.rows(records[start : start + query.rows], now_us)
+        for view in self._views:
+            rows = view.fresh(records[start : start + query.rows], now_us)
             if rows is None:
                 return None
             views.append(rows)
@@ -186,12 +184,12 @@ class OnlinePlan:
         Raises DamagedRecordError, and what an on-demand function raises (see `OnDemandFunction`).
         """
         views = []
-        for _, reader, part, places in self._parts(query):
-            rows = reader.read(query.keys[part], records[part], now_us)
+        for view, part, places in self._parts(query):
+            rows = view.read(query.keys[part], records[part], now_us)
             views.append(rows if places is None else _spread(rows, places, query.rows))
         started = perf_counter()
         computed = [_compute(function, read, views, query) for function, read in self._functions]
-        answer = Answer(self._columns, views, computed, query.rows, self._straight, self.has_defaults)
+        answer = Answer(self._columns, self._views, views, computed, query.rows, self._straight, self.has_defaults)
         answer.transform_seconds = perf_counter() - started
         return answer
 
@@ -202,6 +200,7 @@ class Answer:
     def __init__(
         self,
         outputs: Sequence[_OutputColumn],
+        served: Sequence[ServedView],
         views: Sequence[ViewRows],
         computed: Sequence[list[list[Any]]],
         row_count: int,
@@ -214,6 +213,7 @@ class Answer:
         self.transform_seconds = 0.0
         """How long the on-demand functions took."""
         self._outputs = outputs
+        self._served = served
         self._computed = computed
         self._is_straight = straight
         self._has_defaults = has_defaults
@@ -273,7 +273,7 @@ class Answer:
     def event_us(self) -> dict[str, list[int | None]]:
         """Return each row's event time, by view or the name it was read under; None where there is no record."""
         reads = {output.alias: output.read for output in self._outputs if output.read is not None}
-        return {alias: self.views[read].event_us() for alias, read in reads.items()}
+        return {alias: list(self._served[read].event_us(self.views[read].records)) for alias, read in reads.items()}
 
 
 class ShortAnswer:
@@ -390,10 +390,6 @@ def _entities(reads: Sequence[ViewRead]) -> list[_Entity]:
         join_keys = read.registered.layout.join_keys
         groups.setdefault((join_keys, tuple(columns[key] for key, _ in join_keys)), []).append(position)
     return [_Entity(join_keys, columns, positions) for (join_keys, columns), positions in groups.items()]
-
-
-def _fetcher(encoder: KeyEncoder, fetch: FetchValue | None) -> FetchSchema | None:
-    return None if fetch is None else lambda schema: fetch(encoder.schema_key(schema))
 
 
 def _key_values(column: str, value_type: ValueType, values: Sequence[Any], form: Form) -> list[Any]:

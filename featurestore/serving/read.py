@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 from featurestore.errors import EntityKeyError
-from featurestore.online.records.reading import Status
+from featurestore.online.records.reading import FetchValue, Status
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeaturesArgument, resolve
-from featurestore.serving.compiled import Answer, FetchValue, OnlinePlan, ShortAnswer
+from featurestore.serving.compiled import Answer, OnlinePlan, ShortAnswer
 from featurestore.tables import as_list, html_columns, library_type, read_table, without_null_nan
 from featurestore.types.times import to_datetime
 from featurestore.types.values import ValueType, coerce, from_library

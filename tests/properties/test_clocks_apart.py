@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from featurestore.online.interface import ViewLayout
 from featurestore.online.records.encoder import RecordEncoder
-from featurestore.online.records.fresh import FreshRows
+from featurestore.online.records.fresh import RowRecords
 from featurestore.online.records.reading import Status, ViewReader
 from featurestore.types import Int64
 
@@ -104,8 +104,8 @@ def test_a_value_counts_from_its_time_on(
             assert told == joined(rows, entity, ttl, has_created)
         if row is not None and not is_available(row, has_created):
             assert told == (None, None)  # what it replaced is gone from here, what it says is not known yet
-            assert answer.event_us()[place] is None
+            assert answer.records[place] is None
 
-    fresh = FreshRows(ViewReader(layout, ["a", "b"], form="json")).rows(records, START + NOW)
+    fresh = RowRecords(layout, ["a", "b"], form="json").fresh(records, START + NOW)
     is_plain = not {Status.NOT_FOUND, Status.OUTSIDE_MAX_AGE} & {status for row in statuses for status in row}
     assert fresh == ([list(values) for values in answer.values] if is_plain else None)

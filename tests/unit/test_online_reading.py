@@ -20,7 +20,8 @@ from featurestore.online.records.codec import (
     schema_id,
 )
 from featurestore.online.records.encoder import RecordEncoder
-from featurestore.online.records.reading import RecordDecoder, Status, ViewReader
+from featurestore.online.records.fresh import RowRecords
+from featurestore.online.records.reading import RecordDecoder, Status, ViewReader, ViewRows
 from featurestore.types import (
     Array,
     Bool,
@@ -119,7 +120,7 @@ def test_every_type_comes_back() -> None:
     assert [list(map(repr, row)) for row in rows.values[:3]] == [list(map(repr, row)) for row in ROWS]
     assert rows.statuses is not None
     assert [set(row) for row in rows.statuses] == [{P}, {N}, {P}, {X}]
-    assert rows.event_us() == [NOW, NOW, NOW, None]
+    assert times_of(rows) == [NOW, NOW, NOW, None]
     assert rows.columns()[1] == [2**63 - 1, None, -(2**63), None]
     assert rows.status_columns()[0] == [P, N, P, X]
 
@@ -186,10 +187,14 @@ def test_asked_features_in_the_order_asked(asked: list[str]) -> None:
     assert [list(row) for row in mixed.statuses] == [[P] * len(asked), [X] * len(asked)]
 
 
+def times_of(rows: ViewRows) -> list[int | None]:
+    return list(RowRecords(layout(("a", Int64)), ["a"]).event_us(rows.records))
+
+
 def test_no_entities() -> None:
     view = layout(("a", Int64), ("b", Int64))
     rows = ViewReader(view, ["a", "b"]).read([], [], NOW)
-    assert (rows.columns(), rows.status_columns(), rows.event_us()) == ([[], []], [[], []], [])
+    assert (rows.columns(), rows.status_columns(), times_of(rows)) == ([[], []], [[], []], [])
 
 
 def test_an_unknown_feature_is_refused() -> None:
@@ -213,7 +218,7 @@ def test_the_ttl_is_inclusive_and_so_is_now(company: list[None]) -> None:
         rows = ViewReader(view, ["a"]).read([*keys, *[b"k"] * len(company)], [*found, *company], NOW)
         assert rows.status_columns()[0] == [status, *[X] * len(company)]
         assert rows.columns()[0][0] == (1 if status is P else None)
-        assert rows.event_us()[0] == (None if status is X else event_us)
+        assert times_of(rows)[0] == (None if status is X else event_us)
 
 
 def test_a_ttl_longer_than_the_calendar() -> None:
@@ -265,7 +270,7 @@ def test_a_schema_that_is_gone_reads_not_found() -> None:
     for fetch in (None, lambda known_id: None):
         reader = ViewReader(new, ["a"], fetch_schema=fetch)
         rows = reader.read(keys, found, NOW)
-        assert (rows.columns(), rows.status_columns(), rows.event_us()) == ([[None]], [[X]], [None])
+        assert (rows.columns(), rows.status_columns(), times_of(rows)) == ([[None]], [[X]], [None])
         assert reader.decoder.decode(keys[0], found[0]) is None
         assert reader.decoder.unknown_schemas([*found, None, b"x"]) == {encoder.schema_id}
         reader.decoder.learn(encoder.schema_id, encoder.schema_json)

@@ -59,9 +59,12 @@ _WIRE_KINDS: dict[str, type] = {
     "Decimal": str,
 }
 
+Form = Literal["python", "json"]
+"""What values become: canonical Python values, or what stands for them in JSON, where NaN and infinities are None."""
 FetchSchema = Callable[[bytes], bytes | None]
 """Returns the schema document of a schema id, or None where the store does not hold it."""
-
+FetchValue = Callable[[bytes], bytes | None]
+"""Returns the value of one key of the store: used to look up the schemas of older records."""
 
 FindNulls = Callable[[Sequence[Sequence[Any]], "Sequence[Sequence[Status]] | None"], "list[Sequence[Status]] | None"]
 """Takes rows and their statuses and returns the statuses with the nulls among the values told apart."""
@@ -183,7 +186,10 @@ class RecordDecoder:
 
 
 class ViewRows:
-    """What a view answers, in the order of the keys. Rows, columns and statuses are made when they are asked for."""
+    """What a view answers, in the order of the keys. Rows, columns and statuses are made when they are asked for.
+
+    ``records`` are those that were read, None for one whose time has not come.
+    """
 
     __slots__ = ("_columns", "_find_nulls", "_statuses", "_values", "records", "width")
 
@@ -247,17 +253,9 @@ class ViewRows:
                     counts[status] += 1
         return counts
 
-    def event_us(self) -> list[int | None]:
-        """Return each record's event_ts, also of one outside its ttl; None where there is none, or not yet."""
-        return [None if record is None else record_times(record)[0] for record in self.records]
-
 
 class ViewReader:
-    """Reads the asked features of one view; made once per view and feature list, then used for every request.
-
-    ``form`` says what values become: canonical Python values, or what stands for them in JSON, where NaN and
-    infinities are None with NULL_VALUE.
-    """
+    """Reads the asked features of one view; made once per view and feature list, then used for every request."""
 
     def __init__(
         self,
@@ -265,7 +263,7 @@ class ViewReader:
         features: Sequence[str],
         *,
         fetch_schema: FetchSchema | None = None,
-        form: Literal["python", "json"] = "python",
+        form: Form = "python",
     ) -> None:
         unknown = [name for name in features if name not in dict(layout.fields)]
         if unknown:

@@ -17,7 +17,7 @@ import msgspec
 
 from featurestore.errors import InputError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
-from featurestore.online.records.codec import MOST_VALUES_AT_ONCE, is_record, pieces, record_times
+from featurestore.online.records.codec import MOST_VALUES_AT_ONCE, pieces
 from featurestore.online.records.reading import Status
 from featurestore.server.http.bodies import Columns, Name, Receive, Scope, Send, decoded, read_body, send_json
 from featurestore.server.http.errors import RequestError
@@ -309,14 +309,10 @@ def _ages(
     serving: ServingPlan, query: Query, records: Sequence[bytes | None], now_us: int
 ) -> Iterator[tuple[str, float]]:
     """Yield each view's name and the age in seconds of the first record of a request that is of the past."""
-    start = 0
-    for view, places in zip(serving.views, query.found, strict=True):
-        stop = start + (query.rows if places is None else len(places))
-        for record in records[start:stop]:
-            if record is not None and is_record(record) and (age_us := now_us - record_times(record)[0]) >= 0:
-                yield view, age_us / 1_000_000
-                break
-        start = stop
+    for view, instants in zip(serving.views, serving.plan.event_us(query, records), strict=True):
+        age_us = next((now_us - at for at in instants if at is not None and at <= now_us), None)
+        if age_us is not None:
+            yield view, age_us / 1_000_000
 
 
 def online_body(serving: ServingPlan, answer: Answer, include: Sequence[str]) -> bytes:
