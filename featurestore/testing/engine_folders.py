@@ -37,8 +37,25 @@ PATHS = [
 ]
 
 
+ODD = ['~it\'s 100% "odd" #1 ? * {a,b} ü☃é', "-x=y;$&!@()+,`<>: %zz %4", "key=value"]
+ODD += ["%20", "my%2Fproject", "%41", "%25", "a\\b", "[a]", "a]", "a^b", "a|b", "a\nb", "a\tb", "\x7f"]
+
+
 class EngineFoldersConformance(EngineSuite):
     """The suite."""
+
+    @pytest.mark.parametrize("name", ODD)
+    def test_sources_in_odd_folders_are_read(self, project: EngineProject, name: str) -> None:
+        project.write(f"{name}/f.parquet", table_of())
+        project.write(f"g/{name}/f.parquet", table_of())
+        outside, inside = project.root, project.root / name
+        below = [name, f"{name}/f.parquet", "g/*/f.parquet", str(inside), str(outside / "g" / "*" / "*.parquet")]
+        within = ["f.parquet", "*.parquet", ".", str(inside / "*.parquet"), str(inside / "f.parquet")]
+        for place, paths in ((project, below), (project.at(name), within)):
+            for path in paths:
+                assert len(place.files(path)) == 1
+                assert list(place.value_types(view_of(path)))[:3] == ["k", "at", "v"]
+                assert place.first_event_us(view_of(path)) == 0
 
     @pytest.mark.parametrize("sql", [None, SQL], ids=["columns", "sql"])
     @pytest.mark.parametrize("path", PATHS)

@@ -11,7 +11,7 @@ import pytest
 from support.command_line import CommandLine
 from support.materialized import Sale, day, log_rows, sales_view, write_sales
 from support.projects import make_workspace
-from support.sources import table_of, view_of, write
+from support.sources import table_of, write
 
 from featurestore import FeatureStore
 from featurestore.backends import check_offline_folder
@@ -140,25 +140,6 @@ def test_delta_writes_where_we_let_it(tmp_path: Path) -> None:
         version = append(DeltaStore(folder), [row(1)])
         assert [Path(file.path).is_relative_to(folder) for file in version.files] == [True]
         assert DeltaStore(folder).current(TABLE) == version
-
-
-@pytest.mark.parametrize("name", [*GOOD, *BAD[:-1]])
-def test_sources_in_odd_folders_are_read(tmp_path: Path, name: str) -> None:
-    write(tmp_path / name / "f.parquet", table_of())
-    write(tmp_path / "g" / name / "f.parquet", table_of())
-    above = tmp_path / "g"
-    for path in (name, f"{name}/f.parquet", "g/*/f.parquet", str(tmp_path / name), str(above / "*" / "*.parquet")):
-        check_read(tmp_path, path)
-    root = tmp_path / name
-    for path in ("f.parquet", "*.parquet", ".", str(root / "*.parquet"), str(root / "f.parquet")):
-        check_read(root, path)
-
-
-def check_read(root: Path, path: str) -> None:
-    engine, view = open_engine(root), view_of(path)
-    assert len(engine.sources.files(view.batch_sources[0])) == 1
-    assert [column.name for column in engine.sources.columns(view)][:3] == ["k", "at", "v"]
-    assert engine.sources.first_event_us(view) == 0
 
 
 @pytest.mark.parametrize(
