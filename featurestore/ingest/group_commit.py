@@ -1,4 +1,4 @@
-"""Group commit: what is pushed to a view within a second goes into its offline table as one file in one commit."""
+"""Group commit: rows pushed to a view within a second go into its offline table as one file in one commit."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("featurestore")
 
-STAGED = crash_point("push.staged", "pushed rows lie in a file of their own, in no version")
-COMMITTED = crash_point("push.committed", "pushed rows are committed, nobody was told and none is online")
+STAGED = crash_point("push.staged", "pushed rows are in a file of their own, in no version")
+COMMITTED = crash_point("push.committed", "pushed rows are committed, no caller knows and none is online")
 
 PAUSE_SECONDS = 1.0
-"""From the beginning of one commit to the next, for each process and view."""
+"""Seconds between the starts of two commits, for each process and view."""
 RETRY_SECONDS, PATIENCE_SECONDS = 0.02, 15.0
-"""What the pauses between tries begin with; how long a commit gives way to other writers before it fails."""
+"""The first pause between tries; how long a commit gives way to other writers before it fails."""
 NOTE_PAUSE_SECONDS, NOTE_LONGEST_SECONDS = 0.5, 30.0
-"""After the online store could not be reached nothing is noted there for the first, then for twice as long up to the
-second: each commit would wait for it."""
+"""How long nothing is noted in an online store that could not be reached: first the one, then twice as long each time
+up to the other. Otherwise each commit would wait for it."""
 PUSH = "push"
 MERGED_BYTES, MERGED_ROWS = 8 << 20, 1 << 20
-"""At most so much is merged in memory, between two commits; larger files wait for a run."""
+"""At most so much is merged in memory between two commits; larger files wait for a run."""
 _jitter = SystemRandom()
 
 
@@ -61,9 +61,9 @@ class _Waiting:
 def commit_rows(workspace: Workspace, registered: RegisteredView, rows: pa.Table) -> Future[int]:
     """Append rows to a view's offline table; the future gives the version once it is there to stay.
 
-    Safe to call from any thread. The first push after a quiet second is committed at once, what comes meanwhile
-    with the next commit. A commit that fails fails exactly the pushes in it; a future that is cancelled before
-    its commit began is left out.
+    Safe to call from any thread. The first push after a quiet second is committed at once; pushes that come meanwhile
+    go into the next commit. A commit that fails, fails exactly the pushes in it; a future that is cancelled before its
+    commit began is left out.
     """
     key = os.getpid(), workspace.root, workspace.settings.offline_store.url, registered.table
     with _lock:
@@ -72,9 +72,9 @@ def commit_rows(workspace: Workspace, registered: RegisteredView, rows: pa.Table
 
 
 class _Committer:
-    """The one that commits pushes to a table in this process. Its thread lives while there is something to do.
+    """Commits all pushes to one table in this process. Its thread lives while there is something to do.
 
-    The thread is no daemon: a process that ends finishes what it was given.
+    The thread is not a daemon: a process that ends finishes the pushes that it took.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class _Committer:
         while self._is_needed():
             time.sleep(max(0.0, self._next_s - time.monotonic()))
             with self._lock:
-                # Pushes by another revision of the view have other columns: they go next.
+                # Pushes by another revision of the view have other columns: they go into the next commit.
                 schema = self._waiting[0].registered.table_schema
                 group = [push for push in self._waiting if push.registered.table_schema == schema]
                 self._waiting = [push for push in self._waiting if push not in group]
@@ -124,11 +124,11 @@ class _Committer:
                 push.done.set_result(version.number)
 
     def _note_online(self, push: _Waiting, version: TableVersion) -> None:
-        """Note in the online store what was committed, so that an offline table without it is known to be older.
+        """Note the commit in the online store, so that an offline table without it is recognised as older.
 
-        Before the callers go on: they may close the store then. A part that is not this registry's is left as it is,
-        and so is a noted commit that the table does not have: nothing else says that rows which are online were lost.
-        Whatever goes wrong here costs no push, and is said again with a later commit.
+        Done before the callers continue, because they may then close the store. Leaves alone a part that is not this
+        registry's, and a noted commit that the table does not have: nothing else shows that rows which are online were
+        lost offline. A failure here fails no push; a later commit tries again.
         """
         workspace, registered = push.workspace, push.registered
         if not registered.view.online or time.monotonic() < self._note_from_s:
@@ -152,7 +152,7 @@ _lock = ForkLock()
 
 
 def _merge(push: _Waiting) -> None:
-    """Merge what many commits left, now that nobody waits for this one."""
+    """Merge the small files of many commits, now that nobody waits for this one."""
     offline, table = push.workspace.offline, push.registered.table
     try:
         version = offline.current(table)
@@ -166,7 +166,7 @@ def _merge(push: _Waiting) -> None:
 
 
 def _compare(workspace: Workspace, registered: RegisteredView) -> None:
-    """Raise MismatchError where the table is not what the registry left; a registry that is down tells nothing."""
+    """Raise MismatchError where the table is not as the registry left it; a registry that is down is skipped."""
     with suppress(RegistryUnavailableError):
         found = compare_table(workspace.registry, workspace.offline, registered)
         if found is not None and not found.heals:
@@ -200,13 +200,13 @@ def _append(push: _Waiting, groups: list[pa.Table]) -> TableVersion:
             return committed
         finally:
             path.unlink(missing_ok=True)
-        # Writers that lost together would meet again: each waits for a time of its own, longer where there are many.
+        # Writers that lost together would collide again: each waits for a random time, longer with each try.
         time.sleep(_jitter.uniform(0, min(RETRY_SECONDS * 2**tries, PAUSE_SECONDS)))
     raise AssertionError("tries do not end")
 
 
 def _write(rows: pa.Table, first_sequence: int, path: Path) -> None:
-    """Write rows as the engine writes those of a source, counted from ``first_sequence`` on."""
+    """Write rows as the engine writes those of a source, numbered from ``first_sequence`` on."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,6 +1,6 @@
-"""Push: rows that the caller has, into the offline log and straight online.
+"""Push: a caller's rows go into the offline log and straight online.
 
-Offline comes first: what a crash leaves committed and not online, the next materialization publishes
+Offline comes first: if a crash leaves rows committed but not online, the next materialization publishes them
 (`docs/decisions/push-offline-first.md`).
 """
 
@@ -31,9 +31,9 @@ SCHEMA_WRITTEN = crash_point("push.schema", "the schema of pushed records is onl
 BATCH_WRITTEN = crash_point("push.batch", "one more batch of pushed records is online")
 
 SCHEMA_SECONDS = 2.0
-"""How long a schema counts as being online: `fs gc` of another process, or whoever empties the store, removes it."""
+"""How long a schema counts as being online: `fs gc` in another process, or emptying the store, may remove it."""
 BATCH_ROWS = 10_000
-"""Rows that are encoded and sent at once."""
+"""How many rows are encoded and sent at once."""
 
 To = Literal["both", "online", "offline"]
 
@@ -45,20 +45,20 @@ ONLINE_ONLY = (
 
 @dataclass(frozen=True, slots=True)
 class OnlineCounts:
-    """What became of the rows of one view in the online store."""
+    """The counts of one view's rows in the online store."""
 
     written: int = 0
     stale: int = 0
-    """A newer record was there, and stayed."""
+    """The store held a newer record, which stayed."""
     expired: int = 0
-    """Past their ttl and its grace: not written."""
+    """Not written, because past their ttl and its grace."""
     wrong_type: int = 0
-    """The key held something that is no record; it was left alone."""
+    """The key held something that is not a record; it was left alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class OfflineCounts:
-    """The rows of one view that were committed."""
+    """The committed rows of one view."""
 
     rows: int
     version: int | None
@@ -67,7 +67,7 @@ class OfflineCounts:
 
 @dataclass(frozen=True, slots=True)
 class PushedView:
-    """What a push did to one view; None for a store that it did not go to."""
+    """What a push did to one view; None for a store that the rows did not go to."""
 
     online: OnlineCounts | None = None
     offline: OfflineCounts | None = None
@@ -82,15 +82,15 @@ class PushResult:
     to: To
     views: Mapping[str, PushedView]
     note: str | None = None
-    """What to know of it: rows that went online alone, feature views that read the source and did not take them."""
+    """What to know about the push: rows that only went online, views of the source that did not take the rows."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain values."""
+        """Return the result as plain values."""
         return asdict(self)
 
 
 class PushPlan:
-    """The views that a push source feeds, at one revision, and what it takes to write to them."""
+    """The views that a push source feeds, at one revision, with the encoders to write to them."""
 
     def __init__(self, snapshot: Snapshot, source: str) -> None:
         """Raises NotFoundError for an unknown source, InputError for one that no plain view reads."""
@@ -102,7 +102,7 @@ class PushPlan:
             by_sql = ", ".join(self.by_sql)
             why = f"only by SQL: {by_sql}" if by_sql else "by no feature view"
             raise InputError(
-                f"Rows pushed to {source!r} would go nowhere: it is read {why}.",
+                f"Rows pushed to {source!r} would go nowhere: the source is read {why}.",
                 hint="Declare a feature view without sql= whose source it is, and run `fs apply`.",
                 source=source,
             )
@@ -112,9 +112,9 @@ class PushPlan:
 
 
 class Push:
-    """One push, checked, not yet done: `commit`, wait for what it returns, `publish`; `result` tells of both.
+    """One push, checked but not yet done: `commit`, wait for the futures, `confirm`, `publish`; `result` sums up.
 
-    Making one raises InputError, EntityKeyError and ValueTypeError for what does not fit; nothing is written then.
+    Making one raises InputError, EntityKeyError and ValueTypeError for rows that do not fit; nothing is written then.
     """
 
     def __init__(self, workspace: Workspace, plan: PushPlan, rows: PushedRows, to: To) -> None:
@@ -132,7 +132,7 @@ class Push:
         self._done: dict[str, PushedView] = {}
 
     def commit(self) -> list[Future[int]]:
-        """Begin to commit offline; returns what to wait for before `confirm`.
+        """Begin to commit offline; returns the futures to wait for before `confirm`.
 
         Raises MismatchError, with nothing changed, where a store is another project's or history's.
         """
@@ -158,7 +158,7 @@ class Push:
                 self._versions[view].result()
 
     def publish(self, advance: Callable[[int], object] = lambda rows: None) -> None:
-        """Write online, if this push goes there; ``advance`` hears of each batch of rows that is."""
+        """Write online, if this push goes there; calls ``advance`` with the rows of each batch that is written."""
         for registered in self._plan.views:
             view = registered.view.name
             done = self._done.get(view, PushedView())
@@ -177,8 +177,8 @@ class Push:
         if self._plan.by_sql:
             names, source = ", ".join(self._plan.by_sql), self._plan.source
             notes.append(
-                f"Did not take these rows, which would have to pass through SQL: {names}. What is made by SQL changes "
-                f"when `fs materialize` reads {source.batch_source.name!r}."
+                f"These views did not take the rows, which would have to pass through SQL: {names}. They change when "
+                f"`fs materialize` reads {source.batch_source.name!r}."
             )
         note = " ".join(notes) or None
         return PushResult(self._plan.source.name, self.row_count, self._to, dict(sorted(self._done.items())), note)
@@ -199,7 +199,7 @@ class Push:
 
     @contextmanager
     def _named(self, view: str, where: str) -> Iterator[None]:
-        """Name the view in errors, and what was done before."""
+        """Add the view, and what was done before, to errors."""
         try:
             yield
         except FeatureStoreError as error:
@@ -216,13 +216,13 @@ def push(workspace: Workspace, source_name: str, rows: Any, to: To = "both") -> 
     """Push rows of a PushSource to every feature view that reads it without SQL.
 
     ``rows`` is any table (see `tables.read_table`) or the path of a Parquet file. It holds the views' join keys and
-    features and the event time; a created time that is null or not there is now. Everything is checked before anything
-    is written: raises NotFoundError, InputError, EntityKeyError and ValueTypeError (naming column and row), then what
-    the stores raise, naming the view.
+    features and the event time; a missing or null created time means now. Everything is checked before anything is
+    written: raises NotFoundError, InputError, EntityKeyError and ValueTypeError (naming column and row), then what the
+    stores raise, naming the view.
     """
     if to not in ("both", "online", "offline"):
         raise InputError(f"Rows are not pushed to {to!r}.", hint="Push to 'both', 'online' or 'offline'.")
-    # A commit goes into the generation of now; online alone must be quick, and not fail with the registry.
+    # A commit goes into the current generation. Online only must be quick, and must not fail with the registry.
     snapshot = workspace.recent_snapshot() if to == "online" else workspace.snapshot()
     work = Push(workspace, PushPlan(snapshot, source_name), read_rows(rows), to)
     if to != "online":
@@ -235,16 +235,16 @@ def push(workspace: Workspace, source_name: str, rows: Any, to: To = "both") -> 
 
 
 _schemas: WeakKeyDictionary[OnlineStore, dict[bytes, float]] = WeakKeyDictionary()
-"""When this process put which schema into a store."""
+"""When this process wrote each schema to a store."""
 _checks: WeakKeyDictionary[OnlineStore, dict[str, float]] = WeakKeyDictionary()
-"""When this process saw that which part of a store is its own."""
+"""When this process last saw that a part of a store is its own."""
 
 
 def _check(workspace: Workspace, registered: RegisteredView, *, is_committed: bool) -> None:
-    """Raise MismatchError where a view's online part is not this registry's, unless that was looked at just now.
+    """Raise MismatchError where a view's online part is not this registry's, unless it was checked a moment ago.
 
-    Rows that are not ``is_committed`` have nothing to do with the offline store, which need not be there. A store that
-    is down tells nothing, and is not waited for: rows are committed all the same.
+    Rows that are not ``is_committed`` do not concern the offline store, which may be missing. A store that is down is
+    skipped without waiting: the rows are committed all the same.
     """
     checked_at_s = _checks.setdefault(workspace.online, {})
     now_s = time.monotonic()
@@ -265,9 +265,9 @@ def _check(workspace: Workspace, registered: RegisteredView, *, is_committed: bo
 
 
 def _begin(workspace: Workspace, registered: RegisteredView, encoder: RecordEncoder) -> None:
-    """Put the schema of records, without which nobody reads them, and whose they are, unless that was done just now.
+    """Write the records' schema, without which nobody can read them, and their owner, unless done a moment ago.
 
-    Raises MismatchError where the online store holds another project's or history's records.
+    Raises MismatchError where the online store holds records of another project or history.
     """
     online = workspace.online
     put_at_s = _schemas.setdefault(online, {})

@@ -1,4 +1,4 @@
-"""Pushed rows: what a caller passes becomes Arrow columns of the declared types; what does not fit is named by row."""
+"""Pushed rows: a caller's table becomes Arrow columns of the declared types; errors name the row that does not fit."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ _PLAIN: dict[str, type] = {
     "Decimal": Decimal,
     "Array": list,
 }
-"""The Python kind of which whole columns become Arrow at once (`_typed`)."""
+"""The Python type whose columns become Arrow as a whole (`_typed`)."""
 FEW = 64
-"""Up to so many rows are handled as Python values: Arrow is quicker for more, and slow to start."""
+"""Up to so many rows stay Python values: Arrow is faster for more, but slow to start."""
 _FINER = re.compile(r"[.,]\d{6}\d*[1-9]")
-"""A text that names a part of a microsecond."""
+"""Matches a text with a fraction of a microsecond."""
 
 
 class PushedRows:
-    """The rows of one push, column by column: lists, or what Arrow can read. Columns that nobody asks for are ignored.
+    """The rows of one push, column by column: lists, or anything that Arrow can read. Unknown columns are ignored.
 
-    With ``json`` the values are JSON's (`types.values.from_json`), else Python's (`coerce`) or typed columns.
-    ``has_columns=False`` tells of no rows at all, which have no names.
+    With ``json`` the values are JSON's (`types.values.from_json`), otherwise Python's (`coerce`) or typed columns.
+    ``has_columns=False`` means no rows at all, and so no column names.
     """
 
     def __init__(self, columns: Mapping[str, Any], *, json: bool = False, has_columns: bool = True) -> None:
@@ -63,7 +63,7 @@ class PushedRows:
         self.row_count = check_lengths(columns, "rows")
 
     def require(self, needed: Sequence[str], source: str) -> None:
-        """Raise InputError for a column that is needed and not there."""
+        """Raise InputError for a needed column that is missing."""
         if not self._has_columns:
             self._columns = {name: [] for name in needed}
         for name in needed:
@@ -75,10 +75,10 @@ class PushedRows:
                 )
 
     def of_view(self, view: FeatureView, *, now_us: int, until_us: int) -> ViewRows:
-        """Return the rows as those of a view; a created time that is null or not there is ``now_us``.
+        """Return the rows as those of a view; a missing or null created time becomes ``now_us``.
 
-        Raises EntityKeyError for a join key that is null or ill-typed, ValueTypeError for any other value that
-        does not fit, a null event time, and times after ``until_us``; both name column and row.
+        Raises EntityKeyError for a join key that is null or ill-typed, ValueTypeError for any other value that does
+        not fit, a null event time, and times after ``until_us``; both name column and row.
         """
         source = view.batch_sources[0]
         keys = {name: self._key(name, kind) for name, kind in view.join_keys.items()}
@@ -116,19 +116,19 @@ class PushedRows:
             first = next((value for value in values if value is not None), None)
             if type(first).__name__ != "datetime64":
                 return list(values) if isinstance(values, tuple) else values
-            # Of numpy, and a bare integer to Python where it is fine. A NaT of any unit equals nothing.
+            # numpy's instants: finer ones would become bare integers in Python. A NaT of any unit equals nothing.
             values = [value if value == value else None for value in values]
         try:
             return _one_array(as_arrow(values))
         except ValueError:
-            return list(values)  # values of several kinds: one of them will be named
+            return list(values)  # values of several types: the error will name one of them
 
     def _from_list(self, name: str, values: list[Any], kind: ValueType) -> Column:
         found = self._at_once(values, kind, texts=self._convert is from_json)
         return _each(name, values, lambda value: self._convert(kind, value)) if found is None else found
 
     def _at_once(self, values: list[Any], kind: ValueType, *, texts: bool) -> pa.Array | None:
-        """Return many values as Arrow, None where a loop has to look at each (`_typed`)."""
+        """Return many values as Arrow, None where a loop has to check each value (`_typed`)."""
         if self.row_count <= FEW:
             return None
         import pyarrow as pa
@@ -136,7 +136,7 @@ class PushedRows:
         try:
             return _typed(values, kind, texts=texts)
         except (pa.ArrowException, TypeError, ValueError, OverflowError, ValueTypeError):
-            return None  # out of range, or no text: the loop finds the row
+            return None  # out of range, or not a text: the loop finds the row
 
     def _instants(self, name: str, until_us: int) -> Column:
         """Return a time column in UTC microseconds, ceiled."""
@@ -152,7 +152,7 @@ class PushedRows:
             limit = to_rfc3339(until_us)
             raise ValueTypeError(
                 f"column {name!r}, row {late}: {to_rfc3339(int(_listed(instants)[late]))} lies in the future.",
-                hint=f"Push rows when they have happened; now `server.max_clock_skew` lets pass what is up to {limit}.",
+                hint=f"Push rows after they happened; `server.max_clock_skew` now admits times up to {limit}.",
                 column=name,
                 row=late,
             )
@@ -220,9 +220,9 @@ def _listed(column: Column) -> list[Any]:
 
 
 def _typed(values: list[Any], kind: ValueType, *, texts: bool) -> pa.Array | None:
-    """Return what `coerce` makes of values that are all of the type's own Python kind, or null; None for others.
+    """Return the values as `coerce` would, if all are null or of the type's own Python kind; None for others.
 
-    With ``texts`` instants may be ISO 8601 texts. Raises where a value does not fit, and now and then where one does.
+    With ``texts`` instants may be ISO 8601 texts. Raises where a value does not fit, and sometimes where one does.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -239,16 +239,16 @@ def _typed(values: list[Any], kind: ValueType, *, texts: bool) -> pa.Array | Non
         return None if items is None else _lists(values, items)
     column = pa.array(values, arrow_type(kind))
     if kind == Float32 and pc.any(pc.is_inf(column)).as_py():
-        return None  # Arrow makes infinity of what lies beyond
+        return None  # Arrow turns larger numbers into infinity
     return column
 
 
 def _moments(values: Sequence[datetime | None]) -> pa.Array:
-    """Return datetimes as instants, naive ones as UTC. Raises TypeError for naive ones beside others."""
+    """Return datetimes as instants, naive ones as UTC. Raises TypeError for a mix of naive and aware ones."""
     import pyarrow as pa
 
-    # Arrow would ask each datetime for its offset, slowly, and forget what of it is no whole second. Where all share
-    # one zone of one offset, their difference to the epoch there asks for none.
+    # Arrow would ask each datetime for its offset, slowly, and drop the offset's fraction of a second. If all share one
+    # zone with one offset, their difference to the epoch in that zone needs no offset.
     start = EPOCH
     zones = {id(value.tzinfo): value.tzinfo for value in values if value is not None}
     if len(zones) == 1:
@@ -262,7 +262,7 @@ def _moments(values: Sequence[datetime | None]) -> pa.Array:
 
 
 def _lists(values: Sequence[list[Any] | None], items: pa.Array) -> pa.Array:
-    """Return lists, or null, whose items stand one after another in ``items``."""
+    """Return lists, or null, whose items follow one another in ``items``."""
     import pyarrow as pa
 
     ends = accumulate(0 if value is None else len(value) for value in values)
@@ -274,7 +274,7 @@ def _each(name: str, values: Sequence[Any], convert: Callable[[Any], Any]) -> li
     converted: list[Any] = []
     try:
         for value in values:
-            converted.append(convert(value))  # how many there are tells the row that fails
+            converted.append(convert(value))  # the number of converted values is the row that fails
     except ValueTypeError as error:
         row = len(converted)
         message = f"column {name!r}, row {row}: {error.message}"
@@ -292,7 +292,7 @@ def _from_column(name: str, column: pa.Array, kind: ValueType) -> Column:
         while wanted.item is not None and pa.types.is_nested(found):
             found, wanted = found.value_type, wanted.item
         if wanted == Float32 and pa.types.is_floating(found):
-            raise  # every value would be rounded: whoever has typed columns can cast them
+            raise  # every value would be rounded: callers with typed columns can cast them
         values = from_library(column.to_pylist(), column.type)
         return _each(name, values, lambda value: coerce(kind, value))
 

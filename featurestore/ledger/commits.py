@@ -1,7 +1,7 @@
-"""What the ledger remembers of offline commits, and what each commit carries of the registry.
+"""What the ledger remembers about offline commits, and what each commit carries about the registry.
 
-The newest ledger entry of kind ``commit``, key ``{view}.{generation}``, names the commit that the watermark speaks of,
-by its identity. It is an entry of its own: a further field in a watermark would stop earlier releases from reading it.
+The newest ledger entry of kind ``commit``, key ``{view}.{generation}``, names the watermark's commit by its identity.
+It is an entry of its own: another field in a watermark would stop earlier releases from reading it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from featurestore.registered.snapshot import RegisteredView
 
 KIND = "commit"
 REPAIR_KIND = "repair"
-"""What a repair that is under way reads again, by view and generation; written before it replaces the watermark."""
+"""The spans that a running repair reads again, by view and generation; written before it replaces the watermark."""
 PROJECT, REVISION = "project", "revision"
-"""Facts of a commit: the identity of its project, and the hash of the revision that it was made by."""
+"""Facts of a commit: the identity of its project, and the hash of the revision that made it."""
 BELONG_HINT = (
     "Check `registry` and `offline_store` in the settings. If they are to belong together from now on, run `fs repair`."
 )
 _FORGOTTEN = {"forgotten": True}
 _LONGEST_WALK = 1_000
-"""At most this many commits of earlier releases are looked behind: they carry nothing."""
+"""At most this many commits of earlier releases are skipped in a search: they carry no facts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class KnownCommit:
 
 
 def known_commit(ledger: Ledger, registered: RegisteredView) -> KnownCommit | None:
-    """Return the commit that a view's watermark speaks of; None where an earlier release wrote the watermark."""
+    """Return the commit that a view's watermark belongs to; None where an earlier release wrote the watermark."""
     entry = ledger.latest(registered.project, KIND, watermark_key(registered.view.name, registered.generation))
     return None if entry is None or entry.document == _FORGOTTEN else _known_from(entry.document)
 
@@ -50,7 +50,7 @@ def known_commit(ledger: Ledger, registered: RegisteredView) -> KnownCommit | No
 def last_read(ledger: Ledger, offline: OfflineStore, registered: RegisteredView) -> KnownCommit | None:
     """Return the newest commit that may hold what was read from the view's source, or None.
 
-    Pushes may commit every second. Where they do, it is the one that the last run remembered.
+    Pushes may commit every second. Then it is the commit that the last run remembered.
     """
     if any(isinstance(source, PushSource) for source in registered.view.sources):
         return known_commit(ledger, registered)
@@ -59,7 +59,7 @@ def last_read(ledger: Ledger, offline: OfflineStore, registered: RegisteredView)
 
 
 class Remembered:
-    """What the ledger remembers of all tables of a project: three looks at it, however many views there are."""
+    """What the ledger remembers about all tables of a project, by three queries for any number of views."""
 
     def __init__(self, ledger: Ledger, project: str) -> None:
         self._repairs = {entry.key for entry in ledger.scan(project, REPAIR_KIND) if "intervals" in entry.document}
@@ -71,7 +71,7 @@ class Remembered:
         return watermark_key(registered.view.name, registered.generation) in self._repairs
 
     def of(self, registered: RegisteredView) -> tuple[Watermark, KnownCommit | None]:
-        """Return a view's watermark and the commit that it speaks of, as `read_watermark` and `known_commit` do."""
+        """Return a view's watermark and its commit, as `read_watermark` and `known_commit` do."""
         key = watermark_key(registered.view.name, registered.generation)
         entry, commit = self._watermarks.get(key), self._commits.get(key)
         watermark = Watermark() if entry is None else watermark_from(entry.document, entry.version)
@@ -79,7 +79,7 @@ class Remembered:
 
 
 def remember_commit(ledger: Ledger, registered: RegisteredView, commit: KnownCommit | None) -> None:
-    """Remember a commit, durably; None: that there is none any more."""
+    """Remember a commit, durably; None means that there is none any more."""
     if known_commit(ledger, registered) != commit:
         key = watermark_key(registered.view.name, registered.generation)
         ledger.append(registered.project, KIND, key, _FORGOTTEN if commit is None else asdict(commit))
@@ -91,15 +91,15 @@ def _known_from(document: Mapping[str, Any]) -> KnownCommit:
 
 
 def facts_of(registered: RegisteredView, held: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the facts that a commit is made with; ``held`` is what its table then holds of the source."""
+    """Return the facts of a commit; ``held`` says what its table then holds from the source."""
     facts: dict[str, Any] = {}
     if registered.chain.number:
         facts |= {PROJECT: registered.chain.identity, REVISION: registered.chain.head}
-    return {**facts, WATERMARK: held}  # also None: nobody needs to look further back
+    return {**facts, WATERMARK: held}  # None too: it ends the search through earlier commits
 
 
 def bind_tables(offline: OfflineStore, registered: RegisteredView) -> None:
-    """Let a project's tables belong to it from its first commit on. Raises MismatchError where another came first."""
+    """Mark a project's tables as its own from its first commit on. Raises MismatchError where another came first."""
     identity = registered.chain.identity
     if identity and offline.owner(registered.project) != identity:
         owner = offline.bind(registered.project, identity)
@@ -112,9 +112,9 @@ def bind_tables(offline: OfflineStore, registered: RegisteredView) -> None:
 
 
 def held_by(watermark: Watermark) -> dict[str, Any]:
-    """Return what a table holds of its source, as a commit carries it.
+    """Return what a table holds from its source, as a commit carries it.
 
-    The fingerprints of source files are left out: they may be many, and a run that does not know a file reads it again.
+    Without the fingerprints of source files: there may be many, and a run that does not know a file reads it again.
     """
     return {
         "intervals": [list(interval) for interval in watermark.intervals],
@@ -126,7 +126,7 @@ def held_by(watermark: Watermark) -> dict[str, Any]:
 def held_of(
     offline: OfflineStore, newest: Commit | None, registered: RegisteredView, *, table: TableId | None = None
 ) -> Mapping[str, Any] | None:
-    """Return what a table (the view's own, or another) holds of its source: the newest commit that says it."""
+    """Return what a table (the view's own, or another) holds from its source, by the newest commit that says it."""
     table, commit = table or registered.table, newest
     for _ in range(_LONGEST_WALK):
         if commit is None or WATERMARK in commit.facts:
@@ -136,7 +136,7 @@ def held_of(
 
 
 def watermark_of(held: Mapping[str, Any] | None) -> Watermark:
-    """Return the watermark of what a table holds; an empty one where it does not say."""
+    """Return the watermark of what a table holds; an empty one where no commit says it."""
     if held is None:
         return Watermark()
     with understood("a watermark in a commit"):

@@ -1,4 +1,4 @@
-"""Which generations a view's name has used: a name never reuses storage, also after it was deleted."""
+"""Which generations a view's name has used: a name never reuses storage, even after a deletion."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def remember_generation(ledger: Ledger, project: str, view: str, generation: int
 
 
 def adopt_generation(ledger: Ledger, project: str, view: str, generation: int) -> None:
-    """Note that a generation of another history is this registry's from now on, to use or to give up."""
+    """Note that a generation of another history belongs to this registry from now on, to use or to give up."""
     if generation not in used_generations(ledger, project).get(view, ()):
         last = last_generation(ledger, project, view)
         ledger.append(project, KIND, view, {"generation": generation})
@@ -34,7 +34,7 @@ def adopt_generation(ledger: Ledger, project: str, view: str, generation: int) -
 
 
 def used_generations(ledger: Ledger, project: str) -> dict[str, set[int]]:
-    """Return the generations that every view name has used: of those between them another history may be."""
+    """Return the generations that each view name has used; those in the gaps may belong to another history."""
     views = [entry.key for entry in ledger.scan(project, KIND)]
     return {
         view: {int(entry.document["generation"]) for entry in ledger.scan(project, KIND, key=view)} for view in views
@@ -42,10 +42,10 @@ def used_generations(ledger: Ledger, project: str) -> dict[str, set[int]]:
 
 
 class Generations:
-    """Finds generations that were never used: by the registry's memory, the offline store's, or what lies online.
+    """Finds generations that neither the registry nor the offline nor the online store has ever seen.
 
-    After registry and offline store were restored together, the online store alone knows of a generation that came
-    later: under its number other definitions would serve its records. One that is down is not asked again.
+    After registry and offline store were restored together, only the online store knows a generation that came
+    later: other definitions under its number would serve its records. A store that is down is not asked again.
     """
 
     def __init__(self, workspace: Workspace, identity: str) -> None:

@@ -1,10 +1,10 @@
 """Leases: one run of a view at a time, across processes and machines.
 
 The newest ledger entry of kind ``lease`` and the view's name says who holds it. Every change is a compare-and-set on
-the entry's version, so of two takers one wins. Clocks of machines differ and jump, so none of them decides: who waits
-takes the lease over when its entry has not moved for `LEASE_US` of the waiter's own monotonic clock, and at once where
-the holder is a process of the same machine that has ended. The holder says which process it is in an entry of its own
-kind, since older versions refuse fields that they do not know. They go by ``expires_us``, which is still written.
+the entry's version, so of two takers one wins. Clocks of machines differ and jump, so none of them decides: a waiter
+takes the lease over when its entry has not changed for `LEASE_US` of the waiter's own monotonic clock, and at once if
+the holder is a process of the same machine that has ended. The holder says which process it is in an entry of another
+kind, because older versions refuse fields that they do not know. They go by ``expires_us``, which is still written.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _LEASE_SECONDS = LEASE_US / 1_000_000
 _POLL_SECONDS = 0.5
 _RETRY_SECONDS = 1.0
 _SAID_LATELY = 20
-"""So many of the newest entries of `PROCESS_KIND` are looked through: who lost a race for the lease has written one."""
+"""At most so many of the newest `PROCESS_KIND` entries are searched: losers of a race for the lease write them too."""
 
 TAKEN = crash_point("lease.taken", "the view's lease is held, nothing else has happened")
 RELEASED = crash_point("lease.released", "the run is over and its lease given back")
 
 
 class Timer(NamedTuple):
-    """How time passes for who holds a lease and who waits for it."""
+    """The clock and the sleep of a lease's holder and its waiters."""
 
     seconds: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -53,7 +53,7 @@ _TIMER = Timer()
 
 @dataclass(frozen=True, slots=True)
 class LeaseState:
-    """What the ledger says of a view's lease."""
+    """What the ledger says about a view's lease."""
 
     holder: str
     """The id of the run."""
@@ -65,7 +65,7 @@ class LeaseState:
     released: bool = False
 
     def is_held(self, now_us: int) -> bool:
-        """Tell whether it seems held, by the wall clocks of two machines; a clock that is far ahead is not believed."""
+        """Tell whether it seems held, by the wall clocks of two machines; ignores a clock that is far ahead."""
         return not self.released and now_us < self.expires_us <= now_us + LEASE_US + CLOCK_TOLERANCE_US
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ def read_lease(ledger: Ledger, project: str, view: str) -> tuple[LeaseState | No
 
 
 def running_holder(ledger: Ledger, project: str, view: str, *, now_us: int) -> str | None:
-    """Return the id of the run that holds a view's lease, as far as one look can tell; None where none does."""
+    """Return the id of the run that holds a view's lease, as far as one look can tell; None for a free lease."""
     book = _Book(ledger, project, view)
     state, _ = book.read()
     if state is None or not state.is_held(now_us) or _is_gone(book.process(state.holder)):
@@ -97,7 +97,7 @@ def _is_gone(process: Process | None) -> bool:
 
 
 class _Book:
-    """The ledger's pages on the lease of one view."""
+    """The ledger's entries about the lease of one view."""
 
     def __init__(self, ledger: Ledger, project: str, view: str) -> None:
         self.ledger, self.project, self.view = ledger, project, view
@@ -109,19 +109,19 @@ class _Book:
         return self.ledger.append(self.project, KIND, self.view, asdict(state), if_version=version)
 
     def introduce(self, holder: str) -> None:
-        """Say which process is going to hold the lease, before it does: it may be killed right after."""
+        """Say which process will hold the lease, before it does: it may be killed right after."""
         process = own_process()
         if process is not None:
             self.ledger.append(self.project, PROCESS_KIND, self.view, {"holder": holder, **asdict(process)})
 
     def process(self, holder: str) -> Process | None:
-        """Return the process that holds the lease, or None where it did not say, as older versions do not."""
+        """Return the process that holds the lease; None where no entry says so, as with older versions."""
         for entry in self.ledger.scan(self.project, PROCESS_KIND, key=self.view, limit=_SAID_LATELY):
             if entry.document.get("holder") == holder:
                 try:
                     return Process(**{name: entry.document[name] for name in Process.__dataclass_fields__})
                 except KeyError:
-                    return None  # a newer version tells processes apart by something else
+                    return None  # a newer version identifies processes in another way
         return None
 
 
@@ -146,12 +146,12 @@ class Lease:
                 state, _ = self._book.read()
                 raise LeaseHeldError(
                     f"The run of {self._book.view!r} lost its lease to {state}.",
-                    hint="This machine may have slept. Run it again: what was committed is not done twice.",
+                    hint="This machine may have slept. Run it again: committed work is not done twice.",
                     view=self._book.view,
                 )
 
     def _may_be_followed(self) -> bool:
-        """Tell whether another one may have taken it; where the clock jumped, asking the ledger does no harm."""
+        """Tell whether another run may have taken it; after a jump of the clock one more question does no harm."""
         silent_s = self._timer.seconds() - self._moved_s
         return silent_s >= _LEASE_SECONDS or self._clock() >= self._state.expires_us
 
@@ -164,14 +164,14 @@ class Lease:
                     self._renew()
                 pause = RENEW_SECONDS
             except RegistryError:
-                pause = _RETRY_SECONDS  # away for a moment: there are two thirds of the lease left to come back
+                pause = _RETRY_SECONDS  # down for a moment: two thirds of the lease are left for it to come back
 
     def _renew(self) -> None:
         if not self._lost:
             self._append(replace(self._state, expires_us=self._clock() + LEASE_US))
 
     def release(self) -> None:
-        """Give it back; when it is lost, or the registry is away, the next run finds out for itself."""
+        """Give it back; if it is lost, or the registry is down, the next run finds out by itself."""
         try:
             with self._lock:
                 if not self._lost:
@@ -180,7 +180,7 @@ class Lease:
             return
 
     def _append(self, state: LeaseState) -> None:
-        moved_s = self._timer.seconds()  # before others can see it: they begin to count later than this
+        moved_s = self._timer.seconds()  # before others can see it, so that they start to count later
         try:
             self._version = self._book.append(state, self._version)
             self._state, self._moved_s = state, moved_s
@@ -201,8 +201,8 @@ def holding(
 ) -> Iterator[Lease]:
     """Hold a view's lease during the block, renewing it in the background.
 
-    Waits while another run holds it, says who, and when it will be taken over. Raises LeaseHeldError when that takes
-    over ``wait_seconds``.
+    Waits while another run holds it, and says which one and when it will be taken over. Raises LeaseHeldError after
+    ``wait_seconds``.
     """
     lease = _Wait(_Book(ledger, project, view), holder, clock, timer).until_taken(wait_seconds)
     stopped = threading.Event()
@@ -219,7 +219,7 @@ def holding(
 
 
 class _Wait:
-    """One run on its way to a lease: what it has seen of the holder, and since when."""
+    """One run that waits for a lease: the holder's entry as it last saw it, and since when."""
 
     def __init__(self, book: _Book, holder: str, clock: Clock, timer: Timer) -> None:
         self._book, self._holder, self._clock, self._timer = book, holder, clock, timer
@@ -254,7 +254,7 @@ class _Wait:
         return silent if self._process is None else f"when that process ends, or {silent}"
 
     def _try(self) -> tuple[Lease | None, LeaseState | None]:
-        """Return the lease if it could be taken, else the state that another one holds it with."""
+        """Return the lease if it could be taken, else the state of the holder."""
         while True:
             before_s = self._timer.seconds()
             state, version = self._book.read()
@@ -272,7 +272,7 @@ class _Wait:
             return Lease(self._book, mine, version, self._clock, self._timer, since_s), None
 
     def _is_free(self, state: LeaseState, version: int, before_s: float) -> bool:
-        """Tell whether a lease may be taken that was read after ``before_s``."""
+        """Tell whether a lease that was read after ``before_s`` may be taken."""
         if state.released:
             return True
         if version != self._seen_version:

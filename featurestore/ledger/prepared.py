@@ -1,7 +1,7 @@
-"""Generations that are filled before they are served: an apply prepares them, and the next may go on with them.
+"""Generations that are filled before they are served: an apply prepares them, and the next apply may continue.
 
-The newest ledger entry of kind ``prepared``, key ``{view}.{generation}``. It counts until the generation is served, or
-`fs gc` gives it up.
+The newest ledger entry of kind ``prepared``, key ``{view}.{generation}``. It is valid until the generation is served,
+or `fs gc` gives it up.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class Prepared:
     view: str
     generation: int
     after: int
-    """The generation that is served meanwhile, 0 for a new view."""
+    """The generation that is served in the meantime, 0 for a new view."""
     base: str
     """The hash of the revision that the apply was planned on."""
     mark: str
-    """Hash of what it is filled by: the view and all that it refers to."""
+    """Hash of the view and of everything that it refers to."""
     since: KnownCommit | None
-    """What was read last for the generation that is served when this one's filling began: see `last_read`."""
+    """The last commit of the served generation when the filling began: see `last_read`."""
     entry: int = 0
-    """The ledger version that this was read from, 0 when it is written first."""
+    """The ledger version that this was read from, 0 before the first write."""
 
 
 def mark_of(project: str, view: FeatureView) -> str:
@@ -49,7 +49,7 @@ def mark_of(project: str, view: FeatureView) -> str:
 
 
 class Preparations:
-    """What was prepared for a project; ``head`` is the hash of its newest revision."""
+    """The prepared generations of a project; ``head`` is the hash of its newest revision."""
 
     def __init__(self, ledger: Ledger, project: str, head: str) -> None:
         self._ledger, self._project, self._head = ledger, project, head
@@ -59,34 +59,34 @@ class Preparations:
         self._known = {entry.key: _prepared_from(entry.document, entry.version) for entry in known}
 
     def find(self, view: FeatureView, after: int, since: KnownCommit | None) -> Prepared | None:
-        """Return the newest generation that was prepared for a definition beside the one that is served.
+        """Return the newest generation that was prepared for a definition, next to the served one.
 
-        One begun before the last commit ``since`` does not count: it may hold what was corrected or withdrawn since.
+        One begun before the last commit ``since`` does not count: it may hold rows that were corrected or withdrawn.
         """
         wanted = view.name, after, since
         found = [known for known in self._known.values() if (known.view, known.after, known.since) == wanted]
-        if not after:  # nothing keeps those of a view that is not registered once another apply came
+        if not after:  # after another apply nothing protects the preparations of a view that is not registered
             found = [known for known in found if known.base == self._head]
         mark = mark_of(self._project, view) if found else ""
         fitting = [known for known in found if known.mark == mark]
         return max(fitting, key=lambda known: known.generation, default=None)
 
     def get(self, view: str, generation: int) -> Prepared | None:
-        """Return what was prepared under a generation's number."""
+        """Return the preparation of a generation."""
         return self._known.get(watermark_key(view, generation))
 
     def is_under_way(self, view: str, generation: int) -> bool:
-        """Tell whether the apply that prepares a generation may still come."""
+        """Tell whether the apply that prepares a generation may still be running."""
         known = self.get(view, generation)
         return known is not None and known.base == self._head
 
     def is_past(self, view: str, generation: int) -> bool:
-        """Tell whether a generation was prepared, and another apply has come since."""
+        """Tell whether a generation was prepared before another apply."""
         known = self.get(view, generation)
         return watermark_key(view, generation) in self._given_up or (known is not None and known.base != self._head)
 
     def give_up(self, view: str, generation: int) -> bool:
-        """Note that a prepared generation is about to be removed; False where an apply has just taken it up again."""
+        """Note that a prepared generation is about to be removed; False if an apply has just taken it up again."""
         known = self.get(view, generation)
         if known is None:
             return True

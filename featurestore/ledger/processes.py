@@ -12,21 +12,21 @@ _PROC = Path("/proc")
 _BOOT_ID = _PROC / "sys/kernel/random/boot_id"
 _NAMESPACE = _PROC / "self/ns/pid"
 _ENDED = ("Z", "X")
-"""A zombie was killed and waits for its parent to notice: it runs no more."""
+"""A zombie has been killed and waits for its parent to notice: it no longer runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process, told from every other one of any machine and time."""
+    """A process, distinct from all others on any machine at any time."""
 
     host: str
     boot_id: str
-    """Another one after each start of the machine."""
+    """Changes with each start of the machine."""
     pid_namespace: str
-    """Containers of one machine count their processes each for itself."""
+    """Each container of a machine numbers its processes separately."""
     pid: int
     started_ticks: int
-    """Clock ticks from the machine's start to its own: a number that is given again comes with another."""
+    """Clock ticks from the machine's start to the process's: tells apart processes that get the same number."""
 
     def is_gone(self) -> bool:
         """Tell whether it has certainly ended; False where this process cannot know."""
@@ -38,12 +38,12 @@ class Process:
         except ProcessLookupError:
             return True
         except PermissionError:
-            pass  # another user's: it is there
+            pass  # another user's process: it exists
         try:
             _, started_ticks = _stat(_PROC / str(self.pid) / "stat")
             return started_ticks != self.started_ticks or all(state in _ENDED for state in _thread_states(self.pid))
         except (OSError, ValueError, IndexError):
-            return False  # hidden from this user, or it ended just now: the next look tells
+            return False  # hidden from this user, or it ended just now: the next look will show
 
 
 def own_process() -> Process | None:

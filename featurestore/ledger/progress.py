@@ -1,4 +1,4 @@
-"""How far each view's rows have come: committed, published, and what the last run sent online."""
+"""How far each view's rows have come: committed, published, and the counts of the last run's publish."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Progress:
     """One online view's progress."""
 
     committed_until_us: int | None
-    """End of its last committed interval."""
+    """The end of its last committed interval."""
     unpublished_since_us: int | None
-    """Since when committed rows wait to be online; None when there are none."""
+    """Since when committed rows have been waiting to go online; None when none wait."""
     published_version: int | None
     """The table version that was published last; None when none ever was."""
     published: Mapping[str, int]
-    """What became of the records that its last run sent online."""
+    """The counts of the records that its last run sent online."""
 
 
 def read_progress(ledger: Ledger, snapshot: Snapshot) -> dict[str, Progress]:
-    """Return the progress of every online view that was ever materialized, by two queries whatever their number."""
+    """Return the progress of every online view that was ever materialized, by two queries for any number of views."""
     marks = {entry.key: entry for entry in ledger.scan(snapshot.project, watermarks.KIND)}
     last = {entry.key: run_from(entry.document).published for entry in ledger.scan(snapshot.project, END_KIND)}
     found = {}

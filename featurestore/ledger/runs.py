@@ -1,10 +1,10 @@
-"""Runs: what each materialization did, as `fs materialize`, `fs log` and the ledger show it.
+"""Runs: what each materialization did. `fs materialize`, `fs log` and the ledger show them.
 
 A run is written twice per view: when it starts (kind ``run_start``) and when it ends (kind ``run``). A start
 without an end whose lease or process is gone belongs to a process that was killed.
 
-Nothing is decided by what a run says of itself. So it is read as far as this version understands it: a newer one, in
-the same fleet for a while, may write more.
+No decision depends on what a run says about itself, so it is read as far as this version understands it: a newer
+version in the same fleet may write more.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ RECORDED = crash_point("run.recorded", "the ledger says how the run ended")
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What became of the records that a run sent online."""
+    """The counts of the records that a run sent online."""
 
     written: int = 0
     stale: int = 0
-    """A newer record was there, and stayed."""
+    """The store held a newer record, which stayed."""
     expired: int = 0
-    """Past their physical expiry: not written."""
+    """Not written, because past their physical expiry."""
     wrong_type: int = 0
-    """Their key holds something that is no record; it was left alone."""
+    """Their key holds something that is not a record; it was left alone."""
     repaired: int = 0
-    """Of withdrawn rows: replaced by the entity's next best row."""
+    """Records of withdrawn rows that the entity's next best row replaced."""
     deleted: int = 0
-    """Of withdrawn rows: deleted, because the entity has no other row."""
+    """Records of withdrawn rows that were deleted, because the entity has no other row."""
     wrong_type_keys: tuple[str, ...] = ()
     """The first few of them."""
 
@@ -75,28 +75,28 @@ class RunResult:
     host: str
     pid: int
     intervals: tuple[Interval, ...] = ()
-    """The spans of event time that were asked for; an incremental run also read what changed elsewhere."""
+    """The requested spans of event time; an incremental run also read what changed elsewhere."""
     read: int = 0
     appended: int = 0
     duplicates: int = 0
-    """Of equal keys and times the last counts; these were the others."""
+    """Rows that were dropped, because a later one has the same keys and times."""
     unchanged: int = 0
     null_keys: int = 0
     """Dropped."""
     null_times: int = 0
     """Dropped."""
     waiting: int = 0
-    """Dated after now: left for a later run."""
+    """Rows dated after now: left for a later run."""
     withdrawn: int = 0
-    """By a rebuild: rows that the source no longer holds."""
+    """Rows that a rebuild withdrew, because the source no longer holds them."""
     damaged: int = 0
-    """By a rebuild: rows of damaged files, which were left out before the source was read."""
+    """Rows of damaged files that a rebuild left out before it read the source."""
     table_version: int | None = None
     published: Published = field(default_factory=Published)
     duration_ms: int | None = None
     error: str | None = None
     dry_run: bool = False
-    """It counted and wrote nothing."""
+    """Whether the run only counted and wrote nothing."""
 
     def __repr__(self) -> str:
         took = "" if self.duration_ms is None else f", {self.duration_ms / 1000:.1f} s"
@@ -108,7 +108,7 @@ class RunResult:
         return Runs([self])._repr_html_()
 
     def cells(self) -> tuple[str, ...]:
-        """Return what a table of runs shows of it, in the order of `RUN_HEADS`."""
+        """Return its cells in a table of runs, in the order of `RUN_HEADS`."""
         counts = (
             self.read, self.appended, self.unchanged, self.duplicates, self.null_keys + self.null_times, self.waiting,
             self.published.written,
@@ -119,7 +119,7 @@ class RunResult:
         return (self.view, *(f"{count:,}" for count in counts), took)
 
     def notes(self) -> list[str]:
-        """Return what its user should know beside the counts."""
+        """Return what users should know besides the counts."""
         notes = []
         if self.null_keys or self.null_times:
             notes.append(f"dropped {self.null_keys:,} rows with a null key and {self.null_times:,} without event time")
@@ -146,7 +146,7 @@ RUN_HEADS = ("view", "read", "appended", "unchanged", "duplicates", "dropped", "
 
 
 class Runs(list[RunResult]):
-    """Runs, which a notebook shows as `fs materialize` does."""
+    """Runs; a notebook shows them as `fs materialize` does."""
 
     def _repr_html_(self) -> str:
         notes = [f"{run.view}: {note}" for run in self for note in (*run.notes(), *filter(None, [run.error]))]
@@ -170,15 +170,15 @@ def record_end(ledger: Ledger, project: str, run: RunResult) -> None:
 
 
 def runs(ledger: Ledger, project: str, view: str, *, now_us: int) -> list[RunResult]:
-    """Return a view's runs, newest first; those that started and never ended are running or killed."""
+    """Return a view's runs, newest first; a run without an end is running or was killed."""
     ended = [run_from(entry.document) for entry in ledger.scan(project, END_KIND, key=view)]
     known = {run.run_id for run in ended}
     started = [run_from(entry.document) for entry in ledger.scan(project, START_KIND, key=view)]
     open_runs = [run for run in started if run.run_id not in known]
     if open_runs:
-        # Of a generation that is not served yet the lease has a name of its own.
+        # The lease of a generation that is not served yet has a name of its own.
         names = {view, *(f"{view}.{run.generation}" for run in open_runs)}
-        with suppress(RegistryFormatError):  # who holds the lease is not to be known: they stay as they began
+        with suppress(RegistryFormatError):  # nobody can know who holds the lease: they stay as they began
             holders = {running_holder(ledger, project, name, now_us=now_us) for name in names}
             open_runs = [replace(run, state="running" if run.run_id in holders else "killed") for run in open_runs]
     return sorted([*ended, *open_runs], key=lambda run: run.started_us, reverse=True)
@@ -192,11 +192,11 @@ def all_runs(ledger: Ledger, project: str, *, now_us: int) -> list[RunResult]:
 
 
 _UNTOLD = RunResult("", "", 0, "incremental", "done", 0, "", 0)
-"""What a run is taken to be where its document does not say."""
+"""The defaults for fields that a run's document lacks."""
 
 
 def run_from(document: Mapping[str, Any]) -> RunResult:
-    """Return the run of a ledger document: kind and state as they are there, and nothing that this version lacks."""
+    """Return the run of a ledger document: kind and state unchanged, and no fields that this version lacks."""
     said = _understood_parts(_UNTOLD, document)
     published = document.get("published")
     if isinstance(published, Mapping):
@@ -209,7 +209,7 @@ def run_from(document: Mapping[str, Any]) -> RunResult:
 
 
 def _understood_parts(template: Any, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return of a document what a dataclass has a field for, where it is of the field's type."""
+    """Return the parts of a document for which a dataclass has a field of that type."""
     parts = {}
     for each in fields(template):
         default = getattr(template, each.name)

@@ -1,4 +1,4 @@
-"""What the committed spans of a view lack: features that were added after a span was read, rows of older definitions.
+"""What a view's committed spans lack: features added after a span was read, and spans read by older definitions.
 
 The newest ledger entry of kind ``unread``, key ``{view}.{generation}``. Runs write it, and only when it changes.
 """
@@ -25,7 +25,7 @@ _ALL_REVISIONS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """What of a view's committed spans was not read by the definition that is applied now."""
+    """The parts of a view's committed spans that the applied definition has not read."""
 
     view: str
     stored: tuple[str, ...]
@@ -33,11 +33,11 @@ class Unread:
     reads: str
     """A hash of what the definition reads: SQL, paths, time columns."""
     missing: Mapping[str, tuple[Interval, ...]]
-    """Per feature the spans that were read before the view had it: it is null there. None of them is empty."""
+    """For each feature the spans that were read before the view had it: it is null there. No entry is empty."""
     outdated: tuple[Interval, ...]
-    """Spans that were read with other SQL, or from another source: they hold what that gave."""
+    """Spans that were read with other SQL or from another source: they hold those rows."""
     is_incremental: bool = True
-    """Whether runs without dates are used: else one would read from the source's first event on."""
+    """Whether the view has incremental runs: otherwise one would read from the source's first event on."""
 
     @property
     def again(self) -> tuple[Interval, ...]:
@@ -45,7 +45,7 @@ class Unread:
         return merge(span for spans in self.missing.values() for span in spans)
 
     def after(self, read: Iterable[Interval], *, rebuilt: bool) -> Unread:
-        """Return what is left once spans were read; only a rebuild takes out rows that came from older SQL."""
+        """Return what is left after spans were read; only a rebuild removes rows that came from older SQL."""
         taken = tuple(read)
         left = {name: subtract(spans, taken) for name, spans in self.missing.items()}
         return replace(
@@ -55,7 +55,7 @@ class Unread:
         )
 
     def texts(self, stored: Iterable[str] | None = None) -> tuple[str, ...]:
-        """Return what to say about it, a sentence and a command each; ``stored`` are the fields that are asked for."""
+        """Return a sentence with a command for each gap; ``stored`` limits them to fields that somebody asks for."""
         asked = set(self.stored if stored is None else stored)
         found = []
         names = [name for name in self.stored if name in self.missing and name in asked]
@@ -69,7 +69,7 @@ class Unread:
         if self.outdated:
             start, end = self.outdated[0][0], self.outdated[-1][1]
             found.append(
-                f"View {self.view!r} holds for {in_words(self.outdated)} what another source or SQL gave. "
+                f"View {self.view!r} holds rows of another source or SQL for {in_words(self.outdated)}. "
                 f"Run `fs materialize {to_short_rfc3339(start)} {to_short_rfc3339(end)} --view {self.view} --rebuild`."
             )
         return tuple(found)
@@ -91,7 +91,7 @@ def in_words(spans: Iterable[Interval]) -> str:
 def read_unread(registry: Registry, registered: RegisteredView, watermark: Watermark) -> Unread:
     """Return what a view's committed spans lack; ``watermark`` says which they are.
 
-    By a definition that may be newer than the entry: a feature that it does not know was never read.
+    The definition may be newer than the entry: a feature that the entry does not know was never read.
     """
     view, ledger = registered.view, registry.ledger
     entry = ledger.latest(registered.project, KIND, watermark_key(view.name, registered.generation))
@@ -112,9 +112,9 @@ def read_unread(registry: Registry, registered: RegisteredView, watermark: Water
 
 
 def _missing_by_history(registry: Registry, registered: RegisteredView) -> dict[str, tuple[Interval, ...]]:
-    """Return what features lack by the times of applies and watermarks: earlier releases wrote nothing else down.
+    """Return the spans that features lack, by the times of applies and watermarks: earlier releases wrote no more.
 
-    What had been committed when a feature was added. Whether it was read again since, they did not say.
+    A feature lacks the spans that were committed when it was added; whether they were read again is unknown.
     """
     project, name = registered.project, registered.view.name
     added: dict[str, datetime] = {}
@@ -133,7 +133,7 @@ def _missing_by_history(registry: Registry, registered: RegisteredView) -> dict[
         if at is None or at == first:
             continue
         before = [entry for entry in marks if entry.written_at <= at]
-        # Of the oldest entries only so many are kept; the first of all is before the feature, or nothing is.
+        # The ledger trims its oldest entries. If the very first one is left, it is older than the feature, or none is.
         oldest = [] if not marks or marks[-1].version == 1 else marks[-1:]
         spans = watermark_from(entry.document, 0).intervals if (entry := next(iter(before or oldest), None)) else ()
         if spans:

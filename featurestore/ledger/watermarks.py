@@ -1,4 +1,4 @@
-"""Watermarks: what of a view is committed and published. Written after the commit is synced, never before.
+"""Watermarks: which parts of a view are committed and published. Written after the commit is synced, never before.
 
 One per view and generation, the newest ledger entry of kind ``watermark``, key ``{view}.{generation}``.
 """
@@ -25,19 +25,19 @@ class Watermark:
     """What was committed of one generation of a view, never what was intended."""
 
     intervals: tuple[Interval, ...] = ()
-    """Spans of event time whose source rows are committed: sorted, apart from each other."""
+    """Spans of event time whose source rows are committed: sorted and disjoint."""
     begun_us: int | None = None
-    """The source's first event when an incremental run first read it: everything from there on was asked for."""
+    """The source's first event when an incremental run first read it: everything from there on is wanted."""
     created_until_us: int | None = None
-    """Rows of the committed intervals created up to here are committed; None where the source has no such column."""
+    """Within the intervals, rows created up to here are committed; None where the source has no created time."""
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Per source: each file that was read whole and a fingerprint of its size and time, and of its content."""
+    """For each source the files that were read completely, with fingerprints of their size, time and content."""
     table_version: int | None = None
     published_version: int | None = None
     """The table version whose changes are all online."""
     offline_rows: int = 0
     online_rows: int = 0
-    """Records online: exact after everything was published, between that the most that one publish wrote."""
+    """Records online: exact after a publish of everything, otherwise the most that one publish wrote."""
     greatest_event_us: int | None = None
     """Greatest event time committed, rounded up to a millisecond: how fresh the view is."""
     entry: int = 0
@@ -84,7 +84,7 @@ def watermark_from(document: Mapping[str, Any], entry: int) -> Watermark:
 
 
 def merge(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
-    """Return the union: sorted, with neighbours that touch or overlap as one, empty ones left out."""
+    """Return the union: sorted, with intervals that touch or overlap joined, and without empty ones."""
     merged: list[Interval] = []
     for start_us, end_us in sorted(intervals):
         if start_us >= end_us:

@@ -42,7 +42,7 @@ SOUND_SCRIPTS: dict[str, dict[tuple[int, int], int]] = {
     "redis": {(6, 2): 20, (7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 2): 2},
     "valkey": {(7, 2): 11, (8, 0): 6, (8, 1): 4},
 }
-"""By line of versions the first without these flaws. A line between them was never mended, all later ones are sound."""
+"""For each line of versions the first one without these flaws. Lines in between were never fixed."""
 PACKAGES = ("featurestore", "duckdb", "deltalake", "pyarrow", "lmdb", "redis", "fastapi", "sqlalchemy")
 
 
@@ -57,7 +57,7 @@ class Check:
 
 
 def examine(workspace: Workspace) -> list[Check]:
-    """Check everything that can be checked without changing anything. Never raises for what it finds."""
+    """Check everything that can be checked without changing anything. Never raises because of what it finds."""
     checks = [Check("versions", "ok", _versions())]
     for name, look in (
         ("feature repo", _feature_repo),
@@ -183,7 +183,7 @@ def _online(workspace: Workspace) -> Iterator[Check]:
 
 
 def script_flaws(servers: str) -> Iterator[Check]:
-    """Warn of servers, as facts name them, whose script engine is known to let its users out of it."""
+    """Warn of servers whose script engine has known flaws that let scripts run code in the server."""
     found = []
     for server in servers.split(", "):
         name, _, number = server.partition(" ")
@@ -191,7 +191,7 @@ def script_flaws(servers: str) -> Iterator[Check]:
         if (sound := SOUND_SCRIPTS.get(name)) is None or match is None:
             continue
         major, minor, patch = map(int, match.groups())
-        if (major, minor) <= max(sound) and patch < sound.get((major, minor), patch + 1):  # else it was never mended
+        if (major, minor) <= max(sound) and patch < sound.get((major, minor), patch + 1):  # not in it: never fixed
             found.append(server)
     if found:
         lines = sorted({server.partition(" ")[0] for server in found})
@@ -202,8 +202,8 @@ def script_flaws(servers: str) -> Iterator[Check]:
         yield Check(
             "scripts of the online store",
             "warning",
-            f"{', '.join(found)}: who may run scripts there may run code in the server ({SCRIPT_FLAWS})",
-            f"Upgrade to {newer} or later, unless your distribution mended it in this version. Until then let nobody "
+            f"{', '.join(found)}: anyone who may run scripts there can run code in the server ({SCRIPT_FLAWS})",
+            f"Upgrade to {newer} or later, unless your distribution fixed it in this version. Until then let nobody "
             "else run scripts: docs/how-to/deploy.md has the ACL.",
         )
 
@@ -211,10 +211,10 @@ def script_flaws(servers: str) -> Iterator[Check]:
 def _identities(workspace: Workspace) -> Iterator[Check]:
     found, failure = compare_all(workspace)
     if failure is not None:
-        yield Check("identities", "warning", "the online store could not be asked whose its records are", failure.hint)
+        yield Check("identities", "warning", "the online store could not say whose its records are", failure.hint)
     for mismatch in found:
         if mismatch.kind == "unreadable":
-            continue  # the check of the table says it
+            continue  # the table's own check reports it
         yield Check(mismatch.view, "warning" if mismatch.heals else "failed", mismatch.message, mismatch.hint)
     if not found and failure is None and (identity := workspace.snapshot().chain.identity):
         yield Check("identities", "ok", f"registry and stores belong to project {workspace.project} ({identity[:12]})")
@@ -233,7 +233,7 @@ def _write_access(workspace: Workspace) -> Iterator[Check]:
 
 
 def _file_modes(workspace: Workspace) -> Iterator[Check]:
-    """Tell which of the files that are made for their owner alone an earlier version, or a copy, left open to all."""
+    """Report private files that an earlier version, or a copy, left readable for everybody."""
     settings, root = workspace.settings, workspace.root
     registry = local_path(settings.registry.url, root)
     found = [registry, registry.with_name(f"{registry.name}-journal"), *(root / ACCESS_FILE.parent).glob("*")]
@@ -246,7 +246,7 @@ def _file_modes(workspace: Workspace) -> Iterator[Check]:
 
 
 def _access(workspace: Workspace) -> Iterator[Check]:
-    """Tell whether `fs serve` here wants a token on loopback, too; FS_SERVER_TOKEN is known to the server alone."""
+    """Tell whether `fs serve` here needs a token on loopback too; only the server knows FS_SERVER_TOKEN."""
     kept = read_access(workspace.root / ACCESS_FILE)
     held = tokens(workspace.ledger, workspace.project)
     if workspace.settings.server.auth == "required":
@@ -257,14 +257,14 @@ def _access(workspace: Workspace) -> Iterator[Check]:
     if why is None:
         yield Check("access", "ok", "a server on loopback is open to all who reach it: no token is known here")
     else:
-        hint = "A server makes the file anew when it starts, and stays closed." if is_damaged else ""
+        hint = "A server writes the file again when it starts, and stays closed." if is_damaged else ""
         if not hint and not any(token.id not in kept.revoked for token in held):
             hint = "No token of the registry passes: make one with `fs token create`, unless FS_SERVER_TOKEN is set."
         yield Check("access", "warning" if hint else "ok", f"servers are closed: {why}", hint)
 
 
 def _folders(workspace: Workspace) -> Iterator[tuple[str, Path]]:
-    """Yield the folders that are written to here; a database in a file has others beside it."""
+    """Yield the folders that this deployment writes to; a database in a file writes other files next to it."""
     settings, root = workspace.settings, workspace.root
     yield "registry", local_path(settings.registry.url, root).parent
     yield "offline", local_path(settings.offline_store.url, root)

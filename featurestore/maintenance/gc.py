@@ -37,14 +37,14 @@ from featurestore.types.times import to_short_rfc3339
 from featurestore.workspace import Workspace
 
 BEING_SAVED_SECONDS = 3600
-"""An entity frame that no set names, and that is not older, may belong to a set that is just being saved."""
+"""How old an entity frame without a set must be: a younger one may belong to a set that is just being saved."""
 
 _UNDER_WAY = "an apply that prepares it is still to come"
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What looks unused and stays."""
+    """Something that looks unused and stays."""
 
     what: str
     why: str
@@ -52,14 +52,14 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """What `collect_garbage` removes, or would."""
+    """What `collect_garbage` removes, or would remove."""
 
     tables: tuple[TableId, ...]
     """The tables of generations that this registry gave up and no saved training set pins."""
     online_prefixes: tuple[bytes, ...]
     """The records of generations and views that this registry gave up."""
     kept: tuple[Kept, ...]
-    """What no definition uses and is not this registry's to delete, or is pinned."""
+    """Things that no definition uses but that are pinned, or not this registry's to delete."""
     files: int = 0
     """Files removed, leftovers of killed runs, unneeded versions and frames included; 0 on a dry run."""
     records: int = 0
@@ -69,15 +69,15 @@ class Garbage:
 def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     """Remove the data that this registry remembers giving up, and that no saved training set pins.
 
-    All else stays and is listed: what another registry's project left, what this one never had, what is just being
-    made, and what servers may still read. Raises RegistryUnavailableError when the registry cannot be read and
-    NotFoundError when it does not know the project: without it nothing is known to be garbage.
+    Everything else stays and is listed: data of another registry's project, data that this one never had, data that is
+    just being made, and data that servers may still read. Raises RegistryUnavailableError when the registry cannot be
+    read and NotFoundError when it does not know the project: then nobody knows what is garbage.
     """
-    # Listed before the definitions are read: a table that is made in between is then not among them.
+    # Listed before the definitions are read, so that a table made in between is not in the list.
     tables = workspace.offline.tables(workspace.project)
     owned = Ownership(workspace)
     snapshot = workspace.snapshot()
-    until = read_until(workspace)  # after the definitions: what an apply supersedes in between is among what they use
+    until = read_until(workspace)  # read after the definitions: they still use what an apply supersedes in between
     prepared = Preparations(workspace.ledger, workspace.project, snapshot.chain.head)
     pinned = pins(workspace)
     kept: list[Kept] = []
@@ -127,23 +127,23 @@ def _kept_sets(workspace: Workspace) -> list[Kept]:
 def _needed_by(
     workspace: Workspace, registered: RegisteredView | None, table: TableId, prepared: Preparations
 ) -> str | None:
-    """Return why a generation that its view does not use is still needed, None where it is not."""
+    """Return why a generation that its view does not use is still needed, None where nothing needs it."""
     if prepared.is_under_way(table.view, table.generation):
         return _UNDER_WAY
     if registered is None:
         return None
     if registered.generation < table.generation:
-        # An apply that is under way, it may be.
+        # An apply may be under way that will use it.
         is_past = prepared.is_past(table.view, table.generation)
         return None if is_past else "the registry is not at this generation yet"
     mismatch = compare_table(workspace.registry, workspace.offline, registered)
     if mismatch is None or mismatch.heals:
         return None
-    return "the view's table of now does not fit: settle that first, see `fs doctor`"
+    return "the view's current table does not fit: settle that first, see `fs doctor`"
 
 
 def _still_read(until: Mapping[tuple[str, int], int], view: str, generation: int) -> str | None:
-    """Return why a generation stays that servers may read which have not taken up the newest revision."""
+    """Return why a generation stays that servers may still read, because they do not have the newest revision yet."""
     end_us = until.get((view, generation))
     if end_us is None:
         return None
@@ -158,7 +158,7 @@ def _remove(
     parts: Sequence[tuple[str, int]],
     pinned: Mapping[TableId, frozenset[int]],
 ) -> tuple[int, int]:
-    """Remove what is garbage, and from the tables that stay what no version needs; return files and records removed."""
+    """Remove the garbage, and unneeded files of the tables that stay; return how many files and records went."""
     keep_missing_documents(workspace)
     files, records = _remove_unnamed_frames(workspace), 0
     views = workspace.snapshot().views
@@ -192,7 +192,7 @@ def _remove_unnamed_frames(workspace: Workspace) -> int:
         old = [path for path in frames_folder(workspace).glob("*") if path.stat().st_mtime < saved_before_s]
         named = {saved.frame.file for saved in list_sets(workspace.ledger, project)}
         given_up = known_frames(workspace.ledger, project) - named
-        # What is partial never came to be a set's.
+        # A partial file never became part of a set.
         unnamed = [path for path in old if frame_file(workspace, path) in given_up or path.suffix.endswith("partial")]
         for path in unnamed:
             document_path(path).unlink(missing_ok=True)
@@ -201,10 +201,10 @@ def _remove_unnamed_frames(workspace: Workspace) -> int:
 
 
 def kept_versions(workspace: Workspace, registered: RegisteredView | None, pinned: Iterable[int]) -> list[int]:
-    """Return the versions of a table that cleaning must keep: the pinned ones, and what is online.
+    """Return the versions of a table that cleaning must keep: the pinned ones, and the one that is online.
 
-    The next publish compares with the files of the latter; without them it could not tell which records of the online
-    store are of rows that left the table, and which were never in it. Where they are gone already it is left out.
+    The next publish compares with the files of the latter: without them it could not tell online records whose rows
+    left the table from records that were never in it. A version whose files are already gone is left out.
     """
     keep = set(pinned)
     published = None if registered is None else read_watermark(workspace.ledger, registered).published_version
@@ -215,9 +215,9 @@ def kept_versions(workspace: Workspace, registered: RegisteredView | None, pinne
 
 
 def known_versions(workspace: Workspace, registered: RegisteredView | None) -> list[int] | None:
-    """Return the versions of a table whose log entries cleaning must leave: the ledger or the online store names them.
+    """Return the versions of a table whose log entries cleaning must keep: the ledger or the online store names them.
 
-    None for all of them, where the online store cannot be asked.
+    None means all of them, where the online store cannot be asked.
     """
     if registered is None:
         return []
@@ -233,7 +233,7 @@ def known_versions(workspace: Workspace, registered: RegisteredView | None) -> l
 
 
 def _take_offline(workspace: Workspace, registered: RegisteredView) -> int:
-    """Delete the records of a view that is not online any more, and note that none is: it may be online again."""
+    """Delete the records of a view that is no longer online, and note that none is left: it may go online again."""
     name, holder = registered.view.name, f"gc-{secrets.token_hex(8)}"
     with holding(workspace.ledger, workspace.project, name, holder=holder, clock=workspace.clock):
         now = workspace.snapshot().views.get(name)

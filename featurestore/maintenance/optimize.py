@@ -23,14 +23,14 @@ from featurestore.workspace import Workspace
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
-    """What became of one view's table."""
+    """What compaction did to one view's table."""
 
     view: str
     files_before: int
     files_after: int
     rows: int
     removed: int
-    """Files of earlier versions, and leftovers, that were deleted: nothing pins them."""
+    """How many files of earlier versions and leftovers were deleted, because nothing pins them."""
 
 
 def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[Compaction]:
@@ -53,7 +53,7 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
             step("optimize", f"optimize {name}"),
             holding(workspace.ledger, workspace.project, name, holder=holder, clock=workspace.clock) as lease,
         ):
-            registered = workspace.snapshot().registered(name)  # an apply may have come while the lease was awaited
+            registered = workspace.snapshot().registered(name)  # an apply may have come while this waited for the lease
             mismatch = compare_table(workspace.registry, workspace.offline, registered)
             if mismatch is not None and not mismatch.heals:
                 raise mismatch.error
@@ -76,7 +76,7 @@ def _compact(workspace: Workspace, registered: RegisteredView, version: TableVer
 def _clean(workspace: Workspace, registered: RegisteredView, version: TableVersion, pinned: Collection[int]) -> int:
     keep = list(pinned)
     known = known_versions(workspace, registered)
-    # No run is under way, and the next one needs no file of what is online when rows were only added since.
+    # No run is under way, and if rows were only added since, the next one needs no file of the online version.
     if known is None or any(number < version.rows_kept_since for number in known):
         keep = kept_versions(workspace, registered, pinned)
     return workspace.offline.clean(registered.table, keep=keep, known=known)

@@ -1,4 +1,4 @@
-"""The newest rows of a view, as they lie in the offline store."""
+"""The newest rows of a view in the offline store."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ logger = logging.getLogger("featurestore")
 def peek(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Table:
     """Return the newest ``rows`` rows of a view's table, newest first: keys, event_ts, created_ts, stored fields.
 
-    An empty table where nothing is materialized yet. Reads only the ends of the files, which lie in time order, and
-    no file that is older than what is found. Raises DamagedFileError.
+    Returns an empty table where nothing is materialized yet. Reads only the ends of the files, which are in time
+    order, and no file that is older than the rows already found. Raises DamagedFileError.
     """
     import pyarrow as pa
 
@@ -53,7 +53,7 @@ def peek_dropped(workspace: Workspace, registered: RegisteredView, rows: int) ->
 
 
 def _end_of(path: str, rows: int, schema: pa.Schema) -> pa.Table:
-    """Return the last ``rows`` rows of one file in the view's columns; one that the file lacks is null."""
+    """Return the last ``rows`` rows of one file in the view's columns; a column that the file lacks is null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

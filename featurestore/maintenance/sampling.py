@@ -15,11 +15,11 @@ from featurestore.registered.snapshot import RegisteredView
 from featurestore.workspace import Workspace
 
 ENTITIES = 1_000
-"""At most this many are compared."""
+"""At most this many entities are compared."""
 _SEED = 0x5EED
 _BATCH_ROWS = 50_000
 _AT_ONCE = 200
-"""Keys of one look at the store."""
+"""How many keys one read of the store asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,12 @@ class Sample:
 
     compared: int = 0
     missing: int = 0
-    """The table has a row that is not expired, the store nothing."""
+    """Entities with an unexpired row in the table and nothing in the store."""
     older: int = 0
     different: int = 0
     """Both are of the same version but hold other values."""
     newer: int = 0
-    """Online alone: pushed so, or the table has lost them."""
+    """Entities that are only online: pushed online only, or lost by the table."""
 
 
 def compare_sample(workspace: Workspace, registered: RegisteredView, version: TableVersion) -> Sample:
@@ -86,6 +86,6 @@ def _state(encoder: RecordEncoder, expected: bytes, found: bytes | None) -> str:
     wanted, stored = record_version(expected), record_version(found)
     if stored != wanted:
         return "newer" if stored > wanted else "older"
-    # A record of an earlier schema is read by name: its bytes are others for that alone.
+    # A record of an earlier schema is read by field name: its bytes differ for that reason alone.
     has_own_schema = found[17:25] == encoder.schema_id
     return "different" if has_own_schema and found != expected else "equal"

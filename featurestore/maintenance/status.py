@@ -1,4 +1,4 @@
-"""What `fs status` shows: how fresh each view is, what is committed and online, and which runs are under way."""
+"""What `fs status` shows: each view's freshness, what is committed and online, and which runs are under way."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ from featurestore.workspace import Workspace
 
 @dataclass(frozen=True, slots=True)
 class ViewStatus:
-    """One view's state, by the ledger and the offline store's log."""
+    """One view's state, from the ledger and the offline store's log."""
 
     view: str
     generation: int
     online: bool
-    """Whether it is published at all."""
+    """Whether the view is published to the online store."""
     greatest_event_us: int | None
-    """The newest committed event, pushed ones included; rounded up to a millisecond."""
+    """The newest committed event time, pushed rows included; rounded up to a millisecond."""
     age_us: int | None
     """How long ago that was; negative when it lies in the future."""
     intervals: tuple[Interval, ...]
     """Committed spans of event time."""
     committed_until_us: int | None
-    """The end of the last of them."""
+    """The end of the last committed span."""
     table_version: int | None
     published_version: int | None
     entities: int | None
-    """In the offline table, expired ones too; None where it cannot be read."""
+    """Entities in the offline table, expired ones too; None where it cannot be read."""
     offline_rows: int
-    """Versions in the offline table: pushed rows, and rows that later ones correct, included."""
+    """Rows in the offline table, including pushed rows and rows that later ones correct."""
     online_rows: int
-    """Entities online, by the offline table: those that were pushed online only are not among them."""
+    """Entities online, counted in the offline table, so without those that were pushed online only."""
     running: tuple[RunResult, ...]
     killed: tuple[RunResult, ...]
-    """Runs whose process died, since the last run that ended."""
+    """How many runs died with their process since the last run that ended."""
     last_run: str
     """The newest run in a few words; empty when there never was one."""
     clocks: tuple[str, ...]
-    """What is to be said of clocks that are more than five seconds off: the same for every view."""
+    """Warnings about clocks that are more than five seconds off: the same for every view."""
     mismatches: tuple[Mismatch, ...] = ()
     """Where the registry and the view's stores do not fit."""
     lacks: tuple[str, ...] = ()
-    """What its committed spans lack of what is applied now, each with the command that reads it."""
+    """What its committed spans lack compared with the applied definition, each with the command that reads it."""
     unreadable: str = ""
-    """Why its table cannot be read, and what to do; newest event and rows are then those of its last run."""
+    """Why its table cannot be read, and what to do; newest event and rows then come from its last run."""
 
 
 def status(workspace: Workspace) -> list[ViewStatus]:
@@ -65,13 +65,13 @@ def status(workspace: Workspace) -> list[ViewStatus]:
     found_by_view: dict[str, list[Mismatch]] = {}
     for mismatch in mismatches(workspace):
         if mismatch.kind == "unreadable":
-            continue  # below it is said of the table
+            continue  # reported below, with the table
         found_by_view.setdefault(mismatch.view, []).append(mismatch)
     clocks = _clock_problems(workspace, now_us)
     for name, registered in sorted(workspace.snapshot().views.items()):
         watermark = read_watermark(workspace.ledger, registered)
         history = runs(workspace.ledger, workspace.project, name, now_us=now_us)
-        # Those that prepare the next generation say nothing of the one that is served.
+        # Runs that prepare the next generation say nothing about the served one.
         history = [run for run in history if run.generation == registered.generation]
         unfinished = list(takewhile(lambda run: run.state in ("running", "killed"), history))
         greatest_us, offline_rows, unreadable = _committed(workspace, registered, watermark)
@@ -129,7 +129,7 @@ def _clock_problems(workspace: Workspace, now_us: int) -> tuple[str, ...]:
 
 
 def _committed(workspace: Workspace, registered: RegisteredView, watermark: Watermark) -> tuple[int | None, int, str]:
-    """Return the newest event and the rows of a table; of its last run, and why, where the table cannot be read."""
+    """Return a table's newest event and rows; those of its last run, and why, where the table cannot be read."""
     unreadable = ""
     try:
         version = workspace.offline.current(registered.table)

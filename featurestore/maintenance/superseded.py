@@ -1,4 +1,4 @@
-"""Which online records servers may still read although the newest revision does not: they take it up a little later."""
+"""Online records that the newest revision no longer uses but servers may still read: they refresh a little later."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from featurestore.workspace import Workspace
 
 LEAST_LAG = timedelta(seconds=30)
 LAG_IN_REFRESHES = 3
-"""Of this project's own `server.refresh`: servers and stores elsewhere may have another, which nobody here knows."""
+"""How many of this project's `server.refresh`; servers elsewhere may have another setting, which is unknown here."""
 
 
 def read_until(workspace: Workspace) -> dict[tuple[str, int], int]:
-    """Return until when a view's generation may be read that a young revision superseded, by view and generation.
+    """Return until when servers may read generations that a recent revision superseded, by view and generation.
 
-    Also one that is not online any more. The age of a revision is by its time in the registry; one that is dated after
-    now, by a clock that is ahead, is young. A view that was deleted is not among them: its data went with it.
+    Includes generations that are no longer online, but no deleted view: its data went with it. The registry's time
+    says how old a revision is; one dated after now, by a clock that is ahead, counts as recent.
     """
     lag_us = max(LEAST_LAG, LAG_IN_REFRESHES * workspace.settings.server.refresh) // MICROSECOND
     definitions, project = workspace.registry.definitions, workspace.project
     now_us, limit = workspace.clock(), 50
 
     def ends_us(info: RevisionInfo) -> int:
-        return -(-(to_instant(info.applied_at) + lag_us) // 1_000_000) * 1_000_000  # people are told whole seconds
+        return -(-(to_instant(info.applied_at) + lag_us) // 1_000_000) * 1_000_000  # messages show whole seconds
 
     while len(history := definitions.history(project, limit=limit)) == limit and ends_us(history[-1]) > now_us:
         limit *= 4

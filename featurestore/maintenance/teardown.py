@@ -16,7 +16,7 @@ COMMAND = "fs teardown --allow-destroy"
 def drop_data(workspace: Workspace) -> None:
     """Delete every offline table and online record of the project, those of old generations included.
 
-    Raises PlanError while definitions are registered: their data is still in use.
+    Raises PlanError while definitions are registered, because their data is still in use.
     """
     if workspace.snapshot().records:
         raise PlanError(

@@ -18,7 +18,7 @@ from featurestore.workspace import Workspace
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was checked of one view, and what is wrong with it."""
+    """What was checked for one view, and what is wrong with it."""
 
     view: str
     generation: int
@@ -27,16 +27,16 @@ class Verification:
     compared: int
     """Entities whose online record was compared with the offline table."""
     online_only: int
-    """How many of them have a record that is newer than the table: pushed online only, or lost offline."""
+    """How many of them have a newer record online than the table: pushed online only, or lost offline."""
     problems: tuple[str, ...]
 
 
 def verify(workspace: Workspace) -> list[Verification]:
     """Check the hash of every offline file and the checksum of every online record of the project.
 
-    Also whether registry and stores belong together, and whether 1,000 entities, chosen by a seeded hash, are online
-    what the offline table says. Changes nothing. Raises OfflineStoreError or OnlineStoreError when a store cannot be
-    read at all; what is wrong is in the answer, with the command that repairs it.
+    Also checks whether registry and stores belong together, and whether the online values of 1,000 entities, chosen by
+    a seeded hash, are those of the offline table. Changes nothing. Raises OfflineStoreError or OnlineStoreError when a
+    store cannot be read at all; all other faults are in the answer, with the command that repairs them.
     """
     checked = []
     lost = lost_pins(workspace)
@@ -77,7 +77,7 @@ def verify(workspace: Workspace) -> list[Verification]:
 
 
 def _compared(workspace: Workspace, registered: RegisteredView) -> Sample:
-    """Compare a sample with the newest rows, and where these are not published yet with those that are."""
+    """Compare a sample with the newest rows, or with the published ones where the newest are not published yet."""
     offline, table = workspace.offline, registered.table
     newest = offline.current(table)
     if newest is None:
@@ -91,7 +91,7 @@ def _compared(workspace: Workspace, registered: RegisteredView) -> Sample:
         return sample
     try:
         published = compare_sample(workspace, registered, offline.version(table, part.version))
-    except TableVersionError:  # its files were cleaned since
+    except TableVersionError:  # its files have been cleaned away
         published = replace(sample, missing=0, older=0)
     return replace(published, newer=sample.newer)
 
@@ -140,5 +140,5 @@ def _damage(view: str, damaged: int) -> Iterable[str]:
         yield (
             f"{damaged:,} online records of {view} are damaged. "
             f"Rebuild them with `fs materialize --view {view} --republish --authoritative`; it names keys that hold "
-            "something else, which are to be deleted first."
+            "something else: delete those first."
         )

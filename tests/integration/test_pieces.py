@@ -709,7 +709,7 @@ def test_a_repair_with_the_online_store_down_says_so(
     settings.write_text(settings.read_text().replace("read_timeout_ms", "write_timeout_ms: 500, read_timeout_ms"))
     code, said = fs(project, capsys, "repair", "--yes")
     assert (code, "Redis" in said) == (1, True), said
-    assert "could not be asked whose its records are" in fs(project, capsys, "doctor")[1]
+    assert "could not say whose its records are" in fs(project, capsys, "doctor")[1]
 
 
 def test_every_commit_says_what_its_table_holds(world: tuple[Project, Path]) -> None:

@@ -177,7 +177,7 @@ class TestWhereRowsGo:
             assert log_rows(workspace, "notes") == [("shop 1", day(19), day(19), "text")]
             assert log_rows(workspace, "by_sql") == log_rows(workspace, "batch_only") == []
             assert result.note is not None
-            assert "Did not take these rows, which would have to pass through SQL: by_sql. " in result.note
+            assert "These views did not take the rows, which would have to pass through SQL: by_sql. " in result.note
             assert "`fs materialize` reads 'sales'" in result.note
             assert "batch_only" not in result.note
             online = push(workspace, "sales_push", rows_of(Sale("shop 2", day(19))), to="online")

@@ -443,7 +443,7 @@ def test_doctor_tells_whether_a_server_here_is_closed(project: Project, monkeypa
         "access",
         "warning",
         f"servers are closed: {file} was damaged",
-        "A server makes the file anew when it starts, and stays closed.",
+        "A server writes the file again when it starts, and stays closed.",
     )
     assert file.read_text() == "damaged"
     monkeypatch.setenv("FS_SERVER__AUTH", "required")
