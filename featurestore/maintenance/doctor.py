@@ -42,7 +42,7 @@ SOUND_SCRIPTS: dict[str, dict[tuple[int, int], int]] = {
     "redis": {(6, 2): 20, (7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 2): 2},
     "valkey": {(7, 2): 11, (8, 0): 6, (8, 1): 4},
 }
-"""For each line of versions the first one without these flaws. Lines in between were never fixed."""
+"""The first sound patch of each line of versions. Lines in between were never mended; all later lines are sound."""
 PACKAGES = ("featurestore", "duckdb", "deltalake", "pyarrow", "lmdb", "redis", "fastapi", "sqlalchemy")
 
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 MOST_NAPS = 10
-"""A deadline is over after so many. A stall of the event loop, however long, is within one of them."""
+"""A deadline ends after so many naps. One stall of the event loop, however long, counts as one nap."""
 
 LEAST_NAP_SECONDS = 0.005
 """uvloop counts milliseconds."""

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 RECENT_US = 3_600_000_000
-"""Rows that lie less than this behind the last committed span are nothing to tell: each frame that is dated now has
-some, right after a run too."""
+"""Rows less than this after the end of the last committed span are not worth a warning: every frame dated now has some,
+even right after a run."""
 LARGE_SHARE = 0.1
 """Of rows without a value because it was not yet available: from here on the user is told."""
 

@@ -6,6 +6,7 @@ import sqlite3
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -269,6 +270,24 @@ def test_what_was_added_under_an_earlier_release_is_told_and_read(tmp_path: Path
             assert ran.read == 8 + 8  # what it lacks, and what is new
         assert lacks(store) == ""
         assert read(store, "tips")[0][:8] == of_source("tips")[:8]
+
+
+def test_where_the_entries_of_that_time_are_gone_the_oldest_that_is_left_tells(tmp_path: Path) -> None:
+    (tmp_path / "feature_store.yaml").write_text("project: shop\n")
+    write_source(tmp_path)
+    clock = ManualClock(NOW)
+    with FeatureStore(tmp_path, clock=clock) as store:
+        store.apply([sales("amount")])
+        succeeded(materialize_incremental(store.workspace, day(5)))
+        clock.advance(timedelta(seconds=1))
+        store.apply([sales("amount", "tips")])
+        clock.advance(timedelta(seconds=1))
+        succeeded(materialize(store.workspace, day(5), day(7)))
+        forget(tmp_path)
+        with closing(sqlite3.connect(tmp_path / "data" / "registry.db")) as registry, registry:
+            of_marks = "FROM registry_ledger WHERE kind = 'watermark'"
+            registry.execute(f"DELETE {of_marks} AND version < (SELECT max(version) {of_marks})")
+        assert "Feature 'tips' of view 'sales': null for 2024-01-02T00:00:00Z to 2024-01-08T00:00:00Z" in lacks(store)
 
 
 def test_what_an_earlier_release_read_with_all_features_is_not_read_again(store: FeatureStore) -> None:

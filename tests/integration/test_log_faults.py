@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake.exceptions import DeltaError
 
 from featurestore import FeatureStore
 from featurestore.cli.main import main
@@ -19,7 +20,9 @@ from featurestore.errors import FeatureStoreError, OfflineStoreError
 from featurestore.maintenance.doctor import examine
 from featurestore.maintenance.status import status
 from featurestore.maintenance.verify import verify
+from featurestore.offline.interface import TableId
 from featurestore.offline.local import store as delta
+from featurestore.offline.local.delta_log import TableLog
 
 FEATURES = """
 from featurestore import Entity, FeatureView, Field, ParquetSource, PushSource
@@ -252,3 +255,11 @@ def test_a_repair_and_a_run_tell_of_the_damage_first_and_change_nothing(
         assert status(store.workspace)[0].mismatches == ()
         store.materialize_incremental()
         assert read(store) == list(range(LAST + 1))
+
+
+def test_of_what_the_library_says_its_own_structures_are_left_out(root: Path) -> None:
+    log = TableLog(TableId("shop", "delays", 1), log_of(root).parent)
+    said = "Kernel error: no entry of version 3 [ParsedLogPath { location: FileMeta { location: Url { scheme"
+    with pytest.raises(OfflineStoreError) as raised, log._translated():
+        raise DeltaError(said)
+    assert raised.value.message == "Table shop/delays/1: Kernel error: no entry of version 3 ["

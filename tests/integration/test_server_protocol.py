@@ -97,10 +97,12 @@ def test_thousands_of_offers_in_one_packet_are_answered_one_by_one(client: httpx
 
 def test_an_offer_closes_the_connection_where_it_says_so(client: httpx.Client) -> None:
     with connect(client.base_url) as connection:
-        connection.sendall(head(len(REQUEST), "Upgrade: h2c", "Connection: Upgrade, close") + REQUEST)
+        # What comes after it is not read, and no fault of the request.
+        connection.sendall(head(len(REQUEST), "Upgrade: h2c", "Connection: Upgrade, close") + REQUEST + NEXT)
         answer = read_all(connection)
     assert b'"rows":[[7]]' in answer
     assert b"\r\nconnection: close\r\n" in answer
+    assert answer.count(b"HTTP/1.1 ") == 1
 
 
 def test_offers_and_what_is_no_http_do_not_fill_the_log(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:

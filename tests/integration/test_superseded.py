@@ -70,6 +70,25 @@ def test_it_is_kept_as_long_as_servers_may_lag_behind(tmp_path: Path, refresh: s
         assert bool(read_until(workspace)) is is_kept
 
 
+def test_a_generation_that_is_superseded_twice_is_kept_until_the_later_end(tmp_path: Path) -> None:
+    applied = ManualClock(NOW_US + 20 * SECOND_US)  # a clock that is ahead dates the first two
+    workspace = workspace_of(tmp_path, "10s", applied, ManualClock(NOW_US))
+    put(workspace, v=1)
+    put(workspace, v=2)
+    applied.set(NOW_US)
+    put(workspace, v=1)
+    put(workspace, v=3)
+    assert read_until(workspace) == {("v", 1): NOW_US + 50 * SECOND_US, ("v", 2): NOW_US + 30 * SECOND_US}
+
+
+def test_what_a_deleted_view_left_is_kept_for_nobody(tmp_path: Path) -> None:
+    workspace = workspace_of(tmp_path, "10s", ManualClock(NOW_US), ManualClock(NOW_US))
+    put(workspace, v=1, other=1)
+    put(workspace, v=2, other=2)
+    put(workspace, v=0)
+    assert read_until(workspace) == {("other", 1): NOW_US + 30 * SECOND_US}
+
+
 def test_more_young_revisions_than_are_read_at_once(tmp_path: Path) -> None:
     applied = ManualClock(NOW_US)
     workspace = workspace_of(tmp_path, "10s", applied, ManualClock(NOW_US))

@@ -119,6 +119,13 @@ def test_folders_and_files_are_left_as_they_are(text: str) -> None:
     assert (StoreUrl(text), StoreUrl(text).credentials.options) == (text, {})
 
 
+@pytest.mark.parametrize(
+    "text", ["redis://:sekret/x#y", "redis://u:sekret", "redis://:sekret", "rediss://:sekret?db=1"]
+)
+def test_what_names_no_host_is_not_shown(text: str) -> None:
+    assert "sekret" not in shown_of(StoreUrl(text))
+
+
 COMMANDS = [
     ["doctor"],
     ["status"],

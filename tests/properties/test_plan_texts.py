@@ -151,3 +151,15 @@ def test_two_different_definitions_never_print_alike(kind, data):
         old, new = printed(each.before, each.after)
         assert old != new
         assert json.dumps(jsonable(each.before)) != json.dumps(jsonable(each.after))
+
+
+def test_a_push_source_of_the_same_name_is_another_source() -> None:
+    entity = Entity("shop", {"shop": Int64})
+    batch, other = (ParquetSource(name, f"{name}.parquet", "at") for name in ("sales", "till"))
+    schema = [Field("n", Int64)]
+    before, after = (
+        FeatureView("v", entities=[entity], source=source, schema=schema)
+        for source in (batch, PushSource("sales", other))
+    )
+    (found,) = differences(before, after)
+    assert (found.what, found.change_class.name) == ("source", "REBUILD")

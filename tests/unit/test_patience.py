@@ -14,7 +14,7 @@ import pytest
 import uvloop
 
 from featurestore.online import patience as patience_module
-from featurestore.online.patience import Patience, Wait
+from featurestore.online.patience import Limit, Patience, Wait
 
 SECONDS = 0.05
 LATE = 0.25
@@ -187,5 +187,47 @@ def test_a_sign_of_life_counts_for_all_that_wait(run: Run) -> None:
         assert not ended.is_set()
         async with asyncio.timeout(LATE):
             await ended.wait()
+
+    run(scenario())
+
+
+def test_a_wait_that_begins_within_a_nap_has_all_of_its_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience_module, "LEAST_NAP_SECONDS", 0.1)
+
+    async def scenario() -> None:
+        patience = Patience(0.2)  # two naps
+
+        async def wait(after_seconds: float) -> float:
+            await asyncio.sleep(after_seconds)
+            begun = time.monotonic()
+            with pytest.raises(TimeoutError), patience.limit():
+                await asyncio.Event().wait()
+            return time.monotonic() - begun
+
+        assert min(await asyncio.gather(wait(0), wait(0.08))) > 0.19
+
+    run(scenario())
+
+
+def test_who_is_cancelled_by_another_when_the_time_is_over_is_cancelled(run: Run) -> None:
+    async def scenario() -> None:
+        patience, limits = Patience(SECONDS), list[Limit]()
+
+        async def wait() -> None:
+            with patience.limit() as limit:
+                limits.append(limit)
+                await asyncio.Event().wait()
+
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        limits[0].end()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        with pytest.raises(TimeoutError), patience.limit():
+            await asyncio.Event().wait()
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
 
     run(scenario())

@@ -196,6 +196,23 @@ def test_an_option_of_a_store_that_yaml_calls_a_bool_is_no_number(tmp_path, valu
         open_online(read_settings(tmp_path).online_store, tmp_path)
 
 
+@pytest.mark.parametrize("value", ["true", "False"])
+def test_true_and_false_are_no_texts(tmp_path, value):
+    (tmp_path / "feature_store.yaml").write_text(f"project: {value}\n")
+    with pytest.raises(SettingsError, match="project: "):
+        read_settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["*sekret", "!sekret x", "*sekret@h", "{a: *sekret}", '"sekret', "&sekret 1\nb: &sekret 2"]
+)
+def test_what_yaml_says_of_a_mistake_shows_no_value(tmp_path, text):
+    (tmp_path / "feature_store.yaml").write_text(f"project: p\nonline_store: {text}\n")
+    with pytest.raises(SettingsError) as caught:
+        read_settings(tmp_path)
+    assert "sekret" not in f"{caught.value} {caught.value.hint}"
+
+
 def test_words_that_older_yaml_calls_bools_are_texts(tmp_path):
     (tmp_path / "feature_store.yaml").write_text("project: off\noffline_store: no\nengine: {temp_directory: yes}\n")
     settings = read_settings(tmp_path)

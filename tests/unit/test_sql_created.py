@@ -2,6 +2,7 @@
 
 import pytest
 
+from featurestore.definitions.sql import depends_on_order
 from featurestore.definitions.sql_created import created_follows
 
 SOURCES = (("sales", "recorded_at"), ("prices", "loaded_at"))
@@ -139,8 +140,8 @@ DOES_NOT = [
     "SELECT k, sold_at, coalesce(recorded_at, TIMESTAMP '2000-01-01') AS recorded_at FROM sales",
     f"SELECT k, sold_at, coalesce(sold_at, max(recorded_at) {OVER}) AS recorded_at, sum(x) {OVER} AS n FROM sales",
     "SELECT k, day, coalesce(max(sold_at), max(recorded_at)) AS recorded_at, sum(x) AS n FROM sales GROUP BY k, day",
-    "SELECT k, day, max(recorded_at) AS recorded_at, sum(x) AS n FROM (SELECT * FROM sales QUALIFY "
-    "row_number() OVER (PARTITION BY k ORDER BY sold_at DESC) = (SELECT 1)) GROUP BY k, day",  # a query of its own
+    "SELECT * FROM sales QUALIFY row_number() OVER (PARTITION BY k ORDER BY recorded_at DESC) = 1 "
+    "AND amount > (SELECT avg(amount) FROM sales)",
 ]
 
 
@@ -152,3 +153,17 @@ def test_the_created_time_is_the_greatest_of_what_a_row_is_made_of(sql):
 @pytest.mark.parametrize("sql", DOES_NOT)
 def test_a_late_row_changes_values_without_a_word(sql):
     assert not created_follows(sql, "recorded_at", SOURCES)
+
+
+@pytest.mark.parametrize(
+    ("sql", "wanted"),
+    [
+        ("SELECT k, amount FROM sales", False),
+        ("SELECT k, our_own_function(amount) AS amount FROM sales", True),  # which may be an aggregate
+        ("SELECT k, sum(amount) AS amount FROM sales", True),
+        ("SELECT * FROM sales LIMIT 3", True),
+        ("SELECT * FROM sales ASOF JOIN prices USING (k, sold_at)", True),
+    ],
+)
+def test_what_depends_on_the_order_of_rows(sql, wanted):
+    assert depends_on_order(sql) is wanted

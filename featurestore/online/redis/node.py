@@ -34,9 +34,10 @@ CONNECTION_OPTIONS: dict[str, Any] = {
     "health_check_interval": 0,
 }
 FAILURES_TO_LEAVE = 5
-"""Failed questions to a server in a row, from which on it is left alone."""
+"""After so many failed questions in a row a server is left alone."""
 LEFT_SECONDS = 0.5
-"""So often a server that is left alone is asked once whether it answers again; other questions to it fail at once."""
+"""How long a server that is left alone is not asked; then one question finds out whether it answers. All others fail at
+once."""
 DRIVER_ERRORS = (redis.RedisError, OSError, UnicodeError)
 _PASSING = (
     redis.ConnectionError,
