@@ -281,6 +281,16 @@ class Joins(ABC):
         reads nothing yet. ``batch_rows`` is the most that a batch holds.
         """
 
+    @abstractmethod
+    def join_stored(
+        self, frame_files: Sequence[str], time_column: str, views: Sequence[ViewJoin], folder: Path
+    ) -> tuple[Path, ...]:
+        """Join features to the rows of stored Parquet files, for frames that one process does not hold.
+
+        Returns a new Parquet file in ``folder`` for each frame file, in their order: what `Join.batches` yields for the
+        frame file's rows, in order. A frame file may have further columns. Leaves no file behind when it fails.
+        """
+
 
 class Queries(ABC):
     """SQL over sources and views, and over nothing else; only where `EngineCapabilities.reads_sql`."""

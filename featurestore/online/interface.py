@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import repeat
-from typing import NamedTuple, Protocol, overload, runtime_checkable
+from typing import NamedTuple, overload
 
 from featurestore.types import ValueType
 
@@ -201,14 +201,6 @@ READ_ONLY = "replica: only reads"
 
 UNTOUCHED = "nothing was ever written there"
 """What to say of a store that `OnlineStore.is_untouched`."""
-
-
-@runtime_checkable
-class Sweeper(Protocol):
-    """A store without expiry of its own, where ``fs gc`` has to remove what is past its physical expiry."""
-
-    def sweep(self, *, now_us: int) -> int:
-        """Delete every record whose physical expiry is past, in batches; return how many there were."""
 
 
 def eviction_of(facts: Mapping[str, str]) -> str | None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from featurestore.engine.interface import AsOf, ViewJoin
-from featurestore.errors import DamagedFileError
+from featurestore.errors import DamagedFileError, EngineError
 from featurestore.testing.engine_project import (
     INSTANT,
     EngineProject,
@@ -327,3 +327,27 @@ class EngineJoinsConformance(EngineSuite):
             "not_yet_available": 1,
             "expired": 1,
         }
+
+    def test_stored_frames_are_joined_as_those_that_are_passed(self, project: EngineProject) -> None:
+        view = one_view(project, [row(1, NOON, sequence=0, v=1), row(2, NOON, sequence=1, v=2)])
+        frames = [
+            frame_of([2, None, 1, 2], [NOON, NOON, NOON + 1, NOON - 1]),
+            frame_of([], []),
+            frame_of([1] * 3, [NOON] * 3).append_column("label", pa.array(["x", None, "y"])),
+        ]
+        plain = [frame.select(["shop", "when"]) for frame in frames]
+        found = project.joined_stored(frames, [view])
+        assert [table.to_pylist() for table in found] == [project.joined(one, [view]).to_pylist() for one in plain]
+        assert [table.num_rows for table in found] == [4, 0, 3]
+        assert {table.schema for table in found} == {pa.schema([("shops__v", pa.int64())])}
+
+    def test_a_stored_frame_that_cannot_be_joined_leaves_nothing_behind(self, project: EngineProject) -> None:
+        view, frame = one_view(project, [row(1, NOON, v=1)]), frame_of([1], [NOON])
+        files = [project.write("whole.parquet", frame), project.write("cut.parquet", frame)]
+        files[1].write_bytes(files[1].read_bytes()[:-20])
+        with pytest.raises(EngineError, match=r"cut\.parquet"):
+            project.engine.joins.join_stored(names(files), "when", [view], project.staging)
+        Path(view.files[0]).unlink()
+        with pytest.raises(DamagedFileError):
+            project.joined_stored([frame], [view])
+        assert list(project.staging.iterdir()) == []

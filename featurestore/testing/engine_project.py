@@ -165,6 +165,11 @@ class EngineProject:
         """Join features to entity rows."""
         return self.join(frame, views, **options).batches().read_all()
 
+    def joined_stored(self, frames: Sequence[pa.Table], views: Sequence[ViewJoin]) -> list[pa.Table]:
+        """Store frames, join features to them where they lie, and return what came of each."""
+        files = [self.write(f"frames/{number}.parquet", frame) for number, frame in enumerate(frames)]
+        return [read_file(path) for path in self.engine.joins.join_stored(names(files), "when", views, self.staging)]
+
     def facts(self, frame: pa.Table, views: Sequence[ViewJoin], **options: Any) -> tuple[JoinFacts, ...]:
         """Return what the engine finds out about a join."""
         return self.join(frame, views, **options).facts()

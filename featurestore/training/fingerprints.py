@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 
 class TableFingerprint:
-    """Takes batches of one schema and gives one hash. Nulls differ from every value, NaN from null."""
+    """Takes batches of one schema and gives one hash. Nulls differ from every value, NaN from null.
+
+    The hashes of parts cannot be put together: they run over a column's bytes in order, and saved sets hold them. For a
+    set that is joined part by part one fingerprint takes the parts in order, each as it becomes ready.
+    """
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema

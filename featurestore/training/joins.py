@@ -47,7 +47,7 @@ class Observed:
 
     def __init__(self, count: int) -> None:
         self.rows = sampled_rows(count)
-        self.missing: dict[str, int] = {}
+        self.missing: Counter[str] = Counter()
         """Rows by read in which no feature has a value, at most."""
         self.nulls: Counter[tuple[str, str]] = Counter()
         """Rows by read and feature without a value."""
@@ -58,13 +58,20 @@ class Observed:
         import numpy as np
         import pyarrow as pa
 
-        self.missing[read.name] = self.missing.get(read.name, 0) + min(column.null_count for column in columns)
+        self.missing[read.name] += min(column.null_count for column in columns)
         for feature, column in zip(read.features, columns, strict=True):
             self.nulls[read.name, feature] += column.null_count
         first, last = np.searchsorted(self.rows, [start, start + len(columns[0])])
         mine = pa.array(self.rows[first:last] - start)
         taken = [column.take(mine) for column in columns]
         self._values.setdefault(read.name, []).append(pa.RecordBatch.from_arrays(taken, list(read.features)))
+
+    def merge(self, other: Observed) -> None:
+        """Take what was seen of the next rows, when the parts of one set are joined apart; both know its ``count``."""
+        self.missing.update(other.missing)
+        self.nulls.update(other.nulls)
+        for name, batches in other._values.items():
+            self._values.setdefault(name, []).extend(batches)
 
     def values(self, read: ViewRead) -> dict[str, list[Any]]:
         """Return the values of the sampled ``rows`` by feature of a read."""

@@ -226,6 +226,21 @@ def test_files_that_are_cleaned_away_under_the_loops_open_the_set_again(
     assert cleaned
 
 
+def test_what_is_seen_of_a_set_in_parts_is_what_is_seen_of_it_whole(workspace: Workspace) -> None:
+    made = get_historical_features(workspace, FRAME, carrier_profile)
+    rows = made.joined("is of a span")
+    (pinned,) = rows.pins
+    columns = [column.combine_chunks() for column in pa.Table.from_batches(rows.join.batches()).columns]
+    whole, parts = Observed(len(made)), [Observed(len(made)) for _ in range(3)]
+    whole.see(pinned.read, columns, 0)
+    for start, part in zip((0, 2, 5), parts, strict=True):
+        part.see(pinned.read, [column[start : start + 3 if start else 2] for column in columns], start)
+    for part in parts[1:]:
+        parts[0].merge(part)
+    assert (parts[0].missing, parts[0].nulls) == (whole.missing, whole.nulls)
+    assert repr(parts[0].values(pinned.read)) == repr(whole.values(pinned.read))
+
+
 def test_the_loops_read_many_files_composite_keys_and_features_that_came_later(tmp_path: Path) -> None:
     """Files of several commits, one written before a feature was added, with lists and 3,000 entity rows."""
     route = Entity("route", {"origin": String, "number": Int64})

@@ -139,3 +139,5 @@ def test_equals_plain_loops(engine: str, data: st.DataObject) -> None:
         joined = join.batches().read_all()
         assert joined.to_pylist() == reference_join(world.frame, "when", world.references)
         assert join.facts() == expected
+        cut = data.draw(st.integers(0, len(table)))
+        assert pa.concat_tables(project.joined_stored([table[:cut], table[cut:]], world.joins)).equals(joined)

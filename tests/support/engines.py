@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from featurestore.engine.duck import choose, newest
+from featurestore.engine.duck import choose, join, newest
 from featurestore.engine.duck.engine import open_engine
 from featurestore.engine.duck.session import EngineSettings
 from featurestore.engine.interface import Engine
@@ -25,10 +25,13 @@ def open_duck(root: Path) -> Engine:
 
 
 @contextmanager
-def _duck(rows_at_once: int, most_rows: int, composite_limit: int, threads: int, root: Path) -> Iterator[EngineProject]:
+def _duck(
+    rows_at_once: int, most_rows: int, composite_limit: int, part_rows: int, threads: int, root: Path
+) -> Iterator[EngineProject]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choose, "ROWS_AT_ONCE", rows_at_once)
         patch.setattr(choose, "MOST_ROWS", most_rows)
+        patch.setattr(join, "PART_ROWS", part_rows)
         patch.setattr(newest, "COMPOSITE_LIMIT", composite_limit)
         yield EngineProject(root, lambda folder: open_engine(folder, EngineSettings(threads=threads)))
 
@@ -41,6 +44,7 @@ VARIANTS: dict[str, st.SearchStrategy[Variant]] = {
         rows_at_once := st.sampled_from([2, 16_000_000]),
         st.sampled_from([0, 1000]) | rows_at_once,
         st.sampled_from([12, 2**62]),
+        st.sampled_from([2, 1 << 20]),
         st.integers(1, 4),
     )
 }

@@ -5,7 +5,9 @@ The features are read once, joined to the chosen rows by ``fs_seq``, and sorted 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +15,7 @@ from typing_extensions import override
 
 from featurestore.engine.duck.choose import EntityRows, all_chosen, feature_columns, keep_chosen, log, typed
 from featurestore.engine.duck.examine import examine
-from featurestore.engine.duck.session import Session, close, stream, translated
+from featurestore.engine.duck.session import Session, close, lack_of_room, reason_of, stream, translated
 from featurestore.engine.interface import Join, JoinFacts, Joins, ViewJoin
 from featurestore.errors import EngineError
 from featurestore.types.arrow import arrow_type
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DOING = "join features to entity rows"
+PART_ROWS = 1 << 20
+"""Rows of a stored frame that are joined at once."""
 
 
 class DuckJoins(Joins):
@@ -33,6 +37,39 @@ class DuckJoins(Joins):
     @override
     def join(self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], *, batch_rows: int) -> Join:
         return DuckJoin(self._session, frame, time_column, views, batch_rows)
+
+    @override
+    def join_stored(
+        self, frame_files: Sequence[str], time_column: str, views: Sequence[ViewJoin], folder: Path
+    ) -> tuple[Path, ...]:
+        written = []
+        try:
+            for file in frame_files:
+                written.append(folder / f"{secrets.token_hex(16)}.parquet")
+                self._join_file(file, time_column, views, written[-1])
+        except BaseException:
+            for path in written:
+                path.unlink(missing_ok=True)
+            raise
+        return tuple(written)
+
+    def _join_file(self, file: str, time_column: str, views: Sequence[ViewJoin], target: Path) -> None:
+        """Join the rows of one file, so many at a time that memory stays bounded."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = list(dict.fromkeys([time_column, *(name for view in views for name in view.key_columns.values())]))
+        try:
+            with pq.ParquetFile(file) as frame, pq.ParquetWriter(target, _schema(views), compression="zstd") as writer:
+                for part in frame.iter_batches(PART_ROWS, columns=columns):
+                    table = pa.Table.from_batches([part])
+                    for batch in self.join(table, time_column, views, batch_rows=PART_ROWS).batches():
+                        writer.write_batch(batch)
+        except (OSError, pa.ArrowException) as error:
+            doing = f"{DOING} of {file}"
+            raise lack_of_room(error, doing) or EngineError(
+                f"The engine could not {doing}: {reason_of(error)}."
+            ) from None
 
 
 class DuckJoin(Join):
@@ -53,8 +90,7 @@ class DuckJoin(Join):
     def batches(self) -> pa.RecordBatchReader:
         import pyarrow as pa
 
-        asked = [(view, name) for view in self._views for name in view.features]
-        schema = pa.schema([(f"{v.name}__{name}", arrow_type(v.view.feature(name).type)) for v, name in asked])
+        schema = _schema(self._views)
         connection = self._session.connect(reads=self._files)
         try:
             with translated(DOING, table_files=self._files):
@@ -76,6 +112,13 @@ class DuckJoin(Join):
         with self._session.open(reads=self._files) as connection, translated(doing, table_files=self._files):
             entities = EntityRows(connection, self._frame, self._time_column)
             return examine(entities, self._views, self._chosen)
+
+
+def _schema(views: Sequence[ViewJoin]) -> pa.Schema:
+    import pyarrow as pa
+
+    asked = [(view, name) for view in views for name in view.features]
+    return pa.schema([(f"{view.name}__{name}", arrow_type(view.view.feature(name).type)) for view, name in asked])
 
 
 def _gather(entities: EntityRows, view: ViewJoin, number: int) -> str:

@@ -239,25 +239,26 @@ def translated(
     try:
         yield
     except duckdb.Error as error:
-        lack = _lack_of_room(error, doing)
+        lack = lack_of_room(error, doing)
         raise (
             lack
             or _wrong_data(error, source_files, table_files, sql_of)
-            or EngineError(f"The engine could not {doing}: {_reason(error)}.", hint=hint)
+            or EngineError(f"The engine could not {doing}: {reason_of(error)}.", hint=hint)
         ) from None
 
 
-def _reason(error: duckdb.Error) -> str:
+def reason_of(error: Exception) -> str:
+    """Return what an error says, in one line and without a full stop."""
     return str(error).split("\n\n")[0].replace("\n", " ").strip().rstrip(".")
 
 
-def _lack_of_room(error: duckdb.Error, doing: str) -> FeatureStoreError | None:
+def lack_of_room(error: Exception, doing: str) -> FeatureStoreError | None:
+    """Return our error where an error of DuckDB or the disk says that memory or space ran out."""
+    reason = reason_of(error)
     if any(mark in str(error) for mark in NO_SPACE):
-        return DiskFullError(f"No space was left while the engine tried to {doing}: {_reason(error)}.", hint=DISK_HINT)
+        return DiskFullError(f"No space was left while the engine tried to {doing}: {reason}.", hint=DISK_HINT)
     if isinstance(error, duckdb.OutOfMemoryException):
-        return EngineError(
-            f"The engine ran out of memory while it tried to {doing}: {_reason(error)}.", hint=MEMORY_HINT
-        )
+        return EngineError(f"The engine ran out of memory while it tried to {doing}: {reason}.", hint=MEMORY_HINT)
     return None
 
 
@@ -294,8 +295,8 @@ def _wrong_data(
         return SourceError(about, hint="Correct the SQL, or the data it reads.", view=sql_of)
     if source_files and not isinstance(error, _OUR_FAULTS):
         if len(source_files) == 1:
-            return source_file_error(source_files[0], _reason(error))
-        return SourceError(f"The source cannot be read: {_reason(error)}.", hint="Correct the data.")
+            return source_file_error(source_files[0], reason_of(error))
+        return SourceError(f"The source cannot be read: {reason_of(error)}.", hint="Correct the data.")
     return None
 
 
