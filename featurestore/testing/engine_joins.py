@@ -313,21 +313,6 @@ class EngineJoinsConformance(EngineSuite):
         with pytest.raises(DamagedFileError, match=r"0\.parquet"):
             reader.read_all()
 
-    def test_facts_are_the_same_before_after_and_without_batches(self, project: EngineProject) -> None:
-        view = one_view(project, [row(1, NOON, NOON + 5, 0, v=1), row(2, NOON, None, 1, v=2)], ttl_us=10)
-        frame = frame_of([1, 1, 2, 2, 3, None], [NOON + 9, NOON, NOON + 9, NOON + 11, NOON, NOON])
-        join = project.join(frame, [view], batch_rows=2)
-        before, joined = join.facts(), join.batches().read_all()
-        assert join.facts() == before == project.facts(frame, [view])
-        assert join.batches().read_all().equals(joined)
-        assert joined.column(0).to_pylist() == [1, None, 2, None, None, None]
-        assert {reason: count for reason, count in before[0].nulls.items() if count} == {
-            "null_key": 1,
-            "no_entity": 1,
-            "not_yet_available": 1,
-            "expired": 1,
-        }
-
     def test_stored_frames_are_joined_as_those_that_are_passed(self, project: EngineProject) -> None:
         view = one_view(project, [row(1, NOON, sequence=0, v=1), row(2, NOON, sequence=1, v=2)])
         frames = [
