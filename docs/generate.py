@@ -695,9 +695,9 @@ it ends the run and is named.
 
 Pandas makes floats of integers beside nulls. So whole floats are taken for Int32 and Int64, in a source's files as in
 what you pass yourself (entity frames, pushed rows): below 2^53, of float32 below 2^24, of float16 below 2^11. From
-there on a float stands for several integers, and it is refused with its file or row, as is one that is not whole. Files
-with integers below 2^53 are taken for Float64. What you pass yourself may be of any integer type whose values are in
-range.
+there on a float stands for several integers, and it is refused with its file or row, as is one that is not whole. Integers
+below 2^53 that files hold, or that SQL gives, are taken for Float64. What you pass yourself may be of any integer type
+whose values are in range.
 """
 
 
