@@ -36,8 +36,8 @@ from featurestore.ledger.watermarks import (
 )
 from featurestore.maintenance.verify import Verification, verify
 from featurestore.materialization.jobs import materialize, materialize_incremental, republish
-from featurestore.offline.interface import TableId, TableSchema, TableVersion
-from featurestore.offline.local.files import disk_errors
+from featurestore.offline.interface import OfflineStore, TableId, TableSchema, TableVersion
+from featurestore.offline.reading import opened
 from featurestore.online.records.keys import view_prefix
 from featurestore.online.records.marker import RECONCILE, Marker
 from featurestore.registered.snapshot import RegisteredView
@@ -252,32 +252,28 @@ def _carried_from(workspace: Workspace, registered: RegisteredView) -> TableId |
     ):
         return None
     version = offline.current(source)
-    return source if version is not None and _is_alike(registered, version) else None
+    return source if version is not None and _is_alike(offline, registered, version) else None
 
 
 def _carry_over(workspace: Workspace, registered: RegisteredView, source: TableId) -> TableVersion:
-    """Make a generation's table from the rows of another one. Links the files instead of copying them."""
+    """Make a generation's table from the rows of another one, which keeps them."""
     offline = workspace.offline
     version = offline.current(source)
     assert version is not None
     offline.verify(version.files, again=True)
     held = held_of(offline, offline.find_commit(source), registered, table=source)
-    folder = offline.staging(registered.table)
-    linked = [folder / f"{secrets.token_hex(16)}.parquet" for _ in version.files]
-    with disk_errors(f"carry the rows of {source} over to {registered.table}"):
-        for path, file in zip(linked, version.files, strict=True):
-            path.hardlink_to(file.path)
     facts = facts_of(registered, held)
-    return offline.commit(registered.table, registered.table_schema, base=None, add=linked, facts=facts)
+    return offline.commit(registered.table, registered.table_schema, base=None, add=version.files, facts=facts)
 
 
-def _is_alike(registered: RegisteredView, version: TableVersion) -> bool:
+def _is_alike(offline: OfflineStore, registered: RegisteredView, version: TableVersion) -> bool:
     """Tell whether a table's files have the columns that the view stores, each of the same type."""
-    import pyarrow.parquet as pq
-
     schema = registered.table_schema
     wanted = {name: arrow_type(kind) for name, kind in (*schema.join_keys, *schema.stored)}
-    found = [pq.read_schema(file.path) for file in version.files]
+    found = []
+    for file in version.files:
+        with opened(offline, file) as parquet:
+            found.append(parquet.schema_arrow)
     keys = {name for name, _ in schema.join_keys}
     return all(
         keys <= {*names.names}

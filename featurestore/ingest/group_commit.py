@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import SystemRandom
@@ -20,7 +20,6 @@ from featurestore.errors import ConcurrentCommitError, OfflineStoreError, Regist
 from featurestore.forks import ForkLock
 from featurestore.ledger.commits import bind_tables, facts_of, held_of
 from featurestore.offline.interface import TableId, TableVersion
-from featurestore.offline.local.files import disk_errors
 from featurestore.offline.merge import due, merge_quietly, write_in_memory
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached
@@ -158,7 +157,7 @@ def _merge(push: _Waiting) -> None:
         version = offline.current(table)
         files = () if version is None else due(version.files, most_bytes=MERGED_BYTES, most_rows=MERGED_ROWS)
         if version is not None and files:
-            merge_quietly(offline, version, files, write_in_memory)
+            merge_quietly(offline, version, files, partial(write_in_memory, offline, table))
     except OfflineStoreError as error:
         logger.warning("files of %s are not merged: %s", table, error)
     except Exception:  # the thread must go on whatever happens: callers wait for their commits
@@ -184,9 +183,8 @@ def _append(push: _Waiting, groups: list[pa.Table]) -> TableVersion:
     give_up_s = time.monotonic() + PATIENCE_SECONDS
     for tries in count(1):
         version = offline.current(registered.table)
-        path = offline.staging(registered.table) / f"{secrets.token_hex(16)}.parquet"
+        path = offline.write(registered.table, _numbered(rows, 0 if version is None else version.next_sequence))
         try:
-            _write(rows, 0 if version is None else version.next_sequence, path)
             reached(STAGED)
             base = None if version is None else version.number
             held = held_of(offline, offline.find_commit(registered.table, base), registered) if version else None
@@ -205,15 +203,12 @@ def _append(push: _Waiting, groups: list[pa.Table]) -> TableVersion:
     raise AssertionError("tries do not end")
 
 
-def _write(rows: pa.Table, first_sequence: int, path: Path) -> None:
-    """Write rows as the engine writes those of a source, numbered from ``first_sequence`` on."""
+def _numbered(rows: pa.Table, first_sequence: int) -> pa.Table:
+    """Return rows as the engine writes those of a source, numbered from ``first_sequence`` on."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     place = rows.column_names.index(CREATED) + 1
     sequence = pa.array(range(first_sequence, first_sequence + len(rows)), pa.int64())
     rows = rows.add_column(place, SEQUENCE, sequence)
     rows = rows.add_column(place + 1, ORIGIN, pa.repeat(PUSH, len(rows)))
-    ordered = rows.sort_by([(name, "ascending") for name in (EVENT, CREATED, SEQUENCE)])
-    with disk_errors(f"write pushed rows to {path}"):
-        pq.write_table(ordered, path, compression="zstd")
+    return rows.sort_by([(name, "ascending") for name in (EVENT, CREATED, SEQUENCE)])

@@ -66,7 +66,8 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
 
 
 def _compact(workspace: Workspace, registered: RegisteredView, version: TableVersion, lease: Lease) -> TableVersion:
-    def write(files: Sequence[DataFile], folder: Path) -> Sequence[Path]:
+    def write(files: Sequence[DataFile]) -> Sequence[Path]:
+        folder = workspace.offline.staging(registered.table)
         return workspace.engine.log.compact(registered.view, [file.path for file in files], folder)
 
     bind_tables(workspace.offline, registered)

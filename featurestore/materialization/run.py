@@ -29,7 +29,6 @@ from featurestore.ledger.watermarks import Interval, Watermark, read_watermark, 
 from featurestore.materialization.publish import Publication, publish
 from featurestore.materialization.spans import ReadPlan, advance
 from featurestore.offline.interface import DataFile, TableVersion
-from featurestore.offline.local.files import disk_errors
 from featurestore.offline.merge import due, merge_quietly
 from featurestore.online.records.marker import Marker
 from featurestore.registered.snapshot import RegisteredView
@@ -236,7 +235,8 @@ class ViewRun:
             with step("merge", f"merge files of {self.registered.view.name}"):
                 merge_quietly(self.workspace.offline, version, files, self._write_merged)
 
-    def _write_merged(self, files: Sequence[DataFile], folder: Path) -> Sequence[Path]:
+    def _write_merged(self, files: Sequence[DataFile]) -> Sequence[Path]:
+        folder = self.workspace.offline.staging(self.registered.table)
         return self.workspace.engine.log.compact(self.registered.view, [file.path for file in files], folder)
 
     def _renew(self) -> None:
@@ -299,15 +299,11 @@ class ViewRun:
         bind_tables(self.workspace.offline, self.registered)
         made_true = advance(self.watermark, self.registered.view, plan, ready.staged, None, self.result.started_us)
         gone = {*ready.withdrawal.removed, *(file.path for file in ready.damaged)}
-        add = [path.with_name(f"{secrets.token_hex(16)}.parquet") for path in ready.written]
-        with disk_errors(f"stage new files of {self.registered.table}"):
-            for path, taken in zip(ready.written, add, strict=True):
-                taken.hardlink_to(path)  # a commit takes files with it, also one that fails
         return self.workspace.offline.commit(
             self.registered.table,
             self.registered.table_schema,
             base=None if base is None else base.number,
-            add=add,
+            add=ready.written,
             remove=[file for file in base.files if file.path in gone] if base is not None else [],
             facts=facts_of(self.registered, held_by(made_true)),
         )

@@ -11,9 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurestore.types import ValueType
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 WATERMARK = "watermark"
 """The fact of a commit that says how far its source was read with it."""
@@ -157,22 +160,28 @@ class OfflineStore(TableOrigins):
         """
 
     @abstractmethod
+    def write(self, table: TableId, rows: pa.Table) -> Path:
+        """Write rows as they are, columns and order, to a new Parquet file in `staging`; returns its path."""
+
+    @abstractmethod
     def commit(
         self,
         table: TableId,
         schema: TableSchema,
         *,
         base: int | None,
-        add: Sequence[Path],
+        add: Sequence[Path | DataFile],
         remove: Sequence[DataFile] = (),
         facts: Mapping[str, Any] | None = None,
     ) -> TableVersion:
         """Make the next version from ``base`` (None: the table does not exist yet) in one commit.
 
-        ``add`` are Parquet files in `staging`, which move into the table. Syncs them, records their sizes and
-        SHA-256 hashes, commits, syncs the log. The schema may have gained features or wider types since ``base``;
-        files that are written again for a wider type are verified first: raises DamagedFileError, nothing changed.
-        ``facts`` (JSON) are kept with the commit, for `find_commit`.
+        ``add`` are Parquet files in `staging`, which move into the table, or verified files of another table, which
+        stay in that one too. When the commit fails, those in `staging` lie there as before: the caller may try again
+        with them, and removes them. Syncs them, records their sizes and SHA-256 hashes, commits, syncs the log. The
+        schema may have gained features or wider types since ``base``; files that are written again for a wider type are
+        verified first: raises DamagedFileError, nothing changed. ``facts`` (JSON) are kept with the commit, for
+        `find_commit`: whatever the caller must know of what it committed, such as offsets and identities.
         """
 
     @abstractmethod
@@ -193,6 +202,10 @@ class OfflineStore(TableOrigins):
     @abstractmethod
     def verify(self, files: Sequence[DataFile], *, again: bool = False) -> None:
         """Check the hashes of files, each once per process unless ``again``; raises DamagedFileError."""
+
+    @abstractmethod
+    def open(self, file: DataFile) -> pa.NativeFile:
+        """Open a file of a table for reading at any place; the caller closes it. Raises DamagedFileError."""
 
     @abstractmethod
     def tables(self, project: str) -> list[TableId]:

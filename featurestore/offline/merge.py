@@ -7,14 +7,13 @@ tier grows into the next one, so each row is written a few times, not each time 
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurestore.errors import ConcurrentCommitError, DamagedFileError, FeatureStoreError, OfflineStoreError
-from featurestore.offline.interface import MAX_SEQUENCE, DataFile, OfflineStore, TableVersion
-from featurestore.offline.local.files import disk_errors
+from featurestore.offline.interface import MAX_SEQUENCE, DataFile, OfflineStore, TableId, TableVersion
+from featurestore.offline.reading import opened
 from featurestore.steps import crash_point, reached
 from featurestore.types.arrow import arrow_type, value_type_of
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
@@ -39,8 +38,8 @@ TRIES = 20
 _damaged: set[str] = set()
 """Files that were found damaged: they stay as they are, and are warned of once."""
 
-Write = Callable[[Sequence[DataFile], Path], Sequence[Path]]
-"""Writes the rows of files again as fewer files into a folder, each in the table's order, or leaves nothing there."""
+Write = Callable[[Sequence[DataFile]], Sequence[Path]]
+"""Writes the rows of files again as fewer files in the table's staging place, each in its order."""
 
 
 def due(files: Sequence[DataFile], *, most_bytes: int = MOST_BYTES, most_rows: int = MAX_SEQUENCE) -> list[DataFile]:
@@ -93,18 +92,18 @@ def replace_files(
 ) -> TableVersion:
     """Put fewer files in the place of several of a version, whatever was committed since; returns the new version.
 
-    ``check`` is called before each try and may raise. Raises DamagedFileError, and ConcurrentCommitError where one of
-    the files is no longer in the table.
+    ``write`` leaves nothing behind where it fails; ``check`` is called before each try and may raise. Raises
+    DamagedFileError, and ConcurrentCommitError where one of the files is no longer in the table.
     """
     offline.verify(files, again=True)  # under a new hash bad bytes would pass for sound ones
-    paths = write(files, offline.staging(version.table))
+    written = write(files)
     try:
         reached(STAGED)
-        made = _commit(offline, version, files, paths, check)
+        made = _commit(offline, version, files, written, check)
         reached(COMMITTED)
         return made
     finally:
-        for path in paths:
+        for path in written:
             path.unlink(missing_ok=True)
 
 
@@ -112,18 +111,14 @@ def _commit(
     offline: OfflineStore,
     base: TableVersion,
     files: Sequence[DataFile],
-    made: Sequence[Path],
+    written: Sequence[Path],
     check: Callable[[], None],
 ) -> TableVersion:
     table, paths = base.table, {file.path for file in files}
     for last_try in (False,) * (TRIES - 1) + (True,):
         check()
-        tried = [path.with_name(f"{secrets.token_hex(16)}.parquet") for path in made]
-        with disk_errors(f"stage a merged file of {table}"):
-            for path, taken in zip(made, tried, strict=True):
-                taken.hardlink_to(path)  # a commit takes the file with it, also one that fails
         try:
-            return offline.merge(table, base=base.number, add=tried, remove=files)
+            return offline.merge(table, base=base.number, add=written, remove=files)
         except ConcurrentCommitError:
             newest = offline.current(table)
             if last_try or newest is None or not paths <= {file.path for file in newest.files}:
@@ -132,37 +127,30 @@ def _commit(
     raise AssertionError("the last try returns or raises")
 
 
-def write_in_memory(files: Sequence[DataFile], folder: Path) -> Sequence[Path]:
-    """Write the rows of files as one file, in memory: for few rows that is quicker than to start an engine.
+def write_in_memory(offline: OfflineStore, table: TableId, files: Sequence[DataFile]) -> tuple[Path]:
+    """Write the rows of files as one, in memory: for few rows that is quicker than to start an engine.
 
     Every column of any of them is kept; in rows of a file that lacks it, it is null.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    path, known = folder / f"{secrets.token_hex(16)}.parquet", "fs_known_ts"
+    known = "fs_known_ts"
     try:
-        with disk_errors(f"write the merged file {path}"):
-            rows = pa.concat_tables([_read(file.path) for file in files], promote_options="permissive")
-            # A null created time counts as the event time.
-            rows = rows.append_column(known, pc.coalesce(rows[CREATED], rows[EVENT]))
-            ordered = rows.sort_by([(name, "ascending") for name in (EVENT, known, SEQUENCE)]).drop_columns(known)
-            pq.write_table(ordered, path, compression="zstd")
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        if not isinstance(error, pa.ArrowException):
-            raise
+        rows = pa.concat_tables([_read(offline, file) for file in files], promote_options="permissive")
+        # A null created time counts as the event time.
+        rows = rows.append_column(known, pc.coalesce(rows[CREATED], rows[EVENT]))
+        ordered = rows.sort_by([(name, "ascending") for name in (EVENT, known, SEQUENCE)]).drop_columns(known)
+        return (offline.write(table, ordered),)
+    except pa.ArrowException as error:
         raise OfflineStoreError(f"Files cannot be merged: {str(error).splitlines()[0]}.") from None
-    return (path,)
 
 
-def _read(path: str) -> pa.Table:
+def _read(offline: OfflineStore, file: DataFile) -> pa.Table:
     """Read a file, its columns as we write them: DuckDB names the items of lists its own way."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
-        table = file.read()
+    with opened(offline, file) as parquet:
+        table = parquet.read()
     kinds = [(field.name, value_type_of(field.type), field.type) for field in table.schema]
     return table.cast(pa.schema([(name, arrow_type(kind) if kind else given) for name, kind, given in kinds]))

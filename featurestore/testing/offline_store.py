@@ -80,7 +80,10 @@ def append(
     schema = options.get("schema", SCHEMA)
     first = 0 if base is None else base.next_sequence
     path = write_rows(offline, rows, first_sequence=first, **options)
-    return offline.commit(TABLE, schema, base=None if base is None else base.number, add=[path])
+    try:
+        return offline.commit(TABLE, schema, base=None if base is None else base.number, add=[path])
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def read_rows(version: TableVersion) -> list[dict[str, Any]]:
@@ -118,6 +121,31 @@ class OfflineStoreConformance:
         assert read_rows(version) == written
         assert version == offline.current(TABLE) == offline.version(TABLE, version.number)
         assert not path.exists()
+
+    def test_rows_are_written_and_files_opened_by_the_store_itself(self, offline: OfflineStore) -> None:
+        rows = pq.ParquetFile(write_rows(offline, [row(2), row(1)])).read()
+        path = offline.write(TABLE, rows)
+        assert path.parent == offline.staging(TABLE)
+        (file,) = offline.commit(TABLE, SCHEMA, base=None, add=[path]).files
+        with offline.open(file) as found:
+            assert pq.ParquetFile(found).read().equals(rows)
+        assert found.closed
+        _damage(Path(file.path), "remove")
+        with pytest.raises(DamagedFileError, match="cannot be read") as caught:
+            offline.open(file)
+        assert caught.value.details["path"] == file.path
+
+    def test_files_of_another_table_are_added_and_stay_in_it(self, offline: OfflineStore) -> None:
+        source = append(offline, [row(2)], append(offline, [row(1)]))
+        other = TableId("conformance", "profile", 2)
+        carried = offline.commit(other, SCHEMA, base=None, add=source.files)
+        assert read_rows(carried) == read_rows(source)
+        assert (carried.next_sequence, offline.current(TABLE)) == (source.next_sequence, source)
+        with pytest.raises(ConcurrentCommitError):
+            offline.commit(other, SCHEMA, base=None, add=source.files)
+        assert list(offline.staging(other).iterdir()) == []
+        offline.clean(TABLE, keep=None)
+        offline.verify(carried.files, again=True)
 
     def test_a_version_knows_its_files(self, offline: OfflineStore) -> None:
         instants = [-62_135_596_800_000_000, -1, 999, 253_402_300_799_999_999]
@@ -170,10 +198,17 @@ class OfflineStoreConformance:
         first = append(offline, [row(1)])
         second = append(offline, [row(2)], first)
         before = _files_below(offline)
+        path = write_rows(offline, [row(3)], first_sequence=second.next_sequence)
+        content = path.read_bytes()
         with pytest.raises(ConcurrentCommitError, match="conformance/profile/1"):
-            append(offline, [row(3)], first)
+            offline.commit(TABLE, SCHEMA, base=first.number, add=[path])
         assert offline.current(TABLE) == second
         assert _files_below(offline) == before
+        # The caller tries again with the files that it staged.
+        assert list(offline.staging(TABLE).iterdir()) == [path]
+        assert path.read_bytes() == content
+        assert numbers(offline.commit(TABLE, SCHEMA, base=second.number, add=[path])) == [1, 2, 3]
+        assert not path.exists()
 
     def test_a_table_is_created_once(self, offline: OfflineStore) -> None:
         first = append(offline, [row(1)])
@@ -247,13 +282,13 @@ class OfflineStoreConformance:
         content[len(content) // 3] ^= 1
         Path(damaged.path).write_bytes(content)
         os.utime(damaged.path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        path = write_rows(offline, [row(2**40)], first_sequence=101, schema=wide)
         with pytest.raises(DamagedFileError) as caught:
-            append(offline, [row(2**40)], second, schema=wide)
+            offline.commit(TABLE, wide, base=second.number, add=[path])
         assert caught.value.details["path"] == damaged.path
         assert offline.current(TABLE) == second
-        assert list(offline.staging(TABLE).iterdir()) == []
+        assert list(offline.staging(TABLE).iterdir()) == [path]
         # What a commit takes out is not written again.
-        path = write_rows(offline, [row(2**40)], first_sequence=101, schema=wide)
         third = offline.commit(TABLE, wide, base=second.number, add=[path], remove=first.files)
         assert numbers(third) == [100, 2**40]
 

@@ -27,7 +27,10 @@ def merge(offline: OfflineStore, version: TableVersion, files: Sequence[DataFile
     path = offline.staging(TABLE) / "merged.parquet"
     tables = [pq.ParquetFile(file.path).read() for file in files]
     pq.write_table(pa.concat_tables(tables, promote_options="default"), path)
-    return offline.merge(TABLE, base=version.number, add=[path], remove=files)
+    try:
+        return offline.merge(TABLE, base=version.number, add=[path], remove=files)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def append_several(offline: OfflineStore, count: int, version: TableVersion | None = None) -> TableVersion:
@@ -85,7 +88,8 @@ class TableGrowthConformance:
             path = write_rows(offline, rows, first_sequence=first)
             with pytest.raises(OfflineStoreError, match="would change the rows of table conformance/profile/1"):
                 offline.merge(TABLE, base=before.number, add=[path], remove=before.files)
-            assert list(offline.staging(TABLE).iterdir()) == []
+            assert list(offline.staging(TABLE).iterdir()) == [path]
+            path.unlink()
         assert offline.current(TABLE) == before
 
     def test_a_merge_from_an_old_version_is_refused_and_changes_nothing(self, offline: OfflineStore) -> None:

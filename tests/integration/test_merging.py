@@ -232,6 +232,7 @@ def test_a_merge_that_fails_is_no_error_of_pushes_and_runs(workspace, monkeypatc
 
 MERGER = """
 import sys
+from functools import partial
 from pathlib import Path
 from featurestore.errors import ConcurrentCommitError
 from featurestore.offline.local import archive, store as delta
@@ -250,7 +251,7 @@ for _ in range(10):
         except ConcurrentCommitError:
             pass
     if len(version.files) > 2:
-        merge_quietly(store, version, version.files, write_in_memory)
+        merge_quietly(store, version, version.files, partial(write_in_memory, store, TABLE))
 """
 
 

@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from support.sources import instants, write
 
-from featurestore.errors import OfflineStoreError
-from featurestore.offline.interface import DataFile
+from featurestore.errors import DamagedFileError, OfflineStoreError
+from featurestore.offline.interface import DataFile, TableId
+from featurestore.offline.local.store import DeltaStore
 from featurestore.offline.merge import MOST_OF_TIER, MOST_SMALL, SMALL_BYTES, due, write_in_memory
 from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
 
 KIB, MIB = 1 << 10, 1 << 20
+TABLE = TableId("shop", "orders", 1)
 
 
 def data_file(size_bytes: int, name: str = "", rows: int = 1) -> DataFile:
@@ -123,7 +125,7 @@ def random_files(folder: Path) -> tuple[list[DataFile], list[dict[str, Any]]]:
 
 def test_merged_rows_lie_in_the_tables_order_with_every_column(tmp_path):
     found, rows = random_files(tmp_path)
-    (made,) = write_in_memory(found, tmp_path)
+    (made,) = write_in_memory(DeltaStore(tmp_path / "store"), TABLE, found)
     table = pq.ParquetFile(made).read()
     assert [row[SEQUENCE] for row in table.to_pylist()] == [row["seq"] for row in rows]
     assert [row["late"] for row in table.to_pylist()] == [row["late"] for row in rows]
@@ -139,5 +141,11 @@ def test_merged_rows_lie_in_the_tables_order_with_every_column(tmp_path):
 
 def test_a_file_that_is_none_is_told(tmp_path):
     (tmp_path / "x.parquet").write_text("nothing")
+    offline = DeltaStore(tmp_path / "store")
+    with pytest.raises(DamagedFileError, match=r"x\.parquet of the offline store cannot be read"):
+        write_in_memory(offline, TABLE, [data_file(7, str(tmp_path / "x.parquet"))])
+    numbers, texts = tmp_path / "numbers.parquet", tmp_path / "texts.parquet"
+    write(numbers, pa.table({"v": [1]}))
+    write(texts, pa.table({"v": ["a"]}))
     with pytest.raises(OfflineStoreError, match="cannot be merged"):
-        write_in_memory([data_file(7, str(tmp_path / "x.parquet"))], tmp_path)
+        write_in_memory(offline, TABLE, [data_file(7, str(path)) for path in (numbers, texts)])

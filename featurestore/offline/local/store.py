@@ -10,6 +10,7 @@ import secrets
 import shutil
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from featurestore.offline.local.delta_log import (
 )
 from featurestore.offline.local.owner import bind, claim, last_generation, read_owner
 from featurestore.offline.local.staging import Staging, abandoned, claimed, is_held
+from featurestore.offline.reading import unreadable
 from featurestore.steps import crash_point, reached
 from featurestore.types.times import Clock, system_clock
 
@@ -52,6 +54,20 @@ TABLE_MOVED = crash_point("offline.table_moved", "a dropped table is out of sigh
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _DROPPED = ".dropped-"
+
+
+@dataclass
+class _NewFiles:
+    """The new files of a commit that is under way."""
+
+    given: Sequence[Path]
+    """The caller's."""
+    own: list[Path] = field(default_factory=list)
+    """Those that the store staged itself; when the commit fails, they go."""
+    staged: dict[str, Path] = field(default_factory=dict)
+    """Where they were staged, by the names of those that lie in the table's folder by now."""
+    facts: dict[str, disk.FileFacts] = field(default_factory=dict)
+    """By the same names."""
 
 
 class DeltaStore(OfflineStore):
@@ -90,13 +106,26 @@ class DeltaStore(OfflineStore):
         """See `OfflineStore.staging`."""
         return self._own_staging(table).folder
 
+    def write(self, table: TableId, rows: pa.Table) -> Path:
+        """See `OfflineStore.write`."""
+        import pyarrow.parquet as pq
+
+        path = self._new_path(table)
+        try:
+            with disk.disk_errors(f"write rows to {path}"):
+                pq.write_table(rows, path, compression="zstd")
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
     def commit(
         self,
         table: TableId,
         schema: TableSchema,
         *,
         base: int | None,
-        add: Sequence[Path],
+        add: Sequence[Path | DataFile],
         remove: Sequence[DataFile] = (),
         facts: Mapping[str, Any] | None = None,
     ) -> TableVersion:
@@ -114,16 +143,17 @@ class DeltaStore(OfflineStore):
         log: TableLog,
         schema: pa.Schema | None,
         base: int | None,
-        add: Sequence[Path],
+        add: Sequence[Path | DataFile],
         remove: Sequence[DataFile],
         facts: Mapping[str, Any],
     ) -> TableVersion:
         """Make the next version; without a schema a merge."""
-        staged, moved = list(add), dict[str, disk.FileFacts]()
+        new = _NewFiles([path for path in add if isinstance(path, Path)])
         try:
-            number = self._commit(log, schema, base, staged, moved, remove, facts)
+            self._link(log, [file for file in add if isinstance(file, DataFile)], new)
+            number = self._commit(log, schema, base, new, remove, facts)
         except FeatureStoreError:
-            _take_back(log, staged, moved)
+            _give_back(log, new)
             raise
         reached(COMMITTED)
         log.sync(number)
@@ -153,6 +183,15 @@ class DeltaStore(OfflineStore):
     def verify(self, files: Sequence[DataFile], *, again: bool = False) -> None:
         """See `OfflineStore.verify`."""
         disk.verify(files, again=again)
+
+    def open(self, file: DataFile) -> pa.NativeFile:
+        """See `OfflineStore.open`."""
+        import pyarrow as pa
+
+        try:
+            return pa.OSFile(file.path)
+        except OSError as error:
+            raise unreadable(file.path, error) from None
 
     def tables(self, project: str) -> list[TableId]:
         """See `OfflineStore.tables`."""
@@ -221,29 +260,36 @@ class DeltaStore(OfflineStore):
         log: TableLog,
         schema: pa.Schema | None,
         base: int | None,
-        staged: list[Path],
-        moved: dict[str, disk.FileFacts],
+        new: _NewFiles,
         remove: Sequence[DataFile],
         facts: Mapping[str, Any],
     ) -> int:
-        """Commit, keeping ``staged`` and ``moved`` up to date for the case that it fails; returns the number."""
+        """Commit, keeping ``new`` up to date for the case that it fails; returns the number."""
         before, widened, merges = None, False, schema is None
         if base is not None:
             before = log.base(base)
             log.sync(base)  # its writer may have died before it did
             schema, widened = self._prepare(log, before, schema, facts)
             if widened:
-                self._widen(log, before, schema, remove, staged)
+                self._widen(log, before, schema, remove, new)
         elif log.exists():
             raise ConcurrentCommitError(
                 f"Another writer created table {log.table} first.", hint="Run it again.", table=str(log.table)
             )
         number = 0 if before is None else int(before.version()) + 1
-        self._move(log, staged, moved)
+        self._move(log, new)
         if merges:
-            _check_merge(log, moved, remove)
-        removed_ms = self._clock() // 1000
-        log.commit(before, schema, moved, remove, removed_ms=removed_ms, replace=widened, merges=merges, facts=facts)
+            _check_merge(log, new.facts, remove)
+        log.commit(
+            before,
+            schema,
+            new.facts,
+            remove,
+            removed_ms=self._clock() // 1000,
+            replace=widened,
+            merges=merges,
+            facts=facts,
+        )
         return number
 
     def _drop(self, table: TableId, log: TableLog) -> int:
@@ -276,7 +322,7 @@ class DeltaStore(OfflineStore):
         return merged, widened
 
     def _widen(
-        self, log: TableLog, before: DeltaTable, schema: pa.Schema, remove: Sequence[DataFile], staged: list[Path]
+        self, log: TableLog, before: DeltaTable, schema: pa.Schema, remove: Sequence[DataFile], new: _NewFiles
     ) -> None:
         """Stage the files that stay once more, with wider types: Delta's readers expect the table's types in them.
 
@@ -288,25 +334,35 @@ class DeltaStore(OfflineStore):
             disk.verify(kept, again=True)
             with disk.disk_errors(f"rewrite table {log.table}"):
                 for file in kept:
-                    staged.append(self.staging(log.table) / f"{secrets.token_hex(16)}.parquet")
-                    disk.rewrite(Path(file.path), staged[-1], schema)
+                    new.own.append(self._new_path(log.table))
+                    disk.rewrite(Path(file.path), new.own[-1], schema)
         except OfflineStoreError:
             log.check_newest(int(before.version()))  # else they may be gone because a cleaner was here
             raise
 
-    def _move(self, log: TableLog, staged: Sequence[Path], moved: dict[str, disk.FileFacts]) -> None:
+    def _link(self, log: TableLog, files: Sequence[DataFile], new: _NewFiles) -> None:
+        """Stage files of another table: linked, not copied."""
+        with disk.disk_errors(f"stage files of another table for {log.table}"):
+            for file in files:
+                new.own.append(self._new_path(log.table))
+                new.own[-1].hardlink_to(file.path)
+
+    def _move(self, log: TableLog, new: _NewFiles) -> None:
         """Sync and hash new files and move them into the table's folder, where no version needs them yet."""
         place = self._own_staging(log.table)
-        facts = {path: disk.examine(path) for path in staged}
+        facts = {path: disk.examine(path) for path in (*new.given, *new.own)}
         reached(FILES_SYNCED)
         with disk.disk_errors(f"move new files into table {log.table}"):
             for path, found in facts.items():
                 name = file_name(place.name, found.sha256)
                 path.rename(log.path / name)
-                moved[name] = found
+                new.staged[name], new.facts[name] = path, found
                 disk.remember(log.path / name, found.sha256, (log.path / name).stat())
             disk.sync_folder(log.path)
         reached(FILES_MOVED)
+
+    def _new_path(self, table: TableId) -> Path:
+        return self.staging(table) / f"{secrets.token_hex(16)}.parquet"
 
     def _own_staging(self, table: TableId) -> Staging:
         with disk.disk_errors(f"make a place for new files of table {table}"), self._lock:
@@ -330,10 +386,14 @@ def _close_all(staging: dict[TableId, Staging]) -> None:
         place.close()
 
 
-def _take_back(log: TableLog, staged: Sequence[Path], moved: Mapping[str, disk.FileFacts]) -> None:
-    """Remove the files of a commit that failed, unless it is in the log after all."""
-    committed = log.newest_names() if moved and log.exists() else set()
-    for path in (*staged, *(log.path / name for name in moved if name not in committed)):
+def _give_back(log: TableLog, new: _NewFiles) -> None:
+    """Move the files of a commit that failed back to where they were staged, unless it is in the log after all."""
+    committed = log.newest_names() if new.staged and log.exists() else set()
+    for name, path in new.staged.items():
+        if name not in committed:
+            with contextlib.suppress(OSError):  # what is in no version goes with the next cleaning
+                (log.path / name).rename(path)
+    for path in new.own:
         path.unlink(missing_ok=True)
 
 

@@ -1,0 +1,34 @@
+"""Reading the Parquet files of a table by anything but an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from featurestore.errors import DamagedFileError
+from featurestore.offline.interface import DataFile, OfflineStore
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+
+@contextmanager
+def opened(offline: OfflineStore, file: DataFile) -> Iterator[pq.ParquetFile]:
+    """Open a file of a table; raises DamagedFileError where it cannot be read, also within the block."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with offline.open(file) as source, pq.ParquetFile(source) as parquet:
+            yield parquet
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(file.path, error) from None
+
+
+def unreadable(path: str, error: Exception) -> DamagedFileError:
+    """Return the error for a file of the offline store that cannot be read."""
+    reason = str(error).splitlines()[0].rstrip(".")
+    return DamagedFileError(
+        f"{path} of the offline store cannot be read: {reason}.", hint="Run `fs verify`.", path=path
+    )
