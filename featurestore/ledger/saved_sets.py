@@ -6,17 +6,20 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from featurestore_registry.interface import Ledger
 from featurestore_registry.records import LedgerEntry, Record, Revision, canonical_json
 
-from featurestore.backends import local_path
 from featurestore.definitions import FeatureView, OnDemandFeatureView
-from featurestore.errors import NotFoundError, RecordNotFoundError, RegistryFormatError, did_you_mean
-from featurestore.offline.interface import TableId
-from featurestore.offline.local.files import disk_errors, sync_file, sync_folder
+from featurestore.errors import (
+    NotFoundError,
+    OfflineStoreError,
+    RecordNotFoundError,
+    RegistryFormatError,
+    did_you_mean,
+)
+from featurestore.offline.interface import Blobs, TableId
 from featurestore.registered.records import known_fields, understood
 from featurestore.registered.snapshot_file import record_from
 from featurestore.workspace import Workspace
@@ -24,6 +27,9 @@ from featurestore.workspace import Workspace
 KIND = "training_set"
 FRAME_KIND = "training_set_frame"
 """What the ledger holds of an entity frame, by its file, before it has its name: a leftover is known by it."""
+FRAME = ".arrow"
+"""How the name of a frame's blob ends."""
+_BLOBS = "training_sets"
 _DELETED = {"deleted": True}
 """What the ledger, which only grows, holds of a set that is deleted. Its name is free again."""
 
@@ -47,9 +53,19 @@ class SavedFrame:
     form: str
     """``pandas``, ``arrow`` or ``polars``: what it was given as."""
     file: str
-    """Below the offline store's folder."""
+    """Its blob, as `frame_file` writes it."""
     sha256: str
     timestamp_column: str
+
+    @property
+    def blob(self) -> str:
+        """The name of its blob."""
+        return self.file.rpartition("/")[2]
+
+    @property
+    def document(self) -> str:
+        """The name of the blob that says what is known of its set."""
+        return document_of(self.blob)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +151,19 @@ def _not_found(ledger: Ledger, project: str, name: str) -> NotFoundError:
     )
 
 
-def frames_folder(workspace: Workspace) -> Path:
-    """Return where the entity frames of saved sets lie."""
-    return frame_path(workspace, workspace.project) / "_training_sets"
+def kept_blobs(workspace: Workspace) -> Blobs:
+    """Return where the entity frames of saved sets lie, and the documents kept with them."""
+    return workspace.offline.blobs(workspace.project, _BLOBS)
 
 
-def frame_path(workspace: Workspace, file: str) -> Path:
-    """Return the path of a `SavedFrame.file`."""
-    return local_path(workspace.settings.offline_store.url, workspace.root) / file
+def frame_file(project: str, blob: str) -> str:
+    """Return what the ledger calls the blob of a frame: its path in an offline store that is a folder."""
+    return f"{project}/_{_BLOBS}/{blob}"
 
 
-def frame_file(workspace: Workspace, path: Path) -> str:
-    """Return what `frame_path` takes."""
-    return path.relative_to(frame_path(workspace, "")).as_posix()
+def document_of(frame: str) -> str:
+    """Return the blob that holds the document of a set, by that of its frame."""
+    return f"{frame.removesuffix(FRAME)}.json"
 
 
 def note_frame(ledger: Ledger, project: str, file: str) -> None:
@@ -182,22 +198,17 @@ class KeptSet:
     """The definitions that it reads, as of that revision."""
 
 
-def document_path(frame: Path) -> Path:
-    """Return where the document of a set lies, by the path of its frame."""
-    return frame.with_suffix(".json")
-
-
-def read_kept(frame: Path) -> KeptSet | None:
-    """Return what lies beside a frame; None where nothing does, or where it cannot be read."""
+def read_kept(blobs: Blobs, document_name: str) -> KeptSet | None:
+    """Return the document of a set; None where there is none, or where it cannot be read."""
     try:
-        document = json.loads(document_path(frame).read_bytes())
+        document = json.loads(blobs.get(document_name, "the document of a training set"))
         return KeptSet(
             SavedSet.from_document(document["set"]),
             dict(document["commits"]),
             str(document["revision"]),
             tuple(map(record_from, document["records"])),
         )
-    except (OSError, ValueError, KeyError, TypeError, RegistryFormatError):
+    except (OfflineStoreError, ValueError, KeyError, TypeError, RegistryFormatError):
         return None
 
 
@@ -210,25 +221,15 @@ def keep_document(workspace: Workspace, saved: SavedSet) -> None:
         if commit is not None:
             commits[read.name] = commit.identity
     revision = workspace.registry.definitions.read(workspace.project, saved.registry_revision)
-    target = document_path(frame_path(workspace, saved.frame.file))
-    partial = target.with_suffix(".json-partial")
-    with disk_errors(f"keep the document of training set {saved.name!r}"):
-        try:
-            text = canonical_json(
-                {
-                    "format": 1,
-                    "set": saved.to_document(),
-                    "commits": commits,
-                    "revision": revision.chain.head,
-                    "records": [asdict(record) for record in _read_by(saved, revision)],
-                }
-            )
-            partial.write_text(text, encoding="utf-8")
-            sync_file(partial)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        sync_folder(target.parent)
+    document = {
+        "format": 1,
+        "set": saved.to_document(),
+        "commits": commits,
+        "revision": revision.chain.head,
+        "records": [asdict(record) for record in _read_by(saved, revision)],
+    }
+    what = f"the document of training set {saved.name!r}"
+    kept_blobs(workspace).put(saved.frame.document, canonical_json(document).encode(), what)
 
 
 def _read_by(saved: SavedSet, revision: Revision) -> list[Record]:
@@ -248,9 +249,9 @@ def _read_by(saved: SavedSet, revision: Revision) -> list[Record]:
 
 def keep_missing_documents(workspace: Workspace) -> None:
     """Write the documents of sets that have none: an earlier release saved them, or a save was cut off."""
+    kept = _kept_names(workspace)
     for saved in list_sets(workspace.ledger, workspace.project):
-        frame = frame_path(workspace, saved.frame.file)
-        if frame.is_file() and not document_path(frame).is_file():
+        if saved.frame.blob in kept and saved.frame.document not in kept:
             with suppress(RecordNotFoundError):  # it was registered again, and its revision was not
                 keep_document(workspace, saved)
 
@@ -258,9 +259,16 @@ def keep_missing_documents(workspace: Workspace) -> None:
 def forgotten_sets(workspace: Workspace) -> list[KeptSet]:
     """Return the sets that lie in the offline store and that the ledger does not know: it was restored, or is new."""
     known = known_frames(workspace.ledger, workspace.project)
-    frames = sorted(frames_folder(workspace).glob("*.arrow"))
-    found = [read_kept(frame) for frame in frames if frame_file(workspace, frame) not in known]
+    blobs = kept_blobs(workspace)
+    frames = [blob.name for blob in blobs.list() if blob.name.endswith(FRAME)]
+    found = [
+        read_kept(blobs, document_of(frame)) for frame in frames if frame_file(workspace.project, frame) not in known
+    ]
     return [kept for kept in found if kept is not None]
+
+
+def _kept_names(workspace: Workspace) -> set[str]:
+    return {blob.name for blob in kept_blobs(workspace).list()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +283,9 @@ class LostPin:
 
 def lost_pins(workspace: Workspace, *, are_shown: bool = False) -> list[LostPin]:
     """Return the saved sets whose frames or table versions are gone: their view is, or the offline store is older."""
-    found = []
+    found, kept = list[LostPin](), _kept_names(workspace)
     for saved in list_sets(workspace.ledger, workspace.project, are_shown=are_shown):
-        if saved.reads and not frame_path(workspace, saved.frame.file).is_file():
+        if saved.reads and saved.frame.blob not in kept:
             found.append(LostPin(saved.name, saved.reads[0].view, "its entity frame"))
             continue
         for read in saved.reads:
@@ -291,7 +299,7 @@ def _is_held(workspace: Workspace, saved: SavedSet, read: SavedRead) -> bool:
     """Tell whether the offline store holds the commit that a read is pinned to: that one, where it is known which."""
     assert read.version is not None
     commit = workspace.offline.find_commit(TableId(workspace.project, read.view, read.generation), read.version)
-    beside = read_kept(frame_path(workspace, saved.frame.file))
+    beside = read_kept(kept_blobs(workspace), saved.frame.document)
     known = None if beside is None else beside.commits.get(read.name)
     return commit is not None and known in (None, commit.identity)
 

@@ -15,12 +15,11 @@ from featurestore.ledger.commits import known_commit
 from featurestore.ledger.leases import holding
 from featurestore.ledger.prepared import Preparations
 from featurestore.ledger.saved_sets import (
-    KeptSet,
-    document_path,
+    document_of,
     forgotten_sets,
     frame_file,
-    frames_folder,
     keep_missing_documents,
+    kept_blobs,
     known_frames,
     list_sets,
     lost_pins,
@@ -29,7 +28,6 @@ from featurestore.ledger.saved_sets import (
 from featurestore.ledger.watermarks import read_watermark, write_watermark
 from featurestore.maintenance.superseded import read_until
 from featurestore.offline.interface import TableId
-from featurestore.offline.local.files import disk_errors
 from featurestore.online.records.keys import view_prefix
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.steps import step
@@ -120,7 +118,7 @@ def _kept_sets(workspace: Workspace) -> list[Kept]:
         Kept(f"training set {found.name}", f"it cannot be built again, {found.what} is gone")
         for found in lost_pins(workspace)
     ]
-    unknown = _forgotten(workspace)
+    unknown = forgotten_sets(workspace)
     return lost + [Kept(f"training set {found.saved.name}", "this registry does not know it") for found in unknown]
 
 
@@ -179,24 +177,18 @@ def _remove(
     return files, records
 
 
-def _forgotten(workspace: Workspace) -> list[KeptSet]:
-    with disk_errors("read the documents of training sets"):
-        return forgotten_sets(workspace)
-
-
 def _remove_unnamed_frames(workspace: Workspace) -> int:
     """Remove the entity frames that this registry gave up; returns how many there were."""
     saved_before_s = time.time() - BEING_SAVED_SECONDS
-    project = workspace.project
-    with disk_errors("remove entity frames of training sets"):
-        old = [path for path in frames_folder(workspace).glob("*") if path.stat().st_mtime < saved_before_s]
-        named = {saved.frame.file for saved in list_sets(workspace.ledger, project)}
-        given_up = known_frames(workspace.ledger, project) - named
-        # A partial file never became part of a set.
-        unnamed = [path for path in old if frame_file(workspace, path) in given_up or path.suffix.endswith("partial")]
-        for path in unnamed:
-            document_path(path).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+    project, blobs, what = workspace.project, kept_blobs(workspace), "entity frames of training sets"
+    old = [blob for blob in blobs.list() if blob.modified_s < saved_before_s]
+    named = {saved.frame.file for saved in list_sets(workspace.ledger, project)}
+    given_up = known_frames(workspace.ledger, project) - named
+    # What was cut off never became part of a set.
+    unnamed = [blob.name for blob in old if frame_file(project, blob.name) in given_up or not blob.is_whole]
+    for name in unnamed:
+        blobs.delete(document_of(name), what)
+        blobs.delete(name, what)
     return len(unnamed)
 
 

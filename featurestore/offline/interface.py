@@ -136,6 +136,40 @@ class TableOrigins(ABC):
         """Return the last generation of a view that was ever claimed or written, 0 where there was none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob as it lies there."""
+
+    name: str
+    modified_s: float
+    """When it was written, in seconds since 1970."""
+    is_whole: bool
+    """False for what is left of a `Blobs.put` that was cut off."""
+
+
+class Blobs(ABC):
+    """Small contents with names, kept with a project's tables. Raises as `OfflineStore`.
+
+    ``what`` says in messages, for people, what is kept: "the entity frame of training set 'first'".
+    """
+
+    @abstractmethod
+    def put(self, name: str, content: bytes, what: str) -> None:
+        """Keep a content, durably, in the place of an earlier one: it lies there whole or not at all."""
+
+    @abstractmethod
+    def get(self, name: str, what: str, *, sha256: str | None = None) -> bytes:
+        """Return a content; raises DamagedFileError where it is missing, or has another hash than the one given."""
+
+    @abstractmethod
+    def list(self) -> list[Blob]:
+        """Return all that lies there, sorted by name."""
+
+    @abstractmethod
+    def delete(self, name: str, what: str) -> None:
+        """Remove a blob, where there is one."""
+
+
 class OfflineStore(TableOrigins):
     """Tables of files with versions. A version is pinned by its number and readable until it is cleaned.
 
@@ -210,6 +244,10 @@ class OfflineStore(TableOrigins):
     @abstractmethod
     def tables(self, project: str) -> list[TableId]:
         """Return every table of a project that holds data, sorted."""
+
+    @abstractmethod
+    def blobs(self, project: str, kind: str) -> Blobs:
+        """Return the place for one kind of blobs of a project; it need not exist yet."""
 
     @abstractmethod
     def clean(self, table: TableId, *, keep: Sequence[int] | None, known: Sequence[int] | None = None) -> int:

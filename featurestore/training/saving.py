@@ -12,31 +12,28 @@ from featurestore.definitions.base import check_object_name
 from featurestore.engine.interface import AsOf
 from featurestore.errors import (
     CodeMismatchError,
-    DamagedFileError,
     InputError,
     LedgerConflictError,
     TableVersionError,
     TrainingSetError,
 )
 from featurestore.ledger.saved_sets import (
+    FRAME,
     KeptSet,
     SavedFrame,
     SavedRead,
     SavedSet,
     add_set,
-    document_path,
     find_set,
     frame_file,
-    frame_path,
-    frames_folder,
     keep_document,
+    kept_blobs,
     note_frame,
     read_kept,
     read_set,
     remove_set,
 )
 from featurestore.offline.interface import TableId, TableVersion
-from featurestore.offline.local.files import disk_errors, hash_of, make_folder, sync_file, sync_folder
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import from_references
 from featurestore.steps import crash_point, reached
@@ -102,7 +99,7 @@ def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
     DamagedFileError where what it is pinned to is gone.
     """
     saved = read_set(workspace.ledger, workspace.project, name)
-    beside = read_kept(frame_path(workspace, saved.frame.file))
+    beside = read_kept(kept_blobs(workspace), saved.frame.document)
     snapshot = Snapshot.of(_revision(workspace, saved, beside)).with_code(workspace.code)
     request = from_references(
         snapshot, [dict(found) for found in saved.references], full_feature_names=saved.full_feature_names
@@ -162,10 +159,13 @@ def delete_training_set(workspace: Workspace, name: str) -> None:
     """
     saved = remove_set(workspace.ledger, workspace.project, name)
     reached(DELETED)
-    with disk_errors(f"remove the entity frame of training set {name!r}"):
-        frame = frame_path(workspace, saved.frame.file)
-        document_path(frame).unlink(missing_ok=True)
-        frame.unlink(missing_ok=True)
+    blobs, what = kept_blobs(workspace), _frame_of(name)
+    blobs.delete(saved.frame.document, what)
+    blobs.delete(saved.frame.blob, what)
+
+
+def _frame_of(name: str) -> str:
+    return f"the entity frame of training set {name!r}"
 
 
 def _describe(rows: JoinedRows, name: str, fingerprint: str, certificate: Certificate, frame: SavedFrame) -> SavedSet:
@@ -200,38 +200,20 @@ def _content(saved: SavedSet) -> dict[str, Any]:
 
 def _keep(workspace: Workspace, name: str, rows: JoinedRows, table: pa.Table) -> SavedFrame:
     """Write the entity frame beside the offline tables, to stay: as Arrow's file format, which changes no type."""
-    folder = frames_folder(workspace)
-    with disk_errors(f"keep the entity frame of training set {name!r}"):
-        make_folder(folder)
-        # A name of its own: it can be removed with its set while one of the same name is saved again.
-        target = folder / f"{name}-{secrets.token_hex(8)}.arrow"
-        partial = target.with_suffix(".partial")
-        try:
-            partial.write_bytes(_to_file(table))
-            sync_file(partial)
-            sha256 = hash_of(partial)
-            note_frame(workspace.ledger, workspace.project, frame_file(workspace, target))
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        sync_folder(folder)
-    return SavedFrame(rows.frame.own.form, frame_file(workspace, target), sha256, rows.frame.timestamp_column)
+    content = _to_file(table).to_pybytes()
+    # A name of its own: it can be removed with its set while one of the same name is saved again.
+    file = frame_file(workspace.project, f"{name}-{secrets.token_hex(8)}{FRAME}")
+    sha256 = hashlib.sha256(content).hexdigest()
+    frame = SavedFrame(rows.frame.own.form, file, sha256, rows.frame.timestamp_column)
+    note_frame(workspace.ledger, workspace.project, file)
+    kept_blobs(workspace).put(frame.blob, content, _frame_of(name))
+    return frame
 
 
 def _read_kept(workspace: Workspace, saved: SavedSet) -> pa.Table:
     """Read a kept entity frame; raises DamagedFileError when it is not what was kept."""
-    path = frame_path(workspace, saved.frame.file)
-    try:
-        content = path.read_bytes()
-    except OSError:
-        content = b""
-    if hashlib.sha256(content).hexdigest() != saved.frame.sha256:
-        raise DamagedFileError(
-            f"{path}, the entity frame of training set {saved.name!r}, is missing or damaged.",
-            hint="Restore it from a backup.",
-            path=str(path),
-        )
-    return _from_file(content)
+    frame = saved.frame
+    return _from_file(kept_blobs(workspace).get(frame.blob, _frame_of(saved.name), sha256=frame.sha256))
 
 
 def to_kept(own: OwnColumns) -> pa.Table:

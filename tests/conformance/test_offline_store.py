@@ -10,12 +10,13 @@ from featurestore.offline.interface import OfflineStore
 from featurestore.offline.local import archive
 from featurestore.offline.local import store as delta
 from featurestore.offline.local.store import DeltaStore
+from featurestore.testing.kept_blobs import BlobsConformance
 from featurestore.testing.offline_store import OfflineStoreConformance
 from featurestore.testing.table_growth import TableGrowthConformance
 from featurestore.testing.table_origins import TableOriginsConformance
 
 
-class TestDelta(OfflineStoreConformance, TableOriginsConformance):
+class TestDelta(OfflineStoreConformance, TableOriginsConformance, BlobsConformance):
     @pytest.fixture
     def offline(self, tmp_path: Path) -> OfflineStore:
         return DeltaStore(tmp_path / "new folder" / "offline")

@@ -52,7 +52,7 @@ from featurestore.errors import (
     TrainingSetChangedError,
     TrainingSetError,
 )
-from featurestore.ledger.saved_sets import frame_file, frames_folder, list_sets, note_frame, pins
+from featurestore.ledger.saved_sets import kept_blobs, list_sets, note_frame, pins
 from featurestore.maintenance.gc import BEING_SAVED_SECONDS, collect_garbage
 from featurestore.training import (
     TrainingSet,
@@ -426,8 +426,13 @@ def test_a_full_disk_is_told(workspace: Workspace, tmp_path: Path) -> None:
     with small_files(100), pytest.raises(DiskFullError, match=r"out\.parquet"):
         made.write_parquet(tmp_path / "out.parquet")
     assert not list(tmp_path.glob("*out.parquet*"))
-    with small_files(100), pytest.raises(DiskFullError, match="entity frame of training set 'first'"):
+    # The registry notes the frame first: there is room for that.
+    large = frame(noise=[os.urandom(100_000).hex() for _ in range(7)])
+    made = get_historical_features(workspace, large, carrier_profile)
+    made.fingerprint()
+    with small_files(500_000), pytest.raises(DiskFullError, match="entity frame of training set 'first'"):
         made.save("first")
+    assert not list((workspace.root / "data/offline/shop/_training_sets").iterdir())
     assert list_sets(workspace.ledger, "shop") == []
 
 
@@ -794,7 +799,7 @@ def test_a_deleted_set_is_gone_and_its_name_free(workspace: Workspace) -> None:
     get_historical_features(workspace, frame(), carrier_profile).save("second")
     delete_training_set(workspace, "first")
     assert [saved.name for saved in list_sets(workspace.ledger, "shop")] == ["second"]
-    assert [path.name.partition("-")[0] for path in frames_folder(workspace).iterdir()] == ["second", "second"]
+    assert [blob.name.partition("-")[0] for blob in kept_blobs(workspace).list()] == ["second", "second"]
     for name in ("first", "frist"):
         with pytest.raises(NotFoundError, match=rf"no saved training set '{name}'"):
             get_training_set(workspace, name)
@@ -813,18 +818,20 @@ def test_a_deleted_set_is_gone_and_its_name_free(workspace: Workspace) -> None:
 
 def test_frames_that_no_set_names_go_when_they_are_old(workspace: Workspace) -> None:
     get_historical_features(workspace, frame(), carrier_profile).save("first")
-    kept, document = sorted(frames_folder(workspace).iterdir())
+    folder = workspace.root / "data/offline/shop/_training_sets"
+    kept, document = sorted(folder.iterdir())
     being_saved, left, unknown = (kept.with_name(f"{name}-0.arrow") for name in ("new", "left", "unknown"))
-    partial = left.with_suffix(".partial")
-    for path in (being_saved, left, unknown, partial):
+    partial, earlier = left.with_name("cut.arrow-partial"), left.with_suffix(".partial")
+    cut_off = document.with_name(f"{document.name}-partial")
+    for path in (being_saved, left, unknown, partial, earlier, cut_off):
         path.write_bytes(b"")
     for path in (being_saved, left):
-        note_frame(workspace.ledger, "shop", frame_file(workspace, path))
+        note_frame(workspace.ledger, "shop", f"shop/_training_sets/{path.name}")
     hours_ago = time.time() - 2 * BEING_SAVED_SECONDS
-    for path in (kept, document, left, unknown, partial):
+    for path in (kept, document, left, unknown, partial, earlier, cut_off):
         os.utime(path, (hours_ago, hours_ago))
-    assert collect_garbage(workspace).files == 2
-    assert set(frames_folder(workspace).iterdir()) == {kept, document, being_saved, unknown}
+    assert collect_garbage(workspace).files == 4
+    assert set(folder.iterdir()) == {kept, document, being_saved, unknown}
     assert len(get_training_set(workspace, "first")) == 7
 
 

@@ -18,6 +18,7 @@ from featurestore.errors import ConcurrentCommitError, FeatureStoreError, Offlin
 from featurestore.forks import ForkLock
 from featurestore.offline.interface import (
     WATERMARK,
+    Blobs,
     Commit,
     DataFile,
     OfflineStore,
@@ -27,6 +28,7 @@ from featurestore.offline.interface import (
     TableVersion,
 )
 from featurestore.offline.local import files as disk
+from featurestore.offline.local.blobs import FolderBlobs
 from featurestore.offline.local.delta_log import (
     CHECKPOINT_EVERY,
     COMMITTED,
@@ -202,6 +204,10 @@ class DeltaStore(OfflineStore):
                 if self._log(table).exists():
                     found.append(table)
         return sorted(found, key=lambda table: (table.view, table.generation))
+
+    def blobs(self, project: str, kind: str) -> Blobs:
+        """See `OfflineStore.blobs`."""
+        return FolderBlobs(self._path(project) / f"_{kind}")
 
     def clean(self, table: TableId, *, keep: Sequence[int] | None, known: Sequence[int] | None = None) -> int:
         """See `OfflineStore.clean`."""
