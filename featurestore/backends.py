@@ -62,6 +62,13 @@ def local_path(url: str, root: Path) -> Path:
     return Path(root, path).resolve()
 
 
+def local_places(root: Path, *, registry: Located, offline_store: Located, online_store: Located) -> dict[str, Path]:
+    """Return by setting the file or folder of each store that lies on this machine; others are left out."""
+    stores = {"registry": registry, "offline_store": offline_store, "online_store": online_store}
+    local = ("sqlite", *OFFLINE_SCHEMES, "lmdb")
+    return {name: local_path(found.url, root) for name, found in stores.items() if _scheme_of(found.url) in local}
+
+
 _MISREAD = re.compile(r"%[0-9A-Fa-f]{2}|[\0-\x1f\x7f\[\]^|\\\udc80-\udcff]")
 """Characters in a path that delta-rs misreads, decodes into another folder's name, or does not accept."""
 
@@ -175,7 +182,7 @@ def _milliseconds(name: str, value: Any) -> int:
 
 
 def _scheme(setting: str, url: str, built: tuple[str, ...]) -> str:
-    scheme = url.partition("://")[0].lower() if "://" in url else ""
+    scheme = _scheme_of(url)
     if scheme not in built:
         known = ", ".join(f"{name}://" if name else "a folder" for name in built)
         # The whole URL may hold a password.
@@ -193,6 +200,10 @@ def _no_query(setting: str, url: str) -> None:
             hint=f"Write it as {scheme}:///folder/name, and rename a folder whose own name holds {mark!r}.",
             key=setting,
         )
+
+
+def _scheme_of(url: str) -> str:
+    return url.partition("://")[0].lower() if "://" in url else ""
 
 
 def _options(setting: str, options: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -41,6 +41,8 @@ FeatureStoreError                       (featurestore_registry.errors: the regis
 
 from __future__ import annotations
 
+import errno
+
 from featurestore_registry.errors import (
     AuthError,
     FeatureStoreError,
@@ -189,6 +191,10 @@ class EngineError(FeatureStoreError):
 
 class DiskFullError(FeatureStoreError):
     """No space is left where the product writes; what was there before is still readable."""
+
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the operating system says of a disk that is full, or of a quota or limit that is reached."""
 
 
 class OfflineStoreError(FeatureStoreError):

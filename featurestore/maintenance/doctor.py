@@ -17,7 +17,6 @@ from typing import Literal
 
 from featurestore_registry.auth import tokens
 
-from featurestore.backends import local_path
 from featurestore.consistency.belonging import compare_all
 from featurestore.consistency.clocks import (
     ONLINE_STORE,
@@ -141,7 +140,7 @@ def _sources(workspace: Workspace) -> Iterator[Check]:
 
 
 def _offline(workspace: Workspace) -> Iterator[Check]:
-    folder = local_path(workspace.settings.offline_store.url, workspace.root)
+    folder = workspace.places["offline_store"]
     tables = workspace.offline.tables(workspace.project)
     yield Check("offline store", "ok", f"{len(tables)} tables in {folder}")
     for table in tables:
@@ -234,11 +233,10 @@ def _write_access(workspace: Workspace) -> Iterator[Check]:
 
 def _file_modes(workspace: Workspace) -> Iterator[Check]:
     """Report private files that an earlier version, or a copy, left readable for everybody."""
-    settings, root = workspace.settings, workspace.root
-    registry = local_path(settings.registry.url, root)
-    found = [registry, registry.with_name(f"{registry.name}-journal"), *(root / ACCESS_FILE.parent).glob("*")]
-    if settings.online_store.url.startswith("lmdb:"):
-        online = local_path(settings.online_store.url, root)
+    places = workspace.places
+    registry = places["registry"]
+    found = [registry, registry.with_name(f"{registry.name}-journal"), *(workspace.root / ACCESS_FILE.parent).glob("*")]
+    if (online := places.get("online_store")) is not None:
         found += [online / "data.mdb", online / "lock.mdb"]
     if files := [str(path) for path in found if path.is_file() and path.stat().st_mode & stat.S_IRWXO]:
         hint = f"Close them: `chmod o= {' '.join(map(shlex.quote, files))}`."
@@ -265,11 +263,8 @@ def _access(workspace: Workspace) -> Iterator[Check]:
 
 def _folders(workspace: Workspace) -> Iterator[tuple[str, Path]]:
     """Yield the folders that this deployment writes to; a database in a file writes other files next to it."""
-    settings, root = workspace.settings, workspace.root
-    yield "registry", local_path(settings.registry.url, root).parent
-    yield "offline", local_path(settings.offline_store.url, root)
-    if settings.online_store.url.startswith("lmdb:"):
-        yield "online", local_path(settings.online_store.url, root)
+    for setting, place in workspace.places.items():
+        yield setting.removesuffix("_store"), place.parent if setting == "registry" else place
 
 
 def _is_writable(folder: Path) -> bool:

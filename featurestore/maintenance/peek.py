@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from featurestore.consistency.belonging import compare_table
 from featurestore.errors import InputError
+from featurestore.offline.interface import DataFile, OfflineStore
+from featurestore.offline.reading import opened
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
@@ -41,7 +43,7 @@ def peek(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Tabl
         if found.num_rows == rows and found[EVENT][-1].cast(pa.int64()).as_py() > file.max_event_us:
             break
         workspace.offline.verify([file])
-        found = pa.concat_tables([found, _end_of(file.path, rows, schema)]).sort_by(order).slice(0, rows)
+        found = pa.concat_tables([found, _end_of(workspace.offline, file, rows, schema)]).sort_by(order).slice(0, rows)
     return found.select(schema.names)
 
 
@@ -52,19 +54,18 @@ def peek_dropped(workspace: Workspace, registered: RegisteredView, rows: int) ->
     return workspace.engine.sources.dropped(registered.view, rows)
 
 
-def _end_of(path: str, rows: int, schema: pa.Schema) -> pa.Table:
+def _end_of(offline: OfflineStore, file: DataFile, rows: int, schema: pa.Schema) -> pa.Table:
     """Return the last ``rows`` rows of one file in the view's columns; a column that the file lacks is null."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with opened(offline, file) as parquet:
         groups, found = [], 0
-        for group in reversed(range(file.num_row_groups)):
+        for group in reversed(range(parquet.num_row_groups)):
             groups.append(group)
-            found += file.metadata.row_group(group).num_rows
+            found += parquet.metadata.row_group(group).num_rows
             if found >= rows:
                 break
-        table = file.read_row_groups(sorted(groups)) if groups else file.schema_arrow.empty_table()
+        table = parquet.read_row_groups(sorted(groups)) if groups else parquet.schema_arrow.empty_table()
     table = table.slice(max(0, table.num_rows - rows))
     columns = {
         field.name: table[field.name].cast(field.type)

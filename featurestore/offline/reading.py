@@ -14,16 +14,21 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def opened(offline: OfflineStore, file: DataFile) -> Iterator[pq.ParquetFile]:
-    """Open a file of a table; raises DamagedFileError where it cannot be read, also within the block."""
+def opened(offline: OfflineStore, file: DataFile | str) -> Iterator[pq.ParquetFile]:
+    """Open a file of a table; raises DamagedFileError where it cannot be read, also within the block.
+
+    A path is that of a file on this machine that no table has: one of a direct training set.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path = file if isinstance(file, str) else file.path
     try:
-        with offline.open(file) as source, pq.ParquetFile(source) as parquet:
+        source = pa.OSFile(path) if isinstance(file, str) else offline.open(file)
+        with source, pq.ParquetFile(source) as parquet:
             yield parquet
     except (OSError, pa.ArrowException) as error:
-        raise unreadable(file.path, error) from None
+        raise unreadable(path, error) from None
 
 
 def unreadable(path: str, error: Exception) -> DamagedFileError:

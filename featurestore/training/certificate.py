@@ -6,14 +6,15 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions.sql_created import not_shown
 from featurestore.engine.interface import JoinFacts
-from featurestore.errors import CertificateError, DamagedFileError
+from featurestore.errors import CertificateError
+from featurestore.offline.interface import OfflineStore
+from featurestore.offline.reading import opened
 from featurestore.tables import html_table
 from featurestore.training.coverage import Gap
 from featurestore.training.frames import TIME
@@ -227,7 +228,7 @@ def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> None:
     columns = tuple(join.key_columns[key] for key in join.view.join_keys)
     keys = list(zip(*(sample.column(name).to_pylist() for name in columns), strict=True))
     times = sample.column(TIME).cast(pa.int64()).to_pylist()
-    history = _History(pinned, keys, times)
+    history = _History(rows.offline, pinned, keys, times)
     view = ReferenceView(join.name, columns, join.features, (), join.view.ttl_us, join.as_of)
     answers = []
     for key, at in zip(keys, times, strict=True):
@@ -254,15 +255,17 @@ _event_us = attrgetter("event_us")
 class _History:
     """The rows that a table version holds of some entities near the times asked, read without the engine."""
 
-    def __init__(self, pinned: PinnedRead, keys: Sequence[tuple[Any, ...]], times: Sequence[int]) -> None:
-        self._pinned = pinned
+    def __init__(
+        self, offline: OfflineStore, pinned: PinnedRead, keys: Sequence[tuple[Any, ...]], times: Sequence[int]
+    ) -> None:
+        self._offline, self._pinned = offline, pinned
         self._wanted = {key for key in keys if None not in key}
         self._spans = self._asked_spans(keys, times)
         self.rows: dict[tuple[Any, ...], list[ReferenceRow]] = {}
         self._places: dict[int, tuple[int, int, int]] = {}
         """File, row group and row in it of each sequence number."""
-        for number, path in enumerate(pinned.files):
-            with _opened(path) as file:
+        for number, path in enumerate(pinned.opens):
+            with opened(offline, path) as file:
                 for group in range(file.num_row_groups):
                     self._read_group(file, number, group)
         for rows in self.rows.values():
@@ -329,8 +332,8 @@ class _History:
                 wanted.setdefault((number, group), []).append((row, place))
         names = self._pinned.read.features
         values: dict[str, list[Any]] = {name: [None] * len(answers) for name in names}
-        for number, path in enumerate(self._pinned.files):
-            with _opened(path) as file:
+        for number, path in enumerate(self._pinned.opens):
+            with opened(self._offline, path) as file:
                 for (_, group), places in ((at, found) for at, found in wanted.items() if at[0] == number):
                     self._fill(values, file, group, places)
         return values
@@ -344,22 +347,6 @@ class _History:
             kind = arrow_type(self._pinned.read.view.feature(name).type)
             for (row, _), value in zip(places, table.column(name).cast(kind).to_pylist(), strict=True):
                 values[name][row] = value
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[pq.ParquetFile]:
-    """Open a file of the offline store; raises DamagedFileError where it cannot be read, or is not there any more."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            yield file
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise DamagedFileError(
-            f"{path} of the offline store cannot be read: {reason}.", hint="Run `fs verify`.", path=path
-        ) from None
 
 
 def _are_equal(some: list[Any], others: list[Any]) -> bool:

@@ -10,6 +10,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from featurestore.ledger.watermarks import Interval, Watermark, subtract
+from featurestore.offline.interface import OfflineStore
+from featurestore.offline.reading import opened
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.training.frames import TIME
 from featurestore.training.joins import BATCH_ROWS, JoinedRows, Observed, PinnedRead
@@ -152,7 +154,7 @@ def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
     views = [
         pinned.view_join()
         for pinned in suspects
-        if observed.missing[pinned.read.name] >= limit and _loaded_later(pinned)
+        if observed.missing[pinned.read.name] >= limit and _loaded_later(rows.offline, pinned)
     ]
     if not views:
         return []
@@ -168,18 +170,17 @@ def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
     return texts
 
 
-def _loaded_later(pinned: PinnedRead) -> bool:
+def _loaded_later(offline: OfflineStore, pinned: PinnedRead) -> bool:
     """Tell from footers whether rows may have been loaded after the fact: a group all created after its last event.
 
     A backfill leaves such groups; rows that come in as they happen do not. Small tables are always looked at.
     """
-    import pyarrow.parquet as pq
-
     assert pinned.version is not None
     if pinned.version.rows <= _SMALL_TABLE_ROWS:
         return True
-    for path in pinned.files:
-        footer = pq.read_metadata(path)
+    for file in pinned.version.files:
+        with opened(offline, file) as parquet:
+            footer = parquet.metadata
         places = {footer.schema.column(place).path: place for place in range(footer.num_columns)}
         for group in (footer.row_group(number) for number in range(footer.num_row_groups)):
             event, created = (group.column(places[name]).statistics for name in (EVENT, CREATED))

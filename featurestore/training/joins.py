@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.engine.interface import AsOf, Join, Joins, Queries, ViewJoin
 from featurestore.errors import EngineError, TableVersionError
-from featurestore.offline.interface import OfflineStore, TableVersion
+from featurestore.offline.interface import DataFile, OfflineStore, TableVersion
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeatureRequest, Output, ViewRead
 from featurestore.request.on_demand import OnDemandFunction
@@ -94,8 +94,13 @@ class PinnedRead:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files to read."""
+        """The files to read, as the engine reads them."""
         return self.staged if self.version is None else tuple(file.path for file in self.version.files)
+
+    @property
+    def opens(self) -> Sequence[DataFile | str]:
+        """The same files, as `opened` takes them."""
+        return self.staged if self.version is None else self.version.files
 
     def view_join(self) -> ViewJoin:
         """Return the read as the engine takes it."""

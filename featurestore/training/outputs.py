@@ -6,7 +6,6 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from featurestore.backends import local_path
 from featurestore.definitions import ParquetSource
 from featurestore.errors import InputError
 from featurestore.workspace import Workspace
@@ -40,16 +39,12 @@ def _places(target: Path) -> set[Path]:
 
 
 def _of_a_store(workspace: Workspace, places: set[Path]) -> str | None:
-    settings, root = workspace.settings, workspace.root
-    folders = {"offline_store": local_path(settings.offline_store.url, root)}
-    if settings.online_store.url.lower().startswith("lmdb:"):
-        folders["online_store"] = local_path(settings.online_store.url, root)
     for place in places:
-        if place == local_path(settings.registry.url, root):
-            return "the registry"
-        for setting, folder in folders.items():
-            if place.is_relative_to(folder):
-                return f"in the folder of {setting}, {folder}"
+        for setting, own in workspace.places.items():
+            if setting == "registry" and place == own:
+                return "the registry"
+            if setting != "registry" and place.is_relative_to(own):
+                return f"in the folder of {setting}, {own}"
     return None
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from featurestore.errors import (
+    NO_SPACE,
     DiskFullError,
     EngineError,
     InputError,
@@ -21,7 +22,6 @@ from featurestore.errors import (
     TrainingSetError,
 )
 from featurestore.ledger.saved_sets import SavedSet
-from featurestore.offline.local.files import NO_SPACE
 from featurestore.tables import html_table
 from featurestore.training.coverage import Gap, gaps_text, held_back, warn
 from featurestore.training.frames import EntityFrame, OwnColumns

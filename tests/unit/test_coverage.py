@@ -122,6 +122,7 @@ def test_a_backfilled_group_makes_large_tables_suspect(tmp_path: Any, monkeypatc
     import pyarrow.parquet as pq
 
     from featurestore.offline.interface import DataFile, TableId, TableVersion
+    from featurestore.offline.local.store import DeltaStore
     from featurestore.request.features import ViewRead
     from featurestore.training import coverage
     from featurestore.training.joins import PinnedRead
@@ -134,8 +135,9 @@ def test_a_backfilled_group_makes_large_tables_suspect(tmp_path: Any, monkeypatc
         read = ViewRead("delays", view(None), (("carrier", "carrier"),), ("x",))
         return PinnedRead(read, "available", TableVersion(TableId("shop", "delays", 1), 0, (file,), 9, 0, ""))
 
-    assert coverage._loaded_later(pinned([1, 2], [1, 2]))  # small: always looked at
+    offline = DeltaStore(tmp_path / "offline")
+    assert coverage._loaded_later(offline, pinned([1, 2], [1, 2]))  # small: always looked at
     monkeypatch.setattr(coverage, "_SMALL_TABLE_ROWS", 0)
-    assert not coverage._loaded_later(pinned([1, 2, 3], [1, 9, 9]))
-    assert coverage._loaded_later(pinned([1, 2, 3], [4, 9, 9]))
-    assert coverage._loaded_later(pinned([1, 2, 3], [None, None, None]))
+    assert not coverage._loaded_later(offline, pinned([1, 2, 3], [1, 9, 9]))
+    assert coverage._loaded_later(offline, pinned([1, 2, 3], [4, 9, 9]))
+    assert coverage._loaded_later(offline, pinned([1, 2, 3], [None, None, None]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featurestore.errors import DamagedFileError, DiskFullError, OfflineStoreError
+from featurestore.errors import NO_SPACE, DamagedFileError, DiskFullError, OfflineStoreError
 from featurestore.forks import ForkLock
 from featurestore.offline.interface import DataFile
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
@@ -23,7 +22,6 @@ from featurestore.types.times import MAX_INSTANT, MIN_INSTANT, to_instant, to_rf
 if TYPE_CHECKING:
     import pyarrow as pa
 
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 DISK_HINT = "Free some space and run it again: what was there before is still readable."
 _VERIFIERS = 4
 """Threads that hash: hashing releases the interpreter, and one disk feeds no more."""

@@ -16,6 +16,7 @@ import lmdb
 
 from featurestore.errors import (
     FORK_HINT,
+    NO_SPACE,
     DamagedRecordError,
     OnlineStoreError,
     OnlineStoreFullError,
@@ -44,7 +45,7 @@ _MAGIC = 0xBEEFC0DE
 _PADDING_SECONDS = 0.05
 
 _DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # LMDB reports a write cut short as EIO
+_NO_ROOM = NO_SPACE | {errno.EIO}  # LMDB reports a write cut short as EIO
 
 _open: WeakValueDictionary[tuple[str, int], lmdb.Environment] = WeakValueDictionary()
 """The environments of this process by path and inode: LMDB forbids opening one twice. Closed with their last user."""
