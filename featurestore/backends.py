@@ -62,13 +62,6 @@ def local_path(url: str, root: Path) -> Path:
     return Path(root, path).resolve()
 
 
-def local_places(root: Path, *, registry: Located, offline_store: Located, online_store: Located) -> dict[str, Path]:
-    """Return by setting the file or folder of each store that lies on this machine; others are left out."""
-    stores = {"registry": registry, "offline_store": offline_store, "online_store": online_store}
-    local = ("sqlite", *OFFLINE_SCHEMES, "lmdb")
-    return {name: local_path(found.url, root) for name, found in stores.items() if _scheme_of(found.url) in local}
-
-
 _MISREAD = re.compile(r"%[0-9A-Fa-f]{2}|[\0-\x1f\x7f\[\]^|\\\udc80-\udcff]")
 """Characters in a path that delta-rs misreads, decodes into another folder's name, or does not accept."""
 
@@ -99,12 +92,17 @@ def _is_locale_at_fault(folder: Path) -> bool:
         return False
 
 
-def check_stores(root: Path, *, registry: Located, offline_store: Located, online_store: Located) -> None:
-    """Raise SettingsError for a scheme that is not built, a wrong path or a wrong option. Opens and loads nothing."""
+def check_stores(root: Path, *, registry: Located, offline_store: Located, online_store: Located) -> dict[str, Path]:
+    """Return by setting where stores lie on this machine: the registry's file, the others' folders.
+
+    Opens and loads nothing. Raises SettingsError for a scheme that is not built, a wrong path or a wrong option.
+    """
     _check_registry(registry)
     _check_offline(offline_store)
-    check_offline_folder(local_path(offline_store.url, root))
-    _check_online(online_store)
+    places = {"registry": local_path(registry.url, root), "offline_store": local_path(offline_store.url, root)}
+    check_offline_folder(places["offline_store"])
+    scheme, _ = _check_online(online_store)
+    return {**places, "online_store": local_path(online_store.url, root)} if scheme == "lmdb" else places
 
 
 def _check_registry(located: Located) -> None:
@@ -182,7 +180,7 @@ def _milliseconds(name: str, value: Any) -> int:
 
 
 def _scheme(setting: str, url: str, built: tuple[str, ...]) -> str:
-    scheme = _scheme_of(url)
+    scheme = url.partition("://")[0].lower() if "://" in url else ""
     if scheme not in built:
         known = ", ".join(f"{name}://" if name else "a folder" for name in built)
         # The whole URL may hold a password.
@@ -200,10 +198,6 @@ def _no_query(setting: str, url: str) -> None:
             hint=f"Write it as {scheme}:///folder/name, and rename a folder whose own name holds {mark!r}.",
             key=setting,
         )
-
-
-def _scheme_of(url: str) -> str:
-    return url.partition("://")[0].lower() if "://" in url else ""
 
 
 def _options(setting: str, options: Mapping[str, Any], known: tuple[str, ...]) -> None:

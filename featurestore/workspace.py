@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from featurestore_registry.interface import Ledger, Registry
 
-from featurestore.backends import check_stores, local_places, open_engine, open_offline, open_online, open_registry
+from featurestore.backends import check_stores, open_engine, open_offline, open_online, open_registry
 from featurestore.definitions import Definition
 from featurestore.errors import FeatureStoreError, NotFoundError, RegistryUnavailableError
 from featurestore.forks import ForkLock
@@ -57,9 +57,10 @@ class Workspace:
         code: Sequence[Definition] | Callable[[], Sequence[Definition]] = (),
         clock: Clock = system_clock,
     ) -> None:
-        check_stores(
+        self.places = check_stores(
             root, registry=settings.registry, offline_store=settings.offline_store, online_store=settings.online_store
         )
+        """Where stores lie on this machine, by setting."""
         self.lock = ForkLock()
         """Held while something is opened or loaded."""
         self.root = root
@@ -74,17 +75,6 @@ class Workspace:
     def project(self) -> str:
         """The project's name."""
         return self.settings.project
-
-    @property
-    def places(self) -> Mapping[str, Path]:
-        """Where stores lie on this machine, by setting: the registry's file, the others' folders."""
-        settings = self.settings
-        return local_places(
-            self.root,
-            registry=settings.registry,
-            offline_store=settings.offline_store,
-            online_store=settings.online_store,
-        )
 
     @_opened
     def registry(self) -> Registry:

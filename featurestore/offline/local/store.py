@@ -9,8 +9,7 @@ import re
 import secrets
 import shutil
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,20 +55,6 @@ TABLE_MOVED = crash_point("offline.table_moved", "a dropped table is out of sigh
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _DROPPED = ".dropped-"
-
-
-@dataclass
-class _NewFiles:
-    """The new files of a commit that is under way."""
-
-    given: Sequence[Path]
-    """The caller's."""
-    own: list[Path] = field(default_factory=list)
-    """Those that the store staged itself; when the commit fails, they go."""
-    staged: dict[str, Path] = field(default_factory=dict)
-    """Where they were staged, by the names of those that lie in the table's folder by now."""
-    facts: dict[str, disk.FileFacts] = field(default_factory=dict)
-    """By the same names."""
 
 
 class DeltaStore(OfflineStore):
@@ -150,12 +135,13 @@ class DeltaStore(OfflineStore):
         facts: Mapping[str, Any],
     ) -> TableVersion:
         """Make the next version; without a schema a merge."""
-        new = _NewFiles([path for path in add if isinstance(path, Path)])
+        staged, moved = [path for path in add if isinstance(path, Path)], dict[str, disk.FileFacts]()
+        given = frozenset(staged)
         try:
-            self._link(log, [file for file in add if isinstance(file, DataFile)], new)
-            number = self._commit(log, schema, base, new, remove, facts)
+            self._link(log, [file for file in add if isinstance(file, DataFile)], staged)
+            number = self._commit(log, schema, base, staged, moved, remove, facts)
         except FeatureStoreError:
-            _give_back(log, new)
+            _give_back(log, staged, moved, given)
             raise
         reached(COMMITTED)
         log.sync(number)
@@ -266,36 +252,29 @@ class DeltaStore(OfflineStore):
         log: TableLog,
         schema: pa.Schema | None,
         base: int | None,
-        new: _NewFiles,
+        staged: list[Path],
+        moved: dict[str, disk.FileFacts],
         remove: Sequence[DataFile],
         facts: Mapping[str, Any],
     ) -> int:
-        """Commit, keeping ``new`` up to date for the case that it fails; returns the number."""
+        """Commit, keeping ``staged`` and ``moved`` up to date for the case that it fails; returns the number."""
         before, widened, merges = None, False, schema is None
         if base is not None:
             before = log.base(base)
             log.sync(base)  # its writer may have died before it did
             schema, widened = self._prepare(log, before, schema, facts)
             if widened:
-                self._widen(log, before, schema, remove, new)
+                self._widen(log, before, schema, remove, staged)
         elif log.exists():
             raise ConcurrentCommitError(
                 f"Another writer created table {log.table} first.", hint="Run it again.", table=str(log.table)
             )
         number = 0 if before is None else int(before.version()) + 1
-        self._move(log, new)
+        self._move(log, staged, moved)
         if merges:
-            _check_merge(log, new.facts, remove)
-        log.commit(
-            before,
-            schema,
-            new.facts,
-            remove,
-            removed_ms=self._clock() // 1000,
-            replace=widened,
-            merges=merges,
-            facts=facts,
-        )
+            _check_merge(log, moved, remove)
+        removed_ms = self._clock() // 1000
+        log.commit(before, schema, moved, remove, removed_ms=removed_ms, replace=widened, merges=merges, facts=facts)
         return number
 
     def _drop(self, table: TableId, log: TableLog) -> int:
@@ -328,7 +307,7 @@ class DeltaStore(OfflineStore):
         return merged, widened
 
     def _widen(
-        self, log: TableLog, before: DeltaTable, schema: pa.Schema, remove: Sequence[DataFile], new: _NewFiles
+        self, log: TableLog, before: DeltaTable, schema: pa.Schema, remove: Sequence[DataFile], staged: list[Path]
     ) -> None:
         """Stage the files that stay once more, with wider types: Delta's readers expect the table's types in them.
 
@@ -340,29 +319,29 @@ class DeltaStore(OfflineStore):
             disk.verify(kept, again=True)
             with disk.disk_errors(f"rewrite table {log.table}"):
                 for file in kept:
-                    new.own.append(self._new_path(log.table))
-                    disk.rewrite(Path(file.path), new.own[-1], schema)
+                    staged.append(self._new_path(log.table))
+                    disk.rewrite(Path(file.path), staged[-1], schema)
         except OfflineStoreError:
             log.check_newest(int(before.version()))  # else they may be gone because a cleaner was here
             raise
 
-    def _link(self, log: TableLog, files: Sequence[DataFile], new: _NewFiles) -> None:
+    def _link(self, log: TableLog, files: Sequence[DataFile], staged: list[Path]) -> None:
         """Stage files of another table: linked, not copied."""
         with disk.disk_errors(f"stage files of another table for {log.table}"):
             for file in files:
-                new.own.append(self._new_path(log.table))
-                new.own[-1].hardlink_to(file.path)
+                staged.append(self._new_path(log.table))
+                staged[-1].hardlink_to(file.path)
 
-    def _move(self, log: TableLog, new: _NewFiles) -> None:
+    def _move(self, log: TableLog, staged: Sequence[Path], moved: dict[str, disk.FileFacts]) -> None:
         """Sync and hash new files and move them into the table's folder, where no version needs them yet."""
         place = self._own_staging(log.table)
-        facts = {path: disk.examine(path) for path in (*new.given, *new.own)}
+        facts = {path: disk.examine(path) for path in staged}
         reached(FILES_SYNCED)
         with disk.disk_errors(f"move new files into table {log.table}"):
             for path, found in facts.items():
                 name = file_name(place.name, found.sha256)
                 path.rename(log.path / name)
-                new.staged[name], new.facts[name] = path, found
+                moved[name] = found
                 disk.remember(log.path / name, found.sha256, (log.path / name).stat())
             disk.sync_folder(log.path)
         reached(FILES_MOVED)
@@ -392,15 +371,19 @@ def _close_all(staging: dict[TableId, Staging]) -> None:
         place.close()
 
 
-def _give_back(log: TableLog, new: _NewFiles) -> None:
-    """Move the files of a commit that failed back to where they were staged, unless it is in the log after all."""
-    committed = log.newest_names() if new.staged and log.exists() else set()
-    for name, path in new.staged.items():
+def _give_back(log: TableLog, staged: Sequence[Path], moved: Iterable[str], given: Collection[Path]) -> None:
+    """Move the files of a commit that failed back to where the caller staged them, and remove the others.
+
+    What is in the log after all stays. ``moved`` are the first of ``staged``, in the same order.
+    """
+    committed = log.newest_names() if moved and log.exists() else set()
+    for name, path in zip(moved, staged, strict=False):
         if name not in committed:
             with contextlib.suppress(OSError):  # what is in no version goes with the next cleaning
                 (log.path / name).rename(path)
-    for path in new.own:
-        path.unlink(missing_ok=True)
+    for path in staged:
+        if path not in given:
+            path.unlink(missing_ok=True)
 
 
 def _check_merge(log: TableLog, moved: Mapping[str, disk.FileFacts], remove: Sequence[DataFile]) -> None:
