@@ -36,7 +36,7 @@ from featurestore.ledger.watermarks import (
 )
 from featurestore.maintenance.verify import Verification, verify
 from featurestore.materialization.jobs import materialize, materialize_incremental, republish
-from featurestore.offline.interface import OfflineStore, TableId, TableSchema, TableVersion
+from featurestore.offline.interface import TableId, TableReader, TableSchema, TableVersion
 from featurestore.offline.reading import opened
 from featurestore.online.records.keys import view_prefix
 from featurestore.online.records.marker import RECONCILE, Marker
@@ -266,7 +266,7 @@ def _carry_over(workspace: Workspace, registered: RegisteredView, source: TableI
     return offline.commit(registered.table, registered.table_schema, base=None, add=version.files, facts=facts)
 
 
-def _is_alike(offline: OfflineStore, registered: RegisteredView, version: TableVersion) -> bool:
+def _is_alike(offline: TableReader, registered: RegisteredView, version: TableVersion) -> bool:
     """Tell whether a table's files have the columns that the view stores, each of the same type."""
     schema = registered.table_schema
     wanted = {name: arrow_type(kind) for name, kind in (*schema.join_keys, *schema.stored)}

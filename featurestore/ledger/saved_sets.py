@@ -53,19 +53,9 @@ class SavedFrame:
     form: str
     """``pandas``, ``arrow`` or ``polars``: what it was given as."""
     file: str
-    """Its blob, as `frame_file` writes it."""
+    """Below the offline store's folder."""
     sha256: str
     timestamp_column: str
-
-    @property
-    def blob(self) -> str:
-        """The name of its blob."""
-        return self.file.rpartition("/")[2]
-
-    @property
-    def document(self) -> str:
-        """The name of the blob that says what is known of its set."""
-        return document_of(self.blob)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +151,11 @@ def frame_file(project: str, blob: str) -> str:
     return f"{project}/_{_BLOBS}/{blob}"
 
 
+def blob_of(frame: SavedFrame) -> str:
+    """Return the blob that holds a frame."""
+    return frame.file.rpartition("/")[2]
+
+
 def document_of(frame: str) -> str:
     """Return the blob that holds the document of a set, by that of its frame."""
     return f"{frame.removesuffix(FRAME)}.json"
@@ -198,10 +193,10 @@ class KeptSet:
     """The definitions that it reads, as of that revision."""
 
 
-def read_kept(blobs: Blobs, document_name: str) -> KeptSet | None:
-    """Return the document of a set; None where there is none, or where it cannot be read."""
+def read_kept(blobs: Blobs, frame: str) -> KeptSet | None:
+    """Return the document kept with a frame; None where there is none, or where it cannot be read."""
     try:
-        document = json.loads(blobs.get(document_name, "the document of a training set"))
+        document = json.loads(blobs.get(document_of(frame), "the document of a training set"))
         return KeptSet(
             SavedSet.from_document(document["set"]),
             dict(document["commits"]),
@@ -229,7 +224,7 @@ def keep_document(workspace: Workspace, saved: SavedSet) -> None:
         "records": [asdict(record) for record in _read_by(saved, revision)],
     }
     what = f"the document of training set {saved.name!r}"
-    kept_blobs(workspace).put(saved.frame.document, canonical_json(document).encode(), what)
+    kept_blobs(workspace).put(document_of(blob_of(saved.frame)), canonical_json(document).encode(), what)
 
 
 def _read_by(saved: SavedSet, revision: Revision) -> list[Record]:
@@ -251,7 +246,8 @@ def keep_missing_documents(workspace: Workspace) -> None:
     """Write the documents of sets that have none: an earlier release saved them, or a save was cut off."""
     kept = _kept_names(workspace)
     for saved in list_sets(workspace.ledger, workspace.project):
-        if saved.frame.blob in kept and saved.frame.document not in kept:
+        frame = blob_of(saved.frame)
+        if frame in kept and document_of(frame) not in kept:
             with suppress(RecordNotFoundError):  # it was registered again, and its revision was not
                 keep_document(workspace, saved)
 
@@ -261,9 +257,7 @@ def forgotten_sets(workspace: Workspace) -> list[KeptSet]:
     known = known_frames(workspace.ledger, workspace.project)
     blobs = kept_blobs(workspace)
     frames = [blob.name for blob in blobs.list() if blob.name.endswith(FRAME)]
-    found = [
-        read_kept(blobs, document_of(frame)) for frame in frames if frame_file(workspace.project, frame) not in known
-    ]
+    found = [read_kept(blobs, frame) for frame in frames if frame_file(workspace.project, frame) not in known]
     return [kept for kept in found if kept is not None]
 
 
@@ -285,7 +279,7 @@ def lost_pins(workspace: Workspace, *, are_shown: bool = False) -> list[LostPin]
     """Return the saved sets whose frames or table versions are gone: their view is, or the offline store is older."""
     found, kept = list[LostPin](), _kept_names(workspace)
     for saved in list_sets(workspace.ledger, workspace.project, are_shown=are_shown):
-        if saved.reads and saved.frame.blob not in kept:
+        if saved.reads and blob_of(saved.frame) not in kept:
             found.append(LostPin(saved.name, saved.reads[0].view, "its entity frame"))
             continue
         for read in saved.reads:
@@ -299,7 +293,7 @@ def _is_held(workspace: Workspace, saved: SavedSet, read: SavedRead) -> bool:
     """Tell whether the offline store holds the commit that a read is pinned to: that one, where it is known which."""
     assert read.version is not None
     commit = workspace.offline.find_commit(TableId(workspace.project, read.view, read.generation), read.version)
-    beside = read_kept(kept_blobs(workspace), saved.frame.document)
+    beside = read_kept(kept_blobs(workspace), blob_of(saved.frame))
     known = None if beside is None else beside.commits.get(read.name)
     return commit is not None and known in (None, commit.identity)
 

@@ -186,9 +186,9 @@ def _remove_unnamed_frames(workspace: Workspace) -> int:
     given_up = known_frames(workspace.ledger, project) - named
     # What was cut off never became part of a set.
     unnamed = [blob.name for blob in old if frame_file(project, blob.name) in given_up or not blob.is_whole]
-    for name in unnamed:
-        blobs.delete(document_of(name), what)
-        blobs.delete(name, what)
+    for frame in unnamed:
+        for name in (document_of(frame), frame):
+            blobs.delete(name, what)
     return len(unnamed)
 
 

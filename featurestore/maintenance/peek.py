@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from featurestore.consistency.belonging import compare_table
 from featurestore.errors import InputError
-from featurestore.offline.interface import DataFile, OfflineStore
+from featurestore.offline.interface import DataFile, TableReader
 from featurestore.offline.reading import opened
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.arrow import arrow_type
@@ -54,7 +54,7 @@ def peek_dropped(workspace: Workspace, registered: RegisteredView, rows: int) ->
     return workspace.engine.sources.dropped(registered.view, rows)
 
 
-def _end_of(offline: OfflineStore, file: DataFile, rows: int, schema: pa.Schema) -> pa.Table:
+def _end_of(offline: TableReader, file: DataFile, rows: int, schema: pa.Schema) -> pa.Table:
     """Return the last ``rows`` rows of one file in the view's columns; a column that the file lacks is null."""
     import pyarrow as pa
 

@@ -6,7 +6,6 @@ are found unchanged and not appended again, and what is committed but not publis
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace

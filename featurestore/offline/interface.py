@@ -170,12 +170,10 @@ class Blobs(ABC):
         """Remove a blob, where there is one."""
 
 
-class OfflineStore(TableOrigins):
+class TableReader(ABC):
     """Tables of files with versions. A version is pinned by its number and readable until it is cleaned.
 
-    Safe to call from several processes: a commit either is the next version or raises ConcurrentCommitError.
-    After `commit` returns, the version survives a power cut. Raises DiskFullError when no space is left,
-    OfflineStoreError otherwise; driver errors never leave it.
+    Raises as `OfflineStore`.
     """
 
     @abstractmethod
@@ -185,6 +183,34 @@ class OfflineStore(TableOrigins):
     @abstractmethod
     def version(self, table: TableId, number: int) -> TableVersion:
         """Return one version; raises TableVersionError when it is not there any more."""
+
+    @abstractmethod
+    def changes(self, table: TableId, after: int | None, until: int) -> TableChanges:
+        """Return which rows changed after version ``after`` (None: from nothing) up to and with ``until``.
+
+        Of ``after`` only the log entry must still be there, unless rows left the table since.
+        """
+
+    @abstractmethod
+    def tables(self, project: str) -> list[TableId]:
+        """Return every table of a project that holds data, sorted."""
+
+    @abstractmethod
+    def verify(self, files: Sequence[DataFile], *, again: bool = False) -> None:
+        """Check the hashes of files, each once per process unless ``again``; raises DamagedFileError."""
+
+    @abstractmethod
+    def open(self, file: DataFile) -> pa.NativeFile:
+        """Open a file of a table for reading at any place; the caller closes it. Raises DamagedFileError."""
+
+
+class OfflineStore(TableOrigins, TableReader):
+    """Tables, as they are read and written.
+
+    Safe to call from several processes: a commit either is the next version or raises ConcurrentCommitError.
+    After `commit` returns, the version survives a power cut. Raises DiskFullError when no space is left,
+    OfflineStoreError otherwise; driver errors never leave it.
+    """
 
     @abstractmethod
     def staging(self, table: TableId) -> Path:
@@ -227,32 +253,13 @@ class OfflineStore(TableOrigins):
         """
 
     @abstractmethod
-    def changes(self, table: TableId, after: int | None, until: int) -> TableChanges:
-        """Return which rows changed after version ``after`` (None: from nothing) up to and with ``until``.
-
-        Of ``after`` only the log entry must still be there, unless rows left the table since.
-        """
-
-    @abstractmethod
-    def verify(self, files: Sequence[DataFile], *, again: bool = False) -> None:
-        """Check the hashes of files, each once per process unless ``again``; raises DamagedFileError."""
-
-    @abstractmethod
-    def open(self, file: DataFile) -> pa.NativeFile:
-        """Open a file of a table for reading at any place; the caller closes it. Raises DamagedFileError."""
-
-    @abstractmethod
-    def tables(self, project: str) -> list[TableId]:
-        """Return every table of a project that holds data, sorted."""
-
-    @abstractmethod
-    def blobs(self, project: str, kind: str) -> Blobs:
-        """Return the place for one kind of blobs of a project; it need not exist yet."""
-
-    @abstractmethod
     def clean(self, table: TableId, *, keep: Sequence[int] | None, known: Sequence[int] | None = None) -> int:
         """Remove staged leftovers, and files that no version of ``keep`` or the newest one needs.
 
         With ``known`` also old log entries, but not those of these versions: `find_commit` and `changes` need no more.
         ``keep=None`` drops the table whole. Returns the number of files removed, log entries aside.
         """
+
+    @abstractmethod
+    def blobs(self, project: str, kind: str) -> Blobs:
+        """Return the place for one kind of blobs of a project; it need not exist yet."""

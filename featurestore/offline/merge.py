@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurestore.errors import ConcurrentCommitError, DamagedFileError, FeatureStoreError, OfflineStoreError
-from featurestore.offline.interface import MAX_SEQUENCE, DataFile, OfflineStore, TableId, TableVersion
+from featurestore.offline.interface import MAX_SEQUENCE, DataFile, OfflineStore, TableId, TableReader, TableVersion
 from featurestore.offline.reading import opened
 from featurestore.steps import crash_point, reached
 from featurestore.types.arrow import arrow_type, value_type_of
@@ -146,7 +146,7 @@ def write_in_memory(offline: OfflineStore, table: TableId, files: Sequence[DataF
         raise OfflineStoreError(f"Files cannot be merged: {str(error).splitlines()[0]}.") from None
 
 
-def _read(offline: OfflineStore, file: DataFile) -> pa.Table:
+def _read(offline: TableReader, file: DataFile) -> pa.Table:
     """Read a file, its columns as we write them: DuckDB names the items of lists its own way."""
     import pyarrow as pa
 

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from featurestore.errors import DamagedFileError
-from featurestore.offline.interface import DataFile, OfflineStore
+from featurestore.offline.interface import DataFile, TableReader
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 
 @contextmanager
-def opened(offline: OfflineStore, file: DataFile | str) -> Iterator[pq.ParquetFile]:
+def opened(offline: TableReader, file: DataFile | str) -> Iterator[pq.ParquetFile]:
     """Open a file of a table; raises DamagedFileError where it cannot be read, also within the block.
 
     A path is that of a file on this machine that no table has: one of a direct training set.

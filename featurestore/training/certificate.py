@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from featurestore.definitions.sql_created import not_shown
 from featurestore.engine.interface import JoinFacts
 from featurestore.errors import CertificateError
-from featurestore.offline.interface import OfflineStore
+from featurestore.offline.interface import TableReader
 from featurestore.offline.reading import opened
 from featurestore.tables import html_table
 from featurestore.training.coverage import Gap
@@ -256,7 +256,7 @@ class _History:
     """The rows that a table version holds of some entities near the times asked, read without the engine."""
 
     def __init__(
-        self, offline: OfflineStore, pinned: PinnedRead, keys: Sequence[tuple[Any, ...]], times: Sequence[int]
+        self, offline: TableReader, pinned: PinnedRead, keys: Sequence[tuple[Any, ...]], times: Sequence[int]
     ) -> None:
         self._offline, self._pinned = offline, pinned
         self._wanted = {key for key in keys if None not in key}

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from featurestore.ledger.watermarks import Interval, Watermark, subtract
-from featurestore.offline.interface import OfflineStore
+from featurestore.offline.interface import TableReader
 from featurestore.offline.reading import opened
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.training.frames import TIME
@@ -170,7 +170,7 @@ def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
     return texts
 
 
-def _loaded_later(offline: OfflineStore, pinned: PinnedRead) -> bool:
+def _loaded_later(offline: TableReader, pinned: PinnedRead) -> bool:
     """Tell from footers whether rows may have been loaded after the fact: a group all created after its last event.
 
     A backfill leaves such groups; rows that come in as they happen do not. Small tables are always looked at.

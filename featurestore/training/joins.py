@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.engine.interface import AsOf, Join, Joins, Queries, ViewJoin
 from featurestore.errors import EngineError, TableVersionError
-from featurestore.offline.interface import DataFile, OfflineStore, TableVersion
+from featurestore.offline.interface import DataFile, TableReader, TableVersion
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeatureRequest, Output, ViewRead
 from featurestore.request.on_demand import OnDemandFunction
@@ -119,12 +119,12 @@ def pin(read: ViewRead, as_of: AsOf | None, version: TableVersion | None, staged
     return PinnedRead(read, as_of, version, staged)
 
 
-def repinned(offline: OfflineStore, pins: Sequence[PinnedRead]) -> tuple[PinnedRead, ...]:
+def repinned(offline: TableReader, pins: Sequence[PinnedRead]) -> tuple[PinnedRead, ...]:
     """Return the same reads of the newest versions."""
     return tuple(replace(found, version=offline.current(found.read.registered.table)) for found in pins)
 
 
-def is_gone(offline: OfflineStore, pinned: PinnedRead) -> bool:
+def is_gone(offline: TableReader, pinned: PinnedRead) -> bool:
     """Tell whether files of a pinned version were cleaned away, and a newer one is there."""
     if pinned.version is None:
         return False
@@ -141,7 +141,7 @@ class JoinedRows:
     """Features joined to an entity frame."""
 
     joins: Joins
-    offline: OfflineStore
+    offline: TableReader
     snapshot: Snapshot
     request: FeatureRequest
     frame: EntityFrame
@@ -249,7 +249,7 @@ class SpanRows:
     """A view's own rows with event time in [start, end), each as it was last corrected."""
 
     queries: Queries
-    offline: OfflineStore
+    offline: TableReader
     request: FeatureRequest
     pins: tuple[PinnedRead, ...]
     timestamp_column: str

@@ -24,6 +24,8 @@ from featurestore.ledger.saved_sets import (
     SavedRead,
     SavedSet,
     add_set,
+    blob_of,
+    document_of,
     find_set,
     frame_file,
     keep_document,
@@ -99,7 +101,7 @@ def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
     DamagedFileError where what it is pinned to is gone.
     """
     saved = read_set(workspace.ledger, workspace.project, name)
-    beside = read_kept(kept_blobs(workspace), saved.frame.document)
+    beside = read_kept(kept_blobs(workspace), blob_of(saved.frame))
     snapshot = Snapshot.of(_revision(workspace, saved, beside)).with_code(workspace.code)
     request = from_references(
         snapshot, [dict(found) for found in saved.references], full_feature_names=saved.full_feature_names
@@ -159,9 +161,9 @@ def delete_training_set(workspace: Workspace, name: str) -> None:
     """
     saved = remove_set(workspace.ledger, workspace.project, name)
     reached(DELETED)
-    blobs, what = kept_blobs(workspace), _frame_of(name)
-    blobs.delete(saved.frame.document, what)
-    blobs.delete(saved.frame.blob, what)
+    blobs, frame = kept_blobs(workspace), blob_of(saved.frame)
+    for blob in (document_of(frame), frame):
+        blobs.delete(blob, _frame_of(name))
 
 
 def _frame_of(name: str) -> str:
@@ -206,14 +208,14 @@ def _keep(workspace: Workspace, name: str, rows: JoinedRows, table: pa.Table) ->
     sha256 = hashlib.sha256(content).hexdigest()
     frame = SavedFrame(rows.frame.own.form, file, sha256, rows.frame.timestamp_column)
     note_frame(workspace.ledger, workspace.project, file)
-    kept_blobs(workspace).put(frame.blob, content, _frame_of(name))
+    kept_blobs(workspace).put(blob_of(frame), content, _frame_of(name))
     return frame
 
 
 def _read_kept(workspace: Workspace, saved: SavedSet) -> pa.Table:
     """Read a kept entity frame; raises DamagedFileError when it is not what was kept."""
     frame = saved.frame
-    return _from_file(kept_blobs(workspace).get(frame.blob, _frame_of(saved.name), sha256=frame.sha256))
+    return _from_file(kept_blobs(workspace).get(blob_of(frame), _frame_of(saved.name), sha256=frame.sha256))
 
 
 def to_kept(own: OwnColumns) -> pa.Table:

@@ -102,7 +102,7 @@ def hash_of(path: Path) -> str:
 
 
 def verify(files: Sequence[DataFile], *, again: bool) -> None:
-    """See `OfflineStore.verify`."""
+    """See `TableReader.verify`."""
     # Starting threads takes longer than to hash a small file, and at the end of a process none can be started any more.
     if len(files) == 1 or not threading.main_thread().is_alive():
         for file in files:

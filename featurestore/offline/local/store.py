@@ -71,12 +71,12 @@ class DeltaStore(OfflineStore):
         weakref.finalize(self, _close_all, self._staging)
 
     def current(self, table: TableId) -> TableVersion | None:
-        """See `OfflineStore.current`."""
+        """See `TableReader.current`."""
         log = self._log(table)
         return log.version() if log.exists() else None
 
     def version(self, table: TableId, number: int) -> TableVersion:
-        """See `OfflineStore.version`."""
+        """See `TableReader.version`."""
         log = self._log(table)
         found = log.version(number)
         gone = next((file.path for file in found.files if not Path(file.path).is_file()), None)
@@ -155,7 +155,7 @@ class DeltaStore(OfflineStore):
         return log.version(number)
 
     def changes(self, table: TableId, after: int | None, until: int) -> TableChanges:
-        """See `OfflineStore.changes`."""
+        """See `TableReader.changes`."""
         log = self._log(table)
         version = log.version(until)
         if after is not None and version.rows_kept_since <= after <= until:
@@ -169,11 +169,11 @@ class DeltaStore(OfflineStore):
         )
 
     def verify(self, files: Sequence[DataFile], *, again: bool = False) -> None:
-        """See `OfflineStore.verify`."""
+        """See `TableReader.verify`."""
         disk.verify(files, again=again)
 
     def open(self, file: DataFile) -> pa.NativeFile:
-        """See `OfflineStore.open`."""
+        """See `TableReader.open`."""
         import pyarrow as pa
 
         try:
@@ -182,7 +182,7 @@ class DeltaStore(OfflineStore):
             raise unreadable(file.path, error) from None
 
     def tables(self, project: str) -> list[TableId]:
-        """See `OfflineStore.tables`."""
+        """See `TableReader.tables`."""
         found = []
         for folder in self._path(project).glob("*/*"):
             if folder.name.isdecimal() and not folder.parent.name.startswith("."):
