@@ -369,14 +369,15 @@ class TestBesideMaterialization:
         assert watermark(workspace).published_version == 1
 
     def test_a_run_while_a_push_is_committing(self, workspace, monkeypatch):
-        write, runs = push_commit._write, iter([1])
+        write, runs = workspace.offline.write, iter([1])
 
-        def write_beside_a_run(*arguments: Any) -> None:
-            write(*arguments)
+        def write_beside_a_run(*arguments: Any) -> Path:
+            path = write(*arguments)
             for _ in runs:
                 succeeded(materialize_incremental(workspace))
+            return path
 
-        monkeypatch.setattr(push_commit, "_write", write_beside_a_run)
+        monkeypatch.setattr(workspace.offline, "write", write_beside_a_run)
         result = push(workspace, "sales_push", rows_of(Sale("shop 1", day(9), day(9), 100)))
         assert result.views["shop_sales"].offline.version == 1
         assert log_rows(workspace)[-1] == ("shop 1", day(9), day(9), 100, None)

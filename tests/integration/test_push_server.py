@@ -240,14 +240,14 @@ class TestTrouble:
     def test_reads_do_not_wait_for_commits(self, workspace, client, monkeypatch):
         client.post("/push", json=body(to="online"))
         begun, may_go_on = threading.Event(), threading.Event()
-        write = push_commit._write
+        write = DeltaStore.write
 
-        def slow(*arguments: Any) -> None:
+        def slow(*arguments: Any) -> Path:
             begun.set()
             assert may_go_on.wait(60)
-            write(*arguments)
+            return write(*arguments)
 
-        monkeypatch.setattr(push_commit, "_write", slow)
+        monkeypatch.setattr(DeltaStore, "write", slow)
         found: list[httpx.Response] = []
         url = str(client.base_url.join("/push"))
 
