@@ -471,7 +471,7 @@ message says as data. No stack trace leaves the server.
 
 ERROR_TYPES = {
     "bad_request": "What arrived is no HTTP.",
-    "malformed_json": "The body is no JSON.",
+    "malformed_json": "The body is not JSON.",
     "unauthorized": "A token is missing, unknown, expired or revoked.",
     "forbidden": "The token's role is not enough, or it is for another project.",
     "not_found": "No such feature view, feature, service or push source.",

@@ -52,7 +52,7 @@ logger = logging.getLogger("featurestore.server")
 
 READY_SECONDS = 1.0
 EVICTION_SECONDS = 5.0
-"""A store that is away at start is asked so often whether it evicts."""
+"""Seconds between two questions to a store that was down at the start, whether it evicts records."""
 
 _KINDS = {404: "no_such_route", 405: "method_not_allowed"}
 
@@ -63,9 +63,9 @@ def create_app(
     """Return the server of one feature repo (a path, or a workspace, which the app then closes).
 
     ``token`` is the setting ``FS_SERVER_TOKEN``; ``host`` is where the server will listen; ``reopen`` forgets what
-    closed the servers of this repo. Definitions are read here, so what cannot be served is known before anything
-    listens. Raises SettingsError without any token beyond loopback and where it may not open, RegistryError when
-    neither the registry nor a saved snapshot can be read.
+    closed this repo's servers. Reads the definitions, so that errors in them show before the server listens. Raises
+    SettingsError without any token beyond loopback and where ``reopen`` is not allowed, RegistryError when neither the
+    registry nor a saved snapshot can be read.
     """
     workspace = source if isinstance(source, Workspace) else open_workspace(Path(source))
     definitions, door, verifier = _load(workspace, token, host, reopen)
@@ -96,7 +96,7 @@ def create_app(
         redirect_slashes=False,
         exception_handlers={StarletteHTTPException: _http_error},
     )
-    # Described as routes, though the short cut serves them.
+    # Routes for the description only: the short cut serves them.
     app.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in hot.items()]
     _add_health(app, reads, definitions, door.is_open)
     _add_metrics(app, metrics, measure)
@@ -108,7 +108,7 @@ def create_app(
 def _load(
     workspace: Workspace, token: str | None, host: str, reopen: bool
 ) -> tuple[DefinitionsKeeper, Door, TokenVerifier]:
-    """Read the definitions, and close the door or open it as the settings, the registry and what is remembered say."""
+    """Read the definitions, and close or open the door by the settings, the registry and the remembered access."""
     is_required = workspace.settings.server.auth == "required"
     if reopen:
         check_reopening(host, has_static_token=token is not None, is_required=is_required)
@@ -129,7 +129,7 @@ def _load(
 def _describe(app: FastAPI) -> None:
     add_docs(app)
     describe = app.openapi
-    # How FastAPI's own documentation has it extended.
+    # The way that FastAPI's own documentation extends it.
     app.openapi = lambda: app.openapi_schema or complete(describe(), OPEN_PATHS)  # type: ignore[method-assign]
 
 
@@ -150,7 +150,7 @@ def _lifespan(
     metrics: Metrics,
     measure: Callable[[], None],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """Return what opens the reader and the background refresh before the first request, and closes them after it."""
+    """Return the lifespan: it opens the reader and the background refresh before the first request and closes them."""
     clocks = ClockWatch(workspace, metrics, lambda: definitions.registry_ahead_us)
     parts = PartWatch(workspace, metrics, lambda: definitions.current.snapshot, lambda: definitions.progress)
 
@@ -195,7 +195,7 @@ async def _flush(metrics: Metrics) -> None:
 
 
 async def _tell_eviction(workspace: Workspace, reader: AsyncReader) -> None:
-    """Warn, once the store answers, when it forgets records as its memory runs out."""
+    """Warn, once the store answers, if it evicts records when its memory runs out."""
     while True:
         try:
             await reader.check()
@@ -208,7 +208,7 @@ async def _tell_eviction(workspace: Workspace, reader: AsyncReader) -> None:
 
 
 def open_workspace(root: Path) -> Workspace:
-    """Open a feature repo for serving; its code is loaded when an on-demand feature view wants it."""
+    """Open a feature repo for serving; its code is loaded when an on-demand feature view needs it."""
     from featurestore.project.loader import load_definitions
     from featurestore.project.settings import read_settings, repo_folder
 
@@ -217,7 +217,7 @@ def open_workspace(root: Path) -> Workspace:
 
 
 class Ready(BaseModel):
-    """What `/ready` answers; to those who may read features also what is served, and how old it is."""
+    """The answer of `/ready`; callers who may read features also get the revision that is served, and its age."""
 
     status: Literal["ready"] = "ready"
     revision: int | None = None
@@ -225,7 +225,7 @@ class Ready(BaseModel):
 
 
 def _add_health(app: FastAPI, reads: OnlineReads, definitions: DefinitionsKeeper, is_open: Callable[[], bool]) -> None:
-    """Add what load balancers ask for."""
+    """Add the endpoints for load balancers."""
 
     @app.get("/health", tags=["operations"], summary="The process is alive")
     async def health() -> dict[str, str]:
@@ -250,7 +250,7 @@ def _add_health(app: FastAPI, reads: OnlineReads, definitions: DefinitionsKeeper
         revision, age_us = definitions.current.snapshot.revision, definitions.age_us()
         return Ready(revision=revision, registry_age_seconds=age_us / 1_000_000)
 
-    # Some load balancers ask by HEAD.
+    # Some load balancers send HEAD.
     @app.head("/health", include_in_schema=False)
     async def health_alone() -> Response:
         return Response()
@@ -272,7 +272,7 @@ def _add_metrics(app: FastAPI, metrics: Metrics, look: Callable[[], None]) -> No
 
 
 async def _http_error(request: Request, error: Any) -> Response:
-    """Answer what the router refuses in the shape of all errors."""
+    """Answer requests that the router refuses, in the form of all errors."""
     kind = _KINDS.get(error.status_code, "not_ready")
     body = error_body(kind, str(error.detail), request.scope["state"]["request_id"])
     return Response(body, error.status_code, dict(error.headers or {}), "application/json")

@@ -1,4 +1,4 @@
-"""Pushes over HTTP: checked and written in a few threads, committed offline by the committer of the process."""
+"""Pushes over HTTP: checked and written in a few threads, committed offline by the process's committer."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class PushEndpoint:
         work, versions = await self._threads.run(partial(self._begin, plan, request))
         if versions:
             scope["state"][PAUSE] = PAUSE_SECONDS
-            # Nothing but a future waits for the commit, so that the threads are free meanwhile.
+            # Only futures wait for the commits, so that the threads are free in the meantime.
             await asyncio.wait([_awaited(version) for version in versions])
             await self._threads.run(partial(_finish, work))
         result = work.result()
@@ -75,21 +75,21 @@ class PushEndpoint:
         await send_json(send, msgspec.json.encode(result))
 
     async def warm(self) -> None:
-        """Load and open what the first push would wait for, where there is a source to push to."""
+        """Load and open what the first push would wait for, if there is a source to push to."""
         if sources := self._definitions.current.snapshot.list(PushSource.kind):
             look = self._threads.run(partial(self._look, [source.name for source in sources]))
             with suppress(TimeoutError):
                 await asyncio.wait_for(look, endpoints.WARM_SECONDS)
 
     def close(self) -> None:
-        """Wait for what is being written."""
+        """Wait for writes that are under way."""
         self._threads.close()
 
     def _look(self, sources: Sequence[str]) -> None:
         import pyarrow.parquet  # noqa: F401  # commits write by it
 
         for source in sources:
-            with suppress(FeatureStoreError):  # pushes tell
+            with suppress(FeatureStoreError):  # pushes will report it
                 for registered in self._plan(source).views:
                     self._workspace.offline.current(registered.table)
 
@@ -117,7 +117,7 @@ class PushEndpoint:
 
 
 def _awaited(version: Future[int]) -> asyncio.Future[int]:
-    """Return a commit to wait for; what it fails with is told by `Push.confirm`, and not once more by asyncio."""
+    """Return a commit to wait for; `Push.confirm` reports its error, so asyncio must not report it again."""
     found = asyncio.wrap_future(version)
     found.add_done_callback(lambda done: done.cancelled() or done.exception())
     return found

@@ -30,20 +30,20 @@ logger = logging.getLogger("featurestore.server")
 
 TOKEN_VARIABLE = "FS_SERVER_TOKEN"  # noqa: S105 - its name, not its value
 MAX_CONNECTIONS = 900
-"""A worker's; the usual limit of open files is 1,024."""
+"""At most so many connections per worker; the usual limit of open files is 1,024."""
 
 GRACE_SECONDS = 15
 KEEP_ALIVE_SECONDS = 75
-"""Longer than the usual minute of load balancers, so that it is they who close idle connections."""
+"""Longer than the usual minute of load balancers, so that they close idle connections and not the server."""
 
 WORKER_ANSWER_SECONDS = 30
-"""A worker that does not answer its parent so long is replaced; loading all modules on a busy machine takes seconds."""
+"""Replace a worker that has not answered its parent for so long; loading all modules can take seconds."""
 
 BACKLOG = 2048
 
 SWITCH_SECONDS = 0.0005
-"""How long another thread may run Python before a request's turn comes again. With Python's own 5 ms a look at the
-registry, in the background, holds up every request of that moment several times over."""
+"""How long another thread may run Python before a request gets its turn. With Python's own 5 ms a background refresh
+of the definitions delays every request of that moment several times."""
 
 
 def serve(
@@ -59,10 +59,10 @@ def serve(
 ) -> None:
     """Serve a feature repo until SIGTERM or SIGINT; requests under way are finished first.
 
-    What is None comes from the settings; port 0 takes a free one. ``announce`` is told the URL once connections
-    are accepted (by default it stands on standard output); logs go to standard error. The token is read from
+    Arguments that are None come from the settings; port 0 takes a free one. Calls ``announce`` with the URL once the
+    server accepts connections (by default it prints the URL); logs go to standard error. Reads the token from
     ``FS_SERVER_TOKEN``; ``reopen`` forgets that servers of this repo were closed. Raises SettingsError when the port
-    is taken or the binding wants a token, and what `create_app` raises, before anything listens.
+    is taken or the address needs a token, and what `create_app` raises, before the server listens.
     """
     prepare = functools.partial(_prepare_process, log_format, debug)
     before = sys.getswitchinterval()
@@ -90,12 +90,12 @@ def _serve(
     check: Callable[[], None],
 ) -> None:
     workspace = open_workspace(root)
-    _ = workspace.online  # of a URL that it cannot read it tells now: nothing listens yet
+    _ = workspace.online  # reports a bad URL now, before anything listens
     settings = workspace.settings.server
     host = settings.host if host is None else host
     port = settings.port if port is None else port
     workers = settings.workers if workers is None else workers
-    # With one worker this is the app; with several it tells what is wrong before they are started.
+    # With one worker this is the app; with several it finds errors before the workers start.
     app = create_app(root, token=os.environ.get(TOKEN_VARIABLE), host=host, reopen=reopen)
     if app.notice:
         logger.warning("%s", app.notice)
@@ -115,7 +115,7 @@ def bind(host: str, port: int) -> socket.socket:
     """Return a socket that listens; connections wait in it until a worker accepts them."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        host.encode("idna")  # create_server leaves its socket open when it finds that it cannot
+        host.encode("idna")  # checked here, because create_server leaves its socket open if this fails
         listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         raise _not_listening(host, port, error) from None
@@ -124,16 +124,16 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _not_listening(host: str, port: int, error: Exception) -> SettingsError:
-    number, reason = None, "This is no name of a host"
+    number, reason = None, "This is not the name of a host"
     if isinstance(error, OSError):
         number, reason = error.errno, (error.strerror or str(error)).partition(" (while ")[0]
     if number == errno.EADDRINUSE:
         hint = "Choose another with --port, or --port 0 for a free one."
     elif number in (errno.EACCES, errno.EPERM):
-        hint = "Choose a port from 1024 on with --port; those below take rights."
+        hint = "Choose a port from 1024 on with --port; lower ones need special rights."
     else:
-        hint = "Name an address of this machine with --host: 127.0.0.1 for itself alone, 0.0.0.0 for all networks."
-    return SettingsError(f"{host}:{port} cannot be listened on: {reason}.", hint=hint, host=host, port=port)
+        hint = "Name an address of this machine with --host: 127.0.0.1 for itself only, 0.0.0.0 for all networks."
+    return SettingsError(f"The server cannot listen on {host}:{port}: {reason}.", hint=hint, host=host, port=port)
 
 
 def url_of(listening: socket.socket) -> str:
@@ -143,14 +143,15 @@ def url_of(listening: socket.socket) -> str:
 
 
 class _Stopped(BaseException):
-    """SIGTERM or SIGINT arrived where nothing is left to finish."""
+    """SIGTERM or SIGINT arrived when nothing is left to finish."""
 
 
 @contextmanager
 def _stopping_by_signals() -> Iterator[Callable[[], None]]:
     """Turn both signals into a clean end: before uvicorn takes them over, and when it raises them again afterwards.
 
-    What it gives raises once one has arrived: Python ignores what is raised while an object is collected.
+    The function that it yields raises once a signal has arrived: Python ignores exceptions raised while it collects
+    an object.
     """
     arrived: list[int] = []
 
@@ -171,7 +172,7 @@ def _stopping_by_signals() -> Iterator[Callable[[], None]]:
 
 
 def _serve_by_workers(factory: Callable[[], FastAPI], workers: int, listening: socket.socket) -> None:
-    # The workers are new processes, not forks: stores open in the process that uses them.
+    # The workers are new processes and not forks, so that stores open in the process that uses them.
     directory = tempfile.mkdtemp(prefix="featurestore-metrics-")
     os.environ[DIRECTORY_VARIABLE] = directory
     try:
@@ -189,13 +190,13 @@ def _worker_app(root: Path, host: str, prepare: Callable[[], None]) -> FastAPI:
 
 
 def _settle() -> None:
-    """Take what start-up made out of the garbage collector's sight: it stays, and each look through it is a stall."""
+    """Hide the start's objects from the garbage collector: they stay, and each pass over them stalls requests."""
     gc.collect()
     gc.freeze()
 
 
 def server_config(app: FastAPI | Callable[[], FastAPI], *, workers: int = 1) -> uvicorn.Config:
-    """Return how uvicorn runs an app, or what makes one in each worker."""
+    """Return uvicorn's configuration for an app, or for a function that makes one in each worker."""
     return uvicorn.Config(
         app,
         factory=not isinstance(app, FastAPI),

@@ -20,7 +20,7 @@ UPGRADE_HINT = (
     "Upgrade the package to the newest version that writes into this registry: "
     "pip install --upgrade . in a newer checkout."
 )
-"""What to do with what a newer version wrote."""
+"""The hint for data that a newer version wrote."""
 
 
 class FeatureStoreError(Exception):
@@ -37,12 +37,12 @@ class FeatureStoreError(Exception):
         self.details = details
 
     def __str__(self) -> str:
-        gap = "\n" if "\n" in self.message else " "  # below a list, not behind its last line
+        gap = "\n" if "\n" in self.message else " "  # below a list, not at the end of its last line
         return f"{self.message}{gap}{self.hint}" if self.hint else self.message
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint naming the closest of ``known``, or listing what there is; empty when there is nothing."""
+    """Return a hint that names the closest of ``known``, or lists them; empty when there are none."""
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:

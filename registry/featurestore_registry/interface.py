@@ -52,11 +52,11 @@ class Definitions(ABC):
         """Apply the changes in one transaction and return the chain that ends with the new revision.
 
         ``expected`` is the hash of the newest revision, empty for a project that was never applied: a number would
-        let through what was planned before the registry was restored. Raises RevisionConflictError, having changed
-        nothing, when the newest revision is another; of concurrent calls with the same expectation exactly one
-        succeeds. A delete of a record that is not there raises RecordNotFoundError and changes nothing. A ValueError,
-        before anything is read: empty ``changes``, two changes of one (kind, name), a put whose record is missing or
-        is of another project, kind or name, a delete with a record, a document that JSON cannot hold (NaN, infinities).
+        let through a plan made before the registry was restored. Raises RevisionConflictError, having changed nothing,
+        when the newest revision is another; of concurrent calls with the same expectation exactly one succeeds. A
+        delete of a missing record raises RecordNotFoundError and changes nothing. Raises ValueError, before it reads
+        anything, for empty ``changes``, two changes of one (kind, name), a put whose record is missing or of another
+        project, kind or name, a delete with a record, and a document that JSON cannot hold (NaN, infinities).
         """
 
     @abstractmethod

@@ -35,14 +35,14 @@ def fingerprint(document: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RecordField:
-    """A column that a record offers: enough for plans, lineage and a catalog."""
+    """A column that a record offers, with enough detail for plans, lineage and a catalog."""
 
     name: str
     type: str
     description: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
-    """``object.column`` strings this column is computed from."""
+    """``object.column`` strings that this column is computed from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ class Change:
 class Chain:
     """The hashes of a project's revisions, oldest first. Each covers its own content and the hash before it.
 
-    Numbers do not tell two registries apart, nor a restored one from what it was: hashes do. They hold no path, host
-    or URL, so a registry keeps them when it moves.
+    Hashes tell two registries apart, and a restored one from its former state; revision numbers cannot. They contain
+    no path, host or URL, so a registry keeps them when it moves.
     """
 
     hashes: tuple[str, ...] = ()
@@ -117,7 +117,7 @@ def revision_hash(
     commit: str,
     changes: Sequence[tuple[str, str, str, str]],
 ) -> str:
-    """Return the hash of a revision: hex of BLAKE2b-256 of the canonical JSON of all that it holds.
+    """Return the hash of a revision: BLAKE2b-256, as hex, of the canonical JSON of its content.
 
     ``parent`` is the hash of the revision before it, empty for the first. ``changes`` are (action, kind, name,
     fingerprint of the record) in their order; a delete has no fingerprint.
@@ -140,7 +140,7 @@ class Revision:
 
 @dataclass(frozen=True, slots=True)
 class RevisionInfo:
-    """What `history` tells of one apply."""
+    """One apply, as `history` shows it."""
 
     number: int
     applied_at: datetime

@@ -148,7 +148,7 @@ def test_online_alone_and_what_is_counted(workspace, client):
             "invalid_request",
             "'everywhere' - at `$.to`: it must be both or online or offline",
         ),
-        ({"more": 1}, 422, "invalid_request", "'more' is none of its keys, which are source, rows, to."),
+        ({"more": 1}, 422, "invalid_request", "'more' is not one of its keys, which are source, rows, to."),
         ({"note": 5}, 422, "invalid_request", "Expected `array`, got `int` - at `$.rows['note']`."),
     ],
 )

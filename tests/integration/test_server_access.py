@@ -189,7 +189,7 @@ def test_a_registry_that_knows_no_tokens_opens_nothing(
     with serving_here(project.workspace()) as client:
         assert (status(client), status(client, text)) == (401, 200)
         forget(project)
-        until(lambda: "knows no project" in caplog.text or status(client, text) == 401, seconds=10)
+        until(lambda: "does not know project" in caplog.text or status(client, text) == 401, seconds=10)
         assert status(client) == 401
         assert client.get("/health").json() == {"status": "ok"}
         assert client.get("/ready").json() == {"status": "ready"}
@@ -320,7 +320,7 @@ def test_open_where_the_memory_cannot_be_written_is_refused(project: Project) ->
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        (["--host", "0.0.0.0"], {}, "--open serves all who reach the server"),
+        (["--host", "0.0.0.0"], {}, "--open serves everyone who reaches the server"),
         ([], {"FS_SERVER_TOKEN": TOKEN}, "FS_SERVER_TOKEN sets one"),
         ([], {"FS_SERVER__AUTH": "required"}, "server.auth is `required`"),
     ],

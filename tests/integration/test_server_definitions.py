@@ -122,7 +122,7 @@ def test_an_empty_registry_in_the_place_of_a_lost_one_ends_nothing(
         with open_registry(StoreSettings(url="sqlite:///data/empty.db"), project.root) as registry:
             registry.ledger.append("another", "run", "view", {})  # a registry is made when something is written
             empty.rename(project.registry_file)
-        until(lambda: "The registry knows no project 'shop'" in caplog.text)
+        until(lambda: "The registry does not know project 'shop'" in caplog.text)
         assert clicks(client).json()["rows"] == [[7]]
     with serving_here(project.workspace()) as client:  # nor does a restart
         assert clicks(client).json()["rows"] == [[7]]

@@ -303,7 +303,7 @@ def test_what_is_not_as_described_is_422(client: httpx.Client, body: dict[str, A
     [
         (
             {"feature": ["fresh:clicks"]},
-            "'feature' is none of its keys, which are "
+            "'feature' is not one of its keys, which are "
             "features, feature_service, entities, request_data, include, full_feature_names.",
         ),
         ({"features": "fresh:clicks"}, "Expected `array | null`, got `str` - at `$.features`."),

@@ -290,10 +290,10 @@ def test_a_signal_that_comes_while_an_object_is_collected_is_not_lost() -> None:
 def test_a_taken_port_and_an_unknown_host_are_told(tmp_path: Path) -> None:
     with run.bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(SettingsError, match=rf"127\.0\.0\.1:{port} cannot be listened on: Address already in use"):
+        with pytest.raises(SettingsError, match=rf"cannot listen on 127\.0\.0\.1:{port}: Address already in use"):
             run.bind("127.0.0.1", port)
     for host in ("no.such.host.invalid", "192.0.2.1", "ü..x"):
-        with pytest.raises(SettingsError, match=r":0 cannot be listened on: [A-Z][^(]+\.$") as caught:
+        with pytest.raises(SettingsError, match=r"cannot listen on .*:0: [A-Z][^(]+\.$") as caught:
             run.bind(host, 0)
         assert "--host" in str(caught.value.hint)
         del caught

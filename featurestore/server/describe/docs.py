@@ -1,4 +1,4 @@
-"""``/docs``: Swagger UI, every file of it from an installed package, none from elsewhere."""
+"""``/docs``: Swagger UI, served completely from an installed package."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Asset(NamedTuple):
 @cache
 def assets() -> dict[str, Asset]:
     """Return the page's files by name."""
-    # Located, not imported: its modules would only wrap FastAPI again.
+    # Found without an import, which would only wrap FastAPI again.
     spec = find_spec("fastapi_offline")
     assert spec is not None
     assert spec.origin is not None

@@ -1,6 +1,6 @@
-"""What the description shows as examples: requests to the repo that `fs init` makes, and their answers.
+"""The description's examples: requests to the repo that `fs init` makes, and their answers.
 
-A test sends each, and compares.
+A test sends each one and compares the answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ ADDRESS = "http://127.0.0.1:6566"
 
 
 class Example(NamedTuple):
-    """A request's body (None for GET) and the answer's (None where it is no JSON)."""
+    """A request's body (None for GET) and the answer's (None where it is not JSON)."""
 
     request: dict[str, Any] | None
     answer: dict[str, Any] | None

@@ -18,16 +18,16 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 WHOLE_ANSWER = "featurestore.whole_answer"
-"""Names an extension of ASGI of our own, for the answers that are sent most: in a scope the `WholeAnswer`, and the type
-of a message with the ``body`` of a JSON answer."""
+"""Our own ASGI extension for the most frequent answers: the scope's key of the `WholeAnswer`, and the type of a message
+with the ``body`` of a JSON answer."""
 WholeAnswer = Callable[[Scope, bytes, bytes], bool]
-"""Takes the scope, the lines of headers and the body of a 200 and sends it at once; False where it cannot."""
+"""Takes the scope, the header lines and the body of a 200 and sends them at once; False where it cannot."""
 
 PAUSE = "pause_seconds"
-"""In the state of a scope: how long the request may have to wait as it should, so that it is not told of as slow."""
+"""Key in a scope's state: how long the request may wait on purpose without being logged as slow."""
 
 REFUSED = "refused_status"
-"""In the state of a scope: the status by which the protocol itself ended a request whose body was still to come."""
+"""Key in a scope's state: the status with which the protocol ended a request whose body had not arrived."""
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Columns = dict[Name, list[Any]]
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class ClientDisconnectedError(Exception):
-    """The client left, or the protocol refused its request, before it was read; nobody is there to answer."""
+    """The client left, or the protocol refused its request, before it was read: there is nobody to answer."""
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
@@ -75,16 +75,16 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 
 def decoded(decoder: msgspec.json.Decoder[T], body: bytes, part: str = "") -> T:
-    """Return the document of a body, or of its key ``part``; raises RequestError (400, 422) for what is none."""
+    """Return the document of a body, or of its key ``part``; raises RequestError (400, 422) for an invalid one."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         text = _explained(str(error), decoder.type, body)
         if part:
             text = text.replace("`$", f"`$.{part}") if "`$" in text else f"{text} - at `$.{part}`"
-        raise RequestError(422, "invalid_request", f"The body is not as it should be: {text}.") from None
+        raise RequestError(422, "invalid_request", f"The body is not as described: {text}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(400, "malformed_json", f"The body is no JSON: {error}.") from None
+        raise RequestError(400, "malformed_json", f"The body is not JSON: {error}.") from None
     except RecursionError:
         raise RequestError(400, "malformed_json", "The body is nested too deeply.") from None
 
@@ -95,13 +95,13 @@ _OF_FEW = re.compile(r"Invalid enum value .*`\$\.(\w+)[^`]*`$", re.DOTALL)
 
 
 def _explained(text: str, kind: Any, body: bytes) -> str:
-    """Return what msgspec says of a body, with the keys or values that there are and the column that is meant."""
+    """Return msgspec's message about a body, with the allowed keys or values and the name of the column."""
     if unknown := _UNKNOWN.fullmatch(text):
-        return f"{unknown[1][:256]!r} is none of its keys, which are {', '.join(kind.__struct_encode_fields__)}"
+        return f"{unknown[1][:256]!r} is not one of its keys, which are {', '.join(kind.__struct_encode_fields__)}"
     if few := _OF_FEW.match(text):
         return f"{text}: it must be {' or '.join(_literals(get_type_hints(kind)[few[1]]))}"
     if columns := _IN_COLUMNS.search(text):
-        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # behind what was refused
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # the body after the error
             values = msgspec.json.decode(body)[columns[1]]
             wrong = [name for name in values if type(values[name]) is not list] if type(values) is dict else []
             return text.replace("[...]", f"[{wrong[0]!r}]") if wrong else text

@@ -1,7 +1,7 @@
-"""The door of a server: whether requests need a token, and which of the registry's tokens it takes.
+"""The door of a server: whether requests need a token, and which of the registry's tokens it accepts.
 
-It closes by what it is told and what it sees, and what closed it is remembered on disk: a registry that was replaced
-or restored opens nothing, and a restart neither.
+Settings and tokens close it, and it remembers on disk what closed it: neither a restart nor a replaced or restored
+registry opens it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ logger = logging.getLogger("featurestore.server")
 
 
 class Door:
-    """Open or closed; it closes by itself, at any moment, and opens by `reopen` alone.
+    """Open or closed. It can close by itself at any moment; only `reopen` opens it.
 
-    With ``reopening`` it decides nothing until `reopen` is called.
+    With ``reopening`` it decides nothing before the call of `reopen`.
     """
 
     def __init__(self, root: Path, *, is_local: bool = True, reopening: bool = False) -> None:
@@ -38,13 +38,13 @@ class Door:
         return self._is_local and self._known.closed is None
 
     def close(self, why: str) -> None:
-        """Close for good; ``why`` is a part of a sentence that messages say."""
+        """Close for good; ``why`` is part of a sentence for messages."""
         self._learn(why, {})
 
     def take(self, held: tuple[Token, ...], revoked: Mapping[str, int]) -> tuple[Token, ...]:
-        """Return those of the registry's tokens that may pass: none that was seen revoked here, ever.
+        """Return those of the registry's tokens that may pass: never one that was seen revoked here.
 
-        A token that is held, and a revoked one that is new here, close the door.
+        Any token closes the door, and so does a revoked one that is new here.
         """
         self._held = held
         self._learn(TOKENS_SEEN if held else None, revoked)
@@ -52,7 +52,7 @@ class Door:
         for token in back:
             self._say(
                 f"Token {token.id} ({token.name or 'without a name'}) stays refused: this server saw it revoked, but "
-                "it is shown valid again. Revoke it again (`fs token revoke`), and make another where it is needed."
+                "the registry shows it valid again. Revoke it again (`fs token revoke`), and make another if needed."
             )
         return tuple(token for token in held if token not in back) if back else held
 
@@ -66,8 +66,8 @@ class Door:
             raise SettingsError(
                 f"--open serves without a token, and the registry, or what was saved of it while it is away, holds "
                 f"tokens that are not revoked: {ids}.",
-                hint="End each with `fs token revoke ID` (`fs token list` tells them all, also those that have "
-                "expired), or leave --open out.",
+                hint="Revoke each with `fs token revoke ID` (`fs token list` shows them all, expired ones too), or "
+                "leave --open out.",
                 tokens=len(self._held),
             )
         try:
@@ -75,14 +75,14 @@ class Door:
         except OSError as error:
             raise SettingsError(
                 f"{self._path} cannot be written: {error.strerror}.",
-                hint="Let this user write the folder: --open forgets what is remembered there.",
+                hint="Let this user write the folder: --open deletes what is remembered there.",
                 path=str(self._path),
             ) from None
         self._known = Access(None, self._known.revoked)
         self._reopening = False
 
     def notice(self, passing: tuple[Token, ...], *, now_us: int) -> str:
-        """Return what to say at start where no request can pass, or nothing where one can."""
+        """Return a warning for the start if no request can pass, otherwise an empty text."""
         ends = [token.expires_at_us for token in passing if token.role >= Role.READER]
         if self._known.closed is None or any(end is None or end > now_us for end in ends):
             return ""
@@ -107,7 +107,7 @@ class Door:
                 "registry says so."
             )
         self._known = Access(known.closed or why, news.revoked)
-        # A whole file that says open was written by `fs serve --open`: what this process saw before does not undo it.
+        # An intact file that says open was written by `fs serve --open`: what this process saw before must not undo it.
         self._write(kept, Access(why, news.revoked) if kept.is_whole else self._known)
 
     def _write(self, kept: Access, news: Access) -> None:
@@ -118,8 +118,8 @@ class Door:
             remember(self._path, news)
         except OSError as error:
             self._say(
-                f"{self._path} cannot be written ({error.strerror}): after a restart this server knows of tokens only "
-                "what the registry says. Let this user write the folder."
+                f"{self._path} cannot be written ({error.strerror}): after a restart this server knows only the "
+                "registry's tokens. Let this user write the folder."
             )
 
     def _say(self, what: str) -> None:

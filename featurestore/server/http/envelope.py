@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its metrics, and an answer for whatever went wrong inside."""
+"""What surrounds every request: its id, its metrics, and an answer to any error inside."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from featurestore.server.watch.logs import SLOW_SECONDS, log_request, logger
 from featurestore.server.watch.metrics import Metrics
 
 _USABLE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-"""What may come back in a header and stand in a log line."""
+"""Request ids that are safe in a header and in a log line."""
 
 _JSON = (b"content-type", b"application/json")
 _JSON_LINES = b"content-type: application/json\r\nx-request-id: %b\r\n"
@@ -79,13 +79,13 @@ class Envelope:
             status = scope["state"].get(REFUSED, 499)
         except Exception as error:
             if status:
-                raise  # half an answer is out: the server closes the connection
+                raise  # half an answer has been sent: the server closes the connection
             await respond(send_with_id, error_answer(error, request_id))
         finally:
             seconds, path = perf_counter() - started, scope["path"]
             self._metrics.request(path, status, seconds)
             if seconds >= SLOW_SECONDS or logger.isEnabledFor(DEBUG):
-                route = path if path in self._metrics.routes else "other"  # a path may hold what nobody should read
+                route = path if path in self._metrics.routes else "other"  # a path may hold secrets
                 pause_seconds = scope["state"].get(PAUSE, 0.0)
                 log_request(scope["method"], route, status, seconds, request_id, pause_seconds=pause_seconds)
 

@@ -1,4 +1,4 @@
-"""Domain errors as HTTP answers: one table, one body, and nothing of the inside in either.
+"""Domain errors as HTTP answers: one table and one body, neither of which shows internals.
 
 Every error body is ``{"error": {"type", "message", "details"}}``; the details always hold the request id.
 """
@@ -36,7 +36,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class RequestError(InputError):
-    """What HTTP itself refuses, before anything is looked up: a body, its size, its type."""
+    """A request that is refused before anything is looked up, for its body, size or type."""
 
     def __init__(self, status: int, kind: str, message: str, *, headers: Headers = (), **details: Any) -> None:
         super().__init__(message, **details)
@@ -49,7 +49,7 @@ class _Answer(NamedTuple):
     status: int
     kind: str
     message: str | None = None
-    """What is said instead of the error's own message, which may tell of hosts and paths."""
+    """The message to send instead of the error's own, which may name hosts and paths."""
     retry_after_seconds: int | None = None
 
 
@@ -72,13 +72,13 @@ _ANSWERS: Mapping[type[BaseException], _Answer] = {
     RegistryError: _Answer(503, "registry_unavailable", "The registry does not answer. Try again.", 5),
     BaseException: _Answer(500, "internal_error", "The request failed. The server's log tells more."),
 }
-"""The answer of a class stands for those below it that have none of their own."""
+"""A class's answer also holds for its subclasses that are not in the table."""
 
 _JSON = (b"content-type", b"application/json")
 
 
 class ErrorAnswer(NamedTuple):
-    """An error as it goes out."""
+    """An error as it is sent."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -92,7 +92,7 @@ def error_body(kind: str, message: str, request_id: str, details: Mapping[str, A
 
 
 def error_answer(error: BaseException, request_id: str) -> ErrorAnswer:
-    """Return the answer that stands for an error, and log what only the operator may read."""
+    """Return the answer to an error, and log what only the operator may read."""
     headers = [_JSON]
     if isinstance(error, RequestError):
         body = error_body(error.kind, str(error), request_id, error.details)
@@ -104,7 +104,7 @@ def error_answer(error: BaseException, request_id: str) -> ErrorAnswer:
         body = error_body(answer.kind, answer.message or "", request_id)
     extra = {"request_id": request_id}
     if answer.status == 500:
-        # One damaged record or function may fail every request: of these the log tells once in a while.
+        # One damaged record or function may fail every request: log these only once in a while.
         is_told = answer.kind == "internal_error" or is_news(answer.kind)
         level = logging.ERROR if is_told else logging.DEBUG
         logger.log(level, "request %s failed", request_id, exc_info=error, extra=extra)

@@ -1,4 +1,4 @@
-"""What stands before the routes: who may pass, and a short cut for what is asked most often."""
+"""In front of the routes: who may pass, and a short cut for the most frequent requests."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from featurestore.server.http.errors import RequestError
 from featurestore.server.push import PUSH_PATH
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Open to everyone, and without details for those who have no token."""
+"""Paths that are open to everyone; without a token they show no details."""
 
 
 _PORT = re.compile(r":\d*\Z")
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach what listens there."""
+    """Tell whether only this machine can reach a server that listens there."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -45,10 +45,10 @@ def check_binding(host: str, *, has_token: bool) -> None:
 
 
 def check_reopening(host: str, *, has_static_token: bool, is_required: bool) -> None:
-    """Raise SettingsError where ``fs serve --open`` contradicts what else the server was told."""
+    """Raise SettingsError where ``fs serve --open`` contradicts other settings."""
     if not is_loopback(host):
         raise SettingsError(
-            f"--open serves all who reach the server, so it is for loopback only, not for {host!r}.",
+            f"--open serves everyone who reaches the server, so it is for loopback only, not for {host!r}.",
             hint="Leave --open out and make a token (`fs token create --role reader`), or use --host 127.0.0.1.",
             host=host,
         )
@@ -68,7 +68,7 @@ def check_reopening(host: str, *, has_static_token: bool, is_required: bool) -> 
 def names_loopback(value: bytes) -> bool:
     """Tell whether a Host header holds an address or name of loopback, or a name without a dot, with or without a port.
 
-    A name without a dot is no page's of the internet: what it resolves to is said by this machine or its network.
+    No page of the internet has a name without a dot: this machine or its network decides what it resolves to.
     """
     name = _PORT.sub("", value.decode("latin-1").strip()).removesuffix(".").lower()
     if name.startswith("[") and name.endswith("]"):
@@ -77,10 +77,10 @@ def names_loopback(value: bytes) -> bool:
 
 
 class Gate:
-    """The token check of every route but the open ones.
+    """The token check of every route except the open ones.
 
-    An open server is asked under names of this machine alone: a page from anywhere can have its own name resolved to
-    127.0.0.1, and would then read what the browser of this machine's user reads.
+    An open server only answers under names of this machine: any web page can have its own name resolve to 127.0.0.1,
+    and would then read features through the browser of this machine's user.
     """
 
     def __init__(self, app: App, *, verifier: TokenVerifier, project: str, is_open: Callable[[], bool]) -> None:
@@ -103,14 +103,14 @@ class Gate:
                 raise RequestError(
                     421,
                     "misdirected_request",
-                    "This server is open to its own machine, and asked under another host's name.",
+                    "This server is open to its own machine only, and you asked under another host's name.",
                     hint="Ask http://localhost or http://127.0.0.1, or make a token (`fs token create --role reader`).",
                 )
         return self._app(scope, receive, send)
 
 
 class ShortCut:
-    """Calls the endpoints that are asked most often without FastAPI's routing, which costs as much as an answer."""
+    """Calls the most frequent endpoints without FastAPI's routing, which costs as much as an answer."""
 
     def __init__(self, app: App, *, endpoints: Mapping[str, App]) -> None:
         self._app = app

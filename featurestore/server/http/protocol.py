@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol with deadlines for what clients send and take, and JSON where uvicorn itself answers.
 
-uvicorn waits for ever for the rest of a header or body, and for answers to be taken; a middleware cannot help, since
-it is not called yet, or no more.
+uvicorn waits for ever for the rest of a header or body, and for clients to take answers. A middleware cannot help,
+because it is not called yet, or no longer.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from featurestore.server.http.envelope import new_request_id, respond
 from featurestore.server.http.errors import RequestError, error_answer, error_body
 
 RECEIVE_SECONDS = 10.0
-"""A request must have arrived whole so long after its first byte, and its first byte so long after the connection."""
+"""At most so long from a request's first byte to its last, and from the connection to the first byte."""
 
 TAKE_SECONDS = 30.0
-"""A client must take an answer within so long, but for what fits into the buffers of the network."""
+"""At most so long for a client to take an answer, except what fits into the network's buffers."""
 
 DISCARD_SECONDS = 0.01
-"""Of a body that was already answered so often a piece is read and thrown away: a flood of it takes no other's time."""
+"""Seconds between two reads of a body that was already answered: a flood of it takes no time from other requests."""
 
 MAX_HEADER_BYTES = 64 * 1024
-"""Of a request line and its headers; uvicorn with httptools would go on collecting."""
+"""At most so much for a request line and its headers; uvicorn with httptools has no limit."""
 
 
 class _HeadersTooLargeError(Exception):
@@ -35,7 +35,7 @@ class _HeadersTooLargeError(Exception):
 
 
 class DeadlineProtocol(HttpToolsProtocol):
-    """Closes connections whose request does not arrive, or whose answer is not taken.
+    """Closes connections whose request does not arrive or whose answer is not taken.
 
     One timer a connection looks at a remembered instant: setting and clearing a timer for every request would
     cost more than the rest of the check.
@@ -46,20 +46,23 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        # Instants of the loop's clock, None while nothing is waited for: the request arrives, the connection is idle,
+        # the client takes no bytes.
         self._waiting_since: float | None = None
         self._idle_since: float | None = None
         self._untaken_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        # Of the header that is arriving; None within a body. Negative at first: see `on_message_begin`.
         self._header_bytes: int | None = None
         self._piece_bytes = 0
         self._running: Any = None
         self._has_ended = False
-        """Whether the client has said that it sends no more."""
-        # One of each connection: a cycle that its own scope led to would be garbage that only the collector finds.
+        """Whether the client has closed its sending side."""
+        # One per connection: a reference from a request's scope back to itself would be garbage only for the collector.
         self._extensions = {WHOLE_ANSWER: self._answer_whole}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
-        """Start the clock: an idle new connection is closed too."""
+        """Start the clock: a new connection that stays idle is closed too."""
         super().connection_made(transport)
         self._waiting_since = self.loop.time()
         self._timer = self.loop.call_later(self.receive_seconds, self._look)
@@ -73,9 +76,9 @@ class DeadlineProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
-        """Stay open for the answers to whole requests: a client that sends no more may still read.
+        """Stay open for the answers to complete requests: a client that sends no more may still read.
 
-        What arrived in part is dropped, since its rest will never come; `on_response_complete` closes the connection.
+        Drops a partial request, whose rest will never come; `on_response_complete` closes the connection.
         """
         cycle: Any = self.cycle
         if self._waiting_since is not None and self._header_bytes is None and cycle is not None:  # within its body
@@ -103,10 +106,10 @@ class DeadlineProtocol(HttpToolsProtocol):
                 self.loop.call_later(DISCARD_SECONDS, self._discard_on)
 
     def _feed(self, data: bytes) -> None:
-        """Parse what arrived, and ignore offers to go on with another protocol.
+        """Parse what arrived, and ignore offers to switch to another protocol.
 
-        At such an offer httptools leaves the body unread, and would take it for the next request: the header is read
-        again without the offer.
+        At such an offer httptools leaves the body unread and would take it for the next request, so the header is
+        parsed again without the offer.
         """
         try:
             while data:
@@ -115,7 +118,7 @@ class DeadlineProtocol(HttpToolsProtocol):
                     return
                 except httptools.HttpParserUpgrade as offer:
                     if self.parser.get_method() == b"CONNECT":
-                        self.send_400_response("The server is no proxy: CONNECT is not for it.")
+                        self.send_400_response("The server is not a proxy: it does not take CONNECT.")
                         return
                     data = data[offer.args[0] :]
                     self._read_again()
@@ -136,33 +139,33 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._waiting_since = since
 
     def pause_writing(self) -> None:
-        """Remember since when the client takes nothing."""
+        """Remember since when the client has taken nothing."""
         self._untaken_since = self.loop.time()
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """It took what there was."""
+        """The client has taken everything so far."""
         self._untaken_since = None
         super().resume_writing()
 
     def on_message_begin(self) -> None:
         """Remember when the request began."""
         self._waiting_since, self._idle_since = self.loop.time(), None
-        self._header_bytes = -self._piece_bytes  # what came before it in this piece belongs to another request
+        self._header_bytes = -self._piece_bytes  # bytes before it in this piece belong to another request
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """What follows is the body, which the app counts. Of headers that came in small pieces each was counted."""
+        """Check the size of the headers: the body follows, which the app counts."""
         is_in_pieces = (self._header_bytes or 0) >= 0
         if (is_in_pieces or self._piece_bytes > MAX_HEADER_BYTES) and self._head_bytes() > MAX_HEADER_BYTES:
             raise _HeadersTooLargeError
         if self.parser.should_upgrade():
-            return  # it is read again
+            return  # it will be parsed again
         self._header_bytes = None
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """Nothing is waited for any more; between requests uvicorn's keep-alive limit holds."""
+        """Stop the clock of the request; between requests uvicorn's keep-alive limit holds."""
         if self.parser.should_upgrade():
             return
         self._waiting_since = None
@@ -176,13 +179,13 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._refuse(b"431 Request Header Fields Too Large", "headers_too_large", message)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP in the shape of all errors."""
+        """Answer a request that is not HTTP, in the form of all errors."""
         self._refuse(b"400 Bad Request", "bad_request", msg)
 
     def on_response_complete(self) -> None:
-        """Do as uvicorn does, without a timer of its own for every answer: `_look` closes idle connections too.
+        """Do as uvicorn does, but without a timer for every answer: `_look` closes idle connections too.
 
-        It looks every `RECEIVE_SECONDS`, so a connection may stay that much longer than uvicorn's keep-alive limit.
+        It runs every `RECEIVE_SECONDS`, so a connection may stay that much longer than uvicorn's keep-alive limit.
         """
         self.server_state.total_requests += 1
         if self.transport.is_closing():
@@ -223,7 +226,7 @@ class DeadlineProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _forget_client(self) -> None:
-        """Let the answer under way be written nowhere; uvicorn knows only the last of several pipelined requests."""
+        """Discard the answer under way: uvicorn knows only the last of several pipelined requests."""
         if self._running is not None:
             self._running.disconnected = True
 
@@ -234,13 +237,13 @@ class DeadlineProtocol(HttpToolsProtocol):
             left = min(left, self._idle_since + self.timeout_keep_alive - now)
         is_closing = self.transport.is_closing()
         if is_closing and self._untaken_since is None:
-            self._untaken_since = now  # it closes when all that was written is taken
+            self._untaken_since = now  # it closes once everything written has been taken
         if self._untaken_since is not None and now - self._untaken_since > self.take_seconds:
             self._forget_client()
             self.transport.abort()
             return
         if left <= 0 and not is_closing:
-            cycle: Any = self.cycle  # None before the first request's headers, whatever its annotation says
+            cycle: Any = self.cycle  # None before the first request's headers, in spite of its annotation
             if cycle is None or not cycle.response_started:
                 message = f"The request did not arrive within {self.receive_seconds:g} seconds."
                 self._refuse(b"408 Request Timeout", "request_timeout", message)
@@ -249,7 +252,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._timer = self.loop.call_later(left if left > 0 else self.receive_seconds, self._look)
 
     def _told_as(self, status: int) -> str | None:
-        """Let the log tell of the request whose body is arriving with this status, and return the id that it has."""
+        """Have the request whose body is arriving logged with this status, and return its id."""
         cycle: Any = self.cycle
         if self._waiting_since is None or self._header_bytes is not None or cycle is None or cycle.response_started:
             return None

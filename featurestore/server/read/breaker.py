@@ -1,4 +1,4 @@
-"""A circuit breaker before the online store: while it does not answer, requests are told so at once."""
+"""A circuit breaker in front of the online store: while the store does not answer, requests fail at once."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from featurestore.server.watch.metrics import Metrics
 logger = logging.getLogger("featurestore.server")
 
 FAILURES_TO_OPEN = 5
-"""Failed reads in a row; one that succeeds in between begins the count anew."""
+"""How many reads in a row must fail to open the breaker; a success in between restarts the count."""
 
 PROBE_SECONDS = 0.5
-"""An open breaker asks the store so often whether it answers again."""
+"""Seconds between two probes of the store while the breaker is open."""
 
 
 class Breaker(AsyncReader):
     """Passes reads on while the store answers, and measures them.
 
-    After `FAILURES_TO_OPEN` reads in a row have failed it is open: reads fail without waiting for the deadline, and
-    a task asks the store every `PROBE_SECONDS` until it answers. A node of a cluster that is away opens nothing: the
-    reader leaves it alone by itself, and what the other nodes hold is read.
+    After `FAILURES_TO_OPEN` failed reads in a row it opens: reads fail without waiting for the deadline, and a task
+    probes the store every `PROBE_SECONDS` until it answers. A cluster node that is down does not open it: the reader
+    avoids that node by itself, and records on the other nodes can be read.
 
-    ``probe`` is a key that may be read, whether or not it is there: a store may answer a PING and refuse reads.
+    ``probe`` is a key that may be read, present or not: a store may answer PING and still refuse reads.
     """
 
     def __init__(self, reader: AsyncReader, metrics: Metrics, probe: bytes) -> None:
@@ -69,7 +69,7 @@ class Breaker(AsyncReader):
         return records
 
     async def check(self) -> None:
-        """Read from the store itself, whatever the breaker's state; of a cluster one node has to answer."""
+        """Read from the store itself, in any state of the breaker; one node of a cluster has to answer."""
         await self._reader.check()
         with suppress(OnlineNodeUnavailableError):
             await self._reader.mget([self._probed_key])

@@ -1,6 +1,6 @@
-"""The definitions that a server serves: from the registry, refreshed in the background, kept on disk for bad days.
+"""A server's definitions: from the registry, refreshed in the background, saved on disk for when it is down.
 
-A request takes `DefinitionsKeeper.current` once and uses nothing else, so a swap never mixes two revisions in it.
+A request takes `DefinitionsKeeper.current` once and uses nothing else, so that a swap never mixes two revisions in it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from featurestore.workspace import Workspace
 logger = logging.getLogger("featurestore.server")
 
 WARN_EVERY_US = 60_000_000
-"""An absent registry is spoken of so often, however short the refresh interval is."""
+"""Log a missing registry at most this often, even if the refresh interval is shorter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One revision, whole. It never changes; a newer revision is another object."""
+    """One complete revision. It never changes; a newer revision is another object."""
 
     plans: Plans
     tokens: tuple[Token, ...]
@@ -54,7 +54,7 @@ class Served:
 
 
 class DefinitionsKeeper:
-    """Keeps `current` as new as the registry allows. ``on_refresh`` hears the outcome of every look at it."""
+    """Keeps `current` as new as the registry allows. Calls ``on_refresh`` with the outcome of every refresh."""
 
     def __init__(self, workspace: Workspace, door: Door | None = None) -> None:
         self._workspace = workspace
@@ -67,38 +67,37 @@ class DefinitionsKeeper:
         self._saved: SavedSnapshot | None = None
         self._served: Served | None = None
         self.progress: Mapping[str, Progress] = {}
-        """How far each view's rows had come when the registry was last looked at."""
+        """How far each view's rows had come at the last refresh."""
         self.registry_ahead_us = 0
-        """How far the registry's newest entry lay in this host's future when it was last looked at."""
+        """How far the registry's newest entry was in this host's future at the last refresh."""
         self.on_refresh: Callable[[str], None] | None = None
 
     @property
     def current(self) -> Served:
-        """What is served now; `load` comes first."""
+        """The definitions that are served now; call `load` first."""
         assert self._served is not None
         return self._served
 
     def age_us(self) -> int:
-        """Return how long ago the registry last confirmed what is served, in microseconds."""
+        """Return how long ago the registry last confirmed the served definitions, in microseconds."""
         assert self._saved is not None
         return max(0, self._workspace.clock() - self._saved.seen_us)
 
     def now_us(self) -> int:
-        """Return the instant by the server's clock."""
+        """Return the server's current instant."""
         return self._workspace.clock()
 
     def tokens(self) -> tuple[Token, ...]:
-        """Return the tokens of the moment."""
+        """Return the current tokens."""
         return self.current.tokens
 
     def load(self) -> None:
-        """Read the registry, or, while it is away, what was last known of it.
+        """Read the registry, or, while it is down, the definitions that were saved last.
 
-        Raises the registry's error when nothing was ever saved, RegistryFormatError when what was saved is
-        damaged.
+        Raises the registry's error when nothing was ever saved, RegistryFormatError when the saved file is damaged.
         """
         project = self._workspace.project
-        if self._door.is_open():  # tokens that the registry has lost may be known from a version that kept no memory
+        if self._door.is_open():  # an older version's snapshot may know tokens that the registry has lost
             with suppress(RegistryError):
                 self._kept()
         try:
@@ -107,7 +106,7 @@ class DefinitionsKeeper:
                 kept = self._kept()
                 if kept is not None and kept.revision.number > 0:
                     self._take(kept)
-                    self._warn(f"The registry knows no project {project!r}.")
+                    self._warn(f"The registry does not know project {project!r}.")
                     return
             self._take(found)
         except RegistryError as error:
@@ -120,14 +119,14 @@ class DefinitionsKeeper:
             self._save(found)
 
     def refresh(self) -> str:
-        """Look at the registry once; return ``same``, ``changed`` or ``failed``. Never raises."""
+        """Read the registry once; return ``same``, ``changed`` or ``failed``. Never raises."""
         try:
             outcome = self._look()
         except FeatureStoreError as error:
             self._warn(f"The registry is away ({error}).")
             outcome = "failed"
         except Exception:
-            # The thread must live on: what is served now stays right.
+            # The thread must go on: the definitions that are served stay valid.
             logger.exception("refreshing the definitions failed")
             outcome = "failed"
         if self.on_refresh is not None:
@@ -135,13 +134,13 @@ class DefinitionsKeeper:
         return outcome
 
     def start(self) -> None:
-        """Refresh in the background, every interval give or take a tenth, so that workers do not ask as one."""
+        """Refresh in the background, every interval plus or minus a tenth, so that workers do not ask all at once."""
         self._stop.clear()
         self._thread = threading.Thread(target=self._run, name="featurestore-refresh", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the background thread; waits for a look that is under way."""
+        """End the background thread; waits for a refresh that is under way."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -158,11 +157,11 @@ class DefinitionsKeeper:
             self.progress = read_progress(registry.ledger, self._served.snapshot)
 
     def _ask(self, known: SavedSnapshot | None = None) -> SavedSnapshot:
-        """Return what the registry holds now, reading the records only when the revision is not the known one."""
+        """Return the registry's current state; reads the records only when the revision is not the known one."""
         workspace = self._workspace
         project = workspace.project
-        # Never created here: an empty registry in the place of a lost one would end all serving. Opened anew
-        # each time: a file that was moved away or replaced must be noticed.
+        # Never create it here: an empty registry in place of a lost one would end all serving. Open it each time, to
+        # notice a file that was moved away or replaced.
         with open_registry(workspace.settings.registry, workspace.root, create=False) as registry:
             seen_us = workspace.clock()
             found = self._door.take(*known_tokens(registry.ledger, project))
@@ -174,7 +173,7 @@ class DefinitionsKeeper:
             return SavedSnapshot(registry.definitions.read(project), found, seen_us)
 
     def _kept(self) -> SavedSnapshot | None:
-        """Return what was saved, without the tokens that were seen revoked since."""
+        """Return the saved state, without tokens that were seen revoked since."""
         kept = read_snapshot(self._path, self._workspace.project)
         return None if kept is None else replace(kept, tokens=self._door.take(kept.tokens, {}))
 
@@ -193,7 +192,7 @@ class DefinitionsKeeper:
         _tell_of_another_history(known.revision, found.revision)
         if known.tokens and not found.tokens:
             logger.warning(
-                "the registry holds no token that passes any more: what bears no FS_SERVER_TOKEN is answered 401. "
+                "no token of the registry passes any more: requests without FS_SERVER_TOKEN are answered 401. "
                 "Make one with `fs token create --role reader`"
             )
         self._take(found)
@@ -239,10 +238,10 @@ class DefinitionsKeeper:
 
 
 def _tell_of_another_history(known: Revision, found: Revision) -> None:
-    """Warn when the registry does not continue what is served: it was restored, or is another one."""
+    """Warn when the registry does not continue the served history: it was restored, or is another one."""
     if known.chain.number and found.chain.identity != known.chain.identity:
         logger.warning(
-            "the registry is of another project %r than the one served: it was made anew, or its URL leads elsewhere",
+            "the registry is of another project %r than the one served: it was made again, or its URL leads elsewhere",
             found.project,
         )
     elif found.number < known.number:
@@ -252,6 +251,6 @@ def _tell_of_another_history(known: Revision, found: Revision) -> None:
 
 
 def _read_whole(snapshot: Snapshot) -> Snapshot:
-    """Build every definition now, not in the first request; raises RegistryFormatError for those of a newer version."""
+    """Build every definition now, not in the first request; raises RegistryFormatError for a newer version's."""
     _ = snapshot.views, snapshot.on_demand, snapshot.services
     return snapshot

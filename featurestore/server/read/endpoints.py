@@ -1,7 +1,7 @@
 """Online reads over HTTP: two request forms, one path to the store, two forms of answer.
 
-Nothing here touches a Request or Response object. What takes long is made in threads: answers of many values in some,
-those with on-demand functions in others, since nobody knows how long these take.
+Nothing here touches a Request or Response object. Slow work runs in threads: answers with many values in one group,
+answers with on-demand functions in another, because nobody knows how long functions take.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from featurestore.types.times import Clock, to_instant, to_rfc3339
 
 MOST_ROWS = 1_000
 ABSENT_SCHEMA_SECONDS = 10.0
-"""How long a schema that the store does not hold is not looked up again."""
+"""Seconds until a schema that the store did not hold is looked up again."""
 
 WARM_SECONDS = 10.0
-"""How long the start of the server waits for the on-demand functions, and then for the tables of push sources."""
+"""How long the server's start waits for the on-demand functions, and then for the tables of push sources."""
 
 ENDING_SECONDS = 1.0
-"""How long the end of the server waits for on-demand functions that do not return, for all of them together."""
+"""How long the server's shutdown waits for all on-demand functions together that do not return."""
 
 FUNCTION_WAIT_SECONDS = 1.0
 """How long a request waits for one of the threads of on-demand functions."""
@@ -46,7 +46,7 @@ _STATUS = {status: status.name for status in Status}
 _JSON = (b"content-type", b"application/json")
 
 _U, _L = b"ul"
-"""Of ``null``. A single byte is found ten times as quickly as a word, and few texts without a null have both."""
+"""Two bytes of ``null``: a search for one byte is ten times as fast as for a word, and few other texts have both."""
 
 NO_FEATURES = msgspec.Raw(b"null")
 
@@ -63,7 +63,7 @@ class OnlineRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class FeastRequest(msgspec.Struct):
-    """Body of ``POST /get-online-features`` as Feast's clients write it; what else they send is ignored."""
+    """Body of ``POST /get-online-features`` as Feast's clients write it; other keys are ignored."""
 
     entities: Columns
     features: msgspec.Raw = NO_FEATURES
@@ -76,11 +76,11 @@ Encode = Callable[[ServingPlan, Answer], bytes]
 
 
 class _Made(NamedTuple):
-    """The body of an answer, and what is counted of it."""
+    """The body of an answer, and what metrics need."""
 
     body: bytes
     decoded: float
-    """When its values were there, on `perf_counter`."""
+    """When its values were ready, on `perf_counter`."""
     answer: Answer | None
     """None where the answer took the short way."""
     with_nulls: list[Pattern]
@@ -99,10 +99,10 @@ class OnlineReads:
         self.reader: AsyncReader | None = None
 
     async def warm(self) -> None:
-        """Do once what the first requests would wait for: plans, and what on-demand functions import."""
+        """Do in advance what the first requests would wait for: plans, and the imports of on-demand functions."""
         plans = self._definitions.current.plans
         plans.prepare(plans.services())
-        with suppress(TimeoutError):  # a function that does not return is told by those who ask for it
+        with suppress(TimeoutError):  # requests will report a function that does not return
             await asyncio.wait_for(self._functions.run(plans.rehearse), WARM_SECONDS)
 
     def close(self) -> None:
@@ -119,10 +119,11 @@ class OnlineReads:
         *,
         may_be_short: bool = False,
     ) -> bytes:
-        """Return a request's answer, of one revision of the definitions.
+        """Return a request's answer, made by one revision of the definitions.
 
-        ``started`` is the instant on `perf_counter` at which reading the request began. With ``may_be_short`` what is
-        asked for are rows with statuses, which has a short way where nothing is missing. Raises as its parts do.
+        ``started`` is the instant on `perf_counter` at which reading the request began. With ``may_be_short`` the
+        request wants rows with statuses, for which there is a short way when no value is missing. Raises as its parts
+        do.
         """
         _check_count(columns)
         serving = self._definitions.current.plans.plan(asked)
@@ -169,7 +170,7 @@ class OnlineReads:
             ) from None
 
     async def _learn(self, missing: Mapping[bytes, Sequence[Callable[[bytes], None]]]) -> None:
-        """Look up schemas of older records; one that is nowhere is not asked for with every request."""
+        """Look up the schemas of older records; does not repeat the search for a missing one with every request."""
         now = monotonic()
         wanted = [key for key in missing if self._absent.get(key, 0.0) <= now]
         if not wanted:
@@ -200,7 +201,7 @@ class OnlineEndpoint:
         request = decoded(self._decoder, body)
         features = bytes(request.features)
         if (features == b"null") == (request.feature_service is None):
-            raise InputError("Ask either for features or for a feature_service.", hint="Send one of the two.")
+            raise InputError("Ask for either features or a feature_service.", hint="Send one of the two.")
         asked = Asked(features, request.feature_service, request.full_feature_names)
         columns = request.entities
         if request.request_data:
@@ -282,9 +283,9 @@ def _rows_text(rows: Sequence[Sequence[Any]]) -> bytes:
 
 
 def _short_body(serving: ServingPlan, rows: list[list[Any]]) -> tuple[bytes, list[Pattern]] | None:
-    """Return what `online_body` returns with statuses, where every value is PRESENT or NULL_VALUE, and rows with nulls.
+    """Return `online_body` with statuses, for rows whose values are all PRESENT or NULL_VALUE, and the rows with nulls.
 
-    The JSON itself tells whether there may be a null in it. None where a null has to become a default.
+    The JSON text itself shows whether it may hold a null. Returns None if a null has to become a default.
     """
     if not serving.expects_nulls:
         text = _rows_text(rows)
@@ -308,7 +309,7 @@ def _short_body(serving: ServingPlan, rows: list[list[Any]]) -> tuple[bytes, lis
 def _ages(
     serving: ServingPlan, query: Query, records: Sequence[bytes | None], now_us: int
 ) -> Iterator[tuple[str, float]]:
-    """Yield each view's name and the age in seconds of the first record of a request that is of the past."""
+    """Yield each view's name and the age, in seconds, of the first record of a request that is not from the future."""
     for view, instants in zip(serving.views, serving.plan.event_us(query, records), strict=True):
         age_us = next((now_us - at for at in instants if at is not None and at <= now_us), None)
         if age_us is not None:

@@ -1,4 +1,4 @@
-"""Compiled plans of one revision, kept by what was asked for."""
+"""Compiled plans of one revision, kept by the shape of the request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ MOST_PLANS = 256
 MOST_FEATURES = 500
 MOST_PATTERNS = 4_096
 MOST_KEPT_BYTES = 64 * 1024
-"""Of the text of a request's features; 500 of them rarely take half. Blanks could fill the memory with plans."""
+"""Longest text of a request's features that is kept; 500 features rarely take half of it. Otherwise texts that differ
+in blanks could fill the memory with plans."""
 
 _FEATURES = msgspec.json.Decoder(list[Name] | None)
 
@@ -33,7 +34,7 @@ class Asked(NamedTuple):
     """The shape of a request: features, or the name of a service."""
 
     features: bytes
-    """JSON list of references, as it was sent: equal texts are known without being read. ``null`` for a service."""
+    """JSON list of references as sent: equal texts are recognised without parsing. ``null`` for a service."""
     service: str | None
     full_feature_names: bool
 
@@ -44,30 +45,30 @@ class Pattern(NamedTuple):
     statuses: bytes
     """JSON list of the statuses: NULL_VALUE or PRESENT."""
     nulls: tuple[int, ...]
-    """How many there are in each read."""
+    """How many nulls there are in each read."""
 
 
 @dataclass(eq=False, slots=True)
 class ServingPlan:
-    """A compiled plan, and what of its answers is always the same."""
+    """A compiled plan, and the parts of its answers that are always the same."""
 
     plan: OnlinePlan
     names: bytes
     """JSON list of the output names."""
     present: Pattern
-    """Of a row without nulls."""
+    """The statuses of a row without nulls, as JSON."""
     views: tuple[str, ...]
-    """Name of the view of each read."""
+    """The view's name of each read."""
     slices: tuple[slice, ...]
     """Where each read's features are in a row of a straight plan."""
     patterns: dict[tuple[int, ...], Pattern]
-    """By the places of the nulls: few patterns come again and again."""
+    """Patterns by the places of their nulls: a few patterns come again and again."""
     expects_nulls: bool = False
-    """Whether the last answer had any: where there are none, all rows are encoded at once."""
+    """Whether the last answer had nulls: without nulls all rows are encoded at once."""
 
     @classmethod
     def of(cls, plan: OnlinePlan) -> ServingPlan:
-        """Encode what can be encoded beforehand."""
+        """Encode everything that can be encoded in advance."""
         widths = [len(read.features) for read in plan.request.reads]
         ends = list(accumulate(widths))
         present = msgspec.json.encode(["PRESENT"] * len(plan.names))
@@ -81,9 +82,9 @@ class ServingPlan:
         )
 
     def pattern(self, row: Sequence[Any], text: bytes) -> Pattern:
-        """Return what a row's nulls make of its statuses; the plan is straight. ``text`` is the row's JSON.
+        """Return the pattern of a row's nulls; the plan must be straight. ``text`` is the row's JSON.
 
-        NaN and infinities are nulls in JSON, and looked for only where it has more nulls than the row.
+        NaN and infinities are nulls in JSON; the search for them runs only if the JSON has more nulls than the row.
         """
         shown = text.count(b"null")
         if not shown:
@@ -113,7 +114,7 @@ def _is_null(value: Any) -> bool:
 
 
 class Plans:
-    """The least recently used plan goes first when there are too many. For one event loop's thread."""
+    """Plans by shape; the least recently used one goes first. For one event loop's thread."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -136,9 +137,9 @@ class Plans:
         return found
 
     def prepare(self, wanted: Iterable[Asked]) -> None:
-        """Compile what is in use, so that the first requests after a swap, or a start, need not wait for it."""
+        """Compile the shapes in use, so that the first requests after a swap or a start need not wait."""
         for asked in wanted:
-            with suppress(FeatureStoreError):  # not to be served, or gone in this revision: the request says so
+            with suppress(FeatureStoreError):  # cannot be served, or is gone in this revision: requests will report it
                 self.plan(asked)
 
     def services(self) -> list[Asked]:
@@ -150,7 +151,7 @@ class Plans:
         return list(self._plans)
 
     def rehearse(self) -> None:
-        """Run each on-demand function once; in a thread, since it may take its time."""
+        """Run each on-demand function once; call it in a thread, because functions may be slow."""
         for view in self.snapshot.on_demand.values():
             with suppress(FeatureStoreError):
                 OnDemandFunction(self.snapshot, view).rehearse()
@@ -171,8 +172,8 @@ class Plans:
 def _checked(feature: str) -> str:
     if ":" not in feature:
         raise InputError(
-            f"{feature!r} is no feature reference.",
-            hint="Features are written as view:feature, all of a view as view:*.",
+            f"{feature!r} is not a feature reference.",
+            hint="Write a feature as view:feature, all of a view as view:*.",
         )
     return feature
 

@@ -1,7 +1,7 @@
-"""Requests that share a round trip: what arrives while the store is being asked goes with the next MGET.
+"""Requests that share a round trip: those that arrive while the store is being asked go with the next MGET.
 
 Three rules: a failed call fails each of its requests with an error of its own; a client that leaves never cancels
-the others; nobody's deadline is extended by who joins later.
+the others; a request that joins later extends nobody's deadline.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from featurestore.online.interface import AsyncReader
 from featurestore.online.patience import Patience, Wait
 
 MOST_SHARED_KEYS = 128
-"""Of one round trip; a request that asks for more goes alone."""
+"""At most so many keys in one round trip; a request that asks for more goes alone."""
 
 MOST_UNDER_WAY = 2
-"""While one round trip's answer is decoded the other is on its way."""
+"""At most so many round trips at once: while one answer is decoded the other is on its way."""
 
 
 class _Read(Wait):
@@ -28,7 +28,7 @@ class _Read(Wait):
         self._deadline_seconds = deadline_seconds
 
     def end(self) -> None:
-        """Fail it; its round trip may still serve those that joined later."""
+        """Fail this read; its round trip may still serve reads that joined later."""
         if not self.answer.done():
             late = f"The online store did not answer within {self._deadline_seconds * 1000:g} ms."
             self.answer.set_exception(OnlineStoreUnavailableError(late))
@@ -49,11 +49,11 @@ class SharedReads(AsyncReader):
     async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `AsyncReader.mget`; the deadline counts from here, waiting for the next round trip included.
 
-        While the store answers others, what waits here waits for this process: that is no fault of the store.
+        A read that waits while the store answers others waits for this process: that is not the store's fault.
         """
         if len(keys) > MOST_SHARED_KEYS:
             return await self._reader.mget(keys)
-        if not self._under_way:  # nobody to share with: no task, no future
+        if not self._under_way:  # nobody to share with: needs no task and no future
             self._under_way = 1
             try:
                 records = await self._reader.mget(keys)
@@ -83,7 +83,7 @@ class SharedReads(AsyncReader):
         await self._reader.close()
 
     def _send(self) -> None:
-        """Ask for what waits, as long as more may be under way."""
+        """Send the waiting reads, as long as another round trip is allowed."""
         while self._waiting and self._under_way < MOST_UNDER_WAY:
             reads, size = [], 0
             while self._waiting and size + len(self._waiting[0].keys) <= MOST_SHARED_KEYS:
@@ -104,7 +104,7 @@ class SharedReads(AsyncReader):
         except BaseException as error:
             for read in reads:
                 if not read.answer.done():
-                    # An error of its own: a shared one would gather the tracebacks of all who raise it.
+                    # An error for each: a shared one would collect the tracebacks of everyone who raises it.
                     read.answer.set_exception(OnlineStoreUnavailableError(_why(error)))
             if not isinstance(error, OnlineStoreUnavailableError):
                 raise

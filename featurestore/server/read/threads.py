@@ -1,4 +1,4 @@
-"""Threads that do for an event loop what would hold it up."""
+"""Threads for work that would block an event loop."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class AllBusyError(Exception):
 
 
 class Threads:
-    """A few threads that work for an event loop. Going there and back takes half of what it takes with an executor.
+    """A few threads that work for an event loop. A round trip costs half as much as with an executor.
 
     ``ending_seconds`` is how long `close` waits for all of them together, ``waiting_seconds`` how long `run` waits for
-    a free one; None for as long as it takes.
+    a free one; None means without a limit.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class Threads:
         self._is_closed = False
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """Return what ``work()`` returns in one of the threads. It is done even if nobody waits for it any more.
+        """Run ``work()`` in one of the threads and return its result. It ends even if nobody waits any more.
 
-        Raises AllBusyError, without having begun, where none was free within ``waiting_seconds``.
+        Raises AllBusyError, without having begun, if no thread was free within ``waiting_seconds``.
         """
         if self._free is not None:
             try:
@@ -63,7 +63,7 @@ class Threads:
         return await done
 
     def close(self) -> None:
-        """Wait for all that was given to the threads, and end them; calling it twice is allowed."""
+        """Wait for all work of the threads, and end them; calling it twice is allowed."""
         atexit.unregister(self.close)
         self._is_closed = True
         for _ in self._threads:
@@ -74,7 +74,7 @@ class Threads:
         self._threads = []
 
     def _start(self) -> None:
-        # Python joins threads that are no daemons before it calls anybody, who could tell them to end.
+        # At exit Python joins non-daemon threads before it calls any handler that could tell them to end.
         atexit.register(self.close)
         names = [f"{self._name}_{number}" for number in range(self._count)]
         self._threads = [Thread(target=self._work, name=name, daemon=True) for name in names]
@@ -90,17 +90,17 @@ class Threads:
                 tell = partial(done.set_exception, error if _may_be_told(error) else _Interrupted(error))
             with suppress(RuntimeError):  # the loop is closed
                 done.get_loop().call_soon_threadsafe(self._tell, done, tell)
-            del task, work, done, tell  # they hold rows, and the next push may be far away
+            del task, work, done, tell  # they hold rows, and the next work may come much later
 
     def _tell(self, done: asyncio.Future[Any], tell: Callable[[], None]) -> None:
         if self._free is not None:
-            self._free.release()  # the thread is, even where nobody waits for what it did
+            self._free.release()  # the thread is free, even if nobody waits for its result
         if not done.done():
             tell()
 
 
 class _Interrupted(RuntimeError):
-    """Work ended with what would end the loop that hears of it, or what no future takes."""
+    """Work ended with an exception that would end the event loop, or that no future accepts."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"the work ended with {type(error).__name__}")

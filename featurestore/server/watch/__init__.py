@@ -1,1 +1,1 @@
-"""What a server says of itself while it runs: metrics, logs, warnings."""
+"""What a server says about itself while it runs: metrics, logs, warnings."""

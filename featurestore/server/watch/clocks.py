@@ -1,4 +1,4 @@
-"""The clocks of the online store and the registry beside this host's: a gauge, and a warning where they are apart."""
+"""The clocks of the online store and the registry compared with this host's: a gauge, and a warning if they differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from featurestore.workspace import Workspace
 logger = logging.getLogger("featurestore.server")
 
 EVERY_SECONDS = 60.0
-"""At most so often the online store is asked, and the log told."""
+"""Ask the online store, and write to the log, at most this often."""
 
 
 class ClockWatch:
@@ -33,7 +33,7 @@ class ClockWatch:
         now_s = monotonic()
         if now_s >= self._ask_at_s:
             self._ask_at_s = now_s + EVERY_SECONDS
-            with suppress(OnlineStoreError):  # it is down: other metrics tell
+            with suppress(OnlineStoreError):  # it is down: other metrics show that
                 self._online_ahead_us = online_ahead_us(self._workspace.online.facts())
         registry_us, online_us = self._registry_ahead_us(), self._online_ahead_us
         self._metrics.clock_ahead("registry", registry_us)

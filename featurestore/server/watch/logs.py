@@ -1,7 +1,7 @@
 """Logs of `fs serve` on standard error: lines for people, or one JSON object a line.
 
-Neither holds a feature value, an entity key or a secret. What an exception says may quote any of these, so of an
-exception only its type and where it happened is written.
+Neither holds a feature value, an entity key or a secret. The text of an exception may quote any of these, so logs name
+only its type and the place where it was raised.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from featurestore.types.times import to_rfc3339
 Format = Literal["text", "json"]
 
 SLOW_SECONDS = 1.0
-"""A request that takes longer is told of; others only with ``--debug``."""
+"""Log requests that take longer; the others only with ``--debug``."""
 
 TELL_AGAIN_SECONDS = 1.0
-"""A kind of failure that requests meet by the thousand is told of so often."""
+"""Log a kind of failure that thousands of requests meet at most this often."""
 
 logger = logging.getLogger("featurestore.server")
 _told: dict[str, float] = {}
@@ -32,16 +32,16 @@ def configure(form: Format, *, debug: bool) -> None:
     handler.setFormatter(JsonLines() if form == "json" else Lines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("featurestore").setLevel(logging.DEBUG if debug else logging.INFO)
-    # uvicorn warns of every request that it refuses.
+    # uvicorn logs a warning for every request that it refuses.
     logging.getLogger("uvicorn.error").addFilter(lambda line: line.levelno != logging.WARNING or is_news(str(line.msg)))
 
 
 def log_request(
     method: str, route: str, status: int, seconds: float, request_id: str, *, pause_seconds: float = 0.0
 ) -> None:
-    """Tell of one request; ``route`` is one of ours, never the path as it was sent.
+    """Log one request; ``route`` is one of ours, never the path as it was sent.
 
-    ``pause_seconds`` is how long it may have waited as it should: it is not slow for that.
+    ``pause_seconds`` is how long it may have waited on purpose: that does not make it slow.
     """
     level = logging.WARNING if seconds >= SLOW_SECONDS + pause_seconds else logging.DEBUG
     if logger.isEnabledFor(level):
@@ -51,7 +51,7 @@ def log_request(
 
 
 def is_news(kind: str) -> bool:
-    """Tell whether the log was silent of a kind of failure for a while: an outage must not fill the disk."""
+    """Tell whether a kind of failure was not logged for a while: an outage must not fill the disk."""
     now = monotonic()
     if now - _told.get(kind, -TELL_AGAIN_SECONDS) < TELL_AGAIN_SECONDS:
         return False
@@ -60,7 +60,7 @@ def is_news(kind: str) -> bool:
 
 
 class Lines(logging.Formatter):
-    """Text; an exception follows its line."""
+    """Formats records as text; an exception follows its line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line, and those of the exception."""
@@ -69,7 +69,7 @@ class Lines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """``{"time", "level", "logger", "message"}`` and, where there are such, ``request_id`` and ``exception``."""
+    """``{"time", "level", "logger", "message"}`` and, if there are any, ``request_id`` and ``exception``."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one object on one line."""
@@ -87,13 +87,13 @@ class JsonLines(logging.Formatter):
 
 
 def said(record: logging.LogRecord) -> str:
-    """Return a record's message; of asyncio's, which quotes arguments and exceptions, only how it begins."""
+    """Return a record's message; only the beginning of asyncio's, which quote arguments and exceptions."""
     message = record.getMessage()
     return " ".join(message.split()[:3]) if record.name == "asyncio" else message
 
 
 def exception_text(error: BaseException | None) -> str:
-    """Return the frames and type of an exception and of each that it came from, newest first; nothing that they say."""
+    """Return the frames and types of an exception and its causes, newest first, without their messages."""
     parts: list[str] = []
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

@@ -1,6 +1,6 @@
-"""What Prometheus reads. With several workers each writes its numbers to files of its own, and any of them adds all up.
+"""Metrics for Prometheus. With several workers each writes its numbers to its own files, and any of them adds all up.
 
-The library chooses between the two when it is first imported, by ``PROMETHEUS_MULTIPROC_DIR``: `run` sets it for
+The library decides whether to use files when it is first imported, by ``PROMETHEUS_MULTIPROC_DIR``: `run` sets it for
 its workers.
 """
 
@@ -22,10 +22,10 @@ from featurestore.serving.compiled import Answer
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 SAMPLE_EVERY = 16
-"""Of so many requests one is looked at closely: observing every stage of all would cost a tenth of the throughput."""
+"""One request in so many is measured closely: timing every stage of all would cost a tenth of the throughput."""
 
 FLUSH_SECONDS = 1.0
-"""How long a worker's counts of values may be missing where another worker is asked."""
+"""How long a worker's counts of values may be missing from another worker's answer."""
 
 STAGES = ("parse", "store", "decode", "transform", "encode")
 _AGE_BUCKETS = (1.0, 10.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0, 2_592_000.0)
@@ -104,7 +104,7 @@ class Metrics:
 
     def _add_definitions(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str, labels: tuple[str, ...] = (), mode: str = "livemax") -> Gauge:
-            # Its modes are literals there, and one of them here.
+            # The library types its modes as literals; here it is a text.
             return Gauge(f"featurestore_{name}", text, labels, registry=registry, multiprocess_mode=mode)  # type: ignore[arg-type]
 
         self.refreshes = Counter(
@@ -142,7 +142,7 @@ class Metrics:
         )
 
     def request(self, path: str, status: int, seconds: float) -> None:
-        """Count one request; paths that are no route share one label, so that nobody can fill the memory."""
+        """Count one request; unknown paths share one label, so that nobody can fill the memory."""
         key = (path if path in self.routes else "other", status)
         if key not in self._known:
             route = key[0]
@@ -159,7 +159,7 @@ class Metrics:
                 self._counted_values[view, status] += count
 
     def answered_fresh(self, serving: ServingPlan, rows: int, with_nulls: Sequence[Pattern]) -> None:
-        """Count one online read in which what is not null is PRESENT; ``with_nulls`` are the rows that have any."""
+        """Count one online read whose values are all PRESENT or null; ``with_nulls`` are the rows with nulls."""
         self._counted_fresh[serving] += rows
         nulls = zip(*[pattern.nulls for pattern in with_nulls], strict=True)
         for view, missing in zip(serving.views, map(sum, nulls), strict=False):  # none where no row has any
@@ -167,7 +167,7 @@ class Metrics:
             self._counted_values[view, Status.NULL_VALUE] += missing
 
     def is_sample(self) -> bool:
-        """Tell whether this online read is one to look at closely."""
+        """Tell whether to measure this online read closely."""
         self._answered += 1
         return self._answered % SAMPLE_EVERY == 1
 
@@ -179,26 +179,26 @@ class Metrics:
             self._ages.labels(view).observe(age_s)
 
     def pushed(self, view: str, results: Mapping[str, int]) -> None:
-        """Count pushed rows by what became of them."""
+        """Count pushed rows by their outcome."""
         for result, count in results.items():
             self._push_rows.labels(view, result).inc(count)
 
     def breaker(self, is_open: bool) -> None:
-        """Tell whether the online store is left alone."""
+        """Set whether the online store is left alone."""
         self._breaker_open.set(is_open)
         if is_open:
             self._breaker_openings.inc()
 
     def clock_ahead(self, piece: str, ahead_us: int) -> None:
-        """Tell how far the clock of a piece is ahead of this host's."""
+        """Set how far another clock is ahead of this host's."""
         self._clock_ahead.labels(piece).set(ahead_us / 1_000_000)
 
     def part_mismatch(self, view: str, *, is_found: bool) -> None:
-        """Tell whether the online records of a view belong to the registry."""
+        """Set whether the online records of a view belong to the registry."""
         self._part_mismatch.labels(view).set(is_found)
 
     def progress(self, found: Mapping[str, Progress], now_us: int) -> None:
-        """Tell how far each view's rows have come."""
+        """Set how far each view's rows have come."""
         for view, each in found.items():
             waiting_us = 0 if each.unpublished_since_us is None else max(0, now_us - each.unpublished_since_us)
             self._publish_lag.labels(view).set(waiting_us / 1_000_000)
@@ -208,7 +208,7 @@ class Metrics:
                 self._publish_rows.labels(view, result).set(count)
 
     def flush(self) -> None:
-        """Hand over what was counted since the last time: a number here is much cheaper than one in the library."""
+        """Hand the counts since the last call to the library: counting here is much cheaper than counting there."""
         requests, self._counted_requests = self._counted_requests, defaultdict(int)
         fresh, self._counted_fresh = self._counted_fresh, defaultdict(int)
         values, self._counted_values = self._counted_values, defaultdict(int)
@@ -223,7 +223,7 @@ class Metrics:
             self._values.labels(view, status.name).inc(count)
 
     def text(self) -> bytes:
-        """Return everything in Prometheus' text format, added up over the workers."""
+        """Return all metrics in Prometheus' text format, added up over the workers."""
         self.flush()
         directory = os.environ.get(DIRECTORY_VARIABLE)
         if directory is None:
@@ -235,7 +235,7 @@ class Metrics:
 
 
 def _forget_dead_workers(directory: Path) -> None:
-    """Drop the gauges of workers that died; what they counted stays."""
+    """Drop the gauges of workers that died; their counts stay."""
     for pid in {int(file.stem.rpartition("_")[2]) for file in directory.glob("gauge_live*_*.db")}:
         try:
             os.kill(pid, 0)

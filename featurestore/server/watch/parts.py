@@ -1,6 +1,6 @@
 """Whether the online records of each served view belong to the registry: a gauge, and a warning where they do not.
 
-It only tells: what does not belong together is still served, and the server stays ready.
+It only warns: records that do not belong together are still served, and the server stays ready.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from featurestore.workspace import Workspace
 logger = logging.getLogger("featurestore.server")
 
 WARN_EVERY_SECONDS = 60.0
-"""At least this long passes between two warnings."""
+"""Seconds between two warnings, at least."""
 
 
 class PartWatch:
@@ -38,7 +38,7 @@ class PartWatch:
         self._named: set[str] = set()
 
     def look(self) -> None:
-        """Set the gauges, and warn of what does not fit. An online store that is down tells nothing."""
+        """Set the gauges, and warn of mismatches. Does nothing while the online store is down."""
         progress = self._progress()
         views = {name: each for name, each in self._snapshot().views.items() if each.view.online}
         for gone in self._named - views.keys():
@@ -50,7 +50,7 @@ class PartWatch:
             try:
                 mismatch = foreign_part(self._workspace.registry, self._workspace.online, registered, published)
             except FeatureStoreError:
-                return  # other metrics tell
+                return  # other metrics show that
             self._metrics.part_mismatch(name, is_found=mismatch is not None)
             found += [] if mismatch is None else [mismatch]
         now_s = monotonic()

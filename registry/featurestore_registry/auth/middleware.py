@@ -29,17 +29,16 @@ def _any_project(method: str, path: str) -> None:
 class AuthMiddleware:
     """An ASGI app that lets a request through to ``app`` only with a token whose role is enough.
 
-    - ``open_paths`` need no token, whatever is sent; they are compared whole with ``scope["path"]``.
+    - ``open_paths`` never need a token; they are compared with the whole ``scope["path"]``.
     - ``required_role(method, path)`` names the least role for every other request, of any method.
-    - ``project_of(method, path)`` names the project a request is about. A token bound to a project is good for
-      requests about that project alone, so for none where the answer is None (the default).
+    - ``project_of(method, path)`` names the project that a request is about. A token bound to a project is good only
+      for requests about that project, so for none where the answer is None (the default).
     - ``error_body(status, type, message)`` builds error bodies. The default is the JSON
       ``{"error": {"type", "message", "details"}}`` with, in the details, the ``request_id`` that an outer
       middleware left in ``scope["state"]`` or the client sent as ``X-Request-ID``.
 
-    A missing, unknown or expired token is answered 401, always in the same words; a role or project that is not
-    enough 403. A token that is enough is left in ``scope["state"]["token"]``, on open paths too. WebSockets are
-    refused.
+    A missing, unknown or expired token is answered 401, always in the same words; a role or project that does not
+    suffice 403. An accepted token is left in ``scope["state"]["token"]``, on open paths too. WebSockets are refused.
     """
 
     def __init__(

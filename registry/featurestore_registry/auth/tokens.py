@@ -1,7 +1,7 @@
 """Roles, tokens in the ledger, and the check of a presented token.
 
-A token is 256 random bits, shown once when it is made. Only its SHA-256 is kept: such a key cannot be guessed,
-so a slow hash would only slow down the server.
+A token is 256 random bits, shown once when it is made. Only its SHA-256 is kept: nobody can guess such a key, so a
+slow hash would only slow down the server.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from featurestore_registry.interface import Ledger
 from featurestore_registry.records import Clock, Document, system_clock
 
 MIN_STATIC_TOKEN_LENGTH = 32
-"""Characters that ``FS_SERVER_TOKEN`` must have."""
+"""At least so many characters for ``FS_SERVER_TOKEN``."""
 
 _KIND = "token"
 _REVOKED = "revoked_at_us"
-"""The field that the entry of a revoked token has, and no other."""
+"""The only field of a revoked token's entry."""
 _EVERY_PROJECT = ""
-"""The ledger's project for tokens that are not bound to one: no project can be named so."""
+"""The ledger's project for tokens that are not bound to one; no project can have this name."""
 _TOKEN68 = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """What a bearer token may consist of (RFC 6750, section 2.1)."""
 
@@ -50,7 +50,7 @@ class Role(IntEnum):
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        """Return the role of that name, for example ``reader``; raises RegistryError for an unknown one."""
+        """Return the role with that name, for example ``reader``; raises RegistryError for an unknown one."""
         try:
             return cls[name.upper()]
         except KeyError:
@@ -60,22 +60,22 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What is kept of a token; the token itself is not."""
+    """What the ledger keeps about a token, which is not the token itself."""
 
     id: str
     hash: str
-    """Hex of the SHA-256 of the token's text."""
+    """The SHA-256 of the token's text, as hex."""
     role: Role
     project: str | None = None
     """The one project it is good for; None: every project."""
     expires_at_us: int | None = None
-    """The first instant, in UTC microseconds, at which it is no longer good; None: never."""
+    """The first instant, in UTC microseconds, at which it is no longer valid; None: it never expires."""
     name: str = ""
     """What people call it, for example the service that uses it."""
 
     @classmethod
     def from_document(cls, document: Document) -> Self:
-        """Read what `to_document` wrote; what else the document holds is left."""
+        """Read what `to_document` wrote; ignores other fields."""
         known = {each.name: document[each.name] for each in fields(cls)}
         return cls(**{**known, "role": Role.parse(document["role"])})
 
@@ -85,7 +85,7 @@ class Token:
 
 
 def hash_token(plaintext: str | bytes) -> str:
-    """Return the hex of the SHA-256 of a token's text."""
+    """Return the SHA-256 of a token's text, as hex."""
     return hashlib.sha256(plaintext.encode() if isinstance(plaintext, str) else plaintext).hexdigest()
 
 
@@ -98,7 +98,7 @@ def create_token(
     now_us: int,
     name: str = "",
 ) -> tuple[str, Token]:
-    """Make a token (for every project when ``project`` is None) and return its text, shown only here, with it.
+    """Make a token (for every project when ``project`` is None) and return it with its text, which is shown only here.
 
     Raises RegistryError, having written nothing, when it would expire at once.
     """
@@ -125,8 +125,9 @@ def tokens(ledger: Ledger, project: str | None) -> tuple[Token, ...]:
 
 
 def known_tokens(ledger: Ledger, project: str | None) -> tuple[tuple[Token, ...], dict[str, int]]:
-    """Return what `tokens` does, and with it the revoked ones: each one's id with the instant that ended it, in
-    UTC microseconds. Both are of one look, so that no token is missing from both.
+    """Return what `tokens` does, and the revoked ones: for each id the instant of the revocation, in UTC microseconds.
+
+    Both come from one read, so that no token is missing from both.
     """
     found = [
         entry
@@ -157,11 +158,11 @@ def revoke_token(ledger: Ledger, project: str | None, token_id: str, *, now_us: 
 
 
 class TokenVerifier:
-    """Tells which token a presented text is, if any.
+    """Finds the token for a presented text, if there is one.
 
-    ``current`` returns the tokens of the moment; to change them it returns another tuple. ``static_token`` (the
-    setting ``FS_SERVER_TOKEN``) is one more, a reader of every project that never expires; raises RegistryError
-    when it is shorter than 32 characters or cannot travel in a header.
+    ``current`` returns the current tokens; to change them it returns another tuple. ``static_token`` (the setting
+    ``FS_SERVER_TOKEN``) is one more, a reader of every project that never expires; raises RegistryError when it is
+    shorter than 32 characters or a header cannot hold it.
     """
 
     def __init__(
@@ -174,14 +175,14 @@ class TokenVerifier:
         self._current = current
         self._clock = clock
         self._static = () if static_token is None else (_static_token(static_token),)
-        # One attribute, so that a thread never sees the tokens of one moment with the index of another.
+        # One attribute, so that a thread never sees the tokens of one moment together with another moment's index.
         self._index = self._indexed(())
 
     def _indexed(self, current: tuple[Token, ...]) -> tuple[tuple[Token, ...], dict[str, Token]]:
         return current, {token.hash: token for token in (*current, *self._static)}
 
     def verify(self, presented: bytes) -> Token | None:
-        """Return the token whose text this is, None when there is none or it has expired."""
+        """Return the token with this text, None when there is none or it has expired."""
         current, index = self._current(), self._index
         if current is not index[0]:
             index = self._index = self._indexed(current)

@@ -26,12 +26,12 @@ from featurestore_registry.sql import tables
 from featurestore_registry.sql.engine import SqliteDatabase, load_json, utc_datetime
 
 _chains: dict[tuple[Path, str], Chain] = {}
-"""By database and project, as they were last read in this process: only what came since is hashed again. A server opens
-its registry anew at every look."""
+"""Chains by database and project, as this process last read them, so that only newer revisions are hashed: a server
+opens its registry for every refresh."""
 
 
 class SqlDefinitions(Definitions):
-    """See `Definitions`. Reads need no lock: what a revision number names never changes."""
+    """See `Definitions`. Reads need no lock, because a revision never changes."""
 
     def __init__(self, database: SqliteDatabase, clock: Clock) -> None:
         self._database = database
@@ -166,7 +166,7 @@ class SqlDefinitions(Definitions):
             return self._chain(connection, project)
 
     def _chain(self, connection: Connection, project: str) -> Chain:
-        """Return a project's chain, continued from the one that was read last where that one is still its beginning."""
+        """Return a project's chain; continues the one that was read last if it is still the beginning."""
         key = self._database.path, project
         for known in (_chains.get(key, Chain()), Chain()):
             hashes = list(known.hashes[:-1])

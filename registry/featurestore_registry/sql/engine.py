@@ -21,7 +21,7 @@ from featurestore_registry.errors import RegistryFormatError, RegistryUnavailabl
 from featurestore_registry.sql.tables import metadata
 
 _DAMAGED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "SQLITE_ERROR", "SQLITE_MISMATCH", "SQLITE_SCHEMA")
-"""Codes that speak of what the file holds (SQLITE_ERROR: a table or column is not there)."""
+"""Codes about the file's content (SQLITE_ERROR: a table or column is missing)."""
 
 _HINTS = {
     "SQLITE_BUSY": "Another program holds its lock: wait for it, or end it, and run the command again.",
@@ -41,20 +41,20 @@ def utc_datetime(instant_us: int) -> datetime:
 
 
 def load_json(text: str) -> Any:
-    """Return what a stored JSON text holds; raises RegistryFormatError when it is damaged."""
+    """Return the document of a stored JSON text; raises RegistryFormatError when it is damaged."""
     try:
         return json.loads(text)
     except ValueError as error:
         raise RegistryFormatError(
-            f"A document of the registry is damaged: {error}.", hint="Bring the registry back from a backup."
+            f"A document of the registry is damaged: {error}.", hint="Restore the registry from a backup."
         ) from error
 
 
 class SqliteDatabase:
     """One SQLite file; every transaction has a connection of its own, safe across threads and forks.
 
-    Connections are not kept: SQLite's must not cross a fork, and one kept open would go on writing to a file
-    that has been moved away or deleted. Opening one costs about 0.1 ms.
+    Connections are not kept: SQLite's must not cross a fork, and an open one would keep writing to a file that was
+    moved or deleted. Opening one costs about 0.1 ms.
     """
 
     def __init__(self, path: Path, *, busy_timeout_ms: int) -> None:
@@ -66,8 +66,8 @@ class SqliteDatabase:
         _engines.add(self)
 
     def _connect(self) -> sqlite3.Connection:
-        # mode=rw: a registry that has gone away is an error, never silently an empty one. isolation_level=None:
-        # the transactions are the ones begun below, not the ones the driver would begin by itself, too late.
+        # mode=rw: a missing registry is an error, never silently an empty one. isolation_level=None: the
+        # transactions begin below; the driver would begin them by itself, too late.
         connection = sqlite3.connect(
             f"{self.path.as_uri()}?mode=rw",
             uri=True,
@@ -81,7 +81,7 @@ class SqliteDatabase:
         return connection
 
     def exists(self) -> bool:
-        """Return whether there is a file at all, of whatever content."""
+        """Return whether there is a file, with any content."""
         with self._translated():
             try:
                 self.path.stat()
@@ -97,7 +97,7 @@ class SqliteDatabase:
         self._make = make
 
     def create(self) -> None:
-        """Make the folder and an empty file where they are missing; its owner alone may read a new file.
+        """Make the folder and an empty file where they are missing; only its owner may read a new file.
 
         SQLite gives its journal the same mode.
         """
@@ -140,7 +140,7 @@ class SqliteDatabase:
         self._engine.dispose()
 
     def _is_unmade(self) -> bool:
-        """Tell whether the file is still to be made; one that another process made meanwhile is brought up to date."""
+        """Tell whether the file is still to be made; upgrades one that another process made in the meantime."""
         with self._making:
             if self._make is None:
                 return False
@@ -179,7 +179,7 @@ class SqliteDatabase:
         if code.startswith(_DAMAGED):
             return RegistryFormatError(
                 f"{self.path} is not a registry, or it is damaged: {error.orig}.",
-                hint="Check the path; a damaged registry is brought back from a backup, or made anew by `fs apply`.",
+                hint="Check the path; restore a damaged registry from a backup, or make a new one with `fs apply`.",
                 path=str(self.path),
                 code=code,
             )
@@ -193,7 +193,7 @@ _engines: WeakSet[SqliteDatabase] = WeakSet()
 
 
 def _free_inherited() -> None:
-    """In a child: the thread of its parent that was just making a file is not there, and will not let go of it."""
+    """In a child process: release the lock of a parent's thread that was making a file and does not exist here."""
     for engine in list(_engines):
         engine._making = threading.RLock()
 

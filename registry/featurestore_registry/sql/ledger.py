@@ -11,7 +11,7 @@ from featurestore_registry.sql import tables
 from featurestore_registry.sql.engine import SqliteDatabase, load_json, utc_datetime
 
 KEPT_VERSIONS = 1_000
-"""How many of the newest versions of one key stay."""
+"""How many of the newest versions of each key are kept."""
 
 
 class SqlLedger(Ledger):

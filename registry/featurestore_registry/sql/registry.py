@@ -34,14 +34,14 @@ def open_registry(
 ) -> SqlRegistry:
     """Open the registry at ``sqlite:///PATH``, with PATH absolute (so four slashes) and taken as it is written.
 
-    With ``create`` a missing registry is empty, and made with its folder by the first write; without it it raises
-    RegistryUnavailableError. An older schema is upgraded either way. A writer waits up to ``busy_timeout_ms``
-    for another. Raises RegistryUnavailableError when the file cannot be opened or the URL is of another kind,
-    RegistryFormatError when it is no registry, is damaged, or was written by a newer version.
+    With ``create`` a missing registry is empty, and the first write makes it with its folder; without ``create`` it
+    raises RegistryUnavailableError. An older schema is upgraded in both cases. A writer waits up to
+    ``busy_timeout_ms`` for another. Raises RegistryUnavailableError when the file cannot be opened or the URL has
+    another scheme, RegistryFormatError when it is not a registry, is damaged, or was written by a newer version.
     """
     hint = "Known is sqlite:///PATH with an absolute path, for example sqlite:////srv/registry.db."
     if not url.startswith(_SQLITE):
-        # The URL itself may hold a password, so the message shows its scheme alone.
+        # The URL may hold a password, so the message shows only its scheme.
         scheme = url.partition("://")[0] if "://" in url else ""
         raise RegistryUnavailableError(f"No registry of the scheme {scheme!r} can be opened here.", hint=hint)
     path = Path(url.removeprefix(_SQLITE))

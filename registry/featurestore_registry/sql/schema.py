@@ -69,7 +69,7 @@ def _upgrade(connection: Connection, database: SqliteDatabase) -> None:
 
 def _schema_version(connection: Connection, database: SqliteDatabase) -> str | None:
     """Return the stamp of the newest migration that was run, None in an empty database."""
-    # One look at the names: between two, another process may have created them all.
+    # Read the names once: between two reads another process may have created all tables.
     names = inspect(connection).get_table_names()
     if not names:
         return None

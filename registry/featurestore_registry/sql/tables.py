@@ -1,6 +1,6 @@
-"""The tables. A change here needs a migration; a test holds that the two agree.
+"""The tables. A change here needs a migration; a test checks that the two agree.
 
-Documents are canonical JSON text, so that what is read back is exactly what was written in any database.
+Documents are canonical JSON text, so that every database returns exactly what was written.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ SCHEMA_VERSION = "0001"
 """The newest migration. A database stamped with it is opened without loading Alembic."""
 
 VERSION_TABLE = "registry_version"
-"""Not Alembic's default name: that one may belong to another program in the same database."""
+"""Not Alembic's default name, which another program in the same database may use."""
 
 OPEN_END = 2**63 - 1
-"""``valid_to`` of a record that no revision has replaced or deleted yet."""
+"""The ``valid_to`` of a record that no revision has replaced or deleted yet."""
 
 metadata = MetaData()
 
@@ -78,7 +78,7 @@ ledger_key = Table(
 ledger = Table(
     "registry_ledger",
     metadata,
-    # SQLite makes only an INTEGER primary key count by itself.
+    # SQLite numbers only an INTEGER primary key by itself.
     Column("sequence", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("project", Text, nullable=False),
     Column("kind", Text, nullable=False),
