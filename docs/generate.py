@@ -693,11 +693,11 @@ nulls, NaN alone where no floats are declared; `list<null>` fits every list. Wha
 day, durations, structs, maps. A sum of integers in SQL, which DuckDB makes a HUGEINT, counts as Int64; a value beyond
 it ends the run and is named.
 
-Pandas makes floats of integers beside nulls. So whole floats are taken for Int32 and Int64, in a source's files as in
-what you pass yourself (entity frames, pushed rows): below 2^53, of float32 below 2^24, of float16 below 2^11. From
-there on a float stands for several integers, and it is refused with its file or row, as is one that is not whole. Integers
-below 2^53 that files hold, or that SQL gives, are taken for Float64. What you pass yourself may be of any integer type
-whose values are in range.
+Pandas turns integers with nulls among them into floats. So whole floats are accepted for Int32 and Int64, in a source's
+files and in tables that you pass (entity frames, pushed rows): below 2^53, for float32 below 2^24, for float16 below
+2^11. From there on a float stands for several integers; it is refused with its file or row, and so is one that is not
+whole. Integers below 2^53 in files, or from SQL, are accepted for Float64. Tables that you pass may hold any integer
+type whose values are in range.
 """
 
 

@@ -2,7 +2,7 @@
 
 Entity frames, entity rows and pushed rows come here, in process and on their way to a server.
 
-It loads no library that the caller has not loaded, except pyarrow for what offers itself as an Arrow stream.
+It loads no library that the caller has not loaded, except pyarrow for objects with an Arrow stream.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ Form = Literal["pandas", "arrow", "polars", "python"]
 
 _FORMS = "a pandas, polars or Arrow table, anything with __arrow_c_stream__, a dict of lists or a list of dicts"
 _NO_COLUMNS = (str, bytes, bytearray, memoryview, Mapping, Set)
-"""They have a length, and no values one after the other: a set's order means nothing."""
+"""Types with a length but without an order of values: a set's order means nothing."""
 SHOWN_ROWS = 20
 """At most so many rows are shown in a notebook."""
 NULLS = frozenset({"NAType", "NaTType"})
 """The types of pandas' own nulls."""
 WHOLE_FLOAT_LIMITS = {16: 2**11, 32: 2**24, 64: 2**53}
-"""By bits: from here on a float may stand for several integers, 2**53 for 2**53 + 1 as well."""
+"""By bits: from here on a float may stand for several integers, such as 2**53 for 2**53 + 1 too."""
 _NARROW_TYPE = re.compile(r"\b(?:(halffloat|float16)|float32|float)\b")
 
 
 def float_bits(kind: object) -> int:
     """Return the bits of floats, 64 for all other types.
 
-    ``kind`` is what numpy, pandas, polars, Arrow or DuckDB call the type of a column, of its items, or of a scalar.
+    ``kind`` is the type of a column, of its items, or of a scalar, as numpy, pandas, polars, Arrow or DuckDB name it.
     """
     narrow = _NARROW_TYPE.search(str(kind).lower())
     return 64 if narrow is None else 16 if narrow[1] else 32
@@ -55,22 +55,23 @@ class Table:
     """The pandas or polars frame or the Arrow table; None for lists and dicts."""
     columns: dict[str, Any]
     has_names: bool = True
-    """False for a list of no dicts, which has neither rows nor columns."""
+    """False for an empty list, which has neither rows nor columns."""
 
 
 def read_table(
     given: Any, what: str, *, error: type[InputError] = InputError, row_error: type[InputError] | None = None
 ) -> Table:
-    """Return whatever a caller passes as a table; what can be read only once is read once.
+    """Return any table that a caller passes; reads one that can be read only once a single time.
 
-    ``what`` names it in messages. Raises ``error`` for what is no table, two columns of one name, and columns that are
-    no lists or not equally long, and ``row_error`` (``error`` unless given) for a dict that lacks what another has.
+    ``what`` names it in messages. Raises ``error`` for anything that is not a table, two columns with the same name,
+    and columns that are not lists or not equally long, and ``row_error`` (``error`` unless given) for a dict that lacks
+    a key of another.
     """
     if isinstance(given, Iterator) and not hasattr(given, "__arrow_c_stream__"):
         given = list(given)
     form: Form = "python"
     frame = None
-    kind = type(given)  # a frame may have a column of any name, which a look at the object itself would find
+    kind = type(given)  # asked of the class, because a frame's columns are attributes too and may have any name
     if isinstance(given, Mapping):
         pairs = [(name, _column(name, values, what, error)) for name, values in given.items()]
     elif isinstance(given, list | tuple) and all(isinstance(row, Mapping) for row in given):
@@ -118,9 +119,9 @@ def read_parquet(path: str | Path, what: str, error: type[InputError] = InputErr
 
 
 def _without_overflow(table: pa.Table, path: str | Path, names: Iterable[str]) -> pa.Table:
-    """Return a table whose instants of the old type INT96 have microseconds where nanoseconds do not reach them.
+    """Return a table whose instants of the old type INT96 are in microseconds if nanoseconds cannot hold them.
 
-    Arrow reads 9999-12-31 as a day in 1816, without a word.
+    Arrow silently reads 9999-12-31 as a day in 1816.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -148,9 +149,9 @@ def check_lengths(columns: Mapping[str, Any], what: str, error: type[InputError]
 
 
 def as_list(values: Any) -> list[Any]:
-    """Return a column as a new list of Python values; what is a null to pandas is None, NaN among floats stays.
+    """Return a column as a new list of Python values; pandas' nulls become None, NaN among floats stays.
 
-    Raises InputError for instants of numpy that Python would cut.
+    Raises InputError for numpy's instants that Python would truncate.
     """
     if isinstance(values, list | tuple):
         return [*values]
@@ -164,7 +165,7 @@ def as_list(values: Any) -> list[Any]:
 
 
 def without_null_nan(values: Any, listed: list[Any]) -> list[Any]:
-    """Return a column's Python values with None for each NaN that is pandas' null: what `as_arrow` takes for one."""
+    """Return a column's Python values with None for each NaN that is pandas' null, by the rule of `as_arrow`."""
     kind = type(values)
     keeps = hasattr(kind, "to_pylist") or hasattr(kind, "to_arrow")  # Arrow and polars have nulls of their own
     if keeps or (isinstance(values, list | tuple) and all(value is None or _is_float(value) for value in values)):
@@ -173,7 +174,7 @@ def without_null_nan(values: Any, listed: list[Any]) -> list[Any]:
 
 
 def html_table(rows: Iterable[Iterable[Any]], heads: Iterable[Any] = ()) -> str:
-    """Return rows as a table of HTML, every text in it escaped."""
+    """Return rows as an HTML table with every text escaped."""
     kept = "text-align:left;white-space:pre-wrap"
     head = "".join(f"<th style='{kept}'>{escape(str(name))}</th>" for name in heads)
     body = "".join(
@@ -183,14 +184,14 @@ def html_table(rows: Iterable[Iterable[Any]], heads: Iterable[Any] = ()) -> str:
 
 
 def html_columns(columns: Mapping[str, Sequence[Any]], row_count: int) -> str:
-    """Return the first rows of some columns as a table of HTML, and how many more there are."""
+    """Return the first rows of some columns as an HTML table, and how many more there are."""
     shown = zip(*(values[:SHOWN_ROWS] for values in columns.values()), strict=True)
     more = f"<p>{row_count - SHOWN_ROWS:,} more rows</p>" if row_count > SHOWN_ROWS else ""
     return html_table(shown, columns) + more
 
 
 def library_type(values: Any) -> Any:
-    """Return what its library calls the type of a column, of its categories or of a scalar, "" for Python's own."""
+    """Return the type of a column, of its categories or of a scalar as its library names it, "" for Python's own."""
     kind = getattr(values, "type", None) or getattr(values, "dtype", "")
     if getattr(values, "typecode", "") == "f":  # array.array
         return "float32"
@@ -198,7 +199,7 @@ def library_type(values: Any) -> Any:
 
 
 def instants_as_list(values: Any) -> Any:
-    """Return numpy's values as Python's; of instants finer than a microsecond numpy itself would make integers."""
+    """Return numpy's values as Python's; numpy itself would turn instants finer than a microsecond into integers."""
     dtype = getattr(values, "dtype", None)
     if getattr(dtype, "kind", "") != "M" or str(dtype) == "datetime64[D]":  # days become dates
         return values.tolist()
@@ -211,17 +212,17 @@ def instants_as_list(values: Any) -> Any:
 
 
 def as_arrow(values: Any) -> pa.Array | pa.ChunkedArray:
-    """Return a column as Arrow, each value as it was; raises ValueError where its values are of several types."""
+    """Return a column as Arrow without changing a value; raises ValueError if it mixes types."""
     import pyarrow as pa
 
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
-    if hasattr(type(values), "to_arrow"):  # polars, which of Python's objects would give their addresses
+    if hasattr(type(values), "to_arrow"):  # polars, which would return the addresses of Python objects
         if str(values.dtype) != "Object":
             return values.to_arrow()
         values = values.to_list()
     try:
-        if getattr(values, "typecode", "") == "f":  # array.array, whose items are Python's
+        if getattr(values, "typecode", "") == "f":  # array.array, whose items are Python floats
             return pa.array(values, pa.float32())
         if isinstance(values, list | tuple) or str(getattr(values, "dtype", "object")) == "object":
             return _inferred(values)
@@ -233,7 +234,7 @@ def as_arrow(values: Any) -> pa.Array | pa.ChunkedArray:
 
 
 def _inferred(values: Any) -> pa.Array:
-    """Return Python values in the type that Arrow infers. NaN is a null beside what is no float."""
+    """Return Python values in the type that Arrow infers. NaN among values that are not floats is a null."""
     import pyarrow as pa
 
     is_list = isinstance(values, list | tuple)
@@ -245,8 +246,8 @@ def _inferred(values: Any) -> pa.Array:
     kind = column.type
     if pa.types.is_timestamp(kind) and any(getattr(value, "nanosecond", 0) > 0 for value in values):
         column = pa.array(values, pa.timestamp("ns", kind.tz), from_pandas=from_pandas)
-    # Arrow makes bytes of texts beside bytes, dates of instants beside dates, beside numpy numbers of bools and
-    # integers of narrow floats. All other types hold what they take.
+    # When types are mixed, Arrow turns texts next to bytes into bytes, instants next to dates into dates, bools next to
+    # numpy numbers into numbers, and narrow floats into integers. Other types keep what they take.
     is_mixed = not pa.types.is_boolean(kind) and _has((*_NARROW, "bool", "bool_"), values)
     if is_mixed or pa.types.is_binary(kind) or pa.types.is_temporal(kind) or pa.types.is_nested(kind):
         listed = column.to_pylist()
@@ -267,9 +268,9 @@ def _has(names: Iterable[str], values: Iterable[Any]) -> bool:
 
 
 def _check_certain(values: Iterable[Any], kept: list[Any], kind: str) -> None:
-    """Refuse what may be several integers in a wider type, which does not show it; raises ValueError.
+    """Refuse a float that may stand for several integers, before a wider type hides it; raises ValueError.
 
-    Beside a fraction nothing is an integer.
+    In a column with a fraction nothing is an integer.
     """
     if not all(map(_is_whole, _leaves(kept))):
         return
@@ -313,7 +314,7 @@ def _is_same(given: Any, kept: Any) -> bool:
     if isinstance(kept, dict):
         return all(_is_same(given.get(name), value) for name, value in kept.items())
     if isinstance(given, datetime) and isinstance(kept, datetime):
-        # A difference, because instants in an hour that comes twice equal none of another zone.
+        # By difference: an instant in an hour that occurs twice never compares equal to one of another zone.
         return not (_aware(given) - _aware(kept))
     if isinstance(given, date) and isinstance(given, datetime) != isinstance(kept, datetime):
         return False
@@ -333,11 +334,11 @@ def _is_of(kind: type, library: str) -> bool:
 
 
 def _column(name: Any, values: Any, what: str, error: type[InputError]) -> Any:
-    """Return one value of a dict of columns, an iterator as a list; raises ``error`` for what is no column."""
+    """Return one value of a dict of columns, an iterator as a list; raises ``error`` for anything but a column."""
     if isinstance(values, Iterator):
         return list(values)
     try:
-        len(values)  # which an array of no dimension has not
+        len(values)  # fails for an array of no dimension
     except TypeError:
         is_column = False
     else:
@@ -375,17 +376,17 @@ def _arrow_table(given: Any, what: str, error: type[InputError]) -> pa.Table:
         return given
     with _told(given, what, error):
         if isinstance(given, pa.Array | pa.ChunkedArray):
-            return pa.Table.from_struct_array(given)  # which takes slices
+            return pa.Table.from_struct_array(given)  # respects slices
         return pa.table(given)
 
 
 @contextmanager
 def _told(given: Any, what: str, error: type[InputError]) -> Iterator[None]:
-    """Raise ``error`` for what another library raises when it hands over its rows."""
+    """Raise ``error`` for any exception of another library while it hands over its rows."""
     try:
         yield
     except FeatureStoreError:
-        raise  # of our own training set
-    except Exception as cause:  # of a single column; or of a query that runs now, in whatever library
+        raise  # raised by our own training set
+    except Exception as cause:  # the object is a single column, or a query that runs only now, in any library
         reason = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
         raise error(f"{what} is {type(given).__name__}, not a table: {reason}.", hint=f"Pass {_FORMS}.") from cause

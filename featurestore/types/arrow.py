@@ -1,4 +1,4 @@
-"""Value types and Arrow: which Arrow type stands for which of ours, and how a column becomes it."""
+"""Value types and Arrow: the Arrow type of each of our types, and the casts of columns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
-"""What Arrow calls float is half as wide as what numpy and pandas call so."""
+"""The names for hints: Arrow's float is half as wide as numpy's and pandas'."""
 
 
 def arrow_type(value_type: ValueType) -> pa.DataType:
@@ -88,7 +88,7 @@ def fits(declared: ValueType, found: ValueType | None) -> bool:
     """Tell whether a column whose narrowest type is ``found`` may feed a feature declared so.
 
     The same type, integers and floats into wider ones, and integers of up to 32 bits into Float64 lose
-    nothing; all else is refused.
+    nothing; everything else is refused.
     """
     if found is None:
         return False
@@ -112,9 +112,9 @@ def cast_column(column: pa.ChunkedArray | pa.Array, value_type: ValueType, *, na
     """Return a caller's column as the Arrow type of ``value_type``, losing nothing.
 
     Accepts what `fits` accepts, a column of nulls (or of lists of them) of any type, a narrower integer, and whole
-    floats for integers (pandas makes floats of integers beside nulls; NaN is then a null) below the limit of their bits
-    (`WHOLE_FLOAT_LIMITS`). Timestamps are floored. Raises ValueTypeError naming the column and, where one is to
-    blame, the value.
+    floats for integers (pandas turns integers with nulls into floats; NaN is then a null) below the limit of their bits
+    (`WHOLE_FLOAT_LIMITS`). Timestamps are floored. Raises ValueTypeError naming the column and, if a single value is
+    wrong, the value.
     """
     import pyarrow as pa
 
@@ -136,7 +136,7 @@ def cast_column(column: pa.ChunkedArray | pa.Array, value_type: ValueType, *, na
             return column.cast(target)
     except pa.ArrowInvalid as error:
         raise ValueTypeError(
-            f"column {name!r} of type {kind} holds a value that is no {value_type}: {_first_line(error)}.",
+            f"column {name!r} of type {kind} holds a value that is not a {value_type}: {_first_line(error)}.",
             column=name,
         ) from None
     raise ValueTypeError(
@@ -147,7 +147,7 @@ def cast_column(column: pa.ChunkedArray | pa.Array, value_type: ValueType, *, na
 
 
 def _is_list_of_nulls(kind: pa.DataType, value_type: ValueType) -> bool:
-    """Tell whether a type is what Arrow infers of empty lists alone, in no more lists than the declared one."""
+    """Tell whether Arrow infers this type from empty lists only, nested no deeper than the declared type."""
     import pyarrow as pa
 
     while value_type.item is not None and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
@@ -163,7 +163,7 @@ def _whole(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     import pyarrow.compute as pc
 
     limit = float(WHOLE_FLOAT_LIMITS[column.type.bit_width])
-    column = column.cast(pa.float64())  # Arrow computes little with 16 bits
+    column = column.cast(pa.float64())  # Arrow has few functions for 16 bits
     column = pc.if_else(pc.is_nan(column), None, column)
     wrong = pc.or_(pc.greater_equal(pc.abs(column), limit), pc.not_equal(pc.floor(column), column))
     row = pc.index(wrong, True).as_py()

@@ -122,7 +122,7 @@ _DECIMAL_TEXT = re.compile(r"Decimal\((\d{1,2}), ?(\d{1,2})\)")
 
 
 def parse_type(text: str) -> ValueType:
-    """Return the type a text names, for example ``Int64``, ``Decimal(10,2)`` or ``Array(String)``.
+    """Return the type that a text names, for example ``Int64``, ``Decimal(10,2)`` or ``Array(String)``.
 
     Raises DefinitionError for anything else.
     """
@@ -152,11 +152,11 @@ def is_widening(old: ValueType, new: ValueType) -> bool:
 
 
 class CoarseFloat(float):
-    """A float that a library held in 16 or 32 bits and that, as an integer, may have been another one."""
+    """A float that a library held in 16 or 32 bits, so that it may stand for several integers."""
 
 
 def from_library(value: Any, kind: Any) -> Any:
-    """Return the Python value or list that a library made of its own of type ``kind``, coarse floats marked."""
+    """Return a library's value or list of type ``kind``, already in Python, with coarse floats marked."""
     bits = float_bits(kind)
     return value if bits == 64 else _marked(value, WHOLE_FLOAT_LIMITS[bits])
 
@@ -168,7 +168,7 @@ def _marked(value: Any, limit: int) -> Any:
 
 
 _OWN_KINDS = frozenset((int, float, bool, str, bytes, datetime, date, PythonDecimal, list))
-"""Kinds of canonical values: no library's scalars, arrays or missing values are of them."""
+"""The Python types of canonical values: no library's scalars, arrays or missing values belong to them."""
 _NO_ARRAYS = (str, bytes, int, float, list, date)
 
 
@@ -176,8 +176,9 @@ def coerce(value_type: ValueType, value: Any) -> Any:
     """Return ``value`` as the type's canonical Python value, or None for None.
 
     Accepts the canonical value, numpy and pandas scalars of the same kind, an int for a float, and a whole float for
-    an integer (pandas makes floats of integers beside nulls) below the limit of its bits (`WHOLE_FLOAT_LIMITS`). Never
-    guesses: a string is no number, ``True`` is no integer. pandas' missing values (NaT, NA) are None; NaN is a float.
+    an integer (pandas turns integers with nulls into floats) below the limit of its bits (`WHOLE_FLOAT_LIMITS`). Never
+    guesses: a string is not a number, ``True`` is not an integer. pandas' missing values (NaT, NA) are None; NaN is a
+    float.
 
     Raises ValueTypeError naming the value and the type.
     """
@@ -258,7 +259,7 @@ def _exact(kind: type) -> Any:
 def _string(_: ValueType, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError
-    value.encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
+    value.encode()  # a lone surrogate is not a text: UnicodeEncodeError is a ValueError
     return str(value)
 
 
@@ -284,7 +285,7 @@ def _date(_: ValueType, value: Any) -> date:
 
 _DECIMALS = (PythonDecimal, int)
 _UNITS = [PythonDecimal((0, (1,), -scale)) for scale in range(39)]
-"""1, 0.1, 0.01, …: one unit of the last place of each scale."""
+"""1, 0.1, 0.01, …: the unit of the last digit for each scale."""
 _EXACT = Context(prec=76)
 
 
@@ -325,7 +326,7 @@ _COERCIONS: dict[str, Any] = {
 
 
 def to_json(value_type: ValueType, value: Any) -> Any:
-    """Return a canonical Python value as what stands for it in JSON; NaN and infinities become None."""
+    """Return the JSON value for a canonical Python value; NaN and infinities become None."""
     if value is None:
         return None
     name = value_type.name
@@ -347,7 +348,7 @@ def to_json(value_type: ValueType, value: Any) -> Any:
 def from_json(value_type: ValueType, value: Any) -> Any:
     """Return the canonical Python value of a JSON value.
 
-    Int64 also takes a canonical decimal string, since JavaScript rounds. Raises ValueTypeError.
+    Int64 also takes a canonical decimal string, because JavaScript rounds large numbers. Raises ValueTypeError.
     """
     if value is None:
         return None
@@ -361,7 +362,7 @@ def from_json(value_type: ValueType, value: Any) -> Any:
             try:
                 return _timestamp(value_type, datetime.fromisoformat(value))
             except ValueError:
-                return to_datetime(to_instant(value))  # which says that this is no instant
+                return to_datetime(to_instant(value))  # raises the error that this is not an instant
         elif name == "Date" and isinstance(value, str):
             return date.fromisoformat(value)
         elif name == "Decimal" and isinstance(value, str):
