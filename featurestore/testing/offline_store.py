@@ -1,19 +1,24 @@
-"""What every offline store must do. Subclass `OfflineStoreConformance` and give it an ``offline`` fixture.
+"""What every offline store must do. Subclass `OfflineStoreConformance` and give it two fixtures.
 
 class TestMyStore(OfflineStoreConformance):
     @pytest.fixture
-    def offline(self, tmp_path):
-        ...return an empty store of local files
+    def offline(self):
+        ...return an empty store
+
+    @pytest.fixture
+    def tamper(self, offline):
+        ...return a `Tamper`, which changes the store's files as a broken disk does
+
+Everything else is written and read through the store.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +39,14 @@ from featurestore.types.values import ValueType
 TABLE = TableId("conformance", "profile", 1)
 SCHEMA = TableSchema((("carrier", String), ("number", Int32)), (("delay", Float32), ("seats", Int32)))
 INSTANT = pa.timestamp("us", tz="UTC")
+
+
+class Tamper(Protocol):
+    """Puts another content in the place of a file, behind the store's back, or takes the file away."""
+
+    def __call__(self, file: DataFile, content: bytes | None, *, is_seen: bool = True) -> None:
+        """Do it; without ``is_seen`` so that only the content tells it, no time and no size, if the store allows."""
+
 
 Row = tuple[str, int, int, int | None, Any, Any]
 """carrier, number, event and created time in microseconds, delay, seats."""
@@ -68,9 +81,7 @@ def write_rows(
     }
     for name, values in (extra or {}).items():
         columns[name] = pa.array(values, arrow_type(types[name]))
-    path = offline.staging(table) / f"rows-{first_sequence}-{threading.get_ident()}.parquet"
-    pq.write_table(pa.table(columns), path)
-    return path
+    return offline.write(table, pa.table(columns))
 
 
 def append(
@@ -86,16 +97,28 @@ def append(
         path.unlink(missing_ok=True)
 
 
-def read_rows(version: TableVersion) -> list[dict[str, Any]]:
+def read_bytes(offline: OfflineStore, file: DataFile) -> bytes:
+    """Return the bytes of a file."""
+    with offline.open(file) as content:
+        return bytes(content.read())
+
+
+def read_file(offline: OfflineStore, file: DataFile) -> pa.Table:
+    """Return what a file holds."""
+    with offline.open(file) as content:
+        return pq.ParquetFile(content).read()
+
+
+def read_rows(offline: OfflineStore, version: TableVersion) -> list[dict[str, Any]]:
     """Return every row of a version by ``fs_seq``, read from its files; a column that a file lacks is None."""
-    found = [row for file in version.files for row in pq.ParquetFile(file.path).read().to_pylist()]
+    found = [row for file in version.files for row in read_file(offline, file).to_pylist()]
     names = {name for row in found for name in row}
     return sorted(({name: row.get(name) for name in names} for row in found), key=lambda row: row[SEQUENCE])
 
 
-def numbers(version: TableVersion) -> list[int]:
+def numbers(offline: OfflineStore, version: TableVersion) -> list[int]:
     """Return the column ``number`` of every row, in the order of arrival."""
-    return [row["number"] for row in read_rows(version)]
+    return [row["number"] for row in read_rows(offline, version)]
 
 
 class OfflineStoreConformance:
@@ -118,11 +141,11 @@ class OfflineStoreConformance:
         path = write_rows(offline, rows)
         written = pq.ParquetFile(path).read().to_pylist()
         version = offline.commit(TABLE, SCHEMA, base=None, add=[path])
-        assert read_rows(version) == written
+        assert read_rows(offline, version) == written
         assert version == offline.current(TABLE) == offline.version(TABLE, version.number)
         assert not path.exists()
 
-    def test_rows_are_written_and_files_opened_by_the_store_itself(self, offline: OfflineStore) -> None:
+    def test_rows_are_written_and_files_opened_by_the_store_itself(self, offline: OfflineStore, tamper: Tamper) -> None:
         rows = pq.ParquetFile(write_rows(offline, [row(2), row(1)])).read()
         path = offline.write(TABLE, rows)
         assert path.parent == offline.staging(TABLE)
@@ -130,7 +153,7 @@ class OfflineStoreConformance:
         with offline.open(file) as found:
             assert pq.ParquetFile(found).read().equals(rows)
         assert found.closed
-        _damage(Path(file.path), "remove")
+        tamper(file, None)
         with pytest.raises(DamagedFileError, match="cannot be read") as caught:
             offline.open(file)
         assert caught.value.details["path"] == file.path
@@ -139,7 +162,7 @@ class OfflineStoreConformance:
         source = append(offline, [row(2)], append(offline, [row(1)]))
         other = TableId("conformance", "profile", 2)
         carried = offline.commit(other, SCHEMA, base=None, add=source.files)
-        assert read_rows(carried) == read_rows(source)
+        assert read_rows(offline, carried) == read_rows(offline, source)
         assert (carried.next_sequence, offline.current(TABLE)) == (source.next_sequence, source)
         with pytest.raises(ConcurrentCommitError):
             offline.commit(other, SCHEMA, base=None, add=source.files)
@@ -151,7 +174,7 @@ class OfflineStoreConformance:
         instants = [-62_135_596_800_000_000, -1, 999, 253_402_300_799_999_999]
         version = append(offline, [row(number, event_us=at) for number, at in enumerate(instants)])
         (file,) = version.files
-        content = Path(file.path).read_bytes()
+        content = read_bytes(offline, file)
         assert (version.table, version.rows, file.rows) == (TABLE, 4, 4)
         assert (file.size_bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
         assert file.min_event_us == instants[0]
@@ -167,12 +190,12 @@ class OfflineStoreConformance:
         first = append(offline, [row(1)])
         second = append(offline, [row(2)], first)
         third = append(offline, [row(3), row(4)], second)
-        assert numbers(third) == [1, 2, 3, 4]
+        assert numbers(offline, third) == [1, 2, 3, 4]
         assert first.number < second.number < third.number
         assert [file.path for file in third.files] == sorted(file.path for file in third.files)
         for version in (first, second, third):
             assert offline.version(TABLE, version.number) == version
-        assert numbers(offline.version(TABLE, first.number)) == [1]
+        assert numbers(offline, offline.version(TABLE, first.number)) == [1]
 
     def test_sequence_numbers_are_never_given_twice(self, offline: OfflineStore) -> None:
         first = append(offline, [row(1), row(2)])
@@ -181,33 +204,32 @@ class OfflineStoreConformance:
         third = offline.commit(TABLE, SCHEMA, base=second.number, add=[], remove=second.files)
         assert (third.rows, third.next_sequence) == (0, 3)
         fourth = append(offline, [row(4)], third)
-        assert [found[SEQUENCE] for found in read_rows(fourth)] == [3]
+        assert [found[SEQUENCE] for found in read_rows(offline, fourth)] == [3]
 
     def test_a_table_may_begin_empty(self, offline: OfflineStore) -> None:
         version = offline.commit(TABLE, SCHEMA, base=None, add=[])
         assert (version.rows, version.next_sequence) == (0, 0)
-        assert numbers(append(offline, [row(1)], version)) == [1]
+        assert numbers(offline, append(offline, [row(1)], version)) == [1]
 
     def test_several_files_come_in_one_commit(self, offline: OfflineStore) -> None:
         paths = [write_rows(offline, [row(n)], first_sequence=n) for n in range(3)]
         version = offline.commit(TABLE, SCHEMA, base=None, add=paths)
-        assert numbers(version) == [0, 1, 2]
+        assert numbers(offline, version) == [0, 1, 2]
         assert len(version.files) == 3
 
     def test_a_commit_from_an_old_version_is_refused_and_changes_nothing(self, offline: OfflineStore) -> None:
         first = append(offline, [row(1)])
         second = append(offline, [row(2)], first)
-        before = _files_below(offline)
         path = write_rows(offline, [row(3)], first_sequence=second.next_sequence)
         content = path.read_bytes()
         with pytest.raises(ConcurrentCommitError, match="conformance/profile/1"):
             offline.commit(TABLE, SCHEMA, base=first.number, add=[path])
         assert offline.current(TABLE) == second
-        assert _files_below(offline) == before
+        assert offline.clean(TABLE, keep=[first.number, second.number]) == 0
         # The caller tries again with the files that it staged.
         assert list(offline.staging(TABLE).iterdir()) == [path]
         assert path.read_bytes() == content
-        assert numbers(offline.commit(TABLE, SCHEMA, base=second.number, add=[path])) == [1, 2, 3]
+        assert numbers(offline, offline.commit(TABLE, SCHEMA, base=second.number, add=[path])) == [1, 2, 3]
         assert not path.exists()
 
     def test_a_table_is_created_once(self, offline: OfflineStore) -> None:
@@ -223,7 +245,7 @@ class OfflineStoreConformance:
             assert sorted(outcomes) == [False, False, False, True]
             base = offline.current(TABLE)
         assert base is not None
-        assert [found[SEQUENCE] for found in read_rows(base)] == [0, 1, 2, 3, 4]
+        assert [found[SEQUENCE] for found in read_rows(offline, base)] == [0, 1, 2, 3, 4]
 
     def test_removing_and_adding_is_one_commit(self, offline: OfflineStore) -> None:
         first = append(offline, [row(1)])
@@ -231,8 +253,8 @@ class OfflineStoreConformance:
         path = write_rows(offline, [row(9)], first_sequence=second.next_sequence)
         third = offline.commit(TABLE, SCHEMA, base=second.number, add=[path], remove=first.files)
         assert third.number == second.number + 1
-        assert numbers(third) == [2, 9]
-        assert numbers(offline.version(TABLE, second.number)) == [1, 2]
+        assert numbers(offline, third) == [2, 9]
+        assert numbers(offline, offline.version(TABLE, second.number)) == [1, 2]
 
     def test_changes_tell_what_came_and_went(self, offline: OfflineStore) -> None:
         first = append(offline, [row(1)])
@@ -250,10 +272,10 @@ class OfflineStoreConformance:
         more = TableSchema(SCHEMA.join_keys, (*SCHEMA.stored, ("tags", Array(String)), ("price", Decimal(10, 2))))
         first = append(offline, [row(1)])
         second = append(offline, [row(2)], first, schema=more, extra={"tags": [["a", None]], "price": [None]})
-        assert [found["tags"] for found in read_rows(second)] == [None, ["a", None]]
-        assert numbers(offline.version(TABLE, first.number)) == [1]
+        assert [found["tags"] for found in read_rows(offline, second)] == [None, ["a", None]]
+        assert numbers(offline, offline.version(TABLE, first.number)) == [1]
         third = append(offline, [row(3)], second)
-        assert [found["tags"] for found in read_rows(third)] == [None, ["a", None], None]
+        assert [found["tags"] for found in read_rows(offline, third)] == [None, ["a", None], None]
 
     def test_types_widen_in_every_file(self, offline: OfflineStore) -> None:
         wide = TableSchema(
@@ -263,25 +285,25 @@ class OfflineStoreConformance:
         second = append(offline, [row(3)], first)
         kept = offline.commit(TABLE, SCHEMA, base=second.number, add=[], remove=first.files)
         third = append(offline, [row(2**40, delay=0.1)], kept, schema=wide, extra={"new": [2.5]})
-        assert numbers(third) == [3, 2**40]
-        assert [found["new"] for found in read_rows(third)] == [None, 2.5]
-        assert [found[SEQUENCE] for found in read_rows(third)] == [2, 3]
+        assert numbers(offline, third) == [3, 2**40]
+        assert [found["new"] for found in read_rows(offline, third)] == [None, 2.5]
+        assert [found[SEQUENCE] for found in read_rows(offline, third)] == [2, 3]
         for file in third.files:
-            schema = pq.read_schema(file.path)
+            schema = read_file(offline, file).schema
             assert (schema.field("number").type, schema.field("delay").type) == (pa.int64(), pa.float64())
-        assert numbers(offline.version(TABLE, second.number)) == [1, 2, 3]
+        assert numbers(offline, offline.version(TABLE, second.number)) == [1, 2, 3]
 
-    def test_widening_a_damaged_file_is_refused_and_changes_nothing(self, offline: OfflineStore) -> None:
+    def test_widening_a_damaged_file_is_refused_and_changes_nothing(
+        self, offline: OfflineStore, tamper: Tamper
+    ) -> None:
         wide = TableSchema((("carrier", String), ("number", Int64)), SCHEMA.stored)
         first = append(offline, [row(number) for number in range(100)])
         second = append(offline, [row(100)], first)
         offline.verify(second.files)  # what is remembered must not do
         (damaged,) = first.files
-        times = Path(damaged.path).stat()
-        content = bytearray(Path(damaged.path).read_bytes())
+        content = bytearray(read_bytes(offline, damaged))
         content[len(content) // 3] ^= 1
-        Path(damaged.path).write_bytes(content)
-        os.utime(damaged.path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        tamper(damaged, bytes(content), is_seen=False)
         path = write_rows(offline, [row(2**40)], first_sequence=101, schema=wide)
         with pytest.raises(DamagedFileError) as caught:
             offline.commit(TABLE, wide, base=second.number, add=[path])
@@ -290,7 +312,7 @@ class OfflineStoreConformance:
         assert list(offline.staging(TABLE).iterdir()) == [path]
         # What a commit takes out is not written again.
         third = offline.commit(TABLE, wide, base=second.number, add=[path], remove=first.files)
-        assert numbers(third) == [100, 2**40]
+        assert numbers(offline, third) == [100, 2**40]
 
     def test_any_other_change_of_type_is_refused(self, offline: OfflineStore) -> None:
         first = append(offline, [row(1)])
@@ -310,11 +332,11 @@ class OfflineStoreConformance:
         assert offline.current(TABLE) is None
 
     @pytest.mark.parametrize("damage", ["flip", "truncate", "grow", "remove"])
-    def test_damage_is_found(self, offline: OfflineStore, damage: str) -> None:
+    def test_damage_is_found(self, offline: OfflineStore, tamper: Tamper, damage: str) -> None:
         version = append(offline, [row(number) for number in range(100)])
         (file,) = version.files
         offline.verify(version.files)
-        _damage(Path(file.path), damage)
+        tamper(file, _damaged(read_bytes(offline, file), damage))
         with pytest.raises(DamagedFileError, match="is damaged") as caught:
             offline.verify(version.files)
         assert file.path in str(caught.value)
@@ -341,8 +363,8 @@ class OfflineStoreConformance:
             remove=second.files,
         )
         assert offline.clean(TABLE, keep=[first.number]) == 1
-        assert numbers(offline.version(TABLE, first.number)) == [1]
-        assert numbers(third) == [3]
+        assert numbers(offline, offline.version(TABLE, first.number)) == [1]
+        assert numbers(offline, third) == [3]
         with pytest.raises(TableVersionError, match=f"Version {second.number} .* gone"):
             offline.version(TABLE, second.number)
         assert offline.clean(TABLE, keep=[first.number]) == 0
@@ -351,14 +373,14 @@ class OfflineStoreConformance:
     def test_cleaning_leaves_work_under_way_alone(self, offline: OfflineStore) -> None:
         path = write_rows(offline, [row(1)])
         assert offline.clean(TABLE, keep=[]) == 0
-        assert numbers(offline.commit(TABLE, SCHEMA, base=None, add=[path])) == [1]
+        assert numbers(offline, offline.commit(TABLE, SCHEMA, base=None, add=[path])) == [1]
 
     def test_cleaning_with_a_pinned_version_that_is_gone_removes_nothing(self, offline: OfflineStore) -> None:
         first = append(offline, [row(1)])
         offline.commit(TABLE, SCHEMA, base=first.number, add=[], remove=first.files)
         with pytest.raises(TableVersionError):
             offline.clean(TABLE, keep=[99])
-        assert numbers(offline.version(TABLE, first.number)) == [1]
+        assert numbers(offline, offline.version(TABLE, first.number)) == [1]
 
     def test_a_dropped_table_is_gone_and_its_neighbours_stay(self, offline: OfflineStore) -> None:
         version = append(offline, [row(1)])
@@ -366,10 +388,11 @@ class OfflineStoreConformance:
         offline.commit(neighbour, SCHEMA, base=None, add=[])
         assert offline.clean(TABLE, keep=None) >= 1
         assert offline.current(TABLE) is None
-        assert not Path(version.files[0].path).exists()
+        with pytest.raises(DamagedFileError):
+            offline.open(version.files[0])
         assert offline.tables("conformance") == [neighbour]
         assert offline.clean(TABLE, keep=None) == 0
-        assert numbers(append(offline, [row(5)])) == [5]
+        assert numbers(offline, append(offline, [row(5)])) == [5]
 
     def test_tables_are_listed_by_project_in_order(self, offline: OfflineStore) -> None:
         wanted = [TableId("conformance", view, generation) for view in ("a", "b_2") for generation in (1, 2, 10)]
@@ -409,22 +432,14 @@ def _race(offline: OfflineStore, base: TableVersion | None, *, writers: int) -> 
     return outcomes
 
 
-def _files_below(offline: OfflineStore) -> set[Path]:
-    """Return the data files around the staging place."""
-    return set(offline.staging(TABLE).parent.parent.glob("*.parquet*"))
-
-
-def _damage(path: Path, damage: str) -> None:
-    content = bytearray(path.read_bytes())
-    if damage == "flip":
-        content[len(content) // 2] ^= 1
-    elif damage == "truncate":
-        del content[-10:]
-    elif damage == "grow":
-        content += b"more"
-    path.unlink()
-    if damage != "remove":
-        path.write_bytes(content)
+def _damaged(content: bytes, damage: str) -> bytes | None:
+    middle = len(content) // 2
+    found = {
+        "flip": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "truncate": content[:-10],
+        "grow": content + b"more",
+    }
+    return found.get(damage)
 
 
 def _fields(file: DataFile) -> dict[str, Any]:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from featurestore.errors import ConcurrentCommitError, OfflineStoreError, TableVersionError
+from featurestore.errors import ConcurrentCommitError, DamagedFileError, OfflineStoreError, TableVersionError
 from featurestore.offline.interface import DataFile, OfflineStore, TableSchema, TableVersion
-from featurestore.testing.offline_store import SCHEMA, TABLE, append, numbers, read_rows, row, write_rows
+from featurestore.testing.offline_store import SCHEMA, TABLE, append, numbers, read_file, read_rows, row, write_rows
 from featurestore.types import Float64
 from featurestore.types.columns import SEQUENCE
 
@@ -24,9 +22,8 @@ from featurestore.types.columns import SEQUENCE
 def merge(offline: OfflineStore, version: TableVersion, files: Sequence[DataFile] | None = None) -> TableVersion:
     """Merge files of a version, by default all, after that version."""
     files = version.files if files is None else files
-    path = offline.staging(TABLE) / "merged.parquet"
-    tables = [pq.ParquetFile(file.path).read() for file in files]
-    pq.write_table(pa.concat_tables(tables, promote_options="default"), path)
+    tables = [read_file(offline, file) for file in files]
+    path = offline.write(TABLE, pa.concat_tables(tables, promote_options="default"))
     try:
         return offline.merge(TABLE, base=version.number, add=[path], remove=files)
     finally:
@@ -44,7 +41,7 @@ def append_several(offline: OfflineStore, count: int, version: TableVersion | No
 def new_rows(offline: OfflineStore, after: int | None, until: TableVersion) -> list[int]:
     """Return the ``fs_seq`` of the rows that `changes` calls new."""
     changes = offline.changes(TABLE, after, until.number)
-    found = [at for file in changes.added for at in pq.ParquetFile(file.path).read()[SEQUENCE].to_pylist()]
+    found = [at for file in changes.added for at in read_file(offline, file)[SEQUENCE].to_pylist()]
     return sorted(at for at in found if at >= changes.first_sequence)
 
 
@@ -56,11 +53,11 @@ class TableGrowthConformance:
         merged = merge(offline, before, before.files[:3])
         assert merged == offline.current(TABLE)
         assert (merged.number, len(merged.files)) == (before.number + 1, 3)
-        assert read_rows(merged) == read_rows(before)
+        assert read_rows(offline, merged) == read_rows(offline, before)
         assert (merged.next_sequence, merged.rows_kept_since) == (before.next_sequence, before.rows_kept_since)
         offline.verify(merged.files, again=True)
-        assert numbers(offline.version(TABLE, before.number)) == [0, 1, 2, 3, 4]
-        assert numbers(append_several(offline, 1, merged)) == [0, 1, 2, 3, 4, 5]
+        assert numbers(offline, offline.version(TABLE, before.number)) == [0, 1, 2, 3, 4]
+        assert numbers(offline, append_several(offline, 1, merged)) == [0, 1, 2, 3, 4, 5]
 
     def test_a_merge_carries_on_what_the_commit_before_said(self, offline: OfflineStore) -> None:
         first = append_several(offline, 1)
@@ -78,9 +75,9 @@ class TableGrowthConformance:
         first = append_several(offline, 1)
         second = append(offline, [row(1)], first, schema=more, extra={"price": [2.5]})
         merged = merge(offline, second)
-        assert [found["price"] for found in read_rows(merged)] == [None, 2.5]
+        assert [found["price"] for found in read_rows(offline, merged)] == [None, 2.5]
         third = append(offline, [row(2)], merged, schema=more, extra={"price": [7.5]})
-        assert [found["price"] for found in read_rows(third)] == [None, 2.5, 7.5]
+        assert [found["price"] for found in read_rows(offline, third)] == [None, 2.5, 7.5]
 
     def test_a_merge_that_would_change_rows_is_refused(self, offline: OfflineStore) -> None:
         before = append_several(offline, 3)
@@ -152,13 +149,13 @@ class TableGrowthConformance:
             elif kind == "merge" and some:
                 version = merge(offline, version, some)
             elif some:
-                rows -= {at for file in some for at in pq.ParquetFile(file.path).read()[SEQUENCE].to_pylist()}
+                rows -= {at for file in some for at in read_file(offline, file)[SEQUENCE].to_pylist()}
                 version = offline.commit(TABLE, SCHEMA, base=version.number, add=[], remove=some)
                 withdrawn_at = version.number
             held[version.number] = rows
         for number, rows in held.items():
             found = offline.version(TABLE, number)
-            assert {at[SEQUENCE] for at in read_rows(found)} == rows
+            assert {at[SEQUENCE] for at in read_rows(offline, found)} == rows
             if number >= withdrawn_at:
                 assert set(new_rows(offline, number, version)) == held[version.number] - rows
                 assert offline.changes(TABLE, number, version.number).removed == ()
@@ -166,22 +163,24 @@ class TableGrowthConformance:
                 assert offline.changes(TABLE, number, version.number).removed != ()
 
     def test_every_version_stays_readable_until_it_is_cleaned(self, offline: OfflineStore) -> None:
-        version, identities = append_several(offline, 1), list[str]()
+        version, identities, written = append_several(offline, 1), list[str](), set[DataFile]()
         for _ in range(49):
             identities.append(version.identity)
+            written |= {*version.files}
             version = append_several(offline, 1, version)
         for number, identity in enumerate(identities):
             found = offline.version(TABLE, number)
-            assert (found.identity, numbers(found)) == (identity, list(range(number + 1)))
+            assert (found.identity, numbers(offline, found)) == (identity, list(range(number + 1)))
         merged = merge(offline, version)
         assert offline.clean(TABLE, keep=[3, 20], known=[]) > 0
         for number in (3, 20):
-            assert numbers(offline.version(TABLE, number)) == list(range(number + 1))
+            assert numbers(offline, offline.version(TABLE, number)) == list(range(number + 1))
         with pytest.raises(TableVersionError):
             offline.version(TABLE, 40)
-        assert numbers(merged) == list(range(50))
+        assert numbers(offline, merged) == list(range(50))
         # Of files that a version no longer pins, cleaning knows also where the entry that added them is gone.
         offline.clean(TABLE, keep=[], known=[])
-        places = set(Path(merged.files[0].path).parent.glob("*.parquet"))
-        assert places == {Path(file.path) for file in merged.files}
-        assert numbers(append_several(offline, 2, merged)) == list(range(52))
+        for file in written:
+            with pytest.raises(DamagedFileError):
+                offline.open(file)
+        assert numbers(offline, append_several(offline, 2, merged)) == list(range(52))

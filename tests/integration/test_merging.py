@@ -268,14 +268,15 @@ def test_processes_that_merge_one_table_lose_nothing(tmp_path, dies_at):
     assert [code for _, code in codes] == [0, 0, 0 if dies_at is None else 137], codes
     from featurestore.testing.offline_store import TABLE, read_rows
 
-    version = DeltaStore(tmp_path).current(TABLE)
+    store = DeltaStore(tmp_path)
+    version = store.current(TABLE)
     assert version is not None
-    rows = read_rows(version)
+    rows = read_rows(store, version)
     assert [row["fs_seq"] for row in rows] == list(range(len(rows)))
     assert len(rows) == 30 if dies_at is None else 20 < len(rows) < 30
     assert len(version.files) < 12
-    assert DeltaStore(tmp_path).clean(TABLE, keep=[], known=[]) > 0
-    assert read_rows(version) == rows
+    assert store.clean(TABLE, keep=[], known=[]) > 0
+    assert read_rows(store, version) == rows
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -70,7 +70,7 @@ def test_the_log_that_readers_list_stays_short(folder, store):
         hashes.append(hash_of(TableLog(TABLE, location(folder)).entry(number)))
     assert live_entries(folder) == list(range(30, 42))  # from the third newest checkpoint on
     assert entry_hashes(folder, 42) == hashes
-    assert [numbers(store.version(TABLE, number))[-1] for number in range(42)] == list(range(42))
+    assert [numbers(store, store.version(TABLE, number))[-1] for number in range(42)] == list(range(42))
     found = deltalake.DeltaTable(location(folder))
     assert (found.version(), found.to_pyarrow_table().num_rows) == (41, 42)
     assert len(found.history()) > 0
@@ -95,7 +95,7 @@ def test_a_log_that_cannot_be_archived_costs_no_commit(folder, store, caplog):
     version = append_several(store, 2)
     (location(folder) / "_archive").write_text("in the way")
     version = append_several(store, 4 * EVERY, version)
-    assert numbers(version) == list(range(4 * EVERY + 2))
+    assert numbers(store, version) == list(range(4 * EVERY + 2))
     assert {record.getMessage().partition(":")[0] for record in caplog.records} == {
         "old entries of the log of table conformance/profile/1 stay in it"
     }
@@ -159,7 +159,7 @@ def test_a_commit_whose_number_was_given_and_archived_is_told_as_a_lost_race(fol
         append(store, [row(99)], base)
     assert 2 not in live_entries(folder)
     assert store.current(TABLE) == newest[0]
-    assert numbers(store.version(TABLE, 2)) == [0, 1, 2]
+    assert numbers(store, store.version(TABLE, 2)) == [0, 1, 2]
     assert len(list(location(folder).glob("*.parquet"))) == len(newest[0].files)
     with pytest.raises(ConcurrentCommitError, match="after version 1"):
         append(store, [row(99)], base)
@@ -187,12 +187,14 @@ def test_a_writer_that_dies_while_it_archives_leaves_every_version(folder, store
     assert done.returncode == 137
     version = store.current(TABLE)
     assert version is not None
-    assert numbers(version) == list(range(version.number + 1))
+    assert numbers(store, version) == list(range(version.number + 1))
     assert deltalake.DeltaTable(location(folder)).version() == version.number
     hashes = entry_hashes(folder, version.number + 1)
     newest = append_several(store, 2 * EVERY, version)
     assert entry_hashes(folder, version.number + 1) == hashes
-    assert all(numbers(store.version(TABLE, number)) == list(range(number + 1)) for number in range(newest.number))
+    assert all(
+        numbers(store, store.version(TABLE, number)) == list(range(number + 1)) for number in range(newest.number)
+    )
     assert len(live_entries(folder)) <= 3 * EVERY
 
 
@@ -244,7 +246,7 @@ for _ in range(int(sys.argv[2])):
     for writer in writers:
         _, errors = writer.communicate(timeout=120)
         assert writer.returncode == 0, errors
-    assert numbers(store.current(TABLE)) == list(range(37))
+    assert numbers(store, store.current(TABLE)) == list(range(37))
     assert len(entry_hashes(folder, 37)) == 37
     assert len(live_entries(folder)) <= 3 * EVERY
 
@@ -256,11 +258,11 @@ def test_cleaning_trims_the_archive(folder, store):
     assert store.clean(TABLE, keep=[pinned], known=[published]) > 0
     kept = sorted(int(path.name) for path in (location(folder) / "_archive").iterdir())
     assert kept == [pinned // EVERY * EVERY, published // EVERY * EVERY]
-    assert numbers(store.version(TABLE, pinned)) == list(range(pinned + 1))
+    assert numbers(store, store.version(TABLE, pinned)) == list(range(pinned + 1))
     assert new_rows(store, published, merged) == list(range(published + 1, 40))
     with pytest.raises(TableVersionError, match="no version 2"):
         store.version(TABLE, 2)
-    assert numbers(append_several(store, 2 * EVERY, merged)) == list(range(50))
+    assert numbers(store, append_several(store, 2 * EVERY, merged)) == list(range(50))
 
 
 def test_cleaning_knows_the_files_of_a_living_writer_whose_entries_are_gone(folder, store):
