@@ -103,9 +103,9 @@ def hold_lmdb():
 
 def hold_locks():
     from featurestore.forks import _locks
-    from featurestore_registry.sql.engine import _engines
+    from featurestore_registry.sql.sqlite import _databases
     store.workspace.registry
-    hold(*_locks, *[engine._making for engine in _engines])
+    hold(*_locks, *[database._lock for database in _databases])
 
 USES |= {"hold-lmdb": hold_lmdb, "hold-locks": hold_locks}
 

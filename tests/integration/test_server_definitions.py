@@ -268,7 +268,7 @@ def test_records_of_an_older_schema_are_read_by_name_and_a_lost_schema_is_not_as
     tmp_path: Path, redis_server: RedisServer, redis_url: str
 ) -> None:
     now_us = system_clock()
-    project = small_project(tmp_path / "repo", now_us, online_url=redis_url, refresh=QUICK)
+    project = small_project(tmp_path / "repo", now_us, online_url=redis_url)
     text = (project.root / "features.py").read_text()
     (project.root / "features.py").write_text(
         text.replace('Field("clicks", Int64, default=0), Field("score", Float64)', 'Field("score", Float64)')

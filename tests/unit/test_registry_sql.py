@@ -29,8 +29,8 @@ from featurestore_registry.errors import (
 )
 from featurestore_registry.records import Change, Record, RecordField
 from featurestore_registry.sql import open_registry, tables
-from featurestore_registry.sql.engine import SqliteDatabase
 from featurestore_registry.sql.schema import alembic_config
+from featurestore_registry.sql.sqlite import SqliteDatabase
 from featurestore_registry.testing.definitions import hash_at
 from support.disks import small_files
 
@@ -190,7 +190,6 @@ def test_without_create_an_empty_file_is_no_registry(path, url):
     [
         "postgresql://user:hunter2@host/db",
         "https://user:hunter2@host",
-        "sqlite://",
         "/hunter2.db",
         "",
     ],
@@ -202,10 +201,28 @@ def test_other_urls_are_refused_without_showing_them(url):
     assert "sqlite:////" in raised.value.hint
 
 
-@pytest.mark.parametrize("path", ["", "relative/registry.db", "./registry.db", ":memory:", "~/registry.db"])
+@pytest.mark.parametrize("path", ["", "/", "/relative/registry.db", "/./registry.db", "/:memory:", "/~/registry.db"])
 def test_a_path_that_is_not_absolute_is_refused(path):
-    with pytest.raises(RegistryUnavailableError, match="is not absolute"):
-        open_registry(f"sqlite:///{path}")
+    with pytest.raises(RegistryUnavailableError, match="is not absolute") as raised:
+        open_registry(f"sqlite://{path}")
+    assert "sqlite:////" in raised.value.hint
+
+
+def test_a_registry_that_another_version_takes_over_meanwhile_is_refused_by_the_next_use(tmp_path, path, url):
+    """Upgraded, replaced or restored while it is open here: no transaction works on a schema it was not made for."""
+    with open_registry(url) as registry:
+        assert apply(registry, 0, put("a", {})) == 1
+        shutil.copy(path, tmp_path / "backup.db")
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE registry_version SET version_num = 'r9999_future'")
+        for use in (lambda: registry.definitions.head("p"), lambda: registry.ledger.append("p", "run", "k", {})):
+            with pytest.raises(RegistryFormatError, match="newer version"):
+                use()
+        shutil.copy(tmp_path / "backup.db", path)
+        assert registry.definitions.head("p") == 1
+        path.write_bytes(b"")
+        with pytest.raises(RegistryFormatError, match="is not a registry, or it is damaged"):
+            registry.ledger.append("p", "run", "k", {})
 
 
 def test_the_clock_is_the_one_that_was_given(url):
@@ -590,7 +607,7 @@ def test_a_registry_that_comes_back_is_used_again(filled, path):
     with open_registry(filled) as registry:
         shutil.move(path, away)
         for method in METHODS.values():
-            with pytest.raises(RegistryUnavailableError, match="unable to open"):
+            with pytest.raises(RegistryUnavailableError, match="There is no registry at"):
                 method(registry)
         assert not path.exists()
         shutil.move(away, path)

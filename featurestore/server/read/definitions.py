@@ -63,6 +63,7 @@ class DefinitionsKeeper:
         self._interval: timedelta = workspace.settings.server.refresh
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._registry: Registry | None = None
         self._warned: tuple[str, int] | None = None
         self._saved: SavedSnapshot | None = None
         self._served: Served | None = None
@@ -140,11 +141,14 @@ class DefinitionsKeeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the background thread; waits for a refresh that is under way."""
+        """End the background thread and close the registry; waits for a refresh that is under way."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        if self._registry is not None:
+            self._registry.close()
+            self._registry = None
 
     def _run(self) -> None:
         seconds = self._interval.total_seconds()
@@ -160,17 +164,18 @@ class DefinitionsKeeper:
         """Return the registry's current state; reads the records only when the revision is not the known one."""
         workspace = self._workspace
         project = workspace.project
-        # Never create it here: an empty registry in place of a lost one would end all serving. Open it each time, to
-        # notice a file that was moved away or replaced.
-        with open_registry(workspace.settings.registry, workspace.root, create=False) as registry:
-            seen_us = workspace.clock()
-            found = self._door.take(*known_tokens(registry.ledger, project))
-            self._note_progress(registry)
-            self.registry_ahead_us = registry_ahead_us(registry, project, seen_us)
-            if known is not None and registry.definitions.chain(project) == known.revision.chain:
-                unchanged = found == known.tokens
-                return SavedSnapshot(known.revision, known.tokens if unchanged else found, seen_us)
-            return SavedSnapshot(registry.definitions.read(project), found, seen_us)
+        if self._registry is None:
+            # Never create it here: an empty registry in place of a lost one would end all serving.
+            self._registry = open_registry(workspace.settings.registry, workspace.root, create=False)
+        registry = self._registry
+        seen_us = workspace.clock()
+        found = self._door.take(*known_tokens(registry.ledger, project))
+        self._note_progress(registry)
+        self.registry_ahead_us = registry_ahead_us(registry, project, seen_us)
+        if known is not None and registry.definitions.chain(project) == known.revision.chain:
+            unchanged = found == known.tokens
+            return SavedSnapshot(known.revision, known.tokens if unchanged else found, seen_us)
+        return SavedSnapshot(registry.definitions.read(project), found, seen_us)
 
     def _kept(self) -> SavedSnapshot | None:
         """Return the saved state, without tokens that were seen revoked since."""

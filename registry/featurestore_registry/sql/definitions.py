@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Row, RowMapping, and_, insert, select, update
@@ -23,19 +22,17 @@ from featurestore_registry.records import (
     revision_hash,
 )
 from featurestore_registry.sql import tables
-from featurestore_registry.sql.engine import SqliteDatabase, load_json, utc_datetime
-
-_chains: dict[tuple[Path, str], Chain] = {}
-"""Chains by database and project, as this process last read them, so that only newer revisions are hashed: a server
-opens its registry for every refresh."""
+from featurestore_registry.sql.database import Database, load_json, utc_datetime
 
 
 class SqlDefinitions(Definitions):
     """See `Definitions`. Reads need no lock, because a revision never changes."""
 
-    def __init__(self, database: SqliteDatabase, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self._chains: dict[str, Chain] = {}
+        """Chains by project, as they were last read, so that only newer revisions are hashed."""
 
     def head(self, project: str) -> int:
         """Return the newest revision's number, 0 for an unknown project."""
@@ -167,8 +164,7 @@ class SqlDefinitions(Definitions):
 
     def _chain(self, connection: Connection, project: str) -> Chain:
         """Return a project's chain; continues the one that was read last if it is still the beginning."""
-        key = self._database.path, project
-        for known in (_chains.get(key, Chain()), Chain()):
+        for known in (self._chains.get(project, Chain()), Chain()):
             hashes = list(known.hashes[:-1])
             for row, changes in _revisions(connection, project, after=len(hashes)):
                 hashes.append(
@@ -185,8 +181,8 @@ class SqlDefinitions(Definitions):
             # A restored registry may have other content under the same numbers.
             if tuple(hashes[: known.number]) == known.hashes:
                 break
-        _chains[key] = Chain(tuple(hashes))
-        return _chains[key]
+        chain = self._chains[project] = Chain(tuple(hashes))
+        return chain
 
 
 def _revisions(

@@ -8,7 +8,7 @@ from featurestore_registry.errors import LedgerConflictError
 from featurestore_registry.interface import Ledger
 from featurestore_registry.records import Clock, Document, LedgerEntry, canonical_json
 from featurestore_registry.sql import tables
-from featurestore_registry.sql.engine import SqliteDatabase, load_json, utc_datetime
+from featurestore_registry.sql.database import Database, load_json, utc_datetime
 
 KEPT_VERSIONS = 1_000
 """How many of the newest versions of each key are kept."""
@@ -17,7 +17,7 @@ KEPT_VERSIONS = 1_000
 class SqlLedger(Ledger):
     """See `Ledger`."""
 
-    def __init__(self, database: SqliteDatabase, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
 

@@ -12,12 +12,12 @@ from featurestore_registry.sql.tables import SCHEMA_VERSION, VERSION_TABLE
 if TYPE_CHECKING:
     from alembic.config import Config
 
-    from featurestore_registry.sql.engine import SqliteDatabase
+    from featurestore_registry.sql.database import Database
 
-_version_table = table(VERSION_TABLE, column("version_num"))
+version_table = table(VERSION_TABLE, column("version_num"))
 
 
-def ensure_schema(database: SqliteDatabase, *, create: bool) -> None:
+def ensure_schema(database: Database, *, create: bool) -> None:
     """Create the schema in a new database, upgrade an older one, leave a current one alone.
 
     Safe with any number of processes at once: the work is one write transaction, which excludes the others
@@ -26,16 +26,16 @@ def ensure_schema(database: SqliteDatabase, *, create: bool) -> None:
     """
     if not database.exists():
         if not create:
-            raise _missing(database)
+            raise missing(database)
         database.create()
     with database.reading() as connection:
         version = _schema_version(connection, database)
     if version is None and not create:
-        raise _missing(database)
+        raise missing(database)
     if version != SCHEMA_VERSION:
         with database.writing() as connection:
             _upgrade(connection, database)
-    database.use_rollback_journal()
+    database.settle()
 
 
 def alembic_config(connection: Connection) -> Config:
@@ -47,7 +47,7 @@ def alembic_config(connection: Connection) -> Config:
     return config
 
 
-def _upgrade(connection: Connection, database: SqliteDatabase) -> None:
+def _upgrade(connection: Connection, database: Database) -> None:
     from alembic import command
     from alembic.script import ScriptDirectory
 
@@ -57,34 +57,35 @@ def _upgrade(connection: Connection, database: SqliteDatabase) -> None:
     version = _schema_version(connection, database)
     if version is not None and version not in known:
         raise RegistryFormatError(
-            f"The registry {database.path} has the schema {version!r} of a newer version; "
+            f"The registry {database.name} has the schema {version!r} of a newer version; "
             f"this one knows schemas up to {SCHEMA_VERSION!r}.",
             hint=UPGRADE_HINT,
-            path=str(database.path),
+            **database.details,
             schema=version,
             known=sorted(known),
         )
     command.upgrade(config, "head")
 
 
-def _schema_version(connection: Connection, database: SqliteDatabase) -> str | None:
+def _schema_version(connection: Connection, database: Database) -> str | None:
     """Return the stamp of the newest migration that was run, None in an empty database."""
     # Read the names once: between two reads another process may have created all tables.
     names = inspect(connection).get_table_names()
     if not names:
         return None
     if VERSION_TABLE in names:
-        version: str | None = connection.scalar(select(_version_table.c.version_num))
+        version: str | None = connection.scalar(select(version_table.c.version_num))
         if version is not None:
             return version
     raise RegistryFormatError(
-        f"{database.path} is a database of another program: it has tables but no registry's schema version.",
+        f"{database.name} is a database of another program: it has tables but no registry's schema version.",
         hint="Choose another path for the registry.",
-        path=str(database.path),
+        **database.details,
     )
 
 
-def _missing(database: SqliteDatabase) -> RegistryUnavailableError:
+def missing(database: Database) -> RegistryUnavailableError:
+    """Return the error for a registry that is not there."""
     return RegistryUnavailableError(
-        f"There is no registry at {database.path}.", hint="Run `fs apply` to create it.", path=str(database.path)
+        f"There is no registry at {database.name}.", hint="Run `fs apply` to create it.", **database.details
     )

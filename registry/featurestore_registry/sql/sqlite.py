@@ -1,24 +1,24 @@
-"""Connections and transactions of a SQLite registry, and the one place that translates the driver's errors."""
+"""A registry in a SQLite file: connections, transactions, and the one place that translates the driver's errors."""
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import Connection, create_engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, create_engine, select
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
+from typing_extensions import override
 
 from featurestore_registry.errors import RegistryFormatError, RegistryUnavailableError
-from featurestore_registry.sql.tables import metadata
+from featurestore_registry.sql.database import Database
+from featurestore_registry.sql.schema import ensure_schema, missing, version_table
+from featurestore_registry.sql.tables import SCHEMA_VERSION, metadata
 
 _DAMAGED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "SQLITE_ERROR", "SQLITE_MISMATCH", "SQLITE_SCHEMA")
 """Codes about the file's content (SQLITE_ERROR: a table or column is missing)."""
@@ -32,38 +32,27 @@ _HINTS = {
     "SQLITE_CANTOPEN": "Check that the file and its folder exist and that you may read and write both.",
 }
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-
-def utc_datetime(instant_us: int) -> datetime:
-    """Return the aware UTC datetime of an instant in microseconds."""
-    return _EPOCH + timedelta(microseconds=instant_us)
-
-
-def load_json(text: str) -> Any:
-    """Return the document of a stored JSON text; raises RegistryFormatError when it is damaged."""
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise RegistryFormatError(
-            f"A document of the registry is damaged: {error}.", hint="Restore the registry from a backup."
-        ) from error
-
-
-class SqliteDatabase:
+class SqliteDatabase(Database):
     """One SQLite file; every transaction has a connection of its own, safe across threads and forks.
 
     Connections are not kept: SQLite's must not cross a fork, and an open one would keep writing to a file that was
-    moved or deleted. Opening one costs about 0.1 ms.
+    moved or deleted. Opening one costs about 0.1 ms, reading the schema's version a third of that: each transaction
+    reads it, because a file may be replaced, restored or upgraded while this process lives.
     """
 
-    def __init__(self, path: Path, *, busy_timeout_ms: int) -> None:
+    def __init__(self, path: Path, *, busy_timeout_ms: int, may_make: bool = False) -> None:
+        """With ``may_make`` a missing file reads as empty, and the first write makes it."""
         self.path = path
+        self.name = str(path)
+        self.details = {"path": self.name}
         self._busy_timeout_ms = busy_timeout_ms
         self._engine = create_engine("sqlite://", creator=self._connect, poolclass=NullPool)
-        self._make: Callable[[], None] | None = None
-        self._making = threading.RLock()
-        _engines.add(self)
+        self._may_make = may_make
+        self._lock = threading.RLock()
+        self._checker: int | None = None
+        """The thread that brings the file to the schema."""
+        _databases.add(self)
 
     def _connect(self) -> sqlite3.Connection:
         # mode=rw: a missing registry is an error, never silently an empty one. isolation_level=None: the
@@ -80,8 +69,8 @@ class SqliteDatabase:
         connection.execute("PRAGMA synchronous = EXTRA")
         return connection
 
+    @override
     def exists(self) -> bool:
-        """Return whether there is a file, with any content."""
         with self._translated():
             try:
                 self.path.stat()
@@ -89,25 +78,16 @@ class SqliteDatabase:
                 return False
             return True
 
-    def make_when_written(self, make: Callable[[], None]) -> None:
-        """Leave a missing file missing, and read as empty, until something is written or another process makes it.
-
-        ``make`` brings the file to its schema.
-        """
-        self._make = make
-
+    @override
     def create(self) -> None:
-        """Make the folder and an empty file where they are missing; only its owner may read a new file.
-
-        SQLite gives its journal the same mode.
-        """
+        # Only its owner may read a new file; SQLite gives its journal the same mode.
         with self._translated():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch(mode=0o600)
 
+    @override
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Give a connection whose statements each see the newest committed state."""
         with self._translated():
             if self._is_unmade():
                 with create_engine("sqlite://", poolclass=NullPool).begin() as connection:
@@ -115,50 +95,70 @@ class SqliteDatabase:
                     yield connection
                 return
             with self._engine.connect() as connection:
+                if self._is_current(connection):
+                    yield connection
+                    return
+            self.check()
+            with self._engine.connect() as connection:
                 yield connection
 
+    @override
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """Give a transaction that excludes all other writers, in every process, from its first moment.
+        if self._may_make and not self._is_checking():
+            self.check()
+        with self._translated():
+            with self._engine.begin() as connection:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                if self._is_current(connection):
+                    yield connection
+                    return
+            self.check()
+            with self._engine.begin() as connection:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                yield connection
 
-        It commits at the end of the block and changes nothing when the block raises.
-        """
-        self._ensure_made()
-        with self._translated(), self._engine.begin() as connection:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield connection
-
-    def use_rollback_journal(self) -> None:
-        """Leave WAL mode, which stays with a file: before SQLite 3.51.3 it can lose commits."""
+    @override
+    def settle(self) -> None:
+        # WAL mode stays with a file, and can lose commits before SQLite 3.51.3.
         with self.reading() as connection:
             mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
             if mode == "wal":
                 connection.exec_driver_sql("PRAGMA journal_mode = DELETE")
 
+    @override
     def close(self) -> None:
-        """Release what the engine holds."""
         self._engine.dispose()
 
-    def _is_unmade(self) -> bool:
-        """Tell whether the file is still to be made; upgrades one that another process made in the meantime."""
-        with self._making:
-            if self._make is None:
-                return False
-            if not self.exists():
-                return True
-            self._ensure_made()
-            return False
-
-    def _ensure_made(self) -> None:
-        with self._making:
-            make, self._make = self._make, None
-            if make is None:
-                return
+    def check(self) -> None:
+        """Bring the file to the schema; raises as `ensure_schema`."""
+        with self._lock:
+            self._checker = threading.get_ident()
             try:
-                make()
-            except BaseException:
-                self._make = make
-                raise
+                ensure_schema(self, create=self._may_make)
+                self._may_make = False
+            finally:
+                self._checker = None
+
+    def _is_checking(self) -> bool:
+        return self._checker == threading.get_ident()
+
+    def _is_unmade(self) -> bool:
+        """Tell whether the file is still to be made; one that another process made meanwhile is brought up to date."""
+        return self._may_make and not self._is_checking() and not self.exists()
+
+    def _is_current(self, connection: Connection) -> bool:
+        if self._is_checking():
+            return True
+        try:
+            version = connection.scalar(select(version_table.c.version_num))
+        except OperationalError:
+            if self._may_make:  # another process is making it: there is no such table yet
+                return False
+            raise
+        if version == SCHEMA_VERSION:
+            self._may_make = False  # one that goes away from now on is missed
+        return version == SCHEMA_VERSION
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -174,6 +174,8 @@ class SqliteDatabase:
             ) from error
 
     def _translate(self, error: DBAPIError) -> RegistryFormatError | RegistryUnavailableError:
+        if not self.path.exists():
+            return missing(self)
         # No code at all: the driver could not decode a text.
         code: str = getattr(error.orig, "sqlite_errorname", None) or "SQLITE_FORMAT"
         if code.startswith(_DAMAGED):
@@ -189,13 +191,27 @@ class SqliteDatabase:
         )
 
 
-_engines: WeakSet[SqliteDatabase] = WeakSet()
+_databases: WeakSet[SqliteDatabase] = WeakSet()
 
 
 def _free_inherited() -> None:
-    """In a child process: release the lock of a parent's thread that was making a file and does not exist here."""
-    for engine in list(_engines):
-        engine._making = threading.RLock()
+    """In a child: the thread of its parent that was just making a file is not there, and will not let go of it."""
+    for database in list(_databases):
+        database._lock, database._checker = threading.RLock(), None
 
 
 os.register_at_fork(after_in_child=_free_inherited)
+
+
+def open_sqlite(url: str, *, create: bool, busy_timeout_ms: int) -> Database:
+    """Open ``sqlite:///PATH``, with PATH absolute (so four slashes) and taken as it is written."""
+    path = Path(url.partition("://")[2].removeprefix("/"))
+    if not path.is_absolute():
+        raise RegistryUnavailableError(
+            f"The registry's path {str(path)!r} is not absolute.",
+            hint="Write sqlite:////srv/registry.db, with four slashes.",
+        )
+    database = SqliteDatabase(path, busy_timeout_ms=busy_timeout_ms, may_make=create)
+    if not create or database.exists():
+        database.check()
+    return database
