@@ -19,7 +19,7 @@ from featurestore.tables import html_table
 from featurestore.training.coverage import Gap
 from featurestore.training.frames import TIME
 from featurestore.training.joins import JoinedRows, Observed, PinnedRead
-from featurestore.training.reference import ReferenceRow, ReferenceView, reference_answer
+from featurestore.training.reference import ReferenceRow, reference_answer
 from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
 from featurestore.types.times import duration_text, to_rfc3339
@@ -225,14 +225,13 @@ def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> None:
 
     join = pinned.view_join()
     sample = rows.frame.keys.take(pa.array(observed.rows))
-    columns = tuple(join.key_columns[key] for key in join.view.join_keys)
-    keys = list(zip(*(sample.column(name).to_pylist() for name in columns), strict=True))
+    columns = [sample.column(join.key_columns[key]).to_pylist() for key in join.view.join_keys]
+    keys = list(zip(*columns, strict=True))
     times = sample.column(TIME).cast(pa.int64()).to_pylist()
     history = _History(rows.offline, pinned, keys, times)
-    view = ReferenceView(join.name, columns, join.features, (), join.view.ttl_us, join.as_of)
     answers = []
     for key, at in zip(keys, times, strict=True):
-        answer = reference_answer(key, at, view, history.near(key, at))
+        answer = reference_answer(key, at, history.near(key, at), ttl_us=join.view.ttl_us, as_of=join.as_of)
         answers.append(answer if isinstance(answer, ReferenceRow) else None)
     expected = history.values(answers)
     for feature, joined in observed.values(pinned.read).items():

@@ -47,7 +47,7 @@ from featurestore.offline.local import store as delta
 from featurestore.offline.local.store import DeltaStore
 from featurestore.online.records.marker import PartMarkers
 from featurestore.training import TrainingSetWarning, get_historical_features
-from featurestore.training.reference import ReferenceRow, ReferenceView, reference_answer
+from featurestore.training.reference import ReferenceRow, reference_answer
 from featurestore.types.times import MIN_INSTANT
 from featurestore.workspace import Workspace
 
@@ -350,6 +350,5 @@ def plain_loops(log: Sequence[tuple[Any, ...]]) -> list[int | None]:
         ReferenceRow((shop,), event, created, number, {"amount": amount})
         for number, (shop, event, created, amount, _) in enumerate(log)
     ]
-    view = ReferenceView("shop_sales", ("shop",), ("amount",), rows, None, "available")
-    answers = [reference_answer((shop,), at, view) for shop, at in FRAME]
+    answers = [reference_answer((shop,), at, rows, ttl_us=None, as_of="available") for shop, at in FRAME]
     return [answer.values["amount"] if isinstance(answer, ReferenceRow) else None for answer in answers]

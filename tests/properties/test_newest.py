@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.engine.duck import newest as newest_module
-from featurestore.training.reference import ReferenceRow, ReferenceView, reference_answer
+from featurestore.training.reference import ReferenceRow, reference_answer
 
 
 def _order(row: ReferenceRow) -> tuple[int, int, int]:
@@ -36,7 +36,6 @@ def test_choosing_equals_plain_loops(
         for (key, event, created), sequence in zip(drafts, sequences, strict=True)
     ]
     rows = sorted(rows, key=_order) if in_order else rows
-    view = ReferenceView("v", ("key",), (), rows, ttl_us, "available" if available else "event")
     asked = [(key, time) for time in (8, *range(-1, 12)) for key in (1, 0, 2)]
     arrays = newest_module.Rows(
         np.array([row.keys[0] for row in rows], np.int32),
@@ -53,7 +52,10 @@ def test_choosing_equals_plain_loops(
             available=available,
             ttl_us=ttl_us,
         )
-    expected = [reference_answer((key,), time, view) for key, time in asked]
+    expected = [
+        reference_answer((key,), time, rows, ttl_us=ttl_us, as_of="available" if available else "event")
+        for key, time in asked
+    ]
     assert [rows[place].sequence if place >= 0 else None for place in found] == [
         None if isinstance(answer, str) else answer.sequence for answer in expected
     ]

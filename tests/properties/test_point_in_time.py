@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.engines import VARIANTS
+from support.reference import ReferenceView, reference_join
 
 from featurestore.engine.interface import JoinFacts, ViewJoin
 from featurestore.testing.engine_project import instants, log_view, names, write_log
-from featurestore.training.reference import ReferenceRow, ReferenceView, reference_answer, reference_join
+from featurestore.training.reference import ReferenceRow
 from featurestore.types import Float64, Int64, String
 
 PLACES = {"city": String, "shop": Int64}
@@ -115,7 +116,7 @@ def frame_table(frame: list[dict[str, Any]]) -> pa.Table:
 
 
 def expected_facts(frame: list[dict[str, Any]], view: ReferenceView) -> JoinFacts:
-    answers = [reference_answer(tuple(row[column] for column in view.key_columns), row["when"], view) for row in frame]
+    answers = [view.answer(tuple(row[column] for column in view.key_columns), row["when"]) for row in frame]
     nulls = Counter(answer for answer in answers if isinstance(answer, str))
     reasons = ("null_key", "no_entity", "nothing_before", "not_yet_available", "expired")
     chosen = [(row["when"], answer) for row, answer in zip(frame, answers, strict=True) if not isinstance(answer, str)]

@@ -6,12 +6,14 @@ import hashlib
 from contextlib import suppress
 from pathlib import Path
 
+from typing_extensions import override
+
 from featurestore.errors import DamagedFileError, OfflineStoreError
 from featurestore.offline.interface import Blob, Blobs
-from featurestore.offline.local.files import disk_errors, make_folder, sync_file, sync_folder
+from featurestore.offline.local.files import PARTIAL, disk_errors, write_whole
 
-_PARTIAL = "partial"
-"""How the name of a file ends that is being written; earlier releases put it behind a dot of its own."""
+_CUT_OFF = (PARTIAL, ".partial")
+"""How the name of a file ends that was not written to its end, by this release and by earlier ones."""
 
 
 class FolderBlobs(Blobs):
@@ -20,22 +22,13 @@ class FolderBlobs(Blobs):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    @override
     def put(self, name: str, content: bytes, what: str) -> None:
-        """See `Blobs.put`."""
-        path = self._path(name)
-        partial = path.with_name(f"{name}-{_PARTIAL}")
         with disk_errors(f"keep {what}"):
-            make_folder(self._folder)
-            try:
-                partial.write_bytes(content)
-                sync_file(partial)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
-            sync_folder(self._folder)
+            write_whole(self._path(name), content)
 
+    @override
     def get(self, name: str, what: str, *, sha256: str | None = None) -> bytes:
-        """See `Blobs.get`."""
         path = self._path(name)
         try:
             content = path.read_bytes()
@@ -47,17 +40,17 @@ class FolderBlobs(Blobs):
             )
         return content
 
+    @override
     def list(self) -> list[Blob]:
-        """See `Blobs.list`."""
         found = []
         with disk_errors(f"read the folder {self._folder}"):
             for path in sorted(self._folder.glob("*")):
                 with suppress(FileNotFoundError):  # deleted meanwhile, or it has its name by now
-                    found.append(Blob(path.name, path.stat().st_mtime, not path.name.endswith(_PARTIAL)))
+                    found.append(Blob(path.name, path.stat().st_mtime, not path.name.endswith(_CUT_OFF)))
         return found
 
+    @override
     def delete(self, name: str, what: str) -> None:
-        """See `Blobs.delete`."""
         with disk_errors(f"remove {what}"):
             self._path(name).unlink(missing_ok=True)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DISK_HINT = "Free some space and run it again: what was there before is still readable."
+PARTIAL = "-partial"
+"""How the name of a file ends that is being written."""
 _VERIFIERS = 4
 """Threads that hash: hashing releases the interpreter, and one disk feeds no more."""
 
@@ -171,6 +174,23 @@ def make_folder(path: Path) -> None:
         return
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def write_whole(path: Path, content: bytes, *, replace: bool = True) -> None:
+    """Write a file, durably, so that it is there whole or not at all; without ``replace`` only where none is there."""
+    make_folder(path.parent)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL}")
+    try:
+        partial.write_bytes(content)
+        sync_file(partial)
+        if replace:
+            partial.replace(path)
+        else:
+            with suppress(FileExistsError):
+                os.link(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from contextlib import suppress
 from pathlib import Path
 
 from featurestore.errors import OfflineStoreError
-from featurestore.offline.local.files import disk_errors, make_folder, sync_file, sync_folder
+from featurestore.offline.local.files import disk_errors, make_folder, sync_folder, write_whole
 
 OWNER_FILE = "_owner.json"
 """Beside the folders of a project's views, whose names begin with a letter."""
@@ -32,21 +29,8 @@ def read_owner(folder: Path) -> str | None:
 
 def bind(folder: Path, identity: str, *, replace: bool) -> str:
     """Write whose a folder is, unless it is somebody's; with ``replace`` also then. Returns whose it is."""
-    path = folder / OWNER_FILE
     with disk_errors(f"bind {folder} to its project"):
-        make_folder(folder)
-        temporary = folder / f"{OWNER_FILE}.{secrets.token_hex(8)}"
-        temporary.write_text(json.dumps({"format": 1, "identity": identity}), encoding="utf-8")
-        try:
-            sync_file(temporary)
-            if replace:
-                temporary.replace(path)
-            else:
-                with suppress(FileExistsError):
-                    os.link(temporary, path)
-            sync_folder(folder)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(folder / OWNER_FILE, json.dumps({"format": 1, "identity": identity}).encode(), replace=replace)
     owner = read_owner(folder)
     assert owner is not None
     return owner

@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from featurestore.errors import ConcurrentCommitError, FeatureStoreError, OfflineStoreError, TableVersionError
 from featurestore.forks import ForkLock
 from featurestore.offline.interface import (
@@ -70,13 +72,13 @@ class DeltaStore(OfflineStore):
         self._lock = ForkLock()
         weakref.finalize(self, _close_all, self._staging)
 
+    @override
     def current(self, table: TableId) -> TableVersion | None:
-        """See `TableReader.current`."""
         log = self._log(table)
         return log.version() if log.exists() else None
 
+    @override
     def version(self, table: TableId, number: int) -> TableVersion:
-        """See `TableReader.version`."""
         log = self._log(table)
         found = log.version(number)
         gone = next((file.path for file in found.files if not Path(file.path).is_file()), None)
@@ -89,12 +91,12 @@ class DeltaStore(OfflineStore):
             )
         return found
 
+    @override
     def staging(self, table: TableId) -> Path:
-        """See `OfflineStore.staging`."""
         return self._own_staging(table).folder
 
+    @override
     def write(self, table: TableId, rows: pa.Table) -> Path:
-        """See `OfflineStore.write`."""
         import pyarrow.parquet as pq
 
         path = self._new_path(table)
@@ -106,6 +108,7 @@ class DeltaStore(OfflineStore):
             raise
         return path
 
+    @override
     def commit(
         self,
         table: TableId,
@@ -116,11 +119,10 @@ class DeltaStore(OfflineStore):
         remove: Sequence[DataFile] = (),
         facts: Mapping[str, Any] | None = None,
     ) -> TableVersion:
-        """See `OfflineStore.commit`."""
         return self._made(self._log(table), arrow_schema(schema), base, add, remove, facts or {})
 
+    @override
     def merge(self, table: TableId, *, base: int, add: Sequence[Path], remove: Sequence[DataFile]) -> TableVersion:
-        """See `OfflineStore.merge`."""
         log = self._log(table)
         before = log.commit_at(base)
         return self._made(log, None, base, add, remove, {} if before is None else before.facts)
@@ -154,8 +156,8 @@ class DeltaStore(OfflineStore):
                 logger.warning("old entries of the log of table %s stay in it: %s", log.table, error)
         return log.version(number)
 
+    @override
     def changes(self, table: TableId, after: int | None, until: int) -> TableChanges:
-        """See `TableReader.changes`."""
         log = self._log(table)
         version = log.version(until)
         if after is not None and version.rows_kept_since <= after <= until:
@@ -168,12 +170,12 @@ class DeltaStore(OfflineStore):
             removed=tuple(file for file in old if file.path not in now),
         )
 
+    @override
     def verify(self, files: Sequence[DataFile], *, again: bool = False) -> None:
-        """See `TableReader.verify`."""
         disk.verify(files, again=again)
 
+    @override
     def open(self, file: DataFile) -> pa.NativeFile:
-        """See `TableReader.open`."""
         import pyarrow as pa
 
         try:
@@ -181,8 +183,8 @@ class DeltaStore(OfflineStore):
         except OSError as error:
             raise unreadable(file.path, error) from None
 
+    @override
     def tables(self, project: str) -> list[TableId]:
-        """See `TableReader.tables`."""
         found = []
         for folder in self._path(project).glob("*/*"):
             if folder.name.isdecimal() and not folder.parent.name.startswith("."):
@@ -191,12 +193,12 @@ class DeltaStore(OfflineStore):
                     found.append(table)
         return sorted(found, key=lambda table: (table.view, table.generation))
 
+    @override
     def blobs(self, project: str, kind: str) -> Blobs:
-        """See `OfflineStore.blobs`."""
         return FolderBlobs(self._path(project) / f"_{kind}")
 
+    @override
     def clean(self, table: TableId, *, keep: Sequence[int] | None, known: Sequence[int] | None = None) -> int:
-        """See `OfflineStore.clean`."""
         log = self._log(table)
         with disk.disk_errors(f"clean table {table}"):
             removed = sum(_remove_tree(folder) for folder in log.path.parent.glob(f"{_DROPPED}*"))
@@ -222,8 +224,8 @@ class DeltaStore(OfflineStore):
                 _remove_tree(folder)
             return removed
 
+    @override
     def find_commit(self, table: TableId, number: int | None = None) -> Commit | None:
-        """See `TableOrigins.find_commit`."""
         log = self._log(table)
         if number is None:
             if not log.exists():
@@ -231,20 +233,20 @@ class DeltaStore(OfflineStore):
             number = log.newest()
         return log.commit_at(number)
 
+    @override
     def owner(self, project: str) -> str | None:
-        """See `TableOrigins.owner`."""
         return read_owner(self._path(project))
 
+    @override
     def bind(self, project: str, identity: str, *, replace: bool = False) -> str:
-        """See `TableOrigins.bind`."""
         return bind(self._path(project), identity, replace=replace or not self.tables(project))
 
+    @override
     def claim(self, table: TableId) -> bool:
-        """See `TableOrigins.claim`."""
         return claim(self._log(table).path)
 
+    @override
     def last_generation(self, project: str, view: str) -> int:
-        """See `TableOrigins.last_generation`."""
         return last_generation(self._path(project, view))
 
     def _commit(
