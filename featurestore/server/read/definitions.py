@@ -187,7 +187,7 @@ class DefinitionsKeeper:
         assert known is not None
         found = self._ask(known)
         if found.revision.number == 0 and known.revision.number > 0:
-            self._warn(f"The registry knows no project {self._workspace.project!r}.")
+            self._warn(f"The registry does not know project {self._workspace.project!r}.")
             return "failed"
         self._warned = None
         if found.revision is known.revision and found.tokens is known.tokens:
