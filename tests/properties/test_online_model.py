@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from support.contested import KEYS, WRITERS, begin_writers, offered_by, open_store
 from support.redis_server import RedisServer
+from support.wire import values_of
 
 from featurestore.online.interface import OnlineStore, Repair, ViewLayout, Write, WriteResult
 from featurestore.online.lmdb.store import LmdbStore
 from featurestore.online.records.codec import record_times, version_of
 from featurestore.online.records.encoder import RecordEncoder
-from featurestore.online.records.reading import RecordDecoder
 from featurestore.online.redis.store import RedisStore
 from featurestore.types import Int64, String
 from featurestore.types.times import system_clock
@@ -123,9 +123,7 @@ class OnlineStoreMachine(RuleBasedStateMachine):
         for layout in VIEWS:
             for batch in self.store.scan(RecordEncoder(layout).keys.prefix):
                 for key, record in batch:
-                    decoded = RecordDecoder(layout).decode(key, record)
-                    assert decoded is not None
-                    found[key] = (decoded.event_us, decoded.created_us, decoded.values["x"])
+                    found[key] = (*record_times(record), *values_of(layout, key, record))
                     assert self.store.mget([key]) == [record]
         assert found == self.model
         absent = [RecordEncoder(layout).keys.encode([entity]) for layout in VIEWS for entity in ENTITIES]

@@ -16,6 +16,7 @@ from featurestore.online.records.codec import is_intact, record_times
 from featurestore.online.records.keys import KeyEncoder
 from featurestore.types import Int64, String
 from featurestore.workspace import Workspace
+from support.wire import entity_of
 
 DAY = 86_400_000_000
 START = 1_704_067_200_000_000
@@ -164,7 +165,7 @@ def online_rows(workspace: Workspace, view: str = "shop_sales") -> dict[Any, tup
     for batch in workspace.online.scan(encoder.prefix):
         for key, record in batch:
             assert is_intact(key, record)
-            entity = encoder.decode_key(key)
+            entity = entity_of(encoder.layout, key)
             assert entity is not None
             values: Mapping[str, Any] = msgspec.msgpack.decode(record[25:-4])
             rows[entity[0] if len(entity) == 1 else entity] = (*record_times(record), *values)

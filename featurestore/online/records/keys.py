@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, quote_from_bytes, unquote_to_bytes
+from urllib.parse import quote, quote_from_bytes
 
 import msgspec
 
@@ -124,23 +124,6 @@ class KeyEncoder:
         """Return the key that holds the schema document of ``schema_id``."""
         return self.namespace + b"schema:" + schema_id.hex().encode()
 
-    def decode_key(self, key: bytes) -> tuple[Any, ...] | None:
-        """Return the entity's canonical values, or None where the key holds a hash.
-
-        Raises OnlineStoreError when the key is not of this view and generation.
-        """
-        if not (key.startswith(self.prefix) and key.endswith(b"}")):
-            raise OnlineStoreError(f"{key!r} is not a record of {self.namespace.decode()!r}.")
-        text = key[len(self.prefix) : -1]
-        if text.startswith(b"#"):
-            return None
-        parts = text.split(b"|")
-        if len(parts) != len(self.layout.join_keys):
-            raise OnlineStoreError(f"{key!r} does not hold {len(self.layout.join_keys)} join keys.")
-        return tuple(
-            _value_of(value_type, part) for (_, value_type), part in zip(self.layout.join_keys, parts, strict=True)
-        )
-
 
 def _joined(encoded: Sequence[list[str]]) -> list[str]:
     """Return each row's encoded entity from its encoded join keys."""
@@ -198,14 +181,3 @@ def integer_texts(values: Sequence[int]) -> list[str]:
     if len(values) < _MANY:
         return list(map(str, values))
     return msgspec.json.encode(values)[1:-1].decode().split(",")  # a third of the time of so many calls
-
-
-def _value_of(value_type: ValueType, part: bytes) -> Any:
-    name = value_type.name
-    if name in ("String", "Bytes"):
-        raw = b"" if part == b"%" else unquote_to_bytes(part)
-        return raw.decode() if name == "String" else raw
-    text = part.decode()
-    if name == "Bool":
-        return text == "true"
-    return date.fromisoformat(text) if name == "Date" else int(text)

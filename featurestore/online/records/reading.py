@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import chain
@@ -28,7 +28,6 @@ from featurestore.online.records.codec import (
     msgpack_array_header,
     pieces,
     read_schema,
-    record_times,
     schema_document,
     schema_id,
     time_bytes,
@@ -89,17 +88,6 @@ class _Mapping:
     """PRESENT where the row has the feature."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """One record, by feature name."""
-
-    event_us: int
-    created_us: int
-    schema_id: bytes
-    values: dict[str, Any]
-    """Canonical Python values; a feature that the record lacks is absent."""
-
-
 class RecordDecoder:
     """Maps records of any schema a generation ever had to the features of its layout.
 
@@ -109,21 +97,18 @@ class RecordDecoder:
     def __init__(
         self,
         layout: ViewLayout,
-        features: Sequence[str] | None = None,
+        features: Sequence[str],
         *,
-        schemas: Mapping[bytes, bytes] | None = None,
         fetch_schema: FetchSchema | None = None,
     ) -> None:
         types = dict(layout.fields)
-        self.names = tuple(types) if features is None else tuple(features)
+        self.names = tuple(features)
         self.types: tuple[ValueType, ...] = tuple(types[name] for name in self.names)
         self.converters = [from_wire(value_type) for value_type in self.types]
         self._fetch_schema = fetch_schema
         document = schema_document(layout.fields)
         self.schema_id = schema_id(document)
         self._mappings = {self.schema_id: self._mapping(layout.fields)}
-        for known_id, known in (schemas or {}).items():
-            self.learn(known_id, known)
 
     def unknown_schemas(self, records: Sequence[bytes | None]) -> set[bytes]:
         """Return the schema ids to look up and `learn` before reading, for callers that cannot block."""
@@ -157,22 +142,6 @@ class RecordDecoder:
         if len(stored) != mapping.length:
             raise damaged(key, f"holds {len(stored)} values where its schema has {mapping.length}")
         return [None if position is None else stored[position] for position in mapping.positions]
-
-    def decode(self, key: bytes, record: bytes) -> Decoded | None:
-        """Return one record by feature name, or None where its schema is gone. Raises DamagedRecordError."""
-        if not is_record(record):
-            raise foreign(key)
-        mapping = self.mapping(record)
-        if mapping is None:
-            return None
-        values = {
-            name: value if value is None or convert is None else convert(value)
-            for name, value, convert, status in zip(
-                self.names, self.row(key, record, mapping), self.converters, mapping.statuses, strict=True
-            )
-            if status is Status.PRESENT
-        }
-        return Decoded(*record_times(record), _SCHEMA(record), values)
 
     def _mapping(self, stored: Sequence[tuple[str, ValueType]]) -> _Mapping:
         places = {name: (position, value_type) for position, (name, value_type) in enumerate(stored)}
