@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from featurestore_registry import documents
 from featurestore_registry.interface import Ledger
 
 from featurestore.definitions import PushSource
 from featurestore.errors import MismatchError
-from featurestore.ledger.watermarks import KIND as WATERMARK_KIND
 from featurestore.ledger.watermarks import Watermark, watermark_from, watermark_key
 from featurestore.offline.interface import WATERMARK, Commit, OfflineStore, TableId
 from featurestore.registered.records import understood
@@ -63,7 +63,7 @@ class Remembered:
 
     def __init__(self, ledger: Ledger, project: str) -> None:
         self._repairs = {entry.key for entry in ledger.scan(project, REPAIR_KIND) if "intervals" in entry.document}
-        self._watermarks = {entry.key: entry for entry in ledger.scan(project, WATERMARK_KIND)}
+        self._watermarks = {entry.key: entry for entry in ledger.scan(project, documents.WATERMARK)}
         self._commits = {entry.key: entry.document for entry in ledger.scan(project, KIND)}
 
     def is_under_repair(self, registered: RegisteredView) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from featurestore_registry.documents import RUN, WATERMARK
 from featurestore_registry.interface import Ledger
 
 from featurestore.ledger import watermarks
-from featurestore.ledger.runs import END_KIND, Published, run_from
+from featurestore.ledger.runs import Published, run_from
 from featurestore.registered.snapshot import Snapshot
 from featurestore.types.times import to_instant
 
@@ -31,8 +32,8 @@ class Progress:
 
 def read_progress(ledger: Ledger, snapshot: Snapshot) -> dict[str, Progress]:
     """Return the progress of every online view that was ever materialized, by two queries for any number of views."""
-    marks = {entry.key: entry for entry in ledger.scan(snapshot.project, watermarks.KIND)}
-    last = {entry.key: run_from(entry.document).published for entry in ledger.scan(snapshot.project, END_KIND)}
+    marks = {entry.key: entry for entry in ledger.scan(snapshot.project, WATERMARK)}
+    last = {entry.key: run_from(entry.document).published for entry in ledger.scan(snapshot.project, RUN)}
     found = {}
     for name, registered in snapshot.views.items():
         entry = marks.get(watermarks.watermark_key(name, registered.generation))

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from html import escape
 from typing import Any, Literal
 
+from featurestore_registry.documents import RUN, RUN_START
 from featurestore_registry.interface import Ledger
 
 from featurestore.errors import RegistryFormatError
@@ -22,8 +23,6 @@ from featurestore.ledger.leases import running_holder
 from featurestore.ledger.watermarks import Interval
 from featurestore.steps import crash_point, reached
 from featurestore.tables import html_table
-
-START_KIND, END_KIND = "run_start", "run"
 
 RunKind = Literal["interval", "incremental", "rebuild", "republish"]
 RunState = Literal["running", "done", "failed", "killed"]
@@ -159,21 +158,21 @@ class Runs(list[RunResult]):
 
 def record_start(ledger: Ledger, project: str, run: RunResult) -> None:
     """Write that a run is under way."""
-    ledger.append(project, START_KIND, run.view, asdict(run))
+    ledger.append(project, RUN_START, run.view, asdict(run))
     reached(STARTED)
 
 
 def record_end(ledger: Ledger, project: str, run: RunResult) -> None:
     """Write how a run ended."""
-    ledger.append(project, END_KIND, run.view, asdict(run))
+    ledger.append(project, RUN, run.view, asdict(run))
     reached(RECORDED)
 
 
 def runs(ledger: Ledger, project: str, view: str, *, now_us: int) -> list[RunResult]:
     """Return a view's runs, newest first; a run without an end is running or was killed."""
-    ended = [run_from(entry.document) for entry in ledger.scan(project, END_KIND, key=view)]
+    ended = [run_from(entry.document) for entry in ledger.scan(project, RUN, key=view)]
     known = {run.run_id for run in ended}
-    started = [run_from(entry.document) for entry in ledger.scan(project, START_KIND, key=view)]
+    started = [run_from(entry.document) for entry in ledger.scan(project, RUN_START, key=view)]
     open_runs = [run for run in started if run.run_id not in known]
     if open_runs:
         # The lease of a generation that is not served yet has a name of its own.
@@ -186,7 +185,7 @@ def runs(ledger: Ledger, project: str, view: str, *, now_us: int) -> list[RunRes
 
 def all_runs(ledger: Ledger, project: str, *, now_us: int) -> list[RunResult]:
     """Return the runs of every view, also of deleted ones, newest first."""
-    views = {entry.key for kind in (START_KIND, END_KIND) for entry in ledger.scan(project, kind)}
+    views = {entry.key for kind in (RUN_START, RUN) for entry in ledger.scan(project, kind)}
     found = [run for view in sorted(views) for run in runs(ledger, project, view, now_us=now_us)]
     return sorted(found, key=lambda run: run.started_us, reverse=True)
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import blake2b
 
+from featurestore_registry.documents import WATERMARK
 from featurestore_registry.interface import Ledger, Registry
 
 from featurestore.definitions import FeatureView
-from featurestore.ledger.watermarks import KIND as WATERMARK_KIND
 from featurestore.ledger.watermarks import Interval, Watermark, merge, subtract, watermark_from, watermark_key
 from featurestore.registered.records import understood
 from featurestore.registered.snapshot import RegisteredView
@@ -126,7 +126,7 @@ def _missing_by_history(registry: Registry, registered: RegisteredView) -> dict[
             if record.document["generation"] == registered.generation:
                 added.update({field.name: info.applied_at for field in record.fields if field.name not in added})
     first = min(added.values(), default=None)
-    marks = registry.ledger.scan(project, WATERMARK_KIND, key=watermark_key(name, registered.generation))
+    marks = registry.ledger.scan(project, WATERMARK, key=watermark_key(name, registered.generation))
     missing = {}
     for feature in registered.view.stored:
         at = added.get(feature.name)

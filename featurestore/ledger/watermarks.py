@@ -9,12 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from featurestore_registry.documents import WATERMARK
 from featurestore_registry.interface import Ledger
 
 from featurestore.registered.records import understood
 from featurestore.registered.snapshot import RegisteredView
-
-KIND = "watermark"
 
 Interval = tuple[int, int]
 """[start, end) of event time, UTC microseconds."""
@@ -60,7 +59,7 @@ def watermark_key(view: str, generation: int) -> str:
 
 def read_watermark(ledger: Ledger, registered: RegisteredView) -> Watermark:
     """Return a view's watermark; an empty one when nothing was ever committed."""
-    found = ledger.latest(registered.project, KIND, watermark_key(registered.view.name, registered.generation))
+    found = ledger.latest(registered.project, WATERMARK, watermark_key(registered.view.name, registered.generation))
     return Watermark() if found is None else watermark_from(found.document, found.version)
 
 
@@ -72,7 +71,7 @@ def write_watermark(ledger: Ledger, registered: RegisteredView, watermark: Water
     document = asdict(watermark)
     del document["entry"]
     key = watermark_key(registered.view.name, registered.generation)
-    entry = ledger.append(registered.project, KIND, key, document, if_version=watermark.entry)
+    entry = ledger.append(registered.project, WATERMARK, key, document, if_version=watermark.entry)
     return replace(watermark, entry=entry)
 
 

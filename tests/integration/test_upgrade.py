@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 from featurestore_registry.auth import known_tokens
+from featurestore_registry.documents import RunDocument, WatermarkDocument
+from pydantic import TypeAdapter
 from support.command_line import CommandLine
 from support.lives import CHECKS_OF_THE_MACHINE
 from support.pieces import Project, day
@@ -325,6 +327,10 @@ INNER = {
 """What the earlier release reads, and it refuses any further field."""
 
 
+PUBLISHED = {"watermark": WatermarkDocument, "run": RunDocument, "run_start": RunDocument}
+"""What other programs are told of the documents."""
+
+
 def documents(root: Path) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield the kind and the document of every entry of the ledger, old ones too."""
     with open_registry(read_settings(root).registry, root) as registry:
@@ -364,6 +370,9 @@ def test_the_earlier_release_can_read_what_this_one_writes_to_the_ledger(
             assert {*document} == {"id", "revoked_at_us"}
             continue
         assert {*document} == FIELDS[kind], kind
+        if kind in PUBLISHED:
+            assert FIELDS[kind] == {*PUBLISHED[kind].__annotations__}
+            TypeAdapter(PUBLISHED[kind]).validate_json(json.dumps(document), strict=True)
         for (outer, name), fields in INNER.items():
             if outer == kind.removesuffix("_start"):
                 inner = document[name]
