@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -34,7 +33,7 @@ from featurestore.steps import step
 from featurestore.types.times import to_short_rfc3339
 from featurestore.workspace import Workspace
 
-BEING_SAVED_SECONDS = 3600
+BEING_SAVED_US = 3_600_000_000
 """How old an entity frame without a set must be: a younger one may belong to a set that is just being saved."""
 
 _UNDER_WAY = "an apply that prepares it is still to come"
@@ -179,9 +178,9 @@ def _remove(
 
 def _remove_unnamed_frames(workspace: Workspace) -> int:
     """Remove the entity frames that this registry gave up; returns how many there were."""
-    saved_before_s = time.time() - BEING_SAVED_SECONDS
+    saved_before_us = workspace.clock() - BEING_SAVED_US
     project, blobs, what = workspace.project, kept_blobs(workspace), "entity frames of training sets"
-    old = [blob for blob in blobs.list() if blob.modified_s < saved_before_s]
+    old = [blob for blob in blobs.list() if blob.modified_us < saved_before_us]
     named = {saved.frame.file for saved in list_sets(workspace.ledger, project)}
     given_up = known_frames(workspace.ledger, project) - named
     # What was cut off never became part of a set.

@@ -141,8 +141,8 @@ class Blob:
     """A blob as it lies there."""
 
     name: str
-    modified_s: float
-    """When it was written, in seconds since 1970."""
+    modified_us: int
+    """When it was written, by the clock of where it lies."""
     is_whole: bool
     """False for what is left of a `Blobs.put` that was cut off."""
 

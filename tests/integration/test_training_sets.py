@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from decimal import Decimal
@@ -53,7 +52,7 @@ from featurestore.errors import (
     TrainingSetError,
 )
 from featurestore.ledger.saved_sets import kept_blobs, list_sets, note_frame, pins
-from featurestore.maintenance.gc import BEING_SAVED_SECONDS, collect_garbage
+from featurestore.maintenance.gc import BEING_SAVED_US, collect_garbage
 from featurestore.training import (
     TrainingSet,
     TrainingSetWarning,
@@ -827,7 +826,7 @@ def test_frames_that_no_set_names_go_when_they_are_old(workspace: Workspace) -> 
         path.write_bytes(b"")
     for path in (being_saved, left):
         note_frame(workspace.ledger, "shop", f"shop/_training_sets/{path.name}")
-    hours_ago = time.time() - 2 * BEING_SAVED_SECONDS
+    hours_ago = (workspace.clock() - 2 * BEING_SAVED_US) // 1_000_000
     for path in (kept, document, left, unknown, partial, earlier, cut_off):
         os.utime(path, (hours_ago, hours_ago))
     assert collect_garbage(workspace).files == 4

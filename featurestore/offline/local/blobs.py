@@ -46,7 +46,7 @@ class FolderBlobs(Blobs):
         with disk_errors(f"read the folder {self._folder}"):
             for path in sorted(self._folder.glob("*")):
                 with suppress(FileNotFoundError):  # deleted meanwhile, or it has its name by now
-                    found.append(Blob(path.name, path.stat().st_mtime, not path.name.endswith(_CUT_OFF)))
+                    found.append(Blob(path.name, path.stat().st_mtime_ns // 1000, not path.name.endswith(_CUT_OFF)))
         return found
 
     @override
