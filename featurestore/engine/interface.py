@@ -26,11 +26,11 @@ AsOf = Literal["event", "available"]
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file of a source as it lies there now."""
+    """One file of a source as it is now."""
 
     path: str
     state: str
-    """Another one once the file may hold something else. What stands in it only the engine knows."""
+    """Changes when the file's content may have changed. Only the engine knows what it means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,12 @@ class SourceColumn:
     native_type: str
     """As the engine or the file calls it, for messages."""
     value_type: ValueType | None
-    """The narrowest of ours that holds it, or None where there is none."""
+    """Our narrowest type that holds it, or None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Rows to read: event time in [start_us, end_us), and where given also created after an instant or in files."""
+    """Rows to read: event time in [start_us, end_us), and, if given, created after an instant or in certain files."""
 
     start_us: int
     end_us: int
@@ -60,18 +60,18 @@ class StageRequest:
 
     view: FeatureView
     spans: tuple[Span, ...]
-    """A row that lies in any of them is read, once."""
+    """A row in any of the spans is read, once."""
     now_us: int
-    """Rows whose event or created time is after it wait for a later run."""
+    """Rows with a later event or created time wait for a later run."""
     log_files: tuple[str, ...]
     """The table's files, to compare with."""
     first_sequence: int
-    """Least ``fs_seq`` of the new rows. Each row has one of its own, and a row that arrived later a greater one; that
-    they count up without gaps is nothing to rely on."""
+    """Least ``fs_seq`` of the new rows. Each row gets its own, and a row that arrived later a greater one; there may be
+    gaps."""
     folder: Path
-    """Where to write."""
+    """The folder to write to."""
     counts_later: bool = False
-    """Also count, as waiting, the rows whose event time is after ``now_us`` though no span holds them."""
+    """Whether to count rows with an event time after ``now_us`` as waiting even if no span holds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +83,16 @@ class StagedRows:
     appended: int
     read: int
     duplicates: int
-    """Of equal keys and times the last counts; these were the others."""
+    """Rows that were dropped, because a later one has the same keys and times."""
     unchanged: int
-    """Equal to the newest version of the row in the log."""
+    """Rows that are equal to their newest version in the log."""
     null_keys: int
     null_times: int
     waiting: int
-    """Dated after now."""
+    """Rows dated after now."""
     min_event_us: int | None
     max_event_us: int | None
-    """Of the appended rows."""
+    """Bounds of the appended rows' event times."""
     max_created_us: int | None
     """Greatest created time among the rows read that were not waiting."""
 
@@ -110,7 +110,7 @@ class Withdrawal:
     removed: tuple[str, ...]
     """The log's files that hold such rows; the commit removes them."""
     written: tuple[Path, ...]
-    """What stays of those files, for the same commit to add; empty where nothing was to be written."""
+    """Files with the rows that stay, for the same commit to add; empty on a dry run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,25 +125,25 @@ class ViewJoin:
     key_columns: Mapping[str, str]
     """Frame column of each join key."""
     features: tuple[str, ...]
-    """In output order, without any repetition."""
+    """In output order, each once."""
     as_of: AsOf
 
 
 @dataclass(frozen=True, slots=True)
 class JoinFacts:
-    """What a join found out about one view, for warnings and certificates."""
+    """What a join knows about one view, for warnings and certificates."""
 
     view: str
     nulls: Mapping[str, int]
     """Entity rows without a candidate by reason: null_key, no_entity, nothing_before, not_yet_available, expired."""
     greatest_age_us: int | None
     from_future: int
-    """Chosen rows whose event time or availability lies after the entity row's time: must be 0."""
+    """Chosen rows whose event time or availability is after the entity row's time: must be 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCapabilities:
-    """What an engine can do beyond what each must: callers ask before they call it."""
+    """What only some engines can do: callers check it before they call."""
 
     reads_sql: bool = False
     """Whether its `Queries` work."""
@@ -160,28 +160,28 @@ class Sources(ABC):
 
     @abstractmethod
     def reads(self, source: ParquetSource, path: Path) -> bool:
-        """Tell whether `files` would return a file that lay at an absolute path, or where a source's links lead."""
+        """Tell whether `files` would return a file at an absolute path, also through a source's links."""
 
     @abstractmethod
     def digest(self, file: SourceFile) -> str:
-        """Return a hash of what a source's file holds; raises SourceFileError when it cannot be read."""
+        """Return a hash of the content of a source's file; raises SourceFileError when it cannot be read."""
 
     @abstractmethod
     def columns(self, source: FeatureView | ParquetSource) -> tuple[SourceColumn, ...]:
-        """Return the columns of a source, or of what a view reads, from footers alone.
+        """Return the columns of a source, or of what a view reads, from footers only.
 
         Raises SourceSchemaError when files of one source disagree in a way that no wider type covers.
         """
 
     @abstractmethod
     def first_event_us(self, view: FeatureView) -> int | None:
-        """Return the least event time that the view's source holds, None when it holds none."""
+        """Return the least event time in the view's source, None when there is none."""
 
     @abstractmethod
     def dropped(self, view: FeatureView, rows: int) -> pa.Table:
         """Return at most ``rows`` rows of a view's source that a run does not take, grouped by reason, newest first.
 
-        Of each reason as many as of the others, as long as it has so many.
+        Shares ``rows`` evenly among the reasons, as far as each has enough.
 
         Columns: ``fs_dropped`` (no event time, null key, or duplicate: a later row has the same keys and times), join
         keys, stored fields, ``event_ts``, ``created_ts``. Raises SourceError.
@@ -189,7 +189,7 @@ class Sources(ABC):
 
 
 class Log(ABC):
-    """A view's offline table: what a run adds to it and takes out of it, and its newest rows."""
+    """A view's offline table: what a run adds and removes, and its newest rows."""
 
     @abstractmethod
     def stage(self, request: StageRequest) -> StagedRows:
@@ -208,25 +208,25 @@ class Log(ABC):
     ) -> Iterator[pa.RecordBatch]:
         """Yield the newest row of each entity: keys, event_ts, created_ts, stored fields.
 
-        Newest by (event_ts, created_ts with null as event_ts, fs_seq). With ``changed`` (some of ``files``) only
-        of entities that occur there, and newest among those files' rows: compare-and-set does the rest. Rows with
-        a lesser ``fs_seq`` than ``first_sequence``, and rows whose event or created time is after ``until_us``, do
-        not count. In no particular order.
+        Newest by (event_ts, created_ts with null as event_ts, fs_seq). With ``changed`` (some of ``files``) only for
+        entities in those files, and newest among their rows: compare-and-set does the rest. Ignores rows with a
+        smaller ``fs_seq`` than ``first_sequence``, and rows whose event or created time is after ``until_us``. In no
+        particular order.
         """
 
     @abstractmethod
     def entities(self, view: FeatureView, files: Sequence[str], *, since_us: int, until_us: int) -> tuple[int, int]:
         """Return how many entities there are, and how many have a row with event time in [since, until].
 
-        The second are those with a created time not after ``until`` either.
+        For the second count the row's created time must not be after ``until`` either.
         """
 
     @abstractmethod
     def withdraw(self, view: FeatureView, files: Sequence[str], span: Span, *, folder: Path | None) -> Withdrawal:
         """Find the batch rows of the log in [start, end) whose keys and times the source no longer holds.
 
-        All versions of such a row count; pushed rows never do. With a ``folder`` the files that hold them are
-        written there without them; without one this is a dry run. Only start and end of ``span`` are looked at.
+        All versions of such a row count; pushed rows never do. With a ``folder`` their files are written there again
+        without them; without one this is a dry run. Uses only start and end of ``span``.
         """
 
     @abstractmethod
@@ -248,22 +248,22 @@ class Log(ABC):
 
     @abstractmethod
     def compact(self, view: FeatureView, files: Sequence[str], folder: Path) -> tuple[Path, ...]:
-        """Write the rows of a table's files again as few files, each in the table's order, every column as it is."""
+        """Write the rows of a table's files into few files, each in the table's order, with every column unchanged."""
 
 
 class Join(ABC):
-    """One point-in-time join: its rows, and what is known of them. Each may be asked first, and without the other."""
+    """One point-in-time join: its rows, and facts about them. Ask for either first, or for one only."""
 
     @abstractmethod
     def batches(self) -> pa.RecordBatchReader:
         """Return one row per frame row, in the frame's order: for each view and feature ``{view}__{feature}``.
 
-        Rows are chosen before it returns; the features are read while the result is.
+        Chooses rows before it returns, and reads the features while the caller reads the result.
         """
 
     @abstractmethod
     def facts(self) -> tuple[JoinFacts, ...]:
-        """Return what a certificate states of each view, found by queries independent of the choosing.
+        """Return what a certificate states about each view, by queries that are independent of the choice.
 
         Raises CertificateError when a chosen row belongs to another entity or is expired, or when a row that should
         have been chosen was not.
@@ -278,7 +278,7 @@ class Joins(ABC):
         """Return the join of features to entity rows at each row's time, by the rules of `docs/explanation/time.md`.
 
         ``frame`` holds the key columns (declared types) and ``time_column`` (timestamp[us, UTC], no nulls); the join
-        reads nothing yet. ``batch_rows`` is the most that a batch holds.
+        reads nothing yet. A batch holds at most ``batch_rows`` rows.
         """
 
     @abstractmethod
@@ -293,7 +293,7 @@ class Joins(ABC):
 
 
 class Queries(ABC):
-    """SQL over sources and views, and over nothing else; only where `EngineCapabilities.reads_sql`."""
+    """SQL over sources and views, and nothing else; only with `EngineCapabilities.reads_sql`."""
 
     @abstractmethod
     def query(
@@ -304,9 +304,9 @@ class Queries(ABC):
     ) -> pa.Table:
         """Return the result of one SELECT over sources and views by name.
 
-        A view (with its table's files) has join keys, ``event_ts`` and stored fields, each row as it was last
-        corrected. Raises EntityFrameError with the engine's words for SQL that does not run, SourceFileError and
-        DamagedFileError for what it reads.
+        A view (with its table's files) has join keys, ``event_ts`` and stored fields, and only the last correction of
+        each row. Raises EntityFrameError with the engine's message for SQL that does not run, and SourceFileError and
+        DamagedFileError for the files that it reads.
         """
 
     @abstractmethod
@@ -318,7 +318,7 @@ class Queries(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An engine: its abilities, and what it can do beyond what each must."""
+    """An engine: its abilities, and which optional ones it has."""
 
     sources: Sources
     log: Log
@@ -326,4 +326,4 @@ class Engine:
     queries: Queries
     capabilities: EngineCapabilities
     prepare: Callable[[], None]
-    """Starts what the next call needs in any case, next to the caller's other work; may do nothing."""
+    """Prepares the next call in the background, next to the caller's other work; may do nothing."""

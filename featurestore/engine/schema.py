@@ -1,4 +1,4 @@
-"""Columns that are found against columns that are declared, before any row is read."""
+"""Checks columns that were found against declared ones, before any row is read."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from featurestore.types.columns import FILE_NUMBER, FILE_ROW
 from featurestore.types.values import duckdb_type
 
 NULL_TYPE = "null"
-"""The native type of a column that holds nothing but nulls, as pandas writes an empty one: it fits every type."""
+"""The native type of a column that holds only nulls, as pandas writes an empty one: it fits every type."""
 BY_VALUE = {(wanted, found) for wanted in (Int32, Int64) for found in (Float32, Float64)} | {(Float64, Int64)}
-"""Declared types, and those of files' columns whose values may fit them."""
+"""Declared types -> types of file columns whose values may fit them."""
 HUGE = ("HUGEINT", "UHUGEINT")
-"""What DuckDB makes of sums of integers: here Int64, by value."""
+"""The type of sums of integers in DuckDB: here Int64, after a check of each value."""
 _NULLS = re.compile(r"((?:(?:large_|fixed_size_)?list<\w+: )*)null[>\[\]0-9]*|\"?NULL\"?((?:\[\d*\])*)")
-"""Nulls, and lists of them, as Arrow and as DuckDB call them."""
+"""Nulls, and lists of them, in the names of Arrow and of DuckDB."""
 
 
 def null_depth(native_type: str) -> int | None:
-    """Return how many lists lie around nulls, 0 for `NULL_TYPE`, None for a type that has values.
+    """Return how many lists enclose nulls, 0 for `NULL_TYPE`, None for a type with values.
 
     Pandas writes a column of empty lists as ``list<null>``: it fits every list.
     """
@@ -34,15 +34,15 @@ def null_depth(native_type: str) -> int | None:
 
 
 def list_depth(value_type: ValueType | None) -> int:
-    """Return how many lists a type lies in."""
+    """Return how many lists enclose a type."""
     return 0 if value_type is None or value_type.item is None else 1 + list_depth(value_type.item)
 
 
 def serves(column: SourceColumn, wanted: ValueType | None, *, by_value: bool = False) -> bool:
-    """Tell whether a column loses nothing on the way to a type, with None to that of an instant.
+    """Tell whether a column converts to a type without loss; None stands for the type of an instant.
 
-    ``by_value``: whole floats are integers, which is what pandas makes of integers beside nulls, and the other way
-    round; `convert.converted` looks at each.
+    ``by_value``: whole floats count as integers, because pandas turns integers with nulls into floats, and integers
+    as floats; `convert.converted` checks each value.
     """
     if by_value and (wanted, column.value_type) in BY_VALUE:
         return True
@@ -60,11 +60,11 @@ def find_column(columns: Iterable[SourceColumn], name: str) -> SourceColumn | No
 def check_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
     """Check what a view reads (`Engine.columns`) against what it declares.
 
-    Every join key, both time columns and every feature must be there, with a type that loses nothing on the way
-    to the declared one. Raises SourceSchemaError; its message has a line for each problem.
+    Every join key, both time columns and every feature must exist, with a type that converts to the declared one
+    without loss. Raises SourceSchemaError; its message has a line for each problem.
     """
     problems = twins(column.name for column in columns)
-    if view.sql is None:  # of SQL's output no row number is asked
+    if view.sql is None:  # row numbers are not needed for the output of SQL
         problems += [_hiding(column.name) for column in columns if column.name.lower() in (FILE_NUMBER, FILE_ROW)]
     for key, value_type in view.join_keys.items():
         problems += _typed_problems(columns, "join key", key, value_type, by_value=_by_value(view, value_type))
@@ -85,15 +85,15 @@ def check_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
 
 
 def _by_value(view: FeatureView, declared: ValueType) -> bool:
-    """Tell whether values decide if a column serves: of SQL only where it has integers and floats are declared.
+    """Tell whether values decide if a column fits: for SQL only if it returns integers and floats are declared.
 
-    The column that the SQL reads may hold floats one day and integers the next; a float that it computes is no integer.
+    The column that SQL reads may hold floats one day and integers the next; a float that SQL computes is no integer.
     """
     return view.sql is None or declared == Float64
 
 
 def _huge_hint(view: FeatureView, columns: Sequence[SourceColumn]) -> str:
-    """Return how to make the declared types of DuckDB's sums of integers, where these are not taken by value."""
+    """Return how to cast DuckDB's sums of integers to the declared types, where values do not decide."""
     casts = [
         f'CAST("{column.name}" AS {duckdb_type(declared)})'
         for name, declared in {**view.join_keys, **{field.name: field.type for field in view.fields or ()}}.items()
@@ -107,8 +107,8 @@ def _huge_hint(view: FeatureView, columns: Sequence[SourceColumn]) -> str:
 def check_files(view: FeatureView, source: ParquetSource, files: Mapping[str, Sequence[SourceColumn]]) -> None:
     """Raise SourceSchemaError for a file, by path, that lacks a join key or a time column which others have.
 
-    SQL may say what stands for a missing one, by ``coalesce`` or ``CASE``; otherwise such rows would be dropped, or
-    count as known when they happened.
+    SQL may give a value for a missing one, by ``coalesce`` or ``CASE``; otherwise such rows would be dropped, or count
+    as known when they happened.
     """
     times = [source.timestamp_field, *filter(None, [source.created_timestamp_field])]
     problems = []
@@ -128,10 +128,7 @@ def check_files(view: FeatureView, source: ParquetSource, files: Mapping[str, Se
 
 
 def twins(names: Iterable[str]) -> list[str]:
-    """Return a complaint for each two columns whose names are equal or differ only in case.
-
-    Engines would mix them up.
-    """
+    """Return a message for each two columns whose names are equal or differ only in case: engines would mix them up."""
     seen: dict[str, str] = {}
     problems = []
     for name in names:

@@ -150,7 +150,7 @@ def test_a_fraction_where_an_integer_is_declared_is_named_and_changes_nothing(tm
     replaced("amount", [1.5] * 6)(tmp_path / "sales" / "2.parquet")
     (run,) = materialize_incremental(workspace)
     assert run.state == "failed"
-    assert "2.parquet holds 1.5, which is no whole number" in (run.error or "")
+    assert "2.parquet holds 1.5, which is not a whole number" in (run.error or "")
     assert state(workspace) == before
     workspace.close()
 

@@ -146,8 +146,8 @@ def test_delta_writes_where_we_let_it(tmp_path: Path) -> None:
     ("name", "fault"),
     [
         (b"b\xff.parquet", "is not UTF-8"),
-        (b"b\\*.parquet", "a backslash beside"),
-        (b"\\[x].parquet", "a backslash beside"),
+        (b"b\\*.parquet", "a backslash together with"),
+        (b"\\[x].parquet", "a backslash together with"),
     ],
 )
 def test_a_file_that_cannot_be_named_is_told(tmp_path: Path, name: bytes, fault: str) -> None:

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS_AT_ONCE = 16_000_000
-"""Rows of a view that are chosen from at once, at about 100 bytes each; of more, a share of the keys at a time."""
+"""At most so many rows of a view at once, at about 100 bytes each; beyond, a share of the keys at a time."""
 MOST_ROWS = 24_000_000
-"""Rows in memory while some are chosen from and others read."""
+"""At most so many rows in memory while some are chosen from and others are read."""
 
 
 class EntityRows:
     """An entity frame inside one connection: the table ``entity_rows`` and key numbers for each set of key columns.
 
-    Columns are numbered, not named, so that no name of the frame can meet one of ours.
+    Columns are numbered, not named, so that no name of the frame can clash with one of ours.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, frame: pa.Table, time_column: str) -> None:
@@ -86,7 +86,7 @@ def arrays(connection: duckdb.DuckDBPyConnection, sql: str, *columns: str) -> li
     taken = []
     for column in columns:
         taken.append(table.column(column).to_numpy())
-        table = table.drop_columns(column)  # so that each column is held once
+        table = table.drop_columns(column)  # so that no column is in memory twice
     return taken
 
 
@@ -96,12 +96,12 @@ def log(files: Sequence[str]) -> str:
 
 
 def instant(microseconds: int) -> str:
-    """Return an instant as a SQL expression that the engine folds, and so compares with a file's statistics."""
+    """Return an instant as a SQL expression that the engine folds, and can compare with a file's statistics."""
     return f"make_timestamptz({microseconds}::BIGINT)"
 
 
 class _Choosing:
-    """Chooses in a thread of its own, where numpy works without the interpreter, while the engine reads on."""
+    """Chooses in a thread of its own, where numpy works without the interpreter, while the engine keeps reading."""
 
     def __init__(self, entities: EntityRows, aside: ThreadPoolExecutor) -> None:
         self._entities = entities
@@ -109,7 +109,7 @@ class _Choosing:
         self._under_way: list[tuple[int, Future[tuple[Int64s, Int64s]]]] = []
 
     def begin(self, view: ViewJoin) -> list[Future[tuple[Int64s, Int64s]]]:
-        """Read what can answer; each result has numbers of entity rows, and the ``fs_seq`` of their answers."""
+        """Read rows that can answer; each result has numbers of entity rows, and the ``fs_seq`` of their answers."""
         entities = self._entities
         rows, keys, times = entities.asked(view)
         counted = f"SELECT sum(num_rows)::BIGINT FROM parquet_file_metadata({file_list(view.files)})"

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 Rounding = Literal["floor", "ceil"]
 _WITHOUT_VALUE_TYPE = (*HUGE, "BIGNUM", "VARINT", "BIT")
-"""DuckDB exports these as Arrow types that do not hold all of their values."""
+"""Types that DuckDB exports as Arrow types which cannot hold all of their values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a relation, as DuckDB calls it and as ours."""
+    """A column of a relation, with DuckDB's type and with ours."""
 
     name: str
     duck_type: str
@@ -34,13 +34,13 @@ class Column:
 
     @property
     def described(self) -> SourceColumn:
-        """The column as the engine's interface tells of it."""
+        """The column in the form of the engine's interface."""
         return SourceColumn(self.name, self.native_type, self.value_type)
 
 
 def describe(connection: duckdb.DuckDBPyConnection, sql: str) -> list[Column]:
     """Return the columns of a SELECT without running it."""
-    # Of its names only these are the SELECT's own: in a subquery a second `v` is called `v_1`.
+    # Only DESCRIBE gives the SELECT's own names: in a subquery a second `v` is called `v_1`.
     described = [(row[0], row[1]) for row in connection.execute(f"DESCRIBE {sql}").fetchall()]
     schema: pa.Schema = connection.sql(f"SELECT * FROM ({sql}\n) LIMIT 0").to_arrow_table().schema
     columns = []
@@ -64,7 +64,7 @@ def instant_us(column: Column, sql: str, rounding: Rounding) -> str:
     if column.duck_type == "DATE":
         within, instant = f"{sql} BETWEEN DATE '0001-01-01' AND DATE '9999-12-31'", f"epoch_us({sql})"
     elif column.duck_type.endswith("_NS"):
-        # Integer division truncates toward zero, so the remainder's sign tells which way to move.
+        # Integer division truncates toward zero, so the remainder's sign says which way to move.
         nanoseconds = f"epoch_ns({sql})"
         move = f"({nanoseconds} % 1000 > 0)::BIGINT" if rounding == "ceil" else f"-({nanoseconds} % 1000 < 0)::BIGINT"
         within, instant = f"{nanoseconds} IS NOT NULL", f"({nanoseconds} // 1000 + {move})"
@@ -75,11 +75,11 @@ def instant_us(column: Column, sql: str, rounding: Rounding) -> str:
 
 
 def coarse_bounds(column: Column, sql: str, first_us: int, last_us: int) -> str | None:
-    """Return a condition in the column's own type that holds wherever its ceiled instant is between two.
+    """Return a condition in the column's own type that holds whenever its ceiled instant is between two others.
 
     None for a type without one.
     """
-    # Ceiling moves an instant by less than a microsecond, and a date lies at its day's start.
+    # Ceiling moves an instant by less than a microsecond, and a date is the start of its day.
     makers = {
         "TIMESTAMP": "make_timestamp({})",
         "TIMESTAMP WITH TIME ZONE": "make_timestamptz({})",
@@ -121,24 +121,24 @@ def converted(
 
 
 def _by_value(column: Column, sql: str, declared: ValueType, path: str | None) -> str:
-    """Return floats as the integers that they are, NaN as null, or integers as floats: none that has two meanings."""
+    """Return whole floats as integers, NaN as null, or integers as floats; an ambiguous value ends the query."""
     limit = WHOLE_FLOAT_LIMITS[float_bits(column.native_type)]
     least = -limit + 1
     if declared == Int32 and limit > 2**31:
         limit, least = 2**31, -(2**31)
-    says = f", which is no whole number below 2^{limit.bit_length() - 1}, as {declared} wants here"
+    says = f", which is not a whole number below 2^{limit.bit_length() - 1}, as {declared} needs here"
     of = "" if path is None else f"' of ' || {path} || "
     fault = f"error({text(f'{USER_ERROR}column {column.name!r}')} || {of}' holds ' || {sql}::VARCHAR || {text(says)})"
     is_float = column.value_type != Int64
     null = f"{sql} IS NULL OR isnan({sql})" if is_float else f"{sql} IS NULL"
     whole = f"{sql} = trunc({sql}) AND " if is_float else ""
-    # A CASE may cast the values of its other branches, too: TRY_CAST does not mind.
+    # DuckDB may also cast the values of a CASE's other branches: TRY_CAST does not raise then.
     made = f"{whole}{sql} >= {least} AND {sql} < {limit} THEN TRY_CAST({sql} AS {duckdb_type(declared)})"
     return f"CASE WHEN {null} THEN NULL WHEN {made} ELSE {fault} END"
 
 
 def _nulls(sql: str, declared: ValueType, depth: int) -> str:
-    """Return nulls of a type, ``depth`` lists around them as they are."""
+    """Return nulls of a type, and keep the ``depth`` lists around them."""
     if depth == 0 or declared.item is None:
         return f"NULL::{duckdb_type(declared)}"
     name = quote(f"item{depth}")

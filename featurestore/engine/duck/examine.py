@@ -1,8 +1,8 @@
-"""What a certificate states, by queries of its own.
+"""The facts of a certificate, by queries of their own.
 
-The join's choice is looked up again in the files, by plain joins on ``fs_seq``: do key and times allow it, how
-old is it, what does it hold? Why the other entity rows have none is found without the join's method: from each
-key's first event, and from the latest event at or before the row's time.
+Plain joins on ``fs_seq`` look up the join's choice again in the files: do key and times allow it, how old is it,
+what does it hold? For the other entity rows they find the reason without the join's method: from each key's first
+event, and from the latest event at or before the row's time.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def examine(
 ) -> tuple[JoinFacts, ...]:
     """Return the facts of a join that has ``chosen``; None: it has not chosen yet.
 
-    A value counts as not yet available where ``as_of="event"`` would have answered: a row lies at or before the
-    time, and within the ttl, but was not known yet. Raises CertificateError when a chosen row belongs to
+    A value counts as not yet available if ``as_of="event"`` would have answered: there is a row at or before the
+    time, and within the ttl, but it was not known yet. Raises CertificateError when a chosen row belongs to
     another entity or is expired, or when a row that should have been chosen was not.
     """
     return tuple(

@@ -1,4 +1,4 @@
-"""Which files a source has: the rules of its path, told once for what is there and for what might be."""
+"""Which files a source has: one set of rules about its path, for files that exist and for files that may."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from featurestore.errors import SourceError, SourceFileError
 
 
 def find_files(root: Path, source: ParquetSource) -> tuple[SourceFile, ...]:
-    """Return the files of a source sorted by path: relative to ``root`` where they lie below it.
+    """Return the files of a source sorted by path, relative to ``root`` if they are below it.
 
     Hidden files and folders, and those that start with ``_``, are left out of folders and globs.
     """
@@ -44,7 +44,7 @@ def find_files(root: Path, source: ParquetSource) -> tuple[SourceFile, ...]:
 
 
 def digest_of(root: Path, file: SourceFile) -> str:
-    """Return a hash of what a file holds; raises SourceFileError when it cannot be read."""
+    """Return a hash of a file's content; raises SourceFileError when it cannot be read."""
     try:
         with (root / file.path).open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()[:32]
@@ -53,7 +53,7 @@ def digest_of(root: Path, file: SourceFile) -> str:
 
 
 def would_read(root: Path, source: ParquetSource, path: Path) -> bool:
-    """Tell whether `find_files` would return a file that lay at an absolute path, or where a source's links lead."""
+    """Tell whether `find_files` would return a file at an absolute path, also through a source's links."""
     if "://" in source.path:
         return False
     start, pattern = _split(root, source)
@@ -66,13 +66,13 @@ def would_read(root: Path, source: ParquetSource, path: Path) -> bool:
 
 
 def top(root: Path, source: ParquetSource) -> Path:
-    """Return the folder below which ``name=value`` is a partition: at it and above it names are whatever they are."""
+    """Return the folder below which ``name=value`` is a partition; its own name and those above it mean nothing."""
     start, _ = _split(root, source)
     return start.parent if start.is_file() else start
 
 
 def _place(root: Path, source: ParquetSource) -> tuple[Path, str]:
-    """Return a folder, and the pattern of the source's files below it: no character of the folder is a wildcard."""
+    """Return a folder, whose characters are never wildcards, and the pattern of the source's files below it."""
     path = Path(source.path)
     if (root / path).is_dir():
         return root / path, "**/*.parquet"
@@ -80,7 +80,7 @@ def _place(root: Path, source: ParquetSource) -> tuple[Path, str]:
 
 
 def _split(root: Path, source: ParquetSource) -> tuple[Path, tuple[str, ...]]:
-    """Return a source's path as far as it has no wildcards, and the parts that follow."""
+    """Return the beginning of a source's path without wildcards, and the parts that follow."""
     path = root / source.path
     if path.is_file():
         return path, ()
@@ -91,7 +91,7 @@ def _split(root: Path, source: ParquetSource) -> tuple[Path, tuple[str, ...]]:
 
 
 def _fits(name: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Tell whether a pattern finds a name, hidden or not; both as parts of a path."""
+    """Tell whether a pattern matches a name, hidden or not; both as parts of a path."""
     if not pattern:
         return not name
     if pattern[0] == "**":
@@ -113,19 +113,19 @@ def _source_file(root: Path, path: Path) -> SourceFile:
         hint = "Rename the file, or the folder."
         raise SourceFileError(f"{str(path)!a} cannot be read: its name {fault}.", hint=hint, path=ascii(str(path)))
     shown = path.relative_to(root) if path.is_relative_to(root) else path
-    return SourceFile(shown.as_posix(), f"{state.st_size}\0{state.st_mtime_ns}")  # so it lies in watermarks
+    return SourceFile(shown.as_posix(), f"{state.st_size}\0{state.st_mtime_ns}")  # watermarks hold it in this form
 
 
 def _unnameable(path: str) -> str | None:
     """Return why DuckDB cannot open a file of this name, None when it can."""
     if re.search(r"[\udc80-\udcff]", path):
         return "is not UTF-8"
-    # It knows no way to write a backslash in a pattern, and only patterns name such characters.
-    return "holds a backslash beside one of * ? [" if "\\" in path and glob.has_magic(path) else None
+    # A pattern cannot hold a backslash, and only a pattern can name the other characters.
+    return "holds a backslash together with one of * ? [" if "\\" in path and glob.has_magic(path) else None
 
 
 def check_unchanged(root: Path, files: Sequence[SourceFile]) -> None:
-    """Raise SourceFileError when a file is not the one that was found."""
+    """Raise SourceFileError when a file has changed since it was found."""
     for file in files:
         path = root / file.path
         if not path.is_file() or _source_file(root, path) != file:

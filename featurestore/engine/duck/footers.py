@@ -1,4 +1,4 @@
-"""What the Parquet files of a source say of themselves, and what their folders say of them."""
+"""What the footers of a source's Parquet files say, and what the names of their folders say."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATH, _HIVE_NULL = "fs_path_of_file", "'__HIVE_DEFAULT_PARTITION__'"
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What one file says of itself."""
+    """One file's footer."""
 
     path: str
     """Absolute."""
@@ -32,11 +32,11 @@ class Footer:
     columns: tuple[SourceColumn, ...]
     """Hive partition columns included."""
     in_nanoseconds: frozenset[str]
-    """Timestamp columns that may have more digits than microseconds."""
+    """Timestamp columns that may be finer than microseconds."""
     partitions: tuple[Partition, ...] = ()
     """The hive folders between the source and the file."""
     texts: tuple[str, ...] = ()
-    """The text of each."""
+    """The value of each partition, as text."""
 
     @property
     def has_columns(self) -> bool:
@@ -52,7 +52,7 @@ class Partition:
     stored: str | None
     """The type of the files' own column of this name, if they have one."""
     value: str
-    """What the folder says, as an expression over `PATH`."""
+    """The folder's value, as an expression over `PATH`."""
 
 
 @lru_cache(maxsize=65536)
@@ -97,7 +97,7 @@ def _partitions(path: Path, below: Path, stored: Mapping[str, str]) -> list[tupl
 
 @lru_cache(maxsize=65536)
 def holds_nothing(path: str, state: str, name: str, nan_too: bool) -> bool:
-    """Tell whether a file has nothing but nulls in a column, with ``nan_too`` nothing but nulls and NaN."""
+    """Tell whether a column of a file holds only nulls, with ``nan_too`` only nulls and NaN."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -114,7 +114,7 @@ def holds_nothing(path: str, state: str, name: str, nan_too: bool) -> bool:
 
 @lru_cache(maxsize=65536)
 def holds_whole(path: str, state: str, name: str) -> bool:
-    """Tell whether all floats of a file's column are whole and stand for one integer each; NaN does not count."""
+    """Tell whether all floats of a file's column are whole and stand for one integer each; NaN is ignored."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -135,7 +135,7 @@ def has_nanoseconds(path: str, name: str) -> bool:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    # An INT96 outside the years 1677 to 2262 overflows in nanoseconds, in both to the same when it has no such digits.
+    # An INT96 outside the years 1677 to 2262 overflows in nanoseconds, but to equal values if it has no such digits.
     with pq.ParquetFile(path) as file, pq.ParquetFile(path, coerce_int96_timestamp_unit="us") as coarse:
         pairs = zip(file.iter_batches(columns=[name]), coarse.iter_batches(columns=[name]), strict=True)
         for batch, other in pairs:

@@ -11,7 +11,7 @@ from featurestore.engine.duck.session import quote
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
 
 EVENT_US, CREATED_US, KNOWN_US = "fs_event_us", "fs_created_us", "fs_known_us"
-"""Columns of source rows and of whatever is compared with them, UTC microseconds."""
+"""Columns of source rows and of rows that are compared with them, in UTC microseconds."""
 SOURCE_KNOWN = f"coalesce({CREATED_US}, {EVENT_US})"
 
 
@@ -22,7 +22,7 @@ def known(of: str = "") -> str:
 
 
 LOG_ORDER = (f"epoch_us({EVENT})", f"epoch_us({known()})", SEQUENCE)
-"""What a table's rows are sorted by: of an entity's rows the last one is the newest."""
+"""The sort order of a table's rows: the last row of an entity is the newest."""
 LOG_TIMES = f"epoch_us({EVENT}) AS {EVENT_US}, epoch_us({known()}) AS {KNOWN_US}"
 SOURCE_TIMES = f"{SOURCE_KNOWN} AS {KNOWN_US}"
 """What a SELECT adds, so that `identity` names columns of its rows."""

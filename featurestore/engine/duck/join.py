@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 DOING = "join features to entity rows"
 PART_ROWS = 1 << 20
-"""Rows of a stored frame that are joined at once."""
+"""At most so many rows of a stored frame are joined at once."""
 
 
 class DuckJoins(Joins):
@@ -73,7 +73,7 @@ class DuckJoins(Joins):
 
 
 class DuckJoin(Join):
-    """A join that remembers what it chose, 8 bytes a row and view: its facts look at that, and do not choose again."""
+    """A join that remembers its choice, 8 bytes per row and view, so that its facts do not choose again."""
 
     def __init__(
         self, session: Session, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], batch_rows: int
@@ -136,13 +136,13 @@ def _gather(entities: EntityRows, view: ViewJoin, number: int) -> str:
 def _stream(
     entities: EntityRows, parts: Sequence[str], files: Sequence[str], schema: pa.Schema, batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the views' columns side by side, having seen that rows are whole and in order."""
+    """Yield the views' columns side by side, after a check that no row is missing or out of order."""
     import pyarrow as pa
 
     done = 0
     try:
         with translated(DOING, table_files=files):
-            # Sorted apart and put side by side here, the views need no join with one another.
+            # The views are sorted separately and put side by side here, so they need no join with one another.
             readers = [stream(entities.connection.cursor(), part, batch_rows) for part in parts]
             batches = [_next(reader, done) for reader in readers]
             while size := min(batch.num_rows for batch in batches):
@@ -173,6 +173,6 @@ def _next(reader: pa.RecordBatchReader, first: int) -> pa.RecordBatch:
 
 def _out_of_step(row: int) -> EngineError:
     return EngineError(
-        f"The join gave other rows than the frame has, at or after row {row}.",
+        f"The join returned other rows than the frame has, at or after row {row}.",
         hint="An offline table holds an fs_seq twice: run `fs verify`.",
     )

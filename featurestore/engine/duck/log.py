@@ -138,13 +138,13 @@ class DuckLog(Log):
 
 
 def _shown(view: FeatureView) -> dict[str, pa.DataType]:
-    """Return what the newest rows show: keys, times and features."""
+    """Return the columns of the newest rows: keys, times and features."""
     columns = log_columns(view)
     return {name: arrow_type(kind) for name, kind in columns.items() if name not in (SEQUENCE, ORIGIN)}
 
 
 def _rest(connection: duckdb.DuckDBPyConnection, view: FeatureView, file: str, folder: Path) -> Path | None:
-    """Write what stays of a file in the same order; returns None when nothing does."""
+    """Write the rows of a file that stay, in the same order; returns None when none do."""
     rows = f"FROM ({read_whole_log(view, [file])}) ANTI JOIN gone USING ({SEQUENCE})"
     count = connection.execute(f"SELECT count(*) {rows}").fetchone()
     assert count is not None
@@ -157,8 +157,8 @@ def _rest(connection: duckdb.DuckDBPyConnection, view: FeatureView, file: str, f
 def _find_newest(connection: duckdb.DuckDBPyConnection, view: FeatureView, files: Sequence[str], of: str) -> str:
     """Find the newest row per entity of the log's rows ``of`` a condition or join; returns the join that keeps them.
 
-    A file's rows lie in order, so its newest row of an entity has the greatest row number: an integer maximum
-    costs half of comparing times.
+    A file's rows are in order, so its newest row of an entity has the greatest row number: an integer maximum
+    costs half as much as comparing times.
     """
     keys = ", ".join(map(quote, view.join_keys))
     rows = f"({read_log(thin(view), files)})"

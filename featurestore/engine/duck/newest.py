@@ -44,7 +44,7 @@ def newest(asked_keys: Int64s, asked_times: Int64s, rows: Rows, *, available: bo
     if not len(rows.keys) or not len(asked_keys):
         return answers
     order = ranked(rows)
-    # Arrays are long: every step that can works in place, since new memory costs more than the arithmetic.
+    # Arrays are long: steps work in place where they can, because new memory costs more than the arithmetic.
     layout = (rows.keys if order is None else rows.keys[order]).astype(np.int64)
     layout <<= KEY_SHIFT
     layout |= np.arange(len(layout), dtype=np.int64)
@@ -63,7 +63,7 @@ def newest(asked_keys: Int64s, asked_times: Int64s, rows: Rows, *, available: bo
 
 
 def ranked(rows: Rows) -> Int64s | None:
-    """Return the indices of rows in (event, created, sequence) order, None when they lie in it already."""
+    """Return the indices of rows in (event, created, sequence) order, None when they are in it already."""
     later = rows.events[1:] > rows.events[:-1]
     tied = rows.events[1:] == rows.events[:-1]
     if np.all(later | tied):
@@ -72,7 +72,7 @@ def ranked(rows: Rows) -> Int64s | None:
         sequenced = (before == after) & (rows.sequences[ties] < rows.sequences[ties + 1])
         if np.all((before < after) | sequenced):
             return None
-    # A stable sort merges runs, and what comes from sorted files is a few runs.
+    # A stable sort merges runs, and rows from sorted files are a few runs.
     order = np.argsort(rows.events, kind="stable")
     events = rows.events[order]
     tied = events[1:] == events[:-1]

@@ -12,7 +12,7 @@ from featurestore.types.columns import CREATED, EVENT, FILE_NUMBER, FILE_ROW, OR
 from featurestore.types.values import duckdb_type
 
 FILE, ROW = "fs_file", "fs_row"
-"""Where a row lies: the number of its file among those given, and its number in the file."""
+"""A row's place: the number of its file among those given, and its number in the file."""
 
 
 def log_columns(view: FeatureView) -> dict[str, ValueType]:
@@ -38,7 +38,7 @@ def read_log(columns: Mapping[str, ValueType], files: Sequence[str]) -> str:
 def read_whole_log(view: FeatureView, files: Sequence[str]) -> str:
     """Return a SELECT of every column that the view or a file of its table has, in the wider type of both.
 
-    For writing rows again: a feature that ``view`` does not know yet must not be lost.
+    To write rows again: a feature that ``view`` does not know yet must not be lost.
     """
     return f"SELECT * EXCLUDE ({FILE}, {ROW}) FROM ({_read(log_columns(view), files)})"
 

@@ -78,7 +78,7 @@ class DuckQueries(Queries):
 def _newest_versions(
     view: FeatureView, files: Sequence[str], first_us: int = MIN_INSTANT, last_us: int = MAX_INSTANT
 ) -> str:
-    """Select keys, event time and stored fields of every row as it was last corrected, events between two instants."""
+    """Select keys, event time and stored fields of each row's last correction, for events between two instants."""
     columns = log_columns(view)
     identity = ", ".join([*map(quote, view.join_keys), EVENT])
     shown = ", ".join(map(quote, [*view.join_keys, EVENT, *(field.name for field in view.stored)]))

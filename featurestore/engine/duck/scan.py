@@ -1,4 +1,4 @@
-"""The rows of a view's sources: opened in one connection, checked against the view, brought to its types."""
+"""The rows of a view's sources: opened in one connection, checked against the view, cast to its types."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Scanned:
 
     @property
     def content_order(self) -> str:
-        """What numbers the rows of a query: they have no order of their own, their content gives one that repeats."""
+        """The order that numbers a query's rows: they have none of their own, but ordering by content repeats."""
         return ", ".join([EVENT_US, SOURCE_KNOWN, *map(quote, self.values)])
 
     def rows(
@@ -72,7 +72,7 @@ class Scanned:
 
     @contextmanager
     def translated(self, doing: str, *, table_files: Sequence[str] = ()) -> Iterator[None]:
-        """Translate errors of what reads the sources."""
+        """Translate errors of reading the sources."""
         paths = [path for table in self.tables for path in table.paths]
         sql_of = self.view.name if self.view.sql is not None else None
         with translated(doing, source_files=paths, table_files=table_files, sql_of=sql_of):
@@ -90,7 +90,7 @@ def opened(
 
 
 def columns_of(session: Session, view: FeatureView) -> tuple[SourceColumn, ...]:
-    """Return the columns of what a view reads, whether they fit it or not."""
+    """Return the columns that a view reads, whether they fit it or not."""
     if view.sql is None:
         return _tables(session, view)[0].columns
     with _opened(session, view) as scanned:
@@ -132,7 +132,7 @@ def _tables(session: Session, view: FeatureView) -> tuple[SourceTable, ...]:
 
 
 def _with_rows(table: SourceTable) -> dict[str, tuple[SourceColumn, ...]]:
-    """Return the columns of each file that holds a row: pandas writes an empty frame without any column."""
+    """Return the columns of each file that holds rows: pandas writes an empty frame without columns."""
     return {footer.path: footer.columns for footer in table.footers if footer.rows}
 
 

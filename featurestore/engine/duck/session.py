@@ -34,7 +34,7 @@ MEMORY_HINT = "Raise `engine: {memory_limit}`, or set `engine: {temp_directory}`
 DISK_HINT = "Free some space, or set `engine: {temp_directory}` to a disk with room, and run it again."
 START_HINT = "Check `engine:` in feature_store.yaml: a memory_limit such as 4GB, as many threads as there are cores."
 USER_ERROR = "featurestore: "
-"""Starts what our own SQL passes to ``error()``: a fault of the data, in words for people."""
+"""Marks texts that our own SQL passes to ``error()``: a fault of the data, in words for people."""
 FOLDER_SAYS = ", but its folder says "
 _PATTERN = re.compile(r"[*?\[]")
 NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
@@ -48,11 +48,11 @@ class EngineSettings:
     """As DuckDB reads it, for example ``4GB``."""
     threads: int | None = None
     temp_directory: str | None = None
-    """Where to spill; relative paths are relative to the feature repo. None: the machine's temporary folder."""
+    """The folder to spill to; relative paths are relative to the feature repo. None: the machine's temporary folder."""
 
 
 class Session:
-    """Makes connections that see the files they are given and nothing else. `root` is the feature repo."""
+    """Makes connections that see only the files they are given. `root` is the feature repo."""
 
     def __init__(self, root: Path, settings: EngineSettings) -> None:
         self.root = root
@@ -61,13 +61,13 @@ class Session:
         _sessions.add(self)
 
     def prepare(self) -> None:
-        """Begin to start the database of the next connection, which takes longer than most queries, beside other work.
+        """Start the next connection's database in the background, because that takes longer than most queries.
 
-        What it fails with, `connect` raises.
+        `connect` raises its errors.
         """
         if self._prepared is None:
             starter = ThreadPoolExecutor(1, thread_name_prefix="engine start")
-            with suppress(RuntimeError):  # no thread starts any more where Python ends: `connect` does it then
+            with suppress(RuntimeError):  # Python is ending and starts no threads: `connect` does it then
                 self._prepared = starter.submit(self._start)
             starter.shutdown(wait=False)
 
@@ -76,8 +76,8 @@ class Session:
     ) -> duckdb.DuckDBPyConnection:
         """Return a connection to a database of its own, locked: it reads ``reads`` and writes below ``writes``.
 
-        Everything runs in UTC, nothing is downloaded, Python variables cannot be read from SQL. With ``in_order`` one
-        thread does it all: rows come in the order of files and rows each time, so that what depends on it repeats.
+        Everything runs in UTC, nothing is downloaded, SQL cannot read Python variables. With ``in_order`` one thread
+        does everything: rows always come in the order of files and rows, so that results that depend on it repeat.
         The caller closes it; `open` does so by itself.
         """
         prepared, self._prepared = self._prepared, None
@@ -86,12 +86,12 @@ class Session:
             connection.execute("SET TimeZone = 'UTC'")
             if in_order:
                 connection.execute("SET threads = 1")
-            # A progress bar would write into the caller's output. In a notebook without ipywidgets there is none, and
-            # DuckDB refuses even to turn it off.
+            # A progress bar would write into the caller's output. In a notebook without ipywidgets there is no bar, and
+            # DuckDB refuses to turn it off.
             if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
                 connection.execute("SET enable_progress_bar = false")
             allowed = [str(path) for path in reads]
-            # To find a file by a pattern, DuckDB wants the pattern allowed and what it finds.
+            # To find a file by a pattern, DuckDB needs permission for the pattern and for the file.
             patterns = [_escaped(path) for path in allowed if _PATTERN.search(path)]
             connection.execute(f"SET allowed_paths = {text_list([*allowed, *patterns])}")
             if writes is not None:
@@ -110,7 +110,7 @@ class Session:
             "allow_community_extensions": "false",
             "python_enable_replacements": "false",
             "temp_directory": str(temporary),
-            # Whatever depends on order says so in its SQL; keeping the order of rows costs memory.
+            # SQL that depends on order says so; keeping the order of rows costs memory.
             "preserve_insertion_order": "false",
         }
         if self.settings.memory_limit is not None:
@@ -132,7 +132,7 @@ class Session:
             close(connection)
 
     def _temporary(self) -> Path:
-        """Return a folder of this connection's own: DuckDB's names in it are not unique between processes."""
+        """Return a folder for this connection only: DuckDB's file names are not unique between processes."""
         if self.settings.temp_directory is None:
             parent = Path(tempfile.gettempdir())
         else:
@@ -151,9 +151,9 @@ _sessions: WeakSet[Session] = WeakSet()
 
 
 def _drop_prepared() -> None:
-    """Close what is prepared before a fork: a child, without its threads, would wait for them for ever to close it.
+    """Close the prepared connection before a fork: a child does not have its threads and would wait for them for ever.
 
-    Nor may a fork fall into the start of a database: the child would find DuckDB's locks held.
+    A fork must not happen during the start of a database either: the child would find DuckDB's locks held.
     """
     for session in list(_sessions):
         prepared, session._prepared = session._prepared, None
@@ -167,7 +167,7 @@ _inherited: list[Any] = []
 
 
 def _keep_inherited() -> None:
-    """In a child: never let go of what its parent had open. Closed without its threads it hangs, or ends the child."""
+    """In a child: keep the parent's connections for ever. Closing one without its threads hangs or kills the child."""
     _inherited.extend(_open)
     _open.clear()
 
@@ -182,7 +182,7 @@ def close(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def stream(connection: duckdb.DuckDBPyConnection, sql: str, batch_rows: int) -> pa.RecordBatchReader:
-    """Run a query whose rows come as they are read; a child of the process that ran it cannot read on."""
+    """Run a query whose rows come as they are read; a child of the process that ran it cannot continue."""
     import pyarrow as pa
 
     rows = connection.sql(sql).to_arrow_reader(batch_rows)
@@ -192,13 +192,13 @@ def stream(connection: duckdb.DuckDBPyConnection, sql: str, batch_rows: int) -> 
         for batch in rows:
             yield batch
             if rows not in _open:
-                raise EngineError("A result that was read halfway before a fork cannot be read on.", hint=FORK_HINT)
+                raise EngineError("A result that was half read before a fork cannot be read further.", hint=FORK_HINT)
 
     return pa.RecordBatchReader.from_batches(rows.schema, batches())
 
 
 def quote(name: str) -> str:
-    """Return a name as a SQL identifier. The only way by which a name may enter SQL."""
+    """Return a name as a SQL identifier. Names may enter SQL in no other way."""
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -232,9 +232,9 @@ def translated(
 ) -> Iterator[None]:
     """Turn DuckDB's errors into ours: the one place that knows them.
 
-    ``doing`` completes "the engine could not …". ``source_files`` and ``table_files`` are what the block reads:
-    after an error that tells of no other cause they are read once more, to name the one that is damaged.
-    ``sql_of`` names the view whose SQL runs in the block, ``hint`` is what to do where nothing else is known.
+    ``doing`` completes "the engine could not …". ``source_files`` and ``table_files`` are the files that the block
+    reads: after an error without another cause they are read again, to name the damaged one. ``sql_of`` names the
+    view whose SQL runs in the block; ``hint`` is what to do if nothing else is known.
     """
     try:
         yield
@@ -248,7 +248,7 @@ def translated(
 
 
 def reason_of(error: Exception) -> str:
-    """Return what an error says, in one line and without a full stop."""
+    """Return an error's message in one line, without a full stop."""
     return str(error).split("\n\n")[0].replace("\n", " ").strip().rstrip(".")
 
 
@@ -277,7 +277,7 @@ def _wrong_data(
     if is_fault_of_data(error):
         found = message.partition(USER_ERROR)[2].splitlines()[0]
         hint = "Correct the data, or leave such rows out with sql=."
-        if FOLDER_SAYS in found:  # which SQL reads as well
+        if FOLDER_SAYS in found:  # our own SQL writes it, and reading a view's SQL raises it too
             hint = "Rename the folder, or correct the column of the file."
         return SourceError(f"{found[0].upper()}{found[1:]}.", hint=hint)
     for path in source_files:
@@ -301,7 +301,7 @@ def _wrong_data(
 
 
 def _in_users_sql(message: str) -> str:
-    """Return DuckDB's message as it would be of the user's SQL without the DESCRIBE that stands before it."""
+    """Return DuckDB's message as it would be for the user's SQL without the DESCRIBE in front of it."""
     return re.sub(r"^(LINE 1: )DESCRIBE (.*\n) {9}", r"\1\2", message.strip(), flags=re.MULTILINE)
 
 
@@ -316,14 +316,14 @@ def _sql_hint(error: duckdb.Error) -> str:
 
 
 def source_file_error(path: str, reason: str) -> SourceFileError:
-    """Return the error for a source file that is no readable Parquet file."""
+    """Return the error for a source file that is not a readable Parquet file."""
     return SourceFileError(
         f"{path} cannot be read: {reason}.", hint="Write the file again, or take it out of the source.", path=path
     )
 
 
 def unreadable(path: str) -> str | None:
-    """Return why a Parquet file cannot be read to its end, or None when it can."""
+    """Return why a Parquet file cannot be read completely, or None when it can."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

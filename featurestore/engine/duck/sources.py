@@ -1,4 +1,4 @@
-"""What the files of sources hold, and which rows of them no run takes."""
+"""What the files of sources hold, and which of their rows no run takes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class DuckSources(Sources):
         with opened(self._session, view) as scanned, scanned.translated("read the source"):
             shown = ", ".join(map(quote, scanned.values))
             found = scanned.rows(scanned.values)
-            if view.sql is not None:  # its rows have the order that runs give them: by their content
+            if view.sql is not None:  # runs order its rows by their content
                 found = f"SELECT *, row_number() OVER (ORDER BY {scanned.content_order}) AS {POSITION} FROM ({found})"
             last = f"max({POSITION}) OVER (PARTITION BY {identity(view)})"
             query = (

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Staging:
-    """One staging: finds out from keys and times where each row goes, then reads the rest of those that are new."""
+    """One staging: decides by keys and times where each row goes, then reads the other columns of the new rows."""
 
     def __init__(self, root: Path, scanned: Scanned, request: StageRequest) -> None:
         self._root = root
@@ -90,7 +90,7 @@ class Staging:
         )
 
     def _find(self) -> None:
-        """Make the table ``found``: keys, times and position; of a query's output all columns, for it runs once."""
+        """Make the table ``found``: keys, times and position; for a view's SQL all columns, as it runs only once."""
         scanned = self._scanned
         if self._view.sql is None:
             columns = f"{self._keys}, {EVENT_US}, {CREATED_US}, {POSITION}"
@@ -111,7 +111,7 @@ class Staging:
         return f"SELECT *, {SOURCE_TIMES} FROM {rows}{using} WHERE {condition}"
 
     def _find_last(self, fresh: str) -> int:
-        """Make the table ``last``: of rows with equal keys and times the position of the last; returns their number."""
+        """Make the table ``last``: the position of the last among rows with equal keys and times; returns how many."""
         self._connection.execute(
             f"CREATE TEMP TABLE last AS SELECT max({POSITION}) AS {POSITION} "
             f"FROM (SELECT *, {SOURCE_TIMES} FROM found WHERE {fresh}) GROUP BY {identity(self._view)}"

@@ -44,18 +44,18 @@ if TYPE_CHECKING:
     import duckdb
 
 POSITION, FILE = "fs_position", "fs_file"
-"""Columns beside the user's: instants in UTC microseconds, row number over all files, file number."""
+"""Columns besides the user's: instants in UTC microseconds, row number over all files, file number."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceTable:
-    """A source as it lies there now."""
+    """A source as it is on disk now."""
 
     source: ParquetSource
     files: tuple[SourceFile, ...]
     footers: tuple[Footer, ...]
     columns: tuple[SourceColumn, ...]
-    """Of all files together, each in the narrowest type that holds it everywhere."""
+    """The columns of all files together, each in the narrowest type that holds all of its values."""
 
     @property
     def paths(self) -> list[str]:
@@ -68,10 +68,9 @@ def open_source(
 ) -> SourceTable:
     """Read the footers of a source's files.
 
-    A column that holds nothing but nulls and NaN in a file has no type there, where its type does not go with that of
-    the other files, or with the one ``declared`` (None: that of an instant). Raises SourceFileError naming a file that
-    is empty, truncated or foreign, and SourceSchemaError where files disagree on a column in a way that no wider type
-    covers.
+    A column that holds only nulls and NaN in a file has no type there if its type does not fit that of the other files,
+    or the ``declared`` one (None: that of an instant). Raises SourceFileError naming a file that is empty, truncated or
+    foreign, and SourceSchemaError if files disagree on a column in a way that no wider type covers.
     """
     files = find_files(session.root, source)
     below = top(session.root, source)
@@ -98,15 +97,15 @@ def open_source(
 def _holding(
     files: tuple[SourceFile, ...], footers: tuple[Footer, ...]
 ) -> tuple[tuple[SourceFile, ...], tuple[Footer, ...]]:
-    """Leave out files without rows and columns, which DuckDB does not read: pandas writes an empty frame so."""
+    """Leave out files without rows and columns, which DuckDB cannot read: pandas writes an empty frame like that."""
     held = [pair for pair in zip(files, footers, strict=True) if pair[1].rows or pair[1].has_columns]
     return (tuple(file for file, _ in held), tuple(footer for _, footer in held)) if held else (files, footers)
 
 
 def _whole(column: SourceColumn, footers: Sequence[Footer]) -> SourceColumn:
-    """Return the column as integers where some files have them, and others floats that are all whole.
+    """Return the column as integers if some files hold integers and the others only whole floats.
 
-    Pandas makes floats of a day's integers where one is missing.
+    Pandas turns a day's integers into floats if one is missing.
     """
     if column.value_type != Float64:
         return column
@@ -122,7 +121,7 @@ def _whole(column: SourceColumn, footers: Sequence[Footer]) -> SourceColumn:
 
 
 def _spelled_twice(footers: Sequence[Footer]) -> Iterator[str]:
-    """Complain of folders that spell one number of the files' own column in two ways, which would be two keys."""
+    """Report folders that spell a number of the files' own column in two ways, which would be two keys."""
     seen: dict[tuple[str, Decimal], str] = {}
     for footer in footers:
         for partition, spelled in zip(footer.partitions, footer.texts, strict=True):
@@ -141,7 +140,7 @@ def _unserved(columns: Sequence[SourceColumn], declared: Mapping[str, ValueType 
 
 
 def _blanked(footer: Footer, names: Set[str], nan_too: bool) -> Footer:
-    """Return a footer where those of the columns have no type that hold nothing in the file."""
+    """Return a footer in which columns without values in the file have no type."""
     names = names - {partition.name for partition in footer.partitions}
     columns = [
         SourceColumn(column.name, NULL_TYPE, None)
@@ -153,7 +152,7 @@ def _blanked(footer: Footer, names: Set[str], nan_too: bool) -> Footer:
 
 
 def _unified(footers: Sequence[Footer]) -> tuple[tuple[SourceColumn, ...], dict[str, str]]:
-    """Return the columns of all files together, and by column what files disagree on."""
+    """Return the columns of all files together, and for each column what the files disagree on."""
     unified: dict[str, SourceColumn] = {}
     first_seen: dict[str, str] = {}
     problems: dict[str, str] = {}
@@ -225,7 +224,7 @@ class Reader:
         return groups
 
     def _check_digits(self, group: _Group, name: str) -> None:
-        """Refuse nanoseconds that DuckDB drops while reading INT96: rounded down, a row would be known too early."""
+        """Refuse nanoseconds that DuckDB drops from INT96: rounded down, a row would count as known too early."""
         column = group.find(name)
         if column is None or column.duck_type.endswith("_NS"):
             return
@@ -249,9 +248,9 @@ class Reader:
     ) -> str:
         """Return a SELECT of the columns ``values`` in their declared types, instants, position and file.
 
-        ``only`` names the files (as `find_files` does) that are read; positions count over all of them. With
-        ``between_us`` rows with other event times may be left out: in the file's own type, so that whole row
-        groups are skipped.
+        ``only`` names the files to read (as `find_files` does); positions count over all files. With ``between_us``
+        rows with other event times may be left out: the condition is in the file's own type, so that whole row groups
+        are skipped.
         """
         selects = []
         for group, numbers in self._chosen(only):
@@ -268,7 +267,7 @@ class Reader:
         """Return a SELECT of every column as users' SQL sees it.
 
         Types are the files' own, but timestamps in nanoseconds become microseconds (the source's times are
-        ceiled, others floored), and where files disagree the column has the wider type.
+        ceiled, others floored), and if files disagree the column has the wider type.
         """
         selects = []
         for group in self._groups:
@@ -371,7 +370,7 @@ def _is_same(own: str, folder: str, duck_type: str) -> str:
 
 
 def _canonical(number: str) -> str:
-    """Return the text of a number without zeros at its ends that say nothing."""
+    """Return the text of a number without leading and trailing zeros that mean nothing."""
     for pattern, kept in ((r"^\+", ""), (r"^(-?)0+([0-9])", r"\1\2"), (r"(\.[0-9]*?)0+$", r"\1"), (r"\.$", "")):
         number = f"regexp_replace({number}, '{pattern}', '{kept}')"
     return number
@@ -382,7 +381,7 @@ def _select(columns: Sequence[str], paths: Sequence[str]) -> str:
 
 
 def _read(paths: Sequence[str], *, with_path: bool = False) -> str:
-    """Return what reads files; with ``with_path`` also `PATH`."""
-    # DuckDB would take partitions from the whole path, folders above the source included.
+    """Return the table function that reads files; with ``with_path`` also `PATH`."""
+    # With hive_partitioning DuckDB would take partitions from the whole path, folders above the source included.
     path = f", filename = '{PATH}'" if with_path else ""
     return f"read_parquet({file_list(paths)}, hive_partitioning = false{path})"
