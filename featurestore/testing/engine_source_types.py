@@ -285,7 +285,8 @@ class EngineSourceTypesConformance(EngineSuite):
         for wrong in (1.5, math.inf, float(limit), *beyond):
             project.write("data/b.parquet", table_of(k=pa.array([1]), v=pa.array(np.array([wrong], floats))))
             with pytest.raises(
-                SourceError, match=r"Column 'v' of .*b\.parquet holds -?[\w.]+, which is no whole number below 2\^\d+"
+                SourceError,
+                match=r"Column 'v' of .*b\.parquet holds -?[\w.]+, which is not a whole number below 2\^\d+",
             ):
                 project.stage(view)
 
@@ -313,7 +314,7 @@ class EngineSourceTypesConformance(EngineSuite):
         assert found == {1: 2.0**53 - 1, 2: None, 3: 0.5, 4: math.inf}
         project.write("data/a.parquet", table_of(k=pa.array([1]), v=pa.array([2**53])))
         with pytest.raises(
-            SourceError, match=r"Column 'v' of .*a\.parquet holds 9007199254740992, which is no whole number"
+            SourceError, match=r"Column 'v' of .*a\.parquet holds 9007199254740992, which is not a whole number"
         ):
             project.stage(view_of("data"))
 
@@ -339,7 +340,7 @@ class EngineSourceTypesConformance(EngineSuite):
             project.write("data/b.parquet", table_of(k=pa.array([3]), v=pa.array([2**53 - 1])))
             assert {row["k"]: row["v"] for row in project.rows(view)} == {1: 1.0, 2: None, 3: 2.0**53 - 1}
             project.write("data/b.parquet", table_of(k=pa.array([3]), v=pa.array([2**53])))
-            with pytest.raises(SourceError, match="Column 'v' holds 9007199254740992, which is no whole number"):
+            with pytest.raises(SourceError, match="Column 'v' holds 9007199254740992, which is not a whole number"):
                 project.rows(view)
             (project.root / "data" / "b.parquet").unlink()
 

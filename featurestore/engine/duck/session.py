@@ -192,7 +192,7 @@ def stream(connection: duckdb.DuckDBPyConnection, sql: str, batch_rows: int) -> 
         for batch in rows:
             yield batch
             if rows not in _open:
-                raise EngineError("A result that was half read before a fork cannot be read further.", hint=FORK_HINT)
+                raise EngineError("A result that was read halfway before a fork cannot go on.", hint=FORK_HINT)
 
     return pa.RecordBatchReader.from_batches(rows.schema, batches())
 
