@@ -134,11 +134,7 @@ def settings_page() -> Iterable[str]:
     yield "# Settings\n"
     yield SETTINGS_HEAD
     yield from settings_table(settings.Settings, "")
-    for setting, schemes in (
-        ("registry", backends.REGISTRY_SCHEMES),
-        ("offline_store", backends.OFFLINE_SCHEMES),
-        ("online_store", backends.ONLINE_SCHEMES),
-    ):
+    for setting, schemes in backends.BACKENDS.items():
         yield f"## {setting}\n"
         yield "| URL | What it is |\n|---|---|"
         yield from (f"| `{URLS[setting, scheme][0]}` | {URLS[setting, scheme][1]} |" for scheme in schemes)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +49,6 @@ if TYPE_CHECKING:
             """Where to spill."""
 
 
-REGISTRY_SCHEMES = ("sqlite",)
-OFFLINE_SCHEMES = ("", "file")
-ONLINE_SCHEMES = ("lmdb", "redis", "rediss", "redis+cluster", "rediss+cluster")
-
-
 def local_path(url: str, root: Path) -> Path:
     """Return the path of a ``scheme:///path`` URL or a bare path: relative to ``root``, absolute with four slashes."""
     _, separator, rest = url.partition("://")
@@ -92,73 +88,116 @@ def _is_locale_at_fault(folder: Path) -> bool:
         return False
 
 
-def check_stores(root: Path, *, registry: Located, offline_store: Located, online_store: Located) -> dict[str, Path]:
+def check_stores(root: Path, **settings: Located) -> dict[str, Path]:
     """Return by setting where stores lie on this machine: the registry's file, the others' folders.
 
     Opens and loads nothing. Raises SettingsError for a scheme that is not built, a wrong path or a wrong option.
     """
-    _check_registry(registry)
-    _check_offline(offline_store)
-    places = {"registry": local_path(registry.url, root), "offline_store": local_path(offline_store.url, root)}
-    check_offline_folder(places["offline_store"])
-    scheme, _ = _check_online(online_store)
-    return {**places, "online_store": local_path(online_store.url, root)} if scheme == "lmdb" else places
-
-
-def _check_registry(located: Located) -> None:
-    _scheme("registry", located.url, REGISTRY_SCHEMES)
-    _options("registry", located.options, ())
-    _no_query("registry", located.url)
-    local_path(located.url, Path())
-
-
-def _check_offline(located: Located) -> None:
-    _scheme("offline_store", located.url, OFFLINE_SCHEMES)
-    _options("offline_store", located.options, ())
-    local_path(located.url, Path())
-
-
-def _check_online(located: Located) -> tuple[str, dict[str, int]]:
-    scheme = _scheme("online_store", located.url, ONLINE_SCHEMES)
-    if scheme == "lmdb":
-        _options("online_store", located.options, ())
-        _no_query("online_store", located.url)
-        local_path(located.url, Path())
-        return scheme, {}
-    _options("online_store", located.options, ("read_timeout_ms", "write_timeout_ms"))
-    return scheme, {name: _milliseconds(name, value) for name, value in located.options.items()}
+    places = {}
+    for setting, located in settings.items():
+        backend, _ = _checked(setting, located)
+        if backend.is_local:
+            places[setting] = local_path(located.url, root)
+        if setting == "offline_store":
+            check_offline_folder(places[setting])
+    return places
 
 
 def open_registry(located: Located, root: Path, *, create: bool = True) -> Registry:
     """Open the registry; raises SettingsError for a scheme that is not built or an unknown option."""
-    _check_registry(located)
-    from featurestore_registry.sql import open_registry as open_sql
-
-    return open_sql(f"sqlite:///{local_path(located.url, root)}", create=create)
+    backend, _ = _checked("registry", located)
+    registry: Registry = backend.open(located.url, root, create)
+    return registry
 
 
 def open_offline(located: Located, root: Path, *, clock: Clock = system_clock) -> OfflineStore:
     """Open the offline store; raises SettingsError for a scheme that is not built or an unknown option."""
-    _check_offline(located)
-    from featurestore.offline.local.store import DeltaStore
-
-    return DeltaStore(local_path(located.url, root), clock=clock)
+    backend, _ = _checked("offline_store", located)
+    store: OfflineStore = backend.open(located.url, root, clock)
+    return store
 
 
 def open_online(located: Located, root: Path, *, clock: Clock = system_clock) -> OnlineStore:
     """Open the online store; raises SettingsError for a scheme that is not built or an unknown option."""
-    scheme, timeouts = _check_online(located)
-    if scheme == "lmdb":
-        from featurestore.online.lmdb.store import LmdbStore
+    backend, options = _checked("online_store", located)
+    store: OnlineStore = backend.open(located.url, root, clock, **options)
+    return store
 
-        return LmdbStore(local_path(located.url, root), clock=clock)
-    if scheme.endswith("+cluster"):
-        from featurestore.online.redis.cluster.store import RedisClusterStore
 
-        return RedisClusterStore(located.url, **timeouts, clock=clock)
+def _open_sqlite(url: str, root: Path, create: bool) -> Registry:
+    from featurestore_registry.sql import open_registry as open_sql
+
+    return open_sql(f"sqlite:///{local_path(url, root)}", create=create)
+
+
+def _open_delta(url: str, root: Path, clock: Clock) -> OfflineStore:
+    from featurestore.offline.local.store import DeltaStore
+
+    return DeltaStore(local_path(url, root), clock=clock)
+
+
+def _open_lmdb(url: str, root: Path, clock: Clock) -> OnlineStore:
+    from featurestore.online.lmdb.store import LmdbStore
+
+    return LmdbStore(local_path(url, root), clock=clock)
+
+
+def _open_redis(url: str, root: Path, clock: Clock, **timeouts: int) -> OnlineStore:
     from featurestore.online.redis.store import RedisStore
 
-    return RedisStore(located.url, **timeouts, clock=clock)
+    return RedisStore(url, **timeouts, clock=clock)
+
+
+def _open_cluster(url: str, root: Path, clock: Clock, **timeouts: int) -> OnlineStore:
+    from featurestore.online.redis.cluster.store import RedisClusterStore
+
+    return RedisClusterStore(url, **timeouts, clock=clock)
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The implementation behind a URL scheme."""
+
+    open: Callable[..., Any]
+    is_local: bool = True
+    """Whether the URL is a path on this machine."""
+    has_query: bool = False
+    """Whether ``?`` and ``#`` may stand in the URL."""
+    options: tuple[str, ...] = ()
+    """Options besides the URL, in milliseconds."""
+
+
+_DELTA = Backend(_open_delta, has_query=True)  # of a folder's name they are a part
+_TIMEOUTS = ("read_timeout_ms", "write_timeout_ms")
+_REDIS = Backend(_open_redis, is_local=False, has_query=True, options=_TIMEOUTS)
+_CLUSTER = replace(_REDIS, open=_open_cluster)
+
+BACKENDS: dict[str, dict[str, Backend]] = {
+    "registry": {"sqlite": Backend(_open_sqlite)},
+    "offline_store": {"": _DELTA, "file": _DELTA},
+    "online_store": {
+        "lmdb": Backend(_open_lmdb),
+        "redis": _REDIS,
+        "rediss": _REDIS,
+        "redis+cluster": _CLUSTER,
+        "rediss+cluster": _CLUSTER,
+    },
+}
+"""By setting and URL scheme, "" for a bare path."""
+
+
+def _checked(setting: str, located: Located) -> tuple[Backend, dict[str, int]]:
+    """Return a store's backend and its options; raises SettingsError."""
+    backend = BACKENDS[setting][_scheme(setting, located.url)]
+    for name in located.options:
+        if name not in backend.options:
+            hint = did_you_mean(name, backend.options) or "There are none."
+            raise SettingsError(f"{setting}: {name!r} is not an option here.", hint=hint)
+    if not backend.has_query:
+        _check_no_query(setting, located.url)
+    if backend.is_local:
+        local_path(located.url, Path())
+    return backend, {name: _milliseconds(name, value) for name, value in located.options.items()}
 
 
 def open_engine(limits: Limits, root: Path) -> Engine:
@@ -179,7 +218,8 @@ def _milliseconds(name: str, value: Any) -> int:
     return milliseconds
 
 
-def _scheme(setting: str, url: str, built: tuple[str, ...]) -> str:
+def _scheme(setting: str, url: str) -> str:
+    built = BACKENDS[setting]
     scheme = url.partition("://")[0].lower() if "://" in url else ""
     if scheme not in built:
         known = ", ".join(f"{name}://" if name else "a folder" for name in built)
@@ -189,7 +229,7 @@ def _scheme(setting: str, url: str, built: tuple[str, ...]) -> str:
     return scheme
 
 
-def _no_query(setting: str, url: str) -> None:
+def _check_no_query(setting: str, url: str) -> None:
     """Refuse what would be taken for a part of a file's name. Names nothing of it: it may be a password."""
     if mark := next((mark for mark in "?#" if mark in url), None):
         scheme = url.partition("://")[0]
@@ -198,11 +238,3 @@ def _no_query(setting: str, url: str) -> None:
             hint=f"Write it as {scheme}:///folder/name, and rename a folder whose own name holds {mark!r}.",
             key=setting,
         )
-
-
-def _options(setting: str, options: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for name in options:
-        if name not in known:
-            raise SettingsError(
-                f"{setting}: {name!r} is not an option here.", hint=did_you_mean(name, known) or "There are none."
-            )
