@@ -1,7 +1,7 @@
 """The use cases: materialize a span, what is new, or publish again; one result for each view.
 
-A view that fails does not keep the others from being done: its result says what went wrong, and `succeeded`
-turns such results into an error.
+A view that fails does not stop the others: its result says what went wrong, and `succeeded` turns such results into
+an error.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def materialize(
 ) -> list[RunResult]:
     """Bring source rows with event time in [start, end) into the offline log, and the newest online.
 
-    With ``rebuild`` rows of the span that came from the source, and that it no longer holds, are withdrawn after
-    ``confirm(view, rows)`` has returned True, and so are the rows of damaged files that lie within the span: they
-    are then read from the source again, pushed ones are lost. A dry run counts and writes nothing. ``wait_seconds``
-    is how long to wait for another run of a view. Raises IntervalError for a span that is empty or ends in the
-    future, NotFoundError for an unknown view.
+    ``rebuild`` withdraws the span's rows that came from the source and that it no longer holds, once
+    ``confirm(view, rows)`` has returned True, and the rows of damaged files within the span: these are then read from
+    the source again, pushed ones are lost. A dry run counts and writes nothing. ``wait_seconds`` is how long to wait
+    for another run of a view. Raises IntervalError for a span that is empty or ends in the future, NotFoundError for
+    an unknown view.
     """
     if start_us >= end_us:
         raise IntervalError(
@@ -74,7 +74,7 @@ def materialize_incremental(
     dry_run: bool = False,
     wait_seconds: float = WAIT_SECONDS,
 ) -> list[RunResult]:
-    """Bring what no run has read before ``end_us`` (None: now), and late rows and corrections of the rest.
+    """Bring rows before ``end_us`` (None: now) that no run has read, and late rows and corrections of the others.
 
     Raises IntervalError for an end in the future, NotFoundError for an unknown view.
     """
@@ -139,7 +139,7 @@ def _check_end(end_us: int, now_us: int) -> None:
     if end_us > now_us:
         raise IntervalError(
             f"The interval ends in the future, at {to_rfc3339(end_us)}; it is {to_rfc3339(now_us)}.",
-            hint="Give an end that has passed: what is to come cannot be committed yet.",
+            hint="Give an end that has passed: future rows cannot be committed yet.",
         )
 
 
@@ -168,7 +168,7 @@ def _run(
     for name in names:
         snapshot.get(FeatureView, name)
     if any(snapshot.views[name].view.online for name in names):
-        _ = workspace.online  # a URL that it cannot read is told before rows are committed
+        _ = workspace.online  # reports a bad URL before rows are committed
     results = []
     for name in names:
         registered = snapshot.views[name]
@@ -198,15 +198,15 @@ def _started(workspace: Workspace, registered: RegisteredView, kind: RunKind, *,
 def _run_alone(
     workspace: Workspace, registered: RegisteredView, result: RunResult, job: Job, wait_seconds: float
 ) -> RunResult:
-    """Run a job while holding the view's lease, and write down how it went."""
+    """Run a job while holding the view's lease, and record how it went."""
     ledger, project, view = workspace.ledger, workspace.project, registered.view.name
     name = workspace.lease_name(view, registered.generation)
     try:
         with holding(
             ledger, project, name, holder=result.run_id, clock=workspace.clock, wait_seconds=wait_seconds
         ) as lease:
-            # Waiting for the lease may have taken a while: rows that came meanwhile are not of the future, and an
-            # apply may have changed the view.
+            # Waiting for the lease may have taken a while: rows that came in the meantime are not in the future, and
+            # an apply may have changed the view.
             registered = workspace.snapshot().registered(view)
             result = replace(result, started_us=workspace.clock(), generation=registered.generation)
             record_start(ledger, project, result)
@@ -227,7 +227,7 @@ def _run_alone(
 def _attempt(
     workspace: Workspace, registered: RegisteredView, result: RunResult, job: Job, check: Callable[[], None]
 ) -> RunResult:
-    """Run a job; an error of ours becomes the result's, all others pass."""
+    """Run a job; our own errors go into the result, all others pass."""
     begun = time.perf_counter()
     run: ViewRun | None = None
     try:

@@ -1,7 +1,7 @@
 """Publishing: the newest committed row of each entity, as a record in the online store.
 
-The store's compare-and-set settles every order of arrival, so publishing again is always safe: a publish that
-was cut off is simply done again.
+The store's compare-and-set handles every order of arrival, so publishing again is always safe: a publish that was cut
+off is simply repeated.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from featurestore.types.times import MAX_INSTANT
 from featurestore.workspace import Workspace
 
 SCHEMA_WRITTEN = crash_point("publish.schema", "the schema of the records is online, no record yet")
-BATCH_WRITTEN = crash_point("publish.batch", "one more batch of records is online")
-REPAIRED = crash_point("publish.repaired", "one more batch of records that the log does not hold is repaired")
+BATCH_WRITTEN = crash_point("publish.batch", "another batch of records is online")
+REPAIRED = crash_point("publish.repaired", "another batch of records that the log does not hold is repaired")
 
 BATCH_ROWS = 5_000
-"""Rows that are read, encoded and repaired at once."""
+"""How many rows are read, encoded and repaired at once."""
 MOST_WRITES, MOST_BYTES = 80_000, 64 << 20
-"""Records of one call of the store: few at first, so that sending begins early and overlaps with encoding, then
-more, because a store that keeps its keys in order is quicker with many of them at once."""
+"""Records per call of the store: few at first, so that sending starts early and overlaps with encoding, then more,
+because a store that keeps its keys in order is faster with many of them at once."""
 
 Batches = Iterator[Writes]
 
@@ -44,9 +44,9 @@ class Publication:
 
     counts: Published
     version: TableVersion
-    """What was read."""
+    """The version that was read."""
     is_complete: bool
-    """False when rows dated after now were held back: the version is not published yet."""
+    """False when rows dated after now were held back: the version is not fully published yet."""
 
 
 def publish(
@@ -58,17 +58,17 @@ def publish(
     authoritative: bool = False,
     check: Callable[[], None],
 ) -> Publication:
-    """Bring what the table holds online: the changes after version ``after``; all rows with None or ``everything``.
+    """Bring the table's rows online: the changes after version ``after``; all rows with None or ``everything``.
 
-    Records of rows that left the table since then give way to the entity's next best row, or go. With
-    ``authoritative`` so does every record that is newer than its entity's rows in the table, wherever it came
-    from. ``check`` is called before each batch and may raise. Raises OnlineStoreUnavailableError and
-    OnlineStoreFullError; what was written until then stays, and is right. The table must exist.
+    The entity's next best row replaces the record of a row that left the table since then, or the record is deleted.
+    With ``authoritative`` the same happens to every record that is newer than its entity's rows in the table, from any
+    origin. ``check`` is called before each batch and may raise. Raises OnlineStoreUnavailableError and
+    OnlineStoreFullError; records written until then stay, and are right. The table must exist.
     """
     publisher = _Publisher(workspace, registered, check)
     workspace.engine.prepare()
     with step("publish", f"publish {registered.view.name}", unit="entities") as running:
-        # What is online is looked at before the log is: a record that comes later belongs to a later version.
+        # Read the online records before the log: a record that comes later belongs to a later version.
         online = publisher.records_online() if authoritative else None
         version = workspace.offline.current(registered.table)
         assert version is not None
@@ -78,7 +78,7 @@ def publish(
             return Publication(publisher.counts, version, is_complete=True)  # files were merged, no row is new
         if online is None and not _are_readable(workspace, changes.removed):
             online = publisher.records_online()
-        # Of rows with equal times the last to arrive counts, and a rewritten file may hold the ones before it.
+        # The last of several rows with equal times counts, and a rewritten file may hold the earlier ones.
         everything = everything or online is not None or bool(changes.removed)
         workspace.offline.verify(version.files if everything else _deciding(version, changes.added))
         publisher.put_schema()
@@ -102,7 +102,7 @@ def _deciding(version: TableVersion, added: Sequence[DataFile]) -> list[DataFile
 
 
 def _are_readable(workspace: Workspace, removed: Sequence[DataFile]) -> bool:
-    """Tell whether files that left the table still lie there: cleaning keeps them only for a while."""
+    """Tell whether files that left the table still exist: cleaning keeps them only for a while."""
     try:
         workspace.offline.verify(removed)
     except DamagedFileError:
@@ -111,9 +111,9 @@ def _are_readable(workspace: Workspace, removed: Sequence[DataFile]) -> bool:
 
 
 def _watched(batches: Batches, online: dict[bytes, bytes], repairs: list[Repair]) -> Batches:
-    """Pass batches on, noting which records ``online`` are newer than the row that has to replace them.
+    """Pass batches on, and note which records in ``online`` are newer than the row that has to replace them.
 
-    What is left of ``online`` in the end has no row at all.
+    The records that are left in ``online`` at the end have no row at all.
     """
     for writes in batches:
         for write in writes:
@@ -124,7 +124,7 @@ def _watched(batches: Batches, online: dict[bytes, bytes], repairs: list[Repair]
 
 
 def _grouped(batches: Batches) -> Batches:
-    """Put small batches together to larger and larger ones."""
+    """Join small batches into larger and larger ones."""
     group = Writes([], [], [])
     wanted = size = 0
     for writes in batches:
@@ -150,13 +150,13 @@ class _Publisher:
         self._check = check
 
     def put_schema(self) -> None:
-        """Write whose the records are, and what readers need to understand them, before the first of them."""
+        """Write the records' owner, and the schema that readers need, before the first record."""
         begin_part(self.registry, self.online, self.registered)
         self.online.put(self.encoder.schema_key, self.encoder.schema_json)
         reached(SCHEMA_WRITTEN)
 
     def newest(self, version: TableVersion, changes: TableChanges | None) -> Batches:
-        """Yield each entity's newest row as a write; with ``changes`` of the entities that have new rows."""
+        """Yield each entity's newest row as a write; with ``changes`` only for entities that have new rows."""
         batches = self.engine.log.latest(
             self.view,
             [file.path for file in version.files],

@@ -1,7 +1,7 @@
-"""A run of one view: read, commit, publish, each step followed by the watermark that says so.
+"""A run of one view: read, commit, publish; after each step the watermark records it.
 
-Whatever step a run dies in, the next one begins where the watermark stands: rows that are in the log already
-are found unchanged and not appended again, and what is committed but not published is published first.
+If a run dies in any step, the next one starts from the watermark: it finds rows that are already in the log unchanged
+and does not append them again, and first publishes rows that are committed but not published.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached, step
 from featurestore.workspace import Workspace
 
-STAGED = crash_point("stage.written", "the new rows lie in a file of their own, in no version")
-REMEMBERED = crash_point("commit.remembered", "the ledger knows the commit, the watermark does not speak of it yet")
-COMMITTED = crash_point("watermark.committed", "the watermark says what is committed, of which nothing is online")
+STAGED = crash_point("stage.written", "the new rows are in a file of their own, in no version")
+REMEMBERED = crash_point("commit.remembered", "the ledger knows the commit, the watermark does not have it yet")
+COMMITTED = crash_point("watermark.committed", "the watermark says what is committed, nothing of it is online")
 PUBLISHED = crash_point("watermark.published", "the watermark says what is online, the online store does not yet")
 MARKED = crash_point("marker.published", "the online store says itself what it holds")
 
 COMMIT_TRIES = 20
-"""Pushes commit to the same table, each process once a second; from the second try on rows need not be staged anew."""
+"""Pushes commit to the same table, each process once a second; from the second try on rows need not be staged again."""
 SEQUENCE_GAP = 1 << 24
-"""So many rows may be pushed between the staging of a run's rows and their commit, and still count as earlier."""
+"""At most so many rows may be pushed between the staging of a run's rows and its commit and still count as earlier."""
 
 Confirm = Callable[[str, int], bool]
-"""Asked before a rebuild withdraws rows: view and number of rows."""
+"""Asked before a rebuild withdraws rows, with the view and the number of rows."""
 
 
 MakePlan = Callable[[FeatureView, Watermark, Unread], ReadPlan]
-"""Decides what a run reads, by the watermark, and what it lacks, as they stand when the view's lease is held."""
+"""Decides what a run reads, by the watermark and the view's gaps as they are once the run holds the lease."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """The span in which rows that the source no longer holds, and damaged files, are withdrawn; who is asked before."""
+    """The span in which rows that the source no longer holds, and damaged files, are withdrawn; whom to ask first."""
 
     interval: Interval
     confirm: Confirm | None
@@ -63,14 +63,14 @@ class Rebuild:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """What a commit is to do, and the version that it was found out by."""
+    """What a commit will do, and the version from which that was determined."""
 
     staged: StagedRows
     withdrawal: Withdrawal
     damaged: list[DataFile]
     base: TableVersion | None
     first_sequence: int
-    """Where the new rows begin to count."""
+    """The first ``fs_seq`` of the new rows."""
 
     @property
     def written(self) -> list[Path]:
@@ -83,9 +83,9 @@ class _Prepared:
         return bool(self.written or self.withdrawal.removed or self.damaged)
 
     def fits(self, version: TableVersion | None) -> bool:
-        """Tell whether it can be committed after a version in which rows were pushed, or files merged, since.
+        """Tell whether it can be committed after a version with rows that were pushed, or files merged, since.
 
-        They stay what they are; a row that was pushed and read from the source is there twice, which changes no answer.
+        They stay as they are; a row that was pushed and read from the source appears twice, which changes no answer.
         """
         if version is None or self.base is None:
             return self.base is None and (version is None or version.next_sequence <= self.first_sequence)
@@ -101,11 +101,11 @@ class _Prepared:
 
 
 class _ChangedMeanwhile(Exception):
-    """An apply has changed the view while it was published."""
+    """An apply changed the view while it was being published."""
 
 
 class ViewRun:
-    """One run of one view under way. ``result`` is what has come of it so far."""
+    """One run of one view under way. ``result`` holds its counts so far."""
 
     def __init__(
         self, workspace: Workspace, registered: RegisteredView, result: RunResult, check: Callable[[], None]
@@ -116,12 +116,12 @@ class ViewRun:
         self.watermark = read_watermark(workspace.ledger, registered)
 
     def bring(self, make_plan: MakePlan, rebuild: Rebuild | None = None) -> None:
-        """Bring source rows into the log and online; publishes first what an earlier run left unpublished.
+        """Bring source rows into the log and online; first publishes rows that an earlier run left unpublished.
 
         Raises MismatchError, having changed nothing, where the stores do not belong to what is applied.
         """
         self._compare()
-        if not self._damaged(rebuild, self._current()):  # else nothing can be published before they are out
+        if not self._damaged(rebuild, self._current()):  # damaged files must go before anything is published
             self.publish_pending()
         registered, ledger = self.registered, self.workspace.ledger
         unread = read_unread(self.workspace.registry, registered, self.watermark)
@@ -130,7 +130,7 @@ class ViewRun:
         self.result = replace(self.result, intervals=plan.intervals)
         staged, version = self._commit(plan, rebuild)
         if version is not None:
-            bind_tables(self.workspace.offline, registered)  # of an earlier release, and nothing new to commit
+            bind_tables(self.workspace.offline, registered)  # an earlier release's tables, with nothing to commit
             remember_commit(ledger, registered, KnownCommit(version.number, version.identity))
         reached(REMEMBERED)
         self._write(advance(self.watermark, registered.view, plan, staged, version, self.result.started_us))
@@ -140,7 +140,7 @@ class ViewRun:
         self._merge()
 
     def count(self, make_plan: MakePlan, rebuild: Rebuild | None = None) -> None:
-        """Find out what `bring` would read and append. Writes nothing that stays. Raises as `bring`."""
+        """Determine what `bring` would read and append. Writes nothing permanent. Raises as `bring`."""
         self._compare()
         unread = read_unread(self.workspace.registry, self.registered, self.watermark)
         plan = make_plan(self.registered.view, self.watermark, unread)
@@ -154,7 +154,7 @@ class ViewRun:
         self.result = _counted(replace(self.result, intervals=plan.intervals), counted, version)
 
     def publish_pending(self) -> None:
-        """Publish what is committed but, by the word of the online store itself, not yet published."""
+        """Publish rows that are committed but not published yet, according to the online store itself."""
         version = self._current()
         if version is not None:
             self._publish(version)
@@ -175,15 +175,15 @@ class ViewRun:
                 return
             part = self._part()
             if not again and part.version == version.number:
-                # It also says by which revision it was looked at: a clone that lacks that one is known from it.
+                # The marker also records this revision: a clone without it is recognised by that.
                 begin_part(self.workspace.registry, self.workspace.online, self.registered)
                 return
-            # A part that does not say how far it is may hold what was published before it could: that is all sent
-            # again, and what left the table since is still to be taken back.
+            # A part that does not say how far it is may hold records from before there were markers: everything is sent
+            # again, and records of rows that left the table since are still to be removed.
             after = self.watermark.published_version if part.version is None else part.version
             everything, reconcile = again or part.version is None, authoritative or part.must_reconcile
             if after is not None and self.workspace.offline.find_commit(self.registered.table, after) is None:
-                # It is not in the table, or its entry was cleaned away: what has left since cannot be told.
+                # The commit is not in the table, or its entry was cleaned away: nobody knows which rows left since.
                 after, everything, reconcile = None, True, True
             with suppress(_ChangedMeanwhile):
                 done = publish(
@@ -211,12 +211,12 @@ class ViewRun:
             reached(MARKED)
 
     def _compare(self) -> None:
-        """Raise MismatchError where a store is not what this registry left."""
+        """Raise MismatchError where a store is not as this registry left it."""
         found = compare_table(self.workspace.registry, self.workspace.offline, self.registered)
         if found is not None and not found.heals:
             raise found.error
         if self.registered.view.online:
-            with suppress(OnlineStoreUnavailableError):  # rows are committed all the same; publishing says it
+            with suppress(OnlineStoreUnavailableError):  # rows are committed all the same; publishing will report it
                 self._part()
 
     def _part(self) -> Part:
@@ -227,7 +227,7 @@ class ViewRun:
         return part
 
     def _merge(self) -> None:
-        """Merge what many commits left."""
+        """Merge the small files of many commits."""
         version = self._current()
         files = due(version.files) if version is not None else []
         if version is not None and files:
@@ -239,7 +239,7 @@ class ViewRun:
         return self.workspace.engine.log.compact(self.registered.view, [file.path for file in files], folder)
 
     def _renew(self) -> None:
-        """Take the definition as it is now: by an older one, what an apply has added would be published as null."""
+        """Take the current definition: an older one would publish features that an apply has added as null."""
         newest = self.workspace.snapshot().views.get(self.registered.view.name)
         if newest is not None and newest.generation == self.registered.generation:
             self.registered = newest
@@ -279,7 +279,7 @@ class ViewRun:
         )
 
     def _prepare(self, plan: ReadPlan, rebuild: Rebuild | None, version: TableVersion | None, *, gap: int) -> _Prepared:
-        """Stage what a commit adds, and find what it takes away; ``gap`` numbers are left to pushes that come first."""
+        """Stage what a commit adds, and find what it removes; leaves ``gap`` numbers to pushes that come first."""
         first = gap + (0 if version is None else version.next_sequence)
         damaged = self._damaged(rebuild, version)
         sound = _without(version, damaged)
@@ -332,7 +332,7 @@ class ViewRun:
     def _damaged(self, rebuild: Rebuild | None, version: TableVersion | None) -> list[DataFile]:
         """Return the span's damaged files: a rebuild leaves them out and reads their rows from the source again.
 
-        Raises DamagedFileError for one that reaches beyond the span, where nothing would be read again.
+        Raises DamagedFileError for one that reaches beyond the span: its other rows would not be read again.
         """
         damaged: list[DataFile] = []
         if rebuild is None or version is None:
@@ -359,7 +359,7 @@ class ViewRun:
 
 
 def _ask(view: str, rebuild: Rebuild | None, ready: _Prepared, agreed: set[int]) -> None:
-    """Ask before rows are withdrawn, once for each number of rows that was ``agreed`` to."""
+    """Ask before rows are withdrawn, unless the number of rows was ``agreed`` to already."""
     damaged_rows = _rows(ready.damaged)
     rows = ready.withdrawal.rows + damaged_rows
     if rebuild is None or not rows or rows in agreed:

@@ -1,8 +1,8 @@
 """What a run reads, and what its watermark says after the commit.
 
 An interval run reads the rows of its span. An incremental run reads the spans that no run has read yet, from the
-source's first event on, and beside them what turned up late in the others: by created time where the source
-declares one, by changed files where it does not, and everything again when a joined source changed.
+source's first event on, and the rows that turned up late in the others: by created time if the source declares one, by
+changed files otherwise, and everything again when a joined source changed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from featurestore.offline.interface import TableVersion
 from featurestore.types.times import MICROSECOND, MIN_INSTANT
 
 Seen = Mapping[str, Mapping[str, str]]
-"""Per source whose files tell what changed: fingerprints by file, or one under ``*`` for all files together.
+"""For each source whose files show what changed: fingerprints by file, or one under ``*`` for all files together.
 
-A file's fingerprint is its state (size and time) and its content. Rows of a file that was merely touched must not
-come again as the newest: another file may have corrected them.
+A file's fingerprint is its state (size and time) and its content. Rows of a file that was only touched must not count
+as the newest again: another file may have corrected them.
 """
 
 ALL_FILES = "*"
@@ -30,25 +30,25 @@ ALL_FILES = "*"
 
 @dataclass(frozen=True, slots=True)
 class ReadPlan:
-    """What a run reads of a view's source."""
+    """What a run reads from a view's source."""
 
     spans: tuple[Span, ...]
     intervals: tuple[Interval, ...]
-    """Committed when the run is, beside those that were before."""
+    """Intervals that are committed with the run, in addition to the earlier ones."""
     seen: Seen
-    """The source's files as they lay there before they were read."""
+    """The source's files as they were before the run read them."""
     is_complete: bool
-    """With it, everything of the committed intervals that the source holds now has been read."""
+    """Whether the run reads everything that the source now holds in the committed intervals."""
     begun_us: int | None
-    """For the watermark."""
+    """The watermark's ``begun_us``."""
     again: tuple[Interval, ...] = ()
-    """Committed before, and read once more: they lack something."""
+    """Committed spans that are read again, because they lack something."""
 
 
 def plan_interval(sources: Sources, view: FeatureView, watermark: Watermark, interval: Interval) -> ReadPlan:
     """Read exactly the rows with event time in an interval."""
     outside = subtract(watermark.intervals, (interval,))
-    # Before the first event of an incremental run lies what only incremental runs look for.
+    # Only incremental runs look for rows before an incremental run's first event.
     is_complete = not outside and watermark.begun_us is None
     return ReadPlan(
         spans=(Span(*interval),),
@@ -62,14 +62,14 @@ def plan_interval(sources: Sources, view: FeatureView, watermark: Watermark, int
 def plan_incremental(
     sources: Sources, view: FeatureView, watermark: Watermark, unread: Unread, end_us: int
 ) -> ReadPlan:
-    """Read what no run has read before ``end_us``, and of what was read what changed since and what it lacks."""
+    """Read rows before ``end_us`` that no run has read, and in the spans already read the changes and the gaps."""
     seen = seen_files(sources, view, watermark.files)
     begun_us = watermark.begun_us
     if begun_us is None:
         begun_us = sources.first_event_us(view)
     if begun_us is None or begun_us >= end_us:
-        # There is nothing to take yet. Where it begins stays open: until then older rows may still turn up. Rows
-        # without any event time are read, to be counted: else nobody would learn why nothing comes.
+        # There is nothing to take yet, and where the source begins stays open, because older rows may still turn up.
+        # Rows without an event time are read and counted: otherwise nobody would learn why nothing comes.
         undated = [Span(MIN_INSTANT, end_us)] if begun_us is None else []
         return ReadPlan(tuple(undated), (), seen, is_complete=not watermark.intervals, begun_us=watermark.begun_us)
     gaps = subtract(((begun_us, end_us),), watermark.intervals)
@@ -80,7 +80,7 @@ def plan_incremental(
 
 
 def _late_spans(view: FeatureView, watermark: Watermark, seen: Seen, end_us: int) -> list[Span]:
-    """Return where rows of the committed intervals, or from before them, may have turned up or changed."""
+    """Return the spans in which rows of the committed intervals, or from before them, may have turned up or changed."""
     known = watermark.files
     changed = {
         source: [path for path, now in files.items() if _differs(known.get(source, {}).get(path), now)]
@@ -99,7 +99,7 @@ def _late_spans(view: FeatureView, watermark: Watermark, seen: Seen, end_us: int
 
 
 def _differs(before: str | None, now: str) -> bool:
-    """Tell whether a file holds something else; one that was only copied or touched does not."""
+    """Tell whether a file's content changed; copying or touching does not change it."""
     return before is None or (now != before and _content(now) != _content(before))
 
 
@@ -108,10 +108,10 @@ def _content(seen: str) -> str:
 
 
 def seen_files(sources: Sources, view: FeatureView, known: Seen) -> Seen:
-    """Return fingerprints of the sources whose files tell what changed; only what is new to ``known`` is hashed.
+    """Return fingerprints of the sources whose files show what changed; hashes only files that are new to ``known``.
 
-    A source whose created column finds late rows needs none. Rows of a query do not tell their file, so behind
-    ``sql`` one fingerprint stands for all files of a source.
+    A source whose created column finds late rows needs none. Rows of a query do not know their file, so with ``sql``
+    one fingerprint stands for all files of a source.
     """
     seen = {}
     for source in view.batch_sources:
@@ -133,7 +133,7 @@ def _created_source(view: FeatureView) -> ParquetSource | None:
 
 
 def _look_at(sources: Sources, file: SourceFile, before: str) -> str:
-    """Return ``state:content`` of a file; earlier releases wrote the state alone."""
+    """Return ``state:content`` of a file; earlier releases wrote only the state."""
     state = _fingerprint([file])
     return before if before.partition(":")[0] == state else f"{state}:{sources.digest(file)}"
 
@@ -151,12 +151,12 @@ def advance(
     version: TableVersion | None,
     started_us: int,
 ) -> Watermark:
-    """Return the watermark after the rows are committed, of which ``version`` is the table."""
+    """Return the watermark after the rows are committed in the table's ``version``."""
     begun_us, intervals = plan.begun_us, [*watermark.intervals, *plan.intervals]
     created_until_us = watermark.created_until_us
     if plan.is_complete:
         if begun_us is not None and staged.min_event_us is not None and staged.min_event_us < begun_us:
-            # Older rows turned up. What lies between the source does not hold, or it would have been read as well.
+            # Older rows turned up. The source has nothing in between, or it would have been read too.
             intervals.append((staged.min_event_us, begun_us))
             begun_us = staged.min_event_us
         if _created_source(view) is not None and staged.max_created_us is not None:
@@ -174,7 +174,7 @@ def advance(
 
 
 def _created_until(view: FeatureView, watermark: Watermark, max_created_us: int, started_us: int) -> int:
-    """Return up to where, by created time, everything is committed once everything was read."""
+    """Return the created time up to which everything is committed once everything was read."""
     lateness_us = view.batch_sources[0].allowed_lateness // MICROSECOND
     found_us = max(min(max_created_us, started_us) - lateness_us, MIN_INSTANT)
     return found_us if watermark.created_until_us is None else max(watermark.created_until_us, found_us)

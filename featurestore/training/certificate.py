@@ -1,4 +1,4 @@
-"""Certificates: what is known of a training set, found by other ways than the one that made it."""
+"""Certificates: facts about a training set, found by other methods than the one that made it."""
 
 from __future__ import annotations
 
@@ -39,34 +39,34 @@ REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class ViewCertificate:
-    """What a certificate states of one view."""
+    """What a certificate states about one view."""
 
     name: str
-    """As it is read in this set."""
+    """The name under which this set reads it."""
     view: str
     generation: int
     table_version: int | None
     """None where nothing was committed, and in direct sets."""
     as_of: str
     availability: str
-    """Whether and by what the time at which values became known counts."""
+    """Whether the time at which values became known counts, and by which column."""
     rests_on: str
-    """What the promise rests on beside the rows; empty where nothing."""
+    """What the promise depends on besides the rows; empty if nothing."""
     features: tuple[str, ...]
     nulls: Mapping[str, int]
-    """Rows without an answer by reason, the first that applies."""
+    """How many rows have no answer, by the first reason that applies."""
     null_values: Mapping[str, int]
-    """By feature, rows whose answer is a null."""
+    """How many rows have null as their answer, by feature."""
     greatest_age_us: int | None
     from_future: int
-    """Answers whose event time or availability lies after their row's time."""
+    """How many answers have an event time or availability after their row's time."""
     not_covered: int
-    """Rows that look past what was committed."""
+    """How many rows look past the committed spans."""
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What is known of a training set, as of the pinned versions."""
+    """Facts about a training set at its pinned versions."""
 
     project: str
     registry_revision: int
@@ -77,7 +77,7 @@ class Certificate:
     """Hash of the code of each on-demand view."""
     rows_after_now: int
     recomputed_rows: int
-    """Rows that plain loops over the files answered again, with the same values."""
+    """How many rows plain loops over the files answered again, with the same values."""
     certified_at: str
     """RFC 3339."""
 
@@ -143,7 +143,7 @@ def certify(
     now_us: int,
     notes: Mapping[str, str],
 ) -> Certificate:
-    """Examine a join and recompute its sampled rows; ``notes`` by view stand in the certificate as they are.
+    """Examine a join and recompute its sampled rows; the certificate quotes the ``notes`` by view.
 
     Raises CertificateError when a check fails.
     """
@@ -157,7 +157,7 @@ def certify(
     for pinned, found, recomputed in zip(rows.pins, facts, looped, strict=True):
         if found.from_future:
             raise CertificateError(
-                f"{found.from_future} answers of view {found.view!r} lie in the future of their rows.",
+                f"{found.from_future} answers of view {found.view!r} are in the future of their rows.",
                 hint="Please report this: the join has a fault.",
                 view=found.view,
             )
@@ -178,8 +178,8 @@ def certify(
 
 
 def _own_nulls(pinned: PinnedRead, facts: JoinFacts, observed: Observed) -> dict[str, int]:
-    """Return by feature the rows whose answer is a null. Raises CertificateError for an answer that cannot be."""
-    # Nulls are counted where the result passed by; a feature has those of the rows without an answer, and its own.
+    """Return by feature how many rows have null as answer. Raises CertificateError for an impossible answer."""
+    # Nulls were counted in the result: a feature's are those of rows without an answer, and its own.
     unanswered = sum(facts.nulls.values())
     own_nulls = {name: observed.nulls[pinned.read.name, name] - unanswered for name in pinned.read.features}
     if min(own_nulls.values(), default=0) < 0:
@@ -252,7 +252,7 @@ _event_us = attrgetter("event_us")
 
 
 class _History:
-    """The rows that a table version holds of some entities near the times asked, read without the engine."""
+    """A table version's rows of some entities near the requested times, read without the engine."""
 
     def __init__(
         self, offline: TableReader, pinned: PinnedRead, keys: Sequence[tuple[Any, ...]], times: Sequence[int]
@@ -271,7 +271,7 @@ class _History:
             rows.sort(key=_event_us)
 
     def near(self, key: tuple[Any, ...], at_us: int) -> Sequence[ReferenceRow]:
-        """Return an entity's rows that can answer at an instant: a busy one's year is not looped over for each."""
+        """Return an entity's rows that can answer at an instant, so as not to loop over a whole year for each row."""
         rows = self.rows.get(key, [])
         first = bisect_left(rows, self._pinned.read.view.reaches_back_to(at_us), key=_event_us)
         return rows[first : bisect_right(rows, at_us, key=_event_us)]
@@ -296,7 +296,7 @@ class _History:
         asked = pa.array(list(self._spans), arrow_type(kind))
         place = pc.index_in(table.column(first).cast(asked.type), value_set=asked)
         place = pc.fill_null(place, -1).to_numpy()
-        # The last span, of no key, is empty: numpy takes it for -1.
+        # The last span is empty and belongs to no key: index -1 selects it.
         low, high = np.array([*self._spans.values(), (0, -1)], dtype=np.int64).T
         event = table.column(EVENT).cast(pa.int64()).to_numpy()
         near = (place >= 0) & (event >= low[place]) & (event <= high[place])
@@ -349,7 +349,7 @@ class _History:
 
 
 def _are_equal(some: list[Any], others: list[Any]) -> bool:
-    """Tell at once what is true of most columns; False says that values have to be looked at one by one."""
+    """Tell quickly whether columns are equal; False means that the values have to be compared one by one."""
     kinds = list(map(type, some))
     return list not in kinds and kinds == list(map(type, others)) and some == others
 

@@ -1,4 +1,4 @@
-"""What a training set lacks for reasons its user can change: spans not committed, values not yet available."""
+"""What a training set lacks for reasons that its user can change: spans not committed, values not yet available."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 RECENT_US = 3_600_000_000
-"""Rows less than this after the end of the last committed span are not worth a warning: every frame dated now has some,
-even right after a run."""
+"""Rows less than this after the last committed span cause no warning: every frame dated now has some, even right after
+a run."""
 LARGE_SHARE = 0.1
-"""Of rows without a value because it was not yet available: from here on the user is told."""
+"""Warn when at least this share of the rows has no value because it was not yet available."""
 
 
 _SMALL_TABLE_ROWS = 200_000
@@ -38,25 +38,25 @@ class TrainingSetWarning(UserWarning):
 
 
 def warn(text: str) -> None:
-    """Warn of something at the user's own line: each time, not only the first time that Python comes to the line."""
+    """Warn at the user's own line, every time and not only the first time that Python runs the line."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and _is_between(frame.f_globals.get("__name__", "")) and frame.f_back is not None:
         frame = frame.f_back
     assert frame is not None
-    # Without a registry Python does not remember that it has told so.
+    # Without a registry Python does not remember that it has warned already.
     warnings.warn_explicit(
         text, TrainingSetWarning, frame.f_code.co_filename, frame.f_lineno, module=frame.f_globals.get("__name__")
     )
 
 
 def _is_between(module: str) -> bool:
-    """Tell whether a module is the product's, or one of Python's that lie between it and who called."""
+    """Tell whether a module is the product's, or one of Python's between it and the caller."""
     return module.partition(".")[0] in ("featurestore", "functools", "contextlib")
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Entity rows of one view that ask for spans of event time which are not committed."""
+    """Entity rows of one view that need spans of event time which are not committed."""
 
     view: str
     rows: int
@@ -64,11 +64,11 @@ class Gap:
     span: Interval | None = None
     """What to commit; None for what is new since the last run."""
     recent: int = 0
-    """Rows among them that lie just behind the last committed span, and lack nothing else."""
+    """How many of them are just after the last committed span and lack nothing else."""
 
     @property
     def command(self) -> str:
-        """Fills the gap."""
+        """The command that fills the gap."""
         if self.span is None:
             return f"fs materialize --view {self.view}"
         start, end = map(to_rfc3339, self.span)
@@ -76,7 +76,7 @@ class Gap:
 
 
 def gaps_text(gaps: Sequence[Gap]) -> str | None:
-    """Return one sentence for people about all views of which entity rows lack more than the newest events."""
+    """Return one sentence about all views for which entity rows lack more than the newest events."""
     told = [gap for gap in gaps if gap.rows > gap.recent]
     if not told:
         return None
@@ -87,7 +87,7 @@ def gaps_text(gaps: Sequence[Gap]) -> str | None:
     commands = [f"fs materialize{''.join(new)}"] if new else []
     commands += [gap.command for gap in told if gap.span is not None]
     return (
-        f"{', '.join(shares)}: values that are missing or old may be so only for that. Fill the "
+        f"{', '.join(shares)}: values may be missing or old only because of that. Fill the "
         f"gap{'s' * bool(others)} with {', '.join(f'`{command}`' for command in commands)}."
     )
 
@@ -95,9 +95,8 @@ def gaps_text(gaps: Sequence[Gap]) -> str | None:
 def find_gap(registered: RegisteredView, watermark: Watermark, times: npt.NDArray[np.int64], now_us: int) -> Gap | None:
     """Return the gap of one view, None where every entity row is covered.
 
-    A row at t asks for the events in [t - reach, t]. Before the source's first event there is nothing to commit:
-    of a view that was never read incrementally that is not known, and the row counts where t itself is not
-    committed.
+    A row at t needs the events in [t - reach, t]. Before the source's first event there is nothing to commit. For a
+    view that was never read incrementally the first event is unknown, and the row counts if t itself is not committed.
     """
     if not len(times):
         return None
@@ -118,7 +117,7 @@ def find_gap(registered: RegisteredView, watermark: Watermark, times: npt.NDArra
 def _covered(
     intervals: Sequence[Interval], reach_us: int | None, times: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """Tell for each instant whether one interval holds it and its reach; the first reaches back for ever."""
+    """Tell for each instant whether one interval holds it and its reach; the first interval extends back for ever."""
     import numpy as np
 
     starts = np.array([start for start, _ in intervals])
@@ -131,21 +130,21 @@ def _covered(
 
 
 def _span(intervals: Sequence[Interval], times: npt.NDArray[np.int64], now_us: int) -> Interval | None:
-    """Return what to commit for the rows at ``times``; None where that is what is new since the last run."""
+    """Return the span to commit for the rows at ``times``; None where an incremental run does it."""
     first, last = int(times.min()), int(times.max())
     if first >= intervals[-1][1] and len(intervals) == 1:
         return None
-    # Up to the first interval, not only to the last row: what is committed must not have a hole in it afterwards.
+    # Up to the first interval, not only to the last row, so that the committed spans have no hole afterwards.
     begun = intervals[0][0]
     gaps = subtract([(min(first, begun), max(last + 1, begun))], intervals)
     return gaps[0][0], min(gaps[-1][1], now_us)
 
 
 def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
-    """Return a sentence for each view of which availability holds back a large share of the rows.
+    """Return a sentence for each view in which availability holds back a large share of the rows.
 
-    Looks closer, at the sampled rows, only where that many rows have no value at all and the files tell of rows
-    that were recorded long after their events.
+    Checks the sampled rows only if so many rows have no value at all and the files show rows that were recorded long
+    after their events.
     """
     import pyarrow as pa
 
@@ -171,9 +170,9 @@ def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
 
 
 def _loaded_later(offline: TableReader, pinned: PinnedRead) -> bool:
-    """Tell from footers whether rows may have been loaded after the fact: a group all created after its last event.
+    """Tell from footers whether rows may have been loaded later: a row group all created after its last event.
 
-    A backfill leaves such groups; rows that come in as they happen do not. Small tables are always looked at.
+    A backfill leaves such groups; rows that come in as they happen do not. True for all small tables.
     """
     assert pinned.version is not None
     if pinned.version.rows <= _SMALL_TABLE_ROWS:

@@ -75,7 +75,7 @@ def test_the_command_commits_what_is_missing(
     gap = find_gap(view(None), Watermark(intervals=tuple(intervals)), np.array(times), 1_000)
     assert gap is not None
     assert gap.command == command
-    text = f"{len(times)} of {len(times)} entity rows look past what was committed of view 'delays': values that are"
+    text = f"{len(times)} of {len(times)} entity rows look past what was committed of view 'delays': values may be"
     assert (gaps_text([replace(gap, recent=0)]) or "").startswith(text)
 
 
@@ -104,8 +104,8 @@ def test_rows_just_behind_the_last_span_are_counted_and_not_told(
 def test_all_views_are_told_in_one_sentence() -> None:
     gaps = [Gap("a", 5, 7), Gap("b", 3, 7, recent=3), Gap("c", 7, 7, (0, 1_000_000), 6), Gap("d", 7, 7)]
     assert gaps_text(gaps) == (
-        "5 of 7 entity rows look past what was committed of view 'a', 7 of view 'c', 7 of view 'd': values that are "
-        "missing or old may be so only for that. Fill the gaps with `fs materialize --view a --view d`, "
+        "5 of 7 entity rows look past what was committed of view 'a', 7 of view 'c', 7 of view 'd': values may be "
+        "missing or old only because of that. Fill the gaps with `fs materialize --view a --view d`, "
         "`fs materialize 1970-01-01T00:00:00.000000Z 1970-01-01T00:00:01.000000Z --view c`."
     )
     assert gaps_text([gaps[1]]) is None
