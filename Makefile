@@ -31,7 +31,8 @@ test: .venv/.installed-test
 	@$(MAKE) --no-print-directory --jobs 2 lint collect
 	@sh tools/redis.sh
 	@rm -f .coverage .coverage.*
-	@$(PYTEST) --cov --cov-report=term:skip-covered --durations=25
+	@scratch=$$(sh tools/scratch.sh); trap 'rm -rf "$$scratch"' EXIT INT TERM HUP; \
+		$(PYTEST) $${scratch:+--basetemp="$$scratch"} --cov --cov-report=term:skip-covered --durations=25
 
 # Python 3.11 too is the lowest; another one is named by PYTHON. Not all tests: those that speak with what is installed.
 LOWEST := build/lowest

@@ -115,6 +115,18 @@ def test_without_root_the_wheel_brings_the_server(machine: Callable[..., Path]) 
     assert (done.returncode, done.stdout) == (0, "")
 
 
+@pytest.mark.parametrize(("free_kb", "is_made"), [(4_194_304, True), (4_194_303, False)])
+def test_what_the_tests_write_lies_in_memory_where_there_is_room(tmp_path: Path, free_kb: int, is_made: bool) -> None:
+    disk, df = tmp_path / "disk", tmp_path / "df"
+    disk.mkdir()
+    df.write_text(f"#!/bin/sh\necho header\necho memory 9 9 {free_kb} 9%\n")
+    df.chmod(0o755)
+    done = run("scratch.sh", str(disk), path=Path(f"{tmp_path}:{os.environ['PATH']}"))
+    assert done.returncode == 0, done.stderr
+    assert [f"{folder}\n" for folder in disk.iterdir()] == ([done.stdout] if is_made else [])
+    assert run("scratch.sh", str(tmp_path / "nowhere"), path=Path(os.environ["PATH"])).stdout == ""
+
+
 def test_the_server_of_the_wheel_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_redis_server().endswith("/valkey-server")
