@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from support.example import copy_example, write_example_sources
+from support.examples import PROFILE
 from support.order import slow_first
 from support.redis_cluster import RedisCluster
 from support.redis_server import RedisServer
@@ -18,7 +19,7 @@ from support.redis_server import RedisServer
 # HYPOTHESIS_PROFILE=explore looks further.
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100, print_blob=True)
 settings.register_profile("explore", deadline=None, max_examples=2_000, print_blob=True)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+settings.load_profile(PROFILE)
 
 
 UNCOUNTED = ("acceptance", "properties")

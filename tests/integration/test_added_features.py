@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.clock import ManualClock
 from support.command_line import CommandLine
+from support.examples import examples
 from support.materialized import day
 
 from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource
@@ -196,7 +197,7 @@ STEPS = st.lists(
 
 
 @given(steps=STEPS)
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_null_that_the_source_does_not_hold_is_always_told(
     steps: list[str | tuple[int, int, bool]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -5,12 +5,15 @@ The pages are in `tests/golden`; ``UPDATE_GOLDEN=1`` writes them anew, for readi
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -70,17 +73,43 @@ def write_flights(repo: Path, rows: int = 6) -> None:
 @pytest.fixture
 def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small feature repo, which is also the working directory."""
+    forget_settings(monkeypatch)
+    root = make_repo(tmp_path / "repo")
+    monkeypatch.chdir(root)
+    return root
+
+
+def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("FS_")]:
         monkeypatch.delenv(name)
-    root = tmp_path / "repo"
+
+
+def make_repo(root: Path) -> Path:
     (root / "data").mkdir(parents=True)
     (root / "feature_store.yaml").write_text("project: flights\n")
     (root / "features.py").write_text(FEATURES)
     write_flights(root)
     frame = {"carrier": ["AA", "UA", "XX"], "event_timestamp": [START + timedelta(days=1)] * 3, "miles": [300.0] * 3}
     pq.write_table(pa.table(frame), root / "data" / "frame.parquet")
-    monkeypatch.chdir(root)
     return root
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the repo as it is once it is applied, and once it is materialized: tests take copies."""
+    folder = tmp_path_factory.mktemp("templates")
+    with pytest.MonkeyPatch.context() as patch:
+        forget_settings(patch)
+        quietly(make_repo(folder / "applied"), "apply", "--yes")
+        shutil.copytree(folder / "applied", folder / "materialized")
+        quietly(folder / "materialized", "materialize")
+    return folder
+
+
+def quietly(root: Path, *arguments: str) -> None:
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), pytest.raises(SystemExit) as caught:
+        main([*arguments, "--repo", str(root)])
+    assert caught.value.code == 0
 
 
 class Shell:
@@ -108,15 +137,13 @@ def fs(capsys: pytest.CaptureFixture[str]) -> Shell:
 
 
 @pytest.fixture
-def applied(repo: Path, fs: Shell) -> Path:
-    fs("apply", "--yes")
-    return repo
+def applied(repo: Path, templates: Path) -> Path:
+    return shutil.copytree(templates / "applied", repo, dirs_exist_ok=True)
 
 
 @pytest.fixture
-def materialized(applied: Path, fs: Shell) -> Path:
-    fs("materialize")
-    return applied
+def materialized(repo: Path, templates: Path) -> Path:
+    return shutil.copytree(templates / "materialized", repo, dirs_exist_ok=True)
 
 
 def tidy(page: str, repo: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.materialized import Sale, day, log_rows, sales_view, write_sales
 from support.projects import make_workspace
 
@@ -33,7 +34,7 @@ def filled(folder: Path, batches: list[list[int]]) -> Workspace:
 
 
 @given(batches=st.lists(INSTANTS, min_size=1, max_size=4), rows=st.integers(1, 10))
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_it_shows_the_newest_rows_of_all_files(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[int]], rows: int
 ) -> None:

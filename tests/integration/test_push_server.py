@@ -26,6 +26,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from support.examples import examples
 from support.materialized import day, log_rows, online_rows, sales_view
 from support.projects import apply_records, make_workspace
 from support.serving import TOKEN, error_of, serving, serving_here, until
@@ -335,7 +336,7 @@ def test_schemathesis_finds_nothing(client, kind):
     seen = set()
 
     @given(case=operation.as_strategy(generation_mode=mode))
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples(15), deadline=None, suppress_health_check=list(HealthCheck))
     def conforms(case: schemathesis.Case) -> None:
         response = case.call(base_url=str(client.base_url))
         seen.add(response.status_code)

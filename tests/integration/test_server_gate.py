@@ -21,6 +21,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 from starlette.routing import Route
+from support.examples import examples
 from support.serving import TOKEN, Project, error_of, serving_here, small_project
 
 from featurestore.server.app import create_app
@@ -283,7 +284,7 @@ def test_schemathesis_finds_nothing(client: httpx.Client, path: str, kind: str) 
     seen = set()
 
     @given(case=operation.as_strategy(generation_mode=mode))
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples(20), deadline=None, suppress_health_check=list(HealthCheck))
     def conforms(case: schemathesis.Case) -> None:
         response = case.call(base_url=str(client.base_url))
         seen.add(response.status_code)

@@ -21,6 +21,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
     unsupported_method,
 )
+from support.examples import examples
 from support.serving import TOKEN, error_of, serving_here, small_project
 
 from featurestore.types.times import system_clock
@@ -79,7 +80,9 @@ def test_with_a_token_every_answer_is_as_described(
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
-        max_examples=40 if label.startswith("POST") else 3, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=examples(15) if label.startswith("POST") else 3,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
     )
     def conforms(case: schemathesis.Case) -> None:
         response = case.call(base_url=str(client.base_url), headers=HEADERS)
@@ -105,7 +108,7 @@ def test_without_a_token_nothing_is_told_whatever_is_sent(
     is_open = label in ("GET /health", "GET /ready")
 
     @given(case=operations[label].as_strategy(generation_mode=GenerationMode.POSITIVE))
-    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples(6), deadline=None, suppress_health_check=list(HealthCheck))
     def is_refused(case: schemathesis.Case) -> None:
         method, _, path = label.partition(" ")
         response = client.request(method, path, json=case.body if method == "POST" else None)

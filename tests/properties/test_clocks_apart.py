@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from featurestore.online.interface import ViewLayout
 from featurestore.online.records.encoder import RecordEncoder
@@ -72,7 +73,7 @@ def expected_status(row: Row | None, value: int | None, ttl: int | None, has_cre
     return Status.NULL_VALUE if value is None else Status.PRESENT
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(rows=rows_of_writers, data=st.data(), ttl=st.sampled_from([None, 1, 3]), has_created=st.booleans())
 def test_a_value_counts_from_its_time_on(
     rows: list[Row], data: st.DataObject, ttl: int | None, has_created: bool

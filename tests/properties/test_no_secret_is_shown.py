@@ -13,6 +13,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from support.small_project import small_project
 
 from featurestore.backends import check_stores, open_online
@@ -39,7 +40,7 @@ URLS = [
     "redis://{}@",
     "redis://{}@[::1",
 ]
-FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=examples(12), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 EXAMPLES = [":12/sec#ret", ":sec/ret?more", ":a@b/c@d?e#f", ":se: cret #word", ":[secret]", "user:sec%zzret", "secret"]
 
 
@@ -153,7 +154,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 @given(secret=PASSWORDS.map(":{}".format), url=st.sampled_from(URLS), is_quoted=st.booleans())
-@settings(parent=FEW, max_examples=4)
+@settings(parent=FEW, max_examples=examples(4))
 @example(secret=":12/sec#ret", url=URLS[1], is_quoted=True)
 @example(secret=":se: cret", url=URLS[1], is_quoted=False)
 def test_no_command_prints_a_piece_of_it(

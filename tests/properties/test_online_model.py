@@ -16,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from support.contested import KEYS, WRITERS, begin_writers, offered_by, open_store
+from support.examples import examples
 from support.redis_server import RedisServer
 from support.wire import values_of
 
@@ -134,7 +135,7 @@ class OnlineStoreMachine(RuleBasedStateMachine):
         self.store.close()
 
 
-STEPS = settings(max_examples=25, stateful_step_count=15)
+STEPS = settings(max_examples=examples(25), stateful_step_count=15)
 
 
 def test_lmdb_is_the_model(tmp_path: Path) -> None:

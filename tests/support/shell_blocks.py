@@ -2,8 +2,8 @@
 
 A console block holds commands (``$ ...``), each followed by what it prints. A Python block may be followed by a text
 block with what it prints. `UPDATE_DOCS=1` writes the page anew with what was printed, for reading before it is
-committed. The clock of the commands is set, so that a page shows the same whenever it is run; a page names the default
-port and Redis's, and the commands get those that are free.
+committed. The clock of the commands is set, and goes at a tenth of its pace, so that a page shows the same whenever and
+however slowly it is run; a page names the default port and Redis's, and the commands get those that are free.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def today() -> str:
 
 SET_CLOCK = """\
 import time
-_real, _ahead_ns = time.time_ns, {ahead_ns}
-time.time_ns = lambda: _real() + _ahead_ns
+_real, _begun_ns, _now_ns = time.time_ns, {begun_ns}, {now_ns}
+time.time_ns = lambda: _now_ns + (_real() - _begun_ns) // 10
 """
 
 BLOCK_END = "\0\n"
@@ -111,8 +111,9 @@ class Shell:
         paths = filter(None, (str(folder / ".clock"), os.environ.get("PYTHONPATH")))
         self.environment["PYTHONPATH"] = os.pathsep.join(paths)
         (folder / ".clock").mkdir(exist_ok=True)
-        self._clock, self._ahead_ns = folder / ".clock" / "sitecustomize.py", 0
-        self._move_clock(to_instant(now) * 1000 - time.time_ns())
+        self._clock = folder / ".clock" / "sitecustomize.py"
+        self._begun_ns, self._now_ns = time.time_ns(), to_instant(now) * 1000
+        self._move_clock(0)
         self._stands_for = dict(stands_for or {})
         self._server: subprocess.Popen[str] | None = None
         self._python: subprocess.Popen[str] | None = None
@@ -147,8 +148,8 @@ class Shell:
         return self._shown("".join(itertools.takewhile(lambda line: line != BLOCK_END, self._python.stdout)))
 
     def _move_clock(self, step_ns: int) -> None:
-        self._ahead_ns += step_ns
-        self._clock.write_text(SET_CLOCK.format(ahead_ns=self._ahead_ns))
+        self._now_ns += step_ns
+        self._clock.write_text(SET_CLOCK.format(begun_ns=self._begun_ns, now_ns=self._now_ns))
 
     def _real(self, text: str) -> str:
         for shown, real in self._stands_for.items():
