@@ -6,6 +6,7 @@ Each case breaks one of registry, offline store and online store of a project th
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 import warnings
@@ -174,25 +175,38 @@ CASES: dict[str, tuple[Break, Case]] = {
 
 
 @pytest.fixture(scope="module")
-def lives(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an embedded project and of its backup, made once."""
-    root = tmp_path_factory.mktemp("lives")
-    lived(root / "project", None)
-    return root
+def lives(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | None], Path]:
+    """Give the folder of a project and of its backup, made once on each online store, with what is online at its end.
+
+    The store is Redis at a URL, or an embedded one.
+    """
+
+    @functools.cache
+    def on(url: str | None) -> Path:
+        root = tmp_path_factory.mktemp("lives")
+        project, _ = lived(root / "project", url)
+        project.back_up(root / "end", ["online"])
+        return root
+
+    return on
 
 
 @pytest.fixture(params=["lmdb", "redis"])
 def world(
-    request: pytest.FixtureRequest, tmp_path: Path, lives: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    lives: Callable[[str | None], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> tuple[Project, Path]:
     """A project that has lived a little, and a backup from the middle of its life."""
     # The package has a function of that name.
     monkeypatch.setattr(sys.modules["featurestore.ingest.push"], "SCHEMA_SECONDS", 0.0)
     monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 0.0)
-    if request.param == "redis":
-        return lived(tmp_path / "project", request.getfixturevalue("redis_url"))
-    shutil.copytree(lives, tmp_path / "lives")
-    return Project.at(tmp_path / "lives" / "project"), tmp_path / "lives" / "project-backup"
+    url = request.getfixturevalue("redis_url") if request.param == "redis" else None
+    root = shutil.copytree(lives(url), tmp_path / "lives")
+    project = Project.at(root / "project", url)
+    project.restore(root / "end", "online")
+    return project, root / "project-backup"
 
 
 @pytest.fixture(params=list(CASES))

@@ -49,10 +49,10 @@ class Project:
         self.rows: dict[str, list[Any]] = {"driver": [], "at": [], "count": [], "stars": []}
 
     @classmethod
-    def at(cls, root: Path) -> Project:
-        """Return the embedded project that lies in a folder, which was copied."""
+    def at(cls, root: Path, online_url: str | None = None) -> Project:
+        """Return the project that lies in a folder, which was copied."""
         project = cls.__new__(cls)
-        project.root, project.online_url = root, None
+        project.root, project.online_url = root, online_url
         project.rows = pq.read_table(root / "trips.parquet").to_pydict()
         return project
 
