@@ -24,6 +24,8 @@ settings.load_profile(PROFILE)
 
 UNCOUNTED = ("acceptance", "properties")
 """Folders of tests whose lines the others run too: counting them takes half as long again."""
+OTHER_STORES = {"redis", "redis_cluster"}
+"""Parameters of tests that run on several online stores: their lines are counted on the embedded one."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,16 +39,21 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     counting = getattr(item.config.pluginmanager.get_plugin("_cov"), "cov_controller", None)
     if counting is None or item.get_closest_marker("counts_processes"):
         return (yield)
-    is_counted = not (item.get_closest_marker("uncounted") or item.path.parent.name in UNCOUNTED)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
-        if is_counted:
+        if _is_counted(item):
             return (yield)
         counting.pause()
         try:
             return (yield)
         finally:
             counting.resume()
+
+
+def _is_counted(item: pytest.Item) -> bool:
+    given = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    is_repeated = any(isinstance(value, str) and value in OTHER_STORES for value in given)
+    return not (is_repeated or item.path.parent.name in UNCOUNTED or item.get_closest_marker("uncounted"))
 
 
 @pytest.fixture(scope="session")
