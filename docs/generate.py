@@ -253,9 +253,10 @@ def python_page() -> Iterable[str]:
     import featurestore
     import featurestore.definitions
     from featurestore.client import FeatureClient, OnlineRows
-    from featurestore.ingest.push import OfflineCounts, OnlineCounts, PushedView, PushResult
+    from featurestore.ingest.push import OfflineCounts, PushedView, PushResult
     from featurestore.ledger.runs import Published, RunResult
     from featurestore.ledger.saved_sets import SavedFrame, SavedRead, SavedSet
+    from featurestore.online.interface import OnlineCounts
     from featurestore.online.records.reading import Status
     from featurestore.plan import ChangeClass, Plan
     from featurestore.plan.classes import Difference
@@ -337,6 +338,8 @@ def attribute_table(owner: Any) -> Iterable[str]:
     if issubclass(owner, Enum):
         rows = [(member.name, "", documents.get(member.name, "")) for member in owner]
     elif is_dataclass(owner):
+        for base in filter(is_dataclass, owner.__mro__[1:]):
+            documents = attribute_docstrings(base) | documents
         rows = [(field.name, str(field.type), documents.get(field.name, "")) for field in fields(owner)]
     else:
         rows = [(name, "", text) for name, text in documents.items() if name not in HIDDEN]

@@ -20,7 +20,7 @@ from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError, InputError, OnlineStoreUnavailableError
 from featurestore.ingest.group_commit import commit_rows
 from featurestore.ingest.rows import PushedRows, ViewRows, read_rows
-from featurestore.online.interface import OnlineStore, WriteResult
+from featurestore.online.interface import OnlineCounts, OnlineStore, WriteResult
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.steps import crash_point, reached, step
@@ -37,23 +37,9 @@ BATCH_ROWS = 10_000
 
 To = Literal["both", "online", "offline"]
 
-_RESULTS = tuple(WriteResult)
 ONLINE_ONLY = (
     "Pushed online only: these rows are in no training set, and republishing with --authoritative removes them."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class OnlineCounts:
-    """The counts of one view's rows in the online store."""
-
-    written: int = 0
-    stale: int = 0
-    """The store held a newer record, which stayed."""
-    expired: int = 0
-    """Not written, because past their ttl and its grace."""
-    wrong_type: int = 0
-    """The key held something that is not a record; it was left alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +181,7 @@ class Push:
             results += online.write(writes, now_us=self._workspace.clock())
             reached(BATCH_WRITTEN)
             advance(len(writes))
-        return OnlineCounts(*map(results.count, _RESULTS))
+        return OnlineCounts(*map(results.count, WriteResult))
 
     @contextmanager
     def _named(self, view: str, where: str) -> Iterator[None]:

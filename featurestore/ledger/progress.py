@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from featurestore_registry.documents import RUN, WATERMARK
 from featurestore_registry.interface import Ledger
 
 from featurestore.ledger import watermarks
-from featurestore.ledger.runs import Published, run_from
+from featurestore.ledger.runs import COUNTS, run_from
 from featurestore.registered.snapshot import Snapshot
 from featurestore.types.times import to_instant
-
-_COUNTS = tuple(field.name for field in fields(Published) if field.name != "wrong_type_keys")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +43,6 @@ def read_progress(ledger: Ledger, snapshot: Snapshot) -> dict[str, Progress]:
             committed_until_us=mark.end_us,
             unpublished_since_us=to_instant(entry.written_at) if waits else None,
             published_version=mark.published_version,
-            published={count: getattr(last[name], count) for count in _COUNTS} if name in last else {},
+            published={count: getattr(last[name], count) for count in COUNTS} if name in last else {},
         )
     return found

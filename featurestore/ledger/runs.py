@@ -21,6 +21,7 @@ from featurestore_registry.interface import Ledger
 from featurestore.errors import RegistryFormatError
 from featurestore.ledger.leases import running_holder
 from featurestore.ledger.watermarks import Interval
+from featurestore.online.interface import OnlineCounts
 from featurestore.steps import crash_point, reached
 from featurestore.tables import html_table
 
@@ -34,16 +35,9 @@ RECORDED = crash_point("run.recorded", "the ledger says how the run ended")
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class Published(OnlineCounts):
     """The counts of the records that a run sent online."""
 
-    written: int = 0
-    stale: int = 0
-    """The store held a newer record, which stayed."""
-    expired: int = 0
-    """Not written, because past their physical expiry."""
-    wrong_type: int = 0
-    """Their key holds something that is not a record; it was left alone."""
     repaired: int = 0
     """Records of withdrawn rows that the entity's next best row replaced."""
     deleted: int = 0
@@ -53,12 +47,12 @@ class Published:
 
     def __add__(self, other: Published) -> Published:
         """Return the counts of two publishes of one run."""
-        sums = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
+        sums = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
         keys = tuple(dict.fromkeys((*self.wrong_type_keys, *other.wrong_type_keys)))[:SHOWN_KEYS]
         return Published(**sums, wrong_type_keys=keys)
 
 
-_COUNTS = ("written", "stale", "expired", "wrong_type", "repaired", "deleted")
+COUNTS = tuple(field.name for field in fields(Published) if field.name != "wrong_type_keys")
 
 
 @dataclass(frozen=True, slots=True)

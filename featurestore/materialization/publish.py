@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from featurestore.consistency.belonging import begin_part
 from featurestore.engine.interface import GONE_CREATED, GONE_EVENT
@@ -207,19 +207,12 @@ class _Publisher:
         results = sent.result()
         reached(BATCH_WRITTEN)
         running.advance(len(results))
-        counts, wrong = self.counts, results.count(WriteResult.WRONG_TYPE)
-        keys = counts.wrong_type_keys
-        if wrong:
-            found = (w.key for w, result in zip(writes, results, strict=True) if result is WriteResult.WRONG_TYPE)
-            keys = (*keys, *(key.decode() for key in found))[:SHOWN_KEYS]
-        self.counts = replace(
-            counts,
-            written=counts.written + results.count(WriteResult.WRITTEN),
-            stale=counts.stale + results.count(WriteResult.STALE),
-            expired=counts.expired + results.count(WriteResult.EXPIRED),
-            wrong_type=counts.wrong_type + wrong,
-            wrong_type_keys=keys,
-        )
+        written, stale, expired, wrong_type = map(results.count, WriteResult)
+        keys: tuple[str, ...] = ()
+        if wrong_type:
+            found = zip(writes, results, strict=True)
+            keys = tuple(write.key.decode() for write, result in found if result is WriteResult.WRONG_TYPE)
+        self.counts += Published(written, stale, expired, wrong_type, wrong_type_keys=keys[:SHOWN_KEYS])
 
     def repair(self, repairs: Sequence[Repair]) -> None:
         """Replace or delete records that the log does not hold."""
@@ -229,8 +222,4 @@ class _Publisher:
             done = self.online.repair(batch, now_us=self.now_us)
             reached(REPAIRED)
             replaced = [repair.replacement is not None for repair, was in zip(batch, done, strict=True) if was]
-            self.counts = replace(
-                self.counts,
-                repaired=self.counts.repaired + replaced.count(True),
-                deleted=self.counts.deleted + replaced.count(False),
-            )
+            self.counts += Published(repaired=replaced.count(True), deleted=replaced.count(False))

@@ -107,6 +107,20 @@ class WriteResult(IntEnum):
     """The key holds something that is no record; it was left alone."""
 
 
+@dataclass(frozen=True, slots=True)
+class OnlineCounts:
+    """The counts of one view's rows in the online store."""
+
+    # In the order of `WriteResult`: results are counted in that order.
+    written: int = 0
+    stale: int = 0
+    """The store held a newer record, which stayed."""
+    expired: int = 0
+    """Not written, because past their ttl and its grace."""
+    wrong_type: int = 0
+    """The key held something that is not a record; it was left alone."""
+
+
 class AsyncReader(ABC):
     """The read path of a server: one connection pool per process and event loop."""
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import asdict
 from functools import partial
 from typing import Literal
 
@@ -15,7 +15,7 @@ import msgspec
 from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError
 from featurestore.ingest.group_commit import PAUSE_SECONDS
-from featurestore.ingest.push import OnlineCounts, Push, PushPlan, PushResult
+from featurestore.ingest.push import Push, PushPlan, PushResult
 from featurestore.ingest.rows import PushedRows
 from featurestore.registered.snapshot import Snapshot
 from featurestore.server.http.bodies import PAUSE, Columns, Name, Receive, Scope, Send, decoded, read_body, send_json
@@ -27,7 +27,6 @@ from featurestore.server.watch.metrics import Metrics
 from featurestore.workspace import Workspace
 
 PUSH_PATH = "/push"
-ONLINE_RESULTS = tuple(field.name for field in fields(OnlineCounts))
 
 
 class PushRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -111,7 +110,7 @@ class PushEndpoint:
 
     def _count(self, result: PushResult) -> None:
         for view, done in result.views.items():
-            counts = {} if done.online is None else {name: getattr(done.online, name) for name in ONLINE_RESULTS}
+            counts = {} if done.online is None else asdict(done.online)
             counts["offline"] = 0 if done.offline is None else done.offline.rows
             self._metrics.pushed(view, {name: count for name, count in counts.items() if count})
 
