@@ -1,4 +1,4 @@
-"""Fingerprints of results: of every value in order and of its type, however the rows are cut into batches."""
+"""Fingerprints of results: every value in order and its type count, but not how the rows are cut into batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class TableFingerprint:
     """Takes batches of one schema and gives one hash. Nulls differ from every value, NaN from null.
 
-    The hashes of parts cannot be put together: they run over a column's bytes in order, and saved sets hold them. For a
+    The hashes of parts cannot be combined: they run over a column's bytes in order, and saved sets store them. For a
     set that is joined part by part one fingerprint takes the parts in order, each as it becomes ready.
     """
 

@@ -1,7 +1,7 @@
-"""Entity frames: any table becomes Arrow at the door, and comes back with nothing in it changed.
+"""Entity frames: any table becomes Arrow on its way in, and comes back unchanged.
 
-Only keys, times and request fields are looked at. A frame's own columns stay what they are and are attached to
-the features by position.
+Only keys, times and request fields are read. A frame's own columns stay as they are and are joined to the features by
+position.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TIME = "at"
-"""The time column of the frame that the engine sees; names of key columns there hold a blank."""
+"""The time column of the engine's frame; names of key columns there contain a blank, so that none is equal."""
 
 
 def engine_column(column: str, value_type: ValueType) -> str:
@@ -45,7 +45,7 @@ def engine_column(column: str, value_type: ValueType) -> str:
 
 @dataclass(frozen=True, slots=True)
 class OwnColumns:
-    """The caller's table, as it was given."""
+    """The caller's table, in its own form."""
 
     form: Form
     table: Any
@@ -64,14 +64,14 @@ class OwnColumns:
         return int(self.table.num_rows if self.form == "arrow" else len(self.table))
 
     def column(self, name: str) -> pa.Array | pa.ChunkedArray:
-        """Return one column as Arrow; raises EntityFrameError where its values are of several kinds."""
+        """Return one column as Arrow; raises EntityFrameError if it mixes types."""
         if self.form == "arrow":
             return self.table.column(name)
         column = self.table[name] if self.form == "polars" else self.table.iloc[:, self.names.index(name)]
         return _typed(name, column)
 
     def to_arrow(self) -> pa.Table:
-        """Return all columns as Arrow; a pandas index is no column and stays behind."""
+        """Return all columns as Arrow; a pandas index is not a column and is left out."""
         import pyarrow as pa
 
         if self.form == "arrow":
@@ -108,10 +108,10 @@ class EntityFrame:
 
 
 def read_frame(entity_df: Any, request: FeatureRequest, timestamp_column: str, source: SqlFrames) -> EntityFrame:
-    """Check an entity frame and take from it what the join needs.
+    """Check an entity frame and take the columns that the join needs.
 
-    Raises EntityFrameError for what is no table, a missing column and null times (with count and first row),
-    EntityKeyError for a key column that does not fit its declared type, OutputNameClashError.
+    Raises EntityFrameError for anything that is not a table, a missing column and null times (with count and first
+    row), EntityKeyError for a key column that does not fit its declared type, OutputNameClashError.
     """
     return check_frame(_own_columns(entity_df, source), request, timestamp_column)
 
@@ -179,7 +179,7 @@ def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def _own_columns(entity_df: Any, sql: SqlFrames) -> OwnColumns:
-    """Return whatever a caller passes as a table of its own form, safe from later changes by the caller."""
+    """Return a caller's table in its own form, safe from the caller's later changes."""
     import pyarrow as pa
 
     path = None
@@ -192,7 +192,7 @@ def _own_columns(entity_df: Any, sql: SqlFrames) -> OwnColumns:
     if given.form == "pandas":
         import pandas as pd
 
-        # From version 3 on pandas copies when either side is written to; before it a caller's write shows.
+        # pandas 3 and later copy when either side is written to; before, a caller's later write would show.
         return OwnColumns("pandas", given.frame.copy(deep=int(pd.__version__.partition(".")[0]) < 3))
     if given.form == "polars":
         return OwnColumns("polars", given.frame.clone())
@@ -205,9 +205,7 @@ def _typed(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
     try:
         return as_arrow(values)
     except ValueError as error:
-        raise EntityFrameError(
-            f"Column {name!r} of the entity frame is no column of one type: {error}.", column=name
-        ) from None
+        raise EntityFrameError(f"Column {name!r} of the entity frame mixes types: {error}.", column=name) from None
 
 
 _SQL = re.compile(r"(?:\s|\(|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*(?:select|with|from)\s+\S", re.IGNORECASE)
@@ -238,7 +236,7 @@ class SqlFrames:
         for table in tables:
             if table not in known:
                 raise EntityFrameError(
-                    f"The SQL of the entity frame reads {table!r}, which is no source or view of the project.",
+                    f"The SQL of the entity frame reads {table!r}, which is not a source or view of the project.",
                     hint=did_you_mean(table, known),
                     table=table,
                 )
@@ -248,7 +246,7 @@ class SqlFrames:
         return engine.queries.query(sql, sources, views)
 
     def _known(self) -> dict[str, ParquetSource | FeatureView]:
-        """Return what SQL can name; of a source and a view of one name the view."""
+        """Return what SQL can name; if a source and a view share a name, the view."""
         known: dict[str, ParquetSource | FeatureView] = {}
         for definition in self._snapshot.definitions.values():
             if isinstance(definition, ParquetSource | PushSource):

@@ -46,12 +46,12 @@ def get_historical_features(
 ) -> TrainingSet:
     """Return the training set of an entity frame; see `FeatureStore.get_historical_features`.
 
-    ``snapshot`` stands for what is applied; it is for direct sets.
+    ``snapshot`` replaces the applied definitions, for direct sets.
 
     Raises NotFoundError, OutputNameClashError, EntityFrameError, EntityKeyError, CodeMismatchError, InputError.
     """
     if as_of not in (None, *get_args(AsOf)):
-        raise InputError(f"as_of={as_of!r} is no way to read time.", hint="Pass 'available', 'event', or nothing.")
+        raise InputError(f"as_of={as_of!r} is not a way to read time.", hint="Pass 'available', 'event', or nothing.")
     snapshot = workspace.snapshot() if snapshot is None else snapshot
     request = resolve(snapshot, features, full_feature_names=full_feature_names)
     if entity_df is None:
@@ -77,7 +77,7 @@ def get_historical_features(
 
 
 def find_gaps(workspace: Workspace, pins: Sequence[PinnedRead], times: npt.NDArray[np.int64], now_us: int) -> list[Gap]:
-    """Return, once for each view, what entity rows ask for and was never committed."""
+    """Return for each view, once, what entity rows need that was never committed."""
     registered = {pinned.read.view.name: pinned.read.registered for pinned in pins}
     gaps = [find_gap(view, read_watermark(workspace.ledger, view), times, now_us) for view in registered.values()]
     return [gap for gap in gaps if gap is not None]
@@ -105,14 +105,14 @@ def _pins(
 
 
 def _require_committed(workspace: Workspace, registered: RegisteredView, remembered: Remembered) -> None:
-    """Raise MismatchError where the table is not what the registry's runs left: a set of it would lack rows."""
+    """Raise MismatchError where the table is not as the registry's runs left it: a set would lack rows."""
     found = compare_commit(workspace.ledger, workspace.offline, registered, remembered)
     if found is not None and not found.heals:
         raise found.error
 
 
 def find_notes(workspace: Workspace, pins: Sequence[PinnedRead]) -> dict[str, str]:
-    """Return by view what its user should know of its table: whose it is, and what its spans lack of the features."""
+    """Return notes by view about its table: whose it is, and which features its spans lack."""
     remembered = Remembered(workspace.ledger, workspace.project)
     asked: dict[str, set[str]] = {}
     for pinned in pins:
@@ -162,12 +162,12 @@ def _span(
         )
     if direct:
         raise InputError(
-            "direct=True reads sources, and a span without an entity frame is of the offline store.",
+            "direct=True reads sources, but a span without an entity frame comes from the offline store.",
             hint="Leave direct=True out, or pass an entity frame.",
         )
     if len(request.reads) != 1 or request.on_demand:
         raise InputError(
-            "Without an entity frame the rows of one view can be read, and nothing else.",
+            "Without an entity frame you can only read the rows of one view.",
             hint="Ask for features of one view, or pass an entity frame.",
         )
     start_us, end_us = to_instant(start), to_instant(end)

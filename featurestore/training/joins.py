@@ -31,7 +31,7 @@ _SEED = 0x9E3779B97F4A7C15
 
 
 def sampled_rows(count: int) -> npt.NDArray[np.int64]:
-    """Return `SAMPLE_ROWS` of ``count`` row numbers in order, chosen by a seeded hash; all where there are no more."""
+    """Return `SAMPLE_ROWS` of ``count`` row numbers in order, chosen by a seeded hash; all if there are fewer."""
     import numpy as np
 
     rows = np.arange(count, dtype=np.uint64)
@@ -43,14 +43,14 @@ def sampled_rows(count: int) -> npt.NDArray[np.int64]:
 
 
 class Observed:
-    """What is seen of a join as its batches pass: rows without any value, and the values of some rows."""
+    """Observations of a join as its batches pass: rows without any value, and the values of some rows."""
 
     def __init__(self, count: int) -> None:
         self.rows = sampled_rows(count)
         self.missing: Counter[str] = Counter()
-        """Rows by read in which no feature has a value, at most."""
+        """For each read an upper bound of the rows in which no feature has a value."""
         self.nulls: Counter[tuple[str, str]] = Counter()
-        """Rows by read and feature without a value."""
+        """For each read and feature the rows without a value."""
         self._values: dict[str, list[pa.RecordBatch]] = {}
 
     def see(self, read: ViewRead, columns: Sequence[pa.Array], start: int) -> None:
@@ -67,7 +67,7 @@ class Observed:
         self._values.setdefault(read.name, []).append(pa.RecordBatch.from_arrays(taken, list(read.features)))
 
     def merge(self, other: Observed) -> None:
-        """Take what was seen of the next rows, when the parts of one set are joined apart; both know its ``count``."""
+        """Add the observations of the next rows, if parts of one set are joined separately; both know ``count``."""
         self.missing.update(other.missing)
         self.nulls.update(other.nulls)
         for name, batches in other._values.items():
@@ -125,7 +125,7 @@ def repinned(offline: TableReader, pins: Sequence[PinnedRead]) -> tuple[PinnedRe
 
 
 def is_gone(offline: TableReader, pinned: PinnedRead) -> bool:
-    """Tell whether files of a pinned version were cleaned away, and a newer one is there."""
+    """Tell whether files of a pinned version were cleaned away and there is a newer version."""
     if pinned.version is None:
         return False
     try:
@@ -156,14 +156,14 @@ class JoinedRows:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Of the feature columns, in the order asked."""
+        """The schema of the feature columns, in the order asked."""
         import pyarrow as pa
 
         return pa.schema([(output.name, arrow_type(output.field.type)) for output in self.request.outputs])
 
     @cached_property
     def join(self) -> Join:
-        """The join of the pinned files, and what it finds out about them."""
+        """The join of the pinned files, which also gives facts about them."""
         views = [pinned.view_join() for pinned in self.pins]
         return self.joins.join(self.frame.keys, TIME, views, batch_rows=BATCH_ROWS)
 
@@ -176,7 +176,7 @@ class JoinedRows:
         self.offline.verify([file for pinned in self.pins if pinned.version for file in pinned.version.files])
 
     def batches(self, observed: Observed | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the feature columns in the frame's order; ``observed`` sees what is joined.
+        """Yield the feature columns in the frame's order; ``observed`` sees the joined rows.
 
         Raises what the engine and the on-demand functions raise.
         """
@@ -200,19 +200,19 @@ class JoinedRows:
             raise EngineError(f"The join gave {done} rows for the entity frame's {len(self.frame)}.")
 
     def _verified(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Pass batches on; the hashes are checked while the engine chooses rows, and before any is passed on."""
+        """Pass batches on; checks the hashes while the engine chooses rows, before it passes the first batch on."""
         with ThreadPoolExecutor(1, thread_name_prefix="verify") as aside:
             verified = aside.submit(self.verify)
             try:
                 first = next(batches, None)
             finally:
-                verified.result()  # that a file is damaged says more than what the engine makes of it
+                verified.result()  # a damaged file explains more than the engine's own error
         if first is not None:
             yield first
             yield from batches
 
     def _joined(self) -> Iterator[pa.RecordBatch]:
-        """Yield what the engine joins; of nothing but request data, batches without columns."""
+        """Yield the engine's batches; for nothing but request data, batches without columns."""
         import pyarrow as pa
 
         if self.pins:
@@ -246,7 +246,7 @@ class JoinedRows:
 
 @dataclass(frozen=True)
 class SpanRows:
-    """A view's own rows with event time in [start, end), each as it was last corrected."""
+    """A view's own rows with event time in [start, end), only the last correction of each."""
 
     queries: Queries
     offline: TableReader
@@ -258,7 +258,7 @@ class SpanRows:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Of join keys (by the caller's names), event time, and the features in the order asked."""
+        """The schema: join keys (by the caller's names), event time, and the features in the order asked."""
         import pyarrow as pa
 
         (read,) = self.request.reads

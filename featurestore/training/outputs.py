@@ -1,4 +1,4 @@
-"""Where a training set may be written: over nothing that a project lives on, and into nothing that it reads."""
+"""Where a training set may be written: never over a project's data, and never where a source would read it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from featurestore.errors import InputError
 from featurestore.workspace import Workspace
 
 _BEGINNINGS = (b"PAR1", b"")
-"""Of a file that may be overwritten: an earlier training set, or one that holds nothing."""
+"""How a file begins that may be overwritten: an earlier training set, or an empty file."""
 
 
 def check_output(workspace: Workspace, path: str | Path, frame: str | Path | None = None) -> None:
-    """Raise InputError where writing a training set would destroy what is none, or feed it to a source.
+    """Raise InputError if writing a training set would destroy another kind of file, or feed the set to a source.
 
-    ``frame`` is the file of the entity frame, where there is one. A plain new file and an earlier training set pass.
+    ``frame`` is the file of the entity frame, if there is one. A new file and an earlier training set pass.
     """
     target = Path(path)
     if not target.parent.is_dir():
@@ -33,7 +33,7 @@ def check_output(workspace: Workspace, path: str | Path, frame: str | Path | Non
 
 
 def _places(target: Path) -> set[Path]:
-    """Return where the file lies: as it is named, and as links lead to it."""
+    """Return the file's places: as it is named, and where links lead."""
     named = Path(os.path.abspath(target))  # noqa: PTH100 - Path.absolute leaves `..` in
     return {named, named.parent.resolve() / named.name, target.resolve()}
 
@@ -53,11 +53,11 @@ def _of_the_caller(target: Path, frame: str | Path | None) -> str | None:
         return None
     if frame is not None and _is_same(target, frame):
         return "the entity frame"
-    return None if _is_parquet(target) else "no Parquet file"
+    return None if _is_parquet(target) else "not a Parquet file"
 
 
 def _of_a_source(workspace: Workspace, target: Path, places: set[Path]) -> str | None:
-    # Not the newest revision at any price: a registry that is away is no reason to lose the rows.
+    # Does not insist on the newest revision: a registry that is down is no reason to lose the rows.
     for source in workspace.recent_snapshot().list(ParquetSource.kind):
         assert isinstance(source, ParquetSource)
         if _is_same(target, workspace.root / source.path):
@@ -68,7 +68,7 @@ def _of_a_source(workspace: Workspace, target: Path, places: set[Path]) -> str |
 
 
 def _is_same(target: Path, other: str | Path) -> bool:
-    with suppress(OSError, ValueError):  # a query, or a file that is not there
+    with suppress(OSError, ValueError):  # a query, or a missing file
         return target.samefile(other)
     return False
 

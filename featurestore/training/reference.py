@@ -24,7 +24,7 @@ class ReferenceRow:
 
     @property
     def created_or_event_us(self) -> int:
-        """The created time, or the event time where there is none."""
+        """The created time, or the event time if there is none."""
         return self.event_us if self.created_us is None else self.created_us
 
 

@@ -49,11 +49,11 @@ from featurestore.workspace import Workspace
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FRAME_KEPT = crash_point("training_set.frame_kept", "the entity frame is there to stay, no set names it yet")
+FRAME_KEPT = crash_point("training_set.frame_kept", "the entity frame is durable, no set names it yet")
 SAVED = crash_point("training_set.saved", "the set is in the ledger")
-DOCUMENT_KEPT = crash_point("training_set.document_kept", "what is known of the set also lies beside its frame")
+DOCUMENT_KEPT = crash_point("training_set.document_kept", "the set's document is next to its frame")
 
-DELETED = crash_point("training_set.deleted", "no set names the entity frame any more, which is still there")
+DELETED = crash_point("training_set.deleted", "no set names the entity frame any more, but it still exists")
 
 
 def save(workspace: Workspace, training_set: TrainingSet, name: str) -> None:
@@ -61,11 +61,11 @@ def save(workspace: Workspace, training_set: TrainingSet, name: str) -> None:
     try:
         check_object_name(name)
     except ValueError as error:
-        raise InputError(f"{name!r} is no name for a training set: {error}.", name=name) from None
+        raise InputError(f"{name!r} is not a name for a training set: {error}.", name=name) from None
     rows = training_set.joined("cannot be saved")
     if rows.direct:
         raise TrainingSetError(
-            "A direct training set cannot be saved: nothing keeps the rows it was made of.",
+            "A direct training set cannot be saved: nothing keeps the rows that it was made from.",
             hint="Run `fs materialize` and make it again without direct=True.",
         )
     fingerprint = training_set.fingerprint()
@@ -96,9 +96,9 @@ def save(workspace: Workspace, training_set: TrainingSet, name: str) -> None:
 def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
     """Build a saved set again from its pinned versions.
 
-    Its rows are compared with what was saved when they are first asked for (TrainingSetChangedError). Raises
-    NotFoundError, CodeMismatchError naming the on-demand view whose code is another now, TableVersionError and
-    DamagedFileError where what it is pinned to is gone.
+    Its rows are compared with the saved hash when they are first asked for (TrainingSetChangedError). Raises
+    NotFoundError, CodeMismatchError naming the on-demand view whose code has changed, TableVersionError and
+    DamagedFileError if a table version or file that it is pinned to is gone.
     """
     saved = read_set(workspace.ledger, workspace.project, name)
     beside = read_kept(kept_blobs(workspace), blob_of(saved.frame))
@@ -147,7 +147,7 @@ def _pinned(workspace: Workspace, name: str, table: TableId, number: int) -> Tab
 
 
 def _revision(workspace: Workspace, saved: SavedSet, beside: KeptSet | None) -> Revision:
-    """Return the definitions that a set was made by; from beside its frame where the registry is of another history."""
+    """Return the definitions that made a set; from next to its frame if the registry has another history."""
     chain = workspace.registry.definitions.chain(workspace.project)
     if beside is not None and beside.revision not in chain:
         return Revision(workspace.project, saved.registry_revision, beside.records, chain)
@@ -155,7 +155,7 @@ def _revision(workspace: Workspace, saved: SavedSet, beside: KeptSet | None) -> 
 
 
 def delete_training_set(workspace: Workspace, name: str) -> None:
-    """Delete a saved set and its entity frame; what it alone pinned goes with the next cleaning.
+    """Delete a saved set and its entity frame; the next cleaning removes what only it pinned.
 
     Raises NotFoundError.
     """
@@ -194,16 +194,16 @@ def _describe(rows: JoinedRows, name: str, fingerprint: str, certificate: Certif
 
 
 def _content(saved: SavedSet) -> dict[str, Any]:
-    """Return what makes two sets the same: all but the certificate, which tells when it was made."""
+    """Return what makes two sets equal: everything but the certificate, which depends on when it was made."""
     document = saved.to_document()
     del document["certificate"], document["registry_revision"]
     return document
 
 
 def _keep(workspace: Workspace, name: str, rows: JoinedRows, table: pa.Table) -> SavedFrame:
-    """Write the entity frame beside the offline tables, to stay: as Arrow's file format, which changes no type."""
+    """Write the entity frame next to the offline tables, durably: in Arrow's file format, which changes no type."""
     content = _to_file(table).to_pybytes()
-    # A name of its own: it can be removed with its set while one of the same name is saved again.
+    # A unique file name: it can be removed with its set while another set of that name is saved.
     file = frame_file(workspace.project, f"{name}-{secrets.token_hex(8)}{FRAME}")
     sha256 = hashlib.sha256(content).hexdigest()
     frame = SavedFrame(rows.frame.own.form, file, sha256, rows.frame.timestamp_column)
@@ -213,15 +213,15 @@ def _keep(workspace: Workspace, name: str, rows: JoinedRows, table: pa.Table) ->
 
 
 def _read_kept(workspace: Workspace, saved: SavedSet) -> pa.Table:
-    """Read a kept entity frame; raises DamagedFileError when it is not what was kept."""
+    """Read a kept entity frame; raises DamagedFileError when it has changed."""
     frame = saved.frame
     return _from_file(kept_blobs(workspace).get(blob_of(frame), _frame_of(saved.name), sha256=frame.sha256))
 
 
 def to_kept(own: OwnColumns) -> pa.Table:
-    """Return an entity frame as the Arrow table that is kept.
+    """Return an entity frame as the Arrow table to keep.
 
-    Raises TrainingSetError naming a column that would come back as another one.
+    Raises TrainingSetError naming a column that would come back changed.
     """
     import pyarrow as pa
 
@@ -239,14 +239,14 @@ def to_kept(own: OwnColumns) -> pa.Table:
     changed = _first_difference(own, from_kept(back, own.form))
     if changed is not None:
         raise TrainingSetError(
-            f"The entity frame cannot be kept: {changed} would not come back as it is.",
+            f"The entity frame cannot be kept: {changed} would come back changed.",
             hint="Leave it out of the frame, or give it a type that Arrow has.",
         )
     return back
 
 
 def from_kept(table: pa.Table, form: Form) -> OwnColumns:
-    """Return the entity frame that was kept, in the form it was given in."""
+    """Return the kept entity frame in its original form."""
     if form == "pandas":
         return OwnColumns("pandas", table.to_pandas())
     if form == "polars":
@@ -275,7 +275,7 @@ def _from_file(content: bytes | pa.Buffer) -> pa.Table:
 
 
 def _first_difference(given: OwnColumns, back: OwnColumns) -> str | None:
-    """Return what differs between a frame and itself after it was kept, None where nothing does."""
+    """Return what differs between a frame and its kept copy, None if nothing does."""
     one, other = given.table, back.table
     if given.form == "pandas":
         if not (one.index.equals(other.index) and one.index.names == other.index.names):

@@ -1,4 +1,4 @@
-"""The SQL of a point-in-time join, for reading: what the rows of a training set are, said in one query."""
+"""The SQL of a point-in-time join, for people: one query that defines the rows of a training set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from featurestore.types.columns import CREATED, EVENT, SEQUENCE
 def join_sql(request: FeatureRequest, pins: Sequence[PinnedRead], timestamp_column: str) -> str:
     """Return one SELECT over ``entity_df`` and the tables of the views that gives the joined features.
 
-    It says what is joined, not how fast: the engine gets to the same rows by other queries.
+    It defines the result, not the work: the engine gets the same rows by other, faster queries.
     """
     outputs = []
     for output in request.outputs:

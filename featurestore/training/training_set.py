@@ -41,11 +41,12 @@ T = TypeVar("T")
 
 
 class TrainingSet:
-    """The rows of an entity frame, in its order and with its columns untouched, and the features beside them.
+    """The rows of an entity frame, in its order and with its columns untouched, with the features next to them.
 
-    The join runs when rows are first asked for; what it reads was pinned when the set was made. ``warnings``
-    says what its user should know; each was also warned of as `TrainingSetWarning`. What reads Arrow streams takes a
-    set as it is: ``pyarrow.table(training)``, ``polars.DataFrame(training)``, ``duckdb.sql("FROM training")``.
+    The join runs when rows are first asked for; the table versions that it reads were pinned when the set was made.
+    ``warnings`` says what users should know; each was also issued as `TrainingSetWarning`. Libraries that read Arrow
+    streams take a set directly: ``pyarrow.table(training)``, ``polars.DataFrame(training)``,
+    ``duckdb.sql("FROM training")``.
     """
 
     def __init__(
@@ -65,9 +66,9 @@ class TrainingSet:
         self._after_now = after_now
         self._checks_availability = checks_availability
         self._notes = dict(notes or {})
-        """By view, for the certificate."""
+        """Notes by view, for the certificate."""
         self._saved = saved
-        """What the rows are compared with."""
+        """The saved set that the rows are compared with."""
         self._table: pa.Table | None = None
         self._observed: Observed | None = None
         self._reopened = False
@@ -77,7 +78,7 @@ class TrainingSet:
         for note in dict.fromkeys(self._notes.values()):
             self._warn(note)
         if after_now:
-            self._warn(f"{after_now:,} of {len(self):,} entity rows lie after now: their values may still change.")
+            self._warn(f"{after_now:,} of {len(self):,} entity rows are after now: their values may still change.")
 
     def __len__(self) -> int:
         return len(self._rows.frame) if isinstance(self._rows, JoinedRows) else self._features().num_rows
@@ -100,14 +101,14 @@ class TrainingSet:
 
     @property
     def sql(self) -> str:
-        """The SQL of the join, for reading."""
+        """The SQL of the join, for people."""
         rows = self._rows
         at = rows.frame.timestamp_column if isinstance(rows, JoinedRows) else rows.timestamp_column
         return join_sql(rows.request, rows.pins, at)
 
     @cached_property
     def certificate(self) -> Certificate:
-        """What is known of the set, checked by an independent method; computed when it is first asked for.
+        """Facts about the set, checked by an independent method; computed when first asked for.
 
         Raises CertificateError when a check fails, TrainingSetError for a view's rows in a span.
         """
@@ -128,7 +129,7 @@ class TrainingSet:
         return self._with_reopening(work)
 
     def to_arrow(self) -> pa.Table:
-        """Return the frame's own columns, a pandas index apart, and the features."""
+        """Return the frame's own columns, except a pandas index, and the features."""
         table = self._own.to_arrow()
         for name, column in zip(self._schema.names, self._features().columns, strict=True):
             table = table.append_column(name, column)
@@ -137,7 +138,7 @@ class TrainingSet:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows of `to_arrow` in Arrow batches as they are joined, never holding the whole set.
 
-        A saved set is compared with what was saved when the last batch has been read.
+        A saved set is compared with the saved hash after the last batch.
         """
 
         def begin() -> tuple[pa.RecordBatch | None, Iterator[pa.RecordBatch]]:
@@ -150,23 +151,23 @@ class TrainingSet:
             yield from others
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the frame's own columns and index as they were given, and the features.
+        """Return the frame's own columns and index as you passed them, and the features.
 
-        Numbers and booleans have numpy dtypes where nothing is null, else pandas' nullable ones. Texts are of pandas'
-        string type, instants datetime64 in UTC, and dates, decimals, bytes and lists Python objects.
+        Numbers and booleans have numpy dtypes if nothing is null, otherwise pandas' nullable ones. Texts have pandas'
+        string type, instants are datetime64 in UTC, and dates, decimals, bytes and lists are Python objects.
         """
         return _beside(self._own, self._features())
 
     to_df = to_pandas
 
     def head(self, n: int = 5) -> pd.DataFrame:
-        """Return the first ``n`` rows as `to_pandas`, with dtypes that are right for these rows alone.
+        """Return the first ``n`` rows as `to_pandas`, with dtypes that fit these rows only.
 
-        Before the whole set was asked for these rows alone are joined; a saved set is built whole, to be compared with
-        what was saved. Raises InputError for an ``n`` below 0.
+        Joins only these rows if the whole set was not asked for before; a saved set is built completely, to compare it
+        with the saved hash. Raises InputError for an ``n`` below 0.
         """
         if n < 0:
-            raise InputError(f"n={n} is no number of rows.", hint="Pass 0 or more.")
+            raise InputError(f"n={n} is not a number of rows.", hint="Pass 0 or more.")
         features = self._with_reopening(lambda: self._first(n))
         joined = self._rows.frame if isinstance(self._rows, JoinedRows) else None
         return _beside(_no_columns(features.num_rows) if joined is None else _first_rows(joined, n).own, features)
@@ -183,15 +184,15 @@ class TrainingSet:
         return own.hstack(features) if own.width else features
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """Return `to_arrow` as a stream. It is joined before it is read: a reader would hide an error of ours."""
+        """Return `to_arrow` as a stream. The join runs first, because a reader would hide our errors."""
         return self.to_arrow().__arrow_c_stream__(requested_schema)
 
     def write_parquet(self, path: str | Path) -> Path:
         """Write the rows to a Parquet file as they are joined, never holding the whole set, and return its path.
 
-        The file appears whole or not at all. An earlier training set is overwritten, and nothing else: InputError is
-        raised for any other file, the entity frame's own, the folders of the stores, a path that a source would
-        read, and a folder that is not there. Raises DiskFullError.
+        The file appears complete or not at all. Overwrites only an earlier training set: raises InputError for any
+        other file, the entity frame's own, the folders of the stores, a path that a source would read, and a missing
+        folder. Raises DiskFullError.
         """
         target = Path(path)
         frame = self._rows.frame.own.path if isinstance(self._rows, JoinedRows) else None
@@ -202,7 +203,7 @@ class TrainingSet:
                 self._with_reopening(lambda: self._write(partial))
                 partial.replace(target)
         finally:
-            with contextlib.suppress(OSError):  # where it could not be made it cannot be removed
+            with contextlib.suppress(OSError):  # a file that could not be made cannot be removed
                 partial.unlink()
         return target
 
@@ -219,7 +220,7 @@ class TrainingSet:
         return self
 
     def fingerprint(self) -> str:
-        """Return the hash of the feature columns: of every value, its type and its place."""
+        """Return the hash of the feature columns: every value, its type and its place count."""
         from featurestore.training.fingerprints import fingerprint
 
         def work() -> str:
@@ -228,10 +229,10 @@ class TrainingSet:
         return self._with_reopening(work)
 
     def joined(self, complaint: str) -> JoinedRows:
-        """Return what the set joins; raises TrainingSetError for a view's rows in a span."""
+        """Return the join; raises TrainingSetError for a view's rows in a span."""
         if isinstance(self._rows, SpanRows):
             raise TrainingSetError(
-                f"A view's rows in a span are no training set: it {complaint}.",
+                f"A view's rows in a span are not a training set: it {complaint}.",
                 hint="Pass an entity frame: then each value is as it was known at its row's time.",
             )
         return self._rows
@@ -253,7 +254,7 @@ class TrainingSet:
         return self._table
 
     def _first(self, n: int) -> pa.Table:
-        """Return the feature columns of the first rows, and join no others where that may be."""
+        """Return the feature columns of the first rows; joins no others if it can."""
         import pyarrow as pa
 
         if self._table is not None or self._saved is not None:
@@ -270,7 +271,7 @@ class TrainingSet:
         return pa.Table.from_batches(batches, self._schema).slice(0, n)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the feature columns; at the end they have been compared with what was saved."""
+        """Yield the feature columns, and compare them with the saved hash at the end."""
         from featurestore.training.fingerprints import TableFingerprint
 
         if isinstance(self._rows, SpanRows):
@@ -320,7 +321,7 @@ class TrainingSet:
                 writer.write_batch(batch, row_group_size=BATCH_ROWS)
 
     def _with_reopening(self, work: Callable[[], T]) -> T:
-        """Run ``work``; when pinned files were cleaned away meanwhile, once more with the newest versions."""
+        """Run ``work``; if pinned files were cleaned away in the meantime, run it again with the newest versions."""
         try:
             return work()
         except (OfflineStoreError, EngineError):
@@ -385,7 +386,7 @@ def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    """Return how the file is written: dictionaries only where values repeat, which saves a third of the time."""
+    """Return the options for the file: dictionaries only where values repeat, which saves a third of the time."""
     import pyarrow as pa
 
     texts = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
@@ -405,7 +406,7 @@ def _output_errors(target: Path) -> Iterator[None]:
             raise InputError(
                 f"{target} cannot be written: there is no folder {target.parent}.", hint="Make it, or write elsewhere."
             ) from None
-        # Arrow names our partial file, which nobody asked for.
+        # Arrow's message names our partial file, which means nothing to the user.
         reason = os.strerror(error.errno) if error.errno else str(error)
         hint = f"Check that you may write in {target.parent}, or write elsewhere."
         raise InputError(f"{target} cannot be written: {reason}.", hint=hint, path=str(target)) from None

@@ -122,7 +122,7 @@ def test_the_head_of_a_span(workspace: Workspace) -> None:
 
 
 def test_a_number_that_is_none_of_rows_is_refused(workspace: Workspace) -> None:
-    with pytest.raises(InputError, match="n=-1 is no number of rows"):
+    with pytest.raises(InputError, match="n=-1 is not a number of rows"):
         get_historical_features(workspace, frame(), ASKED).head(-1)
 
 

@@ -367,8 +367,8 @@ def test_a_file_appears_whole_or_not_at_all(workspace: Workspace, tmp_path: Path
         ("data/registry.db", "is the registry"),
         ("data/offline/new.parquet", "is in the folder of offline_store"),
         ("data/online/new.parquet", "is in the folder of online_store"),
-        ("features.py", "is no Parquet file"),
-        ("days", "is no Parquet file"),
+        ("features.py", "is not a Parquet file"),
+        ("days", "is not a Parquet file"),
     ],
 )
 def test_a_training_set_is_written_over_nothing_that_matters(tmp_path: Path, path: str, words: str) -> None:
@@ -531,7 +531,7 @@ def test_what_is_found_late_is_told_where_it_is_asked_for(tmp_path: Path) -> Non
 
 def test_rows_after_now_are_answered_counted_and_told(workspace: Workspace) -> None:
     own = pd.DataFrame({"carrier": ["AA"], "event_timestamp": [dt.datetime(2030, 1, 1, tzinfo=UTC)]})
-    with pytest.warns(TrainingSetWarning, match="1 of 1 entity rows lie after now"):
+    with pytest.warns(TrainingSetWarning, match="1 of 1 entity rows are after now"):
         made = get_historical_features(
             workspace, own, "airport_weather:temp".replace("airport_weather:temp", "carrier_profile:flights")
         )
@@ -659,7 +659,7 @@ def test_without_a_frame_a_views_rows_of_a_span(workspace: Workspace) -> None:
     )  # fmt: skip
     assert renamed.to_polars().to_dicts() == [{"airline": "UA", "at": day(5), "flights": None}]
     for method in (lambda: made.certificate, lambda: made.save("span")):
-        with pytest.raises(TrainingSetError, match="in a span are no training set"):
+        with pytest.raises(TrainingSetError, match="in a span are not a training set"):
             method()
 
 
@@ -837,7 +837,7 @@ def test_frames_that_no_set_names_go_when_they_are_old(workspace: Workspace) -> 
 @pytest.mark.parametrize("name", ["", "First", "a/b", "../x", "fs_x", "a" * 64, "1st"])
 def test_ill_formed_names_are_refused(workspace: Workspace, name: str) -> None:
     made = get_historical_features(workspace, frame(), carrier_profile)
-    with pytest.raises(InputError, match="is no name for a training set"):
+    with pytest.raises(InputError, match="is not a name for a training set"):
         made.save(name)
 
 

@@ -337,7 +337,7 @@ def test_objects_of_polars_are_their_values(workspace: Workspace) -> None:
     own = as_frame(workspace, frame.with_columns(amounts)).own
     assert own.to_arrow().column("amount").to_pylist() == [D("1.5"), None]
     mixed = as_frame(workspace, frame.with_columns(pl.Series("mixed", [1, "a"], dtype=pl.Object))).own
-    with pytest.raises(InputError, match="'mixed' of the entity frame is no column of one type"):
+    with pytest.raises(InputError, match="'mixed' of the entity frame mixes types"):
         mixed.to_arrow()
 
 

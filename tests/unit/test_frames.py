@@ -158,7 +158,7 @@ def test_paths_that_look_like_sql_are_paths(workspace: Workspace, path: str) -> 
         ("SELECT * FROM 'frame.parquet'", "frame.parquet"),
         ("SELECT * FROM read_parquet('/etc/passwd')", "only read the view's sources"),
         ("SELECT * FROM main.carrier_profile", "main"),
-        ("SELECT * FROM carrier_profil", "'carrier_profil', which is no source or view"),
+        ("SELECT * FROM carrier_profil", "'carrier_profil', which is not a source or view"),
         ("SELECT nothing FROM carrier_profile", "nothing"),
         ("SELECT 1; SELECT 2", "one SELECT"),
         ("SELECT FROM WHERE", "parsed"),
@@ -189,7 +189,7 @@ def frame_of(**columns: Any) -> pd.DataFrame:
         (frame_of(event_timestamp=["2024-01-05", "2024-01-06"]), EntityFrameError, "'event_timestamp'"),
         (frame_of(event_timestamp=[1, 2]), EntityFrameError, "int64 holds no instants"),
         (frame_of(carrier=[1, 2]), EntityKeyError, "'carrier' is of type int64, but String is declared"),
-        (frame_of(carrier=["UA", 2]), EntityFrameError, "'carrier' of the entity frame is no column of one type"),
+        (frame_of(carrier=["UA", 2]), EntityFrameError, "'carrier' of the entity frame mixes types"),
         (frame_of(flights=[1, 2]), OutputNameClashError, "'flights'"),
         (frame_of()["carrier"], EntityFrameError, "entity_df is Series, not a table"),
         (pl.Series([1]), EntityFrameError, "entity_df is Series, not a table"),
@@ -304,5 +304,5 @@ def test_an_empty_frame_has_no_rows(workspace: Workspace) -> None:
 def test_an_object_column_of_several_types_is_told_when_it_must_be_arrow(workspace: Workspace) -> None:
     own = read(workspace, frame_of(mixed=[1, "a"])).own
     assert list(own.to_pandas()["mixed"]) == [1, "a"]
-    with pytest.raises(InputError, match="'mixed' of the entity frame is no column of one type"):
+    with pytest.raises(InputError, match="'mixed' of the entity frame mixes types"):
         own.to_arrow()
