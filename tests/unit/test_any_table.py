@@ -303,7 +303,7 @@ def test_a_time_beside_a_date_keeps_its_hour(workspace: Workspace) -> None:
     """Of an object column pandas' users mix both; the hour was dropped in silence."""
     times = [dt.date(2024, 1, 1), dt.datetime(2024, 1, 1, 23, tzinfo=dt.UTC)]
     frame = pd.DataFrame({"plane_id": [1, 2], "event_timestamp": pd.Series(times, dtype=object)})
-    with pytest.raises(FeatureStoreError, match=r"'event_timestamp'.* no column of one type: .*23, 0"):
+    with pytest.raises(FeatureStoreError, match=r"'event_timestamp'.* mixes types: .*23, 0"):
         as_frame(workspace, frame)
 
 
