@@ -2,7 +2,7 @@
 
 A table's columns: join keys, ``event_ts`` and ``created_ts`` (timestamps in UTC microseconds, created may be
 null), ``fs_seq`` (int64, arrival order, unique in a table), ``fs_origin`` (``batch`` or ``push``), features. Rows
-lie in (event_ts, created_ts, fs_seq) order within a file.
+within a file are in (event_ts, created_ts, fs_seq) order.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 WATERMARK = "watermark"
-"""The fact of a commit that says how far its source was read with it."""
+"""The fact of a commit that says how far it read its source."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableId:
-    """One generation of one view's table; lies at ``{project}/{view}/{generation}``. Never reused."""
+    """One generation of one view's table, at ``{project}/{view}/{generation}``. Never reused."""
 
     project: str
     view: str
@@ -36,7 +36,7 @@ class TableId:
 
 @dataclass(frozen=True, slots=True)
 class TableSchema:
-    """The columns of a table apart from `LOG_COLUMNS`."""
+    """The columns of a table besides `LOG_COLUMNS`."""
 
     join_keys: tuple[tuple[str, ValueType], ...]
     stored: tuple[tuple[str, ValueType], ...]
@@ -56,11 +56,11 @@ class DataFile:
     sha256: str
     min_event_us: int
     max_event_us: int
-    """Bounds of the event times, cut to milliseconds: no row lies outside, none need lie on them."""
+    """Bounds of the event times, in milliseconds: no row is outside, but none need be on a bound."""
     max_created_us: int | None
-    """Bound of the created times, likewise; None where the file has none."""
+    """Bound of the created times, likewise; None if the file has none."""
     max_sequence: int
-    """Greatest ``fs_seq``, `MAX_SEQUENCE` where the log does not say it."""
+    """Greatest ``fs_seq``, `MAX_SEQUENCE` if the log does not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,10 @@ class TableVersion:
     files: tuple[DataFile, ...]
     """Sorted by path."""
     next_sequence: int
-    """Greater than every ``fs_seq`` that was ever committed: the next rows have none that is less."""
+    """Greater than every ``fs_seq`` that was ever committed; the next rows start here or later."""
     rows_kept_since: int
-    """A version since which no row left the table: every commit after it added rows with greater ``fs_seq``, or merged
-    files. This version's own number where nothing is known of the ones before."""
+    """A version since which no row left the table: every later commit added rows with greater ``fs_seq``, or merged
+    files. This version's own number if nothing is known about the earlier ones."""
     identity: str
     """As in `Commit`."""
 
@@ -92,29 +92,29 @@ class TableChanges:
     added: tuple[DataFile, ...]
     """Files that hold new rows."""
     removed: tuple[DataFile, ...]
-    """Files of which rows may have left the table; a merge takes none away."""
+    """Files whose rows may have left the table; a merge removes none."""
     first_sequence: int = 0
-    """The new rows of ``added`` are those whose ``fs_seq`` is not less."""
+    """The new rows of ``added`` are those with this ``fs_seq`` or a greater one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What is known of one commit of a table."""
+    """One commit of a table."""
 
     number: int
     """The version that it made."""
     identity: str
-    """Tells it from every other commit that could bear the number: the SHA-256 of its log entry, in hex."""
+    """Distinguishes it from every other commit with the same number: the SHA-256 of its log entry, in hex."""
     facts: Mapping[str, Any]
-    """What its writer gave it; empty where it gave nothing, or was an earlier release."""
+    """The facts from its writer; empty if it gave none, or was an earlier release."""
 
 
 class TableOrigins(ABC):
-    """Whose a store's tables are, and by which commits they came about. Raises as `OfflineStore`."""
+    """Who owns a store's tables, and which commits made them. Raises as `OfflineStore`."""
 
     @abstractmethod
     def find_commit(self, table: TableId, number: int | None = None) -> Commit | None:
-        """Return one commit of a table, by default the newest; None where the table holds no such version."""
+        """Return one commit of a table, by default the newest; None if the table has no such version."""
 
     @abstractmethod
     def owner(self, project: str) -> str | None:
@@ -122,52 +122,52 @@ class TableOrigins(ABC):
 
     @abstractmethod
     def bind(self, project: str, identity: str, *, replace: bool = False) -> str:
-        """Let the tables under a name belong to a project, durably, and return the identity that they belong to now.
+        """Bind the tables under a name to a project, durably, and return the identity that owns them now.
 
-        One that is bound stays bound, unless it holds no table yet, or with ``replace``: the first commit decides.
+        An owner stays, unless the name holds no table yet, or with ``replace``: the first commit decides.
         """
 
     @abstractmethod
     def claim(self, table: TableId) -> bool:
-        """Take a generation that was never used; False where it was, by anyone. It stays used when it is cleaned."""
+        """Take a generation that was never used; False if anyone has used it. It stays used after it is cleaned."""
 
     @abstractmethod
     def last_generation(self, project: str, view: str) -> int:
-        """Return the last generation of a view that was ever claimed or written, 0 where there was none."""
+        """Return the last generation of a view that was ever claimed or written, 0 if there was none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A blob as it lies there."""
+    """A blob in the store."""
 
     name: str
     modified_us: int
     """When it was written, by the clock of where it lies."""
     is_whole: bool
-    """False for what is left of a `Blobs.put` that was cut off."""
+    """False for a leftover of a `Blobs.put` that was cut off."""
 
 
 class Blobs(ABC):
     """Small contents with names, kept with a project's tables. Raises as `OfflineStore`.
 
-    ``what`` says in messages, for people, what is kept: "the entity frame of training set 'first'".
+    ``what`` names the content in messages: "the entity frame of training set 'first'".
     """
 
     @abstractmethod
     def put(self, name: str, content: bytes, what: str) -> None:
-        """Keep a content, durably, in the place of an earlier one: it lies there whole or not at all."""
+        """Keep a content, durably, in place of an earlier one: it exists completely or not at all."""
 
     @abstractmethod
     def get(self, name: str, what: str, *, sha256: str | None = None) -> bytes:
-        """Return a content; raises DamagedFileError where it is missing, or has another hash than the one given."""
+        """Return a content; raises DamagedFileError if it is missing or its hash is not ``sha256``."""
 
     @abstractmethod
     def list(self) -> list[Blob]:
-        """Return all that lies there, sorted by name."""
+        """Return all blobs, sorted by name."""
 
     @abstractmethod
     def delete(self, name: str, what: str) -> None:
-        """Remove a blob, where there is one."""
+        """Remove a blob if it exists."""
 
 
 class TableReader(ABC):
@@ -182,13 +182,13 @@ class TableReader(ABC):
 
     @abstractmethod
     def version(self, table: TableId, number: int) -> TableVersion:
-        """Return one version; raises TableVersionError when it is not there any more."""
+        """Return one version; raises TableVersionError when it no longer exists."""
 
     @abstractmethod
     def changes(self, table: TableId, after: int | None, until: int) -> TableChanges:
         """Return which rows changed after version ``after`` (None: from nothing) up to and with ``until``.
 
-        Of ``after`` only the log entry must still be there, unless rows left the table since.
+        Only the log entry of ``after`` must still exist, unless rows left the table since.
         """
 
     @abstractmethod
@@ -205,7 +205,7 @@ class TableReader(ABC):
 
 
 class OfflineStore(TableOrigins, TableReader):
-    """Tables, as they are read and written.
+    """Tables that are read and written.
 
     Safe to call from several processes: a commit either is the next version or raises ConcurrentCommitError.
     After `commit` returns, the version survives a power cut. Raises DiskFullError when no space is left,
@@ -216,12 +216,12 @@ class OfflineStore(TableOrigins, TableReader):
     def staging(self, table: TableId) -> Path:
         """Return a folder on the table's own disk in which new files are written, creating it.
 
-        It is this store object's own while the object lives: `clean` leaves it alone.
+        It belongs to this store object while the object lives: `clean` leaves it alone.
         """
 
     @abstractmethod
     def write(self, table: TableId, rows: pa.Table) -> Path:
-        """Write rows as they are, columns and order, to a new Parquet file in `staging`; returns its path."""
+        """Write rows, with columns and order unchanged, to a new Parquet file in `staging`; returns its path."""
 
     @abstractmethod
     def commit(
@@ -237,29 +237,29 @@ class OfflineStore(TableOrigins, TableReader):
         """Make the next version from ``base`` (None: the table does not exist yet) in one commit.
 
         ``add`` are Parquet files in `staging`, which move into the table, or verified files of another table, which
-        stay in that one too. When the commit fails, those in `staging` lie there as before: the caller may try again
-        with them, and removes them. Syncs them, records their sizes and SHA-256 hashes, commits, syncs the log. The
-        schema may have gained features or wider types since ``base``; files that are written again for a wider type are
-        verified first: raises DamagedFileError, nothing changed. ``facts`` (JSON) are kept with the commit, for
-        `find_commit`: whatever the caller must know of what it committed, such as offsets and identities.
+        also stay there. When the commit fails, those in `staging` are still there: the caller may try again with them,
+        and removes them. Syncs them, records their sizes and SHA-256 hashes, commits, syncs the log. The schema may
+        have gained features or wider types since ``base``; files that are written again for a wider type are verified
+        first: raises DamagedFileError, having changed nothing. ``facts`` (JSON) are kept with the commit, for
+        `find_commit`: anything that the caller must know about its commit, such as offsets and identities.
         """
 
     @abstractmethod
     def merge(self, table: TableId, *, base: int, add: Sequence[Path], remove: Sequence[DataFile]) -> TableVersion:
         """Make the next version from ``base``, in which files in `staging` hold the rows of others of the table.
 
-        Only the layout changes: neither schema, nor rows, nor `TableVersion.rows_kept_since`; the facts of ``base``
-        are carried on. The caller has verified the files. Else as `commit`.
+        Only the layout changes: schema, rows and `TableVersion.rows_kept_since` stay, and so do the facts of ``base``.
+        The caller has verified the files. Otherwise as `commit`.
         """
 
     @abstractmethod
     def clean(self, table: TableId, *, keep: Sequence[int] | None, known: Sequence[int] | None = None) -> int:
         """Remove staged leftovers, and files that no version of ``keep`` or the newest one needs.
 
-        With ``known`` also old log entries, but not those of these versions: `find_commit` and `changes` need no more.
-        ``keep=None`` drops the table whole. Returns the number of files removed, log entries aside.
+        With ``known`` also removes old log entries, except those of these versions: `find_commit` and `changes` need no
+        more. ``keep=None`` drops the whole table. Returns the number of files removed, without log entries.
         """
 
     @abstractmethod
     def blobs(self, project: str, kind: str) -> Blobs:
-        """Return the place for one kind of blobs of a project; it need not exist yet."""
+        """Return the place for one kind of a project's blobs; it need not exist yet."""

@@ -1,7 +1,7 @@
-"""Merging: files of a table that hold few rows become one, so that reading does not grow with the number of commits.
+"""Merging: a table's small files become one, so that reads do not get slower with the number of commits.
 
-Which files: those of a tier of size, and of the tiers below it, as soon as the tier holds too many. What comes of a
-tier grows into the next one, so each row is written a few times, not each time that something is added beside it.
+Merges the files of a size tier, and of the tiers below it, as soon as the tier holds too many. The result grows into
+the next tier, so each row is written a few times, and not with every addition.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger("featurestore")
 
 STAGED = crash_point("merge.staged", "several files are merged into one, which is in no version")
-COMMITTED = crash_point("merge.committed", "a version in which one file took the place of several is there to stay")
+COMMITTED = crash_point("merge.committed", "a version in which one file replaced several is durable")
 
 SMALL_BYTES, FACTOR = 64 << 10, 8
-"""The lowest tier, and how much greater the files of the next are."""
+"""The file size of the lowest tier, and how much larger the files of the next are."""
 MOST_SMALL, MOST_OF_TIER = 16, 8
-"""More files than that in the lowest tier, or in another, are merged."""
+"""With more files than that in the lowest tier, or in another, merge them."""
 MOST_BYTES = 512 << 20
-"""Of all files of a merge together."""
+"""At most so much for all files of a merge together."""
 TRIES = 20
-"""Of a file that is ready: a try takes as long as a push, and those of one process come once a second."""
+"""How often to try to commit a merged file: a try takes as long as a push, and each process pushes once a second."""
 
 _damaged: set[str] = set()
-"""Files that were found damaged: they stay as they are, and are warned of once."""
+"""Files that were found damaged: they stay as they are, and cause one warning."""
 
 Write = Callable[[Sequence[DataFile]], Sequence[Path]]
-"""Writes the rows of files again as fewer files in the table's staging place, each in its order."""
+"""Writes the rows of files into fewer files in the table's staging place, each in the table's order."""
 
 
 def due(files: Sequence[DataFile], *, most_bytes: int = MOST_BYTES, most_rows: int = MAX_SEQUENCE) -> list[DataFile]:
-    """Return the files to merge now, at most so much of them; an empty list while there are few enough."""
+    """Return the files to merge now, up to these limits; an empty list while there are few enough."""
     sound = (file for file in files if file.path not in _damaged)
     by_size = sorted(sound, key=lambda file: (file.size_bytes, file.path))
     tiers = [_tier(file) for file in by_size]
@@ -57,7 +57,7 @@ def due(files: Sequence[DataFile], *, most_bytes: int = MOST_BYTES, most_rows: i
             if size_bytes > most_bytes or rows > most_rows:
                 break
             chosen.append(file)
-        # Else small files would be written again with each large one that fits beside them.
+        # Otherwise small files would be written again with each large one that fits with them.
         if sum(_tier(file) == tier for file in chosen) >= MOST_OF_TIER // 2:
             return chosen
     return []
@@ -71,7 +71,7 @@ def _tier(file: DataFile) -> int:
 
 
 def merge_quietly(offline: OfflineStore, version: TableVersion, files: Sequence[DataFile], write: Write) -> None:
-    """Merge files for the sake of the reads to come: what fails leaves the table as it is, and a line in the log."""
+    """Merge files to speed up later reads: a failure leaves the table as it is and writes a line to the log."""
     try:
         replace_files(offline, version, files, write)
     except ConcurrentCommitError as error:  # another writer merged them, or withdrew some
@@ -90,12 +90,12 @@ def replace_files(
     write: Write,
     check: Callable[[], None] = lambda: None,
 ) -> TableVersion:
-    """Put fewer files in the place of several of a version, whatever was committed since; returns the new version.
+    """Replace several files of a version by fewer, after any commits since; returns the new version.
 
-    ``write`` leaves nothing behind where it fails; ``check`` is called before each try and may raise. Raises
+    ``write`` leaves nothing behind if it fails; ``check`` is called before each try and may raise. Raises
     DamagedFileError, and ConcurrentCommitError where one of the files is no longer in the table.
     """
-    offline.verify(files, again=True)  # under a new hash bad bytes would pass for sound ones
+    offline.verify(files, again=True)  # bad bytes with a new hash would look sound
     written = write(files)
     try:
         reached(STAGED)
@@ -128,9 +128,9 @@ def _commit(
 
 
 def write_in_memory(offline: OfflineStore, table: TableId, files: Sequence[DataFile]) -> tuple[Path]:
-    """Write the rows of files as one, in memory: for few rows that is quicker than to start an engine.
+    """Write the rows of files as one, in memory: for few rows that is faster than starting an engine.
 
-    Every column of any of them is kept; in rows of a file that lacks it, it is null.
+    Keeps every column of every file; a column is null in the rows of a file that lacks it.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -1,4 +1,4 @@
-"""Reading the Parquet files of a table by anything but an engine."""
+"""Reading a table's Parquet files without an engine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened(offline: TableReader, file: DataFile | str) -> Iterator[pq.ParquetFile]:
-    """Open a file of a table; raises DamagedFileError where it cannot be read, also within the block.
+    """Open a file of a table; raises DamagedFileError if it cannot be read, also within the block.
 
-    A path is that of a file on this machine that no table has: one of a direct training set.
+    A path names a file on this machine that belongs to no table: one of a direct training set.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -376,7 +376,7 @@ def test_a_file_in_place_of_the_offline_folder_is_told(
     monkeypatch.setenv("FS_OFFLINE_STORE", "features.py")
     told = fs("materialize", expect=1)[1]
     assert "features.py" in told
-    assert "Something else lies where a folder should" in told
+    assert "Something else is where a folder should be" in told
 
 
 def test_a_cause_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,9 @@
 """Old entries of a table's log, out of the way of its readers.
 
-Loading a table lists its log, and every entry costs: 7 µs, so 10,000 of them 70 ms, several times a commit. So entries
-that lie before the newest checkpoints move into folders of their own, one per checkpoint. Each is laid out as a
-table's folder: the log in it begins with a checkpoint and goes on to the next one, so a version in it opens as any
-other does. The bytes of an entry never change.
+Loading a table lists its log, and every entry costs 7 µs: 70 ms for 10,000, several times per commit. So entries from
+before the newest checkpoints move into folders of their own, one per checkpoint. Each has the layout of a table's
+folder: its log begins with a checkpoint and ends before the next one, so a version in it opens like any other. The
+bytes of an entry never change.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pathlib import Path
 from featurestore.offline.local.files import make_folder, sync_folder
 from featurestore.steps import crash_point, reached
 
-ARCHIVED = crash_point("offline.archived", "old entries of the log lie in its archive, and still in the log")
-LOG_SHORTENED = crash_point("offline.log_shortened", "old entries of the log lie in its archive alone")
+ARCHIVED = crash_point("offline.archived", "old entries of the log are in its archive, and still in the log")
+LOG_SHORTENED = crash_point("offline.log_shortened", "old entries of the log are only in its archive")
 
 LOG = "_delta_log"
 FOLDER = "_archive"
 KEPT_CHECKPOINTS = 3
-"""The newest checkpoints stay in the log with what follows them: somebody may be reading one."""
+"""So many of the newest checkpoints stay in the log, with the entries after them: somebody may be reading one."""
 SETTLED_SECONDS = 60.0
-"""So much older than the newest entry are those that move: a program of an earlier release, which knows no archive,
-looks in the log for the version that it began with."""
+"""Only entries that are so much older than the newest one move: programs of an earlier release, which do not know the
+archive, look in the log for the version that they started with."""
 
 
 class LogArchive:
@@ -38,11 +38,11 @@ class LogArchive:
         self._folder = table / FOLDER
 
     def live(self, number: int) -> Path:
-        """Return where the log's entry of a version lies while it is not archived."""
+        """Return the path of a version's entry in the log, before it is archived."""
         return self._log / f"{number:020}.json"
 
     def archived(self, number: int) -> Path | None:
-        """Return where the archived entry of a version lies, None where there is none."""
+        """Return the path of a version's archived entry, None if there is none."""
         starts = self._starts()
         place = bisect_right(starts, number)
         if not place:
@@ -51,12 +51,12 @@ class LogArchive:
         return path if path.is_file() else None
 
     def entry(self, number: int) -> Path | None:
-        """Return where a version's entry lies, None where it is gone or never was."""
+        """Return the path of a version's entry, None if it is gone or never existed."""
         live = self.live(number)
         return live if live.is_file() else self.archived(number)
 
     def move_old(self) -> None:
-        """Archive the entries before the newest checkpoints. Whatever moment it dies in, every version is readable."""
+        """Archive the entries before the newest checkpoints. If it dies in between, every version is readable."""
         files = numbered(self._log)
         limit = self._limit(files)
         if limit is None:
@@ -81,14 +81,14 @@ class LogArchive:
         return [path.parent for start in self._starts() if (path := self._segment(start)) not in needed]
 
     def file_names(self) -> set[str]:
-        """Return the names of all data files that the log knows, archived entries included. Reads all of it."""
+        """Return the names of all data files that the log knows, archived entries included. Reads the whole log."""
         names: set[str] = set()
-        live = numbered(self._log)  # first: what moves into the archive meanwhile is seen there
+        live = numbered(self._log)  # read first: an entry that moves in the meantime is found in the archive
         folders = [live, *(numbered(self._segment(start)) for start in self._starts())]
         numbers = {number for files in folders for number, path in files if not is_checkpoint(path)}
         for files in folders:
             first = min((number for number, path in files if not is_checkpoint(path)), default=0)
-            is_cut = bool(first) and first - 1 not in numbers  # what came before is gone; the checkpoint knows it
+            is_cut = bool(first) and first - 1 not in numbers  # earlier entries are gone; the checkpoint has them
             for _, path in files:
                 with suppress(FileNotFoundError):
                     if not is_checkpoint(path):
@@ -98,7 +98,7 @@ class LogArchive:
         return names
 
     def _limit(self, files: list[tuple[int, Path]]) -> int | None:
-        """Return the checkpoint before which everything is old; None where nothing is."""
+        """Return the checkpoint before which everything is old; None if nothing is."""
         checkpoints = sorted({number for number, path in files if is_checkpoint(path)})
         entries = {number: path for number, path in files if not is_checkpoint(path)}
         if len(checkpoints) < KEPT_CHECKPOINTS or not entries:
@@ -109,7 +109,7 @@ class LogArchive:
         return max((number for number in begins if entries[number].stat().st_mtime <= settled_s), default=None)
 
     def _copy(self, start: int, paths: list[Path]) -> bool:
-        """Link entries into the archive as well; returns False where a cleaner takes the folder away meanwhile."""
+        """Link entries into the archive too; returns False if a cleaner removes the folder in the meantime."""
         segment = self._segment(start)
         make_folder(segment)
         for path in paths:

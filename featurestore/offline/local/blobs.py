@@ -13,7 +13,7 @@ from featurestore.offline.interface import Blob, Blobs
 from featurestore.offline.local.files import PARTIAL, disk_errors, write_whole
 
 _CUT_OFF = (PARTIAL, ".partial")
-"""How the name of a file ends that was not written to its end, by this release and by earlier ones."""
+"""The endings of files that were not written completely, by this release and by earlier ones."""
 
 
 class FolderBlobs(Blobs):
@@ -45,7 +45,7 @@ class FolderBlobs(Blobs):
         found = []
         with disk_errors(f"read the folder {self._folder}"):
             for path in sorted(self._folder.glob("*")):
-                with suppress(FileNotFoundError):  # deleted meanwhile, or it has its name by now
+                with suppress(FileNotFoundError):  # deleted in the meantime, or renamed to its final name
                     found.append(Blob(path.name, path.stat().st_mtime_ns // 1000, not path.name.endswith(_CUT_OFF)))
         return found
 

@@ -1,6 +1,6 @@
 """The log of one Delta table: the only place that calls `deltalake`.
 
-`deltalake` neither syncs what it writes nor refuses a commit of new files when another one came first. So every
+`deltalake` does not sync its writes and does not refuse a commit of new files when another one came first. So every
 commit here is made from exactly one version or not at all, and the log is synced around it.
 """
 
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 COMMITTED = crash_point("offline.committed", "the version is in the log, the log is not synced")
-LOG_SYNCED = crash_point("offline.log_synced", "the version is there to stay")
+LOG_SYNCED = crash_point("offline.log_synced", "the version is durable")
 CHECKPOINT_MOVED = crash_point("offline.checkpoint_moved", "a checkpoint of the log is in place")
 
 FOLDER = "_delta_log"
 READ_AGAIN = 3
-"""At most this many times the newest version is read again while its log moves into the archive."""
+"""At most so many times the newest version is read again while its log moves into the archive."""
 CHECKPOINT_EVERY = 20
-"""Commits. Loading reads every commit since the newest checkpoint: 0.18 s for 500, 0.02 s for a few."""
+"""Commits between two checkpoints. Loading reads every commit since the newest one: 0.18 s for 500, 0.02 s for few."""
 NEXT_SEQUENCE = "featurestore.next_sequence"
 """The application transaction that carries `TableVersion.next_sequence` from version to version."""
 KEPT_SINCE, KEPT_UNTIL = "featurestore.rows_kept_since", "featurestore.rows_kept_until"
-"""The application transactions that carry `TableVersion.rows_kept_since`, and the last version whose writer knew of it:
-after a commit by any other program the two no longer say anything."""
+"""The application transactions that carry `TableVersion.rows_kept_since`, and the last version whose writer knew it:
+after a commit by any other program the two mean nothing."""
 MERGED_MS_AGO = 8 * 24 * 3600 * 1000
-"""How long ago the files of a merge are said to have left, longer than Delta's retention of a week: else every
-checkpoint would hold a week's worth of their names, 600,000 for one push a second."""
+"""How far back merges date the removal of their files, longer than Delta's retention of a week: otherwise every
+checkpoint would hold their names for a week, 600,000 for one push a second."""
 CONFIGURATION: dict[str, str | None] = {
     "delta.enableExpiredLogCleanup": "false",
     "delta.enableDeletionVectors": "false",
@@ -84,7 +84,7 @@ class TableLog:
 
     def open(self, number: int | None = None) -> DeltaTable:
         """Load a version, by default the newest. Raises TableVersionError, and OfflineStoreError for a table that
-        needs abilities this reader lacks.
+        needs features which this reader lacks.
         """
         return self._open(self.path if number is None else self.entry(number).parent.parent, number)
 
@@ -100,7 +100,7 @@ class TableLog:
             needs = ", ".join(protocol.reader_features or ()) or f"reader version {protocol.min_reader_version}"
             raise OfflineStoreError(
                 f"Table {self.table} cannot be read: it needs {needs}.",
-                hint="Another program changed it; restore it, or materialize it anew.",
+                hint="Another program changed it; restore it, or materialize it again.",
                 table=str(self.table),
             )
         return found
@@ -113,7 +113,7 @@ class TableLog:
             except TableVersionError:
                 raise
             except OfflineStoreError:
-                # While it was read, it or what it rests on went into the archive: the newest version is another now.
+                # In the meantime it, or entries that it needs, moved into the archive: there is a newer version now.
                 moved = None if number is None else self.archive.archived(number)
                 if moved is not None:
                     return self.read(self._open(moved.parent.parent, number))
@@ -122,7 +122,7 @@ class TableLog:
         return self.read(self.open(number))
 
     def entry(self, number: int) -> Path:
-        """Return where the log entry of a version lies, in the archive or not; raises TableVersionError."""
+        """Return the path of a version's log entry, in the archive or not; raises TableVersionError."""
         found = self.archive.entry(number)
         if found is None:
             raise TableVersionError(
@@ -131,7 +131,7 @@ class TableLog:
         return found
 
     def read_entry(self, number: int) -> bytes:
-        """Return the log entry of a version, also while it moves into the archive; raises TableVersionError."""
+        """Return the log entry of a version, even while it moves into the archive; raises TableVersionError."""
         with disk_errors(f"read the log of table {self.table}"):
             with suppress(FileNotFoundError):
                 return self.entry(number).read_bytes()
@@ -144,7 +144,7 @@ class TableLog:
         return self._open(self.path, number, base=number)
 
     def next_sequence(self, number: int) -> int:
-        """Return `TableVersion.next_sequence` of a version, from its entry alone where that says it."""
+        """Return `TableVersion.next_sequence` of a version, from its entry alone if that has it."""
         for line in self.read_entry(number).splitlines():
             transaction = json.loads(line).get("txn", {})
             if transaction.get("appId") == NEXT_SEQUENCE:
@@ -155,11 +155,11 @@ class TableLog:
         """Return the number of the newest version, without loading it; the table must exist."""
         numbers = [int(entry.stem) for entry in (self.path / FOLDER).glob("0*.json")]
         if not numbers:
-            raise TableVersionError(f"Table {self.table} was dropped meanwhile.", table=str(self.table))
+            raise TableVersionError(f"Table {self.table} was dropped in the meantime.", table=str(self.table))
         return max(numbers)
 
     def read(self, found: DeltaTable) -> TableVersion:
-        """Return what a loaded version holds."""
+        """Return the content of a loaded version."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -189,7 +189,7 @@ class TableLog:
         return TableVersion(self.table, number, by_path, next_sequence, kept_since, commit.identity)
 
     def commit_at(self, number: int) -> Commit | None:
-        """Return what the log's entry of a version says; None where there is no such entry."""
+        """Return the commit in a version's log entry; None if there is no such entry."""
         try:
             entry = self.read_entry(number)
         except TableVersionError:
@@ -210,7 +210,7 @@ class TableLog:
         if match is None:
             raise OfflineStoreError(
                 f"File {name!r} of table {self.table} was not written by this product.",
-                hint="Another program wrote to the table; restore it, or materialize it anew.",
+                hint="Another program wrote to the table; restore it, or materialize it again.",
                 table=str(self.table),
             )
         return DataFile(
@@ -231,7 +231,7 @@ class TableLog:
         return pa.schema(base.schema().to_arrow())
 
     def merged(self, base: DeltaTable, wanted: pa.Schema) -> tuple[pa.Schema, list[str], bool]:
-        """Return a version's schema with what ``wanted`` adds: the whole, the new names, whether a type is wider.
+        """Return a version's schema with the additions of ``wanted``, the new names, and whether a type is wider.
 
         Raises OfflineStoreError for any other change of type: that is a new generation.
         """
@@ -279,8 +279,8 @@ class TableLog:
         merges: bool,
         facts: Mapping[str, Any],
     ) -> None:
-        """Commit files that lie in the table's folder, by name. ``replace`` removes all others and sets the schema;
-        with ``merges`` the added files hold the rows of the removed ones.
+        """Commit files in the table's folder, by name. ``replace`` removes all others and sets the schema; with
+        ``merges`` the added files hold the rows of the removed ones.
         """
         from deltalake import Schema
         from deltalake.transaction import AddAction, RemoveAction
@@ -336,8 +336,8 @@ class TableLog:
     def checkpoint(self, number: int, staging: Path) -> None:
         """Write a checkpoint of a version, so that loading need not read every commit.
 
-        A torn checkpoint would make the table unreadable, and `deltalake` puts it in place before it is on the
-        disk. So it is written into a copy of the log in ``staging``, synced, and moved.
+        A torn checkpoint would make the table unreadable, and `deltalake` puts it in place before it is synced. So it
+        is written into a copy of the log in ``staging``, synced, and moved.
         """
         from deltalake import DeltaTable
 
@@ -390,7 +390,7 @@ class TableLog:
     ) -> Iterator[None]:
         """Turn deltalake's errors into ours; ``base`` is the version that a commit in the block is made from.
 
-        ``folder`` is the one whose log is read, by default the table's own, up to version ``number``.
+        ``folder`` is the folder whose log is read up to version ``number``, by default the table's own.
         """
         from deltalake.exceptions import DeltaError
 
@@ -407,11 +407,11 @@ class TableLog:
                 self.check_newest(base)
             if fault := log_error(self.table, (folder or self.path) / FOLDER, number):
                 raise fault from None
-            # Behind its first words the kernel writes out all that it knows.
+            # After its first words the kernel dumps everything that it knows.
             what = message.splitlines()[0].partition("ParsedLogPath")[0][:300]
             raise OfflineStoreError(f"Table {self.table}: {what}", table=str(self.table)) from None
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of deltalake's Rust, and no Exception
+            if type(error).__name__ != "PanicException":  # a panic of deltalake's Rust, which is not an Exception
                 raise
             message = str(error).splitlines()[0]
             hint = FORK_HINT if "fork" in message.lower() else ""
@@ -453,7 +453,7 @@ def _next(sequence: int) -> Any:
 
 
 def _facts_in(entry: bytes) -> Mapping[str, Any]:
-    """Return the facts that a log entry holds; nothing where another program, or damage, left something else."""
+    """Return the facts of a log entry; none if another program, or damage, left something else."""
     with suppress(ValueError, AttributeError):
         for line in entry.splitlines():
             if b'"commitInfo"' in line[:20]:
@@ -465,7 +465,7 @@ def _facts_in(entry: bytes) -> Mapping[str, Any]:
 def _properties(hashes: Mapping[str, Any], facts: Mapping[str, Any], *transactions: Any) -> Any:
     from deltalake.transaction import CommitProperties
 
-    # Without retries a commit is refused when any other came first; with them, one that only adds never is.
+    # Without retries a commit is refused when any other came first; with them, one that only adds never is refused.
     return CommitProperties(
         custom_metadata={"featurestore": {"files": hashes, "facts": dict(facts)}},
         max_commit_retries=0,

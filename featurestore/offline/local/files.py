@@ -1,4 +1,4 @@
-"""The files of the offline store: written to stay, hashed, read again to see whether they are what they were."""
+"""The files of the offline store: written durably, hashed, and checked again when they are read."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 DISK_HINT = "Free some space and run it again: what was there before is still readable."
 PARTIAL = "-partial"
-"""How the name of a file ends that is being written."""
+"""The ending of a file that is being written."""
 _VERIFIERS = 4
-"""Threads that hash: hashing releases the interpreter, and one disk feeds no more."""
+"""How many threads hash: hashing releases the interpreter, and one disk cannot feed more."""
 
 _Seen = tuple[str, int, int, int]
 _seen: dict[_Seen, str] = {}
@@ -36,7 +36,7 @@ _seen_lock = ForkLock()
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What a commit records of one file."""
+    """What a commit records about one file."""
 
     rows: int
     size_bytes: int
@@ -49,7 +49,7 @@ class FileFacts:
     max_sequence: int
 
     def statistics(self) -> str:
-        """Return Delta's statistics. Timestamps have milliseconds there: the least is floored, the greatest ceiled."""
+        """Return Delta's statistics. Their timestamps have milliseconds: the least is floored, the greatest ceiled."""
         least: dict[str, object] = {EVENT: _milliseconds(self.min_event_us)}
         greatest: dict[str, object] = {SEQUENCE: self.max_sequence}
         for name, instant_us in ((EVENT, self.max_event_us), (CREATED, self.max_created_us)):
@@ -67,7 +67,7 @@ def _milliseconds(instant_us: int) -> str:
 def examine(path: Path) -> FileFacts:
     """Read a new file's footer and hash, and sync it to disk.
 
-    Raises OfflineStoreError when the file is no Parquet file of a table, DiskFullError.
+    Raises OfflineStoreError when the file is not a Parquet file of a table, DiskFullError.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -95,7 +95,7 @@ def examine(path: Path) -> FileFacts:
             max_sequence=max(found.max for found in sequences),
         )
     except (pa.ArrowException, ValueError, AttributeError) as error:
-        raise OfflineStoreError(f"{path} is no file of an offline table: {error}.") from None
+        raise OfflineStoreError(f"{path} is not a file of an offline table: {error}.") from None
 
 
 def hash_of(path: Path) -> str:
@@ -106,7 +106,7 @@ def hash_of(path: Path) -> str:
 
 def verify(files: Sequence[DataFile], *, again: bool) -> None:
     """See `TableReader.verify`."""
-    # Starting threads takes longer than to hash a small file, and at the end of a process none can be started any more.
+    # Starting threads takes longer than hashing a small file, and at the end of a process no thread can be started.
     if len(files) == 1 or not threading.main_thread().is_alive():
         for file in files:
             _verify(file, again=again)
@@ -133,7 +133,7 @@ def _verify(file: DataFile, *, again: bool) -> None:
 
 
 def remember(path: Path, sha256: str, state: os.stat_result) -> None:
-    """Remember that a file has this hash for as long as its size and time stay what they were in ``state``."""
+    """Remember that a file has this hash while its size and time stay as in ``state``."""
     with _seen_lock:
         _seen[_seen_key(path, state)] = sha256
 
@@ -178,7 +178,7 @@ def make_folder(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes, *, replace: bool = True) -> None:
-    """Write a file, durably, so that it is there whole or not at all; without ``replace`` only where none is there."""
+    """Write a file, durably, so that it exists completely or not at all; without ``replace`` only if none exists."""
     make_folder(path.parent)
     partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
@@ -194,9 +194,9 @@ def write_whole(path: Path, content: bytes, *, replace: bool = True) -> None:
     sync_folder(path.parent)
 
 
-_NO_FOLDER_HINT = "Something else lies where a folder should: move it away, or set `offline_store` to another folder."
+_NO_FOLDER_HINT = "Something else is where a folder should be: move it away, or set `offline_store` to another folder."
 _DISK_HINTS: dict[type[OSError], str] = {
-    PermissionError: "Let this user read and write the folder of `offline_store` and all that is in it.",
+    PermissionError: "Let this user read and write the folder of `offline_store` and everything in it.",
     FileExistsError: _NO_FOLDER_HINT,
     NotADirectoryError: _NO_FOLDER_HINT,
 }

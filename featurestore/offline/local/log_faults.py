@@ -16,25 +16,25 @@ from featurestore.offline.local.archive import checkpoint_names, is_checkpoint, 
 LAST_CHECKPOINT = "_last_checkpoint"
 _SHOWN = 5
 _LEAST_BYTES = 10
-"""Of an entry that says anything."""
+"""The least size of a valid entry, in bytes."""
 
 
 class _Fault(NamedTuple):
     message: str
     hint: str
     versions: tuple[int, ...]
-    """Whose entry or checkpoint it is."""
+    """The versions whose entry or checkpoint is damaged."""
 
 
 def has_empty_entry(log: Path) -> bool:
-    """Tell whether an entry holds nothing: the kernel takes that for a version without changes, and rows are lost."""
+    """Tell whether an entry is empty: the kernel takes that for a version without changes, and rows are lost."""
     with suppress(FileNotFoundError), os.scandir(log) as found:  # gone into the archive meanwhile
         return any(file.name[:20].isdecimal() and file.stat().st_size < _LEAST_BYTES for file in found)
     return False
 
 
 def log_error(table: TableId, log: Path, until: int | None = None) -> OfflineStoreError | None:
-    """Return the error that names the fault of what a version (default: newest) rests on; None where none is seen."""
+    """Return the error about a fault in the log of a version (default: newest); None if there is no visible fault."""
     fault = _find_fault(log, until)
     if fault is None:
         return None
@@ -93,7 +93,7 @@ def _of_entries(log: Path, damaged: dict[int, str], lost: Sequence[int], last: i
 
 
 def _lacks_files(log: Path, number: int) -> bool:
-    """Tell whether data files of a version are gone, as far as the log before it can be read."""
+    """Tell whether data files of a version are gone, as far as the log up to it can be read."""
     names: set[str] = set()
     try:
         for found, path in numbered(log):  # a checkpoint comes behind its entry
@@ -109,7 +109,7 @@ def _lacks_files(log: Path, number: int) -> bool:
 
 
 def _damage(entry: Path | None) -> str:
-    """Return what is wrong with an entry of the log; empty where it is sound."""
+    """Return what is wrong with an entry of the log; empty if it is sound."""
     if entry is None:
         return "missing"
     try:
@@ -127,7 +127,7 @@ def _named(path: Path) -> int | None:
     try:
         return int(json.loads(path.read_bytes())["version"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # the kernel does without
+        return None  # the kernel does not need it
 
 
 def _unreadable(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Whose the folder of a project's tables is, and which generations were ever used in it."""
+"""The owner of a project's folder of tables, and the generations that were ever used in it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from featurestore.errors import OfflineStoreError
 from featurestore.offline.local.files import disk_errors, make_folder, sync_folder, write_whole
 
 OWNER_FILE = "_owner.json"
-"""Beside the folders of a project's views, whose names begin with a letter."""
+"""Next to the folders of a project's views, whose names begin with a letter."""
 
 
 def read_owner(folder: Path) -> str | None:
-    """Return the identity of the project that a folder of tables belongs to, None where it is nobody's yet."""
+    """Return the identity of the project that owns a folder of tables, None if nobody owns it yet."""
     path = folder / OWNER_FILE
     try:
         return str(json.loads(path.read_bytes())["identity"])
@@ -28,7 +28,7 @@ def read_owner(folder: Path) -> str | None:
 
 
 def bind(folder: Path, identity: str, *, replace: bool) -> str:
-    """Write whose a folder is, unless it is somebody's; with ``replace`` also then. Returns whose it is."""
+    """Write a folder's owner, unless it has one; with ``replace`` in any case. Returns the owner."""
     with disk_errors(f"bind {folder} to its project"):
         write_whole(folder / OWNER_FILE, json.dumps({"format": 1, "identity": identity}).encode(), replace=replace)
     owner = read_owner(folder)
@@ -37,7 +37,7 @@ def bind(folder: Path, identity: str, *, replace: bool) -> str:
 
 
 def claim(folder: Path) -> bool:
-    """Create the folder of a generation, durably; False where it is there already."""
+    """Create the folder of a generation, durably; False if it exists already."""
     with disk_errors(f"claim {folder}"):
         make_folder(folder.parent)
         try:
@@ -49,7 +49,7 @@ def claim(folder: Path) -> bool:
 
 
 def last_generation(folder: Path) -> int:
-    """Return the greatest generation that has a folder below the one of a view."""
+    """Return the greatest generation that has a folder in a view's folder."""
     with disk_errors(f"read {folder}"):
         try:
             return max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0)

@@ -1,8 +1,8 @@
-"""Where new files of a table are written, and how leftovers of dead writers are told from work under way.
+"""Where new files of a table are written, and how to tell leftovers of dead writers from work under way.
 
-Each store object has a folder of its own in a table's staging place and holds a lock on it for as long as it
-lives; the operating system drops the lock when the process ends, however it ends. A file that moves into the
-table carries the folder's name, so that the lock tells for it too until its commit is in the log.
+Each store object has a folder of its own in a table's staging place and holds a lock on it while it lives; the
+operating system drops the lock when the process ends in any way. A file that moves into the table carries the
+folder's name, so that the lock also protects the file until its commit is in the log.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Staging:
             self._lock = _locked(self.folder)
 
     def close(self) -> None:
-        """Let go of the folder; what is left in it is for `clean`."""
+        """Release the folder; `clean` removes what is left in it."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -54,7 +54,7 @@ def is_held(table: Path, name: str) -> bool:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
-    """Tell whether a staging folder is there and nobody's; no writer takes it within the block."""
+    """Tell whether a staging folder exists and has no writer; no writer takes it within the block."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def claimed(folder: Path) -> Iterator[bool]:
 
 
 def _locked(folder: Path) -> int | None:
-    """Return the lock of a new staging folder, None where a cleaner removed it first."""
+    """Return the lock of a new staging folder, None if a cleaner removed it first."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:

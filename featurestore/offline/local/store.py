@@ -51,9 +51,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("featurestore")
 
 FILES_SYNCED = crash_point("offline.files_synced", "new files are on the disk, in the staging place")
-FILES_MOVED = crash_point("offline.files_moved", "new files lie in the table's folder, in no version yet")
+FILES_MOVED = crash_point("offline.files_moved", "new files are in the table's folder, in no version yet")
 COLUMNS_ADDED = crash_point("offline.columns_added", "a version with the new columns and no new rows")
-TABLE_MOVED = crash_point("offline.table_moved", "a dropped table is out of sight, its files are still there")
+TABLE_MOVED = crash_point("offline.table_moved", "a dropped table is out of sight, its files still exist")
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _DROPPED = ".dropped-"
@@ -85,7 +85,7 @@ class DeltaStore(OfflineStore):
         if gone is not None:
             raise TableVersionError(
                 f"Version {number} of table {table} cannot be read any more: {gone} is gone.",
-                hint="Saved training sets keep the versions they pin; all others go when the store is cleaned.",
+                hint="Saved training sets keep the versions that they pin; cleaning the store removes all others.",
                 table=str(table),
                 version=number,
             )
@@ -152,7 +152,7 @@ class DeltaStore(OfflineStore):
             log.checkpoint(number, self.staging(log.table))
             try:
                 log.archive.move_old()
-            except OSError as error:  # the commit is done; opening the table takes a little longer until this succeeds
+            except OSError as error:  # the commit is done; opening the table is a little slower until this succeeds
                 logger.warning("old entries of the log of table %s stay in it: %s", log.table, error)
         return log.version(number)
 
@@ -204,7 +204,7 @@ class DeltaStore(OfflineStore):
             removed = sum(_remove_tree(folder) for folder in log.path.parent.glob(f"{_DROPPED}*"))
             if keep is None:
                 return removed + self._drop(table, log)
-            # A writer that is gone before the newest version is read has its commit in it, or never will.
+            # A writer that is gone before the newest version is read has its commit in it, or never will have one.
             present = [path for path in log.path.glob("*.parquet*") if path.is_file()]
             unclaimed = {path for path in present if not is_held(log.path, path.name.partition("-")[0])}
             leftovers = list(abandoned(log.path))
@@ -259,7 +259,7 @@ class DeltaStore(OfflineStore):
         remove: Sequence[DataFile],
         facts: Mapping[str, Any],
     ) -> int:
-        """Commit, keeping ``staged`` and ``moved`` up to date for the case that it fails; returns the number."""
+        """Commit, and keep ``staged`` and ``moved`` up to date in case it fails; returns the number."""
         before, widened, merges = None, False, schema is None
         if base is not None:
             before = log.base(base)
@@ -283,11 +283,11 @@ class DeltaStore(OfflineStore):
         staging = self._staging.pop(table, None)
         if staging is not None:
             staging.close()
-        # A table that is half removed would be a broken one: it goes out of sight in one step.
+        # A half removed table would be a broken one, so it goes out of sight in one step.
         hidden = log.path.with_name(f"{_DROPPED}{secrets.token_hex(8)}")
         try:
             log.path.rename(hidden)
-        except FileNotFoundError:  # never there, or another cleaner was first
+        except FileNotFoundError:  # never existed, or another cleaner was first
             return 0
         log.path.mkdir(exist_ok=True)  # the generation stays used
         disk.sync_folder(hidden.parent)
@@ -302,7 +302,7 @@ class DeltaStore(OfflineStore):
             return log.schema(before), False
         merged, added, widened = log.merged(before, wanted)
         if added and not widened:
-            # What the commit makes true is not true yet.
+            # The watermark is true only after the commit.
             origin = {name: fact for name, fact in facts.items() if name != WATERMARK}
             log.add_columns(before, [merged.field(name) for name in added], origin)
             reached(COLUMNS_ADDED)
@@ -311,9 +311,9 @@ class DeltaStore(OfflineStore):
     def _widen(
         self, log: TableLog, before: DeltaTable, schema: pa.Schema, remove: Sequence[DataFile], staged: list[Path]
     ) -> None:
-        """Stage the files that stay once more, with wider types: Delta's readers expect the table's types in them.
+        """Stage the files that stay again, with wider types: Delta's readers expect the table's types in them.
 
-        Raises DamagedFileError: under a new hash bad bytes would pass for sound ones.
+        Raises DamagedFileError, because bad bytes with a new hash would look sound.
         """
         dropped = {file.path for file in remove}
         kept = [file for file in log.read(before).files if file.path not in dropped]
@@ -324,7 +324,7 @@ class DeltaStore(OfflineStore):
                     staged.append(self._new_path(log.table))
                     disk.rewrite(Path(file.path), staged[-1], schema)
         except OfflineStoreError:
-            log.check_newest(int(before.version()))  # else they may be gone because a cleaner was here
+            log.check_newest(int(before.version()))  # otherwise a cleaner may have removed them
             raise
 
     def _link(self, log: TableLog, files: Sequence[DataFile], staged: list[Path]) -> None:
@@ -335,7 +335,7 @@ class DeltaStore(OfflineStore):
                 staged[-1].hardlink_to(file.path)
 
     def _move(self, log: TableLog, staged: Sequence[Path], moved: dict[str, disk.FileFacts]) -> None:
-        """Sync and hash new files and move them into the table's folder, where no version needs them yet."""
+        """Sync and hash new files and move them into the table's folder; no version needs them yet."""
         place = self._own_staging(log.table)
         facts = {path: disk.examine(path) for path in staged}
         reached(FILES_SYNCED)
@@ -376,12 +376,12 @@ def _close_all(staging: dict[TableId, Staging]) -> None:
 def _give_back(log: TableLog, staged: Sequence[Path], moved: Iterable[str], given: Collection[Path]) -> None:
     """Move the files of a commit that failed back to where the caller staged them, and remove the others.
 
-    What is in the log after all stays. ``moved`` are the first of ``staged``, in the same order.
+    Files that are in the log after all stay. ``moved`` are the first of ``staged``, in the same order.
     """
     committed = log.newest_names() if moved and log.exists() else set()
     for name, path in zip(moved, staged, strict=False):
         if name not in committed:
-            with contextlib.suppress(OSError):  # what is in no version goes with the next cleaning
+            with contextlib.suppress(OSError):  # the next cleaning removes files that are in no version
                 (log.path / name).rename(path)
     for path in staged:
         if path not in given:
@@ -399,7 +399,7 @@ def _check_merge(log: TableLog, moved: Mapping[str, disk.FileFacts], remove: Seq
 
 
 def _remove(path: Path) -> int:
-    """Remove a file; returns 0 where another cleaner was first."""
+    """Remove a file; returns 0 if another cleaner was first."""
     try:
         path.unlink()
     except FileNotFoundError:
