@@ -22,6 +22,41 @@ from featurestore.types import Int64, String
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
+def _random_sales(dice: Random) -> list[dict[str, Any]]:
+    """Return rows of which some lack a key or a time, and many are the same."""
+
+    def moment(chance: float) -> datetime | None:
+        return None if dice.random() < chance else START + timedelta(hours=dice.randrange(3))
+
+    return [
+        {
+            "shop": dice.choice(["a", "b", None]),
+            "town": dice.choice([1, 2, 2, None]),
+            "at": moment(0.1),
+            "known": moment(0.5),
+            "x": number,
+        }
+        for number in range(120)
+    ]
+
+
+def _reasons(rows: list[dict[str, Any]]) -> dict[int, str]:
+    """Return by ``x`` why a row is not taken, from rows in the order of the files and of ``x``."""
+    wanted: dict[int, str] = {}
+    newest: dict[object, int] = {}
+    for row in rows:
+        if row["at"] is None:
+            wanted[row["x"]] = "no event time"
+        elif row["shop"] is None or row["town"] is None:
+            wanted[row["x"]] = "null key"
+        else:
+            same = row["shop"], row["town"], row["at"], row["known"] or row["at"]
+            if same in newest:
+                wanted[newest[same]] = "duplicate"
+            newest[same] = row["x"]
+    return wanted
+
+
 class DroppedRowsConformance(EngineSuite):
     """The suite."""
 
@@ -30,21 +65,7 @@ class DroppedRowsConformance(EngineSuite):
     def test_each_row_that_is_not_taken_is_listed_once_with_why(
         self, project: EngineProject, seed: int, sql: str | None
     ) -> None:
-        dice = Random(seed)
-
-        def moment(chance: float) -> datetime | None:
-            return None if dice.random() < chance else START + timedelta(hours=dice.randrange(3))
-
-        rows: list[dict[str, Any]] = [
-            {
-                "shop": dice.choice(["a", "b", None]),
-                "town": dice.choice([1, 2, 2, None]),
-                "at": moment(0.1),
-                "known": moment(0.5),
-                "x": number,
-            }
-            for number in range(120)
-        ]
+        rows = _random_sales(Random(seed))
         instant = pa.timestamp("us", tz="UTC")
         schema = pa.schema(
             [("shop", pa.string()), ("town", pa.int64()), ("at", instant), ("known", instant), ("x", pa.int64())]
@@ -58,18 +79,7 @@ class DroppedRowsConformance(EngineSuite):
             schema=[Field("x", Int64)],
             sql=sql,
         )
-        wanted: dict[int, str] = {}
-        newest: dict[object, int] = {}
-        for row in rows:  # in the order of the files; x grows with it, so that a query's rows have the same order
-            if row["at"] is None:
-                wanted[row["x"]] = "no event time"
-            elif row["shop"] is None or row["town"] is None:
-                wanted[row["x"]] = "null key"
-            else:
-                same = row["shop"], row["town"], row["at"], row["known"] or row["at"]
-                if same in newest:
-                    wanted[newest[same]] = "duplicate"
-                newest[same] = row["x"]
+        wanted = _reasons(rows)
         assert project.engine.capabilities.lists_dropped_rows
         found = project.dropped(view, 1_000)
         assert {row["x"]: row["fs_dropped"] for row in found} == wanted

@@ -190,7 +190,7 @@ def test_an_answer_from_the_future_is_refused(workspace: Workspace, monkeypatch:
         return tuple(dataclasses.replace(facts, from_future=1) for facts in examined(join))
 
     monkeypatch.setattr(DuckJoin, "facts", one_from_the_future)
-    with pytest.raises(CertificateError, match="1 answers of view 'carrier_profile' lie in the future"):
+    with pytest.raises(CertificateError, match="1 answers of view 'carrier_profile' are in the future"):
         _ = get_historical_features(workspace, FRAME, carrier_profile).certificate
 
 
