@@ -19,7 +19,7 @@ from featurestore.consistency.belonging import Mismatch, begin_part, compare_par
 from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError, InputError, OnlineStoreUnavailableError
 from featurestore.ingest.group_commit import commit_rows
-from featurestore.ingest.rows import PushedRows, ViewRows, read_rows
+from featurestore.ingest.rows import CheckedRows, PushedRows, read_rows
 from featurestore.online.interface import OnlineCounts, OnlineStore, WriteResult
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.registered.snapshot import RegisteredView, Snapshot
@@ -170,7 +170,7 @@ class Push:
         return PushResult(self._plan.source.name, self.row_count, self._to, dict(sorted(self._done.items())), note)
 
     def _write(
-        self, registered: RegisteredView, encoder: RecordEncoder, rows: ViewRows, advance: Callable[[int], object]
+        self, registered: RegisteredView, encoder: RecordEncoder, rows: CheckedRows, advance: Callable[[int], object]
     ) -> OnlineCounts:
         if not self.row_count:
             return OnlineCounts()

@@ -74,7 +74,7 @@ class PushedRows:
                     column=name,
                 )
 
-    def of_view(self, view: FeatureView, *, now_us: int, until_us: int) -> ViewRows:
+    def of_view(self, view: FeatureView, *, now_us: int, until_us: int) -> CheckedRows:
         """Return the rows as those of a view; a missing or null created time becomes ``now_us``.
 
         Raises EntityKeyError for a join key that is null or ill-typed, ValueTypeError for any other value that does
@@ -88,7 +88,7 @@ class PushedRows:
         if source.created_timestamp_field is not None and source.created_timestamp_field in self._columns:
             created = _filled(self._instants(source.created_timestamp_field, until_us), now_us)
         stored = {field.name: self._values(field.name, field.type) for field in view.stored}
-        return ViewRows(view, keys, event, created, stored)
+        return CheckedRows(view, keys, event, created, stored)
 
     def _key(self, name: str, kind: ValueType) -> Column:
         try:
@@ -160,7 +160,7 @@ class PushedRows:
 
 
 @dataclass(frozen=True, slots=True)
-class ViewRows:
+class CheckedRows:
     """Checked rows of one view, column by column."""
 
     view: FeatureView

@@ -87,5 +87,4 @@ def _state(encoder: RecordEncoder, expected: bytes, found: bytes | None) -> str:
     if stored != wanted:
         return "newer" if stored > wanted else "older"
     # A record of an earlier schema is read by field name: its bytes differ for that reason alone.
-    has_own_schema = found[17:25] == encoder.schema_id
-    return "different" if has_own_schema and found != expected else "equal"
+    return "different" if encoder.is_own(found) and found != expected else "equal"

@@ -13,6 +13,7 @@ import numpy as np
 
 from featurestore.engine.duck.identity import known
 from featurestore.engine.duck.newest import Int64s, Rows, newest
+from featurestore.engine.duck.offline_sql import log
 from featurestore.engine.duck.session import file_list, quote
 from featurestore.engine.interface import ViewJoin
 from featurestore.types.values import duckdb_type
@@ -88,11 +89,6 @@ def arrays(connection: duckdb.DuckDBPyConnection, sql: str, *columns: str) -> li
         taken.append(table.column(column).to_numpy())
         table = table.drop_columns(column)  # so that no column is in memory twice
     return taken
-
-
-def log(files: Sequence[str]) -> str:
-    """Return the table function that reads a table version's files."""
-    return f"read_parquet({file_list(files)}, union_by_name = true, hive_partitioning = false)"
 
 
 def instant(microseconds: int) -> str:

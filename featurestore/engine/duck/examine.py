@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from featurestore.engine.duck.choose import EntityRows, all_chosen, keep_chosen, log
+from featurestore.engine.duck.choose import EntityRows, all_chosen, keep_chosen
 from featurestore.engine.duck.identity import known
+from featurestore.engine.duck.offline_sql import log
 from featurestore.engine.interface import JoinFacts, ViewJoin
 from featurestore.errors import CertificateError
 

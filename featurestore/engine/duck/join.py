@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from typing_extensions import override
 
-from featurestore.engine.duck.choose import EntityRows, all_chosen, feature_columns, keep_chosen, log, typed
+from featurestore.engine.duck.choose import EntityRows, all_chosen, feature_columns, keep_chosen, typed
 from featurestore.engine.duck.examine import examine
+from featurestore.engine.duck.offline_sql import log
 from featurestore.engine.duck.session import Session, close, lack_of_room, reason_of, stream, translated
 from featurestore.engine.interface import Join, JoinFacts, Joins, ViewJoin
 from featurestore.errors import EngineError

@@ -27,6 +27,11 @@ def log_columns(view: FeatureView) -> dict[str, ValueType]:
     }
 
 
+def log(files: Sequence[str]) -> str:
+    """Return the table function that reads a table version's files."""
+    return f"read_parquet({file_list(files)}, union_by_name = true, hive_partitioning = false)"
+
+
 def read_log(columns: Mapping[str, ValueType], files: Sequence[str]) -> str:
     """Return a SELECT of columns of the table's files, and of `FILE` and `ROW`.
 
@@ -48,10 +53,7 @@ def _read(columns: Mapping[str, ValueType], files: Sequence[str]) -> str:
     empty = f"SELECT {empty}, NULL::BIGINT AS {FILE}, NULL::BIGINT AS {ROW} WHERE false"
     if not files:
         return empty
-    read = (
-        f"SELECT *, {FILE_NUMBER}::BIGINT AS {FILE}, {FILE_ROW} AS {ROW} "
-        f"FROM read_parquet({file_list(files)}, union_by_name = true, hive_partitioning = false)"
-    )
+    read = f"SELECT *, {FILE_NUMBER}::BIGINT AS {FILE}, {FILE_ROW} AS {ROW} FROM {log(files)}"
     return f"{empty} UNION ALL BY NAME {read}"
 
 
