@@ -1,7 +1,7 @@
 """The online store: the newest record of each (project, view, entity), as bytes.
 
-A store knows keys and records, not features: keys, codec, ttl and status are shared code without I/O in
-`keys`, `codec` and `reading`. `featurestore.testing` holds the suite that every store passes.
+A store knows keys and records, not features: keys, codec, ttl and status are shared code without I/O in `records`.
+`featurestore.testing` holds the suite that every store passes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from featurestore.types import ValueType
 
 @dataclass(frozen=True, slots=True)
 class ViewLayout:
-    """How one generation of a view lies in the online store; publisher and readers share it."""
+    """The layout of one generation of a view in the online store; publisher and readers share it."""
 
     project: str
     view: str
@@ -26,10 +26,10 @@ class ViewLayout:
     join_keys: tuple[tuple[str, ValueType], ...]
     """Sorted by name: the order of the values in a key."""
     fields: tuple[tuple[str, ValueType], ...]
-    """What a record holds, in its order."""
+    """The fields of a record, in its order."""
     ttl_us: int | None
     has_created: bool = False
-    """Whether the source declares a created time: then a row counts from the later of its two times on."""
+    """Whether the source declares a created time; if so, a row counts from the later of its two times on."""
 
 
 class Write(NamedTuple):
@@ -42,7 +42,7 @@ class Write(NamedTuple):
 
 
 class Writes(Sequence[Write]):
-    """Writes as columns: a publish makes millions, and objects of their own would keep Python's collector busy."""
+    """Writes as columns: a publish makes millions, and single objects would keep Python's garbage collector busy."""
 
     def __init__(self, keys: list[bytes], records: list[bytes], expiries_ms: list[int | None]) -> None:
         self.keys = keys
@@ -87,24 +87,24 @@ class Writes(Sequence[Write]):
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """Replace exactly one version of a record, by another one or by nothing."""
+    """Replace exactly one version of a record by another one, or delete it."""
 
     key: bytes
     version: bytes
-    """The `codec.record_version` of the record that goes."""
+    """The `codec.record_version` of the record to replace."""
     replacement: Write | None
 
 
 class WriteResult(IntEnum):
-    """What became of one write."""
+    """The outcome of one write."""
 
     WRITTEN = 0
     STALE = 1
-    """A newer record is there, and stayed."""
+    """The store holds a newer record, which stayed."""
     EXPIRED = 2
-    """Its physical expiry is past: not written, and an older record of the key was removed."""
+    """Not written, because its physical expiry is past; an older record of the key was removed."""
     WRONG_TYPE = 3
-    """The key holds something that is no record; it was left alone."""
+    """The key holds something that is not a record; it was left alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +122,15 @@ class OnlineCounts:
 
 
 class AsyncReader(ABC):
-    """The read path of a server: one connection pool per process and event loop."""
+    """A server's read path: one connection pool per process and event loop."""
 
     deadline_seconds: float | None = None
-    """How long a read may wait, where requests are to share round trips. None where they are not: in this process
-    nothing is waited for, and in a cluster a node that is away would fail the requests of all others."""
+    """How long a read may wait, if requests share round trips. None if they do not: an embedded store never waits, and
+    in a cluster one node that is down would fail the requests for all others."""
 
     @abstractmethod
     async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the record of each key, in order, None where there is none.
+        """Return the record of each key, in order, None for a missing one.
 
         Bound by the read deadline; no retry. Cancelling a call never affects another's answer. Raises
         OnlineStoreUnavailableError.
@@ -146,10 +146,10 @@ class AsyncReader(ABC):
 
 
 class PlainValues(ABC):
-    """What lies beside the records of an online store: schemas and markers. Without expiry, never many."""
+    """The other values of an online store besides records: schemas and markers. They never expire, and are few."""
 
     marker_tags: Sequence[bytes] = (b"0",)
-    """Hash tags that spread the copies of a marker over the store's nodes, so that each node holds one at least."""
+    """Hash tags that spread the copies of a marker over the store's nodes, so that each node holds at least one."""
 
     @abstractmethod
     def put(self, key: bytes, value: bytes, *, if_absent: bool = False) -> None:
@@ -157,7 +157,7 @@ class PlainValues(ABC):
 
     @abstractmethod
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the value of each key, in order, None where there is none. As patient as a write, unlike `mget`."""
+        """Return the value of each key, in order, None for a missing one. Waits as long as a write, unlike `mget`."""
 
 
 class OnlineStore(PlainValues):
@@ -169,19 +169,19 @@ class OnlineStore(PlainValues):
 
     @abstractmethod
     def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the record of each key, in order, None where there is none. Bound by the read deadline."""
+        """Return the record of each key, in order, None for a missing one. Bound by the read deadline."""
 
     @abstractmethod
     def write(self, writes: Sequence[Write], *, now_us: int) -> list[WriteResult]:
-        """Compare and set: per key the record of the greatest version stays, an equal one replaces.
+        """Compare and set: for each key the record with the greatest version stays; an equal one replaces it.
 
-        Atomic per key, inside the store; duplicated keys in one call are taken in order. Retried within the
-        publishing deadline, which compare-and-set makes safe. Durable as far as the store is.
+        Atomic per key, inside the store; applies duplicated keys of one call in order. Retries within the publishing
+        deadline, which compare-and-set makes safe. As durable as the store is.
         """
 
     @abstractmethod
     def repair(self, repairs: Sequence[Repair], *, now_us: int) -> list[bool]:
-        """Replace or delete each record that still is of exactly the given version; tell which were."""
+        """Replace or delete each record that still has exactly the given version; returns which had."""
 
     @abstractmethod
     def scan(self, prefix: bytes) -> Iterator[Sequence[tuple[bytes, bytes]]]:
@@ -192,14 +192,14 @@ class OnlineStore(PlainValues):
         """Delete every key under an exact prefix, in batches, resumable; return how many there were."""
 
     def check_writable(self, prefix: bytes) -> None:
-        """Raise what a write under a prefix would raise, where that is cheap to find out. Changes nothing."""
+        """Raise what a write under a prefix would raise, if that is cheap to find out. Changes nothing."""
 
     @abstractmethod
     def facts(self) -> Mapping[str, str]:
-        """Return what a doctor wants to know (server, version, memory policy, size); raises when it is down."""
+        """Return facts for `fs doctor` (server, version, memory policy, size); raises when the store is down."""
 
     def is_untouched(self) -> bool:
-        """Tell whether nothing was ever written here, where that is cheap to know: the place may be mistyped."""
+        """Tell whether nothing was ever written here, if that is cheap to know: the URL may be mistyped."""
         return False
 
     @abstractmethod
@@ -214,10 +214,10 @@ READ_ONLY = "replica: only reads"
 """The ``role`` among the facts of a store that takes no writes."""
 
 UNTOUCHED = "nothing was ever written there"
-"""What to say of a store that `OnlineStore.is_untouched`."""
+"""The message about a store that `OnlineStore.is_untouched`."""
 
 
 def eviction_of(facts: Mapping[str, str]) -> str | None:
-    """Return what to say of a store that forgets records when its memory runs out; None where it never does."""
+    """Return a warning about a store that evicts records when its memory runs out; None if it never does."""
     policy = facts.get("maxmemory_policy", "noeviction")
     return None if policy == "noeviction" else f"maxmemory-policy is {policy}: evicted entities read as NOT_FOUND"

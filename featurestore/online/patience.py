@@ -1,7 +1,7 @@
-"""Deadlines on a server's answer that count what the server takes, not what this process takes.
+"""Deadlines on a server's answer that count the server's time, not this process's.
 
-An event loop that is busy for 60 ms finds its timers due before it looks at its sockets, where the answers may have
-lain for 55 ms.
+An event loop that was busy for 60 ms runs its due timers before it reads its sockets, where the answers may have been
+waiting for 55 ms.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from types import TracebackType
 from typing import Self
 
 MOST_NAPS = 10
-"""A deadline ends after so many naps. One stall of the event loop, however long, counts as one nap."""
+"""A deadline ends after so many naps. A stall of the event loop, of any length, counts as one nap."""
 
 LEAST_NAP_SECONDS = 0.005
-"""uvloop counts milliseconds."""
+"""The shortest nap: uvloop counts milliseconds."""
 
 TURNS = 5
-"""Of the event loop, before a wait is ended: first it reads its sockets, then what came is handed on."""
+"""Turns of the event loop before a wait is ended: one to read its sockets, one to hand on what came."""
 
 
 class Wait:
-    """Something that a `Patience` ends."""
+    """A wait that a `Patience` ends."""
 
     begun = 0
-    """How many naps there had been."""
+    """The number of naps when it began."""
 
     def end(self) -> None:
-        """Do what is due when the deadline is over; each kind of wait has its own."""
+        """Do what is due at the deadline; each kind of wait defines it."""
         raise NotImplementedError
 
 
 class Patience:
-    """Ends what waits for longer than ``seconds``. For one event loop.
+    """Ends waits that last longer than ``seconds``. For one event loop.
 
-    One timer serves all that wait, and there is none while nothing does.
+    One timer serves all waits; there is no timer while nothing waits.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -47,7 +47,7 @@ class Patience:
         self._is_napping = False
 
     def begin(self, wait: Wait) -> None:
-        """Count its time from now on."""
+        """Start counting a wait's time."""
         self._waits[wait] = None
         if self._is_napping:
             wait.begun = self._naps + 1  # the nap under way began before it
@@ -57,15 +57,15 @@ class Patience:
             self._nap()
 
     def done(self, wait: Wait) -> None:
-        """Forget it, ended or not."""
+        """Forget a wait, ended or not."""
         self._waits.pop(wait, None)
 
     def limit(self) -> Limit:
-        """Return a context that the task leaves with TimeoutError when its time is over."""
+        """Return a context that raises TimeoutError in the task when its time is over."""
         return Limit(self)
 
     def heard(self) -> None:
-        """Count the time of all that wait from now on: the server answers."""
+        """Restart the time of all waits, because the server answers."""
         self._heard = self._naps + 1
 
     def _nap(self) -> None:
@@ -76,7 +76,7 @@ class Patience:
 
     def _wake(self) -> None:
         self._naps += 1
-        late = list(takewhile(self._is_late, self._waits))  # they stand in the order in which they began
+        late = list(takewhile(self._is_late, self._waits))  # they are in the order in which they began
         if late:
             self._turn(TURNS, late)
         self._is_napping = bool(self._waits)
@@ -115,6 +115,6 @@ class Limit(Wait):
             raise TimeoutError from error
 
     def end(self) -> None:
-        """Cancel what the task does."""
+        """Cancel the task's work."""
         self._is_over = True
         self._task.cancel()

@@ -1,4 +1,4 @@
-"""Opening the file of the embedded online store: once per process, after a fork, and only when it is whole."""
+"""Opening the file of the embedded online store: once per process, after a fork, and only if it is intact."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ _DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb
 _NO_ROOM = NO_SPACE | {errno.EIO}  # LMDB reports a write cut short as EIO
 
 _open: WeakValueDictionary[tuple[str, int], lmdb.Environment] = WeakValueDictionary()
-"""The environments of this process by path and inode: LMDB forbids opening one twice. Closed with their last user."""
+"""This process's environments by path and inode: LMDB forbids opening a file twice. Closed with the last user."""
 _lock = ForkLock()
 _owner_pid = os.getpid()
 FORK_PATIENCE_SECONDS = 10.0
-"""A fork waits at most so long for calls of LMDB: longer than a sync of the disk takes, mostly."""
+"""A fork waits at most so long for LMDB calls: longer than most syncs of the disk take."""
 
 
 class _AtWork:
-    """A block that calls LMDB, which no fork falls into.
+    """A block that calls LMDB, during which no fork happens.
 
-    A child must close what it inherits before it can open the same file; and to close an environment LMDB waits for the
-    calls that are under way in it: for ever, where those were made by threads that a child has not. So a fork waits
-    for the blocks of other threads, and those that want to begin wait for the fork. Within a block nothing is opened.
+    A child must close inherited environments before it can open the same file. To close one, LMDB waits for the calls
+    under way in it: for ever, if threads made them that the child does not have. So a fork waits for the blocks of
+    other threads, and new blocks wait for the fork. Within a block nothing is opened.
     """
 
     def __init__(self) -> None:
@@ -68,11 +68,11 @@ class _AtWork:
         self._forker: int | None = None
         self._is_over = threading.Event()
         self.was_cut_off = False
-        """Tells a child that its parent did not wait long enough: it can close nothing."""
+        """Set in a child whose parent did not wait long enough: it can close nothing."""
 
     def __enter__(self) -> None:
         me = threading.get_ident()
-        self._workers.add(me)  # before the look: the forking thread looks the other way round
+        self._workers.add(me)  # before the check: the forking thread checks in the opposite order
         while self._forker is not None and self._forker != me:
             self._workers.discard(me)
             self._is_over.wait()
@@ -82,7 +82,7 @@ class _AtWork:
         self._workers.discard(threading.get_ident())
 
     def pause(self) -> None:
-        """Wait until no other thread is within a block, and let none begin."""
+        """Wait until no other thread is within a block, and let no block begin."""
         me, give_up_s = threading.get_ident(), time.monotonic() + FORK_PATIENCE_SECONDS
         self._is_over.clear()
         self._forker = me
@@ -95,13 +95,13 @@ class _AtWork:
         self._is_over.set()
 
     def begin_child(self) -> None:
-        """Forget the threads that are not there."""
+        """Forget the parent's threads, which do not exist here."""
         me = threading.get_ident()
         if self._workers - {me}:
             import ctypes
 
             self.was_cut_off = True
-            for inherited in list(_open.values()):  # nor may it be closed as the last reference goes
+            for inherited in list(_open.values()):  # the last reference must not close it either
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
         self._workers &= {me}
         self._is_over = threading.Event()
@@ -125,7 +125,7 @@ os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_c
 
 
 def inode_of(path: Path) -> int:
-    """Return the inode of the folder's data file, 0 where there is none."""
+    """Return the inode of the folder's data file, 0 if there is none."""
     try:
         return (path / DATA_FILE).stat().st_ino
     except OSError:
@@ -133,7 +133,7 @@ def inode_of(path: Path) -> int:
 
 
 def open_environment(path: Path, map_bytes: int) -> lmdb.Environment:
-    """Return this process's environment of a folder, made where it is not there.
+    """Return this process's environment of a folder; makes a missing one.
 
     Raises DamagedRecordError for a file that is truncated, foreign or of another format version, and
     OnlineStoreUnavailableError where the folder cannot be used.
@@ -157,7 +157,7 @@ def open_environment(path: Path, map_bytes: int) -> lmdb.Environment:
             path.mkdir(parents=True, exist_ok=True)
             _check_length(path)
             _reserve_lock(path)
-            # Without a sync of the meta page a power cut may undo the last commits, never damage them; the store
+            # Without a sync of the meta page a power cut may undo the last commits but never damage them; the store
             # syncs at the end of each call instead of twice in every transaction.
             environment = lmdb.open(
                 str(path), map_size=map_bytes, max_readers=MAX_READERS, metasync=False, mode=OWNER_ONLY
@@ -215,10 +215,10 @@ def damaged_file(path: Path, why: str) -> DamagedRecordError:
 
 
 def _reserve_lock(path: Path) -> None:
-    """Let the lock file have all its blocks: LMDB maps it, and what a full disk lacks then kills the process.
+    """Allocate all blocks of the lock file: LMDB maps it, and a block that a full disk lacks would kill the process.
 
-    Before this process opens the environment, and never after: closing any descriptor of a file gives up all the
-    process's locks on it.
+    Only before this process opens the environment: closing any descriptor of a file releases all of the process's
+    locks on it.
     """
     with open(path / LOCK_FILE, "ab", opener=lambda name, flags: os.open(name, flags, OWNER_ONLY)) as file:
         found = os.fstat(file.fileno())
@@ -240,7 +240,7 @@ def _check_format(path: Path, environment: lmdb.Environment) -> None:
 
 
 def _check_length(path: Path) -> None:
-    """Refuse a file shorter than its last page: reading behind the end of a map would kill the process."""
+    """Refuse a file that ends before its last page: reading beyond the end of a map would kill the process."""
     if _missing_bytes(path) > 0:
         time.sleep(_PADDING_SECONDS)
     if (missing := _missing_bytes(path)) > 0:
@@ -265,5 +265,5 @@ def _meta(path: Path, page: bytes) -> tuple[int, int, int]:
         raise damaged_file(path, f"{DATA_FILE} is cut off within its first pages")
     magic, _, page_bytes, last_page, transaction = _META.unpack_from(page, _META_OFFSET)
     if magic != _MAGIC:
-        raise damaged_file(path, f"{DATA_FILE} is no LMDB file")
+        raise damaged_file(path, f"{DATA_FILE} is not an LMDB file")
     return page_bytes, last_page, transaction

@@ -1,9 +1,9 @@
 """The embedded online store: one LMDB file, read by many processes while one writes.
 
-What Redis does by itself is in the value's envelope here: 8 bytes instant of physical expiry in UTC milliseconds,
+An envelope around each value does what Redis does by itself: the instant of physical expiry, 8 bytes, UTC milliseconds,
 big-endian with the sign bit flipped, and the same 8 bytes inverted; then the record, byte for byte as in every other
-backend. An expiry of all ones never comes; of all ones but the last it marks a plain value (a schema), with its
-CRC-32 in front. LMDB itself checks nothing it reads, so every value is checked against its checksum here.
+backend. An expiry of all ones means never; all ones but the last marks a plain value (a schema), with its CRC-32 in
+front. LMDB does not check the bytes that it reads, so every value is checked against its checksum here.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ _SWEEP_RECORDS = 2_000
 class LmdbStore(OnlineStore):
     """An `OnlineStore` in a folder, created by the first write: until then it reads as empty.
 
-    Opened on first use, in the process that uses it: after a fork the child opens its own. A folder that was
-    replaced under a running process is noticed within a second.
+    Opened on first use, in the process that uses it: after a fork the child opens its own. A running process notices
+    a replaced folder within a second.
     """
 
     def __init__(self, path: Path | str, *, clock: Clock = system_clock, map_bytes: int = MAP_BYTES) -> None:
@@ -80,7 +80,7 @@ class LmdbStore(OnlineStore):
 
     def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return each key's record or plain value from one snapshot, checked. Raises DamagedRecordError."""
-        # No context manager of our own here: two of them would cost more than the lookup of a key.
+        # No context manager here: two of them would cost more than the lookup of a key.
         try:
             environment = self._open()
             if environment is None:
@@ -96,13 +96,13 @@ class LmdbStore(OnlineStore):
         return [None if value is None else _opened(key, value, now) for key, value in zip(keys, values, strict=True)]
 
     def write(self, writes: Sequence[Write], *, now_us: int) -> list[WriteResult]:
-        """Compare and set in transactions of bounded length; durable when it returns. Sweeps a slice as it goes."""
+        """Compare and set in transactions of bounded length; durable when it returns. Sweeps some expired records."""
         if not writes:
             return []
         results = [WriteResult.WRITTEN] * len(writes)
         now_ms = now_us // 1000
         columns = Writes.of(writes)
-        # In key order each page of the tree changes in one transaction. The sort is stable: duplicates stay in order.
+        # In key order each page of the tree changes in only one transaction. The sort is stable, for duplicates.
         order = sorted(range(len(writes)), key=columns.keys.__getitem__)
         columns = columns.at(order)
         for part in _parts(columns.records):
@@ -114,7 +114,7 @@ class LmdbStore(OnlineStore):
         return results
 
     def repair(self, repairs: Sequence[Repair], *, now_us: int) -> list[bool]:
-        """Replace or delete what still is of exactly the given version."""
+        """Replace or delete records that still have exactly the given version."""
         done: list[bool] = []
         for start in range(0, len(repairs), _SCAN_RECORDS):
             with self._transaction(write=True) as transaction:
@@ -149,7 +149,7 @@ class LmdbStore(OnlineStore):
                 yield batch
 
     def delete(self, prefix: bytes) -> int:
-        """Delete every key under an exact prefix, expired ones too; a killed one is resumed by the next."""
+        """Delete every key under an exact prefix, expired ones too; the next call resumes a killed one."""
         check_prefix(prefix)
         deleted = 0
         while True:
@@ -182,7 +182,7 @@ class LmdbStore(OnlineStore):
         }
 
     def is_untouched(self) -> bool:
-        """Tell whether there is no file yet; of a place that cannot be looked into, opening says what is wrong."""
+        """Tell whether there is no file yet; False for an unreadable place, where opening will report what is wrong."""
         try:
             (self._path / DATA_FILE).stat()
         except OSError as error:
@@ -194,7 +194,7 @@ class LmdbStore(OnlineStore):
         return _DirectReader(self)
 
     def close(self) -> None:
-        """Let go of the environment; it closes with its last user of this process."""
+        """Release the environment; it closes with its last user in this process."""
         with at_work:
             self._environment = None
 
@@ -222,23 +222,23 @@ class LmdbStore(OnlineStore):
                     pad_file(self._path, environment)
 
     def _opened(self) -> lmdb.Environment:
-        """Return the environment, made where it is not there."""
+        """Return the environment; makes a missing one."""
         environment = self._open(create=True)
         assert environment is not None
         return environment
 
     def _open(self, *, create: bool = False) -> lmdb.Environment | None:
-        """Return the environment; None where it is not there, unless it is to be created."""
+        """Return the environment; None for a missing one, unless ``create``."""
         now = time.monotonic()
-        environment = self._environment  # another thread may close the store meanwhile
+        environment = self._environment  # another thread may close the store in the meantime
         if environment is not None and self._pid == os.getpid():
             if now - self._checked_at < _RECHECK_SECONDS:
                 return environment
             if inode_of(self._path) == self._inode:
                 self._checked_at = now
                 return environment
-        # A file that was replaced cannot be opened before nobody in this process has the old one, and to go on with
-        # that would read what is old and lose what is written.
+        # A replaced file can only be opened after nobody in this process has the old one; continuing with the old one
+        # would read stale records and lose writes.
         environment = None
         with at_work:
             self._environment = None
@@ -264,10 +264,10 @@ class _DirectReader(AsyncReader):
 
 
 def _set_newest(transaction: Transaction, writes: Writes, now_ms: int) -> dict[int, WriteResult]:
-    """Compare and set writes that are in key order; return by place what became of those that were not written.
+    """Compare and set writes that are in key order; return by place the outcome of those that were not written.
 
-    Nearly every record is newer than the one it replaces, so it is put first, which tells for half the price of
-    looking beforehand what was there. What is not older is put back in the same transaction.
+    Nearly every record is newer than the one it replaces, so it is put first: the put returns the old value for half
+    the price of a read before it. An old value that is newer is put back in the same transaction.
     """
     now = _stored_instant(now_ms)
     keys = writes.keys
@@ -288,7 +288,7 @@ def _set_newest(transaction: Transaction, writes: Writes, now_ms: int) -> dict[i
 
 
 def _one_by_one(keys: Sequence[bytes], values: Sequence[bytes], now: bytes) -> Sequence[int]:
-    """Return the places of writes that are expired already, or one of several for their key."""
+    """Return the places of writes that have expired already, or that share their key with others."""
     if not any(map(operator.eq, keys, islice(keys, 1, None))) and min(values)[:8] > now:
         return ()
     twins = {key for key, following in pairwise(keys) if key == following}
@@ -311,11 +311,11 @@ def _set_if_newer(transaction: Transaction, key: bytes, value: bytes, now: bytes
 
 
 def _not_older(olds: Sequence[Any], values: Sequence[bytes]) -> list[tuple[int, bytes]]:
-    """Return what was no record, or a newer one than the value in its place, with its place; None was nothing."""
+    """Return old values, with their places, that were not records or were newer; None stands for no old value."""
     if not any(olds):
         return []
     are_newer = all(olds) and not any(map(operator.gt, map(_VERSION, olds), map(_VERSION, values)))
-    # Only what never expires sorts as high as a plain value.
+    # Only values that never expire sort as high as a plain value.
     if are_newer and (max(olds)[:1] != b"\xff" or not any(map(_IS_PLAIN, olds))):
         return []
     return [
@@ -326,7 +326,7 @@ def _not_older(olds: Sequence[Any], values: Sequence[bytes]) -> list[tuple[int, 
 
 
 def _is_live(key: bytes, value: bytes, now: bytes) -> bool:
-    """Tell whether a stored record may hold back an older one: it is whole, and not expired."""
+    """Tell whether a stored record may keep out an older one: it is intact and has not expired."""
     return is_intact(key, value[_ENVELOPE_BYTES:]) and (value[:8] > now or not _is_expiry_whole(value))
 
 
@@ -363,7 +363,7 @@ def _parts(records: Sequence[bytes]) -> Iterator[slice]:
 
 
 def _slice(transaction: Transaction, prefix: bytes, after: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
-    """Return up to ``limit`` pairs under a prefix, behind ``after``; fewer where values are large."""
+    """Return up to ``limit`` pairs under a prefix, after the key ``after``; fewer if values are large."""
     cursor = transaction.cursor()
     found: list[tuple[bytes, bytes]] = []
     size = 0
@@ -378,7 +378,7 @@ def _slice(transaction: Transaction, prefix: bytes, after: bytes | None, limit: 
 
 
 def _sweep(transaction: Transaction, now_ms: int, limit: int) -> None:
-    """Delete the expired of the next ``limit`` records, going round from publish to publish."""
+    """Delete the expired ones of the next ``limit`` records; each publish continues where the last one stopped."""
     now, following = _stored_instant(now_ms), b""
     cursor = transaction.cursor()
     if cursor.set_range(max(transaction.get(SWEPT_KEY, b""), b"\x01")):  # our own keys begin with a zero
@@ -395,7 +395,7 @@ def _stored_instant(instant_ms: int) -> bytes:
 
 
 def _envelopes(expiries_ms: Sequence[int | None]) -> list[bytes]:
-    """Return what stands before each record."""
+    """Return the envelope of each record."""
     import numpy as np
 
     never_ms = _ONES - _SIGN
@@ -421,7 +421,7 @@ def _content(value: bytes) -> bytes:
 
 
 def _are_whole_and_live(keys: Sequence[bytes], values: Sequence[bytes], now: bytes) -> bool:
-    """Tell whether all values are records that match their checksums and are not expired."""
+    """Tell whether all values are records that match their checksums and have not expired."""
     found = list(map(crc32, map(_CHECKED, values), map(crc32, keys)))
     stored = b"".join(map(_CHECKSUM, values))
     if struct.pack(f">{len(found)}I", *found) != stored:
@@ -430,7 +430,7 @@ def _are_whole_and_live(keys: Sequence[bytes], values: Sequence[bytes], now: byt
 
 
 def _opened(key: bytes, value: bytes, now: bytes) -> bytes | None:
-    """Return what a value holds, None where it is expired. Raises DamagedRecordError."""
+    """Return a value's content, None if it has expired. Raises DamagedRecordError."""
     content = _content(value)
     if value.startswith(_PLAIN):
         is_whole = value[_ENVELOPE_BYTES : _ENVELOPE_BYTES + CRC_BYTES] == _plain_checksum(key, content)

@@ -1,4 +1,4 @@
-"""Whole Arrow columns on their way into records: what `codec` says of one value, for a batch at once."""
+"""Whole Arrow columns into records: the rules of `codec` for one value, applied to a batch at once."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _FLOATS = {"Float32": (0xCA, ">f4"), "Float64": (0xCB, ">f8")}
-"""msgpack's tag and the big-endian number behind it."""
+"""msgpack's tag and the big-endian number after it."""
 _NIL = 0xC0
 _PLAIN_SCALE = 6
-"""Decimals of a greater scale are not always written plainly by Arrow: ``1E-7``."""
+"""Arrow does not always write decimals of a greater scale plainly: ``1E-7``."""
 
 Fields = list[tuple[str, Any]]
-"""numpy's type of what stands side by side in each row, and its array or one value for all rows."""
+"""numpy's types of the neighbouring parts of each row, each with an array or one value for all rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class TimeColumns:
         if latest is None:
             return [expire_at_ms(event_us, ttl_us) for event_us in self.event_us.tolist()]
         assert ttl_us is not None
-        # The latest expiry is within the calendar, so every sum fits into 64 bits.
+        # The latest expiry is before the year 9999, so every sum fits into 64 bits.
         expiries: list[int | None] = (-(-(self.event_us + kept_us(ttl_us)) // 1000)).tolist()
         return expiries
 
@@ -77,8 +77,8 @@ def record_bodies(
 ) -> list[bytes]:
     """Return the records of a batch without their checksums.
 
-    The head and neighbouring floats are packed for all rows at once: twenty floats cost what one costs on its own
-    way through Python.
+    Packs the head and neighbouring floats of all rows at once: twenty floats cost as much as one that goes through
+    Python.
     """
     import numpy as np
 
@@ -117,9 +117,9 @@ def record_bodies(
 
 
 def _packed(rows: int, fields: Fields, nulls: Mapping[int, np.ndarray]) -> list[bytes]:
-    """Return the bytes of fields that stand side by side, for each row.
+    """Return the bytes of neighbouring fields, for each row.
 
-    ``nulls`` tells by the place of a field in which rows it takes no bytes.
+    ``nulls`` holds, by a field's place, the rows in which the field takes no bytes.
     """
     import numpy as np
 

@@ -40,7 +40,7 @@ _DAY_US = 86_400_000_000
 encode_payload = msgspec.msgpack.Encoder().encode
 
 MOST_VALUES_AT_ONCE = 10_000
-"""Decoded or encoded by one call, which takes milliseconds in which Python runs no other thread."""
+"""At most so many values in one call to decode or encode: it takes milliseconds in which no other thread runs."""
 
 Converter = Callable[[Any], Any]
 Item = TypeVar("Item")
@@ -63,7 +63,7 @@ def record_times(record: bytes) -> tuple[int, int]:
 
 
 def record_version(record: bytes) -> bytes:
-    """Return the version of a record. To a store it is opaque: of two records of a key, the greater bytes are newer."""
+    """Return the version of a record, which is opaque to a store: the greater bytes are the newer record of a key."""
     return record[1:17]
 
 
@@ -88,10 +88,10 @@ def damaged(key: bytes, why: str) -> DamagedRecordError:
 
 
 def foreign(key: bytes) -> DamagedRecordError:
-    """Return the error of a key that holds something else, which a publish leaves alone."""
+    """Return the error about a key that holds something else, which a publish leaves alone."""
     hint = f"{REPUBLISH} A key that it leaves alone holds something else: delete it first."
     return DamagedRecordError(
-        f"the online record {key!r} is no record of this format version.", hint=hint, key=repr(key)
+        f"the online record {key!r} is not a record of this format version.", hint=hint, key=repr(key)
     )
 
 
@@ -103,7 +103,7 @@ def kept_us(ttl_us: int) -> int:
 def expire_at_ms(event_us: int, ttl_us: int | None) -> int | None:
     """Return the instant of physical expiry in UTC milliseconds, rounded up, or None for never.
 
-    Beyond the year 9999 is never.
+    An instant beyond the year 9999 is never.
     """
     if ttl_us is None:
         return None
@@ -128,7 +128,7 @@ def read_schema(document: bytes) -> tuple[tuple[str, ValueType], ...]:
 
 
 def to_wire(value_type: ValueType) -> Converter | None:
-    """Return what turns a canonical Python value into what msgpack carries, or None for the value itself."""
+    """Return the function from a canonical Python value to its msgpack form, or None if they are the same."""
     if value_type.item is not None:
         item = to_wire(value_type.item)
         return None if item is None else _for_lists(item)
@@ -136,7 +136,7 @@ def to_wire(value_type: ValueType) -> Converter | None:
 
 
 def from_wire(value_type: ValueType) -> Converter | None:
-    """Return what turns a decoded msgpack value into the canonical Python value, or None for the value."""
+    """Return the function from a decoded msgpack value to the canonical one, or None if they are the same."""
     if value_type.item is not None:
         item = from_wire(value_type.item)
         return None if item is None else _for_lists(item)
@@ -148,7 +148,7 @@ def _for_lists(convert: Converter) -> Converter:
 
 
 def _float32(value: float) -> msgspec.Raw:
-    return msgspec.Raw(b"\xca" + struct.pack(">f", value))  # msgspec alone would write a float64
+    return msgspec.Raw(b"\xca" + struct.pack(">f", value))  # msgspec by itself would write a float64
 
 
 def _decimal_text(value: PythonDecimal) -> str:

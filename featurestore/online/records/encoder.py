@@ -33,7 +33,7 @@ class RecordEncoder:
         self.schema_json = schema_document(layout.fields)
         self.schema_id = schema_id(self.schema_json)
         self.schema_key = self.keys.schema_key(self.schema_id)
-        """Where the publisher puts ``schema_json`` before the first record."""
+        """The key under which the publisher puts ``schema_json`` before the first record."""
         self._converters = [to_wire(value_type) for _, value_type in layout.fields]
 
     def encode(self, key: bytes, event_us: int, created_us: int | None, values: Sequence[Any]) -> bytes:
@@ -72,8 +72,8 @@ class RecordEncoder:
             return Writes([], [], [])
         names = [name for name, _ in self.layout.join_keys]
         texts = self.keys.entities.texts_from_arrow({name: table.column(name) for name in names})
-        # A store that keeps its keys in order is half as quick again when they and the records lie in memory in that
-        # order: this is where both are made. The brace is part of the key, and comes after all that an entity holds.
+        # A store that keeps its keys in order is half as fast again if keys and records are in memory in that order,
+        # and both are made here. The brace is part of the key, and sorts after every character of an entity.
         order = sorted(range(len(texts)), key=[text + "}" for text in texts].__getitem__)
         keys = self.keys.keys([texts[place] for place in order])
         created = table.column(created_column) if created_column in table.schema.names else None

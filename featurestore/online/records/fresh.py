@@ -1,6 +1,6 @@
-"""Records of one row each, and the short way to their rows: nothing missing, old or of the future.
+"""Records of one row each, and the short way to their rows: nothing missing, old or in the future.
 
-`reading` answers everything; the short way answers most requests, several times as quickly, and the same by test.
+`reading` answers everything. The short way answers most requests several times as fast; tests hold the two equal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _AT_ONCE: dict[Converter, Callable[[Sequence[int | None]], Sequence[Any]]] = {
     to_datetime: to_datetimes,
 }
 _MANY = 16
-"""From so many instants on it pays to convert them at once."""
+"""With so many instants or more it pays to convert them at once."""
 _ARRAY_OF_ONE = msgpack_array_header(1)
 
 
@@ -50,7 +50,7 @@ class RowRecords(ViewReader):
         return self._encoder.keys(entities)
 
     def unknown(self, records: Sequence[bytes | None]) -> dict[bytes, Callable[[bytes], None]]:
-        """Return the keys of schemas older than the view's own, each with what takes the document."""
+        """Return the keys of schemas older than the view's own, each with the function that takes the document."""
         schemas = self.decoder.unknown_schemas(records)
         return {self._encoder.schema_key(schema): partial(self.decoder.learn, schema) for schema in schemas}
 
@@ -59,10 +59,10 @@ class RowRecords(ViewReader):
         return (record_times(found)[0] if found is not None and is_record(found) else None for found in records)
 
     def fresh(self, records: Sequence[bytes | None], now_us: int) -> list[list[Any]] | None:
-        """Return each record's asked features, where every one is there, of the newest schema and of its time.
+        """Return each record's asked features, if every record exists, has the newest schema and is within its time.
 
-        None where `read` has to look closer. What is None is NULL_VALUE, in JSON also NaN and what is infinite, which
-        stay as they are here; all else is PRESENT.
+        Otherwise None: `read` has to look closer. None among the values is NULL_VALUE, in JSON NaN and infinities too,
+        which stay as they are here; everything else is PRESENT.
         """
         if len(few := pieces(records, self.stored_width)) > 1:
             joined: list[list[Any]] = []
@@ -95,7 +95,7 @@ class RowRecords(ViewReader):
         return rows
 
     def _payload(self, records: Sequence[bytes | None], now_us: int) -> bytes | None:
-        """Return the records' rows as one msgpack array, None where one of them takes a closer look."""
+        """Return the records' rows as one msgpack array, None if one of them needs a closer look."""
         oldest, future = self.heads(now_us)
         if len(records) == 1:
             record = records[0]
@@ -107,7 +107,7 @@ class RowRecords(ViewReader):
         if None in records or not records:
             return None
         found = cast("Sequence[bytes]", records)
-        # Records sort like their heads, which need not be cut off.
+        # Whole records sort like their heads, so the heads need not be cut off.
         if countOf(map(SHAPE, found), self.own_shape) < len(found):
             return None
         if min(found) < oldest or max(found) >= future or not self.are_known(found, future):

@@ -1,7 +1,7 @@
 """Keys of online records: ``fs:nyc_flights:carrier_profile:{UA}``, as `docs/reference/wire-format.md` says.
 
-The braces are characters of the key: Redis Cluster hashes what is between them, so an entity's views lie on one
-node. The entity's values stand in the order of the join keys sorted by name, percent-encoded and joined by ``|``.
+The braces are characters of the key: Redis Cluster hashes what is between them, so all views of an entity are on one
+node. The entity's values are in the order of the join keys sorted by name, percent-encoded and joined by ``|``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def view_prefix(project: str, view: str, generation: int = 1) -> bytes:
 
 
 def check_prefix(prefix: bytes) -> bytes:
-    """Return a prefix that lies within one project; raises OnlineStoreError for one that would match more."""
+    """Return a prefix that is within one project; raises OnlineStoreError for one that would match more."""
     if not _OWN_PREFIX.match(prefix):
         raise OnlineStoreError(
             f"{prefix!r} is not a prefix of one project's keys.",
@@ -144,7 +144,7 @@ def _column_texts(name: str, value_type: ValueType, values: Sequence[Any]) -> li
         try:
             return _canonical_texts(value_type, values)
         except ValueError:
-            pass  # out of range, or no text: the loop below finds the row
+            pass  # out of range, or not a text: the loop below finds the row
     texts = []
     for row, value in enumerate(values):
         try:
@@ -177,7 +177,7 @@ def _canonical_texts(value_type: ValueType, values: Sequence[Any]) -> list[str]:
 
 
 def integer_texts(values: Sequence[int]) -> list[str]:
-    """Return each integer as text; there are some, and they fit into 64 bits."""
+    """Return each integer as text; there must be at least one, and all must fit into 64 bits."""
     if len(values) < _MANY:
         return list(map(str, values))
-    return msgspec.json.encode(values)[1:-1].decode().split(",")  # a third of the time of so many calls
+    return msgspec.json.encode(values)[1:-1].decode().split(",")  # a third of the time of single calls

@@ -1,7 +1,7 @@
-"""The marker of a view's online part: whose it is, and up to which commit of the offline table it was published.
+"""The marker of a view's online part: who owns it, and up to which commit of the offline table it is published.
 
-It lies beside the records, ``fs:nyc_flights:carrier_profile:marker:{0}``, as JSON. A store of many nodes holds a copy
-on each: a node that lost what it had acknowledged lost its copy with it, or holds an older one.
+It is stored next to the records, ``fs:nyc_flights:carrier_profile:marker:{0}``, as JSON. A store of many nodes holds a
+copy on each: a node that lost acknowledged writes also lost its copy, or holds an older one.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from featurestore.errors import DamagedRecordError
 from featurestore.online.interface import OnlineStore
 
 RECONCILE = "reconcile"
-"""In the place of a commit: the part was taken over, and records that the offline table does not hold have to go."""
+"""In place of a commit: the part was taken over, and records that the offline table does not hold must go."""
 
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """What an online part says of itself."""
+    """What an online part says about itself."""
 
     project: str
-    """Identity of the project."""
+    """The project's identity."""
     revision: str
-    """Hash of the revision by which it was last written."""
+    """The hash of the revision that last wrote it."""
     generation: int
     version: int | None = None
-    """The table version whose changes are all there; None until a publish was complete."""
+    """The table version whose changes are all online; None before the first complete publish."""
     commit: str | None = None
     """The identity of the commit that made that version, or `RECONCILE`."""
 
@@ -37,7 +37,7 @@ class Marker:
 
     @classmethod
     def from_bytes(cls, value: bytes) -> Marker:
-        """Return a stored marker; what a newer version added is left. One that cannot be read is nobody's."""
+        """Return a stored marker; ignores a newer version's additions. An unreadable marker belongs to nobody."""
         try:
             document = json.loads(value)
             return cls(**{name: document[name] for name in ("project", "revision", "generation", "version", "commit")})
@@ -54,10 +54,10 @@ class PartMarkers:
         self._pushed_key = namespace + b"pushed"
 
     def read(self, *, at_once: bool = False) -> tuple[Sequence[Marker | None], tuple[int, str] | None]:
-        """Return the distinct copies, None where one is missing, and the last pushed commit: its version and identity.
+        """Return the distinct copies, None if one is missing, and the last pushed commit: its version and identity.
 
-        A copy that is damaged is nobody's. Read ``at_once`` for callers that rather do without than wait for a store
-        that is down. Raises OnlineStoreUnavailableError.
+        A damaged copy belongs to nobody. ``at_once`` is for callers that prefer an error to waiting for a store that
+        is down. Raises OnlineStoreUnavailableError.
         """
         read = self._store.mget if at_once else self._store.get
         keys = [*self._keys, self._pushed_key]
@@ -80,12 +80,12 @@ class PartMarkers:
             self._store.put(key, marker.to_bytes())
 
     def begin(self, marker: Marker) -> None:
-        """Put the copies that are not there: a part that holds records says whose it is."""
+        """Put the missing copies: a part that holds records must say who owns it."""
         for key in self._keys:
             self._store.put(key, marker.to_bytes(), if_absent=True)
 
     def note_pushed(self, version: int | None, commit: str | None) -> None:
-        """Note the last commit of a push; None where there is none any more."""
+        """Note the last commit of a push; None removes the note."""
         self._store.put(self._pushed_key, json.dumps({"version": version, "commit": commit}).encode())
 
 
