@@ -1,4 +1,4 @@
-"""The URL of a store without its credentials, which are kept where nothing prints them."""
+"""A store's URL without its credentials, which are kept where nothing prints them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote, unquote_plus
 
 SECRET_OPTIONS = ("username", "password", "ssl_password")
-"""Of a URL's query: what says who connects."""
+"""The parts of a URL's query that say who connects."""
 
 _REMOTE = re.compile(r"(?!sqlite:|lmdb:|file:)([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
 _HOST = r"(?:\[[^\[\]/?#@\s]+\]|[^/?#@:,\s\[\]]+)(?::[0-9]+)?"
 HOSTS = re.compile(rf"{_HOST}(?:,{_HOST})*")
-# A URL as it is meant to be: an @ behind its hosts is in the value of an option that may hold one.
+# A proper URL: an @ after its hosts is in the value of an option that may hold one.
 _PROPER = re.compile(
     rf"(?:([^/?#]*)@)?({HOSTS.pattern}(?:/[0-9]*/?)?"
     r"(?:\?(?:(?:db=[0-9]*|(?:username|password|client_name|ssl_[a-z_]+)=[^&#]*)(?:&|$))*)?)"
@@ -22,7 +22,7 @@ _PROPER = re.compile(
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Credentials:
-    """Who connects, as connection options. Shows nothing of it."""
+    """Who connects, as connection options. Its repr shows nothing."""
 
     options: Mapping[str, str] = field(default_factory=dict)
 
@@ -31,16 +31,16 @@ class Credentials:
 
 
 class StoreUrl(str):
-    """The text of a URL that may be shown; beside it, the credentials of the URL that it was made of.
+    """The text of a URL that may be shown, and separately the credentials of the original URL.
 
-    Everything before the last @ is user and password, whatever characters they hold, unless the URL is a proper one
-    with an @ in the value of an option. Where no host is left, nothing is shown. Folders and files have no credentials.
+    Everything before the last @ is user and password, with any characters, unless the URL is a proper one with an @ in
+    the value of an option. If no host is left, nothing is shown. Folders and files have no credentials.
     """
 
     credentials: Credentials
 
     def __new__(cls, text: str) -> StoreUrl:
-        """Take the credentials out of a text; what they were taken out of stays as it is."""
+        """Take the credentials out of a text; the rest stays unchanged."""
         if isinstance(text, StoreUrl):
             return text
         shown, credentials = _split(text)
@@ -57,7 +57,7 @@ def _split(text: str) -> tuple[str, Credentials]:
     proper = _PROPER.fullmatch(rest)
     user_info, place = (proper[1] or "", proper[2]) if proper else rest.rpartition("@")[::2]
     if not HOSTS.fullmatch(re.split("[/?#]", place)[0]):
-        place = ""  # what names no host may be a password alone
+        place = ""  # a text without a host may be a password
     place, mark, query = place.partition("?")
     kept, options = [], dict[str, str]()
     for part in query.split("&"):

@@ -39,7 +39,7 @@ HEAD = operator.itemgetter(slice(0, 9))
 CREATED = operator.itemgetter(slice(9, 17))
 _SCHEMA = operator.itemgetter(slice(17, 25))
 SHAPE = operator.itemgetter(slice(17, 26))
-"""The schema id and the first byte of the array header: a payload of another shape never shifts its neighbours."""
+"""The schema id and the first byte of the array header: if they agree, no payload can shift its neighbours."""
 PAYLOAD = operator.itemgetter(slice(HEADER_BYTES, -CRC_BYTES))
 _VERSION = bytes([FORMAT_VERSION])
 _decode_row = msgspec.msgpack.Decoder(list[Any]).decode
@@ -59,14 +59,14 @@ _WIRE_KINDS: dict[str, type] = {
 }
 
 Form = Literal["python", "json"]
-"""What values become: canonical Python values, or what stands for them in JSON, where NaN and infinities are None."""
+"""The form of values: canonical Python values, or their JSON forms, in which NaN and infinities are None."""
 FetchSchema = Callable[[bytes], bytes | None]
-"""Returns the schema document of a schema id, or None where the store does not hold it."""
+"""Returns the schema document of a schema id, or None if the store does not have it."""
 FetchValue = Callable[[bytes], bytes | None]
 """Returns the value of one key of the store: used to look up the schemas of older records."""
 
 FindNulls = Callable[[Sequence[Sequence[Any]], "Sequence[Sequence[Status]] | None"], "list[Sequence[Status]] | None"]
-"""Takes rows and their statuses and returns the statuses with the nulls among the values told apart."""
+"""Takes rows and their statuses and returns the statuses with NULL_VALUE for each null."""
 
 
 class Status(IntEnum):
@@ -80,18 +80,18 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Mapping:
-    """How a stored row becomes the asked features: a position each, None where the row lacks the feature."""
+    """How a stored row becomes the asked features: a position for each, None if the row lacks the feature."""
 
     length: int
     positions: tuple[int | None, ...]
     statuses: tuple[Status, ...]
-    """PRESENT where the row has the feature."""
+    """PRESENT if the row has the feature, otherwise NOT_FOUND."""
 
 
 class RecordDecoder:
-    """Maps records of any schema a generation ever had to the features of its layout.
+    """Maps records of any schema that a generation ever had to the features of its layout.
 
-    Not locked: learning one schema twice is harmless.
+    Not locked, because learning a schema twice is harmless.
     """
 
     def __init__(
@@ -113,11 +113,11 @@ class RecordDecoder:
     def unknown_schemas(self, records: Sequence[bytes | None]) -> set[bytes]:
         """Return the schema ids to look up and `learn` before reading, for callers that cannot block."""
         unknown = set(map(_SCHEMA, filter(None, records))) - self._mappings.keys()
-        # Nearly always there are none: what is no record at all need be told apart only where there are.
+        # Nearly always there are none; only otherwise check which values are records at all.
         return unknown and {_SCHEMA(found) for found in records if found and is_record(found)} - self._mappings.keys()
 
     def learn(self, known_id: bytes, document: bytes) -> None:
-        """Take a schema document from the store. Raises DamagedRecordError when it is not that id's."""
+        """Take a schema document from the store. Raises DamagedRecordError when it does not match the id."""
         if schema_id(document) != known_id:
             raise DamagedRecordError(
                 f"the online schema {known_id.hex()} does not match its own checksum.", hint=REPUBLISH
@@ -125,7 +125,7 @@ class RecordDecoder:
         self._mappings[known_id] = self._mapping(read_schema(document))
 
     def mapping(self, record: bytes) -> _Mapping | None:
-        """Return how a record's row is read, or None where its schema is in no store any more."""
+        """Return how to read a record's row, or None if the store no longer has its schema."""
         known_id = _SCHEMA(record)
         if known_id not in self._mappings and self._fetch_schema is not None:
             document = self._fetch_schema(known_id)
@@ -134,7 +134,7 @@ class RecordDecoder:
         return self._mappings.get(known_id)
 
     def row(self, key: bytes, record: bytes, mapping: _Mapping) -> list[Any]:
-        """Return the asked features of one record as msgpack carries them, None where it lacks one."""
+        """Return the asked features of one record in their msgpack form, None for one that it lacks."""
         try:
             stored = _decode_row(PAYLOAD(record))
         except msgspec.DecodeError:
@@ -155,9 +155,9 @@ class RecordDecoder:
 
 
 class ViewRows:
-    """What a view answers, in the order of the keys. Rows, columns and statuses are made when they are asked for.
+    """A view's answer, in the order of the keys. Rows, columns and statuses are made when they are asked for.
 
-    ``records`` are those that were read, None for one whose time has not come.
+    ``records`` are the ones that were read, None for one whose time has not come.
     """
 
     __slots__ = ("_columns", "_find_nulls", "_statuses", "_values", "records", "width")
@@ -182,7 +182,7 @@ class ViewRows:
 
     @property
     def values(self) -> Sequence[Sequence[Any]]:
-        """Per entity the asked features in order; None where the status is not PRESENT."""
+        """For each entity the asked features in order; None if the status is not PRESENT."""
         if self._values is None:
             assert self._columns is not None
             self._values = list(zip(*self._columns, strict=True))
@@ -190,7 +190,7 @@ class ViewRows:
 
     @property
     def statuses(self) -> Sequence[Sequence[Status]] | None:
-        """Likewise; None says that every value is PRESENT."""
+        """For each entity the statuses; None means that every value is PRESENT."""
         if self._find_nulls is not None:
             self._statuses, self._find_nulls = self._find_nulls(self.values, self._statuses), None
         return self._statuses
@@ -224,7 +224,7 @@ class ViewRows:
 
 
 class ViewReader:
-    """Reads the asked features of one view; made once per view and feature list, then used for every request."""
+    """Reads the asked features of one view; made once for each view and feature list, then used for every request."""
 
     def __init__(
         self,
@@ -244,8 +244,8 @@ class ViewReader:
         self._no_oldest = _VERSION + time_bytes(MIN_INSTANT)
         self.stored_width = len(layout.fields)
         self.own_shape = self.decoder.schema_id + msgpack_array_header(self.stored_width)[:1]
-        # Decoding into types that hold no null proves that there is none, for free. Where one was met the next
-        # read looks for them instead, until it finds none.
+        # Decoding into types without null proves for free that there is no null. After a null the next reads search
+        # for nulls instead, until one finds none.
         self._decode_without_nulls = msgspec.msgpack.Decoder(_wire_rows(layout)).decode
         self._expects_nulls = False
         self.select = _selection([name for name, _ in layout.fields], self.features)
@@ -259,11 +259,11 @@ class ViewReader:
         self.checked_floats = [place for place, kind in enumerate(self.decoder.types) if kind.name in floats]
 
     def read(self, keys: Sequence[bytes], records: Sequence[bytes | None], now_us: int) -> ViewRows:
-        """Return the answer for records as a store gave them for ``keys``.
+        """Return the answer for a store's records of ``keys``.
 
-        The ttl is judged by ``now_us``, inclusive: event_ts >= now - ttl is PRESENT. NOT_FOUND is a record whose
-        time has not come (the writer's clock may run ahead of this one's), one whose schema is in no store any more,
-        and a feature that an old record lacks. Raises DamagedRecordError naming the key.
+        The ttl counts from ``now_us``, inclusive: event_ts >= now - ttl is PRESENT. NOT_FOUND is a record whose time
+        has not come (the writer's clock may run ahead of this one), one whose schema the store no longer has, and a
+        feature that an old record lacks. Raises DamagedRecordError naming the key.
         """
         if not records:
             return ViewRows(records, len(self.features), values=[])
@@ -278,7 +278,7 @@ class ViewReader:
         return self._read_mixed(keys, records, oldest, future)
 
     def heads(self, now_us: int) -> tuple[bytes, bytes]:
-        """Return the first nine bytes that a record within its ttl has at least, and those of one after ``now_us``."""
+        """Return the least first nine bytes of a record within its ttl, and the least of one after ``now_us``."""
         if self._ttl_us is None:
             oldest = self._no_oldest
         else:
@@ -286,11 +286,11 @@ class ViewReader:
         return oldest, _VERSION + time_bytes(now_us + 1)
 
     def are_known(self, records: Sequence[bytes], future: bytes) -> bool:
-        """Tell whether records count by their created times, ``future`` being as `heads` returns it."""
+        """Tell whether records count by their created times; ``future`` comes from `heads`."""
         return not self.layout.has_created or max(map(CREATED, records)) < future[1:]
 
     def _rows(self, keys: Sequence[bytes], records: Sequence[Any]) -> tuple[list[Sequence[Any]], bool]:
-        """Decode records of the layout's own schema behind one array header.
+        """Decode records of the layout's own schema as one array, behind one array header.
 
         Return the asked features, and whether decoding has proven that no value is null.
         """
@@ -404,7 +404,7 @@ class ViewReader:
     def _clear_special_floats(self, columns: list[Sequence[Any]]) -> bool:
         """Replace NaN and infinities by None; tell whether there were any."""
         checked = [columns[place] for place in self.checked_floats]
-        # NaN and infinities survive a sum, so one pass in C clears nearly every answer. Nulls are left out.
+        # NaN and infinities survive a sum, so one pass in C excludes them for nearly every answer. Nulls are skipped.
         if math.isfinite(sum(filter(None, chain.from_iterable(checked)))):
             return False
         is_changed = False
@@ -416,27 +416,27 @@ class ViewReader:
 
 
 def _selection(stored: Sequence[str], asked: Sequence[str]) -> Callable[[Any], Sequence[Any]] | None:
-    """Return what picks the asked features from a stored row, or None where they are the row."""
+    """Return the function that picks the asked features from a stored row, or None if they are the whole row."""
     if list(asked) == list(stored):
         return None
     return picked([stored.index(name) for name in asked]) or (lambda row: ())
 
 
 def picked(places: Sequence[int]) -> Callable[[Any], Sequence[Any]] | None:
-    """Return what picks some places of a row, None for no places."""
+    """Return the function that picks some places of a row, None for no places."""
     if len(places) == 1:
         return lambda row: (row[places[0]],)
     return operator.itemgetter(*places) if places else None
 
 
 def _wire_rows(layout: ViewLayout) -> Any:
-    """Return the type of rows as msgpack carries them, without nulls."""
+    """Return the type of rows in their msgpack form, without nulls."""
     kinds = [list if value_type.item is not None else _WIRE_KINDS[value_type.name] for _, value_type in layout.fields]
     return list[tuple[tuple(kinds)]]  # type: ignore[misc]  # made at run time, for msgspec
 
 
 def _json_converters(decoder: RecordDecoder) -> list[Converter | None]:
-    """Return what turns decoded msgpack values into their JSON forms; None where they already are."""
+    """Return the functions from decoded msgpack values to their JSON forms; None where they are the same."""
     return [
         _as_json(value_type, convert) if value_type.item is not None else _WIRE_TO_JSON.get(value_type.name)
         for value_type, convert in zip(decoder.types, decoder.converters, strict=True)
@@ -447,7 +447,7 @@ def _as_json(value_type: ValueType, convert: Converter | None) -> Converter:
     return lambda value: to_json(value_type, value if convert is None else convert(value))
 
 
-# What `to_json` makes of the canonical value, without making that first. A decimal is its text in both.
+# The results of `to_json`, without making the canonical value first. A decimal is its text in both.
 _WIRE_TO_JSON: dict[str, Converter] = {
     "Timestamp": to_rfc3339,
     "Date": lambda days: days_to_date(days).isoformat(),

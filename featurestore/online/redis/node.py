@@ -1,4 +1,4 @@
-"""One Redis server as a client sees it: its options, open connections, scripts, facts, and what its errors become."""
+"""One Redis server as a client sees it: options, open connections, scripts, facts, and the translation of errors."""
 
 from __future__ import annotations
 
@@ -28,16 +28,15 @@ _URL_OPTIONS = {"host", "port", "username", "password", "db", "client_name", "co
 _TLS_FILES = {"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"}
 _TLS_OPTIONS = {"ssl_cert_reqs", "ssl_check_hostname", "ssl_ciphers", "ssl_min_version", "ssl_password"} | _TLS_FILES
 CONNECTION_OPTIONS: dict[str, Any] = {
-    # RESP2: nothing arrives that was not asked for, so a reply always belongs to the last command.
+    # RESP2 has no unsolicited messages, so a reply always belongs to the last command.
     "protocol": 2,
     "encoding_errors": "replace",
     "health_check_interval": 0,
 }
 FAILURES_TO_LEAVE = 5
-"""After so many failed questions in a row a server is left alone."""
+"""After so many failed questions in a row a server is not asked for a while."""
 LEFT_SECONDS = 0.5
-"""How long a server that is left alone is not asked; then one question finds out whether it answers. All others fail at
-once."""
+"""How long such a server is not asked; then one question probes whether it answers. All others fail at once."""
 DRIVER_ERRORS = (redis.RedisError, OSError, UnicodeError)
 _PASSING = (
     redis.ConnectionError,
@@ -48,7 +47,7 @@ _PASSING = (
     redis.exceptions.TryAgainError,
 )
 _PASSING_WORDS = ("READONLY", "MASTERDOWN", "NOREPLICAS", "LOADING")
-"""Of errors that redis-py has no class for, or that a script of Redis 6 reports in the middle of its message."""
+"""Codes of errors that redis-py has no class for, or that a script of Redis 6 reports in the middle of its message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class Deadlines:
 
 
 class Connections:
-    """Open connections to one server that nobody uses just now; for many threads, and after a fork."""
+    """Open, unused connections to one server; safe for many threads, and after a fork."""
 
     def __init__(self, options: Mapping[str, Any], *, connect_seconds: float, answer_seconds: float) -> None:
         self._pool: Any = ConnectionPool(
@@ -78,9 +77,9 @@ class Connections:
         self._is_retired = False
 
     def take(self) -> Any:
-        """Return an open connection that nobody else uses; one that the server closed is not given again."""
+        """Return an open connection that nobody else uses; drops those that the server has closed."""
         if self._pid != os.getpid():
-            self._idle, self._pid = [], os.getpid()  # they belong to the parent
+            self._idle, self._pid = [], os.getpid()  # the old ones belong to the parent process
         while True:
             try:
                 connection = self._idle.pop()
@@ -107,14 +106,14 @@ class Connections:
             self.close()
 
     def failed(self, error: BaseException) -> None:
-        """Take note that a connection that was taken is not given back."""
+        """Note that a connection will not be given back."""
 
     def client(self) -> Any:
-        """Return redis-py's own client, for what is asked rarely."""
+        """Return redis-py's own client, for rare commands."""
         return redis.Redis(connection_pool=self._pool)
 
     def close(self, *, for_good: bool = False) -> None:
-        """Close what nobody uses; what is in use too, once it is given back, where it is ``for_good``."""
+        """Close unused connections; with ``for_good`` also the used ones, once they are given back."""
         self._is_retired = self._is_retired or for_good
         while self._idle:
             self._idle.pop().disconnect()
@@ -122,22 +121,22 @@ class Connections:
 
 
 class ReadConnections(Connections):
-    """Connections for reads, which wait for a server that hangs as long as a read may, and soon not at all.
+    """Connections for reads, which wait for a hanging server as long as a read may, and after some failures not at all.
 
-    Only while nothing has failed may a read wait for a connection to be opened. It is opened in a thread of its own, so
-    that one that a read gave up waiting for is there for the next.
+    A read may wait for a new connection only while nothing has failed. A thread of its own opens it, so that the next
+    read can use a connection that this one gave up on.
     """
 
     _failures = 0
     _left_until = 0.0
 
     def take(self) -> Any:
-        """See `Connections.take`; raises redis.ConnectionError at once while the server is left alone."""
+        """See `Connections.take`; raises redis.ConnectionError at once while the server is not asked."""
         if self._failures >= FAILURES_TO_LEAVE:
             now_s = time.monotonic()
             if now_s < self._left_until:
                 raise redis.ConnectionError("it did not answer lately")
-            self._left_until = now_s + LEFT_SECONDS  # this read finds out, the others need not wait
+            self._left_until = now_s + LEFT_SECONDS  # this read probes the server, the others need not wait
         try:
             return super().take()
         except DRIVER_ERRORS as error:
@@ -150,7 +149,7 @@ class ReadConnections(Connections):
         super().give(connection)
 
     def failed(self, error: BaseException) -> None:
-        """Count what ended by its deadline; other failures cost no time."""
+        """Count failures by the deadline; other failures cost no time."""
         if isinstance(error, redis.TimeoutError | TimeoutError):
             self._failures += 1
             if self._failures >= FAILURES_TO_LEAVE:
@@ -164,7 +163,7 @@ class ReadConnections(Connections):
         except TimeoutError:
             if opening.cancel():
                 raise
-            return opening.result()  # just now
+            return opening.result()  # opened just now
 
     def _open_for(self, opening: Future[Any]) -> None:
         try:
@@ -180,7 +179,7 @@ class ReadConnections(Connections):
 
 
 class RedisNode:
-    """One server: connections that read, others that write, and the scripts it knows."""
+    """One server: connections for reads, others for writes, and the scripts that it knows."""
 
     def __init__(self, options: Mapping[str, Any], deadlines: Deadlines) -> None:
         self.location = location_of(options)
@@ -188,10 +187,10 @@ class RedisNode:
         self.reads = ReadConnections(options, connect_seconds=deadlines.connect, answer_seconds=deadlines.read)
         self.writes = Connections(options, connect_seconds=deadlines.connect, answer_seconds=deadlines.write)
         self.loaded: set[str] = set()
-        """Digests of the scripts that the server was given."""
+        """Digests of the scripts that were loaded into the server."""
 
     def load(self, connection: Any, script: str) -> None:
-        """Give the server a script that it does not know yet."""
+        """Load a script that the server does not know yet."""
         digest = digest_of(script)
         if digest not in self.loaded:
             connection.send_command("SCRIPT", "LOAD", script, check_health=False)
@@ -201,7 +200,7 @@ class RedisNode:
     def facts(self, clock: Clock) -> dict[str, str]:
         """Return server, version, memory and its policy, evictions, and the difference of its clock to ours.
 
-        Also the role of a replica that takes no writes.
+        Also the role of a replica that refuses writes.
         """
         with self.translated(self.deadlines.write):
             client = self.writes.client()
@@ -231,7 +230,7 @@ class RedisNode:
         try:
             yield
         except DRIVER_ERRORS as error:
-            # A script that runs into the limit before Redis 7 reports the code in the middle of its message.
+            # Before Redis 7 a script that hits the memory limit reports the code in the middle of its message.
             if isinstance(error, redis.exceptions.OutOfMemoryError) or "-OOM " in str(error):
                 raise OnlineStoreFullError(
                     f"Redis at {self.location} has reached its maxmemory of {self._memory_limit()}: {error}.",
@@ -248,9 +247,9 @@ class RedisNode:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Tell whether an error passes, by a failover, by a restart, or as soon as the topology is read anew.
+    """Tell whether an error may pass, by a failover, by a restart, or after the topology is read again.
 
-    A password that was refused stays so. A server that did not answer in time took the whole deadline.
+    A refused password stays refused. A server that did not answer in time has used the whole deadline.
     """
     if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError):
         return False
@@ -261,12 +260,12 @@ def may_pass(error: BaseException) -> bool:
 
 @functools.cache
 def digest_of(script: str) -> str:
-    """Return the name under which a server knows a script."""
+    """Return the digest by which a server knows a script."""
     return sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 def checked_reply(reply: Any, length: int) -> list[bytes | None]:
-    """Return a reply that is what MGET answers; raises it if it is an error, redis.InvalidResponse for all else."""
+    """Return a valid reply to MGET; raises it if it is an error, redis.InvalidResponse for anything else."""
     if isinstance(reply, Exception):
         raise reply
     if not isinstance(reply, list) or len(reply) != length:
@@ -279,7 +278,7 @@ def unavailable(location: str, deadline_seconds: float, error: BaseException) ->
     if isinstance(error, redis.TimeoutError | TimeoutError):
         what = f"did not answer within {deadline_seconds * 1000:.0f} ms"
     else:
-        # Of a command that it does not know Redis quotes the arguments: keys, which are of nobody's business.
+        # Redis quotes the arguments of an unknown command, and they hold entity keys: never show them.
         what = f"is not available: {str(error).partition(', with args')[0].rstrip('.')}"
     return OnlineStoreUnavailableError(f"Redis at {location} {what}.", hint=_advice(error))
 
@@ -301,7 +300,7 @@ _ADVICE: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
     (
         (redis.ReadOnlyError,),
         "READONLY",
-        "It is a replica: let online_store name the primary, which `INFO replication` tells as master_host.",
+        "It is a replica: let online_store name the primary, which `INFO replication` shows as master_host.",
     ),
     (
         (),
@@ -312,8 +311,8 @@ _ADVICE: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
     (
         (),
         "Connection closed by server",
-        "Check that it runs. A server that wants TLS closes what comes without: write rediss:// then. One that wants a "
-        "client's certificate closes what brings none: name ssl_certfile and ssl_keyfile.",
+        "Check that it runs. A server with TLS closes connections without: write rediss:// then. One that requires a "
+        "client's certificate closes those without one: name ssl_certfile and ssl_keyfile.",
     ),
     (
         (redis.exceptions.MasterDownError,),
@@ -337,7 +336,7 @@ _ADVICE: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
         "Raise maxclients of Redis, or close connections of other programs.",
     ),
 )
-"""What an error says of itself, by its type or, where a script or an older server reports it, by its text."""
+"""Advice by an error's type or, if a script or an older server reports it, by its text."""
 
 
 def _advice(error: BaseException) -> str:
@@ -348,14 +347,14 @@ def _advice(error: BaseException) -> str:
 
 
 def parsed_url(url: str, *, hint: str = URL_EXAMPLE) -> dict[str, Any]:
-    """Return a URL as connection options. Raises SettingsError, never with the URL itself in it."""
+    """Return a URL as connection options. Raises SettingsError, which never quotes the URL."""
     url = StoreUrl(url)
     return connection_options(url, url.credentials, hint)
 
 
 def connection_options(url: str, credentials: Credentials, hint: str) -> dict[str, Any]:
     """Return a URL that holds no credentials as connection options, with them. Raises as `parsed_url`."""
-    why = "it names no host, or a port that is no number"
+    why = "it names no host, or a port that is not a number"
     try:
         options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py has no types here
     except ValueError as error:
@@ -380,7 +379,7 @@ def connection_options(url: str, credentials: Credentials, hint: str) -> dict[st
 
 
 def check_tls(options: Mapping[str, Any]) -> None:
-    """Raise SettingsError for files of certificates that cannot be read, and for what the TLS library refuses."""
+    """Raise SettingsError for certificate files that cannot be read, and for options that the TLS library refuses."""
     if "connection_class" not in options:
         return
     from redis.asyncio.connection import SSLConnection
@@ -402,5 +401,5 @@ def check_tls(options: Mapping[str, Any]) -> None:
 
 
 def location_of(options: Mapping[str, Any]) -> str:
-    """Return the address and database that messages name."""
+    """Return the address and database for messages."""
     return f"{options['host']}:{options.get('port', 6379)}/{options.get('db', 0)}"

@@ -1,4 +1,4 @@
-"""Asynchronous reads from Redis: few connections, one deadline, and no reply that could meet another reader."""
+"""Asynchronous reads from Redis: few connections, one deadline, and no reply can reach another reader."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from featurestore.online.redis.node import (
 from featurestore.online.redis.wire import Wire, open_wire
 
 MOST_CONNECTIONS = 64
-"""In use at once; reads beyond them wait for one within their deadline."""
+"""At most so many connections at once; further reads wait for one within their deadline."""
 
 
 class AsyncNode:
     """The connections of one event loop to one server.
 
     redis-py's pool opens a connection inside the read that needs it, so a deadline of 50 ms would cut off every
-    handshake that takes longer, for ever. Here a connection that a read gave up waiting for is still opened, for
-    the next one. A connection is used again only after its whole reply was read: a cancelled read closes it.
+    longer handshake, for ever. Here a connection that a read gave up on is still opened, for the next read. A
+    connection is used again only after its whole reply was read: a cancelled read closes it.
     """
 
     def __init__(self, options: Mapping[str, Any], deadlines: Deadlines) -> None:
@@ -58,7 +58,7 @@ class AsyncNode:
                     raise
         except DRIVER_ERRORS as error:
             if not isinstance(error, TimeoutError):
-                self.drop_idle()  # opened before the server went away, most likely
+                self.drop_idle()  # they were probably opened before the server went away
             raise
         if self._closed:
             self._close(wire)
@@ -67,7 +67,7 @@ class AsyncNode:
         return replies
 
     def drop_idle(self) -> None:
-        """Close the connections that nobody uses."""
+        """Close unused connections."""
         while self._idle:
             self._close(self._idle.pop())
 
@@ -77,7 +77,7 @@ class AsyncNode:
         wire.close()
 
     async def close(self) -> None:
-        """Close every connection, and those on their way; a read under way closes its own when it ends."""
+        """Close every connection, those being opened too; a read under way closes its own when it ends."""
         self._closed = True
         for task in self._opening:
             task.cancel()
@@ -87,11 +87,11 @@ class AsyncNode:
     async def _connection(self) -> Wire:
         """Return an open connection; one that its reader stops waiting for is opened all the same.
 
-        Raises why a connection was closed that had been opened for this read: to open more would be in vain.
+        Raises the reason if a connection that was opened for this read was closed: opening more would not help.
         """
         while (wire := self._unused()) is None:
             if self._closed or len(self._opening) >= MOST_CONNECTIONS:
-                # None of those that earlier reads gave up on is open yet: another one would wait in vain as well.
+                # No connection that earlier reads gave up on is open yet: another one would wait in vain too.
                 raise OnlineStoreUnavailableError(f"Redis at {self.location} accepts no connection.")
             task = asyncio.create_task(self._open())
             self._opening.add(task)
@@ -109,7 +109,7 @@ class AsyncNode:
         return wire
 
     def _unused(self) -> Wire | None:
-        """Return an open connection that nobody uses, if there is one; what the server has closed is forgotten."""
+        """Return an unused open connection, if there is one; drops those that the server has closed."""
         while self._idle:
             wire = self._idle.pop()
             if wire.is_open:
@@ -125,11 +125,11 @@ class AsyncNode:
     def _opened(self, task: asyncio.Task[Wire]) -> None:
         self._opening.discard(task)
         if not task.cancelled():
-            task.exception()  # its reader may be gone: nobody else asks for it
+            task.exception()  # marks it as retrieved, because its reader may be gone
 
 
 class RedisReader(AsyncReader):
-    """Reads of one event loop from one server."""
+    """Reads from one server, for one event loop."""
 
     def __init__(self, options: Mapping[str, Any], deadlines: Deadlines) -> None:
         self._node = AsyncNode(options, deadlines)
@@ -154,7 +154,7 @@ class RedisReader(AsyncReader):
             raise unavailable(self._node.location, self._checking.seconds, reply)
 
     async def close(self) -> None:
-        """Close every connection, and those on their way; a read under way closes its own when it ends."""
+        """Close every connection, those being opened too; a read under way closes its own when it ends."""
         await self._node.close()
 
     async def _ask(self, patience: Patience, *command: Any) -> Any:

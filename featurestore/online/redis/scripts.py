@@ -1,8 +1,8 @@
-"""What runs inside Redis: compare-and-set, and repair. Each call is atomic and answers one number per key.
+"""The scripts that run inside Redis: compare-and-set, and repair. Each call is atomic and returns one number per key.
 
 Versions are compared as four unsigned 32-bit words: a Lua number holds no 64-bit integer, and ``<`` on strings
-follows the server's locale. Keys and records travel as they are; nothing here depends on what a record holds
-behind its header.
+follows the server's locale. Keys and records are sent unchanged; nothing here depends on a record's content after its
+header.
 """
 
 from __future__ import annotations

@@ -35,16 +35,16 @@ Item = TypeVar("Item", Write, Repair)
 RECORDS_PER_CALL = 1_000
 BYTES_PER_CALL = 4 << 20
 CALLS_UNDER_WAY = 3
-"""While the server runs one call, the next are on their way: sending and running overlap."""
+"""How many calls are sent ahead: sending overlaps with running."""
 CALLS_PER_DEADLINE = 16
-"""After so many answers the retries begin anew, so that a long publish outlives many short interruptions."""
+"""After so many answers the retries start again, so that a long publish survives many short interruptions."""
 BACKOFFS = 7
 _GLOB = re.compile(rb"([*?\[\]\\])")
 _RESULTS = tuple(WriteResult)
 
 
 class RedisCommands(OnlineStore):
-    """What is the same for one server and a cluster of them."""
+    """The parts that are the same for one server and for a cluster."""
 
     def __init__(
         self, *, read_timeout_ms: int = 50, write_timeout_ms: int = 5_000, connect_timeout_ms: int = 1_000, clock: Clock
@@ -60,7 +60,7 @@ class RedisCommands(OnlineStore):
         return results
 
     def repair(self, repairs: Sequence[Repair], *, now_us: int) -> list[bool]:
-        """Replace or delete what still carries exactly the given times."""
+        """Replace or delete records that still have exactly the given times."""
         parts = [repairs[start : start + RECORDS_PER_CALL] for start in range(0, len(repairs), RECORDS_PER_CALL)]
         answers = self._run_script(REPAIR, parts, partial(repair_arguments, now_us=now_us))
         return [bool(code) for codes in answers for code in codes]
@@ -84,13 +84,13 @@ class RedisCommands(OnlineStore):
                 yield found
 
     def delete(self, prefix: bytes) -> int:
-        """Delete by SCAN and UNLINK in batches; a killed one is resumed by the next."""
+        """Delete by SCAN and UNLINK in batches; the next call resumes a killed one."""
         return sum(
             count for keys in self._scan_keys(check_prefix(prefix)) for _, count in self._on_keys("UNLINK", keys)
         )
 
     def check_writable(self, prefix: bytes) -> None:
-        """Delete a key that nobody writes: a replica refuses that, too, and so does a user who may not."""
+        """Delete a key that nobody writes: a replica refuses that too, and a user without the right gets an error."""
         self._on_keys("UNLINK", [check_prefix(prefix) + b"(nothing)"])
 
     @abstractmethod
@@ -104,7 +104,7 @@ class RedisCommands(OnlineStore):
 
     @abstractmethod
     def _on_keys(self, command: str, keys: Sequence[bytes], *more: bytes) -> Sequence[tuple[Sequence[int], Any]]:
-        """Run a command on keys, with retries: for each group of them that goes together, its places and the reply."""
+        """Run a command on keys, with retries; returns for each group of keys its places and the reply."""
 
     @abstractmethod
     def _scan_keys(self, prefix: bytes) -> Iterator[list[bytes]]:
@@ -115,9 +115,9 @@ class RedisStore(RedisCommands):
     """An `OnlineStore` in one Redis (6.2 or later) or Valkey server.
 
     Reads wait ``read_timeout_ms`` and are never retried; opening the first connection may take ``connect_timeout_ms``.
-    A server that has kept several reads waiting is left alone, and asked now and then. Writes wait ``write_timeout_ms``
-    for each answer; after a lost connection, and what passes with a failover (`may_pass`), they are tried again within
-    about as long, a server that does not answer is not.
+    A server that has kept several reads waiting is only probed now and then. Writes wait ``write_timeout_ms`` for each
+    answer; after a lost connection, and after errors that pass with a failover (`may_pass`), they are tried again for
+    about as long, but not when the server does not answer.
     """
 
     def __init__(self, url: str, *, clock: Clock = system_clock, **timeouts_ms: int) -> None:
@@ -125,7 +125,7 @@ class RedisStore(RedisCommands):
         self._options = parsed_url(url)
         check_tls(self._options)
         self._node = RedisNode(self._options, self._deadlines)
-        # The waits sum up to nine tenths of the deadline: 0.1, 0.2, 0.4, 0.8 and three times 1 s of 5 s.
+        # The waits add up to nine tenths of the deadline: 0.1, 0.2, 0.4, 0.8 and three times 1 s for 5 s.
         backoff = ExponentialBackoff(cap=self._deadlines.write / 5, base=self._deadlines.write / 100)
         self._retry = Retry(backoff, BACKOFFS, (redis.RedisError,))
 
@@ -133,7 +133,7 @@ class RedisStore(RedisCommands):
         """Return each key's value in one MGET. Raises OnlineStoreUnavailableError within the read deadline."""
         if not keys:
             return []
-        # redis-py's own mget and pool cost as much again as the command itself: it is packed and sent here.
+        # redis-py's own mget and pool cost as much again as the command itself, so it is packed and sent here.
         try:
             connection = self._node.reads.take()
             try:
@@ -141,7 +141,7 @@ class RedisStore(RedisCommands):
                 connection.send_packed_command([pack_command(command)], check_health=False)
                 reply = checked_reply(connection.read_response(), len(keys))
             except BaseException as error:
-                connection.disconnect()  # a reply still under way must not meet the next reader
+                connection.disconnect()  # the next reader must not get a reply that is still under way
                 self._node.reads.failed(error)
                 raise
         except DRIVER_ERRORS as error:
@@ -205,7 +205,7 @@ class RedisStore(RedisCommands):
                 if isinstance(error, redis.exceptions.NoScriptError):
                     self._node.loaded.clear()
                 if isinstance(error, redis.ResponseError):
-                    self._node.writes.close()  # behind one address another server may answer now
+                    self._node.writes.close()  # another server may answer at this address now
                 raise
             self._node.writes.give(connection)
             return result
@@ -214,7 +214,7 @@ class RedisStore(RedisCommands):
             return self._retry.call_with_retry(
                 attempt,
                 lambda _: None,
-                # Of one server a redirection stays: the URL of a node of a cluster is not that of a cluster.
+                # A single server's redirection does not pass: this is the URL of a cluster's node, not of a cluster.
                 is_retryable=lambda error: may_pass(error) and not isinstance(error, redis.exceptions.AskError),
             )
 
@@ -240,7 +240,7 @@ def scanned(reply: Any, prefix: bytes) -> tuple[int, list[bytes]]:
 
 
 def _parts(writes: Sequence[Write]) -> Iterator[Sequence[Write]]:
-    """Cut the writes where a call would hold too many records or bytes."""
+    """Cut the writes so that no call holds too many records or bytes."""
     start = size = 0
     for end, write in enumerate(writes):
         size += len(write.record)

@@ -1,6 +1,6 @@
 """One connection of an event loop to a Redis server.
 
-hiredis is fed as bytes arrive; redis-py reads through a stream instead, which wakes a task for every piece. See
+Feeds hiredis as bytes arrive; redis-py reads through a stream instead, which wakes a task for every piece. See
 docs/decisions/redis-wire.md.
 """
 
@@ -18,13 +18,13 @@ from redis.asyncio.connection import Connection, DefaultParser, SSLConnection
 from featurestore.online.redis.node import CONNECTION_OPTIONS
 
 _MORE = object()
-"""What the parser returns while a reply is not whole."""
+"""What the parser returns while a reply is incomplete."""
 
 CLOSED = "Connection closed by server"
 
 
 class Wire(asyncio.Protocol):
-    """Asks for one thing at a time; after a failure or a cancelled question it has to be closed."""
+    """Asks one question at a time; after a failure or a cancelled question it must be closed."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -38,18 +38,18 @@ class Wire(asyncio.Protocol):
         self._replies: list[Any] = []
         self._wanted = 0
         self.failure: BaseException | None = None
-        """Why nothing can be asked any more."""
+        """Why no question can be asked any more."""
         self.closed: asyncio.Future[None] = self._loop.create_future()
 
     @property
     def is_open(self) -> bool:
-        """Tell whether the next question has a chance."""
+        """Tell whether the next question may succeed."""
         return self.failure is None and not self._transport.is_closing()
 
     def ask(self, packed: bytes, count: int) -> asyncio.Future[list[Any]]:
         """Send commands in one write; the result is their ``count`` replies, errors among them as values.
 
-        It fails with redis.ConnectionError, or redis.InvalidResponse for what is no reply.
+        It fails with redis.ConnectionError, or with redis.InvalidResponse for an invalid reply.
         """
         answer = self._answer = self._loop.create_future()
         if self.failure is not None:
@@ -64,7 +64,7 @@ class Wire(asyncio.Protocol):
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep what to write to."""
+        """Keep the transport."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -73,7 +73,7 @@ class Wire(asyncio.Protocol):
         try:
             self._reader.feed(data)
             if answer is None or answer.done():
-                reply = self._reader.gets()  # why it will not serve us, perhaps: it says so without being asked
+                reply = self._reader.gets()  # perhaps the reason why it refuses us, which it sends unasked
                 raise reply if isinstance(reply, Exception) else redis.InvalidResponse("it sent what nobody asked for")
             while len(self._replies) < self._wanted:
                 reply = self._reader.gets()
@@ -89,7 +89,7 @@ class Wire(asyncio.Protocol):
             answer.set_result(self._replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail what still waits."""
+        """Fail the question under way."""
         self._fail(redis.ConnectionError(f"{CLOSED}: {exc}" if exc else CLOSED))
         if not self.closed.done():
             self.closed.set_result(None)
@@ -108,10 +108,10 @@ async def open_wire(options: Mapping[str, Any]) -> Wire:
     """
     kind = SSLConnection if "connection_class" in options else Connection
     chosen = {name: value for name, value in options.items() if name != "connection_class"}
-    told: Any = kind(**chosen, **CONNECTION_OPTIONS)  # it knows what a URL means, and what is left out
+    told: Any = kind(**chosen, **CONNECTION_OPTIONS)  # it knows the meaning of a URL's options, and the defaults
     context = told.ssl_context.get() if kind is SSLConnection else None
     transport, wire = await asyncio.get_running_loop().create_connection(Wire, told.host, told.port, ssl=context)
-    if told.socket_keepalive:  # or a connection that something on the way has forgotten costs a read its deadline
+    if told.socket_keepalive:  # without it a connection that a router has dropped costs a read its deadline
         opened: socket.socket = transport.get_extra_info("socket")
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in (told.socket_keepalive_options or {}).items():

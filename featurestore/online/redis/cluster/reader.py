@@ -1,4 +1,4 @@
-"""Asynchronous reads from a Redis Cluster: every node asked at the same time, under one deadline."""
+"""Asynchronous reads from a Redis Cluster: asks all nodes at the same time, under one deadline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NEARLY = 0.9
 
 
 class RedisClusterReader(AsyncReader):
-    """Reads of one event loop from the primaries of a cluster."""
+    """Reads from the primaries of a cluster, for one event loop."""
 
     def __init__(self, topology: Topology, deadlines: Deadlines) -> None:
         self._topology = topology
@@ -44,7 +44,7 @@ class RedisClusterReader(AsyncReader):
         self._left_until: dict[Address, float] = {}
 
     async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return each key's value, within the read deadline; a redirected command is followed within it too.
+        """Return each key's value, within the read deadline, redirections included.
 
         Raises OnlineNodeUnavailableError where other nodes answer.
         """
@@ -73,7 +73,7 @@ class RedisClusterReader(AsyncReader):
         return routing.values(len(keys))
 
     async def check(self) -> None:
-        """Return when a primary answers a PING, and those that answer soon have; opens the first connections."""
+        """Return when one primary has answered a PING, and all that answer soon; opens the first connections."""
         seconds = self._checking.seconds
         try:
             with self._checking.limit():
@@ -85,7 +85,7 @@ class RedisClusterReader(AsyncReader):
             raise unavailable(self._topology.url.location, seconds, error) from error
 
     async def close(self) -> None:
-        """Close every connection, and those on their way; a read under way closes its own when it ends."""
+        """Close every connection, those being opened too; a read under way closes its own when it ends."""
         self._is_closed = True
         await asyncio.gather(*[node.close() for node in self._nodes], *self._retired)
 
@@ -94,7 +94,7 @@ class RedisClusterReader(AsyncReader):
         if self._is_closed:
             raise OnlineStoreUnavailableError(f"The reader of Redis at {self._topology.url.location} is closed.")
         reading = self._topology.refresh()
-        while not reading.done():  # its thread may outlive this event loop, which it must not call
+        while not reading.done():  # its thread may outlive this event loop and must not call it
             await asyncio.sleep(POLL_SECONDS)
         raise_if_failed(reading.result())
 
@@ -119,21 +119,21 @@ class RedisClusterReader(AsyncReader):
             await asyncio.gather(*pings, return_exceptions=True)
 
     async def _ask(self, routing: Routing, address: Address, parts: list[Part]) -> None:
-        """Ask one node; what fails there does not cut off the others, whose connections are in use again at once."""
+        """Ask one node; a failure there does not disturb the others, whose connections are free again at once."""
         now = asyncio.get_running_loop().time
         begun = now()
         if begun < self._left_until.get(address, begun):
             routing.lost(address, parts, redis.ConnectionError("it did not answer lately"))
             return
         if address in self._left_until:
-            self._left_until[address] = begun + LEFT_SECONDS  # this question finds out, the others need not wait
+            self._left_until[address] = begun + LEFT_SECONDS  # this read probes the node, the others need not wait
         node = self._nodes[address]
         packed, reply_count = routing.packed(parts)
         try:
             replies = await node.ask(packed, reply_count)
             routing.answered(address, parts, replies)
         except asyncio.CancelledError:
-            if now() - begun >= self._deadlines.read * _NEARLY:  # by the deadline, not by who asked
+            if now() - begun >= self._deadlines.read * _NEARLY:  # cut off by the deadline, not by the caller
                 self._failed(address, now())
             raise
         except OnlineStoreUnavailableError as error:
@@ -154,7 +154,7 @@ class RedisClusterReader(AsyncReader):
             self._left_until[address] = now_s + LEFT_SECONDS
 
     def _told(self, error: OnlineStoreUnavailableError) -> OnlineStoreUnavailableError:
-        """Return the error of a read as one of a node where another has not failed lately."""
+        """Return a read's error as one about a single node, if another node has not failed lately."""
         if any(address not in self._failures for address in self._topology.replicas):
             return OnlineNodeUnavailableError(error.message, hint=error.hint, **error.details)
         return error

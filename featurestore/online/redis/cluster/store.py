@@ -30,18 +30,18 @@ from featurestore.types.times import Clock, system_clock
 Result = TypeVar("Result")
 
 LONGEST_PAUSE_SECONDS = 0.5
-"""Between two tries of a write: so soon is it noticed that a failover is over."""
+"""Seconds between two tries of a write, and so the delay to notice that a failover is over."""
 LEAST_WAIT_SECONDS = 0.001
-"""For the answers of healthy nodes, after another one has used up the deadline: they are there already."""
+"""Seconds for the answers of healthy nodes after another one has used up the deadline: they have arrived already."""
 
 
 MARKER_COPIES = 64
-"""A node with more than this share of the slots, in one piece, holds a copy of each marker."""
+"""A node with more than this share of the slots, in one span, holds a copy of each marker."""
 
 
 @cache
 def _marker_tags() -> tuple[bytes, ...]:
-    """Return tags whose slots lie evenly: one in each of as many spans of slots as there are copies."""
+    """Return tags whose slots are spread evenly: one in each of as many spans of slots as there are copies."""
     tags: dict[int, bytes] = {}
     number = 0
     while len(tags) < MARKER_COPIES:
@@ -54,16 +54,16 @@ def _marker_tags() -> tuple[bytes, ...]:
 class RedisClusterStore(RedisCommands):
     """An `OnlineStore` in a Redis (7.0 or later) or Valkey cluster. Replicas are never read.
 
-    Reads ask all nodes at once and wait ``read_timeout_ms`` on open connections for all of them; a command that is
-    redirected is followed within that time, and nothing else is tried again. Writes follow their slots, read the
-    topology anew and try again for about ``write_timeout_ms``: longer than a failover takes, if that is set so.
+    Reads ask all nodes at once and wait ``read_timeout_ms`` for all of them on open connections; they follow
+    redirections within that time, and try nothing else again. Writes follow their slots, read the topology again and
+    retry for about ``write_timeout_ms``, which should be longer than a failover.
     """
 
     def __init__(self, url: str, *, clock: Clock = system_clock, **timeouts_ms: int) -> None:
         super().__init__(clock=clock, **timeouts_ms)
         self.marker_tags = _marker_tags()
         self._has_waited = False
-        """Whether a read has waited for the topology: the next ones wait no longer than for an answer."""
+        """Whether a read has waited for the topology: later ones wait no longer than for an answer."""
         self._url = parsed_cluster_url(url)
         self._topology = Topology(self._url, self._deadlines.connect)
         self._nodes: Nodes[RedisNode] = Nodes(
@@ -92,7 +92,7 @@ class RedisClusterStore(RedisCommands):
         return routing.values(len(keys))
 
     def facts(self) -> Mapping[str, str]:
-        """Return the nodes and what they say together: sums of memory, each version and policy, the clock furthest off.
+        """Return the nodes and their combined facts: sums of memory, each version and policy, the clock furthest off.
 
         Also what a failover depends on: the state of the cluster, uncovered slots, primaries without a replica.
         """
@@ -134,7 +134,7 @@ class RedisClusterStore(RedisCommands):
         parts: Sequence[Sequence[Item]],
         arguments: Callable[[Sequence[Item]], list[bytes | int]],
     ) -> Iterator[list[int]]:
-        """Run the script once per slot of a part; the next part begins when the last is done, which keeps the order."""
+        """Run the script once per slot of a part; a part begins after the one before is done, which keeps the order."""
         digest = digest_of(script)
 
         def command(part: Sequence[Item], places: list[int]) -> tuple[Any, ...]:
@@ -180,7 +180,7 @@ class RedisClusterStore(RedisCommands):
         seconds: float | None = None,
         script: str = "",
     ) -> None:
-        """Send to every node before the first answer is awaited, and follow redirections; all within ``seconds``."""
+        """Send to every node before waiting for the first answer, and follow redirections; all within ``seconds``."""
         deadline: float | None = None
         for _ in range(1 + MOST_HOPS):
             under_way: list[_UnderWay] = []
@@ -190,7 +190,7 @@ class RedisClusterStore(RedisCommands):
                         under_way.append(_sent(routing, address, parts, self._nodes[address], pool_of, script))
                     except DRIVER_ERRORS as error:
                         routing.lost(address, parts, error)
-                if deadline is None and seconds is not None:  # it runs from here: the connections are open
+                if deadline is None and seconds is not None:  # it starts here: the connections are open
                     deadline = time.monotonic() + seconds
                 while under_way:
                     asked = under_way.pop(0)
@@ -199,12 +199,12 @@ class RedisClusterStore(RedisCommands):
                     except DRIVER_ERRORS as error:
                         routing.lost(asked.address, asked.parts, error)
             finally:
-                for asked in under_way:  # interrupted: their replies must not meet the next reader
+                for asked in under_way:  # interrupted: the next reader must not get their replies
                     asked.connection.disconnect()
         routing.give_up()
 
     def _retried(self, attempt: Callable[[], Result], failed: Callable[[], Address | None] = lambda: None) -> Result:
-        """Call it until the deadline, each further time with the topology read anew; ``failed`` names the culprit."""
+        """Call ``attempt`` until the deadline, reading the topology before each retry; ``failed`` names the culprit."""
         deadline = time.monotonic() + self._deadlines.write
         retry = Retry(ExponentialBackoff(cap=LONGEST_PAUSE_SECONDS, base=0.02), -1, (redis.RedisError,))
         is_known = bool(self._topology.owners)
@@ -239,7 +239,7 @@ class RedisClusterStore(RedisCommands):
         return self._retried(attempt)
 
     def _scan_keys(self, prefix: bytes) -> Iterator[list[bytes]]:
-        """Walk every primary, and all again where slots went from one to another meanwhile."""
+        """Walk every primary, and all of them again if slots moved in the meantime."""
         owners: list[Address | None] = []
         while (now := self._read_topology()) != owners:
             owners = now
@@ -264,7 +264,7 @@ class RedisClusterStore(RedisCommands):
             pool.give(connection)
             return reply
 
-        while (reply := self._retried(attempt, lambda: address)) is not None:  # else it is no primary any more
+        while (reply := self._retried(attempt, lambda: address)) is not None:  # None: it is no longer a primary
             cursor, keys = scanned(reply, prefix)
             if keys:
                 yield keys
@@ -273,7 +273,7 @@ class RedisClusterStore(RedisCommands):
 
 
 class _UnderWay(NamedTuple):
-    """Commands that one node was sent."""
+    """Commands that were sent to one node."""
 
     address: Address
     parts: list[Part]
@@ -307,7 +307,7 @@ def _sent(
 
 
 def _received(routing: Routing, asked: _UnderWay, deadline: float | None) -> None:
-    """Read the whole of a node's answer; only then may somebody else use the connection."""
+    """Read a node's whole answer; only then may others use the connection."""
     connection = asked.connection
     try:
         if deadline is not None:
@@ -328,7 +328,7 @@ def _replies(connection: Any, count: int) -> list[Any]:
     replies: list[Any] = []
     while len(replies) < count:
         try:
-            while len(replies) < count:  # hundreds of them: a try for each would be felt
+            while len(replies) < count:  # hundreds of them: a try block for each would be slow
                 replies.append(connection.read_response())
         except redis.ResponseError as error:
             replies.append(error)
@@ -336,7 +336,7 @@ def _replies(connection: Any, count: int) -> list[Any]:
 
 
 def _opened(pool: Connections) -> Any:
-    """Return a connection; one that cannot be opened in time was sent nothing, and may be tried again."""
+    """Return a connection; if it cannot be opened in time nothing was sent, so the caller may try again."""
     try:
         return pool.take()
     except redis.TimeoutError as error:

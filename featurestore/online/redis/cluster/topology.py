@@ -1,4 +1,4 @@
-"""Which node of a Redis Cluster holds which key, and commands on their way there, through redirections."""
+"""Which node of a Redis Cluster holds which key, and the routing of commands, through redirections."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Node = TypeVar("Node")
 
 URL_EXAMPLE = "Write it as redis+cluster://user:password@host1:6379,host2:6379."
 MOST_HOPS = 2
-"""One redirection, and one more where a slot is half moved: its keys are then asked for one by one."""
+"""At most one redirection, and one more if a slot is half moved: its keys are then asked for one by one."""
 LEAST_PAUSE_SECONDS = 0.1
-"""Between two looks at the topology, however many reads fail meanwhile."""
+"""Seconds between two reads of the topology, at least, even if many reads fail in between."""
 
 
 class ClusterUrl(NamedTuple):
-    """Where to ask for the topology, and the options of every connection."""
+    """The nodes to ask for the topology, and the options of every connection."""
 
     seeds: tuple[Address, ...]
     options: Mapping[str, Any]
@@ -43,7 +43,7 @@ class ClusterUrl(NamedTuple):
         return ",".join(f"{host}:{port}" for host, port in self.seeds)
 
     def place(self, address: Address | None) -> str:
-        """Return what a message names: a node, or where the cluster is."""
+        """Return the place for a message: a node, or the cluster's addresses."""
         return self.location if address is None else f"{address[0]}:{address[1]}"
 
     def options_of(self, address: Address) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class ClusterUrl(NamedTuple):
 
 
 def parsed_cluster_url(url: str) -> ClusterUrl:
-    """Return the parts of a URL. Raises SettingsError, never with the URL itself in it, also for TLS (`check_tls`)."""
+    """Return the parts of a URL. Raises SettingsError, for TLS too (`check_tls`); it never quotes the URL."""
     url = StoreUrl(url)
     try:
         scheme, hosts, path, query, _ = urlsplit(url)
@@ -69,7 +69,7 @@ def parsed_cluster_url(url: str) -> ClusterUrl:
 
 
 class Topology:
-    """The primary of each slot, read in a thread of its own whenever an answer says that it has changed."""
+    """The primary of each slot, read in a thread of its own whenever an answer shows that it has changed."""
 
     def __init__(self, url: ClusterUrl, connect_seconds: float) -> None:
         self.url = url
@@ -84,7 +84,7 @@ class Topology:
         self._next_look = 0.0
 
     def refresh(self, failed: Address | None = None) -> Future[Exception | None]:
-        """Read the topology in the background, ``failed`` not being asked for it; the result tells what went wrong."""
+        """Read the topology in the background, from other nodes than ``failed``; the result is the error, if any."""
         with self._lock:
             if self._reading is None or self._reading.done() or self._pid != os.getpid():
                 self._reading, self._pid = Future(), os.getpid()
@@ -94,14 +94,14 @@ class Topology:
             return self._reading
 
     def wait(self, seconds: float) -> None:
-        """Read the topology as it is from now on. Raises the driver's error, or TimeoutError."""
+        """Read the topology and wait for it. Raises the driver's error, or TimeoutError."""
         if (earlier := self._reading) is not None and self._pid == os.getpid():
             earlier.result(timeout=seconds)
         self._next_look = 0.0
         raise_if_failed(self.refresh().result(timeout=seconds))
 
     def moved(self, slot: int, address: Address) -> None:
-        """Note what a node said of one slot, and look at the others in the background."""
+        """Note a slot's new primary, and read the others in the background."""
         if self.owners:
             self.owners[slot] = address
         self.refresh()
@@ -109,7 +109,7 @@ class Topology:
     def _read(self, future: Future[Exception | None], failed: Address | None, pause_seconds: float) -> None:
         time.sleep(max(0.0, pause_seconds))
         self._next_look = time.monotonic() + LEAST_PAUSE_SECONDS
-        # The seeds too: every node that was known may have another address now.
+        # Ask the seeds too: every known node may have another address now.
         asked = [address for address in dict.fromkeys([*self.replicas, *self.url.seeds]) if address != failed]
         try:
             found = NodesManager(
@@ -120,7 +120,7 @@ class Topology:
                 socket_timeout=self._connect_seconds,
                 socket_connect_timeout=self._connect_seconds,
             )
-        except Exception as error:  # of any kind: who waits shall not wait for ever
+        except Exception as error:  # of any kind, so that no waiter waits for ever
             future.set_result(error)
             return
         slots = found.slots_cache
@@ -139,7 +139,7 @@ def raise_if_failed(error: Exception | None) -> None:
 
 
 class Nodes(Generic[Node]):
-    """What is kept for each node that is spoken to, until it is no primary any more."""
+    """Objects for each node in use, until it is no longer a primary."""
 
     def __init__(self, topology: Topology, make: Callable[[Address], Node], retire: Callable[[Node], object]) -> None:
         self._topology, self._make, self._retire = topology, make, retire
@@ -153,7 +153,7 @@ class Nodes(Generic[Node]):
                 if gone := self._nodes.pop(known, None):
                     self._retire(gone)
         node = self._nodes.get(address)
-        # Of two threads that make one at the same time, both get the same.
+        # Two threads that make one at the same time both get the same object.
         return self._nodes.setdefault(address, self._make(address)) if node is None else node
 
     def __iter__(self) -> Iterator[Node]:
@@ -171,8 +171,8 @@ class Part(NamedTuple):
 class Routing:
     """One command for many keys: cut by slot, packed by node, sent again to where the answers point.
 
-    `questions` gives what to send; `answered` and `lost` take what came of it; after `MOST_HOPS` more rounds
-    what is left over is in ``left``; ``failure`` says why and ``failed`` at which node.
+    `questions` returns the commands to send; `answered` and `lost` take the outcomes. After `MOST_HOPS` more rounds
+    ``left`` holds the rest; ``failure`` says why and ``failed`` at which node.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class Routing:
         self._next: dict[Address, list[Part]] = {}
 
     def start(self) -> None:
-        """Give what is left over to the nodes that own it now."""
+        """Give the rest to the nodes that own it now."""
         owners, parts = self._topology.owners, self.left
         self.left, self.failure = [], None
         for part in parts:
@@ -203,12 +203,12 @@ class Routing:
                 self._next.setdefault(owner, []).append(part)
 
     def questions(self) -> dict[Address, list[Part]]:
-        """Return what each node is to be asked next; empty when there is nothing more."""
+        """Return the next questions by node; empty when there are no more."""
         questions, self._next = self._next, {}
         return questions
 
     def packed(self, parts: Sequence[Part]) -> tuple[bytes, int]:
-        """Return the commands as they travel, for one write, and how many replies they have."""
+        """Return the packed commands, for one write, and the number of their replies."""
         commands = []
         for part in parts:
             if part.is_asking:
@@ -217,7 +217,7 @@ class Routing:
         return b"".join(commands), len(commands)
 
     def lost(self, address: Address | None, parts: Sequence[Part], error: Exception) -> None:
-        """Take note that a node did not do it, and read the topology anew where that may help."""
+        """Note that a node failed, and read the topology again if that may help."""
         self.left += parts
         if self.failure is None or may_pass(self.failure):
             self.failure, self.failed = error, address
@@ -225,7 +225,7 @@ class Routing:
             self._topology.refresh(address)
 
     def answered(self, address: Address, parts: Sequence[Part], replies: Sequence[Any]) -> None:
-        """Take a node's replies, errors among them as values; raises redis.InvalidResponse for those that are none."""
+        """Take a node's replies, errors among them as values; raises redis.InvalidResponse for invalid ones."""
         remaining = iter(replies)
         for part in parts:
             if part.is_asking:
@@ -241,7 +241,7 @@ class Routing:
                 self.answers.append((part.places, reply))
 
     def give_up(self) -> None:
-        """Leave over what was redirected once too often."""
+        """Put parts that were redirected too often into ``left``."""
         for address, parts in self.questions().items():
             self.lost(address, parts, TryAgainError("the keys are on the move"))
 
@@ -269,7 +269,7 @@ class Routing:
 
 def _by_slot(keys: Sequence[bytes]) -> list[Part]:
     """Cut keys into parts of one slot each; equal keys keep their order."""
-    # The views of an entity end in the same bytes, and a slot takes longer to compute than a lookup.
+    # The views of an entity share their tag, and computing a slot takes longer than a lookup.
     by_tag: dict[bytes, list[int]] = {}
     for place, key in enumerate(keys):
         start = key.find(b"{")
