@@ -60,7 +60,7 @@ class Garbage:
     files: int = 0
     """Files removed, leftovers of killed runs, unneeded versions and frames included; 0 on a dry run."""
     records: int = 0
-    """Online records removed; 0 on a dry run."""
+    """Online records removed, those past their expiry included; 0 on a dry run."""
 
 
 def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
@@ -173,6 +173,7 @@ def _remove(
                 records += _take_offline(workspace, registered)
             else:
                 records += workspace.online.delete(view_prefix(workspace.project, view, generation))
+        records += workspace.online.sweep(now_us=workspace.clock())
     return files, records
 
 

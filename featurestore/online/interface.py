@@ -194,6 +194,10 @@ class OnlineStore(PlainValues):
     def check_writable(self, prefix: bytes) -> None:
         """Raise what a write under a prefix would raise, if that is cheap to find out. Changes nothing."""
 
+    def sweep(self, *, now_us: int) -> int:
+        """Delete the records past their physical expiry, and return how many; 0 of a store that does so by itself."""
+        return 0
+
     @abstractmethod
     def facts(self) -> Mapping[str, str]:
         """Return facts for `fs doctor` (server, version, memory policy, size); raises when the store is down."""

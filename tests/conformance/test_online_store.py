@@ -26,6 +26,16 @@ class TestLmdb(OnlineStoreConformance):
         yield store
         store.close()
 
+    def test_sweeping_removes_what_has_expired(self, store: OnlineStore, now: int) -> None:
+        brief = [record_of(now, entity=f"b{n}")._replace(expire_at_ms=now // 1000 + 1) for n in range(2_500)]
+        lasting = [record_of(now, entity=f"l{n}") for n in range(10)]
+        store.write([*brief, *lasting], now_us=now)
+        entries = int(store.facts()["entries"])
+        assert store.sweep(now_us=now) == 0
+        assert store.sweep(now_us=now + DAY_US) == 2_500
+        assert int(store.facts()["entries"]) == entries - 2_500
+        assert None not in store.mget([write.key for write in lasting])
+
     def test_each_publish_sweeps_a_slice(self, store: OnlineStore, now: int) -> None:
         brief = [record_of(now, entity=f"b{n:04}")._replace(expire_at_ms=now // 1000 + 1) for n in range(1_000)]
         store.write(brief, now_us=now)

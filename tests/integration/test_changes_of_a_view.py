@@ -118,6 +118,23 @@ def test_a_higher_ttl_brings_back_what_had_expired_after_a_republish(store: Feat
     assert online(store) == [(value, "PRESENT") for value in VALUES]
 
 
+def test_gc_removes_what_is_long_past_its_ttl(store: FeatureStore) -> None:
+    """Redis does so by itself; in LMDB publishes sweep a slice each, and an idle view's records would stay."""
+
+    def entries() -> int:
+        return int(store.workspace.online.facts()["entries"])
+
+    before = entries()
+    assert collect_garbage(store.workspace).records == 0
+    assert entries() == before
+    clock = store.workspace.clock
+    assert isinstance(clock, ManualClock)
+    clock.set(NOW_US + 30 * DAY_US)
+    assert collect_garbage(store.workspace).records == 4  # two shops in each of the two views
+    assert entries() == before - 4
+    assert online(store) == [(None, "NOT_FOUND")] * 3
+
+
 def test_a_lower_ttl_counts_at_once(store: FeatureStore) -> None:
     change(store, sales(ttl=timedelta(days=1)))
     assert online(store) == [(1, "PRESENT"), (None, "OUTSIDE_MAX_AGE"), (None, "NOT_FOUND")]

@@ -75,6 +75,7 @@ WRITING: dict[str, Callable[[LmdbStore], object]] = {
     "repair": lambda store: store.repair([Repair(records(1)[0].key, version_of(NOW, NOW), None)], now_us=NOW),
     "put": lambda store: store.put(b"fs:p:v:marker", b"1"),
     "delete": lambda store: store.delete(b"fs:p:v:"),
+    "sweep": lambda store: (store.put(b"fs:p:v:marker", b"1"), store.sweep(now_us=NOW)),
 }
 
 

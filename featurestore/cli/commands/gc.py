@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Show what would go; remove nothing.")
 @repo_command
 def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
-    """Remove old generations, data of deleted views, and leftovers of killed runs.
+    """Remove old generations, data of deleted views, expired records, and leftovers of killed runs.
 
     Removes only what this registry remembers giving up. What a saved training set pins stays. What bears another
     identity, or never was this registry's, stays and is listed. An old generation stays for three times server.refresh,

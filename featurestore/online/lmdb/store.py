@@ -22,6 +22,7 @@ from typing import Any
 from zlib import crc32
 
 import lmdb
+from typing_extensions import override
 
 from featurestore.online.interface import AsyncReader, OnlineStore, Repair, Write, WriteResult, Writes
 from featurestore.online.lmdb.environment import (
@@ -161,6 +162,18 @@ class LmdbStore(OnlineStore):
             if not found:
                 self._sync()
                 return deleted
+
+    @override
+    def sweep(self, *, now_us: int) -> int:
+        swept = 0
+        after: bytes | None = None if self.is_untouched() else b""
+        while after is not None:
+            with self._transaction(write=True) as transaction:
+                count, after = _sweep_slice(transaction, after, now_us // 1000, _SCAN_RECORDS)
+            swept += count
+        if not self.is_untouched():
+            self._sync()
+        return swept
 
     def facts(self) -> Mapping[str, str]:
         """Return the library's version, the file's path and size, the map's size, entries and readers."""
@@ -379,15 +392,22 @@ def _slice(transaction: Transaction, prefix: bytes, after: bytes | None, limit: 
 
 def _sweep(transaction: Transaction, now_ms: int, limit: int) -> None:
     """Delete the expired ones of the next ``limit`` records; each publish continues where the last one stopped."""
-    now, following = _stored_instant(now_ms), b""
-    cursor = transaction.cursor()
-    if cursor.set_range(max(transaction.get(SWEPT_KEY, b""), b"\x01")):  # our own keys begin with a zero
-        seen = iter(cursor)
-        expired = [key for key, value in islice(seen, limit) if value[:8] <= now and _is_expiry_whole(value)]
-        following, _ = next(seen, (b"", b""))
-        for key in expired:
-            transaction.delete(key)
+    _, following = _sweep_slice(transaction, transaction.get(SWEPT_KEY, b""), now_ms, limit)
     transaction.put(SWEPT_KEY, following or b"\x01")
+
+
+def _sweep_slice(transaction: Transaction, after: bytes, now_ms: int, limit: int) -> tuple[int, bytes | None]:
+    """Return how many of the ``limit`` records from ``after`` on were expired and deleted, and where to go on."""
+    now = _stored_instant(now_ms)
+    cursor = transaction.cursor()
+    if not cursor.set_range(max(after, b"\x01")):  # our own keys begin with a zero
+        return 0, None
+    seen = iter(cursor)
+    expired = [key for key, value in islice(seen, limit) if value[:8] <= now and _is_expiry_whole(value)]
+    following, _ = next(seen, (None, b""))
+    for key in expired:
+        transaction.delete(key)
+    return len(expired), following
 
 
 def _stored_instant(instant_ms: int) -> bytes:
