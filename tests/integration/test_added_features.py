@@ -89,7 +89,7 @@ def of_source(name: str) -> list[int | None]:
 def test_the_next_run_reads_what_an_added_feature_lacks(store: FeatureStore) -> None:
     plan = store.plan([sales("amount", "tips")])
     said = "\n".join(line.text for line in explain(plan))
-    assert "tips: null for 2024-01-02T00:00:00Z to 2024-01-13T00:00:00Z, which was read already" in said
+    assert "tips: null for 2024-01-02T00:00:00Z to 2024-01-13T00:00:00Z, which was read before" in said
     assert "afterwards run `fs materialize --view sales`" in said
     store.apply_plan(plan)
 
