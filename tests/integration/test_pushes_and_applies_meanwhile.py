@@ -26,8 +26,6 @@ from featurestore.plan.explain import explain
 from featurestore.types import Int64
 from featurestore.types.times import system_clock, to_instant
 
-pytestmark = pytest.mark.uncounted
-
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 INSTANTS = pa.timestamp("us", tz="UTC")
 X, G = ("x", Int64), ("g", Int64)
