@@ -89,7 +89,7 @@ def _is_locale_at_fault(folder: Path) -> bool:
 
 
 def check_stores(root: Path, **settings: Located) -> dict[str, Path]:
-    """Return by setting where stores lie on this machine: the registry's file, the others' folders.
+    """Return the paths of stores on this machine, by setting: the registry's file, the others' folders.
 
     Opens and loads nothing. Raises SettingsError for a scheme that is not built, a wrong path or a wrong option.
     """

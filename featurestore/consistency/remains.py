@@ -1,4 +1,4 @@
-"""Data of a project that no definition uses any more: of deleted views, and of generations before those of now."""
+"""Data of a project that no definition uses any more: of deleted views, and of earlier generations."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _MOST_NAMED = 10
 
 @dataclass(frozen=True, slots=True)
 class Remains:
-    """What lies there and is this registry's to delete. It may be being used still, by saved training sets."""
+    """Data that this registry may delete. Saved training sets may still use it."""
 
     tables: tuple[tuple[TableId, int | None], ...]
-    """Tables of the offline store and their rows, None where a table cannot be read."""
+    """Tables of the offline store and their rows, None if a table cannot be read."""
     parts: tuple[tuple[str, int], ...]
     """View and generation of online records."""
     is_online_known: bool
-    """False where the online store did not answer."""
+    """False if the online store did not answer."""
 
     def texts(self) -> list[str]:
-        """Return each of them in a few words."""
+        """Return a few words about each."""
         found = [f"offline table {table}" + ("" if rows is None else f", {rows:,} rows") for table, rows in self.tables]
         found += [f"online records of {view} (generation {generation})" for view, generation in self.parts]
         more = len(found) - _MOST_NAMED
@@ -35,9 +35,9 @@ class Remains:
 
 
 def find_remains(workspace: Workspace) -> Remains:
-    """Return what lies there of a project and what none of its definitions uses. Changes nothing.
+    """Return a project's data that none of its definitions uses. Changes nothing.
 
-    Raises NotFoundError where the registry does not know the project.
+    Raises NotFoundError if the registry does not know the project.
     """
     owned = Ownership(workspace)
     project = workspace.project
@@ -53,7 +53,7 @@ def find_remains(workspace: Workspace) -> Remains:
         for view, generation in owned.parts():
             if TableId(project, view, generation) in used:
                 continue
-            # The marker alone: to look for records Redis would have to go through all of its keys.
+            # Only the marker: to search for records, Redis would have to scan all of its keys.
             markers, _ = PartMarkers(workspace.online, view_prefix(project, view, generation)).read(at_once=True)
             if any(marker is not None and marker.project == owned.chain.identity for marker in markers):
                 parts.append((view, generation))
@@ -69,7 +69,7 @@ def _rows(workspace: Workspace, table: TableId) -> int | None:
 
 
 def with_remains(workspace: Workspace, error: FeatureStoreError, *, finish: str) -> FeatureStoreError:
-    """Return the error of a deletion that failed half-way, which tells what is done, what is left, and who finishes."""
+    """Return the error of a deletion that failed half-way: what is left, and which command finishes it."""
     try:
         revision, remains = workspace.snapshot().revision, find_remains(workspace)
     except FeatureStoreError:

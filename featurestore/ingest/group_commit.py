@@ -160,7 +160,7 @@ def _merge(push: _Waiting) -> None:
             merge_quietly(offline, version, files, partial(write_in_memory, offline, table))
     except OfflineStoreError as error:
         logger.warning("files of %s are not merged: %s", table, error)
-    except Exception:  # the thread must go on whatever happens: callers wait for their commits
+    except Exception:  # the thread must go on in any case: callers wait for their commits
         logger.exception("files of %s are not merged", table)
 
 

@@ -26,23 +26,23 @@ from featurestore.workspace import Workspace
 
 KIND = "training_set"
 FRAME_KIND = "training_set_frame"
-"""What the ledger holds of an entity frame, by its file, before it has its name: a leftover is known by it."""
+"""The ledger's note about an entity frame, by its file, before it gets its name: it identifies leftovers."""
 FRAME = ".arrow"
-"""How the name of a frame's blob ends."""
+"""The ending of the names of frames' blobs."""
 _BLOBS = "training_sets"
 _DELETED = {"deleted": True}
-"""What the ledger, which only grows, holds of a set that is deleted. Its name is free again."""
+"""The ledger's document for a deleted set, because the ledger only grows. The set's name is free again."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedRead:
-    """One read of a saved set: the view as it is named there, and the table version it is pinned to."""
+    """One read of a saved set: the view under its name there, and the table version that it is pinned to."""
 
     name: str
     view: str
     generation: int
     version: int | None
-    """None where nothing was committed when the set was saved."""
+    """None if nothing was committed when the set was saved."""
     as_of: str
 
 
@@ -51,9 +51,9 @@ class SavedFrame:
     """The kept entity frame."""
 
     form: str
-    """``pandas``, ``arrow`` or ``polars``: what it was given as."""
+    """The form of the original: ``pandas``, ``arrow`` or ``polars``."""
     file: str
-    """Below the offline store's folder."""
+    """The path below the offline store's folder."""
     sha256: str
     timestamp_column: str
 
@@ -65,12 +65,12 @@ class SavedSet:
     name: str
     registry_revision: int
     references: tuple[Mapping[str, Any], ...]
-    """What was asked for, as `FeatureRequest.references`."""
+    """The request, as `FeatureRequest.references`."""
     full_feature_names: bool
     reads: tuple[SavedRead, ...]
     frame: SavedFrame
     fingerprint: str
-    """Of the feature columns."""
+    """The hash of the feature columns."""
     certificate: Mapping[str, Any]
 
     def to_document(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class SavedSet:
     @classmethod
     @understood("a saved training set")
     def from_document(cls, document: Mapping[str, Any], *, is_shown: bool = False) -> SavedSet:
-        """Return the set of a ledger document; where it only ``is_shown``, without what a newer version added."""
+        """Return the set of a ledger document; if it only ``is_shown``, without a newer version's additions."""
         part = known_fields if is_shown else _all_fields
         return cls(
             **{
@@ -93,7 +93,7 @@ class SavedSet:
 
 
 def find_set(ledger: Ledger, project: str, name: str) -> SavedSet | None:
-    """Return a saved set, or None when there is none of the name."""
+    """Return a saved set, or None if there is none with that name."""
     entry = ledger.latest(project, KIND, name)
     return None if entry is None or _is_deleted(entry) else SavedSet.from_document(entry.document)
 
@@ -107,7 +107,7 @@ def read_set(ledger: Ledger, project: str, name: str) -> SavedSet:
 
 
 def list_sets(ledger: Ledger, project: str, *, are_shown: bool = False) -> list[SavedSet]:
-    """Return every saved set, sorted by name; where they ``are_shown``, as far as this version understands them."""
+    """Return every saved set, sorted by name; if they ``are_shown``, as far as this version understands them."""
     entries = [entry for entry in ledger.scan(project, KIND) if not _is_deleted(entry)]
     found = [SavedSet.from_document(entry.document, is_shown=are_shown) for entry in entries]
     return sorted(found, key=lambda saved: saved.name)
@@ -142,12 +142,12 @@ def _not_found(ledger: Ledger, project: str, name: str) -> NotFoundError:
 
 
 def kept_blobs(workspace: Workspace) -> Blobs:
-    """Return where the entity frames of saved sets lie, and the documents kept with them."""
+    """Return the place of saved sets' entity frames, and of the documents kept with them."""
     return workspace.offline.blobs(workspace.project, _BLOBS)
 
 
 def frame_file(project: str, blob: str) -> str:
-    """Return what the ledger calls the blob of a frame: its path in an offline store that is a folder."""
+    """Return the ledger's name of a frame's blob: its path in an offline store that is a folder."""
     return f"{project}/_{_BLOBS}/{blob}"
 
 
@@ -157,7 +157,7 @@ def blob_of(frame: SavedFrame) -> str:
 
 
 def document_of(frame: str) -> str:
-    """Return the blob that holds the document of a set, by that of its frame."""
+    """Return the blob that holds a set's document, from the blob of its frame."""
     return f"{frame.removesuffix(FRAME)}.json"
 
 
@@ -182,19 +182,19 @@ def _all_fields(_: type, document: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class KeptSet:
-    """The document of a saved set, as it lies beside its frame: what is known of it without the ledger."""
+    """The document of a saved set next to its frame: the facts about it without the ledger."""
 
     saved: SavedSet
     commits: Mapping[str, str]
-    """By name of a read the identity of the commit that its version is."""
+    """For each read, by name, the identity of the commit of its version."""
     revision: str
-    """The hash of the revision that it was made by."""
+    """The hash of the revision that made it."""
     records: tuple[Record, ...]
     """The definitions that it reads, as of that revision."""
 
 
 def read_kept(blobs: Blobs, frame: str) -> KeptSet | None:
-    """Return the document kept with a frame; None where there is none, or where it cannot be read."""
+    """Return the document kept with a frame; None if there is none, or if it cannot be read."""
     try:
         document = json.loads(blobs.get(document_of(frame), "the document of a training set"))
         return KeptSet(
@@ -208,7 +208,7 @@ def read_kept(blobs: Blobs, frame: str) -> KeptSet | None:
 
 
 def keep_document(workspace: Workspace, saved: SavedSet) -> None:
-    """Write beside a set's frame what is known of the set, for a registry that is restored to before it was saved."""
+    """Write a set's facts next to its frame, for a registry that is restored to a time before the set was saved."""
     commits = {}
     for read in saved.reads:
         table = TableId(workspace.project, read.view, read.generation)
@@ -228,7 +228,7 @@ def keep_document(workspace: Workspace, saved: SavedSet) -> None:
 
 
 def _read_by(saved: SavedSet, revision: Revision) -> list[Record]:
-    """Return the records of what a set reads, and of all that these depend on."""
+    """Return the records of the definitions that a set reads, and of all that these depend on."""
     by_key = {record.key: record for record in revision.records}
     on_demand = saved.certificate["on_demand"]
     wanted = [*(f"{FeatureView.kind}:{read.view}" for read in saved.reads)]
@@ -248,12 +248,12 @@ def keep_missing_documents(workspace: Workspace) -> None:
     for saved in list_sets(workspace.ledger, workspace.project):
         frame = blob_of(saved.frame)
         if frame in kept and document_of(frame) not in kept:
-            with suppress(RecordNotFoundError):  # it was registered again, and its revision was not
+            with suppress(RecordNotFoundError):  # the set was registered again, but its revision was not
                 keep_document(workspace, saved)
 
 
 def forgotten_sets(workspace: Workspace) -> list[KeptSet]:
-    """Return the sets that lie in the offline store and that the ledger does not know: it was restored, or is new."""
+    """Return the sets in the offline store that the ledger does not know, because it was restored or is new."""
     known = known_frames(workspace.ledger, workspace.project)
     blobs = kept_blobs(workspace)
     frames = [blob.name for blob in blobs.list() if blob.name.endswith(FRAME)]
@@ -267,16 +267,16 @@ def _kept_names(workspace: Workspace) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class LostPin:
-    """A saved set that cannot be built again: the offline store does not hold what it is made of."""
+    """A saved set that cannot be built again, because the offline store lacks its frame or a table version."""
 
     name: str
     view: str
     what: str
-    """What is gone."""
+    """The missing piece."""
 
 
 def lost_pins(workspace: Workspace, *, are_shown: bool = False) -> list[LostPin]:
-    """Return the saved sets whose frames or table versions are gone: their view is, or the offline store is older."""
+    """Return the saved sets whose frames or table versions are gone, with their view or with an older offline store."""
     found, kept = list[LostPin](), _kept_names(workspace)
     for saved in list_sets(workspace.ledger, workspace.project, are_shown=are_shown):
         if saved.reads and blob_of(saved.frame) not in kept:
@@ -290,7 +290,7 @@ def lost_pins(workspace: Workspace, *, are_shown: bool = False) -> list[LostPin]
 
 
 def _is_held(workspace: Workspace, saved: SavedSet, read: SavedRead) -> bool:
-    """Tell whether the offline store holds the commit that a read is pinned to: that one, where it is known which."""
+    """Tell whether the offline store holds the commit that a read is pinned to, by its identity if that is known."""
     assert read.version is not None
     commit = workspace.offline.find_commit(TableId(workspace.project, read.view, read.generation), read.version)
     beside = read_kept(kept_blobs(workspace), blob_of(saved.frame))
@@ -299,9 +299,9 @@ def _is_held(workspace: Workspace, saved: SavedSet, read: SavedRead) -> bool:
 
 
 def pins(workspace: Workspace) -> dict[TableId, frozenset[int]]:
-    """Return by table the versions that saved sets need, also those that the ledger forgot: what cleaning must keep.
+    """Return the versions that saved sets need, by table, also for sets that the ledger forgot: cleaning keeps them.
 
-    Those that the offline store does not hold are left out: see `lost_pins`.
+    Without those that the offline store does not hold: see `lost_pins`.
     """
     project = workspace.project
     pinned: dict[TableId, set[int]] = {}

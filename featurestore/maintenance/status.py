@@ -103,7 +103,7 @@ def status(workspace: Workspace) -> list[ViewStatus]:
 
 
 def without_views(workspace: Workspace) -> list[str]:
-    """Return the lines that tell of a project that has no feature views: what lies there all the same, and of what."""
+    """Return the lines about a project without feature views: the data that exists all the same."""
     snapshot = workspace.snapshot()
     if not snapshot.revision:
         return ["Nothing is registered yet: run `fs apply`."]

@@ -142,7 +142,7 @@ class Blob:
 
     name: str
     modified_us: int
-    """When it was written, by the clock of where it lies."""
+    """When it was written, by the store's clock."""
     is_whole: bool
     """False for a leftover of a `Blobs.put` that was cut off."""
 

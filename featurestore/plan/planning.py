@@ -296,7 +296,7 @@ class _Putting:
         return Preparations(self._workspace.ledger, self._workspace.project, self._snapshot.chain.head)
 
     def _earlier_rows(self, wanted: Definition, generation: int | None) -> Iterable[str]:
-        """Tell of tables that an earlier view of this name left, whose deletion did not come to its end."""
+        """Report tables that an earlier view of this name left, because their deletion was not finished."""
         workspace = self._workspace
         if not isinstance(wanted, FeatureView) or not self._snapshot.revision:
             return
@@ -304,7 +304,7 @@ class _Putting:
         for table in workspace.offline.tables(workspace.project) if last else ():
             if table.view == wanted.name and table.generation <= last and table.generation != generation:
                 yield (
-                    f"table {table} of an earlier {wanted.name} is still there. Its rows are not taken up, and `fs gc` "
+                    f"table {table} of an earlier {wanted.name} still exists. Its rows are not used, and `fs gc` "
                     "removes them."
                 )
 

@@ -1,4 +1,4 @@
-"""Between keys and values: what a plan knows of one view online. It hides what a record is, and does no I/O."""
+"""Between keys and values: one view online, as a plan sees it. Hides what a record is, and does no I/O."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class ServedView(Protocol):
         """Return the key of each encoded entity (`EntityEncoder.texts`, which views of one entity share)."""
 
     def unknown(self, records: Sequence[bytes | None]) -> Mapping[bytes, Callable[[bytes], None]]:
-        """Return the keys of schemas to look up before `read`, each with what takes the value."""
+        """Return the keys of schemas to look up before `read`, each with the function that takes the value."""
 
     def read(self, keys: Sequence[bytes], records: Sequence[bytes | None], now_us: int) -> ViewRows:
         """Return the answer for the records of ``keys``. Raises DamagedRecordError."""
 
     def fresh(self, records: Sequence[bytes | None], now_us: int) -> list[list[object]] | None:
-        """Return each record's features where that takes no closer look, None where `read` has to take it."""
+        """Return each record's features by the short way, None if only `read` can answer."""
 
     def event_us(self, records: Iterable[bytes | None]) -> Iterator[int | None]:
-        """Yield the event time that each record answers with, None where it has none."""
+        """Yield each record's event time, None for a missing record."""
 
 
 def served_view(
     registered: RegisteredView, features: Sequence[str], *, form: Form, fetch: FetchValue | None
 ) -> ServedView:
-    """Return how a view is served. Where `fetch` is given, schemas are looked up by it as they are met."""
+    """Return the object that serves a view. With ``fetch`` it looks up schemas when it meets them."""
     return RowRecords(registered.layout, features, form=form, fetch=fetch)

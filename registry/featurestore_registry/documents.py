@@ -16,23 +16,23 @@ WATERMARK, RUN_START, RUN = "watermark", "run_start", "run"
 
 
 class WatermarkDocument(TypedDict):
-    """What is committed and published of one generation of a view; written after the commit is synced."""
+    """What is committed and published for one generation of a view; written after the commit is synced."""
 
     intervals: list[tuple[int, int]]
-    """Spans whose source rows are committed: sorted, apart from each other."""
+    """Spans whose source rows are committed: sorted and disjoint."""
     begun_us: int | None
     """The source's first event when an incremental run first read it."""
     created_until_us: int | None
     """Rows of the committed spans that were created up to here are committed; None without a created time."""
     files: dict[str, dict[str, str]]
-    """By source: each file that was read whole, with a fingerprint."""
+    """For each source the files that were read completely, with fingerprints."""
     table_version: int | None
     """The version of the offline table that holds the rows."""
     published_version: int | None
     """The version whose changes are all online."""
     offline_rows: int
     online_rows: int
-    """Records online: exact after everything was published, until then the most that one publish wrote."""
+    """Records online: exact after a publish of everything, otherwise the most that one publish wrote."""
     greatest_event_us: int | None
     """The newest committed event, rounded up to a millisecond."""
 

@@ -130,7 +130,7 @@ def test_an_apply_that_deletes_half_of_it_says_that_gc_finishes_and_so_does_a_la
     (project.root / "features.py").write_text(features)
     for command in (("plan",), ("apply", "--yes")):
         said = fs(project, capsys, *command)[1]
-        assert "note: table shop/stats/1 of an earlier stats is still there. Its rows are not taken up" in said
+        assert "note: table shop/stats/1 of an earlier stats still exists. Its rows are not used" in said
         assert "`fs gc` removes them" in said
     assert "earlier" not in fs(project, capsys, "plan")[1]
     assert "offline table shop/stats/1 removed" in fs(project, capsys, "gc")[1]

@@ -26,7 +26,7 @@ from featurestore.forks import ForkLock
 
 MAX_READERS = 1024
 _SLOT_BYTES = 64
-"""Of a reader in the lock file, whose header takes as much as three and which has one slot less than readers."""
+"""The size of a reader's slot in the lock file; the header takes three, and there is one less than readers."""
 
 FORMAT_KEY = b"\x00format"
 FORMAT = b"1"

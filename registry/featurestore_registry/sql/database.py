@@ -1,4 +1,4 @@
-"""What a registry needs of its SQL database. Each backend is a module of its own: `sqlite`."""
+"""What a registry needs from its SQL database. Each backend is a module of its own: `sqlite`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class Database(ABC):
     """One SQL database. Safe across threads, processes and forks.
 
-    Every method raises RegistryUnavailableError when the database cannot be reached and RegistryFormatError when what
-    it holds is no registry, or is damaged; the driver's errors never leave it.
+    Every method raises RegistryUnavailableError when the database cannot be reached and RegistryFormatError when it
+    holds something other than a registry, or is damaged; the driver's errors never leave it.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Database(ABC):
 
     @abstractmethod
     def exists(self) -> bool:
-        """Return whether there is a database at all, whatever it holds."""
+        """Return whether there is a database, with any content."""
 
     @abstractmethod
     def create(self) -> None:
@@ -49,7 +49,7 @@ class Database(ABC):
 
     @abstractmethod
     def settle(self) -> None:
-        """Set what stays with the database apart from its schema, which is there now."""
+        """Apply the database's persistent settings; its schema exists by now."""
 
     @abstractmethod
     def close(self) -> None:
