@@ -184,24 +184,24 @@ URLS = {
 }
 
 REDIS_OPTIONS = """\
-Options beside the URL of a Redis or a cluster:
+Options besides the URL for a Redis or a cluster:
 
 | Option | Default | What it is |
 |---|---|---|
-| `read_timeout_ms` | 50 | how long an online read waits on an open connection; it is never tried again |
-| `write_timeout_ms` | 5000 | how long a publish waits for each answer; a lost connection is tried again about as long |
+| `read_timeout_ms` | 50 | how long an online read waits on an open connection; reads are never retried |
+| `write_timeout_ms` | 5000 | how long a publish waits for each answer; it retries lost connections for about as long |
 """
 
 ENVIRONMENT = """\
 ## Environment variables
 
-The environment wins over the file. A URL is set by the name of its setting, an option beside it after two underscores.
+The environment wins over the file. The name of a setting sets its URL; add an option's name after two underscores.
 
 | Variable | Sets |
 |---|---|
 | `FS_PROJECT` | `project` |
 | `FS_REGISTRY`, `FS_OFFLINE_STORE`, `FS_ONLINE_STORE` | the URL of a store, in place of the file's whole setting |
-| `FS_ONLINE_STORE__READ_TIMEOUT_MS` | an option beside a URL from the environment |
+| `FS_ONLINE_STORE__READ_TIMEOUT_MS` | an option besides a URL from the environment |
 | `FS_ENGINE__MEMORY_LIMIT`, `FS_SERVER__PORT`, … | one key of `engine` or `server` |
 | `FS_SERVER_TOKEN` | the token of `fs serve`, 32 characters or more; the file, which is committed, cannot hold it |
 | `FS_CRASH_AT` | for tests: [the point at which the process ends itself](steps.md) |
@@ -464,18 +464,18 @@ def client_error(kind: str, status: int) -> str:
 
 
 HTTP_ERRORS = """\
-Every error is such a document; the details hold the request id, which is also the header `X-Request-ID`, and what the
-message says as data. No stack trace leaves the server.
+Every error is such a document; the details hold the request id, which is also the header `X-Request-ID`, and the facts
+of the message as data. No stack trace leaves the server.
 """
 
 ERROR_TYPES = {
-    "bad_request": "What arrived is no HTTP.",
+    "bad_request": "The request is not HTTP.",
     "malformed_json": "The body is not JSON.",
     "unauthorized": "A token is missing, unknown, expired or revoked.",
     "forbidden": "The token's role is not enough, or it is for another project.",
     "not_found": "No such feature view, feature, service or push source.",
     "no_such_route": "No such path.",
-    "method_not_allowed": "The path is there, but not with this method.",
+    "method_not_allowed": "The path exists, but not with this method.",
     "request_timeout": "The request did not arrive within 10 seconds of its first byte.",
     "too_many_entities": "Over 1,000 entity rows.",
     "too_many_features": "Over 500 features.",
@@ -483,34 +483,34 @@ ERROR_TYPES = {
     "body_too_large": "The body is larger than `server.max_body`.",
     "unsupported_media_type": "The body is not `application/json`, or it is compressed.",
     "misdirected_request": "A server without tokens was asked under another host's name than `localhost`.",
-    "invalid_request": "A key of the body is missing, unknown or of another type; the message says what may be there.",
-    "invalid_input": "Columns have different lengths, or something else about what was passed is wrong.",
+    "invalid_request": "A key of the body is missing, unknown or of another type; the message says what is allowed.",
+    "invalid_input": "Columns have different lengths, or another part of the input is wrong.",
     "entity_key": "A join key is missing or ill-typed; the message names it and its row.",
     "value_type": "A value does not fit its declared type; the message names column and row.",
     "output_name_clash": "Two features have one name: ask with `full_feature_names`.",
     "headers_too_large": "The headers are larger than 64 KiB.",
-    "on_demand_failed": "An on-demand function failed; the log of the server tells how.",
+    "on_demand_failed": "An on-demand function failed; the server's log says how.",
     "damaged_record": "A record's checksum is wrong: `fs verify`, then `fs materialize --republish`.",
-    "internal_error": "Anything else; the log of the server tells more. Please report it.",
-    "code_mismatch": "The code of an on-demand function is not what was applied; other features are answered.",
+    "internal_error": "Anything else; the server's log says more. Please report it.",
+    "code_mismatch": "The code of an on-demand function differs from what was applied; other features are answered.",
     "online_store_unavailable": "The online store does not answer. `Retry-After` says when to try again.",
     "online_store_full": "The online store has no room for pushed rows.",
     "offline_store_unavailable": "The offline store did not take pushed rows.",
     "disk_full": "The offline store's disk is full.",
     "mismatch": "The stores do not belong to the registry: `fs doctor` says which, `fs repair` settles it.",
     "registry_unavailable": "The registry does not answer; only pushes that go offline need it.",
-    "not_ready": "`/ready` alone: the online store does not answer.",
+    "not_ready": "Only from `/ready`: the online store does not answer.",
     "on_demand_busy": "On-demand functions keep a worker's threads busy. `Retry-After` says when to try again.",
     "overloaded": "The worker has 900 connections. `Retry-After` says when to try again.",
 }
 
 HTTP_HEAD = """\
-`fs serve` answers at `http://127.0.0.1:6566` unless told otherwise. Beyond loopback, and once the server has seen a
-token, every request but `/health` and `/ready` carries `Authorization: Bearer <token>`. The running server describes
+`fs serve` answers at `http://127.0.0.1:6566` by default. Beyond loopback, and once the server has seen a token, every
+request except `/health` and `/ready` needs `Authorization: Bearer <token>`. The running server describes
 itself at `/openapi.json`, and `/docs` is a page to try requests from; its scripts come from the server.
 
 The examples ask a server of [the repo that `fs init` makes](../how-to/index.md), and push to the source that is
-declared in [Push rows](../how-to/push.md). Where there are tokens add `-H "authorization: Bearer $TOKEN"` to each.
+declared in [Push rows](../how-to/push.md). If the server has tokens, add `-H "authorization: Bearer $TOKEN"` to each.
 """
 
 
@@ -686,11 +686,11 @@ ARROW_TAIL = """\
 | `Decimal(p, s)` | `decimal128` with no more digits before and after the point | `decimal128(p, s)` |
 | `Array(T)` | `list`, `large_list`, `fixed_size_list` of what T takes | `list` of what T gives |
 
-A `dictionary` counts as what its values are. What holds no value in a file fits every type there: `null`, a column of
-nulls, NaN alone where no floats are declared; `list<null>` fits every list. Whatever else a source holds is refused by
-`fs apply`, with the column's name and type: cast it in the view's `sql`. What has no type of ours: `uint64`, times of
-day, durations, structs, maps. A sum of integers in SQL, which DuckDB makes a HUGEINT, counts as Int64; a value beyond
-it ends the run and is named.
+A `dictionary` counts as the type of its values. A column without values in a file fits every type there: `null`, a
+column of nulls, only NaN if no floats are declared; `list<null>` fits every list. `fs apply` refuses all other types,
+with the column's name and type: cast it in the view's `sql`. Types without one of ours: `uint64`, times of day,
+durations, structs, maps. A sum of integers in SQL, which DuckDB turns into a HUGEINT, counts as Int64; a larger value
+ends the run with an error that names it.
 
 Pandas turns integers with nulls among them into floats. So whole floats are accepted for Int32 and Int64, in a source's
 files and in tables that you pass (entity frames, pushed rows): below 2^53, for float32 below 2^24, for float16 below
@@ -734,7 +734,7 @@ def steps_page() -> Iterable[str]:
 
 STEPS_HEAD = """\
 Long work runs in named steps. The command line shows a bar for each that takes over a second (plain lines without a
-terminal), the logger `featurestore` tells of their end, and a program can listen:
+terminal), the logger `featurestore` logs their end, and a program can listen:
 
 ```python
 from featurestore.steps import listening
