@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -33,20 +34,27 @@ model = FeatureService("model", [delays])
 """
 
 
-@pytest.fixture
-def repo(tmp_path: Path) -> Path:
-    """A materialized project."""
-    (tmp_path / "feature_store.yaml").write_text("project: shop\n")
-    (tmp_path / "features.py").write_text(FEATURES)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A materialized project. Do not change it."""
+    root = tmp_path_factory.mktemp("made")
+    (root / "feature_store.yaml").write_text("project: shop\n")
+    (root / "features.py").write_text(FEATURES)
     at = pa.array([0], pa.timestamp("us", tz="UTC"))
-    pq.write_table(pa.table({"carrier": ["UA"], "at": at, "delay": [1]}), tmp_path / "flights.parquet")
+    pq.write_table(pa.table({"carrier": ["UA"], "at": at, "delay": [1]}), root / "flights.parquet")
     frame = pa.table({"carrier": ["UA"], "event_timestamp": pa.array([1], pa.timestamp("us", tz="UTC"))})
-    pq.write_table(frame, tmp_path / "frame.parquet")
-    with FeatureStore(tmp_path) as store:
+    pq.write_table(frame, root / "frame.parquet")
+    with FeatureStore(root) as store:
         store.apply()
         store.materialize_incremental()
-        store.get_historical_features(tmp_path / "frame.parquet", "model").save("first")
-    return tmp_path
+        store.get_historical_features(root / "frame.parquet", "model").save("first")
+    return root
+
+
+@pytest.fixture
+def repo(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(made, tmp_path, dirs_exist_ok=True)
 
 
 def newer_schema(root: Path) -> None:
