@@ -267,7 +267,7 @@ class _Wait:
             mine = LeaseState(self._holder, socket.gethostname(), os.getpid(), now_us, now_us + LEASE_US)
             try:
                 version = self._book.append(mine, version)
-            except LedgerConflictError:
+            except LedgerConflictError:  # another run was first
                 continue
             return Lease(self._book, mine, version, self._clock, self._timer, since_s), None
 
@@ -275,6 +275,7 @@ class _Wait:
         """Tell whether a lease that was read after ``before_s`` may be taken."""
         if state.released:
             return True
+        # Counted from after the read that first saw the version to before this read: both err on the waiting side.
         if version != self._seen_version:
             self._seen_version, self._moved_s = version, self._timer.seconds()
             self._process = self._book.process(state.holder)

@@ -46,6 +46,7 @@ def newest(asked_keys: Int64s, asked_times: Int64s, rows: Rows, *, available: bo
     order = ranked(rows)
     # Arrays are long: steps work in place where they can, because new memory costs more than the arithmetic.
     layout = (rows.keys if order is None else rows.keys[order]).astype(np.int64)
+    # One integer per row, the key in its high bits and the rank in the low ones: sorting lays the rows out.
     layout <<= KEY_SHIFT
     layout |= np.arange(len(layout), dtype=np.int64)
     layout.sort()
@@ -75,6 +76,7 @@ def ranked(rows: Rows) -> Int64s | None:
     # A stable sort merges runs, and rows from sorted files are a few runs.
     order = np.argsort(rows.events, kind="stable")
     events = rows.events[order]
+    # Only rows with equal events need the other sort keys.
     tied = events[1:] == events[:-1]
     members = np.flatnonzero(np.append(tied, False) | np.append(False, tied))
     some = order[members]
@@ -88,6 +90,7 @@ def _search(layout: Int64s, starts: Int64s, asked_keys: Int64s, asked_times: Int
     Key and time are compared as one integer, over as many keys at once as fit into it. Overwrites ``starts``.
     """
     low, high = int(asked_times.min()), int(asked_times.max())
+    # Starts before the first question count as its time, and those after the last one as one microsecond later.
     span = high - low + 2
     np.clip(starts, low, high + 1, out=starts)
     starts -= low
@@ -105,6 +108,7 @@ def _search(layout: Int64s, starts: Int64s, asked_keys: Int64s, asked_times: Int
             continue
         composite = starts[begin:end]
         composite += ((layout[begin:end] >> KEY_SHIFT) - first) * span
+        # The least start from each row to the end of its key: all composites of the next key are greater.
         np.minimum.accumulate(composite[::-1], out=composite[::-1])
         wanted = (asked_keys[some] - first) * span + (asked_times[some] - low)
         # Sorted, the searches walk through memory instead of jumping.

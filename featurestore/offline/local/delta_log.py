@@ -297,6 +297,7 @@ class TableLog:
         number = base.version() + 1
         with self._translated(base.version()):  # reads the log
             known, kept_since = base.transaction_version(NEXT_SEQUENCE) or 0, _kept_since(base)
+        # Readers find new rows by their numbers: a commit with a smaller one does not count as only adding.
         appends = not replace and not removed and all(facts.min_sequence >= known for facts in added.values())
         kept = _keeping(kept_since if appends or merges else number, number)
         next_sequence = max(next_sequence, known)

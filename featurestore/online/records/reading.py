@@ -268,6 +268,7 @@ class ViewReader:
         if not records:
             return ViewRows(records, len(self.features), values=[])
         oldest, future = self.heads(now_us)
+        # Nearly always every record exists, has the newest schema and is within its time: then all decode at once.
         if None not in records:
             found = cast("Sequence[bytes]", records)
             heads = list(map(HEAD, found))
@@ -309,6 +310,7 @@ class ViewReader:
             rows = decode_rows(payload) if rows is None else rows
         except msgspec.DecodeError:
             raise self._first_damaged(keys, records) from None
+        # The header of a wide row is longer than the part of it that `SHAPE` compares.
         if set(map(len, rows)) != {self.stored_width}:
             raise self._first_damaged(keys, records)
         asked: list[Sequence[Any]] = rows if self.select is None else list(map(self.select, rows))
@@ -336,7 +338,7 @@ class ViewReader:
             if not is_record(record):
                 raise foreign(key)
             if record[:9] >= future or not self.are_known([record], future):
-                seen[place] = None
+                seen[place] = None  # it has no event time to show either
             elif record[:9] < oldest:
                 statuses[place] = self._too_old
             elif record[17:26] == self.own_shape:
@@ -390,14 +392,14 @@ class ViewReader:
             if found is None:
                 found = [self._present] * len(rows)
             if found[place] is self._absent or found[place] is self._too_old:
-                continue
+                continue  # these nulls are not the record's
             marked, position = list(found[place]), -1
             for _ in range(nulls):
                 position = row.index(None, position + 1)
                 if marked[position] is Status.PRESENT:
                     marked[position] = Status.NULL_VALUE
             found[place] = marked
-        if statuses is None:
+        if statuses is None:  # all rows decoded at once: decides how the next ones are
             self._expects_nulls = found is not None
         return found
 
