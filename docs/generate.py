@@ -582,7 +582,7 @@ def openapi() -> dict[str, Any]:
             click.echo = silent
         with FeatureStore(root) as store:
             store.apply()
-        document: dict[str, Any] = create_app(root).openapi()
+        document: dict[str, Any] = create_app(root).api.openapi()
         return document
 
 

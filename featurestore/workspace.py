@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from featurestore_registry.interface import Ledger, Registry
 
@@ -116,9 +116,14 @@ class Workspace:
         """The engine of this thread's work."""
         return open_engine(self.settings.engine, self.root)
 
+    def open(self, *parts: Literal["registry", "offline", "online", "engine"]) -> None:
+        """Open now what else opens at its first use, so that a bad URL is reported before any work is done."""
+        for part in parts:
+            getattr(self, part)
+
     def as_if(self, planned: Snapshot) -> Workspace:
         """Return a workspace that takes these definitions as applied; it shares this one's stores."""
-        _ = self.registry, self.offline, self.online, self.engine  # opened, and closed, by this one alone
+        self.open("registry", "offline", "online", "engine")  # opened, and closed, by this one alone
         other = copy(self)
         other._snapshot, other._is_planned = planned, True
         return other

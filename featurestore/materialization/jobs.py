@@ -168,7 +168,7 @@ def _run(
     for name in names:
         snapshot.get(FeatureView, name)
     if any(snapshot.views[name].view.online for name in names):
-        _ = workspace.online  # reports a bad URL before rows are committed
+        workspace.open("online")  # reports a bad URL before rows are committed
     results = []
     for name in names:
         registered = snapshot.views[name]

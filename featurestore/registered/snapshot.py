@@ -83,6 +83,11 @@ class Snapshot:
         }
         return Snapshot(self.project, self.revision, self.records, functions or self.functions, self.chain)
 
+    def build(self) -> None:
+        """Build every definition; raises RegistryFormatError for what only a newer version can read."""
+        for part in ("views", "on_demand", "services"):
+            getattr(self, part)
+
     @cached_property
     def definitions(self) -> dict[tuple[str, str], Definition]:
         """Every definition by (kind, name); on-demand views without their code."""

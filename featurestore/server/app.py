@@ -85,9 +85,7 @@ def create_app(
         gate = Gate(routes, verifier=verifier, project=workspace.project, is_open=door.is_open)
         return Envelope(gate, metrics=metrics)
 
-    app = FeatureServer(
-        outside=outside,
-        notice="" if token else door.notice(definitions.tokens(), now_us=workspace.clock()),
+    api = FastAPI(
         title=f"Features of {workspace.project}",
         version=featurestore.__version__,
         lifespan=_lifespan(workspace, definitions, reads, pushes, metrics, measure),
@@ -97,12 +95,13 @@ def create_app(
         exception_handlers={StarletteHTTPException: _http_error},
     )
     # Routes for the description only: the short cut serves them.
-    app.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in hot.items()]
-    _add_health(app, reads, definitions, door.is_open)
-    _add_metrics(app, metrics, measure)
-    _describe(app)
-    metrics.routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
-    return app
+    api.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in hot.items()]
+    _add_health(api, reads, definitions, door.is_open)
+    _add_metrics(api, metrics, measure)
+    _describe(api)
+    metrics.routes = frozenset(route.path for route in api.routes if isinstance(route, Route))
+    notice = "" if token else door.notice(definitions.tokens(), now_us=workspace.clock())
+    return FeatureServer(api, outside=outside, notice=notice)
 
 
 def _load(

@@ -17,11 +17,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 from featurestore.errors import SettingsError
 from featurestore.server.app import create_app, open_workspace
+from featurestore.server.http.gate import FeatureServer
 from featurestore.server.http.protocol import DeadlineProtocol
 from featurestore.server.watch import logs
 from featurestore.server.watch.metrics import DIRECTORY_VARIABLE
@@ -90,7 +90,7 @@ def _serve(
     check: Callable[[], None],
 ) -> None:
     workspace = open_workspace(root)
-    _ = workspace.online  # reports a bad URL now, before anything listens
+    workspace.open("online")  # reports a bad URL now, before anything listens
     settings = workspace.settings.server
     host = settings.host if host is None else host
     port = settings.port if port is None else port
@@ -171,7 +171,7 @@ def _stopping_by_signals() -> Iterator[Callable[[], None]]:
             signal.signal(number, handler)
 
 
-def _serve_by_workers(factory: Callable[[], FastAPI], workers: int, listening: socket.socket) -> None:
+def _serve_by_workers(factory: Callable[[], FeatureServer], workers: int, listening: socket.socket) -> None:
     # The workers are new processes and not forks, so that stores open in the process that uses them.
     directory = tempfile.mkdtemp(prefix="featurestore-metrics-")
     os.environ[DIRECTORY_VARIABLE] = directory
@@ -182,7 +182,7 @@ def _serve_by_workers(factory: Callable[[], FastAPI], workers: int, listening: s
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _worker_app(root: Path, host: str, prepare: Callable[[], None]) -> FastAPI:
+def _worker_app(root: Path, host: str, prepare: Callable[[], None]) -> FeatureServer:
     prepare()
     app = create_app(root, token=os.environ.get(TOKEN_VARIABLE), host=host)
     _settle()
@@ -195,11 +195,11 @@ def _settle() -> None:
     gc.freeze()
 
 
-def server_config(app: FastAPI | Callable[[], FastAPI], *, workers: int = 1) -> uvicorn.Config:
+def server_config(app: FeatureServer | Callable[[], FeatureServer], *, workers: int = 1) -> uvicorn.Config:
     """Return uvicorn's configuration for an app, or for a function that makes one in each worker."""
     return uvicorn.Config(
         app,
-        factory=not isinstance(app, FastAPI),
+        factory=not isinstance(app, FeatureServer),
         workers=workers,
         http=DeadlineProtocol,
         ws="none",

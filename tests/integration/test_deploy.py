@@ -103,7 +103,7 @@ def check_value(label: str, operator: str, value: str, routes: set[str]) -> None
 @pytest.fixture(scope="module")
 def routes(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     project = small_project(tmp_path_factory.mktemp("routes") / "repo", system_clock())
-    return {route.path for route in create_app(project.workspace()).routes if isinstance(route, Route)}
+    return {route.path for route in create_app(project.workspace()).api.routes if isinstance(route, Route)}
 
 
 def test_the_dashboard_shows_every_metric() -> None:

@@ -45,7 +45,7 @@ def closed_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="module")
 def paths(project: Project) -> list[str]:
     """Every route that the app has, and some that it has not."""
-    routes = create_app(project.workspace()).routes
+    routes = create_app(project.workspace()).api.routes
     assert all(isinstance(route, Route) for route in routes)  # nothing mounted that this walk would not see
     found = [route.path for route in routes if isinstance(route, Route)]
     assert {"/v1/online-features", "/get-online-features", "/metrics", "/openapi.json", "/docs"} < set(found)

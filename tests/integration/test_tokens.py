@@ -154,7 +154,7 @@ def test_a_token_is_told_once(project: Project, token: Token) -> None:
 def test_every_route_wants_a_token_with_its_role(project: Project, token: Token, role: Role | None) -> None:
     anyones = token("create", "--role", str(role or Role.ADMIN))["token"]
     headers = {} if role is None else {"authorization": f"Bearer {anyones}"}
-    app = create_app(project.workspace())
+    app = create_app(project.workspace()).api
     walked = [route for route in app.routes if isinstance(route, Route)]
     assert walked == app.routes  # nothing mounted that the walk would miss
     with serving_here(project.workspace()) as client:

@@ -6,12 +6,10 @@ import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
-from typing import Any
 
 from fastapi import FastAPI
 from featurestore_registry.auth import AuthMiddleware, Role, TokenVerifier
 from starlette.middleware.errors import ServerErrorMiddleware
-from starlette.types import ASGIApp
 
 from featurestore.errors import SettingsError
 from featurestore.server.http.bodies import App, Receive, Scope, Send
@@ -123,28 +121,22 @@ class ShortCut:
         return endpoint(scope, receive, send)
 
 
-class FeatureServer(FastAPI):
-    """FastAPI behind layers of our own: ``outside`` wraps its whole stack.
+class FeatureServer:
+    """FastAPI behind layers of our own: ``outside`` wraps its whole stack, once all routes are in it.
 
-    Its outermost middleware would answer errors in another shape, and with its telemetry costs every request as much
-    as half an answer.
+    FastAPI's outermost middleware is left out. It would answer errors in another shape, and with its telemetry costs
+    every request as much as half an answer.
     """
 
-    def __init__(self, *, outside: Callable[[App], App], notice: str = "", **options: Any) -> None:
-        super().__init__(**options)
-        self._outside = outside
+    def __init__(self, api: FastAPI, *, outside: Callable[[App], App], notice: str) -> None:
+        stack = api.build_middleware_stack()
+        assert isinstance(stack, ServerErrorMiddleware)
+        self.api = api
         self.notice = notice
         """What to log once where the server starts, however many workers it has."""
+        self._stack = outside(stack.app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if self.middleware_stack is None:
-            self.middleware_stack = self.build_middleware_stack()
-        scope["app"] = self
-        await self.middleware_stack(scope, receive, send)
-
-    def build_middleware_stack(self) -> ASGIApp:
-        """Return our layers around FastAPI's, without the one that answers errors."""
-        stack = super().build_middleware_stack()
-        assert isinstance(stack, ServerErrorMiddleware)
-        return self._outside(stack.app)
+        scope["app"] = self.api
+        await self._stack(scope, receive, send)

@@ -209,7 +209,8 @@ class DefinitionsKeeper:
         if before is not None and before.snapshot.chain == found.revision.chain:
             plans = before.plans
         else:
-            snapshot = _read_whole(Snapshot.of(found.revision))
+            snapshot = Snapshot.of(found.revision)
+            snapshot.build()  # now, not in the first request
             plans = Plans(snapshot.with_code(self._workspace.code) if snapshot.on_demand else snapshot)
             if before is not None:
                 plans.prepare(before.plans.in_use())
@@ -253,9 +254,3 @@ def _tell_of_another_history(known: Revision, found: Revision) -> None:
         logger.warning("the registry went back from revision %d to %d", known.number, found.number)
     elif known.chain.head not in found.chain and known.chain.number:
         logger.warning("the registry was restored: revision %d is not the one that was served", known.number)
-
-
-def _read_whole(snapshot: Snapshot) -> Snapshot:
-    """Build every definition now, not in the first request; raises RegistryFormatError for a newer version's."""
-    _ = snapshot.views, snapshot.on_demand, snapshot.services
-    return snapshot

@@ -10,6 +10,8 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 from featurestore.errors import OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
 from featurestore.online.patience import Patience, Wait
@@ -71,8 +73,8 @@ class SharedReads(AsyncReader):
         finally:
             self._patience.done(read)
 
+    @override
     async def check(self) -> None:
-        """See `AsyncReader.check`."""
         await self._reader.check()
 
     async def close(self) -> None:

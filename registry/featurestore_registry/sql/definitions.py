@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, RowMapping, and_, insert, select, update
+from typing_extensions import override
 
 from featurestore_registry.errors import RecordNotFoundError, RevisionConflictError
 from featurestore_registry.interface import Definitions
@@ -34,23 +35,23 @@ class SqlDefinitions(Definitions):
         self._chains: dict[str, Chain] = {}
         """Chains by project, as they were last read, so that only newer revisions are hashed."""
 
+    @override
     def head(self, project: str) -> int:
-        """Return the newest revision's number, 0 for an unknown project."""
         with self._database.reading() as connection:
             return _head(connection, project)
 
+    @override
     def chain(self, project: str) -> Chain:
-        """Return the hashes of all revisions; see `Definitions.chain`."""
         with self._database.reading() as connection:
             return self._chain(connection, project)
 
+    @override
     def projects(self) -> list[str]:
-        """Return the names of all projects ever applied, sorted."""
         with self._database.reading() as connection:
             return sorted(connection.scalars(select(tables.project.c.project)))
 
+    @override
     def read(self, project: str, revision: int | None = None) -> Revision:
-        """Return one revision whole, the newest when None; see `Definitions.read`."""
         record = tables.record
         with self._database.reading() as connection:
             chain = self._chain(connection, project)
@@ -73,8 +74,8 @@ class SqlDefinitions(Definitions):
         ordered = tuple(sorted(records, key=lambda each: (each.kind, each.name)))
         return Revision(project, number, ordered, Chain(chain.hashes[:number]))
 
+    @override
     def history(self, project: str, *, limit: int = 50) -> list[RevisionInfo]:
-        """Return the newest revisions first; see `Definitions.history`."""
         if limit < 0:
             raise ValueError(f"limit must be 0 or more, not {limit}")
         revision, change, record = tables.revision, tables.change, tables.record
@@ -120,6 +121,7 @@ class SqlDefinitions(Definitions):
             for info in infos
         ]
 
+    @override
     def apply(
         self,
         project: str,
@@ -130,7 +132,6 @@ class SqlDefinitions(Definitions):
         message: str,
         commit: str,
     ) -> Chain:
-        """Apply the changes in one transaction; see `Definitions.apply`."""
         rows = _rows(project, changes)
         with self._database.writing() as connection:
             chain = self._chain(connection, project)

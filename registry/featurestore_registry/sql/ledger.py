@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import Row, and_, delete, insert, select, update
+from typing_extensions import override
 
 from featurestore_registry.errors import LedgerConflictError
 from featurestore_registry.interface import Ledger
@@ -21,8 +22,8 @@ class SqlLedger(Ledger):
         self._database = database
         self._clock = clock
 
+    @override
     def append(self, project: str, kind: str, key: str, document: Document, *, if_version: int | None = None) -> int:
-        """Append the next version of a key and return its number, durably; see `Ledger.append`."""
         text = canonical_json(document)
         heads, entries = tables.ledger_key, tables.ledger
         this_key = {"project": project, "kind": kind, "key": key}
@@ -51,13 +52,13 @@ class SqlLedger(Ledger):
                 connection.execute(delete(entries).where(is_entry, entries.c.version <= version - KEPT_VERSIONS))
         return version
 
+    @override
     def latest(self, project: str, kind: str, key: str) -> LedgerEntry | None:
-        """Return the newest entry of a key, or None."""
         newest = self.scan(project, kind, key=key, limit=1)
         return newest[0] if newest else None
 
+    @override
     def scan(self, project: str, kind: str, *, key: str | None = None, limit: int | None = None) -> list[LedgerEntry]:
-        """Return entries, newest first; see `Ledger.scan`."""
         if limit is not None and limit < 0:
             raise ValueError(f"limit must be 0 or more, not {limit}")
         heads, entries = tables.ledger_key, tables.ledger
