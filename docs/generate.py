@@ -543,23 +543,28 @@ def schema_table(document: dict[str, Any], reference: dict[str, Any]) -> Iterabl
     yield "| Key | Type | What it is |\n|---|---|---|"
     for name, found in schema["properties"].items():
         notes = [found.get("description", "")]
-        if "default" in found:
-            notes.append(f"Default: `{found['default']}`.".replace("'", '"').replace("False", "false"))
+        default = found.get("default")
+        if default not in (None, {}):
+            notes.append(f"Default: `{default if isinstance(default, str) else json.dumps(default)}`.")
         if name in schema.get("required", ()):
             notes.append("Always there." if "Answer" in reference["$ref"] else "Required.")
-        yield f"| `{name}` | {cell(schema_type(found))} | {cell(' '.join(filter(None, notes)))} |"
+        yield f"| `{name}` | {cell(schema_type(document, found))} | {cell(' '.join(filter(None, notes)))} |"
     yield ""
 
 
-def schema_type(schema: dict[str, Any]) -> str:
+def schema_type(document: dict[str, Any], schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    if "anyOf" in schema:
+        return " or ".join(schema_type(document, found) for found in schema["anyOf"])
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     kinds = schema.get("type", "any")
     text = " or ".join([kinds] if isinstance(kinds, str) else kinds)
-    if "items" in schema and "array" in text:
-        text = text.replace("array", f"list of {schema_type(schema['items'])}")
+    if "array" in text:
+        text = text.replace("array", f"list of {schema_type(document, schema.get('items', {}))}")
     if isinstance(schema.get("additionalProperties"), dict):
-        text = f"object of {schema_type(schema['additionalProperties'])}"
+        text = f"object of {schema_type(document, schema['additionalProperties'])}"
     elif "properties" in schema:
         text = "object of " + ", ".join(f"`{name}`" for name in schema["properties"])
     return text

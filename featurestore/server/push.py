@@ -8,17 +8,29 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
-from typing import Literal
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError
 from featurestore.ingest.group_commit import PAUSE_SECONDS
-from featurestore.ingest.push import Push, PushPlan, PushResult
+from featurestore.ingest.push import Push, PushPlan, PushResult, To
 from featurestore.ingest.rows import PushedRows
 from featurestore.registered.snapshot import Snapshot
-from featurestore.server.http.bodies import PAUSE, Columns, Name, Receive, Scope, Send, decoded, read_body, send_json
+from featurestore.server.http.bodies import (
+    MOST_ROWS,
+    PAUSE,
+    Columns,
+    Name,
+    Receive,
+    Scope,
+    Send,
+    decoded,
+    read_body,
+    send_json,
+)
 from featurestore.server.http.errors import RequestError
 from featurestore.server.read import endpoints
 from featurestore.server.read.definitions import DefinitionsKeeper
@@ -30,11 +42,17 @@ PUSH_PATH = "/push"
 
 
 class PushRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of ``POST /push``."""
+    """A created time that is null or not there is the time of arrival."""
 
-    source: Name
-    rows: Columns
-    to: Literal["both", "online", "offline"] = "both"
+    source: Annotated[Name, Meta(description="The name of a `PushSource`.")]
+    rows: Annotated[
+        Columns,
+        Meta(description="Join keys, features and the event time (RFC 3339), one list each; others are ignored."),
+    ]
+    to: Annotated[
+        To,
+        Meta(description="Where rows go: into the offline store, online, or first the one and then the other."),
+    ] = "both"
 
 
 class PushEndpoint:
@@ -53,14 +71,14 @@ class PushEndpoint:
         """Answer one request."""
         request = decoded(self._decoder, await read_body(scope, receive, self._max_body))
         rows = max(map(len, request.rows.values()), default=0)
-        if rows > endpoints.MOST_ROWS:
+        if rows > MOST_ROWS:
             raise RequestError(
                 413,
                 "too_many_rows",
-                f"{rows} rows are more than {endpoints.MOST_ROWS}.",
+                f"{rows} rows are more than {MOST_ROWS}.",
                 hint="Push them in several requests.",
                 rows=rows,
-                max_rows=endpoints.MOST_ROWS,
+                max_rows=MOST_ROWS,
             )
         plan = self._plan(request.source)
         work, versions = await self._threads.run(partial(self._begin, plan, request))

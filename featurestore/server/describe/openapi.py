@@ -1,176 +1,73 @@
-"""The description of the hot routes, written by hand: FastAPI does not see what is a bare ASGI app.
+"""The description of the hot routes: FastAPI does not see what is a bare ASGI app.
 
 A test sends what this says, and checks that the answers are what it says.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+from msgspec import Meta
+
+from featurestore.ingest.push import PushResult
 from featurestore.server.describe.examples import ERROR, EXAMPLES, curl
-from featurestore.server.read.endpoints import MOST_ROWS
+from featurestore.server.http.bodies import MOST_ROWS
+from featurestore.server.push import PushRequest
+from featurestore.server.read.endpoints import FeastAnswer, FeastRequest, Instant, OnlineRequest, StatusName
 from featurestore.server.read.plans import MOST_FEATURES
 
 Json = dict[str, Any]
 
-_NAME: Json = {"type": "string", "maxLength": 256}
-_STATUS: Json = {"type": "string", "enum": ["PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE"]}
-_COUNT: Json = {"type": "integer", "minimum": 0}
-_INSTANT: Json = {"type": "string", "format": "date-time"}
-_FEATURES: Json = {
-    "type": ["array", "null"],
-    "items": _NAME,
-    "maxItems": MOST_FEATURES,
-    "description": "`view:feature`, or `view:*` for all of a view, in the order of the answer.",
-}
-_FULL_NAMES: Json = {"type": "boolean", "default": False, "description": "Name outputs `view__feature`."}
-_SERVICE: Json = {
-    "type": ["string", "null"],
-    "maxLength": 256,
-    "description": "All features of this service, in its order.",
-}
+
+class OnlineAnswer(msgspec.Struct, forbid_unknown_fields=True):
+    """Row-major, features only, in the order asked.
+
+    Values that are not PRESENT are null, or the feature's declared default. Timestamps are RFC 3339, dates ISO 8601,
+    decimals strings, bytes base64; NaN and infinities are null with NULL_VALUE.
+    """
+
+    names: Annotated[list[str], Meta(description="The outputs, in the order asked.")]
+    rows: Annotated[list[list[Any]], Meta(description="For each entity row its values, in the order of `names`.")]
+    status: (
+        Annotated[list[list[StatusName]], Meta(description="What each value is; where `include` asks for it.")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+    event_timestamp: (
+        Annotated[
+            dict[str, list[Instant | None]],
+            Meta(description="By view an instant a row, null where nothing was found; where `include` asks for it."),
+        ]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
 
 
-def _columns(description: str) -> Json:
-    return {
-        "type": "object",
-        "description": description,
-        "propertyNames": _NAME,
-        "additionalProperties": {"type": "array", "maxItems": MOST_ROWS, "items": {}},
-    }
+_DESCRIBED = OnlineRequest, OnlineAnswer, FeastRequest, FeastAnswer, PushRequest, PushResult
 
 
-def _list(items: Json) -> Json:
-    return {"type": "array", "items": items}
+def _schemas() -> dict[str, Json]:
+    """Return the schemas of bodies: made from the classes that are decoded and encoded, as far as there are any."""
+    _, found = msgspec.json.schema_components(_DESCRIBED, ref_template="#/components/schemas/{name}")
+    for name in ("PushResult", "PushedView", "OnlineCounts"):  # an answer has every key
+        found[name]["required"] = list(found[name]["properties"])
+        for described in found[name]["properties"].values():
+            described.pop("default", None)
+    pushed = found["PushAnswer"] = found.pop("PushResult")
+    pushed["title"] = "PushAnswer"
+    pushed["description"] = "Sent when the rows are committed offline and then written online."
+    pushed["properties"]["views"]["description"] = "By view; null for a store that the rows did not go to."
+    pushed["properties"]["note"]["description"] = (
+        "What to know of a push to `online` alone, and which views did not take the rows."
+    )
+    return found
 
 
 def _object(properties: Json, required: list[str], **more: Any) -> Json:
     return {"type": "object", **more, "properties": properties, "required": required}
 
 
-_TO = "Where rows go: into the offline store, online, or first the one and then the other."
-
 SCHEMAS: dict[str, Json] = {
-    "OnlineRequest": _object(
-        {
-            "features": _FEATURES,
-            "feature_service": _SERVICE,
-            "entities": _columns("Join keys, one list each. Int64 keys may be decimal strings."),
-            "request_data": _columns("Values for on-demand features, one list each."),
-            "include": {
-                "type": "array",
-                "items": {"type": "string", "enum": ["status", "event_timestamp"]},
-                "default": ["status"],
-                "description": "What is answered beside the values.",
-            },
-            "full_feature_names": _FULL_NAMES,
-        },
-        [],
-        additionalProperties=False,
-        description="Either `features` or `feature_service`.",
-    ),
-    "OnlineAnswer": _object(
-        {
-            "names": {**_list({"type": "string"}), "description": "The outputs, in the order asked."},
-            "rows": {
-                **_list(_list({})),
-                "description": "For each entity row its values, in the order of `names`.",
-            },
-            "status": {**_list(_list(_STATUS)), "description": "What each value is; where `include` asks for it."},
-            "event_timestamp": {
-                "type": "object",
-                "description": "By view an instant a row, null where nothing was found; where `include` asks for it.",
-                "additionalProperties": _list({**_INSTANT, "type": ["string", "null"]}),
-            },
-        },
-        ["names", "rows"],
-        additionalProperties=False,
-        description="Row-major, features only, in the order asked. Values that are not PRESENT are null, or the "
-        "feature's declared default. Timestamps are RFC 3339, dates ISO 8601, decimals strings, bytes base64; NaN and "
-        "infinities are null with NULL_VALUE.",
-    ),
-    "FeastRequest": _object(
-        {
-            "features": _FEATURES,
-            "feature_service": _SERVICE,
-            "entities": _columns("Join keys and request data, one list each."),
-            "full_feature_names": _FULL_NAMES,
-            "include_feature_view_version_metadata": {
-                "type": "boolean",
-                "default": False,
-                "description": "Adds `feature_view_metadata`: each view with its generation.",
-            },
-        },
-        ["entities"],
-        description="As Feast's clients send it. Other keys are ignored.",
-    ),
-    "FeastAnswer": _object(
-        {
-            "metadata": _object(
-                {
-                    "feature_names": _list({"type": "string"}),
-                    "feature_view_metadata": _list(
-                        _object({"name": {"type": "string"}, "version": _COUNT}, ["name", "version"])
-                    ),
-                },
-                ["feature_names"],
-            ),
-            "results": _list(
-                _object(
-                    {
-                        "values": _list({}),
-                        "statuses": _list(_STATUS),
-                        "event_timestamps": _list(_INSTANT),
-                    },
-                    ["values", "statuses", "event_timestamps"],
-                )
-            ),
-        },
-        ["metadata", "results"],
-        description="Column-major: `metadata.feature_names[i]` belongs to `results[i]`, join keys first.",
-    ),
-    "PushRequest": _object(
-        {
-            "source": {**_NAME, "description": "The name of a `PushSource`."},
-            "rows": _columns("Join keys, features and the event time (RFC 3339), one list each; others are ignored."),
-            "to": {"type": "string", "enum": ["both", "online", "offline"], "default": "both", "description": _TO},
-        },
-        ["source", "rows"],
-        additionalProperties=False,
-        description="A created time that is null or not there is the time of arrival.",
-    ),
-    "PushAnswer": _object(
-        {
-            "source": {"type": "string"},
-            "rows": _COUNT,
-            "to": {"type": "string", "enum": ["both", "online", "offline"]},
-            "views": {
-                "type": "object",
-                "description": "By view; null for a store that the rows did not go to.",
-                "additionalProperties": _object(
-                    {
-                        "online": _object(
-                            dict.fromkeys(("written", "stale", "expired", "wrong_type"), _COUNT),
-                            ["written", "stale", "expired", "wrong_type"],
-                            type=["object", "null"],
-                        ),
-                        "offline": _object(
-                            {"rows": _COUNT, "version": {"type": ["integer", "null"]}},
-                            ["rows", "version"],
-                            type=["object", "null"],
-                        ),
-                    },
-                    ["online", "offline"],
-                ),
-            },
-            "note": {
-                "type": ["string", "null"],
-                "description": "What to know of a push to `online` alone, and which views did not take the rows.",
-            },
-        },
-        ["source", "rows", "to", "views", "note"],
-        description="Sent when the rows are committed offline and then written online.",
-    ),
+    **_schemas(),
     "Error": _object(
         {
             "error": _object(

@@ -29,8 +29,11 @@ PAUSE = "pause_seconds"
 REFUSED = "refused_status"
 """Key in a scope's state: the status with which the protocol ended a request whose body had not arrived."""
 
+MOST_ROWS = 1_000
+"""At most this many rows in a request."""
 Name = Annotated[str, msgspec.Meta(max_length=256)]
-Columns = dict[Name, list[Any]]
+# The description names the most rows; more of them are refused with an error of its own, and not by the decoder.
+Columns = dict[Name, Annotated[list[Any], msgspec.Meta(extra_json_schema={"maxItems": MOST_ROWS})]]
 T = TypeVar("T")
 
 

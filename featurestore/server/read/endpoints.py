@@ -11,24 +11,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic, perf_counter
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import msgspec
+from msgspec import Meta
 
 from featurestore.errors import InputError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
 from featurestore.online.records.codec import MOST_VALUES_AT_ONCE, pieces
 from featurestore.online.records.reading import Status
-from featurestore.server.http.bodies import Columns, Name, Receive, Scope, Send, decoded, read_body, send_json
+from featurestore.server.http.bodies import (
+    MOST_ROWS,
+    Columns,
+    Name,
+    Receive,
+    Scope,
+    Send,
+    decoded,
+    read_body,
+    send_json,
+)
 from featurestore.server.http.errors import RequestError
 from featurestore.server.read.definitions import DefinitionsKeeper
-from featurestore.server.read.plans import Asked, Pattern, ServingPlan
+from featurestore.server.read.plans import MOST_FEATURES, Asked, Pattern, ServingPlan
 from featurestore.server.read.threads import THREADS, AllBusyError, Threads
 from featurestore.server.watch.metrics import Metrics
 from featurestore.serving.compiled import Answer, OnlinePlan, Query
 from featurestore.types.times import Clock, to_instant, to_rfc3339
 
-MOST_ROWS = 1_000
 ABSENT_SCHEMA_SECONDS = 10.0
 """Seconds until a schema that the store did not hold is looked up again."""
 
@@ -42,34 +52,85 @@ FUNCTION_WAIT_SECONDS = 1.0
 """How long a request waits for one of the threads of on-demand functions."""
 
 EPOCH_TEXT = "1970-01-01T00:00:00Z"
-_STATUS = {status: status.name for status in Status}
+_STATUS: dict[Status, StatusName] = {status: cast("StatusName", status.name) for status in Status}
 _JSON = (b"content-type", b"application/json")
 
 _U, _L = b"ul"
 """Two bytes of ``null``: a search for one byte is ten times as fast as for a word, and few other texts have both."""
 
+# The bodies' classes are what `/openapi.json` says of them, their docstrings and descriptions included.
 NO_FEATURES = msgspec.Raw(b"null")
+Features = Annotated[
+    msgspec.Raw,
+    Meta(
+        description="`view:feature`, or `view:*` for all of a view, in the order of the answer.",
+        extra_json_schema={
+            "type": ["array", "null"],
+            "items": {"type": "string", "maxLength": 256},
+            "maxItems": MOST_FEATURES,
+        },
+    ),
+]
+Service = Annotated[Name | None, Meta(description="All features of this service, in its order.")]
+FullNames = Annotated[bool, Meta(description="Name outputs `view__feature`.")]
+Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+StatusName = Literal["PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE"]
 
 
 class OnlineRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of ``POST /v1/online-features``."""
+    """Either `features` or `feature_service`."""
 
-    features: msgspec.Raw = NO_FEATURES
-    feature_service: Name | None = None
-    entities: Columns = {}
-    request_data: Columns = {}
-    include: tuple[Literal["status", "event_timestamp"], ...] = ("status",)
-    full_feature_names: bool = False
+    # A default that is made each time is not described: a Raw cannot be.
+    features: Features = msgspec.field(default_factory=lambda: NO_FEATURES)
+    feature_service: Service = None
+    entities: Annotated[Columns, Meta(description="Join keys, one list each. Int64 keys may be decimal strings.")] = {}
+    request_data: Annotated[Columns, Meta(description="Values for on-demand features, one list each.")] = {}
+    include: Annotated[
+        tuple[Literal["status", "event_timestamp"], ...],
+        Meta(description="What the answer holds in addition to the values."),
+    ] = ("status",)
+    full_feature_names: FullNames = False
 
 
-class FeastRequest(msgspec.Struct):
-    """Body of ``POST /get-online-features`` as Feast's clients write it; other keys are ignored."""
+class FeastRequest(msgspec.Struct, kw_only=True):
+    """As Feast's clients send it. Other keys are ignored."""
 
-    entities: Columns
-    features: msgspec.Raw = NO_FEATURES
-    feature_service: Name | None = None
-    full_feature_names: bool = False
-    include_feature_view_version_metadata: bool = False
+    features: Features = msgspec.field(default_factory=lambda: NO_FEATURES)
+    feature_service: Service = None
+    entities: Annotated[Columns, Meta(description="Join keys and request data, one list each.")]
+    full_feature_names: FullNames = False
+    include_feature_view_version_metadata: Annotated[
+        bool, Meta(description="Adds `feature_view_metadata`: each view with its generation.")
+    ] = False
+
+
+class FeastView(msgspec.Struct):
+    """A view that was read, and its generation."""
+
+    name: str
+    version: int
+
+
+class FeastMetadata(msgspec.Struct):
+    """What the columns of an answer are."""
+
+    feature_names: list[str]
+    feature_view_metadata: list[FeastView] | msgspec.UnsetType = msgspec.UNSET
+
+
+class FeastColumn(msgspec.Struct):
+    """One column of an answer, with an item for each entity row."""
+
+    values: list[Any]
+    statuses: list[StatusName]
+    event_timestamps: list[Instant]
+
+
+class FeastAnswer(msgspec.Struct):
+    """Column-major: `metadata.feature_names[i]` belongs to `results[i]`, join keys first."""
+
+    metadata: FeastMetadata
+    results: list[FeastColumn]
 
 
 Encode = Callable[[ServingPlan, Answer], bytes]
@@ -334,7 +395,7 @@ def online_body(serving: ServingPlan, answer: Answer, include: Sequence[str]) ->
 
 
 def feast_body(plan: OnlinePlan, answer: Answer, request: FeastRequest) -> bytes:
-    """Return ``{"metadata": {"feature_names"}, "results": [{"values", "statuses", "event_timestamps"}]}``.
+    """Return a `FeastAnswer`.
 
     The client's own join keys come first, as they were sent; Timestamp features are integer seconds, and there
     is an event timestamp everywhere, as Feast's servers answer.
@@ -342,13 +403,9 @@ def feast_body(plan: OnlinePlan, answer: Answer, request: FeastRequest) -> bytes
     epochs = [EPOCH_TEXT] * answer.row_count
     keys = [name for name in request.entities if name in plan.request.key_types]
     plan.request.check_own_columns(keys)
-    results: list[dict[str, Any]] = [
-        {
-            "values": request.entities[name],
-            "statuses": ["NULL_VALUE" if value is None else "PRESENT" for value in request.entities[name]],
-            "event_timestamps": epochs,
-        }
-        for name in keys
+    results = [
+        FeastColumn(values, ["NULL_VALUE" if value is None else "PRESENT" for value in values], epochs)
+        for values in map(request.entities.__getitem__, keys)
     ]
     times = {
         alias: [EPOCH_TEXT if instant is None else _feast_time(instant) for instant in instants]
@@ -358,21 +415,16 @@ def feast_body(plan: OnlinePlan, answer: Answer, request: FeastRequest) -> bytes
         innermost = output.field.type
         while innermost.item is not None:
             innermost = innermost.item
-        results.append(
-            {
-                "values": [_in_seconds(value) for value in values] if innermost.name == "Timestamp" else values,
-                "statuses": [_STATUS[status] for status in statuses],
-                "event_timestamps": times.get(output.alias, epochs),
-            }
-        )
-    metadata: dict[str, Any] = {"feature_names": [*keys, *plan.names]}
+        own = [_in_seconds(value) for value in values] if innermost.name == "Timestamp" else values
+        results.append(FeastColumn(own, [_STATUS[status] for status in statuses], times.get(output.alias, epochs)))
+    metadata = FeastMetadata([*keys, *plan.names])
     if request.include_feature_view_version_metadata:
-        metadata["feature_view_metadata"] = [
-            {"name": read.name, "version": read.registered.generation} for read in plan.request.reads
+        metadata.feature_view_metadata = [
+            FeastView(read.name, read.registered.generation) for read in plan.request.reads
         ]
-    found: Sequence[Any] = results
-    if answer.row_count * len(results) > MOST_VALUES_AT_ONCE:  # one by one: see `pieces`
-        found = [msgspec.Raw(msgspec.json.encode(result)) for result in results]
+    if answer.row_count * len(results) <= MOST_VALUES_AT_ONCE:
+        return msgspec.json.encode(FeastAnswer(metadata, results))
+    found = [msgspec.Raw(msgspec.json.encode(result)) for result in results]  # one by one: see `pieces`
     return msgspec.json.encode({"metadata": metadata, "results": found})
 
 
