@@ -1,4 +1,4 @@
-"""The options by which commands are told which features to read."""
+"""The options that say which features a command reads."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The description of the hot routes: FastAPI does not see what is a bare ASGI app.
 
-A test sends what this says, and checks that the answers are what it says.
+A test sends requests by this description, and checks that the answers match it.
 """
 
 from __future__ import annotations
@@ -85,15 +85,15 @@ SCHEMAS: dict[str, Json] = {
 }
 
 ERRORS = {
-    "400": "The body is no JSON.",
+    "400": "The body is not JSON.",
     "401": "A token is missing or unknown.",
-    "403": "The token's role or project is not enough.",
+    "403": "The token's role or project does not suffice.",
     "404": "No such feature or feature service.",
     "405": "The method is not the one described.",
     "408": "The request did not arrive in time.",
     "413": f"Over {MOST_ROWS:,} entity rows, {MOST_FEATURES} features, or the body limit.",
     "415": "The body is not application/json.",
-    "421": "The server is open, and was asked under another host's name.",
+    "421": "The server is open, and the request names another host.",
     "422": "A join key is missing or ill-typed, or the body is not as described.",
     "431": "The headers are too large.",
     "500": "The server failed.",
@@ -111,7 +111,7 @@ def _json(name: str) -> Json:
 
 
 def error_responses(*statuses: str) -> Json:
-    """Return the responses of some error statuses, all of them where none is named."""
+    """Return the responses of some error statuses, by default of all."""
     return {
         status: {
             "description": text,
@@ -153,13 +153,13 @@ PATHS: dict[str, Json] = {
         "get_online_features", "The same for Feast's clients", "FeastRequest", "FeastAnswer"
     ),
     "/push": _operation(
-        "push", "Push rows of a push source (role operator)", "PushRequest", "PushAnswer", "What became of the rows."
+        "push", "Push rows of a push source (role operator)", "PushRequest", "PushAnswer", "The outcome for the rows."
     ),
 }
 
 
 def complete(document: Json, open_paths: frozenset[str]) -> Json:
-    """Add the hot routes, their schemas and the token to what FastAPI describes."""
+    """Add the hot routes, their schemas and the token to FastAPI's description."""
     document["paths"] = {**PATHS, **document["paths"]}
     components = document.setdefault("components", {})
     components["schemas"] = {**components.get("schemas", {}), **SCHEMAS}

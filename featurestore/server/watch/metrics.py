@@ -64,7 +64,7 @@ class Metrics:
             buckets=_AGE_BUCKETS,
         )
         self._values = Counter(
-            "featurestore_values", "Feature values answered, by what they are.", ["view", "status"], registry=registry
+            "featurestore_values", "Feature values answered, by status.", ["view", "status"], registry=registry
         )
         self._rows = Counter("featurestore_online_rows", "Entity rows answered.", registry=registry)
         self.functions_busy = Counter(
@@ -73,7 +73,7 @@ class Metrics:
             registry=registry,
         )
         self._push_rows = Counter(
-            "featurestore_push_rows", "Rows pushed, by what became of them.", ["view", "result"], registry=registry
+            "featurestore_push_rows", "Rows pushed, by outcome.", ["view", "result"], registry=registry
         )
         self._add_store(registry)
         self._add_definitions(registry)
@@ -109,7 +109,7 @@ class Metrics:
 
         self.refreshes = Counter(
             "featurestore_registry_refreshes",
-            "Looks at the registry by outcome: same, changed, failed.",
+            "Refreshes from the registry by outcome: same, changed, failed.",
             ["outcome"],
             registry=registry,
         )
@@ -132,10 +132,10 @@ class Metrics:
             ("view",),
         )
         self._publish_rows = gauge(
-            "publish_rows", "Records that a view's last run sent online, by what became of them.", ("view", "result")
+            "publish_rows", "Records that a view's last run sent online, by outcome.", ("view", "result")
         )
         self._publish_lag = gauge(
-            "publish_lag_seconds", "Since when committed rows of a view wait to be online; 0 when all are.", ("view",)
+            "publish_lag_seconds", "How long committed rows of a view have waited to go online; 0 for none.", ("view",)
         )
         self._committed_age = gauge(
             "committed_age_seconds", "Since the end of the last committed interval of a view.", ("view",)
