@@ -42,7 +42,7 @@ PUSH_PATH = "/push"
 
 
 class PushRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A created time that is null or not there is the time of arrival."""
+    """A missing or null created time means the time of arrival."""
 
     source: Annotated[Name, Meta(description="The name of a `PushSource`.")]
     rows: Annotated[
@@ -51,7 +51,7 @@ class PushRequest(msgspec.Struct, forbid_unknown_fields=True):
     ]
     to: Annotated[
         To,
-        Meta(description="Where rows go: into the offline store, online, or first the one and then the other."),
+        Meta(description="Where rows go: into the offline store, online, or first offline and then online."),
     ] = "both"
 
 

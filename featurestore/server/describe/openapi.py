@@ -1,4 +1,4 @@
-"""The description of the hot routes: FastAPI does not see what is a bare ASGI app.
+"""The description of the hot routes: FastAPI cannot describe a bare ASGI app.
 
 A test sends requests by this description, and checks that the answers match it.
 """
@@ -28,15 +28,15 @@ class OnlineAnswer(msgspec.Struct, forbid_unknown_fields=True):
     """
 
     names: Annotated[list[str], Meta(description="The outputs, in the order asked.")]
-    rows: Annotated[list[list[Any]], Meta(description="For each entity row its values, in the order of `names`.")]
+    rows: Annotated[list[list[Any]], Meta(description="The values of each entity row, in the order of `names`.")]
     status: (
-        Annotated[list[list[StatusName]], Meta(description="What each value is; where `include` asks for it.")]
+        Annotated[list[list[StatusName]], Meta(description="The status of each value, if `include` asks for it.")]
         | msgspec.UnsetType
     ) = msgspec.UNSET
     event_timestamp: (
         Annotated[
             dict[str, list[Instant | None]],
-            Meta(description="By view an instant a row, null where nothing was found; where `include` asks for it."),
+            Meta(description="For each view an instant per row, null if nothing was found; if `include` asks for it."),
         ]
         | msgspec.UnsetType
     ) = msgspec.UNSET
@@ -55,9 +55,9 @@ def _schemas() -> dict[str, Json]:
     pushed = found["PushAnswer"] = found.pop("PushResult")
     pushed["title"] = "PushAnswer"
     pushed["description"] = "Sent when the rows are committed offline and then written online."
-    pushed["properties"]["views"]["description"] = "By view; null for a store that the rows did not go to."
+    pushed["properties"]["views"]["description"] = "Counts by view; null for a store that the rows did not go to."
     pushed["properties"]["note"]["description"] = (
-        "What to know of a push to `online` alone, and which views did not take the rows."
+        "What to know about a push to `online` only, and which views did not take the rows."
     )
     return found
 

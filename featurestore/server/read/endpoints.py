@@ -58,7 +58,7 @@ _JSON = (b"content-type", b"application/json")
 _U, _L = b"ul"
 """Two bytes of ``null``: a search for one byte is ten times as fast as for a word, and few other texts have both."""
 
-# The bodies' classes are what `/openapi.json` says of them, their docstrings and descriptions included.
+# `/openapi.json` describes the bodies by these classes, with their docstrings and descriptions.
 NO_FEATURES = msgspec.Raw(b"null")
 Features = Annotated[
     msgspec.Raw,
@@ -112,7 +112,7 @@ class FeastView(msgspec.Struct):
 
 
 class FeastMetadata(msgspec.Struct):
-    """What the columns of an answer are."""
+    """The columns of an answer."""
 
     feature_names: list[str]
     feature_view_metadata: list[FeastView] | msgspec.UnsetType = msgspec.UNSET
