@@ -62,7 +62,7 @@ def get_historical_features(
     now_us = workspace.clock()
     pins, folder = _pins(workspace, request, frame, as_of, direct, now_us)
     rows = JoinedRows(workspace.engine.joins, workspace.offline, snapshot, request, frame, pins, direct)
-    rows.checked_functions()  # code that is not what was applied is reported now
+    rows.check_functions()  # code that is not what was applied is reported now
     made = TrainingSet(
         workspace,
         rows,

@@ -149,9 +149,15 @@ class JoinedRows:
     direct: bool = False
     """Whether the pins are files of this set's own, staged from the sources."""
 
-    def checked_functions(self) -> list[OnDemandFunction]:
-        """Return the on-demand functions; raises CodeMismatchError for one that is not what was applied."""
+    @cached_property
+    def functions(self) -> list[OnDemandFunction]:
+        """The on-demand functions; raises CodeMismatchError."""
         return [OnDemandFunction(self.snapshot, read.view) for read in self.request.on_demand]
+
+    def check_functions(self) -> None:
+        """Raise CodeMismatchError for on-demand code that is not what was applied."""
+        for read in self.request.on_demand:
+            OnDemandFunction(self.snapshot, read.view)
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -181,7 +187,7 @@ class JoinedRows:
         """
         import pyarrow as pa
 
-        functions, done = self.checked_functions(), 0
+        done = 0
         for joined in self._verified(self._joined()):
             columns = joined.columns
             places, first = [], 0
@@ -191,7 +197,7 @@ class JoinedRows:
                 first += len(mine)
                 if observed is not None:
                     observed.see(pinned.read, mine, done)
-            computed = self._computed(functions, places, done, joined.num_rows)
+            computed = self._computed(places, done, joined.num_rows)
             arrays = [self._output(output, places, computed) for output in self.request.outputs]
             done += joined.num_rows
             yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
@@ -221,11 +227,9 @@ class JoinedRows:
             rows = min(BATCH_ROWS, len(self.frame) - start)
             yield pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))
 
-    def _computed(
-        self, functions: Sequence[OnDemandFunction], places: Sequence[Sequence[pa.Array]], start: int, rows: int
-    ) -> list[list[pa.Array]]:
+    def _computed(self, places: Sequence[Sequence[pa.Array]], start: int, rows: int) -> list[list[pa.Array]]:
         computed = []
-        for function, read in zip(functions, self.request.on_demand, strict=True):
+        for function, read in zip(self.functions, self.request.on_demand, strict=True):
             inputs = {}
             for argument in read.inputs:
                 if argument.read is None:

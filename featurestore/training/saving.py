@@ -124,7 +124,7 @@ def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
         pins.append(pin(read, cast("AsOf", kept.as_of), version))
     rows = JoinedRows(workspace.engine.joins, workspace.offline, snapshot, request, frame, tuple(pins))
     try:
-        rows.checked_functions()  # refuse before any row is built
+        rows.check_functions()  # refuse before any row is built
     except CodeMismatchError as error:
         raise CodeMismatchError(
             f"Training set {name!r} cannot be built again: {error.message}",
