@@ -1,4 +1,4 @@
-"""What an engine must do that lists the rows of a source that no run takes, against plain loops.
+"""How an engine that lists a source's dropped rows must do it, against plain loops.
 
 See `featurestore.testing.engine_project` for the fixture that the suite takes. An engine that does not list them, as
 its capabilities say, leaves this suite out.

@@ -1,4 +1,4 @@
-"""What every engine must make of folders called ``name=value``: below a source they are partitions, elsewhere nothing.
+"""How every engine must read folders called ``name=value``: below a source they are partitions, elsewhere nothing.
 
 See `featurestore.testing.engine_project` for the fixture that the suite takes.
 """

@@ -1,4 +1,4 @@
-"""What every engine must answer to a point-in-time join, and find out about it.
+"""What every engine must answer to a point-in-time join, and which facts it must report.
 
 See `featurestore.testing.engine_project` for the fixture that the suite takes. Plain loops over rows that share nothing
 with an engine are in `featurestore.training.reference`.

@@ -1,4 +1,4 @@
-"""What every engine must do with the rows of a log: stage new ones, find the newest, take some out, write them again.
+"""What every engine must do with a log's rows: stage new ones, find the newest, withdraw some, write them again.
 
 See `featurestore.testing.engine_project` for the fixture that the suite takes.
 """

@@ -1,4 +1,4 @@
-"""What every engine must do with SQL: of views over their sources, and over sources and views by name.
+"""What every engine must do with SQL: that of views over their sources, and SQL over sources and views by name.
 
 See `featurestore.testing.engine_project` for the fixture that the suite takes.
 """

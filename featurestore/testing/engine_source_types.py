@@ -1,4 +1,4 @@
-"""What every engine must make of files of one source that were not written by one hand: nulls, old times, floats.
+"""How every engine must read files of one source from different writers: nulls, old times, floats.
 
 See `featurestore.testing.engine_project` for the fixture that the suite takes.
 """

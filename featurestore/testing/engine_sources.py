@@ -1,4 +1,4 @@
-"""What every engine must say of the files of a source, their columns, and what is wrong with them.
+"""What every engine must say about a source's files, their columns and their faults.
 
 See `featurestore.testing.engine_project` for the fixture that the suite takes.
 """
@@ -152,7 +152,7 @@ class EngineSourcesConformance(EngineSuite):
                 project.stage(view_of())
 
     def test_flipped_bits_in_a_footer_never_pass_as_another_error(self, project: EngineProject) -> None:
-        """A flip may hit a name or a statistic and go unnoticed; what is noticed is told as the source's fault."""
+        """A flip may hit a name or a statistic and go unnoticed; if it is noticed, the error must blame the source."""
         whole = project.write("data.parquet", table_of(k=pa.array(range(1_000)))).read_bytes()
         footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
         chance = random.Random(3)

@@ -1,4 +1,4 @@
-"""What every engine must do with the values of a source on their way into the log: exact, at the right instant.
+"""How every engine must bring a source's values into the log: exact, at the right instant.
 
 See `featurestore.testing.engine_project` for the fixture that the suite takes.
 """

@@ -42,7 +42,7 @@ INSTANT = pa.timestamp("us", tz="UTC")
 
 
 class Tamper(Protocol):
-    """Puts another content in the place of a file, behind the store's back, or takes the file away."""
+    """Replaces a file's content behind the store's back, or removes the file."""
 
     def __call__(self, file: DataFile, content: bytes | None, *, is_seen: bool = True) -> None:
         """Do it; without ``is_seen`` so that only the content tells it, no time and no size, if the store allows."""

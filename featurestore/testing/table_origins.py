@@ -1,4 +1,4 @@
-"""What every offline store must tell of whose its tables are. Use it beside `OfflineStoreConformance`."""
+"""What every offline store must say about the owner of its tables. Use it together with `OfflineStoreConformance`."""
 
 from __future__ import annotations
 
