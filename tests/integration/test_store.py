@@ -163,7 +163,7 @@ def test_what_is_no_object_is_refused_by_name(tmp_path: Path) -> None:
                 store.materialize_incremental(views=views)
         with pytest.raises(InputError, match="'sales' differs from what is applied"):
             store.materialize_incremental(views=sales.replaced(ttl=timedelta(days=1)))
-        with pytest.raises(InputError, match="is no PushSource"):
+        with pytest.raises(InputError, match="is not a PushSource"):
             store.push(sales, {})
         for kind in (5, int, Field, ["view"]):
             with pytest.raises(NotFoundError, match="is not a kind of definition"):
