@@ -872,11 +872,11 @@ def test_the_doctor_tells_of_a_redis_that_evicts(
         assert "noeviction" in told[0].hint
 
 
-def reads_of(server: socket.socket, *, seconds: float) -> ReadConnections:
+def reads_of(server: socket.socket, *, seconds: float, connect_seconds: float | None = None) -> ReadConnections:
     """Return connections that each have to be answered before they are open."""
     host, port = server.getsockname()
     options = {"host": host, "port": port, "client_name": "us"}
-    return ReadConnections(options, connect_seconds=seconds, answer_seconds=seconds)
+    return ReadConnections(options, connect_seconds=connect_seconds or seconds, answer_seconds=seconds)
 
 
 def test_a_server_that_is_left_alone_is_asked_once_by_many_reads_at_once() -> None:
@@ -917,7 +917,9 @@ def _is_there_for_the_next() -> bool:
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=answer_the_first, args=(server,), daemon=True).start()
-        reads = reads_of(server, seconds=0.3)
+        # After a failure a read waits for its answer's time alone: the connection has longer to open.
+        reads = reads_of(server, seconds=0.3, connect_seconds=5)
+        reads.failed(TimeoutError())
         with pytest.raises(TimeoutError):
             reads.take()
         may_answer.set()
