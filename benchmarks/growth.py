@@ -20,9 +20,9 @@ from benchmarks.projects import open_workspace, view_definition
 from benchmarks.report import Row, Section, Target
 from benchmarks.workload import DAY_US, WorkloadView
 from featurestore import FeatureStore
-from featurestore.ingest import group_commit as push_commit
 from featurestore.ingest.push import push
 from featurestore.maintenance.optimize import optimize
+from featurestore.offline import groups
 from featurestore.offline.local import archive
 from featurestore.types.times import to_datetime
 
@@ -171,12 +171,12 @@ def _state(root: Path) -> str:
 @contextmanager
 def _as_over_days() -> Iterator[None]:
     """Commit without the pauses in between, and let old log entries move as if there had been some."""
-    pause_s, settled_s = push_commit.PAUSE_SECONDS, archive.SETTLED_SECONDS
-    push_commit.PAUSE_SECONDS = archive.SETTLED_SECONDS = 0.0
+    pause_s, settled_s = groups.PAUSE_SECONDS, archive.SETTLED_SECONDS
+    groups.PAUSE_SECONDS = archive.SETTLED_SECONDS = 0.0
     try:
         yield
     finally:
-        push_commit.PAUSE_SECONDS, archive.SETTLED_SECONDS = pause_s, settled_s
+        groups.PAUSE_SECONDS, archive.SETTLED_SECONDS = pause_s, settled_s
 
 
 def _row(event_us: int, number: int) -> dict[str, list[object]]:

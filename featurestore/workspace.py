@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from featurestore_registry.interface import Ledger, Registry
 
@@ -22,7 +22,8 @@ from featurestore.types.times import Clock, system_clock
 
 if TYPE_CHECKING:
     from featurestore.engine.interface import Engine
-    from featurestore.offline.interface import OfflineStore
+    from featurestore.offline.groups import GroupCommitter
+    from featurestore.offline.interface import OfflineStore, TableId
     from featurestore.online.interface import OnlineStore
 
 Opened = TypeVar("Opened")
@@ -63,6 +64,8 @@ class Workspace:
         """Where stores lie on this machine, by setting."""
         self.lock = ForkLock()
         """Held while something is opened or loaded."""
+        self.committers: dict[tuple[int, TableId], GroupCommitter[Any]] = {}
+        """What commits rows in groups, by process and table: a child after a fork has no thread of its parent's."""
         self.root = root
         self.settings = settings
         self._code = code

@@ -15,9 +15,9 @@ from msgspec import Meta
 
 from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError
-from featurestore.ingest.group_commit import PAUSE_SECONDS
 from featurestore.ingest.push import Push, PushPlan, PushResult, To
 from featurestore.ingest.rows import PushedRows
+from featurestore.offline.groups import PAUSE_SECONDS
 from featurestore.registered.snapshot import Snapshot
 from featurestore.server.http.bodies import (
     MOST_ROWS,

@@ -24,11 +24,11 @@ from support.serving import Project, serving_here, small_project, until
 
 from featurestore import Entity, Field
 from featurestore.cli.main import main
-from featurestore.ingest import group_commit as push_commit
 from featurestore.ingest import push
 from featurestore.ledger.leases import holding
 from featurestore.maintenance.doctor import Check, examine
 from featurestore.maintenance.status import status
+from featurestore.offline import groups
 from featurestore.online.records.reading import Status
 from featurestore.project.settings import make_settings
 from featurestore.serving.read import get_online_features
@@ -50,7 +50,7 @@ def online_url(request: pytest.FixtureRequest) -> str | None:
 
 @pytest.fixture(autouse=True)
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.0)
 
 
 def clock_of(workspace: Workspace) -> ManualClock:

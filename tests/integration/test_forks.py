@@ -107,7 +107,13 @@ def hold_locks():
     store.workspace.registry
     hold(*_locks, *[database._lock for database in _databases])
 
-USES |= {"hold-lmdb": hold_lmdb, "hold-locks": hold_locks}
+def wait_to_push():
+    USES["push"]()
+    threading.Thread(target=USES["push"]).start()
+    while not any(committer._waiting for committer in store.workspace.committers.values()):
+        time.sleep(0.001)
+
+USES |= {"hold-lmdb": hold_lmdb, "hold-locks": hold_locks, "wait-to-push": wait_to_push}
 
 def over_and_over(name):
     while True:
@@ -214,6 +220,12 @@ def test_a_child_finds_every_lock_free(repo: Path) -> None:
     found = answers(repo, "os.fork", "hold-locks", "online materialize")
     assert isinstance(found["online"], int)
     assert found["materialize"] == 1
+
+
+def test_a_child_does_not_wait_for_pushes_of_its_parent(repo: Path) -> None:
+    found = answers(repo, "os.fork", "wait-to-push", "push write-online")
+    assert "was forked after its parent had used the offline store" in str(found["push"])
+    assert found["write-online"] == 1
 
 
 def test_a_child_of_a_parent_that_had_to_be_cut_off_is_told_at_once(repo: Path) -> None:

@@ -36,13 +36,12 @@ from support.projects import make_workspace
 from featurestore import ParquetSource, PushSource
 from featurestore.engine.duck.log import DuckLog
 from featurestore.errors import DiskFullError, OnlineStoreUnavailableError
-from featurestore.ingest import group_commit as push_commit
 from featurestore.ingest import push
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.materialization import materialize, materialize_incremental, succeeded
-from featurestore.offline import merge
+from featurestore.offline import groups, merge
 from featurestore.offline.interface import TableVersion
 from featurestore.offline.local import archive
 from featurestore.offline.local import store as delta
@@ -60,7 +59,7 @@ SALES = [Sale(f"shop {number}", day(number), day(number), number) for number in 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let few commits do what many do, and at once."""
-    monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(merge, "MOST_SMALL", 3)
     monkeypatch.setattr(delta, "CHECKPOINT_EVERY", 3)
     monkeypatch.setattr(archive, "SETTLED_SECONDS", 0.0)
@@ -90,7 +89,7 @@ def push_sales(workspace: Workspace, *sales: Sale, to: Any = "offline") -> None:
     }
     push(workspace, "sales_push", rows, to)
     for thread in threading.enumerate():
-        if thread.name.startswith("push "):
+        if thread.name.startswith("commit "):
             thread.join()
 
 

@@ -23,12 +23,12 @@ from support.pieces import PIECES, Project, day, lived
 from featurestore.cli.main import main
 from featurestore.consistency.belonging import Kind
 from featurestore.errors import FeatureStoreError, MaterializationError, MismatchError, NotFoundError
-from featurestore.ingest import group_commit as push_commit
 from featurestore.ledger.commits import known_commit, remember_commit
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.maintenance.verify import verify
 from featurestore.materialization import republish
+from featurestore.offline import groups
 from featurestore.offline.interface import WATERMARK, TableId
 from featurestore.offline.local import archive
 from featurestore.offline.local import store as delta
@@ -201,7 +201,7 @@ def world(
     """A project that has lived a little, and a backup from the middle of its life."""
     # The package has a function of that name.
     monkeypatch.setattr(sys.modules["featurestore.ingest.push"], "SCHEMA_SECONDS", 0.0)
-    monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.0)
     url = request.getfixturevalue("redis_url") if request.param == "redis" else None
     root = shutil.copytree(lives(url), tmp_path / "lives")
     project = Project.at(root / "project", url)

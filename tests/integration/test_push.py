@@ -30,11 +30,12 @@ from featurestore.errors import (
     OnlineStoreUnavailableError,
     ValueTypeError,
 )
-from featurestore.ingest import group_commit as push_commit
 from featurestore.ingest import push
+from featurestore.ingest.group_commit import commit_rows
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.maintenance.optimize import optimize
 from featurestore.materialization import materialize, materialize_incremental, republish, succeeded
+from featurestore.offline import groups
 from featurestore.offline.local.store import DeltaStore
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.online.records.keys import view_prefix
@@ -55,7 +56,7 @@ def online_url(request: pytest.FixtureRequest) -> str | None:
 @pytest.fixture(autouse=True)
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let tests that push one row after the other not wait for a second each."""
-    monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -416,7 +417,7 @@ class TestBesideMaterialization:
 class TestGroups:
     @pytest.fixture(autouse=True)
     def whole_pause(self, short_pause, monkeypatch):
-        monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 2.0)  # a busy machine is slow to start threads
+        monkeypatch.setattr(groups, "PAUSE_SECONDS", 2.0)  # a busy machine is slow to start threads
 
     def test_what_arrives_within_a_second_is_one_commit(self, workspace):
         first = push(workspace, "sales_push", rows_of(Sale("a", day(1), None, 0)), to="offline")
@@ -428,7 +429,7 @@ class TestGroups:
         assert sorted(row[3] for row in log_rows(workspace)) == [0, *range(8)]
 
     def test_the_first_after_a_quiet_second_does_not_wait(self, workspace, monkeypatch):
-        monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 3600.0)
+        monkeypatch.setattr(groups, "PAUSE_SECONDS", 3600.0)
         push(workspace, "sales_push", rows_of(Sale("a", day(1))), to="offline")
 
     def test_a_commit_that_fails_fails_those_that_are_in_it_and_no_others(self, workspace, monkeypatch):
@@ -439,7 +440,7 @@ class TestGroups:
             if len(tries) == 2:
                 later.append(ThreadPoolExecutor(1))
                 later.append(later[0].submit(push, workspace, "sales_push", rows_of(Sale("a", day(2), None, 8))))
-                until(lambda: any(committer._waiting for committer in push_commit._committers.values()))
+                until(lambda: any(committer._waiting for committer in workspace.committers.values()))
                 raise DiskFullError("No space was left.")
             return commit(store, *arguments, **options)
 
@@ -463,18 +464,18 @@ class TestGroups:
                 raise ConcurrentCommitError(f"Another writer committed to table {table}.")
             return commit(store, table, *arguments, **options)
 
-        monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 0.02)
+        monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.02)
         monkeypatch.setattr(DeltaStore, "commit", loses)
         push(workspace, "sales_push", rows_of(Sale("a", day(1), None, 7)), to="offline")
         assert [row[3] for row in log_rows(workspace)] == [7]
         tries.clear()
-        monkeypatch.setattr(push_commit, "PATIENCE_SECONDS", 0.0)
+        monkeypatch.setattr(groups, "PATIENCE_SECONDS", 0.0)
         with pytest.raises(ConcurrentCommitError, match="'shop_sales' failed offline"):
             push(workspace, "sales_push", rows_of(Sale("a", day(1), None, 8)), to="offline")
         assert [row[3] for row in log_rows(workspace)] == [7]
 
     def test_pushes_get_through_while_the_table_is_optimized(self, workspace, monkeypatch):
-        monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 0.05)
+        monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.05)
         pushing = threading.Event()
         other = Workspace(workspace.root, workspace.settings, clock=workspace.clock)
 
@@ -493,7 +494,7 @@ class TestGroups:
         assert sorted(row[3] for row in log_rows(workspace)) == list(range(20))
 
     def test_two_processes_commit_to_one_table(self, workspace, tmp_path_factory, monkeypatch):
-        monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 0.1)
+        monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.1)
         # Another way to the same folder has a committer of its own, as another process has.
         other_root = tmp_path_factory.mktemp("other") / "link"
         other_root.symlink_to(workspace.root)
@@ -526,7 +527,7 @@ class TestGroups:
         )
         wider = table.append_column("price", pa.array([2]))
         done = [
-            push_commit.commit_rows(workspace, registered, rows)
+            commit_rows(workspace, registered, rows)
             for registered, rows in ((old, table), (new, wider), (old, table), (new, wider))
         ]
         versions = [future.result(timeout=60) for future in done]

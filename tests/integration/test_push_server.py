@@ -33,7 +33,7 @@ from support.serving import TOKEN, error_of, serving, serving_here, until
 
 from featurestore import Field
 from featurestore.errors import DiskFullError
-from featurestore.ingest import group_commit as push_commit
+from featurestore.offline import groups
 from featurestore.offline.local.store import DeltaStore
 from featurestore.project.settings import make_settings
 from featurestore.server import push as endpoint
@@ -93,7 +93,7 @@ def test_rows_are_committed_and_served(workspace, client):
 
 
 def test_a_push_that_waits_for_the_next_commit_is_not_slow(client, caplog, monkeypatch):
-    monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 1.2)  # as if each commit took a little
+    monkeypatch.setattr(groups, "PAUSE_SECONDS", 1.2)  # as if each commit took a little
     with caplog.at_level(logging.INFO, "featurestore.server"):
         started = time.monotonic()
         for _ in range(3):

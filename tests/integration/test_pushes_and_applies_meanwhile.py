@@ -196,7 +196,7 @@ def pushing(store: FeatureStore) -> Iterator[list[int]]:
 
 def test_a_long_run_gets_through_between_pushes(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     real, staged = DuckLog.stage, list[int]()
-    monkeypatch.setattr("featurestore.ingest.group_commit.PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("featurestore.offline.groups.PAUSE_SECONDS", 0.1)
     with pushing(store) as pushed:
 
         def stage(log: DuckLog, request: Any) -> Any:
@@ -222,7 +222,7 @@ def test_a_long_run_gets_through_between_pushes(store: FeatureStore, monkeypatch
 
 def test_compaction_gets_through_between_pushes(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     real = DuckLog.compact
-    monkeypatch.setattr("featurestore.ingest.group_commit.PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("featurestore.offline.groups.PAUSE_SECONDS", 0.1)
     store.push("ps", [{"k": 3, "ts": T0, "x": 30}])
     with pushing(store) as pushed:
 
@@ -241,7 +241,7 @@ def test_compaction_gets_through_between_pushes(store: FeatureStore, monkeypatch
 
 
 def test_a_rebuild_under_pushes_asks_once(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featurestore.ingest.group_commit.PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr("featurestore.offline.groups.PAUSE_SECONDS", 0.1)
     asked: list[tuple[str, int]] = []
     with pushing(store) as pushed:
 

@@ -13,9 +13,9 @@ from support.materialized import day, log_rows, online_rows, sales_view, write_s
 from support.projects import make_workspace
 
 from featurestore.errors import FeatureStoreError
-from featurestore.ingest import group_commit as push_commit
 from featurestore.ingest import push
 from featurestore.materialization import materialize_incremental, succeeded
+from featurestore.offline import groups
 from featurestore.types.times import to_datetime
 from featurestore.workspace import Workspace
 
@@ -90,7 +90,7 @@ def run_threads(workspace: Workspace, work: list[list[list[Row]]]) -> list[Any]:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_four_writers_leave_the_newest_row_of_each_key(tmp_path: Path, online_url: str | None, seed: int, monkeypatch):
-    monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.05)
     with closing(make_workspace(tmp_path, [sales_view(pushed=True)], online_url=online_url, now_us=NOW)) as workspace:
         workspace.snapshot()
         work = [pushes_of(thread, seed) for thread in range(THREADS)]
@@ -119,7 +119,7 @@ def test_four_writers_leave_the_newest_row_of_each_key(tmp_path: Path, online_ur
 
 @pytest.mark.parametrize("seed", [3, 4])
 def test_one_writer_is_answered_as_the_dict_is(tmp_path: Path, online_url: str | None, seed: int, monkeypatch):
-    monkeypatch.setattr(push_commit, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.0)
     with closing(make_workspace(tmp_path, [sales_view(pushed=True)], online_url=online_url, now_us=NOW)) as workspace:
         best: dict[str, Row] = {}
         for rows in pushes_of(0, seed):

@@ -83,7 +83,7 @@ class Project:
             store.push("trips", {"driver": [driver], "at": [day(at)], "count": [count], "stars": [1]})
         # What the committer does after it has answered must not meet a folder that is being replaced.
         for thread in threading.enumerate():
-            if thread.name.startswith("push "):
+            if thread.name.startswith("commit "):
                 thread.join(20)
 
     def push_until(self, version: int) -> None:
