@@ -506,5 +506,5 @@ def test_importing_it_loads_nothing_else() -> None:
 def test_without_httpx_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "httpx", None)
     monkeypatch.delitem(sys.modules, "featurestore.client")
-    with pytest.raises(ImportError, match=r"needs httpx: pip install '\.\[client\]' in a checkout"):
+    with pytest.raises(ImportError, match=r"needs httpx: run pip install '\.\[client\]' in a checkout"):
         importlib.import_module("featurestore.client")
