@@ -247,7 +247,9 @@ def test_all_that_the_server_answers_is_raised_as_what_it_was(kind: type[BaseExc
     assert raised.details == {**told["details"], "status": answer.status}
 
 
-def test_tokens(project: Project) -> None:
+def test_tokens(tmp_path: Path) -> None:
+    # A repo of its own: a server that is given a token closes all servers of its repo, those of other tests too.
+    project = small_project(tmp_path / "repo", system_clock())
     with serving_here(project.workspace(), token=TOKEN) as server:
         url = str(server.base_url)
         with FeatureClient(url, TOKEN, timeout_s=20) as client:
