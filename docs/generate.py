@@ -447,8 +447,14 @@ def error_types() -> dict[str, int]:
     found |= {kind: status for status, kind in {**middleware._TYPES, **_KINDS, 503: "not_ready"}.items()}
     for path in Path(server.__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("RequestError", "self._refuse"):
-                status, kind = (argument.value for argument in node.args[:2] if isinstance(argument, ast.Constant))
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            constants = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            if called == "check_count":
+                found[str(constants[0])] = 413
+            elif called in ("RequestError", "self._refuse") and len(constants) > 1:
+                status, kind = constants[:2]
                 found[str(kind)] = int(status[:3] if isinstance(status, bytes) else str(status))
     return found
 

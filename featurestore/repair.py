@@ -31,14 +31,12 @@ from featurestore.ledger.watermarks import (
     Watermark,
     merge,
     read_watermark,
-    watermark_key,
     write_watermark,
 )
 from featurestore.maintenance.verify import Verification, verify
 from featurestore.materialization.jobs import materialize, materialize_incremental, republish
 from featurestore.offline.interface import TableId, TableReader, TableSchema, TableVersion
 from featurestore.offline.reading import opened
-from featurestore.online.records.keys import view_prefix
 from featurestore.online.records.marker import RECONCILE, Marker
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached, step
@@ -173,8 +171,7 @@ class _Spans:
 
 def _pending(workspace: Workspace, registered: RegisteredView) -> _Spans | None:
     """Return what a repair that was cut off still has to read again, None where there is none."""
-    key = watermark_key(registered.view.name, registered.generation)
-    entry = workspace.ledger.latest(workspace.project, REPAIR_KIND, key)
+    entry = workspace.ledger.latest(workspace.project, REPAIR_KIND, registered.ledger_key)
     if entry is None or "intervals" not in entry.document:
         return None
     spans = tuple((int(start), int(end)) for start, end in entry.document["intervals"])
@@ -187,17 +184,15 @@ def _begin(workspace: Workspace, registered: RegisteredView) -> _Spans:
     earlier = () if pending is None else pending.intervals
     is_incremental = watermark.begun_us is not None or (pending is not None and pending.is_incremental)
     spans = _Spans(merge((*watermark.intervals, *earlier)), is_incremental)
-    key = watermark_key(registered.view.name, registered.generation)
-    workspace.ledger.append(workspace.project, REPAIR_KIND, key, asdict(spans))
+    workspace.ledger.append(workspace.project, REPAIR_KIND, registered.ledger_key, asdict(spans))
     return spans
 
 
 def _finish(workspace: Workspace, registered: RegisteredView) -> None:
     if registered.view.online and workspace.offline.current(registered.table) is None:
         # The view has no rows offline, so its online records come from nothing.
-        workspace.online.delete(view_prefix(workspace.project, registered.view.name, registered.generation))
-    key = watermark_key(registered.view.name, registered.generation)
-    workspace.ledger.append(workspace.project, REPAIR_KIND, key, {"finished": True})
+        workspace.online.delete(registered.online_prefix)
+    workspace.ledger.append(workspace.project, REPAIR_KIND, registered.ledger_key, {"finished": True})
 
 
 def _settle_table(workspace: Workspace, registered: RegisteredView, source: TableId | None) -> None:

@@ -28,8 +28,6 @@ from featurestore.errors import FeatureStoreError, RevisionConflictError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from featurestore.store import FeatureStore
-
 
 class Output:
     """What a command prints with: text for people, or one JSON document with ``--json``."""
@@ -61,6 +59,13 @@ class Output:
     def note(self, text: str) -> None:
         """Print a remark to standard error, also with ``--json``."""
         click.echo(f"{click.style('Note', fg='yellow', bold=True)}: {text}", err=True)
+
+
+def confirmed(question: str, without_terminal: str, *, abort: bool = True) -> bool:
+    """Ask a person; a no ends the command with ``abort``. Raises UsageError where there is no terminal."""
+    if not sys.stdin.isatty():
+        raise click.UsageError(without_terminal)
+    return click.confirm(question, abort=abort, err=True)
 
 
 def jsonable(value: Any) -> Any:
@@ -101,21 +106,19 @@ def repo_command(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def run(*args: Any, **values: Any) -> Any:
         from featurestore.cli.progress import showing_progress
+        from featurestore.store import FeatureStore
 
         repo, as_json = given("repo") or Path(), bool(given("as_json"))
         own = {name: value for name, value in values.items() if name not in ("repo", "as_json", "debug")}
-        with _logging(debug=bool(given("debug"))), _notes(), _open(repo) as store, showing_progress(quiet=as_json):
+        with (
+            _logging(debug=bool(given("debug"))),
+            _notes(),
+            FeatureStore(repo) as store,
+            showing_progress(quiet=as_json),
+        ):
             return function(*args, store=store, output=Output(as_json=as_json), **own)
 
     return run
-
-
-@contextmanager
-def _open(repo: Path) -> Iterator[FeatureStore]:
-    from featurestore.store import FeatureStore
-
-    with FeatureStore(repo) as store:
-        yield store
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from featurestore.ledger.commits import BELONG_HINT, REVISION, Remembered, held_
 from featurestore.ledger.watermarks import Watermark, read_watermark
 from featurestore.offline.interface import OfflineStore, TableId
 from featurestore.online.interface import OnlineStore
-from featurestore.online.records.keys import view_prefix
 from featurestore.online.records.marker import RECONCILE, Marker, PartMarkers
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.workspace import Workspace
@@ -266,7 +265,7 @@ def least_of(copies: Sequence[Marker | None]) -> Marker | None:
 
 def markers_of(online: OnlineStore, registered: RegisteredView) -> PartMarkers:
     """Return the markers of a view's online part."""
-    return PartMarkers(online, view_prefix(registered.project, registered.view.name, registered.generation))
+    return PartMarkers(online, registered.online_prefix)
 
 
 def mismatches(workspace: Workspace) -> list[Mismatch]:

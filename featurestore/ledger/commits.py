@@ -15,7 +15,7 @@ from featurestore_registry.interface import Ledger
 
 from featurestore.definitions import PushSource
 from featurestore.errors import MismatchError
-from featurestore.ledger.watermarks import Watermark, watermark_from, watermark_key
+from featurestore.ledger.watermarks import Watermark, watermark_from
 from featurestore.offline.interface import WATERMARK, Commit, OfflineStore, TableId
 from featurestore.registered.records import understood
 from featurestore.registered.snapshot import RegisteredView
@@ -43,7 +43,7 @@ class KnownCommit:
 
 def known_commit(ledger: Ledger, registered: RegisteredView) -> KnownCommit | None:
     """Return the commit that a view's watermark belongs to; None where an earlier release wrote the watermark."""
-    entry = ledger.latest(registered.project, KIND, watermark_key(registered.view.name, registered.generation))
+    entry = ledger.latest(registered.project, KIND, registered.ledger_key)
     return None if entry is None or entry.document == _FORGOTTEN else _known_from(entry.document)
 
 
@@ -68,11 +68,11 @@ class Remembered:
 
     def is_under_repair(self, registered: RegisteredView) -> bool:
         """Tell whether a repair of the view began and did not end."""
-        return watermark_key(registered.view.name, registered.generation) in self._repairs
+        return registered.ledger_key in self._repairs
 
     def of(self, registered: RegisteredView) -> tuple[Watermark, KnownCommit | None]:
         """Return a view's watermark and its commit, as `read_watermark` and `known_commit` do."""
-        key = watermark_key(registered.view.name, registered.generation)
+        key = registered.ledger_key
         entry, commit = self._watermarks.get(key), self._commits.get(key)
         watermark = Watermark() if entry is None else watermark_from(entry.document, entry.version)
         return watermark, None if commit is None or commit == _FORGOTTEN else _known_from(commit)
@@ -81,8 +81,7 @@ class Remembered:
 def remember_commit(ledger: Ledger, registered: RegisteredView, commit: KnownCommit | None) -> None:
     """Remember a commit, durably; None means that there is none any more."""
     if known_commit(ledger, registered) != commit:
-        key = watermark_key(registered.view.name, registered.generation)
-        ledger.append(registered.project, KIND, key, _FORGOTTEN if commit is None else asdict(commit))
+        ledger.append(registered.project, KIND, registered.ledger_key, _FORGOTTEN if commit is None else asdict(commit))
 
 
 @understood("a commit")

@@ -16,9 +16,9 @@ from featurestore_registry.records import fingerprint
 from featurestore.definitions import FeatureView
 from featurestore.errors import LedgerConflictError
 from featurestore.ledger.commits import KnownCommit
-from featurestore.ledger.watermarks import watermark_key
 from featurestore.project.loader import with_parts
 from featurestore.registered.records import to_record, understood
+from featurestore.registered.snapshot import generation_key
 
 KIND = "prepared"
 _GIVEN_UP = {"given_up": True}
@@ -73,7 +73,7 @@ class Preparations:
 
     def get(self, view: str, generation: int) -> Prepared | None:
         """Return the preparation of a generation."""
-        return self._known.get(watermark_key(view, generation))
+        return self._known.get(generation_key(view, generation))
 
     def is_under_way(self, view: str, generation: int) -> bool:
         """Tell whether the apply that prepares a generation may still be running."""
@@ -83,7 +83,7 @@ class Preparations:
     def is_past(self, view: str, generation: int) -> bool:
         """Tell whether a generation was prepared before another apply."""
         known = self.get(view, generation)
-        return watermark_key(view, generation) in self._given_up or (known is not None and known.base != self._head)
+        return generation_key(view, generation) in self._given_up or (known is not None and known.base != self._head)
 
     def give_up(self, view: str, generation: int) -> bool:
         """Note that a prepared generation is about to be removed; False if an apply has just taken it up again."""
@@ -94,7 +94,7 @@ class Preparations:
             self._write(known, _GIVEN_UP)
         except LedgerConflictError:
             return False
-        key = watermark_key(view, generation)
+        key = generation_key(view, generation)
         del self._known[key]
         self._given_up.add(key)
         return True
@@ -104,10 +104,10 @@ class Preparations:
         document = asdict(prepared)
         del document["entry"]
         entry = self._write(prepared, document)
-        self._known[watermark_key(prepared.view, prepared.generation)] = replace(prepared, entry=entry)
+        self._known[generation_key(prepared.view, prepared.generation)] = replace(prepared, entry=entry)
 
     def _write(self, prepared: Prepared, document: dict[str, Any]) -> int:
-        key = watermark_key(prepared.view, prepared.generation)
+        key = generation_key(prepared.view, prepared.generation)
         return self._ledger.append(self._project, KIND, key, document, if_version=prepared.entry)
 
 

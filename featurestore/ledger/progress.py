@@ -34,7 +34,7 @@ def read_progress(ledger: Ledger, snapshot: Snapshot) -> dict[str, Progress]:
     last = {entry.key: run_from(entry.document).published for entry in ledger.scan(snapshot.project, RUN)}
     found = {}
     for name, registered in snapshot.views.items():
-        entry = marks.get(watermarks.watermark_key(name, registered.generation))
+        entry = marks.get(registered.ledger_key)
         if entry is None or not registered.view.online:
             continue
         mark = watermarks.watermark_from(entry.document, entry.version)

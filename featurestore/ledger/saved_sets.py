@@ -20,7 +20,7 @@ from featurestore.errors import (
     did_you_mean,
 )
 from featurestore.offline.interface import Blobs, TableId
-from featurestore.registered.records import known_fields, understood
+from featurestore.registered.records import known_fields, understood, with_dependencies
 from featurestore.registered.snapshot_file import record_from
 from featurestore.workspace import Workspace
 
@@ -229,17 +229,9 @@ def keep_document(workspace: Workspace, saved: SavedSet) -> None:
 
 def _read_by(saved: SavedSet, revision: Revision) -> list[Record]:
     """Return the records of the definitions that a set reads, and of all that these depend on."""
-    by_key = {record.key: record for record in revision.records}
-    on_demand = saved.certificate["on_demand"]
-    wanted = [*(f"{FeatureView.kind}:{read.view}" for read in saved.reads)]
-    wanted += [f"{OnDemandFeatureView.kind}:{name}" for name in on_demand]
-    found: dict[str, Record] = {}
-    while wanted:
-        key = wanted.pop()
-        if key in by_key and key not in found:
-            found[key] = by_key[key]
-            wanted += by_key[key].depends_on
-    return list(found.values())
+    wanted = [f"{FeatureView.kind}:{read.view}" for read in saved.reads]
+    wanted += [f"{OnDemandFeatureView.kind}:{name}" for name in saved.certificate["on_demand"]]
+    return with_dependencies(wanted, {record.key: record for record in revision.records})
 
 
 def keep_missing_documents(workspace: Workspace) -> None:

@@ -14,7 +14,7 @@ from featurestore_registry.documents import WATERMARK
 from featurestore_registry.interface import Ledger, Registry
 
 from featurestore.definitions import FeatureView
-from featurestore.ledger.watermarks import Interval, Watermark, merge, subtract, watermark_from, watermark_key
+from featurestore.ledger.watermarks import Interval, Watermark, merge, subtract, watermark_from
 from featurestore.registered.records import understood
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.times import to_short_rfc3339
@@ -94,7 +94,7 @@ def read_unread(registry: Registry, registered: RegisteredView, watermark: Water
     The definition may be newer than the entry: a feature that the entry does not know was never read.
     """
     view, ledger = registered.view, registry.ledger
-    entry = ledger.latest(registered.project, KIND, watermark_key(view.name, registered.generation))
+    entry = ledger.latest(registered.project, KIND, registered.ledger_key)
     names = tuple(field.name for field in view.stored)
     reads, is_incremental = reads_of(view), watermark.begun_us is not None or not watermark.intervals
     if entry is None:
@@ -116,7 +116,7 @@ def _missing_by_history(registry: Registry, registered: RegisteredView) -> dict[
 
     A feature lacks the spans that were committed when it was added; whether they were read again is unknown.
     """
-    project, name = registered.project, registered.view.name
+    project = registered.project
     added: dict[str, datetime] = {}
     for info in reversed(registry.definitions.history(project, limit=_ALL_REVISIONS)):
         for change in info.changes:
@@ -126,7 +126,7 @@ def _missing_by_history(registry: Registry, registered: RegisteredView) -> dict[
             if record.document["generation"] == registered.generation:
                 added.update({field.name: info.applied_at for field in record.fields if field.name not in added})
     first = min(added.values(), default=None)
-    marks = registry.ledger.scan(project, WATERMARK, key=watermark_key(name, registered.generation))
+    marks = registry.ledger.scan(project, WATERMARK, key=registered.ledger_key)
     missing = {}
     for feature in registered.view.stored:
         at = added.get(feature.name)
@@ -143,16 +143,15 @@ def _missing_by_history(registry: Registry, registered: RegisteredView) -> dict[
 
 def write_unread(ledger: Ledger, registered: RegisteredView, unread: Unread) -> None:
     """Write what is left, durably, unless it is written already."""
-    key = watermark_key(registered.view.name, registered.generation)
     document = {
         "features": list(unread.stored),
         "reads": unread.reads,
         "missing": {name: [list(span) for span in spans] for name, spans in unread.missing.items()},
         "outdated": [list(span) for span in unread.outdated],
     }
-    entry = ledger.latest(registered.project, KIND, key)
+    entry = ledger.latest(registered.project, KIND, registered.ledger_key)
     if entry is None or entry.document != document:
-        ledger.append(registered.project, KIND, key, document)
+        ledger.append(registered.project, KIND, registered.ledger_key, document)
 
 
 def reads_of(view: FeatureView) -> str:

@@ -52,14 +52,9 @@ class Watermark:
         return self.intervals[-1][1] if self.intervals else None
 
 
-def watermark_key(view: str, generation: int) -> str:
-    """Return the ledger key of one generation's watermark."""
-    return f"{view}.{generation}"
-
-
 def read_watermark(ledger: Ledger, registered: RegisteredView) -> Watermark:
     """Return a view's watermark; an empty one when nothing was ever committed."""
-    found = ledger.latest(registered.project, WATERMARK, watermark_key(registered.view.name, registered.generation))
+    found = ledger.latest(registered.project, WATERMARK, registered.ledger_key)
     return Watermark() if found is None else watermark_from(found.document, found.version)
 
 
@@ -70,8 +65,7 @@ def write_watermark(ledger: Ledger, registered: RegisteredView, watermark: Water
     """
     document = asdict(watermark)
     del document["entry"]
-    key = watermark_key(registered.view.name, registered.generation)
-    entry = ledger.append(registered.project, WATERMARK, key, document, if_version=watermark.entry)
+    entry = ledger.append(registered.project, WATERMARK, registered.ledger_key, document, if_version=watermark.entry)
     return replace(watermark, entry=entry)
 
 

@@ -234,7 +234,7 @@ def _take_offline(workspace: Workspace, registered: RegisteredView) -> int:
         watermark = read_watermark(workspace.ledger, registered)
         if watermark.published_version is not None or watermark.online_rows:
             write_watermark(workspace.ledger, registered, replace(watermark, published_version=None, online_rows=0))
-        return workspace.online.delete(view_prefix(workspace.project, name, registered.generation))
+        return workspace.online.delete(registered.online_prefix)
 
 
 def _unused_parts(snapshot: Snapshot, owned: Ownership, prepared: Preparations) -> list[tuple[str, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +24,7 @@ from featurestore.plan.classes import DELETION_CLASS, ChangeClass, Difference, d
 from featurestore.plan.notices import step_notices
 from featurestore.plan.remedies import commands_after, read_by
 from featurestore.plan.schemas import pin_schemas
-from featurestore.registered.records import KINDS, from_records, to_record
+from featurestore.registered.records import KINDS, from_records, to_record, with_dependencies
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.workspace import Workspace
 
@@ -172,7 +172,7 @@ def check_what_stays(snapshot: Snapshot, plan: Plan) -> None:
     affected = {key for step in plan.steps for key in step.affects} - touched
     for kept in (record for record in snapshot.records if record.key in affected):
         try:
-            from_records(_with_what_it_reads(kept, result))
+            from_records(with_dependencies([kept.key], result))  # what another one lacks is not this one's fault
         except RegistryFormatError as error:
             raise DefinitionError(
                 f"{kept.kind} {kept.name!r} is applied and does not fit the new definitions: {error.details['reason']}",
@@ -180,17 +180,6 @@ def check_what_stays(snapshot: Snapshot, plan: Plan) -> None:
                 kind=kept.kind,
                 name=kept.name,
             ) from None
-
-
-def _with_what_it_reads(record: Record, by_key: Mapping[str, Record]) -> list[Record]:
-    """Return a record and everything that it depends on: what another record lacks is not this one's fault."""
-    found, wanted = {}, [record]
-    while wanted:
-        one = wanted.pop()
-        if one.key not in found:
-            found[one.key] = one
-            wanted += [by_key[key] for key in one.depends_on if key in by_key]
-    return list(found.values())
 
 
 def _unknown_tables(workspace: Workspace, snapshot: Snapshot) -> list[str]:

@@ -172,6 +172,18 @@ def from_records(records: Iterable[Record]) -> dict[tuple[str, str], Definition]
     return made
 
 
+def with_dependencies(keys: Iterable[str], by_key: Mapping[str, Record]) -> list[Record]:
+    """Return the records of some keys and of all that they depend on, as far as there are any."""
+    found: dict[str, Record] = {}
+    wanted = list(keys)
+    while wanted:
+        key = wanted.pop()
+        if key in by_key and key not in found:
+            found[key] = by_key[key]
+            wanted += by_key[key].depends_on
+    return list(found.values())
+
+
 def _from_record(record: Record, lookup: Lookup) -> Definition:
     common = {"description": record.description, "owner": record.owner, "tags": record.tags}
     definition = _READERS[record.kind](record.name, record.document, lookup, common)

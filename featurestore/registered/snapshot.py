@@ -13,8 +13,15 @@ from featurestore.definitions import Definition, FeatureService, FeatureView, On
 from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.offline.interface import TableId, TableSchema
 from featurestore.online.interface import ViewLayout
+from featurestore.online.records.keys import view_prefix
 from featurestore.registered.records import KINDS, from_records
 from featurestore.types import ValueType
+
+
+def generation_key(view: str, generation: int) -> str:
+    """Return the key of what the ledger remembers of one generation: its watermark, commit, gaps and repair."""
+    return f"{view}.{generation}"
+
 
 D = TypeVar("D", bound=Definition)
 
@@ -33,6 +40,16 @@ class RegisteredView:
     def table(self) -> TableId:
         """The table of its rows offline."""
         return TableId(self.project, self.view.name, self.generation)
+
+    @property
+    def ledger_key(self) -> str:
+        """Its `generation_key`."""
+        return generation_key(self.view.name, self.generation)
+
+    @property
+    def online_prefix(self) -> bytes:
+        """The prefix of its keys online."""
+        return view_prefix(self.project, self.view.name, self.generation)
 
     @property
     def table_schema(self) -> TableSchema:

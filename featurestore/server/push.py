@@ -31,7 +31,7 @@ from featurestore.server.http.bodies import (
     read_body,
     send_json,
 )
-from featurestore.server.http.errors import RequestError
+from featurestore.server.http.errors import check_count
 from featurestore.server.read import endpoints
 from featurestore.server.read.definitions import DefinitionsKeeper
 from featurestore.server.read.threads import THREADS, Threads
@@ -71,15 +71,7 @@ class PushEndpoint:
         """Answer one request."""
         request = decoded(self._decoder, await read_body(scope, receive, self._max_body))
         rows = max(map(len, request.rows.values()), default=0)
-        if rows > MOST_ROWS:
-            raise RequestError(
-                413,
-                "too_many_rows",
-                f"{rows} rows are more than {MOST_ROWS}.",
-                hint="Push them in several requests.",
-                rows=rows,
-                max_rows=MOST_ROWS,
-            )
+        check_count(rows, MOST_ROWS, "too_many_rows", "rows", "Push them in several requests.")
         plan = self._plan(request.source)
         work, versions = await self._threads.run(partial(self._begin, plan, request))
         if versions:

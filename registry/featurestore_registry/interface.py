@@ -79,9 +79,9 @@ class Ledger(ABC):
         nothing, when the newest version is another; of concurrent calls exactly one succeeds.
         """
 
-    @abstractmethod
     def latest(self, project: str, kind: str, key: str) -> LedgerEntry | None:
         """Return the newest entry of a key, or None."""
+        return next(iter(self.scan(project, kind, key=key, limit=1)), None)
 
     @abstractmethod
     def scan(self, project: str, kind: str, *, key: str | None = None, limit: int | None = None) -> list[LedgerEntry]:

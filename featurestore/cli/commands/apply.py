@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from featurestore.cli.output import Output, repo_command
+from featurestore.cli.output import Output, confirmed, repo_command
 from featurestore.cli.plans import plan_document, render_plan
-from featurestore.plan import ChangeClass, Plan, check_allowed
+from featurestore.plan import Plan, check_allowed
 from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -44,7 +43,9 @@ def command(
         render_plan(output.console, plan)
     check_allowed(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy)
     if plan.steps and not yes:
-        _ask(plan.worst)
+        assert plan.worst is not None
+        question = f"Apply? The worst change is {plan.worst.name.lower()}"
+        confirmed(question, "There is no terminal to ask on: pass --yes to apply.")
     if plan.steps:
         plan = store.apply_plan(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy, message=message)
     plan = replace(plan, applied=plan.revision) if plan.applied is None else plan
@@ -55,10 +56,3 @@ def _render(console: Console, plan: Plan) -> None:
     console.print(f"{plan.project} is at revision {plan.applied}.")
     for command in dict.fromkeys(command for step in plan.steps for command in step.commands):
         console.print(f"Now run: {command}", markup=False, soft_wrap=True)
-
-
-def _ask(worst: ChangeClass | None) -> None:
-    if not sys.stdin.isatty():
-        raise click.UsageError("There is no terminal to ask on: pass --yes to apply.")
-    assert worst is not None
-    click.confirm(f"Apply? The worst change is {worst.name.lower()}", abort=True, err=True)

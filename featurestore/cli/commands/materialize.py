@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from featurestore.cli.exits import EXIT_FAILED
 from featurestore.cli.instants import InstantsCommand, instant
-from featurestore.cli.output import Output, jsonable, repo_command
+from featurestore.cli.output import Output, confirmed, jsonable, repo_command
 from featurestore.cli.tables import table
 from featurestore.ledger.runs import RUN_HEADS
 from featurestore.ledger.unread import read_unread
@@ -79,10 +78,10 @@ def _check(start: int | None, *, rebuild: bool, again: bool, authoritative: bool
 
 
 def _ask(view: str, rows: int) -> bool:
-    if not sys.stdin.isatty():
-        raise click.UsageError(f"{rows:,} rows of {view} would be withdrawn and nobody can be asked: pass --yes.")
-    return click.confirm(
-        f"Withdraw {rows:,} rows of {view} that the source no longer holds or a damaged file held?", err=True
+    return confirmed(
+        f"Withdraw {rows:,} rows of {view} that the source no longer holds or a damaged file held?",
+        f"{rows:,} rows of {view} would be withdrawn and nobody can be asked: pass --yes.",
+        abort=False,
     )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.output import Output, repo_command
+from featurestore.cli.output import Output, confirmed, repo_command
 from featurestore.cli.tables import table
 from featurestore.ledger.saved_sets import SavedSet, lost_pins, read_set
 from featurestore.store import FeatureStore
@@ -32,18 +31,13 @@ def command(store: FeatureStore, output: Output, delete: str | None, yes: bool) 
         return
     saved = read_set(store.workspace.ledger, store.project, delete)
     if not yes:
-        _ask(saved.name)
+        question = f"Delete training set {saved.name}? It can then not be built again"
+        confirmed(question, "There is no terminal to ask on: pass --yes to delete.")
     store.delete_training_set(saved.name)
     output.emit(
         {"name": saved.name, "deleted": True},
         lambda console: console.print(f"Training set {saved.name} is deleted.", markup=False),
     )
-
-
-def _ask(name: str) -> None:
-    if not sys.stdin.isatty():
-        raise click.UsageError("There is no terminal to ask on: pass --yes to delete.")
-    click.confirm(f"Delete training set {name}? It can then not be built again", abort=True, err=True)
 
 
 def _show(documents: Sequence[dict[str, Any]], output: Output) -> None:

@@ -45,6 +45,14 @@ class RequestError(InputError):
         self.headers = headers
 
 
+def check_count(count: int, most: int, kind: str, what: str, hint: str) -> None:
+    """Raise RequestError (413) for more than ``most`` of a kind of thing."""
+    if count > most:
+        name = kind.removeprefix("too_many_")
+        details: dict[str, Any] = {name: count, f"max_{name}": most}
+        raise RequestError(413, kind, f"{count} {what} are more than {most}.", hint=hint, **details)
+
+
 class _Answer(NamedTuple):
     status: int
     kind: str

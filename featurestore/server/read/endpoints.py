@@ -31,7 +31,7 @@ from featurestore.server.http.bodies import (
     read_body,
     send_json,
 )
-from featurestore.server.http.errors import RequestError
+from featurestore.server.http.errors import RequestError, check_count
 from featurestore.server.read.definitions import DefinitionsKeeper
 from featurestore.server.read.plans import MOST_FEATURES, Asked, Pattern, ServingPlan
 from featurestore.server.read.threads import THREADS, AllBusyError, Threads
@@ -186,7 +186,8 @@ class OnlineReads:
         request wants rows with statuses, for which there is a short way when no value is missing. Raises as its parts
         do.
         """
-        _check_count(columns)
+        rows = max(map(len, columns.values()), default=0)
+        check_count(rows, MOST_ROWS, "too_many_entities", "entity rows", "Ask in several requests.")
         serving = self._definitions.current.plans.plan(asked)
         plan = serving.plan
         query = plan.query(columns)
@@ -298,19 +299,6 @@ class FeastEndpoint:
             return feast_body(serving.plan, answer, request)
 
         await send_json(send, await self._reads.answer(asked, request.entities, started, encode))
-
-
-def _check_count(columns: Mapping[str, Sequence[Any]]) -> None:
-    rows = max(map(len, columns.values()), default=0)
-    if rows > MOST_ROWS:
-        raise RequestError(
-            413,
-            "too_many_entities",
-            f"{rows} entity rows are more than {MOST_ROWS}.",
-            hint="Ask in several requests.",
-            entities=rows,
-            max_entities=MOST_ROWS,
-        )
 
 
 Records = Sequence[bytes | None]

@@ -17,7 +17,7 @@ from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import Reference, resolve
 from featurestore.request.on_demand import OnDemandFunction
 from featurestore.server.http.bodies import Name, decoded
-from featurestore.server.http.errors import RequestError
+from featurestore.server.http.errors import check_count
 from featurestore.serving.compiled import OnlinePlan
 
 MOST_PLANS = 256
@@ -179,12 +179,4 @@ def _checked(feature: str) -> str:
 
 
 def _check_count(features: int) -> None:
-    if features > MOST_FEATURES:
-        raise RequestError(
-            413,
-            "too_many_features",
-            f"{features} features are more than {MOST_FEATURES}.",
-            hint="Ask in several requests.",
-            features=features,
-            max_features=MOST_FEATURES,
-        )
+    check_count(features, MOST_FEATURES, "too_many_features", "features", "Ask in several requests.")

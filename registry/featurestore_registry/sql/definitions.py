@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, RowMapping, and_, insert, select, update
+from sqlalchemy import Connection, Row, RowMapping, Select, and_, insert, select, update
 from typing_extensions import override
 
 from featurestore_registry.errors import RecordNotFoundError, RevisionConflictError
@@ -85,23 +86,8 @@ class SqlDefinitions(Definitions):
             ).all()
             if not infos:
                 return []
-            rows = connection.execute(
-                # Both tables have kind and name; the change's are never null.
-                select(change.c.number, change.c.action, record, change.c.kind, change.c.name)
-                .select_from(
-                    change.outerjoin(
-                        record,
-                        and_(
-                            record.c.project == change.c.project,
-                            record.c.kind == change.c.kind,
-                            record.c.name == change.c.name,
-                            record.c.valid_from == change.c.number,
-                        ),
-                    )
-                )
-                .where(change.c.project == project, change.c.number >= infos[-1].number)
-                .order_by(change.c.number, change.c.position)
-            ).mappings()
+            # Both tables have kind and name; the change's are never null.
+            rows = connection.execute(_changes(project, infos[-1].number, infos[0].number, record)).mappings()
             chain = self._chain(connection, project)
             changes: defaultdict[int, list[Change]] = defaultdict(list)
             for row in rows:
@@ -190,28 +176,34 @@ def _revisions(
     connection: Connection, project: str, *, after: int
 ) -> list[tuple[Row[Any], list[tuple[str, str, str, str]]]]:
     """Return the revisions after a number, oldest first, each with its changes as `revision_hash` takes them."""
-    revision, change, record = tables.revision, tables.change, tables.record
+    revision = tables.revision
     infos = connection.execute(
         select(revision).where(revision.c.project == project, revision.c.number > after).order_by(revision.c.number)
     ).all()
     if not infos:
         return []
+    rows = connection.execute(_changes(project, after + 1, infos[-1].number, tables.record.c.fingerprint))
+    changes: defaultdict[int, list[tuple[str, str, str, str]]] = defaultdict(list)
+    for number, action, kind, name, fingerprint in rows:
+        changes[number].append((action, kind, name, fingerprint or ""))
+    return [(info, changes[info.number]) for info in infos]
+
+
+def _changes(project: str, first: int, last: int, *more: Any) -> Select[Any]:
+    """Select the changes of some revisions, in order, each with ``more`` columns of the record that it put."""
+    change, record = tables.change, tables.record
     is_put = and_(
         record.c.project == change.c.project,
         record.c.kind == change.c.kind,
         record.c.name == change.c.name,
         record.c.valid_from == change.c.number,
     )
-    rows = connection.execute(
-        select(change.c.number, change.c.action, change.c.kind, change.c.name, record.c.fingerprint)
+    return (
+        select(change.c.number, change.c.action, change.c.kind, change.c.name, *more)
         .select_from(change.outerjoin(record, is_put))
-        .where(change.c.project == project, change.c.number > after, change.c.number <= infos[-1].number)
+        .where(change.c.project == project, change.c.number.between(first, last))
         .order_by(change.c.number, change.c.position)
     )
-    changes: defaultdict[int, list[tuple[str, str, str, str]]] = defaultdict(list)
-    for number, action, kind, name, fingerprint in rows:
-        changes[number].append((action, kind, name, fingerprint or ""))
-    return [(info, changes[info.number]) for info in infos]
 
 
 def _head(connection: Connection, project: str) -> int:
@@ -298,18 +290,7 @@ def _row(project: str, change: Change) -> dict[str, Any] | None:
         "description": record.description,
         "tags": canonical_json(dict(record.tags)),
         "depends_on": canonical_json(record.depends_on),
-        "fields": canonical_json(
-            [
-                {
-                    "name": field.name,
-                    "type": field.type,
-                    "description": field.description,
-                    "tags": dict(field.tags),
-                    "inputs": field.inputs,
-                }
-                for field in record.fields
-            ]
-        ),
+        "fields": canonical_json([asdict(field) for field in record.fields]),
         "document": canonical_json(record.document),
     }
 

@@ -53,11 +53,6 @@ class SqlLedger(Ledger):
         return version
 
     @override
-    def latest(self, project: str, kind: str, key: str) -> LedgerEntry | None:
-        newest = self.scan(project, kind, key=key, limit=1)
-        return newest[0] if newest else None
-
-    @override
     def scan(self, project: str, kind: str, *, key: str | None = None, limit: int | None = None) -> list[LedgerEntry]:
         if limit is not None and limit < 0:
             raise ValueError(f"limit must be 0 or more, not {limit}")
