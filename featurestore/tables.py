@@ -173,6 +173,18 @@ def without_null_nan(values: Any, listed: list[Any]) -> list[Any]:
     return [None if isinstance(value, float) and value != value else value for value in listed]
 
 
+def import_polars() -> Any:
+    """Return the optional module polars; raises InputError where it is not installed."""
+    try:
+        import polars
+    except ImportError as error:
+        raise InputError(
+            f"to_polars() needs polars: {error}.",
+            hint="Install it (`pip install '.[polars]'` in a checkout), or use to_arrow() or to_pandas().",
+        ) from None
+    return polars
+
+
 def html_table(rows: Iterable[Iterable[Any]], heads: Iterable[Any] = ()) -> str:
     """Return rows as an HTML table with every text escaped."""
     kept = "text-align:left;white-space:pre-wrap"

@@ -22,6 +22,7 @@ from featurestore.tables import (
     as_list,
     float_bits,
     html_columns,
+    import_polars,
     instants_as_list,
     library_type,
     read_table,
@@ -127,12 +128,7 @@ class OnlineResponse:
 
     def to_polars(self) -> pl.DataFrame:
         """Return a polars frame of `to_arrow`; raises InputError where polars is not installed."""
-        try:
-            import polars as pl
-        except ImportError as error:
-            hint = "Install it (`pip install '.[polars]'` in a checkout), or use to_arrow() or to_pandas()."
-            raise errors.InputError(f"to_polars() needs polars: {error}.", hint=hint) from None
-        return pl.DataFrame(self.to_arrow())
+        return import_polars().DataFrame(self.to_arrow())
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """Return `to_arrow` as a stream, so that any library that reads Arrow streams takes an answer as a table."""

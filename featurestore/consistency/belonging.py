@@ -66,6 +66,12 @@ class Mismatch:
         return MismatchError(self.message, hint=self.hint, piece=self.piece, view=self.view, kind=self.kind)
 
 
+def refuse(found: Mismatch | None) -> None:
+    """Raise a mismatch as its error, unless the next run settles it."""
+    if found is not None and not found.heals:
+        raise found.error
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """What the online part of a view says about itself."""

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from featurestore.consistency.belonging import compare_part, compare_table, markers_of
+from featurestore.consistency.belonging import compare_part, compare_table, markers_of, refuse
 from featurestore.errors import RegistryUnavailableError
 from featurestore.ledger.commits import bind_tables, facts_of, held_of
 from featurestore.offline.groups import GroupCommitter
@@ -65,9 +65,7 @@ class _PushWriter:
         """Raise MismatchError where the table is not as the registry left it; a registry that is down is skipped."""
         workspace, registered = given[0]
         with suppress(RegistryUnavailableError):
-            found = compare_table(workspace.registry, workspace.offline, registered)
-            if found is not None and not found.heals:
-                raise found.error
+            refuse(compare_table(workspace.registry, workspace.offline, registered))
         bind_tables(workspace.offline, registered)
 
     def numbered(self, rows: pa.Table, first_sequence: int) -> pa.Table:

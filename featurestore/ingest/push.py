@@ -15,7 +15,7 @@ from math import inf
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-from featurestore.consistency.belonging import Mismatch, begin_part, compare_part, foreign_part
+from featurestore.consistency.belonging import Mismatch, begin_part, compare_part, foreign_part, refuse
 from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError, InputError, OnlineStoreUnavailableError
 from featurestore.ingest.group_commit import commit_rows
@@ -245,8 +245,7 @@ def _check(workspace: Workspace, registered: RegisteredView, *, is_committed: bo
             ).mismatch
         else:
             found = foreign_part(workspace.registry, workspace.online, registered, None, at_once=True)
-    if found is not None and not found.heals:
-        raise found.error
+    refuse(found)
     checked_at_s[key] = now_s
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.consistency.belonging import compare_table
+from featurestore.consistency.belonging import compare_table, refuse
 from featurestore.consistency.ownership import Ownership
 from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.ledger.commits import bind_tables
@@ -54,9 +54,7 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
             holding(workspace.ledger, workspace.project, name, holder=holder, clock=workspace.clock) as lease,
         ):
             registered = workspace.snapshot().registered(name)  # an apply may have come while this waited for the lease
-            mismatch = compare_table(workspace.registry, workspace.offline, registered)
-            if mismatch is not None and not mismatch.heals:
-                raise mismatch.error
+            refuse(compare_table(workspace.registry, workspace.offline, registered))
             version = workspace.offline.current(registered.table)
             if version is not None:
                 after = _compact(workspace, registered, version, lease) if len(version.files) > 1 else version

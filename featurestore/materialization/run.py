@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from featurestore.consistency.belonging import Part, begin_part, compare_part, compare_table, markers_of
+from featurestore.consistency.belonging import Part, begin_part, compare_part, compare_table, markers_of, refuse
 from featurestore.definitions import FeatureView
 from featurestore.engine.interface import Span, StagedRows, StageRequest, Withdrawal
 from featurestore.errors import (
@@ -212,9 +212,7 @@ class ViewRun:
 
     def _compare(self) -> None:
         """Raise MismatchError where a store is not as this registry left it."""
-        found = compare_table(self.workspace.registry, self.workspace.offline, self.registered)
-        if found is not None and not found.heals:
-            raise found.error
+        refuse(compare_table(self.workspace.registry, self.workspace.offline, self.registered))
         if self.registered.view.online:
             with suppress(OnlineStoreUnavailableError):  # rows are committed all the same; publishing will report it
                 self._part()
@@ -222,8 +220,7 @@ class ViewRun:
     def _part(self) -> Part:
         workspace = self.workspace
         part = compare_part(workspace.registry, workspace.online, workspace.offline, self.registered, self.watermark)
-        if part.mismatch is not None and not part.mismatch.heals:
-            raise part.mismatch.error
+        refuse(part.mismatch)
         return part
 
     def _merge(self) -> None:

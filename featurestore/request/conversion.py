@@ -107,18 +107,6 @@ def inferred_column(values: list[Any], *, name: str) -> pa.Array:
         ) from None
 
 
-def import_polars() -> Any:
-    """Return the optional module polars; raises InputError where it is not installed."""
-    try:
-        import polars
-    except ImportError as error:
-        raise InputError(
-            f"to_polars() needs polars: {error}.",
-            hint="Install it (`pip install '.[polars]'` in a checkout), or use to_arrow() or to_pandas().",
-        ) from None
-    return polars
-
-
 def cast_exactly(column: pa.Array | pa.ChunkedArray, value_type: ValueType, *, name: str) -> pa.Array | pa.ChunkedArray:
     """Return a column in the declared type as `types.arrow.cast_column`, and integers as floats where that is exact.
 

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from importlib import import_module
 from typing import Annotated
 
 import msgspec
@@ -95,8 +96,7 @@ class PushEndpoint:
         self._threads.close()
 
     def _look(self, sources: Sequence[str]) -> None:
-        import pyarrow.parquet  # noqa: F401  # commits write by it
-
+        import_module("pyarrow.parquet")  # commits write by it
         for source in sources:
             with suppress(FeatureStoreError):  # pushes will report it
                 for registered in self._plan(source).views:

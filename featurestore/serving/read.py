@@ -12,7 +12,7 @@ from featurestore.online.records.reading import FetchValue, Status
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeaturesArgument, resolve
 from featurestore.serving.compiled import Answer, OnlinePlan, ShortAnswer
-from featurestore.tables import as_list, html_columns, library_type, read_table, without_null_nan
+from featurestore.tables import as_list, html_columns, import_polars, library_type, read_table, without_null_nan
 from featurestore.types.times import to_datetime
 from featurestore.types.values import ValueType, coerce, from_library
 from featurestore.workspace import Workspace
@@ -98,8 +98,6 @@ class OnlineResponse:
 
     def to_polars(self) -> pl.DataFrame:
         """Return a polars frame, with types as `to_arrow`; raises InputError where polars is not installed."""
-        from featurestore.request.conversion import import_polars
-
         return import_polars().DataFrame(self.to_arrow())
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:

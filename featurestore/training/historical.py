@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from featurestore.consistency.belonging import compare_commit, compare_table
+from featurestore.consistency.belonging import compare_commit, compare_table, refuse
 from featurestore.definitions import FeatureView
 from featurestore.engine.interface import AsOf, Span, StageRequest
 from featurestore.errors import InputError, IntervalError, OutputNameClashError
@@ -106,9 +106,7 @@ def _pins(
 
 def _require_committed(workspace: Workspace, registered: RegisteredView, remembered: Remembered) -> None:
     """Raise MismatchError where the table is not as the registry's runs left it: a set would lack rows."""
-    found = compare_commit(workspace.ledger, workspace.offline, registered, remembered)
-    if found is not None and not found.heals:
-        raise found.error
+    refuse(compare_commit(workspace.ledger, workspace.offline, registered, remembered))
 
 
 def find_notes(workspace: Workspace, pins: Sequence[PinnedRead]) -> dict[str, str]:

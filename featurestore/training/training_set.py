@@ -22,7 +22,7 @@ from featurestore.errors import (
     TrainingSetError,
 )
 from featurestore.ledger.saved_sets import SavedSet
-from featurestore.tables import html_table
+from featurestore.tables import html_table, import_polars
 from featurestore.training.coverage import Gap, gaps_text, held_back, warn
 from featurestore.training.frames import EntityFrame, OwnColumns
 from featurestore.training.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone
@@ -174,8 +174,6 @@ class TrainingSet:
 
     def to_polars(self) -> pl.DataFrame:
         """Return a polars frame; raises InputError where polars is not installed."""
-        from featurestore.request.conversion import import_polars
-
         pl = import_polars()
         features = pl.from_arrow(self._features())
         assert isinstance(features, pl.DataFrame)

@@ -10,6 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -103,9 +104,10 @@ class Metrics:
         )
 
     def _add_definitions(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, text: str, labels: tuple[str, ...] = (), mode: str = "livemax") -> Gauge:
-            # The library types its modes as literals; here it is a text.
-            return Gauge(f"featurestore_{name}", text, labels, registry=registry, multiprocess_mode=mode)  # type: ignore[arg-type]
+        def gauge(
+            name: str, text: str, labels: tuple[str, ...] = (), mode: Literal["livemax", "livemin"] = "livemax"
+        ) -> Gauge:
+            return Gauge(f"featurestore_{name}", text, labels, registry=registry, multiprocess_mode=mode)
 
         self.refreshes = Counter(
             "featurestore_registry_refreshes",
