@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from featurestore.definitions import (
 )
 from featurestore.errors import InputError, NotFoundError, OutputNameClashError, did_you_mean
 from featurestore.registered.applied import check_as_applied
+from featurestore.registered.records import selection_from
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.types import ValueType
 
@@ -166,11 +167,7 @@ def from_references(
         if "on_demand" in reference:
             builder.add_on_demand(reference["on_demand"], reference["features"])
         else:
-            view = builder.registered(reference["view"])
-            selection = FeatureSelection(
-                view.view, name=reference["name"], names=tuple(reference["features"]), columns=reference["join_keys"]
-            )
-            builder.add(selection)
+            builder.add(selection_from(reference, lambda _, name: builder.registered(name).view))
     return builder.request()
 
 
@@ -295,13 +292,7 @@ class _Builder:
         if not self._outputs:
             raise InputError("You asked for no features.", hint="Name at least one.")
         outputs = tuple(
-            Output(
-                f"{found.alias}__{found.field.name}" if self._full_names else found.field.name,
-                found.alias,
-                found.field,
-                found.read,
-                found.on_demand,
-            )
+            replace(found, name=f"{found.alias}__{found.field.name}" if self._full_names else found.field.name)
             for found in self._outputs
         )
         _check_names(outputs, self._full_names)
