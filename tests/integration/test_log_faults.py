@@ -153,7 +153,8 @@ def test_a_version_whose_files_are_gone_is_not_promised_and_what_is_said_helps(
     """As after a merge and `fs gc`, where the log then loses the entries that merged."""
     log = log_of(root)
     first, gone = (3, 2) if before_checkpoint else (MIDDLE, 2)
-    (added,) = [json.loads(line)["add"]["path"] for line in entry(log, gone).read_text().splitlines() if "add" in line]
+    actions = [json.loads(line) for line in entry(log, gone).read_text().splitlines()]
+    (added,) = [action["add"]["path"] for action in actions if "add" in action]
     entry(log, first).unlink()
     if before_checkpoint:
         checkpoint(log).unlink()
