@@ -264,6 +264,9 @@ def test_beyond_loopback_there_must_be_a_token(project: Project) -> None:
             create_app(project.workspace(), host=host)
 
 
+TIMES = 30
+
+
 def test_records_of_an_older_schema_are_read_by_name_and_a_lost_schema_is_not_asked_for_each_time(
     tmp_path: Path, redis_server: RedisServer, redis_url: str
 ) -> None:
@@ -278,6 +281,8 @@ def test_records_of_an_older_schema_are_read_by_name_and_a_lost_schema_is_not_as
     project.put("fresh", {"customer_id": 1}, {"clicks": 7, "score": 0.5}, event_us=now_us)
     project.apply()
     body = {"features": ["fresh:score"], "entities": {"customer_id": [1]}}
+    # One look for each request and one at the schema; the server itself looks at markers now and then.
+    once_more = range(TIMES + 1, 2 * TIMES - 10)
 
     def lookups() -> int:
         with redis_server.client() as client:
@@ -290,15 +295,15 @@ def test_records_of_an_older_schema_are_read_by_name_and_a_lost_schema_is_not_as
             return [answer["rows"], answer["status"]]
 
         before = lookups()
-        assert [ask(), ask()] == [[[[0.5]], [["PRESENT"]]]] * 2
-        assert lookups() - before == 3
+        assert [ask() for _ in range(TIMES)] == [[[[0.5]], [["PRESENT"]]]] * TIMES
+        assert lookups() - before in once_more
     with redis_server.client() as client:
         for key in client.scan_iter("fs:shop:fresh:schema:*"):
             client.delete(key)
     with serving_here(project.workspace()) as client:
         before = lookups()
-        assert [ask(), ask(), ask()] == [[[[None]], [["NOT_FOUND"]]]] * 3
-        assert lookups() - before == 4
+        assert [ask() for _ in range(TIMES)] == [[[[None]], [["NOT_FOUND"]]]] * TIMES
+        assert lookups() - before in once_more
 
 
 def test_only_so_many_plans_are_kept(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
