@@ -72,7 +72,7 @@ def listening(listener: Listener) -> Iterator[None]:
         _listeners.reset(token)
 
 
-class Step:
+class RunningStep:
     """A running step: `advance` moves its progress, `note` adds facts that end up in the log line."""
 
     def __init__(self, name: str, title: str, total: int | None, unit: str) -> None:
@@ -98,9 +98,9 @@ class Step:
 
 
 @contextmanager
-def step(name: str, title: str = "", *, total: int | None = None, unit: str = "rows") -> Iterator[Step]:
+def step(name: str, title: str = "", *, total: int | None = None, unit: str = "rows") -> Iterator[RunningStep]:
     """Run a named step. Listeners get its start, progress and end, the log gets its end."""
-    running = Step(name, title or name, total, unit)
+    running = RunningStep(name, title or name, total, unit)
     running._tell("start")
     try:
         yield running

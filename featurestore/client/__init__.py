@@ -9,12 +9,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from enum import StrEnum
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from featurestore import errors
 from featurestore.client.failures import error_of
+from featurestore.statuses import Status
 from featurestore.tables import (
     NULLS,
     WHOLE_FLOAT_LIMITS,
@@ -44,17 +44,6 @@ T = TypeVar("T")
 ROUNDING = "event and created times up and all others down"
 KEEP_CONNECTION_SECONDS = 30.0
 """Seconds an idle connection is kept: fewer than the server's, so that it never closes one under a request."""
-
-
-class Status(StrEnum):
-    """What a value is, by the same names as in process."""
-
-    PRESENT = "PRESENT"
-    NULL_VALUE = "NULL_VALUE"
-    NOT_FOUND = "NOT_FOUND"
-    OUTSIDE_MAX_AGE = "OUTSIDE_MAX_AGE"
-
-    __repr__ = str.__repr__
 
 
 class OnlineRows(msgspec.Struct, frozen=True):

@@ -75,7 +75,7 @@ class PushResult:
         return asdict(self)
 
 
-class PushPlan:
+class PushTarget:
     """The views that a push source feeds, at one revision, with the encoders to write to them."""
 
     def __init__(self, snapshot: Snapshot, source: str) -> None:
@@ -103,17 +103,17 @@ class Push:
     Making one raises InputError, EntityKeyError and ValueTypeError for rows that do not fit; nothing is written then.
     """
 
-    def __init__(self, workspace: Workspace, plan: PushPlan, rows: PushedRows, to: To) -> None:
-        self._workspace, self._plan, self._to = workspace, plan, to
-        if to == "online" and not plan.encoders:
+    def __init__(self, workspace: Workspace, target: PushTarget, rows: PushedRows, to: To) -> None:
+        self._workspace, self._target, self._to = workspace, target, to
+        if to == "online" and not target.encoders:
             raise InputError(
-                f"No view that reads {plan.source.name!r} is online.", hint="Push to='offline', or set online=True."
+                f"No view that reads {target.source.name!r} is online.", hint="Push to='offline', or set online=True."
             )
-        rows.require(plan.needed, plan.source.name)
+        rows.require(target.needed, target.source.name)
         now_us = workspace.clock()
         until_us = now_us + workspace.settings.server.max_clock_skew // MICROSECOND
         self.row_count = rows.row_count
-        self._rows = {r.view.name: rows.of_view(r.view, now_us=now_us, until_us=until_us) for r in plan.views}
+        self._rows = {r.view.name: rows.of_view(r.view, now_us=now_us, until_us=until_us) for r in target.views}
         self._versions: dict[str, Future[int]] = {}
         self._done: dict[str, PushedView] = {}
 
@@ -123,12 +123,12 @@ class Push:
         Raises MismatchError, with nothing changed, where a store is another project's or history's.
         """
         if self._to != "offline":
-            for registered in self._plan.views:
-                if registered.view.name in self._plan.encoders:
+            for registered in self._target.views:
+                if registered.view.name in self._target.encoders:
                     _check(self._workspace, registered, is_committed=self._to == "both")
         if self._to != "online" and self.row_count:
             tables = {name: rows.table() for name, rows in self._rows.items()}
-            for registered in self._plan.views:
+            for registered in self._target.views:
                 name = registered.view.name
                 self._versions[name] = commit_rows(self._workspace, registered, tables[name])
         return list(self._versions.values())
@@ -145,14 +145,14 @@ class Push:
 
     def publish(self, advance: Callable[[int], object] = lambda rows: None) -> None:
         """Write online, if this push goes there; calls ``advance`` with the rows of each batch that is written."""
-        for registered in self._plan.views:
+        for registered in self._target.views:
             view = registered.view.name
             done = self._done.get(view, PushedView())
             if done.offline is None and self._to != "online":
                 done = PushedView(offline=OfflineCounts(0, None))
-            if self._to != "offline" and view in self._plan.encoders:
+            if self._to != "offline" and view in self._target.encoders:
                 with self._named(view, "online"):
-                    written = self._write(registered, self._plan.encoders[view], self._rows[view], advance)
+                    written = self._write(registered, self._target.encoders[view], self._rows[view], advance)
                     done = PushedView(written, done.offline)
             if done != PushedView():
                 self._done[view] = done
@@ -160,14 +160,14 @@ class Push:
     def result(self) -> PushResult:
         """Return what was done."""
         notes = [ONLINE_ONLY] if self._to == "online" else []
-        if self._plan.by_sql:
-            names, source = ", ".join(self._plan.by_sql), self._plan.source
+        if self._target.by_sql:
+            names, source = ", ".join(self._target.by_sql), self._target.source
             notes.append(
                 f"These views did not take the rows, which would have to pass through SQL: {names}. They change when "
                 f"`fs materialize` reads {source.batch_source.name!r}."
             )
         note = " ".join(notes) or None
-        return PushResult(self._plan.source.name, self.row_count, self._to, dict(sorted(self._done.items())), note)
+        return PushResult(self._target.source.name, self.row_count, self._to, dict(sorted(self._done.items())), note)
 
     def _write(
         self, registered: RegisteredView, encoder: RecordEncoder, rows: CheckedRows, advance: Callable[[int], object]
@@ -210,7 +210,7 @@ def push(workspace: Workspace, source_name: str, rows: Any, to: To = "both") -> 
         raise InputError(f"Rows are not pushed to {to!r}.", hint="Push to 'both', 'online' or 'offline'.")
     # A commit goes into the current generation. Online only must be quick, and must not fail with the registry.
     snapshot = workspace.recent_snapshot() if to == "online" else workspace.snapshot()
-    work = Push(workspace, PushPlan(snapshot, source_name), read_rows(rows), to)
+    work = Push(workspace, PushTarget(snapshot, source_name), read_rows(rows), to)
     if to != "online":
         with step("commit", f"commit what is pushed to {source_name}"):
             wait(work.commit())

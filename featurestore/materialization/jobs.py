@@ -17,8 +17,8 @@ from featurestore.definitions import FeatureView
 from featurestore.errors import FeatureStoreError, IntervalError, MaterializationError, RegistryError
 from featurestore.ledger.leases import WAIT_SECONDS, holding
 from featurestore.ledger.runs import RunKind, RunResult, Runs, record_end, record_start
-from featurestore.materialization.run import Confirm, MakePlan, Rebuild, ViewRun
-from featurestore.materialization.spans import plan_incremental, plan_interval
+from featurestore.materialization.run import ChooseSpans, Confirm, Rebuild, ViewRun
+from featurestore.materialization.spans import spans_within, unread_spans
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import step
 from featurestore.types.times import to_rfc3339
@@ -59,7 +59,7 @@ def materialize(
         views,
         "rebuild" if rebuild else "interval",
         _bring(
-            lambda view, watermark, _: plan_interval(workspace.engine.sources, view, watermark, span), withdraw, dry_run
+            lambda view, watermark, _: spans_within(workspace.engine.sources, view, watermark, span), withdraw, dry_run
         ),
         dry_run=dry_run,
         wait_seconds=wait_seconds,
@@ -86,9 +86,7 @@ def materialize_incremental(
         views,
         "incremental",
         _bring(
-            lambda view, watermark, unread: plan_incremental(
-                workspace.engine.sources, view, watermark, unread, until_us
-            ),
+            lambda view, watermark, unread: unread_spans(workspace.engine.sources, view, watermark, unread, until_us),
             None,
             dry_run,
         ),
@@ -143,12 +141,12 @@ def _check_end(end_us: int, now_us: int) -> None:
         )
 
 
-def _bring(make_plan: MakePlan, rebuild: Rebuild | None, dry_run: bool) -> Job:
+def _bring(choose: ChooseSpans, rebuild: Rebuild | None, dry_run: bool) -> Job:
     def job(run: ViewRun) -> None:
         if dry_run:
-            run.count(make_plan, rebuild)
+            run.count(choose, rebuild)
         else:
-            run.bring(make_plan, rebuild)
+            run.bring(choose, rebuild)
 
     return job
 

@@ -20,7 +20,7 @@ from featurestore.online.records.arrow import time_columns
 from featurestore.online.records.codec import is_record, record_version, version_of
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.registered.snapshot import RegisteredView
-from featurestore.steps import Step, crash_point, reached, step
+from featurestore.steps import RunningStep, crash_point, reached, step
 from featurestore.types.columns import EVENT
 from featurestore.types.times import MAX_INSTANT
 from featurestore.workspace import Workspace
@@ -191,7 +191,7 @@ class _Publisher:
         batches = self.online.scan(self.encoder.keys.prefix)
         return {key: record_version(value) for pairs in batches for key, value in pairs if is_record(value)}
 
-    def send(self, batches: Batches, running: Step) -> None:
+    def send(self, batches: Batches, running: RunningStep) -> None:
         """Write batches; one is under way while the next is encoded."""
         with ThreadPoolExecutor(1, thread_name_prefix="publish") as sender:
             under_way: tuple[Future[list[WriteResult]], Sequence[Write]] | None = None
@@ -203,7 +203,7 @@ class _Publisher:
             if under_way is not None:
                 self._count(*under_way, running)
 
-    def _count(self, sent: Future[list[WriteResult]], writes: Sequence[Write], running: Step) -> None:
+    def _count(self, sent: Future[list[WriteResult]], writes: Sequence[Write], running: RunningStep) -> None:
         results = sent.result()
         reached(BATCH_WRITTEN)
         running.advance(len(results))

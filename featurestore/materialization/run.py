@@ -26,7 +26,7 @@ from featurestore.ledger.runs import RunResult
 from featurestore.ledger.unread import Unread, read_unread, write_unread
 from featurestore.ledger.watermarks import Interval, Watermark, read_watermark, write_watermark
 from featurestore.materialization.publish import Publication, publish
-from featurestore.materialization.spans import ReadPlan, advance
+from featurestore.materialization.spans import SpansToRead, advance
 from featurestore.offline.interface import DataFile, TableVersion
 from featurestore.offline.merge import due, merge_quietly
 from featurestore.online.records.marker import Marker
@@ -49,7 +49,7 @@ Confirm = Callable[[str, int], bool]
 """Asked before a rebuild withdraws rows, with the view and the number of rows."""
 
 
-MakePlan = Callable[[FeatureView, Watermark, Unread], ReadPlan]
+ChooseSpans = Callable[[FeatureView, Watermark, Unread], SpansToRead]
 """Decides what a run reads, by the watermark and the view's gaps as they are once the run holds the lease."""
 
 
@@ -115,7 +115,7 @@ class ViewRun:
         """Raises when the view's lease is lost."""
         self.watermark = read_watermark(workspace.ledger, registered)
 
-    def bring(self, make_plan: MakePlan, rebuild: Rebuild | None = None) -> None:
+    def bring(self, choose: ChooseSpans, rebuild: Rebuild | None = None) -> None:
         """Bring source rows into the log and online; first publishes rows that an earlier run left unpublished.
 
         Raises MismatchError, having changed nothing, where the stores do not belong to what is applied.
@@ -125,33 +125,35 @@ class ViewRun:
             self.publish_pending()
         registered, ledger = self.registered, self.workspace.ledger
         unread = read_unread(self.workspace.registry, registered, self.watermark)
-        plan = make_plan(registered.view, self.watermark, unread)
+        to_read = choose(registered.view, self.watermark, unread)
         self.workspace.engine.prepare()
-        self.result = replace(self.result, intervals=plan.intervals)
-        staged, version = self._commit(plan, rebuild)
+        self.result = replace(self.result, intervals=to_read.intervals)
+        staged, version = self._commit(to_read, rebuild)
         if version is not None:
             bind_tables(self.workspace.offline, registered)  # an earlier release's tables, with nothing to commit
             remember_commit(ledger, registered, KnownCommit(version.number, version.identity))
         reached(REMEMBERED)
-        self._write(advance(self.watermark, registered.view, plan, staged, version, self.result.started_us))
-        write_unread(ledger, registered, unread.after((*plan.intervals, *plan.again), rebuilt=rebuild is not None))
+        self._write(advance(self.watermark, registered.view, to_read, staged, version, self.result.started_us))
+        write_unread(
+            ledger, registered, unread.after((*to_read.intervals, *to_read.again), rebuilt=rebuild is not None)
+        )
         reached(COMMITTED)
         self.publish_pending()
         self._merge()
 
-    def count(self, make_plan: MakePlan, rebuild: Rebuild | None = None) -> None:
+    def count(self, choose: ChooseSpans, rebuild: Rebuild | None = None) -> None:
         """Determine what `bring` would read and append. Writes nothing permanent. Raises as `bring`."""
         self._compare()
         unread = read_unread(self.workspace.registry, self.registered, self.watermark)
-        plan = make_plan(self.registered.view, self.watermark, unread)
+        to_read = choose(self.registered.view, self.watermark, unread)
         version = self._current()
         damaged = self._damaged(rebuild, version)
         sound = _without(version, damaged)
         with TemporaryDirectory(prefix="featurestore-") as folder:
-            staged = self._stage(plan, sound, Path(folder), 0 if version is None else version.next_sequence)
+            staged = self._stage(to_read, sound, Path(folder), 0 if version is None else version.next_sequence)
         withdrawal = self._withdraw(rebuild, sound, None)
         counted = _Prepared(staged, withdrawal, damaged, version, first_sequence=0)
-        self.result = _counted(replace(self.result, intervals=plan.intervals), counted, version)
+        self.result = _counted(replace(self.result, intervals=to_read.intervals), counted, version)
 
     def publish_pending(self) -> None:
         """Publish rows that are committed but not published yet, according to the online store itself."""
@@ -248,7 +250,7 @@ class ViewRun:
         if self.registered != published:
             raise _ChangedMeanwhile
 
-    def _commit(self, plan: ReadPlan, rebuild: Rebuild | None) -> tuple[StagedRows, TableVersion | None]:
+    def _commit(self, to_read: SpansToRead, rebuild: Rebuild | None) -> tuple[StagedRows, TableVersion | None]:
         agreed: set[int] = set()
         ready: _Prepared | None = None
         try:
@@ -257,12 +259,12 @@ class ViewRun:
                 if ready is None or not ready.fits(version):
                     if ready is not None:
                         ready.discard()
-                    ready = self._prepare(plan, rebuild, version, gap=SEQUENCE_GAP if number else 0)
+                    ready = self._prepare(to_read, rebuild, version, gap=SEQUENCE_GAP if number else 0)
                     _ask(self.registered.view.name, rebuild, ready, agreed)
                 reached(STAGED)
                 if ready.changes_table:
                     try:
-                        version = self._commit_files(version, ready, plan)
+                        version = self._commit_files(version, ready, to_read)
                     except ConcurrentCommitError:
                         continue
                 self.result = _counted(self.result, ready, version)
@@ -275,13 +277,15 @@ class ViewRun:
             hint="Run it again when there are fewer of them.",
         )
 
-    def _prepare(self, plan: ReadPlan, rebuild: Rebuild | None, version: TableVersion | None, *, gap: int) -> _Prepared:
+    def _prepare(
+        self, to_read: SpansToRead, rebuild: Rebuild | None, version: TableVersion | None, *, gap: int
+    ) -> _Prepared:
         """Stage what a commit adds, and find what it removes; leaves ``gap`` numbers to pushes that come first."""
         first = gap + (0 if version is None else version.next_sequence)
         damaged = self._damaged(rebuild, version)
         sound = _without(version, damaged)
         folder = self.workspace.offline.staging(self.registered.table)
-        staged = self._stage(plan, sound, folder, first)
+        staged = self._stage(to_read, sound, folder, first)
         try:
             withdrawal = self._withdraw(rebuild, sound, folder)
         except BaseException:
@@ -290,10 +294,10 @@ class ViewRun:
             raise
         return _Prepared(staged, withdrawal, damaged, version, first)
 
-    def _commit_files(self, base: TableVersion | None, ready: _Prepared, plan: ReadPlan) -> TableVersion:
+    def _commit_files(self, base: TableVersion | None, ready: _Prepared, to_read: SpansToRead) -> TableVersion:
         self._check()
         bind_tables(self.workspace.offline, self.registered)
-        made_true = advance(self.watermark, self.registered.view, plan, ready.staged, None, self.result.started_us)
+        made_true = advance(self.watermark, self.registered.view, to_read, ready.staged, None, self.result.started_us)
         gone = {*ready.withdrawal.removed, *(file.path for file in ready.damaged)}
         return self.workspace.offline.commit(
             self.registered.table,
@@ -304,10 +308,10 @@ class ViewRun:
             facts=facts_of(self.registered, held_by(made_true)),
         )
 
-    def _stage(self, plan: ReadPlan, version: TableVersion | None, folder: Path, first: int) -> StagedRows:
+    def _stage(self, to_read: SpansToRead, version: TableVersion | None, folder: Path, first: int) -> StagedRows:
         request = StageRequest(
             view=self.registered.view,
-            spans=plan.spans,
+            spans=to_read.spans,
             now_us=self.result.started_us,
             log_files=_paths(version),
             first_sequence=first,

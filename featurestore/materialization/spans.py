@@ -29,7 +29,7 @@ ALL_FILES = "*"
 
 
 @dataclass(frozen=True, slots=True)
-class ReadPlan:
+class SpansToRead:
     """What a run reads from a view's source."""
 
     spans: tuple[Span, ...]
@@ -45,12 +45,12 @@ class ReadPlan:
     """Committed spans that are read again, because they lack something."""
 
 
-def plan_interval(sources: Sources, view: FeatureView, watermark: Watermark, interval: Interval) -> ReadPlan:
+def spans_within(sources: Sources, view: FeatureView, watermark: Watermark, interval: Interval) -> SpansToRead:
     """Read exactly the rows with event time in an interval."""
     outside = subtract(watermark.intervals, (interval,))
     # Only incremental runs look for rows before an incremental run's first event.
     is_complete = not outside and watermark.begun_us is None
-    return ReadPlan(
+    return SpansToRead(
         spans=(Span(*interval),),
         intervals=(interval,),
         seen=seen_files(sources, view, watermark.files) if is_complete else watermark.files,
@@ -59,9 +59,7 @@ def plan_interval(sources: Sources, view: FeatureView, watermark: Watermark, int
     )
 
 
-def plan_incremental(
-    sources: Sources, view: FeatureView, watermark: Watermark, unread: Unread, end_us: int
-) -> ReadPlan:
+def unread_spans(sources: Sources, view: FeatureView, watermark: Watermark, unread: Unread, end_us: int) -> SpansToRead:
     """Read rows before ``end_us`` that no run has read, and in the spans already read the changes and the gaps."""
     seen = seen_files(sources, view, watermark.files)
     begun_us = watermark.begun_us
@@ -71,12 +69,12 @@ def plan_incremental(
         # There is nothing to take yet, and where the source begins stays open, because older rows may still turn up.
         # Rows without an event time are read and counted: otherwise nobody would learn why nothing comes.
         undated = [Span(MIN_INSTANT, end_us)] if begun_us is None else []
-        return ReadPlan(tuple(undated), (), seen, is_complete=not watermark.intervals, begun_us=watermark.begun_us)
+        return SpansToRead(tuple(undated), (), seen, is_complete=not watermark.intervals, begun_us=watermark.begun_us)
     gaps = subtract(((begun_us, end_us),), watermark.intervals)
     spans = [Span(*span) for span in (*gaps, *unread.again)]
     if watermark.intervals:
         spans += _late_spans(view, watermark, seen, max(end_us, watermark.intervals[-1][1]))
-    return ReadPlan(tuple(spans), gaps, seen, is_complete=True, begun_us=begun_us, again=unread.again)
+    return SpansToRead(tuple(spans), gaps, seen, is_complete=True, begun_us=begun_us, again=unread.again)
 
 
 def _late_spans(view: FeatureView, watermark: Watermark, seen: Seen, end_us: int) -> list[Span]:
@@ -146,15 +144,15 @@ def _fingerprint(files: Sequence[SourceFile]) -> str:
 def advance(
     watermark: Watermark,
     view: FeatureView,
-    plan: ReadPlan,
+    to_read: SpansToRead,
     staged: StagedRows,
     version: TableVersion | None,
     started_us: int,
 ) -> Watermark:
     """Return the watermark after the rows are committed in the table's ``version``."""
-    begun_us, intervals = plan.begun_us, [*watermark.intervals, *plan.intervals]
+    begun_us, intervals = to_read.begun_us, [*watermark.intervals, *to_read.intervals]
     created_until_us = watermark.created_until_us
-    if plan.is_complete:
+    if to_read.is_complete:
         if begun_us is not None and staged.min_event_us is not None and staged.min_event_us < begun_us:
             # Older rows turned up. The source has nothing in between, or it would have been read too.
             intervals.append((staged.min_event_us, begun_us))
@@ -166,7 +164,7 @@ def advance(
         intervals=merge(intervals),
         begun_us=begun_us,
         created_until_us=created_until_us,
-        files=plan.seen if plan.is_complete else watermark.files,
+        files=to_read.seen if to_read.is_complete else watermark.files,
         table_version=None if version is None else version.number,
         offline_rows=0 if version is None else version.rows,
         greatest_event_us=None if version is None else max((file.max_event_us for file in version.files), default=None),

@@ -72,7 +72,7 @@ class OnDemandRead:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class OutputColumn:
     """One output column, in the order asked."""
 
     name: str
@@ -99,7 +99,7 @@ class FeatureRequest:
     revision: int
     reads: tuple[ViewRead, ...]
     on_demand: tuple[OnDemandRead, ...]
-    outputs: tuple[Output, ...]
+    outputs: tuple[OutputColumn, ...]
     full_feature_names: bool
     references: tuple[dict[str, Any], ...]
     """The request as JSON, from which `from_references` makes it again."""
@@ -178,7 +178,7 @@ class _Builder:
         self._reads: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[str, dict[str, None]]] = {}
         self._positions: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
         self._on_demand: dict[str, OnDemandRead] = {}
-        self._outputs: list[Output] = []
+        self._outputs: list[OutputColumn] = []
         self._references: list[dict[str, Any]] = []
 
     def add(self, reference: Any) -> None:
@@ -234,7 +234,7 @@ class _Builder:
         fields = [view.feature(name) for name in names]
         position = self._read(selection, view, names)
         for field in fields:
-            self._outputs.append(Output("", selection.name, field, position, None))
+            self._outputs.append(OutputColumn("", selection.name, field, position, None))
         self._references.append(
             {
                 "view": view.name,
@@ -273,7 +273,7 @@ class _Builder:
             self._on_demand[name] = OnDemandRead(registered, tuple(self._inputs(registered)))
         position = list(self._on_demand).index(name)
         for feature in names:
-            self._outputs.append(Output("", name, known[feature], None, position))
+            self._outputs.append(OutputColumn("", name, known[feature], None, position))
         self._references.append({"on_demand": name, "features": list(names)})
 
     def _inputs(self, registered: OnDemandFeatureView) -> Iterable[OnDemandInput]:
@@ -322,9 +322,9 @@ class _Builder:
         )
 
 
-def _check_names(outputs: Sequence[Output], full_names: bool) -> None:
-    seen: dict[str, Output] = {}
-    reads: dict[str, Output] = {}
+def _check_names(outputs: Sequence[OutputColumn], full_names: bool) -> None:
+    seen: dict[str, OutputColumn] = {}
+    reads: dict[str, OutputColumn] = {}
     for output in outputs:
         twin = seen.setdefault(output.name.lower(), output)
         if twin is not output:

@@ -40,9 +40,9 @@ from featurestore.server.http.gate import (
 )
 from featurestore.server.push import PUSH_PATH, PushEndpoint
 from featurestore.server.read.breaker import Breaker
-from featurestore.server.read.definitions import DefinitionsKeeper
 from featurestore.server.read.endpoints import FeastEndpoint, OnlineEndpoint, OnlineReads
 from featurestore.server.read.sharing import SharedReads
+from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.watch.clocks import ClockWatch
 from featurestore.server.watch.metrics import CONTENT_TYPE, FLUSH_SECONDS, Metrics
 from featurestore.server.watch.parts import PartWatch
@@ -68,12 +68,12 @@ def create_app(
     registry nor a saved snapshot can be read.
     """
     workspace = source if isinstance(source, Workspace) else open_workspace(Path(source))
-    definitions, door, verifier = _load(workspace, token, host, reopen)
+    snapshots, door, verifier = _load(workspace, token, host, reopen)
     metrics = Metrics()
-    reads = OnlineReads(definitions, workspace.clock, metrics)
-    measure = _measuring(definitions, metrics)
+    reads = OnlineReads(snapshots, workspace.clock, metrics)
+    measure = _measuring(snapshots, metrics)
     limit = int(workspace.settings.server.max_body)
-    pushes = PushEndpoint(workspace, definitions, metrics, limit)
+    pushes = PushEndpoint(workspace, snapshots, metrics, limit)
     hot: dict[str, App] = {
         "/v1/online-features": OnlineEndpoint(reads, limit),
         "/get-online-features": FeastEndpoint(reads, limit),
@@ -88,7 +88,7 @@ def create_app(
     api = FastAPI(
         title=f"Features of {workspace.project}",
         version=featurestore.__version__,
-        lifespan=_lifespan(workspace, definitions, reads, pushes, metrics, measure),
+        lifespan=_lifespan(workspace, snapshots, reads, pushes, metrics, measure),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -96,33 +96,33 @@ def create_app(
     )
     # Routes for the description only: the short cut serves them.
     api.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in hot.items()]
-    _add_health(api, reads, definitions, door.is_open)
+    _add_health(api, reads, snapshots, door.is_open)
     _add_metrics(api, metrics, measure)
     _describe(api)
     metrics.routes = frozenset(route.path for route in api.routes if isinstance(route, Route))
-    notice = "" if token else door.notice(definitions.tokens(), now_us=workspace.clock())
+    notice = "" if token else door.notice(snapshots.tokens(), now_us=workspace.clock())
     return FeatureServer(api, outside=outside, notice=notice)
 
 
 def _load(
     workspace: Workspace, token: str | None, host: str, reopen: bool
-) -> tuple[DefinitionsKeeper, Door, TokenVerifier]:
+) -> tuple[SnapshotKeeper, Door, TokenVerifier]:
     """Read the definitions, and close or open the door by the settings, the registry and the remembered access."""
     is_required = workspace.settings.server.auth == "required"
     if reopen:
         check_reopening(host, has_static_token=token is not None, is_required=is_required)
     door = Door(workspace.root, is_local=is_loopback(host), reopening=reopen)
-    definitions = DefinitionsKeeper(workspace, door)
-    definitions.load()
-    verifier = TokenVerifier(definitions.tokens, static_token=token, clock=workspace.clock)
-    check_binding(host, has_token=token is not None or bool(definitions.tokens()))
+    snapshots = SnapshotKeeper(workspace, door)
+    snapshots.load()
+    verifier = TokenVerifier(snapshots.tokens, static_token=token, clock=workspace.clock)
+    check_binding(host, has_token=token is not None or bool(snapshots.tokens()))
     if reopen:
         door.reopen()
     if is_required:
         door.close(AUTH_REQUIRED)
     if token is not None:
         door.close(TOKEN_SET)
-    return definitions, door, verifier
+    return snapshots, door, verifier
 
 
 def _describe(app: FastAPI) -> None:
@@ -132,26 +132,26 @@ def _describe(app: FastAPI) -> None:
     app.openapi = lambda: app.openapi_schema or complete(describe(), OPEN_PATHS)  # type: ignore[method-assign]
 
 
-def _measuring(definitions: DefinitionsKeeper, metrics: Metrics) -> Callable[[], None]:
+def _measuring(snapshots: SnapshotKeeper, metrics: Metrics) -> Callable[[], None]:
     def measure() -> None:
-        metrics.revision.set(definitions.current.snapshot.revision)
-        metrics.registry_age_seconds.set(definitions.age_us() / 1_000_000)
-        metrics.progress(definitions.progress, definitions.now_us())
+        metrics.revision.set(snapshots.current.snapshot.revision)
+        metrics.registry_age_seconds.set(snapshots.age_us() / 1_000_000)
+        metrics.progress(snapshots.progress, snapshots.now_us())
 
     return measure
 
 
 def _lifespan(
     workspace: Workspace,
-    definitions: DefinitionsKeeper,
+    snapshots: SnapshotKeeper,
     reads: OnlineReads,
     pushes: PushEndpoint,
     metrics: Metrics,
     measure: Callable[[], None],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Return the lifespan: it opens the reader and the background refresh before the first request and closes them."""
-    clocks = ClockWatch(workspace, metrics, lambda: definitions.registry_ahead_us)
-    parts = PartWatch(workspace, metrics, lambda: definitions.current.snapshot, lambda: definitions.progress)
+    clocks = ClockWatch(workspace, metrics, lambda: snapshots.registry_ahead_us)
+    parts = PartWatch(workspace, metrics, lambda: snapshots.current.snapshot, lambda: snapshots.progress)
 
     def refreshed(outcome: str) -> None:
         metrics.refreshes.labels(outcome).inc()
@@ -162,7 +162,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         measure()
-        definitions.on_refresh = refreshed
+        snapshots.on_refresh = refreshed
         probe = project_prefix(workspace.project) + b"probe"
         reader: AsyncReader = Breaker(workspace.online.reader(), metrics, probe)
         reads.reader = reader if reader.deadline_seconds is None else SharedReads(reader)
@@ -173,12 +173,12 @@ def _lifespan(
                 await warm()
             except Exception:
                 logger.exception("warming up failed: the first requests may take longer")
-        definitions.start()
+        snapshots.start()
         tasks = [asyncio.create_task(_flush(metrics)), asyncio.create_task(_tell_eviction(workspace, reader))]
         yield
         for task in tasks:
             task.cancel()
-        await asyncio.to_thread(definitions.stop)
+        await asyncio.to_thread(snapshots.stop)
         await asyncio.to_thread(pushes.close)
         await asyncio.to_thread(reads.close)
         await reads.reader.close()
@@ -223,7 +223,7 @@ class Ready(BaseModel):
     registry_age_seconds: float | None = None
 
 
-def _add_health(app: FastAPI, reads: OnlineReads, definitions: DefinitionsKeeper, is_open: Callable[[], bool]) -> None:
+def _add_health(app: FastAPI, reads: OnlineReads, snapshots: SnapshotKeeper, is_open: Callable[[], bool]) -> None:
     """Add the endpoints for load balancers."""
 
     @app.get("/health", tags=["operations"], summary="The process is alive")
@@ -246,7 +246,7 @@ def _add_health(app: FastAPI, reads: OnlineReads, definitions: DefinitionsKeeper
             raise HTTPException(503, "Not ready.", {"retry-after": "1"}) from None
         if not (is_open() or "token" in request.scope["state"]):
             return Ready()
-        revision, age_us = definitions.current.snapshot.revision, definitions.age_us()
+        revision, age_us = snapshots.current.snapshot.revision, snapshots.age_us()
         return Ready(revision=revision, registry_age_seconds=age_us / 1_000_000)
 
     # Some load balancers send HEAD.

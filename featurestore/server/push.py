@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError
-from featurestore.ingest.push import Push, PushPlan, PushResult, To
+from featurestore.ingest.push import Push, PushResult, PushTarget, To
 from featurestore.ingest.rows import PushedRows
 from featurestore.offline.groups import PAUSE_SECONDS
 from featurestore.registered.snapshot import Snapshot
@@ -34,7 +34,7 @@ from featurestore.server.http.bodies import (
 )
 from featurestore.server.http.errors import check_count
 from featurestore.server.read import endpoints
-from featurestore.server.read.definitions import DefinitionsKeeper
+from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.read.threads import THREADS, Threads
 from featurestore.server.watch.metrics import Metrics
 from featurestore.workspace import Workspace
@@ -59,22 +59,22 @@ class PushRequest(msgspec.Struct, forbid_unknown_fields=True):
 class PushEndpoint:
     """``POST /push``: every row is checked before any is written. A bare ASGI app."""
 
-    def __init__(self, workspace: Workspace, definitions: DefinitionsKeeper, metrics: Metrics, max_body: int) -> None:
+    def __init__(self, workspace: Workspace, snapshots: SnapshotKeeper, metrics: Metrics, max_body: int) -> None:
         self._workspace = workspace
-        self._definitions = definitions
+        self._snapshots = snapshots
         self._metrics = metrics
         self._max_body = max_body
         self._decoder = msgspec.json.Decoder(PushRequest)
         self._threads = Threads("push", THREADS)
-        self._plans: tuple[Snapshot | None, dict[str, PushPlan]] = (None, {})
+        self._targets: tuple[Snapshot | None, dict[str, PushTarget]] = (None, {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = decoded(self._decoder, await read_body(scope, receive, self._max_body))
         rows = max(map(len, request.rows.values()), default=0)
         check_count(rows, MOST_ROWS, "too_many_rows", "rows", "Push them in several requests.")
-        plan = self._plan(request.source)
-        work, versions = await self._threads.run(partial(self._begin, plan, request))
+        target = self._target(request.source)
+        work, versions = await self._threads.run(partial(self._begin, target, request))
         if versions:
             scope["state"][PAUSE] = PAUSE_SECONDS
             # Only futures wait for the commits, so that the threads are free in the meantime.
@@ -86,7 +86,7 @@ class PushEndpoint:
 
     async def warm(self) -> None:
         """Load and open what the first push would wait for, if there is a source to push to."""
-        if sources := self._definitions.current.snapshot.list(PushSource.kind):
+        if sources := self._snapshots.current.snapshot.list(PushSource.kind):
             look = self._threads.run(partial(self._look, [source.name for source in sources]))
             with suppress(TimeoutError):
                 await asyncio.wait_for(look, endpoints.WARM_SECONDS)
@@ -99,20 +99,20 @@ class PushEndpoint:
         import_module("pyarrow.parquet")  # commits write by it
         for source in sources:
             with suppress(FeatureStoreError):  # pushes will report it
-                for registered in self._plan(source).views:
+                for registered in self._target(source).views:
                     self._workspace.offline.current(registered.table)
 
-    def _plan(self, source: str) -> PushPlan:
-        snapshot = self._definitions.current.snapshot
-        if self._plans[0] is not snapshot:
-            self._plans = snapshot, {}
-        plans = self._plans[1]
-        if source not in plans:
-            plans[source] = PushPlan(snapshot, source)
-        return plans[source]
+    def _target(self, source: str) -> PushTarget:
+        snapshot = self._snapshots.current.snapshot
+        if self._targets[0] is not snapshot:
+            self._targets = snapshot, {}
+        targets = self._targets[1]
+        if source not in targets:
+            targets[source] = PushTarget(snapshot, source)
+        return targets[source]
 
-    def _begin(self, plan: PushPlan, request: PushRequest) -> tuple[Push, list[Future[int]]]:
-        work = Push(self._workspace, plan, PushedRows(request.rows, json=True), request.to)
+    def _begin(self, target: PushTarget, request: PushRequest) -> tuple[Push, list[Future[int]]]:
+        work = Push(self._workspace, target, PushedRows(request.rows, json=True), request.to)
         versions = work.commit()
         if not versions:
             work.publish()

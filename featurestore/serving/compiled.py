@@ -1,8 +1,8 @@
-"""Online reads: a request compiled once into a plan without I/O, which the SDK and the servers share.
+"""Online reads: a request compiled once, without I/O, which the SDK and the servers share.
 
->>> plan = OnlinePlan.compile(snapshot, resolve(snapshot, ["carrier_profile:last_delay"]))  # doctest: +SKIP
->>> query = plan.query({"carrier": ["UA", "AA"]})                                           # doctest: +SKIP
->>> answer = plan.answer(query, store.mget(query.keys), now_us)                             # doctest: +SKIP
+>>> compiled = CompiledRequest.compile(snapshot, resolve(snapshot, ["carrier_profile:last_delay"]))  # doctest: +SKIP
+>>> query = compiled.query({"carrier": ["UA", "AA"]})                                           # doctest: +SKIP
+>>> answer = compiled.answer(query, store.mget(query.keys), now_us)                             # doctest: +SKIP
 >>> answer.rows(), answer.status_rows()                                                     # doctest: +SKIP
 """
 
@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 from featurestore.errors import EntityKeyError, InputError, ValueTypeError
 from featurestore.online.records.keys import EntityEncoder, integer_texts
-from featurestore.online.records.reading import FetchValue, Form, Status, ViewRows
+from featurestore.online.records.reading import FetchValue, Form, ViewRows
 from featurestore.registered.snapshot import Snapshot
-from featurestore.request.features import FeatureRequest, OnDemandRead, Output, ViewRead
+from featurestore.request.features import FeatureRequest, OnDemandRead, OutputColumn, ViewRead
 from featurestore.request.on_demand import OnDemandFunction
 from featurestore.serving.views import ServedView, served_view
+from featurestore.statuses import Status
 from featurestore.tables import check_lengths
 from featurestore.types.values import INTEGER_RANGES, ValueType, coerce, from_json, to_json
 
@@ -39,7 +40,7 @@ class Query(NamedTuple):
     """Canonical values of the request fields."""
 
 
-class OnlinePlan:
+class CompiledRequest:
     """A compiled request, without I/O except ``fetch``. Serves any number of requests of its shape.
 
     ``form`` says how values go in and come out: as canonical Python values, or in their JSON forms, where NaN and
@@ -75,8 +76,8 @@ class OnlinePlan:
     @classmethod
     def compile(
         cls, snapshot: Snapshot, request: FeatureRequest, *, form: Form = "python", fetch: FetchValue | None = None
-    ) -> OnlinePlan:
-        """Return the plan of a request.
+    ) -> CompiledRequest:
+        """Return a request, compiled.
 
         Raises InputError for a view that stays offline, and CodeMismatchError for an on-demand function whose
         code is not loaded or differs from what was applied.
@@ -304,7 +305,7 @@ class ShortAnswer:
 class _OutputColumn:
     """Where one output's values are, and how to convert them."""
 
-    def __init__(self, request: FeatureRequest, output: Output, form: Form, forms: Sequence[Form]) -> None:
+    def __init__(self, request: FeatureRequest, output: OutputColumn, form: Form, forms: Sequence[Form]) -> None:
         self.alias = output.alias
         self.read = output.read
         self._on_demand = output.on_demand

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 from featurestore.errors import EntityKeyError
-from featurestore.online.records.reading import FetchValue, Status
+from featurestore.online.records.reading import FetchValue
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeaturesArgument, resolve
-from featurestore.serving.compiled import Answer, OnlinePlan, ShortAnswer
+from featurestore.serving.compiled import Answer, CompiledRequest, ShortAnswer
+from featurestore.statuses import Status
 from featurestore.tables import as_list, html_columns, import_polars, library_type, read_table, without_null_nan
 from featurestore.types.times import to_datetime
 from featurestore.types.values import ValueType, coerce, from_library
@@ -22,21 +23,21 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
-_MOST_PLANS = 256
+_MOST_SHAPES = 256
 
 
 class OnlineResponse:
     """The newest values of some entities, in the order asked; the caller's own columns come first."""
 
-    def __init__(self, plan: OnlinePlan, own: Mapping[str, list[Any]], answer: Answer | ShortAnswer) -> None:
-        self._plan = plan
+    def __init__(self, compiled: CompiledRequest, own: Mapping[str, list[Any]], answer: Answer | ShortAnswer) -> None:
+        self._compiled = compiled
         self._own = own
         self._answer = answer
 
     @property
     def names(self) -> tuple[str, ...]:
         """The feature columns in the order asked."""
-        return self._plan.names
+        return self._compiled.names
 
     @property
     def statuses(self) -> dict[str, list[Status]]:
@@ -75,7 +76,7 @@ class OnlineResponse:
         from featurestore.request.conversion import inferred_column
         from featurestore.types.arrow import column_from_values
 
-        request = self._plan.request
+        request = self._compiled.request
         types = {name: kinds[0] for name, kinds in request.key_types.items()}
         types |= {name: found.type for name, found in request.request_fields.items()}
         columns = {}
@@ -127,51 +128,54 @@ def get_online_features(
     naming key, value and row, NotFoundError, OutputNameClashError, CodeMismatchError, InputError,
     OnlineStoreUnavailableError.
     """
-    plan = _plans(workspace).plan(workspace, features, full_feature_names)
+    compiled = _compiled(workspace).compile(workspace, features, full_feature_names)
     table = read_table(entity_rows, "entity_rows", row_error=EntityKeyError)
     own = {name: from_library(as_list(values), library_type(values)) for name, values in table.columns.items()}
     if not table.has_names:  # no rows: no answers
-        own = {name: [] for name in (*plan.request.key_types, *plan.request.request_fields)}
-    if not plan.lower_names.isdisjoint([str(name).lower() for name in own]):
-        plan.request.check_own_columns(own)
+        own = {name: [] for name in (*compiled.request.key_types, *compiled.request.request_fields)}
+    if not compiled.lower_names.isdisjoint([str(name).lower() for name in own]):
+        compiled.request.check_own_columns(own)
     data = {
         name: without_null_nan(table.columns[name], own[name])
-        for name in plan.request.request_fields
+        for name in compiled.request.request_fields
         if name in table.columns
     }
-    query = plan.query({**own, **data})
-    return OnlineResponse(plan, own, plan.values(query, workspace.online.mget(query.keys), workspace.clock()))
+    query = compiled.query({**own, **data})
+    return OnlineResponse(compiled, own, compiled.values(query, workspace.online.mget(query.keys), workspace.clock()))
 
 
-class _Plans:
-    """Compiled plans of one snapshot, by what was asked for. Threads share them."""
+class _Compiled:
+    """Compiled shapes of one snapshot, by what was asked for. Threads share them."""
 
     def __init__(self) -> None:
-        # Replaced as a whole, never cleared: another thread may be about to take a plan from it.
-        self._kept: tuple[Snapshot | None, dict[Any, tuple[Any, OnlinePlan]]] = (None, {})
+        # Replaced as a whole, never cleared: another thread may be about to take a request from it.
+        self._kept: tuple[Snapshot | None, dict[Any, tuple[Any, CompiledRequest]]] = (None, {})
 
-    def plan(self, workspace: Workspace, features: FeaturesArgument, full_names: bool) -> OnlinePlan:
+    def compile(self, workspace: Workspace, features: FeaturesArgument, full_names: bool) -> CompiledRequest:
         snapshot = workspace.recent_snapshot()
-        known, plans = self._kept
-        if snapshot is not known or len(plans) >= _MOST_PLANS:
-            self._kept = snapshot, plans = snapshot, {}
+        known, shapes = self._kept
+        if snapshot is not known or len(shapes) >= _MOST_SHAPES:
+            self._kept = snapshot, shapes = snapshot, {}
         shape = (_shape(features), full_names)
-        found = plans.get(shape)
+        found = shapes.get(shape)
         if found is None:
             request = resolve(snapshot, features, full_feature_names=full_names)
-            plan = OnlinePlan.compile(snapshot, request, fetch=_fetch_from(ref(workspace)))
-            # The plan keeps the objects alive: otherwise another object could get the id that the shape holds.
-            found = plans[shape] = (tuple(features) if isinstance(features, list | tuple) else features, plan)
+            compiled = CompiledRequest.compile(snapshot, request, fetch=_fetch_from(ref(workspace)))
+            # It keeps the objects alive: otherwise another object could get the id that the shape holds.
+            found = shapes[shape] = (
+                tuple(features) if isinstance(features, list | tuple) else features,
+                compiled,
+            )
         return found[1]
 
 
-_by_workspace: WeakKeyDictionary[Workspace, _Plans] = WeakKeyDictionary()
+_by_workspace: WeakKeyDictionary[Workspace, _Compiled] = WeakKeyDictionary()
 
 
-def _plans(workspace: Workspace) -> _Plans:
+def _compiled(workspace: Workspace) -> _Compiled:
     found = _by_workspace.get(workspace)
     if found is None:
-        found = _by_workspace[workspace] = _Plans()
+        found = _by_workspace[workspace] = _Compiled()
     return found
 
 

@@ -13,7 +13,7 @@ from featurestore.engine.interface import AsOf, Join, Joins, Queries, ViewJoin
 from featurestore.errors import EngineError, TableVersionError
 from featurestore.offline.interface import DataFile, TableReader, TableVersion
 from featurestore.registered.snapshot import Snapshot
-from featurestore.request.features import FeatureRequest, Output, ViewRead
+from featurestore.request.features import FeatureRequest, OutputColumn, ViewRead
 from featurestore.request.on_demand import OnDemandFunction
 from featurestore.training.frames import TIME, EntityFrame, engine_column
 from featurestore.types import Timestamp
@@ -240,7 +240,7 @@ class JoinedRows:
         return computed
 
     def _output(
-        self, output: Output, places: Sequence[Sequence[pa.Array]], computed: Sequence[Sequence[pa.Array]]
+        self, output: OutputColumn, places: Sequence[Sequence[pa.Array]], computed: Sequence[Sequence[pa.Array]]
     ) -> pa.Array:
         if output.read is not None:
             return places[output.read][self.request.reads[output.read].features.index(output.field.name)]

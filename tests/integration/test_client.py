@@ -501,7 +501,10 @@ print(sorted(new))
 
 def test_importing_it_loads_nothing_else() -> None:
     done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
-    ours = ["featurestore", *(f"featurestore.{name}" for name in ("client", "client.failures", "errors", "tables"))]
+    ours = [
+        "featurestore",
+        *(f"featurestore.{name}" for name in ("client", "client.failures", "errors", "statuses", "tables")),
+    ]
     assert eval(done.stdout) == [*ours, "featurestore_registry", "featurestore_registry.errors"]
 
 

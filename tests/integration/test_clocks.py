@@ -29,9 +29,9 @@ from featurestore.ledger.leases import holding
 from featurestore.maintenance.doctor import Check, examine
 from featurestore.maintenance.status import status
 from featurestore.offline import groups
-from featurestore.online.records.reading import Status
 from featurestore.project.settings import make_settings
 from featurestore.serving.read import get_online_features
+from featurestore.statuses import Status
 from featurestore.training import get_historical_features
 from featurestore.training.coverage import TrainingSetWarning
 from featurestore.types import Int64, String

@@ -26,9 +26,9 @@ from featurestore.cli.main import main
 from featurestore.errors import OnlineStoreUnavailableError
 from featurestore.online.interface import Repair
 from featurestore.online.records.codec import version_of
-from featurestore.online.records.reading import Status
 from featurestore.server.app import create_app
 from featurestore.server.watch.metrics import STAGES, Metrics
+from featurestore.statuses import Status
 from featurestore.types.times import system_clock
 
 pytestmark = pytest.mark.uncounted

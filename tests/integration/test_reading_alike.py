@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import polars as pl
@@ -17,8 +17,6 @@ from support.serving import Project, serving_here, small_project
 from featurestore import FeatureStore, FeatureView, client
 from featurestore.client import FeatureClient, OnlineRows
 from featurestore.errors import EntityKeyError, FeatureStoreError, InputError, NotFoundError, OutputNameClashError
-from featurestore.online.records import reading
-from featurestore.server.read.endpoints import StatusName
 from featurestore.serving import OnlineResponse
 from featurestore.types.times import system_clock
 
@@ -166,8 +164,6 @@ def test_the_clients_answer_has_what_the_stores_has() -> None:
     for name in ("to_dict", "to_arrow", "to_pandas", "to_polars"):
         ours = inspect.signature(getattr(client.OnlineResponse, name)).parameters
         assert list(ours.items()) == list(inspect.signature(getattr(OnlineResponse, name)).parameters.items())
-    names = [status.name for status in reading.Status]
-    assert [status.name for status in client.Status] == names == list(get_args(StatusName))
 
 
 REFUSED: list[tuple[Any, Any, type[FeatureStoreError], str]] = [

@@ -14,7 +14,8 @@ from support.examples import examples
 from featurestore.online.interface import ViewLayout
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.online.records.fresh import RowRecords
-from featurestore.online.records.reading import Status, ViewReader
+from featurestore.online.records.reading import ViewReader
+from featurestore.statuses import Status
 from featurestore.types import Int64
 
 START = 1_700_000_000_000_000

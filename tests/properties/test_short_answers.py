@@ -19,9 +19,9 @@ from featurestore.online.records.encoder import RecordEncoder
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import resolve
 from featurestore.server.read.endpoints import _short_body, online_body
-from featurestore.server.read.plans import ServingPlan
+from featurestore.server.read.templates import Template
 from featurestore.server.watch.metrics import Metrics
-from featurestore.serving.compiled import OnlinePlan
+from featurestore.serving.compiled import CompiledRequest
 
 NOW = 1_400_000_000_000_000
 FEATURES = {
@@ -66,29 +66,29 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 @given(data=st.data())
 def test_the_short_way_says_what_the_long_way_says(snapshot: Snapshot, data: st.DataObject) -> None:
     features = FEATURES[data.draw(st.sampled_from(sorted(FEATURES)))]
-    plan = OnlinePlan.compile(snapshot, resolve(snapshot, features), form="json")
-    serving = ServingPlan.of(plan)
-    query = plan.query({"customer_id": list(range(data.draw(st.integers(1, 4))))})
-    records = [record_of(snapshot, read.view.name, data) for read in plan.request.reads for _ in range(query.rows)]
-    answer = plan.answer(query, records, NOW)
-    long = json.loads(online_body(serving, answer, ["status"]))
+    compiled = CompiledRequest.compile(snapshot, resolve(snapshot, features), form="json")
+    template = Template.of(compiled)
+    query = compiled.query({"customer_id": list(range(data.draw(st.integers(1, 4))))})
+    records = [record_of(snapshot, read.view.name, data) for read in compiled.request.reads for _ in range(query.rows)]
+    answer = compiled.answer(query, records, NOW)
+    long = json.loads(online_body(template, answer, ["status"]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fresh, "_MANY", data.draw(st.integers(1, 4)))
-        rows = plan.fresh_rows(query, records, NOW)
+        rows = compiled.fresh_rows(query, records, NOW)
     statuses = Counter(status for row in long["status"] for status in row)
     for expects_nulls in (False, True):
-        serving.expects_nulls = expects_nulls
-        short = None if rows is None else _short_body(serving, rows)
+        template.expects_nulls = expects_nulls
+        short = None if rows is None else _short_body(template, rows)
         if short is None:
             assert set(statuses) - {"PRESENT"} or _is_shuffled(features)
             continue
         body, with_nulls = short
         assert json.loads(body) == long
         assert not statuses.keys() - {"PRESENT", "NULL_VALUE"}
-        assert serving.expects_nulls == bool(with_nulls) == ("NULL_VALUE" in statuses)
+        assert template.expects_nulls == bool(with_nulls) == ("NULL_VALUE" in statuses)
         by_short, by_long = Metrics(), Metrics()
-        by_short.answered_fresh(serving, query.rows, with_nulls)
-        by_long.answered(serving, answer)
+        by_short.answered_fresh(template, query.rows, with_nulls)
+        by_long.answered(template, answer)
         assert counted(by_short) == counted(by_long)
         assert sum(count for line, count in counted(by_short).items() if "NULL_VALUE" in line) == statuses["NULL_VALUE"]
 
@@ -119,17 +119,17 @@ def record_of(snapshot: Snapshot, view: str, data: st.DataObject) -> bytes | Non
 
 
 def test_most_answers_take_the_short_way(snapshot: Snapshot) -> None:
-    plan = OnlinePlan.compile(snapshot, resolve(snapshot, FEATURES["two"]), form="json")
-    serving, query = ServingPlan.of(plan), plan.query({"customer_id": [1, 2]})
+    compiled = CompiledRequest.compile(snapshot, resolve(snapshot, FEATURES["two"]), form="json")
+    template, query = Template.of(compiled), compiled.query({"customer_id": [1, 2]})
     records = []
-    for read in plan.request.reads:
+    for read in compiled.request.reads:
         layout = read.registered.layout
         row = {"a_float64": math.nan, "a_bool": None, "score": 0.5}
         values = [row.get(name) for name, _ in layout.fields]
         records += [RecordEncoder(layout).encode(b"key", NOW, None, values)] * 2
-    rows = plan.fresh_rows(query, records, NOW)
+    rows = compiled.fresh_rows(query, records, NOW)
     assert rows is not None
-    short = _short_body(serving, rows)
+    short = _short_body(template, rows)
     assert short is not None
     assert json.loads(short[0]) == {
         "names": ["a_float64", "a_bool", "score"],
@@ -140,9 +140,9 @@ def test_most_answers_take_the_short_way(snapshot: Snapshot) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_the_short_way_ends_with_the_ttl_to_the_microsecond(snapshot: Snapshot, rows: int) -> None:
-    plan = OnlinePlan.compile(snapshot, resolve(snapshot, ["fresh:clicks", "fresh:score"]), form="json")
-    query = plan.query({"customer_id": list(range(rows))})
+    compiled = CompiledRequest.compile(snapshot, resolve(snapshot, ["fresh:clicks", "fresh:score"]), form="json")
+    query = compiled.query({"customer_id": list(range(rows))})
     encoder = RecordEncoder(snapshot.views["fresh"].layout)
     last, late = (encoder.encode(b"key", NOW - HOUR_US - past, None, [1, 0.5]) for past in (0, 1))
-    assert plan.fresh_rows(query, [last] * rows, NOW) == [[1, 0.5]] * rows
-    assert plan.fresh_rows(query, [last] * (rows - 1) + [late], NOW) is None
+    assert compiled.fresh_rows(query, [last] * rows, NOW) == [[1, 0.5]] * rows
+    assert compiled.fresh_rows(query, [last] * (rows - 1) + [late], NOW) is None

@@ -18,8 +18,8 @@ from featurestore.online.interface import AsyncReader
 from featurestore.project.settings import StoreSettings
 from featurestore.registered.snapshot import Snapshot
 from featurestore.server.read.breaker import FAILURES_TO_OPEN, PROBE_SECONDS, Breaker
-from featurestore.server.read.plans import MOST_KEPT_BYTES, Asked, Plans
 from featurestore.server.read.sharing import MOST_SHARED_KEYS, MOST_UNDER_WAY, SharedReads
+from featurestore.server.read.templates import MOST_KEPT_BYTES, Asked, Templates
 from featurestore.server.watch.metrics import Metrics
 
 
@@ -320,12 +320,12 @@ def test_one_server_shares_round_trips(scheme: str, tmp_path: Path) -> None:
     assert asyncio.run(scenario()) == (0.07 if scheme == "redis" else None)
 
 
-def test_plans_of_long_texts_are_not_kept() -> None:
-    plans = Plans(Snapshot("p", 1, ()))
+def test_templates_of_long_texts_are_not_kept() -> None:
+    templates = Templates(Snapshot("p", 1, ()))
     made: list[Asked] = []
-    plans._compile = made.append  # type: ignore[method-assign,assignment]  # what it makes is not looked at
+    templates._compile = made.append  # type: ignore[method-assign,assignment]  # what it makes is not looked at
     for text in (b"[]", b"[" + b" " * MOST_KEPT_BYTES + b"]"):
         for _ in range(2):
-            plans.plan(Asked(text, None, False))
+            templates.template(Asked(text, None, False))
     assert [len(asked.features) > MOST_KEPT_BYTES for asked in made].count(True) == 2
-    assert [asked.features for asked in plans._plans] == [b"[]"]
+    assert [asked.features for asked in templates._kept] == [b"[]"]

@@ -14,7 +14,7 @@ from featurestore.cli.tables import table
 from featurestore.definitions import OnDemandFeatureView
 from featurestore.errors import ValueTypeError, did_you_mean
 from featurestore.online.interface import UNTOUCHED
-from featurestore.online.records.reading import Status
+from featurestore.statuses import Status
 from featurestore.store import FeatureStore
 from featurestore.types import ValueType
 from featurestore.types.values import from_json
@@ -66,7 +66,7 @@ def command(
 def _status_in_json(value: Any, status: Status) -> str:
     """Return a status as the server reports it: a value that JSON has no number for is null there."""
     is_null = status is Status.PRESENT and isinstance(value, float) and not math.isfinite(value)
-    return (Status.NULL_VALUE if is_null else status).name
+    return (Status.NULL_VALUE if is_null else status).value
 
 
 def _declared_types(store: FeatureStore) -> dict[str, ValueType]:

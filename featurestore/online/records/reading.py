@@ -7,7 +7,6 @@ import operator
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from itertools import chain
 from typing import Any, Literal, cast
 
@@ -32,6 +31,7 @@ from featurestore.online.records.codec import (
     schema_id,
     time_bytes,
 )
+from featurestore.statuses import Status
 from featurestore.types.times import MIN_INSTANT, days_to_date, to_rfc3339
 from featurestore.types.values import ValueType, is_widening, to_json
 
@@ -67,15 +67,6 @@ FetchValue = Callable[[bytes], bytes | None]
 
 FindNulls = Callable[[Sequence[Sequence[Any]], "Sequence[Sequence[Status]] | None"], "list[Sequence[Status]] | None"]
 """Takes rows and their statuses and returns the statuses with NULL_VALUE for each null."""
-
-
-class Status(IntEnum):
-    """What an online value is; the numbers are Feast's."""
-
-    PRESENT = 1
-    NULL_VALUE = 2
-    NOT_FOUND = 3
-    OUTSIDE_MAX_AGE = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from featurestore.ingest.push import PushResult
 from featurestore.server.describe.examples import ERROR, EXAMPLES, curl
 from featurestore.server.http.bodies import MOST_ROWS
 from featurestore.server.push import PushRequest
-from featurestore.server.read.endpoints import FeastAnswer, FeastRequest, Instant, OnlineRequest, StatusName
-from featurestore.server.read.plans import MOST_FEATURES
+from featurestore.server.read.endpoints import FeastAnswer, FeastRequest, Instant, OnlineRequest
+from featurestore.server.read.templates import MOST_FEATURES
+from featurestore.statuses import Status
 
 Json = dict[str, Any]
 
@@ -30,7 +31,7 @@ class OnlineAnswer(msgspec.Struct, forbid_unknown_fields=True):
     names: Annotated[list[str], Meta(description="The outputs, in the order asked.")]
     rows: Annotated[list[list[Any]], Meta(description="The values of each entity row, in the order of `names`.")]
     status: (
-        Annotated[list[list[StatusName]], Meta(description="The status of each value, if `include` asks for it.")]
+        Annotated[list[list[Status]], Meta(description="The status of each value, if `include` asks for it.")]
         | msgspec.UnsetType
     ) = msgspec.UNSET
     event_timestamp: (

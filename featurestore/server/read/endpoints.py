@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic, perf_counter
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -19,7 +19,6 @@ from msgspec import Meta
 from featurestore.errors import InputError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
 from featurestore.online.records.codec import MOST_VALUES_AT_ONCE, pieces
-from featurestore.online.records.reading import Status
 from featurestore.server.http.bodies import (
     MOST_ROWS,
     Columns,
@@ -32,11 +31,12 @@ from featurestore.server.http.bodies import (
     send_json,
 )
 from featurestore.server.http.errors import RequestError, check_count
-from featurestore.server.read.definitions import DefinitionsKeeper
-from featurestore.server.read.plans import MOST_FEATURES, Asked, Pattern, ServingPlan
+from featurestore.server.read.snapshots import SnapshotKeeper
+from featurestore.server.read.templates import MOST_FEATURES, Asked, Pattern, Template
 from featurestore.server.read.threads import THREADS, AllBusyError, Threads
 from featurestore.server.watch.metrics import Metrics
-from featurestore.serving.compiled import Answer, OnlinePlan, Query
+from featurestore.serving.compiled import Answer, CompiledRequest, Query
+from featurestore.statuses import Status
 from featurestore.types.times import Clock, to_instant, to_rfc3339
 
 ABSENT_SCHEMA_SECONDS = 10.0
@@ -52,7 +52,6 @@ FUNCTION_WAIT_SECONDS = 1.0
 """How long a request waits for one of the threads of on-demand functions."""
 
 EPOCH_TEXT = "1970-01-01T00:00:00Z"
-_STATUS: dict[Status, StatusName] = {status: cast("StatusName", status.name) for status in Status}
 _JSON = (b"content-type", b"application/json")
 
 _U, _L = b"ul"
@@ -74,7 +73,6 @@ Features = Annotated[
 Service = Annotated[Name | None, Meta(description="All features of this service, in its order.")]
 FullNames = Annotated[bool, Meta(description="Name outputs `view__feature`.")]
 Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
-StatusName = Literal["PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE"]
 
 
 class OnlineRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -122,7 +120,7 @@ class FeastColumn(msgspec.Struct):
     """One column of an answer, with an item for each entity row."""
 
     values: list[Any]
-    statuses: list[StatusName]
+    statuses: list[Status]
     event_timestamps: list[Instant]
 
 
@@ -133,7 +131,7 @@ class FeastAnswer(msgspec.Struct):
     results: list[FeastColumn]
 
 
-Encode = Callable[[ServingPlan, Answer], bytes]
+Encode = Callable[[Template, Answer], bytes]
 
 
 class _Made(NamedTuple):
@@ -150,8 +148,8 @@ class _Made(NamedTuple):
 class OnlineReads:
     """From a shape and columns to an answer's bytes, by one store's asynchronous reader."""
 
-    def __init__(self, definitions: DefinitionsKeeper, clock: Clock, metrics: Metrics) -> None:
-        self._definitions = definitions
+    def __init__(self, snapshots: SnapshotKeeper, clock: Clock, metrics: Metrics) -> None:
+        self._snapshots = snapshots
         self._clock = clock
         self._metrics = metrics
         self._absent: dict[bytes, float] = {}
@@ -160,11 +158,11 @@ class OnlineReads:
         self.reader: AsyncReader | None = None
 
     async def warm(self) -> None:
-        """Do in advance what the first requests would wait for: plans, and the imports of on-demand functions."""
-        plans = self._definitions.current.plans
-        plans.prepare(plans.services())
+        """Compile requests and import on-demand functions, so that the first requests need not wait."""
+        templates = self._snapshots.current.templates
+        templates.prepare(templates.services())
         with suppress(TimeoutError):  # requests will report a function that does not return
-            await asyncio.wait_for(self._functions.run(plans.rehearse), WARM_SECONDS)
+            await asyncio.wait_for(self._functions.run(templates.rehearse), WARM_SECONDS)
 
     def close(self) -> None:
         """End the threads."""
@@ -188,33 +186,33 @@ class OnlineReads:
         """
         rows = max(map(len, columns.values()), default=0)
         check_count(rows, MOST_ROWS, "too_many_entities", "entity rows", "Ask in several requests.")
-        serving = self._definitions.current.plans.plan(asked)
-        plan = serving.plan
-        query = plan.query(columns)
+        template = self._snapshots.current.templates.template(asked)
+        compiled = template.compiled
+        query = compiled.query(columns)
         parsed = perf_counter()
         if self.reader is None:
             raise OnlineStoreUnavailableError("The online store is not open.")
         records = await self.reader.mget(query.keys) if query.keys else []
         fetched, now_us = perf_counter(), self._clock()
         made: _Made | None
-        if plan.has_functions or query.rows * len(plan.names) > MOST_VALUES_AT_ONCE:
-            await self._learn(plan.missing_schemas(query, records))
-            work = partial(_made, serving, query, records, now_us, encode, may_be_short=may_be_short)
-            made = await (self._with_functions(work) if plan.has_functions else self._long_answers.run(work))
+        if compiled.has_functions or query.rows * len(compiled.names) > MOST_VALUES_AT_ONCE:
+            await self._learn(compiled.missing_schemas(query, records))
+            work = partial(_made, template, query, records, now_us, encode, may_be_short=may_be_short)
+            made = await (self._with_functions(work) if compiled.has_functions else self._long_answers.run(work))
         else:
-            made = _made_short(serving, query, records, now_us) if may_be_short else None
+            made = _made_short(template, query, records, now_us) if may_be_short else None
             if made is None:
-                await self._learn(plan.missing_schemas(query, records))
-                made = _made_whole(serving, query, records, now_us, encode)
+                await self._learn(compiled.missing_schemas(query, records))
+                made = _made_whole(template, query, records, now_us, encode)
         transform_s = 0.0
         if made.answer is None:
-            self._metrics.answered_fresh(serving, query.rows, made.with_nulls)
+            self._metrics.answered_fresh(template, query.rows, made.with_nulls)
         else:
-            self._metrics.answered(serving, made.answer)
+            self._metrics.answered(template, made.answer)
             transform_s = made.answer.transform_seconds
         if self._metrics.is_sample():
             spent = parsed - started, fetched - parsed, made.decoded - fetched - transform_s, transform_s
-            self._metrics.sample((*spent, perf_counter() - made.decoded), _ages(serving, query, records, now_us))
+            self._metrics.sample((*spent, perf_counter() - made.decoded), _ages(template, query, records, now_us))
         return made.body
 
     async def _with_functions(self, work: Callable[[], _Made]) -> _Made:
@@ -272,8 +270,8 @@ class OnlineEndpoint:
                 raise InputError(f"{min(twice)!r} is given both in entities and in request_data.", hint="Send it once.")
             columns = {**columns, **request.request_data}
 
-        def encode(serving: ServingPlan, answer: Answer) -> bytes:
-            return online_body(serving, answer, request.include)
+        def encode(template: Template, answer: Answer) -> bytes:
+            return online_body(template, answer, request.include)
 
         has_status = request.include == ("status",)
         await send_json(send, await self._reads.answer(asked, columns, started, encode, may_be_short=has_status))
@@ -295,8 +293,8 @@ class FeastEndpoint:
         features = b"null" if request.feature_service is not None else bytes(request.features)
         asked = Asked(features, request.feature_service, request.full_feature_names)
 
-        def encode(serving: ServingPlan, answer: Answer) -> bytes:
-            return feast_body(serving.plan, answer, request)
+        def encode(template: Template, answer: Answer) -> bytes:
+            return feast_body(template.compiled, answer, request)
 
         await send_json(send, await self._reads.answer(asked, request.entities, started, encode))
 
@@ -305,23 +303,23 @@ Records = Sequence[bytes | None]
 
 
 def _made(
-    serving: ServingPlan, query: Query, records: Records, now_us: int, encode: Encode, *, may_be_short: bool
+    template: Template, query: Query, records: Records, now_us: int, encode: Encode, *, may_be_short: bool
 ) -> _Made:
-    short = _made_short(serving, query, records, now_us) if may_be_short else None
-    return _made_whole(serving, query, records, now_us, encode) if short is None else short
+    short = _made_short(template, query, records, now_us) if may_be_short else None
+    return _made_whole(template, query, records, now_us, encode) if short is None else short
 
 
-def _made_short(serving: ServingPlan, query: Query, records: Records, now_us: int) -> _Made | None:
-    rows = serving.plan.fresh_rows(query, records, now_us)
+def _made_short(template: Template, query: Query, records: Records, now_us: int) -> _Made | None:
+    rows = template.compiled.fresh_rows(query, records, now_us)
     decoded = perf_counter()
-    short = None if rows is None else _short_body(serving, rows)
+    short = None if rows is None else _short_body(template, rows)
     return None if short is None else _Made(short[0], decoded, None, short[1])
 
 
-def _made_whole(serving: ServingPlan, query: Query, records: Records, now_us: int, encode: Encode) -> _Made:
-    answer = serving.plan.answer(query, records, now_us)
+def _made_whole(template: Template, query: Query, records: Records, now_us: int, encode: Encode) -> _Made:
+    answer = template.compiled.answer(query, records, now_us)
     decoded = perf_counter()
-    return _Made(encode(serving, answer), decoded, answer, [])
+    return _Made(encode(template, answer), decoded, answer, [])
 
 
 def _rows_text(rows: Sequence[Sequence[Any]]) -> bytes:
@@ -331,49 +329,49 @@ def _rows_text(rows: Sequence[Sequence[Any]]) -> bytes:
     return b"".join((b"[", b",".join([msgspec.json.encode(part)[1:-1] for part in few]), b"]"))
 
 
-def _short_body(serving: ServingPlan, rows: list[list[Any]]) -> tuple[bytes, list[Pattern]] | None:
+def _short_body(template: Template, rows: list[list[Any]]) -> tuple[bytes, list[Pattern]] | None:
     """Return `online_body` with statuses, for rows whose values are all PRESENT or NULL_VALUE, and the rows with nulls.
 
     The JSON text itself shows whether it may hold a null. Returns None if a null has to become a default.
     """
-    if not serving.expects_nulls:
+    if not template.expects_nulls:
         text = _rows_text(rows)
         if _U not in text or _L not in text or b"null" not in text:
-            statuses = b",".join([serving.present.statuses] * len(rows))
-            return b"".join((b'{"names":', serving.names, b',"rows":', text, b',"status":[', statuses, b"]}")), []
+            statuses = b",".join([template.present.statuses] * len(rows))
+            return b"".join((b'{"names":', template.names, b',"rows":', text, b',"status":[', statuses, b"]}")), []
     encoded = list(map(msgspec.json.encode, rows))
     patterns = [
-        serving.pattern(row, text) if _U in text and _L in text else serving.present
+        template.pattern(row, text) if _U in text and _L in text else template.present
         for row, text in zip(rows, encoded, strict=True)
     ]
-    with_nulls = [pattern for pattern in patterns if pattern is not serving.present]
-    serving.expects_nulls = bool(with_nulls)
-    if serving.plan.has_defaults and with_nulls:
+    with_nulls = [pattern for pattern in patterns if pattern is not template.present]
+    template.expects_nulls = bool(with_nulls)
+    if template.compiled.has_defaults and with_nulls:
         return None
     statuses = b",".join([pattern.statuses for pattern in patterns])
-    parts = (b'{"names":', serving.names, b',"rows":[', b",".join(encoded), b'],"status":[', statuses, b"]}")
+    parts = (b'{"names":', template.names, b',"rows":[', b",".join(encoded), b'],"status":[', statuses, b"]}")
     return b"".join(parts), with_nulls
 
 
 def _ages(
-    serving: ServingPlan, query: Query, records: Sequence[bytes | None], now_us: int
+    template: Template, query: Query, records: Sequence[bytes | None], now_us: int
 ) -> Iterator[tuple[str, float]]:
     """Yield each view's name and the age, in seconds, of the first record of a request that is not from the future."""
-    for view, instants in zip(serving.views, serving.plan.event_us(query, records), strict=True):
+    for view, instants in zip(template.views, template.compiled.event_us(query, records), strict=True):
         age_us = next((now_us - at for at in instants if at is not None and at <= now_us), None)
         if age_us is not None:
             yield view, age_us / 1_000_000
 
 
-def online_body(serving: ServingPlan, answer: Answer, include: Sequence[str]) -> bytes:
+def online_body(template: Template, answer: Answer, include: Sequence[str]) -> bytes:
     """Return ``{"names", "rows", "status", "event_timestamp"}``; the last two only where they are asked for."""
-    body: dict[str, Any] = {"names": msgspec.Raw(serving.names), "rows": msgspec.Raw(_rows_text(answer.rows()))}
+    body: dict[str, Any] = {"names": msgspec.Raw(template.names), "rows": msgspec.Raw(_rows_text(answer.rows()))}
     if "status" in include:
         statuses = answer.status_rows()
         if statuses is None:
-            body["status"] = [msgspec.Raw(serving.present.statuses)] * answer.row_count
+            body["status"] = [msgspec.Raw(template.present.statuses)] * answer.row_count
         else:
-            body["status"] = [[_STATUS[status] for status in row] for row in statuses]
+            body["status"] = statuses
     if "event_timestamp" in include:
         body["event_timestamp"] = {
             view: [None if instant is None else to_rfc3339(instant) for instant in instants]
@@ -382,33 +380,35 @@ def online_body(serving: ServingPlan, answer: Answer, include: Sequence[str]) ->
     return msgspec.json.encode(body)
 
 
-def feast_body(plan: OnlinePlan, answer: Answer, request: FeastRequest) -> bytes:
+def feast_body(compiled: CompiledRequest, answer: Answer, request: FeastRequest) -> bytes:
     """Return a `FeastAnswer`.
 
     The client's own join keys come first, as they were sent; Timestamp features are integer seconds, and there
     is an event timestamp everywhere, as Feast's servers answer.
     """
     epochs = [EPOCH_TEXT] * answer.row_count
-    keys = [name for name in request.entities if name in plan.request.key_types]
-    plan.request.check_own_columns(keys)
+    keys = [name for name in request.entities if name in compiled.request.key_types]
+    compiled.request.check_own_columns(keys)
     results = [
-        FeastColumn(values, ["NULL_VALUE" if value is None else "PRESENT" for value in values], epochs)
+        FeastColumn(values, [Status.NULL_VALUE if value is None else Status.PRESENT for value in values], epochs)
         for values in map(request.entities.__getitem__, keys)
     ]
     times = {
         alias: [EPOCH_TEXT if instant is None else _feast_time(instant) for instant in instants]
         for alias, instants in answer.event_us().items()
     }
-    for output, values, statuses in zip(plan.request.outputs, answer.columns(), answer.status_columns(), strict=True):
+    for output, values, statuses in zip(
+        compiled.request.outputs, answer.columns(), answer.status_columns(), strict=True
+    ):
         innermost = output.field.type
         while innermost.item is not None:
             innermost = innermost.item
         own = [_in_seconds(value) for value in values] if innermost.name == "Timestamp" else values
-        results.append(FeastColumn(own, [_STATUS[status] for status in statuses], times.get(output.alias, epochs)))
-    metadata = FeastMetadata([*keys, *plan.names])
+        results.append(FeastColumn(own, statuses, times.get(output.alias, epochs)))
+    metadata = FeastMetadata([*keys, *compiled.names])
     if request.include_feature_view_version_metadata:
         metadata.feature_view_metadata = [
-            FeastView(read.name, read.registered.generation) for read in plan.request.reads
+            FeastView(read.name, read.registered.generation) for read in compiled.request.reads
         ]
     if answer.row_count * len(results) <= MOST_VALUES_AT_ONCE:
         return msgspec.json.encode(FeastAnswer(metadata, results))

@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from featurestore.ledger.progress import Progress
-from featurestore.online.records.reading import Status
-from featurestore.server.read.plans import Pattern, ServingPlan
+from featurestore.server.read.templates import Pattern, Template
 from featurestore.serving.compiled import Answer
+from featurestore.statuses import Status
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -82,7 +82,7 @@ class Metrics:
         self._answered = 0
         self._counted_requests: defaultdict[Counter, int] = defaultdict(int)
         self._counted_rows = 0
-        self._counted_fresh: defaultdict[ServingPlan, int] = defaultdict(int)
+        self._counted_fresh: defaultdict[Template, int] = defaultdict(int)
         self._counted_values: defaultdict[tuple[str, Status], int] = defaultdict(int)
 
     def _add_store(self, registry: CollectorRegistry) -> None:
@@ -153,14 +153,14 @@ class Metrics:
         self._counted_requests[counter] += 1
         histogram.observe(seconds)
 
-    def answered(self, serving: ServingPlan, answer: Answer) -> None:
+    def answered(self, serving: Template, answer: Answer) -> None:
         """Count one online read: entity rows, and what each view answered."""
         self._counted_rows += answer.row_count
         for view, found in zip(serving.views, answer.views, strict=True):
             for status, count in found.counts().items():
                 self._counted_values[view, status] += count
 
-    def answered_fresh(self, serving: ServingPlan, rows: int, with_nulls: Sequence[Pattern]) -> None:
+    def answered_fresh(self, serving: Template, rows: int, with_nulls: Sequence[Pattern]) -> None:
         """Count one online read whose values are all PRESENT or null; ``with_nulls`` are the rows with nulls."""
         self._counted_fresh[serving] += rows
         nulls = zip(*[pattern.nulls for pattern in with_nulls], strict=True)

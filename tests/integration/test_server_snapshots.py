@@ -23,8 +23,8 @@ from featurestore.errors import RegistryFormatError, RegistryUnavailableError, S
 from featurestore.project.settings import StoreSettings, read_settings
 from featurestore.registered.snapshot_file import FILE_NAME
 from featurestore.server.app import create_app
-from featurestore.server.read import plans
-from featurestore.server.read.definitions import DefinitionsKeeper
+from featurestore.server.read import templates
+from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.types.times import system_clock
 
 QUICK = "50ms"
@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_written_only_costs_the_cold_start(
 
 
 def test_an_unexpected_failure_does_not_end_the_refreshing(project: Project, caplog: pytest.LogCaptureFixture) -> None:
-    keeper = DefinitionsKeeper(project.workspace())
+    keeper = SnapshotKeeper(project.workspace())
     keeper.load()
     (project.root / FILE_NAME).unlink()
     assert keeper.refresh() == "same"
@@ -306,26 +306,26 @@ def test_records_of_an_older_schema_are_read_by_name_and_a_lost_schema_is_not_as
         assert lookups() - before in once_more
 
 
-def test_only_so_many_plans_are_kept(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "MOST_PLANS", 2)
-    keeper = DefinitionsKeeper(project.workspace())
+def test_only_so_many_templates_are_kept(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "MOST_SHAPES", 2)
+    keeper = SnapshotKeeper(project.workspace())
     keeper.load()
     features = ("fresh:clicks", "fresh:score", "everything:a_bool")
-    asked = [plans.Asked(f'["{feature}"]'.encode(), None, False) for feature in features]
-    kept = keeper.current.plans
-    first, second = kept.plan(asked[0]), kept.plan(asked[1])
-    assert kept.plan(asked[0]) is first
-    kept.plan(asked[2])
-    assert kept.plan(asked[0]) is first
-    assert kept.plan(asked[1]) is not second
+    asked = [templates.Asked(f'["{feature}"]'.encode(), None, False) for feature in features]
+    kept = keeper.current.templates
+    first, second = kept.template(asked[0]), kept.template(asked[1])
+    assert kept.template(asked[0]) is first
+    kept.template(asked[2])
+    assert kept.template(asked[0]) is first
+    assert kept.template(asked[1]) is not second
 
 
 def test_what_is_in_use_is_compiled_before_a_swap(project: Project) -> None:
-    keeper = DefinitionsKeeper(project.workspace())
+    keeper = SnapshotKeeper(project.workspace())
     keeper.load()
-    here, gone = plans.Asked(b'["fresh:clicks"]', None, False), plans.Asked(b"null", "plain", False)
-    before = [keeper.current.plans.plan(asked) for asked in (here, gone)]
+    here, gone = templates.Asked(b'["fresh:clicks"]', None, False), templates.Asked(b"null", "plain", False)
+    before = [keeper.current.templates.template(asked) for asked in (here, gone)]
     project.apply(without=["feature_service:plain"])
     assert keeper.refresh() == "changed"
-    assert list(keeper.current.plans._plans) == [here]
-    assert keeper.current.plans.plan(here) not in before
+    assert list(keeper.current.templates._kept) == [here]
+    assert keeper.current.templates.template(here) not in before

@@ -1,6 +1,6 @@
 """A server's definitions: from the registry, refreshed in the background, saved on disk for when it is down.
 
-A request takes `DefinitionsKeeper.current` once and uses nothing else, so that a swap never mixes two revisions in it.
+A request takes `SnapshotKeeper.current` once and uses nothing else, so that a swap never mixes two revisions in it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from featurestore.registered.snapshot_file import (
     save_snapshot,
 )
 from featurestore.server.http.door import Door
-from featurestore.server.read.plans import Plans
+from featurestore.server.read.templates import Templates
 from featurestore.types.times import to_rfc3339
 from featurestore.workspace import Workspace
 
@@ -44,16 +44,16 @@ WARN_EVERY_US = 60_000_000
 class Served:
     """One complete revision. It never changes; a newer revision is another object."""
 
-    plans: Plans
+    templates: Templates
     tokens: tuple[Token, ...]
 
     @property
     def snapshot(self) -> Snapshot:
         """The definitions."""
-        return self.plans.snapshot
+        return self.templates.snapshot
 
 
-class DefinitionsKeeper:
+class SnapshotKeeper:
     """Keeps `current` as new as the registry allows. Calls ``on_refresh`` with the outcome of every refresh."""
 
     def __init__(self, workspace: Workspace, door: Door | None = None) -> None:
@@ -207,15 +207,15 @@ class DefinitionsKeeper:
     def _take(self, found: SavedSnapshot) -> None:
         before = self._served
         if before is not None and before.snapshot.chain == found.revision.chain:
-            plans = before.plans
+            templates = before.templates
         else:
             snapshot = Snapshot.of(found.revision)
             snapshot.build()  # now, not in the first request
-            plans = Plans(snapshot.with_code(self._workspace.code) if snapshot.on_demand else snapshot)
+            templates = Templates(snapshot.with_code(self._workspace.code) if snapshot.on_demand else snapshot)
             if before is not None:
-                plans.prepare(before.plans.in_use())
+                templates.prepare(before.templates.in_use())
             logger.info("serving revision %d of project %r", found.revision.number, found.revision.project)
-        self._saved, self._served = found, Served(plans, found.tokens)
+        self._saved, self._served = found, Served(templates, found.tokens)
 
     def _save(self, found: SavedSnapshot) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Compiled plans of one revision, kept by the shape of the request."""
+"""Compiled requests of one revision, kept by the shape of the request."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from featurestore.request.features import Reference, resolve
 from featurestore.request.on_demand import OnDemandFunction
 from featurestore.server.http.bodies import Name, decoded
 from featurestore.server.http.errors import check_count
-from featurestore.serving.compiled import OnlinePlan
+from featurestore.serving.compiled import CompiledRequest
 
-MOST_PLANS = 256
+MOST_SHAPES = 256
 MOST_FEATURES = 500
 MOST_PATTERNS = 4_096
 MOST_KEPT_BYTES = 64 * 1024
 """Longest text of a request's features that is kept; 500 features rarely take half of it. Otherwise texts that differ
-in blanks could fill the memory with plans."""
+in blanks could fill the memory."""
 
 _FEATURES = msgspec.json.Decoder(list[Name] | None)
 
@@ -49,10 +49,10 @@ class Pattern(NamedTuple):
 
 
 @dataclass(eq=False, slots=True)
-class ServingPlan:
-    """A compiled plan, and the parts of its answers that are always the same."""
+class Template:
+    """A compiled request, and the parts of its answers that are always the same."""
 
-    plan: OnlinePlan
+    compiled: CompiledRequest
     names: bytes
     """JSON list of the output names."""
     present: Pattern
@@ -60,29 +60,29 @@ class ServingPlan:
     views: tuple[str, ...]
     """The view's name of each read."""
     slices: tuple[slice, ...]
-    """Where each read's features are in a row of a straight plan."""
+    """Where each read's features are in a row of a straight compiled."""
     patterns: dict[tuple[int, ...], Pattern]
     """Patterns by the places of their nulls: a few patterns come again and again."""
     expects_nulls: bool = False
     """Whether the last answer had nulls: without nulls all rows are encoded at once."""
 
     @classmethod
-    def of(cls, plan: OnlinePlan) -> ServingPlan:
+    def of(cls, compiled: CompiledRequest) -> Template:
         """Encode everything that can be encoded in advance."""
-        widths = [len(read.features) for read in plan.request.reads]
+        widths = [len(read.features) for read in compiled.request.reads]
         ends = list(accumulate(widths))
-        present = msgspec.json.encode(["PRESENT"] * len(plan.names))
+        present = msgspec.json.encode(["PRESENT"] * len(compiled.names))
         return cls(
-            plan,
-            msgspec.json.encode(plan.names),
+            compiled,
+            msgspec.json.encode(compiled.names),
             Pattern(present, (0,) * len(widths)),
-            tuple(read.view.name for read in plan.request.reads),
+            tuple(read.view.name for read in compiled.request.reads),
             tuple(map(slice, [0, *ends], ends)),
             {},
         )
 
     def pattern(self, row: Sequence[Any], text: bytes) -> Pattern:
-        """Return the pattern of a row's nulls; the plan must be straight. ``text`` is the row's JSON.
+        """Return the pattern of a row's nulls; the request must be straight. ``text`` is the row's JSON.
 
         NaN and infinities are nulls in JSON; the search for them runs only if the JSON has more nulls than the row.
         """
@@ -113,42 +113,42 @@ def _is_null(value: Any) -> bool:
     return value is None or (type(value) is float and not math.isfinite(value))
 
 
-class Plans:
-    """Plans by shape; the least recently used one goes first. For one event loop's thread."""
+class Templates:
+    """Templates by shape; the least recently used one goes first. For one event loop's thread."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
-        self._plans: dict[Asked, ServingPlan] = {}
+        self._kept: dict[Asked, Template] = {}
 
-    def plan(self, asked: Asked) -> ServingPlan:
-        """Return the plan of a shape.
+    def template(self, asked: Asked) -> Template:
+        """Return the template of a shape.
 
         Raises RequestError (413) for too many features, NotFoundError, CodeMismatchError, OutputNameClashError
-        and InputError as `resolve` and `OnlinePlan.compile` do.
+        and InputError as `resolve` and `CompiledRequest.compile` do.
         """
         if len(asked.features) > MOST_KEPT_BYTES:
             return self._compile(asked)
-        found = self._plans.pop(asked, None)
+        found = self._kept.pop(asked, None)
         if found is None:
             found = self._compile(asked)
-            while len(self._plans) >= MOST_PLANS:
-                del self._plans[next(iter(self._plans))]
-        self._plans[asked] = found
+            while len(self._kept) >= MOST_SHAPES:
+                del self._kept[next(iter(self._kept))]
+        self._kept[asked] = found
         return found
 
     def prepare(self, wanted: Iterable[Asked]) -> None:
         """Compile the shapes in use, so that the first requests after a swap or a start need not wait."""
         for asked in wanted:
             with suppress(FeatureStoreError):  # cannot be served, or is gone in this revision: requests will report it
-                self.plan(asked)
+                self.template(asked)
 
     def services(self) -> list[Asked]:
         """Return the shapes of requests for the services."""
-        return [Asked(b"null", name, False) for name in list(self.snapshot.services)[:MOST_PLANS]]
+        return [Asked(b"null", name, False) for name in list(self.snapshot.services)[:MOST_SHAPES]]
 
     def in_use(self) -> list[Asked]:
         """Return the shapes that were asked for lately."""
-        return list(self._plans)
+        return list(self._kept)
 
     def rehearse(self) -> None:
         """Run each on-demand function once; call it in a thread, because functions may be slow."""
@@ -156,7 +156,7 @@ class Plans:
             with suppress(FeatureStoreError):
                 OnDemandFunction(self.snapshot, view).rehearse()
 
-    def _compile(self, asked: Asked) -> ServingPlan:
+    def _compile(self, asked: Asked) -> Template:
         features: Reference | list[Reference]
         if asked.service is not None:
             features = self.snapshot.get(FeatureService, asked.service)
@@ -166,7 +166,7 @@ class Plans:
             features = [_checked(feature) for feature in references]
         request = resolve(self.snapshot, features, full_feature_names=asked.full_feature_names)
         _check_count(len(request.outputs))
-        return ServingPlan.of(OnlinePlan.compile(self.snapshot, request, form="json"))
+        return Template.of(CompiledRequest.compile(self.snapshot, request, form="json"))
 
 
 def _checked(feature: str) -> str:
