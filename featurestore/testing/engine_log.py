@@ -274,6 +274,7 @@ class EngineLogConformance(EngineSuite):
                 row.keys for row in rows if since_us <= row.event_us <= until_us and row.created_or_event_us <= until_us
             }
             assert project.entities(KEPT, files, since_us, until_us) == (len({row.keys for row in rows}), len(within))
+            assert project.entities(KEPT, [], since_us, until_us) == (0, 0)
 
     def test_what_the_source_no_longer_holds_is_withdrawn_and_replaced(self, project: EngineProject) -> None:
         files, rows = random_log(project)

@@ -71,6 +71,8 @@ class DuckLog(Log):
 
     @override
     def entities(self, view: FeatureView, files: Sequence[str], *, since_us: int, until_us: int) -> tuple[int, int]:
+        if not files:
+            return 0, 0
         keys = ", ".join(map(quote, view.join_keys))
         of = f"{instants(since_us, until_us)} AND {until(until_us)}"
         with self._session.open(reads=files) as connection, translated(READING, table_files=files):

@@ -48,7 +48,12 @@ class DuckQueries(Queries):
             with translated("run the SQL", source_files=source_files, table_files=table_files):
                 try:
                     return connection.sql(sql).to_arrow_table()
-                except (duckdb.ProgrammingError, duckdb.DataError, duckdb.InvalidInputException) as error:
+                except (
+                    duckdb.ProgrammingError,
+                    duckdb.DataError,
+                    duckdb.InvalidInputException,
+                    duckdb.PermissionException,
+                ) as error:
                     if is_fault_of_data(error):
                         raise
                     reason = str(error).strip()
