@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from featurestore.errors import RevisionConflictError, TableVersionError
 from featurestore.ledger.commits import KnownCommit, last_read
-from featurestore.ledger.prepared import Preparations
+from featurestore.ledger.prepared import PreparedReader
 from featurestore.ledger.runs import RunResult
 from featurestore.ledger.watermarks import Interval, Watermark, merge, read_watermark, subtract
 from featurestore.materialization.jobs import materialize, materialize_incremental, succeeded
@@ -18,7 +18,7 @@ from featurestore.plan import Plan
 from featurestore.plan.applying import check_base, claim_generations
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached, step
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers, Workspace
 
 FILLED = crash_point("prepare.filled", "one view's new generation is filled and online, and not served yet")
 
@@ -56,7 +56,7 @@ def _fill(planned: Workspace, new: RegisteredView, old: RegisteredView | None) -
         reached(FILLED)
         return runs
     runs = []
-    known = Preparations(planned.ledger, planned.project, new.chain.head).get(new.view.name, new.generation)
+    known = PreparedReader(planned.ledger, planned.project, new.chain.head).get(new.view.name, new.generation)
     since = None if known is None else known.since
     newest, held = _state(planned, old)
     for _ in range(MOST_ROUNDS):
@@ -78,7 +78,7 @@ def _fill(planned: Workspace, new: RegisteredView, old: RegisteredView | None) -
     )
 
 
-def _state(workspace: Workspace, served: RegisteredView) -> tuple[KnownCommit | None, Watermark]:
+def _state(workspace: Readers, served: RegisteredView) -> tuple[KnownCommit | None, Watermark]:
     """Return a view's last commit and its watermark, read in the order in which a run writes them."""
     newest = last_read(workspace.ledger, workspace.offline, served)
     return newest, read_watermark(workspace.ledger, served)
@@ -103,7 +103,7 @@ def _read_span(
 
 
 def _changed(
-    workspace: Workspace, served: RegisteredView, since: KnownCommit | None, newest: KnownCommit | None
+    workspace: Readers, served: RegisteredView, since: KnownCommit | None, newest: KnownCommit | None
 ) -> tuple[tuple[Interval, ...] | None, bool]:
     """Return where rows changed between two commits, None where that is unknown, and whether rows may have left."""
     if newest == since:

@@ -41,7 +41,7 @@ from featurestore.online.records.marker import RECONCILE, Marker
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached, step
 from featurestore.types.arrow import arrow_type
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers, Workspace
 
 OWNED = crash_point("repair.owned", "the offline tables belong to this registry's project")
 SETTLED = crash_point("repair.settled", "one table is marked as this registry's, the ledger does not know yet")
@@ -106,7 +106,7 @@ class Repaired:
     """What `verify` finds afterwards."""
 
 
-def find_repairs(workspace: Workspace) -> Repairs:
+def find_repairs(workspace: Readers) -> Repairs:
     """Return what to repair; changes nothing. Raises NotFoundError for a project that the registry does not know.
 
     Raises OnlineStoreUnavailableError too, because the online records may be what does not fit, and OfflineStoreError
@@ -169,7 +169,7 @@ class _Spans:
     is_incremental: bool
 
 
-def _pending(workspace: Workspace, registered: RegisteredView) -> _Spans | None:
+def _pending(workspace: Readers, registered: RegisteredView) -> _Spans | None:
     """Return what a repair that was cut off still has to read again, None where there is none."""
     entry = workspace.ledger.latest(workspace.project, REPAIR_KIND, registered.ledger_key)
     if entry is None or "intervals" not in entry.document:
@@ -231,7 +231,7 @@ def _take_over_generations(workspace: Workspace, registered: RegisteredView) -> 
             adopt_generation(workspace.ledger, workspace.project, view, table.generation)
 
 
-def _carried_from(workspace: Workspace, registered: RegisteredView) -> TableId | None:
+def _carried_from(workspace: Readers, registered: RegisteredView) -> TableId | None:
     """Return the table whose rows a generation without a table gets: the last one, if its columns are the same.
 
     A registry that was lost and applied again gives its views new generations, because storage is never used twice. A

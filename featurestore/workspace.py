@@ -1,16 +1,16 @@
-"""What every use case receives: one project's settings, stores, definitions and clock."""
+"""What use cases receive: one project's settings, stores, definitions and clock, to read or to write."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from featurestore_registry.interface import Ledger, Registry
+from featurestore_registry.interface import Ledger, LedgerReader, Registry, RegistryReader
 
 from featurestore.backends import check_stores, open_engine, open_offline, open_online, open_registry
 from featurestore.definitions import Definition
@@ -23,8 +23,8 @@ from featurestore.types.times import Clock, system_clock
 if TYPE_CHECKING:
     from featurestore.engine.interface import Engine
     from featurestore.offline.groups import GroupCommitter
-    from featurestore.offline.interface import OfflineStore, TableId
-    from featurestore.online.interface import OnlineStore
+    from featurestore.offline.interface import OfflineReader, OfflineStore, TableId
+    from featurestore.online.interface import OnlineReader, OnlineStore
 
 Opened = TypeVar("Opened")
 
@@ -41,6 +41,66 @@ class _opened(cached_property[Opened]):  # noqa: N801 - as the decorator that it
                 return self
             with workspace.lock:
                 return super().__get__(workspace, owner)
+
+
+class Readers(Protocol):
+    """A workspace as what only reads receives it: the type checker finds a call that would write.
+
+    The parts are the workspace's own, not wrapped: reading costs nothing more.
+    """
+
+    @property
+    def project(self) -> str:
+        """The project's name."""
+
+    @property
+    def root(self) -> Path:
+        """The folder of the feature repo."""
+
+    @property
+    def settings(self) -> Settings:
+        """Its settings."""
+
+    @property
+    def places(self) -> Mapping[str, Path]:
+        """Where stores lie on this machine, by setting."""
+
+    @property
+    def clock(self) -> Clock:
+        """The one source of "now"."""
+
+    @property
+    def registry(self) -> RegistryReader:
+        """The registry."""
+
+    @property
+    def ledger(self) -> LedgerReader:
+        """The registry's ledger."""
+
+    @property
+    def code(self) -> Sequence[Definition]:
+        """The definitions whose functions this process may run."""
+
+    @property
+    def offline(self) -> OfflineReader:
+        """The offline store."""
+
+    @property
+    def online(self) -> OnlineReader:
+        """The online store."""
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of this thread's work; it changes no store."""
+
+    def snapshot(self) -> Snapshot:
+        """Return the newest revision's definitions."""
+
+    def known_snapshot(self) -> Snapshot:
+        """Return `snapshot`; raises NotFoundError where the registry does not know the project."""
+
+    def recent_snapshot(self) -> Snapshot:
+        """Return definitions that may be a little older, for reads of features."""
 
 
 class Workspace:

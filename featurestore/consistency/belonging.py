@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from featurestore_registry.interface import Ledger, Registry
+from featurestore_registry.interface import LedgerReader, RegistryReader
 
 from featurestore.errors import MismatchError, OfflineStoreError, OnlineStoreUnavailableError, RegistryUnavailableError
 from featurestore.ledger.commits import BELONG_HINT, REVISION, Remembered, held_of, known_commit
 from featurestore.ledger.watermarks import Watermark, read_watermark
-from featurestore.offline.interface import OfflineStore, TableId
-from featurestore.online.interface import OnlineStore
-from featurestore.online.records.marker import RECONCILE, Marker, PartMarkers
+from featurestore.offline.interface import OfflineReader, TableId
+from featurestore.online.interface import OnlineReader, OnlineStore
+from featurestore.online.records.marker import RECONCILE, Marker, MarkerReader, PartMarkers
 from featurestore.registered.snapshot import RegisteredView
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 Kind = Literal[
     "other_project",
@@ -85,14 +85,14 @@ class Part:
 
 
 def compare_table(
-    registry: Registry, offline: OfflineStore, registered: RegisteredView, remembered: Remembered | None = None
+    registry: RegistryReader, offline: OfflineReader, registered: RegisteredView, remembered: Remembered | None = None
 ) -> Mismatch | None:
     """Compare a view's offline table with the registry; ``remembered`` saves ledger reads when there are many views."""
     found = _compare_table(registry, offline, registered, remembered)
     return None if found is None else _or_damage(offline, registered, found)
 
 
-def _or_damage(offline: OfflineStore, registered: RegisteredView, found: Mismatch) -> Mismatch:
+def _or_damage(offline: OfflineReader, registered: RegisteredView, found: Mismatch) -> Mismatch:
     """Return the mismatch, or the damage of the table's log if there is any: it makes a commit look like another."""
     try:
         offline.current(registered.table)
@@ -103,7 +103,7 @@ def _or_damage(offline: OfflineStore, registered: RegisteredView, found: Mismatc
 
 
 def _compare_table(
-    registry: Registry, offline: OfflineStore, registered: RegisteredView, remembered: Remembered | None
+    registry: RegistryReader, offline: OfflineReader, registered: RegisteredView, remembered: Remembered | None
 ) -> Mismatch | None:
     chain = registered.chain
     owner = offline.owner(registered.project)
@@ -128,7 +128,7 @@ def _compare_table(
     return _later(registry, offline, registered) or compare_commit(registry.ledger, offline, registered, remembered)
 
 
-def _later(registry: Registry, offline: OfflineStore, registered: RegisteredView) -> Mismatch | None:
+def _later(registry: RegistryReader, offline: OfflineReader, registered: RegisteredView) -> Mismatch | None:
     """Report a later generation that was written at a revision which the registry does not have."""
     last = offline.last_generation(registered.project, registered.view.name)
     for generation in range(registered.generation + 1, last + 1):
@@ -146,7 +146,7 @@ def _later(registry: Registry, offline: OfflineStore, registered: RegisteredView
 
 
 def compare_commit(
-    ledger: Ledger, offline: OfflineStore, registered: RegisteredView, remembered: Remembered | None = None
+    ledger: LedgerReader, offline: OfflineReader, registered: RegisteredView, remembered: Remembered | None = None
 ) -> Mismatch | None:
     """Compare a view's offline table with the commit that the ledger remembers, without asking who owns the table."""
     newest = offline.find_commit(registered.table)
@@ -185,9 +185,9 @@ def compare_commit(
 
 
 def compare_part(
-    registry: Registry,
-    online: OnlineStore,
-    offline: OfflineStore,
+    registry: RegistryReader,
+    online: OnlineReader,
+    offline: OfflineReader,
     registered: RegisteredView,
     watermark: Watermark | None = None,
     *,
@@ -195,11 +195,11 @@ def compare_part(
 ) -> Part:
     """Compare a view's online part with the registry and the offline table.
 
-    With a ``watermark`` also with the version that it says was published; ``at_once`` as in `PartMarkers.read`. Raises
+    With a ``watermark`` also with the version that it says was published; ``at_once`` as in `MarkerReader.read`. Raises
     OnlineStoreUnavailableError.
     """
     view = registered.view.name
-    copies, pushed = markers_of(online, registered).read(at_once=at_once)
+    copies, pushed = MarkerReader(online, registered.online_prefix).read(at_once=at_once)
     if foreign := _foreign(registry, registered, copies):
         return Part(None, foreign)
     for marker in copies:
@@ -224,7 +224,7 @@ def compare_part(
     return Part(least.version, _behind(registered, watermark, least), must_reconcile=least.commit == RECONCILE)
 
 
-def begin_part(registry: Registry, online: OnlineStore, registered: RegisteredView) -> None:
+def begin_part(registry: RegistryReader, online: OnlineStore, registered: RegisteredView) -> None:
     """Mark a view's online part as this project's before the first record goes into it.
 
     Raises MismatchError where it belongs to another project or history.
@@ -245,8 +245,8 @@ def begin_part(registry: Registry, online: OnlineStore, registered: RegisteredVi
 
 
 def foreign_part(
-    registry: Registry,
-    online: OnlineStore,
+    registry: RegistryReader,
+    online: OnlineReader,
     registered: RegisteredView,
     published: int | None,
     *,
@@ -256,7 +256,7 @@ def foreign_part(
 
     For servers, which may not reach the offline store. Raises OnlineStoreUnavailableError.
     """
-    copies, _ = markers_of(online, registered).read(at_once=at_once)
+    copies, _ = MarkerReader(online, registered.online_prefix).read(at_once=at_once)
     if foreign := _foreign(registry, registered, copies):
         return foreign
     least, watermark = least_of(copies), Watermark(published_version=published)
@@ -270,16 +270,16 @@ def least_of(copies: Sequence[Marker | None]) -> Marker | None:
 
 
 def markers_of(online: OnlineStore, registered: RegisteredView) -> PartMarkers:
-    """Return the markers of a view's online part."""
+    """Return the markers of a view's online part, to write them."""
     return PartMarkers(online, registered.online_prefix)
 
 
-def mismatches(workspace: Workspace) -> list[Mismatch]:
+def mismatches(workspace: Readers) -> list[Mismatch]:
     """Return the mismatches, view by view; without those of an online store that is down."""
     return compare_all(workspace)[0]
 
 
-def compare_all(workspace: Workspace) -> tuple[list[Mismatch], OnlineStoreUnavailableError | None]:
+def compare_all(workspace: Readers) -> tuple[list[Mismatch], OnlineStoreUnavailableError | None]:
     """Return the mismatches, view by view, and why the online store could not be asked, None where it could."""
     found: list[Mismatch] = []
     failure: OnlineStoreUnavailableError | None = None
@@ -305,14 +305,14 @@ def _unfinished(registered: RegisteredView) -> Mismatch:
 
 
 def part_mismatch(
-    workspace: Workspace, registered: RegisteredView, remembered: Remembered | None = None
+    workspace: Readers, registered: RegisteredView, remembered: Remembered | None = None
 ) -> Mismatch | None:
     """Return the mismatch of a view's online part. Raises OnlineStoreUnavailableError."""
     watermark = remembered.of(registered)[0] if remembered else read_watermark(workspace.ledger, registered)
     return compare_part(workspace.registry, workspace.online, workspace.offline, registered, watermark).mismatch
 
 
-def _knows(registry: Registry, registered: RegisteredView, revision: str) -> bool:
+def _knows(registry: RegistryReader, registered: RegisteredView, revision: str) -> bool:
     """Tell whether the registry has a revision; True also when the registry cannot be asked now."""
     if not registered.chain.number or revision in registered.chain:
         return True
@@ -323,7 +323,7 @@ def _knows(registry: Registry, registered: RegisteredView, revision: str) -> boo
     return revision in newest or not newest.number
 
 
-def _foreign(registry: Registry, registered: RegisteredView, copies: Sequence[Marker | None]) -> Mismatch | None:
+def _foreign(registry: RegistryReader, registered: RegisteredView, copies: Sequence[Marker | None]) -> Mismatch | None:
     """Report the first marker copy that another project wrote, or a history that this registry does not know."""
     chain, view = registered.chain, registered.view.name
     for marker in copies:
@@ -381,17 +381,17 @@ def _behind(registered: RegisteredView, watermark: Watermark | None, marker: Mar
     )
 
 
-def foreign_generations(online: OnlineStore, registered: RegisteredView, *, at_once: bool = False) -> list[int]:
+def foreign_generations(online: OnlineReader, registered: RegisteredView, *, at_once: bool = False) -> list[int]:
     """Return the generations of a view up to its own whose online parts belong to another project."""
     found = []
     for generation in range(1, registered.generation + 1):
-        copies, _ = markers_of(online, replace(registered, generation=generation)).read(at_once=at_once)
+        copies, _ = MarkerReader(online, replace(registered, generation=generation).online_prefix).read(at_once=at_once)
         if any(copy is not None and copy.project != registered.chain.identity for copy in copies):
             found.append(generation)
     return found
 
 
-def _earlier(online: OnlineStore, registered: RegisteredView, *, at_once: bool) -> Mismatch | None:
+def _earlier(online: OnlineReader, registered: RegisteredView, *, at_once: bool) -> Mismatch | None:
     """Report a store that holds another project's records of an earlier generation of the view."""
     if not registered.chain.number or not foreign_generations(online, registered, at_once=at_once):
         return None
@@ -399,7 +399,7 @@ def _earlier(online: OnlineStore, registered: RegisteredView, *, at_once: bool) 
     return _online(registered, "other_project", message, _ONLINE_HINT)
 
 
-def has_other(offline: OfflineStore, registered: RegisteredView, version: int | None, identity: str | None) -> bool:
+def has_other(offline: OfflineReader, registered: RegisteredView, version: int | None, identity: str | None) -> bool:
     """Tell whether a table never had a commit: it has another one of that number, or has not reached it."""
     if version is None:
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from featurestore_registry.interface import Registry
+from featurestore_registry.interface import RegistryReader
 
 from featurestore.ledger import leases
 from featurestore.types.times import CLOCK_TOLERANCE_US, duration_text, to_instant
@@ -16,7 +16,7 @@ SYNCHRONISE = (
 )
 
 
-def registry_ahead_us(registry: Registry, project: str, now_us: int) -> int:
+def registry_ahead_us(registry: RegistryReader, project: str, now_us: int) -> int:
     """Return how far the registry's newest entry is in this machine's future; 0 where it is not.
 
     Every run writes a lease when it begins and when it ends, every apply a revision.

@@ -7,10 +7,10 @@ from featurestore.ledger.watermarks import Watermark
 from featurestore.online.records.codec import kept_us
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.times import MIN_INSTANT
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 
-def count_online(workspace: Workspace, registered: RegisteredView, watermark: Watermark) -> int:
+def count_online(workspace: Readers, registered: RegisteredView, watermark: Watermark) -> int:
     """Return how many entities have a row whose online record has not expired physically; see `count_entities`.
 
     Skips files that hold only expired rows.
@@ -18,7 +18,7 @@ def count_online(workspace: Workspace, registered: RegisteredView, watermark: Wa
     return _count(workspace, registered, watermark, since_us=_kept_since_us(workspace, registered))[1]
 
 
-def count_entities(workspace: Workspace, registered: RegisteredView, watermark: Watermark) -> tuple[int | None, int]:
+def count_entities(workspace: Readers, registered: RegisteredView, watermark: Watermark) -> tuple[int | None, int]:
     """Return how many entities a view's table holds, and for how many the online record has not expired physically.
 
     Pushed entities count, except those that were pushed online only. The first is None where the table cannot be read;
@@ -27,14 +27,14 @@ def count_entities(workspace: Workspace, registered: RegisteredView, watermark: 
     return _count(workspace, registered, watermark, since_us=MIN_INSTANT)
 
 
-def _kept_since_us(workspace: Workspace, registered: RegisteredView) -> int:
+def _kept_since_us(workspace: Readers, registered: RegisteredView) -> int:
     """Return the least event time of rows that are not past their physical expiry."""
     ttl_us = registered.view.ttl_us
     return MIN_INSTANT if ttl_us is None else max(workspace.clock() - kept_us(ttl_us), MIN_INSTANT)
 
 
 def _count(
-    workspace: Workspace, registered: RegisteredView, watermark: Watermark, *, since_us: int
+    workspace: Readers, registered: RegisteredView, watermark: Watermark, *, since_us: int
 ) -> tuple[int | None, int]:
     """Count the entities with an event time from ``since_us`` on, and those that are online."""
     kept_since_us = _kept_since_us(workspace, registered)

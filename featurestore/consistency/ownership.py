@@ -9,8 +9,8 @@ from featurestore.ledger.commits import REVISION
 from featurestore.ledger.generations import used_generations
 from featurestore.offline.interface import TableId
 from featurestore.online.records.keys import view_prefix
-from featurestore.online.records.marker import Marker, PartMarkers
-from featurestore.workspace import Workspace
+from featurestore.online.records.marker import Marker, MarkerReader
+from featurestore.workspace import Readers
 
 
 class Ownership:
@@ -19,7 +19,7 @@ class Ownership:
     Raises NotFoundError where the registry does not know the project: then it owns nothing for certain.
     """
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Readers) -> None:
         self._workspace = workspace
         self.project = workspace.project
         snapshot = workspace.known_snapshot()
@@ -87,7 +87,7 @@ class Ownership:
     def _marker(self, view: str, generation: int) -> Marker | None:
         key = view, generation
         if key not in self._parts:
-            copies, _ = PartMarkers(self._workspace.online, view_prefix(self.project, *key)).read()
+            copies, _ = MarkerReader(self._workspace.online, view_prefix(self.project, *key)).read()
             foreign = (copy for copy in copies if copy is not None and copy.project != self.chain.identity)
             self._parts[key] = next(foreign, next((copy for copy in copies if copy is not None), None))
         return self._parts[key]

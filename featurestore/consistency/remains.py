@@ -9,8 +9,8 @@ from featurestore.consistency.ownership import Ownership
 from featurestore.errors import FeatureStoreError, OfflineStoreError, OnlineStoreError
 from featurestore.offline.interface import TableId
 from featurestore.online.records.keys import view_prefix
-from featurestore.online.records.marker import PartMarkers
-from featurestore.workspace import Workspace
+from featurestore.online.records.marker import MarkerReader
+from featurestore.workspace import Readers
 
 _MOST_NAMED = 10
 
@@ -34,7 +34,7 @@ class Remains:
         return found[:_MOST_NAMED] + [f"{more:,} more"] * (more > 0)
 
 
-def find_remains(workspace: Workspace) -> Remains:
+def find_remains(workspace: Readers) -> Remains:
     """Return a project's data that none of its definitions uses. Changes nothing.
 
     Raises NotFoundError if the registry does not know the project.
@@ -54,21 +54,21 @@ def find_remains(workspace: Workspace) -> Remains:
             if TableId(project, view, generation) in used:
                 continue
             # Only the marker: to search for records, Redis would have to scan all of its keys.
-            markers, _ = PartMarkers(workspace.online, view_prefix(project, view, generation)).read(at_once=True)
+            markers, _ = MarkerReader(workspace.online, view_prefix(project, view, generation)).read(at_once=True)
             if any(marker is not None and marker.project == owned.chain.identity for marker in markers):
                 parts.append((view, generation))
         is_known = True
     return Remains(tuple((table, _rows(workspace, table)) for table in tables), tuple(parts), is_known)
 
 
-def _rows(workspace: Workspace, table: TableId) -> int | None:
+def _rows(workspace: Readers, table: TableId) -> int | None:
     with suppress(OfflineStoreError):
         version = workspace.offline.current(table)
         return None if version is None else version.rows
     return None
 
 
-def with_remains(workspace: Workspace, error: FeatureStoreError, *, finish: str) -> FeatureStoreError:
+def with_remains(workspace: Readers, error: FeatureStoreError, *, finish: str) -> FeatureStoreError:
     """Return the error of a deletion that failed half-way: what is left, and which command finishes it."""
     try:
         revision, remains = workspace.snapshot().revision, find_remains(workspace)

@@ -3,8 +3,9 @@
 `Sources` reads what users' files hold, `Log` writes and reads a view's offline table, `Joins` makes training sets,
 `Queries` runs SQL. Each ability raises SourceSchemaError and SourceFileError for what is wrong with a source,
 DamagedFileError for a file of the offline store, DiskFullError, and EngineError for the rest; a driver's own errors
-never leave it. Memory stays within the configured limit: what does not fit is spilled to disk. User SQL sees the given
-sources and views and nothing else: no files, no network. Not safe across threads: open an engine for each.
+never leave it. It changes no store: it writes files into folders that the caller names, and a commit of the offline
+store takes them over. Memory stays within the configured limit: what does not fit is spilled to disk. User SQL sees the
+given sources and views and nothing else: no files, no network. Not safe across threads: open an engine for each.
 """
 
 from __future__ import annotations

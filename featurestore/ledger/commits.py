@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from featurestore_registry import documents
-from featurestore_registry.interface import Ledger
+from featurestore_registry.interface import Ledger, LedgerReader
 
 from featurestore.definitions import PushSource
 from featurestore.errors import MismatchError
 from featurestore.ledger.watermarks import Watermark, watermark_from
-from featurestore.offline.interface import WATERMARK, Commit, OfflineStore, TableId
+from featurestore.offline.interface import WATERMARK, Commit, OfflineReader, OfflineStore, TableId
 from featurestore.registered.records import understood
 from featurestore.registered.snapshot import RegisteredView
 
@@ -41,13 +41,13 @@ class KnownCommit:
     identity: str
 
 
-def known_commit(ledger: Ledger, registered: RegisteredView) -> KnownCommit | None:
+def known_commit(ledger: LedgerReader, registered: RegisteredView) -> KnownCommit | None:
     """Return the commit that a view's watermark belongs to; None where an earlier release wrote the watermark."""
     entry = ledger.latest(registered.project, KIND, registered.ledger_key)
     return None if entry is None or entry.document == _FORGOTTEN else _known_from(entry.document)
 
 
-def last_read(ledger: Ledger, offline: OfflineStore, registered: RegisteredView) -> KnownCommit | None:
+def last_read(ledger: LedgerReader, offline: OfflineReader, registered: RegisteredView) -> KnownCommit | None:
     """Return the newest commit that may hold what was read from the view's source, or None.
 
     Pushes may commit every second. Then it is the commit that the last run remembered.
@@ -61,7 +61,7 @@ def last_read(ledger: Ledger, offline: OfflineStore, registered: RegisteredView)
 class Remembered:
     """What the ledger remembers about all tables of a project, by three queries for any number of views."""
 
-    def __init__(self, ledger: Ledger, project: str) -> None:
+    def __init__(self, ledger: LedgerReader, project: str) -> None:
         self._repairs = {entry.key for entry in ledger.scan(project, REPAIR_KIND) if "intervals" in entry.document}
         self._watermarks = {entry.key: entry for entry in ledger.scan(project, documents.WATERMARK)}
         self._commits = {entry.key: entry.document for entry in ledger.scan(project, KIND)}
@@ -123,7 +123,7 @@ def held_by(watermark: Watermark) -> dict[str, Any]:
 
 
 def held_of(
-    offline: OfflineStore, newest: Commit | None, registered: RegisteredView, *, table: TableId | None = None
+    offline: OfflineReader, newest: Commit | None, registered: RegisteredView, *, table: TableId | None = None
 ) -> Mapping[str, Any] | None:
     """Return what a table (the view's own, or another) holds from its source, by the newest commit that says it."""
     table, commit = table or registered.table, newest

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from featurestore_registry.interface import Ledger
+from featurestore_registry.interface import Ledger, LedgerReader
 
 from featurestore.errors import OnlineStoreError
 from featurestore.online.records.keys import view_prefix
-from featurestore.online.records.marker import PartMarkers
-from featurestore.workspace import Workspace
+from featurestore.online.records.marker import MarkerReader
+from featurestore.workspace import Readers
 
 KIND = "generation"
 
 
-def last_generation(ledger: Ledger, project: str, view: str) -> int:
+def last_generation(ledger: LedgerReader, project: str, view: str) -> int:
     """Return the last generation that a view's name has used, 0 for a new name."""
     entry = ledger.latest(project, KIND, view)
     return 0 if entry is None else int(entry.document["generation"])
@@ -33,7 +33,7 @@ def adopt_generation(ledger: Ledger, project: str, view: str, generation: int) -
             ledger.append(project, KIND, view, {"generation": last})
 
 
-def used_generations(ledger: Ledger, project: str) -> dict[str, set[int]]:
+def used_generations(ledger: LedgerReader, project: str) -> dict[str, set[int]]:
     """Return the generations that each view name has used; those in the gaps may belong to another history."""
     views = [entry.key for entry in ledger.scan(project, KIND)]
     return {
@@ -48,7 +48,7 @@ class Generations:
     later: other definitions under its number would serve its records. A store that is down is not asked again.
     """
 
-    def __init__(self, workspace: Workspace, identity: str) -> None:
+    def __init__(self, workspace: Readers, identity: str) -> None:
         self._workspace, self._identity = workspace, identity
         self._is_online_up = bool(identity)
 
@@ -64,7 +64,7 @@ class Generations:
     def _is_online(self, view: str, generation: int) -> bool:
         try:
             prefix = view_prefix(self._workspace.project, view, generation)
-            copies, _ = PartMarkers(self._workspace.online, prefix).read(at_once=True)
+            copies, _ = MarkerReader(self._workspace.online, prefix).read(at_once=True)
         except OnlineStoreError:
             self._is_online_up = False
             return False

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from featurestore_registry.interface import Ledger
+from featurestore_registry.interface import Ledger, LedgerReader
 
 from featurestore.errors import LeaseHeldError, LedgerConflictError, RegistryError
 from featurestore.ledger.processes import Process, own_process
@@ -72,17 +72,16 @@ class LeaseState:
         return f"process {self.pid} on {self.host} since {to_rfc3339(self.since_us)[:19]}Z"
 
 
-def read_lease(ledger: Ledger, project: str, view: str) -> tuple[LeaseState | None, int]:
+def read_lease(ledger: LedgerReader, project: str, view: str) -> tuple[LeaseState | None, int]:
     """Return the newest state of a view's lease, None when nobody ever took it, and its version."""
     entry = ledger.latest(project, KIND, view)
     return (None, 0) if entry is None else (_lease_from(entry.document), entry.version)
 
 
-def running_holder(ledger: Ledger, project: str, view: str, *, now_us: int) -> str | None:
+def running_holder(ledger: LedgerReader, project: str, view: str, *, now_us: int) -> str | None:
     """Return the id of the run that holds a view's lease, as far as one look can tell; None for a free lease."""
-    book = _Book(ledger, project, view)
-    state, _ = book.read()
-    if state is None or not state.is_held(now_us) or _is_gone(book.process(state.holder)):
+    state, _ = read_lease(ledger, project, view)
+    if state is None or not state.is_held(now_us) or _is_gone(_process_of(ledger, project, view, state.holder)):
         return None
     return state.holder
 
@@ -90,6 +89,17 @@ def running_holder(ledger: Ledger, project: str, view: str, *, now_us: int) -> s
 @understood("a lease")
 def _lease_from(document: Mapping[str, Any]) -> LeaseState:
     return LeaseState(**document)
+
+
+def _process_of(ledger: LedgerReader, project: str, view: str, holder: str) -> Process | None:
+    """Return the process that holds a lease; None where no entry says so, as with older versions."""
+    for entry in ledger.scan(project, PROCESS_KIND, key=view, limit=_SAID_LATELY):
+        if entry.document.get("holder") == holder:
+            try:
+                return Process(**{name: entry.document[name] for name in Process.__dataclass_fields__})
+            except KeyError:
+                return None  # a newer version identifies processes in another way
+    return None
 
 
 def _is_gone(process: Process | None) -> bool:
@@ -115,14 +125,7 @@ class _Book:
             self.ledger.append(self.project, PROCESS_KIND, self.view, {"holder": holder, **asdict(process)})
 
     def process(self, holder: str) -> Process | None:
-        """Return the process that holds the lease; None where no entry says so, as with older versions."""
-        for entry in self.ledger.scan(self.project, PROCESS_KIND, key=self.view, limit=_SAID_LATELY):
-            if entry.document.get("holder") == holder:
-                try:
-                    return Process(**{name: entry.document[name] for name in Process.__dataclass_fields__})
-                except KeyError:
-                    return None  # a newer version identifies processes in another way
-        return None
+        return _process_of(self.ledger, self.project, self.view, holder)
 
 
 class Lease:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from featurestore_registry.interface import Ledger
+from featurestore_registry.interface import Ledger, LedgerReader
 from featurestore_registry.records import fingerprint
 
 from featurestore.definitions import FeatureView
@@ -48,11 +48,11 @@ def mark_of(project: str, view: FeatureView) -> str:
     return fingerprint(parts)
 
 
-class Preparations:
+class PreparedReader:
     """The prepared generations of a project; ``head`` is the hash of its newest revision."""
 
-    def __init__(self, ledger: Ledger, project: str, head: str) -> None:
-        self._ledger, self._project, self._head = ledger, project, head
+    def __init__(self, ledger: LedgerReader, project: str, head: str) -> None:
+        self._project, self._head = project, head
         entries = ledger.scan(project, KIND)
         self._given_up = {entry.key for entry in entries if entry.document == _GIVEN_UP}
         known = (entry for entry in entries if entry.key not in self._given_up)
@@ -84,6 +84,14 @@ class Preparations:
         """Tell whether a generation was prepared before another apply."""
         known = self.get(view, generation)
         return generation_key(view, generation) in self._given_up or (known is not None and known.base != self._head)
+
+
+class Preparations(PreparedReader):
+    """The prepared generations, to note and to give up."""
+
+    def __init__(self, ledger: Ledger, project: str, head: str) -> None:
+        super().__init__(ledger, project, head)
+        self._ledger = ledger
 
     def give_up(self, view: str, generation: int) -> bool:
         """Note that a prepared generation is about to be removed; False if an apply has just taken it up again."""

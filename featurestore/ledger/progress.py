@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from featurestore_registry.documents import RUN, WATERMARK
-from featurestore_registry.interface import Ledger
+from featurestore_registry.interface import LedgerReader
 
 from featurestore.ledger import watermarks
 from featurestore.ledger.runs import COUNTS, run_from
@@ -28,7 +28,7 @@ class Progress:
     """The counts of the records that its last run sent online."""
 
 
-def read_progress(ledger: Ledger, snapshot: Snapshot) -> dict[str, Progress]:
+def read_progress(ledger: LedgerReader, snapshot: Snapshot) -> dict[str, Progress]:
     """Return the progress of every online view that was ever materialized, by two queries for any number of views."""
     marks = {entry.key: entry for entry in ledger.scan(snapshot.project, WATERMARK)}
     last = {entry.key: run_from(entry.document).published for entry in ledger.scan(snapshot.project, RUN)}

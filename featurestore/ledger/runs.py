@@ -16,7 +16,7 @@ from html import escape
 from typing import Any, Literal
 
 from featurestore_registry.documents import RUN, RUN_START
-from featurestore_registry.interface import Ledger
+from featurestore_registry.interface import Ledger, LedgerReader
 
 from featurestore.errors import RegistryFormatError
 from featurestore.ledger.leases import running_holder
@@ -162,7 +162,7 @@ def record_end(ledger: Ledger, project: str, run: RunResult) -> None:
     reached(RECORDED)
 
 
-def runs(ledger: Ledger, project: str, view: str, *, now_us: int) -> list[RunResult]:
+def runs(ledger: LedgerReader, project: str, view: str, *, now_us: int) -> list[RunResult]:
     """Return a view's runs, newest first; a run without an end is running or was killed."""
     ended = [run_from(entry.document) for entry in ledger.scan(project, RUN, key=view)]
     known = {run.run_id for run in ended}
@@ -177,7 +177,7 @@ def runs(ledger: Ledger, project: str, view: str, *, now_us: int) -> list[RunRes
     return sorted([*ended, *open_runs], key=lambda run: run.started_us, reverse=True)
 
 
-def all_runs(ledger: Ledger, project: str, *, now_us: int) -> list[RunResult]:
+def all_runs(ledger: LedgerReader, project: str, *, now_us: int) -> list[RunResult]:
     """Return the runs of every view, also of deleted ones, newest first."""
     views = {entry.key for kind in (RUN_START, RUN) for entry in ledger.scan(project, kind)}
     found = [run for view in sorted(views) for run in runs(ledger, project, view, now_us=now_us)]

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, overload
 
-from featurestore_registry.interface import Ledger
+from featurestore_registry.interface import Ledger, LedgerReader
 from featurestore_registry.records import LedgerEntry, Record, Revision, canonical_json
 
 from featurestore.definitions import FeatureView, OnDemandFeatureView
@@ -19,10 +19,10 @@ from featurestore.errors import (
     RegistryFormatError,
     did_you_mean,
 )
-from featurestore.offline.interface import Blobs, TableId
+from featurestore.offline.interface import BlobReader, Blobs, TableId
 from featurestore.registered.records import known_fields, understood, with_dependencies
 from featurestore.registered.snapshot_file import record_from
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers, Workspace
 
 KIND = "training_set"
 FRAME_KIND = "training_set_frame"
@@ -92,13 +92,13 @@ class SavedSet:
         )
 
 
-def find_set(ledger: Ledger, project: str, name: str) -> SavedSet | None:
+def find_set(ledger: LedgerReader, project: str, name: str) -> SavedSet | None:
     """Return a saved set, or None if there is none with that name."""
     entry = ledger.latest(project, KIND, name)
     return None if entry is None or _is_deleted(entry) else SavedSet.from_document(entry.document)
 
 
-def read_set(ledger: Ledger, project: str, name: str) -> SavedSet:
+def read_set(ledger: LedgerReader, project: str, name: str) -> SavedSet:
     """Return a saved set; raises NotFoundError with the closest name."""
     found = find_set(ledger, project, name)
     if found is None:
@@ -106,7 +106,7 @@ def read_set(ledger: Ledger, project: str, name: str) -> SavedSet:
     return found
 
 
-def list_sets(ledger: Ledger, project: str, *, are_shown: bool = False) -> list[SavedSet]:
+def list_sets(ledger: LedgerReader, project: str, *, are_shown: bool = False) -> list[SavedSet]:
     """Return every saved set, sorted by name; if they ``are_shown``, as far as this version understands them."""
     entries = [entry for entry in ledger.scan(project, KIND) if not _is_deleted(entry)]
     found = [SavedSet.from_document(entry.document, is_shown=are_shown) for entry in entries]
@@ -134,14 +134,18 @@ def _is_deleted(entry: LedgerEntry) -> bool:
     return entry.document == _DELETED
 
 
-def _not_found(ledger: Ledger, project: str, name: str) -> NotFoundError:
+def _not_found(ledger: LedgerReader, project: str, name: str) -> NotFoundError:
     hint = did_you_mean(name, [entry.key for entry in ledger.scan(project, KIND) if not _is_deleted(entry)])
     return NotFoundError(
         f"There is no saved training set {name!r}.", hint=hint or "Save one with .save(name).", name=name
     )
 
 
-def kept_blobs(workspace: Workspace) -> Blobs:
+@overload
+def kept_blobs(workspace: Workspace) -> Blobs: ...
+@overload
+def kept_blobs(workspace: Readers) -> BlobReader: ...
+def kept_blobs(workspace: Readers) -> BlobReader:
     """Return the place of saved sets' entity frames, and of the documents kept with them."""
     return workspace.offline.blobs(workspace.project, _BLOBS)
 
@@ -166,7 +170,7 @@ def note_frame(ledger: Ledger, project: str, file: str) -> None:
     ledger.append(project, FRAME_KIND, file, {}, if_version=0)
 
 
-def known_frames(ledger: Ledger, project: str) -> frozenset[str]:
+def known_frames(ledger: LedgerReader, project: str) -> frozenset[str]:
     """Return every frame that the ledger remembers, of sets that are saved, deleted, or were never finished."""
     found = {entry.key for entry in ledger.scan(project, FRAME_KIND)}
     for newest in ledger.scan(project, KIND):
@@ -193,7 +197,7 @@ class KeptSet:
     """The definitions that it reads, as of that revision."""
 
 
-def read_kept(blobs: Blobs, frame: str) -> KeptSet | None:
+def read_kept(blobs: BlobReader, frame: str) -> KeptSet | None:
     """Return the document kept with a frame; None if there is none, or if it cannot be read."""
     try:
         document = json.loads(blobs.get(document_of(frame), "the document of a training set"))
@@ -244,7 +248,7 @@ def keep_missing_documents(workspace: Workspace) -> None:
                 keep_document(workspace, saved)
 
 
-def forgotten_sets(workspace: Workspace) -> list[KeptSet]:
+def forgotten_sets(workspace: Readers) -> list[KeptSet]:
     """Return the sets in the offline store that the ledger does not know, because it was restored or is new."""
     known = known_frames(workspace.ledger, workspace.project)
     blobs = kept_blobs(workspace)
@@ -253,7 +257,7 @@ def forgotten_sets(workspace: Workspace) -> list[KeptSet]:
     return [kept for kept in found if kept is not None]
 
 
-def _kept_names(workspace: Workspace) -> set[str]:
+def _kept_names(workspace: Readers) -> set[str]:
     return {blob.name for blob in kept_blobs(workspace).list()}
 
 
@@ -267,7 +271,7 @@ class LostPin:
     """The missing piece."""
 
 
-def lost_pins(workspace: Workspace, *, are_shown: bool = False) -> list[LostPin]:
+def lost_pins(workspace: Readers, *, are_shown: bool = False) -> list[LostPin]:
     """Return the saved sets whose frames or table versions are gone, with their view or with an older offline store."""
     found, kept = list[LostPin](), _kept_names(workspace)
     for saved in list_sets(workspace.ledger, workspace.project, are_shown=are_shown):
@@ -281,7 +285,7 @@ def lost_pins(workspace: Workspace, *, are_shown: bool = False) -> list[LostPin]
     return found
 
 
-def _is_held(workspace: Workspace, saved: SavedSet, read: SavedRead) -> bool:
+def _is_held(workspace: Readers, saved: SavedSet, read: SavedRead) -> bool:
     """Tell whether the offline store holds the commit that a read is pinned to, by its identity if that is known."""
     assert read.version is not None
     commit = workspace.offline.find_commit(TableId(workspace.project, read.view, read.generation), read.version)
@@ -290,7 +294,7 @@ def _is_held(workspace: Workspace, saved: SavedSet, read: SavedRead) -> bool:
     return commit is not None and known in (None, commit.identity)
 
 
-def pins(workspace: Workspace) -> dict[TableId, frozenset[int]]:
+def pins(workspace: Readers) -> dict[TableId, frozenset[int]]:
     """Return the versions that saved sets need, by table, also for sets that the ledger forgot: cleaning keeps them.
 
     Without those that the offline store does not hold: see `lost_pins`.

@@ -11,7 +11,7 @@ from datetime import datetime
 from hashlib import blake2b
 
 from featurestore_registry.documents import WATERMARK
-from featurestore_registry.interface import Ledger, Registry
+from featurestore_registry.interface import Ledger, RegistryReader
 
 from featurestore.definitions import FeatureView
 from featurestore.ledger.watermarks import Interval, Watermark, merge, subtract, watermark_from
@@ -88,7 +88,7 @@ def in_words(spans: Iterable[Interval]) -> str:
     return " and ".join(texts[:2]) + more
 
 
-def read_unread(registry: Registry, registered: RegisteredView, watermark: Watermark) -> Unread:
+def read_unread(registry: RegistryReader, registered: RegisteredView, watermark: Watermark) -> Unread:
     """Return what a view's committed spans lack; ``watermark`` says which they are.
 
     The definition may be newer than the entry: a feature that the entry does not know was never read.
@@ -111,7 +111,7 @@ def read_unread(registry: Registry, registered: RegisteredView, watermark: Water
     return Unread(view.name, names, reads, missing, outdated, is_incremental)
 
 
-def _missing_by_history(registry: Registry, registered: RegisteredView) -> dict[str, tuple[Interval, ...]]:
+def _missing_by_history(registry: RegistryReader, registered: RegisteredView) -> dict[str, tuple[Interval, ...]]:
     """Return the spans that features lack, by the times of applies and watermarks: earlier releases wrote no more.
 
     A feature lacks the spans that were committed when it was added; whether they were read again is unknown.

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from featurestore_registry.documents import WATERMARK
-from featurestore_registry.interface import Ledger
+from featurestore_registry.interface import Ledger, LedgerReader
 
 from featurestore.registered.records import understood
 from featurestore.registered.snapshot import RegisteredView
@@ -52,7 +52,7 @@ class Watermark:
         return self.intervals[-1][1] if self.intervals else None
 
 
-def read_watermark(ledger: Ledger, registered: RegisteredView) -> Watermark:
+def read_watermark(ledger: LedgerReader, registered: RegisteredView) -> Watermark:
     """Return a view's watermark; an empty one when nothing was ever committed."""
     found = ledger.latest(registered.project, WATERMARK, registered.ledger_key)
     return Watermark() if found is None else watermark_from(found.document, found.version)

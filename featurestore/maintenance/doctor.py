@@ -33,7 +33,7 @@ from featurestore.project.access import FILE_NAME as ACCESS_FILE
 from featurestore.project.access import read_access
 from featurestore.project.loader import load_definitions
 from featurestore.types.times import to_rfc3339
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 LOW_DISK_BYTES = 1 << 30
 SCRIPT_FLAWS = "CVE-2025-49844, CVE-2025-46817, CVE-2025-46818, CVE-2025-46819"
@@ -55,7 +55,7 @@ class Check:
     hint: str = ""
 
 
-def examine(workspace: Workspace) -> list[Check]:
+def examine(workspace: Readers) -> list[Check]:
     """Check everything that can be checked without changing anything. Never raises because of what it finds."""
     checks = [Check("versions", "ok", _versions())]
     for name, look in (
@@ -74,7 +74,7 @@ def examine(workspace: Workspace) -> list[Check]:
     return checks
 
 
-def _guarded(name: str, look: Callable[[Workspace], Iterator[Check]], workspace: Workspace) -> list[Check]:
+def _guarded(name: str, look: Callable[[Readers], Iterator[Check]], workspace: Readers) -> list[Check]:
     try:
         return list(look(workspace))
     except FeatureStoreError as error:
@@ -88,7 +88,7 @@ def _versions() -> str:
     )
 
 
-def _feature_repo(workspace: Workspace) -> Iterator[Check]:
+def _feature_repo(workspace: Readers) -> Iterator[Check]:
     try:
         definitions = load_definitions(workspace.root)
     except RepositoryError as error:
@@ -97,7 +97,7 @@ def _feature_repo(workspace: Workspace) -> Iterator[Check]:
     yield Check("feature repo", "ok", f"{len(definitions)} definitions in {workspace.root}")
 
 
-def _registry(workspace: Workspace) -> Iterator[Check]:
+def _registry(workspace: Readers) -> Iterator[Check]:
     snapshot = workspace.snapshot()
     if snapshot.revision == 0 and workspace.offline.tables(workspace.project):
         message = f"the registry does not know project {snapshot.project}, whose tables the offline store holds"
@@ -116,7 +116,7 @@ def _registry(workspace: Workspace) -> Iterator[Check]:
         )
 
 
-def _clock(workspace: Workspace) -> Iterator[Check]:
+def _clock(workspace: Readers) -> Iterator[Check]:
     now_us = workspace.clock()
     ahead_us = registry_ahead_us(workspace.registry, workspace.project, now_us)
     if told := clock_problem(REGISTRY, ahead_us):
@@ -125,7 +125,7 @@ def _clock(workspace: Workspace) -> Iterator[Check]:
         yield Check("clock", "ok", to_rfc3339(now_us))
 
 
-def _sources(workspace: Workspace) -> Iterator[Check]:
+def _sources(workspace: Readers) -> Iterator[Check]:
     from featurestore.engine.schema import check_columns
 
     views = [found for found in workspace.snapshot().list(FeatureView.kind) if isinstance(found, FeatureView)]
@@ -139,7 +139,7 @@ def _sources(workspace: Workspace) -> Iterator[Check]:
             yield Check(f"source of {view.name}", "ok", names)
 
 
-def _offline(workspace: Workspace) -> Iterator[Check]:
+def _offline(workspace: Readers) -> Iterator[Check]:
     folder = workspace.places["offline_store"]
     tables = workspace.offline.tables(workspace.project)
     yield Check("offline store", "ok", f"{len(tables)} tables in {folder}")
@@ -158,7 +158,7 @@ def _existing(folder: Path) -> Path:
     return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
-def _online(workspace: Workspace) -> Iterator[Check]:
+def _online(workspace: Readers) -> Iterator[Check]:
     facts = workspace.online.facts()
     found = ", ".join(f"{name} {value}" for name, value in facts.items())
     yield Check("online store", "ok", f"{found}: {UNTOUCHED}" if workspace.online.is_untouched() else found)
@@ -207,7 +207,7 @@ def script_flaws(servers: str) -> Iterator[Check]:
         )
 
 
-def _identities(workspace: Workspace) -> Iterator[Check]:
+def _identities(workspace: Readers) -> Iterator[Check]:
     found, failure = compare_all(workspace)
     if failure is not None:
         yield Check("identities", "warning", "the online store could not say whose its records are", failure.hint)
@@ -219,7 +219,7 @@ def _identities(workspace: Workspace) -> Iterator[Check]:
         yield Check("identities", "ok", f"registry and stores belong to project {workspace.project} ({identity[:12]})")
 
 
-def _write_access(workspace: Workspace) -> Iterator[Check]:
+def _write_access(workspace: Readers) -> Iterator[Check]:
     for name, folder in _folders(workspace):
         found = _existing(folder)
         if not _is_writable(found):
@@ -231,7 +231,7 @@ def _write_access(workspace: Workspace) -> Iterator[Check]:
             )
 
 
-def _file_modes(workspace: Workspace) -> Iterator[Check]:
+def _file_modes(workspace: Readers) -> Iterator[Check]:
     """Report private files that an earlier version, or a copy, left readable for everybody."""
     places = workspace.places
     registry = places["registry"]
@@ -243,7 +243,7 @@ def _file_modes(workspace: Workspace) -> Iterator[Check]:
         yield Check("file modes", "warning", f"every user of this machine can read {', '.join(files)}", hint)
 
 
-def _access(workspace: Workspace) -> Iterator[Check]:
+def _access(workspace: Readers) -> Iterator[Check]:
     """Tell whether `fs serve` here needs a token on loopback too; only the server knows FS_SERVER_TOKEN."""
     kept = read_access(workspace.root / ACCESS_FILE)
     held = tokens(workspace.ledger, workspace.project)
@@ -261,7 +261,7 @@ def _access(workspace: Workspace) -> Iterator[Check]:
         yield Check("access", "warning" if hint else "ok", f"servers are closed: {why}", hint)
 
 
-def _folders(workspace: Workspace) -> Iterator[tuple[str, Path]]:
+def _folders(workspace: Readers) -> Iterator[tuple[str, Path]]:
     """Yield the folders that this deployment writes to; a database in a file writes other files next to it."""
     for setting, place in workspace.places.items():
         yield setting.removesuffix("_store"), place.parent if setting == "registry" else place

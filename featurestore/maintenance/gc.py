@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from featurestore.consistency.belonging import compare_table, markers_of
+from featurestore.consistency.belonging import compare_table
 from featurestore.consistency.ownership import Ownership
 from featurestore.errors import OfflineStoreError, OnlineStoreError
 from featurestore.ledger.commits import known_commit
@@ -28,10 +28,11 @@ from featurestore.ledger.watermarks import read_watermark, write_watermark
 from featurestore.maintenance.superseded import read_until
 from featurestore.offline.interface import TableId
 from featurestore.online.records.keys import view_prefix
+from featurestore.online.records.marker import MarkerReader
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.steps import step
 from featurestore.types.times import to_short_rfc3339
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers, Workspace
 
 BEING_SAVED_US = 3_600_000_000
 """How old an entity frame without a set must be: a younger one may belong to a set that is just being saved."""
@@ -112,7 +113,7 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     return replace(garbage, files=files, records=records)
 
 
-def _kept_sets(workspace: Workspace) -> list[Kept]:
+def _kept_sets(workspace: Readers) -> list[Kept]:
     lost = [
         Kept(f"training set {found.name}", f"it cannot be built again, {found.what} is gone")
         for found in lost_pins(workspace)
@@ -122,7 +123,7 @@ def _kept_sets(workspace: Workspace) -> list[Kept]:
 
 
 def _needed_by(
-    workspace: Workspace, registered: RegisteredView | None, table: TableId, prepared: Preparations
+    workspace: Readers, registered: RegisteredView | None, table: TableId, prepared: Preparations
 ) -> str | None:
     """Return why a generation that its view does not use is still needed, None where nothing needs it."""
     if prepared.is_under_way(table.view, table.generation):
@@ -192,7 +193,7 @@ def _remove_unnamed_frames(workspace: Workspace) -> int:
     return len(unnamed)
 
 
-def kept_versions(workspace: Workspace, registered: RegisteredView | None, pinned: Iterable[int]) -> list[int]:
+def kept_versions(workspace: Readers, registered: RegisteredView | None, pinned: Iterable[int]) -> list[int]:
     """Return the versions of a table that cleaning must keep: the pinned ones, and the one that is online.
 
     The next publish compares with the files of the latter: without them it could not tell online records whose rows
@@ -206,7 +207,7 @@ def kept_versions(workspace: Workspace, registered: RegisteredView | None, pinne
     return sorted(keep)
 
 
-def known_versions(workspace: Workspace, registered: RegisteredView | None) -> list[int] | None:
+def known_versions(workspace: Readers, registered: RegisteredView | None) -> list[int] | None:
     """Return the versions of a table whose log entries cleaning must keep: the ledger or the online store names them.
 
     None means all of them, where the online store cannot be asked.
@@ -217,7 +218,7 @@ def known_versions(workspace: Workspace, registered: RegisteredView | None) -> l
     named = {mark.table_version, mark.published_version, None if commit is None else commit.version}
     if registered.view.online:
         try:
-            copies, pushed = markers_of(workspace.online, registered).read()
+            copies, pushed = MarkerReader(workspace.online, registered.online_prefix).read()
         except OnlineStoreError:
             return None
         named |= {copy.version for copy in copies if copy is not None} | {None if pushed is None else pushed[0]}

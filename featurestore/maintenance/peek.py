@@ -12,7 +12,7 @@ from featurestore.offline.reading import opened
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("featurestore")
 
 
-def peek(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Table:
+def peek(workspace: Readers, registered: RegisteredView, rows: int) -> pa.Table:
     """Return the newest ``rows`` rows of a view's table, newest first: keys, event_ts, created_ts, stored fields.
 
     Returns an empty table where nothing is materialized yet. Reads only the ends of the files, which are in time
@@ -47,7 +47,7 @@ def peek(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Tabl
     return found.select(schema.names)
 
 
-def peek_dropped(workspace: Workspace, registered: RegisteredView, rows: int) -> pa.Table:
+def peek_dropped(workspace: Readers, registered: RegisteredView, rows: int) -> pa.Table:
     """Return rows of a view's source that runs do not take, with the reason; see `Sources.dropped`."""
     if not workspace.engine.capabilities.lists_dropped_rows:
         raise InputError("This engine does not list what is dropped.")

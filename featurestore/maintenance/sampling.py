@@ -12,7 +12,7 @@ from featurestore.online.interface import Write
 from featurestore.online.records.codec import is_record, record_version
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.registered.snapshot import RegisteredView
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 ENTITIES = 1_000
 """At most this many entities are compared."""
@@ -36,7 +36,7 @@ class Sample:
     """Entities that are only online: pushed online only, or lost by the table."""
 
 
-def compare_sample(workspace: Workspace, registered: RegisteredView, version: TableVersion) -> Sample:
+def compare_sample(workspace: Readers, registered: RegisteredView, version: TableVersion) -> Sample:
     """Compare up to `ENTITIES` entities, chosen by a seeded hash of their keys, with a published version's rows.
 
     Raises EngineError, DamagedFileError and OnlineStoreUnavailableError.
@@ -56,7 +56,7 @@ def compare_sample(workspace: Workspace, registered: RegisteredView, version: Ta
 
 
 def _chosen(
-    workspace: Workspace, registered: RegisteredView, version: TableVersion, encoder: RecordEncoder, now_us: int
+    workspace: Readers, registered: RegisteredView, version: TableVersion, encoder: RecordEncoder, now_us: int
 ) -> Mapping[bytes, Write]:
     smallest: list[tuple[int, bytes, Write]] = []
     batches = workspace.engine.log.latest(

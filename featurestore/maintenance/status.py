@@ -16,7 +16,7 @@ from featurestore.ledger.unread import read_unread
 from featurestore.ledger.watermarks import Interval, Watermark, read_watermark
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.times import to_rfc3339
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class ViewStatus:
     """Why its table cannot be read, and what to do; newest event and rows then come from its last run."""
 
 
-def status(workspace: Workspace) -> list[ViewStatus]:
+def status(workspace: Readers) -> list[ViewStatus]:
     """Return the state of every view, sorted by name."""
     now_us = workspace.clock()
     found = []
@@ -102,7 +102,7 @@ def status(workspace: Workspace) -> list[ViewStatus]:
     return found
 
 
-def without_views(workspace: Workspace) -> list[str]:
+def without_views(workspace: Readers) -> list[str]:
     """Return the lines about a project without feature views: the data that exists all the same."""
     snapshot = workspace.snapshot()
     if not snapshot.revision:
@@ -119,7 +119,7 @@ def without_views(workspace: Workspace) -> list[str]:
     ]
 
 
-def _clock_problems(workspace: Workspace, now_us: int) -> tuple[str, ...]:
+def _clock_problems(workspace: Readers, now_us: int) -> tuple[str, ...]:
     registry_us = registry_ahead_us(workspace.registry, workspace.project, now_us)
     online_us = None
     if not workspace.settings.online_store.url.startswith("lmdb:"):  # its clock is this machine's
@@ -128,7 +128,7 @@ def _clock_problems(workspace: Workspace, now_us: int) -> tuple[str, ...]:
     return tuple(filter(None, (clock_problem(REGISTRY, registry_us), clock_problem(ONLINE_STORE, online_us))))
 
 
-def _committed(workspace: Workspace, registered: RegisteredView, watermark: Watermark) -> tuple[int | None, int, str]:
+def _committed(workspace: Readers, registered: RegisteredView, watermark: Watermark) -> tuple[int | None, int, str]:
     """Return a table's newest event and rows; those of its last run, and why, where the table cannot be read."""
     unreadable = ""
     try:

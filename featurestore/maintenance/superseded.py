@@ -8,14 +8,14 @@ from featurestore_registry.records import Record, RevisionInfo
 
 from featurestore.definitions import FeatureView
 from featurestore.types.times import MICROSECOND, to_instant
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 LEAST_LAG = timedelta(seconds=30)
 LAG_IN_REFRESHES = 3
 """How many of this project's `server.refresh`; servers elsewhere may have another setting, which is unknown here."""
 
 
-def read_until(workspace: Workspace) -> dict[tuple[str, int], int]:
+def read_until(workspace: Readers) -> dict[tuple[str, int], int]:
     """Return until when servers may read generations that a recent revision superseded, by view and generation.
 
     Includes generations that are no longer online, but no deleted view: its data went with it. The registry's time

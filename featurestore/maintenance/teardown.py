@@ -8,7 +8,7 @@ from featurestore.errors import FeatureStoreError, PlanError
 from featurestore.offline.interface import TableId
 from featurestore.online.records.keys import view_prefix
 from featurestore.steps import step
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers, Workspace
 
 COMMAND = "fs teardown --allow-destroy"
 
@@ -35,14 +35,14 @@ def drop_data(workspace: Workspace) -> None:
         raise with_remains(workspace, error, finish=COMMAND) from error
 
 
-def left_behind(workspace: Workspace) -> list[str]:
+def left_behind(workspace: Readers) -> list[str]:
     """Return what a teardown deletes beyond what its plan names: data that no definition uses, a line for each."""
     remains = find_remains(workspace)
     unknown = ["perhaps online records: the online store did not answer"] * (not remains.is_online_known)
     return remains.texts() + unknown
 
 
-def check_teardown(workspace: Workspace) -> None:
+def check_teardown(workspace: Readers) -> None:
     """Raise MismatchError where data under the project's name is not this registry's to delete."""
     owned = Ownership(workspace)
     known = {TableId(workspace.project, view, generation) for view, generation in owned.parts()}

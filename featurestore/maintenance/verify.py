@@ -13,7 +13,7 @@ from featurestore.online.records.codec import is_intact
 from featurestore.online.records.keys import KeyEncoder
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import step
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Verification:
     problems: tuple[str, ...]
 
 
-def verify(workspace: Workspace) -> list[Verification]:
+def verify(workspace: Readers) -> list[Verification]:
     """Check the hash of every offline file and the checksum of every online record of the project.
 
     Also checks whether registry and stores belong together, and whether the online values of 1,000 entities, chosen by
@@ -76,7 +76,7 @@ def verify(workspace: Workspace) -> list[Verification]:
     return checked
 
 
-def _compared(workspace: Workspace, registered: RegisteredView) -> Sample:
+def _compared(workspace: Readers, registered: RegisteredView) -> Sample:
     """Compare a sample with the newest rows, or with the published ones where the newest are not published yet."""
     offline, table = workspace.offline, registered.table
     newest = offline.current(table)
@@ -107,7 +107,7 @@ def _differences(registered: RegisteredView, sample: Sample) -> Iterable[str]:
         )
 
 
-def _check_files(workspace: Workspace, registered: RegisteredView) -> tuple[int, list[str]]:
+def _check_files(workspace: Readers, registered: RegisteredView) -> tuple[int, list[str]]:
     try:
         version = workspace.offline.current(registered.table)
     except OfflineStoreError as error:
@@ -123,7 +123,7 @@ def _check_files(workspace: Workspace, registered: RegisteredView) -> tuple[int,
     return len(version.files), problems
 
 
-def _check_records(workspace: Workspace, registered: RegisteredView) -> tuple[int, list[str]]:
+def _check_records(workspace: Readers, registered: RegisteredView) -> tuple[int, list[str]]:
     prefix = KeyEncoder(registered.layout).prefix
     count, damaged = 0, 0
     try:

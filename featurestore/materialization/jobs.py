@@ -22,7 +22,7 @@ from featurestore.materialization.spans import spans_within, unread_spans
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import step
 from featurestore.types.times import to_rfc3339
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers, Workspace
 
 Job = Callable[[ViewRun], None]
 
@@ -179,7 +179,7 @@ def _run(
     return results
 
 
-def _started(workspace: Workspace, registered: RegisteredView, kind: RunKind, *, dry_run: bool) -> RunResult:
+def _started(workspace: Readers, registered: RegisteredView, kind: RunKind, *, dry_run: bool) -> RunResult:
     return RunResult(
         run_id=secrets.token_hex(8),
         view=registered.view.name,

@@ -23,7 +23,7 @@ from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import RunningStep, crash_point, reached, step
 from featurestore.types.columns import EVENT
 from featurestore.types.times import MAX_INSTANT
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers, Workspace
 
 SCHEMA_WRITTEN = crash_point("publish.schema", "the schema of the records is online, no record yet")
 BATCH_WRITTEN = crash_point("publish.batch", "another batch of records is online")
@@ -101,7 +101,7 @@ def _deciding(version: TableVersion, added: Sequence[DataFile]) -> list[DataFile
     return [file for file in version.files if file.max_event_us >= since_us]
 
 
-def _are_readable(workspace: Workspace, removed: Sequence[DataFile]) -> bool:
+def _are_readable(workspace: Readers, removed: Sequence[DataFile]) -> bool:
     """Tell whether files that left the table still exist: cleaning keeps them only for a while."""
     try:
         workspace.offline.verify(removed)

@@ -109,33 +109,6 @@ class Commit:
     """The facts from its writer; empty if it gave none, or was an earlier release."""
 
 
-class TableOrigins(ABC):
-    """Who owns a store's tables, and which commits made them. Raises as `OfflineStore`."""
-
-    @abstractmethod
-    def find_commit(self, table: TableId, number: int | None = None) -> Commit | None:
-        """Return one commit of a table, by default the newest; None if the table has no such version."""
-
-    @abstractmethod
-    def owner(self, project: str) -> str | None:
-        """Return the identity of the project that owns the tables under a name, None before the first commit."""
-
-    @abstractmethod
-    def bind(self, project: str, identity: str, *, replace: bool = False) -> str:
-        """Bind the tables under a name to a project, durably, and return the identity that owns them now.
-
-        An owner stays, unless the name holds no table yet, or with ``replace``: the first commit decides.
-        """
-
-    @abstractmethod
-    def claim(self, table: TableId) -> bool:
-        """Take a generation that was never used; False if anyone has used it. It stays used after it is cleaned."""
-
-    @abstractmethod
-    def last_generation(self, project: str, view: str) -> int:
-        """Return the last generation of a view that was ever claimed or written, 0 if there was none."""
-
-
 @dataclass(frozen=True, slots=True)
 class Blob:
     """A blob in the store."""
@@ -147,15 +120,11 @@ class Blob:
     """False for a leftover of a `Blobs.put` that was cut off."""
 
 
-class Blobs(ABC):
+class BlobReader(ABC):
     """Small contents with names, kept with a project's tables. Raises as `OfflineStore`.
 
     ``what`` names the content in messages: "the entity frame of training set 'first'".
     """
-
-    @abstractmethod
-    def put(self, name: str, content: bytes, what: str) -> None:
-        """Keep a content, durably, in place of an earlier one: it exists completely or not at all."""
 
     @abstractmethod
     def get(self, name: str, what: str, *, sha256: str | None = None) -> bytes:
@@ -164,6 +133,14 @@ class Blobs(ABC):
     @abstractmethod
     def list(self) -> list[Blob]:
         """Return all blobs, sorted by name."""
+
+
+class Blobs(BlobReader):
+    """Blobs that can be kept and removed."""
+
+    @abstractmethod
+    def put(self, name: str, content: bytes, what: str) -> None:
+        """Keep a content, durably, in place of an earlier one: it exists completely or not at all."""
 
     @abstractmethod
     def delete(self, name: str, what: str) -> None:
@@ -204,7 +181,27 @@ class TableReader(ABC):
         """Open a file of a table for reading at any place; the caller closes it. Raises DamagedFileError."""
 
 
-class OfflineStore(TableOrigins, TableReader):
+class OfflineReader(TableReader):
+    """Tables, who owns them, which commits made them, and a project's blobs."""
+
+    @abstractmethod
+    def find_commit(self, table: TableId, number: int | None = None) -> Commit | None:
+        """Return one commit of a table, by default the newest; None if the table has no such version."""
+
+    @abstractmethod
+    def owner(self, project: str) -> str | None:
+        """Return the identity of the project that owns the tables under a name, None before the first commit."""
+
+    @abstractmethod
+    def last_generation(self, project: str, view: str) -> int:
+        """Return the last generation of a view that was ever claimed or written, 0 if there was none."""
+
+    @abstractmethod
+    def blobs(self, project: str, kind: str) -> BlobReader:
+        """Return the place for one kind of a project's blobs; it need not exist yet."""
+
+
+class OfflineStore(OfflineReader):
     """Tables that are read and written.
 
     Safe to call from several processes: a commit either is the next version or raises ConcurrentCommitError.
@@ -261,5 +258,16 @@ class OfflineStore(TableOrigins, TableReader):
         """
 
     @abstractmethod
+    def bind(self, project: str, identity: str, *, replace: bool = False) -> str:
+        """Bind the tables under a name to a project, durably, and return the identity that owns them now.
+
+        An owner stays, unless the name holds no table yet, or with ``replace``: the first commit decides.
+        """
+
+    @abstractmethod
+    def claim(self, table: TableId) -> bool:
+        """Take a generation that was never used; False if anyone has used it. It stays used after it is cleaned."""
+
+    @abstractmethod
     def blobs(self, project: str, kind: str) -> Blobs:
-        """Return the place for one kind of a project's blobs; it need not exist yet."""
+        """Return the place for one kind of a project's blobs, to keep and remove some."""

@@ -145,58 +145,26 @@ class AsyncReader(ABC):
         """Release connections; calling it twice is allowed."""
 
 
-class PlainValues(ABC):
-    """The other values of an online store besides records: schemas and markers. They never expire, and are few."""
+class OnlineReader(ABC):
+    """What an online store holds. Raises as `OnlineStore`.
+
+    Besides records there are plain values, schemas and markers: they never expire, and are few.
+    """
 
     marker_tags: Sequence[bytes] = (b"0",)
     """Hash tags that spread the copies of a marker over the store's nodes, so that each node holds at least one."""
-
-    @abstractmethod
-    def put(self, key: bytes, value: bytes, *, if_absent: bool = False) -> None:
-        """Set a value; with ``if_absent`` only where the key holds nothing."""
-
-    @abstractmethod
-    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the value of each key, in order, None for a missing one. Waits as long as a write, unlike `mget`."""
-
-
-class OnlineStore(PlainValues):
-    """One online store. Safe to call from several threads; opened after a fork, never before.
-
-    Driver errors never leave it: OnlineStoreUnavailableError (down, hung), OnlineStoreFullError (no room),
-    DamagedRecordError (a file that is not a store of ours).
-    """
 
     @abstractmethod
     def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the record of each key, in order, None for a missing one. Bound by the read deadline."""
 
     @abstractmethod
-    def write(self, writes: Sequence[Write], *, now_us: int) -> list[WriteResult]:
-        """Compare and set: for each key the record with the greatest version stays; an equal one replaces it.
-
-        Atomic per key, inside the store; applies duplicated keys of one call in order. Retries within the publishing
-        deadline, which compare-and-set makes safe. As durable as the store is.
-        """
-
-    @abstractmethod
-    def repair(self, repairs: Sequence[Repair], *, now_us: int) -> list[bool]:
-        """Replace or delete each record that still has exactly the given version; returns which had."""
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value of each key, in order, None for a missing one. Waits as long as a write, unlike `mget`."""
 
     @abstractmethod
     def scan(self, prefix: bytes) -> Iterator[Sequence[tuple[bytes, bytes]]]:
         """Yield batches of (key, value) under an exact prefix; each live key at least once, in any order."""
-
-    @abstractmethod
-    def delete(self, prefix: bytes) -> int:
-        """Delete every key under an exact prefix, in batches, resumable; return how many there were."""
-
-    def check_writable(self, prefix: bytes) -> None:
-        """Raise what a write under a prefix would raise, if that is cheap to find out. Changes nothing."""
-
-    def sweep(self, *, now_us: int) -> int:
-        """Delete the records past their physical expiry, and return how many; 0 of a store that does so by itself."""
-        return 0
 
     @abstractmethod
     def facts(self) -> Mapping[str, str]:
@@ -209,6 +177,41 @@ class OnlineStore(PlainValues):
     @abstractmethod
     def reader(self) -> AsyncReader:
         """Return an asynchronous reader; call it inside the event loop that will use it."""
+
+
+class OnlineStore(OnlineReader):
+    """One online store. Safe to call from several threads; opened after a fork, never before.
+
+    Driver errors never leave it: OnlineStoreUnavailableError (down, hung), OnlineStoreFullError (no room),
+    DamagedRecordError (a file that is not a store of ours).
+    """
+
+    @abstractmethod
+    def write(self, writes: Sequence[Write], *, now_us: int) -> list[WriteResult]:
+        """Compare and set: for each key the record with the greatest version stays; an equal one replaces it.
+
+        Atomic per key, inside the store; applies duplicated keys of one call in order. Retries within the publishing
+        deadline, which compare-and-set makes safe. As durable as the store is.
+        """
+
+    @abstractmethod
+    def put(self, key: bytes, value: bytes, *, if_absent: bool = False) -> None:
+        """Set a value; with ``if_absent`` only where the key holds nothing."""
+
+    @abstractmethod
+    def repair(self, repairs: Sequence[Repair], *, now_us: int) -> list[bool]:
+        """Replace or delete each record that still has exactly the given version; returns which had."""
+
+    @abstractmethod
+    def delete(self, prefix: bytes) -> int:
+        """Delete every key under an exact prefix, in batches, resumable; return how many there were."""
+
+    def check_writable(self, prefix: bytes) -> None:
+        """Raise what a write under a prefix would raise, if that is cheap to find out. Changes nothing."""
+
+    def sweep(self, *, now_us: int) -> int:
+        """Delete the records past their physical expiry, and return how many; 0 of a store that does so by itself."""
+        return 0
 
     def close(self) -> None:
         """Release connections; calling it twice is allowed."""

@@ -9,11 +9,11 @@ from featurestore.definitions.sql_created import not_shown
 from featurestore.ledger.unread import in_words
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.registered.snapshot import Snapshot
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 
 def step_notices(
-    workspace: Workspace, snapshot: Snapshot, before: Definition | None, wanted: Definition
+    workspace: Readers, snapshot: Snapshot, before: Definition | None, wanted: Definition
 ) -> tuple[str, ...]:
     """Return the notices of one step, each a sentence or two that name the definition.
 
@@ -27,7 +27,7 @@ def step_notices(
 
 
 def _takes_no_pushes(
-    workspace: Workspace, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
+    workspace: Readers, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
 ) -> Iterable[str]:
     if view.sql is not None:
         for source in view.sources:
@@ -39,7 +39,7 @@ def _takes_no_pushes(
 
 
 def _adds_features(
-    workspace: Workspace, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
+    workspace: Readers, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
 ) -> Iterable[str]:
     if before is None:
         return
@@ -51,7 +51,7 @@ def _adds_features(
 
 
 def _created_lags(
-    workspace: Workspace, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
+    workspace: Readers, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
 ) -> Iterable[str]:
     created = view.created_timestamp_field
     if created is not None and not view.created_follows:
@@ -67,7 +67,7 @@ def _greatest(view: FeatureView) -> str:
     return f"greatest({', '.join(columns)})" if len(columns) > 1 else f"max({view.created_timestamp_field})"
 
 
-_VIEW_NOTICES: list[Callable[[Workspace, Snapshot, FeatureView | None, FeatureView], Iterable[str]]] = [
+_VIEW_NOTICES: list[Callable[[Readers, Snapshot, FeatureView | None, FeatureView], Iterable[str]]] = [
     _takes_no_pushes,
     _adds_features,
     _created_lags,

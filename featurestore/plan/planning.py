@@ -16,7 +16,7 @@ from featurestore.definitions import Definition, FeatureView, PushSource
 from featurestore.errors import DefinitionError, OfflineStoreError, OnlineStoreUnavailableError, RegistryFormatError
 from featurestore.ledger.commits import Remembered, last_read
 from featurestore.ledger.generations import Generations, last_generation
-from featurestore.ledger.prepared import Preparations
+from featurestore.ledger.prepared import PreparedReader
 from featurestore.ledger.saved_sets import list_sets
 from featurestore.ledger.watermarks import Watermark, read_watermark
 from featurestore.offline.interface import TableId
@@ -26,7 +26,7 @@ from featurestore.plan.remedies import commands_after, read_by
 from featurestore.plan.schemas import pin_schemas
 from featurestore.registered.records import KINDS, from_records, to_record, with_dependencies
 from featurestore.registered.snapshot import RegisteredView, Snapshot
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Plan:
 
 
 def make_plan(
-    workspace: Workspace,
+    workspace: Readers,
     definitions: Iterable[Definition],
     *,
     partial: bool,
@@ -182,7 +182,7 @@ def check_what_stays(snapshot: Snapshot, plan: Plan) -> None:
             ) from None
 
 
-def _unknown_tables(workspace: Workspace, snapshot: Snapshot) -> list[str]:
+def _unknown_tables(workspace: Readers, snapshot: Snapshot) -> list[str]:
     """Return a notice about tables that exist although the registry does not know the project."""
     count = 0 if snapshot.chain.number else len(workspace.offline.tables(workspace.project))
     if not count:
@@ -209,7 +209,7 @@ def _check_shared_names(snapshot: Snapshot, wanted: Sequence[Definition]) -> Non
 class _Putting:
     """Makes the steps that create and update, in the order of kinds: sources come before the views that read them."""
 
-    def __init__(self, workspace: Workspace, snapshot: Snapshot, prepared: set[str] | None) -> None:
+    def __init__(self, workspace: Readers, snapshot: Snapshot, prepared: set[str] | None) -> None:
         self._workspace, self._snapshot = workspace, snapshot
         self._filled = prepared or set()
         """Views that are filled before they are served, if they get a new generation."""
@@ -281,8 +281,8 @@ class _Putting:
         return self._generations.unused(wanted.name, after=after)
 
     @cached_property
-    def _prepared(self) -> Preparations:
-        return Preparations(self._workspace.ledger, self._workspace.project, self._snapshot.chain.head)
+    def _prepared(self) -> PreparedReader:
+        return PreparedReader(self._workspace.ledger, self._workspace.project, self._snapshot.chain.head)
 
     def _earlier_rows(self, wanted: Definition, generation: int | None) -> Iterable[str]:
         """Report tables that an earlier view of this name left, because their deletion was not finished."""
@@ -322,7 +322,7 @@ def _reread(source: str) -> Difference:
     return Difference(f"rows of {source}", "as they were read", "as the source gives them", ChangeClass.REBUILD)
 
 
-def _delete_step(workspace: Workspace, snapshot: Snapshot, gone: Definition, leaving: set[str]) -> Step:
+def _delete_step(workspace: Readers, snapshot: Snapshot, gone: Definition, leaving: set[str]) -> Step:
     is_view = isinstance(gone, FeatureView)
     generation = snapshot.views[gone.name].generation if is_view else 0
     drops = tuple(TableId(workspace.project, gone.name, number + 1) for number in range(generation))
@@ -341,7 +341,7 @@ def _delete_step(workspace: Workspace, snapshot: Snapshot, gone: Definition, lea
     )
 
 
-def _loss(workspace: Workspace, snapshot: Snapshot, name: str, *, deleted: Sequence[TableId] = ()) -> Loss:
+def _loss(workspace: Readers, snapshot: Snapshot, name: str, *, deleted: Sequence[TableId] = ()) -> Loss:
     """Return what a view loses: its rows now, or with ``deleted`` those of every generation that still exists."""
     registered = snapshot.views[name]
     there = set(workspace.offline.tables(workspace.project)) & {*deleted} if deleted else set()
@@ -361,7 +361,7 @@ def _loss(workspace: Workspace, snapshot: Snapshot, name: str, *, deleted: Seque
     )
 
 
-def _rows(workspace: Workspace, table: TableId, watermark: Watermark) -> int:
+def _rows(workspace: Readers, table: TableId, watermark: Watermark) -> int:
     """Return how many rows a table holds, pushed ones included; the last run's count where it cannot be read."""
     with suppress(OfflineStoreError):
         version = workspace.offline.current(table)

@@ -9,11 +9,11 @@ from featurestore.ledger.watermarks import read_watermark
 from featurestore.plan.classes import ChangeClass, Difference
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.types.times import to_short_rfc3339
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 
 def commands_after(
-    workspace: Workspace, snapshot: Snapshot, wanted: Definition, changes: Iterable[Difference], *, is_new: bool
+    workspace: Readers, snapshot: Snapshot, wanted: Definition, changes: Iterable[Difference], *, is_new: bool
 ) -> tuple[str, ...]:
     """Return the commands that bring stored data to a changed definition; ``is_new``: the view has a new table."""
     rebuilt = {change.what for change in changes if change.change_class is ChangeClass.REBUILD}
@@ -40,14 +40,14 @@ def read_by(view: FeatureView) -> set[str]:
     return {source.key for source in (*view.sources, *view.batch_sources)}
 
 
-def _refill(workspace: Workspace, registered: RegisteredView) -> tuple[str, ...]:
+def _refill(workspace: Readers, registered: RegisteredView) -> tuple[str, ...]:
     """Return the command that reads the committed spans again, for a new generation or an added feature."""
     if read_watermark(workspace.ledger, registered).begun_us is not None:
         return (f"fs materialize --view {registered.view.name}",)  # reads from the source's first event on
     return _spans(workspace, registered)
 
 
-def _spans(workspace: Workspace, registered: RegisteredView, option: str = "") -> tuple[str, ...]:
+def _spans(workspace: Readers, registered: RegisteredView, option: str = "") -> tuple[str, ...]:
     spans = read_watermark(workspace.ledger, registered).intervals
     return tuple(
         f"fs materialize {to_short_rfc3339(start)} {to_short_rfc3339(end)}{option} --view {registered.view.name}"

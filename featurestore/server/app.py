@@ -46,7 +46,7 @@ from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.watch.clocks import ClockWatch
 from featurestore.server.watch.metrics import CONTENT_TYPE, FLUSH_SECONDS, Metrics
 from featurestore.server.watch.parts import PartWatch
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers, Workspace
 
 logger = logging.getLogger("featurestore.server")
 
@@ -193,7 +193,7 @@ async def _flush(metrics: Metrics) -> None:
         metrics.flush()
 
 
-async def _tell_eviction(workspace: Workspace, reader: AsyncReader) -> None:
+async def _tell_eviction(workspace: Readers, reader: AsyncReader) -> None:
     """Warn, once the store answers, if it evicts records when its memory runs out."""
     while True:
         try:

@@ -16,7 +16,7 @@ from featurestore.statuses import Status
 from featurestore.tables import as_list, html_columns, import_polars, library_type, read_table, without_null_nan
 from featurestore.types.times import to_datetime
 from featurestore.types.values import ValueType, coerce, from_library
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +116,7 @@ class OnlineResponse:
 
 
 def get_online_features(
-    workspace: Workspace,
+    workspace: Readers,
     features: FeaturesArgument,
     entity_rows: Any,
     *,
@@ -151,7 +151,7 @@ class _Compiled:
         # Replaced as a whole, never cleared: another thread may be about to take a request from it.
         self._kept: tuple[Snapshot | None, dict[Any, tuple[Any, CompiledRequest]]] = (None, {})
 
-    def compile(self, workspace: Workspace, features: FeaturesArgument, full_names: bool) -> CompiledRequest:
+    def compile(self, workspace: Readers, features: FeaturesArgument, full_names: bool) -> CompiledRequest:
         snapshot = workspace.recent_snapshot()
         known, shapes = self._kept
         if snapshot is not known or len(shapes) >= _MOST_SHAPES:
@@ -169,17 +169,17 @@ class _Compiled:
         return found[1]
 
 
-_by_workspace: WeakKeyDictionary[Workspace, _Compiled] = WeakKeyDictionary()
+_by_workspace: WeakKeyDictionary[Readers, _Compiled] = WeakKeyDictionary()
 
 
-def _compiled(workspace: Workspace) -> _Compiled:
+def _compiled(workspace: Readers) -> _Compiled:
     found = _by_workspace.get(workspace)
     if found is None:
         found = _by_workspace[workspace] = _Compiled()
     return found
 
 
-def _fetch_from(weak: ref[Workspace]) -> FetchValue:
+def _fetch_from(weak: ref[Readers]) -> FetchValue:
     """Return a function that looks up one key without keeping the workspace alive."""
 
     def fetch(key: bytes) -> bytes | None:

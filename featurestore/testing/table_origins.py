@@ -10,7 +10,7 @@ from featurestore.types import String
 
 
 class TableOriginsConformance:
-    """See `TableOrigins`."""
+    """Who owns tables, and which commits made them: see `OfflineReader` and `OfflineStore`."""
 
     def test_a_commit_is_told_from_every_other_of_its_number(self, offline: OfflineStore) -> None:
         other = TableId("conformance", "profile", 2)

@@ -28,7 +28,7 @@ from featurestore.request.features import FeatureRequest
 from featurestore.tables import Form, as_arrow, read_parquet, read_table
 from featurestore.types.times import instants_from_arrow
 from featurestore.types.values import ValueType
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -219,7 +219,7 @@ def _is_sql(text: str) -> bool:
 class SqlFrames:
     """Runs SQL over a project's sources and views by name; it sees nothing else."""
 
-    def __init__(self, workspace: Workspace, snapshot: Snapshot) -> None:
+    def __init__(self, workspace: Readers, snapshot: Snapshot) -> None:
         self._workspace = workspace
         self._snapshot = snapshot
 

@@ -24,7 +24,7 @@ from featurestore.training.frames import EntityFrame, SqlFrames, read_frame
 from featurestore.training.joins import JoinedRows, PinnedRead, SpanRows, pin
 from featurestore.training.training_set import TrainingSet
 from featurestore.types.times import to_instant, to_rfc3339
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers, Workspace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +76,7 @@ def get_historical_features(
     return made
 
 
-def find_gaps(workspace: Workspace, pins: Sequence[PinnedRead], times: npt.NDArray[np.int64], now_us: int) -> list[Gap]:
+def find_gaps(workspace: Readers, pins: Sequence[PinnedRead], times: npt.NDArray[np.int64], now_us: int) -> list[Gap]:
     """Return for each view, once, what entity rows need that was never committed."""
     registered = {pinned.read.view.name: pinned.read.registered for pinned in pins}
     gaps = [find_gap(view, read_watermark(workspace.ledger, view), times, now_us) for view in registered.values()]
@@ -84,7 +84,7 @@ def find_gaps(workspace: Workspace, pins: Sequence[PinnedRead], times: npt.NDArr
 
 
 def _pins(
-    workspace: Workspace, request: FeatureRequest, frame: EntityFrame, as_of: AsOf | None, direct: bool, now_us: int
+    workspace: Readers, request: FeatureRequest, frame: EntityFrame, as_of: AsOf | None, direct: bool, now_us: int
 ) -> tuple[tuple[PinnedRead, ...], Path | None]:
     """Pin the newest version of every view once, or read the sources into a folder of this set's own."""
     if not direct:
@@ -104,12 +104,12 @@ def _pins(
     return tuple(pins), folder
 
 
-def _require_committed(workspace: Workspace, registered: RegisteredView, remembered: Remembered) -> None:
+def _require_committed(workspace: Readers, registered: RegisteredView, remembered: Remembered) -> None:
     """Raise MismatchError where the table is not as the registry's runs left it: a set would lack rows."""
     refuse(compare_commit(workspace.ledger, workspace.offline, registered, remembered))
 
 
-def find_notes(workspace: Workspace, pins: Sequence[PinnedRead]) -> dict[str, str]:
+def find_notes(workspace: Readers, pins: Sequence[PinnedRead]) -> dict[str, str]:
     """Return notes by view about its table: whose it is, and which features its spans lack."""
     remembered = Remembered(workspace.ledger, workspace.project)
     asked: dict[str, set[str]] = {}
@@ -126,7 +126,7 @@ def find_notes(workspace: Workspace, pins: Sequence[PinnedRead]) -> dict[str, st
     return found
 
 
-def _stage(workspace: Workspace, view: FeatureView, frame: EntityFrame, folder: Path, now_us: int) -> tuple[str, ...]:
+def _stage(workspace: Readers, view: FeatureView, frame: EntityFrame, folder: Path, now_us: int) -> tuple[str, ...]:
     """Read what the entity rows can see of a view's source into files."""
     if not len(frame):
         return ()

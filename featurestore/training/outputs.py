@@ -8,13 +8,13 @@ from pathlib import Path
 
 from featurestore.definitions import ParquetSource
 from featurestore.errors import InputError
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 _BEGINNINGS = (b"PAR1", b"")
 """How a file begins that may be overwritten: an earlier training set, or an empty file."""
 
 
-def check_output(workspace: Workspace, path: str | Path, frame: str | Path | None = None) -> None:
+def check_output(workspace: Readers, path: str | Path, frame: str | Path | None = None) -> None:
     """Raise InputError if writing a training set would destroy another kind of file, or feed the set to a source.
 
     ``frame`` is the file of the entity frame, if there is one. A new file and an earlier training set pass.
@@ -38,7 +38,7 @@ def _places(target: Path) -> set[Path]:
     return {named, named.parent.resolve() / named.name, target.resolve()}
 
 
-def _of_a_store(workspace: Workspace, places: set[Path]) -> str | None:
+def _of_a_store(workspace: Readers, places: set[Path]) -> str | None:
     for place in places:
         for setting, own in workspace.places.items():
             if setting == "registry" and place == own:
@@ -56,7 +56,7 @@ def _of_the_caller(target: Path, frame: str | Path | None) -> str | None:
     return None if _is_parquet(target) else "not a Parquet file"
 
 
-def _of_a_source(workspace: Workspace, target: Path, places: set[Path]) -> str | None:
+def _of_a_source(workspace: Readers, target: Path, places: set[Path]) -> str | None:
     # Does not insist on the newest revision: a registry that is down is no reason to lose the rows.
     for source in workspace.recent_snapshot().list(ParquetSource.kind):
         assert isinstance(source, ParquetSource)

@@ -44,7 +44,7 @@ from featurestore.training.certificate import Certificate
 from featurestore.training.frames import OwnColumns, check_frame
 from featurestore.training.joins import JoinedRows, pin
 from featurestore.training.training_set import TrainingSet
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers, Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -134,7 +134,7 @@ def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
     return TrainingSet(workspace, rows, saved=saved)
 
 
-def _pinned(workspace: Workspace, name: str, table: TableId, number: int) -> TableVersion:
+def _pinned(workspace: Readers, name: str, table: TableId, number: int) -> TableVersion:
     try:
         return workspace.offline.version(table, number)
     except TableVersionError as error:
@@ -146,7 +146,7 @@ def _pinned(workspace: Workspace, name: str, table: TableId, number: int) -> Tab
         ) from None
 
 
-def _revision(workspace: Workspace, saved: SavedSet, beside: KeptSet | None) -> Revision:
+def _revision(workspace: Readers, saved: SavedSet, beside: KeptSet | None) -> Revision:
     """Return the definitions that made a set; from next to its frame if the registry has another history."""
     chain = workspace.registry.definitions.chain(workspace.project)
     if beside is not None and beside.revision not in chain:
@@ -212,7 +212,7 @@ def _keep(workspace: Workspace, name: str, rows: JoinedRows, table: pa.Table) ->
     return frame
 
 
-def _read_kept(workspace: Workspace, saved: SavedSet) -> pa.Table:
+def _read_kept(workspace: Readers, saved: SavedSet) -> pa.Table:
     """Read a kept entity frame; raises DamagedFileError when it has changed."""
     frame = saved.frame
     return _from_file(kept_blobs(workspace).get(blob_of(frame), _frame_of(saved.name), sha256=frame.sha256))

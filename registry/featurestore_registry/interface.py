@@ -1,4 +1,7 @@
-"""The two small interfaces of a registry. `testing` holds the suite that every implementation passes."""
+"""The two small interfaces of a registry, each with the part that only reads. `testing` holds the suite for both.
+
+What only reads receives a reader: the type checker then sees that it cannot write.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Self
 from featurestore_registry.records import Chain, Change, Document, LedgerEntry, Revision, RevisionInfo
 
 
-class Definitions(ABC):
+class DefinitionsReader(ABC):
     """Versioned definitions, per project.
 
     A revision is a project's complete set of records; it never changes. Revisions count 1, 2, 3 …; a project
@@ -39,6 +42,14 @@ class Definitions(ABC):
         """Return the newest revisions first, at most ``limit``; none for an unknown project."""
 
     @abstractmethod
+    def projects(self) -> list[str]:
+        """Return the names of all projects ever applied, sorted."""
+
+
+class Definitions(DefinitionsReader):
+    """Definitions that can be changed."""
+
+    @abstractmethod
     def apply(
         self,
         project: str,
@@ -59,25 +70,13 @@ class Definitions(ABC):
         project, kind or name, a delete with a record, and a document that JSON cannot hold (NaN, infinities).
         """
 
-    @abstractmethod
-    def projects(self) -> list[str]:
-        """Return the names of all projects ever applied, sorted."""
 
-
-class Ledger(ABC):
+class LedgerReader(ABC):
     """An append-only book of what happened: runs, watermarks, saved sets, tokens, audit.
 
     Ledger writes never move a revision. Keys are versioned: 1, 2, 3 …. Per (project, kind, key) the newest
     1,000 entries are kept (the newest always). Safe to call from several threads and processes.
     """
-
-    @abstractmethod
-    def append(self, project: str, kind: str, key: str, document: Document, *, if_version: int | None = None) -> int:
-        """Append the next version of a key and return its number, durably.
-
-        With ``if_version`` (0: the key must not exist yet) raises LedgerConflictError, having written
-        nothing, when the newest version is another; of concurrent calls exactly one succeeds.
-        """
 
     def latest(self, project: str, kind: str, key: str) -> LedgerEntry | None:
         """Return the newest entry of a key, or None."""
@@ -91,7 +90,26 @@ class Ledger(ABC):
         """
 
 
-class Registry(ABC):
+class Ledger(LedgerReader):
+    """A ledger that takes new entries."""
+
+    @abstractmethod
+    def append(self, project: str, kind: str, key: str, document: Document, *, if_version: int | None = None) -> int:
+        """Append the next version of a key and return its number, durably.
+
+        With ``if_version`` (0: the key must not exist yet) raises LedgerConflictError, having written
+        nothing, when the newest version is another; of concurrent calls exactly one succeeds.
+        """
+
+
+class RegistryReader(ABC):
+    """What a registry holds, to be read."""
+
+    definitions: DefinitionsReader
+    ledger: LedgerReader
+
+
+class Registry(RegistryReader):
     """A connection to a registry: its definitions and its ledger, closed together."""
 
     definitions: Definitions

@@ -46,7 +46,7 @@ from featurestore.offline.interface import TableVersion
 from featurestore.offline.local import archive
 from featurestore.offline.local import store as delta
 from featurestore.offline.local.store import DeltaStore
-from featurestore.online.records.marker import PartMarkers
+from featurestore.online.records.marker import MarkerReader
 from featurestore.training import TrainingSetWarning, get_historical_features
 from featurestore.training.reference import ReferenceRow, reference_answer
 from featurestore.types.times import MIN_INSTANT
@@ -155,12 +155,12 @@ def test_cleaning_leaves_what_publishing_goes_on_from(workspace, clean, monkeypa
     push_many(workspace, 20)
     kept = workspace.offline.find_commit(table, published.number + 30)
     with monkeypatch.context() as patch:
-        patch.setattr(PartMarkers, "read", unavailable)
+        patch.setattr(MarkerReader, "read", unavailable)
         clean(workspace)
     assert workspace.offline.find_commit(table, kept.number) == kept
 
 
-def unavailable(markers: PartMarkers) -> Any:
+def unavailable(markers: MarkerReader) -> Any:
     raise OnlineStoreUnavailableError("It is away.")
 
 

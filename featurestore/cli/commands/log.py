@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from featurestore_registry.interface import Definitions
+from featurestore_registry.interface import DefinitionsReader
 
 from featurestore.cli.numbers import WholeNumber
 from featurestore.cli.output import Output, repo_command
+from featurestore.cli.tables import table
 from featurestore.ledger.runs import all_runs
 from featurestore.store import FeatureStore
 from featurestore.types.times import to_rfc3339
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @click.command("log")
@@ -41,12 +45,15 @@ def command(store: FeatureStore, output: Output, limit: int) -> None:
         )
     events.sort(key=lambda event: event["at"], reverse=True)
     shown = events[:limit]
-    output.emit(shown)
-    rows = [(event["at"][:19].replace("T", " "), event["what"], event["by"], event["about"]) for event in shown]
-    output.table(("when (UTC)", "what", "by", "about"), rows)
+
+    def render(console: Console) -> None:
+        rows = [(event["at"][:19].replace("T", " "), event["what"], event["by"], event["about"]) for event in shown]
+        table(console, ("when (UTC)", "what", "by", "about"), rows)
+
+    output.emit(shown, render)
 
 
-def _applies(definitions: Definitions, project: str, limit: int) -> Iterator[dict[str, Any]]:
+def _applies(definitions: DefinitionsReader, project: str, limit: int) -> Iterator[dict[str, Any]]:
     """Yield what was applied, each change as new (+), changed (~) or deleted (-)."""
     found = sorted(definitions.history(project, limit=limit), key=lambda info: info.number)
     first = found[0].number if found else 1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from featurestore.errors import DamagedRecordError
-from featurestore.online.interface import OnlineStore
+from featurestore.online.interface import OnlineReader, OnlineStore
 
 RECONCILE = "reconcile"
 """In place of a commit: the part was taken over, and records that the offline table does not hold must go."""
@@ -45,11 +45,11 @@ class Marker:
             return cls("(unreadable)", "", 0)
 
 
-class PartMarkers:
-    """The markers of one generation of a view in one store. ``namespace`` as in `KeyEncoder`."""
+class MarkerReader:
+    """Reads the markers of one generation of a view in one store. ``namespace`` as in `KeyEncoder`."""
 
-    def __init__(self, store: OnlineStore, namespace: bytes) -> None:
-        self._store = store
+    def __init__(self, store: OnlineReader, namespace: bytes) -> None:
+        self._reader = store
         self._keys = [namespace + b"marker:{" + tag + b"}" for tag in store.marker_tags]
         self._pushed_key = namespace + b"pushed"
 
@@ -59,7 +59,7 @@ class PartMarkers:
         A damaged copy belongs to nobody. ``at_once`` is for callers that prefer an error to waiting for a store that
         is down. Raises OnlineStoreUnavailableError.
         """
-        read = self._store.mget if at_once else self._store.get
+        read = self._reader.mget if at_once else self._reader.get
         keys = [*self._keys, self._pushed_key]
         try:
             *markers, pushed = read(keys)
@@ -70,9 +70,17 @@ class PartMarkers:
 
     def _whole(self, key: bytes) -> bytes | None:
         try:
-            return self._store.get([key])[0]
+            return self._reader.get([key])[0]
         except DamagedRecordError:
             return b"damaged"
+
+
+class PartMarkers(MarkerReader):
+    """Reads and writes them."""
+
+    def __init__(self, store: OnlineStore, namespace: bytes) -> None:
+        super().__init__(store, namespace)
+        self._store = store
 
     def write(self, marker: Marker) -> None:
         """Put every copy."""

@@ -14,7 +14,7 @@ from datetime import timedelta
 from random import SystemRandom
 
 from featurestore_registry.auth import Token, known_tokens
-from featurestore_registry.interface import Registry
+from featurestore_registry.interface import Registry, RegistryReader
 from featurestore_registry.records import Revision
 
 from featurestore.backends import open_registry
@@ -32,7 +32,7 @@ from featurestore.registered.snapshot_file import (
 from featurestore.server.http.door import Door
 from featurestore.server.read.templates import Templates
 from featurestore.types.times import to_rfc3339
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 logger = logging.getLogger("featurestore.server")
 
@@ -56,7 +56,7 @@ class Served:
 class SnapshotKeeper:
     """Keeps `current` as new as the registry allows. Calls ``on_refresh`` with the outcome of every refresh."""
 
-    def __init__(self, workspace: Workspace, door: Door | None = None) -> None:
+    def __init__(self, workspace: Readers, door: Door | None = None) -> None:
         self._workspace = workspace
         self._door = Door(workspace.root) if door is None else door
         self._path = workspace.root / FILE_NAME
@@ -156,7 +156,7 @@ class SnapshotKeeper:
         while not self._stop.wait(seconds * jitter.uniform(0.9, 1.1)):
             self.refresh()
 
-    def _note_progress(self, registry: Registry) -> None:
+    def _note_progress(self, registry: RegistryReader) -> None:
         if self._served is not None:
             self.progress = read_progress(registry.ledger, self._served.snapshot)
 

@@ -10,7 +10,7 @@ from time import monotonic
 from featurestore.consistency.clocks import ONLINE_STORE, REGISTRY, SYNCHRONISE, clock_problem, online_ahead_us
 from featurestore.errors import OnlineStoreError
 from featurestore.server.watch.metrics import Metrics
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 logger = logging.getLogger("featurestore.server")
 
@@ -21,7 +21,7 @@ EVERY_SECONDS = 60.0
 class ClockWatch:
     """Looks at the clocks after each refresh of the definitions, in its thread: never on the read path."""
 
-    def __init__(self, workspace: Workspace, metrics: Metrics, registry_ahead_us: Callable[[], int]) -> None:
+    def __init__(self, workspace: Readers, metrics: Metrics, registry_ahead_us: Callable[[], int]) -> None:
         self._workspace = workspace
         self._metrics = metrics
         self._registry_ahead_us = registry_ahead_us

@@ -14,7 +14,7 @@ from featurestore.errors import FeatureStoreError
 from featurestore.ledger.progress import Progress
 from featurestore.registered.snapshot import Snapshot
 from featurestore.server.watch.metrics import Metrics
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers
 
 logger = logging.getLogger("featurestore.server")
 
@@ -27,7 +27,7 @@ class PartWatch:
 
     def __init__(
         self,
-        workspace: Workspace,
+        workspace: Readers,
         metrics: Metrics,
         snapshot: Callable[[], Snapshot],
         progress: Callable[[], Mapping[str, Progress]],

@@ -16,7 +16,7 @@ from enum import IntEnum
 from typing import Any, Self
 
 from featurestore_registry.errors import RecordNotFoundError, RegistryError, did_you_mean
-from featurestore_registry.interface import Ledger
+from featurestore_registry.interface import Ledger, LedgerReader
 from featurestore_registry.records import Clock, Document, system_clock
 
 MIN_STATIC_TOKEN_LENGTH = 32
@@ -116,7 +116,7 @@ def create_token(
     return plaintext, token
 
 
-def tokens(ledger: Ledger, project: str | None) -> tuple[Token, ...]:
+def tokens(ledger: LedgerReader, project: str | None) -> tuple[Token, ...]:
     """Return the tokens that are good for a project, its own and those of every project, newest first.
 
     With None only those of every project. Revoked ones are left out, expired ones are not.
@@ -124,7 +124,7 @@ def tokens(ledger: Ledger, project: str | None) -> tuple[Token, ...]:
     return known_tokens(ledger, project)[0]
 
 
-def known_tokens(ledger: Ledger, project: str | None) -> tuple[tuple[Token, ...], dict[str, int]]:
+def known_tokens(ledger: LedgerReader, project: str | None) -> tuple[tuple[Token, ...], dict[str, int]]:
     """Return what `tokens` does, and the revoked ones: for each id the instant of the revocation, in UTC microseconds.
 
     Both come from one read, so that no token is missing from both.
