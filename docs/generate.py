@@ -257,9 +257,8 @@ def python_page() -> Iterable[str]:
     from featurestore.ledger.runs import Published, RunResult
     from featurestore.ledger.saved_sets import SavedFrame, SavedRead, SavedSet
     from featurestore.online.interface import OnlineCounts
-    from featurestore.plan import ChangeClass, Plan
+    from featurestore.plan import ChangeClass, Plan, Step
     from featurestore.plan.classes import Difference
-    from featurestore.plan.planning import Step
     from featurestore.serving import OnlineResponse
     from featurestore.statuses import Status
     from featurestore.training import TrainingSet

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.cli.output import jsonable
 from featurestore.plan import ChangeClass, Plan
-from featurestore.plan.explain import explain
+from featurestore.plan.changes import explain
 
 if TYPE_CHECKING:
     from rich.console import Console

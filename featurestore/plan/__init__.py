@@ -1,8 +1,9 @@
 """What an apply would do, and doing it."""
 
 from featurestore.plan.applying import apply_plan, check_allowed
+from featurestore.plan.changes import Loss, Plan, Step
 from featurestore.plan.classes import ChangeClass, Difference
-from featurestore.plan.planning import Loss, Plan, Step, check_what_stays, make_plan
+from featurestore.plan.planning import check_what_stays, make_plan
 
 __all__ = [
     "ChangeClass",

@@ -23,8 +23,8 @@ from featurestore.ledger.generations import remember_generation
 from featurestore.ledger.prepared import Preparations, Prepared, mark_of
 from featurestore.offline.interface import TableId
 from featurestore.online.records.keys import project_prefix, view_prefix
+from featurestore.plan.changes import Plan, Step
 from featurestore.plan.classes import ChangeClass
-from featurestore.plan.planning import Plan, Step
 from featurestore.registered.snapshot import Snapshot
 from featurestore.steps import crash_point, reached, step
 from featurestore.workspace import Workspace

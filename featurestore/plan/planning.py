@@ -1,14 +1,11 @@
-"""Making a plan: what an apply would do, as a list of steps that *explain* and *apply* both walk."""
+"""Making a plan: the definitions compared with what is applied. Everything here only reads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Literal
-
-from featurestore_registry.records import Change, Record
 
 from featurestore.consistency.belonging import compare_table, part_mismatch
 from featurestore.consistency.online_rows import count_online
@@ -20,6 +17,7 @@ from featurestore.ledger.prepared import PreparedReader
 from featurestore.ledger.saved_sets import list_sets
 from featurestore.ledger.watermarks import Watermark, read_watermark
 from featurestore.offline.interface import TableId
+from featurestore.plan.changes import Loss, Plan, Step
 from featurestore.plan.classes import DELETION_CLASS, ChangeClass, Difference, differences
 from featurestore.plan.notices import step_notices
 from featurestore.plan.remedies import commands_after, read_by
@@ -27,95 +25,6 @@ from featurestore.plan.schemas import pin_schemas
 from featurestore.registered.records import KINDS, from_records, to_record, with_dependencies
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.workspace import Readers
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """What a step deletes or sets aside."""
-
-    offline_rows: int
-    """Rows in the tables, pushed rows included."""
-    online_rows: int
-    """Entities online, counted in the offline table; for old generations as the last run counted them."""
-    deleted: bool
-    """True: this apply deletes them. False: they stay under the old generation until `fs gc`."""
-    training_sets: tuple[str, ...] = ()
-    """Saved sets that could not be built again, because the tables they are pinned to would go."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One change of a definition."""
-
-    action: Literal["create", "update", "delete"]
-    kind: str
-    title: str
-    name: str
-    change_class: ChangeClass
-    differences: tuple[Difference, ...]
-    affects: tuple[str, ...]
-    """``kind:name`` of what depends on it, directly or not."""
-    record: Record | None
-    generation: int | None
-    """The view's generation after the step."""
-    drops: tuple[TableId, ...]
-    """Tables, and their online records, that this step deletes."""
-    loss: Loss | None
-    notices: tuple[str, ...] = ()
-    """What users should know about it: `notices.step_notices`."""
-    commands: tuple[str, ...] = ()
-    """What to run after the apply, so that stored data follows: `remedies.commands_after`."""
-
-    is_new_generation: bool = False
-    """Whether the view gets a new table and new records."""
-
-    @property
-    def change(self) -> Change:
-        """The change as the registry takes it."""
-        return Change("delete" if self.action == "delete" else "put", self.kind, self.name, self.record)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What an apply would do to a project that is at ``revision``."""
-
-    project: str
-    revision: int
-    base: str
-    """The hash of that revision, which must still be the newest at the apply; empty for a new project."""
-    steps: tuple[Step, ...]
-    notices: tuple[str, ...]
-    applied: int | None = None
-    """The revision that the apply made, None while this is only a plan."""
-    prepare: bool = False
-    """Whether new generations are filled before they are served; a view that needs a rebuild then gets a new one."""
-
-    @property
-    def worst(self) -> ChangeClass | None:
-        """The greatest class among the steps, None when nothing changes."""
-        return max((step.change_class for step in self.steps), default=None)
-
-    def __repr__(self) -> str:
-        worst = "nothing to change" if self.worst is None else f"the worst change is {self.worst.name.lower()}"
-        applied = "" if self.applied is None else f", applied as revision {self.applied}"
-        changes = "1 change" if len(self.steps) == 1 else f"{len(self.steps)} changes"
-        return f"Plan({self.project} at revision {self.revision}: {changes}, {worst}{applied})"
-
-    def __str__(self) -> str:
-        from featurestore.plan.explain import explain
-
-        return "\n".join("  " * line.indent + line.text for line in explain(self))
-
-    def result(self, snapshot: Snapshot) -> Snapshot:
-        """Return the snapshot that applying the plan leads to, before anything is deleted."""
-        records = {record.key: record for record in snapshot.records}
-        records |= {step.record.key: step.record for step in self.steps if step.record is not None}
-        return Snapshot(snapshot.project, snapshot.revision, tuple(records.values()), chain=snapshot.chain)
-
-    def _repr_html_(self) -> str:
-        from featurestore.plan.explain import to_html
-
-        return to_html(self)
 
 
 def make_plan(

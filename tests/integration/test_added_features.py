@@ -22,7 +22,7 @@ from support.materialized import day
 from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource
 from featurestore.maintenance.status import status
 from featurestore.materialization import materialize, materialize_incremental, run, succeeded
-from featurestore.plan.explain import explain
+from featurestore.plan.changes import explain
 from featurestore.training import TrainingSetWarning
 from featurestore.types import Int64, String
 

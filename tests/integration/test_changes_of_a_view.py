@@ -31,7 +31,7 @@ from featurestore.maintenance.gc import collect_garbage
 from featurestore.materialization import materialize, republish, succeeded
 from featurestore.online.records.keys import project_prefix
 from featurestore.plan import make_plan
-from featurestore.plan.explain import explain
+from featurestore.plan.changes import explain
 from featurestore.project.loader import collect
 from featurestore.training import TrainingSetWarning
 from featurestore.types import Int32, Int64, String

@@ -34,7 +34,7 @@ from featurestore.errors import (
 )
 from featurestore.ledger.watermarks import Watermark, write_watermark
 from featurestore.plan import ChangeClass, make_plan
-from featurestore.plan.explain import explain, to_html
+from featurestore.plan.changes import explain, to_html
 from featurestore.registered.snapshot import Snapshot
 from featurestore.types import Array, Float32, Float64, Int32, Int64, String
 

@@ -16,7 +16,7 @@ from support.command_line import CommandLine
 from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource, PushSource
 from featurestore.cli.plans import plan_document
 from featurestore.plan import Plan
-from featurestore.plan.explain import explain
+from featurestore.plan.changes import explain
 from featurestore.training import TrainingSetWarning
 from featurestore.types import Float64, String
 

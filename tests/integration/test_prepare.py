@@ -27,7 +27,7 @@ from featurestore.maintenance.verify import verify
 from featurestore.materialization import materialize, materialize_incremental
 from featurestore.materialization import run as run_module
 from featurestore.offline.interface import TableId
-from featurestore.plan.explain import explain
+from featurestore.plan.changes import explain
 from featurestore.prepare import prepare as fill
 from featurestore.steps import Event, listening
 from featurestore.types import Float64, Int64, String

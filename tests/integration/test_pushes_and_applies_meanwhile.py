@@ -22,7 +22,7 @@ from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.maintenance.status import status
 from featurestore.materialization import materialize, materialize_incremental
-from featurestore.plan.explain import explain
+from featurestore.plan.changes import explain
 from featurestore.types import Int64
 from featurestore.types.times import system_clock, to_instant
 

@@ -20,7 +20,7 @@ from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.materialization import materialize, materialize_incremental, republish, succeeded
 from featurestore.plan import apply_plan, check_allowed, make_plan
-from featurestore.plan.explain import explain
+from featurestore.plan.changes import explain
 from featurestore.project.loader import collect
 from featurestore.training import get_historical_features, get_training_set
 from featurestore.types import Int64, String

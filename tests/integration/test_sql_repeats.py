@@ -16,7 +16,7 @@ from support.materialized import DAY, day
 from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource
 from featurestore.errors import SourceSchemaError
 from featurestore.materialization import materialize, materialize_incremental, succeeded
-from featurestore.plan.explain import explain
+from featurestore.plan.changes import explain
 from featurestore.types import Array, Float64, Int64
 
 pytestmark = pytest.mark.uncounted

@@ -16,7 +16,7 @@ from featurestore import FeatureStore
 from featurestore.client import OnlineResponse, OnlineRows, Status
 from featurestore.definitions import FeatureView, Field, ParquetSource, PushSource
 from featurestore.ledger.runs import RUN_HEADS, Published, RunResult, Runs, run_from
-from featurestore.plan.planning import Plan
+from featurestore.plan import Plan
 from featurestore.tables import html_columns, html_table
 from featurestore.types import Int64
 
