@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from featurestore_registry.interface import LedgerReader
+
 from featurestore.definitions import Definition, FeatureView, PushSource
 from featurestore.definitions.sql_created import not_shown
 from featurestore.ledger.unread import in_words
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.registered.snapshot import Snapshot
-from featurestore.workspace import Readers
 
 
 def step_notices(
-    workspace: Readers, snapshot: Snapshot, before: Definition | None, wanted: Definition
+    ledger: LedgerReader, snapshot: Snapshot, before: Definition | None, wanted: Definition
 ) -> tuple[str, ...]:
     """Return the notices of one step, each a sentence or two that name the definition.
 
@@ -23,11 +24,11 @@ def step_notices(
     if not isinstance(wanted, FeatureView):
         return ()
     old = before if isinstance(before, FeatureView) else None
-    return tuple(text for notice in _VIEW_NOTICES for text in notice(workspace, snapshot, old, wanted))
+    return tuple(text for notice in _VIEW_NOTICES for text in notice(ledger, snapshot, old, wanted))
 
 
 def _takes_no_pushes(
-    workspace: Readers, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
+    ledger: LedgerReader, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
 ) -> Iterable[str]:
     if view.sql is not None:
         for source in view.sources:
@@ -39,11 +40,11 @@ def _takes_no_pushes(
 
 
 def _adds_features(
-    workspace: Readers, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
+    ledger: LedgerReader, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
 ) -> Iterable[str]:
     if before is None:
         return
-    spans = read_watermark(workspace.ledger, snapshot.views[view.name]).intervals
+    spans = read_watermark(ledger, snapshot.views[view.name]).intervals
     known = {field.name for field in before.stored}
     added = [field.name for field in view.stored if field.name not in known]
     if added and spans:
@@ -51,7 +52,7 @@ def _adds_features(
 
 
 def _created_lags(
-    workspace: Readers, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
+    ledger: LedgerReader, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
 ) -> Iterable[str]:
     created = view.created_timestamp_field
     if created is not None and not view.created_follows:
@@ -67,7 +68,7 @@ def _greatest(view: FeatureView) -> str:
     return f"greatest({', '.join(columns)})" if len(columns) > 1 else f"max({view.created_timestamp_field})"
 
 
-_VIEW_NOTICES: list[Callable[[Readers, Snapshot, FeatureView | None, FeatureView], Iterable[str]]] = [
+_VIEW_NOTICES: list[Callable[[LedgerReader, Snapshot, FeatureView | None, FeatureView], Iterable[str]]] = [
     _takes_no_pushes,
     _adds_features,
     _created_lags,

@@ -16,7 +16,7 @@ from featurestore.ledger.generations import Generations, last_generation
 from featurestore.ledger.prepared import PreparedReader
 from featurestore.ledger.saved_sets import list_sets
 from featurestore.ledger.watermarks import Watermark, read_watermark
-from featurestore.offline.interface import TableId
+from featurestore.offline.interface import TableId, TableReader
 from featurestore.plan.changes import Loss, Plan, Step
 from featurestore.plan.classes import DELETION_CLASS, ChangeClass, Difference, differences
 from featurestore.plan.notices import step_notices
@@ -158,7 +158,7 @@ class _Putting:
             drops=(),
             loss=_loss(workspace, snapshot, wanted.name) if is_replaced else None,
             notices=(
-                *step_notices(workspace, snapshot, None if is_replaced else before, wanted),
+                *step_notices(workspace.ledger, snapshot, None if is_replaced else before, wanted),
                 *_left_behind(wanted, is_replaced=is_replaced),
                 *(self._earlier_rows(wanted, generation) if registered is None else ()),
             ),
@@ -169,7 +169,7 @@ class _Putting:
     def _commands(
         self, wanted: Definition, changes: Sequence[Difference], change_class: ChangeClass, *, is_replaced: bool
     ) -> tuple[str, ...]:
-        found = commands_after(self._workspace, self._snapshot, wanted, changes, is_new=is_replaced)
+        found = commands_after(self._workspace.ledger, self._snapshot, wanted, changes, is_new=is_replaced)
         if is_replaced or change_class is ChangeClass.REBUILD:
             return tuple(command for command in found if command.rpartition(" --view ")[2] not in self._filled)
         return found
@@ -260,7 +260,7 @@ def _loss(workspace: Readers, snapshot: Snapshot, name: str, *, deleted: Sequenc
     }
     saved = list_sets(workspace.ledger, workspace.project) if deleted else []
     return Loss(
-        offline_rows=sum(_rows(workspace, table, mark) for table, mark in marks.items()),
+        offline_rows=sum(_rows(workspace.offline, table, mark) for table, mark in marks.items()),
         online_rows=sum(
             count_online(workspace, registered, mark) if table == registered.table else mark.online_rows
             for table, mark in marks.items()
@@ -270,10 +270,10 @@ def _loss(workspace: Readers, snapshot: Snapshot, name: str, *, deleted: Sequenc
     )
 
 
-def _rows(workspace: Readers, table: TableId, watermark: Watermark) -> int:
+def _rows(offline: TableReader, table: TableId, watermark: Watermark) -> int:
     """Return how many rows a table holds, pushed ones included; the last run's count where it cannot be read."""
     with suppress(OfflineStoreError):
-        version = workspace.offline.current(table)
+        version = offline.current(table)
         if version is not None:
             return version.rows
     return watermark.offline_rows

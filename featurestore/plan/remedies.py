@@ -4,34 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from featurestore_registry.interface import LedgerReader
+
 from featurestore.definitions import Definition, FeatureView
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.plan.classes import ChangeClass, Difference
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.types.times import to_short_rfc3339
-from featurestore.workspace import Readers
 
 
 def commands_after(
-    workspace: Readers, snapshot: Snapshot, wanted: Definition, changes: Iterable[Difference], *, is_new: bool
+    ledger: LedgerReader, snapshot: Snapshot, wanted: Definition, changes: Iterable[Difference], *, is_new: bool
 ) -> tuple[str, ...]:
     """Return the commands that bring stored data to a changed definition; ``is_new``: the view has a new table."""
     rebuilt = {change.what for change in changes if change.change_class is ChangeClass.REBUILD}
     registered = snapshot.views.get(wanted.name) if isinstance(wanted, FeatureView) else None
     if registered is not None:
         if is_new:
-            return _refill(workspace, registered)
+            return _refill(ledger, registered)
         if rebuilt == {"ttl"}:
-            is_online = read_watermark(workspace.ledger, registered).online_rows
+            is_online = read_watermark(ledger, registered).online_rows
             return (f"fs materialize --republish --view {wanted.name}",) if is_online else ()
         has_more = any(change.what.startswith("feature ") and change.before is None for change in changes)
-        if has_more and not rebuilt and read_watermark(workspace.ledger, registered).intervals:
-            return _refill(workspace, registered)
+        if has_more and not rebuilt and read_watermark(ledger, registered).intervals:
+            return _refill(ledger, registered)
     if not rebuilt:
         return ()
     readers = [found for found in snapshot.views.values() if wanted.key in read_by(found.view)]
     return tuple(
-        line for found in readers or filter(None, [registered]) for line in _spans(workspace, found, " --rebuild")
+        line for found in readers or filter(None, [registered]) for line in _spans(ledger, found, " --rebuild")
     )
 
 
@@ -40,15 +41,15 @@ def read_by(view: FeatureView) -> set[str]:
     return {source.key for source in (*view.sources, *view.batch_sources)}
 
 
-def _refill(workspace: Readers, registered: RegisteredView) -> tuple[str, ...]:
+def _refill(ledger: LedgerReader, registered: RegisteredView) -> tuple[str, ...]:
     """Return the command that reads the committed spans again, for a new generation or an added feature."""
-    if read_watermark(workspace.ledger, registered).begun_us is not None:
+    if read_watermark(ledger, registered).begun_us is not None:
         return (f"fs materialize --view {registered.view.name}",)  # reads from the source's first event on
-    return _spans(workspace, registered)
+    return _spans(ledger, registered)
 
 
-def _spans(workspace: Readers, registered: RegisteredView, option: str = "") -> tuple[str, ...]:
-    spans = read_watermark(workspace.ledger, registered).intervals
+def _spans(ledger: LedgerReader, registered: RegisteredView, option: str = "") -> tuple[str, ...]:
+    spans = read_watermark(ledger, registered).intervals
     return tuple(
         f"fs materialize {to_short_rfc3339(start)} {to_short_rfc3339(end)}{option} --view {registered.view.name}"
         for start, end in spans
