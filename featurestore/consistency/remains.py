@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from featurestore.consistency.ownership import Ownership
 from featurestore.errors import FeatureStoreError, OfflineStoreError, OnlineStoreError
-from featurestore.offline.interface import TableId
+from featurestore.offline.interface import TableId, TableReader
 from featurestore.online.records.keys import view_prefix
 from featurestore.online.records.marker import MarkerReader
 from featurestore.workspace import Readers
@@ -58,12 +58,12 @@ def find_remains(workspace: Readers) -> Remains:
             if any(marker is not None and marker.project == owned.chain.identity for marker in markers):
                 parts.append((view, generation))
         is_known = True
-    return Remains(tuple((table, _rows(workspace, table)) for table in tables), tuple(parts), is_known)
+    return Remains(tuple((table, _rows(workspace.offline, table)) for table in tables), tuple(parts), is_known)
 
 
-def _rows(workspace: Readers, table: TableId) -> int | None:
+def _rows(offline: TableReader, table: TableId) -> int | None:
     with suppress(OfflineStoreError):
-        version = workspace.offline.current(table)
+        version = offline.current(table)
         return None if version is None else version.rows
     return None
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from zlib import crc32
 
+from featurestore.engine.interface import Log
 from featurestore.offline.interface import TableVersion
 from featurestore.online.interface import Write
 from featurestore.online.records.codec import is_record, record_version
@@ -43,7 +44,7 @@ def compare_sample(workspace: Readers, registered: RegisteredView, version: Tabl
     """
     encoder = RecordEncoder(registered.layout)
     now_us = workspace.clock()
-    chosen = _chosen(workspace, registered, version, encoder, now_us)
+    chosen = _chosen(workspace.engine.log, registered, version, encoder, now_us)
     live = {key: write for key, write in chosen.items() if not _is_expired(write, now_us)}
     keys = list(live)
     online: dict[bytes, bytes | None] = {}
@@ -56,10 +57,10 @@ def compare_sample(workspace: Readers, registered: RegisteredView, version: Tabl
 
 
 def _chosen(
-    workspace: Readers, registered: RegisteredView, version: TableVersion, encoder: RecordEncoder, now_us: int
+    log: Log, registered: RegisteredView, version: TableVersion, encoder: RecordEncoder, now_us: int
 ) -> Mapping[bytes, Write]:
     smallest: list[tuple[int, bytes, Write]] = []
-    batches = workspace.engine.log.latest(
+    batches = log.latest(
         registered.view,
         [file.path for file in version.files],
         changed=None,

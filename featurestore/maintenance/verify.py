@@ -9,6 +9,8 @@ from featurestore.consistency.belonging import compare_part, compare_table, part
 from featurestore.errors import DamagedFileError, DamagedRecordError, OfflineStoreError, TableVersionError
 from featurestore.ledger.saved_sets import lost_pins
 from featurestore.maintenance.sampling import Sample, compare_sample
+from featurestore.offline.interface import TableReader
+from featurestore.online.interface import OnlineReader
 from featurestore.online.records.codec import is_intact
 from featurestore.online.records.keys import KeyEncoder
 from featurestore.registered.snapshot import RegisteredView
@@ -52,11 +54,11 @@ def verify(workspace: Readers) -> list[Verification]:
                 for found in lost
                 if found.view == registered.view.name
             ]
-            files, damaged_files = _check_files(workspace, registered)
+            files, damaged_files = _check_files(workspace.offline, registered)
             records, sample = 0, Sample()
             problems += damaged_files
             if registered.view.online:
-                records, damaged = _check_records(workspace, registered)
+                records, damaged = _check_records(workspace.online, registered)
                 problems += damaged
                 if not problems:
                     sample = _compared(workspace, registered)
@@ -107,9 +109,9 @@ def _differences(registered: RegisteredView, sample: Sample) -> Iterable[str]:
         )
 
 
-def _check_files(workspace: Readers, registered: RegisteredView) -> tuple[int, list[str]]:
+def _check_files(offline: TableReader, registered: RegisteredView) -> tuple[int, list[str]]:
     try:
-        version = workspace.offline.current(registered.table)
+        version = offline.current(registered.table)
     except OfflineStoreError as error:
         return 0, [str(error)]
     if version is None:
@@ -117,17 +119,17 @@ def _check_files(workspace: Readers, registered: RegisteredView) -> tuple[int, l
     problems = []
     for file in version.files:
         try:
-            workspace.offline.verify([file], again=True)
+            offline.verify([file], again=True)
         except DamagedFileError as error:
             problems.append(str(error))
     return len(version.files), problems
 
 
-def _check_records(workspace: Readers, registered: RegisteredView) -> tuple[int, list[str]]:
+def _check_records(online: OnlineReader, registered: RegisteredView) -> tuple[int, list[str]]:
     prefix = KeyEncoder(registered.layout).prefix
     count, damaged = 0, 0
     try:
-        for batch in workspace.online.scan(prefix):
+        for batch in online.scan(prefix):
             count += len(batch)
             damaged += sum(not is_intact(key, record) for key, record in batch)
     except DamagedRecordError as error:

@@ -14,7 +14,7 @@ from featurestore.consistency.belonging import begin_part
 from featurestore.engine.interface import GONE_CREATED, GONE_EVENT
 from featurestore.errors import DamagedFileError
 from featurestore.ledger.runs import SHOWN_KEYS, Published
-from featurestore.offline.interface import DataFile, TableChanges, TableVersion
+from featurestore.offline.interface import DataFile, TableChanges, TableReader, TableVersion
 from featurestore.online.interface import Repair, Write, WriteResult, Writes
 from featurestore.online.records.arrow import time_columns
 from featurestore.online.records.codec import is_record, record_version, version_of
@@ -23,7 +23,7 @@ from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import RunningStep, crash_point, reached, step
 from featurestore.types.columns import EVENT
 from featurestore.types.times import MAX_INSTANT
-from featurestore.workspace import Readers, Workspace
+from featurestore.workspace import Workspace
 
 SCHEMA_WRITTEN = crash_point("publish.schema", "the schema of the records is online, no record yet")
 BATCH_WRITTEN = crash_point("publish.batch", "another batch of records is online")
@@ -76,7 +76,7 @@ def publish(
         everything = everything or after is None
         if not everything and online is None and not changes.added and not changes.removed:
             return Publication(publisher.counts, version, is_complete=True)  # files were merged, no row is new
-        if online is None and not _are_readable(workspace, changes.removed):
+        if online is None and not _are_readable(workspace.offline, changes.removed):
             online = publisher.records_online()
         # The last of several rows with equal times counts, and a rewritten file may hold the earlier ones.
         everything = everything or online is not None or bool(changes.removed)
@@ -101,10 +101,10 @@ def _deciding(version: TableVersion, added: Sequence[DataFile]) -> list[DataFile
     return [file for file in version.files if file.max_event_us >= since_us]
 
 
-def _are_readable(workspace: Readers, removed: Sequence[DataFile]) -> bool:
+def _are_readable(offline: TableReader, removed: Sequence[DataFile]) -> bool:
     """Tell whether files that left the table still exist: cleaning keeps them only for a while."""
     try:
-        workspace.offline.verify(removed)
+        offline.verify(removed)
     except DamagedFileError:
         return False
     return True

@@ -2,7 +2,8 @@
 
 from featurestore.training.coverage import TrainingSetWarning
 from featurestore.training.historical import get_historical_features
-from featurestore.training.saving import delete_training_set, get_training_set
+from featurestore.training.rebuilding import get_training_set
+from featurestore.training.saving import delete_training_set
 from featurestore.training.training_set import TrainingSet
 
 __all__ = [

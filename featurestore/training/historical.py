@@ -10,9 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from featurestore_registry.interface import LedgerReader
+
 from featurestore.consistency.belonging import compare_commit, compare_table, refuse
 from featurestore.definitions import FeatureView
-from featurestore.engine.interface import AsOf, Span, StageRequest
+from featurestore.engine.interface import AsOf, Log, Span, StageRequest
 from featurestore.errors import InputError, IntervalError, OutputNameClashError
 from featurestore.ledger.commits import Remembered
 from featurestore.ledger.unread import read_unread
@@ -66,7 +68,7 @@ def get_historical_features(
     made = TrainingSet(
         workspace,
         rows,
-        gaps=() if direct else find_gaps(workspace, pins, frame.times, now_us),
+        gaps=() if direct else find_gaps(workspace.ledger, pins, frame.times, now_us),
         after_now=int((frame.times > now_us).sum()),
         checks_availability=as_of is None,
         notes={} if direct else find_notes(workspace, pins),
@@ -76,10 +78,10 @@ def get_historical_features(
     return made
 
 
-def find_gaps(workspace: Readers, pins: Sequence[PinnedRead], times: npt.NDArray[np.int64], now_us: int) -> list[Gap]:
+def find_gaps(ledger: LedgerReader, pins: Sequence[PinnedRead], times: npt.NDArray[np.int64], now_us: int) -> list[Gap]:
     """Return for each view, once, what entity rows need that was never committed."""
     registered = {pinned.read.view.name: pinned.read.registered for pinned in pins}
-    gaps = [find_gap(view, read_watermark(workspace.ledger, view), times, now_us) for view in registered.values()]
+    gaps = [find_gap(view, read_watermark(ledger, view), times, now_us) for view in registered.values()]
     return [gap for gap in gaps if gap is not None]
 
 
@@ -96,7 +98,7 @@ def _pins(
     folder = Path(tempfile.mkdtemp(prefix="featurestore-direct-"))
     try:
         views = {read.view.name: read.view for read in request.reads}
-        staged = {name: _stage(workspace, view, frame, folder, now_us) for name, view in views.items()}
+        staged = {name: _stage(workspace.engine.log, view, frame, folder, now_us) for name, view in views.items()}
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -126,7 +128,7 @@ def find_notes(workspace: Readers, pins: Sequence[PinnedRead]) -> dict[str, str]
     return found
 
 
-def _stage(workspace: Readers, view: FeatureView, frame: EntityFrame, folder: Path, now_us: int) -> tuple[str, ...]:
+def _stage(log: Log, view: FeatureView, frame: EntityFrame, folder: Path, now_us: int) -> tuple[str, ...]:
     """Read what the entity rows can see of a view's source into files."""
     if not len(frame):
         return ()
@@ -142,7 +144,7 @@ def _stage(workspace: Readers, view: FeatureView, frame: EntityFrame, folder: Pa
         first_sequence=0,
         folder=place,
     )
-    return tuple(map(str, workspace.engine.log.stage(request).paths))
+    return tuple(map(str, log.stage(request).paths))
 
 
 def _span(

@@ -1,25 +1,20 @@
-"""Saving training sets and building them again from what they are pinned to."""
+"""Saving training sets, and deleting saved ones."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import TYPE_CHECKING, Any, cast
-
-from featurestore_registry.records import Revision
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions.base import check_object_name
-from featurestore.engine.interface import AsOf
 from featurestore.errors import (
-    CodeMismatchError,
     InputError,
     LedgerConflictError,
-    TableVersionError,
     TrainingSetError,
 )
 from featurestore.ledger.saved_sets import (
     FRAME,
-    KeptSet,
     SavedFrame,
     SavedRead,
     SavedSet,
@@ -31,19 +26,14 @@ from featurestore.ledger.saved_sets import (
     keep_document,
     kept_blobs,
     note_frame,
-    read_kept,
     read_set,
     remove_set,
 )
-from featurestore.offline.interface import TableId, TableVersion
-from featurestore.registered.snapshot import Snapshot
-from featurestore.request.features import from_references
 from featurestore.steps import crash_point, reached
 from featurestore.tables import Form
 from featurestore.training.certificate import Certificate
-from featurestore.training.frames import OwnColumns, check_frame
-from featurestore.training.joins import JoinedRows, pin
-from featurestore.training.training_set import TrainingSet
+from featurestore.training.frames import OwnColumns
+from featurestore.training.joins import JoinedRows
 from featurestore.workspace import Readers, Workspace
 
 if TYPE_CHECKING:
@@ -56,20 +46,18 @@ DOCUMENT_KEPT = crash_point("training_set.document_kept", "the set's document is
 DELETED = crash_point("training_set.deleted", "no set names the entity frame any more, but it still exists")
 
 
-def save(workspace: Workspace, training_set: TrainingSet, name: str) -> None:
-    """Register a training set under a name; see `TrainingSet.save`."""
+def save(workspace: Workspace, rows: JoinedRows, name: str, content: Callable[[], tuple[str, Certificate]]) -> None:
+    """Register a set under a name; see `TrainingSet.save`. ``content`` gives its fingerprint and certificate."""
     try:
         check_object_name(name)
     except ValueError as error:
         raise InputError(f"{name!r} is not a name for a training set: {error}.", name=name) from None
-    rows = training_set.joined("cannot be saved")
     if rows.direct:
         raise TrainingSetError(
             "A direct training set cannot be saved: nothing keeps the rows that it was made from.",
             hint="Run `fs materialize` and make it again without direct=True.",
         )
-    fingerprint = training_set.fingerprint()
-    certificate = training_set.certificate
+    fingerprint, certificate = content()
     table = to_kept(rows.frame.own)
     existing = find_set(workspace.ledger, workspace.project, name)
     if existing is None:
@@ -85,73 +73,12 @@ def save(workspace: Workspace, training_set: TrainingSet, name: str) -> None:
             reached(DOCUMENT_KEPT)
             return
     wanted = _describe(rows, name, fingerprint, certificate, existing.frame)
-    kept, given = (OwnColumns("arrow", found) for found in (_read_kept(workspace, existing), table))
+    kept, given = (OwnColumns("arrow", found) for found in (read_frame(workspace, existing), table))
     same = _content(wanted) == _content(existing) and kept.names == given.names and not _first_difference(given, kept)
     if not same or rows.frame.own.form != existing.frame.form:
         raise TrainingSetError(
             f"There is another training set called {name!r}.", hint="Save this one under a name of its own.", name=name
         )
-
-
-def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
-    """Build a saved set again from its pinned versions.
-
-    Its rows are compared with the saved hash when they are first asked for (TrainingSetChangedError). Raises
-    NotFoundError, CodeMismatchError naming the on-demand view whose code has changed, TableVersionError and
-    DamagedFileError if a table version or file that it is pinned to is gone.
-    """
-    saved = read_set(workspace.ledger, workspace.project, name)
-    beside = read_kept(kept_blobs(workspace), blob_of(saved.frame))
-    snapshot = Snapshot.of(_revision(workspace, saved, beside)).with_code(workspace.code)
-    request = from_references(
-        snapshot, [dict(found) for found in saved.references], full_feature_names=saved.full_feature_names
-    )
-    own = from_kept(_read_kept(workspace, saved), cast("Form", saved.frame.form))
-    frame = check_frame(own, request, saved.frame.timestamp_column)
-    pins = []
-    for read, kept in zip(request.reads, saved.reads, strict=True):
-        table = read.registered.table
-        version = None if kept.version is None else _pinned(workspace, name, table, kept.version)
-        known = None if beside is None else beside.commits.get(kept.name)
-        if version is not None and known is not None and version.identity != known:
-            raise TableVersionError(
-                f"Version {kept.version} of table {table} is not the commit that training set {name!r} was saved with: "
-                "the offline store was restored, and written to since.",
-                hint="Restore the table from a backup that holds it.",
-                table=str(table),
-                version=kept.version,
-            )
-        pins.append(pin(read, cast("AsOf", kept.as_of), version))
-    rows = JoinedRows(workspace.engine.joins, workspace.offline, snapshot, request, frame, tuple(pins))
-    try:
-        rows.check_functions()  # refuse before any row is built
-    except CodeMismatchError as error:
-        raise CodeMismatchError(
-            f"Training set {name!r} cannot be built again: {error.message}",
-            hint="Go back to the code that it was saved with.",
-            **error.details,
-        ) from None
-    return TrainingSet(workspace, rows, saved=saved)
-
-
-def _pinned(workspace: Readers, name: str, table: TableId, number: int) -> TableVersion:
-    try:
-        return workspace.offline.version(table, number)
-    except TableVersionError as error:
-        raise TableVersionError(
-            f"Training set {name!r} cannot be built again: {error.message}",
-            hint="Its view was deleted, or the offline store restored: bring the table back from a backup, or delete "
-            f"the set with `fs training-sets --delete {name}`.",
-            **error.details,
-        ) from None
-
-
-def _revision(workspace: Readers, saved: SavedSet, beside: KeptSet | None) -> Revision:
-    """Return the definitions that made a set; from next to its frame if the registry has another history."""
-    chain = workspace.registry.definitions.chain(workspace.project)
-    if beside is not None and beside.revision not in chain:
-        return Revision(workspace.project, saved.registry_revision, beside.records, chain)
-    return workspace.registry.definitions.read(workspace.project, saved.registry_revision)
 
 
 def delete_training_set(workspace: Workspace, name: str) -> None:
@@ -212,8 +139,8 @@ def _keep(workspace: Workspace, name: str, rows: JoinedRows, table: pa.Table) ->
     return frame
 
 
-def _read_kept(workspace: Readers, saved: SavedSet) -> pa.Table:
-    """Read a kept entity frame; raises DamagedFileError when it has changed."""
+def read_frame(workspace: Readers, saved: SavedSet) -> pa.Table:
+    """Return the kept entity frame of a saved set; raises DamagedFileError when it has changed."""
     frame = saved.frame
     return _from_file(kept_blobs(workspace).get(blob_of(frame), _frame_of(saved.name), sha256=frame.sha256))
 

@@ -213,8 +213,8 @@ class TrainingSet:
         """
         from featurestore.training.saving import save
 
-        self.joined("cannot be saved")
-        save(self._workspace, self, name)
+        rows = self.joined("cannot be saved")
+        save(self._workspace, rows, name, lambda: (self.fingerprint(), self.certificate))
         return self
 
     def fingerprint(self) -> str:
