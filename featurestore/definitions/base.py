@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from html import escape
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from featurestore.errors import DefinitionError, ValueTypeError
 from featurestore.tables import html_table
@@ -44,6 +44,10 @@ def check_column_name(name: str) -> str:
         reserved = ", ".join([f"{RESERVED_PREFIX}*", *sorted(RESERVED_COLUMNS)])
         raise ValueError(f"this column name is reserved ({reserved})")
     return name
+
+
+ObjectName = Annotated[str, AfterValidator(check_object_name)]
+ColumnName = Annotated[str, AfterValidator(check_column_name)]
 
 
 def check_unique_columns(names: Iterable[str]) -> None:
@@ -105,14 +109,10 @@ class FrozenModel(BaseModel):
 class Definition(FrozenModel):
     """A named object of a feature repo."""
 
+    name: ObjectName
     description: str = ""
     owner: str = ""
     tags: dict[str, str] = {}
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        return check_object_name(name)
 
     @property
     def key(self) -> str:
@@ -140,6 +140,7 @@ class Field(FrozenModel):
     kind: ClassVar[str] = "field"
     title: ClassVar[str] = "Field"
 
+    name: ColumnName
     type: ValueType
     description: str = ""
     tags: dict[str, str] = {}
@@ -167,11 +168,15 @@ class Field(FrozenModel):
         made: Field = build(values)
         return made
 
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        return check_column_name(name)
 
+def _check_schema(fields: tuple[Field, ...]) -> tuple[Field, ...]:
+    if not fields:
+        raise ValueError("schema needs at least one Field")
+    check_unique_columns([field.name for field in fields])
+    return fields
+
+
+Schema = Annotated[tuple[Field, ...], AfterValidator(_check_schema)]
 
 _NOT_SHOWN = frozenset({"name", "code", "code_hash", "function"})
 """Fields that a repr leaves out: they are long, or users did not write them."""

@@ -9,9 +9,9 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
-from featurestore.definitions.base import Definition, Field, as_dict, as_tuple, check_unique_columns
+from featurestore.definitions.base import Definition, Field, Schema, as_dict, as_tuple, check_unique_columns
 from featurestore.definitions.source import RequestSource
 from featurestore.definitions.view import FeatureSelection, FeatureView
 
@@ -30,7 +30,7 @@ class OnDemandFeatureView(Definition):
     title: ClassVar[str] = "OnDemandFeatureView"
 
     inputs: tuple[FeatureSelection | RequestSource, ...]
-    fields: tuple[Field, ...]
+    fields: Schema
     mode: Mode = "python"
     code: str = ""
     """The function's source text from ``def`` on, for reading; it never runs from the registry."""
@@ -64,14 +64,6 @@ class OnDemandFeatureView(Definition):
             owner=owner,
             tags=as_dict(tags),
         )
-
-    @field_validator("fields")
-    @classmethod
-    def _check_fields(cls, fields: tuple[Field, ...]) -> tuple[Field, ...]:
-        if not fields:
-            raise ValueError("schema needs at least one Field")
-        check_unique_columns([field.name for field in fields])
-        return fields
 
     @model_validator(mode="after")
     def _check_inputs(self) -> OnDemandFeatureView:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import field_validator, model_validator
 
-from featurestore.definitions.base import Definition, Field, as_dict, as_tuple, check_unique_columns
+from featurestore.definitions.base import Definition, Field, Schema, as_dict, as_tuple
 
 
 class ParquetSource(Definition):
@@ -106,7 +106,7 @@ class RequestSource(Definition):
     kind: ClassVar[str] = "request_source"
     title: ClassVar[str] = "RequestSource"
 
-    fields: tuple[Field, ...]
+    fields: Schema
 
     def __init__(
         self,
@@ -118,11 +118,3 @@ class RequestSource(Definition):
         tags: Mapping[str, str] | None = None,
     ) -> None:
         self._fill(name, fields=as_tuple(schema), description=description, owner=owner, tags=as_dict(tags))
-
-    @field_validator("fields")
-    @classmethod
-    def _check_fields(cls, fields: tuple[Field, ...]) -> tuple[Field, ...]:
-        if not fields:
-            raise ValueError("schema needs at least one Field")
-        check_unique_columns([field.name for field in fields])
-        return fields

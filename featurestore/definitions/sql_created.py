@@ -9,20 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, cast
+from typing import cast
+
+from sqlglot import exp
 
 from featurestore.definitions.sql import parse
-
-if TYPE_CHECKING:
-    from sqlglot import exp
-
-
-def not_shown(created: str) -> str:
-    """Return the sentence about a created time that may not follow, as far as the SQL's text shows."""
-    return (
-        f"{created} is not shown to be the greatest created time of the rows that each row is made of: a late row may "
-        "change values of the past, and nothing would show it"
-    )
 
 
 @lru_cache(maxsize=256)
@@ -62,8 +53,6 @@ class _Known:
 
 
 def _follows(query: exp.Expr, created: str, known: _Known) -> bool:
-    from sqlglot import exp
-
     known = known.within(query)
     if isinstance(query, exp.Subquery | exp.Paren):
         return _follows(query.this, created, known)
@@ -99,8 +88,6 @@ def _owner(column: exp.Column, tables: list[exp.Expr], known: _Known) -> str:
 
 def _starred(query: exp.Select, created: str) -> exp.Expr | None:
     """Return the column that a star selects as the created time; None where several tables may have it."""
-    from sqlglot import exp
-
     stars = [output for output in query.expressions if output.is_star]
     table = stars[0].args.get("table") if stars and isinstance(stars[0], exp.Column) else None
     star = stars[0].this if table else stars[0] if stars else None
@@ -115,8 +102,6 @@ def _starred(query: exp.Select, created: str) -> exp.Expr | None:
 
 def _is_greatest(made: exp.Expr) -> bool:
     """Tell whether an expression is a column, the greatest of one, or the greatest of several such."""
-    from sqlglot import exp
-
     if isinstance(made, exp.Window | exp.Paren) or _is_timestamp_cast(made):
         return _is_greatest(made.this)
     if isinstance(made, exp.Max):
@@ -128,7 +113,6 @@ def _is_greatest(made: exp.Expr) -> bool:
 
 def _bare(made: exp.Expr) -> exp.Expr:
     """Return an expression without casts to timestamps, and without what stands in for nulls."""
-    from sqlglot import exp
 
     def strip(node: exp.Expr) -> exp.Expr:
         while isinstance(node, exp.Coalesce) or _is_timestamp_cast(node):
@@ -140,16 +124,12 @@ def _bare(made: exp.Expr) -> exp.Expr:
 
 def _is_timestamp_cast(made: exp.Expr) -> bool:
     """Tell whether an expression is a cast that keeps microseconds, and fails where it cannot."""
-    from sqlglot import exp
-
     kinds = ("TIMESTAMP", "TIMESTAMPNTZ", "TIMESTAMPTZ", "TIMESTAMP_NS")  # the second is DuckDB's TIMESTAMP
     return type(made) is exp.Cast and made.to.this.name in kinds
 
 
 def _says(table: exp.Expr, said: set[tuple[str, str]], known: _Known) -> bool:
     """Tell whether a table of a SELECT is covered by the created time, or has no created time."""
-    from sqlglot import exp
-
     columns = {name for alias, name in said if alias == table.alias_or_name.lower()}
     if not isinstance(table, exp.Table):
         return any(_follows(table, column, known) for column in columns)
@@ -164,8 +144,6 @@ def _speaking(query: exp.Select, made: exp.Expr, bare: exp.Expr, first_of: froze
 
     None where it leaves some of those rows uncovered. ``bare`` is what `_bare` leaves of ``made``.
     """
-    from sqlglot import exp
-
     windows = [
         found
         for output in query.expressions
@@ -186,14 +164,11 @@ def _speaking(query: exp.Select, made: exp.Expr, bare: exp.Expr, first_of: froze
 
 
 def _in_window(aggregate: exp.Expr) -> bool:
-    from sqlglot import exp
-
     return aggregate.find_ancestor(exp.Window) is not None
 
 
 def _holds(one: exp.Window, other: exp.Window) -> bool:
     """Tell whether a window holds all rows that a function over another one looks at."""
-    from sqlglot import exp
 
     def same(*parts: str) -> bool:
         return all(_text(one.args.get(part)) == _text(other.args.get(part)) for part in parts)
@@ -218,8 +193,6 @@ def _text(part: object) -> str:
 
 def _is_group_key(query: exp.Select, made: exp.Expr) -> bool:
     """Tell whether rows are grouped by an expression: all rows of a group then became known at once."""
-    from sqlglot import exp
-
     group = query.args.get("group")
     if group is None or made.find(exp.AggFunc, exp.Window) is not None:
         return False
@@ -232,21 +205,15 @@ def _is_group_key(query: exp.Select, made: exp.Expr) -> bool:
 
 
 def _ranks(output: exp.Expr) -> bool:
-    from sqlglot import exp
-
     return isinstance(output, exp.Window) and isinstance(output.this, exp.RowNumber)
 
 
 def _takes_first(condition: exp.Expr) -> bool:
     """Tell whether a condition takes the first of ranked rows: that row has a created time of its own."""
-    from sqlglot import exp
-
     return isinstance(condition, exp.EQ) and _ranks(condition.this) and condition.expression.sql() == "1"
 
 
 def _compared_with_one(query: exp.Select) -> frozenset[str]:
-    from sqlglot import exp
-
     return frozenset(
         found.this.name.lower()
         for found in _all_of(query.args.get("where"))
@@ -256,8 +223,6 @@ def _compared_with_one(query: exp.Select) -> frozenset[str]:
 
 def _all_of(clause: exp.Expr | None) -> list[exp.Expr]:
     """Return the conditions of a WHERE, HAVING or QUALIFY that all have to be true."""
-    from sqlglot import exp
-
     if clause is None:
         return []
     condition = clause.this.unnest()
@@ -273,8 +238,6 @@ def _tables(query: exp.Select) -> list[exp.Expr]:
 
 def _is_opaque(query: exp.Select) -> bool:
     """Tell whether a SELECT reads rows that its created time cannot cover."""
-    from sqlglot import exp
-
     parts = [*query.expressions, *(query.args.get(name) for name in ("where", "having", "qualify"))]
     nested = any(part is not None and part.find(exp.Query) is not None for part in parts)
     return nested or _may_lose(query) or any(table.find(exp.Pivot) is not None for table in _tables(query))
@@ -282,8 +245,6 @@ def _is_opaque(query: exp.Select) -> bool:
 
 def _may_lose(query: exp.Select) -> bool:
     """Tell whether another row may take a group or a row out of a SELECT's output, or let it in."""
-    from sqlglot import exp
-
     is_cut = any(query.args.get(name) is not None for name in ("limit", "offset"))
     return is_cut or not all(
         isinstance(condition, exp.GT | exp.GTE) and isinstance(condition.this, exp.Count)

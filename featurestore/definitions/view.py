@@ -13,19 +13,18 @@ from featurestore.definitions.base import (
     Definition,
     Field,
     FrozenModel,
+    ObjectName,
     as_dict,
     as_tuple,
     check_column_name,
-    check_object_name,
     check_unique_columns,
 )
 from featurestore.definitions.entity import Entity
 from featurestore.definitions.source import ParquetSource, PushSource
 from featurestore.definitions.sql import check_view_sql
-from featurestore.definitions.sql_created import created_follows
 from featurestore.errors import DefinitionError, NotFoundError, did_you_mean
 from featurestore.types import ValueType
-from featurestore.types.times import MIN_INSTANT
+from featurestore.types.times import MICROSECOND, MIN_INSTANT
 
 
 class FeatureView(Definition):
@@ -164,13 +163,15 @@ class FeatureView(Definition):
         created = self.created_timestamp_field
         if self.sql is None or created is None:
             return True
+        from featurestore.definitions.sql_created import created_follows  # loads the parser
+
         declared = [(source.name, source.batch_source.created_timestamp_field) for source in self.sources]
         return created_follows(self.sql, created, tuple((name, column) for name, column in declared if column))
 
     @property
     def ttl_us(self) -> int | None:
         """How old an answer may be, in microseconds, or None for any age."""
-        return None if self.ttl is None else self.ttl // timedelta(microseconds=1)
+        return None if self.ttl is None else self.ttl // MICROSECOND
 
     @property
     def reach_us(self) -> int | None:
@@ -215,6 +216,7 @@ class FeatureSelection(FrozenModel):
     kind: ClassVar[str] = "selection"
     title: ClassVar[str] = "Selection"
 
+    name: ObjectName
     view: FeatureView
     names: tuple[str, ...] | None = None
     """The selected features in order, or None for all."""
@@ -223,11 +225,6 @@ class FeatureSelection(FrozenModel):
 
     def __init__(self, view: FeatureView, **values: Any) -> None:
         self._fill(values.pop("name", view.name), view=view, **values)
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, name: str) -> str:
-        return check_object_name(name)
 
     @model_validator(mode="after")
     def _check_whole(self) -> FeatureSelection:
@@ -274,3 +271,11 @@ class FeatureSelection(FrozenModel):
     def _with(self, **values: Any) -> FeatureSelection:
         kept = {"name": self.name, "names": self.names, "columns": self.columns}
         return FeatureSelection(self.view, **{**kept, **values})
+
+
+def not_shown(created: str) -> str:
+    """Return the sentence about a created time that may not follow, as far as the SQL's text shows."""
+    return (
+        f"{created} is not shown to be the greatest created time of the rows that each row is made of: a late row may "
+        "change values of the past, and nothing would show it"
+    )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from featurestore_registry.interface import LedgerReader
 
 from featurestore.definitions import Definition, FeatureView, PushSource
-from featurestore.definitions.sql_created import not_shown
+from featurestore.definitions.view import not_shown
 from featurestore.ledger.unread import in_words
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.registered.snapshot import Snapshot

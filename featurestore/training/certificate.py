@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from featurestore.definitions.sql_created import not_shown
+from featurestore.definitions.view import not_shown
 from featurestore.engine.interface import JoinFacts
 from featurestore.errors import CertificateError
 from featurestore.offline.interface import TableReader
