@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from featurestore_registry.documents import Interval
+
 from featurestore.errors import RevisionConflictError, TableVersionError
 from featurestore.ledger.commits import KnownCommit, last_read
 from featurestore.ledger.prepared import PreparedReader
 from featurestore.ledger.runs import RunResult
-from featurestore.ledger.watermarks import Interval, Watermark, merge, read_watermark, subtract
+from featurestore.ledger.watermarks import Watermark, merge, read_watermark, subtract
 from featurestore.materialization.jobs import materialize, materialize_incremental, succeeded
 from featurestore.plan import Plan
 from featurestore.plan.applying import check_base, claim_generations

@@ -9,6 +9,8 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+from featurestore_registry.documents import Interval
+
 from featurestore.consistency.belonging import Mismatch, compare_all, compare_part, foreign_generations, markers_of
 from featurestore.consistency.ownership import Ownership
 from featurestore.errors import LedgerConflictError
@@ -26,13 +28,7 @@ from featurestore.ledger.generations import adopt_generation, used_generations
 from featurestore.ledger.leases import holding
 from featurestore.ledger.runs import RunResult
 from featurestore.ledger.saved_sets import KeptSet, add_set, forgotten_sets, list_sets
-from featurestore.ledger.watermarks import (
-    Interval,
-    Watermark,
-    merge,
-    read_watermark,
-    write_watermark,
-)
+from featurestore.ledger.watermarks import Watermark, merge, read_watermark, write_watermark
 from featurestore.maintenance.verify import Verification, verify
 from featurestore.materialization.jobs import materialize, materialize_incremental, republish
 from featurestore.offline.interface import TableId, TableReader, TableSchema, TableVersion

@@ -13,20 +13,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from html import escape
-from typing import Any, Literal
+from typing import Any
 
-from featurestore_registry.documents import RUN, RUN_START
+from featurestore_registry.documents import RUN, RUN_START, PublishedDocument, RunDocument
 from featurestore_registry.interface import Ledger, LedgerReader
 
 from featurestore.errors import RegistryFormatError
 from featurestore.ledger.leases import running_holder
-from featurestore.ledger.watermarks import Interval
-from featurestore.online.interface import OnlineCounts
 from featurestore.steps import crash_point, reached
 from featurestore.tables import html_table
-
-RunKind = Literal["interval", "incremental", "rebuild", "republish"]
-RunState = Literal["running", "done", "failed", "killed"]
 
 SHOWN_KEYS = 5
 
@@ -35,15 +30,8 @@ RECORDED = crash_point("run.recorded", "the ledger says how the run ended")
 
 
 @dataclass(frozen=True, slots=True)
-class Published(OnlineCounts):
+class Published(PublishedDocument):
     """The counts of the records that a run sent online."""
-
-    repaired: int = 0
-    """Records of withdrawn rows that the entity's next best row replaced."""
-    deleted: int = 0
-    """Records of withdrawn rows that were deleted, because the entity has no other row."""
-    wrong_type_keys: tuple[str, ...] = ()
-    """The first few of them."""
 
     def __add__(self, other: Published) -> Published:
         """Return the counts of two publishes of one run."""
@@ -56,40 +44,10 @@ COUNTS = tuple(field.name for field in fields(Published) if field.name != "wrong
 
 
 @dataclass(frozen=True, slots=True)
-class RunResult:
+class RunResult(RunDocument):
     """One run of one view. Counts are rows."""
 
-    run_id: str
-    view: str
-    generation: int
-    kind: RunKind
-    state: RunState
-    started_us: int
-    host: str
-    pid: int
-    intervals: tuple[Interval, ...] = ()
-    """The requested spans of event time; an incremental run also read what changed elsewhere."""
-    read: int = 0
-    appended: int = 0
-    duplicates: int = 0
-    """Rows that were dropped, because a later one has the same keys and times."""
-    unchanged: int = 0
-    null_keys: int = 0
-    """Dropped."""
-    null_times: int = 0
-    """Dropped."""
-    waiting: int = 0
-    """Rows dated after now: left for a later run."""
-    withdrawn: int = 0
-    """Rows that a rebuild withdrew, because the source no longer holds them."""
-    damaged: int = 0
-    """Rows of damaged files that a rebuild left out before it read the source."""
-    table_version: int | None = None
     published: Published = field(default_factory=Published)
-    duration_ms: int | None = None
-    error: str | None = None
-    dry_run: bool = False
-    """Whether the run only counted and wrote nothing."""
 
     def __repr__(self) -> str:
         took = "" if self.duration_ms is None else f", {self.duration_ms / 1000:.1f} s"

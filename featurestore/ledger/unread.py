@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import blake2b
 
-from featurestore_registry.documents import WATERMARK
+from featurestore_registry.documents import WATERMARK, Interval
 from featurestore_registry.interface import Ledger, RegistryReader
 
 from featurestore.definitions import FeatureView
-from featurestore.ledger.watermarks import Interval, Watermark, merge, subtract, watermark_from
+from featurestore.ledger.watermarks import Watermark, merge, subtract, watermark_from
 from featurestore.registered.records import understood
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.times import to_short_rfc3339

@@ -6,39 +6,20 @@ One per view and generation, the newest ledger entry of kind ``watermark``, key 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from featurestore_registry.documents import WATERMARK
+from featurestore_registry.documents import WATERMARK, Interval, WatermarkDocument
 from featurestore_registry.interface import Ledger, LedgerReader
 
 from featurestore.registered.records import understood
 from featurestore.registered.snapshot import RegisteredView
 
-Interval = tuple[int, int]
-"""[start, end) of event time, UTC microseconds."""
-
 
 @dataclass(frozen=True, slots=True)
-class Watermark:
+class Watermark(WatermarkDocument):
     """What was committed of one generation of a view, never what was intended."""
 
-    intervals: tuple[Interval, ...] = ()
-    """Spans of event time whose source rows are committed: sorted and disjoint."""
-    begun_us: int | None = None
-    """The source's first event when an incremental run first read it: everything from there on is wanted."""
-    created_until_us: int | None = None
-    """Within the intervals, rows created up to here are committed; None where the source has no created time."""
-    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """For each source the files that were read completely, with fingerprints of their size, time and content."""
-    table_version: int | None = None
-    published_version: int | None = None
-    """The table version whose changes are all online."""
-    offline_rows: int = 0
-    online_rows: int = 0
-    """Records online: exact after a publish of everything, otherwise the most that one publish wrote."""
-    greatest_event_us: int | None = None
-    """Greatest event time committed, rounded up to a millisecond: how fresh the view is."""
     entry: int = 0
     """The ledger version that this was read from, 0 when nothing was ever committed."""
 

@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 
+from featurestore_registry.documents import Interval
+
 from featurestore.consistency.belonging import Mismatch, mismatches
 from featurestore.consistency.clocks import ONLINE_STORE, REGISTRY, clock_problem, online_ahead_us, registry_ahead_us
 from featurestore.consistency.online_rows import count_entities
@@ -13,7 +15,7 @@ from featurestore.consistency.remains import find_remains
 from featurestore.errors import FeatureStoreError, OfflineStoreError
 from featurestore.ledger.runs import RunResult, runs
 from featurestore.ledger.unread import read_unread
-from featurestore.ledger.watermarks import Interval, Watermark, read_watermark
+from featurestore.ledger.watermarks import Watermark, read_watermark
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.times import to_rfc3339
 from featurestore.workspace import Readers

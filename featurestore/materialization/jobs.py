@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from featurestore_registry.documents import RunKind
+
 from featurestore.definitions import FeatureView
 from featurestore.errors import FeatureStoreError, IntervalError, MaterializationError, RegistryError
 from featurestore.ledger.leases import WAIT_SECONDS, holding
-from featurestore.ledger.runs import RunKind, RunResult, Runs, record_end, record_start
+from featurestore.ledger.runs import RunResult, Runs, record_end, record_start
 from featurestore.materialization.run import ChooseSpans, Confirm, Rebuild, ViewRun
 from featurestore.materialization.spans import spans_within, unread_spans
 from featurestore.registered.snapshot import RegisteredView

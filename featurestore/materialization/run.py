@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from featurestore_registry.documents import Interval
+
 from featurestore.consistency.belonging import Part, begin_part, compare_part, compare_table, markers_of, refuse
 from featurestore.definitions import FeatureView
 from featurestore.engine.interface import Span, StagedRows, StageRequest, Withdrawal
@@ -24,7 +26,7 @@ from featurestore.errors import (
 from featurestore.ledger.commits import KnownCommit, bind_tables, facts_of, held_by, remember_commit
 from featurestore.ledger.runs import RunResult
 from featurestore.ledger.unread import Unread, read_unread, write_unread
-from featurestore.ledger.watermarks import Interval, Watermark, read_watermark, write_watermark
+from featurestore.ledger.watermarks import Watermark, read_watermark, write_watermark
 from featurestore.materialization.publish import Publication, publish
 from featurestore.materialization.spans import SpansToRead, advance
 from featurestore.offline.interface import DataFile, TableVersion

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
+from featurestore_registry.documents import Interval
+
 from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.engine.interface import SourceFile, Sources, Span, StagedRows
 from featurestore.ledger.unread import Unread
-from featurestore.ledger.watermarks import Interval, Watermark, merge, subtract
+from featurestore.ledger.watermarks import Watermark, merge, subtract
 from featurestore.offline.interface import TableVersion
 from featurestore.types.times import MICROSECOND, MIN_INSTANT
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from featurestore.ledger.watermarks import Interval, Watermark, subtract
+from featurestore_registry.documents import Interval
+
+from featurestore.ledger.watermarks import Watermark, subtract
 from featurestore.offline.interface import TableReader
 from featurestore.offline.reading import opened
 from featurestore.registered.snapshot import RegisteredView

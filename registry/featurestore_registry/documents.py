@@ -1,91 +1,101 @@
 """The documents of the ledger that other programs read: a catalog shows them without importing featurestore.
 
-Each is the newest entry of its kind and key. Instants are UTC microseconds, spans are pairs ``[start, end)`` of event
-time. No field changes its meaning or goes, and a watermark never gains one: earlier releases read it strictly. Runs may
-gain fields, so a reader skips those that it does not know.
+Each is the newest entry of its kind and key: a JSON object with these fields, where tuples are lists. Instants are UTC
+microseconds. No field changes its meaning or goes, and a watermark never gains one: earlier releases read it strictly.
+Runs may gain fields, so a reader skips those that it does not know.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
-
-from typing_extensions import TypedDict
 
 WATERMARK, RUN_START, RUN = "watermark", "run_start", "run"
 """Kinds of entries. The key of a watermark is ``{view}.{generation}``, of a run the view."""
 
+Interval = tuple[int, int]
+"""[start, end) of event time, UTC microseconds."""
+RunKind = Literal["interval", "incremental", "rebuild", "republish"]
+RunState = Literal["running", "done", "failed", "killed"]
 
-class WatermarkDocument(TypedDict):
-    """What is committed and published for one generation of a view; written after the commit is synced."""
 
-    intervals: list[tuple[int, int]]
-    """Spans whose source rows are committed: sorted and disjoint."""
-    begun_us: int | None
-    """The source's first event when an incremental run first read it."""
-    created_until_us: int | None
-    """Rows of the committed spans that were created up to here are committed; None without a created time."""
-    files: dict[str, dict[str, str]]
-    """For each source the files that were read completely, with fingerprints."""
-    table_version: int | None
+@dataclass(frozen=True, slots=True)
+class WatermarkDocument:
+    """What was committed and published of one generation of a view, never what was intended."""
+
+    intervals: tuple[Interval, ...] = ()
+    """Spans of event time whose source rows are committed: sorted and disjoint."""
+    begun_us: int | None = None
+    """The source's first event when an incremental run first read it: everything from there on is wanted."""
+    created_until_us: int | None = None
+    """Within the intervals, rows created up to here are committed; None where the source has no created time."""
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """For each source the files that were read completely, with fingerprints of their size, time and content."""
+    table_version: int | None = None
     """The version of the offline table that holds the rows."""
-    published_version: int | None
-    """The version whose changes are all online."""
-    offline_rows: int
-    online_rows: int
+    published_version: int | None = None
+    """The table version whose changes are all online."""
+    offline_rows: int = 0
+    online_rows: int = 0
     """Records online: exact after a publish of everything, otherwise the most that one publish wrote."""
-    greatest_event_us: int | None
-    """The newest committed event, rounded up to a millisecond."""
+    greatest_event_us: int | None = None
+    """Greatest event time committed, rounded up to a millisecond: how fresh the view is."""
 
 
-class PublishedDocument(TypedDict):
-    """Counts of the records that a run sent online."""
+@dataclass(frozen=True, slots=True)
+class PublishedDocument:
+    """The counts of the records that a run sent online."""
 
-    written: int
-    stale: int
+    # The first four are in the order of the results of a write, which are counted in that order.
+    written: int = 0
+    stale: int = 0
     """The store held a newer record, which stayed."""
-    expired: int
-    """Not written, because past their physical expiry."""
-    wrong_type: int
-    """Their key holds something that is not a record; it was left alone."""
-    repaired: int
+    expired: int = 0
+    """Not written, because past their ttl and its grace."""
+    wrong_type: int = 0
+    """The key held something that is not a record; it was left alone."""
+    repaired: int = 0
     """Records of withdrawn rows that the entity's next best row replaced."""
-    deleted: int
+    deleted: int = 0
     """Records of withdrawn rows that were deleted, because the entity has no other row."""
-    wrong_type_keys: list[str]
+    wrong_type_keys: tuple[str, ...] = ()
     """The first few of them."""
 
 
-class RunDocument(TypedDict):
+@dataclass(frozen=True, slots=True)
+class RunDocument:
     """One run of one view: written when it starts (``run_start``) and when it ends (``run``). Counts are rows."""
 
     run_id: str
-    """The same in both entries. A start without an end is a run under way, or one whose process was killed."""
+    """The same when it starts and when it ends; a start without an end is a run under way, or one that was killed."""
     view: str
     generation: int
-    kind: Literal["interval", "incremental", "rebuild", "republish"]
-    state: Literal["running", "done", "failed", "killed"]
+    kind: RunKind
+    state: RunState
     started_us: int
-    duration_ms: int | None
     host: str
     pid: int
-    intervals: list[tuple[int, int]]
-    """The requested spans; an incremental run also read what changed elsewhere."""
-    read: int
-    appended: int
-    duplicates: int
-    """Dropped, because a later row has the same keys and times."""
-    unchanged: int
-    null_keys: int
+    intervals: tuple[Interval, ...] = ()
+    """The requested spans of event time; an incremental run also read what changed elsewhere."""
+    read: int = 0
+    appended: int = 0
+    duplicates: int = 0
+    """Rows that were dropped, because a later one has the same keys and times."""
+    unchanged: int = 0
+    null_keys: int = 0
     """Dropped."""
-    null_times: int
+    null_times: int = 0
     """Dropped."""
-    waiting: int
-    """Dated after now: left for a later run."""
-    withdrawn: int
-    """Withdrawn by a rebuild, because the source no longer holds them."""
-    damaged: int
-    """In damaged files, which a rebuild left out before it read the source."""
-    table_version: int | None
-    published: PublishedDocument
-    error: str | None
-    dry_run: bool
+    waiting: int = 0
+    """Rows dated after now: left for a later run."""
+    withdrawn: int = 0
+    """Rows that a rebuild withdrew, because the source no longer holds them."""
+    damaged: int = 0
+    """Rows of damaged files that a rebuild left out before it read the source."""
+    table_version: int | None = None
+    published: PublishedDocument = field(default_factory=PublishedDocument)
+    duration_ms: int | None = None
+    error: str | None = None
+    dry_run: bool = False
+    """Whether the run only counted and wrote nothing."""

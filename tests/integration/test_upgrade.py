@@ -369,7 +369,7 @@ def test_the_earlier_release_can_read_what_this_one_writes_to_the_ledger(
             continue
         assert {*document} == FIELDS[kind], kind
         if kind in PUBLISHED:
-            assert FIELDS[kind] == {*PUBLISHED[kind].__annotations__}
+            assert FIELDS[kind] == {*PUBLISHED[kind].__dataclass_fields__}
             TypeAdapter(PUBLISHED[kind]).validate_json(json.dumps(document), strict=True)
         for (outer, name), fields in INNER.items():
             if outer == kind.removesuffix("_start"):
