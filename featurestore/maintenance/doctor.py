@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +26,7 @@ from featurestore.consistency.clocks import (
     online_ahead_us,
     registry_ahead_us,
 )
-from featurestore.definitions import FeatureView
-from featurestore.errors import FeatureStoreError, RepositoryError
+from featurestore.errors import FeatureStoreError
 from featurestore.online.interface import READ_ONLY, UNTOUCHED, eviction_of
 from featurestore.project.access import FILE_NAME as ACCESS_FILE
 from featurestore.project.access import read_access
@@ -57,8 +56,9 @@ class Check:
 
 def examine(workspace: Readers) -> list[Check]:
     """Check everything that can be checked without changing anything. Never raises because of what it finds."""
-    checks = [Check("versions", "ok", _versions())]
+    checks: list[Check] = []
     for name, look in (
+        ("versions", _versions),
         ("feature repo", _feature_repo),
         ("registry", _registry),
         ("clock", _clock),
@@ -70,31 +70,21 @@ def examine(workspace: Readers) -> list[Check]:
         ("file modes", _file_modes),
         ("access", _access),
     ):
-        checks += _guarded(name, look, workspace)
+        try:
+            checks += list(look(workspace))
+        except FeatureStoreError as error:
+            checks.append(Check(name, "failed", error.message, error.hint))
     return checks
 
 
-def _guarded(name: str, look: Callable[[Readers], Iterator[Check]], workspace: Readers) -> list[Check]:
-    try:
-        return list(look(workspace))
-    except FeatureStoreError as error:
-        return [Check(name, "failed", error.message, error.hint)]
-
-
-def _versions() -> str:
+def _versions(workspace: Readers) -> Iterator[Check]:
     python = ".".join(map(str, sys.version_info[:3]))
-    return f"Python {python}, SQLite {sqlite3.sqlite_version}, " + ", ".join(
-        f"{package} {version(package)}" for package in PACKAGES
-    )
+    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    yield Check("versions", "ok", f"Python {python}, SQLite {sqlite3.sqlite_version}, {packages}")
 
 
 def _feature_repo(workspace: Readers) -> Iterator[Check]:
-    try:
-        definitions = load_definitions(workspace.root)
-    except RepositoryError as error:
-        yield Check("feature repo", "failed", error.message, error.hint)
-        return
-    yield Check("feature repo", "ok", f"{len(definitions)} definitions in {workspace.root}")
+    yield Check("feature repo", "ok", f"{len(load_definitions(workspace.root))} definitions in {workspace.root}")
 
 
 def _registry(workspace: Readers) -> Iterator[Check]:
@@ -128,8 +118,7 @@ def _clock(workspace: Readers) -> Iterator[Check]:
 def _sources(workspace: Readers) -> Iterator[Check]:
     from featurestore.engine.schema import check_columns
 
-    views = [found for found in workspace.snapshot().list(FeatureView.kind) if isinstance(found, FeatureView)]
-    for view in views:
+    for view in (registered.view for registered in workspace.snapshot().views.values()):
         try:
             check_columns(view, workspace.engine.sources.columns(view))
         except FeatureStoreError as error:
@@ -220,11 +209,11 @@ def _identities(workspace: Readers) -> Iterator[Check]:
 
 
 def _write_access(workspace: Readers) -> Iterator[Check]:
-    for name, folder in _folders(workspace):
-        found = _existing(folder)
-        if not _is_writable(found):
+    for setting, place in workspace.places.items():
+        found = _existing(place.parent if setting == "registry" else place)  # SQLite writes a journal beside its file
+        if not os.access(found, os.W_OK | os.X_OK):
             yield Check(
-                f"{name} folder",
+                f"{setting.removesuffix('_store')} folder",
                 "warning",
                 f"{found} is not writable for this user: commands that change something fail here",
                 f"Run them as the user that owns it, or let this user write: `chown` or `chmod` {found}.",
@@ -259,13 +248,3 @@ def _access(workspace: Readers) -> Iterator[Check]:
         if not hint and not any(token.id not in kept.revoked for token in held):
             hint = "No token of the registry passes: make one with `fs token create`, unless FS_SERVER_TOKEN is set."
         yield Check("access", "warning" if hint else "ok", f"servers are closed: {why}", hint)
-
-
-def _folders(workspace: Readers) -> Iterator[tuple[str, Path]]:
-    """Yield the folders that this deployment writes to; a database in a file writes other files next to it."""
-    for setting, place in workspace.places.items():
-        yield setting.removesuffix("_store"), place.parent if setting == "registry" else place
-
-
-def _is_writable(folder: Path) -> bool:
-    return os.access(folder, os.W_OK | os.X_OK)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from featurestore.consistency.belonging import compare_table
 from featurestore.errors import InputError
@@ -14,9 +15,6 @@ from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
 from featurestore.workspace import Readers
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 logger = logging.getLogger("featurestore")
 
 
@@ -26,8 +24,6 @@ def peek(workspace: Readers, registered: RegisteredView, rows: int) -> pa.Table:
     Returns an empty table where nothing is materialized yet. Reads only the ends of the files, which are in time
     order, and no file that is older than the rows already found. Raises DamagedFileError.
     """
-    import pyarrow as pa
-
     mismatch = compare_table(workspace.registry, workspace.offline, registered)
     if mismatch is not None:
         logger.warning("%s %s", mismatch.message, mismatch.hint)
@@ -56,8 +52,6 @@ def peek_dropped(workspace: Readers, registered: RegisteredView, rows: int) -> p
 
 def _end_of(offline: TableReader, file: DataFile, rows: int, schema: pa.Schema) -> pa.Table:
     """Return the last ``rows`` rows of one file in the view's columns; a column that the file lacks is null."""
-    import pyarrow as pa
-
     with opened(offline, file) as parquet:
         groups, found = [], 0
         for group in reversed(range(parquet.num_row_groups)):

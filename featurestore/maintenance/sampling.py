@@ -59,7 +59,6 @@ def compare_sample(workspace: Readers, registered: RegisteredView, version: Tabl
 def _chosen(
     log: Log, registered: RegisteredView, version: TableVersion, encoder: RecordEncoder, now_us: int
 ) -> Mapping[bytes, Write]:
-    smallest: list[tuple[int, bytes, Write]] = []
     batches = log.latest(
         registered.view,
         [file.path for file in version.files],
@@ -67,14 +66,8 @@ def _chosen(
         until_us=now_us,
         batch_rows=_BATCH_ROWS,
     )
-    for batch in batches:
-        for write in encoder.encode_table(batch):
-            rank = -crc32(write.key, _SEED)
-            if len(smallest) < ENTITIES:
-                heapq.heappush(smallest, (rank, write.key, write))
-            elif rank > smallest[0][0]:
-                heapq.heappushpop(smallest, (rank, write.key, write))
-    return {key: write for _, key, write in smallest}
+    writes = (write for batch in batches for write in encoder.encode_table(batch))
+    return {write.key: write for write in heapq.nsmallest(ENTITIES, writes, lambda write: crc32(write.key, _SEED))}
 
 
 def _is_expired(write: Write, now_us: int) -> bool:

@@ -134,13 +134,10 @@ def _check_records(online: OnlineReader, registered: RegisteredView) -> tuple[in
             damaged += sum(not is_intact(key, record) for key, record in batch)
     except DamagedRecordError as error:
         return count, [str(error)]
-    return count, list(_damage(registered.view.name, damaged))
-
-
-def _damage(view: str, damaged: int) -> Iterable[str]:
-    if damaged:
-        yield (
-            f"{damaged:,} online records of {view} are damaged. "
-            f"Rebuild them with `fs materialize --view {view} --republish --authoritative`; it names keys that hold "
-            "something else: delete those first."
-        )
+    view = registered.view.name
+    problem = (
+        f"{damaged:,} online records of {view} are damaged. "
+        f"Rebuild them with `fs materialize --view {view} --republish --authoritative`; it names keys that hold "
+        "something else: delete those first."
+    )
+    return count, [problem] * (damaged > 0)

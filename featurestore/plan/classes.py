@@ -10,6 +10,7 @@ from typing import Any
 from featurestore.definitions import (
     Definition,
     Entity,
+    FeatureSelection,
     FeatureService,
     FeatureView,
     Field,
@@ -18,7 +19,7 @@ from featurestore.definitions import (
     PushSource,
     RequestSource,
 )
-from featurestore.registered.records import selection_document
+from featurestore.definitions.on_demand import input_names
 from featurestore.types.values import is_widening, to_json
 
 
@@ -51,12 +52,18 @@ class Difference:
 
 def differences(before: Definition, after: Definition) -> list[Difference]:
     """Return what differs between two definitions of one kind and name, each with its class."""
-    found = [
-        Difference(name, getattr(before, name), getattr(after, name), ChangeClass.METADATA)
-        for name in ("description", "owner", "tags")
-        if getattr(before, name) != getattr(after, name)
-    ]
-    return found + _COMPARERS[type(after)](before, after)
+    compare, _ = _RULES[type(after)]
+    return _attributes(before, after, ChangeClass.METADATA, "description", "owner", "tags") + compare(before, after)
+
+
+def deletion_class(gone: Definition) -> ChangeClass:
+    """Return the class of deleting a definition."""
+    return _RULES[type(gone)][1]
+
+
+def _attributes(before: Definition, after: Definition, change_class: ChangeClass, *names: str) -> list[Difference]:
+    pairs = [(name, getattr(before, name), getattr(after, name)) for name in names]
+    return [found for name, old, new in pairs for found in _compare(name, old, new, change_class)]
 
 
 def _compare(what: str, before: Any, after: Any, change_class: ChangeClass, **more: Any) -> list[Difference]:
@@ -69,11 +76,9 @@ def _entity(before: Entity, after: Entity) -> list[Difference]:
 
 
 def _parquet(before: ParquetSource, after: ParquetSource) -> list[Difference]:
-    found = _compare("path", before.path, after.path, ChangeClass.REBUILD)
-    for name in ("timestamp_field", "created_timestamp_field"):
-        found += _compare(name, getattr(before, name), getattr(after, name), ChangeClass.REBUILD)
-    lateness = before.allowed_lateness, after.allowed_lateness
-    return found + _compare("allowed_lateness", *lateness, ChangeClass.COMPATIBLE)
+    read = "path", "timestamp_field", "created_timestamp_field"
+    found = _attributes(before, after, ChangeClass.REBUILD, *read)
+    return found + _attributes(before, after, ChangeClass.COMPATIBLE, "allowed_lateness")
 
 
 def _push(before: PushSource, after: PushSource) -> list[Difference]:
@@ -93,26 +98,36 @@ def _view(before: FeatureView, after: FeatureView) -> list[Difference]:
     # A source that now also takes pushes still holds the same rows.
     is_same_data = [s.batch_source.name for s in before.sources] == [s.batch_source.name for s in after.sources]
     found += _compare("source", *sources, ChangeClass.COMPATIBLE if is_same_data else ChangeClass.REBUILD)
-    found += _compare("sql", before.sql, after.sql, ChangeClass.REBUILD)
+    found += _attributes(before, after, ChangeClass.REBUILD, "sql")
     longer = before.ttl is not None and (after.ttl is None or after.ttl > before.ttl)
     # A longer ttl brings back rows whose records may already have expired physically.
-    found += _compare("ttl", before.ttl, after.ttl, ChangeClass.REBUILD if longer else ChangeClass.COMPATIBLE)
-    online = ChangeClass.COMPATIBLE if after.online else ChangeClass.BREAKING
-    return found + _compare("online", before.online, after.online, online)
+    found += _attributes(before, after, ChangeClass.REBUILD if longer else ChangeClass.COMPATIBLE, "ttl")
+    return found + _attributes(
+        before, after, ChangeClass.COMPATIBLE if after.online else ChangeClass.BREAKING, "online"
+    )
 
 
 def _on_demand(before: OnDemandFeatureView, after: OnDemandFeatureView) -> list[Difference]:
     found = _fields(before.fields, after.fields, removed=ChangeClass.BREAKING)
-    found += _compare("mode", before.mode, after.mode, ChangeClass.REBUILD)
-    found += _compare("code", before.code, after.code, ChangeClass.REBUILD)
+    found += _attributes(before, after, ChangeClass.REBUILD, "mode", "code")
     return found + _compare("sources", _inputs(before), _inputs(after), ChangeClass.REBUILD)
 
 
-def _inputs(view: OnDemandFeatureView) -> list[Any]:
+def _inputs(view: OnDemandFeatureView) -> list[str]:
     return [
-        source.name if isinstance(source, RequestSource) else _short(selection_document(source))
+        source.name
+        if isinstance(source, RequestSource)
+        else f"{source.name}[{', '.join(input_names(source))}]{_origin(source)}"
         for source in view.inputs
     ]
+
+
+def _origin(read: FeatureSelection | OnDemandFeatureView) -> str:
+    """Return which view is read, and by which columns, where its name does not say so."""
+    if isinstance(read, OnDemandFeatureView):
+        return ""
+    origin = "" if read.view.name == read.name else f" ({read.view.name})"
+    return f"{origin} by {read.columns}" if read.columns else origin
 
 
 def _service(before: FeatureService, after: FeatureService) -> list[Difference]:
@@ -126,18 +141,7 @@ def _service(before: FeatureService, after: FeatureService) -> list[Difference]:
 
 
 def _service_features(service: FeatureService) -> list[str]:
-    found = []
-    for read in service.features:
-        by = "" if isinstance(read, OnDemandFeatureView) or not read.columns else f" by {read.columns}"
-        origin = "" if isinstance(read, OnDemandFeatureView) or read.view.name == read.name else f" ({read.view.name})"
-        found += [f"{read.name}:{field.name}{origin}{by}" for field in read.features]
-    return found
-
-
-def _short(document: dict[str, Any]) -> str:
-    origin = f" ({document['view']})" if document["view"] != document["name"] else ""
-    renamed = f" by {document['join_keys']}" if document["join_keys"] else ""
-    return f"{document['name']}[{', '.join(document['features'])}]{origin}{renamed}"
+    return [f"{read.name}:{field.name}{_origin(read)}" for read in service.features for field in read.features]
 
 
 def _fields(
@@ -169,23 +173,14 @@ def _fields(
     return found + _compare("order of features", *order, ChangeClass.COMPATIBLE)
 
 
-_COMPARERS: dict[type[Definition], Callable[[Any, Any], list[Difference]]] = {
-    Entity: _entity,
-    ParquetSource: _parquet,
-    PushSource: _push,
-    RequestSource: _request,
-    FeatureView: _view,
-    OnDemandFeatureView: _on_demand,
-    FeatureService: _service,
+_RULES: dict[type[Definition], tuple[Callable[[Any, Any], list[Difference]], ChangeClass]] = {
+    Entity: (_entity, ChangeClass.COMPATIBLE),
+    ParquetSource: (_parquet, ChangeClass.COMPATIBLE),
+    PushSource: (_push, ChangeClass.BREAKING),
+    RequestSource: (_request, ChangeClass.COMPATIBLE),
+    FeatureView: (_view, ChangeClass.DESTRUCTIVE),
+    OnDemandFeatureView: (_on_demand, ChangeClass.BREAKING),
+    FeatureService: (_service, ChangeClass.BREAKING),
 }
-
-DELETION_CLASS: dict[type[Definition], ChangeClass] = {
-    Entity: ChangeClass.COMPATIBLE,
-    ParquetSource: ChangeClass.COMPATIBLE,
-    PushSource: ChangeClass.BREAKING,
-    RequestSource: ChangeClass.COMPATIBLE,
-    FeatureView: ChangeClass.DESTRUCTIVE,
-    OnDemandFeatureView: ChangeClass.BREAKING,
-    FeatureService: ChangeClass.BREAKING,
-}
-"""Class of deleting a definition. Entities and sources go only when nothing refers to them any more."""
+"""What compares two definitions of a kind, and the class of deleting one. Entities and sources go only when nothing
+refers to them any more."""

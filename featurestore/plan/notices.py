@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 
 from featurestore_registry.interface import LedgerReader
 
@@ -15,50 +15,31 @@ from featurestore.registered.snapshot import Snapshot
 
 def step_notices(
     ledger: LedgerReader, snapshot: Snapshot, before: Definition | None, wanted: Definition
-) -> tuple[str, ...]:
-    """Return the notices of one step, each a sentence or two that name the definition.
+) -> Iterator[str]:
+    """Yield the notices of one step, each a sentence or two that name the definition.
 
     ``before`` is the definition that ``snapshot`` holds under the name, None where there is none or a new generation
     begins. A view's schema is known.
     """
     if not isinstance(wanted, FeatureView):
-        return ()
-    old = before if isinstance(before, FeatureView) else None
-    return tuple(text for notice in _VIEW_NOTICES for text in notice(ledger, snapshot, old, wanted))
-
-
-def _takes_no_pushes(
-    ledger: LedgerReader, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
-) -> Iterable[str]:
-    if view.sql is not None:
-        for source in view.sources:
-            if isinstance(source, PushSource):
-                yield (
-                    f"{view.name} takes no rows that are pushed to {source.name}: they would have to pass through its "
-                    "SQL. Its values change when `fs materialize` reads the batch source."
-                )
-
-
-def _adds_features(
-    ledger: LedgerReader, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
-) -> Iterable[str]:
-    if before is None:
         return
-    spans = read_watermark(ledger, snapshot.views[view.name]).intervals
-    known = {field.name for field in before.stored}
-    added = [field.name for field in view.stored if field.name not in known]
-    if added and spans:
-        yield f"{', '.join(added)}: null for {in_words(spans)}, which was read before, until you read it again"
-
-
-def _created_lags(
-    ledger: LedgerReader, snapshot: Snapshot, before: FeatureView | None, view: FeatureView
-) -> Iterable[str]:
-    created = view.created_timestamp_field
-    if created is not None and not view.created_follows:
+    name, created = wanted.name, wanted.created_timestamp_field
+    for source in wanted.sources if wanted.sql is not None else ():
+        if isinstance(source, PushSource):
+            yield (
+                f"{name} takes no rows that are pushed to {source.name}: they would have to pass through its SQL. Its "
+                "values change when `fs materialize` reads the batch source."
+            )
+    if isinstance(before, FeatureView):
+        spans = read_watermark(ledger, snapshot.views[name]).intervals
+        known = {field.name for field in before.stored}
+        added = [field.name for field in wanted.stored if field.name not in known]
+        if added and spans:
+            yield f"{', '.join(added)}: null for {in_words(spans)}, which was read before, until you read it again"
+    if created is not None and not wanted.created_follows:
         yield (
-            f"{view.name}: {not_shown(created)}. Where a row is made of several, select {_greatest(view)} AS "
-            f"{created}: see the how-to on aggregations in SQL."
+            f"{name}: {not_shown(created)}. Where a row is made of several, select {_greatest(wanted)} AS {created}: "
+            "see the how-to on aggregations in SQL."
         )
 
 
@@ -66,11 +47,3 @@ def _greatest(view: FeatureView) -> str:
     declared = [(source.name, source.batch_source.created_timestamp_field) for source in view.sources]
     columns = [f"{name}.{created}" for name, created in declared if created is not None]
     return f"greatest({', '.join(columns)})" if len(columns) > 1 else f"max({view.created_timestamp_field})"
-
-
-_VIEW_NOTICES: list[Callable[[LedgerReader, Snapshot, FeatureView | None, FeatureView], Iterable[str]]] = [
-    _takes_no_pushes,
-    _adds_features,
-    _created_lags,
-]
-"""Each function looks at one view; a new notice is one more of them."""

@@ -18,7 +18,7 @@ from featurestore.ledger.saved_sets import list_sets
 from featurestore.ledger.watermarks import Watermark, read_watermark
 from featurestore.offline.interface import TableId, TableReader
 from featurestore.plan.changes import Loss, Plan, Step
-from featurestore.plan.classes import DELETION_CLASS, ChangeClass, Difference, differences
+from featurestore.plan.classes import ChangeClass, Difference, deletion_class, differences
 from featurestore.plan.notices import step_notices
 from featurestore.plan.remedies import commands_after, read_by
 from featurestore.plan.schemas import pin_schemas
@@ -240,7 +240,7 @@ def _delete_step(workspace: Readers, snapshot: Snapshot, gone: Definition, leavi
         kind=gone.kind,
         title=gone.title,
         name=gone.name,
-        change_class=DELETION_CLASS[type(gone)],
+        change_class=deletion_class(gone),
         differences=(),
         affects=tuple(key for key in _dependents(snapshot, gone.key) if key not in leaving),
         record=None,

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from featurestore.definitions import (
-    Definition,
-    FeatureSelection,
-    FeatureService,
-    FeatureView,
-    Field,
-    OnDemandFeatureView,
-)
+from featurestore.definitions import Definition, FeatureView, Field
 from featurestore.definitions.sql import changing_call
 from featurestore.engine.interface import SourceColumn, Sources
 from featurestore.engine.schema import HUGE, check_columns
 from featurestore.errors import DefinitionError, SourceError, SourceSchemaError
+from featurestore.project.loader import with_views
 
 
 def pin_schemas(
@@ -56,7 +50,7 @@ def pin_schemas(
         pinned[view.name] = made
     if faults:
         raise _together(faults)
-    return [_with_views(definition, pinned) for definition in definitions], notices
+    return [with_views(definition, lambda view: pinned[view.name]) for definition in definitions], notices
 
 
 def _check_repeats(view: FeatureView) -> None:
@@ -155,23 +149,3 @@ def _gained(view: FeatureView, made: FeatureView, columns: Sequence[SourceColumn
     if not new or view.fields is not None:
         return []
     return [f"{view.name}: the source also has {', '.join(new)}; `fs apply --refresh-schema` takes them in."]
-
-
-def _with_views(definition: Definition, pinned: Mapping[str, FeatureView]) -> Definition:
-    """Return the definition with the pinned views in place of those it was made with."""
-    if isinstance(definition, FeatureView):
-        return pinned[definition.name]
-    if isinstance(definition, OnDemandFeatureView):
-        inputs = tuple(_select(s, pinned) if isinstance(s, FeatureSelection) else s for s in definition.inputs)
-        return definition.replaced(inputs=inputs)
-    if isinstance(definition, FeatureService):
-        features = tuple(
-            _with_views(f, pinned) if isinstance(f, OnDemandFeatureView) else _select(f, pinned)
-            for f in definition.features
-        )
-        return definition.replaced(features=features)
-    return definition
-
-
-def _select(selection: FeatureSelection, pinned: Mapping[str, FeatureView]) -> FeatureSelection:
-    return selection.replaced(view=pinned[selection.view.name])

@@ -6,7 +6,7 @@ import importlib.util
 import pkgutil
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from itertools import takewhile
@@ -15,6 +15,7 @@ from types import CodeType, ModuleType
 
 from featurestore.definitions import (
     Definition,
+    FeatureSelection,
     FeatureService,
     FeatureView,
     OnDemandFeatureView,
@@ -81,6 +82,21 @@ def with_parts(definition: Definition) -> Iterable[Definition]:
     for part in parts:
         yield from with_parts(part)
     yield definition
+
+
+def with_views(definition: Definition, other: Callable[[FeatureView], FeatureView]) -> Definition:
+    """Return a definition with other feature views, at any depth, in place of those that it was made with."""
+
+    def changed(part: Definition | FeatureSelection) -> Definition | FeatureSelection:
+        return part.replaced(view=other(part.view)) if isinstance(part, FeatureSelection) else with_views(part, other)
+
+    if isinstance(definition, FeatureView):
+        return other(definition)
+    if isinstance(definition, OnDemandFeatureView):
+        return definition.replaced(inputs=tuple(map(changed, definition.inputs)))
+    if isinstance(definition, FeatureService):
+        return definition.replaced(features=tuple(map(changed, definition.features)))
+    return definition
 
 
 def _import(path: Path, root: Path) -> list[ModuleType]:

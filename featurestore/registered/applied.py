@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
-from featurestore.definitions import Definition, FeatureSelection, FeatureService, FeatureView, OnDemandFeatureView
+from featurestore.definitions import Definition, FeatureSelection, FeatureView, OnDemandFeatureView
 from featurestore.errors import InputError
-from featurestore.project.loader import with_parts
+from featurestore.project.loader import with_parts, with_views
 from featurestore.registered.records import to_record
 from featurestore.registered.snapshot import Snapshot
-
-P = TypeVar("P")
 
 _WORDS = {"ttl_us": "ttl", "allowed_lateness_us": "allowed_lateness", "code_hash": "code"}
 _TEXTS = frozenset({"description", "tags"})
@@ -31,28 +30,10 @@ def check_as_applied(snapshot: Snapshot, given: Definition | FeatureSelection) -
         document = applied.get((part.kind, part.name))
         if document is None:
             continue
-        own = to_record(snapshot.project, _pinned(snapshot, part)).document
+        own = to_record(snapshot.project, with_views(part, partial(_with_schema, snapshot))).document
         changed = [key for key in own if key != "generation" and _meaning(own[key]) != _meaning(document.get(key))]
         if changed:
             raise _differs(snapshot, given, whole, part, changed)
-
-
-def _pinned(snapshot: Snapshot, part: Definition) -> Definition:
-    """Return a definition with the applied schema in each place that leaves one out."""
-    if isinstance(part, FeatureView):
-        return _with_schema(snapshot, part)
-    if isinstance(part, OnDemandFeatureView):
-        return part.replaced(inputs=tuple(_selected(snapshot, source) for source in part.inputs))
-    if isinstance(part, FeatureService):
-        return part.replaced(features=tuple(_selected(snapshot, feature) for feature in part.features))
-    return part
-
-
-def _selected(snapshot: Snapshot, source: P) -> P | FeatureSelection:
-    if not isinstance(source, FeatureSelection):
-        return source
-    view = _with_schema(snapshot, source.view)
-    return FeatureSelection(view, name=source.name, names=source.names, columns=source.columns)
 
 
 def _with_schema(snapshot: Snapshot, view: FeatureView) -> FeatureView:

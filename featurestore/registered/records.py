@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
 
@@ -24,11 +23,11 @@ from featurestore.definitions import (
     PushSource,
     RequestSource,
 )
+from featurestore.definitions.on_demand import input_names
 from featurestore.errors import FeatureStoreError, NotFoundError, RegistryFormatError, did_you_mean
 from featurestore.types import parse_type
+from featurestore.types.times import MICROSECOND
 from featurestore.types.values import from_json, to_json
-
-MICROSECOND = timedelta(microseconds=1)
 
 KINDS: tuple[type[Definition], ...] = (
     Entity,
@@ -220,7 +219,7 @@ def _write_push(source: PushSource) -> Written:
 
 
 def _write_request(source: RequestSource) -> Written:
-    return {"schema": [field_document(field) for field in source.fields]}, _record_fields(source.fields), []
+    return {"schema": [field_document(field) for field in source.fields]}, [*map(_record_field, source.fields)], []
 
 
 def _write_view(view: FeatureView) -> Written:
@@ -233,18 +232,9 @@ def _write_view(view: FeatureView) -> Written:
         "online": view.online,
     }
     sources = [source.name for source in view.sources]
+    made_of = {field.name: view.made_of(field.name) if view.sql is None else ("*",) for field in view.features}
     fields = [
-        RecordField(
-            field.name,
-            str(field.type),
-            field.description,
-            field.tags,
-            inputs=tuple(
-                f"{source}.{column}"
-                for source in sources
-                for column in (view.made_of(field.name) if view.sql is None else ("*",))
-            ),
-        )
+        _record_field(field, [f"{source}.{column}" for source in sources for column in made_of[field.name]])
         for field in view.features
     ]
     return document, fields, [*(e.key for e in view.entities), *(s.key for s in view.sources)]
@@ -261,14 +251,13 @@ def _write_on_demand(view: OnDemandFeatureView) -> Written:
         "code": view.code,
         "code_hash": view.code_hash,
     }
-    read = tuple(
-        f"{source.name if isinstance(source, RequestSource) else source.view.name}.{field.name}"
+    read = [
+        f"{source.name if isinstance(source, RequestSource) else source.view.name}.{name}"
         for source in view.inputs
-        for field in (source.fields if isinstance(source, RequestSource) else source.features)
-    )
-    fields = [RecordField(f.name, str(f.type), f.description, f.tags, inputs=read) for f in view.fields]
+        for name in input_names(source)
+    ]
     depends = [source.key if isinstance(source, RequestSource) else source.view.key for source in view.inputs]
-    return document, fields, depends
+    return document, [_record_field(field, read) for field in view.fields], depends
 
 
 def _write_service(service: FeatureService) -> Written:
@@ -279,16 +268,14 @@ def _write_service(service: FeatureService) -> Written:
         ]
     }
     fields = [
-        RecordField(field.name, str(field.type), field.description, field.tags, inputs=(f"{read.name}.{field.name}",))
-        for read in service.features
-        for field in read.features
+        _record_field(field, [f"{read.name}.{field.name}"]) for read in service.features for field in read.features
     ]
     depends = [f.key if isinstance(f, OnDemandFeatureView) else f.view.key for f in service.features]
     return document, fields, depends
 
 
-def _record_fields(fields: Iterable[Field]) -> list[RecordField]:
-    return [RecordField(field.name, str(field.type), field.description, field.tags) for field in fields]
+def _record_field(field: Field, inputs: Iterable[str] = ()) -> RecordField:
+    return RecordField(field.name, str(field.type), field.description, field.tags, tuple(inputs))
 
 
 _WRITERS: dict[type, Callable[[Any], Written]] = {
