@@ -23,10 +23,13 @@ import click
 from featurestore.cli.exits import EXIT_CONFLICT, EXIT_FAILED
 from featurestore.cli.shared import given, shared_options
 from featurestore.cli.streams import is_unicode
+from featurestore.cli.tables import table
 from featurestore.errors import FeatureStoreError, RevisionConflictError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from featurestore.ledger.runs import RunResult
 
 
 class Output:
@@ -43,22 +46,43 @@ class Output:
         terminal = sys.stdout.isatty()
         return Console(highlight=False, soft_wrap=not terminal, width=None if terminal else 200)
 
-    def emit(self, document: Any, render: Callable[[Console], None]) -> None:
-        """Print the document as JSON, or call ``render`` to show it to a person."""
+    def emit(self, document: Any) -> None:
+        """Print the document with ``--json``; people get what `say` and `table` print."""
         if self.as_json:
             is_ascii = not is_unicode(sys.stdout)
             click.echo(json.dumps(jsonable(document), indent=2, ensure_ascii=is_ascii, allow_nan=False))
-        else:
-            render(self.console)
 
-    def say(self, text: str) -> None:
-        """Print a line for people only."""
+    def say(self, *parts: str | tuple[str, str], style: str = "", soft_wrap: bool | None = None) -> None:
+        """Print a line for people only; its parts are texts, or texts with a style of their own."""
         if not self.as_json:
-            self.console.print(text, markup=False)
+            from rich.text import Text
+
+            self.console.print(Text.assemble(*parts, style=style), soft_wrap=soft_wrap)
+
+    def say_error(self, run: RunResult) -> None:
+        """Print why a run failed, if it did, to standard error; ``--json`` has it in the document."""
+        if run.error is not None and not self.as_json:
+            _labelled("Error", "red", f"{run.view}: {run.error}")
+
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        *,
+        right: Sequence[str] = (),
+        droppable: Sequence[str] = (),
+    ) -> None:
+        """Print a table for people only; see `tables.table`."""
+        if not self.as_json:
+            table(self.console, columns, rows, right=right, droppable=droppable)
 
     def note(self, text: str) -> None:
         """Print a remark to standard error, also with ``--json``."""
-        click.echo(f"{click.style('Note', fg='yellow', bold=True)}: {text}", err=True)
+        _labelled("Note", "yellow", text)
+
+
+def _labelled(label: str, color: str | None, text: str) -> None:
+    click.echo(f"{click.style(label, fg=color, bold=True)}: {text}", err=True)
 
 
 def confirmed(question: str, without_terminal: str, *, abort: bool = True) -> bool:
@@ -129,7 +153,7 @@ def _notes() -> Iterator[None]:
         message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
     ) -> None:
         where = "" if category.__module__.startswith("featurestore.") else f"{filename}:{lineno}: "
-        click.echo(f"{click.style('Note', fg='yellow', bold=True)}: {where}{message}", err=True)
+        _labelled("Note", "yellow", f"{where}{message}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -166,8 +190,7 @@ def show_error(error: Exception, *, as_json: bool, debug: bool) -> int:
     elif isinstance(error, FeatureStoreError):
         _show_known(error)
     else:
-        text = f"{type(error).__name__}: {error}"
-        click.echo(f"{click.style('Internal error', fg='red', bold=True)}: {text}", err=True)
+        _labelled("Internal error", "red", f"{type(error).__name__}: {error}")
         click.echo("This is a defect of featurestore. Run the command again with --debug and report it.", err=True)
     return code
 
@@ -175,11 +198,11 @@ def show_error(error: Exception, *, as_json: bool, debug: bool) -> int:
 def _show_known(error: FeatureStoreError) -> None:
     if error.details.get("traceback"):
         click.echo(error.details["traceback"], err=True)
-    click.echo(f"{click.style('Error', fg='red', bold=True)}: {error.message}", err=True)
+    _labelled("Error", "red", error.message)
     cause = error.__cause__
     while isinstance(cause, FeatureStoreError):
         if cause.message not in error.message:
             click.echo(f"  because: {cause.message}", err=True)
         cause = cause.__cause__
     if error.hint:
-        click.echo(f"{click.style('What to do', bold=True)}: {error.hint}", err=True)
+        _labelled("What to do", None, error.hint)

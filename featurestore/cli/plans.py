@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from featurestore.cli.output import jsonable
+from featurestore.cli.output import Output, jsonable
 from featurestore.plan import ChangeClass, Plan
 from featurestore.plan.changes import explain
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _ACTION_STYLES = {"create": "green", "update": "yellow", "delete": "red"}
 _CLASS_STYLES = {
@@ -21,16 +18,17 @@ _CLASS_STYLES = {
 }
 
 
-def render_plan(console: Console, plan: Plan, *, is_teardown: bool = False) -> None:
-    """Print a plan like a diff, the class of each change on the right."""
-    from rich.text import Text
+def render_plan(output: Output, plan: Plan, *, is_teardown: bool = False) -> None:
+    """Print a plan for people like a diff, the class of each change on the right."""
+    from rich.cells import cell_len
 
     for line in explain(plan, is_teardown=is_teardown):
-        text = Text("  " * line.indent + line.text, style=_ACTION_STYLES.get(line.action, ""))
-        if line.change_class is not None:
-            text.pad_right(max(1, 64 - text.cell_len))
-            text.append(line.change_class.name.lower(), style=_CLASS_STYLES[line.change_class])
-        console.print(text)
+        text, style = "  " * line.indent + line.text, _ACTION_STYLES.get(line.action, "")
+        if line.change_class is None:
+            output.say((text, style))
+            continue
+        gap = " " * max(1, 64 - cell_len(text))
+        output.say((text + gap, style), (line.change_class.name.lower(), _CLASS_STYLES[line.change_class]))
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:

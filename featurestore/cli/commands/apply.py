@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import click
 
 from featurestore.cli.output import Output, confirmed, repo_command
 from featurestore.cli.plans import plan_document, render_plan
-from featurestore.plan import Plan, check_allowed
+from featurestore.plan import check_allowed
 from featurestore.store import FeatureStore
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.command("apply")
@@ -39,8 +35,7 @@ def command(
     Definitions that the repo no longer holds are deleted; where that deletes data, pass --allow-destroy.
     """
     plan = store.plan(refresh_schema=refresh_schema, prepare=prepare)
-    if not output.as_json:
-        render_plan(output.console, plan)
+    render_plan(output, plan)
     check_allowed(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy)
     if plan.steps and not yes:
         assert plan.worst is not None
@@ -49,10 +44,7 @@ def command(
     if plan.steps:
         plan = store.apply_plan(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy, message=message)
     plan = replace(plan, applied=plan.revision) if plan.applied is None else plan
-    output.emit(plan_document(plan), lambda console: _render(console, plan))
-
-
-def _render(console: Console, plan: Plan) -> None:
-    console.print(f"{plan.project} is at revision {plan.applied}.")
-    for command in dict.fromkeys(command for step in plan.steps for command in step.commands):
-        console.print(f"Now run: {command}", markup=False, soft_wrap=True)
+    output.emit(plan_document(plan))
+    output.say(f"{plan.project} is at revision {plan.applied}.")
+    for line in dict.fromkeys(line for step in plan.steps for line in step.commands):
+        output.say(f"Now run: {line}", soft_wrap=True)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from featurestore.cli.output import Output, repo_command
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.store import FeatureStore
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.command("gc")
@@ -25,18 +20,6 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
     and at least 30 seconds, after the apply that superseded it: servers that have not noticed that apply still read it.
     """
     garbage = collect_garbage(store.workspace, dry_run=dry_run)
-
-    def render(console: Console) -> None:
-        verb = "would be removed" if dry_run else "removed"
-        for found in garbage.tables:
-            console.print(f"offline table {found} {verb}", markup=False)
-        for kept in garbage.kept:
-            console.print(f"{kept.what} kept: {kept.why}", markup=False)
-        if dry_run:
-            console.print("Leftover files and online records are counted when they are removed.")
-        else:
-            console.print(f"{garbage.files:,} files and {garbage.records:,} online records removed.")
-
     document = {
         "tables": [str(found) for found in garbage.tables],
         "kept": [{"what": kept.what, "why": kept.why} for kept in garbage.kept],
@@ -45,4 +28,12 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
         "records": garbage.records,
         "dry_run": dry_run,
     }
-    output.emit(document, render)
+    output.emit(document)
+    for found in garbage.tables:
+        output.say(f"offline table {found} {'would be removed' if dry_run else 'removed'}")
+    for kept in garbage.kept:
+        output.say(f"{kept.what} kept: {kept.why}")
+    if dry_run:
+        output.say("Leftover files and online records are counted when they are removed.")
+    else:
+        output.say(f"{garbage.files:,} files and {garbage.records:,} online records removed.")

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from featurestore.cli.output import Output, repo_command
-from featurestore.cli.tables import table
 from featurestore.definitions import Definition, Entity, FeatureService, FeatureView, OnDemandFeatureView
 from featurestore.store import FeatureStore
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.command("list")
@@ -23,14 +17,11 @@ def command(store: FeatureStore, output: Output, kind: str | None) -> None:
     found = store.list(kind)
     rows = [(each.kind, each.name, _about(each), each.owner, each.description) for each in found]
     names = ("kind", "name", "about", "owner", "description")
-
-    def render(console: Console) -> None:
-        if rows:
-            table(console, names, rows)
-        else:
-            console.print("Nothing is registered yet: run `fs apply`.")
-
-    output.emit([dict(zip(names, row, strict=True)) for row in rows], render)
+    output.emit([dict(zip(names, row, strict=True)) for row in rows])
+    if rows:
+        output.table(names, rows)
+    else:
+        output.say("Nothing is registered yet: run `fs apply`.")
 
 
 def _about(found: Definition) -> str:

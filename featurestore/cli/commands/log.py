@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from featurestore_registry.interface import DefinitionsReader
 
 from featurestore.cli.numbers import WholeNumber
 from featurestore.cli.output import Output, repo_command
-from featurestore.cli.tables import table
 from featurestore.ledger.runs import all_runs
 from featurestore.store import FeatureStore
 from featurestore.types.times import to_rfc3339
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.command("log")
@@ -45,12 +41,9 @@ def command(store: FeatureStore, output: Output, limit: int) -> None:
         )
     events.sort(key=lambda event: event["at"], reverse=True)
     shown = events[:limit]
-
-    def render(console: Console) -> None:
-        rows = [(event["at"][:19].replace("T", " "), event["what"], event["by"], event["about"]) for event in shown]
-        table(console, ("when (UTC)", "what", "by", "about"), rows)
-
-    output.emit(shown, render)
+    output.emit(shown)
+    rows = [(event["at"][:19].replace("T", " "), event["what"], event["by"], event["about"]) for event in shown]
+    output.table(("when (UTC)", "what", "by", "about"), rows)
 
 
 def _applies(definitions: DefinitionsReader, project: str, limit: int) -> Iterator[dict[str, Any]]:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from featurestore.cli.exits import EXIT_FAILED
 from featurestore.cli.instants import InstantsCommand, instant
 from featurestore.cli.output import Output, confirmed, jsonable, repo_command
-from featurestore.cli.tables import table
 from featurestore.ledger.runs import RUN_HEADS
 from featurestore.ledger.unread import read_unread
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.materialization import RunResult, materialize, materialize_incremental, republish
 from featurestore.store import FeatureStore
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.command("materialize", cls=InstantsCommand)
@@ -64,7 +60,8 @@ def command(
         results = materialize_incremental(workspace, None, wanted, dry_run=dry_run)
     lacks = {run.view: () if dry_run or run.state != "done" else _lacks(store, run.view) for run in results}
     document = [{**jsonable(run), "lacks": lacks[run.view]} for run in results]
-    output.emit(document, lambda console: _render(console, results, lacks, dry_run=dry_run))
+    output.emit(document)
+    _show(output, results, lacks, dry_run=dry_run)
     return EXIT_FAILED if any(run.state != "done" or run.published.wrong_type for run in results) else 0
 
 
@@ -91,19 +88,16 @@ def _lacks(store: FeatureStore, view: str) -> tuple[str, ...]:
     return read_unread(registry, registered, read_watermark(registry.ledger, registered)).texts()
 
 
-def _render(
-    console: Console, results: Sequence[RunResult], lacks: Mapping[str, Sequence[str]], *, dry_run: bool
-) -> None:
+def _show(output: Output, results: Sequence[RunResult], lacks: Mapping[str, Sequence[str]], *, dry_run: bool) -> None:
     if not results:
-        console.print("There is nothing to materialize: no feature view is declared.")
+        output.say("There is nothing to materialize: no feature view is declared.")
         return
     rows = [run.cells() for run in results]
     narrow = ("waiting", "dropped", "duplicates", "unchanged", "took")
-    table(console, RUN_HEADS, rows, right=RUN_HEADS[1:], droppable=narrow)
+    output.table(RUN_HEADS, rows, right=RUN_HEADS[1:], droppable=narrow)
     for run in results:
         for note in (*(f"{run.view}: {note}" for note in run.notes()), *lacks[run.view]):
-            console.print(note, markup=False, style="yellow")
-        if run.error is not None:
-            click.echo(f"{click.style('Error', fg='red', bold=True)}: {run.view}: {run.error}", err=True)
+            output.say(note, style="yellow")
+        output.say_error(run)
     if dry_run:
-        console.print("This was a dry run: nothing was written.")
+        output.say("This was a dry run: nothing was written.")

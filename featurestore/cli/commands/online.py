@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from featurestore.cli.features import features_option, wanted_features
 from featurestore.cli.numbers import PLAIN_NUMBER, number, whole_number
 from featurestore.cli.output import Output, repo_command, shown
-from featurestore.cli.tables import table
 from featurestore.definitions import OnDemandFeatureView
 from featurestore.errors import ValueTypeError, did_you_mean
 from featurestore.online.interface import UNTOUCHED
@@ -18,9 +17,6 @@ from featurestore.statuses import Status
 from featurestore.store import FeatureStore
 from featurestore.types import ValueType
 from featurestore.types.values import from_json
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.command("online")
@@ -46,16 +42,12 @@ def command(
     rows = _entity_rows(entities, _declared_types(store))
     answer = store.get_online_features(wanted, rows, full_feature_names=full_feature_names)
     values, statuses = answer.to_dict(), answer.statuses
-
-    def render(console: Console) -> None:
-        for row in range(len(next(iter(rows.values())))):
-            entity = ", ".join(f"{key}={column[row]}" for key, column in rows.items())
-            console.print(entity, markup=False, style="bold")
-            cells = [(name, shown(values[name][row]), status[row].name) for name, status in statuses.items()]
-            table(console, ("feature", "value", "status"), cells)
-
     named = {name: list(map(_status_in_json, values[name], column)) for name, column in statuses.items()}
-    output.emit({"entities": rows, "features": values, "statuses": named}, render)
+    output.emit({"entities": rows, "features": values, "statuses": named})
+    for row in range(len(next(iter(rows.values())))):
+        output.say(", ".join(f"{key}={column[row]}" for key, column in rows.items()), style="bold")
+        cells = [(name, shown(values[name][row]), status[row].name) for name, status in statuses.items()]
+        output.table(("feature", "value", "status"), cells)
     if store.workspace.online.is_untouched():
         output.note(
             f"The online store is {store.settings.online_store.url}, and {UNTOUCHED}. Run `fs materialize`, or check "

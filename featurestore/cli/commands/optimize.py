@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from featurestore.cli.output import Output, repo_command
-from featurestore.cli.tables import table
 from featurestore.maintenance.optimize import optimize
 from featurestore.store import FeatureStore
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.command("optimize")
@@ -21,10 +15,7 @@ if TYPE_CHECKING:
 def command(store: FeatureStore, output: Output, views: tuple[str, ...]) -> None:
     """Compact offline tables into large files in time order, and delete what nothing pins."""
     done = optimize(store.workspace, views or None)
-
-    def render(console: Console) -> None:
-        heads = ("view", "files before", "files after", "rows", "files deleted")
-        rows = [(d.view, d.files_before, d.files_after, f"{d.rows:,}", d.removed) for d in done]
-        table(console, heads, rows, right=heads[1:])
-
-    output.emit(done, render)
+    output.emit(done)
+    heads = ("view", "files before", "files after", "rows", "files deleted")
+    rows = [(d.view, d.files_before, d.files_after, f"{d.rows:,}", d.removed) for d in done]
+    output.table(heads, rows, right=heads[1:])

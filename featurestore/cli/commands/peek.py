@@ -8,13 +8,11 @@ import click
 
 from featurestore.cli.numbers import WholeNumber
 from featurestore.cli.output import Output, repo_command, shown
-from featurestore.cli.tables import table
 from featurestore.store import FeatureStore
 from featurestore.types.columns import EVENT
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from rich.console import Console
 
 SUPERSEDED = "fs_superseded"
 """In JSON: whether there is a later version of the row."""
@@ -38,28 +36,22 @@ def command(store: FeatureStore, output: Output, view: str, rows: int, dropped: 
         named = tuple(row[name] for name in identity)
         row[SUPERSEDED] = named in seen
         seen.add(named)
-
-    def render(console: Console) -> None:
-        if documents:
-            marks = [["superseded"] if row[SUPERSEDED] else [""] for row in documents]
-            extra = ["version"] if ["superseded"] in marks else []
-            cells = [[shown(row[name]) for name in found.column_names] for row in documents]
-            marked = [[*row, *mark[: len(extra)]] for row, mark in zip(cells, marks, strict=True)]
-            table(console, [*found.column_names, *extra], marked)
-        else:
-            console.print(f"Nothing of {view} is materialized yet: run `fs materialize --view {view}`.")
-
-    output.emit(documents, render)
+    output.emit(documents)
+    if documents:
+        marks = [["superseded"] if row[SUPERSEDED] else [""] for row in documents]
+        extra = ["version"] if ["superseded"] in marks else []
+        cells = [[shown(row[name]) for name in found.column_names] for row in documents]
+        marked = [[*row, *mark[: len(extra)]] for row, mark in zip(cells, marks, strict=True)]
+        output.table([*found.column_names, *extra], marked)
+    else:
+        output.say(f"Nothing of {view} is materialized yet: run `fs materialize --view {view}`.")
 
 
 def _show_dropped(found: pa.Table, view: str, output: Output) -> None:
     documents = found.to_pylist()
-
-    def render(console: Console) -> None:
-        if documents:
-            names = ["why", *found.column_names[1:]]
-            table(console, names, [[shown(value) for value in row.values()] for row in documents])
-        else:
-            console.print(f"Runs take every row of the source of {view}.", markup=False)
-
-    output.emit(documents, render)
+    output.emit(documents)
+    if documents:
+        names = ["why", *found.column_names[1:]]
+        output.table(names, [[shown(value) for value in row.values()] for row in documents])
+    else:
+        output.say(f"Runs take every row of the source of {view}.")

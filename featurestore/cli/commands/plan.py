@@ -20,5 +20,6 @@ from featurestore.store import FeatureStore
 def command(store: FeatureStore, output: Output, check: bool, refresh_schema: bool, prepare: bool) -> Any:
     """Show what `fs apply` would change, how deep each change goes, and what would be lost."""
     plan = store.plan(refresh_schema=refresh_schema, prepare=prepare)
-    output.emit(plan_document(plan), lambda console: render_plan(console, plan))
+    output.emit(plan_document(plan))
+    render_plan(output, plan)
     return EXIT_PENDING if check and plan.steps else 0

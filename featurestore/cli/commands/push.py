@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from featurestore.cli.output import Output, repo_command
-from featurestore.cli.tables import table
 from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from featurestore.ingest.push import To
 
 
@@ -31,20 +29,14 @@ def command(store: FeatureStore, output: Output, source: str, file: Path, to: To
     row stays. Running it again does no harm.
     """
     done = store.push(source, file, to)
-
-    def render(console: Console) -> None:
-        heads = ("view", "committed", "version", "online", "stale", "expired", "wrong type")
-        rows = []
-        for view, pushed in done.views.items():
-            offline, online = pushed.offline, pushed.online
-            committed = ("", "") if offline is None else (f"{offline.rows:,}", offline.version)
-            counts = [""] * 4
-            if online is not None:
-                found = (online.written, online.stale, online.expired, online.wrong_type)
-                counts = [f"{count:,}" for count in found]
-            rows.append((view, *committed, *counts))
-        table(console, heads, rows, right=heads[1:])
-        if done.note is not None:
-            console.print(done.note, markup=False, style="yellow")
-
-    output.emit(done, render)
+    output.emit(done)
+    heads = ("view", "committed", "version", "online", "stale", "expired", "wrong type")
+    rows = []
+    for view, pushed in done.views.items():
+        offline, online = pushed.offline, pushed.online
+        committed = ("", "") if offline is None else (f"{offline.rows:,}", offline.version)
+        counts = [""] * 4 if online is None else [f"{count:,}" for count in asdict(online).values()]
+        rows.append((view, *committed, *counts))
+    output.table(heads, rows, right=heads[1:])
+    if done.note is not None:
+        output.say(done.note, style="yellow")

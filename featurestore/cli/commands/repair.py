@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from featurestore.cli.exits import EXIT_FAILED
 from featurestore.cli.output import Output, repo_command
-from featurestore.cli.tables import table
 from featurestore.repair import Repaired, find_repairs, repair
 from featurestore.store import FeatureStore
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.command("repair")
@@ -31,11 +27,12 @@ def command(store: FeatureStore, output: Output, dry_run: bool, yes: bool) -> An
     workspace = store.workspace
     found = find_repairs(workspace)
     document: dict[str, Any] = {"found": found.mismatches, "actions": found.actions, "dry_run": dry_run}
-    if not output.as_json:
-        for line in found.actions:
-            output.say(line)
+    for line in found.actions:
+        output.say(line)
     if not found.actions or dry_run:
-        output.emit(document, lambda console: console.print(_closing(found.actions)))
+        output.emit(document)
+        nothing = "Registry and stores belong together."
+        output.say("This was a dry run: nothing was changed." if found.actions else nothing)
         return 0
     if not yes:
         if output.as_json or not sys.stdin.isatty():
@@ -44,18 +41,12 @@ def command(store: FeatureStore, output: Output, dry_run: bool, yes: bool) -> An
     done = repair(workspace, found)
     problems = [problem for view in done.checked for problem in view.problems]
     failed = any(run.state != "done" for run in done.runs)
-    output.emit(
-        {**document, "runs": done.runs, "problems": problems},
-        lambda console: _render(console, done, problems, failed=failed),
-    )
+    output.emit({**document, "runs": done.runs, "problems": problems})
+    _show(output, done, problems, failed=failed)
     return EXIT_FAILED if problems or failed else 0
 
 
-def _closing(actions: list[str]) -> str:
-    return "This was a dry run: nothing was changed." if actions else "Registry and stores belong together."
-
-
-def _render(console: Console, done: Repaired, problems: list[str], *, failed: bool) -> None:
+def _show(output: Output, done: Repaired, problems: list[str], *, failed: bool) -> None:
     heads = ("view", "run", "read again", "appended", "published", "replaced", "online only, removed")
     rows = [
         (
@@ -69,15 +60,14 @@ def _render(console: Console, done: Repaired, problems: list[str], *, failed: bo
         )
         for run in done.runs
     ]
-    table(console, heads, rows, right=heads[2:])
+    output.table(heads, rows, right=heads[2:])
     for run in done.runs:
-        if run.error is not None:
-            click.echo(f"{click.style('Error', fg='red', bold=True)}: {run.view}: {run.error}", err=True)
+        output.say_error(run)
     for name in done.adopted:
-        console.print(f"training set {name} is registered again", markup=False)
+        output.say(f"training set {name} is registered again")
     for problem in problems:
-        console.print(problem, markup=False, style="red")
+        output.say(problem, style="red")
     if failed:
-        console.print("A run failed: settle what it names and run `fs repair` again.", markup=False, style="red")
+        output.say("A run failed: settle what it names and run `fs repair` again.", style="red")
     elif not problems:
-        console.print("Verified: registry and stores belong together.")
+        output.say("Verified: registry and stores belong together.")

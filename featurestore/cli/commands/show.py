@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from featurestore_registry.records import Record
 
 from featurestore.cli.output import Output, repo_command
-from featurestore.cli.tables import table
 from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.registered.records import kind_named
 from featurestore.store import FeatureStore
 from featurestore.types.times import duration_text
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.command("show")
@@ -33,12 +29,9 @@ def command(store: FeatureStore, output: Output, name: str) -> None:
         raise NotFoundError(f"Nothing called {name!r} is registered.", hint=did_you_mean(bare, known), name=name)
     users = {record.key: [r.key for r in snapshot.records if record.key in r.depends_on] for record in records}
     documents = [_document(record, users[record.key]) for record in records]
-
-    def render(console: Console) -> None:
-        for document in documents:
-            _render(console, document)
-
-    output.emit(documents, render)
+    output.emit(documents)
+    for document in documents:
+        _show(output, document)
 
 
 def _document(record: Record, used_by: list[str]) -> dict[str, Any]:
@@ -59,25 +52,23 @@ def _document(record: Record, used_by: list[str]) -> dict[str, Any]:
     }
 
 
-def _render(console: Console, document: dict[str, Any]) -> None:
-    from rich.markup import escape
-
-    console.print(f"[bold]{document['kind'].replace('_', ' ')} {document['name']}[/bold]")
+def _show(output: Output, document: dict[str, Any]) -> None:
+    output.say(f"{document['kind'].replace('_', ' ')} {document['name']}", style="bold")
     for key in ("description", "owner"):
         if document[key]:
-            console.print(f"  {key}: {escape(document[key])}")
+            output.say(f"  {key}: {document[key]}")
     if document["tags"]:
-        console.print("  tags: " + escape(", ".join(f"{k}={v}" for k, v in document["tags"].items())))
+        output.say("  tags: " + ", ".join(f"{k}={v}" for k, v in document["tags"].items()))
     for key, value in document["definition"].items():
         if key not in ("schema", "join_keys", "features", "inputs", "entities", "sources") and value is not None:
             value = duration_text(value) if key.endswith("_us") else value
-            console.print(f"  {key.removesuffix('_us').replace('_', ' ')}: {escape(_text(value))}")
+            output.say(f"  {key.removesuffix('_us').replace('_', ' ')}: {_text(value)}")
     for key in ("depends_on", "used_by"):
         if document[key]:
-            console.print(f"  {key.replace('_', ' ')}: {', '.join(document[key])}")
+            output.say(f"  {key.replace('_', ' ')}: {', '.join(document[key])}")
     if document["fields"]:
         rows = [(f["name"], f["type"], f["description"], ", ".join(f["inputs"])) for f in document["fields"]]
-        table(console, ("column", "type", "description", "from"), rows)
+        output.table(("column", "type", "description", "from"), rows)
 
 
 def _text(value: Any) -> str:

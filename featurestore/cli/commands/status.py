@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from featurestore.cli.output import Output, repo_command
-from featurestore.cli.tables import table
 from featurestore.maintenance.status import status, without_views
 from featurestore.store import FeatureStore
 from featurestore.types.times import to_rfc3339
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.command("status")
@@ -21,38 +15,36 @@ if TYPE_CHECKING:
 def command(store: FeatureStore, output: Output) -> None:
     """Show each view's freshness, watermark, rows, and how its last run went."""
     found = status(store.workspace)
-
-    def render(console: Console) -> None:
-        if not found:
-            for line in without_views(store.workspace):
-                console.print(line, markup=False)
-            return
-        heads = ("view", "newest event", "age", "committed until", "entities", "versions", "online", "last run")
-        rows = [
-            (
-                view.view,
-                _instant(view.greatest_event_us),
-                _age(view.age_us),
-                _instant(view.committed_until_us),
-                "" if view.entities is None else f"{view.entities:,}",
-                f"{view.offline_rows:,}",
-                f"{view.online_rows:,}" if view.online else "-",
-                view.last_run,
-            )
-            for view in found
-        ]
-        table(console, heads, rows, right=("age", "entities", "versions", "online"))
-        for mismatch in (each for view in found for each in view.mismatches):
-            console.print(f"{mismatch.message} {mismatch.hint}", markup=False, style="yellow")
-        for view in found:
-            if view.unreadable:
-                console.print(view.unreadable, markup=False, style="yellow")
-        for lack in (each for view in found for each in view.lacks):
-            console.print(lack, markup=False, style="yellow")
-        for told in found[0].clocks:
-            console.print(f"{told} Run `fs doctor`.", markup=False)
-
-    output.emit(found, render)
+    output.emit(found)
+    if output.as_json:
+        return
+    if not found:
+        for line in without_views(store.workspace):
+            output.say(line)
+        return
+    heads = ("view", "newest event", "age", "committed until", "entities", "versions", "online", "last run")
+    rows = [
+        (
+            view.view,
+            _instant(view.greatest_event_us),
+            _age(view.age_us),
+            _instant(view.committed_until_us),
+            "" if view.entities is None else f"{view.entities:,}",
+            f"{view.offline_rows:,}",
+            f"{view.online_rows:,}" if view.online else "-",
+            view.last_run,
+        )
+        for view in found
+    ]
+    output.table(heads, rows, right=("age", "entities", "versions", "online"))
+    for mismatch in (each for view in found for each in view.mismatches):
+        output.say(f"{mismatch.message} {mismatch.hint}", style="yellow")
+    for unreadable in filter(None, (view.unreadable for view in found)):
+        output.say(unreadable, style="yellow")
+    for lack in (each for view in found for each in view.lacks):
+        output.say(lack, style="yellow")
+    for told in found[0].clocks:
+        output.say(f"{told} Run `fs doctor`.")
 
 
 def _instant(instant_us: int | None) -> str:

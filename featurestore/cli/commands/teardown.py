@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from featurestore.cli.output import Output, repo_command
@@ -11,9 +9,6 @@ from featurestore.cli.plans import plan_document, render_plan
 from featurestore.errors import ChangesNotAllowedError
 from featurestore.maintenance.teardown import left_behind
 from featurestore.store import FeatureStore
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.command("teardown")
@@ -25,22 +20,18 @@ def command(store: FeatureStore, output: Output, allow_destroy: bool) -> None:
     if not allow_destroy:
         left = left_behind(store.workspace)
         if not plan.steps and not left:
-            output.emit(plan_document(plan), lambda console: console.print(f"Project {store.project} holds nothing."))
+            output.emit(plan_document(plan))
+            output.say(f"Project {store.project} holds nothing.")
             return
-        if not output.as_json:
-            if plan.steps:
-                render_plan(output.console, plan, is_teardown=True)
-            else:
-                output.say(f"Project {store.project} has no definitions (revision {plan.revision}), but data.")
-            for what in left:
-                output.say(f"would be deleted, too: {what}" if plan.steps else f"would be deleted: {what}")
+        if plan.steps:
+            render_plan(output, plan, is_teardown=True)
+        else:
+            output.say(f"Project {store.project} has no definitions (revision {plan.revision}), but data.")
+        for what in left:
+            output.say(f"would be deleted, too: {what}" if plan.steps else f"would be deleted: {what}")
         raise ChangesNotAllowedError(
             f"Tearing down {store.project!r} deletes everything it holds, and nothing was deleted.",
             hint="If that is what you want, run `fs teardown --allow-destroy`.",
         )
-    applied = store.teardown(plan)
-
-    def render(console: Console) -> None:
-        console.print(f"Project {store.project} is gone: its definitions, offline tables and online records.")
-
-    output.emit(plan_document(applied), render)
+    output.emit(plan_document(store.teardown(plan)))
+    output.say(f"Project {store.project} is gone: its definitions, offline tables and online records.")

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from featurestore_registry.auth import Role, Token, create_token, revoke_token, tokens
 
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.shared import shared_options
-from featurestore.cli.tables import table
 from featurestore.definitions.base import check_object_name
 from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.project.settings import read_duration
 from featurestore.store import FeatureStore
 from featurestore.types.times import MAX_INSTANT, MICROSECOND, to_rfc3339
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.group("token")
@@ -108,13 +104,10 @@ def create(
         now_us=now_us,
         name=name,
     )
-
-    def render(console: Console) -> None:
-        console.print(f"Token {token.id}: {token.role} of {_good_for(token)}, {_end_of(token, now_us)}.", markup=False)
-        console.print("It is shown now and never again:\n", markup=False)
-        console.print(text, markup=False, soft_wrap=True)
-
-    output.emit({"token": text, **_document(token, now_us)}, render)
+    output.emit({"token": text, **_document(token, now_us)})
+    output.say(f"Token {token.id}: {token.role} of {_good_for(token)}, {_end_of(token, now_us)}.")
+    output.say("It is shown now and never again:\n")
+    output.say(text, soft_wrap=True)
 
 
 @command.command("list")
@@ -124,17 +117,12 @@ def list_(store: FeatureStore, output: Output, project: str | None) -> None:
     """List the tokens that are good for the project, those of all projects among them; never their texts."""
     now_us = store.workspace.clock()
     found = _tokens_of(store, project)
-
-    def render(console: Console) -> None:
-        if found:
-            rows = [(each.id, each.name, each.role, _good_for(each), _end_of(each, now_us)) for each in found]
-            table(console, ("id", "name", "role", "good for", "end"), rows)
-        else:
-            console.print(
-                "There are no tokens: a server on loopback is open to all who reach it, unless it has seen one."
-            )
-
-    output.emit([_document(each, now_us) for each in found], render)
+    output.emit([_document(each, now_us) for each in found])
+    if found:
+        rows = [(each.id, each.name, each.role, _good_for(each), _end_of(each, now_us)) for each in found]
+        output.table(("id", "name", "role", "good for", "end"), rows)
+    else:
+        output.say("There are no tokens: a server on loopback is open to all who reach it, unless it has seen one.")
 
 
 @command.command("revoke")
@@ -146,13 +134,10 @@ def revoke(store: FeatureStore, output: Output, id: str, project: str | None) ->
     ledger, named = store.workspace.ledger, project or store.project
     found = {token.id: token for token in _tokens_of(store, project)}
     revoke_token(ledger, found[id].project if id in found else named, id, now_us=store.workspace.clock())
-
-    def render(console: Console) -> None:
-        console.print(f"Token {id} is revoked.", markup=False)
-        if len(found) == 1:
-            console.print("It was the last one. A server that has seen it stays closed, until `fs serve --open`.")
-
-    output.emit({"id": id, "revoked": True, "left": len(found) - 1}, render)
+    output.emit({"id": id, "revoked": True, "left": len(found) - 1})
+    output.say(f"Token {id} is revoked.")
+    if len(found) == 1:
+        output.say("It was the last one. A server that has seen it stays closed, until `fs serve --open`.")
 
 
 def _good_for(token: Token) -> str:

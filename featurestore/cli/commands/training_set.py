@@ -13,8 +13,6 @@ from featurestore.store import FeatureStore
 from featurestore.training.outputs import check_output
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from featurestore.engine.interface import AsOf
 
 
@@ -59,10 +57,7 @@ def command(
         training.save(save)  # first: what cannot be saved under this name writes no file either
     training.write_parquet(out)
     certificate = training.certificate
-
-    def render(console: Console) -> None:
-        console.print(str(certificate), markup=False)
-        saved = f" and saved as {save}" if save is not None else ""
-        console.print(f"\n{certificate.rows:,} rows written to {out}{saved}.", markup=False)
-
-    output.emit({"out": str(out), "saved": save, "certificate": certificate.to_dict()}, render)
+    output.emit({"out": str(out), "saved": save, "certificate": certificate.to_dict()})
+    output.say(str(certificate))
+    saved = f" and saved as {save}" if save is not None else ""
+    output.say(f"\n{certificate.rows:,} rows written to {out}{saved}.")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from featurestore.cli.output import Output, confirmed, repo_command
-from featurestore.cli.tables import table
 from featurestore.ledger.saved_sets import SavedSet, lost_pins, read_set
 from featurestore.store import FeatureStore
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.command("training-sets")
@@ -34,36 +30,30 @@ def command(store: FeatureStore, output: Output, delete: str | None, yes: bool) 
         question = f"Delete training set {saved.name}? It can then not be built again"
         confirmed(question, "There is no terminal to ask on: pass --yes to delete.")
     store.delete_training_set(saved.name)
-    output.emit(
-        {"name": saved.name, "deleted": True},
-        lambda console: console.print(f"Training set {saved.name} is deleted.", markup=False),
-    )
+    output.emit({"name": saved.name, "deleted": True})
+    output.say(f"Training set {saved.name} is deleted.")
 
 
 def _show(documents: Sequence[dict[str, Any]], output: Output) -> None:
-    def render(console: Console) -> None:
-        if not documents:
-            console.print("No training set is saved: `fs training-set` saves one with --save NAME.")
-            return
-        rows = [
-            (
-                each["name"],
-                each["saved_at"][:19].replace("T", " "),
-                f"{each['rows']:,}",
-                each["features"],
-                each["registry_revision"],
-                ", ".join(f"{name} {'-' if v is None else v}" for name, v in each["table_versions"].items()),
-            )
-            for each in documents
-        ]
-        table(console, ("name", "when", "rows", "features", "revision", "table versions"), rows)
-        for each in documents:
-            if each["lost"] is not None:
-                console.print(
-                    f"{each['name']} cannot be built again: {each['lost']} is gone.", markup=False, style="red"
-                )
-
-    output.emit(documents, render)
+    output.emit(documents)
+    if not documents:
+        output.say("No training set is saved: `fs training-set` saves one with --save NAME.")
+        return
+    rows = [
+        (
+            each["name"],
+            each["saved_at"][:19].replace("T", " "),
+            f"{each['rows']:,}",
+            each["features"],
+            each["registry_revision"],
+            ", ".join(f"{name} {'-' if v is None else v}" for name, v in each["table_versions"].items()),
+        )
+        for each in documents
+    ]
+    output.table(("name", "when", "rows", "features", "revision", "table versions"), rows)
+    for each in documents:
+        if each["lost"] is not None:
+            output.say(f"{each['name']} cannot be built again: {each['lost']} is gone.", style="red")
 
 
 def _document(saved: SavedSet, lost: str | None) -> dict[str, Any]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from featurestore.cli.exits import EXIT_FAILED
 from featurestore.cli.output import Output, repo_command
-from featurestore.cli.tables import table
 from featurestore.maintenance.verify import verify
 from featurestore.store import FeatureStore
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.command("verify")
@@ -26,16 +22,13 @@ def command(store: FeatureStore, output: Output) -> Any:
     """
     checked = verify(store.workspace)
     problems = [problem for view in checked for problem in view.problems]
-
-    def render(console: Console) -> None:
-        rows = [
-            (v.view, f"{v.files:,}", f"{v.records:,}", f"{v.compared:,}", f"{v.online_only:,}", len(v.problems))
-            for v in checked
-        ]
-        heads = ("view", "files", "online records", "compared", "online only", "problems")
-        table(console, heads, rows, right=heads[1:])
-        for problem in problems:
-            console.print(problem, markup=False, style="red")
-
-    output.emit(checked, render)
+    output.emit(checked)
+    rows = [
+        (v.view, f"{v.files:,}", f"{v.records:,}", f"{v.compared:,}", f"{v.online_only:,}", len(v.problems))
+        for v in checked
+    ]
+    heads = ("view", "files", "online records", "compared", "online only", "problems")
+    output.table(heads, rows, right=heads[1:])
+    for problem in problems:
+        output.say(problem, style="red")
     return EXIT_FAILED if problems else 0
