@@ -249,18 +249,8 @@ def _add_health(app: FastAPI, reads: OnlineReads, snapshots: SnapshotKeeper, is_
         revision, age_us = snapshots.current.snapshot.revision, snapshots.age_us()
         return Ready(revision=revision, registry_age_seconds=age_us / 1_000_000)
 
-    # Some load balancers send HEAD.
-    @app.head("/health", include_in_schema=False)
-    async def health_alone() -> Response:
-        return Response()
-
-    @app.head("/ready", include_in_schema=False)
-    async def ready_alone(request: Request) -> Response:
-        try:
-            await ready(request)
-        except HTTPException as error:
-            return Response(status_code=error.status_code, headers=error.headers)
-        return Response()
+    for path, endpoint in (("/health", health), ("/ready", ready)):  # some load balancers send HEAD
+        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False, response_model_exclude_none=True)
 
 
 def _add_metrics(app: FastAPI, metrics: Metrics, look: Callable[[], None]) -> None:

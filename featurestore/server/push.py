@@ -122,7 +122,9 @@ class PushEndpoint:
         for view, done in result.views.items():
             counts = {} if done.online is None else asdict(done.online)
             counts["offline"] = 0 if done.offline is None else done.offline.rows
-            self._metrics.pushed(view, {name: count for name, count in counts.items() if count})
+            for outcome, count in counts.items():
+                if count:
+                    self._metrics.push_rows.labels(view, outcome).inc(count)
 
 
 def _awaited(version: Future[int]) -> asyncio.Future[int]:

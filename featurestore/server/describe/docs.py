@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.routing import Route
 
 DOCS_PATH = "/docs"
 _START = """SwaggerUIBundle({
@@ -45,41 +43,17 @@ _POLICY = (
 _HEADERS = {"content-security-policy": _POLICY, "x-content-type-options": "nosniff"}
 
 
-class Asset(NamedTuple):
-    """A file of the page."""
-
-    content: bytes
-    media_type: str
-
-
-@cache
-def assets() -> dict[str, Asset]:
-    """Return the page's files by name."""
-    # Found without an import, which would only wrap FastAPI again.
-    spec = find_spec("fastapi_offline")
-    assert spec is not None
-    assert spec.origin is not None
-    folder = Path(spec.origin).parent / "static"
-    return {
-        "swagger-ui-bundle.js": Asset((folder / "swagger-ui-bundle.js").read_bytes(), "text/javascript"),
-        "swagger-ui.css": Asset((folder / "swagger-ui.css").read_bytes(), "text/css"),
-        "start.js": Asset(_START.encode(), "text/javascript"),
-    }
-
-
 def add_docs(app: FastAPI) -> None:
     """Add the page and its files to an app."""
-
-    async def page(request: Request) -> Response:
-        return HTMLResponse(_PAGE.format(title=app.title), headers=_HEADERS)
-
-    def serve(asset_name: str) -> None:
-        async def file(request: Request) -> Response:
-            asset = assets()[asset_name]
-            return Response(asset.content, media_type=asset.media_type, headers=_HEADERS)
-
-        app.add_route(f"{DOCS_PATH}/{asset_name}", file, include_in_schema=False)
-
-    app.add_route(DOCS_PATH, page, include_in_schema=False)
-    for name in ("swagger-ui-bundle.js", "swagger-ui.css", "start.js"):
-        serve(name)
+    spec = find_spec("fastapi_offline")  # without an import, which would only wrap FastAPI again
+    assert spec is not None
+    assert spec.origin is not None
+    answers: dict[str, Response] = {
+        DOCS_PATH: HTMLResponse(_PAGE.format(title=app.title), headers=_HEADERS),
+        f"{DOCS_PATH}/start.js": Response(_START, headers=_HEADERS, media_type="text/javascript"),
+    }
+    for name in ("swagger-ui-bundle.js", "swagger-ui.css"):
+        answers[f"{DOCS_PATH}/{name}"] = FileResponse(Path(spec.origin).parent / "static" / name, headers=_HEADERS)
+    app.router.routes += [
+        Route(path, answer, methods=["GET"], include_in_schema=False) for path, answer in answers.items()
+    ]

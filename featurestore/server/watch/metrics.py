@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -37,111 +37,85 @@ class Metrics:
     """One app's metrics."""
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
+        self._registry = CollectorRegistry()
+        counter = partial(Counter, registry=self._registry)
+        histogram = partial(Histogram, registry=self._registry, buckets=_BUCKETS)
+        gauge = partial(Gauge, registry=self._registry, multiprocess_mode="livemax")
         self.routes: frozenset[str] = frozenset()
-        self._requests = Counter(
-            "featurestore_requests", "Requests by route and status.", ["route", "status"], registry=registry
-        )
-        self._seconds = Histogram(
+        self._requests = counter("featurestore_requests", "Requests by route and status.", ["route", "status"])
+        self._seconds = histogram(
             "featurestore_request_seconds",
             "From the first byte's arrival in the app to the end of the answer.",
             ["route"],
-            registry=registry,
-            buckets=_BUCKETS,
         )
-        stages = Histogram(
+        stages = histogram(
             "featurestore_stage_seconds",
             f"Where the time of online reads goes, of every {SAMPLE_EVERY}th request.",
             ["stage"],
-            registry=registry,
-            buckets=_BUCKETS,
         )
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
-        self._ages = Histogram(
+        self._ages = histogram(
             "featurestore_feature_age_seconds",
             f"From the event of a record to its being served, of one record in every {SAMPLE_EVERY}th request.",
             ["view"],
-            registry=registry,
             buckets=_AGE_BUCKETS,
         )
-        self._values = Counter(
-            "featurestore_values", "Feature values answered, by status.", ["view", "status"], registry=registry
+        self._values = counter("featurestore_values", "Feature values answered, by status.", ["view", "status"])
+        self._rows = counter("featurestore_online_rows", "Entity rows answered.")
+        self.functions_busy = counter(
+            "featurestore_on_demand_busy", "Online reads refused as on-demand functions kept all their threads busy."
         )
-        self._rows = Counter("featurestore_online_rows", "Entity rows answered.", registry=registry)
-        self.functions_busy = Counter(
-            "featurestore_on_demand_busy",
-            "Online reads refused as on-demand functions kept all their threads busy.",
-            registry=registry,
+        self.push_rows = counter("featurestore_push_rows", "Rows pushed, by outcome.", ["view", "result"])
+        self.store_seconds = histogram("featurestore_online_store_seconds", "Round trips to the online store.")
+        self.store_errors = counter("featurestore_online_store_errors", "Round trips that failed.")
+        self._breaker_open = gauge(
+            "featurestore_breaker_open", "1 while the online store is left alone and probed, in any worker."
         )
-        self._push_rows = Counter(
-            "featurestore_push_rows", "Rows pushed, by outcome.", ["view", "result"], registry=registry
+        self._breaker_openings = counter(
+            "featurestore_breaker_openings", "How often the online store stopped answering."
         )
-        self._add_store(registry)
-        self._add_definitions(registry)
+        self.refreshes = counter(
+            "featurestore_registry_refreshes",
+            "Refreshes from the registry by outcome: same, changed, failed.",
+            ["outcome"],
+        )
+        self.revision = gauge(
+            "featurestore_snapshot_revision",
+            "Revision of the definitions being served; the least of all workers.",
+            multiprocess_mode="livemin",
+        )
+        self.registry_age_seconds = gauge(
+            "featurestore_registry_age_seconds",
+            "Since the registry last confirmed the definitions being served; the greatest of all workers.",
+        )
+        self._clock_ahead = gauge(
+            "featurestore_clock_ahead_seconds",
+            "How far the clock of the online store, or of the registry's newest writer, is ahead of this host's;"
+            " negative where the online store's is behind.",
+            ["piece"],
+        )
+        self.part_mismatch = gauge(
+            "featurestore_online_part_mismatch",
+            "1 while the online records of a view do not belong to the registry, or are behind what was published.",
+            ["view"],
+        )
+        self._publish_rows = gauge(
+            "featurestore_publish_rows", "Records that a view's last run sent online, by outcome.", ["view", "result"]
+        )
+        self._publish_lag = gauge(
+            "featurestore_publish_lag_seconds",
+            "How long committed rows of a view have waited to go online; 0 for none.",
+            ["view"],
+        )
+        self._committed_age = gauge(
+            "featurestore_committed_age_seconds", "Since the end of the last committed interval of a view.", ["view"]
+        )
         self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._answered = 0
         self._counted_requests: defaultdict[Counter, int] = defaultdict(int)
         self._counted_rows = 0
         self._counted_fresh: defaultdict[Template, int] = defaultdict(int)
         self._counted_values: defaultdict[tuple[str, Status], int] = defaultdict(int)
-
-    def _add_store(self, registry: CollectorRegistry) -> None:
-        self.store_seconds = Histogram(
-            "featurestore_online_store_seconds",
-            "Round trips to the online store.",
-            registry=registry,
-            buckets=_BUCKETS,
-        )
-        self.store_errors = Counter("featurestore_online_store_errors", "Round trips that failed.", registry=registry)
-        self._breaker_open = Gauge(
-            "featurestore_breaker_open",
-            "1 while the online store is left alone and probed, in any worker.",
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self._breaker_openings = Counter(
-            "featurestore_breaker_openings", "How often the online store stopped answering.", registry=registry
-        )
-
-    def _add_definitions(self, registry: CollectorRegistry) -> None:
-        def gauge(
-            name: str, text: str, labels: tuple[str, ...] = (), mode: Literal["livemax", "livemin"] = "livemax"
-        ) -> Gauge:
-            return Gauge(f"featurestore_{name}", text, labels, registry=registry, multiprocess_mode=mode)
-
-        self.refreshes = Counter(
-            "featurestore_registry_refreshes",
-            "Refreshes from the registry by outcome: same, changed, failed.",
-            ["outcome"],
-            registry=registry,
-        )
-        self.revision = gauge(
-            "snapshot_revision", "Revision of the definitions being served; the least of all workers.", mode="livemin"
-        )
-        self.registry_age_seconds = gauge(
-            "registry_age_seconds",
-            "Since the registry last confirmed the definitions being served; the greatest of all workers.",
-        )
-        self._clock_ahead = gauge(
-            "clock_ahead_seconds",
-            "How far the clock of the online store, or of the registry's newest writer, is ahead of this host's;"
-            " negative where the online store's is behind.",
-            ("piece",),
-        )
-        self._part_mismatch = gauge(
-            "online_part_mismatch",
-            "1 while the online records of a view do not belong to the registry, or are behind what was published.",
-            ("view",),
-        )
-        self._publish_rows = gauge(
-            "publish_rows", "Records that a view's last run sent online, by outcome.", ("view", "result")
-        )
-        self._publish_lag = gauge(
-            "publish_lag_seconds", "How long committed rows of a view have waited to go online; 0 for none.", ("view",)
-        )
-        self._committed_age = gauge(
-            "committed_age_seconds", "Since the end of the last committed interval of a view.", ("view",)
-        )
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """Count one request; unknown paths share one label, so that nobody can fill the memory."""
@@ -180,11 +154,6 @@ class Metrics:
         for view, age_s in ages:
             self._ages.labels(view).observe(age_s)
 
-    def pushed(self, view: str, results: Mapping[str, int]) -> None:
-        """Count pushed rows by their outcome."""
-        for result, count in results.items():
-            self._push_rows.labels(view, result).inc(count)
-
     def breaker(self, is_open: bool) -> None:
         """Set whether the online store is left alone."""
         self._breaker_open.set(is_open)
@@ -194,10 +163,6 @@ class Metrics:
     def clock_ahead(self, piece: str, ahead_us: int) -> None:
         """Set how far another clock is ahead of this host's."""
         self._clock_ahead.labels(piece).set(ahead_us / 1_000_000)
-
-    def part_mismatch(self, view: str, *, is_found: bool) -> None:
-        """Set whether the online records of a view belong to the registry."""
-        self._part_mismatch.labels(view).set(is_found)
 
     def progress(self, found: Mapping[str, Progress], now_us: int) -> None:
         """Set how far each view's rows have come."""

@@ -42,7 +42,7 @@ class PartWatch:
         progress = self._progress()
         views = {name: each for name, each in self._snapshot().views.items() if each.view.online}
         for gone in self._named - views.keys():
-            self._metrics.part_mismatch(gone, is_found=False)
+            self._metrics.part_mismatch.labels(gone).set(False)
         self._named = set(views)
         found: list[Mismatch] = []
         for name, registered in views.items():
@@ -51,7 +51,7 @@ class PartWatch:
                 mismatch = foreign_part(self._workspace.registry, self._workspace.online, registered, published)
             except FeatureStoreError:
                 return  # other metrics show that
-            self._metrics.part_mismatch(name, is_found=mismatch is not None)
+            self._metrics.part_mismatch.labels(name).set(mismatch is not None)
             found += [] if mismatch is None else [mismatch]
         now_s = monotonic()
         if found and now_s >= self._warn_at_s:
