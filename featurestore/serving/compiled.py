@@ -1,6 +1,6 @@
 """Online reads: a request compiled once, without I/O, which the SDK and the servers share.
 
->>> compiled = CompiledRequest.compile(snapshot, resolve(snapshot, ["carrier_profile:last_delay"]))  # doctest: +SKIP
+>>> compiled = CompiledRequest(snapshot, resolve(snapshot, ["carrier_profile:last_delay"]))  # doctest: +SKIP
 >>> query = compiled.query({"carrier": ["UA", "AA"]})                                           # doctest: +SKIP
 >>> answer = compiled.answer(query, store.mget(query.keys), now_us)                             # doctest: +SKIP
 >>> answer.rows(), answer.status_rows()                                                     # doctest: +SKIP
@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import chain
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -44,10 +45,13 @@ class CompiledRequest:
     """A compiled request, without I/O except ``fetch``. Serves any number of requests of its shape.
 
     ``form`` says how values go in and come out: as canonical Python values, or in their JSON forms, where NaN and
-    infinities are null with NULL_VALUE.
+    infinities are null with NULL_VALUE. Raises InputError for a view that stays offline, and CodeMismatchError for an
+    on-demand function whose code is not loaded or differs from what was applied.
     """
 
-    def __init__(self, snapshot: Snapshot, request: FeatureRequest, form: Form, fetch: FetchValue | None) -> None:
+    def __init__(
+        self, snapshot: Snapshot, request: FeatureRequest, *, form: Form = "python", fetch: FetchValue | None = None
+    ) -> None:
         offline = next((read for read in request.reads if not read.view.online), None)
         if offline is not None:
             raise InputError(
@@ -70,26 +74,10 @@ class CompiledRequest:
         self._entities = _entities(request.reads)
         self._needed = (*request.key_types, *(name for name in request.request_fields if name not in request.key_types))
         self._columns = [_OutputColumn(request, output, form, forms) for output in request.outputs]
-        self._straight = self._is_straight()
+        order = [(place, feature) for place, read in enumerate(request.reads) for feature in range(len(read.features))]
+        # Whether an answer's row is the reads' rows one after the other.
+        self._straight = not self._functions and order == [(column.read, column.position) for column in self._columns]
         self.has_defaults = any(column.default is not None for column in self._columns)
-
-    @classmethod
-    def compile(
-        cls, snapshot: Snapshot, request: FeatureRequest, *, form: Form = "python", fetch: FetchValue | None = None
-    ) -> CompiledRequest:
-        """Return a request, compiled.
-
-        Raises InputError for a view that stays offline, and CodeMismatchError for an on-demand function whose
-        code is not loaded or differs from what was applied.
-        """
-        return cls(snapshot, request, form, fetch)
-
-    def _is_straight(self) -> bool:
-        """Tell whether an answer's row is the reads' rows one after the other."""
-        order = [
-            (place, feature) for place, read in enumerate(self.request.reads) for feature in range(len(read.features))
-        ]
-        return not self._functions and order == [(column.read, column.position) for column in self._columns]
 
     def query(self, columns: Mapping[str, Sequence[Any]]) -> Query:
         """Return the keys of a request's rows; ``columns`` holds lists of the key columns and request fields.
@@ -98,7 +86,10 @@ class CompiledRequest:
         None is a null key. Raises EntityKeyError naming column, value and row, ValueTypeError likewise for
         request fields, and InputError for columns of different lengths or a missing request field.
         """
-        rows = self._check(columns)
+        try:
+            rows = check_lengths({name: columns[name] for name in self._needed}, "the entity rows")
+        except KeyError as error:
+            raise self._missing(error.args[0], columns) from None
         found: list[tuple[int, ...] | None] = [None] * len(self._views)
         keys: list[list[bytes]] = [[]] * len(self._views)
         for entity in self._entities:
@@ -107,16 +98,10 @@ class CompiledRequest:
                 found[read] = places
                 keys[read] = self._views[read].keys(texts)
         data = {
-            name: _request_values(name, field.type, columns[name], self.form)
+            name: _canonical(field.type, columns[name], self.form, partial(_wrong_field, name))
             for name, field in self.request.request_fields.items()
         }
         return Query(list(chain.from_iterable(keys)), rows, tuple(found), data)
-
-    def _check(self, columns: Mapping[str, Sequence[Any]]) -> int:
-        try:
-            return check_lengths({name: columns[name] for name in self._needed}, "the entity rows")
-        except KeyError as error:
-            raise self._missing(error.args[0], columns) from None
 
     def _missing(self, name: str, columns: Mapping[str, Any]) -> InputError:
         given = f"Given are: {', '.join(map(repr, columns))}." if columns else "Nothing is given."
@@ -190,34 +175,24 @@ class CompiledRequest:
             views.append(rows if places is None else _spread(rows, places, query.rows))
         started = perf_counter()
         computed = [_compute(function, read, views, query) for function, read in self._functions]
-        answer = Answer(self._columns, self._views, views, computed, query.rows, self._straight, self.has_defaults)
-        answer.transform_seconds = perf_counter() - started
-        return answer
+        spent = perf_counter() - started
+        return Answer(self._columns, self._views, views, computed, query.rows, self._straight, self.has_defaults, spent)
 
 
+@dataclass
 class Answer:
     """Values and statuses of one request's outputs, by row or by column."""
 
-    def __init__(
-        self,
-        outputs: Sequence[_OutputColumn],
-        served: Sequence[ServedView],
-        views: Sequence[ViewRows],
-        computed: Sequence[list[list[Any]]],
-        row_count: int,
-        straight: bool,
-        has_defaults: bool,
-    ) -> None:
-        self.row_count = row_count
-        self.views = views
-        """The rows of each read of the request, in its order."""
-        self.transform_seconds = 0.0
-        """How long the on-demand functions took."""
-        self._outputs = outputs
-        self._served = served
-        self._computed = computed
-        self._is_straight = straight
-        self._has_defaults = has_defaults
+    _outputs: Sequence[_OutputColumn]
+    _served: Sequence[ServedView]
+    views: Sequence[ViewRows]
+    """The rows of each read of the request, in its order."""
+    _computed: Sequence[list[list[Any]]]
+    row_count: int
+    _is_straight: bool
+    _has_defaults: bool
+    transform_seconds: float
+    """How long the on-demand functions took."""
 
     @cached_property
     def _values(self) -> list[list[Any]]:
@@ -375,7 +350,7 @@ class _Entity:
             except EntityKeyError:
                 pass  # not canonical, or wrong: the loop below finds out
         canonical = [
-            _key_values(name, value_type, values, form)
+            _canonical(value_type, values, form, partial(_wrong_key, name))
             for name, value_type, values in zip(self._columns, self._types, lists, strict=True)
         ]
         rows = list(zip(*canonical, strict=True))
@@ -393,28 +368,26 @@ def _entities(reads: Sequence[ViewRead]) -> list[_Entity]:
     return [_Entity(join_keys, columns, positions) for (join_keys, columns), positions in groups.items()]
 
 
-def _key_values(column: str, value_type: ValueType, values: Sequence[Any], form: Form) -> list[Any]:
+def _canonical(
+    value_type: ValueType, values: Sequence[Any], form: Form, fail: Callable[[int, str], Exception]
+) -> list[Any]:
+    """Return canonical values; raises what ``fail`` makes of the row and the message of a value of another type."""
     read = from_json if form == "json" else coerce
     canonical = []
     for row, value in enumerate(values):
         try:
             canonical.append(read(value_type, None if _is_null(value, value_type) else value))
         except ValueTypeError as error:
-            raise EntityKeyError(
-                f"Join key column {column!r}, row {row}: {error.message}", join_key=column, row=row
-            ) from None
+            raise fail(row, error.message) from None
     return canonical
 
 
-def _request_values(name: str, value_type: ValueType, values: Sequence[Any], form: Form) -> list[Any]:
-    read = from_json if form == "json" else coerce
-    canonical = []
-    for row, value in enumerate(values):
-        try:
-            canonical.append(read(value_type, None if _is_null(value, value_type) else value))
-        except ValueTypeError as error:
-            raise ValueTypeError(f"Request field {name!r}, row {row}: {error.message}", field=name, row=row) from None
-    return canonical
+def _wrong_key(name: str, row: int, why: str) -> EntityKeyError:
+    return EntityKeyError(f"Join key column {name!r}, row {row}: {why}", join_key=name, row=row)
+
+
+def _wrong_field(name: str, row: int, why: str) -> ValueTypeError:
+    return ValueTypeError(f"Request field {name!r}, row {row}: {why}", field=name, row=row)
 
 
 def _is_null(value: Any, value_type: ValueType) -> bool:

@@ -160,7 +160,7 @@ class _Compiled:
         found = shapes.get(shape)
         if found is None:
             request = resolve(snapshot, features, full_feature_names=full_names)
-            compiled = CompiledRequest.compile(snapshot, request, fetch=_fetch_from(ref(workspace)))
+            compiled = CompiledRequest(snapshot, request, fetch=_fetch_from(ref(workspace)))
             # It keeps the objects alive: otherwise another object could get the id that the shape holds.
             found = shapes[shape] = (
                 tuple(features) if isinstance(features, list | tuple) else features,

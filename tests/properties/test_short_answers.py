@@ -66,7 +66,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 @given(data=st.data())
 def test_the_short_way_says_what_the_long_way_says(snapshot: Snapshot, data: st.DataObject) -> None:
     features = FEATURES[data.draw(st.sampled_from(sorted(FEATURES)))]
-    compiled = CompiledRequest.compile(snapshot, resolve(snapshot, features), form="json")
+    compiled = CompiledRequest(snapshot, resolve(snapshot, features), form="json")
     template = Template.of(compiled)
     query = compiled.query({"customer_id": list(range(data.draw(st.integers(1, 4))))})
     records = [record_of(snapshot, read.view.name, data) for read in compiled.request.reads for _ in range(query.rows)]
@@ -119,7 +119,7 @@ def record_of(snapshot: Snapshot, view: str, data: st.DataObject) -> bytes | Non
 
 
 def test_most_answers_take_the_short_way(snapshot: Snapshot) -> None:
-    compiled = CompiledRequest.compile(snapshot, resolve(snapshot, FEATURES["two"]), form="json")
+    compiled = CompiledRequest(snapshot, resolve(snapshot, FEATURES["two"]), form="json")
     template, query = Template.of(compiled), compiled.query({"customer_id": [1, 2]})
     records = []
     for read in compiled.request.reads:
@@ -140,7 +140,7 @@ def test_most_answers_take_the_short_way(snapshot: Snapshot) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_the_short_way_ends_with_the_ttl_to_the_microsecond(snapshot: Snapshot, rows: int) -> None:
-    compiled = CompiledRequest.compile(snapshot, resolve(snapshot, ["fresh:clicks", "fresh:score"]), form="json")
+    compiled = CompiledRequest(snapshot, resolve(snapshot, ["fresh:clicks", "fresh:score"]), form="json")
     query = compiled.query({"customer_id": list(range(rows))})
     encoder = RecordEncoder(snapshot.views["fresh"].layout)
     last, late = (encoder.encode(b"key", NOW - HOUR_US - past, None, [1, 0.5]) for past in (0, 1))

@@ -124,7 +124,7 @@ class Templates:
         """Return the template of a shape.
 
         Raises RequestError (413) for too many features, NotFoundError, CodeMismatchError, OutputNameClashError
-        and InputError as `resolve` and `CompiledRequest.compile` do.
+        and InputError as `resolve` and `CompiledRequest` do.
         """
         if len(asked.features) > MOST_KEPT_BYTES:
             return self._compile(asked)
@@ -166,7 +166,7 @@ class Templates:
             features = [_checked(feature) for feature in references]
         request = resolve(self.snapshot, features, full_feature_names=asked.full_feature_names)
         _check_count(len(request.outputs))
-        return Template.of(CompiledRequest.compile(self.snapshot, request, form="json"))
+        return Template.of(CompiledRequest(self.snapshot, request, form="json"))
 
 
 def _checked(feature: str) -> str:
