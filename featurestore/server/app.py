@@ -24,7 +24,7 @@ from featurestore.online.interface import AsyncReader, eviction_of
 from featurestore.online.records.keys import project_prefix
 from featurestore.project.access import AUTH_REQUIRED, TOKEN_SET
 from featurestore.server.describe.docs import add_docs
-from featurestore.server.describe.openapi import complete, error_responses
+from featurestore.server.describe.openapi import ERROR_RESPONSES, complete
 from featurestore.server.http.bodies import App
 from featurestore.server.http.door import Door
 from featurestore.server.http.envelope import Envelope
@@ -71,7 +71,6 @@ def create_app(
     snapshots, door, verifier = _load(workspace, token, host, reopen)
     metrics = Metrics()
     reads = OnlineReads(snapshots, workspace.clock, metrics)
-    measure = _measuring(snapshots, metrics)
     limit = int(workspace.settings.server.max_body)
     pushes = PushEndpoint(workspace, snapshots, metrics, limit)
     hot: dict[str, App] = {
@@ -84,6 +83,11 @@ def create_app(
         routes = ShortCut(inner, endpoints=hot)
         gate = Gate(routes, verifier=verifier, project=workspace.project, is_open=door.is_open)
         return Envelope(gate, metrics=metrics)
+
+    def measure() -> None:
+        metrics.revision.set(snapshots.current.snapshot.revision)
+        metrics.registry_age_seconds.set(snapshots.age_us() / 1_000_000)
+        metrics.progress(snapshots.progress, workspace.clock())
 
     api = FastAPI(
         title=f"Features of {workspace.project}",
@@ -98,7 +102,10 @@ def create_app(
     api.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in hot.items()]
     _add_health(api, reads, snapshots, door.is_open)
     _add_metrics(api, metrics, measure)
-    _describe(api)
+    add_docs(api)
+    describe = api.openapi
+    # The way that FastAPI's own documentation extends it.
+    api.openapi = lambda: api.openapi_schema or complete(describe(), OPEN_PATHS)  # type: ignore[method-assign]
     metrics.routes = frozenset(route.path for route in api.routes if isinstance(route, Route))
     notice = "" if token else door.notice(snapshots.tokens(), now_us=workspace.clock())
     return FeatureServer(api, outside=outside, notice=notice)
@@ -125,22 +132,6 @@ def _load(
     return snapshots, door, verifier
 
 
-def _describe(app: FastAPI) -> None:
-    add_docs(app)
-    describe = app.openapi
-    # The way that FastAPI's own documentation extends it.
-    app.openapi = lambda: app.openapi_schema or complete(describe(), OPEN_PATHS)  # type: ignore[method-assign]
-
-
-def _measuring(snapshots: SnapshotKeeper, metrics: Metrics) -> Callable[[], None]:
-    def measure() -> None:
-        metrics.revision.set(snapshots.current.snapshot.revision)
-        metrics.registry_age_seconds.set(snapshots.age_us() / 1_000_000)
-        metrics.progress(snapshots.progress, snapshots.now_us())
-
-    return measure
-
-
 def _lifespan(
     workspace: Workspace,
     snapshots: SnapshotKeeper,
@@ -150,8 +141,7 @@ def _lifespan(
     measure: Callable[[], None],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Return the lifespan: it opens the reader and the background refresh before the first request and closes them."""
-    clocks = ClockWatch(workspace, metrics, lambda: snapshots.registry_ahead_us)
-    parts = PartWatch(workspace, metrics, lambda: snapshots.current.snapshot, lambda: snapshots.progress)
+    clocks, parts = ClockWatch(workspace, snapshots, metrics), PartWatch(workspace, snapshots, metrics)
 
     def refreshed(outcome: str) -> None:
         metrics.refreshes.labels(outcome).inc()
@@ -234,7 +224,7 @@ def _add_health(app: FastAPI, reads: OnlineReads, snapshots: SnapshotKeeper, is_
         "/ready",
         tags=["operations"],
         summary="The online store answers and definitions are loaded",
-        responses={503: error_responses("503")["503"]},
+        responses={503: ERROR_RESPONSES["503"]},
         response_model_exclude_none=True,
     )
     async def ready(request: Request) -> Ready:

@@ -49,27 +49,44 @@ of the definitions delays every request of that moment several times."""
 def serve(
     root: Path,
     *,
-    host: str | None = None,
-    port: int | None = None,
-    workers: int | None = None,
-    reopen: bool = False,
-    debug: bool = False,
-    log_format: logs.Format = "text",
-    announce: Callable[[str], None] | None = None,
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    reopen: bool,
+    debug: bool,
+    log_format: logs.Format,
 ) -> None:
     """Serve a feature repo until SIGTERM or SIGINT; requests under way are finished first.
 
-    Arguments that are None come from the settings; port 0 takes a free one. Calls ``announce`` with the URL once the
-    server accepts connections (by default it prints the URL); logs go to standard error. Reads the token from
-    ``FS_SERVER_TOKEN``; ``reopen`` forgets that servers of this repo were closed. Raises SettingsError when the port
-    is taken or the address needs a token, and what `create_app` raises, before the server listens.
+    Arguments that are None come from the settings; port 0 takes a free one. Prints the URL once the server accepts
+    connections; logs go to standard error. Reads the token from ``FS_SERVER_TOKEN``; ``reopen`` forgets that servers of
+    this repo were closed. Raises SettingsError when the port is taken or the address needs a token, and what
+    `create_app` raises, before the server listens.
     """
     prepare = functools.partial(_prepare_process, log_format, debug)
     before = sys.getswitchinterval()
     prepare()
     try:
         with suppress(_Stopped), _stopping_by_signals() as check:
-            _serve(root, host, port, workers, reopen, prepare, announce or _announce, check)
+            workspace = open_workspace(root)
+            workspace.open("online")  # reports a bad URL now, before anything listens
+            settings = workspace.settings.server
+            host = settings.host if host is None else host
+            workers = settings.workers if workers is None else workers
+            # With one worker this is the app; with several it finds errors before the workers start.
+            app = create_app(root, token=os.environ.get(TOKEN_VARIABLE), host=host, reopen=reopen)
+            if app.notice:
+                logger.warning("%s", app.notice)
+            with bind(host, settings.port if port is None else port) as listening:
+                if workers == 1:
+                    _settle()
+                sys.stdout.write(f"Serving features at {url_of(listening)}\n")
+                sys.stdout.flush()
+                check()
+                if workers == 1:
+                    uvicorn.Server(server_config(app)).run(sockets=[listening])
+                else:
+                    _serve_by_workers(functools.partial(_worker_app, root, host, prepare), workers, listening)
     finally:
         sys.setswitchinterval(before)
 
@@ -77,38 +94,6 @@ def serve(
 def _prepare_process(log_format: logs.Format, debug: bool) -> None:
     logs.configure(log_format, debug=debug)
     sys.setswitchinterval(SWITCH_SECONDS)
-
-
-def _serve(
-    root: Path,
-    host: str | None,
-    port: int | None,
-    workers: int | None,
-    reopen: bool,
-    prepare: Callable[[], None],
-    announce: Callable[[str], None],
-    check: Callable[[], None],
-) -> None:
-    workspace = open_workspace(root)
-    workspace.open("online")  # reports a bad URL now, before anything listens
-    settings = workspace.settings.server
-    host = settings.host if host is None else host
-    port = settings.port if port is None else port
-    workers = settings.workers if workers is None else workers
-    # With one worker this is the app; with several it finds errors before the workers start.
-    app = create_app(root, token=os.environ.get(TOKEN_VARIABLE), host=host, reopen=reopen)
-    if app.notice:
-        logger.warning("%s", app.notice)
-    listening = bind(host, port)
-    with listening:
-        if workers == 1:
-            _settle()
-        announce(url_of(listening))
-        check()
-        if workers == 1:
-            uvicorn.Server(server_config(app)).run(sockets=[listening])
-        else:
-            _serve_by_workers(functools.partial(_worker_app, root, host, prepare), workers, listening)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -214,8 +199,3 @@ def server_config(app: FeatureServer | Callable[[], FeatureServer], *, workers: 
         timeout_worker_healthcheck=WORKER_ANSWER_SECONDS,
         backlog=BACKLOG,
     )
-
-
-def _announce(url: str) -> None:
-    sys.stdout.write(f"Serving features at {url}\n")
-    sys.stdout.flush()

@@ -103,27 +103,16 @@ ERRORS = {
 }
 
 
-def _ref(name: str) -> Json:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
 def _json(name: str) -> Json:
-    return {"application/json": {"schema": _ref(name)}}
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
 
 
-def error_responses(*statuses: str) -> Json:
-    """Return the responses of some error statuses, by default of all."""
-    return {
-        status: {
-            "description": text,
-            "headers": {"X-Request-ID": {"schema": {"type": "string"}}},
-            "content": _json("Error"),
-        }
-        for status, text in ERRORS.items()
-        if not statuses or status in statuses
-    }
+def _response(description: str, body: str) -> Json:
+    headers = {"X-Request-ID": {"schema": {"type": "string"}}}
+    return {"description": description, "headers": headers, "content": _json(body)}
 
 
+ERROR_RESPONSES = {status: _response(text, "Error") for status, text in ERRORS.items()}
 _READ = "The newest values, each with a true status."
 
 
@@ -134,14 +123,7 @@ def _operation(operation_id: str, summary: str, request: str, answer: str, descr
             "operationId": operation_id,
             "summary": summary,
             "requestBody": {"required": True, "content": _json(request)},
-            "responses": {
-                "200": {
-                    "description": description,
-                    "headers": {"X-Request-ID": {"schema": {"type": "string"}}},
-                    "content": _json(answer),
-                },
-                **error_responses(),
-            },
+            "responses": {"200": _response(description, answer), **ERROR_RESPONSES},
         }
     }
 

@@ -84,10 +84,6 @@ class SnapshotKeeper:
         assert self._saved is not None
         return max(0, self._workspace.clock() - self._saved.seen_us)
 
-    def now_us(self) -> int:
-        """Return the server's current instant."""
-        return self._workspace.clock()
-
     def tokens(self) -> tuple[Token, ...]:
         """Return the current tokens."""
         return self.current.tokens
@@ -156,10 +152,6 @@ class SnapshotKeeper:
         while not self._stop.wait(seconds * jitter.uniform(0.9, 1.1)):
             self.refresh()
 
-    def _note_progress(self, registry: RegistryReader) -> None:
-        if self._served is not None:
-            self.progress = read_progress(registry.ledger, self._served.snapshot)
-
     def _ask(self, known: SavedSnapshot | None = None) -> SavedSnapshot:
         """Return the registry's current state; reads the records only when the revision is not the known one."""
         workspace = self._workspace
@@ -170,7 +162,8 @@ class SnapshotKeeper:
         registry = self._registry
         seen_us = workspace.clock()
         found = self._door.take(*known_tokens(registry.ledger, project))
-        self._note_progress(registry)
+        if self._served is not None:
+            self.progress = read_progress(registry.ledger, self._served.snapshot)
         self.registry_ahead_us = registry_ahead_us(registry, project, seen_us)
         if known is not None and registry.definitions.chain(project) == known.revision.chain:
             unchanged = found == known.tokens

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 
 from featurestore.consistency.clocks import ONLINE_STORE, REGISTRY, SYNCHRONISE, clock_problem, online_ahead_us
 from featurestore.errors import OnlineStoreError
+from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.watch.metrics import Metrics
 from featurestore.workspace import Readers
 
@@ -21,10 +21,8 @@ EVERY_SECONDS = 60.0
 class ClockWatch:
     """Looks at the clocks after each refresh of the definitions, in its thread: never on the read path."""
 
-    def __init__(self, workspace: Readers, metrics: Metrics, registry_ahead_us: Callable[[], int]) -> None:
-        self._workspace = workspace
-        self._metrics = metrics
-        self._registry_ahead_us = registry_ahead_us
+    def __init__(self, workspace: Readers, snapshots: SnapshotKeeper, metrics: Metrics) -> None:
+        self._workspace, self._snapshots, self._metrics = workspace, snapshots, metrics
         self._ask_at_s = self._warn_at_s = 0.0
         self._online_ahead_us: int | None = None
 
@@ -35,7 +33,7 @@ class ClockWatch:
             self._ask_at_s = now_s + EVERY_SECONDS
             with suppress(OnlineStoreError):  # it is down: other metrics show that
                 self._online_ahead_us = online_ahead_us(self._workspace.online.facts())
-        registry_us, online_us = self._registry_ahead_us(), self._online_ahead_us
+        registry_us, online_us = self._snapshots.registry_ahead_us, self._online_ahead_us
         self._metrics.clock_ahead("registry", registry_us)
         if online_us is not None:
             self._metrics.clock_ahead("online_store", online_us)

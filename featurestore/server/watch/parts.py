@@ -6,13 +6,11 @@ It only warns: records that do not belong together are still served, and the ser
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from time import monotonic
 
 from featurestore.consistency.belonging import Mismatch, foreign_part
 from featurestore.errors import FeatureStoreError
-from featurestore.ledger.progress import Progress
-from featurestore.registered.snapshot import Snapshot
+from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.watch.metrics import Metrics
 from featurestore.workspace import Readers
 
@@ -25,22 +23,15 @@ WARN_EVERY_SECONDS = 60.0
 class PartWatch:
     """Reads the markers of the served views after each refresh of the definitions, in its thread."""
 
-    def __init__(
-        self,
-        workspace: Readers,
-        metrics: Metrics,
-        snapshot: Callable[[], Snapshot],
-        progress: Callable[[], Mapping[str, Progress]],
-    ) -> None:
-        self._workspace, self._metrics = workspace, metrics
-        self._snapshot, self._progress = snapshot, progress
+    def __init__(self, workspace: Readers, snapshots: SnapshotKeeper, metrics: Metrics) -> None:
+        self._workspace, self._snapshots, self._metrics = workspace, snapshots, metrics
         self._warn_at_s = 0.0
         self._named: set[str] = set()
 
     def look(self) -> None:
         """Set the gauges, and warn of mismatches. Does nothing while the online store is down."""
-        progress = self._progress()
-        views = {name: each for name, each in self._snapshot().views.items() if each.view.online}
+        snapshot, progress = self._snapshots.current.snapshot, self._snapshots.progress
+        views = {name: each for name, each in snapshot.views.items() if each.view.online}
         for gone in self._named - views.keys():
             self._metrics.part_mismatch.labels(gone).set(False)
         self._named = set(views)
