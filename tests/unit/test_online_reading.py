@@ -265,12 +265,12 @@ def test_a_schema_that_is_gone_reads_not_found() -> None:
         reader = ViewReader(new, ["a"], fetch_schema=fetch)
         rows = reader.read(keys, found, NOW)
         assert (rows.columns(), rows.status_columns(), times_of(rows)) == ([[None]], [[X]], [None])
-        assert reader.decoder.unknown_schemas([*found, None, b"x"]) == {encoder.schema_id}
-        reader.decoder.learn(encoder.schema_id, encoder.schema_json)
-        assert reader.decoder.unknown_schemas(found) == set()
+        assert reader.unknown_schemas([*found, None, b"x"]) == {encoder.schema_id}
+        reader.learn(encoder.schema_id, encoder.schema_json)
+        assert reader.unknown_schemas(found) == set()
         assert reader.read(keys, found, NOW).columns() == [[1]]
     with pytest.raises(DamagedRecordError, match="schema"):
-        reader.decoder.learn(encoder.schema_id, encoder.schema_json + b" ")
+        reader.learn(encoder.schema_id, encoder.schema_json + b" ")
 
 
 @pytest.mark.parametrize("company", [[], [None]])
@@ -321,8 +321,6 @@ def test_bulk_encoding_equals_one_by_one(kinds: list[ValueType], width: int, wit
         expected.sort()  # in order of their keys
         assert list(encoder.encode_table(table)) == expected
         assert [write for batch in table.to_batches() for write in encoder.encode_table(batch)] == expected
-        renamed = table.rename_columns({"event_ts": "at"})
-        assert list(encoder.encode_table(renamed, event_column="at")) == expected
         assert not encoder.encode_table(table.slice(0, 0))
 
 

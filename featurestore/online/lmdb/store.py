@@ -12,11 +12,10 @@ import operator
 import os
 import struct
 import time
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate, islice, pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -34,7 +33,7 @@ from featurestore.online.lmdb.environment import (
     translated,
 )
 from featurestore.online.records.arrow import bytes_of
-from featurestore.online.records.codec import CRC_BYTES, damaged, is_intact, is_record, record_version
+from featurestore.online.records.codec import CRC_BYTES, damaged, is_intact, is_record, parts, record_version
 from featurestore.online.records.keys import check_prefix
 from featurestore.types.times import Clock, system_clock
 
@@ -106,7 +105,7 @@ class LmdbStore(OnlineStore):
         # In key order each page of the tree changes in only one transaction. The sort is stable, for duplicates.
         order = sorted(range(len(writes)), key=columns.keys.__getitem__)
         columns = columns.at(order)
-        for part in _parts(columns.records):
+        for part in parts(columns.records, _BATCH_RECORDS, _BATCH_BYTES):
             with self._transaction(write=True) as transaction:
                 for place, result in _set_newest(transaction, columns[part], now_ms).items():
                     results[order[part.start + place]] = result
@@ -358,21 +357,6 @@ def _repaired(transaction: Transaction, now_ms: int, repair: Repair, envelope: b
     else:
         transaction.put(repair.key, envelope + new.record)
     return True
-
-
-def _parts(records: Sequence[bytes]) -> Iterator[slice]:
-    """Cut records where a transaction would hold too many of them or too many bytes."""
-    count = len(records)
-    if max(map(len, records)) * min(count, _BATCH_RECORDS) <= _BATCH_BYTES:
-        yield from (slice(start, min(start + _BATCH_RECORDS, count)) for start in range(0, count, _BATCH_RECORDS))
-        return
-    sizes = list(accumulate(map(len, records), initial=0))
-    start = 0
-    while start < count:
-        fitting = bisect_right(sizes, sizes[start] + _BATCH_BYTES) - 1
-        end = max(start + 1, min(fitting, start + _BATCH_RECORDS))
-        yield slice(start, end)
-        start = end
 
 
 def _slice(transaction: Transaction, prefix: bytes, after: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:

@@ -39,12 +39,6 @@ class TimeColumns:
     event_us: np.ndarray
     created_us: np.ndarray
 
-    def checksum_bytes(self, checksums: list[int]) -> list[bytes]:
-        """Return CRC-32 values as 4 big-endian bytes each."""
-        import numpy as np
-
-        return bytes_of(np.array(checksums, dtype=">u4"))
-
     def expiries_ms(self, ttl_us: int | None) -> list[int | None]:
         """Return each record's physical expiry (`codec.expire_at_ms`)."""
         newest = int(self.event_us.max())

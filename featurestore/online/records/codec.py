@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal as PythonDecimal
 from hashlib import blake2b
+from itertools import accumulate
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -129,37 +131,30 @@ def read_schema(document: bytes) -> tuple[tuple[str, ValueType], ...]:
 
 def to_wire(value_type: ValueType) -> Converter | None:
     """Return the function from a canonical Python value to its msgpack form, or None if they are the same."""
-    if value_type.item is not None:
-        item = to_wire(value_type.item)
-        return None if item is None else _for_lists(item)
-    return _TO_WIRE.get(value_type.name)
+    return _converter(value_type, _TO_WIRE)
 
 
 def from_wire(value_type: ValueType) -> Converter | None:
     """Return the function from a decoded msgpack value to the canonical one, or None if they are the same."""
-    if value_type.item is not None:
-        item = from_wire(value_type.item)
-        return None if item is None else _for_lists(item)
-    return _FROM_WIRE.get(value_type.name)
+    return _converter(value_type, _FROM_WIRE)
 
 
-def _for_lists(convert: Converter) -> Converter:
-    return lambda values: [None if value is None else convert(value) for value in values]
+def _converter(value_type: ValueType, scalars: Mapping[str, Converter]) -> Converter | None:
+    if value_type.item is None:
+        return scalars.get(value_type.name)
+    convert = _converter(value_type.item, scalars)
+    return convert and (lambda values: [None if value is None else convert(value) for value in values])
 
 
 def _float32(value: float) -> msgspec.Raw:
     return msgspec.Raw(b"\xca" + struct.pack(">f", value))  # msgspec by itself would write a float64
 
 
-def _decimal_text(value: PythonDecimal) -> str:
-    return format(value, "f")
-
-
 _TO_WIRE: dict[str, Converter] = {
     "Float32": _float32,
     "Timestamp": to_instant,
     "Date": date_to_days,
-    "Decimal": _decimal_text,
+    "Decimal": "{:f}".format,
 }
 _FROM_WIRE: dict[str, Converter] = {
     "Timestamp": to_datetime,
@@ -175,6 +170,17 @@ def msgpack_array_header(length: int) -> bytes:
     if length < 1 << 16:
         return b"\xdc" + length.to_bytes(2)
     return b"\xdd" + length.to_bytes(4)
+
+
+def parts(records: Sequence[bytes], most_records: int, most_bytes: int) -> Iterator[slice]:
+    """Cut records where a call to a store would hold too many of them or too many bytes."""
+    sizes = list(accumulate(map(len, records), initial=0))
+    start = 0
+    while start < len(records):
+        fitting = bisect_right(sizes, sizes[start] + most_bytes) - 1
+        end = max(start + 1, min(fitting, start + most_records))
+        yield slice(start, end)
+        start = end
 
 
 def pieces(rows: Sequence[Item], width: int) -> Sequence[Sequence[Item]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -56,14 +57,8 @@ class RecordEncoder:
         record = self.encode(key, event_us, created_us, values)
         return Write(key, record, expire_at_ms(event_us, self.layout.ttl_us))
 
-    def encode_table(
-        self,
-        table: pa.RecordBatch | pa.Table,
-        *,
-        event_column: str = "event_ts",
-        created_column: str = "created_ts",
-    ) -> Writes:
-        """Return the writes of a table with the join keys, features and time columns by name, in order of their keys.
+    def encode_table(self, table: pa.RecordBatch | pa.Table) -> Writes:
+        """Return the writes of a table with join keys, features, event_ts and created_ts, in order of their keys.
 
         Columns are of the declared Arrow types (`featurestore.types.arrow.arrow_type`); the created column may
         hold nulls or be absent. Raises EntityKeyError for a null join key.
@@ -76,10 +71,10 @@ class RecordEncoder:
         # and both are made here. The brace is part of the key, and sorts after every character of an entity.
         order = sorted(range(len(texts)), key=[text + "}" for text in texts].__getitem__)
         keys = self.keys.keys([texts[place] for place in order])
-        created = table.column(created_column) if created_column in table.schema.names else None
-        times = time_columns(table.column(event_column), created)
+        created = table.column("created_ts") if "created_ts" in table.schema.names else None
+        times = time_columns(table.column("event_ts"), created)
         features = [(table.column(name), kind) for name, kind in self.layout.fields]
         bodies = list(map(record_bodies(times, self.schema_id, features).__getitem__, order))
-        checksums = times.checksum_bytes(list(map(crc32, bodies, map(crc32, keys))))
+        checksums = map(int.to_bytes, map(crc32, bodies, map(crc32, keys)), repeat(CRC_BYTES))
         expiries_ms = times.expiries_ms(self.layout.ttl_us)
         return Writes(keys, list(map(operator.add, bodies, checksums)), list(map(expiries_ms.__getitem__, order)))

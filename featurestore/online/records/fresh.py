@@ -51,8 +51,8 @@ class RowRecords(ViewReader):
 
     def unknown(self, records: Sequence[bytes | None]) -> dict[bytes, Callable[[bytes], None]]:
         """Return the keys of schemas older than the view's own, each with the function that takes the document."""
-        schemas = self.decoder.unknown_schemas(records)
-        return {self._encoder.schema_key(schema): partial(self.decoder.learn, schema) for schema in schemas}
+        schemas = self.unknown_schemas(records)
+        return {self._encoder.schema_key(schema): partial(self.learn, schema) for schema in schemas}
 
     def event_us(self, records: Iterable[bytes | None]) -> Iterator[int | None]:
         """Yield each record's event time, also of one outside its ttl."""

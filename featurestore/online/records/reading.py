@@ -79,72 +79,6 @@ class _Mapping:
     """PRESENT if the row has the feature, otherwise NOT_FOUND."""
 
 
-class RecordDecoder:
-    """Maps records of any schema that a generation ever had to the features of its layout.
-
-    Not locked, because learning a schema twice is harmless.
-    """
-
-    def __init__(
-        self,
-        layout: ViewLayout,
-        features: Sequence[str],
-        *,
-        fetch_schema: FetchSchema | None = None,
-    ) -> None:
-        types = dict(layout.fields)
-        self.names = tuple(features)
-        self.types: tuple[ValueType, ...] = tuple(types[name] for name in self.names)
-        self.converters = [from_wire(value_type) for value_type in self.types]
-        self._fetch_schema = fetch_schema
-        document = schema_document(layout.fields)
-        self.schema_id = schema_id(document)
-        self._mappings = {self.schema_id: self._mapping(layout.fields)}
-
-    def unknown_schemas(self, records: Sequence[bytes | None]) -> set[bytes]:
-        """Return the schema ids to look up and `learn` before reading, for callers that cannot block."""
-        unknown = set(map(_SCHEMA, filter(None, records))) - self._mappings.keys()
-        # Nearly always there are none; only otherwise check which values are records at all.
-        return unknown and {_SCHEMA(found) for found in records if found and is_record(found)} - self._mappings.keys()
-
-    def learn(self, known_id: bytes, document: bytes) -> None:
-        """Take a schema document from the store. Raises DamagedRecordError when it does not match the id."""
-        if schema_id(document) != known_id:
-            raise DamagedRecordError(
-                f"the online schema {known_id.hex()} does not match its own checksum.", hint=REPUBLISH
-            )
-        self._mappings[known_id] = self._mapping(read_schema(document))
-
-    def mapping(self, record: bytes) -> _Mapping | None:
-        """Return how to read a record's row, or None if the store no longer has its schema."""
-        known_id = _SCHEMA(record)
-        if known_id not in self._mappings and self._fetch_schema is not None:
-            document = self._fetch_schema(known_id)
-            if document is not None:
-                self.learn(known_id, document)
-        return self._mappings.get(known_id)
-
-    def row(self, key: bytes, record: bytes, mapping: _Mapping) -> list[Any]:
-        """Return the asked features of one record in their msgpack form, None for one that it lacks."""
-        try:
-            stored = _decode_row(PAYLOAD(record))
-        except msgspec.DecodeError:
-            raise damaged(key, "holds no msgpack array") from None
-        if len(stored) != mapping.length:
-            raise damaged(key, f"holds {len(stored)} values where its schema has {mapping.length}")
-        return [None if position is None else stored[position] for position in mapping.positions]
-
-    def _mapping(self, stored: Sequence[tuple[str, ValueType]]) -> _Mapping:
-        places = {name: (position, value_type) for position, (name, value_type) in enumerate(stored)}
-        positions: list[int | None] = []
-        for name, value_type in zip(self.names, self.types, strict=True):
-            position, stored_type = places.get(name, (None, value_type))
-            readable = stored_type == value_type or is_widening(stored_type, value_type)
-            positions.append(position if readable else None)
-        statuses = tuple(Status.NOT_FOUND if place is None else Status.PRESENT for place in positions)
-        return _Mapping(len(stored), tuple(positions), statuses)
-
-
 class ViewRows:
     """A view's answer, in the order of the keys. Rows, columns and statuses are made when they are asked for.
 
@@ -215,7 +149,11 @@ class ViewRows:
 
 
 class ViewReader:
-    """Reads the asked features of one view; made once for each view and feature list, then used for every request."""
+    """Reads the asked features of one view; made once for each view and feature list, then used for every request.
+
+    It maps records of any schema that a generation ever had to the features of its layout. Not locked, because
+    learning a schema twice is harmless.
+    """
 
     def __init__(
         self,
@@ -225,16 +163,20 @@ class ViewReader:
         fetch_schema: FetchSchema | None = None,
         form: Form = "python",
     ) -> None:
-        unknown = [name for name in features if name not in dict(layout.fields)]
+        types = dict(layout.fields)
+        unknown = [name for name in features if name not in types]
         if unknown:
             raise DefinitionError(f"view {layout.view!r} has no feature {unknown[0]!r}.")
         self.layout = layout
         self.features = tuple(features)
-        self.decoder = RecordDecoder(layout, features, fetch_schema=fetch_schema)
+        self._types = [types[name] for name in features]
+        self._fetch_schema = fetch_schema
+        own_id = schema_id(schema_document(layout.fields))
+        self._mappings = {own_id: self._mapping(layout.fields)}
         self._ttl_us = layout.ttl_us
         self._no_oldest = _VERSION + time_bytes(MIN_INSTANT)
         self.stored_width = len(layout.fields)
-        self.own_shape = self.decoder.schema_id + msgpack_array_header(self.stored_width)[:1]
+        self.own_shape = own_id + msgpack_array_header(self.stored_width)[:1]
         # Decoding into types without null proves for free that there is no null. After a null the next reads search
         # for nulls instead, until one finds none.
         self._decode_without_nulls = msgspec.msgpack.Decoder(_wire_rows(layout)).decode
@@ -244,10 +186,10 @@ class ViewReader:
         self._absent = (Status.NOT_FOUND,) * len(self.features)
         self._too_old = (Status.OUTSIDE_MAX_AGE,) * len(self.features)
         self._empty = (None,) * len(self.features)
-        converters = _json_converters(self.decoder) if form == "json" else self.decoder.converters
+        converters = map(_json_converter if form == "json" else from_wire, self._types)
         self.converters = [(place, convert) for place, convert in enumerate(converters) if convert is not None]
         floats = ("Float32", "Float64") if form == "json" else ()
-        self.checked_floats = [place for place, kind in enumerate(self.decoder.types) if kind.name in floats]
+        self.checked_floats = [place for place, kind in enumerate(self._types) if kind.name in floats]
 
     def read(self, keys: Sequence[bytes], records: Sequence[bytes | None], now_us: int) -> ViewRows:
         """Return the answer for a store's records of ``keys``.
@@ -268,6 +210,39 @@ class ViewReader:
                 rows, is_without_nulls = self._rows(keys, found)
                 return self._finish(rows, None, records, look_for_nulls=not is_without_nulls)
         return self._read_mixed(keys, records, oldest, future)
+
+    def unknown_schemas(self, records: Sequence[bytes | None]) -> set[bytes]:
+        """Return the schema ids to look up and `learn` before reading, for callers that cannot block."""
+        unknown = set(map(_SCHEMA, filter(None, records))) - self._mappings.keys()
+        # Nearly always there are none; only otherwise check which values are records at all.
+        return unknown and {_SCHEMA(found) for found in records if found and is_record(found)} - self._mappings.keys()
+
+    def learn(self, known_id: bytes, document: bytes) -> None:
+        """Take a schema document from the store. Raises DamagedRecordError when it does not match the id."""
+        if schema_id(document) != known_id:
+            raise DamagedRecordError(
+                f"the online schema {known_id.hex()} does not match its own checksum.", hint=REPUBLISH
+            )
+        self._mappings[known_id] = self._mapping(read_schema(document))
+
+    def _known(self, record: bytes) -> _Mapping | None:
+        """Return how to read a record's row, or None if the store no longer has its schema."""
+        known_id = _SCHEMA(record)
+        if known_id not in self._mappings and self._fetch_schema is not None:
+            document = self._fetch_schema(known_id)
+            if document is not None:
+                self.learn(known_id, document)
+        return self._mappings.get(known_id)
+
+    def _mapping(self, stored: Sequence[tuple[str, ValueType]]) -> _Mapping:
+        places = {name: (position, value_type) for position, (name, value_type) in enumerate(stored)}
+        positions: list[int | None] = []
+        for name, value_type in zip(self.features, self._types, strict=True):
+            position, stored_type = places.get(name, (None, value_type))
+            readable = stored_type == value_type or is_widening(stored_type, value_type)
+            positions.append(position if readable else None)
+        statuses = tuple(Status.NOT_FOUND if place is None else Status.PRESENT for place in positions)
+        return _Mapping(len(stored), tuple(positions), statuses)
 
     def heads(self, now_us: int) -> tuple[bytes, bytes]:
         """Return the least first nine bytes of a record within its ttl, and the least of one after ``now_us``."""
@@ -310,9 +285,9 @@ class ViewReader:
     def _first_damaged(self, keys: Sequence[bytes], records: Sequence[bytes]) -> DamagedRecordError:
         try:
             for key, record in zip(keys, records, strict=True):
-                mapping = self.decoder.mapping(record)
+                mapping = self._known(record)
                 assert mapping is not None
-                self.decoder.row(key, record, mapping)
+                _row(key, record, mapping)
         except DamagedRecordError as error:
             return error
         return damaged(keys[0], "or one read with it holds no msgpack array")
@@ -334,8 +309,8 @@ class ViewReader:
                 statuses[place] = self._too_old
             elif record[17:26] == self.own_shape:
                 own_places.append(place)
-            elif (mapping := self.decoder.mapping(record)) is not None:
-                values[place] = self.decoder.row(key, record, mapping)
+            elif (mapping := self._known(record)) is not None:
+                values[place] = _row(key, record, mapping)
                 statuses[place] = mapping.statuses
             else:
                 seen[place] = None
@@ -408,6 +383,17 @@ class ViewReader:
         return is_changed
 
 
+def _row(key: bytes, record: bytes, mapping: _Mapping) -> list[Any]:
+    """Return the asked features of one record in their msgpack form, None for one that it lacks."""
+    try:
+        stored = _decode_row(PAYLOAD(record))
+    except msgspec.DecodeError:
+        raise damaged(key, "holds no msgpack array") from None
+    if len(stored) != mapping.length:
+        raise damaged(key, f"holds {len(stored)} values where its schema has {mapping.length}")
+    return [None if position is None else stored[position] for position in mapping.positions]
+
+
 def _selection(stored: Sequence[str], asked: Sequence[str]) -> Callable[[Any], Sequence[Any]] | None:
     """Return the function that picks the asked features from a stored row, or None if they are the whole row."""
     if list(asked) == list(stored):
@@ -428,15 +414,11 @@ def _wire_rows(layout: ViewLayout) -> Any:
     return list[tuple[tuple(kinds)]]  # type: ignore[misc]  # made at run time, for msgspec
 
 
-def _json_converters(decoder: RecordDecoder) -> list[Converter | None]:
-    """Return the functions from decoded msgpack values to their JSON forms; None where they are the same."""
-    return [
-        _as_json(value_type, convert) if value_type.item is not None else _WIRE_TO_JSON.get(value_type.name)
-        for value_type, convert in zip(decoder.types, decoder.converters, strict=True)
-    ]
-
-
-def _as_json(value_type: ValueType, convert: Converter | None) -> Converter:
+def _json_converter(value_type: ValueType) -> Converter | None:
+    """Return the function from a decoded msgpack value to its JSON form; None where they are the same."""
+    if value_type.item is None:
+        return _WIRE_TO_JSON.get(value_type.name)
+    convert = from_wire(value_type)
     return lambda value: to_json(value_type, value if convert is None else convert(value))
 
 

@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -271,6 +271,15 @@ def checked_reply(reply: Any, length: int) -> list[bytes | None]:
     if not isinstance(reply, list) or len(reply) != length:
         raise redis.InvalidResponse("the answer is not that of MGET")
     return reply
+
+
+def in_order(answers: Iterable[tuple[Iterable[int], Iterable[bytes | None]]], count: int) -> list[bytes | None]:
+    """Return the values of so many keys, from answers that say which places among the keys they are for."""
+    values: list[bytes | None] = [None] * count
+    for places, found in answers:
+        for place, value in zip(places, found, strict=True):
+            values[place] = value
+    return values
 
 
 def unavailable(location: str, deadline_seconds: float, error: BaseException) -> OnlineStoreUnavailableError:

@@ -14,6 +14,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from featurestore.online.interface import AsyncReader, OnlineStore, Repair, Write, WriteResult
+from featurestore.online.records.codec import parts
 from featurestore.online.records.keys import check_prefix
 from featurestore.online.redis.node import (
     DRIVER_ERRORS,
@@ -22,6 +23,7 @@ from featurestore.online.redis.node import (
     check_tls,
     checked_reply,
     digest_of,
+    in_order,
     may_pass,
     parsed_url,
     unavailable,
@@ -31,6 +33,8 @@ from featurestore.types.times import Clock, system_clock
 
 Result = TypeVar("Result")
 Item = TypeVar("Item", Write, Repair)
+Arguments = Callable[[Sequence[Item]], list[bytes | int]]
+"""Returns a script's number of keys, keys and arguments for some items."""
 
 RECORDS_PER_CALL = 1_000
 BYTES_PER_CALL = 4 << 20
@@ -55,14 +59,15 @@ class RedisCommands(OnlineStore):
     def write(self, writes: Sequence[Write], *, now_us: int) -> list[WriteResult]:
         """Compare and set, a thousand records at a time; after a lost connection only unanswered calls are repeated."""
         results: list[WriteResult] = []
-        for codes in self._run_script(SET_NEWEST, list(_parts(writes)), partial(write_arguments, now_us=now_us)):
+        cut = [writes[part] for part in parts([write.record for write in writes], RECORDS_PER_CALL, BYTES_PER_CALL)]
+        for codes in self._run_script(SET_NEWEST, cut, partial(write_arguments, now_us=now_us)):
             results += [_RESULTS[code] for code in codes] if any(codes) else [WriteResult.WRITTEN] * len(codes)
         return results
 
     def repair(self, repairs: Sequence[Repair], *, now_us: int) -> list[bool]:
         """Replace or delete records that still have exactly the given times."""
-        parts = [repairs[start : start + RECORDS_PER_CALL] for start in range(0, len(repairs), RECORDS_PER_CALL)]
-        answers = self._run_script(REPAIR, parts, partial(repair_arguments, now_us=now_us))
+        cut = [repairs[start : start + RECORDS_PER_CALL] for start in range(0, len(repairs), RECORDS_PER_CALL)]
+        answers = self._run_script(REPAIR, cut, partial(repair_arguments, now_us=now_us))
         return [bool(code) for codes in answers for code in codes]
 
     def put(self, key: bytes, value: bytes, *, if_absent: bool = False) -> None:
@@ -71,11 +76,7 @@ class RedisCommands(OnlineStore):
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return plain values, with retries."""
-        values: list[bytes | None] = [None] * len(keys)
-        for places, found in self._on_keys("MGET", keys):
-            for place, value in zip(places, found, strict=True):
-                values[place] = value
-        return values
+        return in_order(self._on_keys("MGET", keys), len(keys))
 
     def scan(self, prefix: bytes) -> Iterator[Sequence[tuple[bytes, bytes]]]:
         """Yield batches of pairs; a key that is moved while scanning may come twice."""
@@ -95,10 +96,7 @@ class RedisCommands(OnlineStore):
 
     @abstractmethod
     def _run_script(
-        self,
-        script: str,
-        parts: Sequence[Sequence[Item]],
-        arguments: Callable[[Sequence[Item]], list[bytes | int]],
+        self, script: str, parts: Sequence[Sequence[Item]], arguments: Arguments[Item]
     ) -> Iterable[list[int]]:
         """Return the script's code of each item, part by part, with retries."""
 
@@ -173,12 +171,7 @@ class RedisStore(RedisCommands):
 
         return self._retried(run)
 
-    def _run_script(
-        self,
-        script: str,
-        parts: Sequence[Sequence[Item]],
-        arguments: Callable[[Sequence[Item]], list[bytes | int]],
-    ) -> list[list[int]]:
+    def _run_script(self, script: str, parts: Sequence[Sequence[Item]], arguments: Arguments[Item]) -> list[list[int]]:
         """Run a script once per part, sending ahead of the answers."""
         replies: list[list[int]] = []
 
@@ -219,33 +212,15 @@ class RedisStore(RedisCommands):
             )
 
     def _scan_keys(self, prefix: bytes) -> Iterator[list[bytes]]:
-        cursor = 0
-        while True:
-            cursor, keys = scanned(self._command(*scan_command(cursor, prefix)), prefix)
-            if keys:
-                yield keys
-            if cursor == 0:
-                return
+        return scanned(self._command, prefix)
 
 
-def scan_command(cursor: int, prefix: bytes) -> tuple[bytes | str | int, ...]:
-    """Return the command that finds the next keys under an exact prefix."""
-    return ("SCAN", cursor, "MATCH", _GLOB.sub(rb"\\\1", prefix) + b"*", "COUNT", RECORDS_PER_CALL)
-
-
-def scanned(reply: Any, prefix: bytes) -> tuple[int, list[bytes]]:
-    """Return the next cursor, 0 at the end, and the keys found."""
-    cursor, found = reply
-    return int(cursor), [key for key in found if key.startswith(prefix)]
-
-
-def _parts(writes: Sequence[Write]) -> Iterator[Sequence[Write]]:
-    """Cut the writes so that no call holds too many records or bytes."""
-    start = size = 0
-    for end, write in enumerate(writes):
-        size += len(write.record)
-        if end - start == RECORDS_PER_CALL or (size > BYTES_PER_CALL and end > start):
-            yield writes[start:end]
-            start, size = end, len(write.record)
-    if start < len(writes):
-        yield writes[start:]
+def scanned(ask: Callable[..., Any], prefix: bytes) -> Iterator[list[bytes]]:
+    """Yield the keys under an exact prefix in batches; ``ask`` sends a command to a node, and returns None to stop."""
+    cursor, pattern = 0, _GLOB.sub(rb"\\\1", prefix) + b"*"
+    while (reply := ask("SCAN", cursor, "MATCH", pattern, "COUNT", RECORDS_PER_CALL)) is not None:
+        cursor = int(reply[0])
+        if keys := [key for key in reply[1] if key.startswith(prefix)]:
+            yield keys
+        if cursor == 0:
+            return

@@ -14,7 +14,7 @@ from datetime import timedelta
 from random import SystemRandom
 
 from featurestore_registry.auth import Token, known_tokens
-from featurestore_registry.interface import Registry, RegistryReader
+from featurestore_registry.interface import Registry
 from featurestore_registry.records import Revision
 
 from featurestore.backends import open_registry

@@ -20,7 +20,14 @@ from featurestore.online.redis.cluster.topology import (
     Topology,
     raise_if_failed,
 )
-from featurestore.online.redis.node import DRIVER_ERRORS, FAILURES_TO_LEAVE, LEFT_SECONDS, Deadlines, unavailable
+from featurestore.online.redis.node import (
+    DRIVER_ERRORS,
+    FAILURES_TO_LEAVE,
+    LEFT_SECONDS,
+    Deadlines,
+    in_order,
+    unavailable,
+)
 from featurestore.online.redis.reader import AsyncNode
 
 POLL_SECONDS = 0.002
@@ -70,7 +77,7 @@ class RedisClusterReader(AsyncReader):
         if (failure := routing.failure) is not None:
             told = unavailable(self._topology.url.place(routing.failed), seconds, failure)
             raise (told if isinstance(failure, redis.ResponseError) else self._told(told)) from failure
-        return routing.values(len(keys))
+        return in_order(routing.answers, len(keys))
 
     async def check(self) -> None:
         """Return when one primary has answered a PING, and all that answer soon; opens the first connections."""

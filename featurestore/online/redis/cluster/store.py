@@ -23,8 +23,16 @@ from featurestore.online.redis.cluster.topology import (
     Topology,
     parsed_cluster_url,
 )
-from featurestore.online.redis.node import DRIVER_ERRORS, Connections, RedisNode, digest_of, may_pass, unavailable
-from featurestore.online.redis.store import Item, RedisCommands, scan_command, scanned
+from featurestore.online.redis.node import (
+    DRIVER_ERRORS,
+    Connections,
+    RedisNode,
+    digest_of,
+    in_order,
+    may_pass,
+    unavailable,
+)
+from featurestore.online.redis.store import Arguments, Item, RedisCommands, scanned
 from featurestore.types.times import Clock, system_clock
 
 Result = TypeVar("Result")
@@ -89,7 +97,7 @@ class RedisClusterStore(RedisCommands):
         self._exchange(routing, lambda node: node.reads, seconds=seconds)
         if routing.failure is not None:
             raise unavailable(self._url.place(routing.failed), seconds, routing.failure) from routing.failure
-        return routing.values(len(keys))
+        return in_order(routing.answers, len(keys))
 
     def facts(self) -> Mapping[str, str]:
         """Return the nodes and their combined facts: sums of memory, each version and policy, the clock furthest off.
@@ -129,10 +137,7 @@ class RedisClusterStore(RedisCommands):
             node.close()
 
     def _run_script(
-        self,
-        script: str,
-        parts: Sequence[Sequence[Item]],
-        arguments: Callable[[Sequence[Item]], list[bytes | int]],
+        self, script: str, parts: Sequence[Sequence[Item]], arguments: Arguments[Item]
     ) -> Iterator[list[int]]:
         """Run the script once per slot of a part; a part begins after the one before is done, which keeps the order."""
         digest = digest_of(script)
@@ -245,10 +250,10 @@ class RedisClusterStore(RedisCommands):
             owners = now
             for address in dict.fromkeys(owners):
                 assert address is not None
-                yield from self._scan_node(address, prefix)
+                yield from scanned(partial(self._ask_primary, address), prefix)
 
-    def _scan_node(self, address: Address, prefix: bytes) -> Iterator[list[bytes]]:
-        cursor = 0
+    def _ask_primary(self, address: Address, *command: Any) -> Any:
+        """Return a node's reply to a command, None if it is no longer a primary."""
 
         def attempt() -> Any:
             if address not in self._topology.replicas:
@@ -256,7 +261,7 @@ class RedisClusterStore(RedisCommands):
             pool = self._nodes[address].writes
             connection = _opened(pool)
             try:
-                connection.send_command(*scan_command(cursor, prefix), check_health=False)
+                connection.send_command(*command, check_health=False)
                 reply = connection.read_response()
             except BaseException:
                 connection.disconnect()
@@ -264,12 +269,7 @@ class RedisClusterStore(RedisCommands):
             pool.give(connection)
             return reply
 
-        while (reply := self._retried(attempt, lambda: address)) is not None:  # None: it is no longer a primary
-            cursor, keys = scanned(reply, prefix)
-            if keys:
-                yield keys
-            if cursor == 0:
-                return
+        return self._retried(attempt, lambda: address)
 
 
 class _UnderWay(NamedTuple):

@@ -245,14 +245,6 @@ class Routing:
         for address, parts in self.questions().items():
             self.lost(address, parts, TryAgainError("the keys are on the move"))
 
-    def values(self, count: int) -> list[bytes | None]:
-        """Return the reply of each key, in the order of the keys."""
-        values: list[bytes | None] = [None] * count
-        for places, reply in self.answers:
-            for place, value in zip(places, reply, strict=True):
-                values[place] = value
-        return values
-
     def _redirect(self, address: Address, part: Part, error: Exception) -> None:
         if isinstance(error, AskError):  # MovedError is one
             target = (error.host or address[0], error.port)
