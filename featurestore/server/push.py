@@ -13,6 +13,7 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+from typing_extensions import override
 
 from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError
@@ -20,18 +21,7 @@ from featurestore.ingest.push import Push, PushResult, PushTarget, To
 from featurestore.ingest.rows import PushedRows
 from featurestore.offline.groups import PAUSE_SECONDS
 from featurestore.registered.snapshot import Snapshot
-from featurestore.server.http.bodies import (
-    MOST_ROWS,
-    PAUSE,
-    Columns,
-    Name,
-    Receive,
-    Scope,
-    Send,
-    decoded,
-    read_body,
-    send_json,
-)
+from featurestore.server.http.bodies import MOST_ROWS, PAUSE, Columns, JsonEndpoint, Name, Scope
 from featurestore.server.http.errors import check_count
 from featurestore.server.read import endpoints
 from featurestore.server.read.snapshots import SnapshotKeeper
@@ -56,21 +46,19 @@ class PushRequest(msgspec.Struct, forbid_unknown_fields=True):
     ] = "both"
 
 
-class PushEndpoint:
-    """``POST /push``: every row is checked before any is written. A bare ASGI app."""
+class PushEndpoint(JsonEndpoint[PushRequest]):
+    """``POST /push``: every row is checked before any is written."""
 
     def __init__(self, workspace: Workspace, snapshots: SnapshotKeeper, metrics: Metrics, max_body: int) -> None:
+        super().__init__(PushRequest, max_body)
         self._workspace = workspace
         self._snapshots = snapshots
         self._metrics = metrics
-        self._max_body = max_body
-        self._decoder = msgspec.json.Decoder(PushRequest)
         self._threads = Threads("push", THREADS)
         self._targets: tuple[Snapshot | None, dict[str, PushTarget]] = (None, {})
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        request = decoded(self._decoder, await read_body(scope, receive, self._max_body))
+    @override
+    async def answer(self, request: PushRequest, scope: Scope, started: float) -> bytes:
         rows = max(map(len, request.rows.values()), default=0)
         check_count(rows, MOST_ROWS, "too_many_rows", "rows", "Push them in several requests.")
         target = self._target(request.source)
@@ -82,7 +70,7 @@ class PushEndpoint:
             await self._threads.run(partial(_finish, work))
         result = work.result()
         self._count(result)
-        await send_json(send, msgspec.json.encode(result))
+        return msgspec.json.encode(result)
 
     async def warm(self) -> None:
         """Load and open what the first push would wait for, if there is a source to push to."""

@@ -157,13 +157,6 @@ class CompiledRequest:
                 row += more  # in place: nothing else refers to these lists
         return joined
 
-    def values(self, query: Query, records: Sequence[bytes | None], now_us: int) -> Answer | ShortAnswer:
-        """Return the same answer, faster if the caller only wants values; the form must be ``python``."""
-        rows = self.fresh_rows(query, records, now_us)
-        if rows is None or (self.has_defaults and any(None in row for row in rows)):
-            return self.answer(query, records, now_us)
-        return ShortAnswer(rows, lambda: self.answer(query, records, now_us))
-
     def answer(self, query: Query, records: Sequence[bytes | None], now_us: int) -> Answer:
         """Return the answer for the records of ``query.keys``; ttls are counted from ``now_us``, inclusive.
 
@@ -250,31 +243,6 @@ class Answer:
         """Return each row's event time, by view or the name it was read under; None where there is no record."""
         reads = {output.alias: output.read for output in self._outputs if output.read is not None}
         return {alias: list(self._served[read].event_us(self.views[read].records)) for alias, read in reads.items()}
-
-
-class ShortAnswer:
-    """An `Answer` whose values are ready; statuses and event times are computed when somebody asks for them."""
-
-    def __init__(self, rows: list[list[Any]], look: Callable[[], Answer]) -> None:
-        self.row_count = len(rows)
-        self._rows = rows
-        self._look = look
-
-    @cached_property
-    def _whole(self) -> Answer:
-        return self._look()
-
-    def columns(self) -> list[list[Any]]:
-        """See `Answer.columns`."""
-        return list(map(list, zip(*self._rows, strict=True)))
-
-    def status_columns(self) -> list[list[Status]]:
-        """See `Answer.status_columns`."""
-        return self._whole.status_columns()
-
-    def event_us(self) -> dict[str, list[int | None]]:
-        """See `Answer.event_us`."""
-        return self._whole.event_us()
 
 
 class _OutputColumn:
@@ -405,7 +373,7 @@ def _spread(found: ViewRows, places: Sequence[int], row_count: int) -> ViewRows:
         values[place] = found.values[position]
         statuses[place] = present if found.statuses is None else found.statuses[position]
         records[place] = found.records[position]
-    return ViewRows(records, found.width, values=values, statuses=statuses)
+    return ViewRows(records, found.width, values, None, statuses)
 
 
 def _compute(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
@@ -11,7 +12,7 @@ from featurestore.errors import EntityKeyError
 from featurestore.online.records.reading import FetchValue
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeaturesArgument, resolve
-from featurestore.serving.compiled import Answer, CompiledRequest, ShortAnswer
+from featurestore.serving.compiled import Answer, CompiledRequest, Query
 from featurestore.statuses import Status
 from featurestore.tables import as_list, html_columns, import_polars, library_type, read_table, without_null_nan
 from featurestore.types.times import to_datetime
@@ -29,10 +30,28 @@ _MOST_SHAPES = 256
 class OnlineResponse:
     """The newest values of some entities, in the order asked; the caller's own columns come first."""
 
-    def __init__(self, compiled: CompiledRequest, own: Mapping[str, list[Any]], answer: Answer | ShortAnswer) -> None:
+    def __init__(
+        self,
+        compiled: CompiledRequest,
+        own: Mapping[str, list[Any]],
+        query: Query,
+        records: Sequence[bytes | None],
+        now_us: int,
+    ) -> None:
         self._compiled = compiled
         self._own = own
-        self._answer = answer
+        self._read = query, records, now_us
+        self._rows = rows = compiled.fresh_rows(query, records, now_us)
+        """The values, if the short way has them: statuses and event times are computed when somebody asks for them."""
+        if rows is None or (compiled.has_defaults and any(None in row for row in rows)):
+            self._rows, self._answer = None, compiled.answer(query, records, now_us)
+
+    @cached_property
+    def _answer(self) -> Answer:
+        return self._compiled.answer(*self._read)
+
+    def _columns(self) -> list[list[Any]]:
+        return self._answer.columns() if self._rows is None else list(map(list, zip(*self._rows, strict=True)))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,7 +78,7 @@ class OnlineResponse:
         ``include_event_timestamps`` ``{view}__event_timestamp``.
         """
         own = {name: values.copy() for name, values in self._own.items()}
-        columns = {**own, **dict(zip(self.names, self._answer.columns(), strict=True))}
+        columns = {**own, **dict(zip(self.names, self._columns(), strict=True))}
         if include_status:
             columns |= {f"{name}__status": [s.name for s in found] for name, found in self.statuses.items()}
         if include_event_timestamps:
@@ -85,7 +104,7 @@ class OnlineResponse:
                 columns[name] = column_from_values([_key_value(types[name], value) for value in values], types[name])
             else:
                 columns[name] = inferred_column(values, name=name)
-        for output, values in zip(request.outputs, self._answer.columns(), strict=True):
+        for output, values in zip(request.outputs, self._columns(), strict=True):
             columns[output.name] = column_from_values(values, output.field.type)
         return pa.table(columns)
 
@@ -106,7 +125,7 @@ class OnlineResponse:
         return self.to_arrow().__arrow_c_stream__(requested_schema)
 
     def __len__(self) -> int:
-        return self._answer.row_count
+        return self._read[0].rows
 
     def __repr__(self) -> str:
         return f"OnlineResponse({len(self)} rows, {len(self.names)} features)"
@@ -128,7 +147,8 @@ def get_online_features(
     naming key, value and row, NotFoundError, OutputNameClashError, CodeMismatchError, InputError,
     OnlineStoreUnavailableError.
     """
-    compiled = _compiled(workspace).compile(workspace, features, full_feature_names)
+    shapes = _by_workspace.get(workspace) or _by_workspace.setdefault(workspace, _Compiled())
+    compiled = shapes.compile(workspace, features, full_feature_names)
     table = read_table(entity_rows, "entity_rows", row_error=EntityKeyError)
     own = {name: from_library(as_list(values), library_type(values)) for name, values in table.columns.items()}
     if not table.has_names:  # no rows: no answers
@@ -141,7 +161,7 @@ def get_online_features(
         if name in table.columns
     }
     query = compiled.query({**own, **data})
-    return OnlineResponse(compiled, own, compiled.values(query, workspace.online.mget(query.keys), workspace.clock()))
+    return OnlineResponse(compiled, own, query, workspace.online.mget(query.keys), workspace.clock())
 
 
 class _Compiled:
@@ -170,13 +190,6 @@ class _Compiled:
 
 
 _by_workspace: WeakKeyDictionary[Readers, _Compiled] = WeakKeyDictionary()
-
-
-def _compiled(workspace: Readers) -> _Compiled:
-    found = _by_workspace.get(workspace)
-    if found is None:
-        found = _by_workspace[workspace] = _Compiled()
-    return found
 
 
 def _fetch_from(weak: ref[Readers]) -> FetchValue:

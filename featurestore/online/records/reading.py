@@ -79,31 +79,19 @@ class _Mapping:
     """PRESENT if the row has the feature, otherwise NOT_FOUND."""
 
 
+@dataclass(slots=True, eq=False)
 class ViewRows:
-    """A view's answer, in the order of the keys. Rows, columns and statuses are made when they are asked for.
+    """A view's answer, in the order of the keys. Rows, columns and statuses are made when they are asked for."""
 
-    ``records`` are the ones that were read, None for one whose time has not come.
-    """
-
-    __slots__ = ("_columns", "_find_nulls", "_statuses", "_values", "records", "width")
-
-    def __init__(
-        self,
-        records: Sequence[bytes | None],
-        width: int,
-        *,
-        values: Sequence[Sequence[Any]] | None,
-        columns: Sequence[Sequence[Any]] | None = None,
-        statuses: Sequence[Sequence[Status]] | None = None,
-        find_nulls: FindNulls | None = None,
-    ) -> None:
-        """``values`` may be None where there are columns; ``find_nulls`` completes the statuses."""
-        self.records = records
-        self.width = width
-        self._values = values
-        self._columns = columns
-        self._statuses = statuses
-        self._find_nulls = find_nulls
+    records: Sequence[bytes | None]
+    """The records that were read, None for one whose time has not come."""
+    width: int
+    _values: Sequence[Sequence[Any]] | None
+    """May be None where there are columns."""
+    _columns: Sequence[Sequence[Any]] | None = None
+    _statuses: Sequence[Sequence[Status]] | None = None
+    _find_nulls: FindNulls | None = None
+    """Completes the statuses."""
 
     @property
     def values(self) -> Sequence[Sequence[Any]]:
@@ -199,7 +187,7 @@ class ViewReader:
         feature that an old record lacks. Raises DamagedRecordError naming the key.
         """
         if not records:
-            return ViewRows(records, len(self.features), values=[])
+            return ViewRows(records, len(self.features), [])
         oldest, future = self.heads(now_us)
         # Nearly always every record exists, has the newest schema and is within its time: then all decode at once.
         if None not in records:
@@ -337,14 +325,9 @@ class ViewReader:
                 is_changed = look_for_nulls = True
             for place, convert in self.converters:
                 columns[place] = [None if value is None else convert(value) for value in columns[place]]
-        return ViewRows(
-            records,
-            len(self.features),
-            values=None if columns and is_changed else rows,
-            columns=columns,
-            statuses=statuses,
-            find_nulls=self._with_nulls if look_for_nulls else None,
-        )
+        values = None if columns and is_changed else rows
+        find_nulls = self._with_nulls if look_for_nulls else None
+        return ViewRows(records, len(self.features), values, columns, statuses, find_nulls)
 
     def _with_nulls(
         self, rows: Sequence[Sequence[Any]], statuses: Sequence[Sequence[Status]] | None

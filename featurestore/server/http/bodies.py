@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import suppress
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from time import perf_counter
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -58,23 +60,17 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             raise RequestError(415, "unsupported_media_type", "The body must not be compressed.")
     if content_type != b"application/json" and content_type.split(b";")[0].strip().lower() != b"application/json":
         raise RequestError(415, "unsupported_media_type", "The body must be JSON: send Content-Type: application/json.")
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body", False):
-        body: bytes = message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(limit)
-        return body
-    parts, size = [], 0
-    while True:
+    parts, size, is_whole = [], 0, False
+    while not is_whole:
+        message = await receive()
         if message["type"] != "http.request":
             raise ClientDisconnectedError
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > limit:
             raise _too_large(limit)
-        if not message.get("more_body", False):
-            return b"".join(parts)
-        message = await receive()
+        is_whole = not message.get("more_body", False)
+    return b"".join(parts)
 
 
 def decoded(decoder: msgspec.json.Decoder[T], body: bytes, part: str = "") -> T:
@@ -122,6 +118,20 @@ def _too_large(limit: int) -> RequestError:
     )
 
 
-async def send_json(send: Send, body: bytes) -> None:
-    """Answer 200 with a JSON body; `Envelope` knows how."""
-    await send({"type": WHOLE_ANSWER, "body": body})
+class JsonEndpoint(ABC, Generic[T]):
+    """A bare ASGI app that takes a JSON body, and answers 200 with one."""
+
+    def __init__(self, kind: type[T], max_body: int) -> None:
+        self._decoder = msgspec.json.Decoder(kind)
+        self._max_body = max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; `Envelope` knows how to send the answer."""
+        body = await read_body(scope, receive, self._max_body)
+        started = perf_counter()
+        answer = await self.answer(decoded(self._decoder, body), scope, started)
+        await send({"type": WHOLE_ANSWER, "body": answer})
+
+    @abstractmethod
+    async def answer(self, request: T, scope: Scope, started: float) -> bytes:
+        """Return the body of the answer. ``started`` is the instant on `perf_counter` at which the body was there."""

@@ -15,21 +15,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
+from typing_extensions import override
 
 from featurestore.errors import InputError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
 from featurestore.online.records.codec import MOST_VALUES_AT_ONCE, pieces
-from featurestore.server.http.bodies import (
-    MOST_ROWS,
-    Columns,
-    Name,
-    Receive,
-    Scope,
-    Send,
-    decoded,
-    read_body,
-    send_json,
-)
+from featurestore.server.http.bodies import MOST_ROWS, Columns, JsonEndpoint, Name, Scope
 from featurestore.server.http.errors import RequestError, check_count
 from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.read.templates import MOST_FEATURES, Asked, Pattern, Template
@@ -52,7 +43,6 @@ FUNCTION_WAIT_SECONDS = 1.0
 """How long a request waits for one of the threads of on-demand functions."""
 
 EPOCH_TEXT = "1970-01-01T00:00:00Z"
-_JSON = (b"content-type", b"application/json")
 
 _U, _L = b"ul"
 """Two bytes of ``null``: a search for one byte is ten times as fast as for a word, and few other texts have both."""
@@ -246,19 +236,15 @@ class OnlineReads:
                     learn(document)
 
 
-class OnlineEndpoint:
-    """``POST /v1/online-features``: row-major, features only, ready for a model. A bare ASGI app."""
+class OnlineEndpoint(JsonEndpoint[OnlineRequest]):
+    """``POST /v1/online-features``: row-major, features only, ready for a model."""
 
     def __init__(self, reads: OnlineReads, max_body: int) -> None:
+        super().__init__(OnlineRequest, max_body)
         self._reads = reads
-        self._max_body = max_body
-        self._decoder = msgspec.json.Decoder(OnlineRequest)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        body = await read_body(scope, receive, self._max_body)
-        started = perf_counter()
-        request = decoded(self._decoder, body)
+    @override
+    async def answer(self, request: OnlineRequest, scope: Scope, started: float) -> bytes:
         features = bytes(request.features)
         if (features == b"null") == (request.feature_service is None):
             raise InputError("Ask for either features or a feature_service.", hint="Send one of the two.")
@@ -274,29 +260,25 @@ class OnlineEndpoint:
             return online_body(template, answer, request.include)
 
         has_status = request.include == ("status",)
-        await send_json(send, await self._reads.answer(asked, columns, started, encode, may_be_short=has_status))
+        return await self._reads.answer(asked, columns, started, encode, may_be_short=has_status)
 
 
-class FeastEndpoint:
-    """``POST /get-online-features``: column by column, as Feast's own client reads it. A bare ASGI app."""
+class FeastEndpoint(JsonEndpoint[FeastRequest]):
+    """``POST /get-online-features``: column by column, as Feast's own client reads it."""
 
     def __init__(self, reads: OnlineReads, max_body: int) -> None:
+        super().__init__(FeastRequest, max_body)
         self._reads = reads
-        self._max_body = max_body
-        self._decoder = msgspec.json.Decoder(FeastRequest)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        body = await read_body(scope, receive, self._max_body)
-        started = perf_counter()
-        request = decoded(self._decoder, body)
+    @override
+    async def answer(self, request: FeastRequest, scope: Scope, started: float) -> bytes:
         features = b"null" if request.feature_service is not None else bytes(request.features)
         asked = Asked(features, request.feature_service, request.full_feature_names)
 
         def encode(template: Template, answer: Answer) -> bytes:
             return feast_body(template.compiled, answer, request)
 
-        await send_json(send, await self._reads.answer(asked, request.entities, started, encode))
+        return await self._reads.answer(asked, request.entities, started, encode)
 
 
 Records = Sequence[bytes | None]
