@@ -103,10 +103,10 @@ def check_stores(root: Path, **settings: Located) -> dict[str, Path]:
     return places
 
 
-def open_registry(located: Located, root: Path, *, create: bool = True) -> Registry:
+def open_registry(located: Located, root: Path, *, create: bool = True, clock: Clock = system_clock) -> Registry:
     """Open the registry; raises SettingsError for a scheme that is not built or an unknown option."""
     backend, _ = _checked("registry", located)
-    registry: Registry = backend.open(located.url, root, create)
+    registry: Registry = backend.open(located.url, root, clock, create=create)
     return registry
 
 
@@ -124,10 +124,10 @@ def open_online(located: Located, root: Path, *, clock: Clock = system_clock) ->
     return store
 
 
-def _open_sqlite(url: str, root: Path, create: bool) -> Registry:
+def _open_sqlite(url: str, root: Path, clock: Clock, *, create: bool) -> Registry:
     from featurestore_registry.sql import open_registry as open_sql
 
-    return open_sql(f"sqlite:///{local_path(url, root)}", create=create)
+    return open_sql(f"sqlite:///{local_path(url, root)}", create=create, clock=clock)
 
 
 def _open_delta(url: str, root: Path, clock: Clock) -> OfflineStore:

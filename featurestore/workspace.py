@@ -142,7 +142,7 @@ class Workspace:
     @_opened
     def registry(self) -> Registry:
         """The registry; creates a missing file."""
-        return open_registry(self.settings.registry, self.root)
+        return open_registry(self.settings.registry, self.root, clock=self.clock)
 
     @_opened
     def code(self) -> tuple[Definition, ...]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import click
 
 from featurestore.errors import ValueTypeError
 from featurestore.project.settings import read_duration
-from featurestore.types.times import MICROSECOND, MIN_INSTANT, system_clock, to_instant
+from featurestore.types.times import MICROSECOND, MIN_INSTANT, Clock, to_instant
 
+Moment = Callable[[Clock], int]
+"""An instant in UTC microseconds, once a clock says what is now."""
 _NEGATIVE = re.compile(r"-\d")
 
 
@@ -21,19 +24,24 @@ class InstantsCommand(click.Command):
         return super().parse_args(ctx, [f" {arg}" if _NEGATIVE.match(arg) else arg for arg in args])
 
 
-def instant(ctx: click.Context, _: click.Parameter, given: str | None) -> int | None:
-    """Return UTC microseconds, as the callback of an argument; fails with a message that names the value."""
+def instant(ctx: click.Context, parameter: click.Parameter, given: str | None) -> Moment | None:
+    """Return a moment, as the callback of an argument; both fail with a message that names the value."""
     if given is None:
         return None
     text = given.strip()
     try:
         if text != "now" and not text.startswith("-"):
-            return to_instant(text)
+            at_us = to_instant(text)
+            return lambda clock: at_us
         ago = 0 if text == "now" else read_duration(text[1:]) // MICROSECOND
     except (ValueError, ValueTypeError):
         written = "2013-11-03T05:30:00Z, 2013-11-03, now, or how long ago in ms, s, m, h or d, such as -7d"
         raise click.BadParameter(f"{text!r} is no instant. Write it as {written}.") from None
-    found = system_clock() - ago
-    if found < MIN_INSTANT:
-        raise click.BadParameter(f"{text!r} lies before the year 1.")
-    return found
+
+    def before_now(clock: Clock) -> int:
+        found = clock() - ago
+        if found < MIN_INSTANT:
+            raise click.BadParameter(f"{text!r} lies before the year 1.", ctx, parameter)
+        return found
+
+    return before_now

@@ -7,10 +7,12 @@ truncate toward zero, and both would leak.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from featurestore_registry.records import Clock as Clock
+from featurestore_registry.records import system_clock as system_clock
 
 from featurestore.errors import ValueTypeError
 
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 T = TypeVar("T")
-Clock = Callable[[], int]
-"""Returns the current instant in UTC microseconds; the one source of "now"."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -27,11 +27,6 @@ MIN_INSTANT = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // MICROSECOND
 MAX_INSTANT = (datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC) - EPOCH) // MICROSECOND
 CLOCK_TOLERANCE_US = 5_000_000
 """Two machines' clocks that are further apart are a problem."""
-
-
-def system_clock() -> int:
-    """Return the machine's current instant in UTC microseconds."""
-    return time.time_ns() // 1000
 
 
 def to_instant(value: datetime | date | str | int) -> int:

@@ -15,7 +15,6 @@ from typing import Any
 import httpx
 import pyarrow as pa
 import pytest
-from featurestore_registry.sql import open_registry
 from support.clock import ManualClock
 from support.materialized import DAY, INSTANT, Sale, sales_view, write_sales
 from support.projects import apply_records, make_workspace
@@ -154,8 +153,7 @@ def test_a_redis_whose_clock_is_off_is_named(tmp_path: Path, online_url: str, ah
 
 def write_with_clock(root: Path, clock: ManualClock, by: str) -> None:
     """Write to a project's registry as a machine with that clock does."""
-    with closing(Workspace(root, make_settings({"project": "shop"}), clock=ManualClock(NOW))) as far:
-        far.__dict__["registry"] = open_registry(f"sqlite:///{root / 'data' / 'registry.db'}", clock=clock)
+    with closing(Workspace(root, make_settings({"project": "shop"}), clock=clock)) as far:
         if by == "apply":
             apply_records(far, [Entity("region", join_keys={"region": String})])
         else:

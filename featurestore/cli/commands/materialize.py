@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from featurestore.cli.exits import EXIT_FAILED
-from featurestore.cli.instants import InstantsCommand, instant
+from featurestore.cli.instants import InstantsCommand, Moment, instant
 from featurestore.cli.output import Output, confirmed, jsonable, repo_command
 from featurestore.ledger.runs import RUN_HEADS
 from featurestore.ledger.unread import read_unread
@@ -32,8 +32,8 @@ from featurestore.store import FeatureStore
 def command(
     store: FeatureStore,
     output: Output,
-    start: int | None,
-    end: int | None,
+    start: Moment | None,
+    end: Moment | None,
     views: tuple[str, ...],
     dry_run: bool,
     rebuild: bool,
@@ -53,7 +53,8 @@ def command(
     if again:
         results = republish(workspace, wanted, authoritative=authoritative)
     elif start is not None:
-        span = start, workspace.clock() if end is None else end
+        now = workspace.clock
+        span = start(now), now() if end is None else end(now)
         confirm = (lambda view, rows: True) if yes else _ask
         results = materialize(workspace, *span, wanted, dry_run=dry_run, rebuild=rebuild, confirm=confirm)
     else:
@@ -65,7 +66,7 @@ def command(
     return EXIT_FAILED if any(run.state != "done" or run.published.wrong_type for run in results) else 0
 
 
-def _check(start: int | None, *, rebuild: bool, again: bool, authoritative: bool, dry_run: bool) -> None:
+def _check(start: Moment | None, *, rebuild: bool, again: bool, authoritative: bool, dry_run: bool) -> None:
     if rebuild and start is None:
         raise click.UsageError("--rebuild needs START, and END unless it is now.")
     if authoritative and not again:

@@ -158,7 +158,9 @@ class SnapshotKeeper:
         project = workspace.project
         if self._registry is None:
             # Never create it here: an empty registry in place of a lost one would end all serving.
-            self._registry = open_registry(workspace.settings.registry, workspace.root, create=False)
+            self._registry = open_registry(
+                workspace.settings.registry, workspace.root, create=False, clock=workspace.clock
+            )
         registry = self._registry
         seen_us = workspace.clock()
         found = self._door.take(*known_tokens(registry.ledger, project))
