@@ -65,15 +65,18 @@ def check_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
     """
     problems = twins(column.name for column in columns)
     if view.sql is None:  # row numbers are not needed for the output of SQL
-        problems += [_hiding(column.name) for column in columns if column.name.lower() in (FILE_NUMBER, FILE_ROW)]
-    for key, value_type in view.join_keys.items():
-        problems += _typed_problems(columns, "join key", key, value_type, by_value=_by_value(view, value_type))
-    problems += _time_problems(columns, "event time", view.timestamp_field)
-    if view.created_timestamp_field is not None:
-        problems += _time_problems(columns, "created time", view.created_timestamp_field)
-    for field in view.fields or ():
-        by_value = _by_value(view, field.type)
-        problems += _typed_problems(columns, "feature", field.name, field.type, by_value=by_value)
+        problems += [
+            f"column {column.name!r} has a name by which the engine finds rows: rename it, or leave it out with sql="
+            for column in columns
+            if column.name.lower() in (FILE_NUMBER, FILE_ROW)
+        ]
+    for role, name, kind in declared(view):
+        column = find_column(columns, name)
+        if column is None:
+            like = did_you_mean(name, [column.name for column in columns])
+            problems.append(f"{role} {name!r} is missing. {like}".rstrip())
+        elif not serves(column, kind, by_value=_by_value(view, kind)):
+            problems.append(f"{role} {name!r} {_misfit(column, kind)}")
     if problems:
         read = "the output of its SQL" if view.sql is not None else f"source {view.batch_sources[0].name!r}"
         raise SourceSchemaError(
@@ -84,7 +87,23 @@ def check_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
         )
 
 
-def _by_value(view: FeatureView, declared: ValueType) -> bool:
+def declared(view: FeatureView) -> list[tuple[str, str, ValueType | None]]:
+    """Return role, name and type of each column that a view declares; the type of its times is None."""
+    columns: list[tuple[str, str, ValueType | None]] = [("join key", *key) for key in view.join_keys.items()]
+    columns.append(("event time", view.timestamp_field, None))
+    if view.created_timestamp_field is not None:
+        columns.append(("created time", view.created_timestamp_field, None))
+    return [*columns, *(("feature", field.name, field.type) for field in view.fields or ())]
+
+
+def _misfit(column: SourceColumn, kind: ValueType | None) -> str:
+    if kind is None:
+        return f"must be a timestamp or a date, found {column.native_type}"
+    found = "" if column.value_type is None else f" ({column.value_type})"
+    return f"is declared {kind}, found {column.native_type}{found}"
+
+
+def _by_value(view: FeatureView, declared: ValueType | None) -> bool:
     """Tell whether values decide if a column fits: for SQL only if it returns integers and floats are declared.
 
     The column that SQL reads may hold floats one day and integers the next; a float that SQL computes is no integer.
@@ -95,11 +114,12 @@ def _by_value(view: FeatureView, declared: ValueType) -> bool:
 def _huge_hint(view: FeatureView, columns: Sequence[SourceColumn]) -> str:
     """Return how to cast DuckDB's sums of integers to the declared types, where values do not decide."""
     casts = [
-        f'CAST("{column.name}" AS {duckdb_type(declared)})'
-        for name, declared in {**view.join_keys, **{field.name: field.type for field in view.fields or ()}}.items()
-        if (column := find_column(columns, name)) is not None
+        f'CAST("{column.name}" AS {duckdb_type(kind)})'
+        for _, name, kind in declared(view)
+        if kind is not None
+        and (column := find_column(columns, name)) is not None
         and column.native_type.rstrip("[]") in HUGE
-        and not serves(column, declared, by_value=_by_value(view, declared))
+        and not serves(column, kind, by_value=_by_value(view, kind))
     ]
     return f"Sums of integers are HUGEINT in DuckDB: write {' and '.join(casts)} in the SQL." if casts else ""
 
@@ -140,32 +160,3 @@ def twins(names: Iterable[str]) -> list[str]:
         else:
             problems.append(f"columns {seen[key]!r} and {name!r} differ only in case")
     return problems
-
-
-def _typed_problems(
-    columns: Sequence[SourceColumn], role: str, name: str, declared: ValueType, *, by_value: bool
-) -> list[str]:
-    column = find_column(columns, name)
-    if column is None:
-        return [_missing(columns, role, name)]
-    if serves(column, declared, by_value=by_value):
-        return []
-    found = "" if column.value_type is None else f" ({column.value_type})"
-    return [f"{role} {name!r} is declared {declared}, found {column.native_type}{found}"]
-
-
-def _time_problems(columns: Sequence[SourceColumn], role: str, name: str) -> list[str]:
-    column = find_column(columns, name)
-    if column is None:
-        return [_missing(columns, role, name)]
-    if serves(column, None):
-        return []
-    return [f"{role} {name!r} must be a timestamp or a date, found {column.native_type}"]
-
-
-def _hiding(name: str) -> str:
-    return f"column {name!r} has a name by which the engine finds rows: rename it, or leave it out with sql="
-
-
-def _missing(columns: Sequence[SourceColumn], role: str, name: str) -> str:
-    return f"{role} {name!r} is missing. {did_you_mean(name, [column.name for column in columns])}".rstrip()

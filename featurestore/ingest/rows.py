@@ -17,7 +17,7 @@ from featurestore.errors import EntityKeyError, InputError, ValueTypeError, did_
 from featurestore.online.interface import Write
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.tables import as_arrow, check_lengths, read_parquet, read_table
-from featurestore.types.arrow import arrow_type, cast_column
+from featurestore.types.arrow import arrow_type, cast_column, one_array
 from featurestore.types.columns import CREATED, EVENT
 from featurestore.types.times import EPOCH, instants_from_arrow, to_instant, to_rfc3339
 from featurestore.types.values import Float32, Timestamp, ValueType, coerce, from_json, from_library
@@ -119,7 +119,7 @@ class PushedRows:
             # numpy's instants: finer ones would become bare integers in Python. A NaT of any unit equals nothing.
             values = [value if value == value else None for value in values]
         try:
-            return _one_array(as_arrow(values))
+            return one_array(as_arrow(values))
         except ValueError:
             return list(values)  # values of several types: the error will name one of them
 
@@ -201,12 +201,6 @@ def read_rows(rows: Any) -> PushedRows:
         rows = read_parquet(rows, "The file of rows")
     table = read_table(rows, "rows")
     return PushedRows(table.columns, has_columns=table.has_names)
-
-
-def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    import pyarrow as pa
-
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _array(column: Column, kind: pa.DataType) -> pa.Array:

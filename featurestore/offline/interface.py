@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.types import ValueType
+from featurestore.types.columns import LOG_COLUMNS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,6 +41,11 @@ class TableSchema:
 
     join_keys: tuple[tuple[str, ValueType], ...]
     stored: tuple[tuple[str, ValueType], ...]
+
+    @property
+    def columns(self) -> dict[str, ValueType]:
+        """Every column of the table, in its order."""
+        return {**dict(self.join_keys), **LOG_COLUMNS, **dict(self.stored)}
 
 
 MAX_SEQUENCE = 2**63 - 1

@@ -13,7 +13,7 @@ from featurestore.definitions import Field, OnDemandFeatureView, RequestSource
 from featurestore.errors import CodeMismatchError, OnDemandError, ValueTypeError
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.conversion import canonical_values, cast_exactly, to_nullable_series
-from featurestore.types.arrow import arrow_type, column_from_values
+from featurestore.types.arrow import arrow_type, column_from_values, one_array
 from featurestore.types.values import INTEGER_RANGES, ValueType, coerce
 
 if TYPE_CHECKING:
@@ -153,10 +153,8 @@ class OnDemandFunction:
         if series.dtype == object or field.type.item is not None:
             values = [None if value is None or value is pd.NA else value for value in series]
             return column_from_values(self._checked_list({field.name: values}, field, rows), field.type)
-        array = pa.array(series)
-        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
         try:
-            return cast_exactly(array, field.type, name=field.name)
+            return cast_exactly(one_array(pa.array(series)), field.type, name=field.name)
         except ValueTypeError as error:
             raise self._wrong_value(field, str(error)) from None
 

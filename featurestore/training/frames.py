@@ -26,6 +26,7 @@ from featurestore.registered.snapshot import Snapshot
 from featurestore.request.conversion import cast_exactly, to_frame
 from featurestore.request.features import FeatureRequest
 from featurestore.tables import Form, as_arrow, read_parquet, read_table
+from featurestore.types.arrow import one_array
 from featurestore.types.times import instants_from_arrow
 from featurestore.types.values import ValueType
 from featurestore.workspace import Readers
@@ -130,7 +131,7 @@ def check_frame(own: OwnColumns, request: FeatureRequest, timestamp_column: str)
     data = {}
     for name, field in request.request_fields.items():
         _require(own, name, "request field")
-        data[name] = _one_array(cast_exactly(own.column(name), field.type, name=name))
+        data[name] = one_array(cast_exactly(own.column(name), field.type, name=name))
     return EntityFrame(own, timestamp_column, pa.table(columns), data)
 
 
@@ -170,12 +171,6 @@ def _key(column: pa.Array | pa.ChunkedArray, name: str, value_type: ValueType) -
         return cast_exactly(column, value_type, name=name)
     except ValueTypeError as error:
         raise EntityKeyError(f"Join key: {error.message}", hint=error.hint, join_key=name) from None
-
-
-def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    import pyarrow as pa
-
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _own_columns(entity_df: Any, sql: SqlFrames) -> OwnColumns:

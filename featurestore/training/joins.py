@@ -17,7 +17,7 @@ from featurestore.request.features import FeatureRequest, OutputColumn, ViewRead
 from featurestore.request.on_demand import OnDemandFunction
 from featurestore.training.frames import TIME, EntityFrame, engine_column
 from featurestore.types import Timestamp
-from featurestore.types.arrow import arrow_type
+from featurestore.types.arrow import arrow_schema
 from featurestore.types.columns import EVENT
 
 if TYPE_CHECKING:
@@ -162,9 +162,7 @@ class JoinedRows:
     @cached_property
     def schema(self) -> pa.Schema:
         """The schema of the feature columns, in the order asked."""
-        import pyarrow as pa
-
-        return pa.schema([(output.name, arrow_type(output.field.type)) for output in self.request.outputs])
+        return arrow_schema({output.name: output.field.type for output in self.request.outputs})
 
     @cached_property
     def join(self) -> Join:
@@ -264,12 +262,10 @@ class SpanRows:
     @cached_property
     def schema(self) -> pa.Schema:
         """The schema: join keys (by the caller's names), event time, and the features in the order asked."""
-        import pyarrow as pa
-
         (read,) = self.request.reads
-        keys = [(column, arrow_type(read.view.join_keys[key])) for key, column in read.key_columns]
-        features = [(output.name, arrow_type(output.field.type)) for output in self.request.outputs]
-        return pa.schema([*keys, (self.timestamp_column, arrow_type(Timestamp)), *features])
+        keys = {column: read.view.join_keys[key] for key, column in read.key_columns}
+        features = {output.name: output.field.type for output in self.request.outputs}
+        return arrow_schema({**keys, self.timestamp_column: Timestamp, **features})
 
     def repinned(self) -> SpanRows:
         """Return the same rows of the newest version."""

@@ -28,6 +28,7 @@ from featurestore.training.frames import EntityFrame, OwnColumns
 from featurestore.training.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone
 from featurestore.training.outputs import check_output
 from featurestore.training.sql_text import join_sql
+from featurestore.types.arrow import one_array
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -303,10 +304,9 @@ class TrainingSet:
         def batches() -> Iterator[pa.RecordBatch]:
             start = 0
             for batch in self._batches() if self._table is None else self._table.to_batches(BATCH_ROWS):
-                mine = own.slice(start, batch.num_rows).combine_chunks()
+                mine = own.slice(start, batch.num_rows).columns
                 start += batch.num_rows
-                arrays = [*(_one_chunk(column) for column in mine.columns), *batch.columns]
-                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+                yield pa.RecordBatch.from_arrays([*map(one_array, mine), *batch.columns], schema=schema)
 
         return schema, batches()
 
@@ -375,12 +375,6 @@ def _beside(own_columns: OwnColumns, features: pa.Table) -> pd.DataFrame:
     frame.index, frame.columns.name = own.index, own.columns.name
     frame.attrs = dict(own.attrs)
     return frame
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    import pyarrow as pa
-
-    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
 def _parquet_options(schema: pa.Schema) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import ValueTypeError
@@ -50,6 +51,20 @@ def arrow_type(value_type: ValueType) -> pa.DataType:
         "Timestamp": pa.timestamp("us", tz="UTC"),
         "Date": pa.date32(),
     }[value_type.name]
+
+
+def arrow_schema(columns: Mapping[str, ValueType]) -> pa.Schema:
+    """Return the schema of columns in their order."""
+    import pyarrow as pa
+
+    return pa.schema([(name, arrow_type(value_type)) for name, value_type in columns.items()])
+
+
+def one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Return a column in one piece."""
+    import pyarrow as pa
+
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def value_type_of(kind: pa.DataType) -> ValueType | None:

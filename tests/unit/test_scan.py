@@ -180,7 +180,7 @@ SECRETS = [
 @pytest.mark.parametrize("statement", SECRETS)
 def test_sql_sees_nothing_but_the_sources(joined_root, tmp_path_factory, statement):
     """Definitions refuse most of these while they are parsed; the connection must not rest on that."""
-    from featurestore.engine.duck.scan import _opened
+    from featurestore.engine.duck.scan import opened
     from featurestore.engine.duck.session import Session
 
     folder = tmp_path_factory.mktemp("secret")
@@ -188,7 +188,7 @@ def test_sql_sees_nothing_but_the_sources(joined_root, tmp_path_factory, stateme
     python_variable = pa.table({"v": ["a secret"]})
     assert python_variable.num_rows == 1
     view = joined('SELECT k, "at", known, v, k AS n FROM flights, weather')
-    with _opened(Session(joined_root, EngineSettings()), view, writes=joined_root / "staging") as scanned:
+    with opened(Session(joined_root, EngineSettings()), view, writes=joined_root / "staging") as scanned:
         with pytest.raises(duckdb.Error):
             scanned.connection.execute(statement.format(secret=secret, folder=folder)).fetchall()
         # What the connection may do still works.

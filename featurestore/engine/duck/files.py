@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from itertools import takewhile
 from pathlib import Path
 
 from featurestore.definitions import ParquetSource
-from featurestore.engine.duck.session import source_file_error
 from featurestore.engine.interface import SourceFile
 from featurestore.errors import SourceError, SourceFileError
 
@@ -41,15 +39,6 @@ def find_files(root: Path, source: ParquetSource) -> tuple[SourceFile, ...]:
             path=source.path,
         )
     return tuple(sorted((_source_file(root, path) for path in found), key=lambda file: file.path))
-
-
-def digest_of(root: Path, file: SourceFile) -> str:
-    """Return a hash of a file's content; raises SourceFileError when it cannot be read."""
-    try:
-        with (root / file.path).open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()[:32]
-    except OSError as error:
-        raise source_file_error(file.path, error.strerror or str(error)) from None
 
 
 def would_read(root: Path, source: ParquetSource, path: Path) -> bool:

@@ -19,7 +19,7 @@ from featurestore.engine.duck.offline_sql import log
 from featurestore.engine.duck.session import Session, close, lack_of_room, reason_of, stream, translated
 from featurestore.engine.interface import Join, JoinFacts, Joins, ViewJoin
 from featurestore.errors import EngineError
-from featurestore.types.arrow import arrow_type
+from featurestore.types.arrow import arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -116,10 +116,8 @@ class DuckJoin(Join):
 
 
 def _schema(views: Sequence[ViewJoin]) -> pa.Schema:
-    import pyarrow as pa
-
     asked = [(view, name) for view in views for name in view.features]
-    return pa.schema([(f"{view.name}__{name}", arrow_type(view.view.feature(name).type)) for view, name in asked])
+    return arrow_schema({f"{view.name}__{name}": view.view.feature(name).type for view, name in asked})
 
 
 def _gather(entities: EntityRows, view: ViewJoin, number: int) -> str:

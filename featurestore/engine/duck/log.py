@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,8 @@ from featurestore.engine.duck.scan import BATCH, opened, source_identities
 from featurestore.engine.duck.session import Session, quote, stream, translated
 from featurestore.engine.duck.staging import Staging, write_parquet
 from featurestore.engine.interface import GONE_CREATED, GONE_EVENT, Log, Span, StagedRows, StageRequest, Withdrawal
-from featurestore.types import String, Timestamp
-from featurestore.types.arrow import arrow_type
+from featurestore.types import String, Timestamp, ValueType
+from featurestore.types.arrow import arrow_schema
 from featurestore.types.columns import EVENT, ORIGIN, SEQUENCE
 
 if TYPE_CHECKING:
@@ -65,9 +65,8 @@ class DuckLog(Log):
         with self._session.open(reads=read) as connection, translated(READING, table_files=read):
             counts = f"{SEQUENCE} >= {first_sequence} AND {until(until_us)}" if first_sequence else until(until_us)
             chosen = _find_newest(connection, view, read, f"WHERE {counts}")
-            wanted = ", ".join(map(quote, output))
-            query = f"SELECT {wanted} FROM ({read_log(log_columns(view), read)}) {chosen}"
-            yield from _as_declared(stream(connection, query, batch_rows), output)
+            query = f"SELECT {_names(output)} FROM ({read_log(log_columns(view), read)}) {chosen}"
+            yield from stream(connection, query, batch_rows, arrow_schema(output))
 
     @override
     def entities(self, view: FeatureView, files: Sequence[str], *, since_us: int, until_us: int) -> tuple[int, int]:
@@ -125,12 +124,10 @@ class DuckLog(Log):
                 f"FROM ({read_log(thin(view), removed)}) ANTI JOIN ({kept}) USING ({SEQUENCE})"
             )
             chosen = _find_newest(connection, view, files, f"SEMI JOIN gone USING ({keys}) WHERE {until(until_us)}")
-            newest = f"SELECT {', '.join(map(quote, output))} FROM ({read_log(log_columns(view), files)}) {chosen}"
-            times = {GONE_EVENT: arrow_type(Timestamp), GONE_CREATED: arrow_type(Timestamp)}
-            shown = {name: output[name] for name in view.join_keys} | times | output
-            wanted = ", ".join(map(quote, shown))
-            query = f"SELECT {wanted} FROM gone LEFT JOIN ({newest}) USING ({keys})"
-            yield from _as_declared(stream(connection, query, batch_rows), shown)
+            newest = f"SELECT {_names(output)} FROM ({read_log(log_columns(view), files)}) {chosen}"
+            shown = {**view.join_keys, GONE_EVENT: Timestamp, GONE_CREATED: Timestamp, **output}
+            query = f"SELECT {_names(shown)} FROM gone LEFT JOIN ({newest}) USING ({keys})"
+            yield from stream(connection, query, batch_rows, arrow_schema(shown))
 
     @override
     def compact(self, view: FeatureView, files: Sequence[str], folder: Path) -> tuple[Path, ...]:
@@ -139,10 +136,13 @@ class DuckLog(Log):
             return (write_parquet(connection, query, folder),)
 
 
-def _shown(view: FeatureView) -> dict[str, pa.DataType]:
+def _shown(view: FeatureView) -> dict[str, ValueType]:
     """Return the columns of the newest rows: keys, times and features."""
-    columns = log_columns(view)
-    return {name: arrow_type(kind) for name, kind in columns.items() if name not in (SEQUENCE, ORIGIN)}
+    return {name: kind for name, kind in log_columns(view).items() if name not in (SEQUENCE, ORIGIN)}
+
+
+def _names(columns: Iterable[str]) -> str:
+    return ", ".join(map(quote, columns))
 
 
 def _rest(connection: duckdb.DuckDBPyConnection, view: FeatureView, file: str, folder: Path) -> Path | None:
@@ -176,12 +176,3 @@ def _find_newest(connection: duckdb.DuckDBPyConnection, view: FeatureView, files
         f"AS {SEQUENCE} FROM {rows} {chosen} GROUP BY {keys}"
     )
     return f"SEMI JOIN newest USING ({SEQUENCE})"
-
-
-def _as_declared(reader: pa.RecordBatchReader, columns: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
-    """Yield batches with the declared Arrow types: DuckDB names list items its own way."""
-    import pyarrow as pa
-
-    schema = pa.schema(list(columns.items()))
-    for batch in reader:
-        yield batch.cast(schema)

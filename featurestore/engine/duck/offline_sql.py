@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from featurestore.definitions import FeatureView
 from featurestore.engine.duck.identity import LOG_ORDER, has_happened
 from featurestore.engine.duck.session import file_list, quote
-from featurestore.types import Int64, String, Timestamp, ValueType
-from featurestore.types.columns import CREATED, EVENT, FILE_NUMBER, FILE_ROW, ORIGIN, SEQUENCE
+from featurestore.types import ValueType
+from featurestore.types.columns import CREATED, EVENT, FILE_NUMBER, FILE_ROW, LOG_COLUMNS, SEQUENCE
 from featurestore.types.values import duckdb_type
 
 FILE, ROW = "fs_file", "fs_row"
@@ -17,14 +17,7 @@ FILE, ROW = "fs_file", "fs_row"
 
 def log_columns(view: FeatureView) -> dict[str, ValueType]:
     """Return every column of a view's table and its type, in the table's order."""
-    return {
-        **view.join_keys,
-        EVENT: Timestamp,
-        CREATED: Timestamp,
-        SEQUENCE: Int64,
-        ORIGIN: String,
-        **{field.name: field.type for field in view.stored},
-    }
+    return {**view.join_keys, **LOG_COLUMNS, **{field.name: field.type for field in view.stored}}
 
 
 def log(files: Sequence[str]) -> str:
@@ -70,4 +63,4 @@ def until(until_us: int | None) -> str:
 
 def thin(view: FeatureView) -> dict[str, ValueType]:
     """Return the columns that tell which row it is."""
-    return {**view.join_keys, EVENT: Timestamp, CREATED: Timestamp, SEQUENCE: Int64}
+    return {**view.join_keys, **{name: LOG_COLUMNS[name] for name in (EVENT, CREATED, SEQUENCE)}}

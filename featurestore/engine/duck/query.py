@@ -15,8 +15,8 @@ from featurestore.engine.duck.session import Session, is_fault_of_data, quote, s
 from featurestore.engine.duck.tables import Reader, open_source
 from featurestore.engine.interface import Queries
 from featurestore.errors import EntityFrameError
-from featurestore.types.arrow import arrow_type
-from featurestore.types.columns import EVENT, SEQUENCE
+from featurestore.types.arrow import arrow_schema
+from featurestore.types.columns import EVENT, LOG_COLUMNS, SEQUENCE
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ class DuckQueries(Queries):
     ) -> pa.RecordBatchReader:
         import pyarrow as pa
 
-        kinds = {**view.join_keys, EVENT: log_columns(view)[EVENT], **{f.name: f.type for f in view.stored}}
-        schema = pa.schema([(name, arrow_type(kind)) for name, kind in kinds.items()])
+        kinds = {**view.join_keys, EVENT: LOG_COLUMNS[EVENT], **{f.name: f.type for f in view.stored}}
+        schema = arrow_schema(kinds)
         newest = _newest_versions(view, files, start_us, end_us - 1)
         order = ", ".join([EVENT, *map(quote, view.join_keys)])
         sql = f"SELECT {', '.join(map(quote, kinds))} FROM ({newest}) ORDER BY {order}"
@@ -74,8 +74,7 @@ class DuckQueries(Queries):
         def batches() -> Iterator[pa.RecordBatch]:
             doing = f"read the rows of view {view.name!r}"
             with self._session.open(reads=files) as connection, translated(doing, table_files=files):
-                for batch in stream(connection, sql, batch_rows):
-                    yield batch.cast(schema)
+                yield from stream(connection, sql, batch_rows, schema)
 
         return pa.RecordBatchReader.from_batches(schema, batches())
 

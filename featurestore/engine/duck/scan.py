@@ -13,13 +13,9 @@ from featurestore.definitions.sql import depends_on_order
 from featurestore.engine.duck.convert import converted, describe, instant_us
 from featurestore.engine.duck.identity import CREATED_US, EVENT_US, SOURCE_KNOWN, SOURCE_TIMES, identity
 from featurestore.engine.duck.session import Session, quote, translated
-from featurestore.engine.duck.tables import (
-    Reader,
-    SourceTable,
-    open_source,
-)
+from featurestore.engine.duck.tables import Reader, SourceTable, open_source
 from featurestore.engine.interface import SourceColumn, Span
-from featurestore.engine.schema import check_columns, check_files
+from featurestore.engine.schema import check_columns, check_files, declared
 from featurestore.types import ValueType
 
 if TYPE_CHECKING:
@@ -81,27 +77,10 @@ class Scanned:
 
 @contextmanager
 def opened(
-    session: Session, view: FeatureView, *, reads: Sequence[str] = (), writes: Path | None = None
+    session: Session, view: FeatureView, *, reads: Sequence[str] = (), writes: Path | None = None, fits: bool = True
 ) -> Iterator[Scanned]:
-    """Open a view's sources and check the view against them; ``reads`` are further files."""
-    with _opened(session, view, reads=reads, writes=writes) as scanned:
-        check_columns(view, scanned.columns)
-        yield scanned
-
-
-def columns_of(session: Session, view: FeatureView) -> tuple[SourceColumn, ...]:
-    """Return the columns that a view reads, whether they fit it or not."""
-    if view.sql is None:
-        return _tables(session, view)[0].columns
-    with _opened(session, view) as scanned:
-        return scanned.columns
-
-
-@contextmanager
-def _opened(
-    session: Session, view: FeatureView, *, reads: Sequence[str] = (), writes: Path | None = None
-) -> Iterator[Scanned]:
-    tables = _tables(session, view)
+    """Open a view's sources and check that the view ``fits`` them; ``reads`` are further files."""
+    tables = open_sources(session, view)
     paths = [path for table in tables for path in table.paths]
     in_order = view.sql is not None and depends_on_order(view.sql)
     with session.open(reads=[*paths, *reads], writes=writes, in_order=in_order) as connection:
@@ -112,28 +91,19 @@ def _opened(
                 connection.execute(f"CREATE TEMP VIEW {quote(source.name)} AS {reader.presented()}")
             with translated("read the view's SQL", source_files=paths, sql_of=view.name):
                 found = tuple(column.described for column in describe(connection, view.sql))
+        if fits:
+            check_columns(view, found)
         yield Scanned(view, connection, tables, found, readers)
 
 
-def _tables(session: Session, view: FeatureView) -> tuple[SourceTable, ...]:
-    """Open the view's sources."""
-    if view.sql is not None:
-        tables = tuple(open_source(session, source) for source in view.batch_sources)
-        for table in tables:
-            check_files(view, table.source, _with_rows(table))
-        return tables
-    declared: dict[str, ValueType | None] = dict.fromkeys(
-        [view.timestamp_field, *filter(None, [view.created_timestamp_field])]
-    )
-    declared |= {**view.join_keys, **{field.name: field.type for field in view.fields or ()}}
-    table = open_source(session, view.batch_sources[0], declared)
-    check_files(view, table.source, _with_rows(table))
-    return (table,)
-
-
-def _with_rows(table: SourceTable) -> dict[str, tuple[SourceColumn, ...]]:
-    """Return the columns of each file that holds rows: pandas writes an empty frame without columns."""
-    return {footer.path: footer.columns for footer in table.footers if footer.rows}
+def open_sources(session: Session, view: FeatureView) -> tuple[SourceTable, ...]:
+    """Read the footers of a view's sources, as `open_source`; raises SourceSchemaError as `check_files`, too."""
+    kinds = {name: kind for _, name, kind in declared(view)} if view.sql is None else {}
+    tables = tuple(open_source(session, source, kinds) for source in view.batch_sources)
+    for table in tables:
+        # Only of files with rows: pandas writes an empty frame without columns.
+        check_files(view, table.source, {footer.path: footer.columns for footer in table.footers if footer.rows})
+    return tables
 
 
 def source_identities(scanned: Scanned, span: Span) -> str:

@@ -181,8 +181,13 @@ def close(connection: duckdb.DuckDBPyConnection) -> None:
         connection.close()
 
 
-def stream(connection: duckdb.DuckDBPyConnection, sql: str, batch_rows: int) -> pa.RecordBatchReader:
-    """Run a query whose rows come as they are read; a child of the process that ran it cannot continue."""
+def stream(
+    connection: duckdb.DuckDBPyConnection, sql: str, batch_rows: int, schema: pa.Schema | None = None
+) -> pa.RecordBatchReader:
+    """Run a query whose rows come as they are read; a child of the process that ran it cannot continue.
+
+    ``schema`` has the declared types to cast to: DuckDB names the items of lists its own way.
+    """
     import pyarrow as pa
 
     rows = connection.sql(sql).to_arrow_reader(batch_rows)
@@ -190,11 +195,11 @@ def stream(connection: duckdb.DuckDBPyConnection, sql: str, batch_rows: int) -> 
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in rows:
-            yield batch
+            yield batch if schema is None else batch.cast(schema)
             if rows not in _open:
                 raise EngineError("A result that was read halfway before a fork cannot go on.", hint=FORK_HINT)
 
-    return pa.RecordBatchReader.from_batches(rows.schema, batches())
+    return pa.RecordBatchReader.from_batches(schema or rows.schema, batches())
 
 
 def quote(name: str) -> str:
@@ -239,9 +244,8 @@ def translated(
     try:
         yield
     except duckdb.Error as error:
-        lack = lack_of_room(error, doing)
         raise (
-            lack
+            lack_of_room(error, doing)
             or _wrong_data(error, source_files, table_files, sql_of)
             or EngineError(f"The engine could not {doing}: {reason_of(error)}.", hint=hint)
         ) from None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
 from featurestore.definitions import FeatureView, ParquetSource
-from featurestore.engine.duck.files import digest_of, find_files, would_read
+from featurestore.engine.duck.files import find_files, would_read
 from featurestore.engine.duck.identity import CREATED_US, EVENT_US, SOURCE_TIMES, has_keys, identity
-from featurestore.engine.duck.scan import columns_of, opened
-from featurestore.engine.duck.session import Session, quote
+from featurestore.engine.duck.scan import open_sources, opened
+from featurestore.engine.duck.session import Session, quote, source_file_error
 from featurestore.engine.duck.tables import POSITION, open_source
 from featurestore.engine.interface import SourceColumn, SourceFile, Sources
 from featurestore.types.columns import CREATED, EVENT
@@ -38,13 +39,20 @@ class DuckSources(Sources):
 
     @override
     def digest(self, file: SourceFile) -> str:
-        return digest_of(self._session.root, file)
+        try:
+            with (self._session.root / file.path).open("rb") as content:
+                return hashlib.file_digest(content, "sha256").hexdigest()[:32]
+        except OSError as error:
+            raise source_file_error(file.path, error.strerror or str(error)) from None
 
     @override
     def columns(self, source: FeatureView | ParquetSource) -> tuple[SourceColumn, ...]:
         if isinstance(source, ParquetSource):
             return open_source(self._session, source).columns
-        return columns_of(self._session, source)
+        if source.sql is None:
+            return open_sources(self._session, source)[0].columns
+        with opened(self._session, source, fits=False) as scanned:
+            return scanned.columns
 
     @override
     def first_event_us(self, view: FeatureView) -> int | None:

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import FORK_HINT, ConcurrentCommitError, DiskFullError, OfflineStoreError, TableVersionError
-from featurestore.offline.interface import MAX_SEQUENCE, Commit, DataFile, TableId, TableSchema, TableVersion
+from featurestore.offline.interface import MAX_SEQUENCE, Commit, DataFile, TableId, TableVersion
 from featurestore.offline.local.archive import LogArchive
 from featurestore.offline.local.files import DISK_HINT, FileFacts, disk_errors, sync_file, sync_folder
 from featurestore.offline.local.log_faults import has_empty_entry, log_error
 from featurestore.steps import crash_point, reached
-from featurestore.types import Int64, String, Timestamp
-from featurestore.types.arrow import arrow_type, fits, value_type_of
-from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
+from featurestore.types.arrow import fits, value_type_of
+from featurestore.types.columns import CREATED, EVENT, SEQUENCE
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT
 
 if TYPE_CHECKING:
@@ -59,14 +58,6 @@ _FILE_NAME = re.compile(r"[0-9a-f]{32}-[0-9a-f]{8}-(?P<sha256>[0-9a-f]{64})\.par
 def file_name(writer: str, sha256: str) -> str:
     """Return the name of a data file: its writer's staging folder, something random, its hash."""
     return f"{writer}-{secrets.token_hex(4)}-{sha256}.parquet"
-
-
-def arrow_schema(schema: TableSchema) -> pa.Schema:
-    """Return all columns of a table in their order."""
-    import pyarrow as pa
-
-    log = ((EVENT, Timestamp), (CREATED, Timestamp), (SEQUENCE, Int64), (ORIGIN, String))
-    return pa.schema([(name, arrow_type(kind)) for name, kind in (*schema.join_keys, *log, *schema.stored)])
 
 
 class TableLog:

@@ -30,18 +30,12 @@ from featurestore.offline.interface import (
 )
 from featurestore.offline.local import files as disk
 from featurestore.offline.local.blobs import FolderBlobs
-from featurestore.offline.local.delta_log import (
-    CHECKPOINT_EVERY,
-    COMMITTED,
-    LOG_SYNCED,
-    TableLog,
-    arrow_schema,
-    file_name,
-)
+from featurestore.offline.local.delta_log import CHECKPOINT_EVERY, COMMITTED, LOG_SYNCED, TableLog, file_name
 from featurestore.offline.local.owner import bind, claim, last_generation, read_owner
 from featurestore.offline.local.staging import Staging, abandoned, claimed, is_held
 from featurestore.offline.reading import unreadable
 from featurestore.steps import crash_point, reached
+from featurestore.types.arrow import arrow_schema
 from featurestore.types.times import Clock, system_clock
 
 if TYPE_CHECKING:
@@ -119,7 +113,7 @@ class DeltaStore(OfflineStore):
         remove: Sequence[DataFile] = (),
         facts: Mapping[str, Any] | None = None,
     ) -> TableVersion:
-        return self._made(self._log(table), arrow_schema(schema), base, add, remove, facts or {})
+        return self._made(self._log(table), arrow_schema(schema.columns), base, add, remove, facts or {})
 
     @override
     def merge(self, table: TableId, *, base: int, add: Sequence[Path], remove: Sequence[DataFile]) -> TableVersion:
