@@ -108,17 +108,12 @@ class EntityFrame:
         return self.keys.column(TIME).cast(pa.int64()).to_numpy()
 
 
-def read_frame(entity_df: Any, request: FeatureRequest, timestamp_column: str, source: SqlFrames) -> EntityFrame:
-    """Check an entity frame and take the columns that the join needs.
-
-    Raises EntityFrameError for anything that is not a table, a missing column and null times (with count and first
-    row), EntityKeyError for a key column that does not fit its declared type, OutputNameClashError.
-    """
-    return check_frame(_own_columns(entity_df, source), request, timestamp_column)
-
-
 def check_frame(own: OwnColumns, request: FeatureRequest, timestamp_column: str) -> EntityFrame:
-    """Check a table that is an entity frame; raises as `read_frame`."""
+    """Check a table that is an entity frame, and take the columns that the join needs.
+
+    Raises EntityFrameError for a missing column and null times (with count and first row), EntityKeyError for a key
+    column that does not fit its declared type, OutputNameClashError.
+    """
     import pyarrow as pa
 
     request.check_own_columns(own.names)
@@ -173,13 +168,16 @@ def _key(column: pa.Array | pa.ChunkedArray, name: str, value_type: ValueType) -
         raise EntityKeyError(f"Join key: {error.message}", hint=error.hint, join_key=name) from None
 
 
-def _own_columns(entity_df: Any, sql: SqlFrames) -> OwnColumns:
-    """Return a caller's table in its own form, safe from the caller's later changes."""
+def own_columns(entity_df: Any, workspace: Readers, snapshot: Snapshot) -> OwnColumns:
+    """Return a caller's table in its own form, safe from the caller's later changes.
+
+    Raises EntityFrameError for anything that is neither a table, nor a file of one, nor SQL that gives one.
+    """
     import pyarrow as pa
 
     path = None
-    if isinstance(entity_df, str) and _is_sql(entity_df):
-        entity_df = sql.run(entity_df)
+    if isinstance(entity_df, str) and _SQL.match(entity_df):
+        entity_df = _selected(entity_df, workspace, snapshot)
     elif isinstance(entity_df, str | Path):
         path = Path(entity_df).absolute()  # the working directory may be another when the set is written
         entity_df = read_parquet(entity_df, "The entity frame", EntityFrameError)
@@ -207,50 +205,37 @@ _SQL = re.compile(r"(?:\s|\(|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*(?:select|with|
 """How a query begins: comments and parentheses may come first."""
 
 
-def _is_sql(text: str) -> bool:
-    return _SQL.match(text) is not None
+def _selected(sql: str, workspace: Readers, snapshot: Snapshot) -> pa.Table:
+    """Return the result of one SELECT over a project's sources and views by name; it sees nothing else.
 
-
-class SqlFrames:
-    """Runs SQL over a project's sources and views by name; it sees nothing else."""
-
-    def __init__(self, workspace: Readers, snapshot: Snapshot) -> None:
-        self._workspace = workspace
-        self._snapshot = snapshot
-
-    def run(self, sql: str) -> pa.Table:
-        """Return the result of one SELECT; raises EntityFrameError for anything else or an unknown name."""
-        try:
-            tables = read_tables(sql)
-        except DefinitionError as error:
-            raise EntityFrameError(f"The entity frame: {error.message}", hint=error.hint) from None
-        engine = self._workspace.engine
-        if not engine.capabilities.reads_sql:
-            raise EntityFrameError("This engine takes no SQL as an entity frame.", hint="Pass a table.")
-        known = self._known()
-        for table in tables:
-            if table not in known:
-                raise EntityFrameError(
-                    f"The SQL of the entity frame reads {table!r}, which is not a source or view of the project.",
-                    hint=did_you_mean(table, known),
-                    table=table,
-                )
-        read = {table: known[table] for table in tables}
-        sources = {name: found for name, found in read.items() if isinstance(found, ParquetSource)}
-        views = {name: (found, self._files(name)) for name, found in read.items() if isinstance(found, FeatureView)}
-        return engine.queries.query(sql, sources, views)
-
-    def _known(self) -> dict[str, ParquetSource | FeatureView]:
-        """Return what SQL can name; if a source and a view share a name, the view."""
-        known: dict[str, ParquetSource | FeatureView] = {}
-        for definition in self._snapshot.definitions.values():
-            if isinstance(definition, ParquetSource | PushSource):
-                known.setdefault(definition.name, definition.batch_source)
-        return known | {name: registered.view for name, registered in self._snapshot.views.items()}
-
-    def _files(self, name: str) -> list[str]:
-        version = self._workspace.offline.current(self._snapshot.views[name].table)
-        if version is None:
-            return []
-        self._workspace.offline.verify(version.files)
-        return [file.path for file in version.files]
+    Raises EntityFrameError for anything else or an unknown name.
+    """
+    try:
+        tables = read_tables(sql)
+    except DefinitionError as error:
+        raise EntityFrameError(f"The entity frame: {error.message}", hint=error.hint) from None
+    if not workspace.engine.capabilities.reads_sql:
+        raise EntityFrameError("This engine takes no SQL as an entity frame.", hint="Pass a table.")
+    known: dict[str, ParquetSource | FeatureView] = {}
+    for definition in snapshot.definitions.values():
+        if isinstance(definition, ParquetSource | PushSource):
+            known.setdefault(definition.name, definition.batch_source)
+    known |= {name: registered.view for name, registered in snapshot.views.items()}
+    for table in tables:
+        if table not in known:
+            raise EntityFrameError(
+                f"The SQL of the entity frame reads {table!r}, which is not a source or view of the project.",
+                hint=did_you_mean(table, known),
+                table=table,
+            )
+    sources, views = dict[str, ParquetSource](), dict[str, tuple[FeatureView, list[str]]]()
+    for table in tables:
+        found = known[table]
+        if isinstance(found, ParquetSource):
+            sources[table] = found
+        else:
+            version = workspace.offline.current(snapshot.views[table].table)
+            files = () if version is None else version.files
+            workspace.offline.verify(files)
+            views[table] = found, [file.path for file in files]
+    return workspace.engine.queries.query(sql, sources, views)

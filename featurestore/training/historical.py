@@ -21,8 +21,9 @@ from featurestore.ledger.unread import read_unread
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.request.features import FeatureRequest, FeaturesArgument, resolve
+from featurestore.request.on_demand import OnDemandFunction
 from featurestore.training.coverage import Gap, find_gap
-from featurestore.training.frames import EntityFrame, SqlFrames, read_frame
+from featurestore.training.frames import EntityFrame, check_frame, own_columns
 from featurestore.training.joins import JoinedRows, PinnedRead, SpanRows, pin
 from featurestore.training.training_set import TrainingSet
 from featurestore.types.times import to_instant, to_rfc3339
@@ -60,11 +61,11 @@ def get_historical_features(
         return _span(workspace, request, timestamp_column, start, end, as_of, direct)
     if start is not None or end is not None:
         raise InputError("start and end go without an entity frame.", hint="Leave rows out of the entity frame.")
-    frame = read_frame(entity_df, request, timestamp_column, SqlFrames(workspace, snapshot))
+    frame = check_frame(own_columns(entity_df, workspace, snapshot), request, timestamp_column)
+    functions = [OnDemandFunction(snapshot, read.view) for read in request.on_demand]
     now_us = workspace.clock()
     pins, folder = _pins(workspace, request, frame, as_of, direct, now_us)
-    rows = JoinedRows(workspace.engine.joins, workspace.offline, snapshot, request, frame, pins, direct)
-    rows.check_functions()  # code that is not what was applied is reported now
+    rows = JoinedRows(workspace.engine.joins, workspace.offline, functions, request, frame, pins, direct)
     made = TrainingSet(
         workspace,
         rows,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from featurestore.engine.interface import AsOf, Join, Joins, Queries, ViewJoin
 from featurestore.errors import EngineError, TableVersionError
 from featurestore.offline.interface import DataFile, TableReader, TableVersion
-from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeatureRequest, OutputColumn, ViewRead
 from featurestore.request.on_demand import OnDemandFunction
 from featurestore.training.frames import TIME, EntityFrame, engine_column
@@ -142,22 +141,13 @@ class JoinedRows:
 
     joins: Joins
     offline: TableReader
-    snapshot: Snapshot
+    functions: Sequence[OnDemandFunction]
+    """One for each of ``request.on_demand``."""
     request: FeatureRequest
     frame: EntityFrame
     pins: tuple[PinnedRead, ...]
     direct: bool = False
     """Whether the pins are files of this set's own, staged from the sources."""
-
-    @cached_property
-    def functions(self) -> list[OnDemandFunction]:
-        """The on-demand functions; raises CodeMismatchError."""
-        return [OnDemandFunction(self.snapshot, read.view) for read in self.request.on_demand]
-
-    def check_functions(self) -> None:
-        """Raise CodeMismatchError for on-demand code that is not what was applied."""
-        for read in self.request.on_demand:
-            OnDemandFunction(self.snapshot, read.view)
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -169,10 +159,6 @@ class JoinedRows:
         """The join of the pinned files, which also gives facts about them."""
         views = [pinned.view_join() for pinned in self.pins]
         return self.joins.join(self.frame.keys, TIME, views, batch_rows=BATCH_ROWS)
-
-    def repinned(self) -> JoinedRows:
-        """Return the same join of the newest versions."""
-        return replace(self, pins=repinned(self.offline, self.pins))
 
     def verify(self) -> None:
         """Check the pinned files' hashes, each once per process; raises DamagedFileError."""
@@ -266,10 +252,6 @@ class SpanRows:
         keys = {column: read.view.join_keys[key] for key, column in read.key_columns}
         features = {output.name: output.field.type for output in self.request.outputs}
         return arrow_schema({**keys, self.timestamp_column: Timestamp, **features})
-
-    def repinned(self) -> SpanRows:
-        """Return the same rows of the newest version."""
-        return replace(self, pins=repinned(self.offline, self.pins))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows, ordered by event time and keys."""

@@ -12,6 +12,7 @@ from featurestore.ledger.saved_sets import KeptSet, SavedSet, blob_of, kept_blob
 from featurestore.offline.interface import OfflineReader, TableId, TableVersion
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import from_references
+from featurestore.request.on_demand import OnDemandFunction
 from featurestore.tables import Form
 from featurestore.training.frames import check_frame
 from featurestore.training.joins import JoinedRows, pin
@@ -49,15 +50,15 @@ def get_training_set(workspace: Workspace, name: str) -> TrainingSet:
                 version=kept.version,
             )
         pins.append(pin(read, cast(AsOf, kept.as_of), version))
-    rows = JoinedRows(workspace.engine.joins, workspace.offline, snapshot, request, frame, tuple(pins))
     try:
-        rows.check_functions()  # refuse before any row is built
+        functions = [OnDemandFunction(snapshot, read.view) for read in request.on_demand]
     except CodeMismatchError as error:
         raise CodeMismatchError(
             f"Training set {name!r} cannot be built again: {error.message}",
             hint="Go back to the code that it was saved with.",
             **error.details,
         ) from None
+    rows = JoinedRows(workspace.engine.joins, workspace.offline, functions, request, frame, tuple(pins))
     return TrainingSet(workspace, rows, saved=saved)
 
 

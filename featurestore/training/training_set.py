@@ -23,20 +23,22 @@ from featurestore.errors import (
 )
 from featurestore.ledger.saved_sets import SavedSet
 from featurestore.tables import html_table, import_polars
+from featurestore.training.certificate import Certificate, certify
 from featurestore.training.coverage import Gap, gaps_text, held_back, warn
+from featurestore.training.fingerprints import TableFingerprint, fingerprint
 from featurestore.training.frames import EntityFrame, OwnColumns
-from featurestore.training.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone
+from featurestore.training.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone, repinned
 from featurestore.training.outputs import check_output
+from featurestore.training.saving import save
 from featurestore.training.sql_text import join_sql
 from featurestore.types.arrow import one_array
+from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
     import pyarrow as pa
 
-    from featurestore.training.certificate import Certificate
-    from featurestore.workspace import Workspace
 
 T = TypeVar("T")
 
@@ -113,8 +115,6 @@ class TrainingSet:
 
         Raises CertificateError when a check fails, TrainingSetError for a view's rows in a span.
         """
-        from featurestore.training.certificate import Certificate, certify
-
         if self._saved is not None:
             return Certificate.from_dict(self._saved.certificate)
 
@@ -212,16 +212,12 @@ class TrainingSet:
         Saving the same set under its name again changes nothing. Raises InputError for an ill-formed name,
         TrainingSetError for a name that holds another set and for a direct set.
         """
-        from featurestore.training.saving import save
-
         rows = self.joined("cannot be saved")
         save(self._workspace, rows, name, lambda: (self.fingerprint(), self.certificate))
         return self
 
     def fingerprint(self) -> str:
         """Return the hash of the feature columns: every value, its type and its place count."""
-        from featurestore.training.fingerprints import fingerprint
-
         def work() -> str:
             return fingerprint(self._schema, self._batches() if self._table is None else self._table.to_batches())
 
@@ -271,8 +267,6 @@ class TrainingSet:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the feature columns, and compare them with the saved hash at the end."""
-        from featurestore.training.fingerprints import TableFingerprint
-
         if isinstance(self._rows, SpanRows):
             yield from self._rows.batches()
             return
@@ -320,14 +314,14 @@ class TrainingSet:
 
     def _with_reopening(self, work: Callable[[], T]) -> T:
         """Run ``work``; if pinned files were cleaned away in the meantime, run it again with the newest versions."""
+        offline = self._workspace.offline
         try:
             return work()
         except (OfflineStoreError, EngineError):
-            offline = self._workspace.offline
             if self._reopened or self._saved is not None or not any(is_gone(offline, p) for p in self._rows.pins):
                 raise
         self._reopened, self._observed = True, None
-        self._rows = self._rows.repinned()
+        self._rows = replace(self._rows, pins=repinned(offline, self._rows.pins))
         self._warn("The files of a pinned table version were cleaned away: the set was opened again with the newest.")
         return work()
 
@@ -393,10 +387,6 @@ def _output_errors(target: Path) -> Iterator[None]:
         if error.errno in NO_SPACE:
             raise DiskFullError(
                 f"No space was left for {target}.", hint="Free some space and write it again."
-            ) from None
-        if not target.parent.is_dir():
-            raise InputError(
-                f"{target} cannot be written: there is no folder {target.parent}.", hint="Make it, or write elsewhere."
             ) from None
         # Arrow's message names our partial file, which means nothing to the user.
         reason = os.strerror(error.errno) if error.errno else str(error)

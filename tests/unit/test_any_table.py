@@ -28,7 +28,7 @@ from featurestore.request.features import resolve
 from featurestore.serving.read import get_online_features
 from featurestore.tables import as_arrow, as_list, read_table
 from featurestore.training import get_historical_features
-from featurestore.training.frames import EntityFrame, SqlFrames, read_frame
+from featurestore.training.frames import EntityFrame, check_frame, own_columns
 from featurestore.types import Array, Bool, Bytes, Date, Decimal, Float64, Int64, String, Timestamp
 from featurestore.types.arrow import arrow_type
 from featurestore.workspace import Workspace
@@ -119,7 +119,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 def as_frame(workspace: Workspace, given: Any) -> EntityFrame:
     snapshot = workspace.snapshot()
-    return read_frame(given, resolve(snapshot, "every_type:i32"), "event_timestamp", SqlFrames(workspace, snapshot))
+    return check_frame(own_columns(given, workspace, snapshot), resolve(snapshot, "every_type:i32"), "event_timestamp")
 
 
 def entity_frame(workspace: Workspace, given: Any) -> dict[str, list[Any]]:

@@ -20,7 +20,7 @@ from support.small_project import delay_now, small_project
 from featurestore.errors import EntityFrameError, EntityKeyError, InputError, OutputNameClashError, ValueTypeError
 from featurestore.request.features import Reference, resolve
 from featurestore.tables import read_parquet
-from featurestore.training.frames import TIME, EntityFrame, SqlFrames, read_frame
+from featurestore.training.frames import TIME, EntityFrame, check_frame, own_columns
 from featurestore.workspace import Workspace
 
 UTC = dt.UTC
@@ -44,7 +44,7 @@ def read(
     timestamp_column: str = "event_timestamp",
 ) -> EntityFrame:
     snapshot = workspace.snapshot()
-    return read_frame(entity_df, resolve(snapshot, features), timestamp_column, SqlFrames(workspace, snapshot))
+    return check_frame(own_columns(entity_df, workspace, snapshot), resolve(snapshot, features), timestamp_column)
 
 
 def instants(frame: EntityFrame) -> list[int]:

@@ -32,7 +32,7 @@ from featurestore.request.features import resolve
 from featurestore.serving.read import get_online_features
 from featurestore.tables import as_arrow
 from featurestore.training import get_historical_features
-from featurestore.training.frames import SqlFrames, read_frame
+from featurestore.training.frames import check_frame, own_columns
 from featurestore.types import Array, Float32, Int64
 from featurestore.workspace import Workspace
 
@@ -222,8 +222,9 @@ NARROW: dict[str, Callable[[list[Any]], Any]] = {
 def in_a_frame(workspace: Workspace, given: Any) -> list[Any]:
     times = [dt.datetime(2024, 1, 5, tzinfo=dt.UTC)] * len(given)
     snapshot = workspace.snapshot()
-    request, sql = resolve(snapshot, "view:count"), SqlFrames(workspace, snapshot)
-    frame = read_frame({"id": given, "event_timestamp": times}, request, "event_timestamp", sql)
+    request = resolve(snapshot, "view:count")
+    own = own_columns({"id": given, "event_timestamp": times}, workspace, snapshot)
+    frame = check_frame(own, request, "event_timestamp")
     return list(frame.keys.column("id Int64").to_pylist())
 
 

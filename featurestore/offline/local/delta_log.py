@@ -152,27 +152,15 @@ class TableLog:
     def read(self, found: DeltaTable) -> TableVersion:
         """Return the content of a loaded version."""
         import pyarrow as pa
-        import pyarrow.compute as pc
 
         with self._translated():
             actions = pa.table(found.get_add_actions(flatten=True))
             next_sequence = found.transaction_version(NEXT_SEQUENCE) or 0
             kept_since = _kept_since(found)
-        bounds: dict[str, list[int | None]] = {}
-        for name in (f"min.{EVENT}", f"max.{EVENT}", f"max.{CREATED}", f"max.{SEQUENCE}"):
-            known = name in actions.column_names
-            bounds[name] = pc.cast(actions[name], pa.int64()).to_pylist() if known else [None] * len(actions)
-        rows = zip(
-            actions["path"].to_pylist(),
-            actions["num_records"].to_pylist(),
-            actions["size_bytes"].to_pylist(),
-            bounds[f"min.{EVENT}"],
-            bounds[f"max.{EVENT}"],
-            bounds[f"max.{CREATED}"],
-            bounds[f"max.{SEQUENCE}"],
-            strict=True,
-        )
-        files = (self._data_file(*row) for row in rows)
+        bounds = (f"min.{EVENT}", f"max.{EVENT}", f"max.{CREATED}", f"max.{SEQUENCE}")
+        known = {name: actions[name].cast(pa.int64()) for name in bounds if name in actions.column_names}
+        rows = pa.table({name: actions[name] for name in ("path", "num_records", "size_bytes")} | known).to_pylist()
+        files = map(self._data_file, rows)
         number = int(found.version())
         commit = self.commit_at(number)
         assert commit is not None
@@ -187,16 +175,9 @@ class TableLog:
             return None
         return Commit(number, sha256(entry).hexdigest(), _facts_in(entry))
 
-    def _data_file(
-        self,
-        name: str,
-        rows: int,
-        size_bytes: int,
-        least: int | None,
-        greatest: int | None,
-        created: int | None,
-        sequence: int | None,
-    ) -> DataFile:
+    def _data_file(self, row: Mapping[str, Any]) -> DataFile:
+        name, least, greatest = row["path"], row.get(f"min.{EVENT}"), row.get(f"max.{EVENT}")
+        sequence = row.get(f"max.{SEQUENCE}")
         match = _FILE_NAME.fullmatch(name)
         if match is None:
             raise OfflineStoreError(
@@ -206,12 +187,12 @@ class TableLog:
             )
         return DataFile(
             path=str(self.path / name),
-            rows=rows,
-            size_bytes=size_bytes,
+            rows=row["num_records"],
+            size_bytes=row["size_bytes"],
             sha256=match["sha256"],
             min_event_us=MIN_INSTANT if least is None else least,
             max_event_us=MAX_INSTANT if greatest is None else greatest,
-            max_created_us=created,
+            max_created_us=row.get(f"max.{CREATED}"),
             max_sequence=MAX_SEQUENCE if sequence is None else sequence,
         )
 
@@ -253,9 +234,8 @@ class TableLog:
 
         columns = Schema.from_arrow(pa.schema(list(fields))).fields
         with self._translated(base.version()):
-            kept = _keeping(_kept_since(base), base.version() + 1)
-            properties = _properties({}, facts, *kept)
-            base.alter.add_columns(columns, commit_properties=properties, post_commithook_properties=_hooks())
+            kept = {KEPT_SINCE: _kept_since(base), KEPT_UNTIL: base.version() + 1}
+            base.alter.add_columns(columns, **_properties({}, facts, kept))
         self.sync(base.version())
 
     def commit(
@@ -274,7 +254,7 @@ class TableLog:
         ``merges`` the added files hold the rows of the removed ones.
         """
         from deltalake import Schema
-        from deltalake.transaction import AddAction, RemoveAction
+        from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
         actions: list[Any] = [
             AddAction(name, facts.size_bytes, {}, facts.modified_ms, True, facts.statistics())
@@ -283,15 +263,24 @@ class TableLog:
         next_sequence = max((facts.max_sequence + 1 for facts in added.values()), default=0)
         hashes = {name: {"sha256": facts.sha256, "size": facts.size_bytes} for name, facts in added.items()}
         if base is None:
-            self._create(schema, actions, _properties(hashes, facts, _next(next_sequence), *_keeping(0, 0)))
+            properties = _properties(hashes, facts, {NEXT_SEQUENCE: next_sequence, KEPT_SINCE: 0, KEPT_UNTIL: 0})
+            with self._translated(-1):
+                create_table_with_add_actions(
+                    str(self.path),
+                    Schema.from_arrow(schema),
+                    actions,
+                    mode="error",
+                    configuration=CONFIGURATION,
+                    **properties,
+                )
             return
         number = base.version() + 1
         with self._translated(base.version()):  # reads the log
             known, kept_since = base.transaction_version(NEXT_SEQUENCE) or 0, _kept_since(base)
         # Readers find new rows by their numbers: a commit with a smaller one does not count as only adding.
         appends = not replace and not removed and all(facts.min_sequence >= known for facts in added.values())
-        kept = _keeping(kept_since if appends or merges else number, number)
-        next_sequence = max(next_sequence, known)
+        since = kept_since if appends or merges else number
+        carried = {NEXT_SEQUENCE: max(next_sequence, known), KEPT_SINCE: since, KEPT_UNTIL: number}
         removed_ms -= MERGED_MS_AGO if merges else 0
         actions += [] if replace else [RemoveAction(Path(f.path).name, True, removed_ms, f.size_bytes) for f in removed]
         with self._translated(base.version()):
@@ -299,23 +288,7 @@ class TableLog:
                 actions,
                 "overwrite" if replace else "append",
                 Schema.from_arrow(schema),
-                commit_properties=_properties(hashes, facts, _next(next_sequence), *kept),
-                post_commithook_properties=_hooks(),
-            )
-
-    def _create(self, schema: pa.Schema, actions: list[Any], properties: Any) -> None:
-        from deltalake import Schema
-        from deltalake.transaction import create_table_with_add_actions
-
-        with self._translated(-1):
-            create_table_with_add_actions(
-                str(self.path),
-                Schema.from_arrow(schema),
-                actions,
-                mode="error",
-                configuration=CONFIGURATION,
-                commit_properties=properties,
-                post_commithook_properties=_hooks(),
+                **_properties(hashes, facts, carried),
             )
 
     def sync(self, number: int) -> None:
@@ -432,18 +405,6 @@ def _kept_since(found: DeltaTable) -> int:
     return since if since is not None and until == number else number
 
 
-def _keeping(since: int, until: int) -> list[Any]:
-    from deltalake.transaction import Transaction
-
-    return [Transaction(KEPT_SINCE, since), Transaction(KEPT_UNTIL, until)]
-
-
-def _next(sequence: int) -> Any:
-    from deltalake.transaction import Transaction
-
-    return Transaction(NEXT_SEQUENCE, sequence)
-
-
 def _facts_in(entry: bytes) -> Mapping[str, Any]:
     """Return the facts of a log entry; none if another program, or damage, left something else."""
     with suppress(ValueError, AttributeError):
@@ -454,18 +415,15 @@ def _facts_in(entry: bytes) -> Mapping[str, Any]:
     return {}
 
 
-def _properties(hashes: Mapping[str, Any], facts: Mapping[str, Any], *transactions: Any) -> Any:
-    from deltalake.transaction import CommitProperties
+def _properties(hashes: Mapping[str, Any], facts: Mapping[str, Any], carried: Mapping[str, int]) -> dict[str, Any]:
+    """Return how to commit; ``carried`` are the numbers of application transactions."""
+    from deltalake.transaction import CommitProperties, PostCommitHookProperties, Transaction
 
     # Without retries a commit is refused when any other came first; with them, one that only adds never is refused.
-    return CommitProperties(
+    commit = CommitProperties(
         custom_metadata={"featurestore": {"files": hashes, "facts": dict(facts)}},
         max_commit_retries=0,
-        app_transactions=list(transactions),
+        app_transactions=[Transaction(name, number) for name, number in carried.items()],
     )
-
-
-def _hooks() -> Any:
-    from deltalake.transaction import PostCommitHookProperties
-
-    return PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+    after = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+    return {"commit_properties": commit, "post_commithook_properties": after}

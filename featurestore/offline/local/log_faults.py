@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from featurestore.errors import OfflineStoreError
 from featurestore.offline.interface import TableId
@@ -19,13 +18,6 @@ _LEAST_BYTES = 10
 """The least size of a valid entry, in bytes."""
 
 
-class _Fault(NamedTuple):
-    message: str
-    hint: str
-    versions: tuple[int, ...]
-    """The versions whose entry or checkpoint is damaged."""
-
-
 def has_empty_entry(log: Path) -> bool:
     """Tell whether an entry is empty: the kernel takes that for a version without changes, and rows are lost."""
     with suppress(FileNotFoundError), os.scandir(log) as found:  # gone into the archive meanwhile
@@ -35,14 +27,6 @@ def has_empty_entry(log: Path) -> bool:
 
 def log_error(table: TableId, log: Path, until: int | None = None) -> OfflineStoreError | None:
     """Return the error about a fault in the log of a version (default: newest); None if there is no visible fault."""
-    fault = _find_fault(log, until)
-    if fault is None:
-        return None
-    message = f"Table {table} cannot be read: {fault.message}."
-    return OfflineStoreError(message, hint=fault.hint, table=str(table), versions=list(fault.versions))
-
-
-def _find_fault(log: Path, until: int | None) -> _Fault | None:
     files = [(number, path) for number, path in numbered(log) if until is None or number <= until]
     entries = {number: path for number, path in files if not is_checkpoint(path)}
     checkpoints = {number: path for number, path in files if is_checkpoint(path)}
@@ -54,19 +38,24 @@ def _find_fault(log: Path, until: int | None) -> _Fault | None:
     named = _named(log / LAST_CHECKPOINT)
     lost = bad[:1] or ((named,) if named is not None and named not in checkpoints and until is None else ())
     if damaged:
-        return _of_entries(log, damaged, lost, last, is_begun=start > 0)
+        return _error(table, damaged, *_of_entries(log, damaged, lost, last, is_begun=start > 0))
     for number in lost:
         what = "cannot be read" if bad else f"is not there, but {LAST_CHECKPOINT} names it"
         names = " and ".join([LAST_CHECKPOINT, *(checkpoints[number].name for _ in bad[:1])])
-        return _Fault(
-            f"the checkpoint of version {number} {what}",
-            f"The log is whole without it: delete {names} in {log}, and run the same command again.",
-            lost,
-        )
+        hint = f"The log is whole without it: delete {names} in {log}, and run the same command again."
+        return _error(table, lost, f"the checkpoint of version {number} {what}", hint)
     return None
 
 
-def _of_entries(log: Path, damaged: dict[int, str], lost: Sequence[int], last: int, *, is_begun: bool) -> _Fault:
+def _error(table: TableId, versions: Iterable[int], fault: str, hint: str) -> OfflineStoreError:
+    message = f"Table {table} cannot be read: {fault}."
+    return OfflineStoreError(message, hint=hint, table=str(table), versions=list(versions))
+
+
+def _of_entries(
+    log: Path, damaged: dict[int, str], lost: Sequence[int], last: int, *, is_begun: bool
+) -> tuple[str, str]:
+    """Return what is wrong with entries, and what to do."""
     first, names = min(damaged), [f"{number:020}.json" for number in damaged]
     told = [f"version {number} ({why})" for number, why in damaged.items()]
     backup = [*names[:_SHOWN], *[f"{len(names) - _SHOWN} more"][: len(names) > _SHOWN]]
@@ -84,11 +73,10 @@ def _of_entries(log: Path, damaged: dict[int, str], lost: Sequence[int], last: i
             )
     else:
         without = f"move the folder {log.parent} elsewhere"
-    return _Fault(
+    return (
         f"its log lacks the entry of {', '.join(told[:_SHOWN])}{' and of others' if len(told) > _SHOWN else ''}",
         f"Bring back {', '.join(backup)}{instead} into {log} from a backup. Without one, {without}, and `fs repair` "
         "reads from the source again what is missing; rows that were only pushed are lost.",
-        tuple(damaged),
     )
 
 
