@@ -87,7 +87,6 @@ class _Batches:
             rows = workspace.engine.log.latest(
                 registered.view,
                 [file.path for file in version.files],
-                changed=None,
                 until_us=self._now_us,
                 batch_rows=BATCH_ROWS,
             )

@@ -33,21 +33,6 @@ if TYPE_CHECKING:
         def options(self) -> dict[str, Any]:
             """Everything besides the URL."""
 
-    class Limits(Protocol):
-        """An engine's settings."""
-
-        @property
-        def memory_limit(self) -> str | None:
-            """As DuckDB reads it, for example ``4GB``."""
-
-        @property
-        def threads(self) -> int | None:
-            """At least 1."""
-
-        @property
-        def temp_directory(self) -> str | None:
-            """Where to spill."""
-
 
 def local_path(url: str, root: Path) -> Path:
     """Return the path of a ``scheme:///path`` URL or a bare path: relative to ``root``, absolute with four slashes."""
@@ -200,12 +185,12 @@ def _checked(setting: str, located: Located) -> tuple[Backend, dict[str, int]]:
     return backend, {name: _milliseconds(name, value) for name, value in located.options.items()}
 
 
-def open_engine(limits: Limits, root: Path) -> Engine:
-    """Open the engine."""
+def open_engine(root: Path, **limits: Any) -> Engine:
+    """Open the engine; ``limits`` are the fields of `EngineSettings`."""
     from featurestore.engine.duck.engine import open_engine as open_duckdb
     from featurestore.engine.duck.session import EngineSettings
 
-    return open_duckdb(root, EngineSettings(limits.memory_limit, limits.threads, limits.temp_directory))
+    return open_duckdb(root, EngineSettings(**limits))
 
 
 def _milliseconds(name: str, value: Any) -> int:

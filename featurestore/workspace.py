@@ -177,7 +177,7 @@ class Workspace:
     @_opened
     def engine(self) -> Engine:
         """The engine of this thread's work."""
-        return open_engine(self.settings.engine, self.root)
+        return open_engine(self.root, **self.settings.engine.model_dump())
 
     def open(self, *parts: Literal["registry", "offline", "online", "engine"]) -> None:
         """Open now what else opens at its first use, so that a bad URL is reported before any work is done."""

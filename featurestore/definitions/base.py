@@ -51,14 +51,24 @@ ColumnName = Annotated[str, AfterValidator(check_column_name)]
 
 
 def check_unique_columns(names: Iterable[str]) -> None:
-    """Raise ValueError when two names are equal or differ only in case: engines compare without case."""
+    """Raise ValueError as `twins` reports it."""
+    if problems := twins(names):
+        raise ValueError(problems[0])
+
+
+def twins(names: Iterable[str]) -> list[str]:
+    """Return a message for each two columns whose names are equal or differ only in case: engines would mix them up."""
     seen: dict[str, str] = {}
+    problems = []
     for name in names:
-        twin = seen.setdefault(name.lower(), name)
-        if twin is not name and twin != name:
-            raise ValueError(f"columns {twin!r} and {name!r} differ only in case")
-    if len(seen) != len(list(names)):
-        raise ValueError("a column name is used twice")
+        key = name.lower()
+        if key not in seen:
+            seen[key] = name
+        elif seen[key] == name:
+            problems.append(f"two columns are called {name!r}")
+        else:
+            problems.append(f"columns {seen[key]!r} and {name!r} differ only in case")
+    return problems
 
 
 def as_tuple(values: Any) -> Any:

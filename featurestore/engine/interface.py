@@ -202,17 +202,15 @@ class Log(ABC):
         view: FeatureView,
         files: Sequence[str],
         *,
-        changed: Sequence[str] | None,
         first_sequence: int = 0,
         until_us: int | None = None,
         batch_rows: int,
     ) -> Iterator[pa.RecordBatch]:
         """Yield the newest row of each entity: keys, event_ts, created_ts, stored fields.
 
-        Newest by (event_ts, created_ts with null as event_ts, fs_seq). With ``changed`` (some of ``files``) only for
-        entities in those files, and newest among their rows: compare-and-set does the rest. Ignores rows with a
-        smaller ``fs_seq`` than ``first_sequence``, and rows whose event or created time is after ``until_us``. In no
-        particular order.
+        Newest by (event_ts, created_ts with null as event_ts, fs_seq) among the rows of ``files``: the table's, or
+        those that changed, where compare-and-set does the rest. Ignores rows with a smaller ``fs_seq`` than
+        ``first_sequence``, and rows whose event or created time is after ``until_us``. In no particular order.
         """
 
     @abstractmethod

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from featurestore.definitions import FeatureView, ParquetSource
+from featurestore.definitions.base import twins
 from featurestore.definitions.sql import stands_in
 from featurestore.engine.interface import SourceColumn
 from featurestore.errors import SourceSchemaError, did_you_mean
@@ -13,6 +15,8 @@ from featurestore.types import Date, Float32, Float64, Int32, Int64, Timestamp, 
 from featurestore.types.arrow import fits
 from featurestore.types.columns import FILE_NUMBER, FILE_ROW
 from featurestore.types.values import duckdb_type
+
+C = TypeVar("C", bound=SourceColumn)
 
 NULL_TYPE = "null"
 """The native type of a column that holds only nulls, as pandas writes an empty one: it fits every type."""
@@ -52,7 +56,7 @@ def serves(column: SourceColumn, wanted: ValueType | None, *, by_value: bool = F
     return column.value_type in (Timestamp, Date) if wanted is None else fits(wanted, column.value_type)
 
 
-def find_column(columns: Iterable[SourceColumn], name: str) -> SourceColumn | None:
+def find_column(columns: Iterable[C], name: str) -> C | None:
     """Return the column of that name, compared without case, or None."""
     return next((column for column in columns if column.name.lower() == name.lower()), None)
 
@@ -145,18 +149,3 @@ def check_files(view: FeatureView, source: ParquetSource, files: Mapping[str, Se
             view=view.name,
             problems=problems,
         )
-
-
-def twins(names: Iterable[str]) -> list[str]:
-    """Return a message for each two columns whose names are equal or differ only in case: engines would mix them up."""
-    seen: dict[str, str] = {}
-    problems = []
-    for name in names:
-        key = name.lower()
-        if key not in seen:
-            seen[key] = name
-        elif seen[key] == name:
-            problems.append(f"two columns are called {name!r}")
-        else:
-            problems.append(f"columns {seen[key]!r} and {name!r} differ only in case")
-    return problems

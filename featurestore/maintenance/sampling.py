@@ -59,13 +59,8 @@ def compare_sample(workspace: Readers, registered: RegisteredView, version: Tabl
 def _chosen(
     log: Log, registered: RegisteredView, version: TableVersion, encoder: RecordEncoder, now_us: int
 ) -> Mapping[bytes, Write]:
-    batches = log.latest(
-        registered.view,
-        [file.path for file in version.files],
-        changed=None,
-        until_us=now_us,
-        batch_rows=_BATCH_ROWS,
-    )
+    files = [file.path for file in version.files]
+    batches = log.latest(registered.view, files, until_us=now_us, batch_rows=_BATCH_ROWS)
     writes = (write for batch in batches for write in encoder.encode_table(batch))
     return {write.key: write for write in heapq.nsmallest(ENTITIES, writes, lambda write: crc32(write.key, _SEED))}
 

@@ -159,8 +159,7 @@ class _Publisher:
         """Yield each entity's newest row as a write; with ``changes`` only for entities that have new rows."""
         batches = self.engine.log.latest(
             self.view,
-            [file.path for file in version.files],
-            changed=None if changes is None else [file.path for file in changes.added],
+            [file.path for file in (version.files if changes is None else changes.added)],
             first_sequence=0 if changes is None else changes.first_sequence,
             until_us=self.now_us,
             batch_rows=BATCH_ROWS,

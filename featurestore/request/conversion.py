@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import InputError, ValueTypeError
+from featurestore.errors import InputError
 from featurestore.tables import as_arrow
-from featurestore.types.arrow import arrow_type, cast_column
-from featurestore.types.times import to_datetime
+from featurestore.types.times import to_datetimes
 from featurestore.types.values import ValueType, coerce
 
 if TYPE_CHECKING:
@@ -19,11 +18,9 @@ def canonical_values(column: pa.Array | pa.ChunkedArray, value_type: ValueType) 
     """Return a column of the declared type as canonical Python values (see `types.values.coerce`)."""
     import pyarrow as pa
 
-    values: list[Any]
     if value_type.name == "Timestamp":
-        values = column.cast(pa.int64()).to_pylist()
-        return [None if value is None else to_datetime(value) for value in values]
-    values = column.to_pylist()
+        return to_datetimes(column.cast(pa.int64()).to_pylist())
+    values: list[Any] = column.to_pylist()
     if value_type.item is not None:
         return [coerce(value_type, value) for value in values]
     return values
@@ -37,13 +34,11 @@ def to_series(column: pa.ChunkedArray | pa.Array, index: pd.Index | None = None)
     import pandas as pd
 
     if column.null_count:
-        return to_nullable_series(column, None, index)
+        return to_nullable_series(column, index)
     return pd.Series(_plain(column), index=index)
 
 
-def to_nullable_series(
-    column: pa.ChunkedArray | pa.Array, value_type: ValueType | None, index: pd.Index | None = None
-) -> pd.Series:
+def to_nullable_series(column: pa.ChunkedArray | pa.Array, index: pd.Index | None = None) -> pd.Series:
     """Return a column in pandas' nullable dtype (Int64, Float64, boolean, string), others as `to_series`."""
     import numpy as np
     import pandas as pd
@@ -54,9 +49,9 @@ def to_nullable_series(
     is_a = pa.types
     if is_a.is_string(kind) or is_a.is_large_string(kind):
         return pd.Series(column.to_pandas().astype("string").array, index=index)
-    mask = np.asarray(column.is_null().to_numpy(zero_copy_only=False)) if _is_masked(kind) else None
-    if mask is None:
+    if not (is_a.is_integer(kind) or is_a.is_boolean(kind) or kind in (pa.float32(), pa.float64())):
         return pd.Series(_plain(column), index=index)
+    mask = np.asarray(column.is_null().to_numpy(zero_copy_only=False))
     # The arrays' own constructors keep NaN apart from null; everything else in pandas turns one into the other.
     if is_a.is_boolean(kind):
         values = np.array(pc.fill_null(column, False).to_numpy(zero_copy_only=False), dtype=bool)
@@ -64,13 +59,6 @@ def to_nullable_series(
     values = np.array(pc.fill_null(column, pa.scalar(0, kind)).to_numpy(zero_copy_only=False))
     array = pd.arrays.IntegerArray if is_a.is_integer(kind) else pd.arrays.FloatingArray
     return pd.Series(array(values, mask), index=index)
-
-
-def _is_masked(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    is_a = pa.types
-    return bool(is_a.is_integer(kind) or is_a.is_boolean(kind) or kind in (pa.float32(), pa.float64()))
 
 
 def _plain(column: pa.ChunkedArray | pa.Array) -> Any:
@@ -105,19 +93,3 @@ def inferred_column(values: list[Any], *, name: str) -> pa.Array:
         raise InputError(
             f"Your own column {name!r} mixes types: {error}.", hint="Leave it out, or use to_dict()."
         ) from None
-
-
-def cast_exactly(column: pa.Array | pa.ChunkedArray, value_type: ValueType, *, name: str) -> pa.Array | pa.ChunkedArray:
-    """Return a column in the declared type as `types.arrow.cast_column`, and integers as floats where that is exact.
-
-    Raises ValueTypeError naming the column.
-    """
-    import pyarrow as pa
-
-    if pa.types.is_integer(column.type) and value_type.name in ("Float32", "Float64"):
-        try:
-            return column.cast(arrow_type(value_type))
-        except pa.ArrowInvalid as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise ValueTypeError(f"column {name!r} holds a value that is not a {value_type}: {reason}.") from None
-    return cast_column(column, value_type, name=name)

@@ -176,7 +176,6 @@ class _Builder:
         self._snapshot = snapshot
         self._full_names = full_feature_names
         self._reads: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[str, dict[str, None]]] = {}
-        self._positions: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
         self._on_demand: dict[str, OnDemandRead] = {}
         self._outputs: list[OutputColumn] = []
         self._references: list[dict[str, Any]] = []
@@ -246,10 +245,10 @@ class _Builder:
 
     def _read(self, selection: FeatureSelection, view: FeatureView, names: Iterable[str]) -> int:
         """Return the position of the read that serves a selection; adds the read or the features that it lacks."""
-        columns = tuple((key, selection.columns.get(key, key)) for key in view.join_keys)
-        _, features = self._reads.setdefault((view.name, columns), (selection.name, {}))
+        read = view.name, tuple((key, selection.columns.get(key, key)) for key in view.join_keys)
+        _, features = self._reads.setdefault(read, (selection.name, {}))
         features.update(dict.fromkeys(names))
-        return self._positions.setdefault((view.name, columns), len(self._positions))
+        return list(self._reads).index(read)
 
     def add_on_demand(self, name: str, names: Sequence[str]) -> None:
         """Add features of an on-demand view, and everything that its function reads."""

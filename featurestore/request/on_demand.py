@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from featurestore.definitions import Field, OnDemandFeatureView, RequestSource
 from featurestore.errors import CodeMismatchError, OnDemandError, ValueTypeError
 from featurestore.registered.snapshot import Snapshot
-from featurestore.request.conversion import canonical_values, cast_exactly, to_nullable_series
-from featurestore.types.arrow import arrow_type, column_from_values, one_array
+from featurestore.request.conversion import canonical_values, to_nullable_series
+from featurestore.types.arrow import arrow_type, cast_column, column_from_values, one_array
 from featurestore.types.values import INTEGER_RANGES, ValueType, coerce
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class OnDemandFunction:
         import pandas as pd
 
         frame = pd.DataFrame(
-            {name: to_nullable_series(column, self._types[name]) for name, column in inputs.items()},
+            {name: to_nullable_series(column) for name, column in inputs.items()},
             index=pd.RangeIndex(rows),
         )
         returned = self._run(frame)
@@ -106,30 +106,19 @@ class OnDemandFunction:
             raise _failed(self.view.name, error) from None
         expected = "a DataFrame" if self.view.mode == "pandas" else "a dict of lists"
         if not (isinstance(returned, Mapping) or hasattr(returned, "columns")):
-            raise OnDemandError(
-                f"The on-demand feature view {self.view.name!r} returned {type(returned).__name__}, not {expected}.",
-                view=self.view.name,
-            )
+            raise self._wrong(f"{type(returned).__name__}, not {expected}")
         return returned
 
     def _column(self, returned: Any, field: Field, rows: int) -> Any:
         if field.name not in returned:
             names = ", ".join(map(repr, returned)) or "nothing"
-            raise OnDemandError(
-                f"The on-demand feature view {self.view.name!r} returned {names}, but no {field.name!r}.",
-                hint=f"Return {field.name!r}, or take it out of schema=.",
-                view=self.view.name,
-                feature=field.name,
-            )
+            hint = f"Return {field.name!r}, or take it out of schema=."
+            raise self._wrong(f"{names}, but no {field.name!r}", hint, feature=field.name)
         column = returned[field.name]
         if isinstance(column, str | bytes) or not hasattr(column, "__len__") or len(column) != rows:
             what = f"{len(column)} values" if hasattr(column, "__len__") else type(column).__name__
-            raise OnDemandError(
-                f"The on-demand feature view {self.view.name!r} returned {what} of {field.name!r} for {rows} rows.",
-                hint="Return one value per row, None where there is none.",
-                view=self.view.name,
-                feature=field.name,
-            )
+            hint = "Return one value per row, None where there is none."
+            raise self._wrong(f"{what} of {field.name!r} for {rows} rows", hint, feature=field.name)
         return column
 
     def _checked_list(self, returned: Any, field: Field, rows: int) -> list[Any]:
@@ -154,9 +143,13 @@ class OnDemandFunction:
             values = [None if value is None or value is pd.NA else value for value in series]
             return column_from_values(self._checked_list({field.name: values}, field, rows), field.type)
         try:
-            return cast_exactly(one_array(pa.array(series)), field.type, name=field.name)
+            return cast_column(one_array(pa.array(series)), field.type, name=field.name)
         except ValueTypeError as error:
             raise self._wrong_value(field, str(error)) from None
+
+    def _wrong(self, returned: str, hint: str = "", **details: Any) -> OnDemandError:
+        message = f"The on-demand feature view {self.view.name!r} returned {returned}."
+        return OnDemandError(message, hint=hint, view=self.view.name, **details)
 
     def _wrong_value(self, field: Field, message: str, **details: Any) -> ValueTypeError:
         return ValueTypeError(

@@ -128,8 +128,8 @@ class EngineProject:
         self, view: FeatureView, files: Sequence[Path], *, changed: Sequence[Path] | None = None, **options: Any
     ) -> pa.Table:
         """Return the newest row of each entity."""
-        chosen = None if changed is None else names(changed)
-        batches = self.engine.log.latest(view, names(files), changed=chosen, **{"batch_rows": 100, **options})
+        read = names(files if changed is None else changed)
+        batches = self.engine.log.latest(view, read, **{"batch_rows": 100, **options})
         return table_from(batches)
 
     def entities(self, view: FeatureView, files: Sequence[Path], since_us: int, until_us: int) -> tuple[int, int]:

@@ -6,9 +6,11 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from featurestore.definitions.view import not_shown
 from featurestore.engine.interface import JoinFacts
@@ -83,16 +85,13 @@ class Certificate:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the certificate as JSON."""
-        document = asdict(self)
-        document["features"] = list(self.features)
-        document["views"] = [{**asdict(view), "features": list(view.features)} for view in self.views]
+        document: dict[str, Any] = msgspec.to_builtins(self)
         return document
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Certificate:
         """Return the certificate of a `to_dict`."""
-        views = tuple(ViewCertificate(**{**view, "features": tuple(view["features"])}) for view in document["views"])
-        return cls(**{**document, "features": tuple(document["features"]), "views": views})
+        return msgspec.convert(document, cls)
 
     def __str__(self) -> str:
         return "\n".join(f"{name + ':':<22}{value}" if name else value for name, value in self._lines())
@@ -156,10 +155,8 @@ def certify(
     views = []
     for pinned, found, recomputed in zip(rows.pins, facts, looped, strict=True):
         if found.from_future:
-            raise CertificateError(
-                f"{found.from_future} answers of view {found.view!r} are in the future of their rows.",
-                hint="Please report this: the join has a fault.",
-                view=found.view,
+            raise _fault(
+                f"{found.from_future} answers of view {found.view!r} are in the future of their rows.", found.view
             )
         recomputed.result()
         nulls, name = _own_nulls(pinned, found, observed), pinned.read.view.name
@@ -177,17 +174,17 @@ def certify(
     )
 
 
+def _fault(message: str, view: str, **details: Any) -> CertificateError:
+    return CertificateError(message, hint="Please report this: the join has a fault.", view=view, **details)
+
+
 def _own_nulls(pinned: PinnedRead, facts: JoinFacts, observed: Observed) -> dict[str, int]:
     """Return by feature how many rows have null as answer. Raises CertificateError for an impossible answer."""
     # Nulls were counted in the result: a feature's are those of rows without an answer, and its own.
     unanswered = sum(facts.nulls.values())
     own_nulls = {name: observed.nulls[pinned.read.name, name] - unanswered for name in pinned.read.features}
     if min(own_nulls.values(), default=0) < 0:
-        raise CertificateError(
-            f"View {facts.view!r} has values in rows that no row of it can answer.",
-            hint="Please report this: the join has a fault.",
-            view=facts.view,
-        )
+        raise _fault(f"View {facts.view!r} has values in rows that no row of it can answer.", facts.view)
     return own_nulls
 
 
@@ -239,11 +236,10 @@ def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> None:
             continue
         for row, (found, wanted) in enumerate(zip(joined, expected[feature], strict=True)):
             if not _equal(found, wanted):
-                raise CertificateError(
+                raise _fault(
                     f"Row {observed.rows[row]} of {join.name}:{feature} is {found!r}, but plain loops over the files "
                     f"give {wanted!r}.",
-                    hint="Please report this: the join has a fault.",
-                    view=join.name,
+                    join.name,
                     feature=feature,
                 )
 

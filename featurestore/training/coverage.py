@@ -68,14 +68,6 @@ class Gap:
     recent: int = 0
     """How many of them are just after the last committed span and lack nothing else."""
 
-    @property
-    def command(self) -> str:
-        """The command that fills the gap."""
-        if self.span is None:
-            return f"fs materialize --view {self.view}"
-        start, end = map(to_rfc3339, self.span)
-        return f"fs materialize {start} {end} --view {self.view}"
-
 
 def gaps_text(gaps: Sequence[Gap]) -> str | None:
     """Return one sentence about all views for which entity rows lack more than the newest events."""
@@ -87,7 +79,8 @@ def gaps_text(gaps: Sequence[Gap]) -> str | None:
     shares += [f"{gap.rows:,} of view {gap.view!r}" for gap in others]
     new = [f" --view {gap.view}" for gap in told if gap.span is None]
     commands = [f"fs materialize{''.join(new)}"] if new else []
-    commands += [gap.command for gap in told if gap.span is not None]
+    spans = [(gap.view, *map(to_rfc3339, gap.span)) for gap in told if gap.span is not None]
+    commands += [f"fs materialize {start} {end} --view {view}" for view, start, end in spans]
     return (
         f"{', '.join(shares)}: values may be missing or old only because of that. Fill the "
         f"gap{'s' * bool(others)} with {', '.join(f'`{command}`' for command in commands)}."

@@ -23,10 +23,10 @@ from featurestore.errors import (
     did_you_mean,
 )
 from featurestore.registered.snapshot import Snapshot
-from featurestore.request.conversion import cast_exactly, to_frame
+from featurestore.request.conversion import to_frame
 from featurestore.request.features import FeatureRequest
 from featurestore.tables import Form, as_arrow, read_parquet, read_table
-from featurestore.types.arrow import one_array
+from featurestore.types.arrow import cast_column, one_array
 from featurestore.types.times import instants_from_arrow
 from featurestore.types.values import ValueType
 from featurestore.workspace import Readers
@@ -59,11 +59,6 @@ class OwnColumns:
         columns = self.table.column_names if self.form == "arrow" else self.table.columns
         return [str(name) for name in columns]
 
-    @property
-    def row_count(self) -> int:
-        """Rows of the table."""
-        return int(self.table.num_rows if self.form == "arrow" else len(self.table))
-
     def column(self, name: str) -> pa.Array | pa.ChunkedArray:
         """Return one column as Arrow; raises EntityFrameError if it mixes types."""
         if self.form == "arrow":
@@ -78,12 +73,19 @@ class OwnColumns:
         if self.form == "arrow":
             return self.table
         if not self.names:
-            return pa.table({"": pa.nulls(self.row_count)}).select([])
+            return no_columns(len(self.table)).to_arrow()
         return pa.Table.from_arrays([self.column(name) for name in self.names], names=self.names)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return all columns as pandas: the given frame's own, with its index, or Arrow's as numpy would hold them."""
         return self.table.copy(deep=False) if self.form == "pandas" else to_frame(self.to_arrow())
+
+
+def no_columns(row_count: int) -> OwnColumns:
+    """Return rows without a column."""
+    import pyarrow as pa
+
+    return OwnColumns("arrow", pa.table({"": pa.nulls(row_count)}).select([]))
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def check_frame(own: OwnColumns, request: FeatureRequest, timestamp_column: str)
     data = {}
     for name, field in request.request_fields.items():
         _require(own, name, "request field")
-        data[name] = one_array(cast_exactly(own.column(name), field.type, name=name))
+        data[name] = one_array(cast_column(own.column(name), field.type, name=name))
     return EntityFrame(own, timestamp_column, pa.table(columns), data)
 
 
@@ -163,7 +165,7 @@ def _times(column: pa.Array | pa.ChunkedArray, name: str) -> pa.Array | pa.Chunk
 
 def _key(column: pa.Array | pa.ChunkedArray, name: str, value_type: ValueType) -> pa.Array | pa.ChunkedArray:
     try:
-        return cast_exactly(column, value_type, name=name)
+        return cast_column(column, value_type, name=name)
     except ValueTypeError as error:
         raise EntityKeyError(f"Join key: {error.message}", hint=error.hint, join_key=name) from None
 

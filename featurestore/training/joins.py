@@ -14,7 +14,7 @@ from featurestore.errors import EngineError, TableVersionError
 from featurestore.offline.interface import DataFile, TableReader, TableVersion
 from featurestore.request.features import FeatureRequest, OutputColumn, ViewRead
 from featurestore.request.on_demand import OnDemandFunction
-from featurestore.training.frames import TIME, EntityFrame, engine_column
+from featurestore.training.frames import TIME, EntityFrame, engine_column, no_columns
 from featurestore.types import Timestamp
 from featurestore.types.arrow import arrow_schema
 from featurestore.types.columns import EVENT
@@ -202,14 +202,10 @@ class JoinedRows:
 
     def _joined(self) -> Iterator[pa.RecordBatch]:
         """Yield the engine's batches; for nothing but request data, batches without columns."""
-        import pyarrow as pa
-
         if self.pins:
             yield from self.join.batches()
-            return
-        for start in range(0, len(self.frame), BATCH_ROWS):
-            rows = min(BATCH_ROWS, len(self.frame) - start)
-            yield pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))
+        else:
+            yield from no_columns(len(self.frame)).to_arrow().to_batches(BATCH_ROWS)
 
     def _computed(self, places: Sequence[Sequence[pa.Array]], start: int, rows: int) -> list[list[pa.Array]]:
         computed = []

@@ -26,7 +26,7 @@ from featurestore.tables import html_table, import_polars
 from featurestore.training.certificate import Certificate, certify
 from featurestore.training.coverage import Gap, gaps_text, held_back, warn
 from featurestore.training.fingerprints import TableFingerprint, fingerprint
-from featurestore.training.frames import EntityFrame, OwnColumns
+from featurestore.training.frames import EntityFrame, OwnColumns, no_columns
 from featurestore.training.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone, repinned
 from featurestore.training.outputs import check_output
 from featurestore.training.saving import save
@@ -171,15 +171,14 @@ class TrainingSet:
             raise InputError(f"n={n} is not a number of rows.", hint="Pass 0 or more.")
         features = self._with_reopening(lambda: self._first(n))
         joined = self._rows.frame if isinstance(self._rows, JoinedRows) else None
-        return _beside(_no_columns(features.num_rows) if joined is None else _first_rows(joined, n).own, features)
+        own = no_columns(features.num_rows) if joined is None else _first_rows(joined, n).own
+        return _beside(own, features)
 
     def to_polars(self) -> pl.DataFrame:
         """Return a polars frame; raises InputError where polars is not installed."""
         pl = import_polars()
-        features = pl.from_arrow(self._features())
-        assert isinstance(features, pl.DataFrame)
-        own = self._own.table if self._own.form == "polars" else pl.from_arrow(self._own.to_arrow())
-        assert isinstance(own, pl.DataFrame)
+        features = pl.DataFrame(self._features())
+        own = self._own.table if self._own.form == "polars" else pl.DataFrame(self._own.to_arrow())
         return own.hstack(features) if own.width else features
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
@@ -234,7 +233,7 @@ class TrainingSet:
 
     @property
     def _own(self) -> OwnColumns:
-        return self._rows.frame.own if isinstance(self._rows, JoinedRows) else _no_columns(self._features().num_rows)
+        return self._rows.frame.own if isinstance(self._rows, JoinedRows) else no_columns(self._features().num_rows)
 
     @property
     def _schema(self) -> pa.Schema:
@@ -341,12 +340,6 @@ class TrainingSet:
         table = html_table(reads, ("read as", "view", "table version", "as of"))
         notes = "".join(f"<p>⚠ {escape(text)}</p>" for text in self.warnings)
         return f"<p><b>{escape(repr(self))}</b>: {escape(', '.join(self.features))}</p>{table}{notes}"
-
-
-def _no_columns(row_count: int) -> OwnColumns:
-    import pyarrow as pa
-
-    return OwnColumns("arrow", pa.table({"": pa.nulls(row_count)}).select([]))
 
 
 def _first_rows(frame: EntityFrame, n: int) -> EntityFrame:

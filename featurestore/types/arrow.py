@@ -22,6 +22,7 @@ from featurestore.types.values import (
     String,
     Timestamp,
     ValueType,
+    is_widening,
 )
 
 if TYPE_CHECKING:
@@ -116,20 +117,16 @@ def fits(declared: ValueType, found: ValueType | None) -> bool:
         assert found.scale is not None
         whole = declared.precision - declared.scale >= found.precision - found.scale
         return whole and declared.scale >= found.scale
-    return (found.name, declared.name) in {
-        ("Int32", "Int64"),
-        ("Float32", "Float64"),
-        ("Int32", "Float64"),
-    }
+    return is_widening(found, declared) or (found, declared) == (Int32, Float64)
 
 
 def cast_column(column: pa.ChunkedArray | pa.Array, value_type: ValueType, *, name: str) -> pa.ChunkedArray | pa.Array:
     """Return a caller's column as the Arrow type of ``value_type``, losing nothing.
 
-    Accepts what `fits` accepts, a column of nulls (or of lists of them) of any type, a narrower integer, and whole
-    floats for integers (pandas turns integers with nulls into floats; NaN is then a null) below the limit of their bits
-    (`WHOLE_FLOAT_LIMITS`). Timestamps are floored. Raises ValueTypeError naming the column and, if a single value is
-    wrong, the value.
+    Accepts what `fits` accepts, a column of nulls (or of lists of them) of any type, a narrower integer, integers that
+    floats hold exactly, and whole floats for integers (pandas turns integers with nulls into floats; NaN is then a
+    null) below the limit of their bits (`WHOLE_FLOAT_LIMITS`). Timestamps are floored. Raises ValueTypeError naming the
+    column and, if a single value is wrong, the value.
     """
     import pyarrow as pa
 
@@ -146,8 +143,8 @@ def cast_column(column: pa.ChunkedArray | pa.Array, value_type: ValueType, *, na
     try:
         if pa.types.is_floating(kind) and value_type in (Int32, Int64):
             return _whole(column).cast(target)
-        both_integers = pa.types.is_integer(kind) and value_type in (Int32, Int64)
-        if both_integers or fits(value_type, value_type_of(kind)) or _is_list_of_nulls(kind, value_type):
+        is_number = pa.types.is_integer(kind) and value_type in (Int32, Int64, Float32, Float64)
+        if is_number or fits(value_type, value_type_of(kind)) or _is_list_of_nulls(kind, value_type):
             return column.cast(target)
     except pa.ArrowInvalid as error:
         raise ValueTypeError(

@@ -247,13 +247,10 @@ def _float(value_type: ValueType, value: Any) -> float:
     return number
 
 
-def _exact(kind: type) -> Any:
-    def check(_: ValueType, value: Any) -> Any:
-        if not isinstance(value, kind):
-            raise TypeError
-        return value
-
-    return check
+def _bool(_: ValueType, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
 
 
 def _string(_: ValueType, value: Any) -> str:
@@ -315,7 +312,7 @@ _COERCIONS: dict[str, Any] = {
     "Int64": _integer,
     "Float32": _float,
     "Float64": _float,
-    "Bool": _exact(bool),
+    "Bool": _bool,
     "String": _string,
     "Bytes": _bytes,
     "Timestamp": _timestamp,

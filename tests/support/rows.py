@@ -71,7 +71,7 @@ def publish(workspace: Workspace, view: str) -> None:
     now_us = workspace.clock()
     workspace.online.put(encoder.schema_key, encoder.schema_json)
     files = [file.path for file in version.files]
-    for batch in workspace.engine.log.latest(registered.view, files, changed=None, until_us=now_us, batch_rows=10_000):
+    for batch in workspace.engine.log.latest(registered.view, files, until_us=now_us, batch_rows=10_000):
         workspace.online.write(encoder.encode_table(batch), now_us=now_us)
 
 

@@ -243,6 +243,7 @@ def test_only_lossless_conversions_fit():
     [
         (pa.array([7.0, None, math.nan]), Int64, [7, None, None]),
         (pa.array([1, None], pa.uint8()), Int32, [1, None]),
+        (pa.array([2**53, None]), Float64, [2.0**53, None]),
         (pa.array([5], pa.int64()), Int32, [5]),
         (pa.nulls(2), String, [None, None]),
         (pa.array(["a"]).dictionary_encode(), String, ["a"]),
@@ -271,6 +272,8 @@ def test_callers_columns_are_cast_without_loss(column, kind, expected):
         (pa.array([1.5]), Int64),
         (pa.array([float(2**53 + 2)]), Int64),
         (pa.array([2**40]), Int32),
+        (pa.array([2**53 + 1]), Float64),
+        (pa.array([2**24 + 1]), Float32),
         (pa.array(["7"]), Int64),
         (pa.array([1]), String),
         (pa.array([True]), Int64),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from featurestore.engine.duck.session import USER_ERROR, quote, text
@@ -24,18 +24,10 @@ _WITHOUT_VALUE_TYPE = (*HUGE, "BIGNUM", "VARINT", "BIT")
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a relation, with DuckDB's type and with ours."""
+class Column(SourceColumn):
+    """A column of a relation, with DuckDB's type too."""
 
-    name: str
     duck_type: str
-    native_type: str
-    value_type: ValueType | None
-
-    @property
-    def described(self) -> SourceColumn:
-        """The column in the form of the engine's interface."""
-        return SourceColumn(self.name, self.native_type, self.value_type)
 
 
 def describe(connection: duckdb.DuckDBPyConnection, sql: str) -> list[Column]:
@@ -48,7 +40,7 @@ def describe(connection: duckdb.DuckDBPyConnection, sql: str) -> list[Column]:
         known = duck_type.rstrip("[]") not in _WITHOUT_VALUE_TYPE
         native = NULL_TYPE if duck_type.strip('"') == "NULL" else duck_type
         value_type = value_type_of(field.type) if known else Int64 if duck_type in HUGE else None
-        columns.append(Column(name, duck_type, native, value_type))
+        columns.append(Column(name, native, value_type, duck_type))
     return columns
 
 
@@ -114,7 +106,7 @@ def converted(
         within = f"{sql} IS NULL OR {sql} BETWEEN {-(2**63)} AND {2**63 - 1}"
         return f"CASE WHEN {within} THEN TRY_CAST({sql} AS BIGINT) ELSE error({says}) END"
     if declared.item is not None and _holds(declared, (Timestamp, Date)):
-        item = Column(column.name, column.duck_type.removesuffix("[]"), column.native_type, declared.item)
+        item = replace(column, value_type=declared.item, duck_type=column.duck_type.removesuffix("[]"))
         name = quote(f"item{column.duck_type.count('[')}")
         return f"list_transform({sql}, lambda {name}: {converted(item, name, declared.item, rounding=rounding)})"
     return sql if column.duck_type == target else f"CAST({sql} AS {target})"

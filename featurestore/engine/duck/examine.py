@@ -7,10 +7,9 @@ event, and from the latest event at or before the row's time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from featurestore.engine.duck.choose import EntityRows, all_chosen, keep_chosen
+from featurestore.engine.duck.choose import EntityRows, keep_chosen
 from featurestore.engine.duck.identity import known
 from featurestore.engine.duck.offline_sql import log
 from featurestore.engine.interface import JoinFacts, ViewJoin
@@ -24,21 +23,13 @@ REASONS = ("null_key", "no_entity", "nothing_before", "not_yet_available", "expi
 AVAILABLE = f"greatest(l.event_ts, {known('l')})"
 
 
-def examine(
-    entities: EntityRows, views: Sequence[ViewJoin], chosen: Sequence[pa.Array] | None
-) -> tuple[JoinFacts, ...]:
-    """Return the facts of a join that has ``chosen``; None: it has not chosen yet.
+def examine(entities: EntityRows, view: ViewJoin, number: int, sequences: pa.Array) -> JoinFacts:
+    """Return the facts of a join's view by its ``number``, for which the join chose ``sequences``.
 
     A value counts as not yet available if ``as_of="event"`` would have answered: there is a row at or before the
     time, and within the ttl, but it was not known yet. Raises CertificateError when a chosen row belongs to
     another entity or is expired, or when a row that should have been chosen was not.
     """
-    return tuple(
-        _facts(entities, view, number, None if chosen is None else chosen[number]) for number, view in enumerate(views)
-    )
-
-
-def _facts(entities: EntityRows, view: ViewJoin, number: int, known: pa.Array | None) -> JoinFacts:
     nulls = dict.fromkeys(REASONS, 0)
     some_null = " OR ".join(f"{column} IS NULL" for column in entities.columns(view))
     counted = f"SELECT count(*) FILTER ({some_null}) FROM entity_rows"
@@ -46,7 +37,7 @@ def _facts(entities: EntityRows, view: ViewJoin, number: int, known: pa.Array | 
     if not view.files:
         nulls["no_entity"] = entities.count - nulls["null_key"]
         return JoinFacts(view.name, nulls, None, 0)
-    keep_chosen(entities, all_chosen(entities, [view])[0] if known is None else known, number)
+    keep_chosen(entities, sequences, number)
     nulls |= dict(entities.connection.execute(_reasons(entities, view, number)).fetchall())
     found = entities.connection.execute(_chosen(entities, view, number)).fetchall()
     ((chosen, allowed, from_future, greatest_age_us),) = found

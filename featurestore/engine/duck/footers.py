@@ -8,9 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
+from featurestore.definitions.base import twins
 from featurestore.engine.duck.session import source_file_error
 from featurestore.engine.interface import SourceColumn
-from featurestore.engine.schema import twins
 from featurestore.errors import SourceSchemaError
 from featurestore.tables import WHOLE_FLOAT_LIMITS
 from featurestore.types import String

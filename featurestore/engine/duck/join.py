@@ -112,7 +112,10 @@ class DuckJoin(Join):
         doing = "examine a training set"
         with self._session.open(reads=self._files) as connection, translated(doing, table_files=self._files):
             entities = EntityRows(connection, self._frame, self._time_column)
-            return examine(entities, self._views, self._chosen)
+            if self._chosen is None:
+                self._chosen = all_chosen(entities, self._views)
+            found = zip(self._views, self._chosen, strict=True)
+            return tuple(examine(entities, view, number, chosen) for number, (view, chosen) in enumerate(found))
 
 
 def _schema(views: Sequence[ViewJoin]) -> pa.Schema:

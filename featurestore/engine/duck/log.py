@@ -55,17 +55,15 @@ class DuckLog(Log):
         view: FeatureView,
         files: Sequence[str],
         *,
-        changed: Sequence[str] | None,
         first_sequence: int = 0,
         until_us: int | None = None,
         batch_rows: int,
     ) -> Iterator[pa.RecordBatch]:
-        read = list(files if changed is None else changed)
         output = _shown(view)
-        with self._session.open(reads=read) as connection, translated(READING, table_files=read):
+        with self._session.open(reads=files) as connection, translated(READING, table_files=files):
             counts = f"{SEQUENCE} >= {first_sequence} AND {until(until_us)}" if first_sequence else until(until_us)
-            chosen = _find_newest(connection, view, read, f"WHERE {counts}")
-            query = f"SELECT {_names(output)} FROM ({read_log(log_columns(view), read)}) {chosen}"
+            chosen = _find_newest(connection, view, files, f"WHERE {counts}")
+            query = f"SELECT {_names(output)} FROM ({read_log(log_columns(view), files)}) {chosen}"
             yield from stream(connection, query, batch_rows, arrow_schema(output))
 
     @override

@@ -85,12 +85,12 @@ def opened(
     in_order = view.sql is not None and depends_on_order(view.sql)
     with session.open(reads=[*paths, *reads], writes=writes, in_order=in_order) as connection:
         readers = tuple(Reader(connection, table) for table in tables)
-        found = tables[0].columns
+        found: tuple[SourceColumn, ...] = tables[0].columns
         if view.sql is not None:
             for source, reader in zip(view.sources, readers, strict=True):
                 connection.execute(f"CREATE TEMP VIEW {quote(source.name)} AS {reader.presented()}")
             with translated("read the view's SQL", source_files=paths, sql_of=view.name):
-                found = tuple(column.described for column in describe(connection, view.sql))
+                found = tuple(describe(connection, view.sql))
         if fits:
             check_columns(view, found)
         yield Scanned(view, connection, tables, found, readers)

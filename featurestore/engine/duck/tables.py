@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions import ParquetSource
+from featurestore.definitions.base import twins
 from featurestore.engine.duck.convert import Column, coarse_bounds, converted, instant_us
 from featurestore.engine.duck.files import find_files, top
 from featurestore.engine.duck.footers import (
@@ -33,7 +34,7 @@ from featurestore.engine.duck.session import (
     translated,
 )
 from featurestore.engine.interface import SourceColumn, SourceFile
-from featurestore.engine.schema import NULL_TYPE, find_column, list_depth, null_depth, serves, twins
+from featurestore.engine.schema import NULL_TYPE, find_column, list_depth, null_depth, serves
 from featurestore.errors import SourceSchemaError
 from featurestore.types import Float32, Float64, Int64, ValueType
 from featurestore.types.arrow import fits
@@ -215,7 +216,7 @@ class Reader:
             duck_types |= dict.fromkeys(folders, "VARCHAR")
             if not duck_types.keys() >= {column.name for column in columns}:
                 raise source_file_error(path, "the names of its columns are damaged")
-            found = {c.name: Column(c.name, duck_types[c.name], c.native_type, c.value_type) for c in columns}
+            found = {c.name: Column(c.name, c.native_type, c.value_type, duck_types[c.name]) for c in columns}
             group = _Group(tuple(numbers), found, folders)
             for name in (self._table.source.timestamp_field, self._table.source.created_timestamp_field):
                 if name is not None:
@@ -259,8 +260,9 @@ class Reader:
             columns.append(f"{self._instant(group, created) if created else 'NULL::BIGINT'} AS {CREATED_US}")
             columns += self._place(numbers)
             paths = [self._table.footers[number].path for number in numbers]
-            where = self._coarse_bounds(group, event, between_us) if between_us is not None else ""
-            selects.append(f"{_select(columns, paths)}{where}")
+            column = group.find(event)
+            bounds = coarse_bounds(column, quote(column.name), *between_us) if column and between_us else None
+            selects.append(_select(columns, paths) + (f" WHERE {bounds}" if bounds else ""))
         return "\nUNION ALL\n".join(selects)
 
     def presented(self) -> str:
@@ -282,7 +284,8 @@ class Reader:
         own = group.columns.get(column.name)
         found = [g.columns[column.name] for g in self._groups if column.name in g.columns]
         kinds = {other.duck_type for other in found if null_depth(other.native_type) is None}
-        if column.value_type is not None and (len(kinds) > 1 or self._is_fine(column.name)):
+        is_fine = any(column.name in footer.in_nanoseconds for footer in self._table.footers)
+        if column.value_type is not None and (len(kinds) > 1 or is_fine):
             times = (self._table.source.timestamp_field, self._table.source.created_timestamp_field)
             return self._value(group, column.name, column.value_type, is_time=column.name in times)
         if own is not None and (own.duck_type in kinds or (not kinds and null_depth(own.native_type))):
@@ -321,14 +324,6 @@ class Reader:
         column = group.find(name)
         return "NULL::BIGINT" if column is None else instant_us(column, group.sql(column), "ceil")
 
-    def _coarse_bounds(self, group: _Group, event: str, between_us: tuple[int, int]) -> str:
-        column = group.find(event)
-        bounds = None if column is None else coarse_bounds(column, quote(column.name), *between_us)
-        return f" WHERE {bounds}" if bounds else ""
-
-    def _is_fine(self, name: str) -> bool:
-        return any(name in footer.in_nanoseconds for footer in self._table.footers)
-
 
 @dataclass(frozen=True, slots=True)
 class _Group:
@@ -342,8 +337,7 @@ class _Group:
         return self.folders.get(column.name) or quote(column.name)
 
     def find(self, name: str) -> Column | None:
-        exact = self.columns.get(name)
-        return exact or next((c for n, c in self.columns.items() if n.lower() == name.lower()), None)
+        return find_column(self.columns.values(), name)
 
 
 def _from_folder(partition: Partition, duck_type: str) -> str:
