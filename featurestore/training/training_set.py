@@ -217,6 +217,7 @@ class TrainingSet:
 
     def fingerprint(self) -> str:
         """Return the hash of the feature columns: every value, its type and its place count."""
+
         def work() -> str:
             return fingerprint(self._schema, self._batches() if self._table is None else self._table.to_batches())
 
