@@ -53,7 +53,7 @@ BAD = {
     "one column for both times": (lambda: ParquetSource("s", "p", "t", "t"), ["two columns"]),
     "negative lateness": (lambda: ParquetSource("s", "p", "t", allowed_lateness=timedelta(-1)), ["allowed_lateness"]),
     "empty request": (lambda: RequestSource("r", []), ["schema"]),
-    "request twice": (lambda: RequestSource("r", [Field("a", Int64), Field("a", Int64)]), ["twice"]),
+    "request twice": (lambda: RequestSource("r", [Field("a", Int64), Field("a", Int64)]), ["columns are called 'a'"]),
     "default of another type": (lambda: Field("a", Int64, default="x"), ["Field 'a'", "default", "'x'", "Int64"]),
     "reserved feature": (lambda: Field("EVENT_TS", Int64), ["reserved"]),
     "feature named as a row number": (lambda: Field("File_Row_Number", Int64), ["reserved", "file_row_number"]),
@@ -63,14 +63,14 @@ BAD = {
     "entity not in a list": (lambda: FeatureView("v", entities=carrier, source=flights), ["entities"]),
     "two entities sharing a key": (
         lambda: FeatureView("v", entities=[carrier, Entity("b", {"carrier": String})], source=flights),
-        ["twice"],
+        ["two columns are called 'carrier'"],
     ),
     "ttl of zero": (lambda: FeatureView("v", entities=[carrier], source=flights, ttl=timedelta(0)), ["ttl"]),
     "ttl that is a number": (lambda: FeatureView("v", entities=[carrier], source=flights, ttl=7), ["ttl", "7"]),
     "empty schema": (lambda: FeatureView("v", entities=[carrier], source=flights, schema=[]), ["schema"]),
     "feature named as a key": (
         lambda: FeatureView("v", entities=[carrier], source=flights, schema=[Field("carrier", String)]),
-        ["twice"],
+        ["two columns are called 'carrier'"],
     ),
     "two sources without sql": (lambda: FeatureView("v", entities=[carrier], source=[flights, planes]), ["sql"]),
     "one source twice": (lambda: FeatureView("v", entities=[carrier], source=[flights, flights]), ["twice"]),
@@ -102,7 +102,7 @@ BAD = {
     "on demand without outputs": (lambda: on_demand_feature_view(sources=[request], schema=[])(len), ["schema"]),
     "on demand with clashing inputs": (
         lambda: on_demand_feature_view(sources=[delays, delays.with_name("b")], schema=[Field("a", Int64)])(len),
-        ["twice"],
+        ["two columns are called 'delay'"],
     ),
     "on demand in an unknown mode": (
         lambda: on_demand_feature_view(sources=[request], schema=[Field("a", Int64)], mode="spark")(len),
@@ -180,7 +180,7 @@ def test_selections_rename_views_and_keys():
     assert delays.with_join_keys({"carrier": "c"}).features == delays.features
     composite = FeatureView("r", entities=[route], source=flights, schema=[Field("d", Float64)])
     assert composite.with_join_keys({"dest": "to"}).join_key_columns == {"origin": "origin", "dest": "to"}
-    with pytest.raises(DefinitionError, match="twice"):
+    with pytest.raises(DefinitionError, match="two columns are called 'origin'"):
         composite.with_join_keys({"dest": "origin"})
 
 
