@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
-from decimal import Decimal
+from datetime import datetime, timezone
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from featurestore.tables import as_arrow, check_lengths, read_parquet, read_tabl
 from featurestore.types.arrow import arrow_type, cast_column, one_array
 from featurestore.types.columns import CREATED, EVENT
 from featurestore.types.times import EPOCH, instants_from_arrow, to_instant, to_rfc3339
-from featurestore.types.values import Float32, Timestamp, ValueType, coerce, from_json, from_library
+from featurestore.types.values import PYTHON_KINDS, Float32, Timestamp, ValueType, coerce, from_json, from_library
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,20 +27,6 @@ if TYPE_CHECKING:
 Column = Any
 """A list of canonical Python values, instants as microseconds, or an Arrow array."""
 
-_PLAIN: dict[str, type] = {
-    "Int32": int,
-    "Int64": int,
-    "Float32": float,
-    "Float64": float,
-    "Bool": bool,
-    "String": str,
-    "Bytes": bytes,
-    "Timestamp": datetime,
-    "Date": date,
-    "Decimal": Decimal,
-    "Array": list,
-}
-"""The Python type whose columns become Arrow as a whole (`_typed`)."""
 FEW = 64
 """Up to so many rows stay Python values: Arrow is faster for more, but slow to start."""
 _FINER = re.compile(r"[.,]\d{6}\d*[1-9]")
@@ -224,7 +209,7 @@ def _typed(values: list[Any], kind: ValueType, *, texts: bool) -> pa.Array | Non
     kinds = set(map(type, values)) - {type(None)}
     if texts and kind == Timestamp and kinds == {str}:
         values = [None if value is None else datetime.fromisoformat(value) for value in values]
-    elif not kinds <= {_PLAIN[kind.name]}:
+    elif not kinds <= {PYTHON_KINDS[kind.name]}:
         return None
     if kind == Timestamp:
         return instants_from_arrow(_moments(values), "floor")

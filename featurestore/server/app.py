@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 import featurestore
 from featurestore.errors import OnlineStoreError, OnlineStoreUnavailableError
@@ -25,7 +26,6 @@ from featurestore.online.records.keys import project_prefix
 from featurestore.project.access import AUTH_REQUIRED, TOKEN_SET
 from featurestore.server.describe.docs import add_docs
 from featurestore.server.describe.openapi import ERROR_RESPONSES, complete
-from featurestore.server.http.bodies import App
 from featurestore.server.http.door import Door
 from featurestore.server.http.envelope import Envelope
 from featurestore.server.http.errors import error_body
@@ -73,13 +73,13 @@ def create_app(
     reads = OnlineReads(snapshots, workspace.clock, metrics)
     limit = int(workspace.settings.server.max_body)
     pushes = PushEndpoint(workspace, snapshots, metrics, limit)
-    hot: dict[str, App] = {
+    hot: dict[str, ASGIApp] = {
         "/v1/online-features": OnlineEndpoint(reads, limit),
         "/get-online-features": FeastEndpoint(reads, limit),
         PUSH_PATH: pushes,
     }
 
-    def outside(inner: App) -> App:
+    def outside(inner: ASGIApp) -> ASGIApp:
         routes = ShortCut(inner, endpoints=hot)
         gate = Gate(routes, verifier=verifier, project=workspace.project, is_open=door.is_open)
         return Envelope(gate, metrics=metrics)

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+from starlette.types import Scope
 from typing_extensions import override
 
 from featurestore.definitions import PushSource
@@ -21,7 +22,7 @@ from featurestore.ingest.push import Push, PushResult, PushTarget, To
 from featurestore.ingest.rows import PushedRows
 from featurestore.offline.groups import PAUSE_SECONDS
 from featurestore.registered.snapshot import Snapshot
-from featurestore.server.http.bodies import MOST_ROWS, PAUSE, Columns, JsonEndpoint, Name, Scope
+from featurestore.server.http.bodies import MOST_ROWS, PAUSE, Columns, JsonEndpoint, Name
 from featurestore.server.http.errors import check_count
 from featurestore.server.read import endpoints
 from featurestore.server.read.snapshots import SnapshotKeeper

@@ -167,8 +167,21 @@ def _marked(value: Any, limit: int) -> Any:
     return CoarseFloat(value) if isinstance(value, float) and abs(value) >= limit else value
 
 
-_OWN_KINDS = frozenset((int, float, bool, str, bytes, datetime, date, PythonDecimal, list))
+PYTHON_KINDS: dict[str, type] = {
+    "Int32": int,
+    "Int64": int,
+    "Float32": float,
+    "Float64": float,
+    "Bool": bool,
+    "String": str,
+    "Bytes": bytes,
+    "Timestamp": datetime,
+    "Date": date,
+    "Decimal": PythonDecimal,
+    "Array": list,
+}
 """The Python types of canonical values: no library's scalars, arrays or missing values belong to them."""
+_OWN_KINDS = frozenset(PYTHON_KINDS.values())
 _NO_ARRAYS = (str, bytes, int, float, list, date)
 
 

@@ -312,7 +312,7 @@ def test_only_so_many_templates_are_kept(project: Project, monkeypatch: pytest.M
     keeper.load()
     features = ("fresh:clicks", "fresh:score", "everything:a_bool")
     asked = [templates.Asked(f'["{feature}"]'.encode(), None, False) for feature in features]
-    kept = keeper.current.templates
+    kept = keeper.current
     first, second = kept.template(asked[0]), kept.template(asked[1])
     assert kept.template(asked[0]) is first
     kept.template(asked[2])
@@ -324,8 +324,8 @@ def test_what_is_in_use_is_compiled_before_a_swap(project: Project) -> None:
     keeper = SnapshotKeeper(project.workspace())
     keeper.load()
     here, gone = templates.Asked(b'["fresh:clicks"]', None, False), templates.Asked(b"null", "plain", False)
-    before = [keeper.current.templates.template(asked) for asked in (here, gone)]
+    before = [keeper.current.template(asked) for asked in (here, gone)]
     project.apply(without=["feature_service:plain"])
     assert keeper.refresh() == "changed"
-    assert list(keeper.current.templates._kept) == [here]
-    assert keeper.current.templates.template(here) not in before
+    assert list(keeper.current._kept) == [here]
+    assert keeper.current.template(here) not in before

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import date
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_from_bytes
@@ -17,7 +16,7 @@ import msgspec
 
 from featurestore.errors import EntityKeyError, OnlineStoreError, ValueTypeError
 from featurestore.online.interface import ViewLayout
-from featurestore.types.values import INTEGER_RANGES, ValueType, coerce
+from featurestore.types.values import INTEGER_RANGES, PYTHON_KINDS, ValueType, coerce
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,14 +27,6 @@ LONGEST_ENTITY_BYTES = 200
 _MANY = 8
 _PLAIN = re.compile(r"[A-Za-z0-9._~-]+")
 _OWN_PREFIX = re.compile(rb"fs:[a-z][a-z0-9_]*:")
-_PYTHON_KINDS: dict[str, type] = {
-    "Int32": int,
-    "Int64": int,
-    "String": str,
-    "Bool": bool,
-    "Date": date,
-    "Bytes": bytes,
-}
 
 
 def project_prefix(project: str) -> bytes:
@@ -140,7 +131,7 @@ def _hashed(text: str) -> str:
 def _column_texts(name: str, value_type: ValueType, values: Sequence[Any]) -> list[str]:
     """Return the encoded values of one join key."""
     kinds = set(map(type, values))
-    if kinds == {_PYTHON_KINDS[value_type.name]}:
+    if kinds == {PYTHON_KINDS[value_type.name]}:
         try:
             return _canonical_texts(value_type, values)
         except ValueError:

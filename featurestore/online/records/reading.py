@@ -33,7 +33,7 @@ from featurestore.online.records.codec import (
 )
 from featurestore.statuses import Status
 from featurestore.types.times import MIN_INSTANT, days_to_date, to_rfc3339
-from featurestore.types.values import ValueType, is_widening, to_json
+from featurestore.types.values import PYTHON_KINDS, ValueType, is_widening, to_json
 
 HEAD = operator.itemgetter(slice(0, 9))
 CREATED = operator.itemgetter(slice(9, 17))
@@ -45,18 +45,7 @@ _VERSION = bytes([FORMAT_VERSION])
 _decode_row = msgspec.msgpack.Decoder(list[Any]).decode
 decode_rows = msgspec.msgpack.Decoder(list[list[Any]]).decode
 
-_WIRE_KINDS: dict[str, type] = {
-    "Int32": int,
-    "Int64": int,
-    "Float32": float,
-    "Float64": float,
-    "Bool": bool,
-    "String": str,
-    "Bytes": bytes,
-    "Timestamp": int,
-    "Date": int,
-    "Decimal": str,
-}
+_WIRE_KINDS = PYTHON_KINDS | {"Timestamp": int, "Date": int, "Decimal": str}
 
 Form = Literal["python", "json"]
 """The form of values: canonical Python values, or their JSON forms, in which NaN and infinities are None."""
@@ -393,7 +382,7 @@ def picked(places: Sequence[int]) -> Callable[[Any], Sequence[Any]] | None:
 
 def _wire_rows(layout: ViewLayout) -> Any:
     """Return the type of rows in their msgpack form, without nulls."""
-    kinds = [list if value_type.item is not None else _WIRE_KINDS[value_type.name] for _, value_type in layout.fields]
+    kinds = [_WIRE_KINDS[value_type.name] for _, value_type in layout.fields]
     return list[tuple[tuple(kinds)]]  # type: ignore[misc]  # made at run time, for msgspec
 
 

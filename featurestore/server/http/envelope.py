@@ -8,18 +8,9 @@ import secrets
 from logging import DEBUG
 from time import perf_counter
 
-from featurestore.server.http.bodies import (
-    PAUSE,
-    REFUSED,
-    WHOLE_ANSWER,
-    App,
-    ClientDisconnectedError,
-    Message,
-    Receive,
-    Scope,
-    Send,
-    WholeAnswer,
-)
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from featurestore.server.http.bodies import PAUSE, REFUSED, WHOLE_ANSWER, ClientDisconnectedError, WholeAnswer
 from featurestore.server.http.errors import ErrorAnswer, error_answer
 from featurestore.server.watch.logs import SLOW_SECONDS, log_request, logger
 from featurestore.server.watch.metrics import Metrics
@@ -43,7 +34,7 @@ def new_request_id() -> str:
 class Envelope:
     """The outermost ASGI app. Every answer carries ``X-Request-ID``: the client's own where it sent a usable one."""
 
-    def __init__(self, app: App, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
 

@@ -10,9 +10,9 @@ from functools import lru_cache
 from fastapi import FastAPI
 from featurestore_registry.auth import AuthMiddleware, Role, TokenVerifier
 from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from featurestore.errors import SettingsError
-from featurestore.server.http.bodies import App, Receive, Scope, Send
 from featurestore.server.http.errors import RequestError
 from featurestore.server.push import PUSH_PATH
 
@@ -81,7 +81,7 @@ class Gate:
     and would then read features through the browser of this machine's user.
     """
 
-    def __init__(self, app: App, *, verifier: TokenVerifier, project: str, is_open: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, *, verifier: TokenVerifier, project: str, is_open: Callable[[], bool]) -> None:
         self._app = app
         self._is_open = is_open
         self._closed = AuthMiddleware(
@@ -110,7 +110,7 @@ class Gate:
 class ShortCut:
     """Calls the most frequent endpoints without FastAPI's routing, which costs as much as an answer."""
 
-    def __init__(self, app: App, *, endpoints: Mapping[str, App]) -> None:
+    def __init__(self, app: ASGIApp, *, endpoints: Mapping[str, ASGIApp]) -> None:
         self._app = app
         self._endpoints = endpoints
 
@@ -128,7 +128,7 @@ class FeatureServer:
     every request as much as half an answer.
     """
 
-    def __init__(self, api: FastAPI, *, outside: Callable[[App], App], notice: str) -> None:
+    def __init__(self, api: FastAPI, *, outside: Callable[[ASGIApp], ASGIApp], notice: str) -> None:
         stack = api.build_middleware_stack()
         assert isinstance(stack, ServerErrorMiddleware)
         self.api = api

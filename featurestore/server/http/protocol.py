@@ -10,10 +10,11 @@ import asyncio
 from typing import Any, cast
 
 import httptools
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from featurestore.server.http.bodies import REFUSED, WHOLE_ANSWER, Receive, Scope, Send
+from featurestore.server.http.bodies import REFUSED, WHOLE_ANSWER
 from featurestore.server.http.envelope import new_request_id, respond
 from featurestore.server.http.errors import RequestError, error_answer, error_body
 

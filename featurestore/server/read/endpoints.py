@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
+from starlette.types import Scope
 from typing_extensions import override
 
 from featurestore.errors import InputError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
 from featurestore.online.records.codec import MOST_VALUES_AT_ONCE, pieces
-from featurestore.server.http.bodies import MOST_ROWS, Columns, JsonEndpoint, Name, Scope
+from featurestore.server.http.bodies import MOST_ROWS, Columns, JsonEndpoint, Name
 from featurestore.server.http.errors import RequestError, check_count
 from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.read.templates import MOST_FEATURES, Asked, Pattern, Template
@@ -149,7 +150,7 @@ class OnlineReads:
 
     async def warm(self) -> None:
         """Compile requests and import on-demand functions, so that the first requests need not wait."""
-        templates = self._snapshots.current.templates
+        templates = self._snapshots.current
         templates.prepare(templates.services())
         with suppress(TimeoutError):  # requests will report a function that does not return
             await asyncio.wait_for(self._functions.run(templates.rehearse), WARM_SECONDS)
@@ -176,7 +177,7 @@ class OnlineReads:
         """
         rows = max(map(len, columns.values()), default=0)
         check_count(rows, MOST_ROWS, "too_many_entities", "entity rows", "Ask in several requests.")
-        template = self._snapshots.current.templates.template(asked)
+        template = self._snapshots.current.template(asked)
         compiled = template.compiled
         query = compiled.query(columns)
         parsed = perf_counter()

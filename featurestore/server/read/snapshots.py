@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from random import SystemRandom
 
@@ -40,19 +40,6 @@ WARN_EVERY_US = 60_000_000
 """Log a missing registry at most this often, even if the refresh interval is shorter."""
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One complete revision. It never changes; a newer revision is another object."""
-
-    templates: Templates
-    tokens: tuple[Token, ...]
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The definitions."""
-        return self.templates.snapshot
-
-
 class SnapshotKeeper:
     """Keeps `current` as new as the registry allows. Calls ``on_refresh`` with the outcome of every refresh."""
 
@@ -66,7 +53,7 @@ class SnapshotKeeper:
         self._registry: Registry | None = None
         self._warned: tuple[str, int] | None = None
         self._saved: SavedSnapshot | None = None
-        self._served: Served | None = None
+        self._templates: Templates | None = None
         self.progress: Mapping[str, Progress] = {}
         """How far each view's rows had come at the last refresh."""
         self.registry_ahead_us = 0
@@ -74,10 +61,10 @@ class SnapshotKeeper:
         self.on_refresh: Callable[[str], None] | None = None
 
     @property
-    def current(self) -> Served:
-        """The definitions that are served now; call `load` first."""
-        assert self._served is not None
-        return self._served
+    def current(self) -> Templates:
+        """What is served now, of one revision: a newer one is another object. Call `load` first."""
+        assert self._templates is not None
+        return self._templates
 
     def age_us(self) -> int:
         """Return how long ago the registry last confirmed the served definitions, in microseconds."""
@@ -86,7 +73,8 @@ class SnapshotKeeper:
 
     def tokens(self) -> tuple[Token, ...]:
         """Return the current tokens."""
-        return self.current.tokens
+        assert self._saved is not None
+        return self._saved.tokens
 
     def load(self) -> None:
         """Read the registry, or, while it is down, the definitions that were saved last.
@@ -164,8 +152,8 @@ class SnapshotKeeper:
         registry = self._registry
         seen_us = workspace.clock()
         found = self._door.take(*known_tokens(registry.ledger, project))
-        if self._served is not None:
-            self.progress = read_progress(registry.ledger, self._served.snapshot)
+        if self._templates is not None:
+            self.progress = read_progress(registry.ledger, self._templates.snapshot)
         self.registry_ahead_us = registry_ahead_us(registry, project, seen_us)
         if known is not None and registry.definitions.chain(project) == known.revision.chain:
             unchanged = found == known.tokens
@@ -200,17 +188,15 @@ class SnapshotKeeper:
         return "changed"
 
     def _take(self, found: SavedSnapshot) -> None:
-        before = self._served
-        if before is not None and before.snapshot.chain == found.revision.chain:
-            templates = before.templates
-        else:
+        templates = before = self._templates
+        if templates is None or templates.snapshot.chain != found.revision.chain:
             snapshot = Snapshot.of(found.revision)
             snapshot.build()  # now, not in the first request
             templates = Templates(snapshot.with_code(self._workspace.code) if snapshot.on_demand else snapshot)
             if before is not None:
-                templates.prepare(before.templates.in_use())
+                templates.prepare(before.in_use())
             logger.info("serving revision %d of project %r", found.revision.number, found.revision.project)
-        self._saved, self._served = found, Served(templates, found.tokens)
+        self._saved, self._templates = found, templates
 
     def _save(self, found: SavedSnapshot) -> None:
         try:
