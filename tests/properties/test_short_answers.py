@@ -67,7 +67,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 def test_the_short_way_says_what_the_long_way_says(snapshot: Snapshot, data: st.DataObject) -> None:
     features = FEATURES[data.draw(st.sampled_from(sorted(FEATURES)))]
     compiled = CompiledRequest(snapshot, resolve(snapshot, features), form="json")
-    template = Template.of(compiled)
+    template = Template(compiled)
     query = compiled.query({"customer_id": list(range(data.draw(st.integers(1, 4))))})
     records = [record_of(snapshot, read.view.name, data) for read in compiled.request.reads for _ in range(query.rows)]
     answer = compiled.answer(query, records, NOW)
@@ -120,7 +120,7 @@ def record_of(snapshot: Snapshot, view: str, data: st.DataObject) -> bytes | Non
 
 def test_most_answers_take_the_short_way(snapshot: Snapshot) -> None:
     compiled = CompiledRequest(snapshot, resolve(snapshot, FEATURES["two"]), form="json")
-    template, query = Template.of(compiled), compiled.query({"customer_id": [1, 2]})
+    template, query = Template(compiled), compiled.query({"customer_id": [1, 2]})
     records = []
     for read in compiled.request.reads:
         layout = read.registered.layout

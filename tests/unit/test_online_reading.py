@@ -243,31 +243,32 @@ def test_old_schemas_are_mapped_by_name() -> None:
     newer_keys, newer = records(RecordEncoder(new), [[1, 2, 3.0, 4, "five"]])
     fetched: list[bytes] = []
 
-    def fetch(known_id: bytes) -> bytes | None:
-        fetched.append(known_id)
-        return encoder.schema_json if known_id == encoder.schema_id else None
+    def fetch(key: bytes) -> bytes | None:
+        fetched.append(key)
+        return encoder.schema_json if key == encoder.schema_key else None
 
     asked = ["wide", "new", "real", "changed", "same"]
-    reader = ViewReader(new, asked, fetch_schema=fetch)
+    reader = ViewReader(new, asked, fetch=fetch)
     for _ in range(3):
         rows = reader.read([*keys, *newer_keys], [*found, *newer], NOW)
         assert [list(row) for row in rows.values] == [[7, None, 0.5, None, None], [4, 2, 3.0, "five", 1]]
         assert rows.statuses is not None
         assert [list(row) for row in rows.statuses] == [[P, X, P, X, N], [P] * 5]
-    assert fetched == [encoder.schema_id]
+    assert fetched == [encoder.schema_key]
 
 
 def test_a_schema_that_is_gone_reads_not_found() -> None:
     encoder = RecordEncoder(layout(("a", Int64), ("b", Int64)))
     new = layout(("a", Int64))
     keys, found = records(encoder, [[1, 2]])
-    for fetch in (None, lambda known_id: None):
-        reader = ViewReader(new, ["a"], fetch_schema=fetch)
+    for fetch in (None, lambda key: None):
+        reader = ViewReader(new, ["a"], fetch=fetch)
         rows = reader.read(keys, found, NOW)
         assert (rows.columns(), rows.status_columns(), times_of(rows)) == ([[None]], [[X]], [None])
-        assert reader.unknown_schemas([*found, None, b"x"]) == {encoder.schema_id}
-        reader.learn(encoder.schema_id, encoder.schema_json)
-        assert reader.unknown_schemas(found) == set()
+        unknown = reader.unknown([*found, None, b"x"])
+        assert set(unknown) == {encoder.schema_key}
+        unknown[encoder.schema_key](encoder.schema_json)
+        assert reader.unknown(found) == {}
         assert reader.read(keys, found, NOW).columns() == [[1]]
     with pytest.raises(DamagedRecordError, match="schema"):
         reader.learn(encoder.schema_id, encoder.schema_json + b" ")

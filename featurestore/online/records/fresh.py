@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from operator import countOf
 from typing import Any, cast
 
 import msgspec
 
-from featurestore.online.interface import ViewLayout
 from featurestore.online.records.codec import (
     CRC_BYTES,
     HEADER_BYTES,
@@ -22,8 +20,7 @@ from featurestore.online.records.codec import (
     pieces,
     record_times,
 )
-from featurestore.online.records.keys import KeyEncoder
-from featurestore.online.records.reading import PAYLOAD, SHAPE, FetchValue, Form, ViewReader, decode_rows
+from featurestore.online.records.reading import PAYLOAD, SHAPE, ViewReader, decode_rows
 from featurestore.types.times import to_datetime, to_datetimes, to_rfc3339, to_rfc3339_texts
 
 _AT_ONCE: dict[Converter, Callable[[Sequence[int | None]], Sequence[Any]]] = {
@@ -38,21 +35,9 @@ _ARRAY_OF_ONE = msgpack_array_header(1)
 class RowRecords(ViewReader):
     """A view whose records hold one row each, between its keys and its values (`serving.views.ServedView`)."""
 
-    def __init__(
-        self, layout: ViewLayout, features: Sequence[str], *, form: Form = "python", fetch: FetchValue | None = None
-    ) -> None:
-        encoder = self._encoder = KeyEncoder(layout)
-        fetch_schema = None if fetch is None else lambda schema: fetch(encoder.schema_key(schema))
-        super().__init__(layout, features, form=form, fetch_schema=fetch_schema)
-
     def keys(self, entities: Sequence[str]) -> list[bytes]:
         """Return the key of each encoded entity."""
         return self._encoder.keys(entities)
-
-    def unknown(self, records: Sequence[bytes | None]) -> dict[bytes, Callable[[bytes], None]]:
-        """Return the keys of schemas older than the view's own, each with the function that takes the document."""
-        schemas = self.unknown_schemas(records)
-        return {self._encoder.schema_key(schema): partial(self.learn, schema) for schema in schemas}
 
     def event_us(self, records: Iterable[bytes | None]) -> Iterator[int | None]:
         """Yield each record's event time, also of one outside its ttl."""

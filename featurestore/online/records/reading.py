@@ -7,6 +7,7 @@ import operator
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, Literal, cast
 
@@ -31,6 +32,7 @@ from featurestore.online.records.codec import (
     schema_id,
     time_bytes,
 )
+from featurestore.online.records.keys import KeyEncoder
 from featurestore.statuses import Status
 from featurestore.types.times import MIN_INSTANT, days_to_date, to_rfc3339
 from featurestore.types.values import PYTHON_KINDS, ValueType, is_widening, to_json
@@ -49,8 +51,6 @@ _WIRE_KINDS = PYTHON_KINDS | {"Timestamp": int, "Date": int, "Decimal": str}
 
 Form = Literal["python", "json"]
 """The form of values: canonical Python values, or their JSON forms, in which NaN and infinities are None."""
-FetchSchema = Callable[[bytes], bytes | None]
-"""Returns the schema document of a schema id, or None if the store does not have it."""
 FetchValue = Callable[[bytes], bytes | None]
 """Returns the value of one key of the store: used to look up the schemas of older records."""
 
@@ -137,8 +137,8 @@ class ViewReader:
         layout: ViewLayout,
         features: Sequence[str],
         *,
-        fetch_schema: FetchSchema | None = None,
         form: Form = "python",
+        fetch: FetchValue | None = None,
     ) -> None:
         types = dict(layout.fields)
         unknown = [name for name in features if name not in types]
@@ -147,7 +147,8 @@ class ViewReader:
         self.layout = layout
         self.features = tuple(features)
         self._types = [types[name] for name in features]
-        self._fetch_schema = fetch_schema
+        self._encoder = KeyEncoder(layout)
+        self._fetch = fetch
         own_id = schema_id(schema_document(layout.fields))
         self._mappings = {own_id: self._mapping(layout.fields)}
         self._ttl_us = layout.ttl_us
@@ -188,11 +189,12 @@ class ViewReader:
                 return self._finish(rows, None, records, look_for_nulls=not is_without_nulls)
         return self._read_mixed(keys, records, oldest, future)
 
-    def unknown_schemas(self, records: Sequence[bytes | None]) -> set[bytes]:
-        """Return the schema ids to look up and `learn` before reading, for callers that cannot block."""
+    def unknown(self, records: Sequence[bytes | None]) -> dict[bytes, Callable[[bytes], None]]:
+        """Return the keys of schemas older than the view's own, each with the function that takes the document."""
         unknown = set(map(_SCHEMA, filter(None, records))) - self._mappings.keys()
-        # Nearly always there are none; only otherwise check which values are records at all.
-        return unknown and {_SCHEMA(found) for found in records if found and is_record(found)} - self._mappings.keys()
+        if unknown:  # nearly never: only then check which values are records at all
+            unknown &= {_SCHEMA(found) for found in records if found and is_record(found)}
+        return {self._encoder.schema_key(schema): partial(self.learn, schema) for schema in unknown}
 
     def learn(self, known_id: bytes, document: bytes) -> None:
         """Take a schema document from the store. Raises DamagedRecordError when it does not match the id."""
@@ -205,8 +207,8 @@ class ViewReader:
     def _known(self, record: bytes) -> _Mapping | None:
         """Return how to read a record's row, or None if the store no longer has its schema."""
         known_id = _SCHEMA(record)
-        if known_id not in self._mappings and self._fetch_schema is not None:
-            document = self._fetch_schema(known_id)
+        if known_id not in self._mappings and self._fetch is not None:
+            document = self._fetch(self._encoder.schema_key(known_id))
             if document is not None:
                 self.learn(known_id, document)
         return self._mappings.get(known_id)

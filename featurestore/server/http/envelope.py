@@ -11,14 +11,13 @@ from time import perf_counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featurestore.server.http.bodies import PAUSE, REFUSED, WHOLE_ANSWER, ClientDisconnectedError, WholeAnswer
-from featurestore.server.http.errors import ErrorAnswer, error_answer
+from featurestore.server.http.errors import JsonAnswer, error_answer, json_answer
 from featurestore.server.watch.logs import SLOW_SECONDS, log_request, logger
 from featurestore.server.watch.metrics import Metrics
 
 _USABLE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 """Request ids that are safe in a header and in a log line."""
 
-_JSON = (b"content-type", b"application/json")
 _JSON_LINES = b"content-type: application/json\r\nx-request-id: %b\r\n"
 
 # A process-wide random part and a count: unique like a random id each, without a system call each.
@@ -55,9 +54,7 @@ class Envelope:
             if message["type"] == WHOLE_ANSWER:
                 status, body = 200, message["body"]
                 if whole is None or not whole(scope, _JSON_LINES % header[1], body):
-                    headers = [_JSON, (b"content-length", str(len(body)).encode()), header]
-                    await send({"type": "http.response.start", "status": 200, "headers": headers})
-                    await send({"type": "http.response.body", "body": body})
+                    await respond(send, json_answer(200, body, [header]))
                 return
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -81,8 +78,8 @@ class Envelope:
                 log_request(scope["method"], route, status, seconds, request_id, pause_seconds=pause_seconds)
 
 
-async def respond(send: Send, answer: ErrorAnswer) -> None:
-    """Send an error."""
+async def respond(send: Send, answer: JsonAnswer) -> None:
+    """Send an answer."""
     await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
     await send({"type": "http.response.body", "body": answer.body})
 

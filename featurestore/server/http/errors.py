@@ -82,15 +82,19 @@ _ANSWERS: Mapping[type[BaseException], _Answer] = {
 }
 """A class's answer also holds for its subclasses that are not in the table."""
 
-_JSON = (b"content-type", b"application/json")
 
-
-class ErrorAnswer(NamedTuple):
-    """An error as it is sent."""
+class JsonAnswer(NamedTuple):
+    """A JSON body as it is sent."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
     body: bytes
+
+
+def json_answer(status: int, body: bytes, more: Headers = ()) -> JsonAnswer:
+    """Return a body with its headers, and some more of them."""
+    length = str(len(body)).encode()
+    return JsonAnswer(status, [(b"content-type", b"application/json"), (b"content-length", length), *more], body)
 
 
 def error_body(kind: str, message: str, request_id: str, details: Mapping[str, Any] | None = None) -> bytes:
@@ -99,12 +103,10 @@ def error_body(kind: str, message: str, request_id: str, details: Mapping[str, A
     return msgspec.json.encode({"error": error}, enc_hook=str)
 
 
-def error_answer(error: BaseException, request_id: str) -> ErrorAnswer:
+def error_answer(error: BaseException, request_id: str) -> JsonAnswer:
     """Return the answer to an error, and log what only the operator may read."""
-    headers = [_JSON]
     if isinstance(error, RequestError):
-        body = error_body(error.kind, str(error), request_id, error.details)
-        return ErrorAnswer(error.status, [*headers, *error.headers, _length(body)], body)
+        return json_answer(error.status, error_body(error.kind, str(error), request_id, error.details), error.headers)
     answer = next(_ANSWERS[kind] for kind in type(error).__mro__ if kind in _ANSWERS)
     if answer.message is None and isinstance(error, FeatureStoreError):
         body = error_body(answer.kind, str(error), request_id, error.details)
@@ -119,10 +121,5 @@ def error_answer(error: BaseException, request_id: str) -> ErrorAnswer:
     elif answer.status == 503:
         level = logging.WARNING if is_news(answer.kind) else logging.DEBUG
         logger.log(level, "request %s: %s", request_id, error, extra=extra)
-    if answer.retry_after_seconds is not None:
-        headers.append((b"retry-after", str(answer.retry_after_seconds).encode()))
-    return ErrorAnswer(answer.status, [*headers, _length(body)], body)
-
-
-def _length(body: bytes) -> tuple[bytes, bytes]:
-    return b"content-length", str(len(body)).encode()
+    again = [] if answer.retry_after_seconds is None else [(b"retry-after", b"%d" % answer.retry_after_seconds)]
+    return json_answer(answer.status, body, again)

@@ -52,12 +52,9 @@ class Breaker(AsyncReader):
         started = perf_counter()
         try:
             records = await self._reader.mget(keys)
-        except OnlineNodeUnavailableError:
+        except OnlineStoreUnavailableError as error:
             self._metrics.store_errors.inc()
-            raise
-        except OnlineStoreUnavailableError:
-            self._metrics.store_errors.inc()
-            self._failures += 1
+            self._failures += not isinstance(error, OnlineNodeUnavailableError)
             if self._failures >= FAILURES_TO_OPEN and self._probing is None:
                 self._probing = asyncio.create_task(self._probe())
                 logger.warning("the online store failed %d reads in a row: it is left alone and probed", self._failures)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -48,38 +47,25 @@ class Pattern(NamedTuple):
     """How many nulls there are in each read."""
 
 
-@dataclass(eq=False, slots=True)
 class Template:
     """A compiled request, and the parts of its answers that are always the same."""
 
-    compiled: CompiledRequest
-    names: bytes
-    """JSON list of the output names."""
-    present: Pattern
-    """The statuses of a row without nulls, as JSON."""
-    views: tuple[str, ...]
-    """The view's name of each read."""
-    slices: tuple[slice, ...]
-    """Where each read's features are in a row of a straight compiled."""
-    patterns: dict[tuple[int, ...], Pattern]
-    """Patterns by the places of their nulls: a few patterns come again and again."""
-    expects_nulls: bool = False
-    """Whether the last answer had nulls: without nulls all rows are encoded at once."""
-
-    @classmethod
-    def of(cls, compiled: CompiledRequest) -> Template:
-        """Encode everything that can be encoded in advance."""
+    def __init__(self, compiled: CompiledRequest) -> None:
         widths = [len(read.features) for read in compiled.request.reads]
         ends = list(accumulate(widths))
-        present = msgspec.json.encode(["PRESENT"] * len(compiled.names))
-        return cls(
-            compiled,
-            msgspec.json.encode(compiled.names),
-            Pattern(present, (0,) * len(widths)),
-            tuple(read.view.name for read in compiled.request.reads),
-            tuple(map(slice, [0, *ends], ends)),
-            {},
-        )
+        self.compiled = compiled
+        self.names = msgspec.json.encode(compiled.names)
+        """JSON list of the output names."""
+        self.present = Pattern(msgspec.json.encode(["PRESENT"] * len(compiled.names)), (0,) * len(widths))
+        """The statuses of a row without nulls, as JSON."""
+        self.views = tuple(read.view.name for read in compiled.request.reads)
+        """The view's name of each read."""
+        self.slices = tuple(map(slice, [0, *ends], ends))
+        """Where each read's features are in a row of a straight compiled."""
+        self.expects_nulls = False
+        """Whether the last answer had nulls: without nulls all rows are encoded at once."""
+        self._patterns: dict[tuple[int, ...], Pattern] = {}
+        """Patterns by the places of their nulls: a few patterns come again and again."""
 
     def pattern(self, row: Sequence[Any], text: bytes) -> Pattern:
         """Return the pattern of a row's nulls; the request must be straight. ``text`` is the row's JSON.
@@ -99,13 +85,13 @@ class Template:
             if not found_places:
                 return self.present
         places = tuple(found_places)
-        found = self.patterns.get(places)
+        found = self._patterns.get(places)
         if found is None:
             names = ["NULL_VALUE" if place in places else "PRESENT" for place in range(len(row))]
-            if len(self.patterns) >= MOST_PATTERNS:
-                self.patterns.clear()
+            if len(self._patterns) >= MOST_PATTERNS:
+                self._patterns.clear()
             by_view = tuple(sum(part.start <= place < part.stop for place in places) for part in self.slices)
-            found = self.patterns[places] = Pattern(msgspec.json.encode(names), by_view)
+            found = self._patterns[places] = Pattern(msgspec.json.encode(names), by_view)
         return found
 
 
@@ -166,7 +152,7 @@ class Templates:
             features = [_checked(feature) for feature in references]
         request = resolve(self.snapshot, features, full_feature_names=asked.full_feature_names)
         _check_count(len(request.outputs))
-        return Template.of(CompiledRequest(self.snapshot, request, form="json"))
+        return Template(CompiledRequest(self.snapshot, request, form="json"))
 
 
 def _checked(feature: str) -> str:

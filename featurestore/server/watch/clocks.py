@@ -34,9 +34,9 @@ class ClockWatch:
             with suppress(OnlineStoreError):  # it is down: other metrics show that
                 self._online_ahead_us = online_ahead_us(self._workspace.online.facts())
         registry_us, online_us = self._snapshots.registry_ahead_us, self._online_ahead_us
-        self._metrics.clock_ahead("registry", registry_us)
-        if online_us is not None:
-            self._metrics.clock_ahead("online_store", online_us)
+        for piece, ahead_us in (("registry", registry_us), ("online_store", online_us)):
+            if ahead_us is not None:
+                self._metrics.clock_ahead.labels(piece).set(ahead_us / 1_000_000)
         problems = filter(None, (clock_problem(REGISTRY, registry_us), clock_problem(ONLINE_STORE, online_us)))
         if (told := " ".join(problems)) and now_s >= self._warn_at_s:
             self._warn_at_s = now_s + EVERY_SECONDS

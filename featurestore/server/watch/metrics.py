@@ -88,7 +88,7 @@ class Metrics:
             "featurestore_registry_age_seconds",
             "Since the registry last confirmed the definitions being served; the greatest of all workers.",
         )
-        self._clock_ahead = gauge(
+        self.clock_ahead = gauge(
             "featurestore_clock_ahead_seconds",
             "How far the clock of the online store, or of the registry's newest writer, is ahead of this host's;"
             " negative where the online store's is behind.",
@@ -159,10 +159,6 @@ class Metrics:
         self._breaker_open.set(is_open)
         if is_open:
             self._breaker_openings.inc()
-
-    def clock_ahead(self, piece: str, ahead_us: int) -> None:
-        """Set how far another clock is ahead of this host's."""
-        self._clock_ahead.labels(piece).set(ahead_us / 1_000_000)
 
     def progress(self, found: Mapping[str, Progress], now_us: int) -> None:
         """Set how far each view's rows have come."""
