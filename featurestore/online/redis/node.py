@@ -355,10 +355,10 @@ def _advice(error: BaseException) -> str:
     return "Check that it runs, and its address and credentials in online_store."
 
 
-def parsed_url(url: str, *, hint: str = URL_EXAMPLE) -> dict[str, Any]:
+def parsed_url(url: str) -> dict[str, Any]:
     """Return a URL as connection options. Raises SettingsError, which never quotes the URL."""
     url = StoreUrl(url)
-    return connection_options(url, url.credentials, hint)
+    return connection_options(url, url.credentials, URL_EXAMPLE)
 
 
 def connection_options(url: str, credentials: Credentials, hint: str) -> dict[str, Any]:

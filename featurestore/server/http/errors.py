@@ -91,7 +91,7 @@ class JsonAnswer(NamedTuple):
     body: bytes
 
 
-def json_answer(status: int, body: bytes, more: Headers = ()) -> JsonAnswer:
+def json_answer(status: int, body: bytes, more: Headers) -> JsonAnswer:
     """Return a body with its headers, and some more of them."""
     length = str(len(body)).encode()
     return JsonAnswer(status, [(b"content-type", b"application/json"), (b"content-length", length), *more], body)

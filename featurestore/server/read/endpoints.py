@@ -27,7 +27,7 @@ from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.read.templates import MOST_FEATURES, Asked, Pattern, Template
 from featurestore.server.read.threads import THREADS, AllBusyError, Threads
 from featurestore.server.watch.metrics import Metrics
-from featurestore.serving.compiled import Answer, CompiledRequest, Query
+from featurestore.serving.compiled import Answer, Query
 from featurestore.statuses import Status
 from featurestore.types.times import Clock, to_instant, to_rfc3339
 
@@ -257,9 +257,7 @@ class OnlineEndpoint(JsonEndpoint[OnlineRequest]):
                 raise InputError(f"{min(twice)!r} is given both in entities and in request_data.", hint="Send it once.")
             columns = {**columns, **request.request_data}
 
-        def encode(template: Template, answer: Answer) -> bytes:
-            return online_body(template, answer, request.include)
-
+        encode = partial(online_body, include=request.include)
         has_status = request.include == ("status",)
         return await self._reads.answer(asked, columns, started, encode, may_be_short=has_status)
 
@@ -276,10 +274,7 @@ class FeastEndpoint(JsonEndpoint[FeastRequest]):
         features = b"null" if request.feature_service is not None else bytes(request.features)
         asked = Asked(features, request.feature_service, request.full_feature_names)
 
-        def encode(template: Template, answer: Answer) -> bytes:
-            return feast_body(template.compiled, answer, request)
-
-        return await self._reads.answer(asked, request.entities, started, encode)
+        return await self._reads.answer(asked, request.entities, started, partial(feast_body, request=request))
 
 
 Records = Sequence[bytes | None]
@@ -363,13 +358,13 @@ def online_body(template: Template, answer: Answer, include: Sequence[str]) -> b
     return msgspec.json.encode(body)
 
 
-def feast_body(compiled: CompiledRequest, answer: Answer, request: FeastRequest) -> bytes:
+def feast_body(template: Template, answer: Answer, request: FeastRequest) -> bytes:
     """Return a `FeastAnswer`.
 
     The client's own join keys come first, as they were sent; Timestamp features are integer seconds, and there
     is an event timestamp everywhere, as Feast's servers answer.
     """
-    epochs = [EPOCH_TEXT] * answer.row_count
+    compiled, epochs = template.compiled, [EPOCH_TEXT] * answer.row_count
     keys = [name for name in request.entities if name in compiled.request.key_types]
     compiled.request.check_own_columns(keys)
     results = [
