@@ -70,8 +70,9 @@ class FeatureStore:
         else:
             self.root = repo_folder(".")
             settings = repo if isinstance(repo, Settings) else make_settings(repo)
-        self._in_folder = isinstance(repo, str | Path)
-        self._workspace = Workspace(self.root, settings, code=self._load if self._in_folder else (), clock=clock)
+        code = self._load if isinstance(repo, str | Path) else ()
+        self.workspace = Workspace(self.root, settings, code=code, clock=clock)
+        """The wired project that the use cases receive."""
 
     def __repr__(self) -> str:
         return f"FeatureStore(project {self.project!r} in {self.root})"
@@ -83,19 +84,14 @@ class FeatureStore:
         return html_table([("project", self.project), ("in", self.root), *kinds])
 
     @property
-    def workspace(self) -> Workspace:
-        """The wired project that the use cases receive."""
-        return self._workspace
-
-    @property
     def project(self) -> str:
         """The project's name."""
-        return self._workspace.project
+        return self.workspace.project
 
     @property
     def settings(self) -> Settings:
         """The project's settings."""
-        return self._workspace.settings
+        return self.workspace.settings
 
     def _load(self) -> Sequence[Definition]:
         return load_definitions(self.root)
@@ -112,7 +108,7 @@ class FeatureStore:
         names = []
         for each in _several(given):
             if isinstance(each, kind):
-                check_as_applied(self._workspace.snapshot(), each)
+                check_as_applied(self.workspace.snapshot(), each)
             elif not isinstance(each, str):
                 raise InputError(f"{each!r} is not a {kind.title}.", hint="Pass its name, or the object.")
             names.append(each if isinstance(each, str) else each.name)
@@ -130,7 +126,7 @@ class FeatureStore:
 
         wanted = self._wanted(objects)
         return make_plan(
-            self._workspace, wanted, partial=objects is not None, refresh_schema=refresh_schema, prepare=prepare
+            self.workspace, wanted, partial=objects is not None, refresh_schema=refresh_schema, prepare=prepare
         )
 
     def apply(
@@ -155,9 +151,9 @@ class FeatureStore:
         from featurestore.plan import make_plan
 
         wanted, partial = self._wanted(objects), objects is not None
-        planned = make_plan(self._workspace, wanted, partial=partial, refresh_schema=refresh_schema, prepare=prepare)
+        planned = make_plan(self.workspace, wanted, partial=partial, refresh_schema=refresh_schema, prepare=prepare)
         applied = self.apply_plan(planned, allow_breaking=allow_breaking, allow_destroy=allow_destroy, message=message)
-        self._workspace.use_code(wanted, partial=partial)
+        self.workspace.use_code(wanted, partial=partial)
         return applied
 
     def apply_plan(
@@ -171,14 +167,14 @@ class FeatureStore:
         if plan.prepare:
             from featurestore.prepare import prepare
 
-            prepare(self._workspace, plan)
-        return replace(plan, applied=apply_plan(self._workspace, plan, message=message))
+            prepare(self.workspace, plan)
+        return replace(plan, applied=apply_plan(self.workspace, plan, message=message))
 
     def plan_teardown(self) -> Plan:
         """Return what `teardown` would do. Changes nothing."""
         from featurestore.plan import make_plan
 
-        return make_plan(self._workspace, [], partial=False)
+        return make_plan(self.workspace, [], partial=False)
 
     def teardown(self, plan: Plan | None = None) -> Plan:
         """Delete the project's definitions, offline tables and online records; other projects are not touched.
@@ -189,10 +185,10 @@ class FeatureStore:
         from featurestore.maintenance.teardown import COMMAND, check_teardown, drop_data
         from featurestore.plan import apply_plan
 
-        check_teardown(self._workspace)
+        check_teardown(self.workspace)
         plan = plan or self.plan_teardown()
-        applied = replace(plan, applied=apply_plan(self._workspace, plan, finish=COMMAND))
-        drop_data(self._workspace)
+        applied = replace(plan, applied=apply_plan(self.workspace, plan, finish=COMMAND))
+        drop_data(self.workspace)
         return applied
 
     def peek(self, view: str | FeatureView, rows: int = 10, *, dropped: bool = False) -> pa.Table:
@@ -204,20 +200,19 @@ class FeatureStore:
         from featurestore.maintenance.peek import peek, peek_dropped
 
         (name,) = self._names(FeatureView, [view]) or [""]
-        snapshot = self._workspace.snapshot()
         look = peek_dropped if dropped else peek
-        return look(self._workspace, snapshot.views[snapshot.get(FeatureView, name).name], rows)
+        return look(self.workspace, self.workspace.snapshot().registered(name), rows)
 
     def list(self, kind: str | type[Definition] | None = None) -> Sequence[Definition]:
         """Return the applied definitions, or those of one kind: ``feature_view``, ``entities``, or the class."""
-        return self._workspace.snapshot().list(None if kind is None else kind_named(kind))
+        return self.workspace.snapshot().list(None if kind is None else kind_named(kind))
 
     def get(self, kind: str | type[Definition], name: str) -> Definition:
         """Return one applied definition; raises NotFoundError with the closest name."""
         from featurestore.registered.records import KINDS
 
         wanted = kind_named(kind)
-        return self._workspace.snapshot().get(next(k for k in KINDS if k.kind == wanted), name)
+        return self.workspace.snapshot().get(next(k for k in KINDS if k.kind == wanted), name)
 
     def materialize(
         self,
@@ -236,7 +231,7 @@ class FeatureStore:
         from featurestore.materialization import materialize, succeeded
 
         span = given_instant(start), given_instant(end)
-        return succeeded(materialize(self._workspace, *span, self._names(FeatureView, views), dry_run=dry_run))
+        return succeeded(materialize(self.workspace, *span, self._names(FeatureView, views), dry_run=dry_run))
 
     def materialize_incremental(
         self, end: Instant | None = None, views: Views = None, *, dry_run: bool = False
@@ -246,7 +241,7 @@ class FeatureStore:
 
         end_us = None if end is None else given_instant(end)
         return succeeded(
-            materialize_incremental(self._workspace, end_us, self._names(FeatureView, views), dry_run=dry_run)
+            materialize_incremental(self.workspace, end_us, self._names(FeatureView, views), dry_run=dry_run)
         )
 
     def push(self, source: str | PushSource, df: Any, to: To = "both") -> PushResult:
@@ -262,7 +257,7 @@ class FeatureStore:
         from featurestore.ingest import push
 
         (name,) = self._names(PushSource, [source]) or [""]
-        return push(self._workspace, name, df, to)
+        return push(self.workspace, name, df, to)
 
     def get_historical_features(
         self,
@@ -290,7 +285,7 @@ class FeatureStore:
         from featurestore.training import get_historical_features
 
         return get_historical_features(
-            self._workspace,
+            self.workspace,
             entity_df,
             features,
             snapshot=self._as_if_applied(features) if direct else None,
@@ -308,24 +303,24 @@ class FeatureStore:
 
         asked = list(_several(features)) if features is not None else []
         names = {each.partition(":")[0] for each in asked if isinstance(each, str)}
-        wanted: list[Any] = [found for found in self._workspace.code if found.name in names]
+        wanted: list[Any] = [found for found in self.workspace.code if found.name in names]
         wanted += [each.view if isinstance(each, FeatureSelection) else each for each in asked]
         definitions = collect([each for each in wanted if isinstance(each, Definition)])
-        applied = self._workspace.snapshot()
-        planned = make_plan(self._workspace, definitions, partial=True).result(applied)
-        return planned.with_code([*self._workspace.code, *definitions])
+        applied = self.workspace.snapshot()
+        planned = make_plan(self.workspace, definitions, partial=True).result(applied)
+        return planned.with_code([*self.workspace.code, *definitions])
 
     def get_training_set(self, name: str) -> TrainingSet:
         """Build a saved training set again from its pinned versions, identical; TrainingSetChangedError otherwise."""
         from featurestore.training import get_training_set
 
-        return get_training_set(self._workspace, name)
+        return get_training_set(self.workspace, name)
 
     def list_training_sets(self) -> Sequence[SavedSet]:
         """Return every saved training set by name, with its certificate and the table versions it is pinned to."""
         from featurestore.ledger.saved_sets import list_sets
 
-        return list_sets(self._workspace.ledger, self.project, are_shown=True)
+        return list_sets(self.workspace.ledger, self.project, are_shown=True)
 
     def delete_training_set(self, name: str) -> None:
         """Delete a saved training set; its name is free again, and `fs gc` removes what only it pinned.
@@ -334,7 +329,7 @@ class FeatureStore:
         """
         from featurestore.training import delete_training_set
 
-        delete_training_set(self._workspace, name)
+        delete_training_set(self.workspace, name)
 
     def get_online_features(
         self,
@@ -352,11 +347,11 @@ class FeatureStore:
         """
         from featurestore.serving import get_online_features
 
-        return get_online_features(self._workspace, features, entity_rows, full_feature_names=full_feature_names)
+        return get_online_features(self.workspace, features, entity_rows, full_feature_names=full_feature_names)
 
     def close(self) -> None:
         """Close the stores; calling it twice is allowed."""
-        self._workspace.close()
+        self.workspace.close()
 
     def __enter__(self) -> Self:
         return self

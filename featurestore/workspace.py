@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from featurestore_registry.forks import ForkLock
 from featurestore_registry.interface import Ledger, LedgerReader, Registry, RegistryReader
 
 from featurestore.backends import check_stores, open_engine, open_offline, open_online, open_registry
 from featurestore.definitions import Definition
 from featurestore.errors import FeatureStoreError, NotFoundError, RegistryUnavailableError
-from featurestore.forks import ForkLock
 from featurestore.project.settings import Settings
 from featurestore.registered.snapshot import Snapshot
 from featurestore.types.times import Clock, system_clock

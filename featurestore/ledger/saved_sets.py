@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, overload
 
 from featurestore_registry.interface import Ledger, LedgerReader
-from featurestore_registry.records import LedgerEntry, Record, Revision, canonical_json
+from featurestore_registry.records import LedgerEntry, Record, Revision, canonical_json, record_from
 
 from featurestore.definitions import FeatureView, OnDemandFeatureView
 from featurestore.errors import (
@@ -21,7 +21,6 @@ from featurestore.errors import (
 )
 from featurestore.offline.interface import BlobReader, Blobs, TableId
 from featurestore.registered.records import known_fields, understood, with_dependencies
-from featurestore.registered.snapshot_file import record_from
 from featurestore.workspace import Readers, Workspace
 
 KIND = "training_set"
@@ -81,7 +80,7 @@ class SavedSet:
     @understood("a saved training set")
     def from_document(cls, document: Mapping[str, Any], *, is_shown: bool = False) -> SavedSet:
         """Return the set of a ledger document; if it only ``is_shown``, without a newer version's additions."""
-        part = known_fields if is_shown else _all_fields
+        part = known_fields if is_shown else lambda _, whole: whole
         return cls(
             **{
                 **part(cls, document),
@@ -100,10 +99,7 @@ def find_set(ledger: LedgerReader, project: str, name: str) -> SavedSet | None:
 
 def read_set(ledger: LedgerReader, project: str, name: str) -> SavedSet:
     """Return a saved set; raises NotFoundError with the closest name."""
-    found = find_set(ledger, project, name)
-    if found is None:
-        raise _not_found(ledger, project, name)
-    return found
+    return SavedSet.from_document(_entry(ledger, project, name).document)
 
 
 def list_sets(ledger: LedgerReader, project: str, *, are_shown: bool = False) -> list[SavedSet]:
@@ -122,9 +118,7 @@ def add_set(ledger: Ledger, project: str, saved: SavedSet) -> None:
 
 def remove_set(ledger: Ledger, project: str, name: str) -> SavedSet:
     """Delete a set, durably, and return it; raises NotFoundError with the closest name."""
-    entry = ledger.latest(project, KIND, name)
-    if entry is None or _is_deleted(entry):
-        raise _not_found(ledger, project, name)
+    entry = _entry(ledger, project, name)
     removed = SavedSet.from_document(entry.document)
     ledger.append(project, KIND, name, _DELETED, if_version=entry.version)
     return removed
@@ -134,11 +128,15 @@ def _is_deleted(entry: LedgerEntry) -> bool:
     return entry.document == _DELETED
 
 
-def _not_found(ledger: LedgerReader, project: str, name: str) -> NotFoundError:
-    hint = did_you_mean(name, [entry.key for entry in ledger.scan(project, KIND) if not _is_deleted(entry)])
-    return NotFoundError(
-        f"There is no saved training set {name!r}.", hint=hint or "Save one with .save(name).", name=name
-    )
+def _entry(ledger: LedgerReader, project: str, name: str) -> LedgerEntry:
+    """Return the newest entry of a saved set; raises NotFoundError with the closest name."""
+    entry = ledger.latest(project, KIND, name)
+    if entry is None or _is_deleted(entry):
+        hint = did_you_mean(name, [other.key for other in ledger.scan(project, KIND) if not _is_deleted(other)])
+        raise NotFoundError(
+            f"There is no saved training set {name!r}.", hint=hint or "Save one with .save(name).", name=name
+        )
+    return entry
 
 
 @overload
@@ -178,10 +176,6 @@ def known_frames(ledger: LedgerReader, project: str) -> frozenset[str]:
             if not _is_deleted(entry):
                 found.add(SavedSet.from_document(entry.document).frame.file)
     return frozenset(found)
-
-
-def _all_fields(_: type, document: Mapping[str, Any]) -> Mapping[str, Any]:
-    return document
 
 
 @dataclass(frozen=True, slots=True)

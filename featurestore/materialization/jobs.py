@@ -19,8 +19,10 @@ from featurestore.definitions import FeatureView
 from featurestore.errors import FeatureStoreError, IntervalError, MaterializationError, RegistryError
 from featurestore.ledger.leases import WAIT_SECONDS, holding
 from featurestore.ledger.runs import RunResult, Runs, record_end, record_start
-from featurestore.materialization.run import ChooseSpans, Confirm, Rebuild, ViewRun
-from featurestore.materialization.spans import spans_within, unread_spans
+from featurestore.ledger.unread import Unread
+from featurestore.ledger.watermarks import Watermark
+from featurestore.materialization.run import Confirm, Rebuild, ViewRun
+from featurestore.materialization.spans import SpansToRead, spans_within, unread_spans
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import step
 from featurestore.types.times import to_rfc3339
@@ -56,13 +58,15 @@ def materialize(
     _check_end(end_us, workspace.clock())
     span = start_us, end_us
     withdraw = Rebuild(span, confirm) if rebuild else None
+
+    def choose(view: FeatureView, watermark: Watermark, _: Unread) -> SpansToRead:
+        return spans_within(workspace.engine.sources, view, watermark, span)
+
     return _run(
         workspace,
         views,
         "rebuild" if rebuild else "interval",
-        _bring(
-            lambda view, watermark, _: spans_within(workspace.engine.sources, view, watermark, span), withdraw, dry_run
-        ),
+        lambda run: (run.count if dry_run else run.bring)(choose, withdraw),
         dry_run=dry_run,
         wait_seconds=wait_seconds,
     )
@@ -83,15 +87,15 @@ def materialize_incremental(
     now_us = workspace.clock()
     until_us = now_us if end_us is None else end_us
     _check_end(until_us, now_us)
+
+    def choose(view: FeatureView, watermark: Watermark, unread: Unread) -> SpansToRead:
+        return unread_spans(workspace.engine.sources, view, watermark, unread, until_us)
+
     return _run(
         workspace,
         views,
         "incremental",
-        _bring(
-            lambda view, watermark, unread: unread_spans(workspace.engine.sources, view, watermark, unread, until_us),
-            None,
-            dry_run,
-        ),
+        lambda run: (run.count if dry_run else run.bring)(choose),
         dry_run=dry_run,
         wait_seconds=wait_seconds,
     )
@@ -109,11 +113,14 @@ def republish(
     With ``authoritative`` the online store is made equal to the offline log: records of entities that the log
     does not hold are deleted, records newer than the log replaced. Raises NotFoundError for an unknown view.
     """
-
-    def job(run: ViewRun) -> None:
-        run.republish(authoritative=authoritative)
-
-    return _run(workspace, views, "republish", job, dry_run=False, wait_seconds=wait_seconds)
+    return _run(
+        workspace,
+        views,
+        "republish",
+        lambda run: run.republish(authoritative=authoritative),
+        dry_run=False,
+        wait_seconds=wait_seconds,
+    )
 
 
 def succeeded(results: Sequence[RunResult]) -> Sequence[RunResult]:
@@ -141,16 +148,6 @@ def _check_end(end_us: int, now_us: int) -> None:
             f"The interval ends in the future, at {to_rfc3339(end_us)}; it is {to_rfc3339(now_us)}.",
             hint="Give an end that has passed: future rows cannot be committed yet.",
         )
-
-
-def _bring(choose: ChooseSpans, rebuild: Rebuild | None, dry_run: bool) -> Job:
-    def job(run: ViewRun) -> None:
-        if dry_run:
-            run.count(choose, rebuild)
-        else:
-            run.bring(choose, rebuild)
-
-    return job
 
 
 def _run(

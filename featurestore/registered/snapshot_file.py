@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from featurestore_registry.auth import Token
 from featurestore_registry.errors import UPGRADE_HINT
-from featurestore_registry.records import Chain, Record, RecordField, Revision
+from featurestore_registry.records import Chain, Revision, record_from
 
 from featurestore.errors import DiskFullError, RegistryFormatError, RegistryUnavailableError
 from featurestore.project.private_file import checksum, matches, replace_file, set_modified
@@ -106,12 +104,6 @@ def read_snapshot(path: Path, project: str) -> SavedSnapshot | None:
     except (KeyError, TypeError):
         raise _damaged(path, "it lacks fields") from None
     return SavedSnapshot(revision, tokens, seen_us)
-
-
-def record_from(document: Mapping[str, Any]) -> Record:
-    """Return the record whose ``dataclasses.asdict`` is this."""
-    fields = tuple(RecordField(**{**field, "inputs": tuple(field["inputs"])}) for field in document["fields"])
-    return Record(**{**document, "fields": fields, "depends_on": tuple(document["depends_on"])})
 
 
 def _damaged(path: Path, why: str) -> RegistryFormatError:

@@ -70,6 +70,12 @@ class Record:
         return f"{self.kind}:{self.name}"
 
 
+def record_from(document: Document) -> Record:
+    """Return the record whose ``dataclasses.asdict`` is this, also where it went through JSON."""
+    fields = tuple(RecordField(**{**field, "inputs": tuple(field["inputs"])}) for field in document["fields"])
+    return Record(**{**document, "fields": fields, "depends_on": tuple(document["depends_on"])})
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One step of an apply: put a record (replacing the one of its kind and name), or delete it."""

@@ -102,10 +102,9 @@ def hold_lmdb():
     hold(lmdb_environment.at_work)
 
 def hold_locks():
-    from featurestore.forks import _locks
-    from featurestore_registry.sql.sqlite import _databases
-    store.workspace.registry
-    hold(*_locks, *[database._lock for database in _databases])
+    from featurestore_registry.forks import _locks
+    assert store.workspace.registry._database._lock in _locks
+    hold(*_locks)
 
 def wait_to_push():
     USES["push"]()

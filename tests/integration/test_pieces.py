@@ -7,8 +7,8 @@ Each case breaks one of registry, offline store and online store of a project th
 from __future__ import annotations
 
 import functools
+import importlib
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -200,7 +200,7 @@ def world(
 ) -> tuple[Project, Path]:
     """A project that has lived a little, and a backup from the middle of its life."""
     # The package has a function of that name.
-    monkeypatch.setattr(sys.modules["featurestore.ingest.push"], "SCHEMA_SECONDS", 0.0)
+    monkeypatch.setattr(importlib.import_module("featurestore.ingest.push"), "SCHEMA_SECONDS", 0.0)
     monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.0)
     url = request.getfixturevalue("redis_url") if request.param == "redis" else None
     root = shutil.copytree(lives(url), tmp_path / "lives")

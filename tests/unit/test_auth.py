@@ -322,20 +322,6 @@ def test_errors_carry_the_request_id():
     assert details([(b"X-Request-ID", b"a" * 1000)]) == {"request_id": "a" * 128}
 
 
-def test_the_error_body_can_be_built_elsewhere():
-    seen = []
-
-    def error_body(status, kind, message):
-        seen.append((status, kind, message))
-        return b"theirs"
-
-    middleware = gate(App(), error_body=error_body)
-    status, headers, body = call(middleware, "/read")
-    assert (status, headers[b"content-length"], body) == (401, b"6", b"theirs")
-    assert call(middleware, "/x", bearer(KEYS[Role.READER]))[0] == 403
-    assert [(status, kind) for status, kind, _ in seen] == [(401, "unauthorized"), (403, "forbidden")]
-
-
 def test_websockets_are_refused_and_lifespan_passes():
     app, sent = App(), []
 

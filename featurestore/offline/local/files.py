@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featurestore_registry.forks import ForkLock
+
 from featurestore.errors import NO_SPACE, DamagedFileError, DiskFullError, OfflineStoreError
-from featurestore.forks import ForkLock
 from featurestore.offline.interface import DataFile
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT, to_instant, to_rfc3339

@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurestore_registry.forks import ForkLock
 from typing_extensions import override
 
 from featurestore.errors import ConcurrentCommitError, FeatureStoreError, OfflineStoreError, TableVersionError
-from featurestore.forks import ForkLock
 from featurestore.offline.interface import (
     WATERMARK,
     Blobs,

@@ -13,6 +13,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 import lmdb
+from featurestore_registry.forks import ForkLock
 
 from featurestore.errors import (
     FORK_HINT,
@@ -22,7 +23,6 @@ from featurestore.errors import (
     OnlineStoreFullError,
     OnlineStoreUnavailableError,
 )
-from featurestore.forks import ForkLock
 
 MAX_READERS = 1024
 _SLOT_BYTES = 64

@@ -1,6 +1,6 @@
 """Tokens, roles and the ASGI middleware that both servers stand behind. Pure ASGI: no web framework here."""
 
-from featurestore_registry.auth.middleware import AuthMiddleware, ErrorBody
+from featurestore_registry.auth.middleware import AuthMiddleware
 from featurestore_registry.auth.tokens import (
     MIN_STATIC_TOKEN_LENGTH,
     Role,
@@ -15,7 +15,6 @@ from featurestore_registry.auth.tokens import (
 __all__ = [
     "MIN_STATIC_TOKEN_LENGTH",
     "AuthMiddleware",
-    "ErrorBody",
     "Role",
     "Token",
     "TokenVerifier",

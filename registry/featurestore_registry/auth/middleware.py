@@ -15,9 +15,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-ErrorBody = Callable[[int, str, str], bytes]
-"""Builds the body of an error from its status, type and message."""
-
 _TYPES = {401: "unauthorized", 403: "forbidden"}
 _MAX_REQUEST_ID = 128
 
@@ -33,10 +30,9 @@ class AuthMiddleware:
     - ``required_role(method, path)`` names the least role for every other request, of any method.
     - ``project_of(method, path)`` names the project that a request is about. A token bound to a project is good only
       for requests about that project, so for none where the answer is None (the default).
-    - ``error_body(status, type, message)`` builds error bodies. The default is the JSON
-      ``{"error": {"type", "message", "details"}}`` with, in the details, the ``request_id`` that an outer
-      middleware left in ``scope["state"]`` or the client sent as ``X-Request-ID``.
 
+    The body of an error is the JSON ``{"error": {"type", "message", "details"}}`` with, in the details, the
+    ``request_id`` that an outer middleware left in ``scope["state"]`` or the client sent as ``X-Request-ID``.
     A missing, unknown or expired token is answered 401, always in the same words; a role or project that does not
     suffice 403. An accepted token is left in ``scope["state"]["token"]``, on open paths too. WebSockets are refused.
     """
@@ -49,14 +45,12 @@ class AuthMiddleware:
         open_paths: frozenset[str],
         required_role: Callable[[str, str], Role],
         project_of: Callable[[str, str], str | None] = _any_project,
-        error_body: ErrorBody | None = None,
     ) -> None:
         self._app = app
         self._verifier = verifier
         self._open_paths = open_paths
         self._required_role = required_role
         self._project_of = project_of
-        self._error_body = error_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -93,13 +87,10 @@ class AuthMiddleware:
         return token
 
     async def _refuse(self, scope: Scope, send: Send, error: AuthError) -> None:
-        kind = _TYPES[error.status]
-        if self._error_body is not None:
-            body = self._error_body(error.status, kind, error.message)
-        else:
-            request_id = _request_id(scope)
-            details = {} if request_id is None else {"request_id": request_id}
-            body = json.dumps({"error": {"type": kind, "message": error.message, "details": details}}).encode()
+        request_id = _request_id(scope)
+        details = {} if request_id is None else {"request_id": request_id}
+        told = {"type": _TYPES[error.status], "message": error.message, "details": details}
+        body = json.dumps({"error": told}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         if error.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))

@@ -17,14 +17,17 @@ from featurestore_registry.records import (
     Change,
     Clock,
     Record,
-    RecordField,
     Revision,
     RevisionInfo,
     canonical_json,
+    record_from,
     revision_hash,
 )
 from featurestore_registry.sql import tables
 from featurestore_registry.sql.database import Database, load_json, utc_datetime
+
+_TEXTS = frozenset({"document", "fields", "depends_on", "tags"})
+"""Parts of a record that are kept as JSON texts."""
 
 
 class SqlDefinitions(Definitions):
@@ -281,33 +284,9 @@ def _row(project: str, change: Change) -> dict[str, Any] | None:
             f"the record {record.key} of project {record.project!r} is not "
             f"{change.kind}:{change.name} of project {project!r}"
         )
-    return {
-        "project": project,
-        "kind": record.kind,
-        "name": record.name,
-        "fingerprint": record.fingerprint,
-        "owner": record.owner,
-        "description": record.description,
-        "tags": canonical_json(dict(record.tags)),
-        "depends_on": canonical_json(record.depends_on),
-        "fields": canonical_json([asdict(field) for field in record.fields]),
-        "document": canonical_json(record.document),
-    }
+    return {name: canonical_json(value) if name in _TEXTS else value for name, value in asdict(record).items()}
 
 
 def _record(row: RowMapping) -> Record:
-    table = tables.record.c
-    return Record(
-        kind=row[table.kind],
-        project=row[table.project],
-        name=row[table.name],
-        document=load_json(row[table.document]),
-        fingerprint=row[table.fingerprint],
-        fields=tuple(
-            RecordField(**{**field, "inputs": tuple(field["inputs"])}) for field in load_json(row[table.fields])
-        ),
-        depends_on=tuple(load_json(row[table.depends_on])),
-        owner=row[table.owner],
-        tags=load_json(row[table.tags]),
-        description=row[table.description],
-    )
+    columns = ((name, tables.record.c[name]) for name in Record.__dataclass_fields__)
+    return record_from({name: load_json(row[column]) if name in _TEXTS else row[column] for name, column in columns})

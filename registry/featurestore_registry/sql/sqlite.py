@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from weakref import WeakSet
 
 from sqlalchemy import Connection, create_engine, select
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -16,6 +14,7 @@ from sqlalchemy.pool import NullPool
 from typing_extensions import override
 
 from featurestore_registry.errors import RegistryFormatError, RegistryUnavailableError
+from featurestore_registry.forks import ForkLock
 from featurestore_registry.sql.database import Database
 from featurestore_registry.sql.schema import ensure_schema, missing, version_table
 from featurestore_registry.sql.tables import SCHEMA_VERSION, metadata
@@ -49,10 +48,9 @@ class SqliteDatabase(Database):
         self._busy_timeout_ms = busy_timeout_ms
         self._engine = create_engine("sqlite://", creator=self._connect, poolclass=NullPool)
         self._may_make = may_make
-        self._lock = threading.RLock()
-        self._checker: int | None = None
-        """The thread that brings the file to the schema."""
-        _databases.add(self)
+        self._lock = ForkLock()
+        self._checking = threading.local()
+        """Says in the thread that brings the file to the schema that it does."""
 
     def _connect(self) -> sqlite3.Connection:
         # mode=rw: a missing registry is an error, never silently an empty one. isolation_level=None: the
@@ -133,15 +131,15 @@ class SqliteDatabase(Database):
     def check(self) -> None:
         """Bring the file to the schema; raises as `ensure_schema`."""
         with self._lock:
-            self._checker = threading.get_ident()
+            self._checking.is_so = True
             try:
                 ensure_schema(self, create=self._may_make)
                 self._may_make = False
             finally:
-                self._checker = None
+                self._checking.is_so = False
 
     def _is_checking(self) -> bool:
-        return self._checker == threading.get_ident()
+        return getattr(self._checking, "is_so", False)
 
     def _is_unmade(self) -> bool:
         """Tell whether the file is still to be made; one that another process made meanwhile is brought up to date."""
@@ -189,18 +187,6 @@ class SqliteDatabase(Database):
         return RegistryUnavailableError(
             f"The registry {self.path} cannot be used: {error.orig}.", hint=hint, path=str(self.path), code=code
         )
-
-
-_databases: WeakSet[SqliteDatabase] = WeakSet()
-
-
-def _free_inherited() -> None:
-    """In a child: the thread of its parent that was just making a file is not there, and will not let go of it."""
-    for database in list(_databases):
-        database._lock, database._checker = threading.RLock(), None
-
-
-os.register_at_fork(after_in_child=_free_inherited)
 
 
 def open_sqlite(url: str, *, create: bool, busy_timeout_ms: int) -> Database:

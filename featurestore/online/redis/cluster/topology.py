@@ -11,13 +11,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import redis
+from featurestore_registry.forks import ForkLock
 from hiredis import pack_command
 from redis.cluster import ClusterNode, NodesManager
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
 
 from featurestore.errors import SettingsError
-from featurestore.forks import ForkLock
 from featurestore.online.redis.node import CONNECTION_OPTIONS, check_tls, connection_options, may_pass
 from featurestore.online.url import StoreUrl
 
