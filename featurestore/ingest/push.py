@@ -20,12 +20,12 @@ from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError, InputError, OnlineStoreUnavailableError
 from featurestore.ingest.group_commit import commit_rows
 from featurestore.ingest.rows import CheckedRows, PushedRows, read_rows
-from featurestore.online.interface import OnlineCounts, OnlineStore, WriteResult
+from featurestore.online.interface import OnlineCounts, OnlineReader, OnlineStore, WriteResult
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.steps import crash_point, reached, step
 from featurestore.types.times import MICROSECOND
-from featurestore.workspace import Workspace
+from featurestore.workspace import Readers, Workspace
 
 SCHEMA_WRITTEN = crash_point("push.schema", "the schema of pushed records is online, no record yet")
 BATCH_WRITTEN = crash_point("push.batch", "one more batch of pushed records is online")
@@ -222,11 +222,11 @@ def push(workspace: Workspace, source_name: str, rows: Any, to: To = "both") -> 
 
 _schemas: WeakKeyDictionary[OnlineStore, dict[bytes, float]] = WeakKeyDictionary()
 """When this process wrote each schema to a store."""
-_checks: WeakKeyDictionary[OnlineStore, dict[str, float]] = WeakKeyDictionary()
+_checks: WeakKeyDictionary[OnlineReader, dict[str, float]] = WeakKeyDictionary()
 """When this process last saw that a part of a store is its own."""
 
 
-def _check(workspace: Workspace, registered: RegisteredView, *, is_committed: bool) -> None:
+def _check(workspace: Readers, registered: RegisteredView, *, is_committed: bool) -> None:
     """Raise MismatchError where a view's online part is not this registry's, unless it was checked a moment ago.
 
     Rows that are not ``is_committed`` do not concern the offline store, which may be missing. A store that is down is

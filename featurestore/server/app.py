@@ -111,9 +111,7 @@ def create_app(
     return FeatureServer(api, outside=outside, notice=notice)
 
 
-def _load(
-    workspace: Workspace, token: str | None, host: str, reopen: bool
-) -> tuple[SnapshotKeeper, Door, TokenVerifier]:
+def _load(workspace: Readers, token: str | None, host: str, reopen: bool) -> tuple[SnapshotKeeper, Door, TokenVerifier]:
     """Read the definitions, and close or open the door by the settings, the registry and the remembered access."""
     is_required = workspace.settings.server.auth == "required"
     if reopen:
