@@ -133,12 +133,7 @@ class ViewReader:
     """
 
     def __init__(
-        self,
-        layout: ViewLayout,
-        features: Sequence[str],
-        *,
-        form: Form = "python",
-        fetch: FetchValue | None = None,
+        self, layout: ViewLayout, features: Sequence[str], *, form: Form = "python", fetch: FetchValue | None = None
     ) -> None:
         types = dict(layout.fields)
         unknown = [name for name in features if name not in types]
