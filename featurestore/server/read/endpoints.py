@@ -331,9 +331,7 @@ def _short_body(template: Template, rows: list[list[Any]]) -> tuple[bytes, list[
     return b"".join(parts), with_nulls
 
 
-def _ages(
-    template: Template, query: Query, records: Sequence[bytes | None], now_us: int
-) -> Iterator[tuple[str, float]]:
+def _ages(template: Template, query: Query, records: Records, now_us: int) -> Iterator[tuple[str, float]]:
     """Yield each view's name and the age, in seconds, of the first record of a request that is not from the future."""
     for view, instants in zip(template.views, template.compiled.event_us(query, records), strict=True):
         age_us = next((now_us - at for at in instants if at is not None and at <= now_us), None)
