@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 
 from featurestore_registry.documents import Interval
@@ -283,7 +284,7 @@ def _counted(watermark: Watermark, version: TableVersion | None) -> Watermark:
 def _take_over_part(workspace: Workspace, registered: RegisteredView) -> None:
     """Make an online part that does not fit this registry's; the next publish reconciles it."""
     chain = registered.chain
-    part = compare_part(workspace.registry, workspace.online, workspace.offline, registered)
+    part = compare_part(workspace, registered)
     for generation in foreign_generations(workspace.online, registered):
         if generation != registered.generation:
             earlier = markers_of(workspace.online, replace(registered, generation=generation))
@@ -315,10 +316,7 @@ def _adopt(workspace: Workspace, forgotten: Sequence[KeptSet]) -> tuple[str, ...
     """Register the sets that the ledger does not know, where their names are free."""
     adopted = []
     for kept in forgotten:
-        if all(saved.name != kept.saved.name for saved in list_sets(workspace.ledger, workspace.project)):
-            try:
-                add_set(workspace.ledger, workspace.project, kept.saved)
-            except LedgerConflictError:
-                continue
+        with suppress(LedgerConflictError):
+            add_set(workspace.ledger, workspace.project, kept.saved)
             adopted.append(kept.saved.name)
     return tuple(adopted)

@@ -14,7 +14,7 @@ from featurestore.errors import InputError
 from featurestore.project.loader import collect, load_definitions
 from featurestore.project.settings import Settings, make_settings, read_settings, repo_folder
 from featurestore.registered.applied import check_as_applied
-from featurestore.registered.records import kind_named
+from featurestore.registered.records import KINDS, kind_named
 from featurestore.registered.snapshot import Snapshot
 from featurestore.tables import html_table
 from featurestore.types.times import Clock, given_instant, system_clock
@@ -209,10 +209,7 @@ class FeatureStore:
 
     def get(self, kind: str | type[Definition], name: str) -> Definition:
         """Return one applied definition; raises NotFoundError with the closest name."""
-        from featurestore.registered.records import KINDS
-
-        wanted = kind_named(kind)
-        return self.workspace.snapshot().get(next(k for k in KINDS if k.kind == wanted), name)
+        return self.workspace.snapshot().get(KINDS[kind_named(kind)], name)
 
     def materialize(
         self,

@@ -64,17 +64,10 @@ class Output:
         if run.error is not None and not self.as_json:
             _labelled("Error", "red", f"{run.view}: {run.error}")
 
-    def table(
-        self,
-        columns: Sequence[str],
-        rows: Sequence[Sequence[Any]],
-        *,
-        right: Sequence[str] = (),
-        droppable: Sequence[str] = (),
-    ) -> None:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], **layout: Sequence[str]) -> None:
         """Print a table for people only; see `tables.table`."""
         if not self.as_json:
-            table(self.console, columns, rows, right=right, droppable=droppable)
+            table(self.console, columns, rows, **layout)
 
     def note(self, text: str) -> None:
         """Print a remark to standard error, also with ``--json``."""

@@ -19,7 +19,7 @@ from featurestore.offline.interface import OfflineReader, TableId
 from featurestore.online.interface import OnlineReader, OnlineStore
 from featurestore.online.records.marker import RECONCILE, Marker, MarkerReader, PartMarkers
 from featurestore.registered.snapshot import RegisteredView
-from featurestore.workspace import Readers
+from featurestore.workspace import Readers, Workspace
 
 Kind = Literal[
     "other_project",
@@ -85,11 +85,11 @@ class Part:
 
 
 def compare_table(
-    registry: RegistryReader, offline: OfflineReader, registered: RegisteredView, remembered: Remembered | None = None
+    workspace: Readers, registered: RegisteredView, remembered: Remembered | None = None
 ) -> Mismatch | None:
     """Compare a view's offline table with the registry; ``remembered`` saves ledger reads when there are many views."""
-    found = _compare_table(registry, offline, registered, remembered)
-    return None if found is None else _or_damage(offline, registered, found)
+    found = _compare_table(workspace.registry, workspace.offline, registered, remembered)
+    return None if found is None else _or_damage(workspace.offline, registered, found)
 
 
 def _or_damage(offline: OfflineReader, registered: RegisteredView, found: Mismatch) -> Mismatch:
@@ -139,7 +139,7 @@ def _later(registry: RegistryReader, offline: OfflineReader, registered: Registe
                 registered,
                 "unknown_revision",
                 f"There is a later table of {registered.view.name}, {table}, written at a revision that this registry "
-                "does not have: one of them was restored from a backup, or is a copy that was written to since.",
+                f"does not have{_APART}",
                 _NEWER,
             )
     return None
@@ -185,22 +185,16 @@ def compare_commit(
 
 
 def compare_part(
-    registry: RegistryReader,
-    online: OnlineReader,
-    offline: OfflineReader,
-    registered: RegisteredView,
-    watermark: Watermark | None = None,
-    *,
-    at_once: bool = False,
+    workspace: Readers, registered: RegisteredView, watermark: Watermark | None = None, *, at_once: bool = False
 ) -> Part:
     """Compare a view's online part with the registry and the offline table.
 
     With a ``watermark`` also with the version that it says was published; ``at_once`` as in `MarkerReader.read`. Raises
     OnlineStoreUnavailableError.
     """
-    view = registered.view.name
+    view, offline, online = registered.view.name, workspace.offline, workspace.online
     copies, pushed = MarkerReader(online, registered.online_prefix).read(at_once=at_once)
-    if foreign := _foreign(registry, registered, copies):
+    if foreign := _foreign(workspace.registry, registered, copies):
         return Part(None, foreign)
     for marker in copies:
         if marker is not None and has_other(offline, registered, marker.version, marker.commit):
@@ -224,16 +218,16 @@ def compare_part(
     return Part(least.version, _behind(registered, watermark, least), must_reconcile=least.commit == RECONCILE)
 
 
-def begin_part(registry: RegistryReader, online: OnlineStore, registered: RegisteredView) -> None:
+def begin_part(workspace: Workspace, registered: RegisteredView) -> None:
     """Mark a view's online part as this project's before the first record goes into it.
 
     Raises MismatchError where it belongs to another project or history.
     """
-    chain, markers = registered.chain, markers_of(online, registered)
+    chain, markers = registered.chain, markers_of(workspace.online, registered)
     if not chain.number:
         return
     copies, _ = markers.read()
-    if foreign := _foreign(registry, registered, copies):
+    if foreign := _foreign(workspace.registry, registered, copies):
         raise foreign.error
     if None in copies:
         markers.begin(Marker(chain.identity, chain.head, registered.generation))
@@ -245,19 +239,14 @@ def begin_part(registry: RegistryReader, online: OnlineStore, registered: Regist
 
 
 def foreign_part(
-    registry: RegistryReader,
-    online: OnlineReader,
-    registered: RegisteredView,
-    published: int | None,
-    *,
-    at_once: bool = False,
+    workspace: Readers, registered: RegisteredView, published: int | None, *, at_once: bool = False
 ) -> Mismatch | None:
     """Compare a view's online part with the registry alone: with its history, and with the version last ``published``.
 
     For servers, which may not reach the offline store. Raises OnlineStoreUnavailableError.
     """
-    copies, _ = MarkerReader(online, registered.online_prefix).read(at_once=at_once)
-    if foreign := _foreign(registry, registered, copies):
+    copies, _ = MarkerReader(workspace.online, registered.online_prefix).read(at_once=at_once)
+    if foreign := _foreign(workspace.registry, registered, copies):
         return foreign
     least, watermark = least_of(copies), Watermark(published_version=published)
     return _missing(registered, watermark) if least is None else _behind(registered, watermark, least)
@@ -285,7 +274,7 @@ def compare_all(workspace: Readers) -> tuple[list[Mismatch], OnlineStoreUnavaila
     failure: OnlineStoreUnavailableError | None = None
     remembered = Remembered(workspace.ledger, workspace.project)
     for registered in workspace.snapshot().views.values():
-        mismatch = compare_table(workspace.registry, workspace.offline, registered, remembered)
+        mismatch = compare_table(workspace, registered, remembered)
         found += [] if mismatch is None else [mismatch]
         if remembered.is_under_repair(registered):
             found.append(_unfinished(registered))
@@ -309,7 +298,7 @@ def part_mismatch(
 ) -> Mismatch | None:
     """Return the mismatch of a view's online part. Raises OnlineStoreUnavailableError."""
     watermark = remembered.of(registered)[0] if remembered else read_watermark(workspace.ledger, registered)
-    return compare_part(workspace.registry, workspace.online, workspace.offline, registered, watermark).mismatch
+    return compare_part(workspace, registered, watermark).mismatch
 
 
 def _knows(registry: RegistryReader, registered: RegisteredView, revision: str) -> bool:

@@ -41,23 +41,20 @@ class Ownership:
             return "this registry never had it"
         if self._owner is None:
             return None if asked else "it does not say yet whose it is; the next run that commits will mark it"
-        if self._owner != self.chain.identity:
-            return f"it belongs to the project with identity {self._owner[:12]}"
         newest = self._workspace.offline.find_commit(table)
-        if newest is not None and newest.facts.get(REVISION, self.chain.head) not in self.chain:
-            return "it was last written at a revision that this registry does not have"
-        return None
+        return self._of(self._owner, self.chain.head if newest is None else newest.facts.get(REVISION, self.chain.head))
 
     def of_part(self, view: str, generation: int, *, asked: bool = False) -> str | None:
         """Return why this project may not delete an online part, None where it may."""
         marker = self._marker(view, generation)
         if marker is None:
             return None if asked or self._is_own_store() else "nothing in this online store says whose it is"
-        if marker.project != self.chain.identity:
-            return f"it belongs to the project with identity {marker.project[:12]}"
-        if marker.revision not in self.chain:
-            return "it was last written at a revision that this registry does not have"
-        return None
+        return self._of(marker.project, marker.revision)
+
+    def _of(self, project: str, revision: str) -> str | None:
+        if project != self.chain.identity:
+            return f"it belongs to the project with identity {project[:12]}"
+        return None if revision in self.chain else "it was last written at a revision that this registry does not have"
 
     def check(self, tables: Iterable[TableId]) -> None:
         """Raise MismatchError where one of the tables that somebody asked to delete, or its records, is not ours."""

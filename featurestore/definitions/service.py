@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -44,11 +45,8 @@ class FeatureService(Definition):
     ) -> tuple[FeatureSelection | OnDemandFeatureView, ...]:
         if not features:
             raise ValueError("a feature service needs at least one feature")
-        seen: dict[str, FeatureSelection | OnDemandFeatureView] = {}
-        for feature in features:
-            if feature.name in seen:
-                raise ValueError(
-                    f"{feature.name!r} is given twice; read it once, or under another name: .with_name(...)"
-                )
-            seen[feature.name] = feature
+        counts = Counter(feature.name for feature in features)
+        for name, count in counts.items():
+            if count > 1:
+                raise ValueError(f"{name!r} is given twice; read it once, or under another name: .with_name(...)")
         return features

@@ -65,7 +65,7 @@ class _PushWriter:
         """Raise MismatchError where the table is not as the registry left it; a registry that is down is skipped."""
         workspace, registered = given[0]
         with suppress(RegistryUnavailableError):
-            refuse(compare_table(workspace.registry, workspace.offline, registered))
+            refuse(compare_table(workspace, registered))
         bind_tables(workspace.offline, registered)
 
     def numbered(self, rows: pa.Table, first_sequence: int) -> pa.Table:
@@ -98,9 +98,7 @@ class _PushWriter:
         if not registered.view.online or time.monotonic() < self._note_from_s:
             return
         try:
-            found = compare_part(
-                workspace.registry, workspace.online, workspace.offline, registered, at_once=True
-            ).mismatch
+            found = compare_part(workspace, registered, at_once=True).mismatch
             if found is None or found.heals:
                 markers_of(workspace.online, registered).note_pushed(version.number, version.identity)
             self._note_pause_s = NOTE_PAUSE_SECONDS

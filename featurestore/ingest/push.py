@@ -240,11 +240,9 @@ def _check(workspace: Readers, registered: RegisteredView, *, is_committed: bool
     found: Mismatch | None = None
     with suppress(OnlineStoreUnavailableError):
         if is_committed:
-            found = compare_part(
-                workspace.registry, workspace.online, workspace.offline, registered, at_once=True
-            ).mismatch
+            found = compare_part(workspace, registered, at_once=True).mismatch
         else:
-            found = foreign_part(workspace.registry, workspace.online, registered, None, at_once=True)
+            found = foreign_part(workspace, registered, None, at_once=True)
     refuse(found)
     checked_at_s[key] = now_s
 
@@ -258,7 +256,7 @@ def _begin(workspace: Workspace, registered: RegisteredView, encoder: RecordEnco
     put_at_s = _schemas.setdefault(online, {})
     now_s = time.monotonic()
     if now_s >= put_at_s.get(encoder.schema_key, -inf) + SCHEMA_SECONDS:
-        begin_part(workspace.registry, online, registered)
+        begin_part(workspace, registered)
         online.put(encoder.schema_key, encoder.schema_json)
         reached(SCHEMA_WRITTEN)
         put_at_s[encoder.schema_key] = now_s

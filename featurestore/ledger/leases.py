@@ -13,10 +13,10 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from featurestore_registry.interface import Ledger, LedgerReader
 
@@ -75,7 +75,10 @@ class LeaseState:
 def read_lease(ledger: LedgerReader, project: str, view: str) -> tuple[LeaseState | None, int]:
     """Return the newest state of a view's lease, None when nobody ever took it, and its version."""
     entry = ledger.latest(project, KIND, view)
-    return (None, 0) if entry is None else (_lease_from(entry.document), entry.version)
+    if entry is None:
+        return None, 0
+    with understood("a lease"):
+        return LeaseState(**entry.document), entry.version
 
 
 def running_holder(ledger: LedgerReader, project: str, view: str, *, now_us: int) -> str | None:
@@ -84,11 +87,6 @@ def running_holder(ledger: LedgerReader, project: str, view: str, *, now_us: int
     if state is None or not state.is_held(now_us) or _is_gone(_process_of(ledger, project, view, state.holder)):
         return None
     return state.holder
-
-
-@understood("a lease")
-def _lease_from(document: Mapping[str, Any]) -> LeaseState:
-    return LeaseState(**document)
 
 
 def _process_of(ledger: LedgerReader, project: str, view: str, holder: str) -> Process | None:

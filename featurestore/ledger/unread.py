@@ -67,18 +67,23 @@ class Unread:
                 f"{'it' if len(names) == 1 else 'them'}. Run {self._commands(spans)} to read it again."
             )
         if self.outdated:
-            start, end = self.outdated[0][0], self.outdated[-1][1]
+            (rebuild,) = commands(self.view, [(self.outdated[0][0], self.outdated[-1][1])], " --rebuild")
             found.append(
                 f"View {self.view!r} holds rows of another source or SQL for {in_words(self.outdated)}. "
-                f"Run `fs materialize {to_short_rfc3339(start)} {to_short_rfc3339(end)} --view {self.view} --rebuild`."
+                f"Run `{rebuild}`."
             )
         return tuple(found)
 
     def _commands(self, spans: Iterable[Interval]) -> str:
         if self.is_incremental:
             return f"`fs materialize --view {self.view}`"
-        dates = [(to_short_rfc3339(start), to_short_rfc3339(end)) for start, end in spans]
-        return " and ".join(f"`fs materialize {start} {end} --view {self.view}`" for start, end in dates)
+        return " and ".join(f"`{command}`" for command in commands(self.view, spans))
+
+
+def commands(view: str, spans: Iterable[Interval], option: str = "") -> tuple[str, ...]:
+    """Return the commands that read spans of a view again."""
+    dates = [(to_short_rfc3339(start), to_short_rfc3339(end)) for start, end in spans]
+    return tuple(f"fs materialize {start} {end}{option} --view {view}" for start, end in dates)
 
 
 def in_words(spans: Iterable[Interval]) -> str:

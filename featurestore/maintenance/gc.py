@@ -134,7 +134,7 @@ def _needed_by(
         # An apply may be under way that will use it.
         is_past = prepared.is_past(table.view, table.generation)
         return None if is_past else "the registry is not at this generation yet"
-    mismatch = compare_table(workspace.registry, workspace.offline, registered)
+    mismatch = compare_table(workspace, registered)
     if mismatch is None or mismatch.heals:
         return None
     return "the view's current table does not fit: settle that first, see `fs doctor`"

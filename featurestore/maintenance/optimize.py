@@ -54,7 +54,7 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
             holding(workspace.ledger, workspace.project, name, holder=holder, clock=workspace.clock) as lease,
         ):
             registered = workspace.snapshot().registered(name)  # an apply may have come while this waited for the lease
-            refuse(compare_table(workspace.registry, workspace.offline, registered))
+            refuse(compare_table(workspace, registered))
             version = workspace.offline.current(registered.table)
             if version is not None:
                 after = _compact(workspace, registered, version, lease) if len(version.files) > 1 else version

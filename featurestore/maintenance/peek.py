@@ -24,7 +24,7 @@ def peek(workspace: Readers, registered: RegisteredView, rows: int) -> pa.Table:
     Returns an empty table where nothing is materialized yet. Reads only the ends of the files, which are in time
     order, and no file that is older than the rows already found. Raises DamagedFileError.
     """
-    mismatch = compare_table(workspace.registry, workspace.offline, registered)
+    mismatch = compare_table(workspace, registered)
     if mismatch is not None:
         logger.warning("%s %s", mismatch.message, mismatch.hint)
     version = workspace.offline.current(registered.table)

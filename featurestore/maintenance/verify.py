@@ -44,7 +44,7 @@ def verify(workspace: Readers) -> list[Verification]:
     lost = lost_pins(workspace)
     for registered in workspace.known_snapshot().views.values():
         with step("verify", f"verify {registered.view.name}") as running:
-            table = compare_table(workspace.registry, workspace.offline, registered)
+            table = compare_table(workspace, registered)
             part = part_mismatch(workspace, registered) if registered.view.online else None
             parts = [found for found in (table, part) if found is not None and found.kind != "unreadable"]
             problems = [f"{found.message} {found.hint}" for found in parts]
@@ -85,7 +85,7 @@ def _compared(workspace: Readers, registered: RegisteredView) -> Sample:
     if newest is None:
         return Sample()
     sample = compare_sample(workspace, registered, newest)
-    part = compare_part(workspace.registry, workspace.online, offline, registered)
+    part = compare_part(workspace, registered)
     if not (sample.missing or sample.older) or part.version is None:
         return sample
     changes = offline.changes(table, part.version, newest.number)

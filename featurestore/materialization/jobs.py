@@ -40,15 +40,13 @@ def materialize(
     dry_run: bool = False,
     rebuild: bool = False,
     confirm: Confirm | None = None,
-    wait_seconds: float = WAIT_SECONDS,
 ) -> list[RunResult]:
     """Bring source rows with event time in [start, end) into the offline log, and the newest online.
 
     ``rebuild`` withdraws the span's rows that came from the source and that it no longer holds, once
     ``confirm(view, rows)`` has returned True, and the rows of damaged files within the span: these are then read from
-    the source again, pushed ones are lost. A dry run counts and writes nothing. ``wait_seconds`` is how long to wait
-    for another run of a view. Raises IntervalError for a span that is empty or ends in the future, NotFoundError for
-    an unknown view.
+    the source again, pushed ones are lost. A dry run counts and writes nothing. Raises IntervalError for a span that is
+    empty or ends in the future, NotFoundError for an unknown view.
     """
     if start_us >= end_us:
         raise IntervalError(
@@ -68,7 +66,6 @@ def materialize(
         "rebuild" if rebuild else "interval",
         lambda run: (run.count if dry_run else run.bring)(choose, withdraw),
         dry_run=dry_run,
-        wait_seconds=wait_seconds,
     )
 
 
@@ -82,7 +79,8 @@ def materialize_incremental(
 ) -> list[RunResult]:
     """Bring rows before ``end_us`` (None: now) that no run has read, and late rows and corrections of the others.
 
-    Raises IntervalError for an end in the future, NotFoundError for an unknown view.
+    ``wait_seconds`` is how long to wait for another run of a view. Raises IntervalError for an end in the future,
+    NotFoundError for an unknown view.
     """
     now_us = workspace.clock()
     until_us = now_us if end_us is None else end_us
@@ -106,21 +104,13 @@ def republish(
     views: Iterable[str] | None = None,
     *,
     authoritative: bool = False,
-    wait_seconds: float = WAIT_SECONDS,
 ) -> list[RunResult]:
     """Publish the newest row of every entity again; views that stay offline are left out.
 
     With ``authoritative`` the online store is made equal to the offline log: records of entities that the log
     does not hold are deleted, records newer than the log replaced. Raises NotFoundError for an unknown view.
     """
-    return _run(
-        workspace,
-        views,
-        "republish",
-        lambda run: run.republish(authoritative=authoritative),
-        dry_run=False,
-        wait_seconds=wait_seconds,
-    )
+    return _run(workspace, views, "republish", lambda run: run.republish(authoritative=authoritative), dry_run=False)
 
 
 def succeeded(results: Sequence[RunResult]) -> Sequence[RunResult]:
@@ -157,7 +147,7 @@ def _run(
     job: Job,
     *,
     dry_run: bool,
-    wait_seconds: float,
+    wait_seconds: float = WAIT_SECONDS,
 ) -> list[RunResult]:
     """Run a job for each view."""
     snapshot = workspace.known_snapshot()

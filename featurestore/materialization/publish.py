@@ -142,7 +142,7 @@ class _Publisher:
     """One publish under way: it reads, encodes, sends and counts."""
 
     def __init__(self, workspace: Workspace, registered: RegisteredView, check: Callable[[], None]) -> None:
-        self.engine, self.online, self.registry = workspace.engine, workspace.online, workspace.registry
+        self.engine, self.online, self._workspace = workspace.engine, workspace.online, workspace
         self.registered, self.view = registered, registered.view
         self.encoder = RecordEncoder(registered.layout)
         self.now_us = workspace.clock()
@@ -151,7 +151,7 @@ class _Publisher:
 
     def put_schema(self) -> None:
         """Write the records' owner, and the schema that readers need, before the first record."""
-        begin_part(self.registry, self.online, self.registered)
+        begin_part(self._workspace, self.registered)
         self.online.put(self.encoder.schema_key, self.encoder.schema_json)
         reached(SCHEMA_WRITTEN)
 

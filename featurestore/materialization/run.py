@@ -180,7 +180,7 @@ class ViewRun:
             part = self._part()
             if not again and part.version == version.number:
                 # The marker also records this revision: a clone without it is recognised by that.
-                begin_part(self.workspace.registry, self.workspace.online, self.registered)
+                begin_part(self.workspace, self.registered)
                 return
             # A part that does not say how far it is may hold records from before there were markers: everything is sent
             # again, and records of rows that left the table since are still to be removed.
@@ -216,14 +216,14 @@ class ViewRun:
 
     def _compare(self) -> None:
         """Raise MismatchError where a store is not as this registry left it."""
-        refuse(compare_table(self.workspace.registry, self.workspace.offline, self.registered))
+        refuse(compare_table(self.workspace, self.registered))
         if self.registered.view.online:
             with suppress(OnlineStoreUnavailableError):  # rows are committed all the same; publishing will report it
                 self._part()
 
     def _part(self) -> Part:
         workspace = self.workspace
-        part = compare_part(workspace.registry, workspace.online, workspace.offline, self.registered, self.watermark)
+        part = compare_part(workspace, self.registered, self.watermark)
         refuse(part.mismatch)
         return part
 

@@ -24,7 +24,7 @@ from featurestore.ledger.prepared import Preparations, Prepared, mark_of
 from featurestore.offline.interface import TableId
 from featurestore.online.records.keys import project_prefix, view_prefix
 from featurestore.plan.changes import Plan, Step
-from featurestore.plan.classes import ChangeClass
+from featurestore.plan.classes import FLAGS, ChangeClass
 from featurestore.registered.snapshot import Snapshot
 from featurestore.steps import crash_point, reached, step
 from featurestore.workspace import Workspace
@@ -40,8 +40,7 @@ def check_allowed(plan: Plan, *, allow_breaking: bool, allow_destroy: bool) -> N
     allowed = {ChangeClass.BREAKING: allow_breaking, ChangeClass.DESTRUCTIVE: allow_destroy}
     for planned in plan.steps:
         if not allowed.get(planned.change_class, True):
-            breaking = planned.change_class is ChangeClass.BREAKING
-            flag = "--allow-breaking" if breaking else "--allow-destroy"
+            flag = FLAGS[planned.change_class]
             argument = flag.removeprefix("--").replace("-", "_")
             raise ChangesNotAllowedError(
                 f"{planned.action} {planned.title} {planned.name!r} is {planned.change_class.name.lower()}"

@@ -9,7 +9,7 @@ from typing import Literal
 from featurestore_registry.records import Change, Record
 
 from featurestore.offline.interface import TableId
-from featurestore.plan.classes import ChangeClass, Difference
+from featurestore.plan.classes import FLAGS, ChangeClass, Difference
 from featurestore.plan.texts import difference_lines
 from featurestore.registered.snapshot import Snapshot
 
@@ -168,11 +168,7 @@ def _summary(plan: Plan, *, is_teardown: bool) -> str:
     worst = plan.worst
     assert worst is not None
     classes = {step.change_class for step in plan.steps}
-    flags = [
-        flag
-        for change, flag in ((ChangeClass.BREAKING, "--allow-breaking"), (ChangeClass.DESTRUCTIVE, "--allow-destroy"))
-        if change in classes
-    ]
+    flags = [flag for change, flag in FLAGS.items() if change in classes]
     needs = f"; apply needs {' and '.join(flags)}" if flags and not is_teardown else ""
     return f"{', '.join(counts)}; the worst change is {worst.name.lower()}{needs}."
 

@@ -38,6 +38,10 @@ class ChangeClass(IntEnum):
     """Data is deleted; needs ``--allow-destroy``."""
 
 
+FLAGS = {ChangeClass.BREAKING: "--allow-breaking", ChangeClass.DESTRUCTIVE: "--allow-destroy"}
+"""The flag that a change of a class needs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """One difference between the applied definition and the wanted one."""

@@ -45,7 +45,7 @@ def make_plan(
     prepare = prepare and bool(snapshot.revision)
     applied = {name: registered.view for name, registered in snapshot.views.items()}
     wanted, notices = pin_schemas(list(definitions), applied, workspace.engine.sources, refresh=refresh_schema)
-    order = {kind.kind: position for position, kind in enumerate(KINDS)}
+    order = {kind: position for position, kind in enumerate(KINDS)}
     wanted.sort(key=lambda found: (order[found.kind], found.name))
     given = {(found.kind, found.name) for found in wanted}
     if partial:
@@ -61,7 +61,7 @@ def make_plan(
     notices += _unknown_tables(workspace, snapshot)
     remembered = Remembered(workspace.ledger, workspace.project)
     for registered in snapshot.views.values():
-        mismatch = compare_table(workspace.registry, workspace.offline, registered, remembered)
+        mismatch = compare_table(workspace, registered, remembered)
         if mismatch is not None:
             notices.append(f"{mismatch.message} {mismatch.hint}")
     # Several views may report the same problem of the project: say it once.
@@ -210,7 +210,7 @@ class _Putting:
         """Tell whether the prepared table is as this registry left it: a store may have been restored since."""
         workspace = self._workspace
         planned = RegisteredView(workspace.project, wanted, generation, self._snapshot.chain)
-        found = [compare_table(workspace.registry, workspace.offline, planned)]
+        found = [compare_table(workspace, planned)]
         if wanted.online:
             with suppress(OnlineStoreUnavailableError):
                 found.append(part_mismatch(workspace, planned))

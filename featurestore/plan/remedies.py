@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from featurestore_registry.interface import LedgerReader
 
 from featurestore.definitions import Definition, FeatureView
+from featurestore.ledger.unread import commands
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.plan.classes import ChangeClass, Difference
 from featurestore.registered.snapshot import RegisteredView, Snapshot
-from featurestore.types.times import to_short_rfc3339
 
 
 def commands_after(
@@ -32,7 +32,9 @@ def commands_after(
         return ()
     readers = [found for found in snapshot.views.values() if wanted.key in read_by(found.view)]
     return tuple(
-        line for found in readers or filter(None, [registered]) for line in _spans(ledger, found, " --rebuild")
+        line
+        for found in readers or filter(None, [registered])
+        for line in commands(found.view.name, read_watermark(ledger, found).intervals, " --rebuild")
     )
 
 
@@ -45,12 +47,4 @@ def _refill(ledger: LedgerReader, registered: RegisteredView) -> tuple[str, ...]
     """Return the command that reads the committed spans again, for a new generation or an added feature."""
     if read_watermark(ledger, registered).begun_us is not None:
         return (f"fs materialize --view {registered.view.name}",)  # reads from the source's first event on
-    return _spans(ledger, registered)
-
-
-def _spans(ledger: LedgerReader, registered: RegisteredView, option: str = "") -> tuple[str, ...]:
-    spans = read_watermark(ledger, registered).intervals
-    return tuple(
-        f"fs materialize {to_short_rfc3339(start)} {to_short_rfc3339(end)}{option} --view {registered.view.name}"
-        for start, end in spans
-    )
+    return commands(registered.view.name, read_watermark(ledger, registered).intervals)

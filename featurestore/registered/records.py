@@ -29,16 +29,11 @@ from featurestore.types import parse_type
 from featurestore.types.times import MICROSECOND
 from featurestore.types.values import from_json, to_json
 
-KINDS: tuple[type[Definition], ...] = (
-    Entity,
-    ParquetSource,
-    PushSource,
-    RequestSource,
-    FeatureView,
-    OnDemandFeatureView,
-    FeatureService,
-)
-"""Every kind, each after the kinds it may depend on."""
+KINDS: dict[str, type[Definition]] = {
+    kind.kind: kind
+    for kind in (Entity, ParquetSource, PushSource, RequestSource, FeatureView, OnDemandFeatureView, FeatureService)
+}
+"""Every kind by its name, each after the kinds it may depend on."""
 
 _SHORT_KINDS = {"view": "feature_view", "service": "feature_service", "on_demand_view": "on_demand_feature_view"}
 
@@ -48,16 +43,15 @@ def kind_named(text: str | type[Definition]) -> str:
 
     Raises NotFoundError for anything else.
     """
-    if isinstance(text, type) and text in KINDS:
+    if isinstance(text, type) and text in KINDS.values():
         return text.kind
     if not isinstance(text, str):
         hint = "Pass a class such as FeatureView, or a word such as 'feature_view'."
         raise NotFoundError(f"{text!r} is not a kind of definition.", hint=hint)
     word = text.lower().replace("-", "_").removesuffix("s")
     word = "entity" if word == "entitie" else _SHORT_KINDS.get(word, word)
-    kinds = [kind.kind for kind in KINDS]
-    if word not in kinds:
-        raise NotFoundError(f"There is no kind of definition called {text!r}.", hint=did_you_mean(text, kinds))
+    if word not in KINDS:
+        raise NotFoundError(f"There is no kind of definition called {text!r}.", hint=did_you_mean(text, KINDS))
     return word
 
 
@@ -129,7 +123,8 @@ def selection_from(document: Mapping[str, Any], lookup: Lookup) -> FeatureSelect
 
 def to_record(project: str, definition: Definition, *, generation: int = 1) -> Record:
     """Return a definition as the record that the registry keeps; a view's schema must be known."""
-    document, fields, depends_on = _WRITERS[type(definition)](definition)
+    write, _ = _FORMS[definition.kind]
+    document, fields, depends_on = write(definition)
     if isinstance(definition, FeatureView):
         document["generation"] = generation
     described = {
@@ -164,7 +159,7 @@ def from_records(records: Iterable[Record]) -> dict[tuple[str, str], Definition]
             raise ValueError(f"it needs the {kind} {name!r}, which does not exist")
         return made[kind, name]
 
-    order = {kind.kind: position for position, kind in enumerate(KINDS)}
+    order = {kind: position for position, kind in enumerate(KINDS)}
     for record in sorted(records, key=lambda record: order.get(record.kind, len(order))):
         with understood(f"the {record.kind} {record.name!r} of project {record.project!r}"):
             made[record.kind, record.name] = _from_record(record, lookup)
@@ -185,8 +180,9 @@ def with_dependencies(keys: Iterable[str], by_key: Mapping[str, Record]) -> list
 
 def _from_record(record: Record, lookup: Lookup) -> Definition:
     common = {"description": record.description, "owner": record.owner, "tags": record.tags}
-    definition = _READERS[record.kind](record.name, record.document, lookup, common)
-    written = {*_WRITERS[type(definition)](definition)[0]}
+    write, read = _FORMS[record.kind]
+    definition = read(record.name, record.document, lookup, common)
+    written = {*write(definition)[0]}
     if isinstance(definition, FeatureView):
         written.add("generation")
     if unread := record.document.keys() ^ written:
@@ -278,17 +274,6 @@ def _record_field(field: Field, inputs: Iterable[str] = ()) -> RecordField:
     return RecordField(field.name, str(field.type), field.description, field.tags, tuple(inputs))
 
 
-_WRITERS: dict[type, Callable[[Any], Written]] = {
-    Entity: _write_entity,
-    ParquetSource: _write_source,
-    PushSource: _write_push,
-    RequestSource: _write_request,
-    FeatureView: _write_view,
-    OnDemandFeatureView: _write_on_demand,
-    FeatureService: _write_service,
-}
-
-
 def _read_entity(name: str, document: Mapping[str, Any], lookup: Lookup, common: dict[str, Any]) -> Entity:
     return Entity(name, {key: parse_type(kind) for key, kind in document["join_keys"]}, **common)
 
@@ -351,12 +336,13 @@ def _read_service(name: str, document: Mapping[str, Any], lookup: Lookup, common
     return FeatureService(name, features, **common)
 
 
-_READERS: dict[str, Callable[[str, Mapping[str, Any], Lookup, dict[str, Any]], Definition]] = {
-    Entity.kind: _read_entity,
-    ParquetSource.kind: _read_source,
-    PushSource.kind: _read_push,
-    RequestSource.kind: _read_request,
-    FeatureView.kind: _read_view,
-    OnDemandFeatureView.kind: _read_on_demand,
-    FeatureService.kind: _read_service,
+Reader = Callable[[str, Mapping[str, Any], Lookup, dict[str, Any]], Definition]
+_FORMS: dict[str, tuple[Callable[[Any], Written], Reader]] = {
+    Entity.kind: (_write_entity, _read_entity),
+    ParquetSource.kind: (_write_source, _read_source),
+    PushSource.kind: (_write_push, _read_push),
+    RequestSource.kind: (_write_request, _read_request),
+    FeatureView.kind: (_write_view, _read_view),
+    OnDemandFeatureView.kind: (_write_on_demand, _read_on_demand),
+    FeatureService.kind: (_write_service, _read_service),
 }

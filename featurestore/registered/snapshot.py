@@ -152,6 +152,6 @@ class Snapshot:
 
     def list(self, kind: str | None = None) -> list[Definition]:
         """Return all definitions, or those of one kind, sorted by kind and name."""
-        kinds = [found.kind for found in KINDS]
+        kinds = list(KINDS)
         pairs = sorted(self.definitions.items(), key=lambda pair: (kinds.index(pair[0][0]), pair[0][1]))
         return [definition for (found, _), definition in pairs if kind in (None, found)]

@@ -121,7 +121,7 @@ def find_notes(workspace: Readers, pins: Sequence[PinnedRead]) -> dict[str, str]
         asked.setdefault(view.name, set()).update(*map(view.made_of, pinned.read.features))
     found = {}
     for name, registered in {pinned.read.view.name: pinned.read.registered for pinned in pins}.items():
-        mismatch = compare_table(workspace.registry, workspace.offline, registered, remembered)
+        mismatch = compare_table(workspace, registered, remembered)
         unread = read_unread(workspace.registry, registered, remembered.of(registered)[0])
         texts = [*([] if mismatch is None else [mismatch.message]), *unread.texts(asked[name])]
         if texts:

@@ -166,7 +166,7 @@ def test_a_view_that_reads_by_other_sql_says_so_until_it_is_rebuilt(store: Featu
     values, warned = read(store, "amount")
     assert values == of_source("amount")
     assert warned == [lacks(store)]
-    assert "`fs materialize 2024-01-02T00:00:00Z 2024-01-13T00:00:00Z --view sales --rebuild`" in warned[0]
+    assert "`fs materialize 2024-01-02T00:00:00Z 2024-01-13T00:00:00Z --rebuild --view sales`" in warned[0]
     store.materialize_incremental()
     succeeded(materialize(store.workspace, day(1), day(12)))
     assert lacks(store) == warned[0]  # what the SQL leaves out now is there still

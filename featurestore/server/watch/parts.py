@@ -39,7 +39,7 @@ class PartWatch:
         for name, registered in views.items():
             published = progress[name].published_version if name in progress else None
             try:
-                mismatch = foreign_part(self._workspace.registry, self._workspace.online, registered, published)
+                mismatch = foreign_part(self._workspace, registered, published)
             except FeatureStoreError:
                 return  # other metrics show that
             self._metrics.part_mismatch.labels(name).set(mismatch is not None)

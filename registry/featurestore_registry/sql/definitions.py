@@ -41,8 +41,9 @@ class SqlDefinitions(Definitions):
 
     @override
     def head(self, project: str) -> int:
+        table = tables.project
         with self._database.reading() as connection:
-            return _head(connection, project)
+            return connection.scalar(select(table.c.revision).where(table.c.project == project)) or 0
 
     @override
     def chain(self, project: str) -> Chain:
@@ -207,11 +208,6 @@ def _changes(project: str, first: int, last: int, *more: Any) -> Select[Any]:
         .where(change.c.project == project, change.c.number.between(first, last))
         .order_by(change.c.number, change.c.position)
     )
-
-
-def _head(connection: Connection, project: str) -> int:
-    head = connection.scalar(select(tables.project.c.revision).where(tables.project.c.project == project))
-    return head or 0
 
 
 def _move(connection: Connection, project: str, new: int) -> None:
