@@ -253,10 +253,13 @@ def test_what_was_added_under_an_earlier_release_is_told_and_read(tmp_path: Path
         else:
             succeeded(materialize_incremental(store.workspace, until))
 
-    with FeatureStore(tmp_path, clock=ManualClock(NOW)) as store:
+    clock = ManualClock(NOW)
+    with FeatureStore(tmp_path, clock=clock) as store:
         store.apply([sales("amount")])
         bring(store, day(5))
+        clock.advance(timedelta(seconds=1))
         assert store.apply([sales("amount", "tips")]).steps
+        clock.advance(timedelta(seconds=1))
         succeeded(materialize(store.workspace, day(5), day(7)))
         forget(tmp_path)
         told = lacks(store)

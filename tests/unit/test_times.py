@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta, timezone
 from fractions import Fraction
 from math import ceil, floor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import featurestore
 from featurestore.errors import ValueTypeError
 from featurestore.types import times
 
@@ -153,3 +155,10 @@ def test_days_count_from_1970(day):
 
 def test_the_system_clock_counts_microseconds():
     assert abs(times.system_clock() - datetime.now(UTC).timestamp() * 1e6) < 60e6
+
+
+def test_only_what_has_no_project_asks_the_machine_what_time_it_is():
+    package = Path(featurestore.__file__).parent
+    shipped = (path for path in package.rglob("*.py") if "testing" not in path.parts)
+    asking = [path for path in shipped if "system_clock()" in path.read_text(encoding="utf-8")]
+    assert asking == [package / "cli/commands/init.py"]
