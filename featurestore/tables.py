@@ -118,6 +118,20 @@ def read_parquet(path: str | Path, what: str, error: type[InputError] = InputErr
         raise error(f"{what} {path} cannot be read: {reason}.", hint=hint, path=str(path)) from None
 
 
+def parquet_fault(path: str | Path) -> str | None:
+    """Return why a Parquet file cannot be read completely, or None when it can."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for _ in file.iter_batches():
+                pass
+    except (OSError, pa.ArrowException) as error:
+        return str(error).splitlines()[0].rstrip(".")
+    return None
+
+
 def _without_overflow(table: pa.Table, path: str | Path, names: Iterable[str]) -> pa.Table:
     """Return a table whose instants of the old type INT96 are in microseconds if nanoseconds cannot hold them.
 

@@ -92,8 +92,7 @@ class StagedRows:
     waiting: int
     """Rows dated after now."""
     min_event_us: int | None
-    max_event_us: int | None
-    """Bounds of the appended rows' event times."""
+    """The least event time of the appended rows."""
     max_created_us: int | None
     """Greatest created time among the rows read that were not waiting."""
 
@@ -130,13 +129,23 @@ class ViewJoin:
     as_of: AsOf
 
 
+REASONS = {
+    "null_key": "null key",
+    "no_entity": "no such entity",
+    "nothing_before": "nothing before",
+    "not_yet_available": "not yet available",
+    "expired": "expired",
+}
+"""Why an entity row has no candidate, the first that applies, in words for people."""
+
+
 @dataclass(frozen=True, slots=True)
 class JoinFacts:
     """What a join knows about one view, for warnings and certificates."""
 
     view: str
     nulls: Mapping[str, int]
-    """Entity rows without a candidate by reason: null_key, no_entity, nothing_before, not_yet_available, expired."""
+    """Entity rows without a candidate, for each of `REASONS`."""
     greatest_age_us: int | None
     from_future: int
     """Chosen rows whose event time or availability is after the entity row's time: must be 0."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from featurestore.consistency.belonging import compare_table, refuse
 from featurestore.consistency.ownership import Ownership
-from featurestore.errors import NotFoundError, did_you_mean
 from featurestore.ledger.commits import bind_tables
 from featurestore.ledger.leases import Lease, holding
 from featurestore.ledger.saved_sets import keep_missing_documents, pins
@@ -41,8 +40,7 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
     """
     snapshot = workspace.snapshot()
     for name in views or ():
-        if name not in snapshot.views:
-            raise NotFoundError(f"There is no feature view {name!r}.", hint=did_you_mean(name, snapshot.views))
+        snapshot.registered(name)
     Ownership(workspace)
     keep_missing_documents(workspace)
     pinned = pins(workspace)

@@ -252,13 +252,7 @@ class _Builder:
 
     def add_on_demand(self, name: str, names: Sequence[str]) -> None:
         """Add features of an on-demand view, and everything that its function reads."""
-        registered = self._snapshot.on_demand.get(name)
-        if registered is None:
-            raise NotFoundError(
-                f"There is no on-demand feature view {name!r}.",
-                hint=did_you_mean(name, self._snapshot.on_demand) or "Run `fs apply` first.",
-                name=name,
-            )
+        registered = self._snapshot.get(OnDemandFeatureView, name)
         known = {field.name: field for field in registered.features}
         for feature in names:
             if feature not in known:

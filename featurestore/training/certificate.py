@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from featurestore.definitions.view import not_shown
-from featurestore.engine.interface import JoinFacts
+from featurestore.engine.interface import REASONS, JoinFacts
 from featurestore.errors import CertificateError
 from featurestore.offline.interface import TableReader
 from featurestore.offline.reading import opened
@@ -29,14 +29,6 @@ from featurestore.types.times import duration_text, to_rfc3339
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-REASONS = {
-    "null_key": "null key",
-    "no_entity": "no such entity",
-    "nothing_before": "nothing before",
-    "not_yet_available": "not yet available",
-    "expired": "expired",
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from featurestore_registry.documents import Interval
@@ -30,9 +29,9 @@ RECENT_US = 3_600_000_000
 a run."""
 LARGE_SHARE = 0.1
 """Warn when at least this share of the rows has no value because it was not yet available."""
-
-
 _SMALL_TABLE_ROWS = 200_000
+_BETWEEN = ("featurestore", "functools", "contextlib")
+"""The product, and modules of Python between it and the caller."""
 
 
 class TrainingSetWarning(UserWarning):
@@ -41,19 +40,13 @@ class TrainingSetWarning(UserWarning):
 
 def warn(text: str) -> None:
     """Warn at the user's own line, every time and not only the first time that Python runs the line."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _is_between(frame.f_globals.get("__name__", "")) and frame.f_back is not None:
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         frame = frame.f_back
-    assert frame is not None
     # Without a registry Python does not remember that it has warned already.
     warnings.warn_explicit(
         text, TrainingSetWarning, frame.f_code.co_filename, frame.f_lineno, module=frame.f_globals.get("__name__")
     )
-
-
-def _is_between(module: str) -> bool:
-    """Tell whether a module is the product's, or one of Python's between it and the caller."""
-    return module.partition(".")[0] in ("featurestore", "functools", "contextlib")
 
 
 @dataclass(frozen=True, slots=True)

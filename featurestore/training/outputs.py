@@ -53,7 +53,11 @@ def _of_the_caller(target: Path, frame: str | Path | None) -> str | None:
         return None
     if frame is not None and _is_same(target, frame):
         return "the entity frame"
-    return None if _is_parquet(target) else "not a Parquet file"
+    if target.is_file():  # not a folder, nor a device
+        with target.open("rb") as file:
+            if file.read(4) in _BEGINNINGS:
+                return None
+    return "not a Parquet file"
 
 
 def _of_a_source(workspace: Readers, target: Path, places: set[Path]) -> str | None:
@@ -71,10 +75,3 @@ def _is_same(target: Path, other: str | Path) -> bool:
     with suppress(OSError, ValueError):  # a query, or a missing file
         return target.samefile(other)
     return False
-
-
-def _is_parquet(path: Path) -> bool:
-    if not path.is_file():
-        return False  # a folder, a device
-    with path.open("rb") as file:
-        return file.read(4) in _BEGINNINGS

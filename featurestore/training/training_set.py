@@ -90,7 +90,7 @@ class TrainingSet:
     def columns(self) -> tuple[str, ...]:
         """The columns of `to_arrow`: the frame's own, then the features."""
         own = self._rows.frame.own.names if isinstance(self._rows, JoinedRows) else []
-        return (*own, *self._schema.names)
+        return (*own, *self._rows.schema.names)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -132,7 +132,7 @@ class TrainingSet:
     def to_arrow(self) -> pa.Table:
         """Return the frame's own columns, except a pandas index, and the features."""
         table = self._own.to_arrow()
-        for name, column in zip(self._schema.names, self._features().columns, strict=True):
+        for name, column in zip(self._rows.schema.names, self._features().columns, strict=True):
             table = table.append_column(name, column)
         return table
 
@@ -219,7 +219,7 @@ class TrainingSet:
         """Return the hash of the feature columns: every value, its type and its place count."""
 
         def work() -> str:
-            return fingerprint(self._schema, self._batches() if self._table is None else self._table.to_batches())
+            return fingerprint(self._rows.schema, self._batches() if self._table is None else self._table.to_batches())
 
         return self._with_reopening(work)
 
@@ -236,16 +236,12 @@ class TrainingSet:
     def _own(self) -> OwnColumns:
         return self._rows.frame.own if isinstance(self._rows, JoinedRows) else no_columns(self._features().num_rows)
 
-    @property
-    def _schema(self) -> pa.Schema:
-        return self._rows.schema
-
     def _features(self) -> pa.Table:
         """Return the feature columns of all rows, joined once."""
         import pyarrow as pa
 
         if self._table is None:
-            self._table = self._with_reopening(lambda: pa.Table.from_batches(self._batches(), self._schema))
+            self._table = self._with_reopening(lambda: pa.Table.from_batches(self._batches(), self._rows.schema))
         return self._table
 
     def _first(self, n: int) -> pa.Table:
@@ -263,14 +259,14 @@ class TrainingSet:
             count += batch.num_rows
             if isinstance(rows, SpanRows) and count >= n:
                 break
-        return pa.Table.from_batches(batches, self._schema).slice(0, n)
+        return pa.Table.from_batches(batches, self._rows.schema).slice(0, n)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the feature columns, and compare them with the saved hash at the end."""
         if isinstance(self._rows, SpanRows):
             yield from self._rows.batches()
             return
-        taken = None if self._saved is None else TableFingerprint(self._schema)
+        taken = None if self._saved is None else TableFingerprint(self._rows.schema)
         observed = Observed(len(self))
         for batch in self._rows.batches(observed):
             if taken is not None:
@@ -293,7 +289,7 @@ class TrainingSet:
         import pyarrow as pa
 
         own = self._rows.frame.own.to_arrow() if isinstance(self._rows, JoinedRows) else pa.table({})
-        schema = pa.schema([*own.schema, *self._schema], metadata=own.schema.metadata)
+        schema = pa.schema([*own.schema, *self._rows.schema], metadata=own.schema.metadata)
 
         def batches() -> Iterator[pa.RecordBatch]:
             start = 0

@@ -103,25 +103,18 @@ def to_short_rfc3339(instant: int) -> str:
 
 def to_datetimes(instants: Sequence[int | None]) -> list[datetime | None]:
     """Return `to_datetime` of many instants in half the time; None stays None."""
+    import numpy as np
 
-    def converted(known: list[int]) -> list[datetime]:
-        import numpy as np
-
-        return list(map(EPOCH.__add__, np.array(known, dtype="m8[us]").tolist()))
-
-    return _where_known(instants, converted)
+    return _where_known(instants, lambda known: list(map(EPOCH.__add__, np.array(known, dtype="m8[us]").tolist())))
 
 
 def to_rfc3339_texts(instants: Sequence[int | None]) -> list[str | None]:
     """Return `to_rfc3339` of many instants in half the time; None stays None."""
+    import numpy as np
 
-    def converted(known: list[int]) -> list[str]:
-        import numpy as np
-
-        texts: list[str] = np.datetime_as_string(np.array(known, dtype="M8[us]"), timezone="UTC").tolist()
-        return texts
-
-    return _where_known(instants, converted)
+    return _where_known(
+        instants, lambda known: np.datetime_as_string(np.array(known, dtype="M8[us]"), timezone="UTC").tolist()
+    )
 
 
 def _where_known(instants: Sequence[int | None], convert: Callable[[list[int]], list[T]]) -> list[T | None]:
@@ -199,12 +192,9 @@ def instants_from_arrow(
         # Integer division truncates toward zero, so the remainder's sign says which way to move.
         quotient = pc.divide(raw, 1000)
         remainder = pc.subtract(raw, pc.multiply(quotient, 1000))
-        if rounding == "floor":
-            move = pc.cast(pc.less(remainder, 0), pa.int64())
-            instants = pc.subtract(quotient, move)
-        else:
-            move = pc.cast(pc.greater(remainder, 0), pa.int64())
-            instants = pc.add(quotient, move)
+        is_floor = rounding == "floor"
+        is_off = pc.less(remainder, 0) if is_floor else pc.greater(remainder, 0)
+        instants = pc.add(quotient, pc.multiply(pc.cast(is_off, pa.int64()), -1 if is_floor else 1))
         _check_range(instants, (MIN_INSTANT, MAX_INSTANT))
     return instants.cast(pa.timestamp("us", tz="UTC"))
 

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING
 from featurestore.engine.duck.choose import EntityRows, keep_chosen
 from featurestore.engine.duck.identity import known
 from featurestore.engine.duck.offline_sql import log
-from featurestore.engine.interface import JoinFacts, ViewJoin
+from featurestore.engine.interface import REASONS, JoinFacts, ViewJoin
 from featurestore.errors import CertificateError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-REASONS = ("null_key", "no_entity", "nothing_before", "not_yet_available", "expired")
 
 AVAILABLE = f"greatest(l.event_ts, {known('l')})"
 

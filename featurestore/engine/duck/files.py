@@ -98,19 +98,17 @@ def _is_hidden(name: str, pattern: str) -> bool:
 
 def _source_file(root: Path, path: Path) -> SourceFile:
     state = path.stat()
-    if fault := _unnameable(str(path)):
+    name, fault = str(path), ""
+    if re.search(r"[\udc80-\udcff]", name):
+        fault = "is not UTF-8"
+    elif "\\" in name and glob.has_magic(name):
+        # A pattern cannot hold a backslash, and only a pattern can name the other characters.
+        fault = "holds a backslash together with one of * ? ["
+    if fault:
         hint = "Rename the file, or the folder."
-        raise SourceFileError(f"{str(path)!a} cannot be read: its name {fault}.", hint=hint, path=ascii(str(path)))
+        raise SourceFileError(f"{name!a} cannot be read: its name {fault}.", hint=hint, path=ascii(name))
     shown = path.relative_to(root) if path.is_relative_to(root) else path
     return SourceFile(shown.as_posix(), f"{state.st_size}\0{state.st_mtime_ns}")  # watermarks hold it in this form
-
-
-def _unnameable(path: str) -> str | None:
-    """Return why DuckDB cannot open a file of this name, None when it can."""
-    if re.search(r"[\udc80-\udcff]", path):
-        return "is not UTF-8"
-    # A pattern cannot hold a backslash, and only a pattern can name the other characters.
-    return "holds a backslash together with one of * ? [" if "\\" in path and glob.has_magic(path) else None
 
 
 def check_unchanged(root: Path, files: Sequence[SourceFile]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,12 +59,10 @@ class DuckLog(Log):
         until_us: int | None = None,
         batch_rows: int,
     ) -> Iterator[pa.RecordBatch]:
-        output = _shown(view)
         with self._session.open(reads=files) as connection, translated(READING, table_files=files):
             counts = f"{SEQUENCE} >= {first_sequence} AND {until(until_us)}" if first_sequence else until(until_us)
-            chosen = _find_newest(connection, view, files, f"WHERE {counts}")
-            query = f"SELECT {_names(output)} FROM ({read_log(log_columns(view), files)}) {chosen}"
-            yield from stream(connection, query, batch_rows, arrow_schema(output))
+            newest = _find_newest(connection, view, files, f"WHERE {counts}")
+            yield from stream(connection, newest, batch_rows, arrow_schema(_shown(view)))
 
     @override
     def entities(self, view: FeatureView, files: Sequence[str], *, since_us: int, until_us: int) -> tuple[int, int]:
@@ -112,7 +110,6 @@ class DuckLog(Log):
         batch_rows: int,
     ) -> Iterator[pa.RecordBatch]:
         reads = list(dict.fromkeys([*files, *removed, *added]))
-        output = _shown(view)
         with self._session.open(reads=reads) as connection, translated(READING, table_files=reads):
             keys = ", ".join(map(quote, view.join_keys))
             kept = f"SELECT {SEQUENCE} FROM ({read_log(thin(view), added)})"
@@ -121,10 +118,9 @@ class DuckLog(Log):
                 f"{known()} AS {GONE_CREATED} "
                 f"FROM ({read_log(thin(view), removed)}) ANTI JOIN ({kept}) USING ({SEQUENCE})"
             )
-            chosen = _find_newest(connection, view, files, f"SEMI JOIN gone USING ({keys}) WHERE {until(until_us)}")
-            newest = f"SELECT {_names(output)} FROM ({read_log(log_columns(view), files)}) {chosen}"
-            shown = {**view.join_keys, GONE_EVENT: Timestamp, GONE_CREATED: Timestamp, **output}
-            query = f"SELECT {_names(shown)} FROM gone LEFT JOIN ({newest}) USING ({keys})"
+            newest = _find_newest(connection, view, files, f"SEMI JOIN gone USING ({keys}) WHERE {until(until_us)}")
+            shown = {**view.join_keys, GONE_EVENT: Timestamp, GONE_CREATED: Timestamp, **_shown(view)}
+            query = f"SELECT {', '.join(map(quote, shown))} FROM gone LEFT JOIN ({newest}) USING ({keys})"
             yield from stream(connection, query, batch_rows, arrow_schema(shown))
 
     @override
@@ -139,23 +135,16 @@ def _shown(view: FeatureView) -> dict[str, ValueType]:
     return {name: kind for name, kind in log_columns(view).items() if name not in (SEQUENCE, ORIGIN)}
 
 
-def _names(columns: Iterable[str]) -> str:
-    return ", ".join(map(quote, columns))
-
-
 def _rest(connection: duckdb.DuckDBPyConnection, view: FeatureView, file: str, folder: Path) -> Path | None:
     """Write the rows of a file that stay, in the same order; returns None when none do."""
     rows = f"FROM ({read_whole_log(view, [file])}) ANTI JOIN gone USING ({SEQUENCE})"
-    count = connection.execute(f"SELECT count(*) {rows}").fetchone()
-    assert count is not None
-    if not count[0]:
-        return None
+    ((count,),) = connection.execute(f"SELECT count(*) {rows}").fetchall()
     query = f"SELECT * {rows} ORDER BY {', '.join(LOG_ORDER)}"
-    return write_parquet(connection, query, folder)
+    return write_parquet(connection, query, folder) if count else None
 
 
 def _find_newest(connection: duckdb.DuckDBPyConnection, view: FeatureView, files: Sequence[str], of: str) -> str:
-    """Find the newest row per entity of the log's rows ``of`` a condition or join; returns the join that keeps them.
+    """Find the newest row per entity of the log's rows ``of`` a condition or join; returns the SELECT that reads them.
 
     A file's rows are in order, so its newest row of an entity has the greatest row number: an integer maximum
     costs half as much as comparing times.
@@ -167,10 +156,11 @@ def _find_newest(connection: duckdb.DuckDBPyConnection, view: FeatureView, files
         f"GROUP BY {keys}, {FILE}"
     )
     chosen = f"SEMI JOIN newest_of_file USING ({FILE}, {ROW})"
+    shown = f"SELECT {', '.join(map(quote, _shown(view)))} FROM ({read_log(log_columns(view), files)})"
     if len(files) < 2:
-        return chosen
+        return f"{shown} {chosen}"
     connection.execute(
         f"CREATE TEMP TABLE newest AS SELECT arg_max({SEQUENCE}, ({', '.join(LOG_ORDER)})) "
         f"AS {SEQUENCE} FROM {rows} {chosen} GROUP BY {keys}"
     )
-    return f"SEMI JOIN newest USING ({SEQUENCE})"
+    return f"{shown} SEMI JOIN newest USING ({SEQUENCE})"

@@ -35,14 +35,9 @@ class Scanned:
     readers: tuple[Reader, ...]
 
     @property
-    def values(self) -> dict[str, ValueType]:
-        """Join keys and stored fields with their declared types."""
-        return self.view.stored_types
-
-    @property
     def content_order(self) -> str:
         """The order that numbers a query's rows: they have none of their own, but ordering by content repeats."""
-        return ", ".join([EVENT_US, SOURCE_KNOWN, *map(quote, self.values)])
+        return ", ".join([EVENT_US, SOURCE_KNOWN, *map(quote, self.view.stored_types)])
 
     def rows(
         self,

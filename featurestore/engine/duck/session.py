@@ -26,6 +26,7 @@ from featurestore.errors import (
     SourceFileError,
     SourceSchemaError,
 )
+from featurestore.tables import parquet_fault
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -285,15 +286,17 @@ def _wrong_data(
             hint = "Rename the folder, or correct the column of the file."
         return SourceError(f"{found[0].upper()}{found[1:]}.", hint=hint)
     for path in source_files:
-        if (fault := unreadable(path)) is not None:
+        if (fault := parquet_fault(path)) is not None:
             return source_file_error(path, fault)
     for path in table_files:
-        if (fault := unreadable(path)) is not None:
+        if (fault := parquet_fault(path)) is not None:
             return DamagedFileError(
                 f"{path} of the offline store cannot be read: {fault}.", hint="Run `fs verify`.", path=path
             )
     if sql_of is not None:
-        about = f"The SQL of feature view {sql_of!r} fails: {_in_users_sql(message)}"
+        # The line is the user's without the DESCRIBE in front of it.
+        told = re.sub(r"^(LINE 1: )DESCRIBE (.*\n) {9}", r"\1\2", message.strip(), flags=re.MULTILINE)
+        about = f"The SQL of feature view {sql_of!r} fails: {told}"
         if isinstance(error, _OUR_FAULTS):
             return SourceSchemaError(about, hint=_sql_hint(error), view=sql_of)
         return SourceError(about, hint="Correct the SQL, or the data it reads.", view=sql_of)
@@ -302,11 +305,6 @@ def _wrong_data(
             return source_file_error(source_files[0], reason_of(error))
         return SourceError(f"The source cannot be read: {reason_of(error)}.", hint="Correct the data.")
     return None
-
-
-def _in_users_sql(message: str) -> str:
-    """Return DuckDB's message as it would be for the user's SQL without the DESCRIBE in front of it."""
-    return re.sub(r"^(LINE 1: )DESCRIBE (.*\n) {9}", r"\1\2", message.strip(), flags=re.MULTILINE)
 
 
 def _sql_hint(error: duckdb.Error) -> str:
@@ -324,17 +322,3 @@ def source_file_error(path: str, reason: str) -> SourceFileError:
     return SourceFileError(
         f"{path} cannot be read: {reason}.", hint="Write the file again, or take it out of the source.", path=path
     )
-
-
-def unreadable(path: str) -> str | None:
-    """Return why a Parquet file cannot be read completely, or None when it can."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            for _ in file.iter_batches():
-                pass
-    except (OSError, pa.ArrowException) as error:
-        return str(error).splitlines()[0].rstrip(".")
-    return None

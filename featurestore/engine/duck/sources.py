@@ -20,8 +20,6 @@ from featurestore.types.columns import CREATED, EVENT
 if TYPE_CHECKING:
     import pyarrow as pa
 
-NO_TIME, NULL_KEY, DUPLICATE = "no event time", "null key", "duplicate"
-
 
 class DuckSources(Sources):
     """Parquet files on this machine."""
@@ -57,22 +55,21 @@ class DuckSources(Sources):
     @override
     def first_event_us(self, view: FeatureView) -> int | None:
         with opened(self._session, view) as scanned, scanned.translated("find the first event"):
-            row = scanned.connection.execute(f"SELECT min({EVENT_US}) FROM ({scanned.rows({})})").fetchone()
-        assert row is not None
-        return None if row[0] is None else int(row[0])
+            ((first_us,),) = scanned.connection.execute(f"SELECT min({EVENT_US}) FROM ({scanned.rows({})})").fetchall()
+        return None if first_us is None else int(first_us)
 
     @override
     def dropped(self, view: FeatureView, rows: int) -> pa.Table:
         keys = ", ".join(map(quote, view.join_keys))
         with opened(self._session, view) as scanned, scanned.translated("read the source"):
-            shown = ", ".join(map(quote, scanned.values))
-            found = scanned.rows(scanned.values)
+            shown = ", ".join(map(quote, view.stored_types))
+            found = scanned.rows(view.stored_types)
             if view.sql is not None:  # runs order its rows by their content
                 found = f"SELECT *, row_number() OVER (ORDER BY {scanned.content_order}) AS {POSITION} FROM ({found})"
             last = f"max({POSITION}) OVER (PARTITION BY {identity(view)})"
             query = (
-                f"SELECT CASE WHEN {EVENT_US} IS NULL THEN '{NO_TIME}' WHEN NOT ({has_keys(view)}) THEN '{NULL_KEY}' "
-                f"WHEN {POSITION} < {last} THEN '{DUPLICATE}' END AS fs_dropped, {shown}, "
+                f"SELECT CASE WHEN {EVENT_US} IS NULL THEN 'no event time' WHEN NOT ({has_keys(view)}) THEN 'null key' "
+                f"WHEN {POSITION} < {last} THEN 'duplicate' END AS fs_dropped, {shown}, "
                 f"make_timestamptz({EVENT_US}) AS {EVENT}, make_timestamptz({CREATED_US}) AS {CREATED} "
                 f"FROM (SELECT *, {SOURCE_TIMES} FROM ({found}))"
             )

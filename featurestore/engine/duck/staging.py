@@ -73,7 +73,6 @@ class Staging:
                 rows = f"SELECT * FROM ({rows}) ANTI JOIN unchanged USING ({POSITION})"
         appended = distinct - unchanged
         paths = (self._write(rows),) if appended else ()
-        bounds = _event_bounds_us(paths[0]) if paths else (None, None)
         check_unchanged(self._root, [file for table in self._scanned.tables for file in table.files])
         return StagedRows(
             paths=paths,
@@ -84,8 +83,7 @@ class Staging:
             null_keys=null_keys,
             null_times=null_times,
             waiting=waiting,
-            min_event_us=bounds[0],
-            max_event_us=bounds[1],
+            min_event_us=_first_event_us(paths[0]) if paths else None,
             max_created_us=max_created_us,
         )
 
@@ -97,7 +95,7 @@ class Staging:
             rows = scanned.rows(self._view.join_keys, only=self._only)
             query = f"SELECT {columns} FROM ({rows}) WHERE {self._wanted}"
         else:
-            rows = f"SELECT * FROM ({scanned.rows(scanned.values)}) WHERE {self._wanted}"
+            rows = f"SELECT * FROM ({scanned.rows(self._view.stored_types)}) WHERE {self._wanted}"
             query = f"SELECT *, row_number() OVER (ORDER BY {scanned.content_order}) - 1 AS {POSITION} FROM ({rows})"
         self._connection.execute(f"CREATE TEMP TABLE found AS {query}")
 
@@ -106,7 +104,7 @@ class Staging:
         using = f" {join} USING ({POSITION})" if join else ""
         rows, condition = "found", fresh
         if self._view.sql is None:
-            read = self._scanned.rows(self._scanned.values, only=self._only, between_us=bounds_us)
+            read = self._scanned.rows(self._view.stored_types, only=self._only, between_us=bounds_us)
             rows, condition = f"({read})", f"({self._wanted}) AND {fresh}"
         return f"SELECT *, {SOURCE_TIMES} FROM {rows}{using} WHERE {condition}"
 
@@ -158,9 +156,8 @@ class Staging:
         return f"({' AND '.join(conditions)})"
 
     def _row(self, query: str) -> tuple[Any, ...]:
-        found = self._connection.execute(query).fetchone()
-        assert found is not None
-        return tuple(found)
+        (row,) = self._connection.execute(query).fetchall()
+        return tuple(row)
 
 
 def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, folder: Path) -> Path:
@@ -174,14 +171,14 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, folder: Pat
     return path
 
 
-def _event_bounds_us(path: Path) -> tuple[int, int]:
-    """Return the least and greatest event time of a written file, from its footer."""
+def _first_event_us(path: Path) -> int:
+    """Return the least event time of a written file, from its footer."""
     import pyarrow.parquet as pq
 
     footer = pq.read_metadata(path)
     column = footer.schema.names.index(EVENT)
-    found = [footer.row_group(number).column(column).statistics for number in range(footer.num_row_groups)]
-    return min(to_instant(group.min) for group in found), max(to_instant(group.max) for group in found)
+    groups = map(footer.row_group, range(footer.num_row_groups))
+    return min(to_instant(group.column(column).statistics.min) for group in groups)
 
 
 def _same(name: str, value_type: ValueType) -> str:

@@ -273,9 +273,7 @@ class Reader:
         """
         selects = []
         for group in self._groups:
-            columns = []
-            for column in self._table.columns:
-                columns.append(f"{self._presented(group, column)} AS {quote(column.name)}")
+            columns = [f"{self._presented(group, c)} AS {quote(c.name)}" for c in self._table.columns]
             paths = [self._table.footers[number].path for number in group.files]
             selects.append(_select(columns, paths))
         return "\nUNION ALL\n".join(selects)

@@ -142,12 +142,9 @@ class TableLog:
                 return int(transaction["version"])
         return self.open(number).transaction_version(NEXT_SEQUENCE) or 0
 
-    def newest(self) -> int:
-        """Return the number of the newest version, without loading it; the table must exist."""
-        numbers = [int(entry.stem) for entry in (self.path / FOLDER).glob("0*.json")]
-        if not numbers:
-            raise TableVersionError(f"Table {self.table} was dropped in the meantime.", table=str(self.table))
-        return max(numbers)
+    def newest(self) -> int | None:
+        """Return the number of the newest version, without loading it, None if there is none."""
+        return max((int(entry.stem) for entry in (self.path / FOLDER).glob("0*.json")), default=None)
 
     def read(self, found: DeltaTable) -> TableVersion:
         """Return the content of a loaded version."""

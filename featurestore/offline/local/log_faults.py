@@ -11,6 +11,7 @@ from pathlib import Path
 from featurestore.errors import OfflineStoreError
 from featurestore.offline.interface import TableId
 from featurestore.offline.local.archive import checkpoint_names, is_checkpoint, numbered
+from featurestore.tables import parquet_fault
 
 LAST_CHECKPOINT = "_last_checkpoint"
 _SHOWN = 5
@@ -30,7 +31,7 @@ def log_error(table: TableId, log: Path, until: int | None = None) -> OfflineSto
     files = [(number, path) for number, path in numbered(log) if until is None or number <= until]
     entries = {number: path for number, path in files if not is_checkpoint(path)}
     checkpoints = {number: path for number, path in files if is_checkpoint(path)}
-    bad = tuple(number for number, path in checkpoints.items() if _unreadable(path))
+    bad = tuple(number for number, path in checkpoints.items() if parquet_fault(path) is not None)
     good = checkpoints.keys() - set(bad)
     start = max(good, default=-1) + 1
     last = max([until or 0, *entries])
@@ -116,15 +117,3 @@ def _named(path: Path) -> int | None:
         return int(json.loads(path.read_bytes())["version"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # the kernel does not need it
-
-
-def _unreadable(path: Path) -> bool:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            file.read()
-    except (OSError, pa.ArrowException):
-        return True
-    return False

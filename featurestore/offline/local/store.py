@@ -221,11 +221,8 @@ class DeltaStore(OfflineStore):
     @override
     def find_commit(self, table: TableId, number: int | None = None) -> Commit | None:
         log = self._log(table)
-        if number is None:
-            if not log.exists():
-                return None
-            number = log.newest()
-        return log.commit_at(number)
+        number = log.newest() if number is None else number
+        return None if number is None else log.commit_at(number)
 
     @override
     def owner(self, project: str) -> str | None:
