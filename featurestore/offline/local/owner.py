@@ -1,4 +1,4 @@
-"""The owner of a project's folder of tables, and the generations that were ever used in it."""
+"""The owner of a project's folder of tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from featurestore.errors import OfflineStoreError
-from featurestore.offline.local.files import disk_errors, make_folder, sync_folder, write_whole
+from featurestore.offline.local.files import disk_errors, write_whole
 
 OWNER_FILE = "_owner.json"
 """Next to the folders of a project's views, whose names begin with a letter."""
@@ -34,24 +34,3 @@ def bind(folder: Path, identity: str, *, replace: bool) -> str:
     owner = read_owner(folder)
     assert owner is not None
     return owner
-
-
-def claim(folder: Path) -> bool:
-    """Create the folder of a generation, durably; False if it exists already."""
-    with disk_errors(f"claim {folder}"):
-        make_folder(folder.parent)
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            return False
-        sync_folder(folder.parent)
-    return True
-
-
-def last_generation(folder: Path) -> int:
-    """Return the greatest generation that has a folder in a view's folder."""
-    with disk_errors(f"read {folder}"):
-        try:
-            return max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0)
-        except (FileNotFoundError, NotADirectoryError):
-            return 0

@@ -31,7 +31,7 @@ from featurestore.offline.interface import (
 from featurestore.offline.local import files as disk
 from featurestore.offline.local.blobs import FolderBlobs
 from featurestore.offline.local.delta_log import CHECKPOINT_EVERY, COMMITTED, LOG_SYNCED, TableLog, file_name
-from featurestore.offline.local.owner import bind, claim, last_generation, read_owner
+from featurestore.offline.local.owner import bind, read_owner
 from featurestore.offline.local.staging import Staging, abandoned, claimed, is_held
 from featurestore.offline.reading import unreadable
 from featurestore.steps import crash_point, reached
@@ -234,11 +234,24 @@ class DeltaStore(OfflineStore):
 
     @override
     def claim(self, table: TableId) -> bool:
-        return claim(self._log(table).path)
+        folder = self._log(table).path
+        with disk.disk_errors(f"claim {folder}"):
+            disk.make_folder(folder.parent)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                return False
+            disk.sync_folder(folder.parent)
+        return True
 
     @override
     def last_generation(self, project: str, view: str) -> int:
-        return last_generation(self._path(project, view))
+        folder = self._path(project, view)
+        with disk.disk_errors(f"read {folder}"):
+            try:
+                return max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0)
+            except (FileNotFoundError, NotADirectoryError):
+                return 0
 
     def _commit(
         self,
