@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -69,6 +69,13 @@ class OnDemandRead:
 
     view: OnDemandFeatureView
     inputs: tuple[OnDemandInput, ...]
+
+    def taken(self, request_data: Mapping[str, Any], reads: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """Return what the function takes, by name: request data, and columns of the request's reads."""
+        return {
+            found.name: request_data[found.name] if found.read is None else reads[found.read][found.position]
+            for found in self.inputs
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -379,11 +379,5 @@ def _spread(found: ViewRows, places: Sequence[int], row_count: int) -> ViewRows:
 def _compute(
     function: OnDemandFunction, read: OnDemandRead, views: Sequence[ViewRows], query: Query
 ) -> list[list[Any]]:
-    columns = [view.columns() for view in views]
-    inputs = {}
-    for argument in read.inputs:
-        if argument.read is None:
-            inputs[argument.name] = query.request_data[argument.name]
-        else:
-            inputs[argument.name] = columns[argument.read][argument.position]
+    inputs = read.taken(query.request_data, [view.columns() for view in views])
     return function.on_lists(inputs, query.rows)

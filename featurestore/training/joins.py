@@ -208,16 +208,9 @@ class JoinedRows:
             yield from no_columns(len(self.frame)).to_arrow().to_batches(BATCH_ROWS)
 
     def _computed(self, places: Sequence[Sequence[pa.Array]], start: int, rows: int) -> list[list[pa.Array]]:
-        computed = []
-        for function, read in zip(self.functions, self.request.on_demand, strict=True):
-            inputs = {}
-            for argument in read.inputs:
-                if argument.read is None:
-                    inputs[argument.name] = self.frame.request_data[argument.name].slice(start, rows)
-                else:
-                    inputs[argument.name] = places[argument.read][argument.position]
-            computed.append(function.on_arrow(inputs, rows))
-        return computed
+        data = {name: column.slice(start, rows) for name, column in self.frame.request_data.items()}
+        computed = zip(self.functions, self.request.on_demand, strict=True)
+        return [function.on_arrow(read.taken(data, places), rows) for function, read in computed]
 
     def _output(
         self, output: OutputColumn, places: Sequence[Sequence[pa.Array]], computed: Sequence[Sequence[pa.Array]]

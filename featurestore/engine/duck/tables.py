@@ -79,7 +79,8 @@ def open_source(
     files, footers = _holding(files, footers)
     columns, disagreeing = _unified(footers)
     for nan_too in (False, True):  # among floats a NaN is a value
-        doubtful = {*disagreeing, *_unserved(columns, declared or {})}
+        wanted = [(find_column(columns, name), kind) for name, kind in (declared or {}).items()]
+        doubtful = {*disagreeing, *(column.name for column, kind in wanted if column and not serves(column, kind))}
         if doubtful:
             footers = tuple(_blanked(footer, doubtful, nan_too) for footer in footers)
             columns, disagreeing = _unified(footers)
@@ -131,13 +132,6 @@ def _spelled_twice(footers: Sequence[Footer]) -> Iterator[str]:
                     first = seen.setdefault((partition.name, Decimal(spelled)), spelled)
                     if first != spelled:
                         yield f"column {partition.name!r} is {spelled} in one folder's name, but {first} in another's"
-
-
-def _unserved(columns: Sequence[SourceColumn], declared: Mapping[str, ValueType | None]) -> Iterator[str]:
-    for name, wanted in declared.items():
-        column = find_column(columns, name)
-        if column is not None and not serves(column, wanted):
-            yield column.name
 
 
 def _blanked(footer: Footer, names: Set[str], nan_too: bool) -> Footer:
