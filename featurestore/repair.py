@@ -6,7 +6,7 @@ The online store decides nothing: it is made equal to the table. Rows that the t
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 
@@ -65,7 +65,7 @@ class Repairs:
         for found in self.mismatches:
             if found.kind == "unfinished":
                 continue
-            lines += [found.message, f"  -> {_ACTIONS[found.piece, found.heals](found.view)}"]
+            lines += [found.message, f"  -> {_ACTIONS[found.piece, found.heals].format(view=found.view)}"]
             if found.piece == "offline" and found.view in self.carried:
                 table = self.carried[found.view]
                 lines.append(f"  -> Carries over the rows of {table}, a generation that this registry never had.")
@@ -78,17 +78,17 @@ class Repairs:
         return lines
 
 
-_ACTIONS: dict[tuple[str, bool], Callable[[str], str]] = {
-    ("offline", False): lambda view: (
-        f"This registry takes over the table of {view} with every row in it, and reads the rows that it lacks from the "
+_ACTIONS = {
+    ("offline", False): (
+        "This registry takes over the table of {view} with every row in it, and reads the rows that it lacks from the "
         "source again. Pushed rows that the table does not hold are lost."
     ),
-    ("offline", True): lambda view: f"The registry learns from the table of {view} what was read into it.",
-    ("online", False): lambda view: (
-        f"Makes the online records of {view} equal to the offline table, and removes those that only the online store "
+    ("offline", True): "The registry learns from the table of {view} what was read into it.",
+    ("online", False): (
+        "Makes the online records of {view} equal to the offline table, and removes those that only the online store "
         "has."
     ),
-    ("online", True): lambda view: f"Publishes the newest rows of {view} again.",
+    ("online", True): "Publishes the newest rows of {view} again.",
 }
 
 

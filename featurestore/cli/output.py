@@ -44,7 +44,7 @@ class Output:
         from rich.console import Console
 
         terminal = sys.stdout.isatty()
-        return Console(highlight=False, soft_wrap=not terminal, width=None if terminal else 200)
+        return Console(highlight=False, emoji=False, soft_wrap=not terminal, width=None if terminal else 200)
 
     def emit(self, document: Any) -> None:
         """Print the document with ``--json``; people get what `say` and `table` print."""

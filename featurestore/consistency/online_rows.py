@@ -11,40 +11,29 @@ from featurestore.workspace import Readers
 
 
 def count_online(workspace: Readers, registered: RegisteredView, watermark: Watermark) -> int:
-    """Return how many entities have a row whose online record has not expired physically; see `count_entities`.
-
-    Skips files that hold only expired rows.
-    """
-    return _count(workspace, registered, watermark, since_us=_kept_since_us(workspace, registered))[1]
+    """Return how many entities have a row whose online record has not expired physically; see `count_entities`."""
+    return count_entities(workspace, registered, watermark, kept_only=True)[1]
 
 
-def count_entities(workspace: Readers, registered: RegisteredView, watermark: Watermark) -> tuple[int | None, int]:
+def count_entities(
+    workspace: Readers, registered: RegisteredView, watermark: Watermark, *, kept_only: bool = False
+) -> tuple[int | None, int]:
     """Return how many entities a view's table holds, and for how many the online record has not expired physically.
 
     Pushed entities count, except those that were pushed online only. The first is None where the table cannot be read;
-    there, and where the table was never published completely, the second is what the last run counted.
+    there, and where the table was never published completely, the second is what the last run counted. ``kept_only``
+    skips files that hold only expired rows, whose entities the first number then lacks.
     """
-    return _count(workspace, registered, watermark, since_us=MIN_INSTANT)
-
-
-def _kept_since_us(workspace: Readers, registered: RegisteredView) -> int:
-    """Return the least event time of rows that are not past their physical expiry."""
-    ttl_us = registered.view.ttl_us
-    return MIN_INSTANT if ttl_us is None else max(workspace.clock() - kept_us(ttl_us), MIN_INSTANT)
-
-
-def _count(
-    workspace: Readers, registered: RegisteredView, watermark: Watermark, *, since_us: int
-) -> tuple[int | None, int]:
-    """Count the entities with an event time from ``since_us`` on, and those that are online."""
-    kept_since_us = _kept_since_us(workspace, registered)
+    now_us, ttl_us = workspace.clock(), registered.view.ttl_us
+    kept_since_us = MIN_INSTANT if ttl_us is None else max(now_us - kept_us(ttl_us), MIN_INSTANT)
+    since_us = kept_since_us if kept_only else MIN_INSTANT
     count: tuple[int | None, int] = (0, 0)
     try:
         version = workspace.offline.current(registered.table)
         files = [] if version is None else [file.path for file in version.files if file.max_event_us >= since_us]
         if files:
-            view, now_us = registered.view, workspace.clock()
-            count = workspace.engine.log.entities(view, files, since_us=kept_since_us, until_us=now_us)
+            log = workspace.engine.log
+            count = log.entities(registered.view, files, since_us=kept_since_us, until_us=now_us)
     except (OfflineStoreError, EngineError):
         version, count = None, (None, 0)
     is_published = watermark.table_version is None or watermark.published_version is not None

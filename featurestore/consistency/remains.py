@@ -58,10 +58,11 @@ def find_remains(workspace: Readers) -> Remains:
             if any(marker is not None and marker.project == owned.chain.identity for marker in markers):
                 parts.append((view, generation))
         is_known = True
-    return Remains(tuple((table, _rows(workspace.offline, table)) for table in tables), tuple(parts), is_known)
+    return Remains(tuple((table, rows_of(workspace.offline, table)) for table in tables), tuple(parts), is_known)
 
 
-def _rows(offline: TableReader, table: TableId) -> int | None:
+def rows_of(offline: TableReader, table: TableId) -> int | None:
+    """Return how many rows a table holds, pushed ones included; None where there is none, or it cannot be read."""
     with suppress(OfflineStoreError):
         version = offline.current(table)
         return None if version is None else version.rows

@@ -20,7 +20,7 @@ from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError, InputError, OnlineStoreUnavailableError
 from featurestore.ingest.group_commit import commit_rows
 from featurestore.ingest.rows import CheckedRows, PushedRows, read_rows
-from featurestore.online.interface import OnlineCounts, OnlineReader, OnlineStore, WriteResult
+from featurestore.online.interface import OnlineCounts, OnlineReader, WriteResult
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.steps import crash_point, reached, step
@@ -220,10 +220,18 @@ def push(workspace: Workspace, source_name: str, rows: Any, to: To = "both") -> 
     return work.result()
 
 
-_schemas: WeakKeyDictionary[OnlineStore, dict[bytes, float]] = WeakKeyDictionary()
-"""When this process wrote each schema to a store."""
-_checks: WeakKeyDictionary[OnlineReader, dict[str, float]] = WeakKeyDictionary()
-"""When this process last saw that a part of a store is its own."""
+_done_at_s: WeakKeyDictionary[OnlineReader, dict[bytes, float]] = WeakKeyDictionary()
+"""When this process wrote each schema to a store, and last saw that each part of it is its own."""
+
+
+@contextmanager
+def _once_a_moment(online: OnlineReader, what: bytes) -> Iterator[bool]:
+    """Say whether something is to be done again, and note that it was done at the end of the block."""
+    done_at_s, now_s = _done_at_s.setdefault(online, {}), time.monotonic()
+    is_due = now_s >= done_at_s.get(what, -inf) + SCHEMA_SECONDS
+    yield is_due
+    if is_due:
+        done_at_s[what] = now_s
 
 
 def _check(workspace: Readers, registered: RegisteredView, *, is_committed: bool) -> None:
@@ -232,19 +240,14 @@ def _check(workspace: Readers, registered: RegisteredView, *, is_committed: bool
     Rows that are not ``is_committed`` do not concern the offline store, which may be missing. A store that is down is
     skipped without waiting: the rows are committed all the same.
     """
-    checked_at_s = _checks.setdefault(workspace.online, {})
-    now_s = time.monotonic()
-    key = str(registered.table)
-    if now_s < checked_at_s.get(key, -inf) + SCHEMA_SECONDS:
-        return
-    found: Mismatch | None = None
-    with suppress(OnlineStoreUnavailableError):
-        if is_committed:
-            found = compare_part(workspace, registered, at_once=True).mismatch
-        else:
-            found = foreign_part(workspace, registered, None, at_once=True)
-    refuse(found)
-    checked_at_s[key] = now_s
+    with _once_a_moment(workspace.online, registered.online_prefix) as is_due:
+        found: Mismatch | None = None
+        with suppress(OnlineStoreUnavailableError):
+            if is_due and is_committed:
+                found = compare_part(workspace, registered, at_once=True).mismatch
+            elif is_due:
+                found = foreign_part(workspace, registered, None, at_once=True)
+        refuse(found)
 
 
 def _begin(workspace: Workspace, registered: RegisteredView, encoder: RecordEncoder) -> None:
@@ -252,11 +255,8 @@ def _begin(workspace: Workspace, registered: RegisteredView, encoder: RecordEnco
 
     Raises MismatchError where the online store holds records of another project or history.
     """
-    online = workspace.online
-    put_at_s = _schemas.setdefault(online, {})
-    now_s = time.monotonic()
-    if now_s >= put_at_s.get(encoder.schema_key, -inf) + SCHEMA_SECONDS:
-        begin_part(workspace, registered)
-        online.put(encoder.schema_key, encoder.schema_json)
-        reached(SCHEMA_WRITTEN)
-        put_at_s[encoder.schema_key] = now_s
+    with _once_a_moment(workspace.online, encoder.schema_key) as is_due:
+        if is_due:
+            begin_part(workspace, registered)
+            workspace.online.put(encoder.schema_key, encoder.schema_json)
+            reached(SCHEMA_WRITTEN)

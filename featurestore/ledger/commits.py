@@ -12,6 +12,7 @@ from typing import Any
 
 from featurestore_registry import documents
 from featurestore_registry.interface import Ledger, LedgerReader
+from featurestore_registry.records import LedgerEntry
 
 from featurestore.definitions import PushSource
 from featurestore.errors import MismatchError
@@ -43,8 +44,7 @@ class KnownCommit:
 
 def known_commit(ledger: LedgerReader, registered: RegisteredView) -> KnownCommit | None:
     """Return the commit that a view's watermark belongs to; None where an earlier release wrote the watermark."""
-    entry = ledger.latest(registered.project, KIND, registered.ledger_key)
-    return None if entry is None or entry.document == _FORGOTTEN else _known_from(entry.document)
+    return _known_from(ledger.latest(registered.project, KIND, registered.ledger_key))
 
 
 def last_read(ledger: LedgerReader, offline: OfflineReader, registered: RegisteredView) -> KnownCommit | None:
@@ -64,7 +64,7 @@ class Remembered:
     def __init__(self, ledger: LedgerReader, project: str) -> None:
         self._repairs = {entry.key for entry in ledger.scan(project, REPAIR_KIND) if "intervals" in entry.document}
         self._watermarks = {entry.key: entry for entry in ledger.scan(project, documents.WATERMARK)}
-        self._commits = {entry.key: entry.document for entry in ledger.scan(project, KIND)}
+        self._commits = {entry.key: entry for entry in ledger.scan(project, KIND)}
 
     def is_under_repair(self, registered: RegisteredView) -> bool:
         """Tell whether a repair of the view began and did not end."""
@@ -73,9 +73,7 @@ class Remembered:
     def of(self, registered: RegisteredView) -> tuple[Watermark, KnownCommit | None]:
         """Return a view's watermark and its commit, as `read_watermark` and `known_commit` do."""
         key = registered.ledger_key
-        entry, commit = self._watermarks.get(key), self._commits.get(key)
-        watermark = Watermark() if entry is None else watermark_from(entry.document, entry.version)
-        return watermark, None if commit is None or commit == _FORGOTTEN else _known_from(commit)
+        return watermark_from(self._watermarks.get(key)), _known_from(self._commits.get(key))
 
 
 def remember_commit(ledger: Ledger, registered: RegisteredView, commit: KnownCommit | None) -> None:
@@ -85,8 +83,10 @@ def remember_commit(ledger: Ledger, registered: RegisteredView, commit: KnownCom
 
 
 @understood("a commit")
-def _known_from(document: Mapping[str, Any]) -> KnownCommit:
-    return KnownCommit(int(document["version"]), str(document["identity"]))
+def _known_from(entry: LedgerEntry | None) -> KnownCommit | None:
+    if entry is None or entry.document == _FORGOTTEN:
+        return None
+    return KnownCommit(int(entry.document["version"]), str(entry.document["identity"]))
 
 
 def facts_of(registered: RegisteredView, held: Mapping[str, Any] | None) -> dict[str, Any]:

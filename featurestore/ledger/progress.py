@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from featurestore_registry.documents import RUN, WATERMARK
 from featurestore_registry.interface import LedgerReader
 
-from featurestore.ledger import watermarks
 from featurestore.ledger.runs import COUNTS, run_from
+from featurestore.ledger.watermarks import watermark_from
 from featurestore.registered.snapshot import Snapshot
 from featurestore.types.times import to_instant
 
@@ -37,7 +37,7 @@ def read_progress(ledger: LedgerReader, snapshot: Snapshot) -> dict[str, Progres
         entry = marks.get(registered.ledger_key)
         if entry is None or not registered.view.online:
             continue
-        mark = watermarks.watermark_from(entry.document, entry.version)
+        mark = watermark_from(entry)
         waits = mark.table_version != mark.published_version
         found[name] = Progress(
             committed_until_us=mark.end_us,

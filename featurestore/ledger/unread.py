@@ -140,7 +140,7 @@ def _missing_by_history(registry: RegistryReader, registered: RegisteredView) ->
         before = [entry for entry in marks if entry.written_at <= at]
         # The ledger trims its oldest entries. If the very first one is left, it is older than the feature, or none is.
         oldest = [] if not marks or marks[-1].version == 1 else marks[-1:]
-        spans = watermark_from(entry.document, 0).intervals if (entry := next(iter(before or oldest), None)) else ()
+        spans = watermark_from(next(iter(before or oldest), None)).intervals
         if spans:
             missing[feature.name] = spans
     return missing

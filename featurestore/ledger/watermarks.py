@@ -5,12 +5,12 @@ One per view and generation, the newest ledger entry of kind ``watermark``, key 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from featurestore_registry.documents import WATERMARK, Interval, WatermarkDocument
 from featurestore_registry.interface import Ledger, LedgerReader
+from featurestore_registry.records import LedgerEntry
 
 from featurestore.registered.records import understood
 from featurestore.registered.snapshot import RegisteredView
@@ -35,8 +35,7 @@ class Watermark(WatermarkDocument):
 
 def read_watermark(ledger: LedgerReader, registered: RegisteredView) -> Watermark:
     """Return a view's watermark; an empty one when nothing was ever committed."""
-    found = ledger.latest(registered.project, WATERMARK, registered.ledger_key)
-    return Watermark() if found is None else watermark_from(found.document, found.version)
+    return watermark_from(ledger.latest(registered.project, WATERMARK, registered.ledger_key))
 
 
 def write_watermark(ledger: Ledger, registered: RegisteredView, watermark: Watermark) -> Watermark:
@@ -51,10 +50,12 @@ def write_watermark(ledger: Ledger, registered: RegisteredView, watermark: Water
 
 
 @understood("a watermark")
-def watermark_from(document: Mapping[str, Any], entry: int) -> Watermark:
-    """Return the watermark of a ledger document."""
-    values = {**document, "intervals": tuple((start, end) for start, end in document["intervals"])}
-    return Watermark(**values, entry=entry)
+def watermark_from(entry: LedgerEntry | None) -> Watermark:
+    """Return the watermark of a ledger entry; an empty one when there is none."""
+    if entry is None:
+        return Watermark()
+    intervals = tuple((start, end) for start, end in entry.document["intervals"])
+    return Watermark(**{**entry.document, "intervals": intervals, "entry": entry.version})
 
 
 def merge(intervals: Iterable[Interval]) -> tuple[Interval, ...]:

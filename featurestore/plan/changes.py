@@ -40,15 +40,15 @@ class Step:
     title: str
     name: str
     change_class: ChangeClass
-    differences: tuple[Difference, ...]
-    affects: tuple[str, ...]
+    differences: tuple[Difference, ...] = ()
+    affects: tuple[str, ...] = ()
     """``kind:name`` of what depends on it, directly or not."""
-    record: Record | None
-    generation: int | None
+    record: Record | None = None
+    generation: int | None = None
     """The view's generation after the step."""
-    drops: tuple[TableId, ...]
+    drops: tuple[TableId, ...] = ()
     """Tables, and their online records, that this step deletes."""
-    loss: Loss | None
+    loss: Loss | None = None
     notices: tuple[str, ...] = ()
     """What users should know about it: `notices.step_notices`."""
     commands: tuple[str, ...] = ()

@@ -9,14 +9,15 @@ from functools import cached_property
 
 from featurestore.consistency.belonging import compare_table, part_mismatch
 from featurestore.consistency.online_rows import count_online
+from featurestore.consistency.remains import rows_of
 from featurestore.definitions import Definition, FeatureView, PushSource
-from featurestore.errors import DefinitionError, OfflineStoreError, OnlineStoreUnavailableError, RegistryFormatError
+from featurestore.errors import DefinitionError, OnlineStoreUnavailableError, RegistryFormatError
 from featurestore.ledger.commits import Remembered, last_read
 from featurestore.ledger.generations import Generations, last_generation
 from featurestore.ledger.prepared import PreparedReader
 from featurestore.ledger.saved_sets import list_sets
-from featurestore.ledger.watermarks import Watermark, read_watermark
-from featurestore.offline.interface import TableId, TableReader
+from featurestore.ledger.watermarks import read_watermark
+from featurestore.offline.interface import TableId
 from featurestore.plan.changes import Loss, Plan, Step
 from featurestore.plan.classes import ChangeClass, Difference, deletion_class, differences
 from featurestore.plan.notices import step_notices
@@ -155,7 +156,6 @@ class _Putting:
             affects=_dependents(snapshot, wanted.key) if before is not None else (),
             record=record,
             generation=generation,
-            drops=(),
             loss=_loss(workspace, snapshot, wanted.name) if is_replaced else None,
             notices=(
                 *step_notices(workspace.ledger, snapshot, None if is_replaced else before, wanted),
@@ -241,10 +241,7 @@ def _delete_step(workspace: Readers, snapshot: Snapshot, gone: Definition, leavi
         title=gone.title,
         name=gone.name,
         change_class=deletion_class(gone),
-        differences=(),
         affects=tuple(key for key in _dependents(snapshot, gone.key) if key not in leaving),
-        record=None,
-        generation=None,
         drops=drops,
         loss=_loss(workspace, snapshot, gone.name, deleted=drops) if is_view else None,
     )
@@ -258,9 +255,10 @@ def _loss(workspace: Readers, snapshot: Snapshot, name: str, *, deleted: Sequenc
     marks = {
         table: read_watermark(workspace.ledger, replace(registered, generation=table.generation)) for table in tables
     }
+    rows = [(mark, rows_of(workspace.offline, table)) for table, mark in marks.items()]
     saved = list_sets(workspace.ledger, workspace.project) if deleted else []
     return Loss(
-        offline_rows=sum(_rows(workspace.offline, table, mark) for table, mark in marks.items()),
+        offline_rows=sum(mark.offline_rows if found is None else found for mark, found in rows),
         online_rows=sum(
             count_online(workspace, registered, mark) if table == registered.table else mark.online_rows
             for table, mark in marks.items()
@@ -268,15 +266,6 @@ def _loss(workspace: Readers, snapshot: Snapshot, name: str, *, deleted: Sequenc
         deleted=bool(deleted),
         training_sets=tuple(found.name for found in saved if any(read.view == name for read in found.reads)),
     )
-
-
-def _rows(offline: TableReader, table: TableId, watermark: Watermark) -> int:
-    """Return how many rows a table holds, pushed ones included; the last run's count where it cannot be read."""
-    with suppress(OfflineStoreError):
-        version = offline.current(table)
-        if version is not None:
-            return version.rows
-    return watermark.offline_rows
 
 
 def _dependents(snapshot: Snapshot, key: str) -> tuple[str, ...]:

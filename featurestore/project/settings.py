@@ -173,6 +173,9 @@ class ServerSettings(_Group):
     """The largest request body, in bytes or as ``2MB``."""
 
 
+_GROUPS: dict[str, type[BaseModel]] = {"engine": EngineLimits, "server": ServerSettings}
+
+
 class _Environment(EnvSettingsSource):
     """``FS_ONLINE_STORE`` sets the URL, ``FS_ONLINE_STORE__OPTION`` sets one option."""
 
@@ -298,9 +301,9 @@ _told: set[str] = set()
 def _warn_of_unknown_variables() -> None:
     """Warn, once in each process, of variables that look like settings but that nothing reads."""
     settings = {f"FS_{name.upper()}" for name in Settings.model_fields}
-    groups = (("FS_ENGINE", EngineLimits), ("FS_SERVER", ServerSettings))
-    known = {f"{group}__{name.upper()}" for group, model in groups for name in model.model_fields}
-    known |= settings - {group for group, _ in groups} | {"FS_SERVER_TOKEN"}
+    groups = {f"FS_{group.upper()}": model for group, model in _GROUPS.items()}
+    known = {f"{group}__{name.upper()}" for group, model in groups.items() for name in model.model_fields}
+    known |= settings - groups.keys() | {"FS_SERVER_TOKEN"}
     for name in sorted(set(map(str.upper, os.environ)) - settings - _OTHER_VARIABLES - _told):
         if name.startswith("FS_") and name.partition("__")[0] not in settings:
             _told.add(name)
@@ -363,8 +366,7 @@ def _settings_error(where: str, error: ValidationError) -> SettingsError:
     if variable is not None:
         where = f"The environment variable {variable}"
     if first["type"] == "extra_forbidden":
-        owners: dict[str, type[BaseModel]] = {"engine": EngineLimits, "server": ServerSettings}
-        owner = owners.get(str(first["loc"][0]), Settings) if len(first["loc"]) > 1 else Settings
+        owner = _GROUPS.get(str(first["loc"][0]), Settings) if len(first["loc"]) > 1 else Settings
         known = list(owner.model_fields)
         if variable is not None and "__" not in variable:
             hint = f"It names a group: set one of {', '.join(f'{variable}__{name.upper()}' for name in known)}."

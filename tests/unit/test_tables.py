@@ -7,6 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
+from featurestore.cli.output import Output
 from featurestore.cli.tables import table
 
 HEADS = ("view", "newest event", "read", "dropped", "last run")
@@ -54,3 +55,18 @@ def test_columns_that_may_be_left_out_are_before_rows_are_stacked() -> None:
 
 def test_what_goes_elsewhere_is_as_wide_as_it_is() -> None:
     assert len(shown(40, terminal=False).splitlines()) == 3
+
+
+@pytest.mark.parametrize("text", ["carrier:key: of feature_view:star: [bold]late[/bold]", "a :smile: :key:"])
+def test_what_a_command_says_is_printed_as_it_is(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(as_json=False)
+    output.say(text)
+    output.table(("what",), [(text,)])
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [text, "what", text]
+
+
+def test_a_row_that_is_stacked_is_printed_as_it_is() -> None:
+    page = io.StringIO()
+    console = Console(file=page, width=8, force_terminal=True, color_system=None, _environ={}, emoji=False)
+    table(console, ("head", "other"), [(":key:of-all", ":star:")])
+    assert ":key:of-all" in page.getvalue()

@@ -10,7 +10,7 @@ import click
 from featurestore.cli.features import features_option, wanted_features
 from featurestore.cli.numbers import PLAIN_NUMBER, number, whole_number
 from featurestore.cli.output import Output, repo_command, shown
-from featurestore.definitions import OnDemandFeatureView
+from featurestore.definitions import FeatureSelection
 from featurestore.errors import ValueTypeError, did_you_mean
 from featurestore.online.interface import UNTOUCHED
 from featurestore.statuses import Status
@@ -67,14 +67,13 @@ def _declared_types(store: FeatureStore) -> dict[str, ValueType]:
     types: dict[str, ValueType] = {}
     for registered in snapshot.views.values():
         types.update(registered.view.join_keys)
-    for service in snapshot.services.values():
-        for read in service.features:
-            if not isinstance(read, OnDemandFeatureView):
-                types.update({column: read.view.join_keys[key] for key, column in read.join_key_columns.items()})
+    reads = [read for service in snapshot.services.values() for read in service.features]
     for on_demand in snapshot.on_demand.values():
         types.update({field.name: field.type for field in on_demand.request_fields})
-        for selection in on_demand.selections:
-            types.update({column: selection.view.join_keys[key] for key, column in selection.join_key_columns.items()})
+        reads += on_demand.selections
+    for read in reads:
+        if isinstance(read, FeatureSelection):
+            types.update({column: read.view.join_keys[key] for key, column in read.join_key_columns.items()})
     return types
 
 
