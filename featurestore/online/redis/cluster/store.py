@@ -94,7 +94,7 @@ class RedisClusterStore(RedisCommands):
             raise unavailable(self._url.location, patience_s, error) from error
         routing = Routing(self._topology, keys, lambda places: ("MGET", *[keys[place] for place in places]))
         routing.start()
-        self._exchange(routing, lambda node: node.reads, seconds=seconds)
+        self._exchange(routing, read_seconds=seconds)
         if routing.failure is not None:
             raise unavailable(self._url.place(routing.failed), seconds, routing.failure) from routing.failure
         return in_order(routing.answers, len(keys))
@@ -170,33 +170,31 @@ class RedisClusterStore(RedisCommands):
 
         def attempt() -> None:
             routing.start()
-            self._exchange(routing, lambda node: node.writes, script=script)
+            self._exchange(routing, script=script)
             if routing.failure is not None:
                 raise routing.failure
 
         self._retried(attempt, lambda: routing.failed)
         return routing.answers
 
-    def _exchange(
-        self,
-        routing: Routing,
-        pool_of: Callable[[RedisNode], Connections],
-        *,
-        seconds: float | None = None,
-        script: str = "",
-    ) -> None:
-        """Send to every node before waiting for the first answer, and follow redirections; all within ``seconds``."""
+    def _exchange(self, routing: Routing, *, read_seconds: float | None = None, script: str = "") -> None:
+        """Send to every node before waiting for the first answer, and follow redirections.
+
+        All answers to a read come within ``read_seconds``; a write waits for each as long as its connection does.
+        """
         deadline: float | None = None
         for _ in range(1 + MOST_HOPS):
             under_way: list[_UnderWay] = []
             try:
                 for address, parts in routing.questions().items():
+                    node = self._nodes[address]
+                    pool = node.writes if read_seconds is None else node.reads
                     try:
-                        under_way.append(_sent(routing, address, parts, self._nodes[address], pool_of, script))
+                        under_way.append(_sent(routing, address, parts, node, pool, script))
                     except DRIVER_ERRORS as error:
                         routing.lost(address, parts, error)
-                if deadline is None and seconds is not None:  # it starts here: the connections are open
-                    deadline = time.monotonic() + seconds
+                if deadline is None and read_seconds is not None:  # it starts here: the connections are open
+                    deadline = time.monotonic() + read_seconds
                 while under_way:
                     asked = under_way.pop(0)
                     try:
@@ -284,15 +282,9 @@ class _UnderWay(NamedTuple):
 
 
 def _sent(
-    routing: Routing,
-    address: Address,
-    parts: list[Part],
-    node: RedisNode,
-    pool_of: Callable[[RedisNode], Connections],
-    script: str,
+    routing: Routing, address: Address, parts: list[Part], node: RedisNode, pool: Connections, script: str
 ) -> _UnderWay:
     """Send a node its commands in one write."""
-    pool = pool_of(node)
     connection = _opened(pool)
     try:
         if script:
