@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import posix
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support.example import copy_example, write_example_sources
+from support.example import copy_example, made_once, write_example_sources
 from support.examples import PROFILE
 from support.order import slow_first
 from support.redis_cluster import RedisCluster
@@ -34,6 +36,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep modules and tests, which stay, out of what is searched for garbage: in a fork that copies them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Count coverage where the marks say so: to import everything counted takes a process half a second more."""
     counting = getattr(item.config.pluginmanager.get_plugin("_cov"), "cov_controller", None)
@@ -41,6 +54,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        patch.setattr(os, "_exit", posix._exit)  # coverage's own writes all that the parent has counted, in each fork
         if _is_counted(item):
             return (yield)
         counting.pause()
@@ -104,8 +118,7 @@ def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
 @pytest.fixture(scope="session")
 def example_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the example's Parquet sources, instants as they were in 2013. Do not change it."""
-    folder = tmp_path_factory.getbasetemp()
-    return write_example_sources(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+    return made_once(tmp_path_factory, "example_sources", write_example_sources)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from support.example import EXAMPLE
+from support.example import EXAMPLE, made_once
 from support.processes import plain_environment
 
 FLIGHTS = 336_776
@@ -26,10 +26,14 @@ MARK = "FEATURESTORE_DEMO_TEST"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A copy of the example in which the demo has run, and what it printed."""
-    root = tmp_path_factory.mktemp("demo")
+    """A copy of the example in which the demo has run, once for all workers, and what it printed."""
+    root = made_once(tmp_path_factory, "demo", run_demo)
+    return root / "feature_repo", (root / "printed.txt").read_text(encoding="utf-8")
+
+
+def run_demo(root: Path) -> None:
     repo = root / "feature_repo"
-    repo.mkdir()
+    repo.mkdir(parents=True)
     for file in EXAMPLE.iterdir():
         if file.is_file():
             shutil.copy(file, repo)
@@ -43,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     assert done.returncode == 0, done.stdout + done.stderr
     print(f"the demo took {time.monotonic() - started:.0f} s")
     assert [process for process in psutil.process_iter() if mark in environment_of(process).values()] == []
-    return repo, done.stdout
+    (root / "printed.txt").write_text(done.stdout, encoding="utf-8")
 
 
 def environment_of(process: psutil.Process) -> dict[str, str]:

@@ -6,6 +6,7 @@ starting Python: a line of JSON in (`Job`), a line with the exit status out.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -258,6 +259,8 @@ def _serve() -> None:
 
     loaded = (deltalake, duckdb, lmdb, pandas, pyarrow.parquet, redis, sqlalchemy)
     assert all((*loaded, duck, own_lmdb, own_redis, certificate, saving))
+    gc.collect()
+    gc.freeze()  # a child's collections then leave alone what it shares with this process
     for line in sys.stdin:
         job = Job(**json.loads(line))
         child = os.fork()

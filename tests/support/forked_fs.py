@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -14,7 +15,9 @@ import pkgutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +82,30 @@ def _serve() -> None:
     assert all((command, deltalake, duckdb, lmdb, pandas, pyarrow.parquet, redis, sqlalchemy))
     for module in pkgutil.walk_packages(featurestore.__path__, "featurestore."):
         importlib.import_module(module.name)
+    gc.collect()
+    gc.freeze()  # a child's collections then leave alone what it shares with this process
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
             _become(json.loads(line))
-            main()  # which exits, as the command does: threads that are at work end first
+            _run(main)
         os.waitpid(child, 0)
         print("done", flush=True)
+
+
+def _run(main: Callable[[], None]) -> None:
+    """Run the command and end the process as Python would, but for taking its thousands of modules apart."""
+    try:
+        main()
+    except SystemExit:
+        pass
+    except BaseException:
+        traceback.print_exc()
+    threading._shutdown()  # threads that are at work end first
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # nobody reads the code
 
 
 def _become(job: dict[str, Any]) -> None:
