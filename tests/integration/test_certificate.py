@@ -266,7 +266,7 @@ def test_the_loops_read_many_files_composite_keys_and_features_that_came_later(t
         ]
 
     commit_rows(workspace, "legs", rows(0, with_items=False))
-    workspace = make_workspace(tmp_path, [view(*fields)], now_us=day(31))
+    workspace = make_workspace(tmp_path, [view(*fields)], now_us=day(31, 1))
     commit_rows(workspace, "legs", rows(3, with_items=True))
     frame = pd.DataFrame(
         {
