@@ -19,7 +19,7 @@ from featurestore.errors import InputError, IntervalError, OutputNameClashError
 from featurestore.ledger.commits import Remembered
 from featurestore.ledger.unread import read_unread
 from featurestore.ledger.watermarks import read_watermark
-from featurestore.registered.snapshot import RegisteredView, Snapshot
+from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeatureRequest, FeaturesArgument, resolve
 from featurestore.request.on_demand import OnDemandFunction
 from featurestore.training.coverage import Gap, find_gap
@@ -64,7 +64,9 @@ def get_historical_features(
     frame = check_frame(own_columns(entity_df, workspace, snapshot), request, timestamp_column)
     functions = [OnDemandFunction(snapshot, read.view) for read in request.on_demand]
     now_us = workspace.clock()
-    pins, folder = _pins(workspace, request, frame, as_of, direct, now_us)
+    pins, folder = (
+        _staged(workspace, request, frame, as_of, now_us) if direct else (_committed(workspace, request, as_of), None)
+    )
     rows = JoinedRows(workspace.engine.joins, workspace.offline, functions, request, frame, pins, direct)
     made = TrainingSet(
         workspace,
@@ -86,16 +88,20 @@ def find_gaps(ledger: LedgerReader, pins: Sequence[PinnedRead], times: npt.NDArr
     return [gap for gap in gaps if gap is not None]
 
 
-def _pins(
-    workspace: Readers, request: FeatureRequest, frame: EntityFrame, as_of: AsOf | None, direct: bool, now_us: int
-) -> tuple[tuple[PinnedRead, ...], Path | None]:
-    """Pin the newest version of every view once, or read the sources into a folder of this set's own."""
-    if not direct:
-        remembered = Remembered(workspace.ledger, workspace.project)
-        for registered in {read.view.name: read.registered for read in request.reads}.values():
-            _require_committed(workspace, registered, remembered)
-        versions = {read.view.name: workspace.offline.current(read.registered.table) for read in request.reads}
-        return tuple(pin(read, as_of, versions[read.view.name]) for read in request.reads), None
+def _committed(workspace: Readers, request: FeatureRequest, as_of: AsOf | None) -> tuple[PinnedRead, ...]:
+    """Pin the newest version of every view once; MismatchError where a table is not as the registry's runs left it."""
+    remembered = Remembered(workspace.ledger, workspace.project)
+    found = {read.view.name: read.registered for read in request.reads}
+    for registered in found.values():
+        refuse(compare_commit(workspace.ledger, workspace.offline, registered, remembered))  # it would lack rows
+    versions = {name: workspace.offline.current(registered.table) for name, registered in found.items()}
+    return tuple(pin(read, as_of, versions[read.view.name]) for read in request.reads)
+
+
+def _staged(
+    workspace: Readers, request: FeatureRequest, frame: EntityFrame, as_of: AsOf | None, now_us: int
+) -> tuple[tuple[PinnedRead, ...], Path]:
+    """Read the sources into a folder of this set's own."""
     folder = Path(tempfile.mkdtemp(prefix="featurestore-direct-"))
     try:
         views = {read.view.name: read.view for read in request.reads}
@@ -103,13 +109,7 @@ def _pins(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    pins = [pin(read, as_of, None, staged[read.view.name]) for read in request.reads]
-    return tuple(pins), folder
-
-
-def _require_committed(workspace: Readers, registered: RegisteredView, remembered: Remembered) -> None:
-    """Raise MismatchError where the table is not as the registry's runs left it: a set would lack rows."""
-    refuse(compare_commit(workspace.ledger, workspace.offline, registered, remembered))
+    return tuple(pin(read, as_of, None, staged[read.view.name]) for read in request.reads), folder
 
 
 def find_notes(workspace: Readers, pins: Sequence[PinnedRead]) -> dict[str, str]:
@@ -184,7 +184,6 @@ def _span(
         )
     if not workspace.engine.capabilities.reads_sql:
         raise InputError("This engine reads no spans.", hint="Pass an entity frame.")
-    _require_committed(workspace, read.registered, Remembered(workspace.ledger, workspace.project))
-    pins = (pin(read, as_of, workspace.offline.current(read.registered.table)),)
+    pins = _committed(workspace, request, as_of)
     rows = SpanRows(workspace.engine.queries, workspace.offline, request, pins, timestamp_column, start_us, end_us)
     return TrainingSet(workspace, rows)
