@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from html import escape
-from typing import Any
+from typing import Any, get_type_hints
 
+import msgspec
 from featurestore_registry.documents import RUN, RUN_START, PublishedDocument, RunDocument
 from featurestore_registry.interface import Ledger, LedgerReader
 
@@ -148,24 +150,20 @@ _UNTOLD = RunResult("", "", 0, "incremental", "done", 0, "", 0)
 
 def run_from(document: Mapping[str, Any]) -> RunResult:
     """Return the run of a ledger document: kind and state unchanged, and no fields that this version lacks."""
-    said = _understood_parts(_UNTOLD, document)
-    published = document.get("published")
-    if isinstance(published, Mapping):
-        parts = _understood_parts(Published(), {**published, "wrong_type_keys": ()})
-        keys = published.get("wrong_type_keys")
-        said["published"] = Published(**{**parts, "wrong_type_keys": tuple(keys) if isinstance(keys, list) else ()})
-    with suppress(KeyError, TypeError, ValueError):
-        said["intervals"] = tuple((int(start), int(end)) for start, end in document["intervals"])
-    return replace(_UNTOLD, **said)
+    published = Published(**_understood_parts(Published, document.get("published")))
+    return replace(_UNTOLD, **{**_understood_parts(RunResult, document), "published": published})
 
 
-def _understood_parts(template: Any, document: Mapping[str, Any]) -> dict[str, Any]:
+def _understood_parts(kind: type, document: Any) -> dict[str, Any]:
     """Return the parts of a document for which a dataclass has a field of that type."""
     parts = {}
-    for each in fields(template):
-        default = getattr(template, each.name)
-        kinds = {type(default), {"int | None": int, "str | None": str}.get(str(each.type), type(default))}
-        value = document.get(each.name, default)
-        if type(value) in kinds and not isinstance(value, Mapping | list):
-            parts[each.name] = value
+    for name, hint in _hints(kind).items():
+        with suppress(KeyError, TypeError, msgspec.ValidationError):
+            parts[name] = msgspec.convert(document[name], hint)
     return parts
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields; a newer version may know further kinds of runs, and states."""
+    return {name: str if name in ("kind", "state") else hint for name, hint in get_type_hints(kind).items()}

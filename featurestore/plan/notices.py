@@ -14,23 +14,28 @@ from featurestore.registered.snapshot import Snapshot
 
 
 def step_notices(
-    ledger: LedgerReader, snapshot: Snapshot, before: Definition | None, wanted: Definition
+    ledger: LedgerReader, snapshot: Snapshot, before: Definition | None, wanted: Definition, *, is_replaced: bool
 ) -> Iterator[str]:
     """Yield the notices of one step, each a sentence or two that name the definition.
 
-    ``before`` is the definition that ``snapshot`` holds under the name, None where there is none or a new generation
-    begins. A view's schema is known.
+    ``before`` is the definition that ``snapshot`` holds under the name, None where there is none; ``is_replaced``: the
+    view begins a new generation. A view's schema is known.
     """
     if not isinstance(wanted, FeatureView):
         return
     name, created = wanted.name, wanted.created_timestamp_field
-    for source in wanted.sources if wanted.sql is not None else ():
-        if isinstance(source, PushSource):
+    for source in (source for source in wanted.sources if isinstance(source, PushSource)):
+        if wanted.sql is not None:
             yield (
                 f"{name} takes no rows that are pushed to {source.name}: they would have to pass through its SQL. Its "
                 "values change when `fs materialize` reads the batch source."
             )
-    if isinstance(before, FeatureView):
+        elif is_replaced:
+            yield (
+                f"rows that were pushed to {source.name} and are not yet in its batch source stay in the old "
+                "generation."
+            )
+    if isinstance(before, FeatureView) and not is_replaced:
         spans = read_watermark(ledger, snapshot.views[name]).intervals
         known = {field.name for field in before.stored}
         added = [field.name for field in wanted.stored if field.name not in known]

@@ -10,7 +10,7 @@ from functools import cached_property
 from featurestore.consistency.belonging import compare_table, part_mismatch
 from featurestore.consistency.online_rows import count_online
 from featurestore.consistency.remains import rows_of
-from featurestore.definitions import Definition, FeatureView, PushSource
+from featurestore.definitions import Definition, FeatureView
 from featurestore.errors import DefinitionError, OnlineStoreUnavailableError, RegistryFormatError
 from featurestore.ledger.commits import Remembered, last_read
 from featurestore.ledger.generations import Generations, last_generation
@@ -51,8 +51,8 @@ def make_plan(
     given = {(found.kind, found.name) for found in wanted}
     if partial:
         _check_shared_names(snapshot, wanted)
-    prepared = {found.name for found in wanted if isinstance(found, FeatureView)} if prepare else None
-    putting = _Putting(workspace, snapshot, prepared)
+    filled = {found.name for found in wanted if prepare and isinstance(found, FeatureView)}
+    putting = _Putting(workspace, snapshot, filled)
     steps = [step for found in wanted if (step := putting.step(found)) is not None]
     if not partial:
         gone = [found for key, found in snapshot.definitions.items() if key not in given]
@@ -117,12 +117,13 @@ def _check_shared_names(snapshot: Snapshot, wanted: Sequence[Definition]) -> Non
 
 
 class _Putting:
-    """Makes the steps that create and update, in the order of kinds: sources come before the views that read them."""
+    """Makes the steps that create and update, in the order of kinds: sources come before the views that read them.
 
-    def __init__(self, workspace: Readers, snapshot: Snapshot, prepared: set[str] | None) -> None:
-        self._workspace, self._snapshot = workspace, snapshot
-        self._filled = prepared or set()
-        """Views that are filled before they are served, if they get a new generation."""
+    Views that are ``filled`` are so before they are served, if they get a new generation.
+    """
+
+    def __init__(self, workspace: Readers, snapshot: Snapshot, filled: set[str]) -> None:
+        self._workspace, self._snapshot, self._filled = workspace, snapshot, filled
         self._generations = Generations(workspace, snapshot.chain.identity)
         self._rebuilt: set[str] = set()
         """``kind:name`` of sources whose rows change."""
@@ -158,8 +159,7 @@ class _Putting:
             generation=generation,
             loss=_loss(workspace, snapshot, wanted.name) if is_replaced else None,
             notices=(
-                *step_notices(workspace.ledger, snapshot, None if is_replaced else before, wanted),
-                *_left_behind(wanted, is_replaced=is_replaced),
+                *step_notices(workspace.ledger, snapshot, before, wanted, is_replaced=is_replaced),
                 *(self._earlier_rows(wanted, generation) if registered is None else ()),
             ),
             commands=self._commands(wanted, changes, change_class, is_replaced=is_replaced),
@@ -215,16 +215,6 @@ class _Putting:
             with suppress(OnlineStoreUnavailableError):
                 found.append(part_mismatch(workspace, planned))
         return all(mismatch is None or mismatch.heals for mismatch in found)
-
-
-def _left_behind(wanted: Definition, *, is_replaced: bool) -> tuple[str, ...]:
-    if not is_replaced or not isinstance(wanted, FeatureView) or wanted.sql is not None:
-        return ()
-    pushed = [source.name for source in wanted.sources if isinstance(source, PushSource)]
-    return tuple(
-        f"rows that were pushed to {name} and are not yet in its batch source stay in the old generation."
-        for name in pushed
-    )
 
 
 def _reread(source: str) -> Difference:

@@ -6,7 +6,6 @@ the tokens. Only its owner may read it; it is replaced atomically and checked ag
 
 from __future__ import annotations
 
-import errno
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from featurestore_registry.auth import Token
 from featurestore_registry.errors import UPGRADE_HINT
 from featurestore_registry.records import Chain, Revision, record_from
 
-from featurestore.errors import DiskFullError, RegistryFormatError, RegistryUnavailableError
+from featurestore.errors import NO_SPACE, DiskFullError, RegistryFormatError, RegistryUnavailableError
 from featurestore.project.private_file import checksum, matches, replace_file, set_modified
 
 FORMAT_VERSION = 1
@@ -111,7 +110,7 @@ def _damaged(path: Path, why: str) -> RegistryFormatError:
 
 
 def _translated(path: Path, error: OSError) -> DiskFullError | RegistryUnavailableError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in NO_SPACE:
         return DiskFullError(f"No space is left for {path}.", hint="Free some space.", path=str(path))
     return RegistryUnavailableError(
         f"The snapshot {path} cannot be used: {error.strerror}.",

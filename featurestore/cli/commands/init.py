@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shlex
@@ -17,7 +16,7 @@ import click
 
 from featurestore.backends import check_offline_folder
 from featurestore.definitions.base import OBJECT_NAME
-from featurestore.errors import SettingsError
+from featurestore.errors import NO_SPACE, SettingsError
 from featurestore.project.settings import repo_folder
 from featurestore.types.times import system_clock
 
@@ -43,7 +42,7 @@ def command(directory: Path, name: str | None) -> None:
         with _removed_where_it_fails(directory):
             _write(directory, project)
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        is_full = error.errno in NO_SPACE
         why = os.strerror(error.errno) if error.errno else str(error)
         raise SettingsError(
             f"{directory} cannot be written: {why}. Nothing was left there.",
