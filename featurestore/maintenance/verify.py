@@ -12,6 +12,7 @@ from featurestore.maintenance.sampling import Sample, compare_sample
 from featurestore.offline.interface import TableReader
 from featurestore.online.interface import OnlineReader
 from featurestore.online.records.codec import is_intact
+from featurestore.online.records.keys import KeyEncoder
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import step
 from featurestore.workspace import Readers
@@ -125,9 +126,10 @@ def _check_files(offline: TableReader, registered: RegisteredView) -> tuple[int,
 
 
 def _check_records(online: OnlineReader, registered: RegisteredView) -> tuple[int, list[str]]:
+    prefix = KeyEncoder(registered.layout).prefix
     count, damaged = 0, 0
     try:
-        for batch in online.scan(registered.online_prefix):
+        for batch in online.scan(prefix):
             count += len(batch)
             damaged += sum(not is_intact(key, record) for key, record in batch)
     except DamagedRecordError as error:
