@@ -11,18 +11,15 @@ import ast
 import importlib
 import inspect
 import json
-import pkgutil
 import re
 import sys
 import tempfile
-import textwrap
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, is_dataclass
-from enum import Enum
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
+from sphinx.pycode import ModuleAnalyzer
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 NOTICE = "<!-- Made from the code by docs/generate.py: do not edit. -->\n"
@@ -47,81 +44,13 @@ def main() -> None:
 def pages() -> dict[str, str]:
     """Return the text of every generated page by file name."""
     makers: dict[str, Callable[[], Iterable[str]]] = {
-        "cli.md": cli_page,
         "errors.md": errors_page,
         "http.md": http_page,
-        "python.md": python_page,
         "settings.md": settings_page,
         "steps.md": steps_page,
         "types.md": types_page,
     }
     return {name: NOTICE + "\n" + "\n".join(make()).rstrip() + "\n" for name, make in makers.items()}
-
-
-# The command line
-
-
-def cli_page() -> Iterable[str]:
-    from featurestore.cli.main import COMMANDS, fs
-
-    yield "# Commands\n"
-    yield "```console\n$ fs --help\n" + help_text(fs, "fs") + "\n```\n"
-    yield COMMON_OPTIONS
-    context = click.Context(fs, info_name="fs")
-    for name in COMMANDS:
-        command = fs.get_command(context, name)
-        assert command is not None
-        yield from command_section(name, command)
-        if isinstance(command, click.Group):
-            for verb, each in command.commands.items():
-                yield from command_section(f"{name} {verb}", each)
-
-
-COMMON_OPTIONS = """\
-Every command but `init` and `help` takes `--repo` and `--debug`, and all that print something to read take `--json`:
-one document on standard output, the same facts that the text shows (JSON has no NaN: as over HTTP, it is null). They
-stand before the command or after it; given in both places, the one after it holds. Progress and errors go to standard
-error.
-
-| Exit code | Means |
-|---|---|
-| 0 | done |
-| 1 | failed; for `fs verify` and `fs doctor`: something is damaged or wrong |
-| 2 | the command was not written as it should be |
-| 3 | changes are pending (`fs plan --check`) |
-| 4 | the registry changed meanwhile: plan again |
-"""
-
-
-def command_section(name: str, command: click.Command) -> Iterable[str]:
-    context = click.Context(command, info_name=f"fs {name}")
-    usage = " ".join(piece for piece in command.collect_usage_pieces(context) if piece != "[OPTIONS]")
-    yield f"## fs {name}\n"
-    yield f"```console\n$ fs {name}{' ' + usage if usage else ''} [OPTIONS]\n```\n"
-    yield inspect.cleandoc(command.help or "") + "\n"
-    if not any(isinstance(parameter, click.Option) for parameter in command.params):
-        return
-    yield "| Option | What it does |\n|---|---|"
-    for parameter in command.params:
-        if isinstance(parameter, click.Option):
-            yield f"| {option_names(parameter)} | {cell(option_help(parameter))} |"
-    yield ""
-
-
-def option_names(option: click.Option) -> str:
-    metavar = "" if option.is_flag else f" {option.make_metavar(click.Context(click.Command('fs')))}"
-    return cell(", ".join(f"`{name}{metavar}`" for name in option.opts))
-
-
-def option_help(option: click.Option) -> str:
-    text = option.help or ""
-    if option.show_default and not option.is_flag:
-        text = f"{text.rstrip('.')} (default: `{option.default}`)."
-    return text + (" Required." if option.required else "")
-
-
-def help_text(command: click.Command, name: str) -> str:
-    return command.get_help(click.Context(command, info_name=name, terminal_width=90, max_content_width=90)).rstrip()
 
 
 # Settings
@@ -211,7 +140,7 @@ The environment wins over the file. The name of a setting sets its URL; add an o
 def settings_table(model: Any, prefix: str) -> Iterable[str]:
     from pydantic import BaseModel
 
-    documents = attribute_docstrings(model)
+    documents = ModuleAnalyzer.for_module(model.__module__).find_attr_docs()
     yield "| Setting | Default | What it is |\n|---|---|---|"
     for name, field in model.model_fields.items():
         if field.is_required():
@@ -226,185 +155,8 @@ def settings_table(model: Any, prefix: str) -> Iterable[str]:
             default = f"`{field.default.total_seconds():g}s`"
         else:
             default = f"`{field.default}`"
-        yield f"| `{prefix}{name}` | {default} | {cell(prose(documents[name]))} |"
+        yield f"| `{prefix}{name}` | {default} | {cell(prose(' '.join(documents[model.__name__, name])))} |"
     yield ""
-
-
-def attribute_docstrings(owner: type) -> dict[str, str]:
-    """Return the docstrings that stand below the attributes of a class."""
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
-    assert isinstance(node, ast.ClassDef)
-    found = {}
-    for one, following in zip(node.body, node.body[1:], strict=False):
-        if not (isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)):
-            continue
-        target = (
-            one.target if isinstance(one, ast.AnnAssign) else one.targets[0] if isinstance(one, ast.Assign) else None
-        )
-        if isinstance(target, ast.Name):
-            found[target.id] = inspect.cleandoc(following.value.value)
-    return found
-
-
-# Python
-
-
-def python_page() -> Iterable[str]:
-    import featurestore
-    import featurestore.definitions
-    from featurestore.client import FeatureClient, OnlineRows
-    from featurestore.ingest.push import OfflineCounts, PushedView, PushResult
-    from featurestore.ledger.runs import Published, RunResult
-    from featurestore.ledger.saved_sets import SavedFrame, SavedRead, SavedSet
-    from featurestore.online.interface import OnlineCounts
-    from featurestore.plan import ChangeClass, Plan, Step
-    from featurestore.plan.classes import Difference
-    from featurestore.serving import OnlineResponse
-    from featurestore.statuses import Status
-    from featurestore.training import TrainingSet
-    from featurestore.training.certificate import Certificate, ViewCertificate
-
-    yield "# Python API\n"
-    yield (
-        "What users import, and what it returns. [Value types](types.md) and [errors](errors.md) have pages of their "
-        "own.\n"
-    )
-    yield "| Import | From |\n|---|---|"
-    yield from (f"| {cell(what)} | `{module}` |" for module, what in IMPORTS.items())
-    yield "\nWhat lies deeper may move between versions.\n"
-    yield from class_section(featurestore.FeatureStore, 2)
-    yield "## Definitions\n"
-    for name in featurestore.__all__:
-        if name in ("FeatureStore", "TrainingSetWarning"):
-            continue
-        found = getattr(featurestore, name)
-        yield from class_section(found, 3) if inspect.isclass(found) else function_section(found, 3)
-    yield from class_section(featurestore.definitions.FeatureSelection, 3)
-    yield "## What comes back\n"
-    yield "Made for users, not by them: only `TrainingSetWarning` is ever imported, to filter it.\n"
-    saved = (SavedSet, SavedRead, SavedFrame)
-    results = (
-        TrainingSet,
-        featurestore.TrainingSetWarning,
-        *saved,
-        Certificate,
-        ViewCertificate,
-        OnlineResponse,
-        Status,
-    )
-    pushes = (PushResult, PushedView, OnlineCounts, OfflineCounts)
-    for returned in (*results, RunResult, Published, *pushes, Plan, Step, Difference, ChangeClass):
-        yield from class_section(returned, 3)
-    yield "## A client of the server\n"
-    for part in (FeatureClient, OnlineRows):
-        yield from class_section(part, 3)
-
-
-IMPORTS = {
-    "featurestore": "`FeatureStore`, definitions, `TrainingSetWarning`",
-    "featurestore.types": "value types",
-    "featurestore.errors": "errors",
-    "featurestore.client": "`FeatureClient`, for programs that ask a server",
-    "featurestore.steps": "`listening`, for programs that show progress",
-    "featurestore.testing": "the conformance suites, for authors of backends",
-}
-
-HIDDEN = {"kind", "title", "model_config", "joined"}
-
-
-def class_section(owner: Any, level: int) -> Iterable[str]:
-    yield f"{'#' * level} {owner.__name__}\n"
-    if takes_arguments(owner):
-        yield "```python\n" + signature(owner, owner.__name__) + "\n```\n"
-    yield prose(owner.__doc__) + "\n"
-    yield from attribute_table(owner)
-    for name, member in vars(owner).items():
-        if name.startswith("_") or name in HIDDEN:
-            continue
-        head = f"{'#' * (level + 1)} {owner.__name__}.{name}\n"
-        if isinstance(member, property) or hasattr(member, "attrname"):
-            text = (member.fget if isinstance(member, property) else member.func).__doc__
-            yield f"{head}\n{prose(text)}\n"
-        elif inspect.isfunction(member) and member.__name__ != name:
-            yield f"{head}\nThe same as `{member.__name__}`.\n"
-        elif inspect.isfunction(member) and not is_validator(owner, name):
-            yield f"{head}\n```python\n{signature(member, name)}\n```\n\n{prose(member.__doc__)}\n"
-
-
-def attribute_table(owner: Any) -> Iterable[str]:
-    """Yield a table of the fields of a data class, the members of an enumeration, and whatever is documented."""
-    documents = attribute_docstrings(owner)
-    if issubclass(owner, Enum):
-        rows = [(member.name, "", documents.get(member.name, "")) for member in owner]
-    elif is_dataclass(owner):
-        for base in filter(is_dataclass, owner.__mro__[1:]):
-            documents = attribute_docstrings(base) | documents
-        rows = [(field.name, str(field.type), documents.get(field.name, "")) for field in fields(owner)]
-    else:
-        rows = [(name, "", text) for name, text in documents.items() if name not in HIDDEN]
-    typed = any(kind for _, kind, _ in rows)
-    if rows:
-        yield "| Name | Type | What it is |\n|---|---|---|" if typed else "| Name | What it is |\n|---|---|"
-        for name, kind, text in rows:
-            yield f"| `{name}` |" + (f" `{cell(kind)}` |" if typed else "") + f" {cell(prose(text))} |"
-        yield ""
-
-
-def takes_arguments(owner: Any) -> bool:
-    """Tell whether users make objects of a class: results have a constructor that is not theirs to call."""
-    if owner.__name__ == "FeatureSelection":  # made by view[[...]], with_name and with_join_keys
-        return False
-    return owner.__module__.startswith("featurestore.definitions") or owner.__name__ == "FeatureStore"
-
-
-def is_validator(owner: Any, name: str) -> bool:
-    decorators = getattr(owner, "__pydantic_decorators__", None)
-    return decorators is not None and (name in decorators.field_validators or name in decorators.model_validators)
-
-
-def function_section(function: Any, level: int) -> Iterable[str]:
-    yield f"{'#' * level} {function.__name__}\n"
-    yield f"```python\n{signature(function, function.__name__)}\n```\n\n{prose(function.__doc__)}\n"
-
-
-def signature(function: Any, name: str) -> str:
-    found = inspect.signature(function)
-    kept = [parameter for parameter in found.parameters.values() if parameter.name != "self"]
-    text = str(found.replace(parameters=kept))
-    text = text.replace("datetime.timedelta", "timedelta")
-    text = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text)
-    text = text.replace("'", "") if "from __future__" in inspect.getsource(inspect.getmodule(function)) else text
-    text = restore_quotes(text, kept)
-    arguments, arrow, returned = text.rpartition(" -> ")
-    if not arrow:
-        arguments, returned = text, ""
-    returned = "" if inspect.isclass(function) else returned
-    line = f"{name}{arguments}" + (f" -> {returned}" if returned else "")
-    if len(line) <= 100:
-        return line
-    inner = split_arguments(arguments[1:-1])
-    return f"{name}(\n" + "".join(f"    {each},\n" for each in inner) + ")" + (f" -> {returned}" if returned else "")
-
-
-def restore_quotes(text: str, parameters: Sequence[inspect.Parameter]) -> str:
-    """Put back the quotes of defaults that are texts: annotations are texts too, and lose theirs."""
-    for parameter in parameters:
-        if isinstance(parameter.default, str):
-            text = text.replace(
-                f"{parameter.name}: {parameter.annotation} = {parameter.default}".replace("'", ""),
-                f'{parameter.name}: {parameter.annotation} = "{parameter.default}"',
-            )
-    return text
-
-
-def split_arguments(text: str) -> list[str]:
-    parts, depth, start = [], 0, 0
-    for place, character in enumerate(text):
-        depth += (character in "([") - (character in ")]")
-        if character == "," and depth == 0:
-            parts.append(text[start:place].strip())
-            start = place + 1
-    return [*parts, text[start:].strip()]
 
 
 # HTTP
@@ -726,20 +478,14 @@ def table_rows(text: str) -> Iterable[tuple[str, tuple[str, str]]]:
 
 
 def steps_page() -> Iterable[str]:
-    import featurestore
-    from featurestore.steps import CRASH_POINTS
-
-    for module in pkgutil.walk_packages(featurestore.__path__, "featurestore."):
-        importlib.import_module(module.name)
     yield "# Steps and crash points\n"
     yield STEPS_HEAD
     yield "| Step | Title |\n|---|---|"
-    titles = step_titles(Path(featurestore.__file__).parent)
-    yield from (f"| `{name}` | {cell(title)} |" for name, title in sorted(titles))
+    yield from (f"| `{name}` | {cell(title)} |" for name, title in sorted(calls("step")))
     yield "\n## Crash points\n"
     yield CRASH_HEAD
     yield "| Point | What has happened when it is passed |\n|---|---|"
-    yield from (f"| `{name}` | {cell(what)} |" for name, what in sorted(CRASH_POINTS.items()))
+    yield from (f"| `{name}` | {cell(what)} |" for name, what in sorted(calls("crash_point")))
 
 
 STEPS_HEAD = """\
@@ -761,15 +507,18 @@ ending the process at each of these points: `FS_CRASH_AT=offline.committed` ends
 """
 
 
-def step_titles(root: Path) -> set[tuple[str, str]]:
-    """Return name and title of every ``step(...)`` in the source."""
+def calls(function: str) -> set[tuple[str, str]]:
+    """Return name and text of every ``step(...)`` or ``crash_point(...)`` in the source: none need be imported."""
+    import featurestore
+
     found = set()
-    for path in sorted(root.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "step" and node.args:
-                name, title = node.args[0], node.args[1] if len(node.args) > 1 else node.args[0]
+    for path in Path(featurestore.__path__[0]).rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)) if f"{function}(" in source else ():
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == function and node.args:
+                name, text = node.args[0], node.args[1] if len(node.args) > 1 else node.args[0]
                 if isinstance(name, ast.Constant):
-                    found.add((name.value, title_text(title)))
+                    found.add((name.value, title_text(text)))
     return found
 
 
@@ -785,24 +534,8 @@ def title_text(node: ast.expr) -> str:
 
 
 def prose(text: str | None) -> str:
-    """Return a docstring as Markdown: literals in single backticks, doctest examples as code."""
-    lines = inspect.cleandoc(text or "").replace("``", "`").splitlines()
-    shown: list[str] = []
-    in_example = False
-    for line in lines:
-        is_example = line.startswith((">>> ", "... "))
-        if is_example != in_example:
-            shown.append("```python" if is_example else "```")
-        in_example = is_example
-        if is_example and line.startswith("... #"):
-            continue
-        shown_line = re.sub(r"\s*# doctest.*$", "", line[4:]) if is_example else line
-        if is_example and shown[-1].startswith("from ") and not shown_line.startswith("from "):
-            shown.append("")  # as a formatter would have it
-        shown.append(shown_line)
-    if in_example:
-        shown.append("```")
-    return "\n".join(line for line in shown if line != "Entity(...)")
+    """Return a docstring as Markdown: literals in single backticks."""
+    return inspect.cleandoc(text or "").replace("``", "`")
 
 
 def cell(text: str) -> str:

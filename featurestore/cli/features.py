@@ -7,7 +7,7 @@ import click
 features_option = click.option(
     "--features",
     multiple=True,
-    help="Comma-separated view:feature references, 'view:*' for all of a view; may be repeated.",
+    help="Comma-separated view:feature references, `view:*` for all of a view; may be repeated.",
 )
 
 

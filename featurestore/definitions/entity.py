@@ -16,9 +16,7 @@ class Entity(Definition):
     """What features are about, identified by one or several typed join keys.
 
     >>> from featurestore.types import String
-    >>> Entity("route", join_keys={"origin": String, "dest": String}, description="Origin and destination")
-    ... # doctest: +ELLIPSIS
-    Entity(...)
+    >>> route = Entity("route", join_keys={"origin": String, "dest": String}, description="Origin and destination")
     """
 
     kind: ClassVar[str] = "entity"
