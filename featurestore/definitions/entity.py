@@ -16,7 +16,7 @@ class Entity(Definition):
     """What features are about, identified by one or several typed join keys.
 
     >>> from featurestore.types import String
-    >>> route = Entity("route", join_keys={"origin": String, "dest": String}, description="Origin and destination")
+    >>> route = Entity("route", join_keys={"origin": String, "dest": String}, description="A pair of airports")
     """
 
     kind: ClassVar[str] = "entity"
