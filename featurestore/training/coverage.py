@@ -141,7 +141,9 @@ def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
     views = [
         pinned.view_join()
         for pinned in suspects
-        if observed.missing[pinned.read.name] >= limit and _loaded_later(rows.offline, pinned)
+        # No more rows than these can be without any value.
+        if min(observed.nulls[pinned.read.name, name] for name in pinned.read.features) >= limit
+        and _loaded_later(rows.offline, pinned)
     ]
     if not views:
         return []

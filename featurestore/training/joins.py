@@ -42,12 +42,10 @@ def sampled_rows(count: int) -> npt.NDArray[np.int64]:
 
 
 class Observed:
-    """Observations of a join as its batches pass: rows without any value, and the values of some rows."""
+    """Observations of a join as its batches pass: nulls, and the values of some rows."""
 
     def __init__(self, count: int) -> None:
         self.rows = sampled_rows(count)
-        self.missing: Counter[str] = Counter()
-        """For each read an upper bound of the rows in which no feature has a value."""
         self.nulls: Counter[tuple[str, str]] = Counter()
         """For each read and feature the rows without a value."""
         self._values: dict[str, list[pa.RecordBatch]] = {}
@@ -57,7 +55,6 @@ class Observed:
         import numpy as np
         import pyarrow as pa
 
-        self.missing[read.name] += min(column.null_count for column in columns)
         for feature, column in zip(read.features, columns, strict=True):
             self.nulls[read.name, feature] += column.null_count
         first, last = np.searchsorted(self.rows, [start, start + len(columns[0])])
@@ -67,7 +64,6 @@ class Observed:
 
     def merge(self, other: Observed) -> None:
         """Add the observations of the next rows, if parts of one set are joined separately; both know ``count``."""
-        self.missing.update(other.missing)
         self.nulls.update(other.nulls)
         for name, batches in other._values.items():
             self._values.setdefault(name, []).extend(batches)

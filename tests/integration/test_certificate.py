@@ -237,7 +237,7 @@ def test_what_is_seen_of_a_set_in_parts_is_what_is_seen_of_it_whole(workspace: W
         part.see(pinned.read, [column[start : start + 3 if start else 2] for column in columns], start)
     for part in parts[1:]:
         parts[0].merge(part)
-    assert (parts[0].missing, parts[0].nulls) == (whole.missing, whole.nulls)
+    assert parts[0].nulls == whole.nulls
     assert repr(parts[0].values(pinned.read)) == repr(whole.values(pinned.read))
 
 
@@ -301,4 +301,4 @@ def test_values_are_taken_of_the_sampled_rows_whatever_the_batches(workspace: Wo
         stop = {0: 10, 10: 2_000, 2_000: 4_999, 4_999: 5_000}[start]
         observed.see(read, [pa.array(range(start, stop))], start)
     assert observed.values(read) == {"flights": observed.rows.tolist()}
-    assert observed.missing == {"carrier_profile": 0}
+    assert observed.nulls == {("carrier_profile", "flights"): 0}

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from featurestore.errors import FORK_HINT, ConcurrentCommitError, DiskFullError, OfflineStoreError, TableVersionError
 from featurestore.offline.interface import MAX_SEQUENCE, Commit, DataFile, TableId, TableVersion
@@ -246,9 +246,11 @@ class TableLog:
         replace: bool,
         merges: bool,
         facts: Mapping[str, Any],
-    ) -> None:
-        """Commit files in the table's folder, by name. ``replace`` removes all others and sets the schema; with
-        ``merges`` the added files hold the rows of the removed ones.
+    ) -> int:
+        """Commit files in the table's folder, by name, and return the number of the version.
+
+        ``replace`` removes all others and sets the schema; with ``merges`` the added files hold the rows of the removed
+        ones.
         """
         from deltalake import Schema
         from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
@@ -259,34 +261,27 @@ class TableLog:
         ]
         next_sequence = max((facts.max_sequence + 1 for facts in added.values()), default=0)
         hashes = {name: {"sha256": facts.sha256, "size": facts.size_bytes} for name, facts in added.items()}
-        if base is None:
-            properties = _properties(hashes, facts, {NEXT_SEQUENCE: next_sequence, KEPT_SINCE: 0, KEPT_UNTIL: 0})
-            with self._translated(-1):
-                create_table_with_add_actions(
-                    str(self.path),
-                    Schema.from_arrow(schema),
-                    actions,
-                    mode="error",
-                    configuration=CONFIGURATION,
-                    **properties,
-                )
-            return
-        number = base.version() + 1
-        with self._translated(base.version()):  # reads the log
-            known, kept_since = base.transaction_version(NEXT_SEQUENCE) or 0, _kept_since(base)
+        number = known = kept_since = 0
+        if base is not None:
+            number = base.version() + 1
+            with self._translated(base.version()):  # reads the log
+                known, kept_since = base.transaction_version(NEXT_SEQUENCE) or 0, _kept_since(base)
         # Readers find new rows by their numbers: a commit with a smaller one does not count as only adding.
         appends = not replace and not removed and all(facts.min_sequence >= known for facts in added.values())
         since = kept_since if appends or merges else number
         carried = {NEXT_SEQUENCE: max(next_sequence, known), KEPT_SINCE: since, KEPT_UNTIL: number}
+        properties, columns = _properties(hashes, facts, carried), Schema.from_arrow(schema)
         removed_ms -= MERGED_MS_AGO if merges else 0
         actions += [] if replace else [RemoveAction(Path(f.path).name, True, removed_ms, f.size_bytes) for f in removed]
-        with self._translated(base.version()):
-            base.create_write_transaction(
-                actions,
-                "overwrite" if replace else "append",
-                Schema.from_arrow(schema),
-                **_properties(hashes, facts, carried),
-            )
+        with self._translated(number - 1):
+            if base is None:
+                create_table_with_add_actions(
+                    str(self.path), columns, actions, mode="error", configuration=CONFIGURATION, **properties
+                )
+            else:
+                mode: Literal["overwrite", "append"] = "overwrite" if replace else "append"
+                base.create_write_transaction(actions, mode, columns, **properties)
+        return number
 
     def sync(self, number: int) -> None:
         """Make a version survive a power cut."""

@@ -37,12 +37,10 @@ class Staging:
             self._lock = None
 
 
-def abandoned(table: Path) -> Iterator[Path]:
-    """Yield the staging folders of a table whose writers are gone."""
+def folders(table: Path) -> list[Path]:
+    """Return the staging folders of a table."""
     place = table / FOLDER
-    for folder in sorted(place.iterdir()) if place.is_dir() else ():
-        if not is_held(table, folder.name):
-            yield folder
+    return sorted(place.iterdir()) if place.is_dir() else []
 
 
 def is_held(table: Path, name: str) -> bool:

@@ -32,7 +32,7 @@ from featurestore.offline.local import files as disk
 from featurestore.offline.local.blobs import FolderBlobs
 from featurestore.offline.local.delta_log import CHECKPOINT_EVERY, COMMITTED, LOG_SYNCED, TableLog, file_name
 from featurestore.offline.local.owner import bind, read_owner
-from featurestore.offline.local.staging import Staging, abandoned, claimed, is_held
+from featurestore.offline.local.staging import Staging, claimed, folders, is_held
 from featurestore.offline.reading import unreadable
 from featurestore.steps import crash_point, reached
 from featurestore.types.arrow import arrow_schema
@@ -201,7 +201,6 @@ class DeltaStore(OfflineStore):
             # A writer that is gone before the newest version is read has its commit in it, or never will have one.
             present = [path for path in log.path.glob("*.parquet*") if path.is_file()]
             unclaimed = {path for path in present if not is_held(log.path, path.name.partition("-")[0])}
-            leftovers = list(abandoned(log.path))
             needed: set[str] = set()
             committed: set[str] = set()
             if log.exists():
@@ -211,7 +210,7 @@ class DeltaStore(OfflineStore):
             for path in present:
                 if path.name not in needed and (path in unclaimed or path.name in committed):
                     removed += _remove(path)
-            for folder in leftovers:
+            for folder in folders(log.path):
                 with claimed(folder) as is_ours:
                     removed += _remove_tree(folder) if is_ours else 0
             for folder in () if known is None else log.archive.unneeded({*keep, *known}):
@@ -275,13 +274,13 @@ class DeltaStore(OfflineStore):
             raise ConcurrentCommitError(
                 f"Another writer created table {log.table} first.", hint="Run it again.", table=str(log.table)
             )
-        number = 0 if before is None else int(before.version()) + 1
         self._move(log, staged, moved)
         if merges:
             _check_merge(log, moved, remove)
         removed_ms = self._clock() // 1000
-        log.commit(before, schema, moved, remove, removed_ms=removed_ms, replace=widened, merges=merges, facts=facts)
-        return number
+        return log.commit(
+            before, schema, moved, remove, removed_ms=removed_ms, replace=widened, merges=merges, facts=facts
+        )
 
     def _drop(self, table: TableId, log: TableLog) -> int:
         staging = self._staging.pop(table, None)
