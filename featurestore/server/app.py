@@ -102,10 +102,7 @@ def create_app(
     api.router.routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in hot.items()]
     _add_health(api, reads, snapshots, door.is_open)
     _add_metrics(api, metrics, measure)
-    add_docs(api)
-    describe = api.openapi
-    # The way that FastAPI's own documentation extends it.
-    api.openapi = lambda: api.openapi_schema or complete(describe(), OPEN_PATHS)  # type: ignore[method-assign]
+    _add_description(api)
     metrics.routes = frozenset(route.path for route in api.routes if isinstance(route, Route))
     notice = "" if token else door.notice(snapshots.tokens(), now_us=workspace.clock())
     return FeatureServer(api, outside=outside, notice=notice)
@@ -239,6 +236,13 @@ def _add_health(app: FastAPI, reads: OnlineReads, snapshots: SnapshotKeeper, is_
 
     for path, endpoint in (("/health", health), ("/ready", ready)):  # some load balancers send HEAD
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False, response_model_exclude_none=True)
+
+
+def _add_description(app: FastAPI) -> None:
+    add_docs(app)
+    describe = app.openapi
+    # The way that FastAPI's own documentation extends it.
+    app.openapi = lambda: app.openapi_schema or complete(describe(), OPEN_PATHS)  # type: ignore[method-assign]
 
 
 def _add_metrics(app: FastAPI, metrics: Metrics, look: Callable[[], None]) -> None:

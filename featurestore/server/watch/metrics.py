@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -79,6 +79,16 @@ class Metrics:
             "Refreshes from the registry by outcome: same, changed, failed.",
             ["outcome"],
         )
+        self._add_progress(gauge)
+        self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._answered = 0
+        self._counted_requests: defaultdict[Counter, int] = defaultdict(int)
+        self._counted_rows = 0
+        self._counted_fresh: defaultdict[Template, int] = defaultdict(int)
+        self._counted_values: defaultdict[tuple[str, Status], int] = defaultdict(int)
+
+    def _add_progress(self, gauge: Callable[..., Gauge]) -> None:
+        """Add what is measured when someone asks, not counted as it happens."""
         self.revision = gauge(
             "featurestore_snapshot_revision",
             "Revision of the definitions being served; the least of all workers.",
@@ -110,12 +120,6 @@ class Metrics:
         self._committed_age = gauge(
             "featurestore_committed_age_seconds", "Since the end of the last committed interval of a view.", ["view"]
         )
-        self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-        self._answered = 0
-        self._counted_requests: defaultdict[Counter, int] = defaultdict(int)
-        self._counted_rows = 0
-        self._counted_fresh: defaultdict[Template, int] = defaultdict(int)
-        self._counted_values: defaultdict[tuple[str, Status], int] = defaultdict(int)
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """Count one request; unknown paths share one label, so that nobody can fill the memory."""
