@@ -20,7 +20,7 @@ from featurestore.ingest.push import push
 from featurestore.materialization import materialize_incremental, succeeded
 from featurestore.serving import get_online_features
 from featurestore.training import get_historical_features
-from featurestore.types import Array, Decimal, Int32, Int64, Timestamp, ValueType
+from featurestore.types import Array, Decimal, Float32, Float64, Int32, Int64, Timestamp, ValueType
 from featurestore.types.arrow import arrow_type, cast_column
 from featurestore.types.values import SCALARS
 from featurestore.workspace import Workspace
@@ -137,6 +137,23 @@ REFUSED = [
 @pytest.mark.parametrize("column", REFUSED, ids=lambda column: str(column.type))
 def test_what_has_no_type_of_ours_is_refused_for_every_type(column: pa.Array) -> None:
     for declared in SCALARS.values():
-        if declared not in (Int32, Int64) or not pa.types.is_integer(column.type):
-            with pytest.raises(ValueTypeError, match="is of type"):
-                cast_column(column, declared, name="x")
+        if declared in (Int32, Int64, Float32, Float64) and pa.types.is_integer(column.type):
+            continue  # its values decide
+        with pytest.raises(ValueTypeError, match="is of type"):
+            cast_column(column, declared, name="x")
+
+
+@pytest.mark.parametrize(
+    ("declared", "most"), [(Int32, 2**31 - 1), (Int64, 2**63 - 1), (Float32, 2**24), (Float64, 2**53)]
+)
+@pytest.mark.parametrize("kind", [pa.uint64(), pa.uint32(), pa.int64()], ids=str)
+def test_integers_of_any_width_are_taken_where_nothing_is_lost(
+    declared: ValueType, most: int, kind: pa.DataType
+) -> None:
+    most = min(most, 2**32 - 1) if kind == pa.uint32() else most
+    taken = cast_column(pa.array([most, None], kind), declared, name="x")
+    assert taken.type == arrow_type(declared)
+    assert taken.to_pylist() == [most, None]
+    if most + 1 < 2 ** (kind.bit_width - (kind == pa.int64())):
+        with pytest.raises(ValueTypeError, match="'x'"):
+            cast_column(pa.array([most + 1], kind), declared, name="x")
