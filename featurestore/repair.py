@@ -29,7 +29,7 @@ from featurestore.ledger.generations import adopt_generation, used_generations
 from featurestore.ledger.leases import holding
 from featurestore.ledger.runs import RunResult
 from featurestore.ledger.saved_sets import KeptSet, add_set, forgotten_sets, list_sets
-from featurestore.ledger.watermarks import Watermark, merge, read_watermark, write_watermark
+from featurestore.ledger.watermarks import merge, read_watermark, write_watermark
 from featurestore.maintenance.verify import Verification, verify
 from featurestore.materialization.jobs import materialize, materialize_incremental, republish
 from featurestore.offline.interface import TableId, TableReader, TableSchema, TableVersion
@@ -201,14 +201,14 @@ def _settle_table(workspace: Workspace, registered: RegisteredView, source: Tabl
     held = None
     if version is not None:
         newest = offline.find_commit(table)
-        held = held_of(offline, newest, registered)
+        held = held_of(offline, table, newest)
         if newest is not None and newest.facts.get(REVISION) != registered.chain.head:
             bind_tables(offline, registered)
             facts = facts_of(registered, held)
             version = offline.commit(table, registered.table_schema, base=version.number, add=[], facts=facts)
         reached(SETTLED)
     settled = replace(watermark_of(held), entry=before.entry)
-    write_watermark(workspace.ledger, registered, _counted(settled, version))
+    write_watermark(workspace.ledger, registered, settled.at(version))
     known = None if version is None else KnownCommit(version.number, version.identity)
     remember_commit(workspace.ledger, registered, known)
     reached(REMEMBERED)
@@ -222,9 +222,8 @@ def _take_over_generations(workspace: Workspace, registered: RegisteredView) -> 
         if table.view != view or table == registered.table or newest is None:
             continue
         if str(newest.facts.get(REVISION)) not in registered.chain:
-            held = held_of(offline, newest, registered, table=table)
-            as_it_is = TableSchema((), ())
-            offline.commit(table, as_it_is, base=newest.number, add=[], facts=facts_of(registered, held))
+            facts, as_it_is = facts_of(registered, held_of(offline, table, newest)), TableSchema((), ())
+            offline.commit(table, as_it_is, base=newest.number, add=[], facts=facts)
             adopt_generation(workspace.ledger, workspace.project, view, table.generation)
 
 
@@ -253,8 +252,7 @@ def _carry_over(workspace: Workspace, registered: RegisteredView, source: TableI
     version = offline.current(source)
     assert version is not None
     offline.verify(version.files, again=True)
-    held = held_of(offline, offline.find_commit(source), registered, table=source)
-    facts = facts_of(registered, held)
+    facts = facts_of(registered, held_of(offline, source, offline.find_commit(source)))
     return offline.commit(registered.table, registered.table_schema, base=None, add=version.files, facts=facts)
 
 
@@ -272,13 +270,6 @@ def _is_alike(offline: TableReader, registered: RegisteredView, version: TableVe
         and all(names.field(name).type == wanted.get(name) for name in names.names if name in wanted)
         for names in found
     )
-
-
-def _counted(watermark: Watermark, version: TableVersion | None) -> Watermark:
-    if version is None:
-        return watermark
-    greatest_us = max((file.max_event_us for file in version.files), default=None)
-    return replace(watermark, table_version=version.number, offline_rows=version.rows, greatest_event_us=greatest_us)
 
 
 def _take_over_part(workspace: Workspace, registered: RegisteredView) -> None:

@@ -157,7 +157,7 @@ def compare_commit(
     numbers = [watermark.table_version, None if known is None else known.version]
     version = max((number for number in numbers if number is not None), default=None)
     if version is None:
-        if newest is None or held_of(offline, newest, registered) is None:
+        if newest is None or held_of(offline, registered.table, newest) is None:
             return None
         return _offline(
             registered,

@@ -84,7 +84,7 @@ class _PushWriter:
         (workspace, registered), held = given[0], None
         if base is not None:
             offline = workspace.offline
-            held = held_of(offline, offline.find_commit(registered.table, base.number), registered)
+            held = held_of(offline, registered.table, offline.find_commit(registered.table, base.number))
         return facts_of(registered, held)
 
     def committed(self, given: Sequence[_Pushed], version: TableVersion) -> None:

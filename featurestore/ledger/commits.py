@@ -122,11 +122,8 @@ def held_by(watermark: Watermark) -> dict[str, Any]:
     }
 
 
-def held_of(
-    offline: OfflineReader, newest: Commit | None, registered: RegisteredView, *, table: TableId | None = None
-) -> Mapping[str, Any] | None:
-    """Return what a table (the view's own, or another) holds from its source, by the newest commit that says it."""
-    table, commit = table or registered.table, newest
+def held_of(offline: OfflineReader, table: TableId, commit: Commit | None) -> Mapping[str, Any] | None:
+    """Return what a table holds from its source, by the newest commit that says it, from ``commit`` back."""
     for _ in range(_LONGEST_WALK):
         if commit is None or WATERMARK in commit.facts:
             break

@@ -12,6 +12,7 @@ from featurestore_registry.documents import WATERMARK, Interval, WatermarkDocume
 from featurestore_registry.interface import Ledger, LedgerReader
 from featurestore_registry.records import LedgerEntry
 
+from featurestore.offline.interface import TableVersion
 from featurestore.registered.records import understood
 from featurestore.registered.snapshot import RegisteredView
 
@@ -31,6 +32,13 @@ class Watermark(WatermarkDocument):
     def end_us(self) -> int | None:
         """End of the last committed interval, exclusive; None when there is none."""
         return self.intervals[-1][1] if self.intervals else None
+
+    def at(self, version: TableVersion | None) -> Watermark:
+        """Return it for a version of the table, None where there is no table."""
+        if version is None:
+            return replace(self, table_version=None, offline_rows=0, greatest_event_us=None)
+        greatest_us = max((file.max_event_us for file in version.files), default=None)
+        return replace(self, table_version=version.number, offline_rows=version.rows, greatest_event_us=greatest_us)
 
 
 def read_watermark(ledger: LedgerReader, registered: RegisteredView) -> Watermark:

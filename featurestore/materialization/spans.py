@@ -162,14 +162,11 @@ def advance(
         if _created_source(view) is not None and staged.max_created_us is not None:
             created_until_us = _created_until(view, watermark, staged.max_created_us, started_us)
     return replace(
-        watermark,
+        watermark.at(version),
         intervals=merge(intervals),
         begun_us=begun_us,
         created_until_us=created_until_us,
         files=to_read.seen if to_read.is_complete else watermark.files,
-        table_version=None if version is None else version.number,
-        offline_rows=0 if version is None else version.rows,
-        greatest_event_us=None if version is None else max((file.max_event_us for file in version.files), default=None),
     )
 
 

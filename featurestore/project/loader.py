@@ -68,18 +68,22 @@ def collect(definitions: Iterable[Definition]) -> list[Definition]:
     return sorted(known.values(), key=lambda each: (each.kind, each.name))
 
 
+def parts_of(definition: Definition) -> tuple[Definition, ...]:
+    """Return the definitions that one refers to itself."""
+    if isinstance(definition, PushSource):
+        return (definition.batch_source,)
+    if isinstance(definition, FeatureView):
+        return (*definition.entities, *definition.sources)
+    if isinstance(definition, OnDemandFeatureView):
+        return tuple(s if isinstance(s, RequestSource) else s.view for s in definition.inputs)
+    if isinstance(definition, FeatureService):
+        return tuple(f if isinstance(f, OnDemandFeatureView) else f.view for f in definition.features)
+    return ()
+
+
 def with_parts(definition: Definition) -> Iterable[Definition]:
     """Yield a definition's parts, each before the ones that refer to it, and the definition itself last."""
-    parts: Iterable[Definition] = ()
-    if isinstance(definition, PushSource):
-        parts = (definition.batch_source,)
-    elif isinstance(definition, FeatureView):
-        parts = (*definition.entities, *definition.sources)
-    elif isinstance(definition, OnDemandFeatureView):
-        parts = tuple(s if isinstance(s, RequestSource) else s.view for s in definition.inputs)
-    elif isinstance(definition, FeatureService):
-        parts = tuple(f if isinstance(f, OnDemandFeatureView) else f.view for f in definition.features)
-    for part in parts:
+    for part in parts_of(definition):
         yield from with_parts(part)
     yield definition
 

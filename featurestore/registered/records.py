@@ -25,6 +25,7 @@ from featurestore.definitions import (
 )
 from featurestore.definitions.on_demand import input_names
 from featurestore.errors import FeatureStoreError, NotFoundError, RegistryFormatError, did_you_mean
+from featurestore.project.loader import parts_of
 from featurestore.types import parse_type
 from featurestore.types.times import MICROSECOND
 from featurestore.types.values import from_json, to_json
@@ -124,7 +125,7 @@ def selection_from(document: Mapping[str, Any], lookup: Lookup) -> FeatureSelect
 def to_record(project: str, definition: Definition, *, generation: int = 1) -> Record:
     """Return a definition as the record that the registry keeps; a view's schema must be known."""
     write, _ = _FORMS[definition.kind]
-    document, fields, depends_on = write(definition)
+    document, fields = write(definition)
     if isinstance(definition, FeatureView):
         document["generation"] = generation
     described = {
@@ -140,7 +141,7 @@ def to_record(project: str, definition: Definition, *, generation: int = 1) -> R
         document=document,
         fingerprint=fingerprint(described),
         fields=tuple(fields),
-        depends_on=tuple(dict.fromkeys(depends_on)),
+        depends_on=tuple(dict.fromkeys(part.key for part in parts_of(definition))),
         owner=definition.owner,
         tags=definition.tags,
         description=definition.description,
@@ -191,12 +192,12 @@ def _from_record(record: Record, lookup: Lookup) -> Definition:
     return definition
 
 
-Written = tuple[dict[str, Any], list[RecordField], list[str]]
+Written = tuple[dict[str, Any], list[RecordField]]
 
 
 def _write_entity(entity: Entity) -> Written:
     keys = {name: str(kind) for name, kind in entity.join_keys.items()}
-    return {"join_keys": list(keys.items())}, [RecordField(name, kind) for name, kind in keys.items()], []
+    return {"join_keys": list(keys.items())}, [RecordField(name, kind) for name, kind in keys.items()]
 
 
 def _write_source(source: ParquetSource) -> Written:
@@ -207,15 +208,15 @@ def _write_source(source: ParquetSource) -> Written:
         "created_timestamp_field": source.created_timestamp_field,
         "allowed_lateness_us": source.allowed_lateness // MICROSECOND,
     }
-    return document, [], []
+    return document, []
 
 
 def _write_push(source: PushSource) -> Written:
-    return {"batch_source": source.batch_source.name}, [], [source.batch_source.key]
+    return {"batch_source": source.batch_source.name}, []
 
 
 def _write_request(source: RequestSource) -> Written:
-    return {"schema": [field_document(field) for field in source.fields]}, [*map(_record_field, source.fields)], []
+    return {"schema": [field_document(field) for field in source.fields]}, [*map(_record_field, source.fields)]
 
 
 def _write_view(view: FeatureView) -> Written:
@@ -233,7 +234,7 @@ def _write_view(view: FeatureView) -> Written:
         _record_field(field, [f"{source}.{column}" for source in sources for column in made_of[field.name]])
         for field in view.features
     ]
-    return document, fields, [*(e.key for e in view.entities), *(s.key for s in view.sources)]
+    return document, fields
 
 
 def _write_on_demand(view: OnDemandFeatureView) -> Written:
@@ -252,8 +253,7 @@ def _write_on_demand(view: OnDemandFeatureView) -> Written:
         for source in view.inputs
         for name in input_names(source)
     ]
-    depends = [source.key if isinstance(source, RequestSource) else source.view.key for source in view.inputs]
-    return document, [_record_field(field, read) for field in view.fields], depends
+    return document, [_record_field(field, read) for field in view.fields]
 
 
 def _write_service(service: FeatureService) -> Written:
@@ -266,8 +266,7 @@ def _write_service(service: FeatureService) -> Written:
     fields = [
         _record_field(field, [f"{read.name}.{field.name}"]) for read in service.features for field in read.features
     ]
-    depends = [f.key if isinstance(f, OnDemandFeatureView) else f.view.key for f in service.features]
-    return document, fields, depends
+    return document, fields
 
 
 def _record_field(field: Field, inputs: Iterable[str] = ()) -> RecordField:
