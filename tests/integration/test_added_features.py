@@ -26,6 +26,8 @@ from featurestore.plan.changes import explain
 from featurestore.training import TrainingSetWarning
 from featurestore.types import Int64, String
 
+pytestmark = pytest.mark.uncounted
+
 NOW = day(12)
 COLUMNS = ("amount", "tips", "fees")
 

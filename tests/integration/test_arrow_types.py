@@ -25,6 +25,8 @@ from featurestore.types.arrow import arrow_type, cast_column
 from featurestore.types.values import SCALARS
 from featurestore.workspace import Workspace
 
+pytestmark = pytest.mark.uncounted
+
 PAGE = (REPOSITORY / "docs" / "reference" / "types.md").read_text(encoding="utf-8").partition("## Arrow\n")[2]
 NOW = "2024-02-01T00:00:00Z"
 AT = datetime.fromisoformat("2024-01-31T00:00:00Z")

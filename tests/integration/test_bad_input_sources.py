@@ -33,6 +33,8 @@ from featurestore.materialization import materialize, materialize_incremental, r
 from featurestore.training import get_historical_features
 from featurestore.workspace import Workspace
 
+pytestmark = pytest.mark.uncounted
+
 NOW = day(20)
 FIRST = [Sale(f"shop {number}", day(number), day(number), number, "first") for number in range(1, 5)]
 SECOND = [Sale(f"shop {number}", day(10 + number), day(10 + number), 10 * number, "second") for number in range(1, 7)]

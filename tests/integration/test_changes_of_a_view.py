@@ -37,6 +37,8 @@ from featurestore.training import TrainingSetWarning
 from featurestore.types import Int32, Int64, String
 from featurestore.types.times import system_clock
 
+pytestmark = pytest.mark.uncounted
+
 # Redis expires by its own clock, so these instants are real ones.
 NOW_US = system_clock()
 DAY_US = 86_400_000_000

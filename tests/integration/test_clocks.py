@@ -37,6 +37,8 @@ from featurestore.types import Int64, String
 from featurestore.types.times import system_clock, to_datetime
 from featurestore.workspace import Workspace
 
+pytestmark = pytest.mark.uncounted
+
 NOW = system_clock() // 1_000_000 * 1_000_000
 """Redis drops by its own clock what is long expired."""
 SECOND = 1_000_000

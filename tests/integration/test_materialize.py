@@ -30,6 +30,8 @@ from featurestore.materialization import materialize, materialize_incremental, r
 from featurestore.types import Int64, String
 from featurestore.types.times import MIN_INSTANT
 
+pytestmark = pytest.mark.uncounted
+
 NOW = day(20)
 
 FIRST = [

@@ -29,6 +29,8 @@ from featurestore.online.records.encoder import RecordEncoder
 from featurestore.types.times import system_clock
 from featurestore.workspace import Workspace
 
+pytestmark = pytest.mark.uncounted
+
 NOW = day(20)
 SALES = [Sale(f"shop {number % 40}", day(number / 20), day(number / 20), number) for number in range(100)]
 CORRECTED = [Sale("shop 3", day(19), day(19), -3), Sale("new", day(18), day(18), -1)]

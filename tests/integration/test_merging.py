@@ -52,6 +52,8 @@ from featurestore.training.reference import ReferenceRow, reference_answer
 from featurestore.types.times import MIN_INSTANT
 from featurestore.workspace import Workspace
 
+pytestmark = pytest.mark.uncounted
+
 NOW = day(20)
 SALES = [Sale(f"shop {number}", day(number), day(number), number) for number in range(10)]
 

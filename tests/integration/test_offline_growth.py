@@ -28,6 +28,8 @@ from featurestore.offline.local.store import DeltaStore
 from featurestore.testing.offline_store import SCHEMA, TABLE, append, numbers, row
 from featurestore.testing.table_growth import append_several, merge, new_rows
 
+pytestmark = pytest.mark.uncounted
+
 EVERY = 5
 
 

@@ -16,6 +16,8 @@ from featurestore.maintenance.peek import peek
 from featurestore.materialization import materialize_incremental, succeeded
 from featurestore.workspace import Workspace
 
+pytestmark = pytest.mark.uncounted
+
 NOW = day(40)
 INSTANTS = st.lists(st.integers(0, 12), min_size=1, max_size=4)
 

@@ -303,6 +303,7 @@ def test_it_is_said_left_alone_and_settled(broken: tuple[Project, Case], capsys:
     assert training(project)[:3] == [11, 21, 30]
 
 
+@pytest.mark.uncounted
 def test_what_comes_in_between_hides_nothing(broken: tuple[Project, Case], capsys: pytest.CaptureFixture[str]) -> None:
     """A push and a run right after the accident: refused, or right, and the mismatch is still seen."""
     project, case = broken
@@ -325,6 +326,7 @@ def test_what_comes_in_between_hides_nothing(broken: tuple[Project, Case], capsy
     assert project.online() == project.offline() == {**case.after, 7: 71}
 
 
+@pytest.mark.uncounted
 def test_nothing_that_deletes_passes(broken: tuple[Project, Case], capsys: pytest.CaptureFixture[str]) -> None:
     """Teardown, an apply that deletes the view, and optimize touch nothing that bears another identity."""
     project, case = broken
@@ -521,6 +523,7 @@ def cluster_world(tmp_path: Path, redis_cluster_url: str) -> tuple[Project, Path
     return lived(tmp_path / "project", redis_cluster_url)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("name", ["offline older", "online lost", "online of another project", "registry older"])
 def test_on_a_cluster(
     cluster_world: tuple[Project, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
@@ -539,6 +542,7 @@ def test_on_a_cluster(
         assert [view.problems for view in verify(store.workspace)] == [()]
 
 
+@pytest.mark.uncounted
 def test_a_primary_that_lost_writes_is_noticed_and_brought_up(
     cluster_world: tuple[Project, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

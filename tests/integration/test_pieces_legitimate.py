@@ -18,6 +18,8 @@ from support.serving import serving
 
 from featurestore.errors import MismatchError, OfflineStoreError
 
+pytestmark = pytest.mark.uncounted
+
 NEWEST = {1: 11, 2: 20, 3: 30, 4: 40, 5: 50, 6: None, 7: None}
 """What is online of a project that has `lived`."""
 Open = Callable[[Project], CommandLine]

@@ -25,6 +25,8 @@ from featurestore.errors import MaterializationError
 from featurestore.ledger.commits import REVISION
 from featurestore.materialization.publish import Publication, publish
 
+pytestmark = pytest.mark.uncounted
+
 Open = Callable[[Project], CommandLine]
 
 

@@ -419,6 +419,7 @@ READ_AGAIN = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.uncounted
 @READ_AGAIN
 def test_what_was_left_is_not_gone_on_with_once_what_is_served_was_read_again(
     store: FeatureStore, amount: float | None, rebuild: bool
@@ -434,6 +435,7 @@ def test_what_was_left_is_not_gone_on_with_once_what_is_served_was_read_again(
     assert TableId("till", "spans", 2) in collect_garbage(store.workspace).tables
 
 
+@pytest.mark.uncounted
 @READ_AGAIN
 @pytest.mark.parametrize("is_incremental", [False, True])
 def test_what_is_read_again_while_it_is_filled_is_read_again_too(
@@ -468,6 +470,7 @@ def history(store: FeatureStore, name: str, number: int) -> set[tuple[Any, ...]]
     return {*{(row["shop"], row["event_ts"]): row[feature] for row in rows}.items()}
 
 
+@pytest.mark.uncounted
 def test_runs_that_always_change_what_is_served_refuse_the_apply(store: FeatureStore) -> None:
     begin_spans(store)
     amounts: list[float] = []

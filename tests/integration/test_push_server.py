@@ -43,6 +43,8 @@ from featurestore.types import Bytes, Decimal, Float64, Timestamp
 from featurestore.types.times import to_rfc3339
 from featurestore.workspace import Workspace
 
+pytestmark = pytest.mark.uncounted
+
 NOW = day(20)
 
 

@@ -26,6 +26,8 @@ from featurestore.training import get_historical_features, get_training_set
 from featurestore.types import Int64, String
 from featurestore.workspace import Workspace
 
+pytestmark = pytest.mark.uncounted
+
 NOW = day(20)
 SALES = [Sale(f"shop {n % 7}", day(n / 3), day(n / 3 + n % 3), n, f"note {n}") for n in range(40)]
 LATE = [Sale("shop 1", day(11.9), day(19.9), -1, "late"), Sale("shop 2", day(2 / 3), day(2 / 3 + 2), -2, "corrected")]

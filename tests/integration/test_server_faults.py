@@ -27,6 +27,8 @@ from featurestore.server.http.protocol import DeadlineProtocol
 from featurestore.server.read.breaker import FAILURES_TO_OPEN, PROBE_SECONDS
 from featurestore.types.times import system_clock
 
+pytestmark = pytest.mark.uncounted
+
 READ_MS = 200
 IN_TIME = 10 * READ_MS / 1000
 """Seconds within which an answer must be there, on a busy machine too."""

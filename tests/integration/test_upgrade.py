@@ -30,6 +30,8 @@ from featurestore.ledger.watermarks import read_watermark, write_watermark
 from featurestore.offline.local.owner import OWNER_FILE
 from featurestore.project.settings import read_settings
 
+pytestmark = pytest.mark.uncounted
+
 STORED = Path(__file__).resolve().parents[1] / "data" / "installation-0.1"
 ONLINE = {1: 11, 2: 20, 3: 30, 4: 40, 5: None}
 UNMARKED = {("online", "missing")}
