@@ -234,7 +234,8 @@ def newest(rows: pd.DataFrame, job: datetime, now: datetime, look: tuple[timedel
     """
     ttl, event, values = look
     # A job reads [start, end): what happens in the very microsecond of its end is for the next one.
-    found = rows[(rows[event] < job) & (rows["recorded_at"] <= job) & (rows[event] >= now - ttl)]
+    is_known = (rows[event] < job) & (rows["recorded_at"] <= job) & (rows[event] >= now - ttl)
+    found = rows.loc[is_known, [event, "recorded_at", *values]]
     best = found.sort_values([event, "recorded_at", *values]).tail(1).to_dict("records")
     return {name: None if pd.isna(value) else value for row in best for name, value in row.items()}
 
@@ -243,7 +244,8 @@ def check_source(example: Flights, now: datetime) -> None:
     """Compare what is served with a search through the source's rows, for a handful of flights."""
     frame = example.frame(now).iloc[::8].reset_index(drop=True)
     answer = serve(example, frame, feature_service=SERVICE)
-    there = example.flights[example.flights["appears_at"] <= example.run_at]
+    columns = [*KEYS, "recorded_at", *{name for _, event, values in LOOKS[:-1] for name in (event, *values)} - {*KEYS}]
+    there = example.flights.loc[example.flights["appears_at"] <= example.run_at, columns]
     landed = there[there["arr_delay"].notna()]
     started = there.assign(recorded_at=there["departed_at"])
     for row, flight in zip(answer["rows"], frame.to_dict("records"), strict=True):
