@@ -37,6 +37,18 @@ def test_help_loads_nothing_heavy(arguments):
     assert loaded_after(code) == set()
 
 
+def test_the_command_ends_without_a_last_search_for_garbage():
+    code = (
+        "import atexit, gc, sys\n"
+        "atexit.register(lambda: print(gc.get_freeze_count()))\n"
+        "from featurestore.cli.main import main\n"
+        "sys.argv = ['fs', '--version']\n"
+        "main()"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(found.stdout.split()[-1]) > 10_000
+
+
 def test_definitions_load_no_backend():
     loaded = loaded_after("from featurestore import Entity, FeatureView, Field, ParquetSource")
     assert loaded <= {"pydantic"}
