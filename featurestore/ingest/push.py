@@ -201,10 +201,8 @@ class Push:
 def push(workspace: Workspace, source_name: str, rows: Any, to: To = "both") -> PushResult:
     """Push rows of a PushSource to every feature view that reads it without SQL.
 
-    ``rows`` is any table (see `tables.read_table`) or the path of a Parquet file. It holds the views' join keys and
-    features and the event time; a missing or null created time means now. Everything is checked before anything is
-    written: raises NotFoundError, InputError, EntityKeyError and ValueTypeError (naming column and row), then what the
-    stores raise, naming the view.
+    See `FeatureStore.push`. Everything is checked before anything is written: raises NotFoundError, InputError,
+    EntityKeyError and ValueTypeError (naming column and row), then what the stores raise, naming the view.
     """
     if to not in ("both", "online", "offline"):
         raise InputError(f"Rows are not pushed to {to!r}.", hint="Push to 'both', 'online' or 'offline'.")

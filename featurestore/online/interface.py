@@ -13,6 +13,8 @@ from enum import IntEnum
 from itertools import repeat
 from typing import NamedTuple, overload
 
+from featurestore_registry.documents import WrittenDocument
+
 from featurestore.types import ValueType
 
 
@@ -108,17 +110,8 @@ class WriteResult(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class OnlineCounts:
+class OnlineCounts(WrittenDocument):
     """The counts of one view's rows in the online store."""
-
-    # In the order of `WriteResult`: results are counted in that order.
-    written: int = 0
-    stale: int = 0
-    """The store held a newer record, which stayed."""
-    expired: int = 0
-    """Not written, because past their ttl and its grace."""
-    wrong_type: int = 0
-    """The key held something that is not a record; it was left alone."""
 
 
 class AsyncReader(ABC):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from featurestore.definitions import Definition, FeatureSelection, FeatureView, OnDemandFeatureView
@@ -26,19 +25,19 @@ def check_as_applied(snapshot: Snapshot, given: Definition | FeatureSelection) -
     if snapshot.definitions.get((whole.kind, whole.name)) == whole:
         return
     applied = {(record.kind, record.name): record.document for record in snapshot.records}
+
+    def with_schema(view: FeatureView) -> FeatureView:
+        known = snapshot.views.get(view.name)
+        return view.replaced(fields=known.view.fields) if view.fields is None and known is not None else view
+
     for part in {id(part): part for part in with_parts(whole)}.values():
         document = applied.get((part.kind, part.name))
         if document is None:
             continue
-        own = to_record(snapshot.project, with_views(part, partial(_with_schema, snapshot))).document
+        own = to_record(snapshot.project, with_views(part, with_schema)).document
         changed = [key for key in own if key != "generation" and _meaning(own[key]) != _meaning(document.get(key))]
         if changed:
             raise _differs(snapshot, given, whole, part, changed)
-
-
-def _with_schema(snapshot: Snapshot, view: FeatureView) -> FeatureView:
-    known = snapshot.views.get(view.name)
-    return view.replaced(fields=known.view.fields) if view.fields is None and known is not None else view
 
 
 def _meaning(value: Any) -> Any:

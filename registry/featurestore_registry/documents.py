@@ -44,10 +44,10 @@ class WatermarkDocument:
 
 
 @dataclass(frozen=True, slots=True)
-class PublishedDocument:
-    """The counts of the records that a run sent online."""
+class WrittenDocument:
+    """The counts of one view's rows in the online store."""
 
-    # The first four are in the order of the results of a write, which are counted in that order.
+    # In the order of the results of a write, which are counted in that order.
     written: int = 0
     stale: int = 0
     """The store held a newer record, which stayed."""
@@ -55,6 +55,12 @@ class PublishedDocument:
     """Not written, because past their ttl and its grace."""
     wrong_type: int = 0
     """The key held something that is not a record; it was left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedDocument(WrittenDocument):
+    """The counts of the records that a run sent online."""
+
     repaired: int = 0
     """Records of withdrawn rows that the entity's next best row replaced."""
     deleted: int = 0

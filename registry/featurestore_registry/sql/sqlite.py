@@ -167,7 +167,7 @@ class SqliteDatabase(Database):
         except OSError as error:
             raise RegistryUnavailableError(
                 f"The registry {self.path} cannot be opened: {error.strerror}.",
-                hint="Check that the file and its folder exist and that you may read and write both.",
+                hint=_HINTS["SQLITE_CANTOPEN"],
                 path=str(self.path),
             ) from error
 
