@@ -41,7 +41,7 @@ TEMPLATE = REPOSITORY / "featurestore" / "cli" / "template" / "features.py.txt"
 HOW_TO = sorted(page for page in (DOCS / "how-to").glob("*.md") if page.stem != "index")
 
 
-@pytest.mark.slow(10)
+@pytest.mark.slow(4)
 def test_the_readmes_tour_prints_what_it_shows(tmp_path: Path) -> None:
     def tour(text: str) -> str:
         return text.partition("<!-- tour:")[2].partition("<!-- end of the tour -->")[0]
@@ -50,7 +50,7 @@ def test_the_readmes_tour_prints_what_it_shows(tmp_path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(10)
 def test_the_tutorial_prints_what_it_shows(tmp_path: Path) -> None:
     shutil.copytree(EXAMPLE, tmp_path / "feature_repo", ignore=shutil.ignore_patterns("data", "__pycache__"))
     wrong = run_page(DOCS / "tutorial.md", Shell(tmp_path))
@@ -82,7 +82,7 @@ def prepared(shell: Shell) -> Path:
     return shell.folder
 
 
-@pytest.mark.slow(4)
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
 def test_a_how_to_page_prints_what_it_shows(page: Path, prepared_repo: Path, tmp_path: Path, redis_url: str) -> None:
     stands_for = {"redis://localhost:6379/0": redis_url, "/srv/tour": str(tmp_path / "tour")}

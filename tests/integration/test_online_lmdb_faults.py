@@ -217,7 +217,7 @@ def read_for_a_while(path: str, results: Any, begin: Any) -> None:
         assert len(found) == 50
 
 
-@pytest.mark.slow(8)
+@pytest.mark.slow(3)
 @pytest.mark.uncounted
 def test_a_hundred_and_forty_readers_and_two_writers(folder: Path) -> None:
     count = 140
