@@ -71,8 +71,7 @@ class FeatureStore:
             self.root = repo_folder(".")
             settings = repo if isinstance(repo, Settings) else make_settings(repo)
         code = self._load if isinstance(repo, str | Path) else ()
-        self.workspace = Workspace(self.root, settings, code=code, clock=clock)
-        """The wired project that the use cases receive."""
+        self._workspace = Workspace(self.root, settings, code=code, clock=clock)
 
     def __repr__(self) -> str:
         return f"FeatureStore(project {self.project!r} in {self.root})"
@@ -82,6 +81,11 @@ class FeatureStore:
         stores = {name: getattr(self.settings, name).url for name in ("registry", "offline_store", "online_store")}
         kinds = [(name.replace("_", " "), url.partition(":")[0]) for name, url in stores.items()]
         return html_table([("project", self.project), ("in", self.root), *kinds])
+
+    @property
+    def workspace(self) -> Workspace:
+        """The wired project that the use cases receive."""
+        return self._workspace
 
     @property
     def project(self) -> str:

@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Keep modules and tests, which stay, out of what is searched for garbage: in a fork that copies them."""
+    """Take modules and tests out of the search for garbage: they stay, and in a fork the search would copy them."""
     gc.disable()
     try:
         return (yield)

@@ -41,6 +41,8 @@ class Ownership:
             return "this registry never had it"
         if self._owner is None:
             return None if asked else "it does not say yet whose it is; the next run that commits will mark it"
+        if self._owner != self.chain.identity:  # whatever state its log is in
+            return self._of(self._owner, self.chain.head)
         newest = self._workspace.offline.find_commit(table)
         return self._of(self._owner, self.chain.head if newest is None else newest.facts.get(REVISION, self.chain.head))
 

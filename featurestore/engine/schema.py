@@ -62,7 +62,7 @@ def find_column(columns: Iterable[C], name: str) -> C | None:
 
 
 def check_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
-    """Check what a view reads (`Engine.columns`) against what it declares.
+    """Check what a view reads (`Sources.columns`) against what it declares.
 
     Every join key, both time columns and every feature must exist, with a type that converts to the declared one
     without loss. Raises SourceSchemaError; its message has a line for each problem.

@@ -1,6 +1,6 @@
 """Online reads: a request compiled once, without I/O, which the SDK and the servers share.
 
->>> compiled = CompiledRequest(snapshot, resolve(snapshot, ["carrier_profile:last_delay"]))  # doctest: +SKIP
+>>> compiled = CompiledRequest(snapshot, resolve(snapshot, ["carrier_profile:last_delay"]))     # doctest: +SKIP
 >>> query = compiled.query({"carrier": ["UA", "AA"]})                                           # doctest: +SKIP
 >>> answer = compiled.answer(query, store.mget(query.keys), now_us)                             # doctest: +SKIP
 >>> answer.rows(), answer.status_rows()                                                     # doctest: +SKIP

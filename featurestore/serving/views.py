@@ -1,4 +1,4 @@
-"""Between keys and values: one view online, as a plan sees it. Hides what a record is, and does no I/O."""
+"""Between keys and values: one view online, as a compiled request sees it. Hides what a record is, and does no I/O."""
 
 from __future__ import annotations
 

@@ -123,10 +123,10 @@ def fits(declared: ValueType, found: ValueType | None) -> bool:
 def cast_column(column: pa.ChunkedArray | pa.Array, value_type: ValueType, *, name: str) -> pa.ChunkedArray | pa.Array:
     """Return a caller's column as the Arrow type of ``value_type``, losing nothing.
 
-    Accepts what `fits` accepts, a column of nulls (or of lists of them) of any type, a narrower integer, integers that
-    floats hold exactly, and whole floats for integers (pandas turns integers with nulls into floats; NaN is then a
-    null) below the limit of their bits (`WHOLE_FLOAT_LIMITS`). Timestamps are floored. Raises ValueTypeError naming the
-    column and, if a single value is wrong, the value.
+    Accepts what `fits` accepts, a column of nulls (or of lists of them) of any type, a narrower integer, integers in
+    the range in which floats hold every one, and whole floats for integers (pandas turns integers with nulls into
+    floats; NaN is then a null) below the limit of their bits (`WHOLE_FLOAT_LIMITS`). Timestamps are floored. Raises
+    ValueTypeError naming the column and, if a single value is wrong, the value.
     """
     import pyarrow as pa
 

@@ -2,7 +2,7 @@
 
 Each is the newest entry of its kind and key: a JSON object with these fields, where tuples are lists. Instants are UTC
 microseconds. No field changes its meaning or goes, and a watermark never gains one: earlier releases read it strictly.
-Runs may gain fields, so a reader skips those that it does not know.
+Runs may gain fields, so a reader skips those that it does not know, as ``msgspec.convert(document, RunDocument)`` does.
 """
 
 from __future__ import annotations

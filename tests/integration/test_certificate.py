@@ -99,6 +99,7 @@ def test_it_reads_as_text_json_and_html(workspace: Workspace) -> None:
     ):
         assert line in text.splitlines()
     document = json.loads(json.dumps(certificate.to_dict()))
+    assert document == certificate.to_dict()
     assert Certificate.from_dict(document) == certificate
     assert document["views"][1]["name"] == "origin_weather"
     page = dataclasses.replace(certificate, project="<b>")._repr_html_()

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
@@ -324,6 +324,22 @@ def test_what_comes_in_between_hides_nothing(broken: tuple[Project, Case], capsy
     assert fs(project, capsys, "repair", "--yes")[0] == 0
     project.push(7, 8, 71)
     assert project.online() == project.offline() == {**case.after, 7: 71}
+
+
+@pytest.mark.parametrize("to", ["both", "online"])
+def test_a_push_that_was_refused_is_refused_again_at_once(
+    world: tuple[Project, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: Literal["both", "online"]
+) -> None:
+    """What was checked a moment ago is not checked again; a check that failed is."""
+    project, backup = world
+    another("online")(project, backup, tmp_path / "place")
+    monkeypatch.setattr(importlib.import_module("featurestore.ingest.push"), "SCHEMA_SECONDS", 3600.0)
+    rows = {"driver": [7], "at": [day(8)], "count": [70], "stars": [1]}
+    with project.open() as store:
+        for _ in range(3):
+            with pytest.raises(MismatchError):
+                store.push("trips", rows, to=to)
+    assert project.online([7]) == {7: None}
 
 
 @pytest.mark.uncounted

@@ -82,10 +82,10 @@ def run(project: Project, command: str) -> int:
 
 @pytest.mark.parametrize("url", ["lmdb", "redis"], indirect=True)
 def test_no_reading_command_changes_anything(project: Project) -> None:
-    before = contents(project)
+    before = contents(project, "*")
     for command, code in READING.items():
         assert run(project, command) == code, command
-        assert contents(project) == before, command
+        assert contents(project, "*") == before, command
 
 
 @pytest.mark.parametrize("url", ["lmdb", "redis"], indirect=True)
@@ -93,10 +93,10 @@ def test_no_reading_command_changes_anything(project: Project) -> None:
 def test_a_plan_of_any_change_writes_nothing(project: Project, capsys: pytest.CaptureFixture[str], worst: str) -> None:
     features = project.root / "features.py"
     features.write_text(CHANGES[worst](features.read_text()))
-    before = contents(project)
+    before = contents(project, "*")
     for prepare in ([], ["--prepare"]):
         assert CommandLine(project.root, capsys).json("plan", *prepare)["worst"] == worst
-        assert contents(project) == before
+        assert contents(project, "*") == before
 
 
 @pytest.mark.parametrize("setting", ["FS_REGISTRY", "FS_OFFLINE_STORE", "FS_ONLINE_STORE", "FS_PROJECT"])
@@ -105,10 +105,10 @@ def test_a_mistyped_setting_makes_nothing(project: Project, monkeypatch: pytest.
     nowhere = project.root / "mistyped"
     value = {"FS_REGISTRY": f"sqlite:///{nowhere}/registry.db", "FS_ONLINE_STORE": f"lmdb:///{nowhere}/online"}
     monkeypatch.setenv(setting, value.get(setting, "mistyped" if setting == "FS_PROJECT" else f"{nowhere}/offline"))
-    before = contents(project)
+    before = contents(project, "*")
     for command in READING:
         run(project, command)
-        assert contents(project) == before, command
+        assert contents(project, "*") == before, command
 
 
 def test_a_project_that_was_never_applied_stays_as_it_is(tmp_path: Path) -> None:

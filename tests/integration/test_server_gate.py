@@ -232,6 +232,8 @@ def test_the_page_loads_everything_from_the_server_itself(client: httpx.Client) 
         file = client.get(f"/{address}")
         assert file.status_code == 200
         assert file.content
+        kind = "text/css" if address.endswith(".css") else "text/javascript"
+        assert file.headers["content-type"] == f"{kind}; charset=utf-8"
         for header in ("content-security-policy", "x-content-type-options"):
             assert file.headers[header] == page.headers[header], address
     script = client.get("/docs/start.js").text

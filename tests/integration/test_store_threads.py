@@ -69,7 +69,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FeatureSto
 
 
 def test_threads_share_a_store_for_reads_and_pushes(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(online, "_MOST_SHAPES", 4)  # each selection is another shape: plans come and go
+    monkeypatch.setattr(online, "_MOST_SHAPES", 4)  # each selection is another shape: compiled requests come and go
     together = Barrier(THREADS)
 
     def work(number: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from copy import deepcopy
 from pathlib import Path
 
@@ -13,8 +14,8 @@ CHECKS_OF_THE_MACHINE = ("disk", "scripts of the online store")
 """What the doctor says of the disk and the Redis that the tests run on."""
 
 
-def contents(project: Project) -> dict[str, bytes]:
-    """Return every file and folder below a project's folder and every key of its Redis, byte for byte.
+def contents(project: Project, keys: str = "fs:shop:*") -> dict[str, bytes]:
+    """Return every file and folder below a project's folder and every key of its Redis, byte for byte, with expiries.
 
     The lock of an embedded store is left out: opening it writes there.
     """
@@ -24,7 +25,10 @@ def contents(project: Project) -> dict[str, bytes]:
         if path.name != "lock.mdb"
     }
     if project.online_url is not None:
-        found |= {key.decode(): value for key, value in project._dump().items()}
+        with closing(project._client()) as client:
+            for key in client.scan_iter(match=keys):
+                found[key.decode()] = client.get(key)
+                found[f"{key.decode()} expires"] = str(client.pexpiretime(key)).encode()
     return found
 
 

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 DOCS_PATH = "/docs"
@@ -52,8 +52,10 @@ def add_docs(app: FastAPI) -> None:
         DOCS_PATH: HTMLResponse(_PAGE.format(title=app.title), headers=_HEADERS),
         f"{DOCS_PATH}/start.js": Response(_START, headers=_HEADERS, media_type="text/javascript"),
     }
-    for name in ("swagger-ui-bundle.js", "swagger-ui.css"):
-        answers[f"{DOCS_PATH}/{name}"] = FileResponse(Path(spec.origin).parent / "static" / name, headers=_HEADERS)
+    # Read once: an upgrade may replace the files under a server. The host's table of types may be wrong.
+    for name, kind in (("swagger-ui-bundle.js", "text/javascript"), ("swagger-ui.css", "text/css")):
+        content = (Path(spec.origin).parent / "static" / name).read_bytes()
+        answers[f"{DOCS_PATH}/{name}"] = Response(content, headers=_HEADERS, media_type=kind)
     app.router.routes += [
         Route(path, answer, methods=["GET"], include_in_schema=False) for path, answer in answers.items()
     ]

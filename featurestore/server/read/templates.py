@@ -61,7 +61,7 @@ class Template:
         self.views = tuple(read.view.name for read in compiled.request.reads)
         """The view's name of each read."""
         self.slices = tuple(map(slice, [0, *ends], ends))
-        """Where each read's features are in a row of a straight compiled."""
+        """Where each read's features are in a row of a straight request."""
         self.expects_nulls = False
         """Whether the last answer had nulls: without nulls all rows are encoded at once."""
         self._patterns: dict[tuple[int, ...], Pattern] = {}

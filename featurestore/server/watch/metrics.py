@@ -131,18 +131,18 @@ class Metrics:
         self._counted_requests[counter] += 1
         histogram.observe(seconds)
 
-    def answered(self, serving: Template, answer: Answer) -> None:
+    def answered(self, template: Template, answer: Answer) -> None:
         """Count one online read: entity rows, and what each view answered."""
         self._counted_rows += answer.row_count
-        for view, found in zip(serving.views, answer.views, strict=True):
+        for view, found in zip(template.views, answer.views, strict=True):
             for status, count in found.counts().items():
                 self._counted_values[view, status] += count
 
-    def answered_fresh(self, serving: Template, rows: int, with_nulls: Sequence[Pattern]) -> None:
+    def answered_fresh(self, template: Template, rows: int, with_nulls: Sequence[Pattern]) -> None:
         """Count one online read whose values are all PRESENT or null; ``with_nulls`` are the rows with nulls."""
-        self._counted_fresh[serving] += rows
+        self._counted_fresh[template] += rows
         nulls = zip(*[pattern.nulls for pattern in with_nulls], strict=True)
-        for view, missing in zip(serving.views, map(sum, nulls), strict=False):  # none where no row has any
+        for view, missing in zip(template.views, map(sum, nulls), strict=False):  # none where no row has any
             self._counted_values[view, Status.PRESENT] -= missing
             self._counted_values[view, Status.NULL_VALUE] += missing
 
@@ -182,8 +182,8 @@ class Metrics:
         rows, self._counted_rows = self._counted_rows + sum(fresh.values()), 0
         for counter, count in requests.items():
             counter.inc(count)
-        for serving, count in fresh.items():
-            for view, part in zip(serving.views, serving.slices, strict=True):
+        for template, count in fresh.items():
+            for view, part in zip(template.views, template.slices, strict=True):
                 values[view, Status.PRESENT] += count * (part.stop - part.start)
         self._rows.inc(rows)
         for (view, status), count in values.items():
