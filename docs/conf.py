@@ -33,7 +33,8 @@ toc_object_entries_show_parents = "hide"
 nitpick_ignore_regex = [  # types in signatures that have no entry to link to: others', aliases, our inner ones
     ("py:class", r"(?!featurestore).*"),
     ("py:class", r"featurestore_registry\..*|featurestore\.(offline|project|registered|types)\..*"),
-    ("py:class", r"featurestore\.(workspace\.Workspace|client\.OnlineResponse|definitions\.base\.Definition|plan\.\w+\.Loss)"),
+    ("py:class", r"featurestore\.(workspace\.Workspace|client\.OnlineResponse)"),
+    ("py:class", r"featurestore\.(definitions\.base\.Definition|plan\.\w+\.Loss)"),
 ]
 
 html_theme = "furo"
