@@ -49,6 +49,11 @@ def test_the_command_ends_without_a_last_search_for_garbage():
     assert int(found.stdout.split()[-1]) > 10_000
 
 
+def test_the_package_is_the_command():
+    found = subprocess.run([sys.executable, "-m", "featurestore", "--version"], capture_output=True, text=True)
+    assert (found.returncode, found.stdout.split()[0]) == (0, "featurestore")
+
+
 def test_definitions_load_no_backend():
     loaded = loaded_after("from featurestore import Entity, FeatureView, Field, ParquetSource")
     assert loaded <= {"pydantic"}
