@@ -6,7 +6,7 @@ from typing import Any
 
 from featurestore.cli.output import Output, jsonable
 from featurestore.plan import ChangeClass, Plan
-from featurestore.plan.changes import explain
+from featurestore.plan.changes import columns_of, explain
 
 _ACTION_STYLES = {"create": "green", "update": "yellow", "delete": "red"}
 _CLASS_STYLES = {
@@ -20,15 +20,13 @@ _CLASS_STYLES = {
 
 def render_plan(output: Output, plan: Plan, *, is_teardown: bool = False) -> None:
     """Print a plan for people like a diff, the class of each change on the right."""
-    from rich.cells import cell_len
-
     for line in explain(plan, is_teardown=is_teardown):
-        text, style = "  " * line.indent + line.text, _ACTION_STYLES.get(line.action, "")
+        text, said = columns_of(line)
+        style = _ACTION_STYLES.get(line.action, "")
         if line.change_class is None:
             output.say((text, style))
-            continue
-        gap = " " * max(1, 64 - cell_len(text))
-        output.say((text + gap, style), (line.change_class.name.lower(), _CLASS_STYLES[line.change_class]))
+        else:
+            output.say((text, style), (said, _CLASS_STYLES[line.change_class]))
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:

@@ -98,16 +98,19 @@ class FrozenModel(BaseModel):
         except ValidationError as error:
             raise _definition_error(self.title, name, error) from None
 
+    def __str__(self) -> str:
+        return repr(self)
+
     def __hash__(self) -> int:
         return hash((type(self), self.name))
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        """Yield the fields that were set; other definitions appear by name."""
+        """Yield the fields that were set, called as in the constructor; other definitions appear by name."""
         yield None, self.name
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if name not in _NOT_SHOWN and value != field.get_default(call_default_factory=True):
-                yield name, _by_name(value)
+                yield _ARGUMENTS.get(name, name), _by_name(value)
 
     def replaced(self, **values: Any) -> Self:
         """Return a copy with other values, validated again."""
@@ -131,7 +134,7 @@ class Definition(FrozenModel):
 
     def _repr_html_(self) -> str:
         said = {name: value for name, value in self.__repr_args__() if name is not None}
-        fields = said.pop("fields", ())
+        fields = said.pop("schema", ())
         if code := getattr(self, "code", ""):
             said["code"] = code
         facts = html_table((name, _told(value)) for name, value in said.items())
@@ -190,6 +193,9 @@ Schema = Annotated[tuple[Field, ...], AfterValidator(_check_schema)]
 
 _NOT_SHOWN = frozenset({"name", "code", "code_hash", "function"})
 """Fields that a repr leaves out: they are long, or users did not write them."""
+
+_ARGUMENTS = {"fields": "schema", "sources": "source", "inputs": "sources"}
+"""What the constructors call a field, where that is another name."""
 
 
 def _by_name(value: Any) -> Any:

@@ -280,7 +280,7 @@ def _instants_of(name: str, column: pa.Array) -> pa.Array:
     import pyarrow as pa
 
     try:
-        instants = column if pa.types.is_null(column.type) else instants_from_arrow(column, "ceil")
+        instants = instants_from_arrow(column, "ceil")
     except ValueTypeError as error:
         raise ValueTypeError(f"column {name!r}: {error.message}", hint=error.hint, column=name) from None
     return instants.cast(pa.int64())

@@ -61,7 +61,8 @@ class Garbage:
     files: int = 0
     """Files removed, leftovers of killed runs, unneeded versions and frames included; 0 on a dry run."""
     records: int = 0
-    """Online records removed, those past their expiry included; 0 on a dry run."""
+    """Online keys removed: records, those past their expiry included, and what a view's part says about itself; 0 on
+    a dry run."""
 
 
 def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:

@@ -25,7 +25,7 @@ def peek(workspace: Readers, registered: RegisteredView, rows: int) -> pa.Table:
     order, and no file that is older than the rows already found. Raises DamagedFileError.
     """
     mismatch = compare_table(workspace, registered)
-    if mismatch is not None:
+    if mismatch is not None and mismatch.kind != "unreadable":  # the read below raises that
         logger.warning("%s %s", mismatch.message, mismatch.hint)
     version = workspace.offline.current(registered.table)
     instant = pa.timestamp("us", tz="UTC")

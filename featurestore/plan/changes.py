@@ -14,6 +14,7 @@ from featurestore.plan.texts import difference_lines
 from featurestore.registered.snapshot import Snapshot
 
 MARKS = {"create": "+", "update": "~", "delete": "-"}
+_CLASS_COLUMN = 64
 _ACTIONS = {mark: action for action, mark in MARKS.items()}
 
 
@@ -50,9 +51,9 @@ class Step:
     """Tables, and their online records, that this step deletes."""
     loss: Loss | None = None
     notices: tuple[str, ...] = ()
-    """What users should know about it: `notices.step_notices`."""
+    """What users should know about it, such as which pushed rows it leaves behind."""
     commands: tuple[str, ...] = ()
-    """What to run after the apply, so that stored data follows: `remedies.commands_after`."""
+    """What to run after the apply, so that stored data follows the definition."""
 
     is_new_generation: bool = False
     """Whether the view gets a new table and new records."""
@@ -90,7 +91,7 @@ class Plan:
         return f"Plan({self.project} at revision {self.revision}: {changes}, {worst}{applied})"
 
     def __str__(self) -> str:
-        return "\n".join("  " * line.indent + line.text for line in explain(self))
+        return "\n".join(left + right for left, right in map(columns_of, explain(self)))
 
     def result(self, snapshot: Snapshot) -> Snapshot:
         """Return the snapshot that applying the plan leads to, before anything is deleted."""
@@ -110,6 +111,16 @@ class Line:
     text: str
     change_class: ChangeClass | None = None
     action: str = ""
+
+
+def columns_of(line: Line) -> tuple[str, str]:
+    """Return a line as a terminal shows it: the indented text, and on its right the class of the change, if any."""
+    text = "  " * line.indent + line.text
+    if line.change_class is None:
+        return text, ""
+    from rich.cells import cell_len
+
+    return text + " " * max(1, _CLASS_COLUMN - cell_len(text)), line.change_class.name.lower()
 
 
 def explain(plan: Plan, *, is_teardown: bool = False) -> list[Line]:

@@ -83,15 +83,16 @@ def gaps_text(gaps: Sequence[Gap]) -> str | None:
 def find_gap(registered: RegisteredView, watermark: Watermark, times: npt.NDArray[np.int64], now_us: int) -> Gap | None:
     """Return the gap of one view, None where every entity row is covered.
 
-    A row at t needs the events in [t - reach, t]. Before the source's first event there is nothing to commit. For a
-    view that was never read incrementally the first event is unknown, and the row counts if t itself is not committed.
+    Rows after now do not count: no command can commit what they look at. A row at t needs the events in
+    [t - reach, t]. Before the source's first event there is nothing to commit. For a view that was never read
+    incrementally the first event is unknown, and the row counts if t itself is not committed.
     """
     if not len(times):
         return None
-    name, total = registered.view.name, len(times)
+    name, total, come = registered.view.name, len(times), times <= now_us
     if not watermark.intervals:
-        return Gap(name, total, total)
-    missing = ~_covered(watermark.intervals, registered.view.reach_us, times)
+        return Gap(name, int(come.sum()), total) if come.any() else None
+    missing = come & ~_covered(watermark.intervals, registered.view.reach_us, times)
     if watermark.begun_us is not None:
         missing &= times >= watermark.begun_us
     if not missing.any():

@@ -76,6 +76,7 @@ class TrainingSet:
         self._observed: Observed | None = None
         self._reopened = False
         self.warnings: list[str] = []
+        """What its user should know before using it; each was also given as a `TrainingSetWarning`."""
         if (text := gaps_text(self._gaps)) is not None:
             self._warn(text)
         for note in dict.fromkeys(self._notes.values()):

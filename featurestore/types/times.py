@@ -170,13 +170,15 @@ def instants_from_arrow(
 ) -> pa.ChunkedArray | pa.Array:
     """Return a timestamp or date column as ``timestamp[us, tz=UTC]``, floored or ceiled to microseconds.
 
-    Nulls stay null. Raises ValueTypeError when the column is of another type or an instant lies outside the
-    years 1 to 9999.
+    Nulls stay null; a column without a value may be of any type. Raises ValueTypeError when the column is of another
+    type or an instant lies outside the years 1 to 9999.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     kind = column.type
+    if column.null_count == len(column):
+        return pa.nulls(len(column), pa.timestamp("us", tz="UTC"))
     if pa.types.is_date(kind):
         column, kind = column.cast(pa.timestamp("s")), pa.timestamp("s")
     if not pa.types.is_timestamp(kind):

@@ -224,6 +224,8 @@ def test_the_version_is_told(fs):
 
 def test_plan_apply_list_show(fs, repo):
     check_page("plan_new", fs("plan"), repo)
+    with FeatureStore(repo) as store:
+        assert f"{store.plan()}\n" == fs("plan")
     check_page("apply_new", fs("apply", "--yes"), repo)
     check_page("plan_nothing", fs("plan"), repo)
     check_page("list", fs("list"), repo)
@@ -298,6 +300,21 @@ def test_the_log_tells_what_is_new_from_what_changed_and_who_did_it(fs, repo):
         event["about"] for event in applies[:2]
     ]
     assert {event["by"].partition("@")[2] for event in fs.json("log")} == {socket.gethostname()}
+
+
+def test_the_log_shows_a_killed_run_as_killed(fs, materialized):
+    with FeatureStore(materialized) as store:
+        ledger = store.workspace.ledger
+        (entry, *_) = ledger.scan("flights", "run_start")
+        started_us = entry.document["started_us"] + 60_000_000
+        ledger.append("flights", "run_start", entry.key, {**entry.document, "run_id": "x", "started_us": started_us})
+    event, before, *_ = fs.json("log")
+    assert (event["state"], event["about"]) == ("killed", "killed")
+    assert (before["state"], before["about"]) == ("done", "4 rows appended, 2 published")
+    assert fs.json("log")[-1]["state"] == "done"
+    page = fs("log", "-n", "1")
+    assert "killed" in page
+    assert "appended" not in page
 
 
 def test_peek_marks_versions_that_a_later_one_supersedes(fs, materialized):

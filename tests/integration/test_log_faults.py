@@ -18,6 +18,7 @@ from featurestore import FeatureStore
 from featurestore.cli.main import main
 from featurestore.errors import FeatureStoreError, OfflineStoreError
 from featurestore.maintenance.doctor import examine
+from featurestore.maintenance.peek import peek
 from featurestore.maintenance.status import status
 from featurestore.maintenance.verify import verify
 from featurestore.offline.interface import TableId
@@ -114,7 +115,9 @@ FAULTS: dict[str, tuple[Break, str, int]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_hole_in_the_log_is_told_and_what_is_said_brings_the_table_back(root: Path, fault: str) -> None:
+def test_a_hole_in_the_log_is_told_and_what_is_said_brings_the_table_back(
+    root: Path, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
     damage, words, first = FAULTS[fault]
     log = log_of(root)
     damage(log)
@@ -125,6 +128,8 @@ def test_a_hole_in_the_log_is_told_and_what_is_said_brings_the_table_back(root: 
         assert "Table shop/delays/1 cannot be read: its log lacks the entry of " in said
         assert words in said
         assert f"Bring back {first:020}.json" in said
+        behind = f" and what follows it, up to {LAST:020}.json," if first < LAST else ""
+        assert f"move {first:020}.json{behind} elsewhere" in said
         assert str(log) in said
         assert "ParsedLogPath" not in said
     with FeatureStore(root) as store:
@@ -133,6 +138,10 @@ def test_a_hole_in_the_log_is_told_and_what_is_said_brings_the_table_back(root: 
         (check,) = [check for check in examine(store.workspace) if check.name == "table shop/delays/1"]
         assert check.state == "failed"
         assert words in check.message
+        caplog.clear()
+        with caplog.at_level("WARNING"), pytest.raises(OfflineStoreError, match="its log lacks the entry of"):
+            peek(store.workspace, store.workspace.snapshot().views["delays"], 5)
+        assert caplog.messages == []  # the error says it all
         # The words of the hint: what follows the last good entry goes elsewhere, then a repair.
         for number in range(first, LAST + 1):
             entry(log, number).unlink(missing_ok=True)

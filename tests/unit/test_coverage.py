@@ -64,7 +64,7 @@ def test_rows_are_counted_as_the_definition_says(
         ([(10, 20)], [5], ("000005", "000010")),
         ([(0, 10), (20, 30)], [25], ("000010", "000020")),
         ([(0, 10), (20, 30)], [15], ("000010", "000016")),
-        ([(0, 10), (20, 30)], [9_999], ("000010", "001000")),
+        ([(0, 10), (20, 30)], [1_000], ("000010", "001000")),
     ],
 )
 def test_the_command_commits_what_is_missing(
@@ -78,6 +78,16 @@ def test_the_command_commits_what_is_missing(
     assert f"Fill the gap with `{command}`." in told
     text = f"{len(times)} of {len(times)} entity rows look past what was committed of view 'delays': values may be"
     assert told.startswith(text)
+
+
+@pytest.mark.parametrize("intervals", [(), ((0, 10),), ((0, 10), (20, 30))])
+def test_rows_after_now_are_no_gap_that_a_command_fills(intervals: tuple[Interval, ...]) -> None:
+    watermark = Watermark(intervals=intervals)
+    assert find_gap(view(None), watermark, np.array([9_999, 1_001]), 1_000) is None
+    gap = find_gap(view(None), watermark, np.array([9_999, 50]), 1_000)
+    assert gap is not None
+    assert (gap.rows, gap.total) == (1, 2)
+    assert gap == replace(find_gap(view(None), watermark, np.array([50]), 1_000) or gap, total=2)
 
 
 STEP = RECENT_US // 6

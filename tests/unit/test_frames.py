@@ -301,6 +301,14 @@ def test_an_empty_frame_has_no_rows(workspace: Workspace) -> None:
     assert frame.keys.column("carrier String").type == pa.string()
 
 
+@pytest.mark.parametrize("as_frame", [dict, pd.DataFrame])
+def test_empty_columns_are_of_any_type(workspace: Workspace, as_frame: Any) -> None:
+    frame = read(workspace, as_frame({"carrier": [], "event_timestamp": []}))
+    assert (len(frame), list(frame.times)) == (0, [])
+    with pytest.raises(EntityFrameError, match="'event_timestamp' is null in 2 rows; the first is row 0"):
+        read(workspace, as_frame({"carrier": ["UA", "AA"], "event_timestamp": [None, None]}))
+
+
 def test_an_object_column_of_several_types_is_told_when_it_must_be_arrow(workspace: Workspace) -> None:
     own = read(workspace, frame_of(mixed=[1, "a"])).own
     assert list(own.to_pandas()["mixed"]) == [1, "a"]

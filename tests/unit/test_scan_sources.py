@@ -52,6 +52,20 @@ def test_a_column_that_would_hide_row_numbers_is_refused_and_left_out_by_sql(tmp
     assert [row["v"] for row in rows] == [2.0]
 
 
+def test_files_that_disagree_are_found_by_what_is_said(tmp_path):
+    texts = ["string", "dictionary", "string", "dictionary", "large_string", "string_view"]
+    for decade, kind in enumerate(texts):
+        column = pa.array(["x", "y"]).dictionary_encode() if kind == "dictionary" else pa.array(["x", "y"])
+        column = column if kind == "dictionary" else column.cast(getattr(pa, kind)())
+        write(tmp_path / f"data/decade={decade}/a.parquet", table_of(k=pa.array([1, 1]), at=instants(5, 6), v=column))
+    write(tmp_path / "data/decade=7/a.parquet", table_of(k=pa.array([1, 1]), at=instants(5, 6), v=pa.array([1, 2])))
+    with pytest.raises(SourceSchemaError) as caught:
+        open_engine(tmp_path).sources.columns(ParquetSource("flights", "data", "at"))
+    (problem,) = caught.value.details["problems"]
+    first = "string or dictionary<values=string, indices=int32, ordered=0> or large_string or others"
+    assert problem == (f"column 'v' is int64 in decade=7/a.parquet, but {first} in decade=0/a.parquet and others")
+
+
 def test_a_file_that_changes_while_it_is_read_is_told(tmp_path, monkeypatch):
     from featurestore.engine.duck.staging import Staging
 

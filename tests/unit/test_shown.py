@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from datetime import timedelta
@@ -101,6 +102,13 @@ def test_a_definition_is_written_by_what_differs_from_its_defaults() -> None:
     assert "7 days" in Page(carrier_profile._repr_html_()).text
     assert "ttl=datetime.timedelta(days=7)" in repr(carrier_profile)
     assert carrier_profile.ttl == timedelta(days=7)
+
+
+@pytest.mark.parametrize("shown", [*DEFINITIONS, Field("n", Int64)], ids=lambda shown: shown.name)
+def test_a_definition_is_printed_as_it_is_written(shown: Any) -> None:
+    assert str(shown) == repr(shown)
+    taken = inspect.signature(type(shown)).parameters
+    assert {name for name, _ in shown.__repr_args__() if name is not None} <= taken.keys()
 
 
 @pytest.mark.parametrize("value", [None, 7, 7.5, "x", True, [7], {"a": 7}], ids=str)

@@ -34,6 +34,6 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
     for kept in garbage.kept:
         output.say(f"{kept.what} kept: {kept.why}")
     if dry_run:
-        output.say("Leftover files and online records are counted when they are removed.")
+        output.say("Leftover files and online keys are counted when they are removed.")
     else:
-        output.say(f"{garbage.files:,} files and {garbage.records:,} online records removed.")
+        output.say(f"{garbage.files:,} files and {garbage.records:,} online keys removed.")

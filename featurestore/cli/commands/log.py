@@ -31,11 +31,14 @@ def command(store: FeatureStore, output: Output, limit: int) -> None:
     events = list(_applies(workspace.registry.definitions, workspace.project, limit))
     for run in all_runs(workspace.ledger, workspace.project, now_us=workspace.clock()):
         about = f"{run.appended:,} rows appended, {run.published.written:,} published"
+        if run.state != "done":  # a start counts nothing yet
+            about = run.state
         events.append(
             {
                 "at": to_rfc3339(run.started_us),
                 "what": f"{run.kind} {run.view}",
                 "by": f"@{run.host}",
+                "state": run.state,
                 "about": about if run.error is None else f"{run.state}: {run.error}",
             }
         )
@@ -59,4 +62,4 @@ def _applies(definitions: DefinitionsReader, project: str, limit: int) -> Iterat
             known = known - {key} if change.action == "delete" else known | {key}
         about = f"{info.message + ': ' if info.message else ''}{', '.join(signs)}"
         at, what = info.applied_at.isoformat(), f"apply revision {info.number}"
-        yield {"at": at, "what": what, "by": info.author, "about": about}
+        yield {"at": at, "what": what, "by": info.author, "state": "done", "about": about}

@@ -44,6 +44,7 @@ from featurestore.types.values import duckdb_type
 if TYPE_CHECKING:
     import duckdb
 
+_OR, _SHOWN_TYPES = " or ", 3
 POSITION, FILE = "fs_position", "fs_file"
 """Columns besides the user's: instants in UTC microseconds, row number over all files, file number."""
 
@@ -77,13 +78,13 @@ def open_source(
     below = top(session.root, source)
     footers = tuple(read_footer(str(session.root / file.path), file.state, str(below)) for file in files)
     files, footers = _holding(files, footers)
-    columns, disagreeing = _unified(footers)
+    columns, disagreeing = _unified(footers, below)
     for nan_too in (False, True):  # among floats a NaN is a value
         wanted = [(find_column(columns, name), kind) for name, kind in (declared or {}).items()]
         doubtful = {*disagreeing, *(column.name for column, kind in wanted if column and not serves(column, kind))}
         if doubtful:
             footers = tuple(_blanked(footer, doubtful, nan_too) for footer in footers)
-            columns, disagreeing = _unified(footers)
+            columns, disagreeing = _unified(footers, below)
     columns = tuple(_whole(column, footers) for column in columns)
     problems = [*disagreeing.values(), *twins(column.name for column in columns), *_spelled_twice(footers)]
     if problems:
@@ -146,7 +147,7 @@ def _blanked(footer: Footer, names: Set[str], nan_too: bool) -> Footer:
     return replace(footer, columns=tuple(columns))
 
 
-def _unified(footers: Sequence[Footer]) -> tuple[tuple[SourceColumn, ...], dict[str, str]]:
+def _unified(footers: Sequence[Footer], below: Path) -> tuple[tuple[SourceColumn, ...], dict[str, str]]:
     """Return the columns of all files together, and for each column what the files disagree on."""
     unified: dict[str, SourceColumn] = {}
     first_seen: dict[str, str] = {}
@@ -159,11 +160,29 @@ def _unified(footers: Sequence[Footer]) -> tuple[tuple[SourceColumn, ...], dict[
             if wider is not None:
                 unified[column.name] = wider
             elif column.name not in problems:
+                others = " and others" if _OR in known.native_type else ""
                 problems[column.name] = (
-                    f"column {column.name!r} is {column.native_type} in {Path(footer.path).name}, "
-                    f"but {known.native_type} in {Path(first).name}"
+                    f"column {column.name!r} is {column.native_type} in {_shown(footer.path, below)}, "
+                    f"but {_few(known.native_type)} in {_shown(first, below)}{others}"
                 )
     return tuple(unified.values()), problems
+
+
+def _shown(path: str, below: Path) -> str:
+    """Return a file's path below its source's folder, whose files may all have one name."""
+    file = Path(path)
+    return str(file.relative_to(below) if file.is_relative_to(below) else file)
+
+
+def _few(types: str) -> str:
+    """Return types that `_either` joined as a message names them: the first ones."""
+    few = types.split(_OR)
+    return types if len(few) <= _SHOWN_TYPES else f"{_OR.join(few[:_SHOWN_TYPES])}{_OR}others"
+
+
+def _either(one: str, other: str) -> str:
+    """Return the types of two columns together, each once."""
+    return _OR.join(dict.fromkeys((*one.split(_OR), *other.split(_OR))))
 
 
 def _wider(one: SourceColumn, other: SourceColumn) -> SourceColumn | None:
@@ -176,9 +195,9 @@ def _wider(one: SourceColumn, other: SourceColumn) -> SourceColumn | None:
         return None
     for candidate in (one.value_type, other.value_type, Int64, Float64):
         if fits(candidate, one.value_type) and fits(candidate, other.value_type):
-            return SourceColumn(one.name, f"{one.native_type} or {other.native_type}", candidate)
+            return SourceColumn(one.name, _either(one.native_type, other.native_type), candidate)
     if {one.value_type, other.value_type} <= {Int64, Float32, Float64}:
-        return SourceColumn(one.name, f"{one.native_type} or {other.native_type}", Float64)  # by value
+        return SourceColumn(one.name, _either(one.native_type, other.native_type), Float64)  # by value
     return None
 
 

@@ -62,10 +62,8 @@ def _of_entries(
     backup = [*names[:_SHOWN], *[f"{len(names) - _SHOWN} more"][: len(names) > _SHOWN]]
     instead = "".join(f", or {number:020}.checkpoint.parquet," for number in lost)
     if first or is_begun:
-        without = (
-            f"move {names[0]} and what follows it, up to {last:020}.json, elsewhere: "
-            f"the table ends with version {first - 1} then"
-        )
+        and_more = f" and what follows it, up to {last:020}.json," if last > first else ""
+        without = f"move {names[0]}{and_more} elsewhere: the table ends with version {first - 1} then"
         if _lacks_files(log, first - 1):
             rebuild = f"fs materialize START END --view {log.parent.parent.name} --rebuild"
             without += (
