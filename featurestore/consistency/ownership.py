@@ -37,7 +37,7 @@ class Ownership:
 
         A table without an owner, which an earlier release wrote, may be deleted only when somebody ``asked`` for it.
         """
-        if table.generation not in self.used.get(table.view, ()):
+        if not self._had(table):
             return "this registry never had it"
         if self._owner is None:
             return None if asked else "it does not say yet whose it is; the next run that commits will mark it"
@@ -58,9 +58,18 @@ class Ownership:
             return f"it belongs to the project with identity {project[:12]}"
         return None if revision in self.chain else "it was last written at a revision that this registry does not have"
 
-    def check(self, tables: Iterable[TableId]) -> None:
-        """Raise MismatchError where one of the tables that somebody asked to delete, or its records, is not ours."""
+    def check(self, tables: Iterable[TableId]) -> list[TableId]:
+        """Return which tables that somebody asked to delete are to be deleted; raise MismatchError if one is not ours.
+
+        Leaves out those that this registry never had and of which neither store holds anything: a registry that was
+        lost and applied again does not know which earlier generations there were.
+        """
+        there = {*self._workspace.offline.tables(self.project)}
+        ours = []
         for table in tables:
+            if not (self._had(table) or table in there or self._is_online(table)):
+                continue
+            ours.append(table)
             for what, kept in (
                 (f"table {table}", self.of_table(table, asked=True)),
                 (f"online records of {table}", self.of_part(table.view, table.generation, asked=True)),
@@ -72,10 +81,20 @@ class Ownership:
                         "more. If they are to belong together from now on, run `fs repair` first.",
                         table=str(table),
                     )
+        return ours
 
     def parts(self) -> list[tuple[str, int]]:
         """Return every view and generation that this registry remembers using."""
         return [(view, generation) for view, used in self.used.items() for generation in sorted(used)]
+
+    def _had(self, table: TableId) -> bool:
+        return table.generation in self.used.get(table.view, ())
+
+    def _is_online(self, table: TableId) -> bool:
+        """Tell whether the online store holds anything of a generation: its marker, or records of an earlier release."""
+        if self._marker(table.view, table.generation) is not None:
+            return True
+        return any(self._workspace.online.scan(view_prefix(self.project, table.view, table.generation)))
 
     def _is_own_store(self) -> bool:
         return any(

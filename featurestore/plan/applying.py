@@ -69,7 +69,7 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "", finish: s
     if not plan.steps:
         return plan.revision
     if drops := [table for planned in plan.steps for table in planned.drops]:
-        Ownership(workspace).check(drops)
+        drops = Ownership(workspace).check(drops)
         check_writable(workspace)
     with step("apply", f"apply {len(plan.steps)} changes to {plan.project}"):
         claim_generations(workspace, plan)
