@@ -91,7 +91,7 @@ class Ownership:
         return table.generation in self.used.get(table.view, ())
 
     def _is_online(self, table: TableId) -> bool:
-        """Tell whether the online store holds anything of a generation: its marker, or records of an earlier release."""
+        """Tell whether the online store holds a generation's marker, or records that an earlier release wrote."""
         if self._marker(table.view, table.generation) is not None:
             return True
         return any(self._workspace.online.scan(view_prefix(self.project, table.view, table.generation)))

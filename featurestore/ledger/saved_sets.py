@@ -261,6 +261,7 @@ class LostPin:
 
     name: str
     view: str
+    generation: int
     what: str
     """The missing piece."""
 
@@ -270,12 +271,13 @@ def lost_pins(workspace: Readers, *, are_shown: bool = False) -> list[LostPin]:
     found, kept = list[LostPin](), _kept_names(workspace)
     for saved in list_sets(workspace.ledger, workspace.project, are_shown=are_shown):
         if saved.reads and blob_of(saved.frame) not in kept:
-            found.append(LostPin(saved.name, saved.reads[0].view, "its entity frame"))
+            first = saved.reads[0]
+            found.append(LostPin(saved.name, first.view, first.generation, "its entity frame"))
             continue
         for read in saved.reads:
             if read.version is not None and not _is_held(workspace, saved, read):
                 table = TableId(workspace.project, read.view, read.generation)
-                found.append(LostPin(saved.name, read.view, f"version {read.version} of {table}"))
+                found.append(LostPin(saved.name, read.view, read.generation, f"version {read.version} of {table}"))
     return found
 
 
@@ -288,17 +290,32 @@ def _is_held(workspace: Readers, saved: SavedSet, read: SavedRead) -> bool:
     return commit is not None and known in (None, commit.identity)
 
 
-def pins(workspace: Readers) -> dict[TableId, frozenset[int]]:
-    """Return the versions that saved sets need, by table, also for sets that the ledger forgot: cleaning keeps them.
+def pinned_by(workspace: Readers) -> dict[TableId, dict[int, set[str]]]:
+    """Return the names of the sets that need a version, by table and version, also of sets that the ledger forgot.
 
-    Without those that the offline store does not hold: see `lost_pins`.
+    Without versions that the offline store does not hold: see `lost_pins`.
     """
     project = workspace.project
-    pinned: dict[TableId, set[int]] = {}
+    pinned: dict[TableId, dict[int, set[str]]] = {}
     forgotten = [kept.saved for kept in forgotten_sets(workspace)]
     for saved in (*list_sets(workspace.ledger, project), *forgotten):
         for read in saved.reads:
             table = TableId(project, read.view, read.generation)
             if read.version is not None and _is_held(workspace, saved, read):
-                pinned.setdefault(table, set()).add(read.version)
-    return {table: frozenset(versions) for table, versions in pinned.items()}
+                pinned.setdefault(table, {}).setdefault(read.version, set()).add(saved.name)
+    return pinned
+
+
+def pins(workspace: Readers) -> dict[TableId, frozenset[int]]:
+    """Return the versions that `pinned_by` finds, by table: cleaning keeps them."""
+    return {table: frozenset(versions) for table, versions in pinned_by(workspace).items()}
+
+
+def not_to_be_built(name: str, error: OfflineStoreError) -> OfflineStoreError:
+    """Return the error for a set with a file that is damaged or gone: its own hint, a rebuild, would not help."""
+    return type(error)(
+        f"Training set {name!r} cannot be built again: {error.message}",
+        hint="Restore the file from a backup. A rebuild does not bring it back, because the set is pinned to this "
+        f"version of the table. Without a backup, run `fs training-sets --delete {name}` and save a new set.",
+        **error.details,
+    )

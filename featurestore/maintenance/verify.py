@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from featurestore.consistency.belonging import compare_part, compare_table, part_mismatch
 from featurestore.errors import DamagedFileError, DamagedRecordError, OfflineStoreError, TableVersionError
-from featurestore.ledger.saved_sets import lost_pins
+from featurestore.ledger.saved_sets import LostPin, lost_pins, not_to_be_built, pinned_by
 from featurestore.maintenance.sampling import Sample, compare_sample
-from featurestore.offline.interface import TableReader
+from featurestore.offline.interface import DataFile, TableId, TableReader
 from featurestore.online.interface import OnlineReader
 from featurestore.online.records.codec import is_intact
 from featurestore.online.records.keys import KeyEncoder
@@ -17,14 +17,20 @@ from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import step
 from featurestore.workspace import Readers
 
+_Pinned = Mapping[TableId, Mapping[int, set[str]]]
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was checked for one view, and what is wrong with it."""
+    """What was checked for one view, and what is wrong with it.
+
+    A view that was deleted is here as long as a saved training set reads it.
+    """
 
     view: str
     generation: int
     files: int
+    """Files of the newest version, and of those that saved training sets are pinned to."""
     records: int
     compared: int
     """Entities whose online record was compared with the offline table."""
@@ -36,46 +42,64 @@ class Verification:
 def verify(workspace: Readers) -> list[Verification]:
     """Check the hash of every offline file and the checksum of every online record of the project.
 
-    Also checks whether registry and stores belong together, and whether the online values of 1,000 entities, chosen by
-    a seeded hash, are those of the offline table. Changes nothing. Raises OfflineStoreError or OnlineStoreError when a
-    store cannot be read at all; all other faults are in the answer, with the command that repairs them.
+    The files are those of the newest versions, and of the versions that saved training sets are pinned to. Also checks
+    whether registry and stores belong together, and whether the online values of 1,000 entities, chosen by a seeded
+    hash, are those of the offline table. Changes nothing. Raises OfflineStoreError or OnlineStoreError when a store
+    cannot be read at all; all other faults are in the answer, with the command that repairs them.
     """
-    checked = []
-    lost = lost_pins(workspace)
-    for registered in workspace.known_snapshot().views.values():
-        with step("verify", f"verify {registered.view.name}") as running:
-            table = compare_table(workspace, registered)
-            part = part_mismatch(workspace, registered) if registered.view.online else None
-            parts = [found for found in (table, part) if found is not None and found.kind != "unreadable"]
-            problems = [f"{found.message} {found.hint}" for found in parts]
-            problems += [
-                f"Training set {found.name} cannot be built again: {found.what} is gone. Restore the offline store "
-                f"from a backup that holds it, or run `fs training-sets --delete {found.name}`."
-                for found in lost
-                if found.view == registered.view.name
-            ]
-            files, damaged_files = _check_files(workspace.offline, registered)
-            records, sample = 0, Sample()
-            problems += damaged_files
-            if registered.view.online:
-                records, damaged = _check_records(workspace.online, registered)
-                problems += damaged
-                if not problems:
-                    sample = _compared(workspace, registered)
-                    problems += _differences(registered, sample)
-            running.note(files=files, records=records)
-        checked.append(
-            Verification(
-                registered.view.name,
-                registered.generation,
-                files,
-                records,
-                sample.compared,
-                sample.newer,
-                tuple(problems),
-            )
-        )
-    return checked
+    lost, pinned, views = lost_pins(workspace), pinned_by(workspace), workspace.known_snapshot().views
+    checked = [_check_view(workspace, registered, lost, pinned) for registered in views.values()]
+    kept = {found.view for found in lost} | {table.view for table in pinned}
+    return checked + [_check_sets(workspace, view, lost, pinned) for view in sorted(kept - views.keys())]
+
+
+def _check_view(
+    workspace: Readers, registered: RegisteredView, lost: Sequence[LostPin], pinned: _Pinned
+) -> Verification:
+    with step("verify", f"verify {registered.view.name}") as running:
+        table = compare_table(workspace, registered)
+        part = part_mismatch(workspace, registered) if registered.view.online else None
+        parts = [found for found in (table, part) if found is not None and found.kind != "unreadable"]
+        problems = [f"{found.message} {found.hint}" for found in parts]
+        problems += _lost(registered.view.name, lost)
+        files, damaged_files = _check_files(workspace.offline, registered.view.name, registered.table, pinned)
+        records, sample = 0, Sample()
+        problems += damaged_files
+        if registered.view.online:
+            records, damaged = _check_records(workspace.online, registered)
+            problems += damaged
+            if not problems:
+                sample = _compared(workspace, registered)
+                problems += _differences(registered, sample)
+        running.note(files=files, records=records)
+    return Verification(
+        registered.view.name,
+        registered.generation,
+        files,
+        records,
+        sample.compared,
+        sample.newer,
+        tuple(problems),
+    )
+
+
+def _check_sets(workspace: Readers, view: str, lost: Sequence[LostPin], pinned: _Pinned) -> Verification:
+    """Check what saved sets need of a view that was deleted."""
+    with step("verify", f"verify {view}") as running:
+        files, damaged = _check_files(workspace.offline, view, None, pinned)
+        running.note(files=files, records=0)
+    generations = [found.generation for found in lost if found.view == view]
+    generations += [table.generation for table in pinned if table.view == view]
+    return Verification(view, max(generations), files, 0, 0, 0, (*_lost(view, lost), *damaged))
+
+
+def _lost(view: str, lost: Sequence[LostPin]) -> list[str]:
+    return [
+        f"Training set {found.name} cannot be built again: {found.what} is gone. Restore the offline store "
+        f"from a backup that holds it, or run `fs training-sets --delete {found.name}`."
+        for found in lost
+        if found.view == view
+    ]
 
 
 def _compared(workspace: Readers, registered: RegisteredView) -> Sample:
@@ -109,20 +133,35 @@ def _differences(registered: RegisteredView, sample: Sample) -> Iterable[str]:
         )
 
 
-def _check_files(offline: TableReader, registered: RegisteredView) -> tuple[int, list[str]]:
-    try:
-        version = offline.current(registered.table)
-    except OfflineStoreError as error:
-        return 0, [str(error)]
-    if version is None:
-        return 0, []
+def _check_files(offline: TableReader, view: str, table: TableId | None, pinned: _Pinned) -> tuple[int, list[str]]:
+    """Check the files of a view's ``table``, and those that saved sets are pinned to, each once."""
+    files: dict[str, DataFile] = {}
+    needed_by: dict[str, set[str]] = {}
     problems = []
-    for file in version.files:
+    try:
+        newest = None if table is None else offline.current(table)
+    except OfflineStoreError as error:
+        newest = None
+        problems.append(str(error))
+    current = () if newest is None else newest.files
+    files.update((file.path, file) for file in current)
+    versions = [(kept, number, names) for kept in pinned if kept.view == view for number, names in pinned[kept].items()]
+    for kept, number, names in versions:
+        try:
+            version = offline.version(kept, number)
+        except OfflineStoreError as error:
+            problems += [str(not_to_be_built(name, error)) for name in sorted(names)]
+            continue
+        for file in version.files:
+            files[file.path] = file
+            needed_by.setdefault(file.path, set()).update(names)
+    for path, file in files.items():
         try:
             offline.verify([file], again=True)
         except DamagedFileError as error:
-            problems.append(str(error))
-    return len(version.files), problems
+            problems += [str(error)] * (file in current)
+            problems += [str(not_to_be_built(name, error)) for name in sorted(needed_by.get(path, ()))]
+    return len(files), problems
 
 
 def _check_records(online: OnlineReader, registered: RegisteredView) -> tuple[int, list[str]]:

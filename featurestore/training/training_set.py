@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from featurestore.errors import (
     NO_SPACE,
+    DamagedFileError,
     DiskFullError,
     EngineError,
     InputError,
@@ -21,7 +22,7 @@ from featurestore.errors import (
     TrainingSetChangedError,
     TrainingSetError,
 )
-from featurestore.ledger.saved_sets import SavedSet
+from featurestore.ledger.saved_sets import SavedSet, not_to_be_built
 from featurestore.tables import html_table, import_polars
 from featurestore.training.certificate import Certificate, certify
 from featurestore.training.coverage import Gap, gaps_text, held_back, warn
@@ -269,10 +270,15 @@ class TrainingSet:
             return
         taken = None if self._saved is None else TableFingerprint(self._rows.schema)
         observed = Observed(len(self))
-        for batch in self._rows.batches(observed):
-            if taken is not None:
-                taken.update(batch)
-            yield batch
+        try:
+            for batch in self._rows.batches(observed):
+                if taken is not None:
+                    taken.update(batch)
+                yield batch
+        except DamagedFileError as error:
+            if self._saved is None:
+                raise
+            raise not_to_be_built(self._saved.name, error) from None
         if taken is not None and self._saved is not None and taken.hexdigest() != self._saved.fingerprint:
             raise TrainingSetChangedError(
                 f"Training set {self._saved.name!r} does not build to the rows that were saved.",
