@@ -34,7 +34,8 @@ class Sample:
     different: int = 0
     """Both are of the same version but hold other values."""
     newer: int = 0
-    """Entities that are only online: pushed online only, or lost by the table."""
+    """Entities with a newer record online than in the table: pushed online only, or lost by the table. Those that the
+    table does not hold at all are never chosen."""
 
 
 def compare_sample(workspace: Readers, registered: RegisteredView, version: TableVersion) -> Sample:

@@ -33,7 +33,7 @@ class Verification:
     """Files of the newest version, and of those that saved training sets are pinned to."""
     records: int
     compared: int
-    """Entities whose online record was compared with the offline table."""
+    """Entities of the offline table whose online record was compared with it."""
     online_only: int
     """How many of them have a newer record online than the table: pushed online only, or lost offline."""
     problems: tuple[str, ...]

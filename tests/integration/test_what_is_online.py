@@ -149,7 +149,7 @@ def test_only_newer_records_are_no_problem(make: Make) -> None:
     store = make([(1, 5, 10), (2, 5, 20)], [view("sales_view")])
     push(store, [(1, 1, 11), (3, 1, 30)], "online")
     (found,) = verify(store.workspace)
-    assert (found.compared, found.online_only, found.problems) == (2, 1, ())
+    assert (found.records, found.compared, found.online_only, found.problems) == (3, 2, 1, ())
 
 
 def check_counts(store: FeatureStore, expected: dict[str, int], *, offline: dict[str, int]) -> None:
