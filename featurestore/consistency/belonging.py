@@ -32,6 +32,7 @@ Kind = Literal[
     "missing",
     "unfinished",
     "unreadable",
+    "unavailable",
 ]
 
 _ONLINE_HINT = BELONG_HINT.replace("offline", "online")
@@ -47,7 +48,7 @@ _APART = ": one of them was restored from a backup, or is a copy that was writte
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """Two pieces that do not belong together, or of which one is behind the other."""
+    """Two pieces that do not belong together, or of which one is behind the other or does not answer."""
 
     piece: Literal["offline", "online"]
     """The store that does not fit."""
@@ -331,6 +332,14 @@ def _foreign(registry: RegistryReader, registered: RegisteredView, copies: Seque
             )
             return _online(registered, "unknown_revision", message, _NEWER)
     return None
+
+
+def unavailable(registered: RegisteredView, failure: OnlineStoreUnavailableError) -> Mismatch:
+    """Report an online store that does not answer, for those who go on without it."""
+    message = (
+        f"What is online of {registered.view.name} cannot be told, only how many entities should be: {failure.message}"
+    )
+    return _online(registered, "unavailable", message, failure.hint)
 
 
 def _missing(registered: RegisteredView, watermark: Watermark | None) -> Mismatch | None:

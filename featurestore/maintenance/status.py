@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from featurestore_registry.documents import Interval
 
-from featurestore.consistency.belonging import Mismatch, mismatches
+from featurestore.consistency.belonging import Mismatch, compare_all, unavailable
 from featurestore.consistency.clocks import ONLINE_STORE, REGISTRY, clock_problem, online_ahead_us, registry_ahead_us
 from featurestore.consistency.online_rows import count_entities
 from featurestore.consistency.remains import find_remains
@@ -44,7 +44,7 @@ class ViewStatus:
     offline_rows: int
     """Rows in the offline table, including pushed rows and rows that later ones correct."""
     online_rows: int
-    """Entities online, counted in the offline table, so without those that were pushed online only."""
+    """Entities that should be online, counted in the offline table, so without those that were pushed online only."""
     running: tuple[RunResult, ...]
     killed: tuple[RunResult, ...]
     """How many runs died with their process since the last run that ended."""
@@ -53,7 +53,7 @@ class ViewStatus:
     clocks: tuple[str, ...]
     """Warnings about clocks that are more than five seconds off: the same for every view."""
     mismatches: tuple[Mismatch, ...] = ()
-    """Where the registry and the view's stores do not fit."""
+    """Where the registry and the view's stores do not fit, or the online store does not answer."""
     lacks: tuple[str, ...] = ()
     """What its committed spans lack compared with the applied definition, each with the command that reads it."""
     unreadable: str = ""
@@ -65,11 +65,16 @@ def status(workspace: Readers) -> list[ViewStatus]:
     now_us = workspace.clock()
     found = []
     found_by_view: dict[str, list[Mismatch]] = {}
-    for mismatch in mismatches(workspace):
+    compared, failure = compare_all(workspace)
+    for mismatch in compared:
         if mismatch.kind == "unreadable":
             continue  # reported below, with the table
         found_by_view.setdefault(mismatch.view, []).append(mismatch)
-    clocks = _clock_problems(workspace, now_us)
+    if failure is not None:
+        for name, registered in workspace.snapshot().views.items():
+            if registered.view.online:
+                found_by_view.setdefault(name, []).append(unavailable(registered, failure))
+    clocks = _clock_problems(workspace, now_us, is_online_up=failure is None)
     for name, registered in sorted(workspace.snapshot().views.items()):
         watermark = read_watermark(workspace.ledger, registered)
         history = runs(workspace.ledger, workspace.project, name, now_us=now_us)
@@ -121,10 +126,12 @@ def without_views(workspace: Readers) -> list[str]:
     ]
 
 
-def _clock_problems(workspace: Readers, now_us: int) -> tuple[str, ...]:
+def _clock_problems(workspace: Readers, now_us: int, *, is_online_up: bool) -> tuple[str, ...]:
+    """Return what is wrong with the clocks; an online store that was found down is not waited for again."""
     registry_us = registry_ahead_us(workspace.registry, workspace.project, now_us)
     online_us = None
-    if not workspace.settings.online_store.url.startswith("lmdb:"):  # its clock is this machine's
+    is_own = workspace.settings.online_store.url.startswith("lmdb:")  # its clock is this machine's
+    if is_online_up and not is_own:
         with suppress(FeatureStoreError):  # without the online store the rest is still shown
             online_us = online_ahead_us(workspace.online.facts())
     return tuple(filter(None, (clock_problem(REGISTRY, registry_us), clock_problem(ONLINE_STORE, online_us))))
