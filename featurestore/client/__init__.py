@@ -18,6 +18,7 @@ from featurestore.statuses import Status
 from featurestore.tables import (
     NULLS,
     WHOLE_FLOAT_LIMITS,
+    Table,
     as_arrow,
     as_list,
     float_bits,
@@ -227,7 +228,8 @@ class FeatureClient:
         The server answers when the rows are committed, and groups the commits of up to a second: hence this call's own
         ``timeout_s``. It is safe to push rows again when no answer came.
         """
-        body = {"source": source, "rows": _columns(rows, "rows"), "to": to}
+        table = read_table(rows, "rows")
+        body = {"source": source, "rows": _listed(table) if table.has_names else [], "to": to}
         return self._decoded(self._call("POST", "/push", body, timeout_s), dict[str, Any])
 
     def ready(self) -> bool:
@@ -357,7 +359,10 @@ def _asked(features: Any, feature_service: str | None) -> dict[str, Any]:
 
 def _columns(given: Any, what: str, row_error: type[errors.InputError] | None = None) -> dict[str, list[Any]]:
     """Return any table as lists by column, as JSON has them."""
-    table = read_table(given, what, row_error=row_error)
+    return _listed(read_table(given, what, row_error=row_error))
+
+
+def _listed(table: Table) -> dict[str, list[Any]]:
     return {name: _column(name, values) for name, values in table.columns.items()}
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -38,13 +38,21 @@ class PushRequest(msgspec.Struct, forbid_unknown_fields=True):
 
     source: Annotated[Name, Meta(description="The name of a `PushSource`.")]
     rows: Annotated[
-        Columns,
-        Meta(description="Join keys, features and the event time (RFC 3339), one list each; others are ignored."),
+        Columns | Annotated[list[Any], Meta(max_length=0)],
+        Meta(
+            description="Join keys, features and the event time (RFC 3339), one list each; others are ignored. An "
+            "empty list: no rows."
+        ),
     ]
     to: Annotated[
         To,
         Meta(description="Where rows go: into the offline store, online, or first offline and then online."),
     ] = "both"
+
+    @property
+    def columns(self) -> Columns:
+        """The rows by column."""
+        return self.rows if isinstance(self.rows, dict) else {}
 
 
 class PushEndpoint(JsonEndpoint[PushRequest]):
@@ -60,7 +68,7 @@ class PushEndpoint(JsonEndpoint[PushRequest]):
 
     @override
     async def answer(self, request: PushRequest, scope: Scope, started: float) -> bytes:
-        rows = max(map(len, request.rows.values()), default=0)
+        rows = max(map(len, request.columns.values()), default=0)
         check_count(rows, MOST_ROWS, "too_many_rows", "rows", "Push them in several requests.")
         target = self._target(request.source)
         work, versions = await self._threads.run(partial(self._begin, target, request))
@@ -101,7 +109,8 @@ class PushEndpoint(JsonEndpoint[PushRequest]):
         return targets[source]
 
     def _begin(self, target: PushTarget, request: PushRequest) -> tuple[Push, list[Future[int]]]:
-        work = Push(self._workspace, target, PushedRows(request.rows, json=True), request.to)
+        rows = PushedRows(request.columns, json=True, has_columns=isinstance(request.rows, dict))
+        work = Push(self._workspace, target, rows, request.to)
         versions = work.commit()
         if not versions:
             work.publish()

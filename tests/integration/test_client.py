@@ -305,6 +305,10 @@ def test_pushed_rows_are_read_back(push_url: str, make: Callable[[Any], Any]) ->
         assert again["views"]["pushed"]["offline"] is None
         with pytest.raises(errors.NotFoundError, match="clicks"):
             client.push("click", frame)
+        nothing = client.push("clicks", [])  # no rows, as in process
+        assert (nothing["rows"], nothing["views"]["pushed"]["online"]["written"]) == (0, 0)
+        with pytest.raises(errors.InputError, match="no column"):
+            client.push("clicks", {})
         with pytest.raises(errors.ValueTypeError, match="count"):
             client.push("clicks", {**rows, "count": [1, "many"]})
 
