@@ -342,6 +342,22 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         inventory = InventoryFile.load(file, "", posixpath.join)
     assert undocumented_commands(site, inventory) == []
     assert undocumented_names(inventory) == []
+    assert "featurestore.training.TrainingSet.warnings" in inventory["py:attribute"]
+    page = (site / "reference" / "python.html").read_text(encoding="utf-8")
+    assert unexplained_aliases(page) == []
+    assert not re.search(r"(notices|remedies)\.[a-z_]+</", page)  # functions of ours
+
+
+def unexplained_aliases(page: str) -> list[str]:
+    """Return the aliases of types that signatures on the built page show and its head does not explain."""
+    head, *signatures = page.split('<dt class="sig')
+    words = re.findall(
+        r'<span class="pre">([A-Z]\w*)</span>', "".join(text.partition("</dt>")[0] for text in signatures)
+    )
+    ours = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "featurestore").rglob("*.py"))
+    aliases = {word for word in words if re.search(rf"^{word} = ", ours, re.MULTILINE)}
+    assert {"Instant", "Views"} <= aliases
+    return sorted(alias for alias in aliases if f'<span class="pre">{alias}</span></code></p></td>' not in head)
 
 
 def run_here(command: Sequence[str], hint: str = "") -> str:
