@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 
 from featurestore.consistency.belonging import compare_part, compare_table, part_mismatch
 from featurestore.errors import DamagedFileError, DamagedRecordError, OfflineStoreError, TableVersionError
-from featurestore.ledger.saved_sets import LostPin, lost_pins, not_to_be_built, pinned_by
+from featurestore.ledger.saved_sets import (
+    LostPin,
+    blob_of,
+    kept_blobs,
+    list_sets,
+    lost_pins,
+    not_to_be_built,
+    pinned_by,
+)
 from featurestore.maintenance.sampling import Sample, compare_sample
 from featurestore.offline.interface import DataFile, TableId, TableReader
 from featurestore.online.interface import OnlineReader
@@ -42,10 +50,11 @@ class Verification:
 def verify(workspace: Readers) -> list[Verification]:
     """Check the hash of every offline file and the checksum of every online record of the project.
 
-    The files are those of the newest versions, and of the versions that saved training sets are pinned to. Also checks
-    whether registry and stores belong together, and whether the online values of 1,000 entities, chosen by a seeded
-    hash, are those of the offline table. Changes nothing. Raises OfflineStoreError or OnlineStoreError when a store
-    cannot be read at all; all other faults are in the answer, with the command that repairs them.
+    The files are those of the newest versions, and what saved training sets are built from: the versions that they are
+    pinned to, and their entity frames. Also checks whether registry and stores belong together, and whether the online
+    values of 1,000 entities, chosen by a seeded hash, are those of the offline table. Changes nothing. Raises
+    OfflineStoreError or OnlineStoreError when a store cannot be read at all; all other faults are in the answer, with
+    the command that repairs them.
     """
     lost, pinned, views = lost_pins(workspace), pinned_by(workspace), workspace.known_snapshot().views
     checked = [_check_view(workspace, registered, lost, pinned) for registered in views.values()]
@@ -62,6 +71,7 @@ def _check_view(
         parts = [found for found in (table, part) if found is not None and found.kind != "unreadable"]
         problems = [f"{found.message} {found.hint}" for found in parts]
         problems += _lost(registered.view.name, lost)
+        problems += _damaged_frames(workspace, registered.view.name, lost)
         files, damaged_files = _check_files(workspace.offline, registered.view.name, registered.table, pinned)
         records, sample = 0, Sample()
         problems += damaged_files
@@ -90,7 +100,8 @@ def _check_sets(workspace: Readers, view: str, lost: Sequence[LostPin], pinned: 
         running.note(files=files, records=0)
     generations = [found.generation for found in lost if found.view == view]
     generations += [table.generation for table in pinned if table.view == view]
-    return Verification(view, max(generations), files, 0, 0, 0, (*_lost(view, lost), *damaged))
+    problems = (*_lost(view, lost), *_damaged_frames(workspace, view, lost), *damaged)
+    return Verification(view, max(generations), files, 0, 0, 0, problems)
 
 
 def _lost(view: str, lost: Sequence[LostPin]) -> list[str]:
@@ -100,6 +111,19 @@ def _lost(view: str, lost: Sequence[LostPin]) -> list[str]:
         for found in lost
         if found.view == view
     ]
+
+
+def _damaged_frames(workspace: Readers, view: str, lost: Sequence[LostPin]) -> Iterable[str]:
+    """Check the entity frames of the saved sets whose first read is of a view; those that are gone are ``lost``."""
+    gone = {found.name for found in lost}
+    for saved in list_sets(workspace.ledger, workspace.project):
+        if saved.name in gone or not saved.reads or saved.reads[0].view != view:
+            continue
+        what = f"the entity frame of training set {saved.name!r}"
+        try:
+            kept_blobs(workspace).get(blob_of(saved.frame), what, sha256=saved.frame.sha256)
+        except DamagedFileError as error:
+            yield f"{error} Without one, run `fs training-sets --delete {saved.name}` and save a new set."
 
 
 def _compared(workspace: Readers, registered: RegisteredView) -> Sample:

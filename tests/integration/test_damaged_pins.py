@@ -98,6 +98,21 @@ def test_the_read_names_its_set_and_no_rebuild(workspace: Workspace) -> None:
         assert "`fs training-sets --delete first`" in raised.value.hint
 
 
+def test_a_damaged_entity_frame_is_named_with_its_set(workspace: Workspace) -> None:
+    for name in ("first", "second"):
+        save(workspace, name)
+    (kept,) = (workspace.root / "data/offline/shop/_training_sets").glob("second-*.arrow")
+    content = bytearray(kept.read_bytes())
+    content[50] ^= 1
+    kept.write_bytes(content)
+    (problem,) = verify(workspace)[0].problems
+    assert f"{kept}, the entity frame of training set 'second', is missing or damaged." in problem
+    assert "`fs training-sets --delete second`" in problem
+    kept.unlink()
+    (problem,) = verify(workspace)[0].problems
+    assert "Training set second cannot be built again: its entity frame is gone." in problem
+
+
 def test_sets_of_a_deleted_view_are_checked_until_they_are_deleted(workspace: Workspace) -> None:
     save(workspace, "first")
     apply_plan(workspace, make_plan(workspace, [], partial=False))
