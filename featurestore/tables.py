@@ -174,7 +174,8 @@ def as_list(values: Any) -> list[Any]:
         return list(values.to_pylist())
     if hasattr(kind, "to_list"):  # pandas and polars
         has_floats = getattr(values.dtype, "kind", "f") == "f"
-        return [_plain(v) if has_floats or not isinstance(v, float) or v == v else None for v in values.to_list()]
+        listed = values.tolist() if hasattr(kind, "tolist") else values.to_list()
+        return [_plain(v) if has_floats or not isinstance(v, float) or v == v else None for v in listed]
     return [_plain(value) for value in (instants_as_list(values) if hasattr(kind, "tolist") else values)]
 
 
