@@ -234,7 +234,7 @@ def test_a_merge_that_fails_is_no_error_of_pushes_and_runs(workspace, monkeypatc
 
 
 MERGER = """
-import sys
+import os, sys
 from functools import partial
 from pathlib import Path
 from featurestore.errors import ConcurrentCommitError
@@ -246,7 +246,7 @@ from featurestore.testing.table_growth import append_several
 
 delta.CHECKPOINT_EVERY, archive.SETTLED_SECONDS = 3, 0.0
 store = DeltaStore(Path(sys.argv[1]))
-for _ in range(10):
+for _ in range(1000 if "FS_CRASH_AT" in os.environ else 10):
     while True:
         try:
             version = append_several(store, 1, store.current(TABLE))
@@ -276,7 +276,8 @@ def test_processes_that_merge_one_table_lose_nothing(tmp_path, dies_at):
     assert version is not None
     rows = read_rows(store, version)
     assert [row["fs_seq"] for row in rows] == list(range(len(rows)))
-    assert len(rows) == 30 if dies_at is None else 20 < len(rows) < 30
+    # Which process wins a race for a version is open: the one that dies may not have committed a row by then.
+    assert len(rows) == 30 if dies_at is None else len(rows) >= 20
     assert len(version.files) < 12
     assert store.clean(TABLE, keep=[], known=[]) > 0
     assert read_rows(store, version) == rows
