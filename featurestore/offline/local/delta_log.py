@@ -35,6 +35,8 @@ COMMITTED = crash_point("offline.committed", "the version is in the log, the log
 LOG_SYNCED = crash_point("offline.log_synced", "the version is durable")
 CHECKPOINT_MOVED = crash_point("offline.checkpoint_moved", "a checkpoint of the log is in place")
 
+LogState = tuple[tuple[str, int, int, int], ...]
+"""Name, inode, size and time of every file in a log."""
 FOLDER = "_delta_log"
 READ_AGAIN = 3
 """At most so many times the newest version is read again while its log moves into the archive."""
@@ -70,8 +72,18 @@ class TableLog:
 
     def exists(self) -> bool:
         """Tell whether the table has a version."""
-        folder = self.path / FOLDER
-        return folder.is_dir() and any(folder.glob("0*.json"))
+        return bool(self.state())
+
+    def state(self) -> LogState:
+        """Return what tells this log from every other that was or will be in its folder; empty without a version.
+
+        Loading a version takes 3 ms, this a few microseconds an entry.
+        """
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.path / FOLDER) as found:
+            files = [(file.name, file.stat()) for file in found]
+            if any(name[:20].isdecimal() and name.endswith(".json") for name, _ in files):
+                return tuple(sorted((name, file.st_ino, file.st_size, file.st_mtime_ns) for name, file in files))
+        return ()
 
     def open(self, number: int | None = None) -> DeltaTable:
         """Load a version, by default the newest. Raises TableVersionError, and OfflineStoreError for a table that
@@ -136,11 +148,8 @@ class TableLog:
 
     def next_sequence(self, number: int) -> int:
         """Return `TableVersion.next_sequence` of a version, from its entry alone if that has it."""
-        for line in self.read_entry(number).splitlines():
-            transaction = json.loads(line).get("txn", {})
-            if transaction.get("appId") == NEXT_SEQUENCE:
-                return int(transaction["version"])
-        return self.open(number).transaction_version(NEXT_SEQUENCE) or 0
+        known = _transactions_in(self.read_entry(number)).get(NEXT_SEQUENCE)
+        return self.open(number).transaction_version(NEXT_SEQUENCE) or 0 if known is None else known
 
     def newest(self) -> int | None:
         """Return the number of the newest version, without loading it, None if there is none."""
@@ -150,19 +159,17 @@ class TableLog:
         """Return the content of a loaded version."""
         import pyarrow as pa
 
+        number = int(found.version())
+        entry = self.read_entry(number)
         with self._translated():
             actions = pa.table(found.get_add_actions(flatten=True))
-            next_sequence = found.transaction_version(NEXT_SEQUENCE) or 0
-            kept_since = _kept_since(found)
+            next_sequence, kept_since = _carried(found, entry)
         bounds = (f"min.{EVENT}", f"max.{EVENT}", f"max.{CREATED}", f"max.{SEQUENCE}")
         known = {name: actions[name].cast(pa.int64()) for name in bounds if name in actions.column_names}
         rows = pa.table({name: actions[name] for name in ("path", "num_records", "size_bytes")} | known).to_pylist()
         files = map(self._data_file, rows)
-        number = int(found.version())
-        commit = self.commit_at(number)
-        assert commit is not None
         by_path = tuple(sorted(files, key=lambda file: file.path))
-        return TableVersion(self.table, number, by_path, next_sequence, kept_since, commit.identity)
+        return TableVersion(self.table, number, by_path, next_sequence, kept_since, sha256(entry).hexdigest())
 
     def commit_at(self, number: int) -> Commit | None:
         """Return the commit in a version's log entry; None if there is no such entry."""
@@ -231,7 +238,7 @@ class TableLog:
 
         columns = Schema.from_arrow(pa.schema(list(fields))).fields
         with self._translated(base.version()):
-            kept = {KEPT_SINCE: _kept_since(base), KEPT_UNTIL: base.version() + 1}
+            kept = {KEPT_SINCE: _carried(base)[1], KEPT_UNTIL: base.version() + 1}
             base.alter.add_columns(columns, **_properties({}, facts, kept))
         self.sync(base.version())
 
@@ -265,7 +272,7 @@ class TableLog:
         if base is not None:
             number = base.version() + 1
             with self._translated(base.version()):  # reads the log
-                known, kept_since = base.transaction_version(NEXT_SEQUENCE) or 0, _kept_since(base)
+                known, kept_since = _carried(base)
         # Readers find new rows by their numbers: a commit with a smaller one does not count as only adding.
         appends = not replace and not removed and all(facts.min_sequence >= known for facts in added.values())
         since = kept_since if appends or merges else number
@@ -390,11 +397,24 @@ def _check_not_forked() -> None:
         )
 
 
-def _kept_since(found: DeltaTable) -> int:
-    """Return `TableVersion.rows_kept_since` of a loaded version."""
+def _carried(found: DeltaTable, entry: bytes = b"") -> tuple[int, int]:
+    """Return `TableVersion.next_sequence` and `rows_kept_since` of a loaded version.
+
+    What its ``entry`` tells need not be asked of the table, which takes 0.2 ms each.
+    """
     number: int = found.version()
-    since, until = (found.transaction_version(name) for name in (KEPT_SINCE, KEPT_UNTIL))
-    return since if since is not None and until == number else number
+    told = _transactions_in(entry)
+    sequence, since, until = (
+        told[name] if name in told else found.transaction_version(name)
+        for name in (NEXT_SEQUENCE, KEPT_SINCE, KEPT_UNTIL)
+    )
+    return sequence or 0, since if since is not None and until == number else number
+
+
+def _transactions_in(entry: bytes) -> dict[str, int]:
+    """Return the application transactions of a log entry."""
+    found = (json.loads(line)["txn"] for line in entry.splitlines() if b'"txn"' in line[:10])
+    return {each["appId"]: int(each["version"]) for each in found}
 
 
 def _facts_in(entry: bytes) -> Mapping[str, Any]:

@@ -30,7 +30,14 @@ from featurestore.offline.interface import (
 )
 from featurestore.offline.local import files as disk
 from featurestore.offline.local.blobs import FolderBlobs
-from featurestore.offline.local.delta_log import CHECKPOINT_EVERY, COMMITTED, LOG_SYNCED, TableLog, file_name
+from featurestore.offline.local.delta_log import (
+    CHECKPOINT_EVERY,
+    COMMITTED,
+    LOG_SYNCED,
+    LogState,
+    TableLog,
+    file_name,
+)
 from featurestore.offline.local.owner import bind, read_owner
 from featurestore.offline.local.staging import Staging, claimed, folders, is_held
 from featurestore.offline.reading import unreadable
@@ -63,13 +70,22 @@ class DeltaStore(OfflineStore):
         self._folder = folder
         self._clock = clock
         self._staging: dict[TableId, Staging] = {}
+        self._newest: dict[TableId, tuple[LogState, TableVersion]] = {}
+        """Newest versions as they were last loaded, each with what the log looked like before that."""
         self._lock = ForkLock()
         weakref.finalize(self, _close_all, self._staging)
 
     @override
     def current(self, table: TableId) -> TableVersion | None:
         log = self._log(table)
-        return log.version() if log.exists() else None
+        state = log.state()
+        if not state:
+            return None
+        known_state, known = self._newest.get(table, ((), None))
+        if known is None or state != known_state:
+            known = log.version()
+            self._newest[table] = state, known
+        return known
 
     @override
     def version(self, table: TableId, number: int) -> TableVersion:
@@ -148,7 +164,8 @@ class DeltaStore(OfflineStore):
                 log.archive.move_old()
             except OSError as error:  # the commit is done; opening the table is a little slower until this succeeds
                 logger.warning("old entries of the log of table %s stay in it: %s", log.table, error)
-        return log.version(number)
+        newest = self.current(log.table)
+        return newest if newest is not None and newest.number == number else log.version(number)
 
     @override
     def changes(self, table: TableId, after: int | None, until: int) -> TableChanges:

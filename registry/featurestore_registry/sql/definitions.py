@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, RowMapping, Select, and_, insert, select, update
+from sqlalchemy import Connection, Row, RowMapping, Select, and_, bindparam, insert, select, update
 from typing_extensions import override
 
 from featurestore_registry.errors import RecordNotFoundError, RevisionConflictError
@@ -28,6 +28,14 @@ from featurestore_registry.sql.database import Database, load_json, utc_datetime
 
 _TEXTS = frozenset({"document", "fields", "depends_on", "tags"})
 """Parts of a record that are kept as JSON texts."""
+
+
+_later_revisions = (
+    select(tables.revision)
+    .where(tables.revision.c.project == bindparam("project"), tables.revision.c.number > bindparam("after"))
+    .order_by(tables.revision.c.number)
+)
+"""Built once: every read of a chain asks it."""
 
 
 class SqlDefinitions(Definitions):
@@ -180,10 +188,7 @@ def _revisions(
     connection: Connection, project: str, *, after: int
 ) -> list[tuple[Row[Any], list[tuple[str, str, str, str]]]]:
     """Return the revisions after a number, oldest first, each with its changes as `revision_hash` takes them."""
-    revision = tables.revision
-    infos = connection.execute(
-        select(revision).where(revision.c.project == project, revision.c.number > after).order_by(revision.c.number)
-    ).all()
+    infos = connection.execute(_later_revisions, {"project": project, "after": after}).all()
     if not infos:
         return []
     rows = connection.execute(_changes(project, after + 1, infos[-1].number, tables.record.c.fingerprint))

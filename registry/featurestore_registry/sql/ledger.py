@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Row, and_, delete, insert, select, update
+from sqlalchemy import Row, and_, bindparam, delete, insert, select, update
 from typing_extensions import override
 
 from featurestore_registry.errors import LedgerConflictError
@@ -13,6 +13,33 @@ from featurestore_registry.sql.database import Database, load_json, utc_datetime
 
 KEPT_VERSIONS = 1_000
 """How many of the newest versions of each key are kept."""
+
+_NO_LIMIT = 2**63 - 1
+
+# Statements that every command runs many times: to build one takes longer than to run it.
+_of_key = (
+    select(tables.ledger)
+    .where(*(tables.ledger.c[name] == bindparam(name) for name in ("project", "kind", "key")))
+    .order_by(tables.ledger.c.version.desc())
+    .limit(bindparam("most"))
+)
+_of_kind = (
+    select(tables.ledger)
+    .select_from(
+        tables.ledger_key.join(
+            tables.ledger,
+            and_(
+                *(tables.ledger_key.c[name] == tables.ledger.c[name] for name in ("project", "kind", "key", "version"))
+            ),
+        )
+    )
+    .where(*(tables.ledger_key.c[name] == bindparam(name) for name in ("project", "kind")))
+    .order_by(tables.ledger.c.sequence.desc())
+    .limit(bindparam("most"))
+)
+_newest_version = select(tables.ledger_key.c.version).where(
+    *(tables.ledger_key.c[name] == bindparam(name) for name in ("project", "kind", "key"))
+)
 
 
 class SqlLedger(Ledger):
@@ -29,7 +56,7 @@ class SqlLedger(Ledger):
         this_key = {"project": project, "kind": kind, "key": key}
         with self._database.writing() as connection:
             is_head = and_(*(heads.c[name] == value for name, value in this_key.items()))
-            newest = connection.scalar(select(heads.c.version).where(is_head)) or 0
+            newest = connection.scalar(_newest_version, this_key) or 0
             if if_version is not None and newest != if_version:
                 raise LedgerConflictError(
                     f"{kind} {key!r} of project {project!r} is at version {newest}, not at {if_version}: "
@@ -56,21 +83,11 @@ class SqlLedger(Ledger):
     def scan(self, project: str, kind: str, *, key: str | None = None, limit: int | None = None) -> list[LedgerEntry]:
         if limit is not None and limit < 0:
             raise ValueError(f"limit must be 0 or more, not {limit}")
-        heads, entries = tables.ledger_key, tables.ledger
-        query = select(entries).limit(limit)
-        if key is not None:
-            query = query.where(entries.c.project == project, entries.c.kind == kind, entries.c.key == key).order_by(
-                entries.c.version.desc()
-            )
-        else:
-            same = (heads.c[name] == entries.c[name] for name in ("project", "kind", "key", "version"))
-            query = (
-                query.select_from(heads.join(entries, and_(*same)))
-                .where(heads.c.project == project, heads.c.kind == kind)
-                .order_by(entries.c.sequence.desc())
-            )
+        asked = {"project": project, "kind": kind, "most": _NO_LIMIT if limit is None else limit}
         with self._database.reading() as connection:
-            return [_entry(row) for row in connection.execute(query)]
+            if key is None:
+                return [_entry(row) for row in connection.execute(_of_kind, asked)]
+            return [_entry(row) for row in connection.execute(_of_key, {**asked, "key": key})]
 
 
 def _entry(row: Row[tuple[object, ...]]) -> LedgerEntry:

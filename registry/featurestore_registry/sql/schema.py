@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from featurestore_registry.sql.database import Database
 
-version_table = table(VERSION_TABLE, column("version_num"))
+version_of_schema = select(table(VERSION_TABLE, column("version_num")).c.version_num)
 
 
 def ensure_schema(database: Database, *, create: bool) -> None:
@@ -74,7 +74,7 @@ def _schema_version(connection: Connection, database: Database) -> str | None:
     if not names:
         return None
     if VERSION_TABLE in names:
-        version: str | None = connection.scalar(select(version_table.c.version_num))
+        version: str | None = connection.scalar(version_of_schema)
         if version is not None:
             return version
     raise RegistryFormatError(

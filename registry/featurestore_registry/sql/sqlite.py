@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, partial
 from pathlib import Path
 
-from sqlalchemy import Connection, create_engine, select
+from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 from typing_extensions import override
@@ -16,7 +18,7 @@ from typing_extensions import override
 from featurestore_registry.errors import RegistryFormatError, RegistryUnavailableError
 from featurestore_registry.forks import ForkLock
 from featurestore_registry.sql.database import Database
-from featurestore_registry.sql.schema import ensure_schema, missing, version_table
+from featurestore_registry.sql.schema import ensure_schema, missing, version_of_schema
 from featurestore_registry.sql.tables import SCHEMA_VERSION, metadata
 
 _DAMAGED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "SQLITE_ERROR", "SQLITE_MISMATCH", "SQLITE_SCHEMA")
@@ -30,6 +32,25 @@ _HINTS = {
     "SQLITE_READONLY": "It cannot be written: check its permissions, its folder's, and that the disk is not read-only.",
     "SQLITE_CANTOPEN": "Check that the file and its folder exist and that you may read and write both.",
 }
+
+
+_connecting: ContextVar[Callable[[], sqlite3.Connection]] = ContextVar("_connecting")
+"""How the engine connects just now."""
+
+
+@cache
+def _engine() -> Engine:
+    """Return the engine of all files: it keeps compiled statements, which take longer to compile than to run."""
+    return create_engine("sqlite://", creator=lambda: _connecting.get()(), poolclass=NullPool)
+
+
+def _connected(connect: Callable[[], sqlite3.Connection]) -> Connection:
+    """Connect SQLAlchemy by a function; the caller closes the connection."""
+    token = _connecting.set(connect)
+    try:
+        return _engine().connect()
+    finally:
+        _connecting.reset(token)
 
 
 class SqliteDatabase(Database):
@@ -46,7 +67,6 @@ class SqliteDatabase(Database):
         self.name = str(path)
         self.details = {"path": self.name}
         self._busy_timeout_ms = busy_timeout_ms
-        self._engine = create_engine("sqlite://", creator=self._connect, poolclass=NullPool)
         self._may_make = may_make
         self._lock = ForkLock()
         self._checking = threading.local()
@@ -88,16 +108,16 @@ class SqliteDatabase(Database):
     def reading(self) -> Iterator[Connection]:
         with self._translated():
             if self._is_unmade():
-                with create_engine("sqlite://", poolclass=NullPool).begin() as connection:
+                with _connected(partial(sqlite3.connect, ":memory:")) as connection:
                     metadata.create_all(connection)
                     yield connection
                 return
-            with self._engine.connect() as connection:
+            with _connected(self._connect) as connection:
                 if self._is_current(connection):
                     yield connection
                     return
             self.check()
-            with self._engine.connect() as connection:
+            with _connected(self._connect) as connection:
                 yield connection
 
     @override
@@ -106,13 +126,13 @@ class SqliteDatabase(Database):
         if self._may_make and not self._is_checking():
             self.check()
         with self._translated():
-            with self._engine.begin() as connection:
+            with _connected(self._connect) as connection, connection.begin():
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
                 if self._is_current(connection):
                     yield connection
                     return
             self.check()
-            with self._engine.begin() as connection:
+            with _connected(self._connect) as connection, connection.begin():
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
                 yield connection
 
@@ -126,7 +146,7 @@ class SqliteDatabase(Database):
 
     @override
     def close(self) -> None:
-        self._engine.dispose()
+        """Nothing is kept open."""
 
     def check(self) -> None:
         """Bring the file to the schema; raises as `ensure_schema`."""
@@ -149,7 +169,7 @@ class SqliteDatabase(Database):
         if self._is_checking():
             return True
         try:
-            version = connection.scalar(select(version_table.c.version_num))
+            version = connection.scalar(version_of_schema)
         except OperationalError:
             if self._may_make:  # another process is making it: there is no such table yet
                 return False
