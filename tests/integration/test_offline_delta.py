@@ -170,6 +170,28 @@ def test_a_torn_log_is_told_and_not_taken_for_no_table(folder, store):
         store.current(TABLE)
 
 
+def test_a_table_that_another_folder_replaced_is_read_anew(folder, store, tmp_path):
+    others = DeltaStore(tmp_path / "others")
+    before, other = append(store, [row(1)]), append(others, [row(7)])
+    assert store.current(TABLE) == before
+    shutil.rmtree(location(folder))
+    shutil.copytree(location(tmp_path / "others"), location(folder))
+    now = store.current(TABLE)
+    assert now is not None
+    assert (now.number, now.identity) == (before.number, other.identity)
+
+
+def test_a_table_is_loaded_once_while_its_log_stays_as_it_is(store, monkeypatch):
+    version = append(store, [row(1)])
+    with monkeypatch.context() as patch:
+        patch.setattr(TableLog, "open", lambda self, number=None: pytest.fail("loaded again"))
+        assert store.current(TABLE) is version
+    append(DeltaStore(store._folder), [row(2)], version)
+    now = store.current(TABLE)
+    assert now is not None
+    assert now.number == 1
+
+
 def test_a_version_number_beyond_the_newest(store):
     append(store, [row(1)])
     with pytest.raises(TableVersionError, match="no version 7"):
