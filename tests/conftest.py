@@ -15,6 +15,7 @@ from hypothesis.strategies import none
 from support.example import copy_example, made_once, write_example_sources
 from support.examples import PROFILE
 from support.order import slow_first
+from support.pieces import Lives, live
 from support.redis_cluster import RedisCluster
 from support.redis_server import RedisServer
 
@@ -128,6 +129,12 @@ def example_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def example_repo(tmp_path: Path, example_sources: Path) -> Path:
     """A feature repo of the test's own like `feature_repo/`, with its sources and nothing applied yet."""
     return copy_example(tmp_path / "feature_repo", example_sources)
+
+
+@pytest.fixture(scope="session")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Lives:
+    """Give projects that have lived a little: ``project, backup = lived(tmp_path / "project", redis_url)``."""
+    return Lives(tmp_path_factory, "lived", live)
 
 
 @pytest.fixture(params=["UTC", "America/New_York", "Asia/Kolkata"])

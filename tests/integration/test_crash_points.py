@@ -8,6 +8,7 @@ import json
 import pkgutil
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from support.crash_scenario import COMMANDS, PASSED_FILE, CrashServer, Job, open_workspace
+from support.example import made_once
 from support.materialized import day, log_rows, online_rows
 from support.redis_server import RedisServer
 
@@ -39,48 +41,43 @@ def server() -> Iterator[CrashServer]:
     server.close()
 
 
-@pytest.fixture(params=["lmdb", "redis"])
-def online_url(request: pytest.FixtureRequest) -> str | None:
-    return None if request.param == "lmdb" else request.getfixturevalue("redis_url")
-
-
 class Life:
-    """The scenario's undisturbed run, with a copy of everything before each command."""
+    """The scenario's undisturbed run, with a copy of everything before each command.
 
-    def __init__(self, folder: Path, url: str | None, server: CrashServer) -> None:
-        self.folder, self.url, self.server = folder, url, server
-        self.states: dict[str, Any] = {}
-        """What is there after each command."""
-        self.passed: dict[str, dict[str, int]] = {}
+    ``folder`` holds what `live` left, for all workers; the copies come into a folder of one's own.
+    """
+
+    def __init__(self, folder: Path, own: Path, url: str | None, server: CrashServer) -> None:
+        self.folder, self.own, self.url, self.server = folder, own, url, server
+        self.passed: dict[str, dict[str, int]]
         """How often each command passes each crash point."""
-        self.online: dict[str, dict[bytes, bytes]] = {}
+        self.took_ms: dict[str, float]
+        """How long each command took."""
+        self.passed, self.took_ms = json.loads((folder / "undisturbed.json").read_text())
         self.copies = 0
-        project = folder / "undisturbed"
-        project.mkdir()
-        for command in COMMANDS:
-            shutil.copytree(project, folder / f"before {command}")
-            self.online[command] = self._redis_content()
-            self.run(project, Job(command, str(project), url))
-            self.passed[command] = json.loads((project / PASSED_FILE).read_text())
-            self.states[command] = state_of(project, url)
+
+    @functools.cache  # noqa: B019 - a life lasts as long as its module
+    def state(self, command: str) -> dict[str, Any]:
+        """Return what is there after a command."""
+        project = self.before(THEN[command])
+        state = state_of(project, self.url)
+        shutil.rmtree(project)
+        return state
 
     def before(self, command: str) -> Path:
         """Return a fresh copy of the project as it was before a command, the online store included."""
         self.copies += 1
-        project = self.folder / f"copy {self.copies}"
+        project = self.own / f"copy {self.copies}"
         shutil.copytree(self.folder / f"before {command}", project)
         if self.url is not None:
             with closing(open_workspace(project, self.url)) as workspace:
                 workspace.online.delete(b"fs:shop:")
-                for key, value in self.online[command].items():
-                    workspace.online.put(key, value)
+                for key, value in json.loads((self.folder / f"online before {command}").read_text()):
+                    workspace.online.put(bytes.fromhex(key), bytes.fromhex(value))
         return project
 
     def run(self, project: Path, job: Job, *, wanted: tuple[int, ...] = (0,)) -> int:
-        code = self.server.run(job)
-        log = project / "child.log"
-        assert code in wanted, f"{job}: exit status {code}\n{log.read_text() if log.exists() else ''}"
-        return code
+        return run(self.server, project, job, wanted)
 
     def finish(self, project: Path, command: str, what: str) -> None:
         """Run a command again, and compare what is there with the undisturbed run."""
@@ -90,14 +87,40 @@ class Life:
             for name in ("shop_sales", "doomed"):
                 registered, rows, *rest = state[name]
                 state[name] = (registered, list(dict.fromkeys(rows)), *rest)
-        assert state == self.states[command], what
+        assert state == self.state(command), what
         shutil.rmtree(project)
 
-    def _redis_content(self) -> dict[bytes, bytes]:
-        if self.url is None:
-            return {}
-        with closing(open_workspace(self.folder, self.url)) as workspace:
-            return {key: value for batch in workspace.online.scan(b"fs:shop:") for key, value in batch}
+
+END = "the end"
+THEN = dict(zip(COMMANDS, [*list(COMMANDS)[1:], END], strict=True))
+"""What comes after each command."""
+
+
+def live(folder: Path, url: str | None, server: CrashServer) -> None:
+    """Run all commands undisturbed, and keep for `Life` what was there before each, and at the end."""
+    project = folder / "undisturbed"
+    project.mkdir(parents=True)
+    passed: dict[str, dict[str, int]] = {}
+    took_ms: dict[str, float] = {}
+    for command in (*COMMANDS, END):
+        shutil.copytree(project, folder / f"before {command}")
+        if url is not None:
+            with closing(open_workspace(project, url)) as workspace:
+                online = [pair for batch in workspace.online.scan(b"fs:shop:") for pair in batch]
+            (folder / f"online before {command}").write_text(json.dumps([(k.hex(), v.hex()) for k, v in online]))
+        if command != END:
+            began = time.perf_counter()
+            run(server, project, Job(command, str(project), url))
+            took_ms[command] = 1000 * (time.perf_counter() - began)
+            passed[command] = json.loads((project / PASSED_FILE).read_text())
+    (folder / "undisturbed.json").write_text(json.dumps([passed, took_ms]))
+
+
+def run(server: CrashServer, project: Path, job: Job, wanted: tuple[int, ...] = (0,)) -> int:
+    code = server.run(job)
+    log = project / "child.log"
+    assert code in wanted, f"{job}: exit status {code}\n{log.read_text() if log.exists() else ''}"
+    return code
 
 
 def state_of(project: Path, url: str | None) -> dict[str, Any]:
@@ -140,10 +163,12 @@ def lives(
 
     @functools.cache
     def life_on(store: str) -> Life:
-        if store == "redis":
+        url = redis_server.url if store == "redis" else None
+        if url is not None:
             with redis_server.client() as client:
                 client.flushall()
-        return Life(tmp_path_factory.mktemp(store), redis_server.url if store == "redis" else None, server)
+        folder = made_once(tmp_path_factory, f"life_{store}", lambda place: live(place, url, server))
+        return Life(folder, tmp_path_factory.mktemp(store), url, server)
 
     return life_on
 
@@ -153,9 +178,9 @@ def test_the_commands_do_what_they_say_and_pass_every_crash_point(lives):
     for module in pkgutil.walk_packages(featurestore.__path__, "featurestore."):
         importlib.import_module(module.name)
     life = lives("lmdb")
-    assert life.states["rebuild"]["shop_sales"][1] != life.states["late_rows"]["shop_sales"][1]
-    assert life.states["save_training_set"]["training sets"].keys() == {"kept"}
-    registered, rows, records, _ = life.states["new_generation"]["shop_sales"]
+    assert life.state("rebuild")["shop_sales"][1] != life.state("late_rows")["shop_sales"][1]
+    assert life.state("save_training_set")["training sets"].keys() == {"kept"}
+    registered, rows, records, _ = life.state("new_generation")["shop_sales"]
     assert (registered.generation, {shop for shop, *_ in rows}) == (2, records.keys())
     assert rows
     walked = set().union(*life.passed.values())
@@ -179,11 +204,13 @@ def test_a_run_that_died_at_any_moment_is_finished_by_the_next(lives, store):
     kill_at_any_moment(lives(store), times=3)
 
 
+@pytest.mark.parametrize("store", ["lmdb", "redis"])
 @pytest.mark.parametrize("point", ["offline.committed", "push.committed", "push.schema", "push.batch"])
-def test_what_a_push_left_committed_is_published_by_the_next_run(tmp_path, server, online_url, point):
-    for command, crash_at, wanted in (("apply_first", None, 0), ("first_run", None, 0), ("push_rows", point, 137)):
-        assert server.run(Job(command, str(tmp_path), online_url, crash_at)) == wanted
-    with closing(open_workspace(tmp_path, online_url)) as workspace:
+def test_what_a_push_left_committed_is_published_by_the_next_run(lives, store, point):
+    life = lives(store)
+    project = life.before(THEN["first_run"])
+    life.run(project, Job("push_rows", str(project), life.url, point), wanted=(137,))
+    with closing(open_workspace(project, life.url)) as workspace:
         for view in ("shop_sales", "doomed"):
             rows = log_rows(workspace, view)
             # The two views are committed at the same time, so the one that dies may take the other with it.
@@ -216,7 +243,9 @@ def kill_at_any_moment(life: Life, times: int) -> None:
     for _ in range(times):
         command = dice.choice(["first_run", "late_rows", "push_rows", "rebuild", "checkpoint"])
         project = life.before(command)
-        job = Job(command, str(project), life.url, kill_after_ms=dice.uniform(20, 400))
+        # A machine with less to do than while this was measured is quicker.
+        kill_after_ms = life.took_ms[command] * dice.uniform(0.05, 0.7)
+        job = Job(command, str(project), life.url, kill_after_ms=kill_after_ms)
         killed += life.run(project, job, wanted=(0, SIGKILL)) == SIGKILL
         life.finish(project, command, f"{job}")
     assert killed

@@ -6,7 +6,6 @@ Each case breaks one of registry, offline store and online store of a project th
 
 from __future__ import annotations
 
-import functools
 import importlib
 import shutil
 import warnings
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pytest
 from support.clock import ManualClock
-from support.pieces import PIECES, Project, day, lived
+from support.pieces import PIECES, Lives, Project, day
 
 from featurestore.cli.main import main
 from featurestore.consistency.belonging import Kind
@@ -174,39 +173,16 @@ CASES: dict[str, tuple[Break, Case]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def lives(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | None], Path]:
-    """Give the folder of a project and of its backup, made once on each online store, with what is online at its end.
-
-    The store is Redis at a URL, or an embedded one.
-    """
-
-    @functools.cache
-    def on(url: str | None) -> Path:
-        root = tmp_path_factory.mktemp("lives")
-        project, _ = lived(root / "project", url)
-        project.back_up(root / "end", ["online"])
-        return root
-
-    return on
-
-
 @pytest.fixture(params=["lmdb", "redis"])
 def world(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    lives: Callable[[str | None], Path],
-    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest, tmp_path: Path, lived: Lives, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Project, Path]:
     """A project that has lived a little, and a backup from the middle of its life."""
     # The package has a function of that name.
     monkeypatch.setattr(importlib.import_module("featurestore.ingest.push"), "SCHEMA_SECONDS", 0.0)
     monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.0)
     url = request.getfixturevalue("redis_url") if request.param == "redis" else None
-    root = shutil.copytree(lives(url), tmp_path / "lives")
-    project = Project.at(root / "project", url)
-    project.restore(root / "end", "online")
-    return project, root / "project-backup"
+    return lived(tmp_path / "lives" / "project", url)
 
 
 @pytest.fixture(params=list(CASES))
@@ -535,7 +511,7 @@ def test_an_unfinished_repair_is_finished_by_the_next(
 
 
 @pytest.fixture
-def cluster_world(tmp_path: Path, redis_cluster_url: str) -> tuple[Project, Path]:
+def cluster_world(tmp_path: Path, lived: Lives, redis_cluster_url: str) -> tuple[Project, Path]:
     return lived(tmp_path / "project", redis_cluster_url)
 
 
@@ -734,7 +710,7 @@ def test_a_damaged_marker_is_nobodys(world: tuple[Project, Path], capsys: pytest
 
 
 def test_a_repair_with_the_online_store_down_says_so(
-    tmp_path: Path, start_redis: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, lived: Lives, start_redis: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = start_redis()
     project, _ = lived(tmp_path / "project", server.url)

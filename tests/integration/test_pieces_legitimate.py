@@ -12,7 +12,7 @@ import pytest
 from support.command_line import CommandLine
 from support.disks import read_only
 from support.lives import check_calm, contents, copy_of
-from support.pieces import Project, day, lived
+from support.pieces import Lives, Project, day
 from support.redis_server import RedisServer
 from support.serving import serving
 
@@ -66,7 +66,7 @@ def published(fs: CommandLine) -> tuple[int, int]:
 
 
 @BOTH
-def test_production_data_on_a_laptop(tmp_path: Path, url: str | None, shell: Open) -> None:
+def test_production_data_on_a_laptop(tmp_path: Path, lived: Lives, url: str | None, shell: Open) -> None:
     production, _ = lived(tmp_path / "production", url)
     before = contents(production)
     laptop = copy_of(production, tmp_path / "laptop")
@@ -91,7 +91,7 @@ def test_production_data_on_a_laptop(tmp_path: Path, url: str | None, shell: Ope
     assert production.online([6, 7]) == {6: None, 7: 70}
 
 
-def go_apart(tmp_path: Path, url: str | None) -> tuple[Project, Project]:
+def go_apart(tmp_path: Path, lived: Lives, url: str | None) -> tuple[Project, Project]:
     """Return production and a copy for staging, after each applied and wrote something of its own."""
     production, _ = lived(tmp_path / "production", url)
     staging = copy_of(production, tmp_path / "staging")
@@ -110,9 +110,9 @@ def refused(fs: CommandLine, *command: str) -> str:
 
 @BOTH
 def test_staging_that_points_at_productions_online_store_only_reads(
-    tmp_path: Path, url: str | None, shell: Open
+    tmp_path: Path, lived: Lives, url: str | None, shell: Open
 ) -> None:
-    production, staging = go_apart(tmp_path, url)
+    production, staging = go_apart(tmp_path, lived, url)
     for project, driver in ((production, 6), (staging, 7)):
         check_calm(project, shell(project))
         assert project.online() == {**NEWEST, driver: 10 * driver}
@@ -142,8 +142,8 @@ def test_staging_that_points_at_productions_online_store_only_reads(
     check_calm(staging, fs)
 
 
-def test_staging_that_points_at_productions_offline_store_only_reads(tmp_path: Path, shell: Open) -> None:
-    production, staging = go_apart(tmp_path, None)
+def test_staging_that_points_at_productions_offline_store_only_reads(tmp_path: Path, lived: Lives, shell: Open) -> None:
+    production, staging = go_apart(tmp_path, lived, None)
     fs = shell(staging)
     staging.source([(2, 6, 21)])
     before, own = contents(production), contents(staging)
@@ -171,7 +171,7 @@ def test_staging_that_points_at_productions_offline_store_only_reads(tmp_path: P
 
 
 @BOTH
-def test_a_project_moves_piece_by_piece(tmp_path: Path, url: str | None, shell: Open) -> None:
+def test_a_project_moves_piece_by_piece(tmp_path: Path, lived: Lives, url: str | None, shell: Open) -> None:
     project, _ = lived(tmp_path / "here", url)
     project.run()
     with project.open() as store:
@@ -221,7 +221,7 @@ def neighbour_of(project: Project, root: Path) -> Project:
 
 @BOTH
 def test_a_neighbour_is_untouched_by_a_restore_a_repair_and_a_teardown(
-    tmp_path: Path, url: str | None, shell: Open
+    tmp_path: Path, lived: Lives, url: str | None, shell: Open
 ) -> None:
     project, backup = lived(tmp_path / "one", url)
     other = neighbour_of(project, tmp_path / "two")
@@ -274,7 +274,7 @@ def everything_read(project: Project, fs: CommandLine, target: Path) -> None:
 
 
 @BOTH
-def test_a_read_only_offline_folder(tmp_path: Path, url: str | None, shell: Open) -> None:
+def test_a_read_only_offline_folder(tmp_path: Path, lived: Lives, url: str | None, shell: Open) -> None:
     project, _ = lived(tmp_path / "repo", url)
     with project.open() as store:
         frame = pa.table({"driver": [1, 4], "event_timestamp": [day(5)] * 2})
@@ -321,7 +321,7 @@ def test_comparing_makes_no_folder(tmp_path: Path, shell: Open) -> None:
 
 @pytest.mark.parametrize(("url", "bound"), [("lmdb", True), ("redis", True), ("redis", False)], indirect=["url"])
 def test_a_throw_away_registry_leaves_no_trace_in_production(
-    tmp_path: Path, url: str | None, bound: bool, shell: Open
+    tmp_path: Path, lived: Lives, url: str | None, bound: bool, shell: Open
 ) -> None:
     project, _ = lived(tmp_path / "repo", url)
     if not bound:

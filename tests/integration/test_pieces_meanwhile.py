@@ -15,7 +15,7 @@ import pytest
 from featurestore_registry.errors import RevisionConflictError
 from support.command_line import CommandLine
 from support.lives import check_calm
-from support.pieces import Project, day, lived
+from support.pieces import Lives, Project, day
 from support.processes import plain_environment
 from support.redis_server import RedisServer
 from support.serving import serving, until
@@ -58,7 +58,9 @@ def repos_of(project: Project, root: Path) -> list[Project]:
     return made
 
 
-def test_of_two_applies_that_were_planned_on_one_revision_one_wins(tmp_path: Path, redis_url: str, shell: Open) -> None:
+def test_of_two_applies_that_were_planned_on_one_revision_one_wins(
+    tmp_path: Path, lived: Lives, redis_url: str, shell: Open
+) -> None:
     project, _ = lived(tmp_path / "repo", redis_url)
     repos, planned, ended = repos_of(project, tmp_path), threading.Barrier(2), dict[str, str]()
 
@@ -87,7 +89,7 @@ def test_of_two_applies_that_were_planned_on_one_revision_one_wins(tmp_path: Pat
     assert repos[0].kinds() == repos[1].kinds() == set()
 
 
-def test_two_command_lines_apply_at_once(tmp_path: Path) -> None:
+def test_two_command_lines_apply_at_once(tmp_path: Path, lived: Lives) -> None:
     project, _ = lived(tmp_path / "repo", None)
     command = [sys.executable, "-c", "from featurestore.cli.main import main; main()", "apply", "--yes"]
     running = [
@@ -132,7 +134,9 @@ def chain_of(project: Project) -> tuple[str, ...]:
 
 
 @BOTH
-def test_a_server_that_has_not_met_the_newest_revision_pushes_on(tmp_path: Path, url: str | None, shell: Open) -> None:
+def test_a_server_that_has_not_met_the_newest_revision_pushes_on(
+    tmp_path: Path, lived: Lives, url: str | None, shell: Open
+) -> None:
     project, _ = lived(tmp_path / "repo", url)
     refresh(project, "600s")
     with serving(project.root) as server, server.client() as client:
@@ -160,7 +164,7 @@ def test_a_server_that_has_not_met_the_newest_revision_pushes_on(tmp_path: Path,
     check_calm(project, fs)
 
 
-def test_pushes_go_on_while_applies_come(tmp_path: Path, redis_url: str, shell: Open) -> None:
+def test_pushes_go_on_while_applies_come(tmp_path: Path, lived: Lives, redis_url: str, shell: Open) -> None:
     project, _ = lived(tmp_path / "repo", redis_url)
     refresh(project, "100ms")
     answers: list[int] = []
@@ -212,7 +216,7 @@ def test_a_part_that_another_registry_took_after_it_was_compared_gets_no_record(
     assert theirs.kinds() == set()
 
 
-def test_a_push_has_noted_its_commit_online_when_it_returns(tmp_path: Path) -> None:
+def test_a_push_has_noted_its_commit_online_when_it_returns(tmp_path: Path, lived: Lives) -> None:
     project, _ = lived(tmp_path / "repo", None)
     with project.open() as store:
         registered = store.workspace.snapshot().registered("stats")

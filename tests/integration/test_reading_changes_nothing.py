@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.command_line import CommandLine
 from support.lives import contents
-from support.pieces import Project, day, lived
+from support.pieces import Lives, Project, day, live
 
 from featurestore.cli.main import main
 
@@ -42,6 +42,7 @@ READING = {
 }
 """Every command that only reads, with its exit code on a project that has something of everything."""
 
+FRAME = pa.table({"driver": [1, 4], "event_timestamp": [day(5)] * 2})
 SQL = shlex.quote('SELECT driver, "at" AS event_timestamp FROM trips_file')
 
 CHANGES: dict[str, Callable[[str], str]] = {
@@ -59,17 +60,26 @@ def url(request: pytest.FixtureRequest) -> str | None:
     return None if request.param == "lmdb" else request.getfixturevalue("redis_url")  # type: ignore[no-any-return]
 
 
-@pytest.fixture
-def project(tmp_path: Path, url: str | None) -> Project:
-    """A project that has lived and saved a training set, with a change to apply and a row to read."""
-    made, _ = lived(tmp_path / "repo", url)
-    frame = pa.table({"driver": [1, 4], "event_timestamp": [day(5)] * 2})
-    pq.write_table(frame, tmp_path / "frame.parquet")
+def live_and_save(root: Path, url: str | None) -> Project:
+    """Make a project that has lived and saved a training set, with a change to apply and a row to read."""
+    made = live(root, url)
     with made.open() as store:
-        store.get_historical_features(frame, "model").save("first")
+        store.get_historical_features(FRAME, "model").save("first")
     made.source([(6, 6, 60)])
     made.declare("to be applied")
     return made
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Lives:
+    return Lives(tmp_path_factory, "saved", live_and_save)
+
+
+@pytest.fixture
+def project(tmp_path: Path, saved: Lives, url: str | None) -> Project:
+    """A project as `live_and_save` makes it."""
+    pq.write_table(FRAME, tmp_path / "frame.parquet")
+    return saved(tmp_path / "repo", url)[0]
 
 
 def run(project: Project, command: str) -> int:

@@ -6,7 +6,6 @@ starting Python: a line of JSON in (`Job`), a line with the exit status out.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -40,7 +39,7 @@ from featurestore.types.times import to_datetime
 from featurestore.workspace import Workspace
 from support.clock import ManualClock
 from support.materialized import SOURCE_SCHEMA, Sale, day, sales_view, write_sales
-from support.processes import plain_environment
+from support.processes import be_ready_to_fork, plain_environment
 
 NOW = day(30)
 PASSED_FILE = "passed.json"
@@ -244,23 +243,7 @@ class CrashServer:
 
 
 def _serve() -> None:
-    import deltalake
-    import duckdb
-    import lmdb
-    import pandas
-    import pyarrow.parquet
-    import redis
-    import sqlalchemy
-
-    from featurestore.engine.duck import engine as duck
-    from featurestore.online.lmdb import store as own_lmdb
-    from featurestore.online.redis import store as own_redis
-    from featurestore.training import certificate, saving
-
-    loaded = (deltalake, duckdb, lmdb, pandas, pyarrow.parquet, redis, sqlalchemy)
-    assert all((*loaded, duck, own_lmdb, own_redis, certificate, saving))
-    gc.collect()
-    gc.freeze()  # a child's collections then leave alone what it shares with this process
+    be_ready_to_fork("featurestore_registry", "featurestore")
     for line in sys.stdin:
         job = Job(**json.loads(line))
         child = os.fork()

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import atexit
 import functools
-import gc
-import importlib
 import json
 import os
-import pkgutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from support.processes import plain_environment
+from support.processes import be_ready_to_fork, plain_environment
 
 
 class ForkedFs:
@@ -67,23 +64,9 @@ def forked_fs() -> ForkedFs:
 
 
 def _serve() -> None:
-    import deltalake
-    import duckdb
-    import lmdb
-    import pandas
-    import pyarrow.parquet
-    import redis
-    import sqlalchemy
-    from alembic import command
-
-    import featurestore
     from featurestore.cli.main import main
 
-    assert all((command, deltalake, duckdb, lmdb, pandas, pyarrow.parquet, redis, sqlalchemy))
-    for module in pkgutil.walk_packages(featurestore.__path__, "featurestore."):
-        importlib.import_module(module.name)
-    gc.collect()
-    gc.freeze()  # a child's collections then leave alone what it shares with this process
+    be_ready_to_fork("featurestore_registry", "featurestore")
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import redis
 
 from featurestore.consistency.belonging import Mismatch, mismatches
 from featurestore.store import FeatureStore
+from support.example import made_once
 
 T0 = datetime.now(UTC).replace(microsecond=0) - timedelta(days=30)
 FEATURES = """
@@ -43,18 +45,23 @@ class Project:
     def __init__(self, root: Path, online_url: str | None) -> None:
         self.root, self.online_url = root, online_url
         root.mkdir(parents=True)
-        online = "lmdb:///data/online" if online_url is None else f"{{url: '{online_url}', read_timeout_ms: 1000}}"
-        (root / "feature_store.yaml").write_text(f"project: shop\nonline_store: {online}\n")
+        self._write_settings()
         self.declare("first")
         self.rows: dict[str, list[Any]] = {"driver": [], "at": [], "count": [], "stars": []}
 
     @classmethod
     def at(cls, root: Path, online_url: str | None = None) -> Project:
-        """Return the project that lies in a folder, which was copied."""
+        """Return the project that lies in a folder, which was copied, with an online store of the same kind."""
         project = cls.__new__(cls)
         project.root, project.online_url = root, online_url
         project.rows = pq.read_table(root / "trips.parquet").to_pydict()
+        project._write_settings()
         return project
+
+    def _write_settings(self) -> None:
+        url = self.online_url
+        online = "lmdb:///data/online" if url is None else f"{{url: '{url}', read_timeout_ms: 1000}}"
+        (self.root / "feature_store.yaml").write_text(f"project: shop\nonline_store: {online}\n")
 
     def declare(self, description: str) -> None:
         (self.root / "features.py").write_text(FEATURES.format(description=description))
@@ -189,8 +196,8 @@ class Project:
         client.close()
 
 
-def lived(root: Path, online_url: str | None) -> tuple[Project, Path]:
-    """Return a project that has lived a little, and a backup of all its pieces from the middle of its life.
+def live(root: Path, online_url: str | None) -> Project:
+    """Make a project that lives a little, with a backup of all its pieces from the middle of its life beside it.
 
     After the backup came: source rows of driver 3 and a newer one of driver 1, another revision, a run, a push.
     """
@@ -199,10 +206,35 @@ def lived(root: Path, online_url: str | None) -> tuple[Project, Path]:
     project.apply("first")
     project.run()
     project.push(4, 2, 40)
-    backup = root.parent / f"{root.name}-backup"
-    project.back_up(backup)
+    project.back_up(backup_of(root))
     project.source([(3, 3, 30), (1, 3, 11)])
     project.apply("second")
     project.run()
     project.push(5, 4, 50)
-    return project, backup
+    return project
+
+
+def backup_of(root: Path) -> Path:
+    return root.parent / f"{root.name}-backup"
+
+
+class Lives:
+    """Projects like one that was made once for all workers of a run, on each kind of online store."""
+
+    def __init__(self, factory: pytest.TempPathFactory, name: str, live: Callable[[Path, str | None], Project]) -> None:
+        """``live`` makes the first in a folder that is not there yet; beside it may lie its `backup_of`."""
+        self._factory, self._name, self._live = factory, name, live
+
+    def __call__(self, root: Path, online_url: str | None) -> tuple[Project, Path]:
+        """Return a project in ``root`` with its own online store, and its backup."""
+        kind = "lmdb" if online_url is None else online_url.partition(":")[0]
+        made = made_once(self._factory, f"{self._name} {kind}", lambda place: self._make(place, online_url))
+        shutil.copytree(made / "project", root)
+        shutil.copytree(backup_of(made / "project"), backup_of(root))
+        project = Project.at(root, online_url)
+        if online_url is not None:
+            project.restore(made / "end", "online")
+        return project, backup_of(root)
+
+    def _make(self, place: Path, online_url: str | None) -> None:
+        self._live(place / "project", online_url).back_up(place / "end", ["online"])

@@ -1,8 +1,11 @@
-"""Environments for commands that tests run."""
+"""What commands that tests run begin with: their environment, and what is imported before they are forked."""
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
+import pkgutil
 
 
 def plain_environment() -> dict[str, str]:
@@ -11,3 +14,29 @@ def plain_environment() -> dict[str, str]:
     For whole walks through the product, whose lines other tests count too: counting takes as long again.
     """
     return {name: value for name, value in os.environ.items() if not name.startswith(("FS_", "COVERAGE_"))}
+
+
+LIBRARIES = (
+    "alembic.command",
+    "deltalake",
+    "duckdb",
+    "lmdb._envid",
+    "pandas",
+    "pyarrow.dataset",
+    "pyarrow.pandas_compat",
+    "pyarrow.parquet",
+    "redis",
+    "sqlalchemy.dialects.sqlite",
+)
+
+
+def be_ready_to_fork(*packages: str) -> None:
+    """Import the libraries and all modules of our packages, once for all children, and keep them from being copied."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    for package in packages:
+        found = importlib.import_module(package)
+        for module in pkgutil.walk_packages(found.__path__, f"{package}."):
+            importlib.import_module(module.name)
+    gc.collect()
+    gc.freeze()  # a child's collections then leave alone what it shares with this process
