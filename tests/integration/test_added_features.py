@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -54,9 +54,9 @@ def sales(*features: str, sql: str | None = None) -> FeatureView:
     return FeatureView("sales", entities=[Entity("shop", {"shop": String})], source=source, schema=schema, sql=sql)
 
 
-@pytest.fixture(params=["lmdb", "redis"])
+@pytest.fixture
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FeatureStore]:
-    url = f"online_store: {request.getfixturevalue('redis_url')}\n" if request.param == "redis" else ""
+    url = f"online_store: {request.getfixturevalue('redis_url')}\n" if getattr(request, "param", "") == "redis" else ""
     (tmp_path / "feature_store.yaml").write_text(f"project: shop\n{url}")
     write_source(tmp_path)
     with FeatureStore(tmp_path, clock=ManualClock(NOW)) as opened:
@@ -71,13 +71,19 @@ def frame() -> pa.Table:
     return pa.table({"shop": [shop for shop, *_ in rows], "event_timestamp": at})
 
 
-def read(store: FeatureStore, name: str) -> tuple[list[int | None], list[str]]:
-    """Return a feature's values at every sale, and what was warned of."""
+def read_all(store: FeatureStore, names: Sequence[str]) -> tuple[dict[str, list[int | None]], list[str]]:
+    """Return the features' values at every sale, and what was warned of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", TrainingSetWarning)
-        training = store.get_historical_features(frame(), f"sales:{name}")
-        values = training.to_arrow().column(name).to_pylist()
-    return values, [str(found.message) for found in caught]
+        training = store.get_historical_features(frame(), [f"sales:{name}" for name in names])
+        found = training.to_arrow()
+    return {name: found.column(name).to_pylist() for name in names}, [str(found.message) for found in caught]
+
+
+def read(store: FeatureStore, name: str) -> tuple[list[int | None], list[str]]:
+    """Return a feature's values at every sale, and what was warned of."""
+    values, warned = read_all(store, [name])
+    return values[name], warned
 
 
 def lacks(store: FeatureStore) -> str:
@@ -88,6 +94,7 @@ def of_source(name: str) -> list[int | None]:
     return [values[name] for *_, values in source_rows()]
 
 
+@pytest.mark.parametrize("store", ["lmdb", "redis"], indirect=True)
 def test_the_next_run_reads_what_an_added_feature_lacks(store: FeatureStore) -> None:
     plan = store.plan([sales("amount", "tips")])
     said = "\n".join(line.text for line in explain(plan))
@@ -220,21 +227,20 @@ def test_a_null_that_the_source_does_not_hold_is_always_told(
                 start, length, rebuild = step
                 end = min(day(start + length), NOW)
                 succeeded(materialize(store.workspace, day(start), end, rebuild=rebuild, confirm=lambda *_: True))
-        told = lacks(store)
-        for name in features:
+        (found,) = status(store.workspace)
+        told, committed = " ".join(found.lacks), found.intervals
+        read_values, _ = read_all(store, features)
+        for name, values in read_values.items():
             # Every sale of its own instant: the row is there where its span is committed.
-            values, _ = read(store, name)
-            committed = status(store.workspace)[0].intervals
             wrong = [
                 at
-                for (_, at, found), value in zip(source_rows(), values, strict=True)
-                if found[name] != value and any(start <= at < end for start, end in committed)
+                for (_, at, sold), value in zip(source_rows(), values, strict=True)
+                if sold[name] != value and any(start <= at < end for start, end in committed)
             ]
             assert bool(wrong) <= (f"'{name}'" in told)
         store.materialize_incremental()
         assert lacks(store) == ""
-        for name in features:
-            assert read(store, name)[0] == of_source(name)
+        assert read_all(store, features)[0] == {name: of_source(name) for name in features}
 
 
 def forget(root: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import subprocess
-import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from support.forked_fs import forked_fs
 from support.materialized import (
     DAY,
     INSTANT,
@@ -234,7 +233,7 @@ def test_a_merge_that_fails_is_no_error_of_pushes_and_runs(workspace, monkeypatc
 
 
 MERGER = """
-import os, sys
+import os
 from functools import partial
 from pathlib import Path
 from featurestore.errors import ConcurrentCommitError
@@ -245,7 +244,7 @@ from featurestore.testing.offline_store import TABLE
 from featurestore.testing.table_growth import append_several
 
 delta.CHECKPOINT_EVERY, archive.SETTLED_SECONDS = 3, 0.0
-store = DeltaStore(Path(sys.argv[1]))
+store = DeltaStore(Path.cwd())
 for _ in range(1000 if "FS_CRASH_AT" in os.environ else 10):
     while True:
         try:
@@ -261,14 +260,8 @@ for _ in range(1000 if "FS_CRASH_AT" in os.environ else 10):
 @pytest.mark.parametrize("dies_at", [None, "merge.staged:2", "offline.files_moved:6", "offline.committed:5"])
 def test_processes_that_merge_one_table_lose_nothing(tmp_path, dies_at):
     environments = [{}, {}, {} if dies_at is None else {"FS_CRASH_AT": dies_at}]
-    command = [sys.executable, "-c", MERGER, str(tmp_path)]
-    path = {"PYTHONPATH": ":".join(filter(None, sys.path))}
-    processes = [
-        subprocess.Popen(command, env={**path, **environment}, stderr=subprocess.PIPE, text=True)
-        for environment in environments
-    ]
-    codes = [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
-    assert [code for _, code in codes] == [0, 0, 0 if dies_at is None else 137], codes
+    ended = forked_fs().run_code(MERGER, tmp_path, environments)
+    assert [code for code, _ in ended] == [0, 0, 0 if dies_at is None else 137], ended
     from featurestore.testing.offline_store import TABLE, read_rows
 
     store = DeltaStore(tmp_path)

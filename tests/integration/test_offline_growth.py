@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any
 import deltalake
 import pyarrow.parquet as pq
 import pytest
+from support.forked_fs import forked_fs
 
 from featurestore.errors import ConcurrentCommitError, TableVersionError
 from featurestore.offline.interface import TableVersion
@@ -173,7 +172,6 @@ def test_a_commit_whose_number_was_given_and_archived_is_told_as_a_lost_race(fol
 
 
 WRITER = """
-import sys
 from pathlib import Path
 from featurestore.offline.local import archive, store as delta
 from featurestore.offline.local.store import DeltaStore
@@ -181,17 +179,17 @@ from featurestore.testing.offline_store import TABLE
 from featurestore.testing.table_growth import append_several
 
 delta.CHECKPOINT_EVERY, archive.SETTLED_SECONDS = 5, 0.0
-store = DeltaStore(Path(sys.argv[1]))
-append_several(store, int(sys.argv[2]), store.current(TABLE))
+store = DeltaStore(Path.cwd())
+append_several(store, 40, store.current(TABLE))
 """
 
 
 @pytest.mark.parametrize("point", [CHECKPOINT_MOVED, ARCHIVED, LOG_SHORTENED])
 @pytest.mark.parametrize("passing", [1, 2])
 def test_a_writer_that_dies_while_it_archives_leaves_every_version(folder, store, point, passing):
-    command = [sys.executable, "-c", WRITER, str(folder), "40"]
-    done = subprocess.run(command, env={**os.environ, "FS_CRASH_AT": f"{point}:{passing}"}, check=False)
-    assert done.returncode == 137
+    folder.mkdir()
+    ((code, said),) = forked_fs().run_code(WRITER, folder, [{"FS_CRASH_AT": f"{point}:{passing}"}])
+    assert code == 137, said
     version = store.current(TABLE)
     assert version is not None
     assert numbers(store, version) == list(range(version.number + 1))
@@ -236,10 +234,10 @@ def test_readers_meet_a_readable_table_at_any_moment(folder, store, monkeypatch)
 def test_writers_of_several_processes_archive_one_log(folder, store):
     append_several(store, 1)
     script = WRITER.replace(
-        "append_several(store, int(sys.argv[2]), store.current(TABLE))",
+        "append_several(store, 40, store.current(TABLE))",
         """
 from featurestore.errors import ConcurrentCommitError
-for _ in range(int(sys.argv[2])):
+for _ in range(12):
     while True:
         try:
             append_several(store, 1, store.current(TABLE))
@@ -248,11 +246,8 @@ for _ in range(int(sys.argv[2])):
             pass
 """,
     )
-    command = [sys.executable, "-c", script, str(folder), "12"]
-    writers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    for writer in writers:
-        _, errors = writer.communicate(timeout=120)
-        assert writer.returncode == 0, errors
+    ended = forked_fs().run_code(script, folder, [{}] * 3)
+    assert [code for code, _ in ended] == [0, 0, 0], ended
     assert numbers(store, store.current(TABLE)) == list(range(37))
     assert len(entry_hashes(folder, 37)) == 37
     assert len(live_entries(folder)) <= 3 * EVERY

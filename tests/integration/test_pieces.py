@@ -185,7 +185,18 @@ def world(
     return lived(tmp_path / "lives" / "project", url)
 
 
-@pytest.fixture(params=list(CASES))
+ON_REDIS = [
+    name for name in CASES if name.startswith("online") or name in ("registry of another project", "offline older")
+]
+"""What breaks the online store, and of each other piece one case: what is online is then taken over, or goes."""
+BROKEN = pytest.mark.parametrize(
+    ("world", "broken"), [("lmdb", name) for name in CASES] + [("redis", name) for name in ON_REDIS], indirect=True
+)
+EMBEDDED = pytest.mark.parametrize("world", ["lmdb"], indirect=True)
+"""For what concerns the registry and the offline store alone."""
+
+
+@pytest.fixture
 def broken(request: pytest.FixtureRequest, world: tuple[Project, Path], tmp_path: Path) -> tuple[Project, Case]:
     """A project with one piece that does not fit."""
     (project, backup), (breaks, case) = world, CASES[request.param]
@@ -219,10 +230,12 @@ def training(project: Project) -> list[int | None]:
     frame = pa.table({"driver": [1, 2, 3, 4], "event_timestamp": [day(20)] * 4})
     with project.open() as store:
         made = store.get_historical_features(frame, ["stats:count"])
+        counts = list(made.to_arrow()["count"].to_pylist())
         assert made.certificate.rows == 4
-        return list(made.to_arrow()["count"].to_pylist())
+        return counts
 
 
+@BROKEN
 def test_it_is_said_left_alone_and_settled(broken: tuple[Project, Case], capsys: pytest.CaptureFixture[str]) -> None:
     project, case = broken
     found = {mismatch.piece: mismatch for mismatch in project.mismatches()}
@@ -279,6 +292,7 @@ def test_it_is_said_left_alone_and_settled(broken: tuple[Project, Case], capsys:
     assert training(project)[:3] == [11, 21, 30]
 
 
+@BROKEN
 @pytest.mark.uncounted
 def test_what_comes_in_between_hides_nothing(broken: tuple[Project, Case], capsys: pytest.CaptureFixture[str]) -> None:
     """A push and a run right after the accident: refused, or right, and the mismatch is still seen."""
@@ -318,6 +332,7 @@ def test_a_push_that_was_refused_is_refused_again_at_once(
     assert project.online([7]) == {7: None}
 
 
+@BROKEN
 @pytest.mark.uncounted
 def test_nothing_that_deletes_passes(broken: tuple[Project, Case], capsys: pytest.CaptureFixture[str]) -> None:
     """Teardown, an apply that deletes the view, and optimize touch nothing that bears another identity."""
@@ -339,6 +354,7 @@ def test_nothing_that_deletes_passes(broken: tuple[Project, Case], capsys: pytes
     assert after["files"].keys() >= before["files"].keys()
 
 
+@EMBEDDED
 def test_an_absent_registry_deletes_nothing(
     world: tuple[Project, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +369,7 @@ def test_an_absent_registry_deletes_nothing(
     assert content(project) == before
 
 
+@EMBEDDED
 def test_a_registry_of_before_a_breaking_apply_keeps_the_later_generation(
     world: tuple[Project, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -419,6 +436,7 @@ def test_a_push_whose_commit_cannot_be_noted_online_costs_nothing(
     assert project.mismatches() == []
 
 
+@EMBEDDED
 def test_a_saved_set_that_the_registry_forgot_is_kept_and_registered_again(
     world: tuple[Project, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -437,6 +455,7 @@ def test_a_saved_set_that_the_registry_forgot_is_kept_and_registered_again(
         assert store.get_training_set("kept").to_arrow().equals(saved)
 
 
+@EMBEDDED
 def test_optimize_honours_a_set_that_the_registry_forgot(world: tuple[Project, Path]) -> None:
     """The registry is only as old as the last run: nothing else tells that it lacks the set."""
     project, _ = world
@@ -457,6 +476,7 @@ def test_optimize_honours_a_set_that_the_registry_forgot(world: tuple[Project, P
         assert store.get_training_set("kept").to_arrow().equals(saved)
 
 
+@EMBEDDED
 def test_a_saved_set_of_a_rewritten_version_is_refused_by_name(world: tuple[Project, Path], tmp_path: Path) -> None:
     project, backup = world
     frame = pa.table({"driver": [1, 2, 3], "event_timestamp": [day(20)] * 3})
@@ -472,6 +492,7 @@ def test_a_saved_set_of_a_rewritten_version_is_refused_by_name(world: tuple[Proj
         store.get_training_set("first")
 
 
+@EMBEDDED
 def test_long_lived_stores_notice_another_content_of_the_same_revision(
     world: tuple[Project, Path], tmp_path: Path
 ) -> None:
@@ -484,6 +505,7 @@ def test_long_lived_stores_notice_another_content_of_the_same_revision(
     assert [found.registered("stats").view.description for found in (before, after)] == ["second", "another way"]
 
 
+@EMBEDDED
 def test_a_plan_of_before_a_restore_does_not_pass(world: tuple[Project, Path], tmp_path: Path) -> None:
     project, backup = world
     project.declare("third")
@@ -598,6 +620,7 @@ def test_rows_of_a_generation_that_was_given_up_never_come_back(
     assert project.online() == project.offline() == {**BEFORE, 4: None, 5: None}  # pushed to the first generation alone
 
 
+@EMBEDDED
 def test_a_generation_between_two_of_ours_may_be_anothers(
     world: tuple[Project, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -627,6 +650,7 @@ def test_a_generation_between_two_of_ours_may_be_anothers(
         assert [str(removed) for removed in collect_garbage(later.workspace).tables] == ["shop/stats/1"]
 
 
+@EMBEDDED
 def test_a_watermark_that_is_ahead_of_the_remembered_commit_counts(
     world: tuple[Project, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -722,6 +746,7 @@ def test_a_repair_with_the_online_store_down_says_so(
     assert "could not say whose its records are" in fs(project, capsys, "doctor")[1]
 
 
+@EMBEDDED
 def test_every_commit_says_what_its_table_holds(world: tuple[Project, Path]) -> None:
     """Also that it holds nothing of the source: else each look at a table that is only pushed to walks its log."""
     project, _ = world
@@ -802,6 +827,7 @@ def test_another_projects_records_of_an_earlier_generation_are_seen(
     assert project.online() == project.offline()
 
 
+@EMBEDDED
 def test_saved_sets_whose_version_is_gone_stop_nothing_and_are_named(
     world: tuple[Project, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

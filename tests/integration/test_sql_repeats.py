@@ -165,10 +165,11 @@ def totals(sql: str) -> FeatureView:
     return FeatureView("totals", entities=[SHOP], source=source, schema=[Field("x", Int64)], sql=sql)
 
 
-def value_at(store: FeatureStore, at: int) -> tuple[int | None, str]:
-    frame = pa.table({"shop": [1], "event_timestamp": pa.array([at], pa.int64()).cast(pa.timestamp("us", tz="UTC"))})
+def values_at(store: FeatureStore, *instants: int) -> tuple[list[int | None], str]:
+    at = pa.array(instants, pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+    frame = pa.table({"shop": [1] * len(instants), "event_timestamp": at})
     training = store.get_historical_features(frame, "totals:x")
-    return training.to_arrow().column("x")[0].as_py(), training.certificate.views[0].rests_on
+    return training.to_arrow().column("x").to_pylist(), training.certificate.views[0].rests_on
 
 
 @pytest.mark.parametrize("sql", [RUNNING_SUM, DAILY])
@@ -181,15 +182,16 @@ def test_a_late_row_is_found_and_the_certificate_says_where_no_check_sees_it(sho
     assert "select max(known) AS known" in said
     shop.apply_plan(plan)
     succeeded(materialize_incremental(shop.workspace, day(11)))
-    before, note = value_at(shop, day(5))
+    (before,), note = values_at(shop, day(5))
     assert "a late row may change values of the past" in note
     write(shop.root, [*PUNCTUAL, LATE])
     shop.workspace.clock.now_us = day(13)  # type: ignore[attr-defined]
     (run,) = succeeded(materialize_incremental(shop.workspace))
     assert run.appended > 0
     changed = {RUNNING_SUM: (10, 110), DAILY: (4, 4)}[sql]
-    assert (before, value_at(shop, day(5))[0]) == changed  # the leak that the note speaks of, where there is one
-    assert value_at(shop, day(2.5))[0] == 100 + (3 if sql is RUNNING_SUM else 2)
+    (after, of_its_day), _ = values_at(shop, day(5), day(2.5))
+    assert (before, after) == changed  # the leak that the note speaks of, where there is one
+    assert of_its_day == 100 + (3 if sql is RUNNING_SUM else 2)
 
 
 @pytest.mark.parametrize("sql", [RUNNING_SUM, DAILY])
@@ -199,10 +201,12 @@ def test_by_the_right_pattern_a_late_row_changes_nothing_of_the_past(shop: Featu
     assert "created times" not in " ".join(line.text for line in explain(plan))
     shop.apply_plan(plan)
     succeeded(materialize_incremental(shop.workspace, day(11)))
-    before = [value_at(shop, day(number + 0.5)) for number in range(1, 11)]
+    middays = [day(number + 0.5) for number in range(1, 11)]
+    before, note = values_at(shop, *middays)
     write(shop.root, [*PUNCTUAL, LATE])
     shop.workspace.clock.now_us = day(13)  # type: ignore[attr-defined]
     succeeded(materialize_incremental(shop.workspace))
-    assert [value_at(shop, day(number + 0.5)) for number in range(1, 11)] == before
-    assert before[4] == ({RUNNING_SUM: 15, DAILY: 5}[sql], "")
-    assert value_at(shop, day(12.5))[0] == {RUNNING_SUM: 155, DAILY: 10}[sql]
+    (*after, newest), note_after = values_at(shop, *middays, day(12.5))
+    assert (after, note_after) == (before, note)
+    assert (before[4], note) == ({RUNNING_SUM: 15, DAILY: 5}[sql], "")
+    assert newest == {RUNNING_SUM: 155, DAILY: 10}[sql]

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.disks import small_files
+from support.forked_fs import forked_fs
 from support.projects import apply_records
 from support.rows import commit_rows, cover
 from support.small_project import (
@@ -937,15 +938,13 @@ def test_frames_that_would_not_come_back_are_refused(workspace: Workspace, colum
 
 
 SAVE_IN_ANOTHER_PROCESS = """
-import sys
-sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import pandas as pd
 from featurestore.workspace import Workspace
 from featurestore.project.settings import make_settings
 from featurestore.training import get_historical_features
 from support.clock import ManualClock
-workspace = Workspace(Path(sys.argv[2]), make_settings({"project": "shop"}), clock=ManualClock("2024-02-01T00:00:00Z"))
+workspace = Workspace(Path.cwd(), make_settings({"project": "shop"}), clock=ManualClock("2024-02-01T00:00:00Z"))
 frame = pd.DataFrame({"carrier": ["UA"], "event_timestamp": pd.to_datetime(["2024-01-03"])})
 get_historical_features(workspace, frame, "carrier_profile:flights").save("first")
 """
@@ -953,10 +952,8 @@ get_historical_features(workspace, frame, "carrier_profile:flights").save("first
 
 @pytest.mark.parametrize(("point", "is_saved"), [("training_set.frame_kept", False), ("training_set.saved", True)])
 def test_a_killed_save_leaves_a_set_or_none(workspace: Workspace, point: str, is_saved: bool) -> None:
-    tests = str(Path(__file__).parents[1])
-    command = [sys.executable, "-c", SAVE_IN_ANOTHER_PROCESS, tests, str(workspace.root)]
-    killed = subprocess.run(command, env={**os.environ, "FS_CRASH_AT": point}, capture_output=True, text=True)
-    assert killed.returncode == 137, killed.stderr
+    ((code, said),) = forked_fs().run_code(SAVE_IN_ANOTHER_PROCESS, workspace.root, [{"FS_CRASH_AT": point}])
+    assert code == 137, said
     assert [saved.name for saved in list_sets(workspace.ledger, "shop")] == (["first"] if is_saved else [])
     own = pd.DataFrame({"carrier": ["UA"], "event_timestamp": pd.to_datetime(["2024-01-03"])})
     get_historical_features(workspace, own, "carrier_profile:flights").save("first")

@@ -155,8 +155,9 @@ def test_only_newer_records_are_no_problem(make: Make) -> None:
 def check_counts(store: FeatureStore, expected: dict[str, int], *, offline: dict[str, int]) -> None:
     """Check what is said of each view, and that so many records are there."""
     assert {name: records_online(store, name) for name in expected} == expected
-    assert {found.view: found.online_rows for found in status(store.workspace)} == expected
-    assert {found.view: found.offline_rows for found in status(store.workspace)} == offline
+    assert {found.view: (found.online_rows, found.offline_rows) for found in status(store.workspace)} == {
+        name: (expected[name], offline[name]) for name in expected
+    }
     losses = {step.name: step.loss for step in store.plan_teardown().steps if step.kind == "feature_view"}
     assert {name: loss and (loss.online_rows, loss.offline_rows) for name, loss in losses.items()} == {
         name: (expected[name], offline[name]) for name in expected

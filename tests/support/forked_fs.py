@@ -1,6 +1,6 @@
-"""The command ``fs`` in forks of a process that has imported everything: to start Python takes longer than most.
+"""``fs`` and pieces of code in forks of a process that has imported everything: to start Python takes longer than most.
 
-Run as a program it forks for each line that it reads, a job in JSON, and answers when that has ended.
+Run as a program it forks for each job of a line that it reads, in JSON, and answers when all have ended.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,35 @@ class ForkedFs:
 
     def run(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], before: str) -> str:
         """Return what the command printed, errors included; ``before`` is Python code that it begins with."""
+        ((_, output),) = self._run(
+            [{"code": before, "folder": str(folder), "environment": dict(environment)}], arguments
+        )
+        return output
+
+    def run_code(
+        self, code: str, folder: Path, environments: Sequence[Mapping[str, str]] = ({},)
+    ) -> list[tuple[int, str]]:
+        """Run Python code in processes of its own, at once one for each of ``environments``, in ``folder``.
+
+        Returns each one's exit status and what it printed, errors included.
+        """
+        plain = plain_environment()
+        return self._run(
+            [{"code": code, "folder": str(folder), "environment": {**plain, **more}} for more in environments], None
+        )
+
+    def _run(self, jobs: list[dict[str, Any]], arguments: Sequence[str] | None) -> list[tuple[int, str]]:
+        """Run ``fs`` with the arguments after the jobs' code, or nothing."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with tempfile.NamedTemporaryFile() as output:
-            job = {
-                "arguments": list(arguments),
-                "folder": str(folder),
-                "environment": dict(environment),
-                "before": before,
-                "output": output.name,
-            }
-            self._process.stdin.write(json.dumps(job) + "\n")
+        with ExitStack() as stack:
+            outputs = [stack.enter_context(tempfile.NamedTemporaryFile()) for _ in jobs]
+            for job, output in zip(jobs, outputs, strict=True):
+                job |= {"arguments": None if arguments is None else list(arguments), "output": output.name}
+            self._process.stdin.write(json.dumps(jobs) + "\n")
             self._process.stdin.flush()
-            assert self._process.stdout.readline() == "done\n"
-            return output.read().decode()
+            codes = json.loads(self._process.stdout.readline())
+            return [(code, output.read().decode()) for code, output in zip(codes, outputs, strict=True)]
 
     def close(self) -> None:
         self._process.communicate()
@@ -68,30 +84,33 @@ def _serve() -> None:
 
     be_ready_to_fork("featurestore_registry", "featurestore")
     for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            _become(json.loads(line))
-            _run(main)
-        os.waitpid(child, 0)
-        print("done", flush=True)
+        children = []
+        for job in json.loads(line):
+            child = os.fork()
+            if child == 0:
+                _run(functools.partial(_do, job, main))
+            children.append(child)
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
 
 
-def _run(main: Callable[[], None]) -> None:
-    """Run the command and end the process as Python would, but for taking its thousands of modules apart."""
+def _run(do: Callable[[], None]) -> None:
+    """Do it and end the process as Python would, but for taking its thousands of modules apart."""
+    code: object = 0
     try:
-        main()
-    except SystemExit:
-        pass
+        do()
+    except SystemExit as ended:
+        code = ended.code
     except BaseException:
         traceback.print_exc()
+        code = 1
     threading._shutdown()  # threads that are at work end first
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # nobody reads the code
+    os._exit(code if isinstance(code, int) else 0)
 
 
-def _become(job: dict[str, Any]) -> None:
+def _do(job: dict[str, Any], main: Callable[[], None]) -> None:
     output = os.open(job["output"], os.O_WRONLY | os.O_APPEND)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
@@ -99,9 +118,11 @@ def _become(job: dict[str, Any]) -> None:
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["environment"])
-    exec(job["before"], {})
-    sys.path[:] = [path for path in sys.path if path not in ("", str(Path(__file__).parents[1]))]
-    sys.argv = ["fs", *job["arguments"]]
+    exec(job["code"], {})
+    if job["arguments"] is not None:
+        sys.path[:] = [path for path in sys.path if path not in ("", str(Path(__file__).parents[1]))]
+        sys.argv = ["fs", *job["arguments"]]
+        main()
 
 
 if __name__ == "__main__":
