@@ -148,9 +148,13 @@ def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
     ]
     if not views:
         return []
-    sample = rows.frame.keys.take(pa.array(observed.rows))
+    if len(observed.rows) == len(rows.frame) and len(views) == len(rows.pins):
+        join = rows.join  # remembers what it chose, and the facts for a certificate
+    else:
+        sample = rows.frame.keys.take(pa.array(observed.rows))
+        join = rows.joins.join(sample, TIME, views, batch_rows=BATCH_ROWS)
     texts = []
-    for facts in rows.joins.join(sample, TIME, views, batch_rows=BATCH_ROWS).facts():
+    for facts in join.facts():
         share = facts.nulls["not_yet_available"] / len(observed.rows)
         if share >= LARGE_SHARE:
             texts.append(

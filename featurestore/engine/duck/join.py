@@ -74,7 +74,7 @@ class DuckJoins(Joins):
 
 
 class DuckJoin(Join):
-    """A join that remembers its choice, 8 bytes per row and view, so that its facts do not choose again."""
+    """A join that remembers its choice, 8 bytes per row and view, and its facts: neither is worked out again."""
 
     def __init__(
         self, session: Session, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], batch_rows: int
@@ -86,6 +86,7 @@ class DuckJoin(Join):
         self._batch_rows = batch_rows
         self._chosen: list[pa.Array] | None = None
         """For each view the ``fs_seq`` of each entity row's answer, null where it has none."""
+        self._facts: tuple[JoinFacts, ...] | None = None
 
     @override
     def batches(self) -> pa.RecordBatchReader:
@@ -109,6 +110,11 @@ class DuckJoin(Join):
 
     @override
     def facts(self) -> tuple[JoinFacts, ...]:
+        if self._facts is None:
+            self._facts = self._examined()
+        return self._facts
+
+    def _examined(self) -> tuple[JoinFacts, ...]:
         doing = "examine a training set"
         with self._session.open(reads=self._files) as connection, translated(doing, table_files=self._files):
             entities = EntityRows(connection, self._frame, self._time_column)
