@@ -54,12 +54,13 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Count coverage where the marks say so: to import everything counted takes a process half a second more."""
     counting = getattr(item.config.pluginmanager.get_plugin("_cov"), "cov_controller", None)
-    if counting is None or item.get_closest_marker("counts_processes"):
+    is_repeated = _is_repeated(item)
+    if counting is None or (item.get_closest_marker("counts_processes") and not is_repeated):
         return (yield)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
         patch.setattr(os, "_exit", posix._exit)  # coverage's own writes all that the parent has counted, in each fork
-        if _is_counted(item):
+        if not (is_repeated or item.path.parent.name in UNCOUNTED or item.get_closest_marker("uncounted")):
             return (yield)
         counting.pause()
         try:
@@ -68,10 +69,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
             counting.resume()
 
 
-def _is_counted(item: pytest.Item) -> bool:
+def _is_repeated(item: pytest.Item) -> bool:
     given = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    is_repeated = any(isinstance(value, str) and value in OTHER_STORES for value in given)
-    return not (is_repeated or item.path.parent.name in UNCOUNTED or item.get_closest_marker("uncounted"))
+    return any(isinstance(value, str) and value in OTHER_STORES for value in given)
 
 
 @pytest.fixture(scope="session")

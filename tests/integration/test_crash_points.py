@@ -149,8 +149,8 @@ def _with_new_features(rows: dict[Any, tuple[Any, ...]], width: int) -> dict[Any
     return {entity: row + (None,) * (width - len(row)) for entity, row in rows.items()}
 
 
-PUBLISHING = ("publish.", "push.", "watermark.")
-"""How the crash points begin in which online stores differ: the others are walked with one store alone."""
+PUBLISHING = ("publish.", "push.schema", "push.batch", "watermark.published", "marker.")
+"""How the crash points begin in which online stores differ: at the others nothing was written there since the last."""
 WALKED = [("lmdb", point) for point in sorted(CRASH_POINTS)]
 WALKED += [("redis", point) for point in sorted(CRASH_POINTS) if point.startswith(PUBLISHING)]
 

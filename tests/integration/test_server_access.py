@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from featurestore_registry.auth import Role, Token, create_token, revoke_token
 from featurestore_registry.interface import Ledger
 from featurestore_registry.records import Change
 from support.clock import ManualClock
+from support.command_line import CommandLine
 from support.serving import TOKEN, Project, ServerProcess, error_of, serving, serving_here, small_project, until
 
 from featurestore.backends import open_registry
@@ -326,15 +325,20 @@ def test_open_where_the_memory_cannot_be_written_is_refused(project: Project) ->
     ],
 )
 def test_a_refused_open_is_one_message(
-    project: Project, arguments: list[str], environment: dict[str, str], message: str
+    project: Project,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    environment: dict[str, str],
+    message: str,
 ) -> None:
-    command = [str(Path(sys.executable).parent / "fs"), "serve", "--repo", str(project.root), "--port", "0", "--open"]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FS_SERVER")}
-    ended = subprocess.run(
-        [*command, *arguments], env={**kept, **environment}, capture_output=True, text=True, timeout=60
-    )
-    assert ended.returncode == 1
-    told = " ".join(ended.stderr.split())
+    for name in [name for name in os.environ if name.startswith("FS_SERVER")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    fs = CommandLine(project.root, capsys)
+    fs("serve", "--port", "0", "--open", *arguments, expect=1)
+    told = " ".join(fs.err.split())
     assert message in told
     assert "What to do: " in told
     assert "Traceback" not in told

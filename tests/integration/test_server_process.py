@@ -7,14 +7,13 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support.command_line import CommandLine
 from support.raw_http import BODY, REQUEST, connect, head, read_all, read_one
 from support.redis_server import RedisServer
 from support.serving import TOKEN, error_of, serving, serving_here, small_project, until
@@ -317,13 +316,19 @@ def test_urls() -> None:
     ],
 )
 def test_a_wrong_start_is_one_message_without_a_trace(
-    tmp_path: Path, arguments: list[str], environment: dict[str, str], message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    environment: dict[str, str],
+    message: str,
 ) -> None:
     project = small_project(tmp_path / "repo", system_clock())
-    command = [str(Path(sys.executable).parent / "fs"), "serve", "--repo", str(project.root), "--port", "0", *arguments]
-    kept = {name: value for name, value in os.environ.items() if name != "FS_SERVER_TOKEN"}
-    ended = subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 1
-    assert message in " ".join(ended.stderr.split())
-    assert "Traceback" not in ended.stderr
-    assert "short" not in ended.stderr
+    monkeypatch.delenv("FS_SERVER_TOKEN", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    fs = CommandLine(project.root, capsys)
+    fs("serve", "--port", "0", *arguments, expect=1)
+    assert message in " ".join(fs.err.split())
+    assert "Traceback" not in fs.err
+    assert "short" not in fs.err

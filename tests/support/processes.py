@@ -6,6 +6,7 @@ import gc
 import importlib
 import os
 import pkgutil
+import tempfile
 
 
 def plain_environment() -> dict[str, str]:
@@ -38,5 +39,27 @@ def be_ready_to_fork(*packages: str) -> None:
         found = importlib.import_module(package)
         for module in pkgutil.walk_packages(found.__path__, f"{package}."):
             importlib.import_module(module.name)
+    _use_a_registry()
     gc.collect()
     gc.freeze()  # a child's collections then leave alone what it shares with this process
+
+
+def _use_a_registry() -> None:
+    """Let SQLAlchemy compile the statements that nearly every command runs."""
+    from featurestore_registry.records import Change, Record, fingerprint
+    from featurestore_registry.sql.registry import open_registry
+
+    record = Record("kind", "project", "name", {}, fingerprint({}))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_registry(f"sqlite:///{folder}/registry.db") as registry,
+    ):
+        definitions, ledger = registry.definitions, registry.ledger
+        changes = [Change("put", record.kind, record.name, record)]
+        head = definitions.chain("project").head
+        definitions.apply("project", head, changes, author="", message="", commit="")
+        definitions.read("project")
+        for _ in range(2):
+            ledger.append("project", "kind", "key", {})
+        ledger.latest("project", "kind", "key")
+        ledger.scan("project", "kind")

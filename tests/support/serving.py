@@ -207,12 +207,13 @@ def metric(client: httpx.Client, name: str) -> float:
 
 def until(condition: Callable[[], Any], *, seconds: float = 60) -> Any:
     """Return what the condition returns once it is true."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.01
     while time.monotonic() < deadline:
         found = condition()
         if found:
             return found
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.1)  # a question costs the one who is asked, too
     raise AssertionError(f"it did not happen within {seconds} seconds")
 
 
