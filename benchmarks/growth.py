@@ -36,14 +36,14 @@ INSTANT = pa.timestamp("us", tz="UTC")
 
 def run(context: Context) -> Iterator[Section]:
     """Measure after pushes of one row each, and after daily runs."""
-    pushes = 12 if context.is_quick else PUSHES
+    pushes = 4 if context.is_quick else PUSHES
     yield _measured(context, f"Growth: {pushes:,} pushes of one row", "pushes", partial(_pushed, pushes))
     yield from run_daily(context)
 
 
 def run_daily(context: Context) -> Iterator[Section]:
     """Measure after daily runs alone."""
-    runs = 6 if context.is_quick else RUNS
+    runs = 3 if context.is_quick else RUNS
     yield _measured(context, f"Growth: {runs:,} daily runs", "runs", partial(_run_daily, runs))
 
 

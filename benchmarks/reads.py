@@ -65,7 +65,8 @@ def measured(
     name: str,
 ) -> Row:
     """Measure reads of so many entities beside a floor that is called with their keys."""
-    asked, requests = references(views), requests_of(views, entities, REQUESTS)
+    calls = 10 if context.is_quick else max(REQUESTS, 2_000 // entities)
+    asked, requests = references(views), requests_of(views, entities, min(REQUESTS, calls))
     layouts = store.workspace.snapshot().views
     encoders = [RecordEncoder(layouts[view.name].layout).keys for view in views]
     keys = [
@@ -75,7 +76,6 @@ def measured(
     found = store.get_online_features(asked, requests[0]).to_dict(include_status=True)
     assert set(found[f"{views[0].features[4]}__status"]) == {"PRESENT"}
     ours_turns, floor_turns = itertools.cycle(requests), itertools.cycle(keys)
-    calls = 10 if context.is_quick else max(REQUESTS, 2_000 // entities)
     pairs = measure(
         timed(lambda: store.get_online_features(asked, next(ours_turns)).to_dict(), calls=calls),
         timed(lambda: floor(next(floor_turns)), calls=calls),

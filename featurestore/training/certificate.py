@@ -18,6 +18,7 @@ from featurestore.errors import CertificateError
 from featurestore.offline.interface import TableReader
 from featurestore.offline.reading import opened
 from featurestore.tables import html_table
+from featurestore.training.asked import Asked
 from featurestore.training.coverage import Gap
 from featurestore.training.frames import TIME
 from featurestore.training.joins import JoinedRows, Observed, PinnedRead
@@ -27,7 +28,6 @@ from featurestore.types.columns import CREATED, EVENT, SEQUENCE
 from featurestore.types.times import duration_text, to_rfc3339
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
 
@@ -210,14 +210,17 @@ def _view_certificate(
 
 def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> None:
     """Answer the sampled rows of one view again by plain loops; raises CertificateError where a value differs."""
+    import numpy as np
     import pyarrow as pa
 
     join = pinned.view_join()
     sample = rows.frame.keys.take(pa.array(observed.rows))
-    columns = [sample.column(join.key_columns[key]).to_pylist() for key in join.view.join_keys]
-    keys = list(zip(*columns, strict=True))
-    times = sample.column(TIME).cast(pa.int64()).to_pylist()
-    history = _History(rows.offline, pinned, keys, times)
+    columns = [sample.column(join.key_columns[key]).cast(arrow_type(kind)) for key, kind in join.view.join_keys.items()]
+    keys = list(zip(*(column.to_pylist() for column in columns), strict=True))
+    at_us = sample.column(TIME).cast(pa.int64())
+    times = at_us.to_pylist()
+    oldest_us = np.array([join.view.reaches_back_to(at) for at in times], dtype=np.int64)
+    history = _History(rows.offline, pinned, Asked(columns, at_us.to_numpy(), oldest_us))
     answers = []
     for key, at in zip(keys, times, strict=True):
         answer = reference_answer(key, at, history.near(key, at), ttl_us=join.view.ttl_us, as_of=join.as_of)
@@ -242,12 +245,8 @@ _event_us = attrgetter("event_us")
 class _History:
     """A table version's rows of some entities near the requested times, read without the engine."""
 
-    def __init__(
-        self, offline: TableReader, pinned: PinnedRead, keys: Sequence[tuple[Any, ...]], times: Sequence[int]
-    ) -> None:
-        self._offline, self._pinned = offline, pinned
-        self._wanted = {key for key in keys if None not in key}
-        self._spans = self._asked_spans(keys, times)
+    def __init__(self, offline: TableReader, pinned: PinnedRead, asked: Asked) -> None:
+        self._offline, self._pinned, self._asked = offline, pinned, asked
         self.rows: dict[tuple[Any, ...], list[ReferenceRow]] = {}
         self._places: dict[int, tuple[int, int, int]] = {}
         """File, row group and row in it of each sequence number."""
@@ -264,51 +263,19 @@ class _History:
         first = bisect_left(rows, self._pinned.read.view.reaches_back_to(at_us), key=_event_us)
         return rows[first : bisect_right(rows, at_us, key=_event_us)]
 
-    def _asked_spans(self, keys: Sequence[tuple[Any, ...]], times: Sequence[int]) -> dict[Any, tuple[int, int]]:
-        """Return by first join key the span outside of which no row can answer."""
-        spans: dict[Any, tuple[int, int]] = {}
-        for (first, *_), at in zip(keys, times, strict=True):
-            oldest = self._pinned.read.view.reaches_back_to(at)
-            low, high = spans.get(first, (oldest, at))
-            spans[first] = min(low, oldest), max(high, at)
-        spans.pop(None, None)
-        return spans
-
-    def _near(self, table: pa.Table) -> pa.Array:
-        """Return the places of rows whose keys and event time are asked for; some more where keys are composite."""
-        import numpy as np
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        (first, kind), *others = self._pinned.read.view.join_keys.items()
-        asked = pa.array(list(self._spans), arrow_type(kind))
-        place = pc.index_in(table.column(first).cast(asked.type), value_set=asked)
-        place = pc.fill_null(place, -1).to_numpy()
-        # The last span is empty and belongs to no key: index -1 selects it.
-        low, high = np.array([*self._spans.values(), (0, -1)], dtype=np.int64).T
-        event = table.column(EVENT).cast(pa.int64()).to_numpy()
-        near = (place >= 0) & (event >= low[place]) & (event <= high[place])
-        for position, (key, kind) in enumerate(others, start=1):
-            asked = pa.array({wanted[position] for wanted in self._wanted}, arrow_type(kind))
-            near &= pc.is_in(table.column(key).cast(asked.type), value_set=asked).to_numpy()
-        return pa.array(np.flatnonzero(near))
-
     def _read_group(self, file: pq.ParquetFile, number: int, group: int) -> None:
         import pyarrow as pa
 
         types = self._pinned.read.view.join_keys
         table = file.read_row_group(group, columns=[*types, EVENT, CREATED, SEQUENCE])
-        places = self._near(table)
-        table = table.take(places)
+        places = self._asked.places(map(table.column, types), table.column(EVENT).cast(pa.int64()).to_numpy())
+        table = table.take(pa.array(places))
         lists = [table.column(key).to_pylist() for key in types]
         event, created = (table.column(name).cast(pa.int64()).to_pylist() for name in (EVENT, CREATED))
-        sequences = table.column(SEQUENCE).to_pylist()
-        rows = zip(zip(*lists, strict=True), event, created, sequences, places.to_pylist(), strict=True)
-        for key_values, event_us, created_us, sequence, place in rows:
-            if key_values in self._wanted:
-                row = ReferenceRow(key_values, event_us, created_us, sequence)
-                self.rows.setdefault(key_values, []).append(row)
-                self._places[sequence] = (number, group, place)
+        found = map(ReferenceRow, zip(*lists, strict=True), event, created, table.column(SEQUENCE).to_pylist())
+        for row, place in zip(found, places.tolist(), strict=True):
+            self.rows.setdefault(row.keys, []).append(row)
+            self._places[row.sequence] = (number, group, place)
 
     def values(self, answers: Sequence[ReferenceRow | None]) -> dict[str, list[Any]]:
         """Return by feature the value of each answer, None where there is none."""

@@ -6,21 +6,20 @@ Certificates recompute a sample of rows with it, and the tests hold the engine a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 Reason = Literal["null_key", "no_entity", "nothing_before", "not_yet_available", "expired"]
 
 
-@dataclass(frozen=True, slots=True)
-class ReferenceRow:
+class ReferenceRow(NamedTuple):
     """One row of a view's log. Instants are UTC microseconds."""
 
     keys: tuple[Any, ...]
     event_us: int
     created_us: int | None
     sequence: int
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def created_or_event_us(self) -> int:
@@ -48,14 +47,12 @@ def reference_answer(
     fresh = [row for row in before if ttl_us is None or at_us - row.event_us <= ttl_us]
     if not fresh:
         return "expired"
-    best: ReferenceRow | None = None
-    for row in fresh:
-        if as_of == "available" and row.created_or_event_us > at_us:
-            continue
-        if best is None or _order(row) > _order(best):
-            best = row
-    return "not_yet_available" if best is None else best
+    known = [row for row in fresh if as_of == "event" or row.created_or_event_us <= at_us]
+    if not known:
+        return "not_yet_available"
+    newest_us = max(row.event_us for row in known)
+    return max((row for row in known if row.event_us == newest_us), key=_order)
 
 
-def _order(row: ReferenceRow) -> tuple[int, int, int]:
-    return (row.event_us, row.created_or_event_us, row.sequence)
+def _order(row: ReferenceRow) -> tuple[int, int]:
+    return (row.created_or_event_us, row.sequence)

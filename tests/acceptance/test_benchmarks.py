@@ -54,7 +54,7 @@ def test_start_training_sets_and_publishing_are_measured_beside_their_floors(tmp
 @pytest.mark.slow(8)
 def test_growth_is_measured_beside_the_compacted_table(tmp_path: Path) -> None:
     page = run_benchmarks(tmp_path, "growth")
-    for grown in ("12 pushes of one row", "6 daily runs"):
+    for grown in ("4 pushes of one row", "3 daily runs"):
         assert len(rows_of(page, f"Growth: {grown}")) == 5
 
 
