@@ -29,14 +29,14 @@ def test_no_test_of_the_suite_hides_another():
     assert len(names) == len(set(names)) > 30
 
 
-PRELUDE = """
-import json, sys, time
+PRELUDE = '''
+import json, os, signal, sys, time
 from pathlib import Path
 from featurestore_registry.errors import RevisionConflictError
 from featurestore_registry.records import Change, Record
 from featurestore_registry.sql import open_registry
 
-url, start, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+url, start, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 
 def put(name, value):
     return Change("put", "view", name, Record("view", "p", name, {"value": value}, "f"))
@@ -45,7 +45,33 @@ def wait_for_start():
     (start.parent / f"ready-{number}").touch()
     while not start.exists():
         time.sleep(0.001)
-"""
+
+def one_of_many():
+    """Return the number of this fork; the parent waits for them and kills all when told to, or when one fails."""
+    children = []
+
+    def kill_all(*_):
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+
+    signal.signal(signal.SIGTERM, kill_all)
+    for number in range(count):
+        child = os.fork()
+        if not child:
+            os.dup2(os.open(start.parent / f"output-{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+            return number
+        children.append(child)
+    has_failed = False
+    while children:
+        child, status = os.wait()
+        children.remove(child)
+        if status and not has_failed:
+            has_failed = True
+            kill_all()
+    sys.exit(has_failed)
+
+number = one_of_many()
+'''
 
 APPLY = """
 wait_for_start()
@@ -78,28 +104,22 @@ with open_registry(url) as registry:
 
 
 class Processes:
-    """Python processes that run one piece of code, started together and gone when the block ends."""
+    """Processes that run one piece of code, started together and gone when the block ends.
+
+    They are forks of one that has imported everything and has opened nothing.
+    """
 
     def __init__(self, folder: Path, url: str, count: int, code: str) -> None:
         self.folder = folder
         self.start = folder / "start"
-        self.command = [sys.executable, "-W", "error", "-c", PRELUDE + code, url, str(self.start)]
+        self.command = [sys.executable, "-W", "error", "-c", PRELUDE + code, url, str(self.start), str(count)]
         self.count = count
-        self.running: list[subprocess.Popen[str]] = []
 
     def __enter__(self):
         for left in [*self.folder.glob("ready-*"), *self.folder.glob("start")]:
             left.unlink()
+        self.parent = subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True)
         try:
-            for number in range(self.count):
-                self.running.append(
-                    subprocess.Popen(
-                        [*self.command, str(number)],
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.PIPE,
-                        text=True,
-                    )
-                )
             while len(list(self.folder.glob("ready-*"))) < self.count:
                 self.assert_alive()
                 time.sleep(0.005)
@@ -113,18 +133,17 @@ class Processes:
         self.kill()
 
     def assert_alive(self) -> None:
-        for process in self.running:
-            assert process.poll() is None, process.stderr.read()
+        assert self.parent.poll() is None, self.kill()
 
-    def kill(self) -> None:
-        for process in self.running:
-            process.kill()
-            process.communicate()
+    def kill(self) -> str:
+        """Kill all and return what they told on standard error."""
+        self.parent.terminate()
+        return self.parent.communicate()[1]
 
     def output(self) -> list[str]:
-        results = [process.communicate(timeout=120) for process in self.running]
-        assert [process.returncode for process in self.running] == [0] * self.count, results
-        return [out for out, _ in results]
+        _, errors = self.parent.communicate(timeout=120)
+        assert self.parent.returncode == 0, errors
+        return [(self.folder / f"output-{number}").read_text() for number in range(self.count)]
 
 
 def test_eight_processes_apply_twenty_times_each_to_a_new_registry(tmp_path, url):
