@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import warnings
 from collections.abc import Iterator, Sequence
@@ -54,15 +55,32 @@ def sales(*features: str, sql: str | None = None) -> FeatureView:
     return FeatureView("sales", entities=[Entity("shop", {"shop": String})], source=source, schema=schema, sql=sql)
 
 
+def make(root: Path, settings: str = "") -> FeatureStore:
+    (root / "feature_store.yaml").write_text(f"project: shop\n{settings}")
+    write_source(root)
+    made = FeatureStore(root, clock=ManualClock(NOW))
+    made.apply([sales("amount")])
+    made.materialize_incremental()
+    return made
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what `store` is with the embedded online store, to be copied."""
+    root = tmp_path_factory.mktemp("embedded")
+    make(root).close()
+    return root
+
+
 @pytest.fixture
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FeatureStore]:
-    url = f"online_store: {request.getfixturevalue('redis_url')}\n" if getattr(request, "param", "") == "redis" else ""
-    (tmp_path / "feature_store.yaml").write_text(f"project: shop\n{url}")
-    write_source(tmp_path)
-    with FeatureStore(tmp_path, clock=ManualClock(NOW)) as opened:
-        opened.apply([sales("amount")])
-        opened.materialize_incremental()
-        yield opened
+def store(request: pytest.FixtureRequest, tmp_path: Path, embedded: Path) -> Iterator[FeatureStore]:
+    if getattr(request, "param", "lmdb") == "redis":
+        made = make(tmp_path, f"online_store: {request.getfixturevalue('redis_url')}\n")
+    else:
+        shutil.copytree(embedded, tmp_path, dirs_exist_ok=True)
+        made = FeatureStore(tmp_path, clock=ManualClock(NOW))
+    with made:
+        yield made
 
 
 def frame() -> pa.Table:

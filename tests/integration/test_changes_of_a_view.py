@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
@@ -63,19 +64,35 @@ def write_rows(root: Path, amounts: list[int]) -> None:
 BOTH = pytest.mark.parametrize("store", ["lmdb", "redis"], indirect=True)
 
 
+def make(root: Path, settings: str = "") -> FeatureStore:
+    (root / "feature_store.yaml").write_text(f"project: shop\n{settings}")
+    write_rows(root, VALUES)
+    made = FeatureStore(root, clock=ManualClock(NOW_US))
+    made.apply([sales(), sales("sales_2")])
+    made.materialize_incremental()
+    return made
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what `store` is with the embedded online store, to be copied."""
+    root = tmp_path_factory.mktemp("embedded")
+    make(root).close()
+    return root
+
+
 @pytest.fixture
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FeatureStore]:
+def store(request: pytest.FixtureRequest, tmp_path: Path, embedded: Path) -> Iterator[FeatureStore]:
     """A project whose view ``sales`` is materialized, and a neighbour whose name begins alike."""
-    (tmp_path / "feature_store.yaml").write_text("project: shop\n")
     if getattr(request, "param", "lmdb") == "redis":
-        url = request.getfixturevalue("redis_url")
-        settings = f"project: shop\nonline_store: {{url: '{url}', read_timeout_ms: 5000}}\n"
-        (tmp_path / "feature_store.yaml").write_text(settings)
-    write_rows(tmp_path, VALUES)
-    with FeatureStore(tmp_path, clock=ManualClock(NOW_US)) as opened:
-        opened.apply([sales(), sales("sales_2")])
-        opened.materialize_incremental()
-        yield opened
+        made = make(
+            tmp_path, f"online_store: {{url: '{request.getfixturevalue('redis_url')}', read_timeout_ms: 5000}}\n"
+        )
+    else:
+        shutil.copytree(embedded, tmp_path, dirs_exist_ok=True)
+        made = FeatureStore(tmp_path, clock=ManualClock(NOW_US))
+    with made:
+        yield made
 
 
 def change(store: FeatureStore, view: FeatureView) -> str:
