@@ -236,6 +236,7 @@ def training(project: Project) -> list[int | None]:
 
 
 @BROKEN
+@pytest.mark.uncounted
 def test_it_is_said_left_alone_and_settled(broken: tuple[Project, Case], capsys: pytest.CaptureFixture[str]) -> None:
     project, case = broken
     found = {mismatch.piece: mismatch for mismatch in project.mismatches()}

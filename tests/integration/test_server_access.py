@@ -388,7 +388,7 @@ def test_a_token_seen_revoked_by_one_server_is_refused_by_its_neighbours(project
     with serving_here(project.workspace()) as client:
         assert status(client, ended) == 401
     (project.root / "backup.db").replace(project.registry_file)
-    with serving(project.root, "--workers", "2") as server, server.client() as client:
+    with serving(project.root) as server, server.client() as client:
         assert [status(client, text) for text in (good, ended)] == [200, 401]
 
 
