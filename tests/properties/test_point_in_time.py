@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.engines import VARIANTS
+from support.examples import at_most
 from support.reference import ReferenceView, reference_join
 
 from featurestore.engine.interface import JoinFacts, ViewJoin
@@ -129,6 +130,7 @@ def expected_facts(frame: list[dict[str, Any]], view: ReferenceView) -> JoinFact
 
 
 @pytest.mark.parametrize("engine", VARIANTS)
+@at_most(50)
 @given(st.data())
 def test_equals_plain_loops(engine: str, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder, data.draw(VARIANTS[engine])(Path(folder)) as project:
