@@ -226,8 +226,11 @@ def check_equal(example: Flights, frame: pd.DataFrame) -> Counter[tuple[str, str
     return told
 
 
-def newest(rows: pd.DataFrame, job: datetime, now: datetime, look: tuple[timedelta, str, list[str]]) -> dict[str, Any]:
-    """Return the newest of some source rows, as a person would look for it.
+Look = tuple[timedelta, str, list[str]]
+
+
+def in_order(rows: pd.DataFrame, job: datetime, now: datetime, look: Look) -> pd.DataFrame:
+    """Return the source rows that can be an answer, the newest of each entity last.
 
     Ties are common: two flights of one route land in one minute. The rows of a query have no order, so the greater
     values, a null being the greatest, settle it.
@@ -235,8 +238,15 @@ def newest(rows: pd.DataFrame, job: datetime, now: datetime, look: tuple[timedel
     ttl, event, values = look
     # A job reads [start, end): what happens in the very microsecond of its end is for the next one.
     is_known = (rows[event] < job) & (rows["recorded_at"] <= job) & (rows[event] >= now - ttl)
-    found = rows.loc[is_known, [event, "recorded_at", *values]]
-    best = found.sort_values([event, "recorded_at", *values]).tail(1).to_dict("records")
+    return rows[is_known].sort_values([event, "recorded_at", *values])
+
+
+def newest(ordered: pd.DataFrame, look: Look, **keys: Any) -> dict[str, Any]:
+    """Return an entity's newest row, as a person would look for it."""
+    _, event, values = look
+    for key, value in keys.items():
+        ordered = ordered[ordered[key] == value]
+    best = ordered[[event, "recorded_at", *values]].tail(1).to_dict("records")
     return {name: None if pd.isna(value) else value for row in best for name, value in row.items()}
 
 
@@ -248,18 +258,22 @@ def check_source(example: Flights, now: datetime) -> None:
     there = example.flights.loc[example.flights["appears_at"] <= example.run_at, columns]
     landed = there[there["arr_delay"].notna()]
     started = there.assign(recorded_at=there["departed_at"])
+    searched = [
+        in_order(rows, example.run_at, now, look)
+        for rows, look in zip((landed, landed, there, started, example.weather), LOOKS, strict=True)
+    ]
     for row, flight in zip(answer["rows"], frame.to_dict("records"), strict=True):
         served = dict(zip(answer["names"], row, strict=True))
-        origin, dest = flight["origin"], flight["dest"]
-
-        of_carrier = landed[landed["carrier"] == flight["carrier"]]
-        of_route = landed[(landed["origin"] == origin) & (landed["dest"] == dest)]
-        of_plane = there[there["tailnum"] == flight["tailnum"]]
-        of_origin = started[started["origin"] == origin]
-        above = example.weather[example.weather["origin"] == origin]
+        at_origin = {"origin": flight["origin"]}
+        asked = (
+            {"carrier": flight["carrier"]},
+            {**at_origin, "dest": flight["dest"]},
+            {"tailnum": flight["tailnum"]},
+            at_origin,
+            at_origin,
+        )
         carrier, route, plane, take_off, weather = (
-            newest(rows, example.run_at, now, look)
-            for rows, look in zip((of_carrier, of_route, of_plane, of_origin, above), LOOKS, strict=True)
+            newest(rows, look, **keys) for rows, look, keys in zip(searched, LOOKS, asked, strict=True)
         )
         visib = weather.get("visib")
         down = None if not plane else (flight["sched_dep"] - plane["arrived_at"]) / timedelta(minutes=1)
