@@ -1,18 +1,10 @@
-"""The life of a small project as commands that can be killed and run again, each in a process of its own.
-
-Run as a program it imports everything once and forks for each command, which is a hundred times quicker than
-starting Python: a line of JSON in (`Job`), a line with the exit status out.
-"""
+"""The life of a small project as commands that can be killed and run again, each in a process of its own."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
-import threading
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -38,8 +30,8 @@ from featurestore.types import Float64
 from featurestore.types.times import to_datetime
 from featurestore.workspace import Workspace
 from support.clock import ManualClock
+from support.forked_fs import forked_fs
 from support.materialized import SOURCE_SCHEMA, Sale, day, sales_view, write_sales
-from support.processes import be_ready_to_fork, plain_environment
 
 NOW = day(30)
 PASSED_FILE = "passed.json"
@@ -54,6 +46,7 @@ class Job:
     url: str | None
     crash_at: str | None = None
     kill_after_ms: float | None = None
+    """By SIGALRM."""
 
 
 def open_workspace(folder: Path, url: str | None) -> Workspace:
@@ -215,76 +208,25 @@ COMMANDS: dict[str, Callable[[Workspace], None]] = {
 }
 
 
-class CrashServer:
-    """The program below, running."""
-
-    def __init__(self) -> None:
-        root = Path(__file__).resolve().parents[1]
-        paths = filter(None, (str(root), os.environ.get("PYTHONPATH")))
-        environment = {**plain_environment(), "PYTHONPATH": os.pathsep.join(paths)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "support.crash_scenario"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    def run(self, job: Job) -> int:
-        """Return the exit status; minus the signal for a process that was killed."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(asdict(job)) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
-    def close(self) -> None:
-        self._process.communicate()
+def run_in_a_process(job: Job) -> tuple[int, str]:
+    """Run a command; returns the exit status, minus the signal for a process that was killed, and what it printed."""
+    code = f"from support.crash_scenario import Job, run; run(Job(**{asdict(job)!r}))"
+    environment = {} if job.crash_at is None else {"FS_CRASH_AT": job.crash_at}
+    (ended,) = forked_fs().run_code(code, Path(job.folder), [environment])
+    return ended
 
 
-def _serve() -> None:
-    be_ready_to_fork("featurestore_registry", "featurestore")
-    for line in sys.stdin:
-        job = Job(**json.loads(line))
-        child = os.fork()
-        if child == 0:
-            _run(job)
-        if job.kill_after_ms is not None:
-            timer = threading.Timer(job.kill_after_ms / 1000, _kill, [child])
-            timer.start()
-        _, status = os.waitpid(child, 0)
-        if job.kill_after_ms is not None:
-            timer.cancel()
-            timer.join()
-        print(os.waitstatus_to_exitcode(status), flush=True)
-
-
-def _kill(child: int) -> None:
-    try:
-        os.kill(child, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def _run(job: Job) -> None:
-    log = os.open(f"{job.folder}/child.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    if job.crash_at is not None:
-        os.environ["FS_CRASH_AT"] = job.crash_at
+def run(job: Job) -> None:
+    """Run a command in this process, and note how often it passed each crash point."""
+    if job.kill_after_ms is not None:
+        signal.setitimer(signal.ITIMER_REAL, job.kill_after_ms / 1000)  # its signal ends the process at once
     passed = _note_crash_points()
     _send_few_at_once()
-    try:
-        workspace = open_workspace(Path(job.folder), job.url)
-        COMMANDS[job.command](workspace)
-        workspace.close()
-        Path(job.folder, PASSED_FILE).write_text(json.dumps(passed))
-        sys.stdout.flush()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+    workspace = open_workspace(Path(job.folder), job.url)
+    COMMANDS[job.command](workspace)
+    workspace.close()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    Path(job.folder, PASSED_FILE).write_text(json.dumps(passed))
 
 
 def _send_few_at_once() -> None:
@@ -319,7 +261,3 @@ def _note_crash_points() -> Counter[str]:
         if name.startswith("featurestore.") and hasattr(module, "reached") and name != "featurestore.steps":
             module.reached = noting(module.reached)
     return passed
-
-
-if __name__ == "__main__":
-    _serve()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib
 import json
 import os
 import subprocess
@@ -82,6 +83,7 @@ def forked_fs() -> ForkedFs:
 def _serve() -> None:
     from featurestore.cli.main import main
 
+    importlib.import_module("support.crash_scenario")  # is run some two hundred times
     be_ready_to_fork("featurestore_registry", "featurestore")
     for line in sys.stdin:
         children = []
