@@ -229,11 +229,11 @@ def kill_at_any_moment(life: Life, times: int) -> None:
     dice = random.Random(7)
     for _ in range(times):
         command = dice.choice(["first_run", "late_rows", "push_rows", "rebuild", "checkpoint"])
-        kill_after_ms = life.took_ms[command] * dice.uniform(0.05, 0.7)
+        kill_after_ms = life.took_ms[command] * dice.uniform(0.05, 1.0)
         was_killed = False
         while not was_killed:
             project = life.before(command)
             job = Job(command, str(project), life.url, kill_after_ms=kill_after_ms)
             was_killed = run(job, wanted=(0, KILLED)) == KILLED
             life.finish(project, command, f"{job}")
-            kill_after_ms /= 2  # should the machine be quicker now than it was undisturbed
+            kill_after_ms *= 0.7  # should the machine be quicker now than it was undisturbed
