@@ -358,7 +358,7 @@ class TableLog:
         """
         from deltalake.exceptions import DeltaError
 
-        _check_not_forked()
+        check_not_forked()
         try:
             yield
         except (DeltaError, OSError) as error:
@@ -386,7 +386,8 @@ _process: int | None = None
 """The process that used deltalake first: its threads, without which it cannot work, do not survive a fork."""
 
 
-def _check_not_forked() -> None:
+def check_not_forked() -> None:
+    """Raise OfflineStoreError in a child of a process that used deltalake."""
     global _process
     _process = _process or os.getpid()
     if _process != os.getpid():

@@ -36,6 +36,7 @@ from featurestore.offline.local.delta_log import (
     LOG_SYNCED,
     LogState,
     TableLog,
+    check_not_forked,
     file_name,
 )
 from featurestore.offline.local.owner import bind, read_owner
@@ -78,6 +79,7 @@ class DeltaStore(OfflineStore):
     @override
     def current(self, table: TableId) -> TableVersion | None:
         log = self._log(table)
+        check_not_forked()  # what was loaded before a fork would do, but the next version would not
         state = log.state()
         if not state:
             return None

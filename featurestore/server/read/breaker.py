@@ -57,7 +57,9 @@ class Breaker(AsyncReader):
             self._failures += not isinstance(error, OnlineNodeUnavailableError)
             if self._failures >= FAILURES_TO_OPEN and self._probing is None:
                 self._probing = asyncio.create_task(self._probe())
-                logger.warning("the online store failed %d reads in a row: it is left alone and probed", self._failures)
+                # The reason once more: of many equal failures only the first is logged for a while.
+                told = "the online store failed %d reads in a row, so it is left alone and probed: %s"
+                logger.warning(told, self._failures, error.message)
                 self._metrics.breaker(True)
             raise
         finally:
