@@ -30,12 +30,42 @@ _TEXTS = frozenset({"document", "fields", "depends_on", "tags"})
 """Parts of a record that are kept as JSON texts."""
 
 
+# Statements that every command runs many times: to build one takes longer than to run it.
+_head = select(tables.project.c.revision).where(tables.project.c.project == bindparam("project"))
 _later_revisions = (
     select(tables.revision)
     .where(tables.revision.c.project == bindparam("project"), tables.revision.c.number > bindparam("after"))
     .order_by(tables.revision.c.number)
 )
-"""Built once: every read of a chain asks it."""
+_records = select(tables.record).where(
+    tables.record.c.project == bindparam("project"),
+    tables.record.c.valid_from <= bindparam("number"),
+    tables.record.c.valid_to > bindparam("number"),
+)
+
+
+def _changes(*more: Any) -> Select[Any]:
+    """Select the changes of some revisions, in order, each with ``more`` columns of the record that it put."""
+    change, record = tables.change, tables.record
+    is_put = and_(
+        record.c.project == change.c.project,
+        record.c.kind == change.c.kind,
+        record.c.name == change.c.name,
+        record.c.valid_from == change.c.number,
+    )
+    return (
+        select(change.c.number, change.c.action, change.c.kind, change.c.name, *more)
+        .select_from(change.outerjoin(record, is_put))
+        .where(
+            change.c.project == bindparam("project"),
+            change.c.number.between(bindparam("first"), bindparam("last")),
+        )
+        .order_by(change.c.number, change.c.position)
+    )
+
+
+_hashed_changes = _changes(tables.record.c.fingerprint)
+_whole_changes = _changes(tables.record)
 
 
 class SqlDefinitions(Definitions):
@@ -49,9 +79,8 @@ class SqlDefinitions(Definitions):
 
     @override
     def head(self, project: str) -> int:
-        table = tables.project
         with self._database.reading() as connection:
-            return connection.scalar(select(table.c.revision).where(table.c.project == project)) or 0
+            return connection.scalar(_head, {"project": project}) or 0
 
     @override
     def chain(self, project: str) -> Chain:
@@ -65,7 +94,6 @@ class SqlDefinitions(Definitions):
 
     @override
     def read(self, project: str, revision: int | None = None) -> Revision:
-        record = tables.record
         with self._database.reading() as connection:
             chain = self._chain(connection, project)
             head = chain.number
@@ -78,11 +106,7 @@ class SqlDefinitions(Definitions):
                     revision=number,
                     head=head,
                 )
-            rows = connection.execute(
-                select(record).where(
-                    record.c.project == project, record.c.valid_from <= number, record.c.valid_to > number
-                )
-            ).mappings()
+            rows = connection.execute(_records, {"project": project, "number": number}).mappings()
             records = [_record(row) for row in rows]
         ordered = tuple(sorted(records, key=lambda each: (each.kind, each.name)))
         return Revision(project, number, ordered, Chain(chain.hashes[:number]))
@@ -91,7 +115,7 @@ class SqlDefinitions(Definitions):
     def history(self, project: str, *, limit: int = 50) -> list[RevisionInfo]:
         if limit < 0:
             raise ValueError(f"limit must be 0 or more, not {limit}")
-        revision, change, record = tables.revision, tables.change, tables.record
+        revision, change = tables.revision, tables.change
         with self._database.reading() as connection:
             infos = connection.execute(
                 select(revision).where(revision.c.project == project).order_by(revision.c.number.desc()).limit(limit)
@@ -99,7 +123,8 @@ class SqlDefinitions(Definitions):
             if not infos:
                 return []
             # Both tables have kind and name; the change's are never null.
-            rows = connection.execute(_changes(project, infos[-1].number, infos[0].number, record)).mappings()
+            within = {"project": project, "first": infos[-1].number, "last": infos[0].number}
+            rows = connection.execute(_whole_changes, within).mappings()
             chain = self._chain(connection, project)
             changes: defaultdict[int, list[Change]] = defaultdict(list)
             for row in rows:
@@ -191,28 +216,11 @@ def _revisions(
     infos = connection.execute(_later_revisions, {"project": project, "after": after}).all()
     if not infos:
         return []
-    rows = connection.execute(_changes(project, after + 1, infos[-1].number, tables.record.c.fingerprint))
+    rows = connection.execute(_hashed_changes, {"project": project, "first": after + 1, "last": infos[-1].number})
     changes: defaultdict[int, list[tuple[str, str, str, str]]] = defaultdict(list)
     for number, action, kind, name, fingerprint in rows:
         changes[number].append((action, kind, name, fingerprint or ""))
     return [(info, changes[info.number]) for info in infos]
-
-
-def _changes(project: str, first: int, last: int, *more: Any) -> Select[Any]:
-    """Select the changes of some revisions, in order, each with ``more`` columns of the record that it put."""
-    change, record = tables.change, tables.record
-    is_put = and_(
-        record.c.project == change.c.project,
-        record.c.kind == change.c.kind,
-        record.c.name == change.c.name,
-        record.c.valid_from == change.c.number,
-    )
-    return (
-        select(change.c.number, change.c.action, change.c.kind, change.c.name, *more)
-        .select_from(change.outerjoin(record, is_put))
-        .where(change.c.project == project, change.c.number.between(first, last))
-        .order_by(change.c.number, change.c.position)
-    )
 
 
 def _move(connection: Connection, project: str, new: int) -> None:

@@ -40,6 +40,14 @@ _of_kind = (
 _newest_version = select(tables.ledger_key.c.version).where(
     *(tables.ledger_key.c[name] == bindparam(name) for name in ("project", "kind", "key"))
 )
+_first_version = insert(tables.ledger_key)
+# In an UPDATE, parameters may not have the names of columns.
+_next_version = (
+    update(tables.ledger_key)
+    .where(*(tables.ledger_key.c[name] == bindparam(f"of_{name}") for name in ("project", "kind", "key")))
+    .values(version=bindparam("next"))
+)
+_entry_of_version = insert(tables.ledger)
 
 
 class SqlLedger(Ledger):
@@ -52,10 +60,8 @@ class SqlLedger(Ledger):
     @override
     def append(self, project: str, kind: str, key: str, document: Document, *, if_version: int | None = None) -> int:
         text = canonical_json(document)
-        heads, entries = tables.ledger_key, tables.ledger
         this_key = {"project": project, "kind": kind, "key": key}
         with self._database.writing() as connection:
-            is_head = and_(*(heads.c[name] == value for name, value in this_key.items()))
             newest = connection.scalar(_newest_version, this_key) or 0
             if if_version is not None and newest != if_version:
                 raise LedgerConflictError(
@@ -68,13 +74,16 @@ class SqlLedger(Ledger):
                 )
             version = newest + 1
             if newest == 0:
-                connection.execute(insert(heads).values(**this_key, version=version))
+                connection.execute(_first_version, {**this_key, "version": version})
             else:
-                connection.execute(update(heads).where(is_head).values(version=version))
+                of_key = {f"of_{name}": value for name, value in this_key.items()}
+                connection.execute(_next_version, {**of_key, "next": version})
             connection.execute(
-                insert(entries).values(**this_key, version=version, written_at_us=self._clock(), document=text)
+                _entry_of_version,
+                {**this_key, "version": version, "written_at_us": self._clock(), "document": text},
             )
             if version > KEPT_VERSIONS:
+                entries = tables.ledger
                 is_entry = and_(*(entries.c[name] == value for name, value in this_key.items()))
                 connection.execute(delete(entries).where(is_entry, entries.c.version <= version - KEPT_VERSIONS))
         return version
