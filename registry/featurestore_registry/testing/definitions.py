@@ -6,6 +6,7 @@ import math
 import random
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from featurestore_registry.errors import RecordNotFoundError, RevisionConflictError
 from featurestore_registry.interface import Definitions, Registry
-from featurestore_registry.records import Chain, Change, Record, RecordField, fingerprint
+from featurestore_registry.records import Chain, Change, Record, RecordField, fingerprint, revision_hash
 from featurestore_registry.testing.support import DOCUMENTS, NAMES, RegistryFixtures, Reopen, at_once
 
 
@@ -215,6 +216,28 @@ class DefinitionsConformance(RegistryFixtures):
         assert [definitions.read("p", number).chain.hashes for number in range(6)] == seen
         with reopen() as other:
             assert other.definitions.chain("p").hashes == seen[-1]
+
+    def test_each_hash_of_a_chain_covers_what_its_revision_changed(self, registry: Registry) -> None:
+        definitions = registry.definitions
+        for number, changes in enumerate([(put("p", "b"), put("p", "a")), (put("p", "a", {"v": 2}),), (delete("b"),)]):
+            apply(definitions, "p", number, *changes)
+        hashes = [""]
+        for info in reversed(definitions.history("p")):
+            hashes.append(
+                revision_hash(
+                    hashes[-1],
+                    "p",
+                    applied_at_us=(info.applied_at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1),
+                    author=info.author,
+                    message=info.message,
+                    commit=info.commit,
+                    changes=[
+                        (each.action, each.kind, each.name, each.record.fingerprint if each.record else "")
+                        for each in info.changes
+                    ],
+                )
+            )
+        assert definitions.chain("p").hashes == tuple(hashes[1:])
 
     def test_a_chain_tells_projects_and_contents_apart(self, registry: Registry) -> None:
         definitions = registry.definitions
