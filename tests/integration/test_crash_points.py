@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.crash_scenario import COMMANDS, PASSED_FILE, Job, open_workspace, run_in_a_process
+from support.crash_scenario import COMMANDS, PASSED_FILE, Job, open_workspace, run_here, run_in_a_process
 from support.example import made_once
 from support.materialized import day, log_rows, online_rows
 from support.redis_server import RedisServer
@@ -71,8 +71,8 @@ class Life:
         return project
 
     def finish(self, project: Path, command: str, what: str) -> None:
-        """Run a command again, and compare what is there with the undisturbed run."""
-        run(Job(command, str(project), self.url))
+        """Run a command again, which died in another process, and compare what is there with the undisturbed run."""
+        run_here(Job(command, str(project), self.url))
         state = state_of(project, self.url)
         if command == "push_rows":  # rows whose push was committed and not answered are there twice
             for name in ("shop_sales", "doomed"):

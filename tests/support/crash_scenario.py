@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from featurestore import Field
 from featurestore.consistency.belonging import markers_of
+from featurestore.engine.duck.log import DuckLog
 from featurestore.ingest import push
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
@@ -229,11 +232,35 @@ def run(job: Job) -> None:
     Path(job.folder, PASSED_FILE).write_text(json.dumps(passed))
 
 
+def run_here(job: Job) -> None:
+    """Run a command that nothing ends in this process, where all is loaded, and take back what it set for itself."""
+    kept = [(owner, name, getattr(owner, name)) for owner, name in _SET_BY_COMMANDS]
+    try:
+        _send_few_at_once()
+        with closing(open_workspace(Path(job.folder), job.url)) as workspace:
+            COMMANDS[job.command](workspace)
+        for thread in threading.enumerate():
+            if thread.name.startswith("commit "):  # it merges after it has answered
+                thread.join(20)
+    finally:
+        for owner, name, value in kept:
+            setattr(owner, name, value)
+
+
+_SET_BY_COMMANDS: tuple[tuple[Any, str], ...] = (
+    (publish, "MOST_WRITES"),
+    (DuckLog, "latest"),
+    (merge, "MOST_SMALL"),
+    (delta, "CHECKPOINT_EVERY"),
+    (archive, "KEPT_CHECKPOINTS"),
+    (archive, "SETTLED_SECONDS"),
+)
+"""What the scenario sets in the product's modules, for as long as a process lives."""
+
+
 def _send_few_at_once() -> None:
     """Make several batches of a few records, to die between; the engine alone would make one."""
     import pyarrow
-
-    from featurestore.engine.duck.log import DuckLog
 
     publish.MOST_WRITES = 4
     latest = DuckLog.latest
