@@ -285,8 +285,7 @@ class EngineJoinsConformance(EngineSuite):
         places = np.searchsorted(events, times, side="right") - 1
         assert found.to_pylist() == [int(place) if place >= 0 else None for place in places]
 
-    @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata"])
-    def test_the_process_time_zone_changes_nothing(self, project: EngineProject, zone: str) -> None:
+    def test_the_process_time_zone_changes_nothing(self, project: EngineProject) -> None:
         expected = [
             *(None, 0, 0, None),
             *(None, 1, 2, 2),
@@ -295,7 +294,7 @@ class EngineJoinsConformance(EngineSuite):
             *(3, 4, 4, 5),
             *(4, 5, 5, None),
         ]
-        assert project.run_in_zone(zone, IN_ZONE) == [str(expected)]
+        assert project.run_in_zones(IN_ZONE) == [[str(expected)]] * 3
 
     def test_a_damaged_file_is_named(self, project: EngineProject) -> None:
         view = one_view(project, [row(1, NOON, v=1)])

@@ -185,24 +185,39 @@ class EngineProject:
         """Return a view's rows with event times in a span."""
         return self.engine.queries.span(view, names(files), start_us, end_us, batch_rows=3).read_all()
 
-    def run_in_zone(self, zone: str, script: str) -> list[str]:
-        """Run a script in a process of another time zone, which finds this project as ``project``; return its lines."""
+    def run_in_zones(self, script: str) -> list[list[str]]:
+        """Run a script in processes of three time zones, which find this project as ``project``; return their lines."""
         opener: Any = self.open_engine
-        begin = (
-            "import sys\nfrom importlib import import_module\nfrom pathlib import Path\n"
-            "from featurestore.testing.engine_project import *\n"
-            "root, module, name = sys.argv[1:]\n"
-            "project = EngineProject(Path(root), getattr(import_module(module), name))\n"
-        )
+        arguments = [script, str(self.root), opener.__module__, opener.__qualname__]
         done = subprocess.run(
-            [sys.executable, "-c", begin + script, str(self.root), opener.__module__, opener.__qualname__],
-            env={**os.environ, "TZ": zone, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            [sys.executable, "-c", IN_ZONES, *arguments],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             capture_output=True,
             text=True,
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()
+        return [lines.splitlines() for lines in done.stdout.split("\0")[:-1]]
+
+
+IN_ZONES = """\
+import os, sys, time
+from importlib import import_module
+from pathlib import Path
+from featurestore.testing.engine_project import *
+script, root, module, name = sys.argv[1:]
+for zone in ("UTC", "America/New_York", "Asia/Kolkata"):
+    child = os.fork()
+    if child == 0:  # the engine is imported in the zone: it may look at it then
+        os.environ["TZ"] = zone
+        time.tzset()
+        project = EngineProject(Path(root), getattr(import_module(module), name))
+        exec(script)
+        print(end="\\0")
+        break
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"failed in {zone}")
+"""
 
 
 class EngineSuite:

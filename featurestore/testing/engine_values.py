@@ -86,7 +86,7 @@ def stage_times(
 
 IN_ZONE = """
 from featurestore.types import Timestamp
-sql = 'SELECT k, "at", date_trunc(\\'day\\', v) AS v FROM flights'
+sql = 'SELECT k, "at", date_trunc(\\'day\\', v::TIMESTAMPTZ) AS v FROM flights'
 for query in (None, sql):
     for row in project.rows(view_of(features={"v": Timestamp}, sql=query)):
         print(row["event_ts"].isoformat(), row["v"].isoformat())
@@ -224,7 +224,8 @@ class EngineValuesConformance(EngineSuite):
     def test_the_process_time_zone_does_not_matter(self, project: EngineProject) -> None:
         column = pa.array([datetime(2013, 11, 3, 1, 30), datetime(2013, 3, 10, 2, 30)], pa.timestamp("us"))
         project.write("data.parquet", table_of(at=column, v=column))
-        (output,) = {tuple(project.run_in_zone(zone, IN_ZONE)) for zone in ("UTC", "America/New_York", "Asia/Kolkata")}
+        output, *others = project.run_in_zones(IN_ZONE)
+        assert others == [output] * 2
         assert output[1] == "2013-11-03T01:30:00+00:00 2013-11-03T01:30:00+00:00"
         assert output[3] == "2013-11-03T01:30:00+00:00 2013-11-03T00:00:00+00:00"
 
