@@ -1,6 +1,7 @@
 """``fs`` and pieces of code in forks of a process that has imported everything: to start Python takes longer than most.
 
-Run as a program it forks for each job of a line that it reads, in JSON, and answers when all have ended.
+Run as a program it forks for each job of a line that it reads, in JSON, and answers when all have ended; of a job that
+is to go on, at once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,10 +19,31 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from support.processes import be_ready_to_fork, plain_environment
+
+
+@dataclass(frozen=True)
+class Started:
+    """A fork that goes on until it is told to end."""
+
+    pid: int
+    stdin: TextIO
+    stdout: TextIO
+    _wait: Callable[[], int]
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+    def wait(self) -> int:
+        """Give it no more input, and return its exit status when it has ended."""
+        self.stdin.close()
+        with self.stdout:
+            self.stdout.read()
+        return self._wait()
 
 
 class ForkedFs:
@@ -36,12 +59,16 @@ class ForkedFs:
             env={**plain_environment(), "PYTHONPATH": os.pathsep.join(paths)},
         )
 
-    def run(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], before: str) -> str:
-        """Return what the command printed, errors included; ``before`` is Python code that it begins with."""
-        ((_, output),) = self._run(
-            [{"code": before, "folder": str(folder), "environment": dict(environment)}], arguments
-        )
-        return output
+    def run(
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], before: str
+    ) -> tuple[int, str]:
+        """Return the command's exit status and what it printed, errors included.
+
+        ``before`` is Python code that it begins with.
+        """
+        job = {"code": before, "folder": str(folder), "environment": dict(environment)}
+        (ended,) = self._run([job], arguments)
+        return ended
 
     def run_code(
         self, code: str, folder: Path, environments: Sequence[Mapping[str, str]] = ({},)
@@ -55,18 +82,38 @@ class ForkedFs:
             [{"code": code, "folder": str(folder), "environment": {**plain, **more}} for more in environments], None
         )
 
+    def start(
+        self, code: str, arguments: Sequence[str] | None, folder: Path, environment: Mapping[str, str], errors: str
+    ) -> Started:
+        """Begin with Python code, then ``fs`` if it gets arguments, in a process that goes on beside this one.
+
+        ``errors`` is the file that its standard error goes to, or nothing: then it goes where the output goes.
+        """
+        job: dict[str, Any] = {"code": code, "arguments": None if arguments is None else list(arguments)}
+        job |= {"folder": str(folder), "environment": dict(environment), "errors": errors, "stays": True}
+        with tempfile.TemporaryDirectory() as pipes:
+            for name in ("input", "output"):
+                job[name] = f"{pipes}/{name}"
+                os.mkfifo(job[name])
+            to_it = os.open(job["input"], os.O_RDWR)  # which waits for nobody
+            (pid,) = self._ask([job])
+            return Started(pid, os.fdopen(to_it, "w"), Path(job["output"]).open(), lambda: self._ask(pid))
+
     def _run(self, jobs: list[dict[str, Any]], arguments: Sequence[str] | None) -> list[tuple[int, str]]:
         """Run ``fs`` with the arguments after the jobs' code, or nothing."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with ExitStack() as stack:
             outputs = [stack.enter_context(tempfile.NamedTemporaryFile()) for _ in jobs]
             for job, output in zip(jobs, outputs, strict=True):
                 job |= {"arguments": None if arguments is None else list(arguments), "output": output.name}
-            self._process.stdin.write(json.dumps(jobs) + "\n")
-            self._process.stdin.flush()
-            codes = json.loads(self._process.stdout.readline())
+            codes = self._ask(jobs)
             return [(code, output.read().decode()) for code, output in zip(codes, outputs, strict=True)]
+
+    def _ask(self, asked: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
         self._process.communicate()
@@ -86,13 +133,22 @@ def _serve() -> None:
     importlib.import_module("support.crash_scenario")  # is run some two hundred times
     be_ready_to_fork("featurestore_registry", "featurestore")
     for line in sys.stdin:
-        children = []
-        for job in json.loads(line):
-            child = os.fork()
-            if child == 0:
-                _run(functools.partial(_do, job, main))
-            children.append(child)
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+        asked = json.loads(line)
+        answer: Any = _waited(asked) if isinstance(asked, int) else [_started(job, main) for job in asked]
+        if not isinstance(asked, int) and not any("stays" in job for job in asked):
+            answer = [_waited(child) for child in answer]
+        print(json.dumps(answer), flush=True)
+
+
+def _started(job: dict[str, Any], main: Callable[[], None]) -> int:
+    child = os.fork()
+    if child == 0:
+        _run(functools.partial(_do, job, main))
+    return child
+
+
+def _waited(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def _run(do: Callable[[], None]) -> None:
@@ -113,10 +169,10 @@ def _run(do: Callable[[], None]) -> None:
 
 
 def _do(job: dict[str, Any], main: Callable[[], None]) -> None:
+    os.dup2(os.open(job.get("input", os.devnull), os.O_RDONLY), 0)
     output = os.open(job["output"], os.O_WRONLY | os.O_APPEND)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
-    os.dup2(output, 2)
+    os.dup2(os.open(job["errors"], os.O_WRONLY) if job.get("errors") else output, 2)
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["environment"])

@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from string import Template
 import httpx
 
 from featurestore.types.times import to_instant
-from support.forked_fs import forked_fs
+from support.forked_fs import Started, forked_fs
 from support.processes import plain_environment
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
@@ -46,13 +46,15 @@ _real, _begun_ns, _now_ns = time.time_ns, {begun_ns}, {now_ns}
 time.time_ns = lambda: _now_ns + (_real() - _begun_ns) // 10
 """
 
-PLAIN_FS = re.compile(r"fs [\w ./:,=@'\"+‹›-]+")
-"""A command that needs no shell."""
+PLAIN_FS = re.compile(r"""((?:FS_\w+=[\w./:]+ )*)fs ([\w ./:,=@'"+‹›-]+)(; echo "exit code \$\?")?""")
+"""A command that needs no shell: variables of its own, arguments, and whether its exit code is shown."""
 
 BLOCK_END = "\0\n"
 PYTHON_SESSION = """\
 import json, sys
 names = {}
+sys.path.insert(0, "")
+sys.stdout.reconfigure(line_buffering=True)
 for line in sys.stdin:
     exec(json.loads(line), names)
     print("\\0")
@@ -119,8 +121,8 @@ class Shell:
         self._begun_ns, self._now_ns = time.time_ns(), to_instant(now) * 1000
         self._move_clock(0)
         self._stands_for = dict(stands_for or {})
-        self._server: subprocess.Popen[str] | None = None
-        self._python: subprocess.Popen[str] | None = None
+        self._server: Started | None = None
+        self._python: Started | None = None
 
     def run(self, command: str) -> str:
         """Run a command and return what it printed, errors included."""
@@ -140,17 +142,17 @@ class Shell:
         if command.startswith("curl "):
             expanded = Template(self._real(command)).safe_substitute(self.environment)
             return self._curl(shlex.split(expanded)[1:])
-        if PLAIN_FS.fullmatch(self._real(command)):
-            arguments = shlex.split(self._real(command))[1:]
-            return self._shown(forked_fs().run(arguments, self.folder, self.environment, self._clock.read_text()))
+        if plain := PLAIN_FS.fullmatch(self._real(command)):
+            own = dict(pair.split("=", 1) for pair in plain[1].split())
+            environment, before = {**self.environment, **own}, self._clock.read_text()
+            code, output = forked_fs().run(shlex.split(plain[2]), self.folder, environment, before)
+            return self._shown(output + (f"exit code {code}\n" if plain[3] else ""))
         return self._capture(["sh", "-c", self._real(command)])
 
     def run_python(self, text: str) -> str:
         """Run a Python block, in the session of those before it, and return what it printed."""
         if self._python is None:
-            self._python = self._start([sys.executable, "-u", "-c", PYTHON_SESSION], stderr=subprocess.STDOUT)
-        assert self._python.stdin is not None
-        assert self._python.stdout is not None
+            self._python = self._start(PYTHON_SESSION)
         self._python.stdin.write(json.dumps(self._real(text)) + "\n")
         self._python.stdin.flush()
         return self._shown("".join(itertools.takewhile(lambda line: line != BLOCK_END, self._python.stdout)))
@@ -174,19 +176,11 @@ class Shell:
         if self._server is not None:
             self._server.terminate()
         for started in filter(None, (self._server, self._python)):
-            started.communicate(timeout=20)
-            assert started.returncode == 0
+            assert started.wait() == 0
 
-    def _start(self, command: list[str], stderr: int) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        )
+    def _start(self, code: str, arguments: Sequence[str] | None = None, errors: str = "") -> Started:
+        code = self._clock.read_text() + code
+        return forked_fs().start(code, arguments, self.folder, self.environment, errors)
 
     def _capture(self, command: list[str]) -> str:
         done = subprocess.run(
@@ -203,8 +197,7 @@ class Shell:
 
     def _serve(self) -> str:
         # The page names the default port, which may be in use where the tests run.
-        self._server = self._start(["fs", "serve", "--port", "0"], stderr=subprocess.DEVNULL)
-        assert self._server.stdout is not None
+        self._server = self._start("", ["serve", "--port", "0"], os.devnull)
         line = self._server.stdout.readline()
         self._stands_for[SERVED] = line.split()[-1]
         return self._shown(line)
