@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,23 @@ SECOND = [Sale(f"shop {number}", day(10 + number), day(10 + number), 10 * number
 
 def opened(root: Path, **options: Any) -> Workspace:
     return make_workspace(root, [sales_view(path="sales", **options)], now_us=NOW)
+
+
+@pytest.fixture(scope="module")
+def begun_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("begun")
+    write_sales(root / "sales" / "1.parquet", FIRST)
+    with closing(opened(root)) as workspace:
+        succeeded(materialize_incremental(workspace))
+    return root
+
+
+@pytest.fixture
+def workspace(begun_once: Path, tmp_path: Path) -> Iterator[Workspace]:
+    """A workspace whose first file is materialized."""
+    shutil.copytree(begun_once, tmp_path, dirs_exist_ok=True)
+    with closing(opened(tmp_path)) as workspace:
+        yield workspace
 
 
 def state(workspace: Workspace) -> Any:
@@ -115,11 +134,10 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_file_among_good_ones_is_named_and_changes_nothing(tmp_path: Path, case: str) -> None:
+def test_a_bad_file_among_good_ones_is_named_and_changes_nothing(
+    workspace: Workspace, tmp_path: Path, case: str
+) -> None:
     damage, words = BAD[case]
-    write_sales(tmp_path / "sales" / "1.parquet", FIRST)
-    workspace = opened(tmp_path)
-    succeeded(materialize_incremental(workspace))
     before = state(workspace)
     damage(tmp_path / "sales" / "2.parquet")
     runs = [
@@ -141,28 +159,24 @@ def test_a_bad_file_among_good_ones_is_named_and_changes_nothing(tmp_path: Path,
     succeeded(materialize_incremental(workspace))
     assert log_rows(workspace) == wanted().rows
     assert online_rows(workspace) == expected_online(wanted(), NOW)
-    workspace.close()
 
 
-def test_a_fraction_where_an_integer_is_declared_is_named_and_changes_nothing(tmp_path: Path) -> None:
-    write_sales(tmp_path / "sales" / "1.parquet", FIRST)
-    workspace = opened(tmp_path)
-    succeeded(materialize_incremental(workspace))
+def test_a_fraction_where_an_integer_is_declared_is_named_and_changes_nothing(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     before = state(workspace)
     replaced("amount", [1.5] * 6)(tmp_path / "sales" / "2.parquet")
     (run,) = materialize_incremental(workspace)
     assert run.state == "failed"
     assert "2.parquet holds 1.5, which is not a whole number" in (run.error or "")
     assert state(workspace) == before
-    workspace.close()
 
 
 @pytest.mark.parametrize("column", ["shop", "sold_at", "known_at", "amount"])
-def test_a_column_that_is_gone_from_every_file_is_told_before_data_are_read(tmp_path: Path, column: str) -> None:
+def test_a_column_that_is_gone_from_every_file_is_told_before_data_are_read(
+    workspace: Workspace, tmp_path: Path, column: str
+) -> None:
     path = tmp_path / "sales" / "1.parquet"
-    write_sales(path, FIRST)
-    workspace = opened(tmp_path)
-    succeeded(materialize_incremental(workspace))
     before = state(workspace)
     table = pq.read_table(path)
     pq.write_table(table.rename_columns([f"{name}s" if name == column else name for name in table.column_names]), path)
@@ -172,7 +186,6 @@ def test_a_column_that_is_gone_from_every_file_is_told_before_data_are_read(tmp_
     (run,) = materialize_incremental(workspace)
     assert f"{column!r} is missing. Did you mean '{column}s'?" in (run.error or "")
     assert state(workspace) == before
-    workspace.close()
 
 
 def test_hung_redis_ends_a_run_within_its_deadline_and_the_next_completes(

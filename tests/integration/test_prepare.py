@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -67,26 +68,55 @@ def write_sales(root: Path, hours: int = 10, factor: float = 1.0, name: str = "s
 def both(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FeatureStore]:
     """A project with a view that is materialized and a service that reads it."""
     if request.param == "lmdb":
-        yield from made(tmp_path, "lmdb:///data/online")
+        yield from opened(request.getfixturevalue("till"), tmp_path)
     else:  # a busy machine's delay is no outage
-        yield from made(tmp_path, f"{{url: '{request.getfixturevalue('redis_url')}', read_timeout_ms: 5000}}")
+        with make(tmp_path, f"{{url: '{request.getfixturevalue('redis_url')}', read_timeout_ms: 5000}}") as made:
+            yield made
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[FeatureStore]:
-    yield from made(tmp_path, "lmdb:///data/online")
+def store(till: Path, tmp_path: Path) -> Iterator[FeatureStore]:
+    yield from opened(till, tmp_path)
 
 
-def made(root: Path, online_store: str) -> Iterator[FeatureStore]:
+@pytest.fixture
+def spanned(till_with_spans: Path, tmp_path: Path) -> Iterator[FeatureStore]:
+    """The same with a view that two spans are filled of."""
+    yield from opened(till_with_spans, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def till(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the project on an embedded online store: copy it."""
+    root = tmp_path_factory.mktemp("till")
+    make(root, "lmdb:///data/online").close()
+    return root
+
+
+@pytest.fixture(scope="module")
+def till_with_spans(till: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("spans")
+    for store in opened(till, root):
+        begin_spans(store)
+    return root
+
+
+def make(root: Path, online_store: str) -> FeatureStore:
     (root / "feature_store.yaml").write_text(
         f"project: till\nonline_store: {online_store}\nserver: {{refresh: 10ms}}\n"
     )
     (root / "features.py").write_text("")
     write_sales(root)
-    with FeatureStore(root, clock=ManualClock(NOW_US)) as opened:
-        opened.apply([service(view())])
-        opened.materialize_incremental()
-        yield opened
+    store = FeatureStore(root, clock=ManualClock(NOW_US))
+    store.apply([service(view())])
+    store.materialize_incremental()
+    return store
+
+
+def opened(till: Path, root: Path) -> Iterator[FeatureStore]:
+    shutil.copytree(till, root, dirs_exist_ok=True)
+    with FeatureStore(root, clock=ManualClock(NOW_US)) as store:
+        yield store
 
 
 def online(store: FeatureStore, asked: Any = "model") -> dict[str, list[Any]]:
@@ -138,6 +168,7 @@ class Reader(threading.Thread):
                     self.wrong += [each for each in found if each[0] is None or each[1].name != "PRESENT"]
 
 
+@pytest.mark.uncounted
 def test_a_reader_never_misses_a_value_while_a_feature_is_renamed(both: FeatureStore) -> None:
     before = values(both, "takings:amount")
     reader = Reader(both.root)
@@ -164,6 +195,7 @@ def test_without_it_a_reader_misses_values(store: FeatureStore) -> None:
 KEYED = {"sql": "SELECT shop AS till, ts, amount FROM sales", "entities": [Entity("till", {"till": String})]}
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     "changes",
     [
@@ -422,28 +454,26 @@ READ_AGAIN = pytest.mark.parametrize(
 @pytest.mark.uncounted
 @READ_AGAIN
 def test_what_was_left_is_not_gone_on_with_once_what_is_served_was_read_again(
-    store: FeatureStore, amount: float | None, rebuild: bool
+    spanned: FeatureStore, amount: float | None, rebuild: bool
 ) -> None:
-    begin_spans(store)
-    fill(store.workspace, store.plan([renamed(name="spans")], prepare=True))
-    read_again(store, amount, rebuild=rebuild)
-    before = values(store, "spans:amount")
-    plan = store.apply([renamed(name="spans")], allow_breaking=True, prepare=True)
+    fill(spanned.workspace, spanned.plan([renamed(name="spans")], prepare=True))
+    read_again(spanned, amount, rebuild=rebuild)
+    before = values(spanned, "spans:amount")
+    plan = spanned.apply([renamed(name="spans")], allow_breaking=True, prepare=True)
     assert [step.generation for step in plan.steps] == [3]
-    assert values(store, "spans:total") == before
-    store.apply([Entity("other", {"x": String})])
-    assert TableId("till", "spans", 2) in collect_garbage(store.workspace).tables
+    assert values(spanned, "spans:total") == before
+    spanned.apply([Entity("other", {"x": String})])
+    assert TableId("till", "spans", 2) in collect_garbage(spanned.workspace).tables
 
 
 @pytest.mark.uncounted
 @READ_AGAIN
 @pytest.mark.parametrize("is_incremental", [False, True])
 def test_what_is_read_again_while_it_is_filled_is_read_again_too(
-    store: FeatureStore, amount: float | None, rebuild: bool, is_incremental: bool
+    spanned: FeatureStore, amount: float | None, rebuild: bool, is_incremental: bool
 ) -> None:
-    begin_spans(store)
     if is_incremental:
-        store.materialize_incremental(views="spans")
+        spanned.materialize_incremental(views="spans")
     begun: list[int] = []
     last = 1 if is_incremental else 2  # all is read by then
 
@@ -451,13 +481,13 @@ def test_what_is_read_again_while_it_is_filled_is_read_again_too(
         if (event.phase, event.step) == ("start", "publish"):
             begun.append(1)
             if len(begun) == last:
-                read_again(store, amount, rebuild=rebuild)
+                read_again(spanned, amount, rebuild=rebuild)
 
     with listening(meanwhile):
-        store.apply([renamed(name="spans")], allow_breaking=True, prepare=True)
+        spanned.apply([renamed(name="spans")], allow_breaking=True, prepare=True)
     assert len(begun) > last
-    assert [found.problems for found in verify(store.workspace)] == [(), ()]
-    assert history(store, "spans", 2) == history(store, "spans", 1)
+    assert [found.problems for found in verify(spanned.workspace)] == [(), ()]
+    assert history(spanned, "spans", 2) == history(spanned, "spans", 1)
 
 
 def history(store: FeatureStore, name: str, number: int) -> set[tuple[Any, ...]]:
@@ -471,8 +501,7 @@ def history(store: FeatureStore, name: str, number: int) -> set[tuple[Any, ...]]
 
 
 @pytest.mark.uncounted
-def test_runs_that_always_change_what_is_served_refuse_the_apply(store: FeatureStore) -> None:
-    begin_spans(store)
+def test_runs_that_always_change_what_is_served_refuse_the_apply(spanned: FeatureStore) -> None:
     amounts: list[float] = []
     busy: list[int] = []
 
@@ -480,14 +509,14 @@ def test_runs_that_always_change_what_is_served_refuse_the_apply(store: FeatureS
         if (event.phase, event.step) == ("finish", "read") and not busy:
             busy.append(1)
             amounts.append(100.0 + len(amounts))
-            read_again(store, amounts[-1], rebuild=False)
+            read_again(spanned, amounts[-1], rebuild=False)
             busy.clear()
 
     with listening(meanwhile), pytest.raises(RevisionConflictError, match="Runs changed feature view 'spans'"):
-        store.apply([renamed(name="spans")], allow_breaking=True, prepare=True)
-    assert (generation(store, "spans"), values(store, "spans:amount")) == (1, [amounts[-1]] * len(SHOPS))
-    store.apply([renamed(name="spans")], allow_breaking=True, prepare=True)
-    assert values(store, "spans:total") == [amounts[-1]] * len(SHOPS)
+        spanned.apply([renamed(name="spans")], allow_breaking=True, prepare=True)
+    assert (generation(spanned, "spans"), values(spanned, "spans:amount")) == (1, [amounts[-1]] * len(SHOPS))
+    spanned.apply([renamed(name="spans")], allow_breaking=True, prepare=True)
+    assert values(spanned, "spans:total") == [amounts[-1]] * len(SHOPS)
 
 
 def test_pushes_meanwhile_do_not_hold_it_up(store: FeatureStore) -> None:
