@@ -192,6 +192,26 @@ def test_a_table_is_loaded_once_while_its_log_stays_as_it_is(store, monkeypatch)
     assert now.number == 1
 
 
+def test_a_log_that_has_only_grown_is_not_loaded_anew(store, monkeypatch):
+    version = append(store, [row(1)])
+    append(DeltaStore(store._folder), [row(2)], version)
+    with monkeypatch.context() as patch:
+        patch.setattr(TableLog, "open", lambda self, number=None: pytest.fail("loaded again"))
+        now = store.current(TABLE)
+    assert now is not None
+    assert now.number == 1
+    assert now == DeltaStore(store._folder).current(TABLE)
+
+
+def test_a_longer_log_in_the_place_of_another_is_loaded_anew(tmp_path):
+    store, others = DeltaStore(tmp_path / "own"), DeltaStore(tmp_path / "others")
+    append(store, [row(1)])
+    append(others, [row(8)], append(others, [row(7)]))
+    shutil.rmtree(location(tmp_path / "own"))
+    shutil.copytree(location(tmp_path / "others"), location(tmp_path / "own"))
+    assert store.current(TABLE) == DeltaStore(tmp_path / "own").current(TABLE)
+
+
 def test_a_version_number_beyond_the_newest(store):
     append(store, [row(1)])
     with pytest.raises(TableVersionError, match="no version 7"):

@@ -98,6 +98,12 @@ class TableLog:
             raise fault
         with self._translated(base, folder, number):
             found = DeltaTable(folder, version=number)
+        self._check_readable(found)
+        return found
+
+    def _check_readable(self, found: DeltaTable) -> None:
+        """Raise OfflineStoreError for a table that needs features which this reader lacks."""
+        with self._translated():
             protocol = found.protocol()
         if protocol.min_reader_version > 1 or protocol.reader_features:
             needs = ", ".join(protocol.reader_features or ()) or f"reader version {protocol.min_reader_version}"
@@ -106,23 +112,44 @@ class TableLog:
                 hint="Another program changed it; restore it, or materialize it again.",
                 table=str(self.table),
             )
-        return found
 
     def version(self, number: int | None = None) -> TableVersion:
         """Return what a version holds, by default the newest. Raises as `open`."""
+        return self.load(number)[1]
+
+    def load(self, number: int | None = None) -> tuple[DeltaTable, TableVersion]:
+        """Load a version and return it with what it holds, as `version`."""
         for _ in range(READ_AGAIN):
             try:
-                return self.read(self.open(number))
+                return self._load(self.open(number))
             except TableVersionError:
                 raise
             except OfflineStoreError:
                 # In the meantime it, or entries that it needs, moved into the archive: there is a newer version now.
                 moved = None if number is None else self.archive.archived(number)
                 if moved is not None:
-                    return self.read(self._open(moved.parent.parent, number))
+                    return self._load(self._open(moved.parent.parent, number))
                 if number is not None:
                     raise
-        return self.read(self.open(number))
+        return self._load(self.open(number))
+
+    def _load(self, found: DeltaTable) -> tuple[DeltaTable, TableVersion]:
+        return found, self.read(found)
+
+    def bring_up(self, loaded: DeltaTable, before: LogState, now: LogState) -> TableVersion | None:
+        """Bring a version that was loaded when the log looked as ``before`` up to the newest: a fifth of loading it.
+
+        Returns None where the log did anything but grow, or something is wrong with it: `load` says what.
+        """
+        if not set(before) <= set(now) or has_empty_entry(self.path / FOLDER):
+            return None
+        try:
+            with self._translated():
+                loaded.update_incremental()
+            self._check_readable(loaded)
+            return self.read(loaded)
+        except OfflineStoreError:
+            return None
 
     def entry(self, number: int) -> Path:
         """Return the path of a version's log entry, in the archive or not; raises TableVersionError."""

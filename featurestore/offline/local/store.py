@@ -73,6 +73,8 @@ class DeltaStore(OfflineStore):
         self._staging: dict[TableId, Staging] = {}
         self._newest: dict[TableId, tuple[LogState, TableVersion]] = {}
         """Newest versions as they were last loaded, each with what the log looked like before that."""
+        self._loaded: dict[TableId, tuple[LogState, DeltaTable]] = {}
+        """The same as the library loaded them, of logs that did not change meanwhile."""
         self._lock = ForkLock()
         weakref.finalize(self, _close_all, self._staging)
 
@@ -85,9 +87,20 @@ class DeltaStore(OfflineStore):
             return None
         known_state, known = self._newest.get(table, ((), None))
         if known is None or state != known_state:
-            known = log.version()
+            known = self._load_newest(log, state)
             self._newest[table] = state, known
         return known
+
+    def _load_newest(self, log: TableLog, state: LogState) -> TableVersion:
+        """Load the newest version, from the one that was loaded last where its log has only grown since."""
+        # Taken out while it is brought up: no other thread uses it meanwhile.
+        before, loaded = self._loaded.pop(log.table, None) or ((), None)
+        newest = None if loaded is None else log.bring_up(loaded, before, state)
+        if newest is None:
+            loaded, newest = log.load()
+        if loaded is not None and log.state() == state:  # else it may be newer than the state tells
+            self._loaded[log.table] = state, loaded
+        return newest
 
     @override
     def version(self, table: TableId, number: int) -> TableVersion:
