@@ -32,7 +32,18 @@ OTHER_STORES = {"redis", "redis_cluster"}
 """Parameters of tests that run on several online stores: their lines are counted on the embedded one."""
 
 
+COUNTED_ONCE = ("conformance",)
+"""Folders of tests that run the same lines in nearly all of their cases: they are counted in the first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    begun: set[str] = set()
+    for item in items:
+        if item.path.parent.name in COUNTED_ONCE or item.get_closest_marker("counted_once"):
+            name = item.nodeid.partition("[")[0]
+            if name in begun:
+                item.add_marker("uncounted")
+            begun.add(name)
     if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
         items[:] = slow_first(items, int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
 

@@ -373,6 +373,7 @@ def test_warnings_are_notes_without_a_place_in_our_code(fs, applied):
         assert re.search(r"^Note: .*features\.py:\d+: mine$", fs.err, re.MULTILINE)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     ("span", "read"),
     [
@@ -505,6 +506,7 @@ def test_housekeeping(fs, materialized):
     assert fs.json("doctor")[0]["name"] == "versions"
 
 
+@pytest.mark.counted_once
 @pytest.mark.parametrize("damage", ["a bit", "half", "gone"])
 def test_verify_tells_of_damage_and_of_a_command_that_repairs_it(fs, materialized, damage):
     read = ["online", "--features", "carrier_delays:delay", "--entity", "carrier=UA", "--entity", "carrier=AA"]

@@ -113,6 +113,7 @@ FAULTS: dict[str, tuple[Break, str, int]] = {
 }
 
 
+@pytest.mark.counted_once
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_hole_in_the_log_is_told_and_what_is_said_brings_the_table_back(root: Path, fault: str) -> None:
     damage, words, first = FAULTS[fault]
@@ -240,6 +241,7 @@ def garble(path: Path) -> None:
     path.write_bytes(b"garbage\n")
 
 
+@pytest.mark.counted_once
 @pytest.mark.parametrize("number", [MIDDLE, LAST])
 @pytest.mark.parametrize("damage", [garble, first_half, lambda path: path.write_bytes(b"")])
 def test_a_repair_and_a_run_tell_of_the_damage_first_and_change_nothing(

@@ -331,6 +331,7 @@ class Load:
             self.wrong += [result for result in results if result is not WriteResult.WRITTEN]
 
 
+@pytest.mark.uncounted
 @pytest.mark.slow(9)
 def test_a_primary_is_killed_under_load(cluster: RedisCluster) -> None:
     # Longer than an answer takes here under load; whoever waits for the dead one is refused at once.
@@ -491,6 +492,7 @@ def test_all_nodes_down_is_told_within_the_deadline_and_passes(
         known.close()
 
 
+@pytest.mark.uncounted
 def test_a_full_node_names_itself_and_its_limit(cluster: RedisCluster, store: RedisClusterStore) -> None:
     writes = [record(f"{'x' * 150}{number}") for number in range(30_000)]
     server = cluster.primaries()[2]

@@ -213,6 +213,7 @@ def test_a_fault_ends_writes_within_their_deadline(store: RedisStore, proxy: Fau
         assert time.monotonic() - start < 5
 
 
+@pytest.mark.uncounted
 def test_a_lost_connection_is_tried_again_and_every_record_arrives_once(
     redis_server: RedisServer, redis_url: str
 ) -> None:
@@ -290,6 +291,7 @@ def test_a_connection_opened_too_late_serves_the_next_read(redis_server: RedisSe
         asyncio.run(read())
 
 
+@pytest.mark.uncounted
 def test_cancelled_reads_never_meet_anothers_answer(redis_server: RedisServer, redis_url: str) -> None:
     writes = records(50)
     with FaultProxy(redis_server.port, delay_seconds=0.02) as proxy:
@@ -358,6 +360,7 @@ def test_failing_reads_leak_no_descriptor(start_redis: Callable[..., RedisServer
     server.resume()
 
 
+@pytest.mark.uncounted
 def test_full_memory_names_the_limit_and_the_next_run_completes(start_redis: Callable[..., RedisServer]) -> None:
     server = start_redis("--maxmemory", "4mb", "--maxmemory-policy", "noeviction")
     store = RedisStore(server.url, read_timeout_ms=10_000, connect_timeout_ms=10_000)
@@ -777,6 +780,7 @@ ab = FeatureView("ab", entities=[shop], source=sales, schema=amount)
 """
 
 
+@pytest.mark.uncounted
 def test_of_projects_in_one_redis_the_one_torn_down_takes_nothing_of_the_others(
     redis_server: RedisServer, redis_url: str, tmp_path: Path
 ) -> None:
@@ -825,6 +829,7 @@ def test_of_projects_in_one_redis_the_one_torn_down_takes_nothing_of_the_others(
         store.close()
 
 
+@pytest.mark.uncounted
 def test_memory_that_runs_out_moves_no_watermark_and_what_is_missing_is_published_next(
     start_redis: Callable[..., RedisServer], tmp_path: Path
 ) -> None:

@@ -370,6 +370,7 @@ def test_an_absent_registry_deletes_nothing(
     assert content(project) == before
 
 
+@pytest.mark.uncounted
 @EMBEDDED
 def test_a_registry_of_before_a_breaking_apply_keeps_the_later_generation(
     world: tuple[Project, Path], capsys: pytest.CaptureFixture[str]
@@ -685,6 +686,7 @@ def test_without_a_table_what_is_online_goes(world: tuple[Project, Path], capsys
     assert project.online() == project.offline() == {**dict.fromkeys(BEFORE, None), 1: 12}
 
 
+@pytest.mark.uncounted
 def test_a_repair_whose_source_is_away_reads_its_spans_again_later(
     world: tuple[Project, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -801,6 +803,7 @@ def test_a_later_generation_tells_that_the_registry_is_older(
     assert project.online() == project.offline() == BEFORE
 
 
+@pytest.mark.uncounted
 def test_another_projects_records_of_an_earlier_generation_are_seen(
     world: tuple[Project, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -828,6 +831,7 @@ def test_another_projects_records_of_an_earlier_generation_are_seen(
     assert project.online() == project.offline()
 
 
+@pytest.mark.uncounted
 @EMBEDDED
 def test_saved_sets_whose_version_is_gone_stop_nothing_and_are_named(
     world: tuple[Project, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -153,6 +153,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("case", CHANGES)
 def test_each_change_of_a_view_has_its_class(store, root, case):
     write_source(root, more=[1.0], id=[1])
@@ -175,6 +176,7 @@ def test_keys_that_change_start_a_new_generation(store, root):
     assert store.workspace.snapshot().views["delays"].generation == 2
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     ("before", "after", "change_class"),
     [

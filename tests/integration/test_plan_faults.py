@@ -86,6 +86,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("applied", ["new", "applied with SQL", "applied without SQL"])
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_told_with_its_true_cause(store, case, applied):

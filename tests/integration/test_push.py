@@ -296,6 +296,7 @@ class TestOrder:
 
 
 class TestBesideMaterialization:
+    @pytest.mark.uncounted
     def test_runs_and_watermarks_go_on_as_without_a_push(self, tmp_path):
         pushed, undisturbed = tmp_path / "pushed", tmp_path / "undisturbed"
         found = []
@@ -474,6 +475,7 @@ class TestGroups:
             push(workspace, "sales_push", rows_of(Sale("a", day(1), None, 8)), to="offline")
         assert [row[3] for row in log_rows(workspace)] == [7]
 
+    @pytest.mark.uncounted
     def test_pushes_get_through_while_the_table_is_optimized(self, workspace, monkeypatch):
         monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.05)
         pushing = threading.Event()
@@ -493,6 +495,7 @@ class TestGroups:
             optimizing.result(timeout=60)
         assert sorted(row[3] for row in log_rows(workspace)) == list(range(20))
 
+    @pytest.mark.uncounted
     def test_two_processes_commit_to_one_table(self, workspace, tmp_path_factory, monkeypatch):
         monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.1)
         # Another way to the same folder has a committer of its own, as another process has.
@@ -555,6 +558,7 @@ def in_threads(count: int, work: Any) -> list[Any]:
 
 
 class TestNothingIsWritten:
+    @pytest.mark.uncounted
     @pytest.mark.parametrize(
         ("change", "error", "message"),
         [

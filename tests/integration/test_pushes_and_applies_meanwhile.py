@@ -89,6 +89,7 @@ def waiting_for_the_lease(store: FeatureStore, work: Any) -> Iterator[None]:
     assert errors == []
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("kind", ["incremental", "rebuild", "optimize"])
 def test_what_an_apply_adds_while_a_run_waits_is_kept(store: FeatureStore, kind: str) -> None:
     def work(workspace: Any) -> None:
@@ -240,6 +241,7 @@ def test_compaction_gets_through_between_pushes(store: FeatureStore, monkeypatch
     assert online(store, 1, 2, 3, 9) == [10, 20, 30, pushed[-1]]
 
 
+@pytest.mark.uncounted
 def test_a_rebuild_under_pushes_asks_once(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featurestore.offline.groups.PAUSE_SECONDS", 0.1)
     asked: list[tuple[str, int]] = []

@@ -90,6 +90,7 @@ def run(project: Project, command: str) -> int:
     return int(caught.value.code or 0)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("url", ["lmdb", "redis"], indirect=True)
 def test_no_reading_command_changes_anything(project: Project) -> None:
     before = contents(project, "*")

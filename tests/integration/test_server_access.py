@@ -135,6 +135,7 @@ def with_a_token_while_it_runs(project: Project) -> None:
         until(lambda: status(client) == 401, seconds=10)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     "close",
     [

@@ -184,6 +184,7 @@ def test_a_view_that_is_not_online_has_no_readers(store: FeatureStore) -> None:
     assert collect_garbage(store.workspace).tables == (TableId("till", "log", 1),)
 
 
+@pytest.mark.uncounted
 def test_a_server_reads_on_while_gc_follows_an_apply(store: FeatureStore) -> None:
     stopped, wrong, seen = threading.Event(), list[Any](), set[str]()
     body = {"feature_service": "model", "entities": {"shop": SHOPS}}

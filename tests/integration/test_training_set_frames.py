@@ -72,6 +72,7 @@ FORMS = [pd.DataFrame.copy, pa.Table.from_pandas, pl.from_pandas]
 ASKED = [carrier_profile, delay_now]
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("form", FORMS, ids=["pandas", "arrow", "polars"])
 @pytest.mark.parametrize("n", [0, 1, 5, ROWS, ROWS + 1])
 def test_the_head_is_the_first_rows(workspace: Workspace, form: Callable[[Any], Any], n: int) -> None:

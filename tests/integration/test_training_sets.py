@@ -381,6 +381,7 @@ def test_a_training_set_is_written_over_nothing_that_matters(tmp_path: Path, pat
     assert {found: found.stat().st_mtime_ns for found in tmp_path.rglob("*") if found.is_file()} == before
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     "path",
     ["new.parquet", "data/new.parquet", "days/new.csv", "days/_hidden.parquet", "months/part_7.parquet"],
@@ -574,6 +575,7 @@ def test_what_a_notebook_shows_is_escaped(workspace: Workspace) -> None:
     assert repr(made) == "TrainingSet(7 rows, 2 features)"
 
 
+@pytest.mark.counted_once
 @pytest.mark.parametrize("form", ["pandas", "arrow", "empty", "span", "asked for"])
 def test_a_set_is_read_in_batches(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     monkeypatch.setattr("featurestore.training.joins.BATCH_ROWS", 3)
@@ -774,6 +776,7 @@ def test_a_saved_set_is_built_again_identical(workspace: Workspace, form: str) -
         assert again.to_polars().schema == made.to_polars().schema
 
 
+@pytest.mark.uncounted
 def test_saving_again_changes_nothing_and_another_set_is_refused(workspace: Workspace) -> None:
     made = get_historical_features(workspace, frame(), carrier_profile)
     made.save("first")

@@ -131,6 +131,7 @@ def test_verify_counts_what_is_missing_older_different_and_newer(make: Make) -> 
     assert (found.compared, found.online_only, found.problems) == (1_000, 4, ())
 
 
+@pytest.mark.uncounted
 def test_verify_compares_the_same_thousand_of_many_each_time(make: Make) -> None:
     store = make([(shop, 5, shop) for shop in range(1_500)], [view("sales_view")])
     workspace = store.workspace
@@ -164,6 +165,7 @@ def check_counts(store: FeatureStore, expected: dict[str, int], *, offline: dict
     }
 
 
+@pytest.mark.uncounted
 def test_rows_online_are_counted_over_runs_pushes_expiry_and_withdrawals(make: Make) -> None:
     rows = [(shop, 5, shop) for shop in range(30)]
     views = [view("sales_view"), view("short", ttl=KEPT), view("hidden", online=False)]

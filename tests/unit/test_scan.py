@@ -24,6 +24,7 @@ from featurestore.plan.schemas import pin_schemas
 from featurestore.types import Array, Float64, Int32, Int64, String
 
 
+@pytest.mark.uncounted
 def test_result_depends_neither_on_threads_nor_on_row_groups(tmp_path):
     chance = random.Random(5)
     for number in range(3):
@@ -220,6 +221,7 @@ def wide_source(root: Path, rows: int) -> FeatureView:
     return view_of(features=dict.fromkeys(columns, String))
 
 
+@pytest.mark.uncounted
 def test_what_does_not_fit_into_memory_goes_to_the_disk(tmp_path):
     view = wide_source(tmp_path, rows=300_000)
     settings = EngineSettings(memory_limit="100MB", threads=1, temp_directory="spill/here")
@@ -263,6 +265,7 @@ with small_files(100_000):
     assert list((tmp_path / "staging").iterdir()) == []
 
 
+@pytest.mark.uncounted
 def test_an_incremental_read_of_a_large_source_skips_most_of_it(tmp_path):
     """Row groups outside the span are not unpacked: a day of a year costs much less than the year."""
     rows = 400_000

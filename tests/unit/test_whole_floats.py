@@ -143,6 +143,7 @@ def answer(call: Callable[[], Any]) -> Any:
         return error
 
 
+@pytest.mark.uncounted
 def test_entity_frames_and_online_rows(workspace: Workspace) -> None:
     for width in LIMITS:
         for form in COLUMNS:
@@ -263,6 +264,7 @@ def test_a_narrow_float_beside_another_value_stays_one(workspace: Workspace, pla
                 assert number in found, (form, other, width, found)
 
 
+@pytest.mark.uncounted
 @PLACES
 @pytest.mark.parametrize("form", NARROW)
 def test_a_column_that_hides_its_narrow_type(workspace: Workspace, form: str, place: Callable[..., Any]) -> None:
