@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featurestore.definitions import (
+        Aggregation,
         Entity,
         FeatureService,
         FeatureView,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Aggregation": "featurestore.definitions",
     "Entity": "featurestore.definitions",
     "FeatureService": "featurestore.definitions",
     "FeatureStore": "featurestore.store",
@@ -40,6 +42,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Aggregation",
     "Entity",
     "FeatureService",
     "FeatureStore",

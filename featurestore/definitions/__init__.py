@@ -1,5 +1,6 @@
 """What users write: frozen, typed definitions, validated when they are made. Imports no backend."""
 
+from featurestore.definitions.aggregation import Aggregation
 from featurestore.definitions.base import Definition, Field
 from featurestore.definitions.entity import Entity
 from featurestore.definitions.on_demand import OnDemandFeatureView, on_demand_feature_view
@@ -8,6 +9,7 @@ from featurestore.definitions.source import ParquetSource, PushSource, RequestSo
 from featurestore.definitions.view import FeatureSelection, FeatureView
 
 __all__ = [
+    "Aggregation",
     "Definition",
     "Entity",
     "FeatureSelection",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pydantic
 from pydantic import field_validator, model_validator
 
+from featurestore.definitions.aggregation import Aggregation, Window
 from featurestore.definitions.base import (
     Definition,
     Field,
@@ -20,6 +21,7 @@ from featurestore.definitions.base import (
     check_unique_columns,
 )
 from featurestore.definitions.entity import Entity
+from featurestore.definitions.events import EventColumns
 from featurestore.definitions.source import ParquetSource, PushSource
 from featurestore.definitions.sql import check_view_sql
 from featurestore.errors import DefinitionError, NotFoundError, did_you_mean
@@ -34,6 +36,11 @@ class FeatureView(Definition):
     names and outputs join keys, the time columns of the first source, and the features. ``schema`` may be
     left out: `fs apply` then reads it from the source and pins it. With ``ttl=None`` values never expire; a value has
     expired when its event time is before ``t - ttl`` (a value at exactly ``t - ttl`` still counts).
+
+    With ``aggregations`` the rows are events and the features are computed of them, over windows that end at the
+    instant asked for: such a view has no ``ttl``, and its schema is of the columns that the aggregations read.
+    ``event_id`` is the column that tells two events of an entity apart: one that comes again within a day counts once.
+    Pushes need it.
     """
 
     kind: ClassVar[str] = "feature_view"
@@ -44,6 +51,8 @@ class FeatureView(Definition):
     fields: tuple[Field, ...] | None = None
     """The declared schema of what is stored, or None until `fs apply` has read it."""
     sql: str | None = None
+    aggregations: tuple[Aggregation, ...] = ()
+    event_id: str | None = None
     ttl: timedelta | None = None
     online: bool = True
 
@@ -55,6 +64,8 @@ class FeatureView(Definition):
         source: ParquetSource | PushSource | Sequence[ParquetSource | PushSource],
         schema: Sequence[Field] | None = None,
         sql: str | None = None,
+        aggregations: Sequence[Aggregation] = (),
+        event_id: str | None = None,
         ttl: timedelta | None = None,
         online: bool = True,
         description: str = "",
@@ -67,6 +78,8 @@ class FeatureView(Definition):
             sources=as_tuple(source) if isinstance(source, Sequence) else (source,),
             fields=None if schema is None else as_tuple(schema),
             sql=sql,
+            aggregations=as_tuple(aggregations),
+            event_id=event_id,
             ttl=ttl,
             online=online,
             description=description,
@@ -106,10 +119,26 @@ class FeatureView(Definition):
                     f"FeatureView {self.name!r}: sql: {error.message}", hint=error.hint, field="sql"
                 ) from None
         if self.fields is not None:
-            if not self.fields:
+            if not self.fields and not self.aggregations:
                 raise ValueError("schema: needs at least one Field, or leave it out")
             check_unique_columns([*self.join_keys, *(field.name for field in self.fields)])
+        self._check_events()
         return self
+
+    def _check_events(self) -> None:
+        if self.events is None:
+            if self.event_id is not None:
+                raise ValueError("event_id: only a view with aggregations counts events")
+            return
+        if self.ttl is not None:
+            raise ValueError("ttl: a view with aggregations has none: its windows say how long an event counts")
+        if self.takes_events and self.event_id is None:
+            raise ValueError(
+                "event_id: name the column that tells events apart: a push may be repeated. Or read the batch source"
+            )
+        self.events.check()
+        if self.fields is not None:
+            self.events.check_schema(self.fields)
 
     @property
     def join_keys(self) -> dict[str, ValueType]:
@@ -119,11 +148,32 @@ class FeatureView(Definition):
     @property
     def features(self) -> tuple[Field, ...]:
         """What may be asked for; raises DefinitionError while no schema is declared or pinned."""
-        return self.stored
+        return self.stored if self.events is None else self.events.features(self.stored)
+
+    @property
+    def events(self) -> EventColumns | None:
+        """What a view with aggregations reads of its events; None for any other view."""
+        if not self.aggregations:
+            return None
+        times = self.timestamp_field, self.created_timestamp_field
+        return EventColumns(self.join_keys, *times, self.aggregations, self.event_id)
+
+    @property
+    def takes_events(self) -> bool:
+        """Whether events are pushed to it."""
+        is_pushed = any(isinstance(source, PushSource) for source in self.sources)
+        return bool(self.aggregations) and self.sql is None and is_pushed
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """What the features of a view with aggregations are, in their order."""
+        return () if self.events is None else self.events.windows
 
     @property
     def stored(self) -> tuple[Field, ...]:
         """What the view's log keeps of each row: what is read, pushed, committed and compared. Raises as `features`."""
+        if self.fields is None and self.events is not None and not self.events.stored:
+            return ()
         if self.fields is None:
             raise DefinitionError(
                 f"FeatureView {self.name!r}: schema: it is not known yet.",
@@ -138,7 +188,10 @@ class FeatureView(Definition):
 
     def made_of(self, feature: str) -> tuple[str, ...]:
         """Return the stored fields that one feature is made of."""
-        return (feature,)
+        if self.events is None:
+            return (feature,)
+        aggregation = next(window.aggregation for window in self.events.windows if window.name == feature)
+        return self.events.read_by(aggregation)
 
     @property
     def batch_sources(self) -> tuple[ParquetSource, ...]:
@@ -177,13 +230,22 @@ class FeatureView(Definition):
     def reach_us(self) -> int | None:
         """How long before an instant an event can still change the answer there, in microseconds; None: for ever.
 
-        Whether an answer has expired is another question: see `ttl_us`.
+        Whether an answer has expired is another question: see `ttl_us`. A window's old end moves in steps, so its reach
+        at one instant may be shorter: see `reaches_back_to`.
         """
-        return self.ttl_us
+        if not self.aggregations:
+            return self.ttl_us
+        lengths = [(window.length_us, window.resolution_us) for window in self.windows]
+        return None if None in dict(lengths) else max(length + step for length, step in lengths if length is not None)
 
     def reaches_back_to(self, at_us: int) -> int:
         """Return the earliest event time that can change the answer at an instant."""
-        return MIN_INSTANT if self.reach_us is None else max(at_us - self.reach_us, MIN_INSTANT)
+        if self.reach_us is None:
+            return MIN_INSTANT
+        if not self.aggregations:
+            return max(at_us - self.reach_us, MIN_INSTANT)
+        begins = (window.begins_us(at_us) for window in self.windows)
+        return max(min(begin for begin in begins if begin is not None) + 1, MIN_INSTANT)
 
     def feature(self, name: str) -> Field:
         """Return one feature; raises NotFoundError with the closest name."""

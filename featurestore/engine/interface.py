@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -95,6 +95,10 @@ class StagedRows:
     """The least event time of the appended rows."""
     max_created_us: int | None
     """Greatest created time among the rows read that were not waiting."""
+    unusable: int = 0
+    """Events without an id, or with a text that is too long to be kept."""
+    conflicts: int = 0
+    """Events among ``duplicates`` and ``unchanged`` with other values than the one of their id that counts."""
 
 
 GONE_EVENT, GONE_CREATED = "fs_gone_event_ts", "fs_gone_created_ts"
@@ -127,6 +131,8 @@ class ViewJoin:
     features: tuple[str, ...]
     """In output order, each once."""
     as_of: AsOf
+    is_begun: bool = True
+    """False where the view never had rows, so that nobody knows of any: a windowed count is null then, not 0."""
 
 
 REASONS = {
@@ -149,6 +155,12 @@ class JoinFacts:
     greatest_age_us: int | None
     from_future: int
     """Chosen rows whose event time or availability is after the entity row's time: must be 0."""
+    own_events: int = 0
+    """Entity rows of a windowed view at whose very instant an event happens, which counts in them."""
+    overflowed: Mapping[str, int] = field(default_factory=dict)
+    """Entity rows whose sum of integers 64 bits do not hold, by windowed feature."""
+    held_back: int = 0
+    """Entity rows of a windowed view in which none of the events that had happened was available yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +194,10 @@ class Sources(ABC):
 
         Raises SourceSchemaError when files of one source disagree in a way that no wider type covers.
         """
+
+    @abstractmethod
+    def check_conditions(self, view: FeatureView) -> None:
+        """Check the conditions of a view's aggregations against its schema; raises SourceSchemaError naming one."""
 
     @abstractmethod
     def first_event_us(self, view: FeatureView) -> int | None:
@@ -277,9 +293,20 @@ class Join(ABC):
         have been chosen was not.
         """
 
+    @abstractmethod
+    def windowed(self) -> tuple[JoinFacts, ...]:
+        """Return the facts about the views with aggregations alone, which cost nothing once there are batches."""
+
 
 class Joins(ABC):
     """Features joined to entity rows."""
+
+    @abstractmethod
+    def conditions(self, view: FeatureView, events: pa.Table) -> Mapping[str, pa.Array]:
+        """Tell for each event whether each condition of the view's aggregations is true of it, never null.
+
+        ``events`` has the log's columns: join keys, event_ts, created_ts and stored fields.
+        """
 
     @abstractmethod
     def join(self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], *, batch_rows: int) -> Join:

@@ -20,6 +20,7 @@ import msgspec
 from featurestore_registry.documents import RUN, RUN_START, PublishedDocument, RunDocument
 from featurestore_registry.interface import Ledger, LedgerReader
 
+from featurestore.definitions.aggregation import MOST_BYTES
 from featurestore.errors import RegistryFormatError
 from featurestore.ledger.leases import running_holder
 from featurestore.steps import crash_point, reached
@@ -62,9 +63,9 @@ class RunResult(RunDocument):
 
     def cells(self) -> tuple[str, ...]:
         """Return its cells in a table of runs, in the order of `RUN_HEADS`."""
+        dropped = self.null_keys + self.null_times + self.unusable
         counts = (
-            self.read, self.appended, self.unchanged, self.duplicates, self.null_keys + self.null_times, self.waiting,
-            self.published.written,
+            self.read, self.appended, self.unchanged, self.duplicates, dropped, self.waiting, self.published.written,
         )  # fmt: skip
         took = "" if self.duration_ms is None else f"{self.duration_ms / 1000:.1f} s"
         if self.state == "failed":
@@ -76,6 +77,15 @@ class RunResult(RunDocument):
         notes = []
         if self.null_keys or self.null_times:
             notes.append(f"dropped {self.null_keys:,} rows with a null key and {self.null_times:,} without event time")
+        if self.unusable:
+            notes.append(
+                f"dropped {self.unusable:,} events without an id, or with a text of more than {MOST_BYTES} bytes"
+            )
+        if self.conflicts:
+            notes.append(
+                f"{self.conflicts:,} events have other values than the event of the same id that counts, and change "
+                "nothing: the first one counts; `--rebuild` reads them all again"
+            )
         if self.waiting:
             notes.append(f"{self.waiting:,} rows are dated after now and wait for a later run")
         if self.published.expired:

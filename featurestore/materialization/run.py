@@ -73,6 +73,7 @@ class _Prepared:
     base: TableVersion | None
     first_sequence: int
     """The first ``fs_seq`` of the new rows."""
+    are_events: bool = False
 
     @property
     def written(self) -> list[Path]:
@@ -88,13 +89,15 @@ class _Prepared:
         """Tell whether it can be committed after a version with rows that were pushed, or files merged, since.
 
         They stay as they are; a row that was pushed and read from the source appears twice, which changes no answer.
+        An event would count twice: those are compared with the new ones.
         """
         if version is None or self.base is None:
             return self.base is None and (version is None or version.next_sequence <= self.first_sequence)
         has_same_files = {file.path for file in self.base.files} <= {file.path for file in version.files}
         takes_none = not self.withdrawal.removed and not self.damaged
         has_same_rows = has_same_files or (takes_none and version.rows_kept_since <= self.base.number)
-        return has_same_rows and version.next_sequence <= self.first_sequence
+        is_without_new = not self.are_events or version.next_sequence == self.base.next_sequence
+        return has_same_rows and is_without_new and version.next_sequence <= self.first_sequence
 
     def discard(self) -> None:
         """Remove the files."""
@@ -152,8 +155,9 @@ class ViewRun:
         damaged = self._damaged(rebuild, version)
         sound = _without(version, damaged)
         with TemporaryDirectory(prefix="featurestore-") as folder:
-            staged = self._stage(to_read, sound, Path(folder), 0 if version is None else version.next_sequence)
-        withdrawal = self._withdraw(rebuild, sound, None)
+            withdrawal = self._withdraw(rebuild, sound, Path(folder))
+            first = 0 if version is None else version.next_sequence
+            staged = self._stage(to_read, _left(sound, withdrawal), Path(folder), first)
         counted = _Prepared(staged, withdrawal, damaged, version, first_sequence=0)
         self.result = _counted(replace(self.result, intervals=to_read.intervals), counted, version)
 
@@ -287,14 +291,15 @@ class ViewRun:
         damaged = self._damaged(rebuild, version)
         sound = _without(version, damaged)
         folder = self.workspace.offline.staging(self.registered.table)
-        staged = self._stage(to_read, sound, folder, first)
+        withdrawal = self._withdraw(rebuild, sound, folder)
         try:
-            withdrawal = self._withdraw(rebuild, sound, folder)
+            staged = self._stage(to_read, _left(sound, withdrawal), folder, first)
         except BaseException:
-            for path in staged.paths:
+            for path in withdrawal.written:
                 path.unlink(missing_ok=True)
             raise
-        return _Prepared(staged, withdrawal, damaged, version, first)
+        are_events = bool(self.registered.view.aggregations)
+        return _Prepared(staged, withdrawal, damaged, version, first, are_events)
 
     def _commit_files(self, base: TableVersion | None, ready: _Prepared, to_read: SpansToRead) -> TableVersion:
         self._check()
@@ -310,12 +315,12 @@ class ViewRun:
             facts=facts_of(self.registered, held_by(made_true)),
         )
 
-    def _stage(self, to_read: SpansToRead, version: TableVersion | None, folder: Path, first: int) -> StagedRows:
+    def _stage(self, to_read: SpansToRead, log_files: tuple[str, ...], folder: Path, first: int) -> StagedRows:
         request = StageRequest(
             view=self.registered.view,
             spans=to_read.spans,
             now_us=self.result.started_us,
-            log_files=_paths(version),
+            log_files=log_files,
             first_sequence=first,
             folder=folder,
             counts_later=self.result.kind == "incremental",
@@ -389,6 +394,11 @@ def _rows(files: list[DataFile]) -> int:
     return sum(file.rows for file in files)
 
 
+def _left(version: TableVersion | None, withdrawal: Withdrawal) -> tuple[str, ...]:
+    """Return the files of a version without what is withdrawn: an event that goes must not stand for its correction."""
+    return (*(path for path in _paths(version) if path not in withdrawal.removed), *map(str, withdrawal.written))
+
+
 def _paths(version: TableVersion | None) -> tuple[str, ...]:
     return () if version is None else tuple(file.path for file in version.files)
 
@@ -403,6 +413,8 @@ def _counted(result: RunResult, ready: _Prepared, version: TableVersion | None) 
         unchanged=staged.unchanged,
         null_keys=staged.null_keys,
         null_times=staged.null_times,
+        unusable=staged.unusable,
+        conflicts=staged.conflicts,
         waiting=staged.waiting,
         withdrawn=ready.withdrawal.rows,
         damaged=_rows(ready.damaged),

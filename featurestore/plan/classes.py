@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -19,7 +19,9 @@ from featurestore.definitions import (
     PushSource,
     RequestSource,
 )
+from featurestore.definitions.aggregation import PARTIALS, Window
 from featurestore.definitions.on_demand import input_names
+from featurestore.types.times import duration_text
 from featurestore.types.values import is_widening, to_json
 
 
@@ -94,7 +96,11 @@ def _request(before: RequestSource, after: RequestSource) -> list[Difference]:
 
 
 def _view(before: FeatureView, after: FeatureView) -> list[Difference]:
-    found = _fields(before.stored, after.stored, removed=ChangeClass.BREAKING, stored=True)
+    found = (
+        _events(before, after)
+        if before.aggregations or after.aggregations
+        else _fields(before.stored, after.stored, removed=ChangeClass.BREAKING, stored=True)
+    )
     found += _compare("join_keys", before.join_keys, after.join_keys, ChangeClass.BREAKING, new_generation=True)
     entities = [e.name for e in before.entities], [e.name for e in after.entities]
     found += _compare("entities", *entities, ChangeClass.COMPATIBLE)
@@ -109,6 +115,63 @@ def _view(before: FeatureView, after: FeatureView) -> list[Difference]:
     return found + _attributes(
         before, after, ChangeClass.COMPATIBLE if after.online else ChangeClass.BREAKING, "online"
     )
+
+
+def _events(before: FeatureView, after: FeatureView) -> list[Difference]:
+    """Return what differs between the features of two views of which one, at least, has windows."""
+    if not (before.aggregations and after.aggregations):  # rows that are values become events, or the other way round
+        kinds = ["windows over events" if view.aggregations else "columns of rows" for view in (before, after)]
+        found = [Difference("features are", kinds[0], kinds[1], ChangeClass.BREAKING, new_generation=True)]
+        return found + _fields(before.features, after.features, removed=ChangeClass.BREAKING)
+    kept, wanted = ({field.name: str(field.type) for field in view.stored} for view in (before, after))
+    # Events that are already there lack the values of a column that was not kept, and they never change.
+    is_new = any(name not in kept or not _widens(before, after, name) for name in wanted)
+    found = _compare("columns of events", kept, wanted, ChangeClass.REBUILD, new_generation=is_new)
+    found += _compare("event_id", before.event_id, after.event_id, ChangeClass.REBUILD, new_generation=True)
+    old, new = ({window.name: window for window in view.windows} for view in (before, after))
+    found += [
+        Difference(f"window {name}", _told(old[name]), None, ChangeClass.BREAKING) for name in old if name not in new
+    ]
+    for name, window in new.items():
+        if name not in old:
+            found.append(Difference(f"window {name}", None, _told(window), _class_of_new(window, old.values())))
+        else:
+            found += _compare(f"window {name}", _told(old[name]), _told(window), ChangeClass.REBUILD)
+    old_types, new_types = ({field.name: str(field.type) for field in view.features} for view in (before, after))
+    for name in (name for name in new_types if old_types.get(name, new_types[name]) != new_types[name]):
+        found += _compare(f"type of {name}", old_types[name], new_types[name], ChangeClass.BREAKING)
+    order = [name for name in old if name in new], [name for name in new if name in old]
+    return found + _compare("order of features", *order, ChangeClass.COMPATIBLE)
+
+
+def _widens(before: FeatureView, after: FeatureView, name: str) -> bool:
+    old, new = ({field.name: field.type for field in view.stored}[name] for view in (before, after))
+    return old == new or is_widening(old, new)
+
+
+def _told(window: Window) -> str:
+    """Return what decides about a feature's values, in words."""
+    of = window.aggregation
+    step = "" if window.length_us is None else f", in steps of {duration_text(window.resolution_us)}"
+    more = f", n={of.n}" if of.n is not None else ""
+    return f"{of.function} of {of.column}{step}{more}" + (f", where {of.where}" if of.where else "")
+
+
+def _class_of_new(window: Window, kept: Iterable[Window]) -> ChangeClass:
+    """Return the class of an added window: the online store has it already where a longer one has the same tiles."""
+    of = window.aggregation
+    same = [
+        other.length_us
+        for other in kept
+        if (other.aggregation.column, other.aggregation.where, other.resolution_us)
+        == (of.column, of.where, window.resolution_us)
+        and PARTIALS[of.function] <= PARTIALS[other.aggregation.function]
+        and other.aggregation.n == of.n
+    ]
+    longer = None in same or (
+        window.length_us is not None and any(window.length_us <= length for length in same if length)
+    )
+    return ChangeClass.COMPATIBLE if longer else ChangeClass.REBUILD
 
 
 def _on_demand(before: OnDemandFeatureView, after: OnDemandFeatureView) -> list[Difference]:

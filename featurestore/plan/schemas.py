@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from featurestore.definitions import Definition, FeatureView, Field
 from featurestore.definitions.sql import changing_call
 from featurestore.engine.interface import SourceColumn, Sources
-from featurestore.engine.schema import HUGE, check_columns
-from featurestore.errors import DefinitionError, SourceError, SourceSchemaError
+from featurestore.engine.schema import HUGE, check_columns, find_column
+from featurestore.errors import DefinitionError, SourceError, SourceSchemaError, did_you_mean
 from featurestore.project.loader import with_views
 
 
@@ -32,12 +32,14 @@ def pin_schemas(
         before = applied.get(view.name)
         try:
             _check_repeats(view)
+            _check_offline(view)
             columns = sources.columns(view)
             check_columns(view, columns)
             made = _pin(view, before, columns, refresh=refresh)
             if made is not view and view.sql is None:
                 columns = sources.columns(made)  # a column without values in a file may have any type there
             check_columns(made, columns)
+            sources.check_conditions(made)
         except SourceError as error:
             settled = _as_applied(view, before)
             if settled is None:
@@ -62,6 +64,16 @@ def _check_repeats(view: FeatureView) -> None:
             "the same rows would correct them for ever, and training sets would depend on when the runs happened.",
             hint="Compute it from the rows. A value that depends on the time of a read belongs in an on-demand view.",
             view=view.name,
+        )
+
+
+def _check_offline(view: FeatureView) -> None:
+    """Raise DefinitionError for windows that would be served or pushed to: only training sets have them so far."""
+    if view.aggregations and (view.online or view.takes_events):
+        raise DefinitionError(
+            f"FeatureView {view.name!r}: windows over events are only for training sets so far, not served online.",
+            hint="Declare it with online=False, and read the batch source.",
+            field="online",
         )
 
 
@@ -104,6 +116,7 @@ def _pin(
         return view
     if before is not None and not refresh and _reads_same(view, before):
         return view.replaced(fields=before.stored)
+    _check_event_columns(view, columns)
     fields = []
     for column in _feature_columns(view, columns):
         if column.value_type is None:
@@ -128,17 +141,34 @@ def _pin(
                 view=view.name,
                 column=column.name,
             ) from None
-    if not fields:
+    if not fields and not view.aggregations:
         read = "its source has" if view.sql is None else "its SQL selects"
         raise SourceSchemaError(f"Feature view {view.name!r}: {read} no column besides keys and times.", view=view.name)
     return view.replaced(fields=tuple(fields))
 
 
+def _check_event_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
+    """Raise SourceSchemaError for a column that aggregations read and that is not there."""
+    for name in () if view.events is None else view.events.stored:
+        if find_column(columns, name) is None:
+            read = "its source does not have" if view.sql is None else "its SQL does not select"
+            raise SourceSchemaError(
+                f"Feature view {view.name!r}: its aggregations read {name!r}, which {read}.",
+                hint=did_you_mean(name, [column.name for column in columns]),
+                view=view.name,
+                column=name,
+            )
+
+
 def _reads_same(view: FeatureView, before: FeatureView) -> bool:
-    return (view.sources, view.sql, view.join_keys) == (before.sources, before.sql, before.join_keys)
+    read = [(each.sources, each.sql, each.join_keys, each.events and each.events.stored) for each in (view, before)]
+    return read[0] == read[1]
 
 
 def _feature_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> list[SourceColumn]:
+    if view.events is not None:
+        found = [find_column(columns, name) for name in view.events.stored]
+        return [column for column in found if column is not None]
     taken = {*view.join_keys, view.timestamp_field, view.created_timestamp_field}
     return [column for column in columns if column.name not in taken]
 

@@ -12,6 +12,7 @@ from featurestore_registry.errors import UPGRADE_HINT
 from featurestore_registry.records import Record, RecordField, fingerprint
 
 from featurestore.definitions import (
+    Aggregation,
     Definition,
     Entity,
     FeatureSelection,
@@ -228,6 +229,9 @@ def _write_view(view: FeatureView) -> Written:
         "ttl_us": view.ttl_us,
         "online": view.online,
     }
+    if view.aggregations:
+        document["aggregations"] = [*map(_aggregation_document, view.aggregations)]
+        document["event_id"] = view.event_id
     sources = [source.name for source in view.sources]
     made_of = {field.name: view.made_of(field.name) if view.sql is None else ("*",) for field in view.features}
     fields = [
@@ -235,6 +239,31 @@ def _write_view(view: FeatureView) -> Written:
         for field in view.features
     ]
     return document, fields
+
+
+def _aggregation_document(aggregation: Aggregation) -> dict[str, Any]:
+    return {
+        "name": aggregation.name,
+        "column": aggregation.column,
+        "function": aggregation.function,
+        "windows_us": [None if window is None else window // MICROSECOND for window in aggregation.windows],
+        "resolution_us": None if aggregation.resolution is None else aggregation.resolution // MICROSECOND,
+        "where": aggregation.where,
+        "n": aggregation.n,
+    }
+
+
+def _aggregation_from(document: Mapping[str, Any]) -> Aggregation:
+    resolution_us = document["resolution_us"]
+    return Aggregation(
+        document["column"],
+        document["function"],
+        name=document["name"],
+        windows=[None if window is None else window * MICROSECOND for window in document["windows_us"]],
+        resolution=None if resolution_us is None else resolution_us * MICROSECOND,
+        where=document["where"],
+        n=document["n"],
+    )
 
 
 def _write_on_demand(view: OnDemandFeatureView) -> Written:
@@ -304,6 +333,8 @@ def _read_view(name: str, document: Mapping[str, Any], lookup: Lookup, common: d
         source=[lookup(kind, source) for kind, source in document["sources"]],
         schema=[field_from(field) for field in document["schema"]],
         sql=document["sql"],
+        aggregations=[*map(_aggregation_from, document.get("aggregations", []))],
+        event_id=document.get("event_id"),
         ttl=None if ttl_us is None else ttl_us * MICROSECOND,
         online=document["online"],
         **common,

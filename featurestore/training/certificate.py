@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from featurestore.training.asked import Asked
 from featurestore.training.coverage import Gap
 from featurestore.training.frames import TIME
 from featurestore.training.joins import JoinedRows, Observed, PinnedRead
+from featurestore.training.recount import are_one, recounted
 from featurestore.training.reference import ReferenceRow, reference_answer
 from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
@@ -56,6 +56,14 @@ class ViewCertificate:
     """How many answers have an event time or availability after their row's time."""
     not_covered: int
     """How many rows look past the committed spans."""
+    windows: int = 0
+    """How many of the features are windows over events; then a row always has an answer, unless its key is null."""
+    own_events: int = 0
+    """How many rows count an event of their very instant, which at serving time may not be known yet."""
+    held_back: int = 0
+    """In how many rows events have happened, and none is available."""
+    overflowed: Mapping[str, int] = field(default_factory=dict)
+    """How many rows are null because 64 bits do not hold the sum, by feature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +100,9 @@ class Certificate:
         yield "rows", f"{self.rows:,}"
         yield "features", f"{len(self.features)}"
         yield "registry", f"project {self.project}, revision {self.registry_revision}"
-        future = sum(view.from_future for view in self.views)
-        yield "from the future", f"{future} answers (by a separate query)"
+        if not all(view.windows for view in self.views):
+            future = sum(view.from_future for view in self.views)
+            yield "from the future", f"{future} answers (by a separate query)"
         yield "recomputed", f"{self.recomputed_rows:,} rows by plain loops over the files: all equal"
         if self.rows_after_now:
             yield "after now", f"{self.rows_after_now:,} rows"
@@ -116,6 +125,13 @@ class Certificate:
         yield "without an answer", ", ".join(shares) or "no row"
         nulls = [f"{name} {self._share(rows)}" for name, rows in view.null_values.items() if rows]
         yield "null value", ", ".join(nulls) or "none"
+        if view.windows:
+            yield "own events", f"{self._share(view.own_events)} of the rows count an event of their very instant"
+        if view.held_back:
+            yield "held back", f"{self._share(view.held_back)} of the rows: events had happened, none was available"
+        if any(view.overflowed.values()):
+            sums = ", ".join(f"{name} {self._share(rows)}" for name, rows in view.overflowed.items() if rows)
+            yield "overflow", f"null because 64 bits do not hold the sum: {sums}"
         if view.not_covered:
             yield "not committed", f"{self._share(view.not_covered)} of the rows look past what was committed"
 
@@ -145,12 +161,13 @@ def certify(
         facts = rows.join.facts()
     uncovered = {gap.view: gap.rows for gap in gaps}
     views = []
+    counts = []
     for pinned, found, recomputed in zip(rows.pins, facts, looped, strict=True):
         if found.from_future:
             raise _fault(
                 f"{found.from_future} answers of view {found.view!r} are in the future of their rows.", found.view
             )
-        recomputed.result()
+        counts.append(recomputed.result())
         nulls, name = _own_nulls(pinned, found, observed), pinned.read.view.name
         views.append(_view_certificate(pinned, found, nulls, uncovered.get(name, 0), notes.get(name, "")))
     return Certificate(
@@ -161,7 +178,7 @@ def certify(
         views=tuple(views),
         on_demand={read.view.name: read.view.code_hash for read in rows.request.on_demand},
         rows_after_now=after_now,
-        recomputed_rows=len(observed.rows),
+        recomputed_rows=min(counts, default=len(observed.rows)),
         certified_at=to_rfc3339(now_us),
     )
 
@@ -205,15 +222,27 @@ def _view_certificate(
         greatest_age_us=facts.greatest_age_us,
         from_future=facts.from_future,
         not_covered=not_covered,
+        windows=len(pinned.read.features) if view.aggregations else 0,
+        own_events=facts.own_events,
+        held_back=facts.held_back,
+        overflowed={name: rows for name, rows in facts.overflowed.items() if rows},
     )
 
 
-def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> None:
-    """Answer the sampled rows of one view again by plain loops; raises CertificateError where a value differs."""
+def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> int:
+    """Answer the sampled rows of one view again by plain loops, and return how many rows that were.
+
+    Raises CertificateError where a value differs.
+    """
     import numpy as np
     import pyarrow as pa
 
     join = pinned.view_join()
+    if join.view.aggregations:
+        count, wrong = recounted(rows, pinned, observed)
+        for place, feature, found, wanted in wrong:
+            raise _differs(observed, join.name, place, feature, found, wanted)
+        return count
     sample = rows.frame.keys.take(pa.array(observed.rows))
     columns = [sample.column(join.key_columns[key]).cast(arrow_type(kind)) for key, kind in join.view.join_keys.items()]
     keys = list(zip(*(column.to_pylist() for column in columns), strict=True))
@@ -230,13 +259,17 @@ def recompute(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> None:
         if _are_equal(joined, expected[feature]):
             continue
         for row, (found, wanted) in enumerate(zip(joined, expected[feature], strict=True)):
-            if not _equal(found, wanted):
-                raise _fault(
-                    f"Row {observed.rows[row]} of {join.name}:{feature} is {found!r}, but plain loops over the files "
-                    f"give {wanted!r}.",
-                    join.name,
-                    feature=feature,
-                )
+            if not are_one(found, wanted):
+                raise _differs(observed, join.name, row, feature, found, wanted)
+    return len(observed.rows)
+
+
+def _differs(observed: Observed, view: str, place: int, feature: str, found: Any, wanted: Any) -> CertificateError:
+    return _fault(
+        f"Row {observed.rows[place]} of {view}:{feature} is {found!r}, but plain loops over the files give {wanted!r}.",
+        view,
+        feature=feature,
+    )
 
 
 _event_us = attrgetter("event_us")
@@ -307,11 +340,3 @@ def _are_equal(some: list[Any], others: list[Any]) -> bool:
     """Tell quickly whether columns are equal; False means that the values have to be compared one by one."""
     kinds = list(map(type, some))
     return list not in kinds and kinds == list(map(type, others)) and some == others
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    if isinstance(one, float) and isinstance(other, float) and math.isnan(one):
-        return math.isnan(other)
-    return type(one) is type(other) and bool(one == other)

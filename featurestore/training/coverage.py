@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from featurestore_registry.documents import Interval
 
+from featurestore.definitions import FeatureView
 from featurestore.ledger.watermarks import Watermark, subtract
 from featurestore.offline.interface import TableReader
 from featurestore.offline.reading import opened
@@ -92,28 +93,46 @@ def find_gap(registered: RegisteredView, watermark: Watermark, times: npt.NDArra
     name, total, come = registered.view.name, len(times), times <= now_us
     if not watermark.intervals:
         return Gap(name, int(come.sum()), total) if come.any() else None
-    missing = come & ~_covered(watermark.intervals, registered.view.reach_us, times)
+    oldest = _oldest(registered.view, times)
+    missing = come & ~_covered(watermark.intervals, oldest, times)
     if watermark.begun_us is not None:
         missing &= times >= watermark.begun_us
     if not missing.any():
         return None
     *earlier, (start, end) = watermark.intervals
-    recent = missing & _covered([*earlier, (start, end + RECENT_US)], registered.view.reach_us, times)
+    recent = missing & _covered([*earlier, (start, end + RECENT_US)], oldest, times)
     span = _span(watermark.intervals, times[missing], now_us)
     return Gap(name, int(missing.sum()), total, span, int(recent.sum()))
 
 
+def _oldest(view: FeatureView, times: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return for each instant the earliest event time that can change the answer there."""
+    import numpy as np
+
+    if view.reach_us is None:
+        return np.full(len(times), MIN_INSTANT)
+    if not view.aggregations:
+        return times - view.reach_us
+    # As `FeatureView.reaches_back_to`, for many.
+    lengths = {(window.length_us, window.resolution_us) for window in view.windows}
+    begins = [(times - length) // step * step for length, step in lengths if length is not None]
+    oldest: npt.NDArray[np.int64] = np.minimum.reduce(begins) + 1
+    return oldest
+
+
 def _covered(
-    intervals: Sequence[Interval], reach_us: int | None, times: npt.NDArray[np.int64]
+    intervals: Sequence[Interval], oldest: npt.NDArray[np.int64], times: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """Tell for each instant whether one interval holds it and its reach; the first interval extends back for ever."""
+    """Tell for each instant whether one interval holds it and what it reaches back to.
+
+    The first interval extends back for ever.
+    """
     import numpy as np
 
     starts = np.array([start for start, _ in intervals])
     ends = np.array([end for _, end in intervals])
     place = np.searchsorted(starts, times, side="right") - 1
     inside: npt.NDArray[np.bool_] = (place >= 0) & (times < ends[np.maximum(place, 0)])
-    oldest = np.full(len(times), MIN_INSTANT) if reach_us is None else times - reach_us
     inside &= (place == 0) | (oldest >= starts[np.maximum(place, 0)])
     return inside
 
@@ -138,7 +157,13 @@ def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
     import pyarrow as pa
 
     limit = LARGE_SHARE * len(rows.frame)
-    suspects = [found for found in rows.pins if found.as_of == "available" and found.version and len(rows.frame)]
+    texts = [
+        _held_back_text(facts.held_back / len(rows.frame), facts.view)
+        for facts in rows.windowed
+        if facts.held_back and facts.held_back >= limit
+    ]
+    plain = [found for found in rows.pins if not found.read.view.aggregations]
+    suspects = [found for found in plain if found.as_of == "available" and found.version and len(rows.frame)]
     views = [
         pinned.view_join()
         for pinned in suspects
@@ -147,21 +172,35 @@ def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
         and _loaded_later(rows.offline, pinned)
     ]
     if not views:
-        return []
+        return texts
     if len(observed.rows) == len(rows.frame) and len(views) == len(rows.pins):
         join = rows.join  # remembers what it chose, and the facts for a certificate
     else:
         sample = rows.frame.keys.take(pa.array(observed.rows))
         join = rows.joins.join(sample, TIME, views, batch_rows=BATCH_ROWS)
-    texts = []
     for facts in join.facts():
         share = facts.nulls["not_yet_available"] / len(observed.rows)
         if share >= LARGE_SHARE:
-            texts.append(
-                f"{share:.0%} of the entity rows have no value of view {facts.view!r} because it was not yet known at "
-                f"their time. Where created times are those of a later load, pass as_of='event' to go by event time."
-            )
+            texts.append(_held_back_text(share, facts.view))
     return texts
+
+
+def _held_back_text(share: float, view: str) -> str:
+    return (
+        f"{share:.0%} of the entity rows have no value of view {view!r} because it was not yet known at "
+        f"their time. Where created times are those of a later load, pass as_of='event' to go by event time."
+    )
+
+
+def own_events(rows: JoinedRows) -> list[str]:
+    """Return a sentence for each windowed view that counts events of the entity rows' very instants."""
+    return [
+        f"{facts.own_events:,} of {len(rows.frame):,} entity rows count an event of view {facts.view!r} of their very "
+        "instant, as in a frame made of the events themselves. At serving time it may not have been pushed yet, and if "
+        "it is what you predict, it is a leak: shift the frame's times by a microsecond to leave it out."
+        for facts in rows.windowed
+        if facts.own_events
+    ]
 
 
 def _loaded_later(offline: TableReader, pinned: PinnedRead) -> bool:

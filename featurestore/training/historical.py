@@ -184,6 +184,12 @@ def _span(
         )
     if not workspace.engine.capabilities.reads_sql:
         raise InputError("This engine reads no spans.", hint="Pass an entity frame.")
+    if read.view.aggregations:
+        raise InputError(
+            f"View {read.view.name!r} has windows over events: it has a value at any instant, and no rows of its own.",
+            hint="Pass an entity frame with the instants. Its events are there as SQL: entity_df='SELECT * FROM "
+            f"{read.view.name}'.",
+        )
     pins = _committed(workspace, request, as_of)
     rows = SpanRows(workspace.engine.queries, workspace.offline, request, pins, timestamp_column, start_us, end_us)
     return TrainingSet(workspace, rows)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from featurestore.engine.interface import AsOf, Join, Joins, Queries, ViewJoin
+from featurestore.engine.interface import AsOf, Join, JoinFacts, Joins, Queries, ViewJoin
 from featurestore.errors import EngineError, TableVersionError
 from featurestore.offline.interface import DataFile, TableReader, TableVersion
 from featurestore.request.features import FeatureRequest, OutputColumn, ViewRead
@@ -84,33 +84,38 @@ class PinnedRead:
     as_of: AsOf
     version: TableVersion | None
     """None where nothing was ever committed, and in direct sets."""
-    staged: tuple[str, ...] = ()
+    staged: tuple[str, ...] | None = None
     """Files of a direct set."""
 
     @property
     def files(self) -> tuple[str, ...]:
         """The files to read, as the engine reads them."""
-        return self.staged if self.version is None else tuple(file.path for file in self.version.files)
+        return (self.staged or ()) if self.version is None else tuple(file.path for file in self.version.files)
 
     @property
     def opens(self) -> Sequence[DataFile | str]:
         """The same files, as `opened` takes them."""
-        return self.staged if self.version is None else self.version.files
+        return (self.staged or ()) if self.version is None else self.version.files
 
     def view_join(self) -> ViewJoin:
         """Return the read as the engine takes it."""
         view = self.read.view
         columns = {key: engine_column(column, view.join_keys[key]) for key, column in self.read.key_columns}
-        return ViewJoin(self.read.name, view, self.files, columns, self.read.features, self.as_of)
+        is_begun = self.version is not None or self.staged is not None
+        return ViewJoin(self.read.name, view, self.files, columns, self.read.features, self.as_of, is_begun)
 
 
-def pin(read: ViewRead, as_of: AsOf | None, version: TableVersion | None, staged: tuple[str, ...] = ()) -> PinnedRead:
+def pin(
+    read: ViewRead, as_of: AsOf | None, version: TableVersion | None, staged: tuple[str, ...] | None = None
+) -> PinnedRead:
     """Pin a read to a table version, or to staged files.
 
-    Without ``as_of`` availability counts where the view's source declares a created column.
+    Without ``as_of`` availability counts where the view's source declares a created column, and in a view with
+    aggregations that takes pushes: a pushed event always has a created time.
     """
     if as_of is None:
-        as_of = "event" if read.view.created_timestamp_field is None else "available"
+        is_stamped = read.view.created_timestamp_field is not None or read.view.takes_events
+        as_of = "available" if is_stamped else "event"
     return PinnedRead(read, as_of, version, staged)
 
 
@@ -155,6 +160,11 @@ class JoinedRows:
         """The join of the pinned files, which also gives facts about them."""
         views = [pinned.view_join() for pinned in self.pins]
         return self.joins.join(self.frame.keys, TIME, views, batch_rows=BATCH_ROWS)
+
+    @property
+    def windowed(self) -> tuple[JoinFacts, ...]:
+        """Facts about the views with aggregations, known once the rows are joined."""
+        return self.join.windowed() if self.pins else ()
 
     def verify(self) -> None:
         """Check the pinned files' hashes, each once per process; raises DamagedFileError."""

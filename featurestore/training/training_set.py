@@ -25,7 +25,7 @@ from featurestore.errors import (
 from featurestore.ledger.saved_sets import SavedSet, not_to_be_built
 from featurestore.tables import html_table, import_polars
 from featurestore.training.certificate import Certificate, certify
-from featurestore.training.coverage import Gap, gaps_text, held_back, warn
+from featurestore.training.coverage import Gap, gaps_text, held_back, own_events, warn
 from featurestore.training.fingerprints import TableFingerprint, fingerprint
 from featurestore.training.frames import EntityFrame, OwnColumns, no_columns
 from featurestore.training.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone, repinned
@@ -289,6 +289,9 @@ class TrainingSet:
         if self._checks_availability:
             self._checks_availability = False
             for text in held_back(self._rows, observed):
+                self._warn(text)
+        for text in own_events(self._rows):
+            if text not in self.warnings:
                 self._warn(text)
 
     def _beside_own(self) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

@@ -105,3 +105,7 @@ class RunDocument:
     error: str | None = None
     dry_run: bool = False
     """Whether the run only counted and wrote nothing."""
+    unusable: int = 0
+    """Events that were dropped, because they have no id or a text that is too long."""
+    conflicts: int = 0
+    """Events among ``unchanged`` and ``duplicates`` that differ from the one of their id that counts."""

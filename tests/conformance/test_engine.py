@@ -6,6 +6,7 @@ import pytest
 from support.engines import open_duck
 
 from featurestore.testing.engine_dropped import DroppedRowsConformance
+from featurestore.testing.engine_events import EngineEventsConformance
 from featurestore.testing.engine_folders import EngineFoldersConformance
 from featurestore.testing.engine_joins import EngineJoinsConformance
 from featurestore.testing.engine_log import EngineLogConformance
@@ -14,6 +15,7 @@ from featurestore.testing.engine_queries import EngineQueriesConformance, Engine
 from featurestore.testing.engine_source_types import EngineSourceTypesConformance
 from featurestore.testing.engine_sources import EngineSourcesConformance
 from featurestore.testing.engine_values import EngineValuesConformance
+from featurestore.testing.engine_windows import EngineWindowsConformance
 
 
 class Duck:
@@ -55,4 +57,12 @@ class TestDuckSql(Duck, EngineSqlConformance):
 
 
 class TestDuckDroppedRows(Duck, DroppedRowsConformance):
+    pass
+
+
+class TestDuckEvents(Duck, EngineEventsConformance):
+    pass
+
+
+class TestDuckWindows(Duck, EngineWindowsConformance):
     pass

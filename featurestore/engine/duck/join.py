@@ -6,17 +6,19 @@ The features are read once, joined to the chosen rows by ``fs_seq``, and sorted 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from typing_extensions import override
 
+from featurestore.definitions import FeatureView
 from featurestore.engine.duck.choose import EntityRows, all_chosen, feature_columns, keep_chosen, typed
 from featurestore.engine.duck.examine import examine
 from featurestore.engine.duck.offline_sql import log
 from featurestore.engine.duck.session import Session, close, lack_of_room, reason_of, stream, translated
+from featurestore.engine.duck.windowed import compute, conditions
 from featurestore.engine.interface import Join, JoinFacts, Joins, ViewJoin
 from featurestore.errors import EngineError
 from featurestore.types.arrow import arrow_schema
@@ -38,6 +40,10 @@ class DuckJoins(Joins):
     @override
     def join(self, frame: pa.Table, time_column: str, views: Sequence[ViewJoin], *, batch_rows: int) -> Join:
         return DuckJoin(self._session, frame, time_column, views, batch_rows)
+
+    @override
+    def conditions(self, view: FeatureView, events: pa.Table) -> Mapping[str, pa.Array]:
+        return conditions(self._session, view, events)
 
     @override
     def join_stored(
@@ -85,7 +91,9 @@ class DuckJoin(Join):
         self._files = [file for view in views for file in view.files]
         self._batch_rows = batch_rows
         self._chosen: list[pa.Array] | None = None
-        """For each view the ``fs_seq`` of each entity row's answer, null where it has none."""
+        """For each view without windows the ``fs_seq`` of each entity row's answer, null where it has none."""
+        self._windowed: dict[int, JoinFacts] = {}
+        """The facts about the views with windows, by their numbers."""
         self._facts: tuple[JoinFacts, ...] | None = None
 
     @override
@@ -97,11 +105,16 @@ class DuckJoin(Join):
         try:
             with translated(DOING, table_files=self._files):
                 entities = EntityRows(connection, self._frame, self._time_column)
-                self._chosen = all_chosen(entities, self._views)
-                parts = []
-                for number, (view, sequences) in enumerate(zip(self._views, self._chosen, strict=True)):
-                    keep_chosen(entities, sequences, number)
-                    parts.append(_gather(entities, view, number))
+                windowed = self._compute(entities)
+                self._chosen = all_chosen(entities, self._plain)
+                chosen = iter(self._chosen)
+                parts: list[str | pa.Table] = []
+                for number, view in enumerate(self._views):
+                    if view.view.aggregations:
+                        parts.append(_numbered(windowed.pop(number)))
+                    else:
+                        keep_chosen(entities, next(chosen), number)
+                        parts.append(_gather(entities, view, number))
         except BaseException:
             close(connection)
             raise
@@ -114,14 +127,42 @@ class DuckJoin(Join):
             self._facts = self._examined()
         return self._facts
 
+    @override
+    def windowed(self) -> tuple[JoinFacts, ...]:
+        return tuple(self._windowed.values())
+
     def _examined(self) -> tuple[JoinFacts, ...]:
         doing = "examine a training set"
         with self._session.open(reads=self._files) as connection, translated(doing, table_files=self._files):
             entities = EntityRows(connection, self._frame, self._time_column)
             if self._chosen is None:
-                self._chosen = all_chosen(entities, self._views)
-            found = zip(self._views, self._chosen, strict=True)
-            return tuple(examine(entities, view, number, chosen) for number, (view, chosen) in enumerate(found))
+                self._compute(entities)
+                self._chosen = all_chosen(entities, self._plain)
+            chosen = iter(self._chosen)
+            return tuple(
+                self._windowed[number] if view.view.aggregations else examine(entities, view, number, next(chosen))
+                for number, view in enumerate(self._views)
+            )
+
+    @property
+    def _plain(self) -> list[ViewJoin]:
+        return [view for view in self._views if not view.view.aggregations]
+
+    def _compute(self, entities: EntityRows) -> dict[int, list[pa.Array]]:
+        """Compute the features of the views with windows, and keep the facts about them."""
+        columns = {}
+        for number, view in enumerate(self._views):
+            if view.view.aggregations:
+                made = compute(entities, view, number)
+                self._windowed[number], columns[number] = made.facts(view), made.columns
+        return columns
+
+
+def _numbered(columns: Sequence[pa.Array]) -> pa.Table:
+    """Return columns with their rows' numbers before them."""
+    import pyarrow as pa
+
+    return pa.table({"row": np.arange(len(columns[0])), **{f"c{place}": each for place, each in enumerate(columns)}})
 
 
 def _schema(views: Sequence[ViewJoin]) -> pa.Schema:
@@ -142,7 +183,7 @@ def _gather(entities: EntityRows, view: ViewJoin, number: int) -> str:
 
 
 def _stream(
-    entities: EntityRows, parts: Sequence[str], files: Sequence[str], schema: pa.Schema, batch_rows: int
+    entities: EntityRows, parts: Sequence[str | pa.Table], files: Sequence[str], schema: pa.Schema, batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
     """Yield the views' columns side by side, after a check that no row is missing or out of order."""
     import pyarrow as pa
@@ -151,7 +192,12 @@ def _stream(
     try:
         with translated(DOING, table_files=files):
             # The views are sorted separately and put side by side here, so they need no join with one another.
-            readers = [stream(entities.connection.cursor(), part, batch_rows) for part in parts]
+            readers = [
+                stream(entities.connection.cursor(), part, batch_rows)
+                if isinstance(part, str)
+                else part.to_reader(batch_rows)
+                for part in parts
+            ]
             batches = [_next(reader, done) for reader in readers]
             while size := min(batch.num_rows for batch in batches):
                 columns = [column for batch in batches for column in batch.slice(0, size).columns[1:]]

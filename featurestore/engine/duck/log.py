@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from featurestore.definitions import FeatureView
+from featurestore.engine.duck.event_staging import EventStaging, gone_events
 from featurestore.engine.duck.identity import LOG_ORDER, LOG_TIMES, identity, known
 from featurestore.engine.duck.offline_sql import (
     FILE,
@@ -47,7 +48,8 @@ class DuckLog(Log):
             opened(self._session, request.view, reads=request.log_files, writes=request.folder) as scanned,
             scanned.translated("read the source", table_files=request.log_files),
         ):
-            return Staging(self._session.root, scanned, request).run()
+            staging = EventStaging if request.view.aggregations else Staging
+            return staging(self._session.root, scanned, request).run()
 
     @override
     def latest(
@@ -82,13 +84,16 @@ class DuckLog(Log):
             scanned.translated("compare the offline store with its source", table_files=files),
         ):
             connection = scanned.connection
-            connection.execute(f"CREATE TEMP TABLE held AS {source_identities(scanned, span)}")
-            rows = f"SELECT *, {LOG_TIMES} FROM ({read_log({**thin(view), ORIGIN: String}, files)})"
-            connection.execute(
-                f"CREATE TEMP TABLE gone AS SELECT {FILE}, {SEQUENCE} FROM ({rows}) "
-                f"ANTI JOIN held USING ({identity(view)}) "
-                f"WHERE {ORIGIN} = '{BATCH}' AND {instants(span.start_us, span.end_us - 1)}"
-            )
+            if view.aggregations:
+                gone = gone_events(scanned, span, files)
+            else:
+                connection.execute(f"CREATE TEMP TABLE held AS {source_identities(scanned, span)}")
+                rows = f"SELECT *, {LOG_TIMES} FROM ({read_log({**thin(view), ORIGIN: String}, files)})"
+                gone = (
+                    f"SELECT {FILE}, {SEQUENCE} FROM ({rows}) ANTI JOIN held USING ({identity(view)}) "
+                    f"WHERE {ORIGIN} = '{BATCH}' AND {instants(span.start_us, span.end_us - 1)}"
+                )
+            connection.execute(f"CREATE TEMP TABLE gone AS {gone}")
             found = connection.execute(f"SELECT {FILE}, count(*) FROM gone GROUP BY ALL ORDER BY ALL").fetchall()
             removed = [files[number] for number, _ in found]
             kept = [] if folder is None else [_rest(connection, view, path, folder) for path in removed]

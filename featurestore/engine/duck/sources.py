@@ -6,16 +6,19 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import duckdb
 from typing_extensions import override
 
 from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.engine.duck.files import find_files, would_read
 from featurestore.engine.duck.identity import CREATED_US, EVENT_US, SOURCE_TIMES, has_keys, identity
 from featurestore.engine.duck.scan import open_sources, opened
-from featurestore.engine.duck.session import Session, quote, source_file_error
+from featurestore.engine.duck.session import Session, quote, reason_of, source_file_error
 from featurestore.engine.duck.tables import POSITION, open_source
 from featurestore.engine.interface import SourceColumn, SourceFile, Sources
+from featurestore.errors import SourceSchemaError
 from featurestore.types.columns import CREATED, EVENT
+from featurestore.types.values import duckdb_type
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,6 +54,28 @@ class DuckSources(Sources):
             return open_sources(self._session, source)[0].columns
         with opened(self._session, source, fits=False) as scanned:
             return scanned.columns
+
+    @override
+    def check_conditions(self, view: FeatureView) -> None:
+        conditions = dict.fromkeys(each.where for each in view.aggregations if each.where is not None)
+        if view.events is None or not conditions:
+            return
+        types = view.events.types(view.stored)
+        columns = [f"NULL::{duckdb_type(kind)} AS {quote(name)}" for name, kind in types.items()]
+        with self._session.open() as connection:
+            connection.execute(f"CREATE TEMP VIEW events AS SELECT {', '.join(columns)}")
+            for condition in conditions:
+                try:
+                    (kind,) = connection.sql(f"SELECT ({condition}\n) FROM events").types
+                    problem = "" if kind == "BOOLEAN" else f"is {kind}, and a condition is true or false"
+                except duckdb.Error as error:
+                    problem = f"does not run: {reason_of(error)}"
+                if problem:
+                    raise SourceSchemaError(
+                        f"Feature view {view.name!r}: the condition {condition!r} {problem}.",
+                        hint=f"It may read {', '.join(types)}.",
+                        view=view.name,
+                    )
 
     @override
     def first_event_us(self, view: FeatureView) -> int | None:

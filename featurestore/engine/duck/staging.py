@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,18 @@ if TYPE_CHECKING:
     import duckdb
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which rows go into the log."""
+
+    rows: str
+    """The SELECT of them."""
+    appended: int
+    unchanged: int
+    """How many others the log has already; the rest are duplicates."""
+    conflicts: int = 0
+
+
 class Staging:
     """One staging: decides by keys and times where each row goes, then reads the other columns of the new rows."""
 
@@ -51,41 +64,53 @@ class Staging:
         self._wanted = " OR ".join(wanted) or "false"
 
     def run(self) -> StagedRows:
-        """Make the tables ``found`` (rows in the spans), ``last`` and ``unchanged`` (positions), and the file."""
+        """Make the tables ``found`` (rows in the spans) and what `_choose` makes, and the file."""
         self._find()
-        whole = has_keys(self._view)
+        whole, usable = has_keys(self._view), self._usable()
         is_past = has_happened(EVENT_US, SOURCE_KNOWN, self._request.now_us)
-        fresh = f"{EVENT_US} IS NOT NULL AND {whole} AND {is_past}"
-        read, null_times, null_keys, waiting, max_created_us, first_us, last_us = self._row(
+        fresh = f"{EVENT_US} IS NOT NULL AND {whole} AND {usable} AND {is_past}"
+        read, null_times, null_keys, unusable, waiting, max_created_us, first_us, last_us = self._row(
             f"SELECT count(*), count(*) FILTER ({EVENT_US} IS NULL), "
             f"count(*) FILTER ({EVENT_US} IS NOT NULL AND NOT ({whole})), "
-            f"count(*) FILTER ({EVENT_US} IS NOT NULL AND {whole} AND NOT ({is_past})), "
+            f"count(*) FILTER ({EVENT_US} IS NOT NULL AND {whole} AND NOT ({usable})), "
+            f"count(*) FILTER ({EVENT_US} IS NOT NULL AND {whole} AND {usable} AND NOT ({is_past})), "
             f"max({CREATED_US}) FILTER ({EVENT_US} IS NOT NULL AND {is_past}), "
             f"min({EVENT_US}) FILTER ({fresh}), max({EVENT_US}) FILTER ({fresh}) FROM found"
         )
-        candidates = read - null_times - null_keys - waiting
-        distinct = unchanged = 0
-        if candidates:
-            distinct = self._find_last(fresh)
-            rows = self._rows((first_us, last_us), fresh, "" if distinct == candidates else "SEMI JOIN last")
-            unchanged = self._find_unchanged(rows, (first_us, last_us))
-            if unchanged:
-                rows = f"SELECT * FROM ({rows}) ANTI JOIN unchanged USING ({POSITION})"
-        appended = distinct - unchanged
-        paths = (self._write(rows),) if appended else ()
+        candidates = read - null_times - null_keys - unusable - waiting
+        chosen = self._choose(fresh, candidates, (first_us, last_us)) if candidates else Chosen("", 0, 0)
+        paths = (self._write(chosen.rows),) if chosen.appended else ()
         check_unchanged(self._root, [file for table in self._scanned.tables for file in table.files])
         return StagedRows(
             paths=paths,
-            appended=appended,
+            appended=chosen.appended,
             read=read,
-            duplicates=candidates - distinct,
-            unchanged=unchanged,
+            duplicates=candidates - chosen.appended - chosen.unchanged,
+            unchanged=chosen.unchanged,
             null_keys=null_keys,
             null_times=null_times,
             waiting=waiting,
             min_event_us=_first_event_us(paths[0]) if paths else None,
             max_created_us=max_created_us,
+            unusable=unusable,
+            conflicts=chosen.conflicts,
         )
+
+    def _usable(self) -> str:
+        """Return the condition that a row with keys and times can be kept."""
+        return "true"
+
+    def _choose(self, fresh: str, candidates: int, bounds_us: tuple[int, int]) -> Chosen:
+        """Choose among the rows that are ``fresh``, of which there are so many, with event times within bounds.
+
+        Makes the tables ``last`` and ``unchanged`` (positions).
+        """
+        distinct = self._find_last(fresh)
+        rows = self._rows(bounds_us, fresh, "" if distinct == candidates else "SEMI JOIN last")
+        unchanged = self._find_unchanged(rows, bounds_us)
+        if unchanged:
+            rows = f"SELECT * FROM ({rows}) ANTI JOIN unchanged USING ({POSITION})"
+        return Chosen(rows, distinct - unchanged, unchanged)
 
     def _find(self) -> None:
         """Make the table ``found``: keys, times and position; for a view's SQL all columns, as it runs only once."""
@@ -124,7 +149,7 @@ class Staging:
             f"SELECT *, {LOG_TIMES} FROM ({read_log(log_columns(self._view), self._request.log_files)}) "
             f"WHERE {instants(*bounds_us)}"
         )
-        same = " AND ".join(_same(field.name, field.type) for field in self._view.stored)
+        same = " AND ".join(same_value(field.name, field.type) for field in self._view.stored)
         self._connection.execute(
             f"CREATE TEMP TABLE unchanged AS SELECT f.{POSITION} FROM ({rows}) f JOIN ({log}) l "
             f"USING ({identity(self._view)}) GROUP BY f.{POSITION} HAVING arg_max({same}, l.{SEQUENCE})"
@@ -181,7 +206,7 @@ def _first_event_us(path: Path) -> int:
     return min(to_instant(group.column(column).statistics.min) for group in groups)
 
 
-def _same(name: str, value_type: ValueType) -> str:
+def same_value(name: str, value_type: ValueType) -> str:
     """Return the condition that two values are the same: nulls are, NaNs are, 0.0 and -0.0 are not."""
     column = quote(name)
     same = f"f.{column} IS NOT DISTINCT FROM l.{column}"

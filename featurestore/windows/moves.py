@@ -1,0 +1,172 @@
+"""Events, and when they enter and leave the windows of rows that ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.windows.timeline import Timeline
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Int64s = npt.NDArray[np.int64]
+    Bools = npt.NDArray[np.bool_]
+    Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One value for each event: float64, or int64 for everything else (dates, instants, booleans, hashes of texts)."""
+
+    values: Array
+    """Anything where the value is null."""
+    valid: Bools | None = None
+    """None if no value is null."""
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Events of the keys 0, 1, 2, ..., ordered by key and then by event time, created time and arrival."""
+
+    starts: Int64s
+    """Where each key's events begin, and the end of the last one's."""
+    event_us: Int64s
+    available_us: Int64s | None
+    """When each becomes available; None where availability does not count."""
+    columns: Mapping[str, Column]
+    conditions: Mapping[str, Bools]
+    """Which events a condition is true for."""
+
+    def __len__(self) -> int:
+        return len(self.event_us)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One feature."""
+
+    function: str
+    column: str | None
+    """None counts events."""
+    condition: str | None
+    length_us: int | None
+    """None: all of history."""
+    resolution_us: int
+    n: int = 0
+    """How many values last_n answers at most, and count_distinct counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remarks:
+    """What is remarkable about rows, one mark each."""
+
+    own: Bools
+    """An event happens at its very instant and counts there."""
+    held_back: Bools
+    """Events have happened in the longest window, and none of them is available."""
+
+
+class Moves:
+    """When the events enter and leave, and how many have done so by each row's instant."""
+
+    def __init__(self, events: Events, keys: Int64s, times_us: Int64s) -> None:
+        self.events, self.keys, self.times_us = events, keys, times_us
+        self._timeline = Timeline.of(events.starts, events.event_us)
+        self._event_keys = np.repeat(np.arange(len(events.starts) - 1), np.diff(events.starts))
+        self._codes = self._timeline.codes(self._event_keys, events.event_us)
+        self._left: dict[tuple[int | None, int], tuple[Int64s | None, Int64s]] = {}
+        self.happened = self._by(times_us)
+        """How many events of the row's key and of those before it have happened by then."""
+        available = events.available_us
+        self.order: Int64s | None = None
+        """The events in the order of entering, None if that is their own order."""
+        self.entered = self.happened
+        """How many events, in that order, have entered."""
+        self._most_lag_us = 0
+        if available is not None and len(events):
+            self._most_lag_us = int((available - events.event_us).max())
+        if available is not None and self._most_lag_us:
+            timeline = Timeline.of(events.starts, available)
+            codes = timeline.codes(self._event_keys, available)
+            if (codes[1:] < codes[:-1]).any():
+                self.order = np.argsort(codes, kind="stable")
+                codes = codes[self.order]
+            self.entered = np.searchsorted(codes, timeline.codes(keys, times_us), "right")
+
+    def begins(self, question: Question) -> Int64s:
+        """Return the position of the first event that the window has not left behind, whether it has entered or not."""
+        if question.length_us is None:
+            return self.events.starts[self.keys]
+        bounds = (self.times_us - question.length_us) // question.resolution_us
+        bounds *= question.resolution_us
+        return self._by(bounds)
+
+    def left(self, question: Question) -> tuple[Int64s | None, Int64s]:
+        """Return the events in the order of leaving (None: their own), and how many have left by each row's instant.
+
+        One that would leave before it enters, because it came too late, leaves when it enters.
+        """
+        window = question.length_us, question.resolution_us
+        if window not in self._left:
+            length_us, available = question.length_us, self.events.available_us
+            if length_us is None or available is None or self._most_lag_us <= length_us:
+                self._left[window] = None, self.begins(question)
+            else:
+                leaves = np.maximum(self.leaves(question), available)
+                timeline = Timeline.of(self.events.starts, leaves)
+                codes = timeline.codes(self._event_keys, leaves)
+                order = np.argsort(codes, kind="stable")
+                asked = timeline.codes(self.keys, self.times_us)
+                self._left[window] = order, np.searchsorted(codes[order], asked, "right")
+        return self._left[window]
+
+    def leaves(self, question: Question) -> Int64s:
+        """Return the instant from which each event no longer counts."""
+        assert question.length_us is not None
+        tiles = -(-self.events.event_us // question.resolution_us)
+        return tiles * question.resolution_us + question.length_us
+
+    def covers(self, question: Question) -> tuple[Int64s, Int64s]:
+        """Return the rows [begin, end) at whose instants each event counts."""
+        available = self.events.available_us
+        enters = self.events.event_us if available is None else available
+        rows = Timeline.of(self._row_starts, self.times_us)
+        asked = rows.codes(self.keys, self.times_us)
+        begins = np.searchsorted(asked, rows.codes(self._event_keys, enters), "left")
+        if question.length_us is None:
+            return begins, self._row_starts[self._event_keys + 1]
+        return begins, np.searchsorted(asked, rows.codes(self._event_keys, self.leaves(question)), "left")
+
+    @cached_property
+    def _row_starts(self) -> Int64s:
+        return np.searchsorted(self.keys, np.arange(len(self.events.starts)))
+
+    def _by(self, instants: Int64s) -> Int64s:
+        return np.searchsorted(self._codes, self._timeline.codes(self.keys, instants), "right")
+
+    def remarks(self, questions: Sequence[Question]) -> Remarks:
+        """Return what is remarkable about the rows."""
+        held_back = np.zeros(len(self.keys), np.bool_)
+        if self.events.available_us is not None and questions:
+            longest = max(questions, key=lambda each: np.inf if each.length_us is None else each.length_us)
+            held_back = (self.begins(longest) < self.happened) & (self.entered == self.left(longest)[1])
+        return Remarks(self._are_own(), held_back)
+
+    def _are_own(self) -> Bools:
+        begins = self._by(self.times_us - 1)
+        own: Bools = begins < self.happened
+        if self.events.available_us is not None:
+            for row in np.flatnonzero(own):
+                span = slice(begins[row], self.happened[row])
+                own[row] = (self.events.available_us[span] <= self.times_us[row]).any()
+        return own
+
+    @property
+    def event_keys(self) -> Int64s:
+        """The key of each event."""
+        return self._event_keys
