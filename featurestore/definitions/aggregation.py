@@ -43,7 +43,7 @@ PARTIALS: dict[str, frozenset[str]] = {
     "std": frozenset({"count", "sum", "square"}),
     "min": frozenset({"count", "min"}),
     "max": frozenset({"count", "max"}),
-    "first": frozenset({"first"}),
+    "first": frozenset({"count", "first"}),
     "last": frozenset({"last"}),
     "last_n": frozenset({"last"}),
     "count_distinct": frozenset({"distinct"}),

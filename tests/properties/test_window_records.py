@@ -1,0 +1,157 @@
+"""Windowed records read at any instant against plain loops, however their events came and whenever they were folded."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.examples import examples
+
+from featurestore.definitions import Aggregation, Entity, FeatureView, Field, ParquetSource
+from featurestore.online.interface import ViewLayout
+from featurestore.online.records.windowed import decode, empty, encode, encode_event, folded, is_intact, last_sequence
+from featurestore.online.records.windows_read import WindowRecords, hash_of
+from featurestore.statuses import Status
+from featurestore.training.reference_windows import ReferenceEvent, reference_window
+from featurestore.types import Float64, Int64, String
+from featurestore.windows.layout import layout_of
+from featurestore.windows.tiles import TileEvent
+
+MINUTE_US = 60_000_000
+WINDOWS = [timedelta(minutes=1), timedelta(minutes=12), None]
+NUMBERS = ("count", "sum", "mean", "min", "max", "var", "std", "first", "last", "count_distinct")
+TEXTS = ("count", "first", "last", "count_distinct")
+KEY = b"fs:p:v:{1}"
+
+
+def view() -> FeatureView:
+    aggregations = [
+        *(Aggregation(column, name, windows=WINDOWS) for column in ("f", "i") for name in NUMBERS),
+        *(Aggregation("t", name, windows=WINDOWS, n=2 if name == "count_distinct" else None) for name in TEXTS),
+        *(Aggregation(column, "last_n", n=3, windows=WINDOWS) for column in ("f", "i", "t")),
+        Aggregation("*", "count", windows=WINDOWS),
+        Aggregation("f", "sum", windows=WINDOWS, name="some", where="i > 0"),
+        Aggregation("at", "last", windows=WINDOWS),
+    ]
+    return FeatureView(
+        "v",
+        entities=[Entity("e", join_keys={"k": Int64})],
+        source=ParquetSource("s", "s", "at", "known"),
+        schema=[Field("id", String), Field("f", Float64), Field("i", Int64), Field("t", String)],
+        event_id="id",
+        aggregations=aggregations,
+    )
+
+
+VIEW = view()
+LAYOUT, ASKED = layout_of(VIEW)
+NAMES = [window.name for window in VIEW.windows]
+READER = WindowRecords(ViewLayout("p", "v", 1, (("k", Int64),), (), None), LAYOUT, [ASKED[name] for name in NAMES])
+FLOATS = st.one_of(
+    st.none(),
+    st.sampled_from((0.1, 12.34, -0.0, 0.0, 1e16, 1e-16, 1e308, -1e308, 5e-324, math.nan, math.inf, -math.inf)),
+    st.integers(-500, 500).map(lambda cents: cents / 100),
+)
+INTEGERS = st.one_of(st.none(), st.integers(-3, 3), st.sampled_from((2**63 - 1, -(2**63))))
+EVENTS = st.tuples(
+    st.integers(-20 * MINUTE_US, 0).map(lambda at: at // 5_000_000 * 5_000_000),
+    st.sampled_from((0, 0, 1, MINUTE_US)),
+    FLOATS,
+    INTEGERS,
+    st.sampled_from((None, b"", b"a", b"b", "é".encode())),
+)
+
+
+def expected(events: list[TileEvent], at_us: int) -> list[Any]:
+    found = []
+    names = {"f": 0, "i": 1, "t": 2, "at": 3}
+    own = [
+        ReferenceEvent(
+            event.event_us,
+            event.known_us,
+            event.sequence,
+            {name: event.values[place] for name, place in names.items()},
+            frozenset({"i > 0"} if event.true else ()),
+        )
+        for event in sorted(events, key=lambda event: event.order)
+    ]
+    for window in VIEW.windows:
+        of = window.aggregation
+        value = reference_window(
+            own,
+            at_us,
+            of.function,
+            column=None if of.column == "*" else of.column,
+            is_float=of.column == "f",
+            condition=of.where,
+            length_us=window.length_us,
+            resolution_us=window.resolution_us,
+            n=of.bound,
+            as_of="available",
+        )
+        found.append(value)
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a feature as the record keeps it."""
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, str):
+        return value.encode()
+    if hasattr(value, "timestamp"):
+        return (
+            value - value.replace(year=1970, month=1, day=1, hour=0, minute=0, second=0, microsecond=0)
+        ) // timedelta(microseconds=1)
+    return value
+
+
+def is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return (one != one and other != other) or (one == other and math.copysign(1, one) == math.copysign(1, other))
+    return type(one) is type(other) and one == other
+
+
+@settings(max_examples=examples(150))
+@given(st.data())
+def test_a_record_answers_as_plain_loops_do(data: st.DataObject) -> None:
+    drawn = data.draw(st.lists(EVENTS, max_size=14))
+    events = [
+        TileEvent(number, at, at + late, (f, i, t, at), int(i is not None and i > 0))
+        for number, (at, late, f, i, t) in enumerate(drawn)
+    ]
+    record, now = empty(KEY, LAYOUT), -20 * MINUTE_US
+    for number, event in enumerate(events):
+        record += encode_event(KEY, LAYOUT, event)
+        assert last_sequence(record) == number
+        if data.draw(st.integers(0, 3)) == 0:
+            now = max(now, event.available_us) + data.draw(st.sampled_from((0, 1, 2_000_000, MINUTE_US)))
+            record = folded(KEY, LAYOUT, record, now, hashed=hash_of, settled_us=2_000_000)
+        assert is_intact(KEY, record)
+        assert not is_intact(KEY + b"x", record)
+    for _ in range(3):
+        at = now + data.draw(
+            st.sampled_from((0, 1, 5_000_000, MINUTE_US, 12 * MINUTE_US, 12 * MINUTE_US - 1, 40 * MINUTE_US))
+        )
+        rows = READER.read([KEY], [record], at)
+        for name, found, wanted, status in zip(
+            NAMES,
+            rows.values[0],
+            expected(events, at),
+            (rows.statuses or [[Status.PRESENT] * len(NAMES)])[0],
+            strict=True,
+        ):
+            if name.startswith("at_"):
+                wanted_at = wanted
+                assert (found is None) == (wanted_at is None), name
+                continue
+            assert is_same(plain(found), wanted), (name, at, found, wanted)
+            assert status is (Status.NULL_VALUE if wanted is None else Status.PRESENT)
+        assert READER.fresh([record], at) is not None
+    tiles = decode(KEY, LAYOUT, folded(KEY, LAYOUT, record, now, hashed=hash_of, settled_us=-(10**12)))
+    assert encode(KEY, decode(KEY, LAYOUT, encode(KEY, tiles))) == encode(KEY, tiles)
