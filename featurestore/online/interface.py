@@ -97,6 +97,50 @@ class Repair:
     replacement: Write | None
 
 
+class Append(NamedTuple):
+    """One event on its way to the newest events of a windowed record."""
+
+    key: bytes
+    sequence: int
+    """Its ``fs_seq``: a record that has taken it does not take it again."""
+    event: bytes
+    """As `windowed.encode_event` makes it."""
+    record: bytes
+    """The record without events, for an entity that has none."""
+    expire_at_ms: int | None
+    """As in `Write`; an expiry is only ever moved to later."""
+
+
+class Fold(NamedTuple):
+    """Replace what a windowed record begins with; what was appended since stays."""
+
+    key: bytes
+    old: bytes
+    """The bytes that it must begin with."""
+    new: bytes
+    expire_at_ms: int | None
+
+
+class Placed(NamedTuple):
+    """A windowed record made of the log up to a number; newer events that the store's record has stay beside it."""
+
+    key: bytes
+    record: bytes
+    sequence: int
+    """Every event with this ``fs_seq`` or a smaller one is in it."""
+    expire_at_ms: int | None
+
+
+class Advanced(IntEnum):
+    """The outcome of moving a marker with the events up to it."""
+
+    DONE = 0
+    MOVED = 1
+    """The marker holds another value; nothing was written."""
+    OTHER_LAYOUT = 2
+    """A record has another layout, or holds something else; nothing was written."""
+
+
 class WriteResult(IntEnum):
     """The outcome of one write."""
 
@@ -198,6 +242,32 @@ class OnlineStore(OnlineReader):
     @abstractmethod
     def delete(self, prefix: bytes) -> int:
         """Delete every key under an exact prefix, in batches, resumable; return how many there were."""
+
+    keeps_events: bool = False
+    """Whether `advance`, `fold` and `place` work: they keep windowed records."""
+
+    def advance(
+        self, marker: bytes, before: bytes | None, after: bytes, appends: Sequence[Append], *, now_us: int
+    ) -> tuple[Advanced, list[int]]:
+        """Append events and move the plain value at ``marker`` from one to another: all or nothing.
+
+        ``before`` None: the marker must be missing. Also returns for each append how many bytes of newest events the
+        record has then; 0 where it had taken the event before.
+        """
+        raise NotImplementedError
+
+    def fold(self, folds: Sequence[Fold], *, now_us: int) -> list[bool]:
+        """Replace the beginnings of records that still have them; returns which had."""
+        raise NotImplementedError
+
+    def place(self, placed: Sequence[Placed], *, now_us: int) -> list[WriteResult]:
+        """Set records, each unless the store's has taken a later event into its tiles (STALE).
+
+        Newest events of the store's record that come after ``sequence`` are appended to the new one; those of another
+        layout cannot be (STALE, too). EXPIRED: an older record of the key was removed. WRONG_TYPE as in `write`, also
+        for a record of another format.
+        """
+        raise NotImplementedError
 
     def check_writable(self, prefix: bytes) -> None:
         """Raise what a write under a prefix would raise, if that is cheap to find out. Changes nothing."""

@@ -13,6 +13,7 @@ from featurestore.online.interface import OnlineStore, WriteResult
 from featurestore.online.lmdb.store import LmdbStore
 from featurestore.online.redis.cluster.store import RedisClusterStore
 from featurestore.online.redis.store import RedisStore
+from featurestore.testing.online_events import OnlineEventsConformance
 from featurestore.testing.online_store import DAY_US, OnlineStoreConformance, record_of
 from featurestore.types.times import system_clock
 
@@ -84,6 +85,22 @@ class TestRedis(OnlineStoreConformance):
         with redis_server.client() as client:
             left_ms = client.pttl(write.key)
         assert 0 <= write.expire_at_ms - system_clock() // 1000 - left_ms < 1_000 or left_ms <= 123_457
+
+
+class TestLmdbEvents(OnlineEventsConformance):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Iterator[OnlineStore]:
+        store = LmdbStore(tmp_path / "online")
+        yield store
+        store.close()
+
+
+class TestRedisEvents(OnlineEventsConformance):
+    @pytest.fixture
+    def store(self, redis_url: str) -> Iterator[OnlineStore]:
+        store = RedisStore(redis_url, read_timeout_ms=BUSY_MACHINE_MS, connect_timeout_ms=BUSY_MACHINE_MS)
+        yield store
+        store.close()
 
 
 class TestRedisCluster(OnlineStoreConformance):

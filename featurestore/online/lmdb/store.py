@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import operator
 import os
-import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +17,22 @@ from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import lmdb
 from typing_extensions import override
 
-from featurestore.online.interface import AsyncReader, OnlineStore, Repair, Write, WriteResult, Writes
+from featurestore.online.interface import (
+    Advanced,
+    Append,
+    AsyncReader,
+    Fold,
+    OnlineStore,
+    Placed,
+    Repair,
+    Write,
+    WriteResult,
+    Writes,
+)
 from featurestore.online.lmdb.environment import (
     DATA_FILE,
     at_work,
@@ -32,9 +41,27 @@ from featurestore.online.lmdb.environment import (
     pad_file,
     translated,
 )
-from featurestore.online.records.arrow import bytes_of
-from featurestore.online.records.codec import CRC_BYTES, damaged, is_intact, is_record, parts, record_version
+from featurestore.online.lmdb.events import NotAppended, append_all, folded, place_one
+from featurestore.online.lmdb.values import (
+    ENVELOPE_BYTES,
+    IS_PLAIN,
+    NEVER,
+    PLAIN,
+    RECORD,
+    SIGN,
+    VERSION,
+    are_whole_and_live,
+    content,
+    envelopes,
+    is_expiry_whole,
+    is_plain_or_other,
+    opened_value,
+    plain_checksum,
+    stored_instant,
+)
+from featurestore.online.records.codec import is_record, parts, record_version
 from featurestore.online.records.keys import check_prefix
+from featurestore.online.records.whole import is_intact
 from featurestore.types.times import Clock, system_clock
 
 Transaction = Any
@@ -43,17 +70,6 @@ Transaction = Any
 MAP_BYTES = 64 << 30
 SWEPT_KEY = b"\x00swept"
 
-_ENVELOPE = struct.Struct(">QQ")
-_ENVELOPE_BYTES = 16
-_SIGN = 1 << 63
-_ONES = (1 << 64) - 1
-_RECORD = operator.itemgetter(slice(_ENVELOPE_BYTES, None))
-_CHECKED = operator.itemgetter(slice(_ENVELOPE_BYTES, -CRC_BYTES))
-_CHECKSUM = operator.itemgetter(slice(-CRC_BYTES, None))
-_VERSION = operator.itemgetter(slice(_ENVELOPE_BYTES + 1, _ENVELOPE_BYTES + 17))
-_NEVER = _ENVELOPE.pack(_ONES, 0)
-_PLAIN = _ENVELOPE.pack(_ONES - 1, 1)
-_IS_PLAIN = operator.methodcaller("startswith", _PLAIN)
 _RECHECK_SECONDS = 1.0
 
 # 16,000 records of usual size take about 30 ms to compare and put: another writer waits no longer.
@@ -90,10 +106,12 @@ class LmdbStore(OnlineStore):
         except lmdb.Error:
             with self._transaction() as transaction:
                 values = list(map(transaction.get, keys))
-        now = _stored_instant(self._clock() // 1000)
-        if None not in values and _are_whole_and_live(keys, values, now):
-            return list(map(_RECORD, values))
-        return [None if value is None else _opened(key, value, now) for key, value in zip(keys, values, strict=True)]
+        now = stored_instant(self._clock() // 1000)
+        if None not in values and are_whole_and_live(keys, values, now):
+            return list(map(RECORD, values))
+        return [
+            None if value is None else opened_value(key, value, now) for key, value in zip(keys, values, strict=True)
+        ]
 
     def write(self, writes: Sequence[Write], *, now_us: int) -> list[WriteResult]:
         """Compare and set in transactions of bounded length; durable when it returns. Sweeps some expired records."""
@@ -119,15 +137,53 @@ class LmdbStore(OnlineStore):
         for start in range(0, len(repairs), _SCAN_RECORDS):
             with self._transaction(write=True) as transaction:
                 batch = repairs[start : start + _SCAN_RECORDS]
-                envelopes = _envelopes([repair.replacement and repair.replacement.expire_at_ms for repair in batch])
-                done += map(partial(_repaired, transaction, now_us // 1000), batch, envelopes)
+                made = envelopes([repair.replacement and repair.replacement.expire_at_ms for repair in batch])
+                done += map(partial(_repaired, transaction, now_us // 1000), batch, made)
         self._sync()
         return done
+
+    keeps_events = True
+
+    @override
+    def advance(
+        self, marker: bytes, before: bytes | None, after: bytes, appends: Sequence[Append], *, now_us: int
+    ) -> tuple[Advanced, list[int]]:
+        try:
+            with self._transaction(write=True) as transaction:
+                found = transaction.get(marker)
+                if (None if found is None else content(found)) != before:
+                    return Advanced.MOVED, []
+                now_ms = now_us // 1000
+                sizes = append_all(transaction, appends, partial(_live, now_ms), _put_record, now_ms)
+                transaction.put(marker, PLAIN + plain_checksum(marker, after) + after)
+        except NotAppended:
+            return Advanced.OTHER_LAYOUT, []
+        self._sync()
+        return Advanced.DONE, sizes
+
+    @override
+    def fold(self, folds: Sequence[Fold], *, now_us: int) -> list[bool]:
+        get = partial(_live, now_us // 1000)
+        with self._transaction(write=True) as transaction:
+            done = [folded(transaction, fold, get, _put_record) for fold in folds]
+        self._sync()
+        return done
+
+    @override
+    def place(self, placed: Sequence[Placed], *, now_us: int) -> list[WriteResult]:
+        now_ms, results = now_us // 1000, list[WriteResult]()
+        for part in parts([each.record for each in placed], _BATCH_RECORDS, _BATCH_BYTES):
+            with self._transaction(write=True) as transaction:
+                get = partial(_live, now_ms)
+                results += [place_one(transaction, each, get, _put_record, now_ms) for each in placed[part]]
+                _sweep(transaction, now_ms, min(_SWEEP_RECORDS, 2 * (part.stop - part.start) + 100))
+        self._sync()
+        return results
 
     def put(self, key: bytes, value: bytes, *, if_absent: bool = False) -> None:
         """Set a plain value, with a checksum of its own."""
         with self._transaction(write=True) as transaction:
-            transaction.put(key, _PLAIN + _plain_checksum(key, value) + value, overwrite=not if_absent)
+            transaction.put(key, PLAIN + plain_checksum(key, value) + value, overwrite=not if_absent)
         self._sync()
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -144,8 +200,8 @@ class LmdbStore(OnlineStore):
             if not found:
                 return
             after = found[-1][0]
-            now = _stored_instant(self._clock() // 1000)
-            if batch := [(key, _content(value)) for key, value in found if value[:8] > now]:
+            now = stored_instant(self._clock() // 1000)
+            if batch := [(key, content(value)) for key, value in found if value[:8] > now]:
                 yield batch
 
     def delete(self, prefix: bytes) -> int:
@@ -281,9 +337,9 @@ def _set_newest(transaction: Transaction, writes: Writes, now_ms: int) -> dict[i
     Nearly every record is newer than the one it replaces, so it is put first: the put returns the old value for half
     the price of a read before it. An old value that is newer is put back in the same transaction.
     """
-    now = _stored_instant(now_ms)
+    now = stored_instant(now_ms)
     keys = writes.keys
-    values = list(map(operator.add, _envelopes(writes.expiries_ms), writes.records))
+    values = list(map(operator.add, envelopes(writes.expiries_ms), writes.records))
     places: Sequence[int] = range(len(keys))
     results: dict[int, WriteResult] = {}
     if apart := _one_by_one(keys, values, now):
@@ -292,10 +348,10 @@ def _set_newest(transaction: Transaction, writes: Writes, now_ms: int) -> dict[i
         keys, values = [keys[place] for place in places], [values[place] for place in places]
     olds = list(map(transaction.cursor().replace, keys, values))
     for place, old in _not_older(olds, values):
-        is_plain = old.startswith(_PLAIN)
-        if is_plain or _is_live(keys[place], old, now):
+        is_other = is_plain_or_other(old)
+        if is_other or _is_live(keys[place], old, now):
             transaction.put(keys[place], old)
-            results[places[place]] = WriteResult.WRONG_TYPE if is_plain else WriteResult.STALE
+            results[places[place]] = WriteResult.WRONG_TYPE if is_other else WriteResult.STALE
     return {place: result for place, result in results.items() if result is not WriteResult.WRITTEN}
 
 
@@ -310,9 +366,9 @@ def _one_by_one(keys: Sequence[bytes], values: Sequence[bytes], now: bytes) -> S
 def _set_if_newer(transaction: Transaction, key: bytes, value: bytes, now: bytes) -> WriteResult:
     """Compare and set one value."""
     old = transaction.get(key)
-    if old is not None and old.startswith(_PLAIN):
+    if old is not None and is_plain_or_other(old):
         return WriteResult.WRONG_TYPE
-    if old is not None and _VERSION(value) < _VERSION(old) and _is_live(key, old, now):
+    if old is not None and VERSION(value) < VERSION(old) and _is_live(key, old, now):
         return WriteResult.STALE
     if value[:8] > now:
         transaction.put(key, value)
@@ -326,28 +382,41 @@ def _not_older(olds: Sequence[Any], values: Sequence[bytes]) -> list[tuple[int, 
     """Return old values, with their places, that were not records or were newer; None stands for no old value."""
     if not any(olds):
         return []
-    are_newer = all(olds) and not any(map(operator.gt, map(_VERSION, olds), map(_VERSION, values)))
+    are_newer = all(olds) and not any(map(operator.gt, map(VERSION, olds), map(VERSION, values)))
     # Only values that never expire sort as high as a plain value.
-    if are_newer and (max(olds)[:1] != b"\xff" or not any(map(_IS_PLAIN, olds))):
+    if are_newer and (max(olds)[:1] != b"\xff" or not any(map(IS_PLAIN, olds))):
         return []
     return [
         (place, old)
         for place, (old, value) in enumerate(zip(olds, values, strict=True))
-        if old is not None and (_VERSION(old) > _VERSION(value) or old.startswith(_PLAIN))
+        if old is not None and (VERSION(old) > VERSION(value) or old.startswith(PLAIN))
     ]
 
 
 def _is_live(key: bytes, value: bytes, now: bytes) -> bool:
     """Tell whether a stored record may keep out an older one: it is intact and has not expired."""
-    return is_intact(key, value[_ENVELOPE_BYTES:]) and (value[:8] > now or not _is_expiry_whole(value))
+    return is_intact(key, value[ENVELOPE_BYTES:]) and (value[:8] > now or not is_expiry_whole(value))
+
+
+def _live(now_ms: int, transaction: Transaction, key: bytes) -> tuple[bytes, int | None] | None:
+    """Return a live value's content and expiry; None for one that has expired."""
+    found = transaction.get(key)
+    if found is None or found[:8] <= stored_instant(now_ms):
+        return None
+    never = found.startswith(NEVER) or found.startswith(PLAIN)
+    return content(found), None if never else int.from_bytes(found[:8]) - SIGN
+
+
+def _put_record(transaction: Transaction, key: bytes, record: bytes, expire_at_ms: int | None) -> None:
+    transaction.put(key, envelopes([expire_at_ms])[0] + record)
 
 
 def _repaired(transaction: Transaction, now_ms: int, repair: Repair, envelope: bytes) -> bool:
     old = transaction.get(repair.key)
-    if old is None or old[:8] <= _stored_instant(now_ms):
+    if old is None or old[:8] <= stored_instant(now_ms):
         return False
-    record = _content(old)
-    if old.startswith(_PLAIN) or not is_record(record):
+    record = content(old)
+    if old.startswith(PLAIN) or not is_record(record):
         return False
     if record_version(record) != repair.version:
         return False
@@ -382,68 +451,13 @@ def _sweep(transaction: Transaction, now_ms: int, limit: int) -> None:
 
 def _sweep_slice(transaction: Transaction, after: bytes, now_ms: int, limit: int) -> tuple[int, bytes | None]:
     """Return how many of the ``limit`` records from ``after`` on were expired and deleted, and where to go on."""
-    now = _stored_instant(now_ms)
+    now = stored_instant(now_ms)
     cursor = transaction.cursor()
     if not cursor.set_range(max(after, b"\x01")):  # our own keys begin with a zero
         return 0, None
     seen = iter(cursor)
-    expired = [key for key, value in islice(seen, limit) if value[:8] <= now and _is_expiry_whole(value)]
+    expired = [key for key, value in islice(seen, limit) if value[:8] <= now and is_expiry_whole(value)]
     following, _ = next(seen, (None, b""))
     for key in expired:
         transaction.delete(key)
     return len(expired), following
-
-
-def _stored_instant(instant_ms: int) -> bytes:
-    return (instant_ms + _SIGN).to_bytes(8)
-
-
-def _envelopes(expiries_ms: Sequence[int | None]) -> list[bytes]:
-    """Return the envelope of each record."""
-    import numpy as np
-
-    never_ms = _ONES - _SIGN
-    instants = np.array([never_ms if expiry_ms is None else expiry_ms for expiry_ms in expiries_ms], dtype=np.int64)
-    stored = instants.view(np.uint64) ^ np.uint64(_SIGN)
-    return bytes_of(np.stack([stored, ~stored], axis=1).astype(">u8"))
-
-
-def _is_expiry_whole(value: bytes) -> bool:
-    """Tell whether the two copies of an expiry agree; the record's checksum does not cover them."""
-    if len(value) < _ENVELOPE_BYTES:
-        return False
-    stored, inverted = _ENVELOPE.unpack_from(value)
-    return bool(stored ^ inverted == _ONES)
-
-
-def _plain_checksum(key: bytes, value: bytes) -> bytes:
-    return crc32(value, crc32(_PLAIN, crc32(key))).to_bytes(CRC_BYTES)
-
-
-def _content(value: bytes) -> bytes:
-    return value[_ENVELOPE_BYTES + CRC_BYTES if value.startswith(_PLAIN) else _ENVELOPE_BYTES :]
-
-
-def _are_whole_and_live(keys: Sequence[bytes], values: Sequence[bytes], now: bytes) -> bool:
-    """Tell whether all values are records that match their checksums and have not expired."""
-    found = list(map(crc32, map(_CHECKED, values), map(crc32, keys)))
-    stored = b"".join(map(_CHECKSUM, values))
-    if struct.pack(f">{len(found)}I", *found) != stored:
-        return False
-    return min(values, default=_NEVER)[:8] > now  # they sort by their expiry
-
-
-def _opened(key: bytes, value: bytes, now: bytes) -> bytes | None:
-    """Return a value's content, None if it has expired. Raises DamagedRecordError."""
-    content = _content(value)
-    if value.startswith(_PLAIN):
-        is_whole = value[_ENVELOPE_BYTES : _ENVELOPE_BYTES + CRC_BYTES] == _plain_checksum(key, content)
-    else:
-        is_whole = is_intact(key, content)
-    if not is_whole:
-        raise damaged(key, "does not match its checksum")
-    if value[:8] > now:
-        return content
-    if not _is_expiry_whole(value):
-        raise damaged(key, "has a damaged instant of expiry")
-    return None

@@ -1,6 +1,6 @@
 """Windowed records: the bytes of one entity's tiles and of its newest events, as `docs/reference/wire-format.md` says.
 
-All numbers are little-endian, and nothing is aligned.
+All numbers but the checksums are little-endian, and nothing is aligned.
 
 ======  =====  ==============================================================================
 offset  bytes  what
@@ -12,7 +12,7 @@ offset  bytes  what
 16      8      event_ts of the newest event in the tiles, UTC microseconds; -2**63: none
 24      8      schema id: the first 8 bytes of BLAKE2b-256 of the schema document
 32      ...    sections, in the order of `_sections`
-...     4      CRC-32 (zlib) of the key followed by all bytes of this part before
+...     4      CRC-32 (zlib) of the key followed by all bytes of this part before, big-endian
 ...     ...    the newest events as they came, each with its length first and its own CRC-32
 ======  =====  ==============================================================================
 """
@@ -76,12 +76,12 @@ def is_intact(key: bytes, record: bytes) -> bool:
 
 
 def _is_checked(key: bytes, part: bytes) -> bool:
-    return crc32(part[:-CRC_BYTES], crc32(key)) == int.from_bytes(part[-CRC_BYTES:], "little")
+    return crc32(part[:-CRC_BYTES], crc32(key)) == int.from_bytes(part[-CRC_BYTES:])
 
 
 def checked(key: bytes, part: bytes) -> bytes:
     """Return a part of a record with its checksum."""
-    return part + crc32(part, crc32(key)).to_bytes(CRC_BYTES, "little")
+    return part + crc32(part, crc32(key)).to_bytes(CRC_BYTES)
 
 
 def entries_of(record: bytes) -> Iterator[bytes]:
@@ -93,6 +93,11 @@ def entries_of(record: bytes) -> Iterator[bytes]:
             raise ValueError("a newest event is cut off")
         yield record[place : place + length]
         place += length
+
+
+def events_after(record: bytes, sequence: int) -> bytes:
+    """Return the newest events of a record that come after a number, as they are."""
+    return b"".join(entry for entry in entries_of(record) if _I64.unpack_from(entry, 2)[0] > sequence)
 
 
 def last_sequence(record: bytes) -> int:

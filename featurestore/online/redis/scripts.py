@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from featurestore.online.interface import Repair, Write
+from featurestore.online.interface import Append, Fold, Placed, Repair, Write
 from featurestore.online.records.codec import FORMAT_VERSION, SMALLEST_RECORD_BYTES
+from featurestore.online.records.windowed import BASE_AT, FORMAT, HEADER, SCHEMA_AT
 
 NEVER = b""
 EXPIRED = b"0"
@@ -79,6 +80,180 @@ for i, key in ipairs(KEYS) do
 end
 return codes
 """
+
+
+# Windowed records. Numbers of events are compared as two unsigned 32-bit words; one with its sign bit set is that of a
+# record without events.
+_WINDOWED = f"""
+local function is_after(high, low, base_high, base_low)
+  if base_high >= 2147483648 then return true end
+  return high > base_high or (high == base_high and low > base_low)
+end
+local function postpone(key, now_ms, expiry)
+  local left = redis.call('PTTL', key)
+  if left < 0 then return end
+  if expiry == '' then
+    redis.call('PERSIST', key)
+  elseif now_ms + left < tonumber(expiry) then
+    redis.call('PEXPIREAT', key, expiry)
+  end
+end
+local function set(key, record, expiry)
+  if expiry == '' then redis.call('SET', key, record) else redis.call('SET', key, record, 'PXAT', expiry) end
+end
+local function layout_of(record)
+  return string.sub(record, {SCHEMA_AT + 1}, {SCHEMA_AT + 8})
+end
+local function is_windowed(record)
+  return #record >= {HEADER.size} and string.byte(record) == {FORMAT}
+end
+"""
+
+# KEYS: the marker, then the key of each event. ARGV: whether the marker must exist, its value, its next value, now
+# (ms); then of each event the two words of its number, itself, the record to make, its expiry. Returns a code of
+# `Advanced`, then the bytes of newest events in each record.
+ADVANCE = f"""
+{_WINDOWED}
+local marker = redis.pcall('GET', KEYS[1])
+if type(marker) == 'table' then return {{1}} end
+if (ARGV[1] == '1') ~= (marker and true or false) or (marker and marker ~= ARGV[2]) then return {{1}} end
+local heads = {{}}
+for i = 2, #KEYS do
+  local head = redis.pcall('GETRANGE', KEYS[i], 0, {HEADER.size - 1})
+  if type(head) == 'table' then
+    if not string.find(head.err, 'WRONGTYPE', 1, true) then return head end
+    return {{2}}
+  end
+  if head ~= '' then
+    if not is_windowed(head) or layout_of(head) ~= layout_of(ARGV[5 * i - 2]) then return {{2}} end
+  end
+  heads[i] = head
+end
+local sizes, now_ms = {{0}}, tonumber(ARGV[4])
+for i = 2, #KEYS do
+  local key, place = KEYS[i], 5 * i - 5
+  local high, low, event = tonumber(ARGV[place]), tonumber(ARGV[place + 1]), ARGV[place + 2]
+  local record, expiry, head = ARGV[place + 3], ARGV[place + 4], heads[i]
+  if head == '' and redis.call('EXISTS', key) == 1 then head = redis.call('GETRANGE', key, 0, {HEADER.size - 1}) end
+  if head == '' then
+    if expiry ~= '0' then
+      set(key, record .. event, expiry)
+      sizes[i] = #event
+    else
+      sizes[i] = 0
+    end
+  else
+    local base_low, base_high = struct.unpack('<I4I4', head, {BASE_AT + 1})
+    if is_after(high, low, base_high, base_low) then
+      local length = redis.call('APPEND', key, event)
+      if expiry ~= '0' then postpone(key, now_ms, expiry) end
+      sizes[i] = length - struct.unpack('<I4', head, 5)
+    else
+      sizes[i] = 0
+    end
+  end
+end
+redis.call('SET', KEYS[1], ARGV[3])
+return sizes
+"""
+
+# ARGV: now (ms); then per key the old beginning, the new one, and the expiry.
+FOLD = f"""
+{_WINDOWED}
+local codes = {{}}
+for i, key in ipairs(KEYS) do
+  local old, new, expiry = ARGV[3 * i - 1], ARGV[3 * i], ARGV[3 * i + 1]
+  local record = redis.pcall('GET', key)
+  if type(record) == 'table' and not string.find(record.err, 'WRONGTYPE', 1, true) then return record end
+  if type(record) == 'string' and string.sub(record, 1, #old) == old then
+    redis.call('SET', key, new .. string.sub(record, #old + 1), 'KEEPTTL')
+    if expiry ~= '0' then postpone(key, tonumber(ARGV[1]), expiry) end
+    codes[i] = 1
+  else
+    codes[i] = 0
+  end
+end
+return codes
+"""
+
+# ARGV: per key the record, the two words of its number, and the expiry. Codes are those of WriteResult.
+PLACE = f"""
+{_WINDOWED}
+local codes = {{}}
+for i, key in ipairs(KEYS) do
+  local record, high, low, expiry = ARGV[4 * i - 3], tonumber(ARGV[4 * i - 2]), tonumber(ARGV[4 * i - 1]), ARGV[4 * i]
+  local old, code, more = redis.pcall('GET', key), 0, ''
+  if type(old) == 'table' then
+    if not string.find(old.err, 'WRONGTYPE', 1, true) then return old end
+    code = 3
+  elseif old and not is_windowed(old) then
+    code = 3
+  elseif old then
+    local base_low, base_high = struct.unpack('<I4I4', old, {BASE_AT + 1})
+    if base_high < 2147483648 and is_after(base_high, base_low, high, low) then
+      code = 1
+    else
+      local place = struct.unpack('<I4', old, 5) + 1
+      while place < #old do
+        local length, its_low, its_high = struct.unpack('<I2I4I4', old, place)
+        if length < 1 then break end
+        if is_after(its_high, its_low, high, low) then more = more .. string.sub(old, place, place + length - 1) end
+        place = place + length
+      end
+      if layout_of(old) ~= layout_of(record) and more ~= '' then code = 1 end
+    end
+  end
+  if code == 0 then
+    if expiry == '0' and more == '' then
+      if old then redis.call('DEL', key) end
+      code = 2
+    elseif more == '' then
+      set(key, record, expiry)
+    else
+      redis.call('SET', key, record .. more, 'KEEPTTL')
+      if expiry ~= '0' then postpone(key, tonumber(ARGV[#ARGV]), expiry) end
+    end
+  end
+  codes[i] = code
+end
+return codes
+"""
+
+
+def advance_arguments(
+    marker: bytes, before: bytes | None, after: bytes, appends: Sequence[Append], now_us: int
+) -> list[bytes | int]:
+    """Return number of keys, keys and arguments of ADVANCE."""
+    now_ms = max(now_us // 1000, 0)
+    arguments: list[bytes | int] = [1 + len(appends), marker, *[append.key for append in appends]]
+    arguments += [0 if before is None else 1, before or b"", after, now_ms]
+    for append in appends:
+        arguments += [*_words(append.sequence), append.event, append.record, _expiry(append.expire_at_ms, now_ms)]
+    return arguments
+
+
+def fold_arguments(folds: Sequence[Fold], now_us: int) -> list[bytes | int]:
+    """Return number of keys, keys and arguments of FOLD."""
+    now_ms = max(now_us // 1000, 0)
+    arguments: list[bytes | int] = [len(folds), *[fold.key for fold in folds], now_ms]
+    for fold in folds:
+        arguments += [fold.old, fold.new, _expiry(fold.expire_at_ms, now_ms)]
+    return arguments
+
+
+def place_arguments(placed: Sequence[Placed], now_us: int) -> list[bytes | int]:
+    """Return number of keys, keys and arguments of PLACE."""
+    now_ms = max(now_us // 1000, 0)
+    arguments: list[bytes | int] = [len(placed), *[each.key for each in placed]]
+    for each in placed:
+        arguments += [each.record, *_words(each.sequence), _expiry(each.expire_at_ms, now_ms)]
+    return [*arguments, now_ms]
+
+
+def _words(number: int) -> tuple[int, int]:
+    """Return the upper and the lower half of 64 bits."""
+    bits = number & (1 << 64) - 1
+    return bits >> 32, bits & 0xFFFFFFFF
 
 
 def write_arguments(writes: Sequence[Write], now_us: int) -> list[bytes | int]:

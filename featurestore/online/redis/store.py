@@ -13,7 +13,17 @@ from hiredis import pack_command
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from featurestore.online.interface import AsyncReader, OnlineStore, Repair, Write, WriteResult
+from featurestore.online.interface import (
+    Advanced,
+    Append,
+    AsyncReader,
+    Fold,
+    OnlineStore,
+    Placed,
+    Repair,
+    Write,
+    WriteResult,
+)
 from featurestore.online.records.codec import parts
 from featurestore.online.records.keys import check_prefix
 from featurestore.online.redis.node import (
@@ -28,11 +38,22 @@ from featurestore.online.redis.node import (
     parsed_url,
     unavailable,
 )
-from featurestore.online.redis.scripts import REPAIR, SET_NEWEST, repair_arguments, write_arguments
+from featurestore.online.redis.scripts import (
+    ADVANCE,
+    FOLD,
+    PLACE,
+    REPAIR,
+    SET_NEWEST,
+    advance_arguments,
+    fold_arguments,
+    place_arguments,
+    repair_arguments,
+    write_arguments,
+)
 from featurestore.types.times import Clock, system_clock
 
 Result = TypeVar("Result")
-Item = TypeVar("Item", Write, Repair)
+Item = TypeVar("Item", Write, Repair, Append, Fold, Placed)
 Arguments = Callable[[Sequence[Item]], list[bytes | int]]
 """Returns a script's number of keys, keys and arguments for some items."""
 
@@ -89,6 +110,18 @@ class RedisCommands(OnlineStore):
         return sum(
             count for keys in self._scan_keys(check_prefix(prefix)) for _, count in self._on_keys("UNLINK", keys)
         )
+
+    def fold(self, folds: Sequence[Fold], *, now_us: int) -> list[bool]:
+        """Replace the beginnings of records that still have them."""
+        cut = [folds[part] for part in parts([fold.new + fold.old for fold in folds], RECORDS_PER_CALL, BYTES_PER_CALL)]
+        answers = self._run_script(FOLD, cut, partial(fold_arguments, now_us=now_us))
+        return [bool(code) for codes in answers for code in codes]
+
+    def place(self, placed: Sequence[Placed], *, now_us: int) -> list[WriteResult]:
+        """Set windowed records that are not ahead."""
+        cut = [placed[part] for part in parts([each.record for each in placed], RECORDS_PER_CALL, BYTES_PER_CALL)]
+        answers = self._run_script(PLACE, cut, partial(place_arguments, now_us=now_us))
+        return [_RESULTS[code] for codes in answers for code in codes]
 
     def check_writable(self, prefix: bytes) -> None:
         """Delete a key that nobody writes: a replica refuses that too, and a user without the right gets an error."""
@@ -160,6 +193,19 @@ class RedisStore(RedisCommands):
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
         self._node.close()
+
+    keeps_events = True
+
+    def advance(
+        self, marker: bytes, before: bytes | None, after: bytes, appends: Sequence[Append], *, now_us: int
+    ) -> tuple[Advanced, list[int]]:
+        """Append events and move a marker in one script.
+
+        After a lost connection the caller does not know whether it ran: trying again finds the marker moved.
+        """
+        arguments = partial(advance_arguments, marker, before, after, now_us=now_us)
+        ((code, *sizes),) = self._run_script(ADVANCE, [appends], arguments)
+        return Advanced(code), sizes
 
     def _on_keys(self, command: str, keys: Sequence[bytes], *more: bytes) -> Sequence[tuple[Sequence[int], Any]]:
         return [(range(len(keys)), self._command(command, *keys, *more))]

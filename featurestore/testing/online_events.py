@@ -1,0 +1,215 @@
+"""What every online store that keeps windowed records must do with them.
+
+Subclass `OnlineEventsConformance` and give it a ``store`` fixture, as for `featurestore.testing.online_store`.
+"""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import pytest
+
+from featurestore.definitions import Aggregation, Entity, FeatureView, Field, ParquetSource
+from featurestore.online.interface import Advanced, Append, Fold, OnlineStore, Placed, ViewLayout, WriteResult
+from featurestore.online.records.encoder import RecordEncoder
+from featurestore.online.records.windowed import decode_event, empty, encode_event, entries_of, head_of, is_intact
+from featurestore.types import Float64, Int64
+from featurestore.types.times import system_clock
+from featurestore.windows.layout import Layout, layout_of
+from featurestore.windows.tiles import TileEvent
+
+MARKER = b"fs:conformance:events:applied:{0}"
+SECOND_MS = 1_000
+
+
+def layout_with(*functions: str) -> Layout:
+    """Return the layout of a view with some functions over its one column."""
+    made = FeatureView(
+        "events",
+        entities=[Entity("e", join_keys={"k": Int64})],
+        source=ParquetSource("s", "s", "at", "known"),
+        schema=[Field("v", Float64)],
+        aggregations=[Aggregation("v", function, windows=[timedelta(hours=1)]) for function in functions],
+    )
+    return layout_of(made)[0]
+
+
+LAYOUT, OTHER = layout_with("sum"), layout_with("sum", "max")
+
+
+def key_of(entity: int) -> bytes:
+    """Return an entity's key."""
+    return b"fs:conformance:events:{%d}" % entity
+
+
+def append(entity: int, sequence: int, *, layout: Layout = LAYOUT, expire_at_ms: int | None = None) -> Append:
+    """Return one event, whose value is its number."""
+    key = key_of(entity)
+    event = TileEvent(sequence, 1_000 + sequence, 1_000 + sequence, (float(sequence),), 0)
+    return Append(key, sequence, encode_event(key, layout, event), empty(key, layout), expire_at_ms)
+
+
+def with_base(record: bytes, key: bytes, sequence: int) -> bytes:
+    """Return a record without newest events that says it has taken the events up to a number."""
+    from featurestore.online.records.codec import CRC_BYTES
+    from featurestore.online.records.windowed import BASE_AT, checked
+
+    end = head_of(record).tiles_end
+    body = record[:BASE_AT] + sequence.to_bytes(8, "little", signed=True) + record[BASE_AT + 8 : end - CRC_BYTES]
+    return checked(key, body)
+
+
+def placed(entity: int, sequence: int, *, layout: Layout = LAYOUT, expire_at_ms: int | None = None) -> Placed:
+    """Return a record that has taken the events up to a number."""
+    key = key_of(entity)
+    return Placed(key, with_base(empty(key, layout), key, sequence), sequence, expire_at_ms)
+
+
+def sequences(store: OnlineStore, entity: int) -> list[int] | None:
+    """Return the numbers of a record's newest events, which must be whole; None without a record."""
+    key = key_of(entity)
+    (record,) = store.mget([key])
+    if record is None:
+        return None
+    assert is_intact(key, record)
+    return [decode_event(LAYOUT, entry).sequence for entry in entries_of(record)]
+
+
+class OnlineEventsConformance:
+    """The suite."""
+
+    @pytest.fixture
+    def store(self) -> OnlineStore:
+        """Return the store under test, empty."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def now(self) -> int:
+        """Return now in whole milliseconds, as microseconds."""
+        return system_clock() // 1000 * 1000
+
+    def test_events_and_the_marker_move_together(self, store: OnlineStore, now: int) -> None:
+        assert store.keeps_events
+        first = [append(1, 0), append(2, 1), append(1, 2)]
+        done, sizes = store.advance(MARKER, None, b"2", first, now_us=now)
+        size = len(first[0].event)
+        assert (done, sizes) == (Advanced.DONE, [size, size, 2 * size])
+        assert store.get([MARKER]) == [b"2"]
+        for before in (None, b"1", b"", b"22"):
+            assert store.advance(MARKER, before, b"9", [append(3, 9)], now_us=now) == (Advanced.MOVED, [])
+        assert (sequences(store, 1), sequences(store, 2), sequences(store, 3)) == ([0, 2], [1], None)
+        assert store.advance(MARKER, b"2", b"3", [], now_us=now) == (Advanced.DONE, [])
+        assert store.advance(b"fs:conformance:events:applied:{x}", b"1", b"2", [], now_us=now)[0] is Advanced.MOVED
+
+    def test_an_event_that_is_in_the_tiles_is_not_appended(self, store: OnlineStore, now: int) -> None:
+        limit = 1 << 32  # where the lower half of a number starts again
+        assert store.place([placed(1, limit + 5)], now_us=now) == [WriteResult.WRITTEN]
+        numbers = [4, limit + 4, limit + 5, limit + 6, 2 * limit]
+        done, sizes = store.advance(MARKER, None, b"x", [append(1, number) for number in numbers], now_us=now)
+        assert done is Advanced.DONE
+        assert [size > 0 for size in sizes] == [False, False, False, True, True]
+        assert sequences(store, 1) == [limit + 6, 2 * limit]
+
+    def test_another_layout_changes_nothing(self, store: OnlineStore, now: int) -> None:
+        store.advance(MARKER, None, b"0", [append(1, 0)], now_us=now)
+        new = [append(2, 1, layout=OTHER), append(1, 2, layout=OTHER)]
+        assert store.advance(MARKER, b"0", b"2", new, now_us=now) == (Advanced.OTHER_LAYOUT, [])
+        assert (sequences(store, 1), sequences(store, 2), store.get([MARKER])) == ([0], None, [b"0"])
+        plain = RecordEncoder(ViewLayout("conformance", "events", 1, (("k", Int64),), (("v", Float64),), None))
+        store.write([plain.write([3], now, now, [1.0])], now_us=now)
+        assert store.advance(MARKER, b"0", b"2", [append(3, 2)], now_us=now)[0] is Advanced.OTHER_LAYOUT
+        assert store.place([placed(3, 2)], now_us=now) == [WriteResult.WRONG_TYPE]
+        assert store.write([plain.write([1], now, now, [1.0])], now_us=now) == [WriteResult.WRONG_TYPE]
+
+    def test_a_fold_keeps_what_came_since(self, store: OnlineStore, now: int) -> None:
+        store.advance(MARKER, None, b"1", [append(1, 0), append(1, 1)], now_us=now)
+        (old,) = store.mget([key_of(1)])
+        assert old is not None
+        store.advance(MARKER, b"1", b"2", [append(1, 2)], now_us=now)
+        new = placed(1, 1).record
+        absent = Fold(key_of(2), old, new, None)
+        assert store.fold([Fold(key_of(1), old, new, None), absent], now_us=now) == [True, False]
+        assert sequences(store, 1) == [2]
+        assert store.fold([Fold(key_of(1), old, new, None)], now_us=now) == [False]
+        assert store.fold([], now_us=now) == []
+
+    def test_a_record_of_the_log_takes_the_place_of_an_older_one(self, store: OnlineStore, now: int) -> None:
+        appends = [append(1, 0), append(1, 5), append(2, 6), append(1, 7)]
+        store.advance(MARKER, None, b"7", appends, now_us=now)
+        assert store.place([placed(1, 5), placed(2, 5), placed(3, 5)], now_us=now) == [WriteResult.WRITTEN] * 3
+        assert (sequences(store, 1), sequences(store, 2), sequences(store, 3)) == ([7], [6], [])
+        (record,) = store.mget([key_of(1)])
+        assert record is not None
+        assert head_of(record).base_sequence == 5
+        assert store.place([placed(1, 4), placed(1, 5)], now_us=now) == [WriteResult.STALE, WriteResult.WRITTEN]
+        # Newest events of another layout cannot be kept: the record must come from a log that has them.
+        assert store.place([placed(1, 6, layout=OTHER)], now_us=now) == [WriteResult.STALE]
+        assert store.place([placed(1, 7, layout=OTHER)], now_us=now) == [WriteResult.WRITTEN]
+        assert sequences(store, 1) == []
+
+    def test_an_expiry_only_moves_to_later(self, store: OnlineStore, now: int) -> None:
+        soon, later = now // 1000 + 200, now // 1000 + 600 * SECOND_MS
+        store.advance(
+            MARKER,
+            None,
+            b"4",
+            [
+                append(1, 0, expire_at_ms=soon),
+                append(1, 1, expire_at_ms=later),
+                append(2, 2, expire_at_ms=soon),
+                append(3, 3, expire_at_ms=later),
+                append(3, 4, expire_at_ms=soon),
+                append(4, 4, expire_at_ms=now // 1000 - 1),
+                append(5, 4, expire_at_ms=soon),
+                append(6, 4, expire_at_ms=soon),
+            ],
+            now_us=now,
+        )
+        assert sequences(store, 4) is None
+        (old,) = store.mget([key_of(5)])
+        assert old is not None
+        store.fold([Fold(key_of(5), old, placed(5, 4).record, later)], now_us=now)
+        store.place([placed(6, 2, expire_at_ms=later), placed(7, 2, expire_at_ms=now // 1000 - 1)], now_us=now)
+        self.wait_until(store, soon)
+        assert [sequences(store, entity) for entity in (1, 2, 3, 5, 6, 7)] == [[0, 1], None, [3, 4], [], [4], None]
+        # After an expiry an entity begins anew.
+        store.advance(MARKER, b"4", b"9", [append(2, 9)], now_us=now + SECOND_MS * 1000)
+        assert sequences(store, 2) == [9]
+
+    def wait_until(self, store: OnlineStore, instant_ms: int) -> None:
+        """Wait until the store's clock is past an instant."""
+        import time
+
+        while system_clock() // 1000 <= instant_ms:
+            time.sleep(0.02)
+
+    def test_of_two_that_apply_one_commit_one_does(self, store: OnlineStore, now: int) -> None:
+        store.advance(MARKER, None, b"-1", [], now_us=now)
+        outcomes: list[Advanced] = []
+
+        def apply() -> None:
+            for number in range(20):
+                appends = [append(entity, number) for entity in range(5)]
+                done, _ = store.advance(MARKER, b"%d" % (number - 1), b"%d" % number, appends, now_us=now)
+                outcomes.append(done)
+                while store.get([MARKER]) == [b"%d" % (number - 1)]:
+                    pass
+
+        threads = [threading.Thread(target=apply) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert outcomes.count(Advanced.DONE) == 20
+        assert [sequences(store, entity) for entity in range(5)] == [list(range(20))] * 5
+
+    def test_many_events_in_one_call(self, store: OnlineStore, now: int) -> None:
+        appends = [append(number % 700, number) for number in range(2_100)]
+        done, sizes = store.advance(MARKER, None, b"x", appends, now_us=now)
+        assert (done, len(sizes)) == (Advanced.DONE, 2_100)
+        assert all(sequences(store, entity) == [entity, entity + 700, entity + 1_400] for entity in range(700))
+        written = store.place([placed(entity, 1_399) for entity in range(1_500)], now_us=now)
+        assert written == [WriteResult.WRITTEN] * 1_500
+        assert sequences(store, 3) == [1_403]
+        assert store.delete(b"fs:conformance:events:") == 1_501
