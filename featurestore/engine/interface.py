@@ -101,6 +101,8 @@ class StagedRows:
     """Events among ``duplicates`` and ``unchanged`` with other values than the one of their id that counts."""
 
 
+EVENT_AT, KNOWN_AT, NUMBER = "fs_event", "fs_known", "fs_number"
+"""Columns of `Log.events`."""
 GONE_EVENT, GONE_CREATED = "fs_gone_event_ts", "fs_gone_created_ts"
 """Columns of `Log.replacements`: the times of the row that is gone, created never null."""
 
@@ -243,6 +245,25 @@ class Log(ABC):
         """Return how many entities there are, and how many have a row with event time in [since, until].
 
         For the second count the row's created time must not be after ``until`` either.
+        """
+
+    @abstractmethod
+    def events(
+        self,
+        view: FeatureView,
+        files: Sequence[str],
+        *,
+        after_sequence: int = -1,
+        until_us: int | None = None,
+        by_entity: bool = False,
+        batch_rows: int,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the events of a view with aggregations that come after a number, as the online store takes them.
+
+        Columns: join keys, then int64 `EVENT_AT`, `KNOWN_AT` (created, or else event time) and `NUMBER` (``fs_seq``),
+        then ``v0``, ``v1``, ... for the columns of `windows.layout` without the event time (float64, int64 or
+        binary), and ``c0``, ... for its conditions (bool). Ordered by number, or with ``by_entity`` by key, event
+        time, created time and number. ``until_us`` as in `latest`.
         """
 
     @abstractmethod

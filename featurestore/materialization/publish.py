@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from featurestore.consistency.belonging import begin_part
 from featurestore.engine.interface import GONE_CREATED, GONE_EVENT
 from featurestore.errors import DamagedFileError
+from featurestore.following.follow import Follower
 from featurestore.ledger.runs import SHOWN_KEYS, Published
 from featurestore.offline.interface import DataFile, TableChanges, TableReader, TableVersion
 from featurestore.online.interface import Repair, Write, WriteResult, Writes
@@ -93,6 +94,23 @@ def publish(
         running.note(written=publisher.counts.written)
     held_back = any(max(file.max_event_us, file.max_created_us or 0) > publisher.now_us for file in changes.added)
     return Publication(publisher.counts, version, is_complete=not held_back)
+
+
+def follow(workspace: Workspace, registered: RegisteredView, *, anew: bool, check: Callable[[], None]) -> Publication:
+    """Bring the online part of a view with aggregations to the table's newest version; with ``anew`` all of it.
+
+    Raises as `publish`; what was written until then stays, and is right.
+    """
+    workspace.engine.prepare()
+    with step("publish", f"publish {registered.view.name}", unit="events") as running:
+        version = workspace.offline.current(registered.table)
+        assert version is not None
+        workspace.offline.verify(version.files)
+        begin_part(workspace, registered)
+        done = Follower(workspace, registered, version, check).bring(anew=anew)
+        written = done.placed if done.is_whole else done.appended
+        running.note(written=written)
+    return Publication(Published(written=written), version, is_complete=True)
 
 
 def _deciding(version: TableVersion, added: Sequence[DataFile]) -> list[DataFile]:

@@ -27,7 +27,7 @@ from featurestore.ledger.commits import KnownCommit, bind_tables, facts_of, held
 from featurestore.ledger.runs import RunResult
 from featurestore.ledger.unread import Unread, read_unread, write_unread
 from featurestore.ledger.watermarks import Watermark, read_watermark, write_watermark
-from featurestore.materialization.publish import Publication, publish
+from featurestore.materialization.publish import Publication, follow, publish
 from featurestore.materialization.spans import SpansToRead, advance
 from featurestore.offline.interface import DataFile, TableVersion
 from featurestore.offline.merge import due, merge_quietly
@@ -194,6 +194,10 @@ class ViewRun:
                 # The commit is not in the table, or its entry was cleaned away: nobody knows which rows left since.
                 after, everything, reconcile = None, True, True
             with suppress(_ChangedMeanwhile):
+                if self.registered.view.aggregations:
+                    anew = everything or reconcile
+                    done = follow(self.workspace, self.registered, anew=anew, check=self._check_both)
+                    continue
                 done = publish(
                     self.workspace,
                     self.registered,

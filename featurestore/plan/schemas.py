@@ -32,7 +32,7 @@ def pin_schemas(
         before = applied.get(view.name)
         try:
             _check_repeats(view)
-            _check_offline(view)
+            _check_pushes(view)
             columns = sources.columns(view)
             check_columns(view, columns)
             made = _pin(view, before, columns, refresh=refresh)
@@ -67,13 +67,13 @@ def _check_repeats(view: FeatureView) -> None:
         )
 
 
-def _check_offline(view: FeatureView) -> None:
-    """Raise DefinitionError for windows that would be served or pushed to: only training sets have them so far."""
-    if view.aggregations and (view.online or view.takes_events):
+def _check_pushes(view: FeatureView) -> None:
+    """Raise DefinitionError for events that would be pushed: so far only runs bring them."""
+    if view.takes_events:
         raise DefinitionError(
-            f"FeatureView {view.name!r}: windows over events are only for training sets so far, not served online.",
-            hint="Declare it with online=False, and read the batch source.",
-            field="online",
+            f"FeatureView {view.name!r}: events cannot be pushed to a view with aggregations yet.",
+            hint="Read the batch source instead of the push source.",
+            field="source",
         )
 
 

@@ -7,7 +7,9 @@ from typing import Protocol
 
 from featurestore.online.records.fresh import RowRecords
 from featurestore.online.records.reading import FetchValue, Form, ViewRows
+from featurestore.online.records.windows_read import WindowRecords
 from featurestore.registered.snapshot import RegisteredView
+from featurestore.windows.layout import layout_of
 
 
 class ServedView(Protocol):
@@ -33,4 +35,8 @@ def served_view(
     registered: RegisteredView, features: Sequence[str], *, form: Form, fetch: FetchValue | None
 ) -> ServedView:
     """Return the object that serves a view. With ``fetch`` it looks up schemas when it meets them."""
+    if registered.view.aggregations:
+        layout, places = layout_of(registered.view)
+        asked = [places[name] for name in features]
+        return WindowRecords(registered.layout, layout, asked, form=form, fetch=fetch)
     return RowRecords(registered.layout, features, form=form, fetch=fetch)

@@ -24,6 +24,7 @@ from featurestore.engine.duck.offline_sql import (
 from featurestore.engine.duck.scan import BATCH, opened, source_identities
 from featurestore.engine.duck.session import Session, quote, stream, translated
 from featurestore.engine.duck.staging import Staging, write_parquet
+from featurestore.engine.duck.windowed import events_sql
 from featurestore.engine.interface import GONE_CREATED, GONE_EVENT, Log, Span, StagedRows, StageRequest, Withdrawal
 from featurestore.types import String, Timestamp, ValueType
 from featurestore.types.arrow import arrow_schema
@@ -76,6 +77,25 @@ class DuckLog(Log):
             each = f"SELECT bool_or({of}) AS is_within FROM ({read_log(thin(view), files)}) GROUP BY {keys}"
             ((count, within),) = connection.execute(f"SELECT count(*), count_if(is_within) FROM ({each})").fetchall()
         return int(count), int(within)
+
+    @override
+    def events(
+        self,
+        view: FeatureView,
+        files: Sequence[str],
+        *,
+        after_sequence: int = -1,
+        until_us: int | None = None,
+        by_entity: bool = False,
+        batch_rows: int,
+    ) -> Iterator[pa.RecordBatch]:
+        if not files:
+            return
+        with self._session.open(reads=files) as connection, translated(READING, table_files=files):
+            query = events_sql(
+                connection, view, files, after_sequence=after_sequence, until=until(until_us), by_entity=by_entity
+            )
+            yield from stream(connection, query, batch_rows)
 
     @override
     def withdraw(self, view: FeatureView, files: Sequence[str], span: Span, *, folder: Path | None) -> Withdrawal:

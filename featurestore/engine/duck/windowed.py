@@ -16,17 +16,19 @@ from featurestore.engine.duck.choose import EntityRows, arrays, instant
 from featurestore.engine.duck.identity import known
 from featurestore.engine.duck.offline_sql import log
 from featurestore.engine.duck.session import Session, file_list, quote, translated
-from featurestore.engine.interface import JoinFacts, ViewJoin
+from featurestore.engine.interface import EVENT_AT, KNOWN_AT, NUMBER, JoinFacts, ViewJoin
 from featurestore.types import Bool, Bytes, Date, Float32, Float64, Int32, Int64, String, Timestamp, ValueType
 from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
 from featurestore.types.times import MIN_INSTANT
 from featurestore.types.values import duckdb_type
 from featurestore.windows.evaluate import Answer, evaluate
+from featurestore.windows.layout import layout_of
 from featurestore.windows.moves import Column, Events, Question, Remarks
 from featurestore.windows.timeline import shares
 
 if TYPE_CHECKING:
+    import duckdb
     import pyarrow as pa
 
 EVENTS_AT_ONCE = 16_000_000
@@ -101,6 +103,68 @@ def _nulls(kind: ValueType, count: int) -> pa.Array:
     import pyarrow as pa
 
     return pa.nulls(count, arrow_type(kind))
+
+
+def named_events(
+    connection: duckdb.DuckDBPyConnection, view: FeatureView, files: Sequence[str], within: Sequence[str]
+) -> str:
+    """Return the SELECT of a log's rows with its columns by the names that conditions use, and its times as integers.
+
+    ``within`` are conditions on the log's own columns.
+    """
+    described = connection.execute(f"DESCRIBE FROM {log(files)}").fetchall()
+    there = {str(name).lower() for name, *_ in described}
+    stored = [
+        (quote(each.name) if each.name.lower() in there else "NULL")
+        + f"::{duckdb_type(each.type)} AS {quote(each.name)}"
+        for each in view.stored
+    ]
+    times = [f"{EVENT} AS {quote(view.timestamp_field)}"]
+    if view.created_timestamp_field is not None:
+        times.append(f"{CREATED} AS {quote(view.created_timestamp_field)}")
+    columns = [
+        *map(quote, view.join_keys),
+        f"epoch_us({EVENT}) AS {EVENT_AT}",
+        f"epoch_us({known()}) AS {KNOWN_AT}",
+        f"{SEQUENCE} AS {NUMBER}",
+        *stored,
+        *times,
+    ]
+    return f"SELECT {', '.join(columns)} FROM {log(files)} WHERE {' AND '.join(within) or 'true'}"
+
+
+def value_sql(kind: ValueType, name: str) -> str:
+    """Return a column as windows compute with it: a double, 64 bits, or a text; of other types a zero for a value."""
+    if kind in (Float32, Float64):
+        return f"{name}::DOUBLE"
+    if kind in _NUMBERS:
+        return f"({_AS_INTEGER.get(kind, '{}').format(name)})::BIGINT"
+    return name if kind in (String, Bytes) else f"CASE WHEN {name} IS NOT NULL THEN 0::BIGINT END"
+
+
+def events_sql(
+    connection: duckdb.DuckDBPyConnection,
+    view: FeatureView,
+    files: Sequence[str],
+    *,
+    after_sequence: int,
+    until: str,
+    by_entity: bool,
+) -> str:
+    """Return the SELECT of `Log.events`."""
+    layout, _ = layout_of(view)
+    kept = layout.columns[:-1] if layout.event_time else layout.columns
+    values = [
+        (f"encode({quote(name)})" if kind == String else value_sql(kind, quote(name))) + f" AS v{place}"
+        for place, (name, kind) in enumerate(kept)
+    ]
+    values += [f"({text}\n) IS TRUE AS c{place}" for place, text in enumerate(layout.conditions)]
+    keys = list(map(quote, view.join_keys))
+    order = [NUMBER] if not by_entity else [*keys, EVENT_AT, KNOWN_AT, NUMBER]
+    events = named_events(connection, view, files, [f"{SEQUENCE} > {after_sequence}", until])
+    return (
+        f"SELECT {', '.join([*keys, EVENT_AT, KNOWN_AT, NUMBER, *values])} FROM ({events}) ORDER BY {', '.join(order)}"
+    )
 
 
 class _Reading:
@@ -189,54 +253,26 @@ class _Reading:
         values = [f"{self._value(name)} AS fs_value{place}" for place, name in enumerate(self.columns)]
         values += [f"({text}\n) IS TRUE AS fs_condition{place}" for place, text in enumerate(self.conditions)]
         keys = ", ".join(map(quote, view.view.join_keys))
-        events = (
-            f"SELECT {', '.join([keys, 'fs_event', 'fs_known', 'fs_number', *values])} FROM ({self._named_events()})"
-        )
-        own = ", ".join(["l.fs_event", "l.fs_known", "l.fs_number", *_results(self.columns, self.conditions)])
+        events = f"SELECT {', '.join([keys, EVENT_AT, KNOWN_AT, NUMBER, *values])} FROM ({self._named_events()})"
+        own = ", ".join([f"l.{EVENT_AT}", f"l.{KNOWN_AT}", f"l.{NUMBER}", *_results(self.columns, self.conditions)])
         return (
             f"SELECT k.id, {own} FROM ({events}) l JOIN {spans} k ON {entities.on_keys(view, 'l', 'k')} "
-            "AND l.fs_event > k.oldest AND l.fs_event <= k.last"
+            f"AND l.{EVENT_AT} > k.oldest AND l.{EVENT_AT} <= k.last"
         )
 
     def _named_events(self) -> str:
-        """Return the SELECT of the log's rows with its columns by the names that conditions use."""
-        view = self._view.view
-        described = self._entities.connection.execute(f"DESCRIBE FROM {log(self._view.files)}").fetchall()
-        there = {str(name).lower() for name, *_ in described}
-        stored = [
-            (quote(each.name) if each.name.lower() in there else "NULL")
-            + f"::{duckdb_type(each.type)} AS {quote(each.name)}"
-            for each in view.stored
-        ]
-        times = [f"{EVENT} AS {quote(view.timestamp_field)}"]
-        if view.created_timestamp_field is not None:
-            times.append(f"{CREATED} AS {quote(view.created_timestamp_field)}")
         first, last = int(self._oldest_us.min()), int(self._last_us.max())
         within = [f"{EVENT} <= {instant(last)}"]
         if first >= MIN_INSTANT:
             within.append(f"{EVENT} > {instant(first)}")
-        columns = [
-            *map(quote, view.join_keys),
-            f"epoch_us({EVENT}) AS fs_event",
-            f"epoch_us({known()}) AS fs_known",
-            f"{SEQUENCE} AS fs_number",
-            *stored,
-            *times,
-        ]
-        return f"SELECT {', '.join(columns)} FROM {log(self._view.files)} WHERE {' AND '.join(within)}"
+        return named_events(self._entities.connection, self._view.view, self._view.files, within)
 
     def type_of(self, column: str) -> ValueType:
         """Return the type of a column of the events."""
         return self._types[column.lower()]
 
     def _value(self, column: str) -> str:
-        kind, name = self.type_of(column), quote(column)
-        if kind in (Float32, Float64):
-            return f"{name}::DOUBLE"
-        if kind in _NUMBERS:
-            return f"({_AS_INTEGER.get(kind, '{}').format(name)})::BIGINT"
-        # Of other types only texts have values that count; for the rest it matters whether there is one.
-        return name if kind in (String, Bytes) else f"CASE WHEN {name} IS NOT NULL THEN 0::BIGINT END"
+        return value_sql(self.type_of(column), quote(column))
 
     @property
     def counts_availability(self) -> bool:
@@ -275,7 +311,7 @@ class _Share:
             conditions = dict.fromkeys(reading.conditions, none.astype(np.bool_))
             return Events(np.zeros(count + 1, np.int64), none, None, columns, conditions)
         keys = table.column("id").to_numpy().astype(np.int64) - self._keys.start
-        event, created, sequence = (table.column(name).to_numpy() for name in ("fs_event", "fs_known", "fs_number"))
+        event, created, sequence = (table.column(name).to_numpy() for name in (EVENT_AT, KNOWN_AT, NUMBER))
         order = self._order = _event_order(keys, event, created, sequence)
         event = event[order]
         available = np.maximum(event, created[order]) if reading.counts_availability else None

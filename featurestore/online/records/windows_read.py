@@ -95,15 +95,22 @@ class WindowRecords:
         self._convert = [_converter(each.type, form) for each in asked]
         self._absent = (Status.NOT_FOUND,) * len(self._asked)
         self._present = (Status.PRESENT,) * len(self._asked)
-        self._nothing = tuple(0 if each.function in _COUNTS else None for each in asked)
+        self._nothing: tuple[int | None, ...] = (None,) * len(self._asked)
+        """The values of an entity without a record, while nobody knows whether there are any."""
+        self._is_published = False
+        self._mark_key = self._encoder.namespace + b"applied:{0}"
 
     def keys(self, entities: Sequence[str]) -> list[bytes]:
         """Return the key of each encoded entity."""
         return self._encoder.keys(entities)
 
     def unknown(self, records: Sequence[bytes | None]) -> dict[bytes, Callable[[bytes], None]]:
-        """Return nothing: records of another layout are not read."""
-        return {}
+        """Return the key of the view's mark if a record is missing: with one, a count is 0 without a record."""
+        return {} if self._is_published or None not in records else {self._mark_key: self._learn}
+
+    def _learn(self, mark: bytes) -> None:
+        self._is_published = True
+        self._nothing = tuple(0 if each.function in _COUNTS else None for each in self._asked)
 
     def event_us(self, records: Iterable[bytes | None]) -> Iterator[int | None]:
         """Yield the time of each record's newest event."""
@@ -124,6 +131,10 @@ class WindowRecords:
         """Return the answer for a store's records of ``keys``. Raises DamagedRecordError naming the key."""
         values: list[Sequence[Any]] = []
         statuses: list[Sequence[Status]] = []
+        if not self._is_published and self._fetch is not None and None in records:
+            mark = self._fetch(self._mark_key)
+            if mark is not None:
+                self._learn(mark)
         for key, record in zip(keys, records, strict=True):
             if record is not None and not is_windowed(record):
                 raise foreign(key)
