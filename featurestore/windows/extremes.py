@@ -79,6 +79,7 @@ def covering_extremes(values: Array, begins: Int64s, ends: Int64s, count: int, p
         if reach < count:  # each range of twice this length becomes two of this length
             found = np.concatenate([found[:reach], pick(found[reach:], found[: count - reach])])
         mine = some[slice(*np.searchsorted(sizes, [size, size + 1]))]
-        pick.at(found, begins[mine], values[mine])
-        pick.at(found, ends[mine] - reach, values[mine])
+        with np.errstate(invalid="ignore"):  # a NaN, which is the answer where it is covered
+            pick.at(found, begins[mine], values[mine])
+            pick.at(found, ends[mine] - reach, values[mine])
     return found
