@@ -256,6 +256,7 @@ class Log(ABC):
         after_sequence: int = -1,
         until_us: int | None = None,
         by_entity: bool = False,
+        of: pa.Table | None = None,
         batch_rows: int,
     ) -> Iterator[pa.RecordBatch]:
         """Yield the events of a view with aggregations that come after a number, as the online store takes them.
@@ -263,7 +264,7 @@ class Log(ABC):
         Columns: join keys, then int64 `EVENT_AT`, `KNOWN_AT` (created, or else event time) and `NUMBER` (``fs_seq``),
         then ``v0``, ``v1``, ... for the columns of `windows.layout` without the event time (float64, int64 or
         binary), and ``c0``, ... for its conditions (bool). Ordered by number, or with ``by_entity`` by key, event
-        time, created time and number. ``until_us`` as in `latest`.
+        time, created time and number. ``until_us`` as in `latest`; ``of`` holds the keys of those asked for.
         """
 
     @abstractmethod

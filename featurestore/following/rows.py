@@ -46,9 +46,13 @@ class EventEncoder:
         expiry_us = -(-event_us // self._step_us) * self._step_us + self._longest_us + _DAY_US
         return None if expiry_us > MAX_INSTANT else -(-expiry_us // 1000)
 
+    def keys(self, batch: pa.RecordBatch) -> list[bytes]:
+        """Return the key of each row."""
+        return self._encoder.encode_columns({name: batch.column(name) for name, _ in self._encoder.layout.join_keys})
+
     def events(self, batch: pa.RecordBatch) -> Iterator[tuple[bytes, TileEvent]]:
         """Yield key and event of each row of `Log.events`."""
-        keys = self._encoder.encode_columns({name: batch.column(name) for name, _ in self._encoder.layout.join_keys})
+        keys = self.keys(batch)
         kept = len(self.layout.columns) - self.layout.event_time
         columns = [batch.column(f"v{place}").to_pylist() for place in range(kept)]
         event_us = batch.column(EVENT_AT).to_pylist()

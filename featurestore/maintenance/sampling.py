@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from featurestore.engine.interface import Log
+from featurestore.following.rows import EventEncoder
 from featurestore.offline.interface import TableVersion
 from featurestore.online.interface import Write
 from featurestore.online.records.codec import is_record, record_version
 from featurestore.online.records.encoder import RecordEncoder
+from featurestore.online.records.windowed import is_windowed, last_sequence
+from featurestore.online.records.windows_read import WindowRecords
 from featurestore.registered.snapshot import RegisteredView
+from featurestore.types.arrow import arrow_schema
+from featurestore.windows.layout import layout_of
 from featurestore.workspace import Readers
 
 ENTITIES = 1_000
@@ -43,6 +48,8 @@ def compare_sample(workspace: Readers, registered: RegisteredView, version: Tabl
 
     Raises EngineError, DamagedFileError and OnlineStoreUnavailableError.
     """
+    if registered.view.aggregations:
+        return _compare_events(workspace, registered, version)
     encoder = RecordEncoder(registered.layout)
     now_us = workspace.clock()
     chosen = _chosen(workspace.engine.log, registered, version, encoder, now_us)
@@ -55,6 +62,47 @@ def compare_sample(workspace: Readers, registered: RegisteredView, version: Tabl
     states = [_state(encoder, live[key].record, online[key]) for key in keys]
     counts = {name: states.count(name) for name in ("missing", "older", "different", "newer")}
     return Sample(compared=len(keys), **counts)
+
+
+def _compare_events(workspace: Readers, registered: RegisteredView, version: TableVersion) -> Sample:
+    """Compare the values of windows now: those of the online records with those of records made from the log."""
+    import pyarrow as pa
+
+    view, log, now_us = registered.view, workspace.engine.log, workspace.clock()
+    encoder, files = EventEncoder(registered), [file.path for file in version.files]
+    batches = log.latest(view, files, until_us=now_us, batch_rows=_BATCH_ROWS)
+    entities = [
+        (crc32(key, _SEED), key, row)
+        for batch in batches
+        for key, row in zip(encoder.keys(batch), batch.select(list(view.join_keys)).to_pylist(), strict=True)
+    ]
+    chosen = [row for _, _, row in heapq.nsmallest(ENTITIES, entities, lambda item: item[:2])]
+    if not chosen:
+        return Sample()
+    of = pa.Table.from_pylist(chosen, arrow_schema(view.join_keys))
+    events = log.events(view, files, by_entity=True, of=of, batch_rows=_BATCH_ROWS)
+    wanted = {placed.key: placed for placed in encoder.placed(events, version.next_sequence - 1, now_us)}
+    live = [
+        key for key, placed in wanted.items() if placed.expire_at_ms is None or placed.expire_at_ms > now_us // 1000
+    ]
+    layout, places = layout_of(view)
+    reader = WindowRecords(registered.layout, layout, list(places.values()))
+    states = []
+    for start in range(0, len(live), _AT_ONCE):
+        keys = live[start : start + _AT_ONCE]
+        for key, record in zip(keys, workspace.online.get(keys), strict=True):
+            states.append(_events_state(reader, key, wanted[key].record, record, now_us))
+    counts = {name: states.count(name) for name in ("missing", "older", "different", "newer")}
+    return Sample(compared=len(live), **counts)
+
+
+def _events_state(reader: WindowRecords, key: bytes, wanted: bytes, found: bytes | None, now_us: int) -> str:
+    if found is None or not is_windowed(found):
+        return "missing"
+    expected = reader.fresh([wanted], now_us)
+    if repr(reader.fresh([found], now_us)) == repr(expected):  # NaN is equal to itself so
+        return "equal"
+    return "older" if last_sequence(found) < last_sequence(wanted) else "different"
 
 
 def _chosen(

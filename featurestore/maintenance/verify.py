@@ -19,8 +19,8 @@ from featurestore.ledger.saved_sets import (
 from featurestore.maintenance.sampling import Sample, compare_sample
 from featurestore.offline.interface import DataFile, TableId, TableReader
 from featurestore.online.interface import OnlineReader
-from featurestore.online.records.codec import is_intact
 from featurestore.online.records.keys import KeyEncoder
+from featurestore.online.records.whole import is_intact
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import step
 from featurestore.workspace import Readers

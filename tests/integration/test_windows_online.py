@@ -20,9 +20,10 @@ from support.projects import make_workspace
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource
 from featurestore.following import follow, mark
 from featurestore.following.mark import APPLIED, mark_from
+from featurestore.maintenance.verify import verify
 from featurestore.materialization import materialize, materialize_incremental, republish, succeeded
 from featurestore.online.interface import Placed
-from featurestore.online.records.windowed import head_of
+from featurestore.online.records.windowed import checked, head_of
 from featurestore.serving import get_online_features
 from featurestore.statuses import Status
 from featurestore.training import TrainingSetWarning, get_historical_features
@@ -369,3 +370,27 @@ def test_statuses_are_those_of_the_values(shop: Shop) -> None:
     response = get_online_features(shop.workspace, ["sales:count_all", "sales:v_sum_1min"], {"shop": [0, None]})
     assert response.statuses["count_all"][1] is Status.NOT_FOUND
     assert response.to_dict()["count_all"][1] is None
+
+
+def test_verify_compares_windows_with_the_log(shop: Shop) -> None:
+    shop.sell(80)
+    shop.run()
+    shop.wait(MINUTE_US)
+    (whole,) = verify(shop.workspace)
+    assert (whole.problems, whole.compared) == ((), 4)
+    prefix = b"fs:shop:sales:{"
+    (pairs,) = shop.workspace.online.scan(prefix)
+    records = dict(pairs)
+    (mine, other) = (prefix + b"1}", prefix + b"2}")
+    head = head_of(records[other])
+    swapped = checked(mine, records[other][: head.tiles_end - 4])
+    sequence = head.base_sequence
+    assert shop.workspace.online.place([Placed(mine, swapped, sequence, None)], now_us=shop.now_us) == [0]
+    (found,) = verify(shop.workspace)
+    assert "1 with other values, of 4 entities compared" in found.problems[0]
+    gone = Placed(mine, swapped, sequence, 1)
+    shop.workspace.online.place([gone], now_us=shop.now_us)
+    (found,) = verify(shop.workspace)
+    assert "1 missing" in found.problems[0]
+    republish(shop.workspace)
+    assert verify(shop.workspace)[0].problems == ()

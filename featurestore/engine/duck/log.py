@@ -87,14 +87,18 @@ class DuckLog(Log):
         after_sequence: int = -1,
         until_us: int | None = None,
         by_entity: bool = False,
+        of: pa.Table | None = None,
         batch_rows: int,
     ) -> Iterator[pa.RecordBatch]:
         if not files:
             return
         with self._session.open(reads=files) as connection, translated(READING, table_files=files):
-            query = events_sql(
-                connection, view, files, after_sequence=after_sequence, until=until(until_us), by_entity=by_entity
-            )
+            within = [f"{SEQUENCE} > {after_sequence}", until(until_us)]
+            if of is not None:
+                connection.register("asked", of)
+                keys = ", ".join(map(quote, view.join_keys))
+                within.append(f"({keys}) IN (SELECT ({keys}) FROM asked)")
+            query = events_sql(connection, view, files, within, by_entity=by_entity)
             yield from stream(connection, query, batch_rows)
 
     @override

@@ -146,12 +146,11 @@ def events_sql(
     connection: duckdb.DuckDBPyConnection,
     view: FeatureView,
     files: Sequence[str],
+    within: Sequence[str],
     *,
-    after_sequence: int,
-    until: str,
     by_entity: bool,
 ) -> str:
-    """Return the SELECT of `Log.events`."""
+    """Return the SELECT of `Log.events`; ``within`` are conditions on the log's own columns."""
     layout, _ = layout_of(view)
     kept = layout.columns[:-1] if layout.event_time else layout.columns
     values = [
@@ -161,7 +160,7 @@ def events_sql(
     values += [f"({text}\n) IS TRUE AS c{place}" for place, text in enumerate(layout.conditions)]
     keys = list(map(quote, view.join_keys))
     order = [NUMBER] if not by_entity else [*keys, EVENT_AT, KNOWN_AT, NUMBER]
-    events = named_events(connection, view, files, [f"{SEQUENCE} > {after_sequence}", until])
+    events = named_events(connection, view, files, within)
     return (
         f"SELECT {', '.join([*keys, EVENT_AT, KNOWN_AT, NUMBER, *values])} FROM ({events}) ORDER BY {', '.join(order)}"
     )
