@@ -20,6 +20,8 @@ from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.types import ValueType
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pyarrow as pa
 
 AsOf = Literal["event", "available"]
@@ -99,6 +101,17 @@ class StagedRows:
     """Events without an id, or with a text that is too long to be kept."""
     conflicts: int = 0
     """Events among ``duplicates`` and ``unchanged`` with other values than the one of their id that counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedEvents:
+    """Which of some events are new, by their ids; arrays with an item for each event, in their order."""
+
+    is_new: npt.NDArray[np.bool_]
+    known_as: npt.NDArray[np.int64]
+    """The ``fs_seq`` of the event in the log that it is; -1 for one that is new, or repeats another new one."""
+    conflicts: npt.NDArray[np.bool_]
+    """Those that are not new and have other values than the event that counts."""
 
 
 EVENT_AT, KNOWN_AT, NUMBER = "fs_event", "fs_known", "fs_number"
@@ -266,6 +279,18 @@ class Log(ABC):
         binary), and ``c0``, ... for its conditions (bool). Ordered by number, or with ``by_entity`` by key, event
         time, created time and number. ``until_us`` as in `latest`; ``of`` holds the keys of those asked for.
         """
+
+    @abstractmethod
+    def judge(self, view: FeatureView, files: Sequence[str], events: pa.Table) -> JudgedEvents:
+        """Compare events on their way into the log with it, and with one another, by their ids.
+
+        ``events`` have the log's columns without number and origin; the view has an ``event_id``. ``files`` hold every
+        event of the log at most a day from one of them.
+        """
+
+    @abstractmethod
+    def repeats(self, view: FeatureView, files: Sequence[str], others: Sequence[str]) -> bool:
+        """Tell whether an event of some files of the log is, by its id, also one of others."""
 
     @abstractmethod
     def withdraw(self, view: FeatureView, files: Sequence[str], span: Span, *, folder: Path | None) -> Withdrawal:

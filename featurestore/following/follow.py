@@ -60,8 +60,8 @@ class Follower:
         self._marker = self._encoder.namespace + APPLIED
         self._files = [file.path for file in version.files]
 
-    def bring(self, *, anew: bool = False) -> Followed:
-        """Bring it there; with ``anew`` make every record again."""
+    def bring(self, *, anew: bool = False, most_rows: int | None = None) -> Followed | None:
+        """Bring it there; with ``anew`` make every record again. None where that is needed and takes more rows."""
         if not self._online.keeps_events:
             raise OnlineStoreError(
                 f"View {self._registered.view.name!r} has windows, which this online store does not keep.",
@@ -70,6 +70,8 @@ class Follower:
         self._online.put(self._encoder.schema_key, self._encoder.layout.document)
         found = None if anew else self._mark()
         done = None if found is None else self._apply(found)
+        if done is None and most_rows is not None and self._version.rows > most_rows:
+            return None
         return self._publish() if done is None else done
 
     def _mark(self) -> Mark | None:
@@ -143,7 +145,7 @@ class Follower:
                 break  # the store lost what was written, or another publish began: that one moves the mark
             mark = mark_from(known)
             target = Mark(sequence, self._version.number, self._version.identity)
-            if mark is not None and mark.sequence > sequence and self._knows(mark):
+            if mark is not None and mark.sequence > sequence and self.knows(mark):
                 return Followed(0, count)
             done, _ = self._online.advance(self._marker, known, target.to_bytes(), [], now_us=self._workspace.clock())
             if done is Advanced.DONE:
@@ -153,7 +155,8 @@ class Follower:
             hint="Run it again; if that repeats, see whether the store is emptied or restored meanwhile.",
         )
 
-    def _knows(self, mark: Mark) -> bool:
+    def knows(self, mark: Mark) -> bool:
+        """Tell whether the log has the commit that a mark is of."""
         commit = self._workspace.offline.find_commit(self._registered.table, mark.version)
         return commit is not None and commit.identity == mark.commit
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from featurestore.consistency.belonging import compare_part, compare_table, markers_of, refuse
 from featurestore.errors import RegistryUnavailableError
@@ -34,39 +35,50 @@ up to the other. Otherwise each commit would wait for it."""
 PUSH = "push"
 
 
-def commit_rows(workspace: Workspace, registered: RegisteredView, rows: pa.Table) -> Future[int]:
+def commit_rows(given: Pushed, rows: pa.Table, writer: Callable[[], PushWriter] | None = None) -> Future[int]:
     """Append rows to a view's offline table: join keys, event_ts, created_ts, features, in the table's order.
 
-    The future is as `GroupCommitter.add` returns it.
+    The future is as `GroupCommitter.add` returns it. ``writer`` makes the table's writer, if it is not a `PushWriter`.
     """
-    key = os.getpid(), registered.table
+    workspace, table = given.workspace, given.registered.table
+    key = os.getpid(), table
     with workspace.lock:
         if key not in workspace.committers:
-            workspace.committers[key] = GroupCommitter(workspace.offline, registered.table, _PushWriter())
+            made = PushWriter() if writer is None else writer()
+            workspace.committers[key] = GroupCommitter(workspace.offline, table, made)
         committer = workspace.committers[key]
-    return committer.add(rows, registered.table_schema, _Pushed(workspace, registered))
+    return committer.add(rows, given.registered.table_schema, given)
 
 
-class _Pushed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Pushed:
     """Whose rows they are."""
 
     workspace: Workspace
     registered: RegisteredView
 
 
-class _PushWriter:
+class PushWriter:
     """Compares tables with the registry before a commit, and notes it in the online store after."""
 
     def __init__(self) -> None:
         self._note_from_s = 0.0
         self._note_pause_s = NOTE_PAUSE_SECONDS
 
-    def begin(self, given: Sequence[_Pushed]) -> None:
+    def begin(self, given: Sequence[Pushed]) -> None:
         """Raise MismatchError where the table is not as the registry left it; a registry that is down is skipped."""
-        workspace, registered = given[0]
+        workspace, registered = given[0].workspace, given[0].registered
         with suppress(RegistryUnavailableError):
             refuse(compare_table(workspace, registered))
         bind_tables(workspace.offline, registered)
+
+    def gathered(
+        self, given: Sequence[Pushed], parts: Sequence[pa.Table], version: TableVersion | None
+    ) -> pa.Table | None:
+        """Return all rows."""
+        import pyarrow as pa
+
+        return self.numbered(pa.concat_tables(parts), 0 if version is None else version.next_sequence)
 
     def numbered(self, rows: pa.Table, first_sequence: int) -> pa.Table:
         """Return rows as the engine writes those of a source, numbered from ``first_sequence`` on."""
@@ -78,23 +90,23 @@ class _PushWriter:
         rows = rows.add_column(place + 1, ORIGIN, pa.repeat(PUSH, len(rows)))
         return rows.sort_by([(name, "ascending") for name in (EVENT, CREATED, SEQUENCE)])
 
-    def facts(self, given: Sequence[_Pushed], base: TableVersion | None) -> Mapping[str, Any]:
+    def facts(self, given: Sequence[Pushed], base: TableVersion | None) -> Mapping[str, Any]:
         """Return the project, and what the table holds from its source: a push adds nothing to that."""
         reached(STAGED)
-        (workspace, registered), held = given[0], None
+        workspace, registered, held = given[0].workspace, given[0].registered, None
         if base is not None:
             offline = workspace.offline
             held = held_of(offline, registered.table, offline.find_commit(registered.table, base.number))
         return facts_of(registered, held)
 
-    def committed(self, given: Sequence[_Pushed], version: TableVersion) -> None:
+    def committed(self, given: Sequence[Pushed], version: TableVersion) -> None:
         """Note the commit in the online store, so that an offline table without it is recognised as older.
 
         Leaves alone a part that is not this registry's, and a noted commit that the table does not have: nothing else
         shows that rows which are online were lost offline. A failure here fails no push; a later commit tries again.
         """
         reached(COMMITTED)
-        workspace, registered = given[0]
+        workspace, registered = given[0].workspace, given[0].registered
         if not registered.view.online or time.monotonic() < self._note_from_s:
             return
         try:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import inf
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -18,7 +18,8 @@ from weakref import WeakKeyDictionary
 from featurestore.consistency.belonging import Mismatch, begin_part, compare_part, foreign_part, refuse
 from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError, InputError, OnlineStoreUnavailableError
-from featurestore.ingest.group_commit import commit_rows
+from featurestore.ingest.events import EventCounts, EventWriter, PushedEvents, bring_online, check_events
+from featurestore.ingest.group_commit import Pushed, commit_rows
 from featurestore.ingest.rows import CheckedRows, PushedRows, read_rows
 from featurestore.online.interface import OnlineCounts, OnlineReader, WriteResult
 from featurestore.online.records.encoder import RecordEncoder
@@ -57,6 +58,8 @@ class PushedView:
 
     online: OnlineCounts | None = None
     offline: OfflineCounts | None = None
+    events: EventCounts | None = None
+    """What became of the events of a view with aggregations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,8 @@ class PushTarget:
                 hint="Declare a feature view without sql= whose source it is, and run `fs apply`.",
                 source=source,
             )
-        self.encoders = {r.view.name: RecordEncoder(r.layout) for r in self.views if r.view.online}
+        plain = [r for r in self.views if not r.view.aggregations]
+        self.encoders = {r.view.name: RecordEncoder(r.layout) for r in plain if r.view.online}
         names = (name for registered in self.views for name in registered.view.stored_types)
         self.needed = tuple(dict.fromkeys([*names, self.source.batch_source.timestamp_field]))
 
@@ -105,6 +109,12 @@ class Push:
 
     def __init__(self, workspace: Workspace, target: PushTarget, rows: PushedRows, to: To) -> None:
         self._workspace, self._target, self._to = workspace, target, to
+        windowed = [registered.view.name for registered in target.views if registered.view.aggregations]
+        if to == "online" and windowed:
+            raise InputError(
+                f"Events cannot be pushed to {windowed[0]!r} online only: its windows are made of the log.",
+                hint="Push them to 'both'.",
+            )
         if to == "online" and not target.encoders:
             raise InputError(
                 f"No view that reads {target.source.name!r} is online.", hint="Push to='offline', or set online=True."
@@ -114,8 +124,16 @@ class Push:
         until_us = now_us + workspace.settings.server.max_clock_skew // MICROSECOND
         self.row_count = rows.row_count
         self._rows = {r.view.name: rows.of_view(r.view, now_us=now_us, until_us=until_us) for r in target.views}
+        for name in windowed:
+            check_events(self._rows[name])
+        self._given = {
+            r.view.name: PushedEvents(workspace, r) if r.view.aggregations else Pushed(workspace, r)
+            for r in target.views
+        }
         self._versions: dict[str, Future[int]] = {}
         self._done: dict[str, PushedView] = {}
+        self._left: list[str] = []
+        """Views whose online part does not have the events yet."""
 
     def commit(self) -> list[Future[int]]:
         """Begin to commit offline; returns the futures to wait for before `confirm`.
@@ -124,13 +142,14 @@ class Push:
         """
         if self._to != "offline":
             for registered in self._target.views:
-                if registered.view.name in self._target.encoders:
+                if registered.view.online:
                     _check(self._workspace, registered, is_committed=self._to == "both")
         if self._to != "online" and self.row_count:
             tables = {name: rows.table() for name, rows in self._rows.items()}
             for registered in self._target.views:
                 name = registered.view.name
-                self._versions[name] = commit_rows(self._workspace, registered, tables[name])
+                writer = EventWriter if registered.view.aggregations else None
+                self._versions[name] = commit_rows(self._given[name], tables[name], writer)
         return list(self._versions.values())
 
     def confirm(self) -> None:
@@ -138,7 +157,10 @@ class Push:
         failed = [view for view, version in self._versions.items() if version.exception() is not None]
         for view, version in self._versions.items():
             if view not in failed:
-                self._done[view] = PushedView(offline=OfflineCounts(self.row_count, version.result()))
+                given = self._given[view]
+                events = given.counts if isinstance(given, PushedEvents) else None
+                rows = self.row_count if events is None else events.appended
+                self._done[view] = PushedView(offline=OfflineCounts(rows, version.result()), events=events)
         for view in failed:
             with self._named(view, "offline"):
                 self._versions[view].result()
@@ -154,6 +176,9 @@ class Push:
                 with self._named(view, "online"):
                     written = self._write(registered, self._target.encoders[view], self._rows[view], advance)
                     done = PushedView(written, done.offline)
+            elif self._to == "both" and registered.view.aggregations and registered.view.online:
+                with self._named(view, "online"):
+                    done = replace(done, online=self._follow(registered))
             if done != PushedView():
                 self._done[view] = done
 
@@ -166,8 +191,21 @@ class Push:
                 f"These views did not take the rows, which would have to pass through SQL: {names}. They change when "
                 f"`fs materialize` reads {source.batch_source.name!r}."
             )
+        for name in self._left:
+            notes.append(
+                f"The events of {name} are in the log, and online with the next `fs materialize --view {name}`."
+            )
         note = " ".join(notes) or None
         return PushResult(self._target.source.name, self.row_count, self._to, dict(sorted(self._done.items())), note)
+
+    def _follow(self, registered: RegisteredView) -> OnlineCounts | None:
+        """Bring the pushed events online; None where only a run can do it, because the online part has no mark."""
+        given = self._given[registered.view.name]
+        assert isinstance(given, PushedEvents)
+        if self.row_count and not bring_online(self._workspace, registered, given.reached[0]):
+            self._left.append(registered.view.name)
+            return None
+        return OnlineCounts(written=given.counts.appended)
 
     def _write(
         self, registered: RegisteredView, encoder: RecordEncoder, rows: CheckedRows, advance: Callable[[int], object]

@@ -108,6 +108,7 @@ def follow(workspace: Workspace, registered: RegisteredView, *, anew: bool, chec
         workspace.offline.verify(version.files)
         begin_part(workspace, registered)
         done = Follower(workspace, registered, version, check).bring(anew=anew)
+        assert done is not None
         written = done.placed if done.is_whole else done.appended
         running.note(written=written)
     return Publication(Published(written=written), version, is_complete=True)

@@ -73,7 +73,6 @@ class _Prepared:
     base: TableVersion | None
     first_sequence: int
     """The first ``fs_seq`` of the new rows."""
-    are_events: bool = False
 
     @property
     def written(self) -> list[Path]:
@@ -89,15 +88,14 @@ class _Prepared:
         """Tell whether it can be committed after a version with rows that were pushed, or files merged, since.
 
         They stay as they are; a row that was pushed and read from the source appears twice, which changes no answer.
-        An event would count twice: those are compared with the new ones.
+        An event would count twice: see `ViewRun._repeats`.
         """
         if version is None or self.base is None:
             return self.base is None and (version is None or version.next_sequence <= self.first_sequence)
         has_same_files = {file.path for file in self.base.files} <= {file.path for file in version.files}
         takes_none = not self.withdrawal.removed and not self.damaged
         has_same_rows = has_same_files or (takes_none and version.rows_kept_since <= self.base.number)
-        is_without_new = not self.are_events or version.next_sequence == self.base.next_sequence
-        return has_same_rows and is_without_new and version.next_sequence <= self.first_sequence
+        return has_same_rows and version.next_sequence <= self.first_sequence
 
     def discard(self) -> None:
         """Remove the files."""
@@ -266,7 +264,7 @@ class ViewRun:
         try:
             for number in range(COMMIT_TRIES):
                 version = self._current()
-                if ready is None or not ready.fits(version):
+                if ready is None or not ready.fits(version) or self._repeats(ready, version):
                     if ready is not None:
                         ready.discard()
                     ready = self._prepare(to_read, rebuild, version, gap=SEQUENCE_GAP if number else 0)
@@ -302,8 +300,18 @@ class ViewRun:
             for path in withdrawal.written:
                 path.unlink(missing_ok=True)
             raise
-        are_events = bool(self.registered.view.aggregations)
-        return _Prepared(staged, withdrawal, damaged, version, first, are_events)
+        return _Prepared(staged, withdrawal, damaged, version, first)
+
+    def _repeats(self, ready: _Prepared, version: TableVersion | None) -> bool:
+        """Tell whether events that were pushed since are among those that were read from the source."""
+        view = self.registered.view
+        if not view.aggregations or version is None or version == ready.base or not ready.staged.paths:
+            return False
+        before = set() if ready.base is None else {file.path for file in ready.base.files}
+        added = [file.path for file in version.files if file.path not in before]
+        if view.event_id is None:
+            return bool(added) and version.next_sequence != (0 if ready.base is None else ready.base.next_sequence)
+        return bool(added) and self.workspace.engine.log.repeats(view, list(map(str, ready.staged.paths)), added)
 
     def _commit_files(self, base: TableVersion | None, ready: _Prepared, to_read: SpansToRead) -> TableVersion:
         self._check()

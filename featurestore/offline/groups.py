@@ -44,8 +44,14 @@ class GroupWriter(Protocol[T_contra]):
     def begin(self, given: Sequence[T_contra]) -> None:
         """Check what must hold before anything is written."""
 
-    def numbered(self, rows: pa.Table, first_sequence: int) -> pa.Table:
-        """Return the rows as a file holds them, with ``fs_seq`` from ``first_sequence`` on; again for each try."""
+    def gathered(
+        self, given: Sequence[T_contra], parts: Sequence[pa.Table], version: TableVersion | None
+    ) -> pa.Table | None:
+        """Return the rows as a file holds them, with ``fs_seq`` from the version's next on; again for each try.
+
+        ``parts`` are those that came with each of ``given``. None: the version has what they say, and nothing is
+        committed.
+        """
 
     def facts(self, given: Sequence[T_contra], base: TableVersion | None) -> Mapping[str, Any]:
         """Return the facts of the commit that follows ``base``; the rows are staged. Again for each try."""
@@ -126,15 +132,17 @@ class GroupCommitter(Generic[T]):
 
     def _append(self, group: list[_Waiting[T]], given: list[T]) -> TableVersion:
         """Commit a group as one file, its rows in the order in which they came, and return the version."""
-        import pyarrow as pa
-
         offline, table, writer = self._offline, self._table, self._writer
         writer.begin(given)
-        rows = pa.concat_tables([added.rows for added in group])
+        parts = [added.rows for added in group]
         give_up_s = time.monotonic() + PATIENCE_SECONDS
         for tries in count(1):
             version = offline.current(table)
-            path = offline.write(table, writer.numbered(rows, 0 if version is None else version.next_sequence))
+            rows = writer.gathered(given, parts, version)
+            if rows is None:
+                assert version is not None
+                return version
+            path = offline.write(table, rows)
             try:
                 facts = writer.facts(given, version)
                 base = None if version is None else version.number

@@ -32,7 +32,6 @@ def pin_schemas(
         before = applied.get(view.name)
         try:
             _check_repeats(view)
-            _check_pushes(view)
             columns = sources.columns(view)
             check_columns(view, columns)
             made = _pin(view, before, columns, refresh=refresh)
@@ -64,16 +63,6 @@ def _check_repeats(view: FeatureView) -> None:
             "the same rows would correct them for ever, and training sets would depend on when the runs happened.",
             hint="Compute it from the rows. A value that depends on the time of a read belongs in an on-demand view.",
             view=view.name,
-        )
-
-
-def _check_pushes(view: FeatureView) -> None:
-    """Raise DefinitionError for events that would be pushed: so far only runs bring them."""
-    if view.takes_events:
-        raise DefinitionError(
-            f"FeatureView {view.name!r}: events cannot be pushed to a view with aggregations yet.",
-            hint="Read the batch source instead of the push source.",
-            field="source",
         )
 
 

@@ -39,7 +39,8 @@ class Served:
         if self.refuse in given:
             raise InputError(f"No {self.refuse}.")
 
-    def numbered(self, rows: pa.Table, first_sequence: int) -> pa.Table:
+    def gathered(self, given: Sequence[str], parts: Sequence[pa.Table], version: TableVersion | None) -> pa.Table:
+        rows, first_sequence = pa.concat_tables(parts), 0 if version is None else version.next_sequence
         numbers = pa.array(range(first_sequence, first_sequence + len(rows)), pa.int64())
         return rows.append_column(SEQUENCE, numbers).append_column(ORIGIN, pa.repeat("served", len(rows)))
 
@@ -163,5 +164,5 @@ def files_of(offline: DeltaStore) -> Sequence[object]:
 def commit_as_another(offline: DeltaStore, writer: Served) -> None:
     """Commit one row, once, behind the committer's back."""
     writer.meanwhile = lambda: None
-    path = offline.write(TABLE, writer.numbered(rows(100), 0))
+    path = offline.write(TABLE, writer.gathered([], [rows(100)], None))
     offline.commit(TABLE, SCHEMA, base=None, add=[path])

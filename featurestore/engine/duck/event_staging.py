@@ -7,6 +7,7 @@ row is an event: as many equal ones go into the log as it lacks of those that th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,16 +16,19 @@ from typing_extensions import override
 from featurestore.definitions.aggregation import MOST_BYTES
 from featurestore.engine.duck.choose import arrays
 from featurestore.engine.duck.identity import CREATED_US, EVENT_US, KNOWN_US, LOG_TIMES, SOURCE_TIMES
-from featurestore.engine.duck.offline_sql import FILE, instants, log_columns, read_log
+from featurestore.engine.duck.offline_sql import FILE, instants, log_columns, read_log, thin
 from featurestore.engine.duck.scan import BATCH, Scanned
 from featurestore.engine.duck.session import quote
 from featurestore.engine.duck.staging import Chosen, Staging, same_value
 from featurestore.engine.duck.tables import POSITION
+from featurestore.engine.interface import JudgedEvents
 from featurestore.types import Bytes, String
 from featurestore.types.columns import CREATED, ORIGIN, SEQUENCE
 
 if TYPE_CHECKING:
+    import duckdb
     import numpy.typing as npt
+    import pyarrow as pa
 
     from featurestore.definitions import FeatureView
     from featurestore.engine.interface import Span
@@ -59,56 +63,10 @@ class EventStaging(Staging):
         return self._by_id(candidates, bounds_us)
 
     def _by_id(self, candidates: int, bounds_us: tuple[int, int]) -> Chosen:
-        """Make the tables ``known`` (positions of events that the log has) and ``repeated`` (by another fresh one)."""
-        event = self._event()
-        known, conflicts = self._find_known(event, bounds_us)
-        twins = (
-            f"SELECT {POSITION}, {EVENT_US}, {KNOWN_US}, event FROM (SELECT * FROM fresh ANTI JOIN known "
-            f"USING ({POSITION})) JOIN (SELECT {event}, row_number() OVER () AS event FROM fresh ANTI JOIN known "
-            f"USING ({POSITION}) GROUP BY {event} HAVING count(*) > 1) USING ({event})"
-        )
-        numbers, events, knowns, ids = arrays(self._connection, twins, POSITION, EVENT_US, KNOWN_US, "event")
-        order = np.lexsort((numbers, knowns, events, ids))
-        numbers = numbers[order]
-        first = first_kept(ids[order], events[order])
-        repeated = np.flatnonzero(first != np.arange(len(first)))
-        conflicts += self._find_repeated(numbers[repeated], numbers[first[repeated]])
-        rows = f"SELECT * FROM fresh ANTI JOIN known USING ({POSITION}) ANTI JOIN repeated USING ({POSITION})"
-        return Chosen(rows, candidates - known - len(repeated), known, conflicts)
-
-    def _event(self) -> str:
-        assert self._view.event_id is not None
-        return f"{self._keys}, {quote(self._view.event_id)}"
-
-    def _find_known(self, event: str, bounds_us: tuple[int, int]) -> tuple[int, int]:
-        """Make the table ``known``; return how many events it has, and how many have other values."""
-        log = f"SELECT *, {LOG_TIMES} FROM ({read_log(log_columns(self._view), self._request.log_files)})"
         near = instants(bounds_us[0] - DAY_US, bounds_us[1] + DAY_US)
-        self._connection.execute(
-            f"CREATE TEMP TABLE known AS SELECT f.{POSITION}, bool_or({self._same()}) AS is_same FROM fresh f "
-            f"JOIN ({log} WHERE {near}) l USING ({event}) WHERE abs(f.{EVENT_US} - l.{EVENT_US}) <= {DAY_US} "
-            f"GROUP BY f.{POSITION}"
-        )
-        known, same = self._row("SELECT count(*), count(*) FILTER (is_same) FROM known")
-        return int(known), int(known - same)
-
-    def _find_repeated(self, repeated: npt.NDArray[np.int64], first: npt.NDArray[np.int64]) -> int:
-        """Make the table ``repeated``; return how many of its events differ from those that are kept."""
-        import pyarrow as pa
-
-        self._connection.register("given", pa.table({POSITION: repeated, "fs_first": first}))
-        self._connection.execute("CREATE TEMP TABLE repeated AS FROM given")
-        self._connection.unregister("given")
-        differ = (
-            f"SELECT count(*) FROM repeated r JOIN fresh f USING ({POSITION}) "
-            f"JOIN fresh l ON l.{POSITION} = r.fs_first WHERE NOT ({self._same()})"
-        )
-        return int(self._row(differ)[0])
-
-    def _same(self) -> str:
-        """Return the condition that two events of one id are the same; when they were created does not matter."""
-        same = [same_value(field.name, field.type) for field in self._view.stored]
-        return " AND ".join([f"f.{EVENT_US} = l.{EVENT_US}", *same])
+        found = EventIds(self._connection, self._view).find(self._request.log_files, near)
+        rows = f"SELECT * FROM fresh ANTI JOIN known USING ({POSITION}) ANTI JOIN repeated USING ({POSITION})"
+        return Chosen(rows, candidates - found.known - found.repeated, found.known, found.conflicts)
 
     def _by_number(self, candidates: int, bounds_us: tuple[int, int]) -> Chosen:
         """Make the table ``lacking``: of which equal rows the log lacks how many."""
@@ -138,6 +96,104 @@ class EventStaging(Staging):
         )
         appended = int(self._row(f"SELECT count(*) FROM ({rows})")[0])
         return Chosen(rows, appended, candidates - appended)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundIds:
+    """How many fresh events are not new, and how many of them have other values than the event that counts."""
+
+    known: int
+    repeated: int
+    conflicts: int
+
+
+class EventIds:
+    """Compares the events of the table ``fresh`` with a log, and with one another."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, view: FeatureView) -> None:
+        assert view.event_id is not None
+        self._connection, self._view = connection, view
+        self._event = ", ".join(map(quote, [*view.join_keys, view.event_id]))
+        same = [same_value(field.name, field.type) for field in view.stored]
+        self._same = " AND ".join([f"f.{EVENT_US} = l.{EVENT_US}", *same])
+        """The condition that two events of one id are the same; when they were created does not matter."""
+
+    def find(self, log_files: Sequence[str], near: str) -> FoundIds:
+        """Make the tables ``known`` and ``repeated``: positions of events that the log has, or another fresh one is.
+
+        ``near`` is the condition on the log's rows that are at most a day from a fresh one.
+        """
+        log = f"SELECT *, {LOG_TIMES} FROM ({read_log(log_columns(self._view), log_files)}) WHERE {near}"
+        self._connection.execute(
+            f"CREATE TEMP TABLE known AS SELECT f.{POSITION}, bool_or({self._same}) AS is_same, "
+            f"max(l.{SEQUENCE}) AS known_as FROM fresh f JOIN ({log}) l USING ({self._event}) "
+            f"WHERE abs(f.{EVENT_US} - l.{EVENT_US}) <= {DAY_US} GROUP BY f.{POSITION}"
+        )
+        known, same = self._row("SELECT count(*), count(*) FILTER (is_same) FROM known")
+        repeated, differ = self._find_repeated()
+        return FoundIds(known, repeated, known - same + differ)
+
+    def _find_repeated(self) -> tuple[int, int]:
+        """Make the table ``repeated``; return how many events it has, and how many differ from those that are kept."""
+        import pyarrow as pa
+
+        rest = f"FROM fresh ANTI JOIN known USING ({POSITION})"
+        twins = (
+            f"SELECT {POSITION}, {EVENT_US}, {KNOWN_US}, event FROM (SELECT * {rest}) JOIN (SELECT {self._event}, "
+            f"row_number() OVER () AS event {rest} GROUP BY {self._event} HAVING count(*) > 1) USING ({self._event})"
+        )
+        numbers, events, knowns, ids = arrays(self._connection, twins, POSITION, EVENT_US, KNOWN_US, "event")
+        order = np.lexsort((numbers, knowns, events, ids))
+        numbers = numbers[order]
+        first = first_kept(ids[order], events[order])
+        some = np.flatnonzero(first != np.arange(len(first)))
+        self._connection.register("given", pa.table({POSITION: numbers[some], "fs_first": numbers[first[some]]}))
+        self._connection.execute(
+            f"CREATE TEMP TABLE repeated AS SELECT {POSITION}, {self._same} AS is_same FROM given r "
+            f"JOIN fresh f USING ({POSITION}) JOIN fresh l ON l.{POSITION} = r.fs_first"
+        )
+        self._connection.unregister("given")
+        found, same = self._row("SELECT count(*), count(*) FILTER (is_same) FROM repeated")
+        return found, found - same
+
+    def _row(self, query: str) -> tuple[int, int]:
+        ((one, other),) = self._connection.execute(query).fetchall()
+        return int(one), int(other)
+
+
+def judged(
+    connection: duckdb.DuckDBPyConnection, view: FeatureView, files: Sequence[str], events: pa.Table
+) -> JudgedEvents:
+    """Compare events on their way into the log with it, and with one another, as `Log.judge`."""
+    count = events.num_rows
+    connection.register("given_events", events.append_column(POSITION, [np.arange(count)]))
+    connection.execute(f"CREATE TEMP TABLE fresh AS SELECT *, {LOG_TIMES} FROM given_events")
+    connection.unregister("given_events")
+    ((first_us, last_us),) = connection.execute(f"SELECT min({EVENT_US}), max({EVENT_US}) FROM fresh").fetchall()
+    EventIds(connection, view).find(files, instants(first_us - DAY_US, last_us + DAY_US))
+    known_as, conflicts, is_new = np.full(count, -1, np.int64), np.zeros(count, np.bool_), np.ones(count, np.bool_)
+    places, numbers, same = arrays(
+        connection, f"SELECT {POSITION}, known_as, is_same FROM known", POSITION, "known_as", "is_same"
+    )
+    known_as[places], conflicts[places], is_new[places] = numbers, ~same.astype(np.bool_), False
+    places, same = arrays(connection, f"SELECT {POSITION}, is_same FROM repeated", POSITION, "is_same")
+    conflicts[places], is_new[places] = ~same.astype(np.bool_), False
+    return JudgedEvents(is_new, known_as, conflicts)
+
+
+def repeats_sql(view: FeatureView, files: Sequence[str], others: Sequence[str]) -> str:
+    """Return the SELECT of whether an event of some files is also one of others."""
+    assert view.event_id is not None
+    kinds = {
+        **thin(view),
+        view.event_id: view.stored_types[next(n for n in view.stored_types if n.lower() == view.event_id.lower())],
+    }
+    event = ", ".join(map(quote, [*view.join_keys, view.event_id]))
+    one, other = (f"(SELECT *, {LOG_TIMES} FROM ({read_log(kinds, each)}))" for each in (files, others))
+    return (
+        f"SELECT count(*) > 0 FROM {one} f JOIN {other} l USING ({event}) "
+        f"WHERE abs(f.{EVENT_US} - l.{EVENT_US}) <= {DAY_US}"
+    )
 
 
 def gone_events(scanned: Scanned, span: Span, files: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from featurestore.definitions import FeatureView
-from featurestore.engine.duck.event_staging import EventStaging, gone_events
+from featurestore.engine.duck.event_staging import EventStaging, gone_events, judged, repeats_sql
 from featurestore.engine.duck.identity import LOG_ORDER, LOG_TIMES, identity, known
 from featurestore.engine.duck.offline_sql import (
     FILE,
@@ -25,7 +25,16 @@ from featurestore.engine.duck.scan import BATCH, opened, source_identities
 from featurestore.engine.duck.session import Session, quote, stream, translated
 from featurestore.engine.duck.staging import Staging, write_parquet
 from featurestore.engine.duck.windowed import events_sql
-from featurestore.engine.interface import GONE_CREATED, GONE_EVENT, Log, Span, StagedRows, StageRequest, Withdrawal
+from featurestore.engine.interface import (
+    GONE_CREATED,
+    GONE_EVENT,
+    JudgedEvents,
+    Log,
+    Span,
+    StagedRows,
+    StageRequest,
+    Withdrawal,
+)
 from featurestore.types import String, Timestamp, ValueType
 from featurestore.types.arrow import arrow_schema
 from featurestore.types.columns import EVENT, ORIGIN, SEQUENCE
@@ -100,6 +109,18 @@ class DuckLog(Log):
                 within.append(f"({keys}) IN (SELECT ({keys}) FROM asked)")
             query = events_sql(connection, view, files, within, by_entity=by_entity)
             yield from stream(connection, query, batch_rows)
+
+    @override
+    def judge(self, view: FeatureView, files: Sequence[str], events: pa.Table) -> JudgedEvents:
+        with self._session.open(reads=files) as connection, translated(READING, table_files=files):
+            return judged(connection, view, files, events)
+
+    @override
+    def repeats(self, view: FeatureView, files: Sequence[str], others: Sequence[str]) -> bool:
+        reads = [*files, *others]
+        with self._session.open(reads=reads) as connection, translated(READING, table_files=reads):
+            ((found,),) = connection.execute(repeats_sql(view, files, others)).fetchall()
+        return bool(found)
 
     @override
     def withdraw(self, view: FeatureView, files: Sequence[str], span: Span, *, folder: Path | None) -> Withdrawal:

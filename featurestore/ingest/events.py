@@ -1,0 +1,157 @@
+"""Pushed events on their way into the log of a view with aggregations, and from there online.
+
+An event counts once, by its id, however often it is pushed: the commit decides that, because only it knows what came
+before. The online part then follows the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from featurestore_registry.forks import ForkLock
+from typing_extensions import override
+
+from featurestore.consistency.belonging import begin_part
+from featurestore.definitions.aggregation import MOST_BYTES
+from featurestore.engine.interface import JudgedEvents
+from featurestore.errors import ValueTypeError
+from featurestore.following.follow import Follower
+from featurestore.following.mark import APPLIED, mark_from
+from featurestore.ingest.group_commit import Pushed, PushWriter
+from featurestore.ingest.rows import CheckedRows
+from featurestore.offline.interface import DataFile, TableId, TableVersion
+from featurestore.registered.snapshot import RegisteredView
+from featurestore.types.columns import EVENT
+from featurestore.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MOST_MADE_ANEW = 100_000
+"""At most so many rows of a log are made into records by a push that finds no mark; for more it takes a run."""
+_DAY_US = 86_400_000_000
+_KEPT = ("first", "last", "last_n", "count_distinct")
+
+
+@dataclass(slots=True)
+class EventCounts:
+    """What became of pushed events."""
+
+    appended: int = 0
+    known: int = 0
+    """They were there already: pushed before, or read from the source."""
+    conflicting: int = 0
+    """Among ``known``: they differ from the event of the same id that counts."""
+    too_late: int = 0
+    """Among ``appended``: they happened before every window begins by now."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushedEvents(Pushed):
+    """Whose events they are, and what becomes of them."""
+
+    counts: EventCounts = field(default_factory=EventCounts)
+    reached: list[int] = field(default_factory=lambda: [-1])
+    """The greatest ``fs_seq`` among them, or that they are known as."""
+
+
+class EventWriter(PushWriter):
+    """Leaves out of a commit the events that the log has."""
+
+    @override
+    def gathered(
+        self, given: Sequence[Pushed], parts: Sequence[pa.Table], version: TableVersion | None
+    ) -> pa.Table | None:
+        import numpy as np
+        import pyarrow as pa
+
+        rows = pa.concat_tables(parts)
+        registered, log = given[0].registered, given[0].workspace.engine.log
+        files = [] if version is None else [file.path for file in near(version.files, rows)]
+        judged = log.judge(registered.view, files, rows)
+        first = 0 if version is None else version.next_sequence
+        numbers = np.where(judged.is_new, first + np.cumsum(judged.is_new) - 1, judged.known_as)
+        begin = 0
+        for pushed, part in zip(given, parts, strict=True):
+            mine = slice(begin, begin + part.num_rows)
+            begin += part.num_rows
+            if isinstance(pushed, PushedEvents):
+                note(pushed, part, judged, mine, int(numbers[mine].max(initial=-1)))
+        new = rows.filter(pa.array(judged.is_new))
+        return self.numbered(new, first) if new.num_rows else None
+
+
+def near(files: Sequence[DataFile], rows: pa.Table) -> list[DataFile]:
+    """Return the files that may hold an event at most a day from one of the rows."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    event = rows.column(EVENT).cast(pa.int64())
+    bounds = pc.min_max(event).as_py()
+    first, last = bounds["min"] - _DAY_US, bounds["max"] + _DAY_US
+    return [file for file in files if file.max_event_us >= first and file.min_event_us <= last]
+
+
+def note(pushed: PushedEvents, part: pa.Table, judged: JudgedEvents, mine: slice, reached: int) -> None:
+    """Note what became of one caller's events."""
+    import pyarrow as pa
+
+    is_new = judged.is_new[mine]
+    event_us = part.column(EVENT).cast(pa.int64()).to_numpy()[is_new]
+    pushed.counts.appended = int(is_new.sum())
+    pushed.counts.known = int((~is_new).sum())
+    pushed.counts.conflicting = int(judged.conflicts[mine].sum())
+    pushed.counts.too_late = int((event_us < pushed.registered.view.reaches_back_to(pushed.workspace.clock())).sum())
+    pushed.reached[0] = reached
+
+
+def check_events(rows: CheckedRows) -> None:
+    """Raise ValueTypeError for an event without an id, and for a text that is too long to be kept."""
+    view = rows.view
+    assert view.events is not None
+    names = {name.lower(): name for name in rows.stored}
+    kept = {each.column.lower() for each in view.aggregations if each.function in _KEPT}
+    for lower, name in names.items():
+        column = rows.stored[name]
+        values = column if isinstance(column, list) else column.to_pylist()
+        is_id = lower == (view.event_id or "").lower()
+        if not is_id and lower not in kept:
+            continue
+        for row, value in enumerate(values):
+            if value is None and is_id:
+                raise ValueTypeError(
+                    f"column {name!r}, row {row}: an event needs an id.",
+                    hint="Give each event one of its own: a push may be repeated, and the event still counts once.",
+                    column=name,
+                    row=row,
+                )
+            size = len(value.encode()) if isinstance(value, str) else len(value) if isinstance(value, bytes) else 0
+            if size > MOST_BYTES:
+                raise ValueTypeError(
+                    f"column {name!r}, row {row}: the text has {size} bytes, and windows keep at most {MOST_BYTES}.",
+                    hint="Push a shorter one, such as a hash.",
+                    column=name,
+                    row=row,
+                )
+
+
+_locks: dict[TableId, ForkLock] = {}
+
+
+def bring_online(workspace: Workspace, registered: RegisteredView, sequence: int) -> bool:
+    """Bring a view's online part so far that it has an event; False if only a run can do it.
+
+    Threads of one process wait for one another, because who comes first does it for all.
+    """
+    marker = registered.online_prefix + APPLIED
+    with _locks.setdefault(registered.table, ForkLock()):
+        version = workspace.offline.current(registered.table)
+        assert version is not None
+        mark = mark_from(workspace.online.get([marker])[0])
+        follower = Follower(workspace, registered, version, lambda: None)
+        if mark is not None and mark.sequence >= sequence and follower.knows(mark):
+            return True
+        begin_part(workspace, registered)
+        return follower.bring(most_rows=MOST_MADE_ANEW) is not None
