@@ -1,0 +1,411 @@
+"""Events that are pushed: each counts once, in the log and online, whoever pushes it, how often, and who dies."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.projects import make_workspace
+
+from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
+from featurestore.errors import InputError, OnlineStoreUnavailableError, ValueTypeError
+from featurestore.following import follow
+from featurestore.ingest import PushResult, push
+from featurestore.materialization import materialize_incremental, succeeded
+from featurestore.offline import groups
+from featurestore.online.records.windowed import head_of
+from featurestore.serving import get_online_features
+from featurestore.training import TrainingSetWarning, get_historical_features
+from featurestore.training.reference_windows import ReferenceEvent, reference_window
+from featurestore.types import Float64, Int64, String
+from featurestore.types.times import system_clock, to_datetime
+from featurestore.workspace import Workspace
+
+MINUTE_US = 60_000_000
+DAY_US = 1_440 * MINUTE_US
+WINDOWS = [timedelta(minutes=1), timedelta(minutes=12), None]
+FUNCTIONS = ("count", "sum", "mean", "min", "max", "std", "first", "last", "count_distinct")
+Sale = dict[str, Any]
+
+
+def sales_view(windows: list[timedelta | None] = WINDOWS) -> FeatureView:
+    batch = ParquetSource("sales_file", "sales", "sold_at", "known_at", allowed_lateness=timedelta(days=400))
+    return FeatureView(
+        "sales",
+        entities=[Entity("shop", join_keys={"shop": Int64})],
+        source=PushSource("sales_push", batch),
+        schema=[Field("id", String), Field("v", Float64), Field("t", String)],
+        event_id="id",
+        aggregations=[
+            *(Aggregation("v", name, windows=windows) for name in FUNCTIONS),
+            Aggregation("t", "last_n", n=3, windows=windows),
+            Aggregation("*", "count", windows=windows),
+            Aggregation("v", "sum", windows=windows, name="some", where="t = 'a'"),
+        ],
+    )
+
+
+class Shop:
+    """A project to which events are pushed, and what counts in it by plain loops."""
+
+    def __init__(self, root: Path, online_url: str | None, view: FeatureView) -> None:
+        self.root, self.view = root, view
+        now_us = system_clock() // MINUTE_US * MINUTE_US - 60 * MINUTE_US
+        self.workspace = make_workspace(root, [view], online_url=online_url, now_us=now_us)
+        self.counted: dict[tuple[int, str], Sale] = {}
+        self.made = 0
+
+    @property
+    def now_us(self) -> int:
+        return self.workspace.clock()
+
+    def wait(self, by_us: int) -> None:
+        self.workspace.clock.now_us += by_us
+
+    def sale(self, dice: Random, **more: Any) -> Sale:
+        self.made += 1
+        sold = self.now_us - dice.choice([0, dice.randrange(15 * MINUTE_US)])
+        return {
+            "shop": dice.randrange(4),
+            "sold_at": sold,
+            "id": f"e{self.made}",
+            "v": dice.choice([None, dice.randrange(-500, 500) / 100, 0.1, 1e16, math.nan]),
+            "t": dice.choice(["a", "b", None]),
+            **more,
+        }
+
+    def push(self, sales: list[Sale], workspace: Workspace | None = None, **options: Any) -> PushResult:
+        """Push events and note what should count: the first event of a key and id."""
+        for sale in sales:
+            known = {**sale, "known_at": max(self.now_us, sale.get("known_at") or 0), "place": len(self.counted)}
+            self.counted.setdefault((sale["shop"], sale["id"]), known)
+        columns = {name: [sale[name] for sale in sales] for name in ("shop", "sold_at", "id", "v", "t")}
+        columns["sold_at"] = [to_datetime(at) for at in columns["sold_at"]]
+        return push(workspace or self.workspace, "sales_push", columns, **options)
+
+    def write(self, sales: list[Sale]) -> None:
+        """Write events as the batch source repeats them later."""
+        (self.root / "sales").mkdir(exist_ok=True)
+        rows = [
+            {**sale, "sold_at": to_datetime(sale["sold_at"]), "known_at": to_datetime(self.now_us)} for sale in sales
+        ]
+        kinds = {"shop": pa.int64(), "id": pa.string(), "v": pa.float64(), "t": pa.string()}
+        times = dict.fromkeys(("sold_at", "known_at"), pa.timestamp("us", "UTC"))
+        count = len(list((self.root / "sales").iterdir()))
+        table = pa.Table.from_pylist(rows, schema=pa.schema(list({**kinds, **times}.items())))
+        pq.write_table(table, self.root / "sales" / f"{count}.parquet")
+        for sale in sales:
+            known = {**sale, "known_at": self.now_us, "place": len(self.counted)}
+            self.counted.setdefault((sale["shop"], sale["id"]), known)
+
+    def run(self) -> Any:
+        self.wait(1)  # a run reads what happened before it
+        (done,) = succeeded(materialize_incremental(self.workspace))
+        return done
+
+    def wanted(self, shop: int) -> list[Any]:
+        events = sorted(
+            (
+                ReferenceEvent(
+                    sale["sold_at"],
+                    sale["known_at"],
+                    sale["place"],
+                    {"v": sale["v"], "t": sale["t"]},
+                    frozenset({"t = 'a'"} if sale["t"] == "a" else ()),
+                )
+                for (key, _), sale in self.counted.items()
+                if key == shop
+            ),
+            key=lambda event: (event.event_us, event.known_us, event.sequence),
+        )
+        return [
+            reference_window(
+                events,
+                self.now_us,
+                window.aggregation.function,
+                column=None if window.aggregation.column == "*" else window.aggregation.column,
+                is_float=window.aggregation.column == "v",
+                condition=window.aggregation.where,
+                length_us=window.length_us,
+                resolution_us=window.resolution_us,
+                n=window.aggregation.bound,
+                as_of="available",
+            )
+            for window in self.view.windows
+        ]
+
+    def check(self, *, ordered: bool = True) -> None:
+        """Compare online with the offline join and plain loops; not ``ordered``: ties may lie in any order."""
+        found = get_online_features(self.workspace, ["sales:*"], {"shop": [0, 1, 2, 3]}).to_dict()
+        at = pa.array([self.now_us] * 4, pa.timestamp("us", "UTC"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TrainingSetWarning)
+            frame = pa.table({"shop": [0, 1, 2, 3], "event_timestamp": at})
+            joined = get_historical_features(self.workspace, features=["sales:*"], entity_df=frame).to_arrow()
+        for shop in range(4):
+            for window, wanted in zip(self.view.windows, self.wanted(shop), strict=True):
+                value = found[window.name][shop]
+                assert is_same(value, joined[window.name][shop].as_py()), (window.name, shop)
+                if ordered or window.aggregation.function in ("count", "sum", "max", "count_distinct"):
+                    assert is_same(value, wanted), (window.name, shop, value, wanted)
+
+
+def is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return (one != one and other != other) or (one == other and math.copysign(1, one) == math.copysign(1, other))
+    return type(one) is type(other) and one == other
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.0)
+
+
+@pytest.fixture(params=["lmdb", "redis"])
+def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
+    url = None if request.param == "lmdb" else request.getfixturevalue("redis_url")
+    made = Shop(tmp_path, url, sales_view())
+    with closing(made.workspace):
+        yield made
+
+
+def test_pushes_and_runs_in_any_order_count_each_event_once(shop: Shop) -> None:
+    dice = Random(8)
+    before: list[Sale] = []
+    for _ in range(14):
+        shop.wait(dice.choice([1, 1_000_000, MINUTE_US, 5 * MINUTE_US]))
+        new = [shop.sale(dice) for _ in range(dice.randrange(1, 12))]
+        again = dice.sample(before, min(len(before), 4))
+        if dice.random() < 0.7:
+            result = shop.push([*new, *again]).views["sales"]
+            assert result.events is not None
+            assert (result.events.appended, result.events.known) == (len(new), len(again))
+            assert result.online is not None
+        else:
+            shop.write([*new, *again])
+            shop.run()
+        before += new
+        shop.check()
+        if dice.random() < 0.4:
+            shop.write(dice.sample(before, min(len(before), 9)))
+            run = shop.run()
+            assert run.appended == 0
+            shop.check()
+    assert len(shop.counted) == len(before)
+
+
+def test_what_a_push_says_about_its_events(shop: Shop) -> None:
+    now = shop.now_us
+    sale = {"shop": 1, "sold_at": now, "id": "x", "v": 1.0, "t": "a"}
+    first = shop.push([sale, sale, {**sale, "shop": 2}]).views["sales"].events
+    assert first is not None
+    assert (first.appended, first.known, first.conflicting, first.too_late) == (2, 1, 0, 0)
+    shop.wait(5 * MINUTE_US)
+    second = shop.push([{**sale, "v": 2.0}, {**sale, "sold_at": now - 1}, sale]).views["sales"].events
+    assert second is not None
+    assert (second.appended, second.known, second.conflicting) == (0, 3, 2)
+    shop.check()
+    # The same id more than a day later is another event.
+    shop.counted[1, "x"] = {**shop.counted[1, "x"]}
+    shop.wait(2 * DAY_US)
+    third = push(
+        shop.workspace,
+        "sales_push",
+        {"shop": [1], "sold_at": [to_datetime(shop.now_us)], "id": ["x"], "v": [4.0], "t": ["b"]},
+    ).views["sales"]
+    assert third.events is not None
+    assert third.events.appended == 1
+    found = get_online_features(shop.workspace, ["sales:count_all"], {"shop": [1]})
+    assert found.to_dict()["count_all"] == [2]
+
+
+def test_events_that_come_too_late_for_every_window_are_told(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, None, sales_view(WINDOWS[:2]))
+    with closing(shop.workspace):
+        old = {"shop": 1, "sold_at": shop.now_us - 14 * MINUTE_US, "id": "old", "v": 1.0, "t": "a"}
+        new = {**old, "id": "new", "sold_at": shop.now_us - 11 * MINUTE_US}
+        found = shop.push([old, new]).views["sales"].events
+        assert found is not None
+        assert (found.appended, found.too_late) == (2, 1)
+        shop.check()
+
+
+def test_what_cannot_be_an_event_changes_nothing(shop: Shop) -> None:
+    sale = {"shop": 1, "sold_at": shop.now_us, "id": "x", "v": 1.0, "t": "a"}
+    with pytest.raises(ValueTypeError, match="column 'id', row 1: an event needs an id"):
+        shop.push([sale, {**sale, "id": None}])
+    with pytest.raises(ValueTypeError, match="column 't', row 0: the text has 258 bytes, and windows keep at most 256"):
+        shop.push([{**sale, "t": "é" * 129}])
+    with pytest.raises(InputError, match="Events cannot be pushed to 'sales' online only"):
+        shop.push([sale], to="online")
+    assert shop.workspace.offline.current(shop.workspace.snapshot().views["sales"].table) is None
+
+
+def test_a_push_to_the_log_alone_is_online_after_the_next(shop: Shop) -> None:
+    dice = Random(1)
+    shop.push([shop.sale(dice)])
+    shop.push([shop.sale(dice) for _ in range(5)], to="offline")
+    shop.push([shop.sale(dice)])
+    shop.check()
+
+
+def test_a_repeated_push_brings_online_what_its_first_try_could_not(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dice = Random(2)
+    shop.push([shop.sale(dice) for _ in range(3)])
+    new = [shop.sale(dice) for _ in range(3)]
+
+    def fails(self: Any, *given: Any, **more: Any) -> Any:
+        raise OnlineStoreUnavailableError("It is down.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(shop.workspace.online), "advance", fails)
+        with pytest.raises(OnlineStoreUnavailableError, match="Committed offline before: sales"):
+            shop.push(new)
+    again = shop.push(new).views["sales"]
+    assert again.events is not None
+    assert (again.events.appended, again.events.known) == (0, 3)
+    shop.check()
+
+
+def test_four_writers_push_the_same_events(shop: Shop) -> None:
+    dice = Random(4)
+    shop.push([shop.sale(dice)])
+    others = [Workspace(shop.root, shop.workspace.settings, clock=shop.workspace.clock) for _ in range(3)]
+    for _ in range(4):
+        shop.wait(MINUTE_US)
+        sales = [shop.sale(dice) for _ in range(20)]
+        results: list[PushResult] = []
+
+        def work(workspace: Workspace, sales: list[Sale] = sales, results: list[PushResult] = results) -> None:
+            columns = {name: [sale[name] for sale in sales] for name in ("shop", "id", "v", "t")}
+            columns["sold_at"] = [to_datetime(sale["sold_at"]) for sale in sales]
+            results.append(push(workspace, "sales_push", columns))
+
+        for place, sale in enumerate(sales):
+            known = {**sale, "known_at": shop.now_us, "place": len(shop.counted) + place}
+            shop.counted.setdefault((sale["shop"], sale["id"]), known)
+        threads = [threading.Thread(target=work, args=(each,)) for each in (shop.workspace, *others)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        counts = [result.views["sales"].events for result in results]
+        assert [sum(each.appended for each in counts if each), sum(each.known for each in counts if each)] == [20, 60]
+        shop.check(ordered=False)
+    for workspace in others:
+        workspace.close()
+
+
+def test_a_run_meets_pushes_of_what_it_reads(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between staging and commit of a run the same events are pushed: they count once."""
+    from featurestore.materialization import run
+
+    dice = Random(6)
+    shop.push([shop.sale(dice)])
+    sales = [shop.sale(dice) for _ in range(6)]
+    others = [shop.sale(dice) for _ in range(4)]
+    shop.write(sales)
+    tries: list[int] = []
+    real = run.reached
+
+    def meanwhile(point: str) -> None:
+        real(point)
+        if point == run.STAGED and len(tries) < 3:
+            tries.append(1)
+            shop.push([*others[: len(tries)], *(sales[:2] if len(tries) == 2 else [])])
+
+    shop.wait(MINUTE_US)
+    monkeypatch.setattr(run, "reached", meanwhile)
+    shop.run()
+    assert len(tries) == 3
+    shop.check(ordered=False)
+
+
+def test_one_hot_entity_stays_in_bounds(shop: Shop) -> None:
+    shop.push([{"shop": 1, "sold_at": shop.now_us, "id": "0", "v": 1.0, "t": "a"}])
+    sizes = []
+    for number in range(1, 12):
+        shop.wait(7_000_000)
+        shop.push(
+            [
+                {"shop": 1, "sold_at": shop.now_us - place, "id": f"{number} {place}", "v": place / 8, "t": "b"}
+                for place in range(100)
+            ]
+        )
+        (pairs,) = shop.workspace.online.scan(b"fs:shop:sales:{1}")
+        sizes.append(len(pairs[0][1]) - head_of(pairs[0][1]).tiles_end)
+        shop.check()
+    assert max(sizes) <= 33 * 100 + 250 * 100
+
+
+def test_a_mark_that_the_log_does_not_know_leaves_the_events_to_a_run(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from featurestore.following.mark import APPLIED, mark_from
+    from featurestore.ingest import events
+
+    dice = Random(7)
+    shop.push([shop.sale(dice) for _ in range(3)])
+    key = b"fs:shop:sales:" + APPLIED
+    found = mark_from(shop.workspace.online.get([key])[0])
+    assert found is not None
+    shop.workspace.online.put(key, found._replace(commit="0" * 64).to_bytes())
+    monkeypatch.setattr(events, "MOST_MADE_ANEW", 2)
+    shop.write([])
+    result = shop.push([shop.sale(dice)])
+    assert result.views["sales"].online is None
+    assert "online with the next `fs materialize --view sales`" in str(result.note)
+    shop.run()
+    shop.check()
+    shop.workspace.online.put(key, found._replace(commit="0" * 64).to_bytes())
+    monkeypatch.setattr(events, "MOST_MADE_ANEW", 100)
+    shop.push([shop.sale(dice)])
+    shop.check()
+
+
+def test_a_reader_never_sees_a_count_fall(shop: Shop) -> None:
+    """While events are only added, and time stands still for the reader."""
+    dice = Random(9)
+    view_of = ["sales:count_all", "sales:v_count_all"]
+    shop.push([shop.sale(dice, shop=1)])
+    seen: list[list[Any]] = []
+    done = threading.Event()
+    other = Workspace(shop.root, shop.workspace.settings, clock=shop.workspace.clock)
+
+    def watch() -> None:
+        while not done.is_set():
+            found = get_online_features(other, view_of, {"shop": [1]}).to_dict()
+            seen.append([found["count_all"][0], found["v_count_all"][0]])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for number in range(12):
+        shop.push([shop.sale(dice, shop=1) for _ in range(15)])
+        shop.wait(3_000_000)
+        if number % 4 == 3:
+            follow.Follower(
+                shop.workspace,
+                shop.workspace.snapshot().views["sales"],
+                shop.workspace.offline.current(shop.workspace.snapshot().views["sales"].table),
+                lambda: None,
+            ).bring(anew=True)
+    done.set()
+    watcher.join()
+    other.close()
+    for before, after in itertools.pairwise(seen):
+        assert all(one <= two for one, two in zip(before, after, strict=True)), (before, after)
+    assert seen[-1][0] > 100
+    shop.check()
