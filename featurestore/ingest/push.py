@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -58,8 +58,13 @@ class PushedView:
 
     online: OnlineCounts | None = None
     offline: OfflineCounts | None = None
-    events: EventCounts | None = None
-    """What became of the events of a view with aggregations."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushedWindows(PushedView):
+    """What a push did to one view with aggregations."""
+
+    events: EventCounts = field(default_factory=EventCounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +163,11 @@ class Push:
         for view, version in self._versions.items():
             if view not in failed:
                 given = self._given[view]
-                events = given.counts if isinstance(given, PushedEvents) else None
-                rows = self.row_count if events is None else events.appended
-                self._done[view] = PushedView(offline=OfflineCounts(rows, version.result()), events=events)
+                if isinstance(given, PushedEvents):
+                    counts = OfflineCounts(given.counts.appended, version.result())
+                    self._done[view] = PushedWindows(offline=counts, events=given.counts)
+                else:
+                    self._done[view] = PushedView(offline=OfflineCounts(self.row_count, version.result()))
         for view in failed:
             with self._named(view, "offline"):
                 self._versions[view].result()

@@ -31,7 +31,7 @@ from featurestore.errors import (
     ValueTypeError,
 )
 from featurestore.ingest import push
-from featurestore.ingest.group_commit import commit_rows
+from featurestore.ingest.group_commit import Pushed, commit_rows
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.maintenance.optimize import optimize
 from featurestore.materialization import materialize, materialize_incremental, republish, succeeded
@@ -530,7 +530,7 @@ class TestGroups:
         )
         wider = table.append_column("price", pa.array([2]))
         done = [
-            commit_rows(workspace, registered, rows)
+            commit_rows(Pushed(workspace, registered), rows)
             for registered, rows in ((old, table), (new, wider), (old, table), (new, wider))
         ]
         versions = [future.result(timeout=60) for future in done]
