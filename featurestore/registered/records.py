@@ -253,7 +253,8 @@ def _aggregation_document(aggregation: Aggregation) -> dict[str, Any]:
     }
 
 
-def _aggregation_from(document: Mapping[str, Any]) -> Aggregation:
+def aggregation_from(document: Mapping[str, Any]) -> Aggregation:
+    """Return the aggregation of a view's document."""
     resolution_us = document["resolution_us"]
     return Aggregation(
         document["column"],
@@ -333,7 +334,7 @@ def _read_view(name: str, document: Mapping[str, Any], lookup: Lookup, common: d
         source=[lookup(kind, source) for kind, source in document["sources"]],
         schema=[field_from(field) for field in document["schema"]],
         sql=document["sql"],
-        aggregations=[*map(_aggregation_from, document.get("aggregations", []))],
+        aggregations=[*map(aggregation_from, document.get("aggregations", []))],
         event_id=document.get("event_id"),
         ttl=None if ttl_us is None else ttl_us * MICROSECOND,
         online=document["online"],

@@ -10,9 +10,12 @@ from featurestore_registry.records import Record
 
 from featurestore.cli.output import Output, repo_command
 from featurestore.errors import NotFoundError, did_you_mean
-from featurestore.registered.records import kind_named
+from featurestore.registered.records import aggregation_from, kind_named
 from featurestore.store import FeatureStore
 from featurestore.types.times import duration_text
+
+_ELSEWHERE = frozenset({"schema", "join_keys", "features", "inputs", "entities", "sources", "aggregations"})
+"""Parts of a definition that are shown as tables, or as what it depends on."""
 
 
 @click.command("show")
@@ -60,7 +63,7 @@ def _show(output: Output, document: dict[str, Any]) -> None:
     if document["tags"]:
         output.say("  tags: " + ", ".join(f"{k}={v}" for k, v in document["tags"].items()))
     for key, value in document["definition"].items():
-        if key not in ("schema", "join_keys", "features", "inputs", "entities", "sources") and value is not None:
+        if key not in _ELSEWHERE and value is not None:
             value = duration_text(value) if key.endswith("_us") else value
             output.say(f"  {key.removesuffix('_us').replace('_', ' ')}: {_text(value)}")
     for key in ("depends_on", "used_by"):
@@ -69,6 +72,18 @@ def _show(output: Output, document: dict[str, Any]) -> None:
     if document["fields"]:
         rows = [(f["name"], f["type"], f["description"], ", ".join(f["inputs"])) for f in document["fields"]]
         output.table(("column", "type", "description", "from"), rows)
+    if "aggregations" in document["definition"]:
+        _show_windows(output, document["definition"]["aggregations"])
+
+
+def _show_windows(output: Output, aggregations: list[dict[str, Any]]) -> None:
+    """Show how the windows move: each one's step, and of how many tiles the online store makes it at most."""
+    rows = []
+    for window in (each for found in aggregations for each in aggregation_from(found).features):
+        is_all = window.length_us is None
+        tiles = 1 if window.length_us is None else window.length_us // window.resolution_us + 1
+        rows.append((window.name, "" if is_all else duration_text(window.resolution_us), f"{tiles:,}"))
+    output.table(("window", "resolution", "tiles at most"), rows)
 
 
 def _text(value: Any) -> str:
