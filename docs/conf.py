@@ -34,7 +34,8 @@ nitpick_ignore_regex = [  # types in signatures that have no entry to link to: o
     ("py:class", r"(?!featurestore).*"),
     ("py:class", r"featurestore_registry\..*|featurestore\.(offline|project|registered|types)\..*"),
     ("py:class", r"featurestore\.(workspace\.Workspace|client\.OnlineResponse)"),
-    ("py:class", r"featurestore\.(definitions\.base\.Definition|plan\.\w+\.Loss)"),
+    ("py:class", r"featurestore\.definitions\.(base\.Definition|events\.EventColumns|aggregation\.Window)"),
+    ("py:class", r"featurestore\.(plan\.\w+\.Loss)"),
 ]
 
 html_theme = "furo"

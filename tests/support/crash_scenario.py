@@ -223,7 +223,7 @@ def run(job: Job) -> None:
     """Run a command in this process, and note how often it passed each crash point."""
     if job.kill_after_ms is not None:
         signal.setitimer(signal.ITIMER_REAL, job.kill_after_ms / 1000)  # its signal ends the process at once
-    passed = _note_crash_points()
+    passed = note_crash_points()
     _send_few_at_once()
     workspace = open_workspace(Path(job.folder), job.url)
     COMMANDS[job.command](workspace)
@@ -273,7 +273,7 @@ def _send_few_at_once() -> None:
     DuckLog.latest = few
 
 
-def _note_crash_points() -> Counter[str]:
+def note_crash_points() -> Counter[str]:
     """Count the passing of every crash point from here on, beside what it does."""
     passed: Counter[str] = Counter()
 
