@@ -141,8 +141,10 @@ def _with_new_features(rows: dict[Any, tuple[Any, ...]], width: int) -> dict[Any
 
 PUBLISHING = ("publish.", "push.schema", "push.batch", "watermark.published", "marker.")
 """How the crash points begin in which online stores differ: at the others nothing was written there since the last."""
-WALKED = [("lmdb", point) for point in sorted(CRASH_POINTS)]
-WALKED += [("redis", point) for point in sorted(CRASH_POINTS) if point.startswith(PUBLISHING)]
+POINTS = sorted(point for point in CRASH_POINTS if not point.startswith("follow."))
+"""Those of windows are walked by test_windows_crashes."""
+WALKED = [("lmdb", point) for point in POINTS]
+WALKED += [("redis", point) for point in POINTS if point.startswith(PUBLISHING)]
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +174,7 @@ def test_the_commands_do_what_they_say_and_pass_every_crash_point(lives):
     assert (registered.generation, {shop for shop, *_ in rows}) == (2, records.keys())
     assert rows
     walked = set().union(*life.passed.values())
-    assert walked == set(CRASH_POINTS), "a crash point that no command passes, or one that is not declared"
+    assert walked == set(POINTS), "a crash point that no command passes, or one that is not declared"
     assert {point for store, point in WALKED if store == "lmdb"} == walked
 
 

@@ -146,3 +146,13 @@ def test_a_command_that_died_at_a_step_is_finished_by_its_repetition(
             shutil.rmtree(project)
             died += 1
     assert died or point in COMMITTED
+
+
+@pytest.mark.parametrize("store", ["lmdb", "redis"])
+def test_a_push_after_a_publish_that_died_misses_nothing(lives: Callable[[str], Life], store: str) -> None:
+    life = lives(store)
+    project = life.before("fill")
+    run(project, life.url, "fill", "follow.placed:1")
+    run(project, life.url, "push_events")
+    state = state_of(project, life.url, "push_events")
+    assert state["after 0 min"] == life.state("push_events")["after 0 min"]
