@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from featurestore.errors import OnlineStoreError
 from featurestore.following.mark import APPLIED, PUBLISHING, Mark, mark_from
@@ -22,6 +22,9 @@ from featurestore.online.records.windows_read import hash_of
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached
 from featurestore.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 APPENDED = crash_point("follow.appended", "one more slice of events is online, and the mark says so")
 FOLDED = crash_point("follow.folded", "newest events went into tiles")
@@ -52,13 +55,20 @@ class Follower:
     """One view's online part, about to be brought to a version of its log. ``check`` raises when it must not go on."""
 
     def __init__(
-        self, workspace: Workspace, registered: RegisteredView, version: TableVersion, check: Callable[[], None]
+        self,
+        workspace: Workspace,
+        registered: RegisteredView,
+        version: TableVersion,
+        check: Callable[[], None],
+        *,
+        covered_us: int = 0,
     ) -> None:
+        """``covered_us`` as in `Mark`, for the version."""
         self._workspace, self._registered, self._version, self._check = workspace, registered, version, check
+        self._covered_us = covered_us
         self._encoder = EventEncoder(registered)
         self._online = workspace.online
         self._marker = self._encoder.namespace + APPLIED
-        self._files = [file.path for file in version.files]
 
     def bring(self, *, anew: bool = False, most_rows: int | None = None) -> Followed | None:
         """Bring it there; with ``anew`` make every record again. None where that is needed and takes more rows."""
@@ -75,20 +85,36 @@ class Follower:
         return self._publish() if done is None else done
 
     def _mark(self) -> Mark | None:
-        """Return the mark if the log knows it, and has lost no event since; None otherwise."""
+        """Return the mark if the log knows it, and has lost no event since; None otherwise, and for another layout."""
         mark = mark_from(self._online.get([self._marker])[0])
         if mark is None or mark.version > self._version.number or self._version.rows_kept_since > mark.version:
+            return None
+        if not self.fits(mark):
             return None
         commit = self._workspace.offline.find_commit(self._registered.table, mark.version)
         return mark if commit is not None and commit.identity == mark.commit else None
 
+    def _target(self, before: Mark | None) -> Mark:
+        """Return the mark of a version that is online."""
+        covered_us = max(self._covered_us, 0 if before is None else before.covered_us)
+        version, layout = self._version, self._encoder.layout.id.hex()
+        return Mark(version.next_sequence - 1, version.number, version.identity, layout, covered_us)
+
+    def _files(self, after: int) -> list[str]:
+        """Return the files with events after a number; raises DamagedFileError."""
+        files = [file for file in self._version.files if file.max_sequence > after]
+        self._workspace.offline.verify(files)
+        return [file.path for file in files]
+
     def _apply(self, mark: Mark) -> Followed | None:
         """Apply the events after a mark; None where records have another layout."""
-        target = Mark(self._version.next_sequence - 1, self._version.number, self._version.identity)
-        count = 0
-        batches = self._workspace.engine.log.events(
-            self._registered.view, self._files, after_sequence=mark.sequence, batch_rows=BATCH_ROWS
-        )
+        target, count = self._target(mark), 0
+        batches: Iterable[pa.RecordBatch] = ()
+        if mark.sequence < target.sequence:
+            files = self._files(mark.sequence)
+            batches = self._workspace.engine.log.events(
+                self._registered.view, files, after_sequence=mark.sequence, batch_rows=BATCH_ROWS
+            )
         rows = (row for batch in batches for row in self._encoder.events(batch))
         for slice_, is_last in _slices(rows, SLICE_EVENTS):
             self._check()
@@ -133,7 +159,7 @@ class Follower:
         seen: set[bytes] = set()
         now_us = self._workspace.clock()
         batches = self._workspace.engine.log.events(
-            self._registered.view, self._files, by_entity=True, batch_rows=BATCH_ROWS
+            self._registered.view, self._files(-1), by_entity=True, batch_rows=BATCH_ROWS
         )
         for part, _ in _slices(self._encoder.placed(batches, sequence, now_us), PLACED_AT_ONCE):
             count += self._place(part)
@@ -144,16 +170,20 @@ class Follower:
             if now_there != token:
                 break  # the store lost what was written, or another publish began: that one moves the mark
             mark = mark_from(known)
-            target = Mark(sequence, self._version.number, self._version.identity)
             if mark is not None and mark.sequence > sequence and self.knows(mark):
                 return Followed(0, count)
-            done, _ = self._online.advance(self._marker, known, target.to_bytes(), [], now_us=self._workspace.clock())
+            after = self._target(mark if mark is not None and self.knows(mark) else None).to_bytes()
+            done, _ = self._online.advance(self._marker, known, after, [], now_us=self._workspace.clock())
             if done is Advanced.DONE:
                 return Followed(0, count)
         raise OnlineStoreError(
             f"The online store lost records of view {self._registered.view.name!r} while they were published.",
             hint="Run it again; if that repeats, see whether the store is emptied or restored meanwhile.",
         )
+
+    def fits(self, mark: Mark) -> bool:
+        """Tell whether a mark is of records of this layout."""
+        return mark.layout == self._encoder.layout.id.hex()
 
     def knows(self, mark: Mark) -> bool:
         """Tell whether the log has the commit that a mark is of."""

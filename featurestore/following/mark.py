@@ -15,6 +15,10 @@ class Mark(NamedTuple):
     sequence: int
     version: int
     commit: str
+    layout: str = ""
+    """The id of the records' layout, in hex: without a record nothing is known of windows that it does not hold."""
+    covered_us: int = 0
+    """Until when it is known what happened: the end of what was read from the source, or the last push."""
 
     def to_bytes(self) -> bytes:
         """Return the mark as it is stored."""
@@ -27,6 +31,7 @@ def mark_from(value: bytes | None) -> Mark | None:
         return None
     try:
         document = json.loads(value)
-        return Mark(int(document["sequence"]), int(document["version"]), str(document["commit"]))
+        number = int(document["sequence"]), int(document["version"])
+        return Mark(*number, str(document["commit"]), str(document["layout"]), int(document["covered_us"]))
     except (ValueError, KeyError, TypeError):
         return None

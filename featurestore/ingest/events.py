@@ -16,7 +16,7 @@ from typing_extensions import override
 from featurestore.consistency.belonging import begin_part
 from featurestore.definitions.aggregation import MOST_BYTES
 from featurestore.engine.interface import JudgedEvents
-from featurestore.errors import ValueTypeError
+from featurestore.errors import RegistryUnavailableError, ValueTypeError
 from featurestore.following.follow import Follower
 from featurestore.following.mark import APPLIED, mark_from
 from featurestore.ingest.group_commit import Pushed, PushWriter
@@ -147,11 +147,28 @@ def bring_online(workspace: Workspace, registered: RegisteredView, sequence: int
     """
     marker = registered.online_prefix + APPLIED
     with _locks.setdefault(registered.table, ForkLock()):
+        covered_us = workspace.clock()
         version = workspace.offline.current(registered.table)
         assert version is not None
         mark = mark_from(workspace.online.get([marker])[0])
-        follower = Follower(workspace, registered, version, lambda: None)
+        follower = Follower(workspace, registered, version, lambda: None, covered_us=covered_us)
+        if mark is None or not follower.fits(mark):
+            # All records may have to be made again, which is for the newest definitions alone.
+            newest = _newest(workspace, registered)
+            if newest is None:
+                return False
+            registered = newest
+            follower = Follower(workspace, registered, version, lambda: None, covered_us=covered_us)
         if mark is not None and mark.sequence >= sequence and follower.knows(mark):
             return True
         begin_part(workspace, registered)
         return follower.bring(most_rows=MOST_MADE_ANEW) is not None
+
+
+def _newest(workspace: Workspace, registered: RegisteredView) -> RegisteredView | None:
+    """Return the view as it is defined now; None if nobody knows, or its table is another one."""
+    try:
+        found = workspace.snapshot().views.get(registered.view.name)
+    except RegistryUnavailableError:
+        return None
+    return found if found is not None and found.table == registered.table and found.view.online else None

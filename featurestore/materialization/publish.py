@@ -96,18 +96,20 @@ def publish(
     return Publication(publisher.counts, version, is_complete=not held_back)
 
 
-def follow(workspace: Workspace, registered: RegisteredView, *, anew: bool, check: Callable[[], None]) -> Publication:
+def follow(
+    workspace: Workspace, registered: RegisteredView, *, anew: bool, check: Callable[[], None], covered_us: int
+) -> Publication:
     """Bring the online part of a view with aggregations to the table's newest version; with ``anew`` all of it.
 
-    Raises as `publish`; what was written until then stays, and is right.
+    ``covered_us`` is until when the view's source was read. Raises as `publish`; what was written until then stays, and
+    is right.
     """
     workspace.engine.prepare()
     with step("publish", f"publish {registered.view.name}", unit="events") as running:
         version = workspace.offline.current(registered.table)
         assert version is not None
-        workspace.offline.verify(version.files)
         begin_part(workspace, registered)
-        done = Follower(workspace, registered, version, check).bring(anew=anew)
+        done = Follower(workspace, registered, version, check, covered_us=covered_us).bring(anew=anew)
         assert done is not None
         written = done.placed if done.is_whole else done.appended
         running.note(written=written)

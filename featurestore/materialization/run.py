@@ -175,12 +175,18 @@ class ViewRun:
     def _publish(self, version: TableVersion, *, again: bool = False, authoritative: bool = False) -> None:
         done: Publication | None = None
         after: int | None = None
+        everything = again
         while done is None:
             self._renew()
             if not self.registered.view.online:
                 return
             part = self._part()
             if not again and part.version == version.number:
+                if self.registered.view.aggregations:
+                    # What was read moves the mark, also where no event came of it; and its layout may be another one.
+                    with suppress(_ChangedMeanwhile):
+                        done = self._follow(anew=False)
+                    continue
                 # The marker also records this revision: a clone without it is recognised by that.
                 begin_part(self.workspace, self.registered)
                 return
@@ -193,8 +199,7 @@ class ViewRun:
                 after, everything, reconcile = None, True, True
             with suppress(_ChangedMeanwhile):
                 if self.registered.view.aggregations:
-                    anew = everything or reconcile
-                    done = follow(self.workspace, self.registered, anew=anew, check=self._check_both)
+                    done = self._follow(anew=everything or reconcile)
                     continue
                 done = publish(
                     self.workspace,
@@ -208,7 +213,8 @@ class ViewRun:
         self.result = replace(self.result, published=self.result.published + counts, table_version=done.version.number)
         online_rows = counts.written + counts.stale
         if not everything:
-            online_rows = max(self.watermark.online_rows - counts.deleted, online_rows)
+            is_events = bool(self.registered.view.aggregations)  # they say nothing of how many entities there are
+            online_rows = max(self.watermark.online_rows - counts.deleted, 0 if is_events else online_rows)
         watermark = replace(self.watermark, online_rows=online_rows)
         if done.is_complete:
             watermark = replace(watermark, published_version=done.version.number)
@@ -219,6 +225,10 @@ class ViewRun:
             made = Marker(chain.identity, chain.head, generation, done.version.number, done.version.identity)
             markers_of(self.workspace.online, self.registered).write(made)
             reached(MARKED)
+
+    def _follow(self, *, anew: bool) -> Publication:
+        covered_us = min(self.watermark.end_us or 0, self.workspace.clock())
+        return follow(self.workspace, self.registered, anew=anew, check=self._check_both, covered_us=covered_us)
 
     def _compare(self) -> None:
         """Raise MismatchError where a store is not as this registry left it."""
