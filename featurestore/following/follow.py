@@ -8,9 +8,11 @@ applies: every record is made from the log again.
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from featurestore.errors import OnlineStoreError
 from featurestore.following.mark import APPLIED, PUBLISHING, Mark, mark_from
@@ -21,6 +23,7 @@ from featurestore.online.records.windowed import MOST_WAITING, folded, head_of, 
 from featurestore.online.records.windows_read import hash_of
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached
+from featurestore.windows.tiles import TileEvent
 from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -30,13 +33,11 @@ APPENDED = crash_point("follow.appended", "one more slice of events is online, a
 FOLDED = crash_point("follow.folded", "newest events went into tiles")
 PLACED = crash_point("follow.placed", "one more batch of records made from the log is online, the mark is where it was")
 
-SLICE_EVENTS = 250
-"""So many events a slice: a longer one would hold up other clients of the store."""
+MOST_OF_ONE = 250
+"""So many events of one entity a slice: its newest events are folded after each, and readers go through them."""
 PLACED_AT_ONCE = 1_000
 BATCH_ROWS = 50_000
 MOST_TRIES = 20
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class Follower:
                 self._registered.view, files, after_sequence=mark.sequence, batch_rows=BATCH_ROWS
             )
         rows = (row for batch in batches for row in self._encoder.events(batch))
-        for slice_, is_last in _slices(rows, SLICE_EVENTS):
+        for slice_, is_last in self._slices(rows):
             self._check()
             appends = [self._encoder.append(key, event) for key, event in slice_]
             reaches = target if is_last else target._replace(sequence=slice_[-1][1].sequence)
@@ -133,6 +134,19 @@ class Follower:
         if mark != target:
             self._online.advance(self._marker, mark.to_bytes(), target.to_bytes(), [], now_us=self._workspace.clock())
         return Followed(count, 0, is_whole=False)
+
+    def _slices(self, rows: Iterable[tuple[bytes, TileEvent]]) -> Iterator[tuple[list[tuple[bytes, TileEvent]], bool]]:
+        """Yield events with their keys in slices that the store takes well, each with whether it is the last."""
+        held: list[tuple[bytes, TileEvent]] = []
+        counts: Counter[bytes] = Counter()
+        for row in rows:
+            if len(held) == self._online.events_at_once or counts[row[0]] == MOST_OF_ONE:
+                yield held, False
+                held, counts = [], Counter()
+            held.append(row)
+            counts[row[0]] += 1
+        if held:
+            yield held, True
 
     def _go_on(self, count: int) -> Followed | None:
         """Go on from where another applier has brought the mark."""
@@ -161,7 +175,8 @@ class Follower:
         batches = self._workspace.engine.log.events(
             self._registered.view, self._files(-1), by_entity=True, batch_rows=BATCH_ROWS
         )
-        for part, _ in _slices(self._encoder.placed(batches, sequence, now_us), PLACED_AT_ONCE):
+        records = self._encoder.placed(batches, sequence, now_us)
+        while part := list(islice(records, PLACED_AT_ONCE)):
             count += self._place(part)
             seen.update(placed.key for placed in part)
         self._remove_others(seen, sequence)
@@ -218,18 +233,10 @@ def fold_records(workspace: Workspace, encoder: EventEncoder, keys: Sequence[byt
     for key, record in zip(keys, workspace.online.get(keys), strict=True):
         if record is None or not is_windowed(record) or head_of(record).schema_id != encoder.layout.id:
             continue
-        new = folded(key, encoder.layout, record, now_us, hashed=hash_of, settled_us=SETTLED_US)
+        new = folded(
+            key, encoder.layout, record, now_us, hashed=hash_of, settled_us=SETTLED_US, least=MOST_WAITING // 2
+        )
+        if new is None:
+            continue
         folds.append(Fold(key, record, new, encoder.expire_at_ms(head_of(new).newest_us)))
     return sum(workspace.online.fold(folds, now_us=now_us)) if folds else 0
-
-
-def _slices(items: Iterable[Item], size: int) -> Iterator[tuple[list[Item], bool]]:
-    """Yield items in lists, each with whether it is the last."""
-    held: list[Item] = []
-    for item in items:
-        if len(held) == size:
-            yield held, False
-            held = []
-        held.append(item)
-    if held:
-        yield held, True

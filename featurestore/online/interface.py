@@ -245,6 +245,8 @@ class OnlineStore(OnlineReader):
 
     keeps_events: bool = False
     """Whether `advance`, `fold` and `place` work: they keep windowed records."""
+    events_at_once: int = 250
+    """How many events `advance` takes well: more would hold up other clients."""
 
     def advance(
         self, marker: bytes, before: bytes | None, after: bytes, appends: Sequence[Append], *, now_us: int

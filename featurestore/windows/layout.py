@@ -96,6 +96,9 @@ class Layout:
         """The first 8 bytes of BLAKE2b-256 of the document."""
         return blake2b(self.document, digest_size=32).digest()[:8]
 
+    def __hash__(self) -> int:
+        return hash(self.id)
+
     @property
     def reach_us(self) -> int | None:
         """How long after its event time an event can count at most; None for ever."""

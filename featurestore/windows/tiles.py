@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from featurestore.windows.layout import Layout, Resolution
@@ -51,24 +52,44 @@ class Sums:
         self.marks: list[int] = []
 
     def insert(self, place: int) -> None:
-        """Add an entry that holds what the next one holds."""
-        self.integers.insert(place, self.integers[place] if place < len(self.integers) else 0)
-        self.marks.insert(place, self.marks[place] if place < len(self.marks) else 0)
+        """Add an entry without values."""
+        self.integers.insert(place, 0)
+        self.marks.insert(place, 0)
 
-    def add(self, until: int, integer: int, exponent: int, mark: int) -> None:
-        """Add a value to the first ``until`` entries."""
+    def add(self, place: int, integer: int, exponent: int, mark: int) -> None:
+        """Add a value to one entry."""
         if mark:
-            self.marks[:until] = [marks | mark for marks in self.marks[:until]]
-            return
-        if not integer:
-            return
-        if not any(self.integers):
-            self.exponent = exponent
-        elif exponent < self.exponent:
-            self.integers = [each << (self.exponent - exponent) for each in self.integers]
-            self.exponent = exponent
-        integer <<= exponent - self.exponent
-        self.integers[:until] = [each + integer for each in self.integers[:until]]
+            self.marks[place] |= mark
+        elif integer:
+            if not any(self.integers):
+                self.exponent = exponent
+            elif exponent < self.exponent:
+                self.integers = [each << (self.exponent - exponent) for each in self.integers]
+                self.exponent = exponent
+            self.integers[place] += integer << (exponent - self.exponent)
+
+    def accumulate(self) -> None:
+        """Let each entry hold what the later ones hold, too."""
+        for place in range(len(self.integers) - 2, -1, -1):
+            self.integers[place] += self.integers[place + 1]
+            self.marks[place] |= self.marks[place + 1]
+
+    def merged(self, mine: Sequence[int], other: Sums, others: Sequence[int]) -> Sums:
+        """Return the sums of entries: each of one of these and one of the others, by their places."""
+        new = Sums()
+        one, two = self._shifted(other), other._shifted(self)
+        new.exponent = min(each.exponent for each in (self, other) if any(each.integers)) if any(one + two) else 0
+        new.integers = [one[place] + two[its] for place, its in zip(mine, others, strict=True)]
+        marks, its_marks = [*self.marks, 0], [*other.marks, 0]
+        new.marks = [marks[place] | its_marks[its] for place, its in zip(mine, others, strict=True)]
+        return new
+
+    def _shifted(self, other: Sums) -> list[int]:
+        """Return the integers in the finer unit of two, and a 0 for no entry."""
+        by = self.exponent - other.exponent
+        if by <= 0 or not any(other.integers):
+            return [*self.integers, 0]
+        return [*(each << by for each in self.integers), 0]
 
     def drop(self, count: int) -> None:
         """Drop the first entries."""
@@ -98,30 +119,62 @@ class Part:
         return made
 
     def insert(self, place: int) -> None:
-        """Add an entry that holds what the next one holds."""
-        self.counts.insert(place, self.counts[place] if place < len(self.counts) else 0)
+        """Add an entry without events."""
+        self.counts.insert(place, 0)
         for sums in (self.sums, self.squares):
             if sums is not None:
                 sums.insert(place)
         for column in (self.least, self.greatest, self.first):
             if column is not None:
-                column.insert(place, column[place] if place < len(column) else None)
+                column.insert(place, None)
 
-    def add(self, until: int, event: TileEvent, value: Any) -> None:
-        """Take an event into the first ``until`` entries."""
-        self.counts[:until] = [count + 1 for count in self.counts[:until]]
+    def add(self, place: int, event: TileEvent, value: Any, units: tuple[int, int, int]) -> None:
+        """Take an event into one entry; ``units`` are its value as an integer, the exponent of its unit, its mark."""
+        self.counts[place] += 1
         if self.sums is not None:
-            mark = mark_of(value) if isinstance(value, float) else 0
-            integer, exponent = (0, 0) if mark else units_of(value) if isinstance(value, float) else (value, 0)
-            self.sums.add(until, integer, exponent, mark)
-            if self.squares is not None and not mark:
-                self.squares.add(until, integer * integer, 2 * exponent, 0)
-        for column, pick in ((self.least, min), (self.greatest, max)):
-            if column is not None:
-                column[:until] = [_extreme(pick, old, value) for old in column[:until]]
+            self.sums.add(place, *units)
+            if self.squares is not None:
+                integer, exponent, mark = units
+                if not mark:
+                    self.squares.add(place, integer * integer, 2 * exponent, 0)
+        if self.least is not None:
+            self.least[place] = _extreme(min, self.least[place], value)
+        if self.greatest is not None:
+            self.greatest[place] = _extreme(max, self.greatest[place], value)
         if self.first is not None:
-            mine = (*event.order, value)
-            self.first[:until] = [mine if old is None or event.order < old[:3] else old for old in self.first[:until]]
+            self.first[place] = _earlier((*event.order, value), self.first[place])
+
+    def accumulate(self) -> None:
+        """Let each entry hold what the later ones hold, too."""
+        for place in range(len(self.counts) - 2, -1, -1):
+            self.counts[place] += self.counts[place + 1]
+            if self.least is not None and self.least[place + 1] is not None:
+                self.least[place] = _extreme(min, self.least[place], self.least[place + 1])
+            if self.greatest is not None and self.greatest[place + 1] is not None:
+                self.greatest[place] = _extreme(max, self.greatest[place], self.greatest[place + 1])
+            if self.first is not None:
+                self.first[place] = _earlier(self.first[place], self.first[place + 1])
+        for sums in (self.sums, self.squares):
+            if sums is not None:
+                sums.accumulate()
+
+    def merged(self, mine: Sequence[int], other: Part, others: Sequence[int]) -> Part:
+        """Return the partials of entries: each of one of these and one of the others, by their places."""
+        new = Part()
+        counts, its_counts = [*self.counts, 0], [*other.counts, 0]
+        new.counts = [counts[place] + its_counts[its] for place, its in zip(mine, others, strict=True)]
+        if self.sums is not None and other.sums is not None:
+            new.sums = self.sums.merged(mine, other.sums, others)
+        if self.squares is not None and other.squares is not None:
+            new.squares = self.squares.merged(mine, other.squares, others)
+        if self.least is not None and other.least is not None:
+            new.least = _picked(min, self.least, mine, other.least, others)
+        if self.greatest is not None and other.greatest is not None:
+            new.greatest = _picked(max, self.greatest, mine, other.greatest, others)
+        if self.first is not None and other.first is not None:
+            one, two = [*self.first, None], [*other.first, None]
+            new.first = [_earlier(one[place], two[its]) for place, its in zip(mine, others, strict=True)]
+        return new
 
     def drop(self, count: int) -> None:
         """Drop the first entries."""
@@ -137,6 +190,20 @@ def _extreme(pick: Any, old: Any, value: Any) -> Any:
     if old is None or value != value:
         return value + 0.0 if isinstance(value, float) else value
     return old if old != old else pick(old, value) + 0.0 if isinstance(value, float) else pick(old, value)
+
+
+def _picked(pick: Any, one: Sequence[Any], mine: Sequence[int], two: Sequence[Any], others: Sequence[int]) -> list[Any]:
+    one, two = [*one, None], [*two, None]
+    return [
+        one[place] if two[its] is None else _extreme(pick, one[place], two[its])
+        for place, its in zip(mine, others, strict=True)
+    ]
+
+
+def _earlier(one: Any, two: Any) -> Any:
+    if one is None or two is None:
+        return one or two
+    return two if two[:3] < one[:3] else one
 
 
 class Tiles:
@@ -158,8 +225,34 @@ class Tiles:
 
     def add(self, events: Iterable[TileEvent], *, hashed: Any) -> None:
         """Take events in, in any order; ``hashed`` returns the 64 bits that make a value distinct."""
+        new = Tiles(self.layout)  # few tiles of their own: each of them changes all entries here that begin before it
         for event in events:
-            self._add(event, hashed)
+            new._add(event, hashed)
+        for parts in new.parts:
+            for part in parts:
+                part.accumulate()
+        self.newest_us = max(self.newest_us, new.newest_us)
+        for number, resolution in enumerate(self.layout.resolutions):
+            starts = sorted({*self.starts[number], *new.starts[number]})
+            mine = [bisect_left(self.starts[number], start) for start in starts]
+            others = [bisect_left(new.starts[number], start) for start in starts]
+            self.starts[number] = starts
+            for place in range(len(resolution.parts)):
+                self.parts[number][place] = self.parts[number][place].merged(mine, new.parts[number][place], others)
+        for place, group in enumerate(self.layout.groups):
+            if group.last:
+                last = sorted(self.lasts[place] + new.lasts[place], key=itemgetter(0, 1, 2), reverse=True)
+                self.lasts[place] = last[: group.last]
+            if group.distinct:
+                self._see(place, group.distinct, new.distinct[place])
+
+    def _see(self, place: int, most: int, new: dict[int, int]) -> None:
+        seen = self.distinct[place]
+        for code, at_us in new.items():
+            seen[code] = max(seen.get(code, BEFORE_ALL), at_us)
+        if len(seen) > most:
+            newest = sorted(seen.items(), key=lambda item: (item[1], item[0]), reverse=True)
+            self.distinct[place] = dict(newest[:most])
 
     def _add(self, event: TileEvent, hashed: Any) -> None:
         layout = self.layout
@@ -169,12 +262,12 @@ class Tiles:
             for place, group in enumerate(layout.groups)
             if group.condition is None or event.true >> group.condition & 1
         ]
-        taken = {place: value for place, _, value in values if value is not None}
+        taken = {place: (value, _units(value)) for place, _, value in values if value is not None}
         for resolution, starts, parts in zip(layout.resolutions, self.starts, self.parts, strict=True):
-            until = _entry(resolution, starts, parts, event.event_us)
+            entry = _entry(resolution, starts, parts, event.event_us)
             for (place, _), part in zip(resolution.parts, parts, strict=True):
                 if place in taken:
-                    part.add(until, event, taken[place])
+                    part.add(entry, event, *taken[place])
         for place, group, value in values:
             if value is None:
                 continue
@@ -202,8 +295,16 @@ class Tiles:
                     part.drop(gone)
 
 
+def _units(value: Any) -> tuple[int, int, int]:
+    """Return a value as an integer, the exponent of its unit, and its mark."""
+    if not isinstance(value, float):
+        return (0 if isinstance(value, bytes) else value), 0, 0
+    mark = mark_of(value)
+    return (0, 0, mark) if mark else (*units_of(value), 0)
+
+
 def _entry(resolution: Resolution, starts: list[int], parts: Sequence[Part], event_us: int) -> int:
-    """Make the entry of an event's tile where it lacks; return how many entries begin there or before."""
+    """Return the place of the entry of an event's tile; makes one where it lacks."""
     step = resolution.step_us
     start = BEFORE_ALL if not step else (-(-event_us // step) - 1) * step
     place = bisect_left(starts, start)
@@ -211,4 +312,4 @@ def _entry(resolution: Resolution, starts: list[int], parts: Sequence[Part], eve
         starts.insert(place, start)
         for part in parts:
             part.insert(place)
-    return place + 1
+    return place

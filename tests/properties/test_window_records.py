@@ -117,6 +117,12 @@ def is_same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
+def fold(record: bytes, now_us: int, settled_us: int) -> bytes:
+    new = folded(KEY, LAYOUT, record, now_us, hashed=hash_of, settled_us=settled_us)
+    assert new is not None
+    return new
+
+
 @settings(max_examples=examples(150))
 @given(st.data())
 def test_a_record_answers_as_plain_loops_do(data: st.DataObject) -> None:
@@ -131,7 +137,7 @@ def test_a_record_answers_as_plain_loops_do(data: st.DataObject) -> None:
         assert last_sequence(record) == number
         if data.draw(st.integers(0, 3)) == 0:
             now = max(now, event.available_us) + data.draw(st.sampled_from((0, 1, 2_000_000, MINUTE_US)))
-            record = folded(KEY, LAYOUT, record, now, hashed=hash_of, settled_us=2_000_000)
+            record = fold(record, now, 2_000_000)
         assert is_intact(KEY, record)
         assert not is_intact(KEY + b"x", record)
     for _ in range(3):
@@ -153,5 +159,5 @@ def test_a_record_answers_as_plain_loops_do(data: st.DataObject) -> None:
             assert is_same(plain(found), wanted), (name, at, found, wanted)
             assert status is (Status.NULL_VALUE if wanted is None else Status.PRESENT)
         assert READER.fresh([record], at) is not None
-    tiles = decode(KEY, LAYOUT, folded(KEY, LAYOUT, record, now, hashed=hash_of, settled_us=-(10**12)))
+    tiles = decode(KEY, LAYOUT, fold(record, now, -(10**12)))
     assert encode(KEY, decode(KEY, LAYOUT, encode(KEY, tiles))) == encode(KEY, tiles)

@@ -109,7 +109,7 @@ def open_life(folder: Path, url: str | None, command: str) -> Workspace:
 
 def run(folder: str, url: str | None, command: str) -> None:
     """Run a command in this process, and note how often it passed each crash point."""
-    follow.SLICE_EVENTS, follow.PLACED_AT_ONCE = 16, 2
+    follow.MOST_OF_ONE, follow.PLACED_AT_ONCE = 9, 2
     passed: Counter[str] = note_crash_points()
     with closing(open_life(Path(folder), url, command)) as workspace:
         COMMANDS[command](workspace)

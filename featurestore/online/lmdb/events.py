@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from featurestore.online.interface import Append, Fold, Placed, WriteResult
-from featurestore.online.records.windowed import FORMAT, SCHEMA_AT, events_after, head_of, is_windowed
+from featurestore.online.records.windowed import SCHEMA_AT, events_after, head_of, is_windowed
 
 Transaction = Any
 Stored = tuple[bytes, int | None]
@@ -21,23 +21,48 @@ class NotAppended(Exception):
 
 def append_all(transaction: Transaction, appends: Sequence[Append], get: Get, put: Put, now_ms: int) -> list[int]:
     """Append events; raises NotAppended for a record of another layout."""
-    records: dict[bytes, Stored] = {}
+    records: dict[bytes, _Growing] = {}
     sizes = []
     for append in appends:
-        found = records.get(append.key) or get(transaction, append.key)
-        record, expiry = (append.record, append.expire_at_ms) if found is None else found
-        if record[:1] != bytes([FORMAT]) or layout_of(record) != layout_of(append.record):
-            raise NotAppended
-        is_over = found is None and expiry is not None and expiry <= now_ms  # every window has left it behind
-        if is_over or append.sequence <= head_of(record).base_sequence:
-            sizes.append(0)
-            continue
-        record += append.event
-        records[append.key] = record, later(expiry, append.expire_at_ms)
-        sizes.append(len(record) - head_of(record).tiles_end)
-    for key, (record, expiry) in records.items():
-        put(transaction, key, record, expiry)
+        growing = records.get(append.key)
+        if growing is None:
+            growing = records[append.key] = _Growing(get(transaction, append.key), append)
+        sizes.append(growing.take(append, now_ms))
+    for key, growing in records.items():
+        if growing.events:
+            put(transaction, key, growing.record + b"".join(growing.events), growing.expiry)
     return sizes
+
+
+class _Growing:
+    """One record that events are appended to."""
+
+    __slots__ = ("base", "events", "expiry", "is_new", "layout", "record", "size")
+
+    def __init__(self, found: Stored | None, first: Append) -> None:
+        self.record, self.expiry = (first.record, first.expire_at_ms) if found is None else found
+        self.layout = layout_of(self.record)
+        if not is_windowed(self.record):
+            raise NotAppended
+        head = head_of(self.record)
+        self.base, self.size = head.base_sequence, len(self.record) - head.tiles_end
+        self.is_new = found is None
+        self.events: list[bytes] = []
+
+    def take(self, append: Append, now_ms: int) -> int:
+        """Append an event; return how many bytes of newest events there are then, 0 if it is not appended."""
+        if self.layout != layout_of(append.record):
+            raise NotAppended
+        if self.is_new:
+            if append.expire_at_ms is not None and append.expire_at_ms <= now_ms:
+                return 0  # every window has left it behind
+            self.is_new, self.expiry = False, append.expire_at_ms
+        if append.sequence <= self.base:
+            return 0
+        self.events.append(append.event)
+        self.expiry = later(self.expiry, append.expire_at_ms)
+        self.size += len(append.event)
+        return self.size
 
 
 def layout_of(record: bytes) -> bytes:

@@ -52,6 +52,7 @@ from featurestore.online.lmdb.values import (
     VERSION,
     are_whole_and_live,
     content,
+    envelope,
     envelopes,
     is_expiry_whole,
     is_plain_or_other,
@@ -143,6 +144,7 @@ class LmdbStore(OnlineStore):
         return done
 
     keeps_events = True
+    events_at_once = 5_000  # readers wait for nobody, and each slice is synced
 
     @override
     def advance(
@@ -408,7 +410,7 @@ def _live(now_ms: int, transaction: Transaction, key: bytes) -> tuple[bytes, int
 
 
 def _put_record(transaction: Transaction, key: bytes, record: bytes, expire_at_ms: int | None) -> None:
-    transaction.put(key, envelopes([expire_at_ms])[0] + record)
+    transaction.put(key, envelope(expire_at_ms) + record)
 
 
 def _repaired(transaction: Transaction, now_ms: int, repair: Repair, envelope: bytes) -> bool:

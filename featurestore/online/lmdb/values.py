@@ -40,6 +40,14 @@ def envelopes(expiries_ms: Sequence[int | None]) -> list[bytes]:
     return bytes_of(np.stack([stored, ~stored], axis=1).astype(">u8"))
 
 
+def envelope(expiry_ms: int | None) -> bytes:
+    """Return the envelope of one record."""
+    if expiry_ms is None:
+        return NEVER
+    stored = expiry_ms + SIGN
+    return _ENVELOPE.pack(stored, stored ^ _ONES)
+
+
 def is_expiry_whole(value: bytes) -> bool:
     """Tell whether the two copies of an expiry agree; the record's checksum does not cover them."""
     if len(value) < ENVELOPE_BYTES:

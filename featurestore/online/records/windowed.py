@@ -35,6 +35,8 @@ HEADER = struct.Struct("<BxxxIqq8s")
 SCHEMA_AT, BASE_AT = 24, 8
 MOST_WAITING = 32
 """So many of the newest events are kept as they came before they go into the tiles."""
+MOST_UNSETTLED = 256
+"""And so many whose instant is too near for clocks that differ: a record stays small whatever is pushed."""
 
 _U16, _U32, _I64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<q")
 _EVENT = struct.Struct("<Hqqq")
@@ -112,11 +114,15 @@ def last_sequence(record: bytes) -> int:
 
 
 @lru_cache(maxsize=64)
-def _event_shape(layout: Layout) -> tuple[str, int]:
-    """Return the struct codes of the values that are kept, and how many bytes hold their null marks and conditions."""
+def _event_shape(layout: Layout) -> tuple[str, int, struct.Struct | None]:
+    """Return the struct codes of the values that are kept, how many bytes hold their null marks and conditions, and
+
+    the whole entry of an event without nulls, if it has no texts.
+    """
     kept = layout.columns[:-1] if layout.event_time else layout.columns
     codes = "".join("d" if kind.name in ("Float32", "Float64") else "t" if _is_text(kind) else "q" for _, kind in kept)
-    return codes, -(-(len(kept) + len(layout.conditions)) // 8)
+    marks = -(-(len(kept) + len(layout.conditions)) // 8)
+    return codes, marks, None if "t" in codes else struct.Struct(f"<Hqqq{marks}s{codes}")
 
 
 def _is_text(kind: Any) -> bool:
@@ -125,8 +131,13 @@ def _is_text(kind: Any) -> bool:
 
 def encode_event(key: bytes, layout: Layout, event: TileEvent) -> bytes:
     """Return an event as it is appended to a record."""
-    codes, marks = _event_shape(layout)
+    codes, marks, whole = _event_shape(layout)
     bits = event.true << len(codes)
+    if whole is not None and None not in event.values:
+        values = event.values[:-1] if layout.event_time else event.values
+        marks_of = bits.to_bytes(marks, "little")
+        entry = whole.pack(whole.size + CRC_BYTES, event.sequence, event.event_us, event.known_us, marks_of, *values)
+        return entry + crc32(entry, crc32(key)).to_bytes(CRC_BYTES)
     body = b""
     for place, code in enumerate(codes):
         value = event.values[place]
@@ -143,7 +154,13 @@ def encode_event(key: bytes, layout: Layout, event: TileEvent) -> bytes:
 
 def decode_event(layout: Layout, entry: bytes) -> TileEvent:
     """Return the event of an entry."""
-    codes, marks = _event_shape(layout)
+    codes, marks, whole = _event_shape(layout)
+    if whole is not None and len(entry) == whole.size + CRC_BYTES:
+        _, sequence, event_us, known_us, marks_of, *found = whole.unpack_from(entry)
+        if layout.event_time:
+            found.append(event_us)
+        true = int.from_bytes(marks_of, "little") >> len(codes)
+        return TileEvent(sequence, event_us, known_us, tuple(found), true)
     _, sequence, event_us, known_us = _EVENT.unpack_from(entry)
     place = _EVENT.size + marks
     bits = int.from_bytes(entry[_EVENT.size : place], "little")
@@ -394,25 +411,37 @@ def _fill_sums(sums: Sums, fields: dict[str, Any], name: str, rows: list[tuple[A
 
 def empty(key: bytes, layout: Layout) -> bytes:
     """Return the record of an entity without events, to append its first ones to."""
-    return encode(key, Tiles(layout))
+    return checked(key, _empty(layout))
 
 
-def folded(key: bytes, layout: Layout, record: bytes, now_us: int, *, hashed: Any, settled_us: int) -> bytes:
+@lru_cache(maxsize=64)
+def _empty(layout: Layout) -> bytes:
+    return encode(b"", Tiles(layout))[:-CRC_BYTES]
+
+
+def folded(
+    key: bytes, layout: Layout, record: bytes, now_us: int, *, hashed: Any, settled_us: int, least: int = 0
+) -> bytes | None:
     """Return the record with the newest events in its tiles that have been available for ``settled_us``.
 
-    The others stay beside them. Raises DamagedRecordError.
+    The others stay beside them; of more than `MOST_UNSETTLED` all that are available go. None where
+    fewer than ``least`` would go.
+    Raises DamagedRecordError.
     """
     if not is_intact(key, record):
         raise damaged(key, "does not match its checksums")
+    waiting, settled = list[bytes](), list[bytes]()
+    last = head_of(record).base_sequence
+    entries = list(entries_of(record))
+    until_us = now_us - (settled_us if len(entries) <= MOST_UNSETTLED else 0)
+    for entry in entries:
+        _, sequence, event_us, known_us = _EVENT.unpack_from(entry)
+        last = max(last, sequence)
+        (settled if max(event_us, known_us) <= until_us else waiting).append(entry)
+    if len(settled) < least:
+        return None
     tiles = decode(key, layout, record)
-    waiting, last = [], tiles.base_sequence
-    for entry in entries_of(record):
-        event = decode_event(layout, entry)
-        last = max(last, event.sequence)
-        if event.available_us <= now_us - settled_us:
-            tiles.add([event], hashed=hashed)
-        else:
-            waiting.append(entry)
+    tiles.add([decode_event(layout, entry) for entry in settled], hashed=hashed)
     tiles.base_sequence = last
     tiles.expire(now_us)
     return encode(key, tiles) + b"".join(waiting)
