@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from featurestore.ingest.events import EventCounts
 from featurestore.ingest.push import PushResult
 from featurestore.server.describe.examples import ERROR, EXAMPLES, curl
 from featurestore.server.http.bodies import MOST_ROWS
@@ -43,16 +44,20 @@ class OnlineAnswer(msgspec.Struct, forbid_unknown_fields=True):
     ) = msgspec.UNSET
 
 
-_DESCRIBED = OnlineRequest, OnlineAnswer, FeastRequest, FeastAnswer, PushRequest, PushResult
+_DESCRIBED = OnlineRequest, OnlineAnswer, FeastRequest, FeastAnswer, PushRequest, PushResult, EventCounts
 
 
 def _schemas() -> dict[str, Json]:
     """Return the schemas of bodies: made from the classes that are decoded and encoded, as far as there are any."""
     _, found = msgspec.json.schema_components(_DESCRIBED, ref_template="#/components/schemas/{name}")
-    for name in ("PushResult", "PushedView", "OnlineCounts"):  # an answer has every key
+    for name in ("PushResult", "PushedView", "OnlineCounts", "EventCounts"):  # an answer has every key
         found[name]["required"] = list(found[name]["properties"])
         for described in found[name]["properties"].values():
             described.pop("default", None)
+    found["PushedView"]["properties"]["events"] = {  # views without windows have no such key
+        "$ref": "#/components/schemas/EventCounts",
+        "description": "Of a view with windows: what became of the events.",
+    }
     pushed = found["PushAnswer"] = found.pop("PushResult")
     pushed["title"] = "PushAnswer"
     pushed["description"] = "Sent when the rows are committed offline and then written online."
