@@ -1,24 +1,24 @@
-"""Bringing a view's online part to a version of its log: the events after its mark, or all records anew.
+"""Bringing a view's online part to a version of its log: the events after its marks, or all records anew.
 
-Events are applied in the order of ``fs_seq``, in slices that each move the mark with them: whoever finds the mark
-elsewhere goes on from there, so any number of appliers do the work once. Without a mark that the log knows, nobody
-applies: every record is made from the log again.
+Events are applied in the order of ``fs_seq``, in slices that each move a mark with them: whoever finds a mark elsewhere
+goes on from there, so any number of appliers do the work once. Without marks that the log knows, nobody applies: every
+record is made from the log again.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from featurestore.errors import OnlineStoreError
-from featurestore.following.mark import APPLIED, PUBLISHING, Mark, mark_from
+from featurestore.following.mark import Mark, known_marks, mark_from, read_marks
 from featurestore.following.rows import SETTLED_US, EventEncoder
+from featurestore.following.tokens import MOST_TRIES, Tokens
 from featurestore.offline.interface import TableVersion
-from featurestore.online.interface import Advanced, Append, Fold, Placed, WriteResult
+from featurestore.online.interface import Advanced, Append, Fold, Move, Placed, Slice, WriteResult
+from featurestore.online.records.keys import mark_key
 from featurestore.online.records.windowed import MOST_WAITING, folded, head_of, is_windowed, last_sequence
 from featurestore.online.records.windows_read import hash_of
 from featurestore.registered.snapshot import RegisteredView
@@ -35,9 +35,20 @@ PLACED = crash_point("follow.placed", "one more batch of records made from the l
 
 MOST_OF_ONE = 250
 """So many events of one entity a slice: its newest events are folded after each, and readers go through them."""
-PLACED_AT_ONCE = 1_000
+SLICES_AT_ONCE = 16
+"""At most so many full slices are sent together, of different buckets."""
+PLACED_AT_ONCE, PLACED_BYTES = 1_000, 4 << 20
 BATCH_ROWS = 50_000
-MOST_TRIES = 20
+
+Row = tuple[bytes, TileEvent]
+
+
+class _Step(NamedTuple):
+    """One slice on its way: the bucket, its events, and where they bring its mark."""
+
+    bucket: bytes
+    appends: Sequence[Append]
+    reaches: Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,40 +77,34 @@ class Follower:
     ) -> None:
         """``covered_us`` as in `Mark`, for the version."""
         self._workspace, self._registered, self._version, self._check = workspace, registered, version, check
-        self._covered_us = covered_us
         self._encoder = EventEncoder(registered)
         self._online = workspace.online
-        self._marker = self._encoder.namespace + APPLIED
+        self._stored: dict[bytes, bytes | None] = {}
+        """The mark of each bucket as it is stored."""
+        layout = self._encoder.layout.id.hex()
+        self._target = Mark(version.next_sequence - 1, version.number, version.identity, layout, covered_us)
+        """The mark of the version."""
 
     def bring(self, *, anew: bool = False, most_rows: int | None = None) -> Followed | None:
         """Bring it there; with ``anew`` make every record again. None where that is needed and takes more rows."""
         if not self._online.keeps_events:
             raise OnlineStoreError(
                 f"View {self._registered.view.name!r} has windows, which this online store does not keep.",
-                hint="Use LMDB or one Redis server, or declare the view with online=False.",
+                hint="Use LMDB, Redis or a Redis Cluster, or declare the view with online=False.",
             )
         self._online.put(self._encoder.schema_key, self._encoder.layout.document)
-        found = None if anew else self._mark()
-        done = None if found is None else self._apply(found)
+        marks = None if anew else self.marks()
+        done = None if marks is None else self._apply(marks)
         if done is None and most_rows is not None and self._version.rows > most_rows:
             return None
         return self._publish() if done is None else done
 
-    def _mark(self) -> Mark | None:
-        """Return the mark if the log knows it, and has lost no event since; None otherwise, and for another layout."""
-        mark = mark_from(self._online.get([self._marker])[0])
-        if mark is None or mark.version > self._version.number or self._version.rows_kept_since > mark.version:
-            return None
-        if not self.fits(mark):
-            return None
-        commit = self._workspace.offline.find_commit(self._registered.table, mark.version)
-        return mark if commit is not None and commit.identity == mark.commit else None
-
-    def _target(self, before: Mark | None) -> Mark:
-        """Return the mark of a version that is online."""
-        covered_us = max(self._covered_us, 0 if before is None else before.covered_us)
-        version, layout = self._version, self._encoder.layout.id.hex()
-        return Mark(version.next_sequence - 1, version.number, version.identity, layout, covered_us)
+    def marks(self) -> dict[bytes, Mark] | None:
+        """Return the marks, None where nobody can go on from them (`known_marks`), or they are of another layout."""
+        self._stored = read_marks(self._workspace, self._registered)
+        marks = known_marks(self._workspace, self._registered, self._version, self._stored)
+        are_others = marks is None or any(mark.layout != self._target.layout for mark in marks.values())
+        return None if are_others else marks
 
     def _files(self, after: int) -> list[str]:
         """Return the files with events after a number; raises DamagedFileError."""
@@ -107,120 +112,163 @@ class Follower:
         self._workspace.offline.verify(files)
         return [file.path for file in files]
 
-    def _apply(self, mark: Mark) -> Followed | None:
-        """Apply the events after a mark; None where records have another layout."""
-        target, count = self._target(mark), 0
+    # The events after the marks.
+
+    def _apply(self, marks: dict[bytes, Mark]) -> Followed | None:
+        """Apply the events after the marks; None where that cannot be done, as records have another layout."""
+        count, known = 0, marks
+        while True:
+            outcome, appended = self._advance_all(known)
+            count += appended
+            if outcome is Advanced.DONE:
+                return Followed(count, 0, is_whole=False)
+            again = self.marks()  # another applier was there first, or the store lost writes
+            if outcome is Advanced.OTHER_LAYOUT or again is None:
+                return None
+            known = again
+
+    def _advance_all(self, marks: dict[bytes, Mark]) -> tuple[Advanced, int]:
+        """Apply the events after the marks until one is found elsewhere; also returns how many were applied."""
+        count, after = 0, min(mark.sequence for mark in marks.values())
         batches: Iterable[pa.RecordBatch] = ()
-        if mark.sequence < target.sequence:
-            files = self._files(mark.sequence)
+        if after < self._target.sequence:
             batches = self._workspace.engine.log.events(
-                self._registered.view, files, after_sequence=mark.sequence, batch_rows=BATCH_ROWS
+                self._registered.view, self._files(after), after_sequence=after, batch_rows=BATCH_ROWS
             )
         rows = (row for batch in batches for row in self._encoder.events(batch))
-        for slice_, is_last in self._slices(rows):
+        for steps in self._steps(rows, marks):
             self._check()
-            appends = [self._encoder.append(key, event) for key, event in slice_]
-            reaches = target if is_last else target._replace(sequence=slice_[-1][1].sequence)
-            advanced, sizes = self._online.advance(
-                self._marker, mark.to_bytes(), reaches.to_bytes(), appends, now_us=self._workspace.clock()
-            )
-            if advanced is Advanced.OTHER_LAYOUT:
-                return None
-            if advanced is Advanced.MOVED:
-                return self._go_on(count)
+            slices = [Slice([self._move(step.bucket, step.reaches)], step.appends) for step in steps]
+            outcomes = self._online.advance(slices, now_us=self._workspace.clock())
+            many: list[bytes] = []
+            for step, slice_, (outcome, sizes) in zip(steps, slices, outcomes, strict=True):
+                if outcome is Advanced.DONE:
+                    marks[step.bucket], self._stored[step.bucket] = step.reaches, slice_.moves[0].after
+                    count += len(step.appends)
+                    many += _long(step.appends, sizes)
             reached(APPENDED)
-            count, mark = count + len(appends), reaches
-            self._fold(appends, sizes)
-        if mark != target:
-            self._online.advance(self._marker, mark.to_bytes(), target.to_bytes(), [], now_us=self._workspace.clock())
-        return Followed(count, 0, is_whole=False)
+            if many:
+                fold_records(self._workspace, self._encoder, list(dict.fromkeys(many)))
+                reached(FOLDED)
+            worst = max(outcome for outcome, _ in outcomes)
+            if worst is not Advanced.DONE:
+                return worst, count
+        return Advanced.DONE, count
 
-    def _slices(self, rows: Iterable[tuple[bytes, TileEvent]]) -> Iterator[tuple[list[tuple[bytes, TileEvent]], bool]]:
-        """Yield events with their keys in slices that the store takes well, each with whether it is the last."""
-        held: list[tuple[bytes, TileEvent]] = []
+    def _steps(self, rows: Iterable[Row], marks: dict[bytes, Mark]) -> Iterator[list[_Step]]:
+        """Yield what to send at once, at last with all marks that are behind."""
+        held: defaultdict[bytes, list[Row]] = defaultdict(list)
         counts: Counter[bytes] = Counter()
+        most = self._online.events_at_once
         for row in rows:
-            if len(held) == self._online.events_at_once or counts[row[0]] == MOST_OF_ONE:
-                yield held, False
-                held, counts = [], Counter()
-            held.append(row)
-            counts[row[0]] += 1
-        if held:
-            yield held, True
+            key, event = row
+            bucket = self._bucket(key)
+            if event.sequence <= marks[bucket].sequence:
+                continue
+            is_full = len(held[bucket]) == most or counts.total() == most * SLICES_AT_ONCE
+            if is_full or counts[key] == MOST_OF_ONE:
+                yield [
+                    self._step(bucket, own, marks[bucket], own[-1][1].sequence) for bucket, own in held.items() if own
+                ]
+                held.clear()
+                counts.clear()
+            held[bucket].append(row)
+            counts[key] += 1
+        behind = [bucket for bucket, mark in marks.items() if mark.is_behind(self._target)]
+        if behind:
+            yield [self._step(bucket, held[bucket], marks[bucket]) for bucket in behind]
 
-    def _go_on(self, count: int) -> Followed | None:
-        """Go on from where another applier has brought the mark."""
-        mark = self._mark()
-        if mark is None:
-            return None
-        done = self._apply(mark) if mark.sequence < self._version.next_sequence - 1 else Followed(is_whole=False)
-        return None if done is None else Followed(count + done.appended, 0, is_whole=False)
+    def _step(self, bucket: bytes, rows: Sequence[Row], mark: Mark, until: int | None = None) -> _Step:
+        appends = [self._encoder.append(key, event) for key, event in rows]
+        if until is None:
+            return _Step(bucket, appends, self._target_after(mark))
+        return _Step(bucket, appends, self._target._replace(sequence=until, covered_us=mark.covered_us))
 
-    def _fold(self, appends: Sequence[Append], sizes: Sequence[int]) -> None:
-        """Put the newest events of records that have many of them into their tiles."""
-        many = dict.fromkeys(
-            append.key for append, size in zip(appends, sizes, strict=True) if size > MOST_WAITING * len(append.event)
-        )
-        if many:
-            fold_records(self._workspace, self._encoder, list(many))
-            reached(FOLDED)
+    def _target_after(self, mark: Mark | None) -> Mark:
+        return self._target._replace(covered_us=max(self._target.covered_us, 0 if mark is None else mark.covered_us))
+
+    def _bucket(self, key: bytes) -> bytes:
+        """Return the bucket whose mark says whether a record has an event."""
+        return self._encoder.bucket_of(key) if len(self._online.mark_buckets) > 1 else self._online.mark_buckets[0]
+
+    def _move(self, bucket: bytes, reaches: Mark) -> Move:
+        return Move(mark_key(self._encoder.namespace, bucket), self._stored[bucket], reaches.to_bytes())
+
+    # All records.
 
     def _publish(self) -> Followed:
         """Make every record from the log."""
-        sequence, count = self._version.next_sequence - 1, 0
-        token, place = secrets.token_hex(8).encode(), self._encoder.namespace + PUBLISHING
-        self._online.put(place, token)
-        seen: set[bytes] = set()
-        now_us = self._workspace.clock()
-        batches = self._workspace.engine.log.events(
-            self._registered.view, self._files(-1), by_entity=True, batch_rows=BATCH_ROWS
-        )
-        records = self._encoder.placed(batches, sequence, now_us)
-        while part := list(islice(records, PLACED_AT_ONCE)):
-            count += self._place(part)
-            seen.update(placed.key for placed in part)
-        self._remove_others(seen, sequence)
         for _ in range(MOST_TRIES):
-            (known, now_there) = self._online.get([self._marker, place])
-            if now_there != token:
-                break  # the store lost what was written, or another publish began: that one moves the mark
-            mark = mark_from(known)
-            if mark is not None and mark.sequence > sequence and self.knows(mark):
+            tokens = Tokens(self._online, self._encoder.namespace)
+            count = self._place_all(tokens) if tokens.begin(self._workspace.clock()) else None
+            if count is not None:
                 return Followed(0, count)
-            after = self._target(mark if mark is not None and self.knows(mark) else None).to_bytes()
-            done, _ = self._online.advance(self._marker, known, after, [], now_us=self._workspace.clock())
-            if done is Advanced.DONE:
-                return Followed(0, count)
+            # The store lost what was placed, or another publish began meanwhile: then that one does the work.
+            if tokens.wait_for_others(self._check) and (marks := self.marks()) and (done := self._apply(marks)):
+                return done
         raise OnlineStoreError(
             f"The online store lost records of view {self._registered.view.name!r} while they were published.",
             hint="Run it again; if that repeats, see whether the store is emptied or restored meanwhile.",
         )
 
-    def fits(self, mark: Mark) -> bool:
-        """Tell whether a mark is of records of this layout."""
-        return mark.layout == self._encoder.layout.id.hex()
-
-    def knows(self, mark: Mark) -> bool:
-        """Tell whether the log has the commit that a mark is of."""
-        commit = self._workspace.offline.find_commit(self._registered.table, mark.version)
-        return commit is not None and commit.identity == mark.commit
-
-    def _place(self, part: Sequence[Placed]) -> int:
-        self._check()
-        results = self._online.place(part, now_us=self._workspace.clock())
-        reached(PLACED)
-        return results.count(WriteResult.WRITTEN)
-
-    def _remove_others(self, seen: set[bytes], sequence: int) -> None:
-        """Remove the records of entities that have no events in the log."""
+    def _place_all(self, tokens: Tokens) -> int | None:
+        """Place every record, and move the marks; None where a token is not there any more."""
+        sequence, count, seen = self._target.sequence, 0, set[bytes]()
+        batches = self._workspace.engine.log.events(
+            self._registered.view, self._files(-1), by_entity=True, batch_rows=BATCH_ROWS
+        )
+        for part in _parts(self._encoder.placed(batches, sequence, self._workspace.clock())):
+            results = self._place(tokens, part)
+            if results is None:
+                return None
+            count += results.count(WriteResult.WRITTEN)
+            seen.update(placed.key for placed in part)
         for batch in self._online.scan(self._encoder.prefix):
-            gone = [
+            others = [
                 self._encoder.gone(key, sequence)
                 for key, record in batch
                 if key not in seen and is_windowed(record) and last_sequence(record) <= sequence
             ]
-            if gone:
-                self._online.place(gone, now_us=self._workspace.clock())
+            if others and self._place(tokens, others) is None:
+                return None
+        return count if self._move_marks(tokens) else None
+
+    def _place(self, tokens: Tokens, placed: Sequence[Placed]) -> list[WriteResult] | None:
+        self._check()
+        part = defaultdict[bytes, list[Placed]](list)
+        for each in placed:
+            part[self._bucket(each.key)].append(each)
+        results = tokens.place(part, self._workspace.clock())
+        reached(PLACED)
+        return results
+
+    def _move_marks(self, tokens: Tokens) -> bool:
+        """Move every mark that is not further already; False where a token is not there any more."""
+        for _ in range(MOST_TRIES):
+            self._stored = read_marks(self._workspace, self._registered)
+            moves = tokens.moves(self._stored, over=True)
+            slices: list[Slice[Append]] = []
+            for bucket, value in self._stored.items():
+                mark = self._known(value)
+                is_further = mark is not None and not mark.is_behind(self._target)
+                both = [moves[bucket], self._move(bucket, self._target_after(mark))]
+                slices.append(Slice(both[:1] if is_further else both, []))
+            outcomes = self._online.advance(slices, now_us=self._workspace.clock())
+            is_done = [outcome is Advanced.DONE for outcome, _ in outcomes]
+            for (bucket, move), done in zip(moves.items(), is_done, strict=True):
+                if done:
+                    tokens.moved(bucket, move)
+            if all(is_done):
+                return True
+            if not tokens.are_there():
+                return False
+        return False
+
+    def _known(self, stored: bytes | None) -> Mark | None:
+        """Return a mark if the log has its commit."""
+        mark = mark_from(stored)
+        commit = None if mark is None else self._workspace.offline.find_commit(self._registered.table, mark.version)
+        return mark if commit is not None and mark is not None and commit.identity == mark.commit else None
 
 
 def fold_records(workspace: Workspace, encoder: EventEncoder, keys: Sequence[bytes]) -> int:
@@ -240,3 +288,23 @@ def fold_records(workspace: Workspace, encoder: EventEncoder, keys: Sequence[byt
             continue
         folds.append(Fold(key, record, new, encoder.expire_at_ms(head_of(new).newest_us)))
     return sum(workspace.online.fold(folds, now_us=now_us)) if folds else 0
+
+
+def _long(appends: Sequence[Append], sizes: Sequence[int]) -> list[bytes]:
+    """Return the keys of records that have many newest events."""
+    pairs = zip(appends, sizes, strict=True)
+    return [append.key for append, size in pairs if size > MOST_WAITING * len(append.event)]
+
+
+def _parts(placed: Iterable[Placed]) -> Iterator[list[Placed]]:
+    """Yield records in lists, of so many records and bytes."""
+    held: list[Placed] = []
+    size = 0
+    for each in placed:
+        if len(held) == PLACED_AT_ONCE or size > PLACED_BYTES:
+            yield held
+            held, size = [], 0
+        held.append(each)
+        size += len(each.record)
+    if held:
+        yield held

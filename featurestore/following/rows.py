@@ -33,6 +33,7 @@ class EventEncoder:
         self._encoder = KeyEncoder(registered.layout)
         self.namespace = self._encoder.namespace
         self.prefix = self._encoder.prefix
+        self.bucket_of = self._encoder.bucket_of
         self.schema_key = self._encoder.schema_key(self.layout.id)
         steps = [resolution.step_us for resolution in self.layout.resolutions]
         lengths = [resolution.longest_us for resolution in self.layout.resolutions]

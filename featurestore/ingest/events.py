@@ -18,7 +18,6 @@ from featurestore.definitions.aggregation import MOST_BYTES
 from featurestore.engine.interface import JudgedEvents
 from featurestore.errors import RegistryUnavailableError, ValueTypeError
 from featurestore.following.follow import Follower
-from featurestore.following.mark import APPLIED, mark_from
 from featurestore.ingest.group_commit import Pushed, PushWriter
 from featurestore.ingest.rows import CheckedRows
 from featurestore.offline.interface import DataFile, TableId, TableVersion
@@ -145,21 +144,21 @@ def bring_online(workspace: Workspace, registered: RegisteredView, sequence: int
 
     Threads of one process wait for one another, because who comes first does it for all.
     """
-    marker = registered.online_prefix + APPLIED
     with _locks.setdefault(registered.table, ForkLock()):
         covered_us = workspace.clock()
         version = workspace.offline.current(registered.table)
         assert version is not None
-        mark = mark_from(workspace.online.get([marker])[0])
         follower = Follower(workspace, registered, version, lambda: None, covered_us=covered_us)
-        if mark is None or not follower.fits(mark):
+        marks = follower.marks()
+        if marks is None:
             # All records may have to be made again, which is for the newest definitions alone.
             newest = _newest(workspace, registered)
             if newest is None:
                 return False
             registered = newest
             follower = Follower(workspace, registered, version, lambda: None, covered_us=covered_us)
-        if mark is not None and mark.sequence >= sequence and follower.knows(mark):
+            marks = follower.marks()
+        if marks is not None and all(mark.sequence >= sequence for mark in marks.values()):
             return True
         begin_part(workspace, registered)
         return follower.bring(most_rows=MOST_MADE_ANEW) is not None

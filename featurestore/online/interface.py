@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import repeat
-from typing import NamedTuple, overload
+from typing import Generic, NamedTuple, TypeVar, overload
 
 from featurestore_registry.documents import WrittenDocument
 
@@ -32,6 +32,8 @@ class ViewLayout:
     ttl_us: int | None
     has_created: bool = False
     """Whether the source declares a created time; if so, a row counts from the later of its two times on."""
+    has_buckets: bool = False
+    """Whether keys begin with a bucket (`keys.BUCKETS`): those of windowed records do."""
 
 
 class Write(NamedTuple):
@@ -131,12 +133,34 @@ class Placed(NamedTuple):
     expire_at_ms: int | None
 
 
+class Move(NamedTuple):
+    """A plain value that goes from one state to another."""
+
+    key: bytes
+    before: bytes | None
+    """None: it is missing."""
+    after: bytes
+
+
+Kept = TypeVar("Kept")
+
+
+class Slice(NamedTuple, Generic[Kept]):
+    """Events or records of one bucket, and the plain values that move with them: all or nothing.
+
+    All keys have one hash tag, because a cluster keeps only such keys together. Slices of one call have different ones.
+    """
+
+    moves: Sequence[Move]
+    items: Sequence[Kept]
+
+
 class Advanced(IntEnum):
-    """The outcome of moving a marker with the events up to it."""
+    """The outcome of a slice."""
 
     DONE = 0
     MOVED = 1
-    """The marker holds another value; nothing was written."""
+    """A plain value is not as it was; nothing was written."""
     OTHER_LAYOUT = 2
     """A record has another layout, or holds something else; nothing was written."""
 
@@ -190,6 +214,9 @@ class OnlineReader(ABC):
 
     marker_tags: Sequence[bytes] = (b"0",)
     """Hash tags that spread the copies of a marker over the store's nodes, so that each node holds at least one."""
+    mark_buckets: Sequence[bytes] = (b"00",)
+    """The buckets of windowed records (`keys.BUCKETS`) that have marks of their own: all of them where one can lose
+    writes and another not; otherwise the first, whose mark is that of all records."""
 
     @abstractmethod
     def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -248,13 +275,11 @@ class OnlineStore(OnlineReader):
     events_at_once: int = 250
     """How many events `advance` takes well: more would hold up other clients."""
 
-    def advance(
-        self, marker: bytes, before: bytes | None, after: bytes, appends: Sequence[Append], *, now_us: int
-    ) -> tuple[Advanced, list[int]]:
-        """Append events and move the plain value at ``marker`` from one to another: all or nothing.
+    def advance(self, slices: Sequence[Slice[Append]], *, now_us: int) -> list[tuple[Advanced, list[int]]]:
+        """Append events and move marks, slice by slice.
 
-        ``before`` None: the marker must be missing. Also returns for each append how many bytes of newest events the
-        record has then; 0 where it had taken the event before.
+        Returns for each slice its outcome, and for each of its events how many bytes of newest events the record has
+        then; 0 where it had taken the event before.
         """
         raise NotImplementedError
 
@@ -262,12 +287,12 @@ class OnlineStore(OnlineReader):
         """Replace the beginnings of records that still have them; returns which had."""
         raise NotImplementedError
 
-    def place(self, placed: Sequence[Placed], *, now_us: int) -> list[WriteResult]:
-        """Set records, each unless the store's has taken a later event into its tiles (STALE).
+    def place(self, slices: Sequence[Slice[Placed]], *, now_us: int) -> list[tuple[Advanced, list[WriteResult]]]:
+        """Set records and move tokens, slice by slice; each record unless the store's has taken a later event (STALE).
 
         Newest events of the store's record that come after ``sequence`` are appended to the new one; those of another
         layout cannot be (STALE, too). EXPIRED: an older record of the key was removed. WRONG_TYPE as in `write`, also
-        for a record of another format.
+        for a record of another format. A slice whose values have moved already is placed again.
         """
         raise NotImplementedError
 

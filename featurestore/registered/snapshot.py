@@ -71,6 +71,7 @@ class RegisteredView:
             fields=self._stored,
             ttl_us=self.view.ttl_us,
             has_created=self.view.created_timestamp_field is not None,
+            has_buckets=bool(self.view.aggregations),
         )
 
 

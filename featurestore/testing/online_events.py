@@ -6,12 +6,24 @@ Subclass `OnlineEventsConformance` and give it a ``store`` fixture, as for `feat
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
 
 from featurestore.definitions import Aggregation, Entity, FeatureView, Field, ParquetSource
-from featurestore.online.interface import Advanced, Append, Fold, OnlineStore, Placed, ViewLayout, WriteResult
+from featurestore.online.interface import (
+    Advanced,
+    Append,
+    Fold,
+    Move,
+    OnlineStore,
+    Placed,
+    Slice,
+    ViewLayout,
+    Write,
+    WriteResult,
+)
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.online.records.windowed import decode_event, empty, encode_event, entries_of, head_of, is_intact
 from featurestore.types import Float64, Int64
@@ -19,7 +31,8 @@ from featurestore.types.times import system_clock
 from featurestore.windows.layout import Layout, layout_of
 from featurestore.windows.tiles import TileEvent
 
-MARKER = b"fs:conformance:events:applied:{0}"
+PREFIX = b"fs:conformance:events:"
+MARKER = PREFIX + b"applied:{00}"
 SECOND_MS = 1_000
 
 
@@ -38,14 +51,16 @@ def layout_with(*functions: str) -> Layout:
 LAYOUT, OTHER = layout_with("sum"), layout_with("sum", "max")
 
 
-def key_of(entity: int) -> bytes:
+def key_of(entity: int, bucket: bytes = b"00") -> bytes:
     """Return an entity's key."""
-    return b"fs:conformance:events:{%d}" % entity
+    return PREFIX + b"{%b}%d" % (bucket, entity)
 
 
-def append(entity: int, sequence: int, *, layout: Layout = LAYOUT, expire_at_ms: int | None = None) -> Append:
+def append(
+    entity: int, sequence: int, *, bucket: bytes = b"00", layout: Layout = LAYOUT, expire_at_ms: int | None = None
+) -> Append:
     """Return one event, whose value is its number."""
-    key = key_of(entity)
+    key = key_of(entity, bucket)
     event = TileEvent(sequence, 1_000 + sequence, 1_000 + sequence, (float(sequence),), 0)
     return Append(key, sequence, encode_event(key, layout, event), empty(key, layout), expire_at_ms)
 
@@ -60,15 +75,32 @@ def with_base(record: bytes, key: bytes, sequence: int) -> bytes:
     return checked(key, body)
 
 
-def placed(entity: int, sequence: int, *, layout: Layout = LAYOUT, expire_at_ms: int | None = None) -> Placed:
+def placed(
+    entity: int, sequence: int, *, bucket: bytes = b"00", layout: Layout = LAYOUT, expire_at_ms: int | None = None
+) -> Placed:
     """Return a record that has taken the events up to a number."""
-    key = key_of(entity)
+    key = key_of(entity, bucket)
     return Placed(key, with_base(empty(key, layout), key, sequence), sequence, expire_at_ms)
 
 
-def sequences(store: OnlineStore, entity: int) -> list[int] | None:
+def advance(
+    store: OnlineStore, before: bytes | None, after: bytes, appends: Sequence[Append], *, now_us: int
+) -> tuple[Advanced, list[int]]:
+    """Append events of the first bucket and move its marker."""
+    (done,) = store.advance([Slice([Move(MARKER, before, after)], appends)], now_us=now_us)
+    return done
+
+
+def place(store: OnlineStore, records: Sequence[Placed], *, now_us: int) -> list[WriteResult]:
+    """Place records of the first bucket, whoever else does."""
+    ((done, results),) = store.place([Slice([], records)], now_us=now_us)
+    assert done is Advanced.DONE
+    return results
+
+
+def sequences(store: OnlineStore, entity: int, bucket: bytes = b"00") -> list[int] | None:
     """Return the numbers of a record's newest events, which must be whole; None without a record."""
-    key = key_of(entity)
+    key = key_of(entity, bucket)
     (record,) = store.mget([key])
     if record is None:
         return None
@@ -92,41 +124,91 @@ class OnlineEventsConformance:
     def test_events_and_the_marker_move_together(self, store: OnlineStore, now: int) -> None:
         assert store.keeps_events
         first = [append(1, 0), append(2, 1), append(1, 2)]
-        done, sizes = store.advance(MARKER, None, b"2", first, now_us=now)
+        done, sizes = advance(store, None, b"2", first, now_us=now)
         size = len(first[0].event)
         assert (done, sizes) == (Advanced.DONE, [size, size, 2 * size])
         assert store.get([MARKER]) == [b"2"]
         for before in (None, b"1", b"", b"22"):
-            assert store.advance(MARKER, before, b"9", [append(3, 9)], now_us=now) == (Advanced.MOVED, [])
+            assert advance(store, before, b"9", [append(3, 9)], now_us=now) == (Advanced.MOVED, [])
         assert (sequences(store, 1), sequences(store, 2), sequences(store, 3)) == ([0, 2], [1], None)
-        assert store.advance(MARKER, b"2", b"3", [], now_us=now) == (Advanced.DONE, [])
-        assert store.advance(b"fs:conformance:events:applied:{x}", b"1", b"2", [], now_us=now)[0] is Advanced.MOVED
+        assert advance(store, b"2", b"3", [], now_us=now) == (Advanced.DONE, [])
+
+    def test_each_slice_of_a_call_is_done_or_not(self, store: OnlineStore, now: int) -> None:
+        buckets = [b"00", b"17", b"42", b"77"]
+        marks = {bucket: PREFIX + b"applied:{" + bucket + b"}" for bucket in buckets}
+
+        def slice_of(bucket: bytes, before: bytes | None, *appends: Append) -> Slice[Append]:
+            return Slice([Move(marks[bucket], before, b"9")], appends)
+
+        other = append(1, 0, bucket=b"42", layout=OTHER)
+        place(store, [placed(1, -1, bucket=b"42")], now_us=now)
+        done = store.advance(
+            [
+                slice_of(b"77", None),
+                slice_of(b"00", b"1", append(1, 1)),
+                slice_of(b"42", None, append(2, 0, bucket=b"42"), other),
+                slice_of(b"17", None, append(3, 2, bucket=b"17"), append(4, 3, bucket=b"17")),
+            ],
+            now_us=now,
+        )
+        size = len(append(3, 2, bucket=b"17").event)
+        assert done[:3] == [(Advanced.DONE, []), (Advanced.MOVED, []), (Advanced.OTHER_LAYOUT, [])]
+        assert done[3] == (Advanced.DONE, [size, size])
+        assert store.get(list(marks.values())) == [None, b"9", None, b"9"]
+        assert sequences(store, 1) is sequences(store, 2, b"42") is None
+        assert (sequences(store, 3, b"17"), sequences(store, 4, b"17")) == ([2], [3])
+        assert store.advance([], now_us=now) == []
+
+    def test_records_are_placed_with_a_token_or_not_at_all(self, store: OnlineStore, now: int) -> None:
+        tokens = {bucket: PREFIX + b"publishing:{" + bucket + b"}" for bucket in (b"01", b"50")}
+
+        def slices(before: bytes | None, after: bytes, sequence: int) -> list[Slice[Placed]]:
+            return [
+                Slice([Move(token, before, after)], [placed(1, sequence, bucket=bucket)])
+                for bucket, token in tokens.items()
+            ]
+
+        written = (Advanced.DONE, [WriteResult.WRITTEN])
+        assert store.place(slices(None, b"a", 5), now_us=now) == [written, written]
+        store.put(tokens[b"50"], b"another")
+        assert store.place(slices(b"a", b"b", 6), now_us=now) == [written, (Advanced.MOVED, [])]
+        heads = [head_of(record) for record in store.mget([key_of(1, bucket) for bucket in tokens]) if record]
+        assert [head.base_sequence for head in heads] == [6, 5]
+        # After a lost connection nobody knows whether it was placed: it is placed again, without harm.
+        assert store.place(slices(b"a", b"b", 6)[:1], now_us=now) == [written]
+        # A mark and a token move together.
+        mark = PREFIX + b"applied:{50}"
+        for before, done in ((b"a", Advanced.MOVED), (b"another", Advanced.DONE)):
+            moves = [Move(tokens[b"50"], before, b"over"), Move(mark, None, b"7")]
+            assert store.advance([Slice(moves, [])], now_us=now) == [(done, [])]
+        assert store.get([mark, tokens[b"50"]]) == [b"7", b"over"]
 
     def test_an_event_that_is_in_the_tiles_is_not_appended(self, store: OnlineStore, now: int) -> None:
         limit = 1 << 32  # where the lower half of a number starts again
-        assert store.place([placed(1, limit + 5)], now_us=now) == [WriteResult.WRITTEN]
+        assert place(store, [placed(1, limit + 5)], now_us=now) == [WriteResult.WRITTEN]
         numbers = [4, limit + 4, limit + 5, limit + 6, 2 * limit]
-        done, sizes = store.advance(MARKER, None, b"x", [append(1, number) for number in numbers], now_us=now)
+        done, sizes = advance(store, None, b"x", [append(1, number) for number in numbers], now_us=now)
         assert done is Advanced.DONE
         assert [size > 0 for size in sizes] == [False, False, False, True, True]
         assert sequences(store, 1) == [limit + 6, 2 * limit]
 
     def test_another_layout_changes_nothing(self, store: OnlineStore, now: int) -> None:
-        store.advance(MARKER, None, b"0", [append(1, 0)], now_us=now)
+        advance(store, None, b"0", [append(1, 0)], now_us=now)
         new = [append(2, 1, layout=OTHER), append(1, 2, layout=OTHER)]
-        assert store.advance(MARKER, b"0", b"2", new, now_us=now) == (Advanced.OTHER_LAYOUT, [])
+        assert advance(store, b"0", b"2", new, now_us=now) == (Advanced.OTHER_LAYOUT, [])
         assert (sequences(store, 1), sequences(store, 2), store.get([MARKER])) == ([0], None, [b"0"])
         plain = RecordEncoder(ViewLayout("conformance", "events", 1, (("k", Int64),), (("v", Float64),), None))
-        store.write([plain.write([3], now, now, [1.0])], now_us=now)
-        assert store.advance(MARKER, b"0", b"2", [append(3, 2)], now_us=now)[0] is Advanced.OTHER_LAYOUT
-        assert store.place([placed(3, 2)], now_us=now) == [WriteResult.WRONG_TYPE]
-        assert store.write([plain.write([1], now, now, [1.0])], now_us=now) == [WriteResult.WRONG_TYPE]
+        others = [Write(key, plain.encode(key, now, now, [1.0]), None) for key in (key_of(3), key_of(1))]
+        store.write(others[:1], now_us=now)
+        assert advance(store, b"0", b"2", [append(3, 2)], now_us=now)[0] is Advanced.OTHER_LAYOUT
+        assert place(store, [placed(3, 2)], now_us=now) == [WriteResult.WRONG_TYPE]
+        assert store.write(others[1:], now_us=now) == [WriteResult.WRONG_TYPE]
 
     def test_a_fold_keeps_what_came_since(self, store: OnlineStore, now: int) -> None:
-        store.advance(MARKER, None, b"1", [append(1, 0), append(1, 1)], now_us=now)
+        advance(store, None, b"1", [append(1, 0), append(1, 1)], now_us=now)
         (old,) = store.mget([key_of(1)])
         assert old is not None
-        store.advance(MARKER, b"1", b"2", [append(1, 2)], now_us=now)
+        advance(store, b"1", b"2", [append(1, 2)], now_us=now)
         new = placed(1, 1).record
         absent = Fold(key_of(2), old, new, None)
         assert store.fold([Fold(key_of(1), old, new, None), absent], now_us=now) == [True, False]
@@ -136,22 +218,22 @@ class OnlineEventsConformance:
 
     def test_a_record_of_the_log_takes_the_place_of_an_older_one(self, store: OnlineStore, now: int) -> None:
         appends = [append(1, 0), append(1, 5), append(2, 6), append(1, 7)]
-        store.advance(MARKER, None, b"7", appends, now_us=now)
-        assert store.place([placed(1, 5), placed(2, 5), placed(3, 5)], now_us=now) == [WriteResult.WRITTEN] * 3
+        advance(store, None, b"7", appends, now_us=now)
+        assert place(store, [placed(1, 5), placed(2, 5), placed(3, 5)], now_us=now) == [WriteResult.WRITTEN] * 3
         assert (sequences(store, 1), sequences(store, 2), sequences(store, 3)) == ([7], [6], [])
         (record,) = store.mget([key_of(1)])
         assert record is not None
         assert head_of(record).base_sequence == 5
-        assert store.place([placed(1, 4), placed(1, 5)], now_us=now) == [WriteResult.STALE, WriteResult.WRITTEN]
+        assert place(store, [placed(1, 4), placed(1, 5)], now_us=now) == [WriteResult.STALE, WriteResult.WRITTEN]
         # Newest events of another layout cannot be kept: the record must come from a log that has them.
-        assert store.place([placed(1, 6, layout=OTHER)], now_us=now) == [WriteResult.STALE]
-        assert store.place([placed(1, 7, layout=OTHER)], now_us=now) == [WriteResult.WRITTEN]
+        assert place(store, [placed(1, 6, layout=OTHER)], now_us=now) == [WriteResult.STALE]
+        assert place(store, [placed(1, 7, layout=OTHER)], now_us=now) == [WriteResult.WRITTEN]
         assert sequences(store, 1) == []
 
     def test_an_expiry_only_moves_to_later(self, store: OnlineStore, now: int) -> None:
         soon, later = now // 1000 + 200, now // 1000 + 600 * SECOND_MS
-        store.advance(
-            MARKER,
+        advance(
+            store,
             None,
             b"4",
             [
@@ -170,11 +252,11 @@ class OnlineEventsConformance:
         (old,) = store.mget([key_of(5)])
         assert old is not None
         store.fold([Fold(key_of(5), old, placed(5, 4).record, later)], now_us=now)
-        store.place([placed(6, 2, expire_at_ms=later), placed(7, 2, expire_at_ms=now // 1000 - 1)], now_us=now)
+        place(store, [placed(6, 2, expire_at_ms=later), placed(7, 2, expire_at_ms=now // 1000 - 1)], now_us=now)
         self.wait_until(store, soon)
         assert [sequences(store, entity) for entity in (1, 2, 3, 5, 6, 7)] == [[0, 1], None, [3, 4], [], [4], None]
         # After an expiry an entity begins anew.
-        store.advance(MARKER, b"4", b"9", [append(2, 9)], now_us=now + SECOND_MS * 1000)
+        advance(store, b"4", b"9", [append(2, 9)], now_us=now + SECOND_MS * 1000)
         assert sequences(store, 2) == [9]
 
     def wait_until(self, store: OnlineStore, instant_ms: int) -> None:
@@ -185,13 +267,13 @@ class OnlineEventsConformance:
             time.sleep(0.02)
 
     def test_of_two_that_apply_one_commit_one_does(self, store: OnlineStore, now: int) -> None:
-        store.advance(MARKER, None, b"-1", [], now_us=now)
+        advance(store, None, b"-1", [], now_us=now)
         outcomes: list[Advanced] = []
 
         def apply() -> None:
             for number in range(20):
                 appends = [append(entity, number) for entity in range(5)]
-                done, _ = store.advance(MARKER, b"%d" % (number - 1), b"%d" % number, appends, now_us=now)
+                done, _ = advance(store, b"%d" % (number - 1), b"%d" % number, appends, now_us=now)
                 outcomes.append(done)
                 while store.get([MARKER]) == [b"%d" % (number - 1)]:
                     pass
@@ -206,10 +288,10 @@ class OnlineEventsConformance:
 
     def test_many_events_in_one_call(self, store: OnlineStore, now: int) -> None:
         appends = [append(number % 700, number) for number in range(2_100)]
-        done, sizes = store.advance(MARKER, None, b"x", appends, now_us=now)
+        done, sizes = advance(store, None, b"x", appends, now_us=now)
         assert (done, len(sizes)) == (Advanced.DONE, 2_100)
         assert all(sequences(store, entity) == [entity, entity + 700, entity + 1_400] for entity in range(700))
-        written = store.place([placed(entity, 1_399) for entity in range(1_500)], now_us=now)
+        written = place(store, [placed(entity, 1_399) for entity in range(1_500)], now_us=now)
         assert written == [WriteResult.WRITTEN] * 1_500
         assert sequences(store, 3) == [1_403]
-        assert store.delete(b"fs:conformance:events:") == 1_501
+        assert store.delete(PREFIX) == 1_501

@@ -112,6 +112,15 @@ class TestRedisCluster(OnlineStoreConformance):
         store.close()
 
 
+class TestRedisClusterEvents(OnlineEventsConformance):
+    @pytest.fixture
+    def store(self, redis_cluster_url: str) -> Iterator[OnlineStore]:
+        deadlines = {"read_timeout_ms": BUSY_MACHINE_MS, "connect_timeout_ms": BUSY_MACHINE_MS}
+        store = RedisClusterStore(redis_cluster_url, **deadlines)
+        yield store
+        store.close()
+
+
 class TestRedisUnderAnotherLocale(TestRedis):
     """Lua's ``<`` on strings follows the server's locale; nothing of ours may."""
 

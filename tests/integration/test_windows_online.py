@@ -19,10 +19,11 @@ from support.projects import make_workspace
 
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource
 from featurestore.following import follow, mark
-from featurestore.following.mark import APPLIED, mark_from
+from featurestore.following.mark import mark_from
 from featurestore.maintenance.verify import verify
 from featurestore.materialization import materialize, materialize_incremental, republish, succeeded
-from featurestore.online.interface import Placed
+from featurestore.online.interface import Placed, Slice
+from featurestore.online.records.keys import KeyEncoder, mark_key
 from featurestore.online.records.windowed import checked, head_of
 from featurestore.serving import get_online_features
 from featurestore.statuses import Status
@@ -100,6 +101,9 @@ class Shop:
     @property
     def now_us(self) -> int:
         return self.workspace.clock()
+
+    def key(self, shop: int) -> bytes:
+        return KeyEncoder(self.workspace.snapshot().views["sales"].layout).encode([shop])
 
     def wait(self, by_us: int) -> None:
         self.workspace.clock.now_us += by_us
@@ -261,8 +265,9 @@ def test_many_events_of_one_entity_stay_in_bounds(shop: Shop) -> None:
         shop.write(made)
         shop.run()
         shop.check()
-        (batch,) = shop.workspace.online.scan(b"fs:shop:sales:{1}")
-        sizes.append(len(batch[0][1]))
+        (record,) = shop.workspace.online.get([shop.key(1)])
+        assert record is not None
+        sizes.append(len(record))
     assert max(sizes) < 30_000
     shop.wait(13 * MINUTE_US)
     shop.check()
@@ -289,7 +294,7 @@ def test_a_store_that_lost_everything_is_filled_again(shop: Shop) -> None:
 def test_a_store_that_lost_its_mark_is_filled_again(shop: Shop) -> None:
     shop.sell(60)
     shop.run()
-    key = b"fs:shop:sales:" + APPLIED
+    key = mark_key(b"fs:shop:sales:")
     (before,) = shop.workspace.online.get([key])
     found = mark_from(before)
     assert found is not None
@@ -298,6 +303,10 @@ def test_a_store_that_lost_its_mark_is_filled_again(shop: Shop) -> None:
     shop.sell(10)
     shop.run()
     shop.check()
+
+
+def place(shop: Shop, *records: Placed) -> None:
+    shop.workspace.online.place([Slice([], records)], now_us=shop.now_us)
 
 
 def replace_commit(found: mark.Mark) -> bytes:
@@ -309,16 +318,14 @@ def test_a_restored_store_gets_what_it_lacks(shop: Shop) -> None:
     shop.sell(60)
     shop.run()
     kept = [pair for batch in shop.workspace.online.scan(b"fs:shop:sales:{") for pair in batch]
-    (marked,) = shop.workspace.online.get([b"fs:shop:sales:" + APPLIED])
+    (marked,) = shop.workspace.online.get([mark_key(b"fs:shop:sales:")])
     assert marked is not None
     shop.wait(MINUTE_US)
     shop.sell(60)
     shop.run()
     shop.workspace.online.delete(b"fs:shop:sales:{")
-    shop.workspace.online.place(
-        [Placed(key, record, head_of(record).base_sequence, None) for key, record in kept], now_us=shop.now_us
-    )
-    shop.workspace.online.put(b"fs:shop:sales:" + APPLIED, marked)
+    place(shop, *(Placed(key, record, head_of(record).base_sequence, None) for key, record in kept))
+    shop.workspace.online.put(mark_key(b"fs:shop:sales:"), marked)
     shop.wait(MINUTE_US)
     shop.sell(5)
     shop.run()
@@ -378,18 +385,16 @@ def test_verify_compares_windows_with_the_log(shop: Shop) -> None:
     shop.wait(MINUTE_US)
     (whole,) = verify(shop.workspace)
     assert (whole.problems, whole.compared) == ((), 4)
-    prefix = b"fs:shop:sales:{"
-    (pairs,) = shop.workspace.online.scan(prefix)
-    records = dict(pairs)
-    (mine, other) = (prefix + b"1}", prefix + b"2}")
-    head = head_of(records[other])
-    swapped = checked(mine, records[other][: head.tiles_end - 4])
+    mine, other = shop.key(1), shop.key(2)
+    (record,) = shop.workspace.online.get([other])
+    assert record is not None
+    head = head_of(record)
+    swapped = checked(mine, record[: head.tiles_end - 4])
     sequence = head.base_sequence
-    assert shop.workspace.online.place([Placed(mine, swapped, sequence, None)], now_us=shop.now_us) == [0]
+    place(shop, Placed(mine, swapped, sequence, None))
     (found,) = verify(shop.workspace)
     assert "1 with other values, of 4 entities compared" in found.problems[0]
-    gone = Placed(mine, swapped, sequence, 1)
-    shop.workspace.online.place([gone], now_us=shop.now_us)
+    place(shop, Placed(mine, swapped, sequence, 1))
     (found,) = verify(shop.workspace)
     assert "1 missing" in found.problems[0]
     republish(shop.workspace)

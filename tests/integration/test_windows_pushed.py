@@ -21,10 +21,12 @@ from support.projects import make_workspace
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
 from featurestore.errors import InputError, OnlineStoreUnavailableError, ValueTypeError
 from featurestore.following import follow
+from featurestore.following.mark import mark_from
 from featurestore.ingest import PushResult, push
 from featurestore.ingest.push import PushedWindows
 from featurestore.materialization import materialize_incremental, succeeded
 from featurestore.offline import groups
+from featurestore.online.records.keys import KeyEncoder, mark_key
 from featurestore.online.records.windowed import head_of
 from featurestore.serving import get_online_features
 from featurestore.training import TrainingSetWarning, get_historical_features
@@ -332,7 +334,7 @@ def test_a_run_meets_pushes_of_what_it_reads(shop: Shop, monkeypatch: pytest.Mon
 
 def test_one_hot_entity_stays_in_bounds(shop: Shop) -> None:
     shop.push([{"shop": 1, "sold_at": shop.now_us, "id": "0", "v": 1.0, "t": "a"}])
-    sizes = []
+    sizes, key = [], KeyEncoder(shop.workspace.snapshot().views["sales"].layout).encode([1])
     for number in range(1, 12):
         shop.wait(7_000_000)
         shop.push(
@@ -341,8 +343,9 @@ def test_one_hot_entity_stays_in_bounds(shop: Shop) -> None:
                 for place in range(100)
             ]
         )
-        (pairs,) = shop.workspace.online.scan(b"fs:shop:sales:{1}")
-        sizes.append(len(pairs[0][1]) - head_of(pairs[0][1]).tiles_end)
+        (record,) = shop.workspace.online.get([key])
+        assert record is not None
+        sizes.append(len(record) - head_of(record).tiles_end)
         shop.check()
     assert max(sizes) <= 33 * 100 + 250 * 100
 
@@ -350,12 +353,11 @@ def test_one_hot_entity_stays_in_bounds(shop: Shop) -> None:
 def test_a_mark_that_the_log_does_not_know_leaves_the_events_to_a_run(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featurestore.following.mark import APPLIED, mark_from
     from featurestore.ingest import events
 
     dice = Random(7)
     shop.push([shop.sale(dice) for _ in range(3)])
-    key = b"fs:shop:sales:" + APPLIED
+    key = mark_key(b"fs:shop:sales:")
     found = mark_from(shop.workspace.online.get([key])[0])
     assert found is not None
     shop.workspace.online.put(key, found._replace(commit="0" * 64).to_bytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 from urllib.parse import unquote_to_bytes
+from zlib import crc32
 
 from featurestore.online.interface import ViewLayout
 from featurestore.online.records.keys import view_prefix
@@ -17,8 +18,12 @@ def entity_of(layout: ViewLayout, key: bytes) -> tuple[Any, ...] | None:
     """Return the values of a key's entity, None where the key holds a hash."""
     prefix = view_prefix(layout.project, layout.view, layout.generation) + b"{"
     assert key.startswith(prefix)
-    assert key.endswith(b"}")
-    text = key[len(prefix) : -1]
+    if layout.has_buckets:
+        bucket, _, text = key[len(prefix) :].partition(b"}")
+        assert bucket == b"%02o" % (crc32(text) % 64)
+    else:
+        assert key.endswith(b"}")
+        text = key[len(prefix) : -1]
     if text.startswith(b"#"):
         return None
     parts = zip(layout.join_keys, text.split(b"|"), strict=True)

@@ -1,16 +1,26 @@
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, date, datetime
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from support.wire import entity_of
 
 from featurestore.errors import EntityKeyError, OnlineStoreError, ValueTypeError
 from featurestore.online.interface import ViewLayout
-from featurestore.online.records.keys import EntityEncoder, KeyEncoder, check_prefix, project_prefix, view_prefix
+from featurestore.online.records.keys import (
+    BUCKETS,
+    EntityEncoder,
+    KeyEncoder,
+    check_prefix,
+    mark_key,
+    project_prefix,
+    view_prefix,
+)
 from featurestore.testing.online_store import ODD_ENTITIES
 from featurestore.types import Bool, Bytes, Date, Int32, Int64, String
 from featurestore.types.values import ValueType
@@ -32,6 +42,33 @@ def test_prefixes_match_no_neighbour() -> None:
     assert keys.prefix == b"fs:p:a.2:{"
     assert keys.schema_key(bytes(range(8))) == b"fs:p:a.2:schema:0001020304050607"
     assert not keys.schema_key(bytes(8)).startswith(keys.prefix)
+
+
+def test_windowed_records_are_in_buckets() -> None:
+    layout = ViewLayout("p", "v", 2, (("a", String), ("b", Int64)), (), None, has_buckets=True)
+    keys = KeyEncoder(layout)
+    assert keys.encode(["UA", 7]) == b"fs:p:v.2:{16}UA|7"
+    assert keys.encode(["x" * 300, 7]).startswith(b"fs:p:v.2:{47}#")
+    assert keys.keys([]) == []
+    rows = [["é|{}", 1], ["", -5], ["a", 2**62]]
+    for row, key in zip(rows, keys.keys(keys.entities.texts([*zip(*rows, strict=True)])), strict=True):
+        assert key.startswith(keys.prefix)
+        assert key.count(b"{") == key.count(b"}") == 1
+        assert mark_key(keys.namespace, keys.bucket_of(key)) == b"fs:p:v.2:applied:{" + keys.bucket_of(key) + b"}"
+        assert entity_of(layout, key) == tuple(row)
+    numbered = keys.keys([f"x|{number}" for number in range(6_400)])
+    counts = Counter(map(keys.bucket_of, numbered))
+    assert set(counts) == set(BUCKETS)
+    assert max(counts.values()) < 150
+
+
+@pytest.mark.parametrize(("nodes", "most"), [(1, 64), (2, 32), (3, 22), (4, 16), (5, 14), (6, 12), (8, 8), (12, 7)])
+def test_buckets_spread_over_the_nodes_of_a_cluster(nodes: int, most: int) -> None:
+    """A node that had many more of them than others would have as many more records."""
+    slots = list(map(key_slot, BUCKETS))
+    assert len(set(slots)) == len(BUCKETS)
+    counts = Counter(slot * nodes // REDIS_CLUSTER_HASH_SLOTS for slot in slots)
+    assert (max(counts.values()), len(counts)) == (most, nodes)
 
 
 @pytest.mark.parametrize("prefix", [b"", b"f", b"fs:", b"fs::", b"fs:p", b"fs:P:", b"fs:*:", b"x"])

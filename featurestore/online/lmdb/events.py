@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from featurestore.online.interface import Append, Fold, Placed, WriteResult
+from featurestore.online.interface import Append, Fold, Move, Placed, WriteResult
+from featurestore.online.lmdb.values import PLAIN, content, plain_checksum
 from featurestore.online.records.windowed import SCHEMA_AT, events_after, head_of, is_windowed
 
 Transaction = Any
@@ -17,6 +18,27 @@ Put = Callable[[Transaction, bytes, bytes, int | None], None]
 
 class NotAppended(Exception):
     """Ends a transaction that must change nothing."""
+
+
+def are_as_before(transaction: Transaction, moves: Sequence[Move]) -> bool:
+    """Tell whether plain values are as they were."""
+    return all(_plain(transaction, move.key) == move.before for move in moves)
+
+
+def have_moved(transaction: Transaction, moves: Sequence[Move]) -> bool:
+    """Tell whether plain values are what they become."""
+    return all(_plain(transaction, move.key) == move.after for move in moves)
+
+
+def move(transaction: Transaction, moves: Sequence[Move]) -> None:
+    """Put plain values."""
+    for key, _, after in moves:
+        transaction.put(key, PLAIN + plain_checksum(key, after) + after)
+
+
+def _plain(transaction: Transaction, key: bytes) -> bytes | None:
+    found = transaction.get(key)
+    return None if found is None else content(found)
 
 
 def append_all(transaction: Transaction, appends: Sequence[Append], get: Get, put: Put, now_ms: int) -> list[int]:

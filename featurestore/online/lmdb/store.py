@@ -29,6 +29,7 @@ from featurestore.online.interface import (
     OnlineStore,
     Placed,
     Repair,
+    Slice,
     Write,
     WriteResult,
     Writes,
@@ -41,7 +42,7 @@ from featurestore.online.lmdb.environment import (
     pad_file,
     translated,
 )
-from featurestore.online.lmdb.events import NotAppended, append_all, folded, place_one
+from featurestore.online.lmdb.events import NotAppended, append_all, are_as_before, folded, have_moved, move, place_one
 from featurestore.online.lmdb.values import (
     ENVELOPE_BYTES,
     IS_PLAIN,
@@ -147,21 +148,22 @@ class LmdbStore(OnlineStore):
     events_at_once = 5_000  # readers wait for nobody, and each slice is synced
 
     @override
-    def advance(
-        self, marker: bytes, before: bytes | None, after: bytes, appends: Sequence[Append], *, now_us: int
-    ) -> tuple[Advanced, list[int]]:
-        try:
-            with self._transaction(write=True) as transaction:
-                found = transaction.get(marker)
-                if (None if found is None else content(found)) != before:
-                    return Advanced.MOVED, []
-                now_ms = now_us // 1000
-                sizes = append_all(transaction, appends, partial(_live, now_ms), _put_record, now_ms)
-                transaction.put(marker, PLAIN + plain_checksum(marker, after) + after)
-        except NotAppended:
-            return Advanced.OTHER_LAYOUT, []
+    def advance(self, slices: Sequence[Slice[Append]], *, now_us: int) -> list[tuple[Advanced, list[int]]]:
+        now_ms, done = now_us // 1000, list[tuple[Advanced, list[int]]]()
+        with self._transaction(write=True) as transaction:
+            for moves, appends in slices:
+                if not are_as_before(transaction, moves):
+                    done.append((Advanced.MOVED, []))
+                    continue
+                try:
+                    sizes = append_all(transaction, appends, partial(_live, now_ms), _put_record, now_ms)
+                except NotAppended:
+                    done.append((Advanced.OTHER_LAYOUT, []))
+                    continue
+                move(transaction, moves)
+                done.append((Advanced.DONE, sizes))
         self._sync()
-        return Advanced.DONE, sizes
+        return done
 
     @override
     def fold(self, folds: Sequence[Fold], *, now_us: int) -> list[bool]:
@@ -172,15 +174,21 @@ class LmdbStore(OnlineStore):
         return done
 
     @override
-    def place(self, placed: Sequence[Placed], *, now_us: int) -> list[WriteResult]:
-        now_ms, results = now_us // 1000, list[WriteResult]()
-        for part in parts([each.record for each in placed], _BATCH_RECORDS, _BATCH_BYTES):
-            with self._transaction(write=True) as transaction:
-                get = partial(_live, now_ms)
-                results += [place_one(transaction, each, get, _put_record, now_ms) for each in placed[part]]
-                _sweep(transaction, now_ms, min(_SWEEP_RECORDS, 2 * (part.stop - part.start) + 100))
+    def place(self, slices: Sequence[Slice[Placed]], *, now_us: int) -> list[tuple[Advanced, list[WriteResult]]]:
+        now_ms, done = now_us // 1000, list[tuple[Advanced, list[WriteResult]]]()
+        get = partial(_live, now_ms)
+        with self._transaction(write=True) as transaction:
+            for moves, placed in slices:
+                if not (are_as_before(transaction, moves) or have_moved(transaction, moves)):
+                    done.append((Advanced.MOVED, []))
+                    continue
+                results = [place_one(transaction, each, get, _put_record, now_ms) for each in placed]
+                move(transaction, moves)
+                done.append((Advanced.DONE, results))
+            placed_count = sum(len(placed) for _, placed in slices)
+            _sweep(transaction, now_ms, min(_SWEEP_RECORDS, 2 * placed_count + 100))
         self._sync()
-        return results
+        return done
 
     def put(self, key: bytes, value: bytes, *, if_absent: bool = False) -> None:
         """Set a plain value, with a checksum of its own."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from featurestore.online.interface import ViewLayout
 from featurestore.online.records.codec import damaged, foreign
-from featurestore.online.records.keys import KeyEncoder
+from featurestore.online.records.keys import KeyEncoder, mark_key
 from featurestore.online.records.reading import FetchValue, Form, ViewRows
 from featurestore.online.records.windowed import (
     Lists,
@@ -98,7 +98,7 @@ class WindowRecords:
         self._nothing: tuple[int | None, ...] = (None,) * len(self._asked)
         """The values of an entity without a record, while nobody knows whether there are any."""
         self._is_published = False
-        self._mark_key = self._encoder.namespace + b"applied:{0}"
+        self._mark_key = mark_key(self._encoder.namespace)
 
     def keys(self, entities: Sequence[str]) -> list[bytes]:
         """Return the key of each encoded entity."""

@@ -7,9 +7,9 @@ header.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from featurestore.online.interface import Append, Fold, Placed, Repair, Write
+from featurestore.online.interface import Append, Fold, Move, Placed, Repair, Slice, Write
 from featurestore.online.records.codec import FORMAT_VERSION, SMALLEST_RECORD_BYTES
 from featurestore.online.records.windowed import BASE_AT, FORMAT, HEADER, SCHEMA_AT
 
@@ -109,51 +109,73 @@ local function is_windowed(record)
 end
 """
 
-# KEYS: the marker, then the key of each event. ARGV: whether the marker must exist, its value, its next value, now
-# (ms); then of each event the two words of its number, itself, the record to make, its expiry. Returns a code of
-# `Advanced`, then the bytes of newest events in each record.
+# KEYS: those of the plain values that move, then those of events or records. ARGV: how many values move; of each
+# whether it must exist, what it is, and what it becomes.
+_MOVES = """
+local moving = tonumber(ARGV[1])
+local function are_as_before()
+  for i = 1, moving do
+    local value = redis.pcall('GET', KEYS[i])
+    if type(value) == 'table' or (ARGV[3 * i - 1] == '1') ~= (value and true or false) then return false end
+    if value and value ~= ARGV[3 * i] then return false end
+  end
+  return true
+end
+local function have_moved()
+  for i = 1, moving do
+    if redis.pcall('GET', KEYS[i]) ~= ARGV[3 * i + 1] then return false end
+  end
+  return true
+end
+local function move()
+  for i = 1, moving do redis.call('SET', KEYS[i], ARGV[3 * i + 1]) end
+end
+"""
+
+# ARGV, after those of the moves: now (ms); then of each event the two words of its number, itself, the record to make,
+# its expiry. Returns a code of `Advanced`, then the bytes of newest events in each record.
 ADVANCE = f"""
 {_WINDOWED}
-local marker = redis.pcall('GET', KEYS[1])
-if type(marker) == 'table' then return {{1}} end
-if (ARGV[1] == '1') ~= (marker and true or false) or (marker and marker ~= ARGV[2]) then return {{1}} end
-local heads = {{}}
-for i = 2, #KEYS do
+{_MOVES}
+if not are_as_before() then return {{1}} end
+local heads, begin = {{}}, 3 * moving - 2
+for i = moving + 1, #KEYS do
+  local place = begin + 5 * (i - moving)
   local head = redis.pcall('GETRANGE', KEYS[i], 0, {HEADER.size - 1})
   if type(head) == 'table' then
     if not string.find(head.err, 'WRONGTYPE', 1, true) then return head end
     return {{2}}
   end
   if head ~= '' then
-    if not is_windowed(head) or layout_of(head) ~= layout_of(ARGV[5 * i - 2]) then return {{2}} end
+    if not is_windowed(head) or layout_of(head) ~= layout_of(ARGV[place + 3]) then return {{2}} end
   end
   heads[i] = head
 end
-local sizes, now_ms = {{0}}, tonumber(ARGV[4])
-for i = 2, #KEYS do
-  local key, place = KEYS[i], 5 * i - 5
+local sizes, now_ms = {{0}}, tonumber(ARGV[3 * moving + 2])
+for i = moving + 1, #KEYS do
+  local key, place = KEYS[i], begin + 5 * (i - moving)
   local high, low, event = tonumber(ARGV[place]), tonumber(ARGV[place + 1]), ARGV[place + 2]
   local record, expiry, head = ARGV[place + 3], ARGV[place + 4], heads[i]
   if head == '' and redis.call('EXISTS', key) == 1 then head = redis.call('GETRANGE', key, 0, {HEADER.size - 1}) end
   if head == '' then
     if expiry ~= '0' then
       set(key, record .. event, expiry)
-      sizes[i] = #event
+      sizes[#sizes + 1] = #event
     else
-      sizes[i] = 0
+      sizes[#sizes + 1] = 0
     end
   else
     local base_low, base_high = struct.unpack('<I4I4', head, {BASE_AT + 1})
     if is_after(high, low, base_high, base_low) then
       local length = redis.call('APPEND', key, event)
       if expiry ~= '0' then postpone(key, now_ms, expiry) end
-      sizes[i] = length - struct.unpack('<I4', head, 5)
+      sizes[#sizes + 1] = length - struct.unpack('<I4', head, 5)
     else
-      sizes[i] = 0
+      sizes[#sizes + 1] = 0
     end
   end
 end
-redis.call('SET', KEYS[1], ARGV[3])
+move()
 return sizes
 """
 
@@ -176,12 +198,16 @@ end
 return codes
 """
 
-# ARGV: per key the record, the two words of its number, and the expiry. Codes are those of WriteResult.
+# ARGV, after those of the moves: now (ms); then per record itself, the two words of its number, and the expiry. Returns
+# a code of `Advanced`, then those of WriteResult. After a lost connection the same is placed again.
 PLACE = f"""
 {_WINDOWED}
-local codes = {{}}
-for i, key in ipairs(KEYS) do
-  local record, high, low, expiry = ARGV[4 * i - 3], tonumber(ARGV[4 * i - 2]), tonumber(ARGV[4 * i - 1]), ARGV[4 * i]
+{_MOVES}
+if not (are_as_before() or have_moved()) then return {{1}} end
+local codes, now_ms = {{0}}, tonumber(ARGV[3 * moving + 2])
+for i = moving + 1, #KEYS do
+  local key, place = KEYS[i], 3 * moving - 1 + 4 * (i - moving)
+  local record, high, low, expiry = ARGV[place], tonumber(ARGV[place + 1]), tonumber(ARGV[place + 2]), ARGV[place + 3]
   local old, code, more = redis.pcall('GET', key), 0, ''
   if type(old) == 'table' then
     if not string.find(old.err, 'WRONGTYPE', 1, true) then return old end
@@ -193,12 +219,12 @@ for i, key in ipairs(KEYS) do
     if base_high < 2147483648 and is_after(base_high, base_low, high, low) then
       code = 1
     else
-      local place = struct.unpack('<I4', old, 5) + 1
-      while place < #old do
-        local length, its_low, its_high = struct.unpack('<I2I4I4', old, place)
+      local at = struct.unpack('<I4', old, 5) + 1
+      while at < #old do
+        local length, its_low, its_high = struct.unpack('<I2I4I4', old, at)
         if length < 1 then break end
-        if is_after(its_high, its_low, high, low) then more = more .. string.sub(old, place, place + length - 1) end
-        place = place + length
+        if is_after(its_high, its_low, high, low) then more = more .. string.sub(old, at, at + length - 1) end
+        at = at + length
       end
       if layout_of(old) ~= layout_of(record) and more ~= '' then code = 1 end
     end
@@ -211,23 +237,21 @@ for i, key in ipairs(KEYS) do
       set(key, record, expiry)
     else
       redis.call('SET', key, record .. more, 'KEEPTTL')
-      if expiry ~= '0' then postpone(key, tonumber(ARGV[#ARGV]), expiry) end
+      if expiry ~= '0' then postpone(key, now_ms, expiry) end
     end
   end
-  codes[i] = code
+  codes[#codes + 1] = code
 end
+move()
 return codes
 """
 
 
-def advance_arguments(
-    marker: bytes, before: bytes | None, after: bytes, appends: Sequence[Append], now_us: int
-) -> list[bytes | int]:
+def advance_arguments(slice_: Slice[Append], now_us: int) -> list[bytes | int]:
     """Return number of keys, keys and arguments of ADVANCE."""
     now_ms = max(now_us // 1000, 0)
-    arguments: list[bytes | int] = [1 + len(appends), marker, *[append.key for append in appends]]
-    arguments += [0 if before is None else 1, before or b"", after, now_ms]
-    for append in appends:
+    arguments = [*_moves(slice_.moves, [append.key for append in slice_.items]), now_ms]
+    for append in slice_.items:
         arguments += [*_words(append.sequence), append.event, append.record, _expiry(append.expire_at_ms, now_ms)]
     return arguments
 
@@ -241,13 +265,23 @@ def fold_arguments(folds: Sequence[Fold], now_us: int) -> list[bytes | int]:
     return arguments
 
 
-def place_arguments(placed: Sequence[Placed], now_us: int) -> list[bytes | int]:
+def place_arguments(slice_: Slice[Placed], now_us: int) -> list[bytes | int]:
     """Return number of keys, keys and arguments of PLACE."""
     now_ms = max(now_us // 1000, 0)
-    arguments: list[bytes | int] = [len(placed), *[each.key for each in placed]]
-    for each in placed:
+    arguments = [*_moves(slice_.moves, [each.key for each in slice_.items]), now_ms]
+    for each in slice_.items:
         arguments += [each.record, *_words(each.sequence), _expiry(each.expire_at_ms, now_ms)]
-    return [*arguments, now_ms]
+    return arguments
+
+
+def _moves(moves: Sequence[Move], keys: Sequence[bytes]) -> Iterator[bytes | int]:
+    """Yield number of keys, keys, and the arguments of the moves."""
+    yield len(moves) + len(keys)
+    yield from (move.key for move in moves)
+    yield from keys
+    yield len(moves)
+    for move in moves:
+        yield from (0 if move.before is None else 1, move.before or b"", move.after)
 
 
 def _words(number: int) -> tuple[int, int]:

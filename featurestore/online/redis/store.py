@@ -21,6 +21,7 @@ from featurestore.online.interface import (
     OnlineStore,
     Placed,
     Repair,
+    Slice,
     Write,
     WriteResult,
 )
@@ -53,9 +54,11 @@ from featurestore.online.redis.scripts import (
 from featurestore.types.times import Clock, system_clock
 
 Result = TypeVar("Result")
-Item = TypeVar("Item", Write, Repair, Append, Fold, Placed)
-Arguments = Callable[[Sequence[Item]], list[bytes | int]]
-"""Returns a script's number of keys, keys and arguments for some items."""
+Item = TypeVar("Item", Write, Repair, Fold)
+Part = TypeVar("Part")
+Kept = TypeVar("Kept", Append, Placed)
+Arguments = Callable[[Part], list[bytes | int]]
+"""Returns a script's number of keys, keys and arguments for some items, or for a slice."""
 
 RECORDS_PER_CALL = 1_000
 BYTES_PER_CALL = 4 << 20
@@ -117,11 +120,20 @@ class RedisCommands(OnlineStore):
         answers = self._run_script(FOLD, cut, partial(fold_arguments, now_us=now_us))
         return [bool(code) for codes in answers for code in codes]
 
-    def place(self, placed: Sequence[Placed], *, now_us: int) -> list[WriteResult]:
-        """Set windowed records that are not ahead."""
-        cut = [placed[part] for part in parts([each.record for each in placed], RECORDS_PER_CALL, BYTES_PER_CALL)]
-        answers = self._run_script(PLACE, cut, partial(place_arguments, now_us=now_us))
-        return [_RESULTS[code] for codes in answers for code in codes]
+    keeps_events = True
+
+    def advance(self, slices: Sequence[Slice[Append]], *, now_us: int) -> list[tuple[Advanced, list[int]]]:
+        """Append events and move marks, in a script a slice.
+
+        After a lost connection the caller does not know whether it ran: trying again finds the mark moved.
+        """
+        answers = self._run_slices(ADVANCE, slices, partial(advance_arguments, now_us=now_us))
+        return [(Advanced(code), sizes) for code, *sizes in answers]
+
+    def place(self, slices: Sequence[Slice[Placed]], *, now_us: int) -> list[tuple[Advanced, list[WriteResult]]]:
+        """Set windowed records that are not ahead, in a script a slice."""
+        answers = self._run_slices(PLACE, slices, partial(place_arguments, now_us=now_us))
+        return [(Advanced(code), [_RESULTS[each] for each in codes]) for code, *codes in answers]
 
     def check_writable(self, prefix: bytes) -> None:
         """Delete a key that nobody writes: a replica refuses that too, and a user without the right gets an error."""
@@ -129,9 +141,15 @@ class RedisCommands(OnlineStore):
 
     @abstractmethod
     def _run_script(
-        self, script: str, parts: Sequence[Sequence[Item]], arguments: Arguments[Item]
+        self, script: str, parts: Sequence[Sequence[Item]], arguments: Arguments[Sequence[Item]]
     ) -> Iterable[list[int]]:
         """Return the script's code of each item, part by part, with retries."""
+
+    @abstractmethod
+    def _run_slices(
+        self, script: str, slices: Sequence[Slice[Kept]], arguments: Arguments[Slice[Kept]]
+    ) -> Iterable[list[int]]:
+        """Return the script's answer to each slice, with retries."""
 
     @abstractmethod
     def _on_keys(self, command: str, keys: Sequence[bytes], *more: bytes) -> Sequence[tuple[Sequence[int], Any]]:
@@ -194,19 +212,6 @@ class RedisStore(RedisCommands):
         """Close the connections; the next call opens new ones."""
         self._node.close()
 
-    keeps_events = True
-
-    def advance(
-        self, marker: bytes, before: bytes | None, after: bytes, appends: Sequence[Append], *, now_us: int
-    ) -> tuple[Advanced, list[int]]:
-        """Append events and move a marker in one script.
-
-        After a lost connection the caller does not know whether it ran: trying again finds the marker moved.
-        """
-        arguments = partial(advance_arguments, marker, before, after, now_us=now_us)
-        ((code, *sizes),) = self._run_script(ADVANCE, [appends], arguments)
-        return Advanced(code), sizes
-
     def _on_keys(self, command: str, keys: Sequence[bytes], *more: bytes) -> Sequence[tuple[Sequence[int], Any]]:
         return [(range(len(keys)), self._command(command, *keys, *more))]
 
@@ -217,7 +222,17 @@ class RedisStore(RedisCommands):
 
         return self._retried(run)
 
-    def _run_script(self, script: str, parts: Sequence[Sequence[Item]], arguments: Arguments[Item]) -> list[list[int]]:
+    def _run_script(
+        self, script: str, parts: Sequence[Sequence[Item]], arguments: Arguments[Sequence[Item]]
+    ) -> list[list[int]]:
+        return self._run(script, parts, arguments)
+
+    def _run_slices(
+        self, script: str, slices: Sequence[Slice[Kept]], arguments: Arguments[Slice[Kept]]
+    ) -> list[list[int]]:
+        return self._run(script, slices, arguments)
+
+    def _run(self, script: str, parts: Sequence[Part], arguments: Arguments[Part]) -> list[list[int]]:
         """Run a script once per part, sending ahead of the answers."""
         replies: list[list[int]] = []
 

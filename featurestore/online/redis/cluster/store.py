@@ -13,7 +13,8 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import ClusterDownError, NoScriptError
 from redis.retry import Retry
 
-from featurestore.online.interface import AsyncReader
+from featurestore.online.interface import AsyncReader, Slice
+from featurestore.online.records.keys import BUCKETS
 from featurestore.online.redis.cluster.topology import (
     MOST_HOPS,
     Address,
@@ -32,7 +33,7 @@ from featurestore.online.redis.node import (
     may_pass,
     unavailable,
 )
-from featurestore.online.redis.store import Arguments, Item, RedisCommands, scanned
+from featurestore.online.redis.store import Arguments, Item, Kept, RedisCommands, scanned
 from featurestore.types.times import Clock, system_clock
 
 Result = TypeVar("Result")
@@ -69,7 +70,7 @@ class RedisClusterStore(RedisCommands):
 
     def __init__(self, url: str, *, clock: Clock = system_clock, **timeouts_ms: int) -> None:
         super().__init__(clock=clock, **timeouts_ms)
-        self.marker_tags = _marker_tags()
+        self.marker_tags, self.mark_buckets = _marker_tags(), BUCKETS
         self._has_waited = False
         """Whether a read has waited for the topology: later ones wait no longer than for an answer."""
         self._url = parsed_cluster_url(url)
@@ -137,7 +138,7 @@ class RedisClusterStore(RedisCommands):
             node.close()
 
     def _run_script(
-        self, script: str, parts: Sequence[Sequence[Item]], arguments: Arguments[Item]
+        self, script: str, parts: Sequence[Sequence[Item]], arguments: Arguments[Sequence[Item]]
     ) -> Iterator[list[int]]:
         """Run the script once per slot of a part; a part begins after the one before is done, which keeps the order."""
         digest = digest_of(script)
@@ -151,6 +152,21 @@ class RedisClusterStore(RedisCommands):
                 for place, code in zip(places, reply, strict=True):
                     codes[place] = code
             yield codes
+
+    def _run_slices(
+        self, script: str, slices: Sequence[Slice[Kept]], arguments: Arguments[Slice[Kept]]
+    ) -> list[list[int]]:
+        """Run the script once per slice; all are sent before the first answer is waited for."""
+        digest = digest_of(script)
+
+        def command(places: list[int]) -> tuple[Any, ...]:
+            return ("EVALSHA", digest, *arguments(slices[places[0]]))
+
+        keys = [slice_.moves[0].key if slice_.moves else slice_.items[0].key for slice_ in slices]
+        answers: list[list[int]] = [[]] * len(slices)
+        for (place,), answer in self._routed(keys, command, script=script, has_reply_per_key=False):
+            answers[place] = answer
+        return answers
 
     def _on_keys(self, command: str, keys: Sequence[bytes], *more: bytes) -> Sequence[tuple[Sequence[int], Any]]:
         def packed(places: list[int]) -> tuple[Any, ...]:

@@ -265,7 +265,8 @@ def _by_slot(keys: Sequence[bytes]) -> list[Part]:
     by_tag: dict[bytes, list[int]] = {}
     for place, key in enumerate(keys):
         start = key.find(b"{")
-        tag = key[start:] if key.find(b"}", start + 1) > start + 1 > 0 else key
+        end = key.find(b"}", start + 1)
+        tag = key[start : end + 1] if end > start + 1 > 0 else key
         if (places := by_tag.get(tag)) is None:
             by_tag[tag] = [place]
         else:
