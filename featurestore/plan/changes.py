@@ -163,11 +163,11 @@ def _why(step: Step) -> str:
     rebuilt = {found.what for found in step.differences if found.change_class is ChangeClass.REBUILD}
     if step.loss is not None or not rebuilt:
         return ""
-    return (
-        ": then values that expired by the old ttl are online again"
-        if rebuilt == {"ttl"}
-        else ": until then rows keep their old values"
-    )
+    if rebuilt == {"ttl"}:
+        return ": then values that expired by the old ttl are online again"
+    if all(what.startswith("window ") for what in rebuilt):
+        return ": until then these windows are not found online"
+    return ": until then rows keep their old values"
 
 
 def _summary(plan: Plan, *, is_teardown: bool) -> str:

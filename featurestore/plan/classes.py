@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -19,10 +19,11 @@ from featurestore.definitions import (
     PushSource,
     RequestSource,
 )
-from featurestore.definitions.aggregation import PARTIALS, Window
+from featurestore.definitions.aggregation import Window
 from featurestore.definitions.on_demand import input_names
 from featurestore.types.times import duration_text
 from featurestore.types.values import is_widening, to_json
+from featurestore.windows.layout import found_in, layout_of
 
 
 class ChangeClass(IntEnum):
@@ -126,7 +127,8 @@ def _events(before: FeatureView, after: FeatureView) -> list[Difference]:
     kept, wanted = ({field.name: str(field.type) for field in view.stored} for view in (before, after))
     # Events that are already there lack the values of a column that was not kept, and they never change.
     is_new = any(name not in kept or not _widens(before, after, name) for name in wanted)
-    found = _compare("columns of events", kept, wanted, ChangeClass.REBUILD, new_generation=is_new)
+    change = ChangeClass.REBUILD if is_new else ChangeClass.COMPATIBLE
+    found = _compare("columns of events", kept, wanted, change, new_generation=is_new)
     found += _compare("event_id", before.event_id, after.event_id, ChangeClass.REBUILD, new_generation=True)
     old, new = ({window.name: window for window in view.windows} for view in (before, after))
     found += [
@@ -134,7 +136,8 @@ def _events(before: FeatureView, after: FeatureView) -> list[Difference]:
     ]
     for name, window in new.items():
         if name not in old:
-            found.append(Difference(f"window {name}", None, _told(window), _class_of_new(window, old.values())))
+            change = ChangeClass.COMPATIBLE if is_new else _class_of_new(before, after, name)
+            found.append(Difference(f"window {name}", None, _told(window), change))
         else:
             found += _compare(f"window {name}", _told(old[name]), _told(window), ChangeClass.REBUILD)
     old_types, new_types = ({field.name: str(field.type) for field in view.features} for view in (before, after))
@@ -157,21 +160,13 @@ def _told(window: Window) -> str:
     return f"{of.function} of {of.column}{step}{more}" + (f", where {of.where}" if of.where else "")
 
 
-def _class_of_new(window: Window, kept: Iterable[Window]) -> ChangeClass:
-    """Return the class of an added window: the online store has it already where a longer one has the same tiles."""
-    of = window.aggregation
-    same = [
-        other.length_us
-        for other in kept
-        if (other.aggregation.column, other.aggregation.where, other.resolution_us)
-        == (of.column, of.where, window.resolution_us)
-        and PARTIALS[of.function] <= PARTIALS[other.aggregation.function]
-        and other.aggregation.n == of.n
-    ]
-    longer = None in same or (
-        window.length_us is not None and any(window.length_us <= length for length in same if length)
-    )
-    return ChangeClass.COMPATIBLE if longer else ChangeClass.REBUILD
+def _class_of_new(before: FeatureView, after: FeatureView, name: str) -> ChangeClass:
+    """Return the class of an added window: the online store may hold all that it needs already, for another one."""
+    if not before.online:
+        return ChangeClass.COMPATIBLE  # training reads the log, which has the columns
+    (kept, _), (own, places) = layout_of(before), layout_of(after)
+    is_held = found_in(kept, own, places[name]) is not None
+    return ChangeClass.COMPATIBLE if is_held else ChangeClass.REBUILD
 
 
 def _on_demand(before: OnDemandFeatureView, after: OnDemandFeatureView) -> list[Difference]:

@@ -35,6 +35,12 @@ def step_notices(
                 f"rows that were pushed to {source.name} and are not yet in its batch source stay in the old "
                 "generation."
             )
+    takes_pushes = wanted.sql is None and any(isinstance(source, PushSource) for source in wanted.sources)
+    if wanted.aggregations and wanted.online and not takes_pushes:
+        yield (
+            f"{name} takes no pushes: training sees every event up to the instant asked, serving only those of the "
+            "last run. Run `fs materialize` often, or declare a PushSource."
+        )
     if isinstance(before, FeatureView) and not is_replaced:
         spans = read_watermark(ledger, snapshot.views[name]).intervals
         known = {field.name for field in before.stored}

@@ -115,22 +115,24 @@ class CompiledRequest:
         return InputError(f"The request field {name!r} of {of} is missing.", hint=hint, field=name)
 
     def missing_schemas(
-        self, query: Query, records: Sequence[bytes | None]
-    ) -> dict[bytes, list[Callable[[bytes], None]]]:
+        self, query: Query, records: Sequence[bytes | None], now_us: int
+    ) -> dict[bytes, list[Callable[[bytes | None], None]]]:
         """Return the keys to look up before `answer`, each with the functions that take its value.
 
-        For callers without ``fetch``. Only records that were written before the view's newest schema need any.
+        For callers without ``fetch``. Only records that were written before the view's newest schema need any, and
+        windows without events.
         """
-        wanted: dict[bytes, list[Callable[[bytes], None]]] = {}
+        wanted: dict[bytes, list[Callable[[bytes | None], None]]] = {}
         for view, part, _ in self._parts(query):
-            for key, take in view.unknown(records[part]).items():
+            for key, take in view.unknown(records[part], now_us).items():
                 # Reads of one view under several names learn apart.
                 wanted.setdefault(key, []).append(take)
         return wanted
 
-    def event_us(self, query: Query, records: Sequence[bytes | None]) -> Iterator[Iterator[int | None]]:
-        """Yield for each read the event times of its records, None where there is none."""
-        return (view.event_us(records[part]) for view, part, _ in self._parts(query))
+    def event_us(self, query: Query, records: Sequence[bytes | None], now_us: int) -> Iterator[Iterator[int | None]]:
+        """Yield for each read the event times of the records that there are."""
+        for view, part, _ in self._parts(query):
+            yield view.event_us([found for found in records[part] if found is not None], now_us)
 
     def _parts(self, query: Query) -> list[tuple[ServedView, slice, tuple[int, ...] | None]]:
         parts, start = [], 0
@@ -169,7 +171,8 @@ class CompiledRequest:
         started = perf_counter()
         computed = [_compute(function, read, views, query) for function, read in self._functions]
         spent = perf_counter() - started
-        return Answer(self._columns, self._views, views, computed, query.rows, self._straight, self.has_defaults, spent)
+        flags = self._straight, self.has_defaults
+        return Answer(self._columns, self._views, views, computed, query.rows, *flags, spent, query.found, now_us)
 
 
 @dataclass
@@ -186,6 +189,8 @@ class Answer:
     _has_defaults: bool
     transform_seconds: float
     """How long the on-demand functions took."""
+    _found: Sequence[tuple[int, ...] | None]
+    _now_us: int
 
     @cached_property
     def _values(self) -> list[list[Any]]:
@@ -240,9 +245,22 @@ class Answer:
         return [list(chain.from_iterable(row)) for row in zip(*parts, strict=True)]
 
     def event_us(self) -> dict[str, list[int | None]]:
-        """Return each row's event time, by view or the name it was read under; None where there is no record."""
+        """Return each row's event time, by view or the name it was read under; None where there is no record.
+
+        Without an event a windowed view has one too: until when that is known.
+        """
         reads = {output.alias: output.read for output in self._outputs if output.read is not None}
-        return {alias: list(self._served[read].event_us(self.views[read].records)) for alias, read in reads.items()}
+        return {alias: self._event_us_of(read) for alias, read in reads.items()}
+
+    def _event_us_of(self, read: int) -> list[int | None]:
+        instants = list(self._served[read].event_us(self.views[read].records, self._now_us))
+        places = self._found[read]
+        if places is None:
+            return instants
+        found: list[int | None] = [None] * self.row_count
+        for place in places:
+            found[place] = instants[place]
+        return found
 
 
 class _OutputColumn:

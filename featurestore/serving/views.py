@@ -18,8 +18,8 @@ class ServedView(Protocol):
     def keys(self, entities: Sequence[str]) -> list[bytes]:
         """Return the key of each encoded entity (`EntityEncoder.texts`, which views of one entity share)."""
 
-    def unknown(self, records: Sequence[bytes | None]) -> Mapping[bytes, Callable[[bytes], None]]:
-        """Return the keys of schemas to look up before `read`, each with the function that takes the value."""
+    def unknown(self, records: Sequence[bytes | None], now_us: int) -> Mapping[bytes, Callable[[bytes | None], None]]:
+        """Return the keys to look up before `read`, of schemas for example, each with the function that takes it."""
 
     def read(self, keys: Sequence[bytes], records: Sequence[bytes | None], now_us: int) -> ViewRows:
         """Return the answer for the records of ``keys``. Raises DamagedRecordError."""
@@ -27,8 +27,8 @@ class ServedView(Protocol):
     def fresh(self, records: Sequence[bytes | None], now_us: int) -> list[list[object]] | None:
         """Return each record's features by the short way, None if only `read` can answer."""
 
-    def event_us(self, records: Iterable[bytes | None]) -> Iterator[int | None]:
-        """Yield each record's event time, None for a missing record."""
+    def event_us(self, records: Iterable[bytes | None], now_us: int) -> Iterator[int | None]:
+        """Yield each record's event time; for a missing one None, or until when it is known that there is nothing."""
 
 
 def served_view(

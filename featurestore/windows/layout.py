@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Literal
 
 from featurestore.definitions import FeatureView
 from featurestore.definitions.aggregation import ALL_ROWS, PARTIALS, Window
+from featurestore.errors import DefinitionError
 from featurestore.types import Bytes, Float32, Float64, String, ValueType
+from featurestore.types.values import parse_type
 
 Kind = Literal["none", "float", "integer", "text"]
 """How a value is kept: not at all (only counted), as a double, as 64 bits, as bytes."""
@@ -82,6 +84,7 @@ class Layout:
         document = {
             "format": 2,
             "columns": [[name, str(kind)] for name, kind in self.columns],
+            "event_time": self.event_time,
             "conditions": list(self.conditions),
             "groups": [[g.column, g.condition, g.kind, g.last, g.distinct] for g in self.groups],
             "resolutions": [
@@ -99,6 +102,11 @@ class Layout:
     def __hash__(self) -> int:
         return hash(self.id)
 
+    def key_of(self, group: Group) -> tuple[str | None, str | None]:
+        """Return a group's column in lower case, and its condition."""
+        column = None if group.column is None else self.columns[group.column][0].lower()
+        return column, None if group.condition is None else self.conditions[group.condition]
+
     @property
     def reach_us(self) -> int | None:
         """How long after its event time an event can count at most; None for ever."""
@@ -108,18 +116,22 @@ class Layout:
 
 
 def layout_of(view: FeatureView) -> tuple[Layout, dict[str, Asked]]:
-    """Return the layout of a view with aggregations, and where each of its features is found."""
+    """Return the layout of a view with aggregations, and where each of its features is found.
+
+    The order in which a view names things makes no other layout.
+    """
     assert view.events is not None
     stored = [(field.name, field.type) for field in view.stored if field.name != view.event_id or _is_read(view)]
+    stored.sort(key=lambda column: column[0].lower())
     types = view.events.types(view.stored)
     names = [name.lower() for name, _ in stored]
     timestamp = view.timestamp_field.lower()
     has_time = any(each.column.lower() == timestamp for each in view.aggregations)
     columns = [*stored, *([(view.timestamp_field, types[timestamp])] if has_time else [])]
     names += [timestamp] if has_time else []
-    conditions = list(dict.fromkeys(each.where for each in view.aggregations if each.where is not None))
-    keys = list(dict.fromkeys(_group_key(window) for window in view.windows))
-    steps = list(dict.fromkeys(window.resolution_us for window in view.windows))
+    conditions = sorted({each.where for each in view.aggregations if each.where is not None})
+    keys = sorted({_group_key(window) for window in view.windows}, key=lambda key: (key[0] or "", key[1] or ""))
+    steps = sorted({window.resolution_us for window in view.windows})
     groups = []
     for column, where in keys:
         own = [w for w in view.windows if _group_key(w) == (column, where)]
@@ -146,6 +158,49 @@ def layout_of(view: FeatureView) -> tuple[Layout, dict[str, Asked]]:
         for window in view.windows
     }
     return Layout(tuple(columns), has_time, tuple(conditions), tuple(groups), tuple(resolutions)), asked
+
+
+def layout_from(document: bytes) -> Layout:
+    """Return the layout of a document (`Layout.document`); raises ValueError for one that cannot be read."""
+    try:
+        found = json.loads(document)
+        columns = tuple((str(name), parse_type(kind)) for name, kind in found["columns"])
+        groups = tuple(Group(*each) for each in found["groups"])
+        resolutions = tuple(
+            Resolution(step, longest, tuple((place, tuple(partials)) for place, partials in parts))
+            for step, longest, parts in found["resolutions"]
+        )
+        made = Layout(columns, bool(found["event_time"]), tuple(found["conditions"]), groups, resolutions)
+    except (TypeError, KeyError, DefinitionError) as error:
+        raise ValueError(str(error)) from None
+    if made.document != document:
+        raise ValueError("another format")
+    return made
+
+
+def found_in(kept: Layout, own: Layout, asked: Asked) -> Asked | None:
+    """Return where a feature of one layout is found in another; None where that does not hold all that it needs."""
+    group = own.groups[asked.group]
+    key = own.key_of(group)
+    places = {kept.key_of(each): place for place, each in enumerate(kept.groups)}
+    steps = {each.step_us: place for place, each in enumerate(kept.resolutions)}
+    place, step = places.get(key), steps.get(own.resolutions[asked.resolution].step_us)
+    if place is None or step is None:
+        return None
+    there, resolution = kept.groups[place], kept.resolutions[step]
+    if there.kind != group.kind and asked.function != "count":
+        return None
+    longest = resolution.longest_us
+    if longest is not None and (asked.length_us is None or asked.length_us > longest):
+        return None
+    needed, partials = PARTIALS[asked.function], dict(resolution.parts).get(place, ())
+    if "last" in needed:
+        is_held = there.last >= (asked.n if asked.function == "last_n" else 1)
+    elif "distinct" in needed:
+        is_held = there.distinct >= asked.n
+    else:
+        is_held = needed <= set(partials)
+    return replace(asked, group=place, resolution=step) if is_held else None
 
 
 def _is_read(view: FeatureView) -> bool:

@@ -185,7 +185,7 @@ def test_asked_features_in_the_order_asked(asked: list[str]) -> None:
 
 
 def times_of(rows: ViewRows) -> list[int | None]:
-    return list(RowRecords(layout(("a", Int64)), ["a"]).event_us(rows.records))
+    return list(RowRecords(layout(("a", Int64)), ["a"]).event_us(rows.records, 0))
 
 
 def test_no_entities() -> None:
@@ -265,10 +265,10 @@ def test_a_schema_that_is_gone_reads_not_found() -> None:
         reader = ViewReader(new, ["a"], fetch=fetch)
         rows = reader.read(keys, found, NOW)
         assert (rows.columns(), rows.status_columns(), times_of(rows)) == ([[None]], [[X]], [None])
-        unknown = reader.unknown([*found, None, b"x"])
+        unknown = reader.unknown([*found, None, b"x"], 0)
         assert set(unknown) == {encoder.schema_key}
         unknown[encoder.schema_key](encoder.schema_json)
-        assert reader.unknown(found) == {}
+        assert reader.unknown(found, 0) == {}
         assert reader.read(keys, found, NOW).columns() == [[1]]
     with pytest.raises(DamagedRecordError, match="schema"):
         reader.learn(encoder.schema_id, encoder.schema_json + b" ")

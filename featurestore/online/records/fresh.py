@@ -39,7 +39,7 @@ class RowRecords(ViewReader):
         """Return the key of each encoded entity."""
         return self._encoder.keys(entities)
 
-    def event_us(self, records: Iterable[bytes | None]) -> Iterator[int | None]:
+    def event_us(self, records: Iterable[bytes | None], now_us: int) -> Iterator[int | None]:
         """Yield each record's event time, also of one outside its ttl."""
         return (record_times(found)[0] if found is not None and is_record(found) else None for found in records)
 

@@ -184,15 +184,17 @@ class ViewReader:
                 return self._finish(rows, None, records, look_for_nulls=not is_without_nulls)
         return self._read_mixed(keys, records, oldest, future)
 
-    def unknown(self, records: Sequence[bytes | None]) -> dict[bytes, Callable[[bytes], None]]:
+    def unknown(self, records: Sequence[bytes | None], now_us: int) -> dict[bytes, Callable[[bytes | None], None]]:
         """Return the keys of schemas older than the view's own, each with the function that takes the document."""
         unknown = set(map(_SCHEMA, filter(None, records))) - self._mappings.keys()
         if unknown:  # nearly never: only then check which values are records at all
             unknown &= {_SCHEMA(found) for found in records if found and is_record(found)}
         return {self._encoder.schema_key(schema): partial(self.learn, schema) for schema in unknown}
 
-    def learn(self, known_id: bytes, document: bytes) -> None:
+    def learn(self, known_id: bytes, document: bytes | None) -> None:
         """Take a schema document from the store. Raises DamagedRecordError when it does not match the id."""
+        if document is None:
+            return
         if schema_id(document) != known_id:
             raise DamagedRecordError(
                 f"the online schema {known_id.hex()} does not match its own checksum.", hint=REPUBLISH
@@ -203,9 +205,7 @@ class ViewReader:
         """Return how to read a record's row, or None if the store no longer has its schema."""
         known_id = _SCHEMA(record)
         if known_id not in self._mappings and self._fetch is not None:
-            document = self._fetch(self._encoder.schema_key(known_id))
-            if document is not None:
-                self.learn(known_id, document)
+            self.learn(known_id, self._fetch(self._encoder.schema_key(known_id)))
         return self._mappings.get(known_id)
 
     def _mapping(self, stored: Sequence[tuple[str, ValueType]]) -> _Mapping:

@@ -39,7 +39,7 @@ MOST_UNSETTLED = 256
 """And so many whose instant is too near for clocks that differ: a record stays small whatever is pushed."""
 
 _U16, _U32, _I64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<q")
-_EVENT = struct.Struct("<Hqqq")
+EVENT = struct.Struct("<Hqqq")
 _LAST = struct.Struct("<qqq")
 _SEEN = struct.Struct("<qq")
 
@@ -91,7 +91,7 @@ def entries_of(record: bytes) -> Iterator[bytes]:
     place = head_of(record).tiles_end
     while place < len(record):
         (length,) = _U16.unpack_from(record, place) if place + 2 <= len(record) else (0,)
-        if length < _EVENT.size + CRC_BYTES or place + length > len(record):
+        if length < EVENT.size + CRC_BYTES or place + length > len(record):
             raise ValueError("a newest event is cut off")
         yield record[place : place + length]
         place += length
@@ -147,8 +147,8 @@ def encode_event(key: bytes, layout: Layout, event: TileEvent) -> bytes:
             body += _U16.pack(len(value)) + value
         else:
             body += struct.pack(f"<{code}", value)
-    length = _EVENT.size + marks + len(body) + CRC_BYTES
-    head = _EVENT.pack(length, event.sequence, event.event_us, event.known_us)
+    length = EVENT.size + marks + len(body) + CRC_BYTES
+    head = EVENT.pack(length, event.sequence, event.event_us, event.known_us)
     return checked(key, head + bits.to_bytes(marks, "little") + body)
 
 
@@ -161,9 +161,9 @@ def decode_event(layout: Layout, entry: bytes) -> TileEvent:
             found.append(event_us)
         true = int.from_bytes(marks_of, "little") >> len(codes)
         return TileEvent(sequence, event_us, known_us, tuple(found), true)
-    _, sequence, event_us, known_us = _EVENT.unpack_from(entry)
-    place = _EVENT.size + marks
-    bits = int.from_bytes(entry[_EVENT.size : place], "little")
+    _, sequence, event_us, known_us = EVENT.unpack_from(entry)
+    place = EVENT.size + marks
+    bits = int.from_bytes(entry[EVENT.size : place], "little")
     values: list[Any] = []
     for number, code in enumerate(codes):
         if bits >> number & 1:
@@ -435,7 +435,7 @@ def folded(
     entries = list(entries_of(record))
     until_us = now_us - (settled_us if len(entries) <= MOST_UNSETTLED else 0)
     for entry in entries:
-        _, sequence, event_us, known_us = _EVENT.unpack_from(entry)
+        _, sequence, event_us, known_us = EVENT.unpack_from(entry)
         last = max(last, sequence)
         (settled if max(event_us, known_us) <= until_us else waiting).append(entry)
     if len(settled) < least:

@@ -15,6 +15,7 @@ from featurestore.online.records.codec import damaged, foreign
 from featurestore.online.records.keys import KeyEncoder, mark_key
 from featurestore.online.records.reading import FetchValue, Form, ViewRows
 from featurestore.online.records.windowed import (
+    EVENT,
     Lists,
     Sections,
     Shape,
@@ -27,6 +28,7 @@ from featurestore.online.records.windowed import (
     shapes_of,
     text_at,
 )
+from featurestore.online.records.windows_known import Known, Learn
 from featurestore.statuses import Status
 from featurestore.types.times import days_to_date, to_datetime
 from featurestore.types.values import ValueType, to_json
@@ -93,33 +95,48 @@ class WindowRecords:
         }
         self._read = [partial(_FUNCTIONS[each.function], self, each) for each in asked]
         self._convert = [_converter(each.type, form) for each in asked]
+        self._form = form
         self._absent = (Status.NOT_FOUND,) * len(self._asked)
         self._present = (Status.PRESENT,) * len(self._asked)
-        self._nothing: tuple[int | None, ...] = (None,) * len(self._asked)
-        """The values of an entity without a record, while nobody knows whether there are any."""
-        self._is_published = False
-        self._mark_key = mark_key(self._encoder.namespace)
+        self._known = Known(mark_key(self._encoder.namespace), self._encoder.schema_key, layout, self._asked)
+        self._others: dict[bytes, WindowRecords] = {}
 
     def keys(self, entities: Sequence[str]) -> list[bytes]:
         """Return the key of each encoded entity."""
         return self._encoder.keys(entities)
 
-    def unknown(self, records: Sequence[bytes | None]) -> dict[bytes, Callable[[bytes], None]]:
-        """Return the key of the view's mark if a record is missing: with one, a count is 0 without a record."""
-        return {} if self._is_published or None not in records else {self._mark_key: self._learn}
+    def unknown(self, records: Sequence[bytes | None], now_us: int) -> Mapping[bytes, Learn]:
+        """Return the keys to look up before `read`: the view's mark, and documents of other layouts."""
+        return self._known.unknown(_layouts_of(records), needs_mark=self._needs_mark(records, now_us))
 
-    def _learn(self, mark: bytes) -> None:
-        self._is_published = True
-        self._nothing = tuple(0 if each.function in _COUNTS else None for each in self._asked)
+    def _needs_mark(self, records: Iterable[bytes | None], now_us: int) -> bool:
+        return any(instant is None for instant in self._newest_us(records, now_us))
 
-    def event_us(self, records: Iterable[bytes | None]) -> Iterator[int | None]:
-        """Yield the time of each record's newest event."""
+    def event_us(self, records: Iterable[bytes | None], now_us: int) -> Iterator[int | None]:
+        """Yield for each record the time of the newest event that counts, or else until when the view is covered."""
+        covered_us = self._known.covered_us
+        return (covered_us if instant is None else instant for instant in self._newest_us(records, now_us))
+
+    def _newest_us(self, records: Iterable[bytes | None], now_us: int) -> Iterator[int | None]:
+        """Yield for each record the time of the newest event that a window holds now, None where there is none."""
+        steps = self._layout.resolutions
+        after = min(
+            (
+                BEFORE_ALL if length is None else (now_us - length) // steps[number].step_us * steps[number].step_us
+                for number, length in self._windows
+            ),
+            default=BEFORE_ALL,
+        )
         for record in records:
             if record is None or not is_windowed(record):
                 yield None
                 continue
-            newest = [head_of(record).newest_us, *(_event_time(entry) for entry in entries_of(record))]
-            yield None if max(newest) == BEFORE_ALL else max(newest)
+            newest = head_of(record).newest_us
+            for entry in entries_of(record):
+                _, _, event_us, known_us = EVENT.unpack_from(entry)
+                if newest < event_us <= now_us and known_us <= now_us:
+                    newest = event_us
+            yield None if newest <= after else newest
 
     def fresh(self, records: Sequence[bytes | None], now_us: int) -> list[list[Any]] | None:
         """Return each record's features, None if one is missing or of another layout."""
@@ -131,16 +148,22 @@ class WindowRecords:
         """Return the answer for a store's records of ``keys``. Raises DamagedRecordError naming the key."""
         values: list[Sequence[Any]] = []
         statuses: list[Sequence[Status]] = []
-        if not self._is_published and self._fetch is not None and None in records:
-            mark = self._fetch(self._mark_key)
-            if mark is not None:
-                self._learn(mark)
+        if self._fetch is not None:
+            needs_mark = self._needs_mark(records, now_us)
+            self._known.look_up(self._fetch, _layouts_of(records), needs_mark=needs_mark)
+        held = zip(self._asked, self._known.is_held(), strict=True)
+        nothing = tuple(0 if is_held and each.function in _COUNTS else None for each, is_held in held)
         for key, record in zip(keys, records, strict=True):
             if record is not None and not is_windowed(record):
                 raise foreign(key)
-            if record is None or self._is_other(record):
-                values.append(self._nothing)
+            if record is None:
+                values.append(nothing)
                 statuses.append(self._absent)
+                continue
+            if self._is_other(record):
+                row, of = self._read_other(key, record, now_us)
+                values.append(row)
+                statuses.append(of)
                 continue
             row = self._row(key, record, now_us)
             values.append(row)
@@ -153,6 +176,23 @@ class WindowRecords:
 
     def _is_other(self, record: bytes) -> bool:
         return head_of(record).schema_id != self._layout.id
+
+    def _read_other(self, key: bytes, record: bytes, now_us: int) -> tuple[Sequence[Any], Sequence[Status]]:
+        """Return values and statuses of a record of another layout: NOT_FOUND for what it does not hold."""
+        layout_id = head_of(record).schema_id
+        places = self._known.others.get(layout_id)
+        if places is None:
+            return (None,) * len(self._asked), self._absent
+        if layout_id not in self._others:
+            asked = [each for each in places.found if each is not None]
+            self._others[layout_id] = WindowRecords(self._encoder.layout, places.layout, asked, form=self._form)
+        row = iter(self._others[layout_id]._row(key, record, now_us))
+        values = [None if found is None else next(row) for found in places.found]
+        statuses = [
+            Status.NOT_FOUND if found is None else Status.NULL_VALUE if value is None else Status.PRESENT
+            for found, value in zip(places.found, values, strict=True)
+        ]
+        return values, statuses
 
     def _row(self, key: bytes, record: bytes, now_us: int) -> list[Any]:
         try:
@@ -344,8 +384,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _event_time(entry: bytes) -> int:
-    return int.from_bytes(entry[10:18], "little", signed=True)
+def _layouts_of(records: Iterable[bytes | None]) -> Sequence[bytes]:
+    return [head_of(found).schema_id for found in records if found is not None and is_windowed(found)]
 
 
 def _converter(kind: ValueType, form: Form) -> Callable[[Any], Any] | None:

@@ -38,7 +38,10 @@ class OnlineAnswer(msgspec.Struct, forbid_unknown_fields=True):
     event_timestamp: (
         Annotated[
             dict[str, list[Instant | None]],
-            Meta(description="For each view an instant per row, null if nothing was found; if `include` asks for it."),
+            Meta(
+                description="For each view an instant per row: of the event, or, where windows hold none, until when "
+                "the view is covered. Null if nothing was found; if `include` asks for it."
+            ),
         ]
         | msgspec.UnsetType
     ) = msgspec.UNSET

@@ -187,13 +187,13 @@ class OnlineReads:
         fetched, now_us = perf_counter(), self._clock()
         made: _Made | None
         if compiled.has_functions or query.rows * len(compiled.names) > MOST_VALUES_AT_ONCE:
-            await self._learn(compiled.missing_schemas(query, records))
+            await self._learn(compiled.missing_schemas(query, records, now_us))
             work = partial(_made, template, query, records, now_us, encode, may_be_short=may_be_short)
             made = await (self._with_functions(work) if compiled.has_functions else self._long_answers.run(work))
         else:
             made = _made_short(template, query, records, now_us) if may_be_short else None
             if made is None:
-                await self._learn(compiled.missing_schemas(query, records))
+                await self._learn(compiled.missing_schemas(query, records, now_us))
                 made = _made_whole(template, query, records, now_us, encode)
         transform_s = 0.0
         if made.answer is None:
@@ -220,7 +220,7 @@ class OnlineReads:
                 hint="Make slow on-demand functions quicker, or serve with more workers.",
             ) from None
 
-    async def _learn(self, missing: Mapping[bytes, Sequence[Callable[[bytes], None]]]) -> None:
+    async def _learn(self, missing: Mapping[bytes, Sequence[Callable[[bytes | None], None]]]) -> None:
         """Look up the schemas of older records; does not repeat the search for a missing one with every request."""
         now = monotonic()
         wanted = [key for key in missing if self._absent.get(key, 0.0) <= now]
@@ -232,9 +232,8 @@ class OnlineReads:
                 if len(self._absent) >= MOST_ROWS:
                     self._absent.clear()
                 self._absent[key] = now + ABSENT_SCHEMA_SECONDS
-            else:
-                for learn in missing[key]:
-                    learn(document)
+            for learn in missing[key]:
+                learn(document)
 
 
 class OnlineEndpoint(JsonEndpoint[OnlineRequest]):
@@ -333,7 +332,7 @@ def _short_body(template: Template, rows: list[list[Any]]) -> tuple[bytes, list[
 
 def _ages(template: Template, query: Query, records: Records, now_us: int) -> Iterator[tuple[str, float]]:
     """Yield each view's name and the age, in seconds, of the first record of a request that is not from the future."""
-    for view, instants in zip(template.views, template.compiled.event_us(query, records), strict=True):
+    for view, instants in zip(template.views, template.compiled.event_us(query, records, now_us), strict=True):
         age_us = next((now_us - at for at in instants if at is not None and at <= now_us), None)
         if age_us is not None:
             yield view, age_us / 1_000_000

@@ -1,0 +1,111 @@
+"""What a reader of windowed records knows beside them: the view's mark, and layouts that are not its own.
+
+Definitions and records change at different times. A record of another layout is read by that layout's document, as far
+as it holds what is asked; and where there is no record, only the mark says that there were no events.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from hashlib import blake2b
+from time import monotonic
+from typing import NamedTuple
+
+from featurestore.errors import DamagedRecordError
+from featurestore.online.records.codec import REPUBLISH
+from featurestore.online.records.reading import FetchValue
+from featurestore.windows.layout import Asked, Layout, found_in, layout_from
+
+MARK_SECONDS = 1.0
+"""Seconds between two looks at a view's mark, at least, while it is there."""
+
+Learn = Callable[[bytes | None], None]
+
+
+class _Mark(NamedTuple):
+    """What readers need of a mark (`following.mark`)."""
+
+    layout_id: bytes
+    covered_us: int
+
+
+class Places(NamedTuple):
+    """Where asked features are in records of another layout."""
+
+    layout: Layout
+    found: tuple[Asked | None, ...]
+    """None for a feature that the layout does not hold."""
+
+
+class Known:
+    """What is known of one view's online part, for some features. Not locked: learning twice is harmless."""
+
+    def __init__(
+        self, mark_key: bytes, schema_key: Callable[[bytes], bytes], layout: Layout, asked: Sequence[Asked]
+    ) -> None:
+        self._mark_key, self._schema_key = mark_key, schema_key
+        self._layout, self._asked = layout, tuple(asked)
+        self._mark: _Mark | None = None
+        self._mark_due_s = 0.0
+        self.others: dict[bytes, Places] = {}
+        """Other layouts by their ids."""
+
+    @property
+    def covered_us(self) -> int | None:
+        """Until when the view is covered; None while nothing was published, or nobody looked."""
+        return None if self._mark is None else self._mark.covered_us
+
+    def unknown(self, layout_ids: Iterable[bytes], *, needs_mark: bool) -> dict[bytes, Learn]:
+        """Return the keys to look up, each with the function that takes its value."""
+        wanted: dict[bytes, Learn] = {}
+        if needs_mark and (self._mark is None or monotonic() >= self._mark_due_s):
+            wanted[self._mark_key] = self._learn_mark
+        others = {*layout_ids}
+        if self._mark is not None:
+            others.add(self._mark.layout_id)
+        for other in others - {self._layout.id} - self.others.keys():
+            wanted[self._schema_key(other)] = partial(self._learn, other)
+        return wanted
+
+    def look_up(self, fetch: FetchValue, layout_ids: Sequence[bytes], *, needs_mark: bool) -> None:
+        """Learn what is unknown, now; a mark may name a layout that is unknown too."""
+        asked: set[bytes] = set()
+        while wanted := {
+            key: learn for key, learn in self.unknown(layout_ids, needs_mark=needs_mark).items() if key not in asked
+        }:
+            for key, learn in wanted.items():
+                learn(fetch(key))
+            asked |= wanted.keys()
+
+    def is_held(self) -> Sequence[bool]:
+        """Tell of each feature whether an entity without a record is known to have no events for it."""
+        if self._mark is None:
+            return [False] * len(self._asked)
+        if self._mark.layout_id == self._layout.id:
+            return [True] * len(self._asked)
+        other = self.others.get(self._mark.layout_id)
+        return [False] * len(self._asked) if other is None else [found is not None for found in other.found]
+
+    def _learn_mark(self, value: bytes | None) -> None:
+        self._mark_due_s = monotonic() + MARK_SECONDS
+        try:
+            document = {} if value is None else json.loads(value)
+            self._mark = _Mark(bytes.fromhex(document["layout"]), int(document["covered_us"]))
+        except (ValueError, KeyError, TypeError):
+            self._mark = None
+
+    def _learn(self, layout_id: bytes, document: bytes | None) -> None:
+        """Take the document of another layout. Raises DamagedRecordError where it is not that."""
+        if document is None:
+            return
+        try:
+            if blake2b(document, digest_size=32).digest()[:8] != layout_id:
+                raise ValueError("it does not match its own checksum")
+            layout = layout_from(document)
+        except ValueError as error:
+            raise DamagedRecordError(
+                f"the online schema {layout_id.hex()} of windows cannot be read: {error}.", hint=REPUBLISH
+            ) from None
+        self.others[layout_id] = Places(layout, tuple(found_in(layout, self._layout, each) for each in self._asked))

@@ -1,0 +1,302 @@
+"""Windowed views in operation: definitions change, stores are restored or lost, and what is seen of it.
+
+Whatever happens, a value online is that of the offline join at the same instant, or NOT_FOUND: never another number.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.projects import make_workspace
+from support.serving import serving_here
+
+from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
+from featurestore.ingest import push
+from featurestore.materialization import materialize_incremental, republish, succeeded
+from featurestore.offline import groups
+from featurestore.online.records import windows_known
+from featurestore.plan import apply_plan, make_plan
+from featurestore.plan.changes import Plan, Step
+from featurestore.plan.classes import ChangeClass
+from featurestore.project.loader import collect
+from featurestore.serving import get_online_features
+from featurestore.training import TrainingSetWarning, get_historical_features
+from featurestore.types import Float64, Int64, String
+from featurestore.types.times import system_clock, to_datetime
+from featurestore.workspace import Workspace
+
+MINUTE_US = 60_000_000
+HOUR_US = 60 * MINUTE_US
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
+SHOPS = [0, 1, 2, 9]
+NAMESPACE = b"fs:shop:sales:"
+
+
+def sales_view(*more: Aggregation, windows: tuple[timedelta | None, ...] = (HOUR,), **options: Any) -> FeatureView:
+    batch = ParquetSource("sales_file", "sales", "sold_at", allowed_lateness=timedelta(days=400))
+    return FeatureView(
+        "sales",
+        entities=[Entity("shop", join_keys={"shop": Int64})],
+        source=options.pop("source", PushSource("sales_push", batch)),
+        schema=[Field("id", String), Field("v", Float64)],
+        event_id="id",
+        aggregations=[
+            Aggregation("v", "sum", windows=windows),
+            Aggregation("*", "count", windows=windows),
+            *more,
+        ],
+        **options,
+    )
+
+
+REFUNDS = Aggregation("v", "sum", windows=[HOUR], name="refunds", where="v < 0")
+
+
+class Shop:
+    """A project to which events are pushed."""
+
+    def __init__(self, root: Path, online_url: str | None, view: FeatureView) -> None:
+        now_us = system_clock() // MINUTE_US * MINUTE_US - 60 * MINUTE_US
+        self.root, self.url = root, online_url
+        self.workspace = make_workspace(root, [view], online_url=online_url, now_us=now_us)
+        self.made = 0
+        self.write([])
+
+    @property
+    def now_us(self) -> int:
+        return self.workspace.clock()
+
+    def wait(self, by_us: int) -> None:
+        self.workspace.clock.now_us += by_us
+
+    def other(self) -> Workspace:
+        """Return a workspace of another process."""
+        return Workspace(self.root, self.workspace.settings, clock=self.workspace.clock)
+
+    def sell(self, count: int = 12, *, minutes: int = 50, workspace: Workspace | None = None, **options: Any) -> Any:
+        """Push events of shops 0, 1 and 2, spread evenly over the last minutes."""
+        numbers = range(self.made, self.made + count)
+        self.made += count
+        columns = {
+            "shop": [number % 3 for number in numbers],
+            "sold_at": [to_datetime(self.now_us - place * minutes * MINUTE_US // count) for place in range(count)],
+            "id": [f"e{number}" for number in numbers],
+            "v": [(number % 7 - 3) / 8 + 0.1 for number in numbers],
+        }
+        return push(workspace or self.workspace, "sales_push", columns, **options)
+
+    def write(self, sales: list[dict[str, Any]]) -> None:
+        """Write a file of events for the batch source."""
+        (self.root / "sales").mkdir(exist_ok=True)
+        kinds = {"shop": pa.int64(), "sold_at": pa.timestamp("us", "UTC"), "id": pa.string(), "v": pa.float64()}
+        count = len(list((self.root / "sales").iterdir()))
+        table = pa.Table.from_pylist(sales, schema=pa.schema(list(kinds.items())))
+        pq.write_table(table, self.root / "sales" / f"{count}.parquet")
+
+    def plan(self, view: FeatureView) -> Plan:
+        return make_plan(self.workspace, collect([view]), partial=False)
+
+    def apply(self, view: FeatureView) -> Step:
+        plan = self.plan(view)
+        apply_plan(self.workspace, plan)
+        self.workspace.snapshot()  # as a server that has refreshed
+        (step,) = (step for step in plan.steps if step.kind == "feature_view")
+        return step
+
+    def run(self) -> Any:
+        self.wait(1)
+        (done,) = succeeded(materialize_incremental(self.workspace))
+        return done
+
+    def online(self, workspace: Workspace | None = None, features: str = "sales:*") -> dict[str, list[Any]]:
+        response = get_online_features(workspace or self.workspace, [features], {"shop": SHOPS})
+        return response.to_dict(include_status=True, include_event_timestamps=True)
+
+    def offline(self, workspace: Workspace | None = None) -> dict[str, list[Any]]:
+        at = pa.array([self.now_us] * len(SHOPS), pa.timestamp("us", "UTC"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TrainingSetWarning)
+            frame = pa.table({"shop": SHOPS, "event_timestamp": at})
+            made = get_historical_features(workspace or self.workspace, features=["sales:*"], entity_df=frame)
+            found = made.to_arrow()
+        return {name: found.column(name).to_pylist() for name in found.column_names}
+
+    def check(self, workspace: Workspace | None = None, *, without: tuple[str, ...] = ()) -> dict[str, list[Any]]:
+        """Compare online with the offline join; features ``without`` must be NOT_FOUND and null for every entity."""
+        found, wanted = self.online(workspace), self.offline(workspace)
+        names = [name.removesuffix("__status") for name in found if name.endswith("__status")]
+        assert {*without} <= {*names}
+        for name in names:
+            if name in without:
+                assert found[name] == [None] * len(SHOPS), name
+                assert found[f"{name}__status"] == ["NOT_FOUND"] * len(SHOPS)
+            else:
+                assert found[name] == wanted[name], name
+        return found
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(windows_known, "MARK_SECONDS", 0.0)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    made = Shop(tmp_path, None, sales_view())
+    with closing(made.workspace):
+        yield made
+
+
+@pytest.fixture(params=["lmdb", "redis"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
+    made = Shop(tmp_path, None if request.param == "lmdb" else request.getfixturevalue("redis_url"), sales_view())
+    with closing(made.workspace):
+        yield made
+
+
+# Definitions change ---------------------------------------------------------------------------------------------------
+
+
+def test_an_added_window_serves_at_once_where_its_tiles_are_kept(shop: Shop) -> None:
+    shop.sell()
+    wanted = sales_view(Aggregation("v", "mean", windows=[timedelta(minutes=30)], resolution=timedelta(minutes=5)))
+    step = shop.apply(wanted)
+    assert (step.change_class, step.commands) == (ChangeClass.COMPATIBLE, ())
+    assert None not in shop.check()["v_mean_30min"][:3]
+    assert shop.sell().views["sales"].online is not None
+    shop.check()
+    # Named in another order it is the same layout.
+    aggregations = (wanted.aggregations[2], *wanted.aggregations[:2])
+    shop.apply(wanted.model_copy(update={"aggregations": aggregations}))
+    shop.check()
+
+
+@pytest.mark.parametrize(
+    ("changed", "without"),
+    [
+        (sales_view(windows=(HOUR, timedelta(hours=2))), ("v_sum_2h", "count_2h")),
+        (sales_view(windows=(HOUR, None)), ("v_sum_all", "count_all")),
+        (sales_view(Aggregation("v", "max", windows=[HOUR])), ("v_max_1h",)),
+        (sales_view(Aggregation("v", "last_n", n=2, windows=[HOUR])), ("v_last_2_1h",)),
+        (sales_view(REFUNDS), ("refunds_1h",)),
+    ],
+    ids=["longer", "all of history", "function", "list", "where"],
+)
+def test_an_added_window_that_needs_more_is_not_found_until_its_records_are_made(
+    shop: Shop, changed: FeatureView, without: tuple[str, ...]
+) -> None:
+    shop.sell(minutes=100)
+    before, old = shop.other(), shop.other()
+    old.recent_snapshot()
+    step = shop.apply(changed)
+    assert step.change_class is ChangeClass.REBUILD
+    assert step.commands == ("fs materialize --republish --view sales",)
+    shop.check(without=without)
+    # A server that still has the old definitions reads the new records, and its pushes do not undo them.
+    snapshot = old.recent_snapshot()
+    (run,) = succeeded(republish(shop.workspace))
+    assert (run.published.written, run.read) == (3, 0)
+    shop.check()
+    assert old.recent_snapshot() is snapshot
+    assert shop.online(old)["v_sum_1h"] == shop.online()["v_sum_1h"]
+    assert shop.online(old)["count_1h"][3] == 0
+    shop.sell(workspace=old)
+    assert shop.online(old)["v_sum_1h"] == shop.online()["v_sum_1h"]
+    shop.check()
+    before.close()
+    old.close()
+
+
+def test_a_changed_where_is_published_from_the_log(either: Shop) -> None:
+    shop = either
+    shop.apply(sales_view(REFUNDS))
+    shop.sell()
+    shop.check()
+    changed = REFUNDS.model_copy(update={"where": "v < -0.2"})
+    step = shop.apply(sales_view(changed))
+    assert {each.what: each.change_class for each in step.differences} == {"window refunds_1h": ChangeClass.REBUILD}
+    shop.check(without=("refunds_1h",))
+    assert shop.sell(3).views["sales"].online is not None  # a push of a small log makes the records itself
+    shop.check()
+    # The next run does, too, though nothing came.
+    shop.apply(sales_view(REFUNDS))
+    shop.check(without=("refunds_1h",))
+    assert shop.run().read == 0
+    shop.check()
+
+
+def test_a_removed_window_and_another_resolution(shop: Shop) -> None:
+    shop.apply(sales_view(REFUNDS))
+    shop.sell()
+    finer = [Aggregation("v", "sum", windows=[HOUR], resolution=MINUTE), Aggregation("*", "count", windows=[HOUR])]
+    step = shop.apply(sales_view().model_copy(update={"aggregations": tuple(finer)}))
+    classes = {each.what: each.change_class for each in step.differences}
+    assert classes == {"window refunds_1h": ChangeClass.BREAKING, "window v_sum_1h": ChangeClass.REBUILD}
+    assert step.generation == 1
+    shop.check(without=("v_sum_1h",))
+    shop.run()
+    shop.check()
+
+
+def test_views_without_pushes_say_that_serving_is_behind(shop: Shop) -> None:
+    batch = ParquetSource("sales_file", "sales", "sold_at", allowed_lateness=timedelta(days=400))
+    (told,) = (step.notices for step in shop.plan(sales_view(source=batch)).steps if step.kind == "feature_view")
+    assert any("serving only those of the last run" in each for each in told)
+    assert "serving only those" not in str(shop.plan(sales_view(REFUNDS)))
+    assert "serving only those" not in str(shop.plan(sales_view(source=batch, online=False)))
+
+
+# How far a view is covered --------------------------------------------------------------------------------------------
+
+
+def test_an_answer_without_an_event_says_until_when_the_view_is_covered(either: Shop) -> None:
+    shop, at = either, "sales__event_timestamp"
+    assert shop.online()[at] == [None] * 4
+    shop.sell(3)
+    sold, first = shop.online()[at], to_datetime(shop.now_us)
+    assert sold == [first, first - timedelta(minutes=50) / 3, first - timedelta(minutes=100) / 3, first]
+    # Hours later nothing of it is in a window any more, and only a push or a run says that nothing else came.
+    shop.wait(5 * HOUR_US)
+    assert shop.online()[at] == [first] * 4
+    shop.sell(1, minutes=1)
+    second = to_datetime(shop.now_us)
+    assert shop.online()[at] == [second] * 4
+    shop.wait(HOUR_US)
+    shop.write([{"shop": 5, "sold_at": to_datetime(shop.now_us - 9 * HOUR_US), "id": "old", "v": 1.0}])
+    shop.run()
+    third = to_datetime(shop.now_us)
+    assert shop.online()[at] == [second, third, third, third]
+    shop.wait(2 * HOUR_US)
+    assert shop.online()["count_1h"] == [0] * 4
+    found = get_online_features(shop.workspace, ["sales:count_1h"], {"shop": [None, 9]})
+    assert found.event_timestamps == {"sales": [None, third]}
+    shop.run()
+    last = to_datetime(shop.now_us)
+    with serving_here(shop.other()) as client:
+        asked = {"features": ["sales:count_1h"], "entities": {"shop": [0, 9, None]}}
+        answer = client.post("/v1/online-features", json={**asked, "include": ["event_timestamp", "status"]}).json()
+        assert [answer["rows"], answer["status"][1]] == [[[0], [0], [None]], ["NOT_FOUND"]]
+        text = last.isoformat().replace("+00:00", "Z")
+        assert answer["event_timestamp"] == {"sales": [text, text, None]}
+        feast = client.post("/get-online-features", json=asked).json()
+        assert feast["results"][-1]["event_timestamps"][:2] == [text, text]
+
+
+def test_a_store_that_was_emptied_is_told_from_one_without_events(either: Shop) -> None:
+    shop = either
+    shop.sell(3)
+    assert shop.online()["count_1h"] == [1, 1, 1, 0]
+    shop.workspace.online.delete(NAMESPACE)
+    assert shop.online()["count_1h"] == [None] * 4
+    assert shop.online()["sales__event_timestamp"] == [None] * 4
+    shop.sell(3)
+    assert shop.check()["count_1h"] == [2, 2, 2, 0]
