@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby
-from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featurestore.engine.interface import EVENT_AT, KNOWN_AT, NUMBER
 from featurestore.online.interface import Append, Placed
 from featurestore.online.records.keys import KeyEncoder
 from featurestore.online.records.windowed import empty, encode, encode_event
-from featurestore.online.records.windows_read import hash_of
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.times import MAX_INSTANT
 from featurestore.windows.layout import Layout, layout_of
 from featurestore.windows.tiles import TileEvent, Tiles
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pyarrow as pa
+
+    from featurestore.online.records.bulk import Events
 
 SETTLED_US = 2_000_000
 """Events go into tiles when they have been available for so long: the clocks of writers and readers may differ."""
+PLACED_ROWS = 250_000
+"""So many events become records at once."""
 _DAY_US = 86_400_000_000
 
 
@@ -74,25 +77,93 @@ class EventEncoder:
         return Append(key, event.sequence, entry, empty(key, self.layout), self.expire_at_ms(event.event_us))
 
     def placed(self, batches: Iterable[pa.RecordBatch], sequence: int, now_us: int) -> Iterator[Placed]:
-        """Yield the record of each entity, whose events come one after the other.
+        """Yield the record of each entity, whose events come one after the other, in their order.
 
         Events that are not settled by ``now_us`` wait beside the tiles.
         """
-        rows = (row for batch in batches for row in self.events(batch))
-        for key, own in groupby(rows, itemgetter(0)):
-            tiles, waiting, newest = Tiles(self.layout), b"", 0
-            for _, event in own:
-                newest = max(newest, event.event_us)
-                if event.available_us <= now_us - SETTLED_US:
-                    tiles.add([event], hashed=hash_of)
-                else:
-                    waiting += encode_event(key, self.layout, event)
-            tiles.base_sequence = sequence
-            tiles.expire(now_us)
-            yield Placed(key, encode(key, tiles) + waiting, sequence, self.expire_at_ms(newest))
+        import pyarrow as pa
+
+        held: list[pa.RecordBatch] = []
+        for batch in batches:
+            held.append(batch)
+            if sum(each.num_rows for each in held) >= PLACED_ROWS:
+                rows = pa.concat_batches(held)
+                last = int(self._begins(rows)[-1])  # its entity may go on
+                yield from self._placed(rows.slice(0, last), sequence, now_us)
+                held = [rows.slice(last)]
+        if held:
+            yield from self._placed(pa.concat_batches(held), sequence, now_us)
+
+    def _begins(self, rows: pa.RecordBatch) -> npt.NDArray[np.int64]:
+        """Return where entities begin."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        is_first = np.zeros(rows.num_rows, np.bool_)
+        is_first[:1] = True
+        for name, _ in self._encoder.layout.join_keys:
+            column = rows.column(name)
+            is_first[1:] |= pc.not_equal(column.slice(1), column.slice(0, max(len(column) - 1, 0))).to_numpy(
+                zero_copy_only=False
+            )
+        return np.flatnonzero(is_first)
+
+    def _placed(self, rows: pa.RecordBatch, sequence: int, now_us: int) -> Iterator[Placed]:
+        import numpy as np
+        import pyarrow as pa
+
+        from featurestore.online.records.bulk import build
+
+        begins = self._begins(rows)
+        keys = self.keys(rows.take(pa.array(begins)))
+        events = self._columns(rows, begins)
+        available = np.maximum(events.event_us, events.known_us)
+        is_settled = available <= now_us - SETTLED_US
+        newest = np.maximum.reduceat(events.event_us, begins) if len(begins) else begins
+        waiting: dict[bytes, bytes] = {}
+        if not is_settled.all():
+            for key, event in self.events(rows.filter(pa.array(~is_settled))):
+                waiting[key] = waiting.get(key, b"") + encode_event(key, self.layout, event)
+            events = events.where(is_settled)
+        records = build(self.layout, keys, events, sequence, now_us)
+        for key, record, newest_us in zip(keys, records, newest.tolist(), strict=True):
+            yield Placed(key, record + waiting.get(key, b""), sequence, self.expire_at_ms(newest_us))
+
+    def _columns(self, rows: pa.RecordBatch, begins: npt.NDArray[np.int64]) -> Events:
+        """Return the rows as columns for `build`."""
+        import numpy as np
+
+        from featurestore.online.records.bulk import Events
+
+        count = rows.num_rows
+        entity = np.repeat(np.arange(len(begins)), np.diff(np.append(begins, count)))
+        event_us = _numbers(rows.column(EVENT_AT), 0)
+        values = []
+        for place, (_, kind) in enumerate(self.layout.columns[: len(self.layout.columns) - self.layout.event_time]):
+            column = rows.column(f"v{place}")
+            is_given = column.is_valid().to_numpy(zero_copy_only=False)
+            if kind.name in ("String", "Bytes"):
+                values.append((column.to_numpy(zero_copy_only=False), is_given))
+            else:
+                values.append((_numbers(column, 0.0 if kind.name in ("Float32", "Float64") else 0), is_given))
+        if self.layout.event_time:
+            values.append((event_us, np.ones(count, np.bool_)))
+        conditions = [
+            rows.column(f"c{place}").to_numpy(zero_copy_only=False) for place in range(len(self.layout.conditions))
+        ]
+        return Events(
+            entity, event_us, _numbers(rows.column(KNOWN_AT), 0), _numbers(rows.column(NUMBER), 0), values, conditions
+        )
 
     def gone(self, key: bytes, sequence: int) -> Placed:
         """Return what removes the record of an entity that has no events up to a number."""
         tiles = Tiles(self.layout)
         tiles.base_sequence = sequence
         return Placed(key, encode(key, tiles), sequence, 1)
+
+
+def _numbers(column: pa.Array, null: float) -> npt.NDArray[Any]:
+    """Return numbers, with another one for null."""
+    filled = column.fill_null(null) if column.null_count else column
+    found: npt.NDArray[Any] = filled.to_numpy(zero_copy_only=False)
+    return found

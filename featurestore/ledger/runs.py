@@ -43,6 +43,7 @@ class Published(PublishedDocument):
         return Published(**sums, wrong_type_keys=keys)
 
 
+_OF_EVENTS = ("unusable", "conflicts")
 COUNTS = tuple(field.name for field in fields(Published) if field.name != "wrong_type_keys")
 
 
@@ -122,14 +123,19 @@ class Runs(list[RunResult]):
 
 def record_start(ledger: Ledger, project: str, run: RunResult) -> None:
     """Write that a run is under way."""
-    ledger.append(project, RUN_START, run.view, asdict(run))
+    ledger.append(project, RUN_START, run.view, _document(run))
     reached(STARTED)
 
 
 def record_end(ledger: Ledger, project: str, run: RunResult) -> None:
     """Write how a run ended."""
-    ledger.append(project, RUN, run.view, asdict(run))
+    ledger.append(project, RUN, run.view, _document(run))
     reached(RECORDED)
+
+
+def _document(run: RunResult) -> dict[str, Any]:
+    """Return a run as it is written: without the counts that only events have, which earlier releases refuse."""
+    return {name: value for name, value in asdict(run).items() if value or name not in _OF_EVENTS}
 
 
 def runs(ledger: LedgerReader, project: str, view: str, *, now_us: int) -> list[RunResult]:

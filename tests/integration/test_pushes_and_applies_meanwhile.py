@@ -225,10 +225,12 @@ def test_compaction_gets_through_between_pushes(store: FeatureStore, monkeypatch
     real = DuckLog.compact
     monkeypatch.setattr("featurestore.offline.groups.PAUSE_SECONDS", 0.1)
     store.push("ps", [{"k": 3, "ts": T0, "x": 30}])
+    tries: list[int] = []
     with pushing(store) as pushed:
 
         def compact(log: DuckLog, *arguments: Any) -> Any:
             before = len(pushed)
+            tries.append(before)
             made = real(log, *arguments)
             while len(pushed) < before + 3:
                 threading.Event().wait(0.05)
@@ -236,7 +238,7 @@ def test_compaction_gets_through_between_pushes(store: FeatureStore, monkeypatch
 
         monkeypatch.setattr(DuckLog, "compact", compact)
         (done,) = optimize(store.workspace)
-    assert done.files_after < done.files_before + 5
+    assert (len(tries), done.removed) == (1, 2)
     store.materialize_incremental()
     assert online(store, 1, 2, 3, 9) == [10, 20, 30, pushed[-1]]
 

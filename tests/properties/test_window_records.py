@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 
 from featurestore.definitions import Aggregation, Entity, FeatureView, Field, ParquetSource
 from featurestore.online.interface import ViewLayout
+from featurestore.online.records.bulk import Events, build
 from featurestore.online.records.windowed import decode, empty, encode, encode_event, folded, is_intact, last_sequence
 from featurestore.online.records.windows_read import WindowRecords, hash_of
 from featurestore.statuses import Status
@@ -117,20 +120,33 @@ def is_same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
-def fold(record: bytes, now_us: int, settled_us: int) -> bytes:
-    new = folded(KEY, LAYOUT, record, now_us, hashed=hash_of, settled_us=settled_us)
+def fold(record: bytes, now_us: int, settled_us: int, key: bytes = KEY) -> bytes:
+    new = folded(key, LAYOUT, record, now_us, hashed=hash_of, settled_us=settled_us)
     assert new is not None
     return new
+
+
+LATER = st.sampled_from((0, 1, 5_000_000, MINUTE_US, 12 * MINUTE_US, 12 * MINUTE_US - 1, 40 * MINUTE_US))
+
+
+def check(key: bytes, record: bytes, events: list[TileEvent], at: int) -> None:
+    """Compare what a record answers at an instant with plain loops."""
+    rows = READER.read([key], [record], at)
+    statuses = (rows.statuses or [[Status.PRESENT] * len(NAMES)])[0]
+    for name, found, wanted, status in zip(NAMES, rows.values[0], expected(events, at), statuses, strict=True):
+        if name.startswith("at_"):
+            assert (found is None) == (wanted is None), name
+            continue
+        assert is_same(plain(found), wanted), (name, at, found, wanted)
+        assert status is (Status.NULL_VALUE if wanted is None else Status.PRESENT)
+    assert READER.fresh([record], at) is not None
 
 
 @settings(max_examples=examples(150))
 @given(st.data())
 def test_a_record_answers_as_plain_loops_do(data: st.DataObject) -> None:
     drawn = data.draw(st.lists(EVENTS, max_size=14))
-    events = [
-        TileEvent(number, at, at + late, (f, i, t, at), int(i is not None and i > 0))
-        for number, (at, late, f, i, t) in enumerate(drawn)
-    ]
+    events = [event_of(each, number) for number, each in enumerate(drawn)]
     record, now = empty(KEY, LAYOUT), -20 * MINUTE_US
     for number, event in enumerate(events):
         record += encode_event(KEY, LAYOUT, event)
@@ -141,23 +157,44 @@ def test_a_record_answers_as_plain_loops_do(data: st.DataObject) -> None:
         assert is_intact(KEY, record)
         assert not is_intact(KEY + b"x", record)
     for _ in range(3):
-        at = now + data.draw(
-            st.sampled_from((0, 1, 5_000_000, MINUTE_US, 12 * MINUTE_US, 12 * MINUTE_US - 1, 40 * MINUTE_US))
-        )
-        rows = READER.read([KEY], [record], at)
-        for name, found, wanted, status in zip(
-            NAMES,
-            rows.values[0],
-            expected(events, at),
-            (rows.statuses or [[Status.PRESENT] * len(NAMES)])[0],
-            strict=True,
-        ):
-            if name.startswith("at_"):
-                wanted_at = wanted
-                assert (found is None) == (wanted_at is None), name
-                continue
-            assert is_same(plain(found), wanted), (name, at, found, wanted)
-            assert status is (Status.NULL_VALUE if wanted is None else Status.PRESENT)
-        assert READER.fresh([record], at) is not None
+        check(KEY, record, events, now + data.draw(LATER))
     tiles = decode(KEY, LAYOUT, fold(record, now, -(10**12)))
     assert encode(KEY, decode(KEY, LAYOUT, encode(KEY, tiles))) == encode(KEY, tiles)
+
+
+@settings(max_examples=examples(100))
+@given(st.lists(st.lists(EVENTS, max_size=9), min_size=1, max_size=5), st.lists(EVENTS, max_size=4), LATER)
+def test_records_that_are_made_at_once_answer_as_plain_loops_do(
+    drawn: list[list[Any]], more: list[Any], later: int
+) -> None:
+    number = itertools.count()
+    entities = [sorted(map(event_of, own, number), key=lambda event: event.order) for own in drawn]
+    now = 2 * MINUTE_US
+    keys = [b"fs:p:v:{%d}" % place for place in range(len(entities))]
+    records = build(LAYOUT, keys, columns_of(entities), 77, now)
+    added = [event_of(each, place) for each, place in zip(more, itertools.count(100))]
+    for key, record, own in zip(keys, records, entities, strict=True):
+        assert is_intact(key, record)
+        assert last_sequence(record) == 77
+        check(key, record, own, now + later)
+        for event in added:
+            record += encode_event(key, LAYOUT, event)
+        check(key, record, own + added, now + later)
+        check(key, fold(record, now, 0, key=key), own + added, now + later)
+
+
+def event_of(drawn: Any, number: int) -> TileEvent:
+    at, late, f, i, t = drawn
+    return TileEvent(number, at, at + late, (f, i, t, at), int(i is not None and i > 0))
+
+
+def columns_of(entities: list[list[TileEvent]]) -> Events:
+    rows = [(place, event) for place, own in enumerate(entities) for event in own]
+    values: list[tuple[Any, Any]] = []
+    for place, kind, null in ((0, np.float64, 0.0), (1, np.int64, 0), (2, object, None), (3, np.int64, 0)):
+        found = [event.values[place] for _, event in rows]
+        filled = np.array([null if value is None else value for value in found], kind)
+        values.append((filled, np.array([value is not None for value in found], np.bool_)))
+    numbers = [(place, event.event_us, event.known_us, event.sequence, event.true) for place, event in rows]
+    entity, event_us, known_us, sequence, true = np.array(numbers, np.int64).reshape(-1, 5).T
+    return Events(entity, event_us, known_us, sequence, values, [true == 1])
