@@ -8,7 +8,7 @@ record is made from the log again.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +16,7 @@ from featurestore.errors import OnlineStoreError
 from featurestore.following.mark import Mark, known_marks, mark_from, read_marks
 from featurestore.following.rows import SETTLED_US, EventEncoder
 from featurestore.following.tokens import MOST_TRIES, Tokens
-from featurestore.offline.interface import TableVersion
+from featurestore.offline.interface import MAX_SEQUENCE, TableVersion
 from featurestore.online.interface import Advanced, Append, Fold, Move, Placed, Slice, WriteResult
 from featurestore.online.records.keys import mark_key
 from featurestore.online.records.windowed import MOST_WAITING, folded, head_of, is_windowed, last_sequence
@@ -214,11 +214,14 @@ class Follower:
     def _place_all(self, tokens: Tokens) -> int | None:
         """Place every record, and move the marks; None where a token is not there any more."""
         sequence, count, seen = self._target.sequence, 0, set[bytes]()
+        unknown = {
+            bucket for bucket, mark in read_marks(self._workspace, self._registered).items() if not self._known(mark)
+        }
         batches = self._workspace.engine.log.events(
             self._registered.view, self._files(-1), by_entity=True, batch_rows=BATCH_ROWS
         )
         for part in _parts(self._encoder.placed(batches, sequence, self._workspace.clock())):
-            results = self._place(tokens, part)
+            results = self._place(tokens, part, unknown)
             if results is None:
                 return None
             count += results.count(WriteResult.WRITTEN)
@@ -227,17 +230,25 @@ class Follower:
             others = [
                 self._encoder.gone(key, sequence)
                 for key, record in batch
-                if key not in seen and is_windowed(record) and last_sequence(record) <= sequence
+                if key not in seen
+                and is_windowed(record)
+                and (last_sequence(record) <= sequence or self._bucket(key) in unknown)
             ]
-            if others and self._place(tokens, others) is None:
+            if others and self._place(tokens, others, unknown) is None:
                 return None
         return count if self._move_marks(tokens) else None
 
-    def _place(self, tokens: Tokens, placed: Sequence[Placed]) -> list[WriteResult] | None:
+    def _place(self, tokens: Tokens, placed: Sequence[Placed], unknown: Collection[bytes]) -> list[WriteResult] | None:
+        """Place records; None where a token is not there any more.
+
+        In a bucket whose mark is ``unknown`` to the log nobody applies, and records may hold events that the log lost
+        when it was restored: whatever number they say, they go.
+        """
         self._check()
         part = defaultdict[bytes, list[Placed]](list)
         for each in placed:
-            part[self._bucket(each.key)].append(each)
+            bucket = self._bucket(each.key)
+            part[bucket].append(each._replace(sequence=MAX_SEQUENCE) if bucket in unknown else each)
         results = tokens.place(part, self._workspace.clock())
         reached(PLACED)
         return results

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from featurestore.consistency.belonging import compare_table
 from featurestore.consistency.ownership import Ownership
 from featurestore.errors import OfflineStoreError, OnlineStoreError
+from featurestore.following.mark import mark_from, read_marks
 from featurestore.ledger.commits import known_commit
 from featurestore.ledger.leases import holding
 from featurestore.ledger.prepared import Preparations
@@ -220,9 +221,11 @@ def known_versions(workspace: Readers, registered: RegisteredView | None) -> lis
     if registered.view.online:
         try:
             copies, pushed = MarkerReader(workspace.online, registered.online_prefix).read()
+            stored = read_marks(workspace, registered).values() if registered.view.aggregations else ()
         except OnlineStoreError:
             return None
         named |= {copy.version for copy in copies if copy is not None} | {None if pushed is None else pushed[0]}
+        named |= {mark.version for mark in map(mark_from, stored) if mark is not None}
     return sorted(number for number in named if number is not None)
 
 

@@ -98,11 +98,11 @@ def publish(
 
 def follow(
     workspace: Workspace, registered: RegisteredView, *, anew: bool, check: Callable[[], None], covered_us: int
-) -> Publication:
+) -> tuple[Publication, bool]:
     """Bring the online part of a view with aggregations to the table's newest version; with ``anew`` all of it.
 
-    ``covered_us`` is until when the view's source was read. Raises as `publish`; what was written until then stays, and
-    is right.
+    Also tells whether all records were made again. ``covered_us`` is until when the view's source was read. Raises as
+    `publish`; what was written until then stays, and is right.
     """
     workspace.engine.prepare()
     with step("publish", f"publish {registered.view.name}", unit="events") as running:
@@ -113,7 +113,7 @@ def follow(
         assert done is not None
         written = done.placed if done.is_whole else done.appended
         running.note(written=written)
-    return Publication(Published(written=written), version, is_complete=True)
+    return Publication(Published(written=written), version, is_complete=True), done.is_whole
 
 
 def _deciding(version: TableVersion, added: Sequence[DataFile]) -> list[DataFile]:

@@ -181,12 +181,12 @@ class ViewRun:
             if not self.registered.view.online:
                 return
             part = self._part()
+            if self.registered.view.aggregations:
+                # Its marks say how far it is. They move with what was read, also where no event came of it.
+                with suppress(_ChangedMeanwhile):
+                    done, everything = self._follow(anew=again or part.must_reconcile)
+                continue
             if not again and part.version == version.number:
-                if self.registered.view.aggregations:
-                    # What was read moves the mark, also where no event came of it; and its layout may be another one.
-                    with suppress(_ChangedMeanwhile):
-                        done = self._follow(anew=False)
-                    continue
                 # The marker also records this revision: a clone without it is recognised by that.
                 begin_part(self.workspace, self.registered)
                 return
@@ -198,9 +198,6 @@ class ViewRun:
                 # The commit is not in the table, or its entry was cleaned away: nobody knows which rows left since.
                 after, everything, reconcile = None, True, True
             with suppress(_ChangedMeanwhile):
-                if self.registered.view.aggregations:
-                    done = self._follow(anew=everything or reconcile)
-                    continue
                 done = publish(
                     self.workspace,
                     self.registered,
@@ -226,7 +223,8 @@ class ViewRun:
             markers_of(self.workspace.online, self.registered).write(made)
             reached(MARKED)
 
-    def _follow(self, *, anew: bool) -> Publication:
+    def _follow(self, *, anew: bool) -> tuple[Publication, bool]:
+        """Bring the online part of windows to the newest version; also tell whether all records were made again."""
         covered_us = min(self.watermark.end_us or 0, self.workspace.clock())
         return follow(self.workspace, self.registered, anew=anew, check=self._check_both, covered_us=covered_us)
 

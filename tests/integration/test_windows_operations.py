@@ -5,8 +5,10 @@ Whatever happens, a value online is that of the offline join at the same instant
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -15,11 +17,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.projects import make_workspace
+import redis
+from support.clock import ManualClock
 from support.serving import serving_here
 
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
+from featurestore.errors import MismatchError
+from featurestore.following.follow import Follower
+from featurestore.following.mark import mark_from, read_marks
 from featurestore.ingest import push
+from featurestore.ingest.push import Push, PushTarget
+from featurestore.ingest.rows import read_rows
+from featurestore.maintenance import gc
+from featurestore.maintenance.optimize import optimize
+from featurestore.maintenance.teardown import drop_data
 from featurestore.materialization import materialize_incremental, republish, succeeded
 from featurestore.offline import groups
 from featurestore.online.records import windows_known
@@ -27,6 +38,9 @@ from featurestore.plan import apply_plan, make_plan
 from featurestore.plan.changes import Plan, Step
 from featurestore.plan.classes import ChangeClass
 from featurestore.project.loader import collect
+from featurestore.project.settings import make_settings
+from featurestore.registered.snapshot import Snapshot
+from featurestore.repair import find_repairs, repair
 from featurestore.serving import get_online_features
 from featurestore.training import TrainingSetWarning, get_historical_features
 from featurestore.types import Float64, Int64, String
@@ -66,9 +80,11 @@ class Shop:
     def __init__(self, root: Path, online_url: str | None, view: FeatureView) -> None:
         now_us = system_clock() // MINUTE_US * MINUTE_US - 60 * MINUTE_US
         self.root, self.url = root, online_url
-        self.workspace = make_workspace(root, [view], online_url=online_url, now_us=now_us)
+        settings = make_settings({"project": "shop", "online_store": online_url or "lmdb:///data/online"})
+        self.workspace = Workspace(root, settings, clock=ManualClock(now_us))
         self.made = 0
         self.write([])
+        self.apply(view)
 
     @property
     def now_us(self) -> int:
@@ -81,17 +97,26 @@ class Shop:
         """Return a workspace of another process."""
         return Workspace(self.root, self.workspace.settings, clock=self.workspace.clock)
 
-    def sell(self, count: int = 12, *, minutes: int = 50, workspace: Workspace | None = None, **options: Any) -> Any:
-        """Push events of shops 0, 1 and 2, spread evenly over the last minutes."""
+    def sales(self, count: int, minutes: int, shops: int) -> dict[str, list[Any]]:
         numbers = range(self.made, self.made + count)
         self.made += count
-        columns = {
-            "shop": [number % 3 for number in numbers],
+        return {
+            "shop": [number % shops for number in numbers],
             "sold_at": [to_datetime(self.now_us - place * minutes * MINUTE_US // count) for place in range(count)],
             "id": [f"e{number}" for number in numbers],
             "v": [(number % 7 - 3) / 8 + 0.1 for number in numbers],
         }
-        return push(workspace or self.workspace, "sales_push", columns, **options)
+
+    def sell(self, count: int = 12, *, minutes: int = 50, shops: int = 3, **options: Any) -> Any:
+        """Push events, in turn of some shops and spread evenly over the last minutes."""
+        return push(self.workspace, "sales_push", self.sales(count, minutes, shops), **options)
+
+    def sell_at(self, workspace: Workspace, snapshot: Snapshot) -> None:
+        """Push as a server that has a snapshot of the definitions."""
+        work = Push(workspace, PushTarget(snapshot, "sales_push"), read_rows(self.sales(6, 5, 3)), "both")
+        wait(work.commit())
+        work.confirm()
+        work.publish()
 
     def write(self, sales: list[dict[str, Any]]) -> None:
         """Write a file of events for the batch source."""
@@ -166,17 +191,25 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
 # Definitions change ---------------------------------------------------------------------------------------------------
 
 
-def test_an_added_window_serves_at_once_where_its_tiles_are_kept(shop: Shop) -> None:
-    shop.sell()
-    wanted = sales_view(Aggregation("v", "mean", windows=[timedelta(minutes=30)], resolution=timedelta(minutes=5)))
+def test_an_added_window_serves_at_once_where_its_tiles_are_kept(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = HOUR, timedelta(days=1)
+    shop.apply(sales_view(REFUNDS, windows=windows))
+    shop.sell(minutes=200)
+    monkeypatch.setattr(Follower, "_publish", lambda self: pytest.fail("all records are made again"))
+    wanted = sales_view(
+        Aggregation("v", "mean", windows=[timedelta(minutes=30)], resolution=timedelta(minutes=5)),
+        REFUNDS,
+        windows=windows,
+    )
     step = shop.apply(wanted)
     assert (step.change_class, step.commands) == (ChangeClass.COMPATIBLE, ())
     assert None not in shop.check()["v_mean_30min"][:3]
     assert shop.sell().views["sales"].online is not None
     shop.check()
     # Named in another order it is the same layout.
-    aggregations = (wanted.aggregations[2], *wanted.aggregations[:2])
-    shop.apply(wanted.model_copy(update={"aggregations": aggregations}))
+    wanted = sales_view(windows=windows[::-1])
+    shop.apply(wanted.model_copy(update={"aggregations": (REFUNDS, *wanted.aggregations[::-1])}))
+    shop.sell()
     shop.check()
 
 
@@ -195,24 +228,25 @@ def test_an_added_window_that_needs_more_is_not_found_until_its_records_are_made
     shop: Shop, changed: FeatureView, without: tuple[str, ...]
 ) -> None:
     shop.sell(minutes=100)
-    before, old = shop.other(), shop.other()
-    old.recent_snapshot()
+    old = shop.other()
+    snapshot = old.recent_snapshot()
     step = shop.apply(changed)
     assert step.change_class is ChangeClass.REBUILD
     assert step.commands == ("fs materialize --republish --view sales",)
     shop.check(without=without)
     # A server that still has the old definitions reads the new records, and its pushes do not undo them.
-    snapshot = old.recent_snapshot()
     (run,) = succeeded(republish(shop.workspace))
     assert (run.published.written, run.read) == (3, 0)
     shop.check()
     assert old.recent_snapshot() is snapshot
     assert shop.online(old)["v_sum_1h"] == shop.online()["v_sum_1h"]
     assert shop.online(old)["count_1h"][3] == 0
-    shop.sell(workspace=old)
-    assert shop.online(old)["v_sum_1h"] == shop.online()["v_sum_1h"]
+    assert old.recent_snapshot() is snapshot
+    shop.sell_at(old, snapshot)
     shop.check()
-    before.close()
+    shop.apply(sales_view())
+    shop.sell_at(old, snapshot)
+    shop.check()
     old.close()
 
 
@@ -300,3 +334,166 @@ def test_a_store_that_was_emptied_is_told_from_one_without_events(either: Shop) 
     assert shop.online()["sales__event_timestamp"] == [None] * 4
     shop.sell(3)
     assert shop.check()["count_1h"] == [2, 2, 2, 0]
+
+
+# Back-up and restore --------------------------------------------------------------------------------------------------
+
+
+class Copies:
+    """Copies of a project's stores, to bring them back later."""
+
+    def __init__(self, shop: Shop) -> None:
+        self.shop = shop
+        self.folder = shop.root / "data"
+        self.kept: dict[bytes, tuple[bytes, int]] = {}
+
+    def keep(self) -> None:
+        self.shop.workspace.close()
+        shutil.copytree(self.folder, self.shop.root / "kept")
+        if self.shop.url is not None:
+            with redis.Redis.from_url(self.shop.url) as client:
+                self.kept = {key: (client.dump(key), max(client.pttl(key), 0)) for key in client.scan_iter()}
+        self.shop.workspace = self.shop.other()
+
+    def bring_back(self, name: str) -> None:
+        """Bring back one store by its folder or file below ``data``."""
+        self.shop.workspace.close()
+        if name == "online" and self.shop.url is not None:
+            with redis.Redis.from_url(self.shop.url) as client:
+                client.flushall()
+                for key, (value, ttl) in self.kept.items():
+                    client.restore(key, ttl, value)
+        else:
+            kept, place = self.shop.root / "kept" / name, self.folder / name
+            if kept.is_dir():
+                shutil.rmtree(place)
+                shutil.copytree(kept, place)
+            else:
+                shutil.copy(kept, place)
+        self.shop.workspace = self.shop.other()
+
+
+@pytest.mark.parametrize("by", ["push", "run"])
+def test_an_older_online_store_catches_up_by_itself(either: Shop, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop, copies = either, Copies(either)
+    shop.sell(40)
+    shop.run()
+    copies.keep()
+    shop.sell(150)
+    shop.run()
+    copies.bring_back("online")
+    assert sum(shop.online()["count_1h"]) == 40
+    monkeypatch.setattr(Follower, "_publish", lambda self: pytest.fail("all records are made again"))
+    if by == "push":
+        shop.sell(3)
+    else:
+        shop.run()
+    assert sum(shop.check()["count_1h"]) == (193 if by == "push" else 190)
+
+
+def test_an_older_log_takes_back_what_it_does_not_hold(either: Shop) -> None:
+    """The records hold folded events, newest events and numbers of a log that is gone: all of it goes."""
+    shop, copies = either, Copies(either)
+    shop.sell(40)
+    shop.run()
+    copies.keep()
+    shop.sell(200)
+    shop.wait(5 * MINUTE_US)
+    shop.sell(30, shops=10)
+    copies.bring_back("offline")
+    with pytest.raises(MismatchError, match="the offline store does not have"):
+        shop.sell(3)
+    repairs = find_repairs(shop.workspace)
+    assert [found.kind for found in repairs.mismatches] == ["ahead"]
+    done = repair(shop.workspace, repairs)
+    assert [found.problems for found in done.checked] == [()]
+    shop.wait(1)
+    assert sum(shop.check()["count_1h"]) == 40
+    shop.sell(100)  # their numbers were those of lost events
+    assert sum(shop.check()["count_1h"]) == 140
+    shop.run()
+    shop.check()
+
+
+def test_an_older_registry_learns_what_was_read(shop: Shop) -> None:
+    copies = Copies(shop)
+    shop.write([{"shop": 1, "sold_at": to_datetime(shop.now_us - MINUTE_US), "id": "first", "v": 1.0}])
+    shop.run()
+    copies.keep()
+    shop.write([{"shop": 1, "sold_at": to_datetime(shop.now_us - 2 * MINUTE_US), "id": "second", "v": 1.0}])
+    shop.run()
+    shop.sell(6)
+    (name,) = (path.name for path in copies.folder.iterdir() if path.suffix == ".db")
+    copies.bring_back(name)
+    shop.sell(6)
+    shop.run()
+    assert sum(shop.check()["count_1h"]) == 14
+
+
+# What is cleaned ------------------------------------------------------------------------------------------------------
+
+
+def test_optimize_and_gc_leave_what_the_online_part_goes_on_from(either: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = either
+    shop.run()
+    for _ in range(12):
+        shop.sell(6)
+        shop.wait(MINUTE_US)
+    registered = shop.workspace.snapshot().views["sales"]
+    marks = read_marks(shop.workspace, registered).values()
+    (mark,) = map(mark_from, marks)
+    assert mark is not None
+    for _ in range(2):
+        shop.sell(3, to="offline")
+    assert mark.version in (gc.known_versions(shop.workspace, registered) or ())
+    (compacted,) = optimize(shop.workspace)
+    assert compacted.files_after == 1
+    gc.collect_garbage(shop.workspace)
+    monkeypatch.setattr(Follower, "_publish", lambda self: pytest.fail("all records are made again"))
+    assert shop.workspace.offline.find_commit(registered.table, mark.version) is not None
+    shop.sell(6)
+    shop.run()
+    assert sum(shop.check()["count_1h"]) == 84
+
+
+def keys_online(shop: Shop) -> list[bytes]:
+    """Return every key of the project online, marks and documents too."""
+    if shop.url is None:
+        environment = shop.workspace.online
+        return [key for batch in environment.scan(b"fs:shop:") for key, _ in batch]
+    with redis.Redis.from_url(shop.url) as client:
+        return list(client.scan_iter())
+
+
+def test_nothing_of_a_view_stays_that_is_gone(either: Shop) -> None:
+    shop = either
+    shop.sell(40)
+    kinds = {key.removeprefix(NAMESPACE).partition(b":")[0] for key in keys_online(shop)}
+    assert {b"applied", b"schema"} <= kinds
+    # Without an event_id events are others: a new generation.
+    other = FeatureView(
+        "sales",
+        entities=[Entity("shop", join_keys={"shop": Int64})],
+        source=sales_view().batch_sources[0],
+        schema=[Field("v", Float64)],
+        aggregations=[Aggregation("v", "sum", windows=[HOUR])],
+    )
+    assert shop.apply(other).generation == 2
+    shop.wait(MINUTE_US)  # servers have refreshed
+    gc.collect_garbage(shop.workspace)
+    assert [key for key in keys_online(shop) if key.startswith(NAMESPACE)] == []
+    # Off and on again.
+    shop.write([{"shop": 1, "sold_at": to_datetime(shop.now_us - MINUTE_US), "id": "x", "v": 1.0}])
+    shop.run()
+    assert shop.check()["v_sum_1h"][1] == 1.0
+    shop.apply(other.model_copy(update={"online": False}))
+    shop.wait(MINUTE_US)  # servers have refreshed
+    gc.collect_garbage(shop.workspace)
+    assert keys_online(shop) == []
+    shop.apply(other)
+    shop.run()
+    assert shop.check()["v_sum_1h"][1] is not None
+    apply_plan(shop.workspace, make_plan(shop.workspace, [], partial=False))
+    assert keys_online(shop) == []
+    drop_data(shop.workspace)
+    assert shop.workspace.offline.tables("shop") == []
