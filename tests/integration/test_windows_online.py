@@ -306,7 +306,8 @@ def test_a_store_that_lost_its_mark_is_filled_again(shop: Shop) -> None:
 
 
 def place(shop: Shop, *records: Placed) -> None:
-    shop.workspace.online.place([Slice([], records)], now_us=shop.now_us)
+    for record in records:  # each may be in another bucket
+        shop.workspace.online.place([Slice([], [record])], now_us=shop.now_us)
 
 
 def replace_commit(found: mark.Mark) -> bytes:

@@ -175,14 +175,18 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.0)
 
 
-@pytest.fixture(params=["lmdb", "redis"])
+ALL_STORES = ["lmdb", "redis", "redis_cluster"]
+
+
+@pytest.fixture(params=ALL_STORES[:2])
 def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
-    url = None if request.param == "lmdb" else request.getfixturevalue("redis_url")
+    url = None if request.param == "lmdb" else request.getfixturevalue(f"{request.param}_url")
     made = Shop(tmp_path, url, sales_view())
     with closing(made.workspace):
         yield made
 
 
+@pytest.mark.parametrize("shop", ALL_STORES, indirect=True)
 def test_pushes_and_runs_in_any_order_count_each_event_once(shop: Shop) -> None:
     dice = Random(8)
     before: list[Sale] = []
@@ -278,9 +282,10 @@ def test_a_repeated_push_brings_online_what_its_first_try_could_not(
     shop.check()
 
 
+@pytest.mark.parametrize("shop", ALL_STORES, indirect=True)
 def test_four_writers_push_the_same_events(shop: Shop) -> None:
+    """Already the first ones, which each of the four finds no mark for: all records are made from the log."""
     dice = Random(4)
-    shop.push([shop.sale(dice)])
     others = [Workspace(shop.root, shop.workspace.settings, clock=shop.workspace.clock) for _ in range(3)]
     for _ in range(4):
         shop.wait(MINUTE_US)
@@ -305,6 +310,32 @@ def test_four_writers_push_the_same_events(shop: Shop) -> None:
         shop.check(ordered=False)
     for workspace in others:
         workspace.close()
+
+
+def test_publishes_at_once_leave_the_work_to_the_last(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the processes of one server do that get the first events of a view."""
+    dice = Random(5)
+    shop.push([shop.sale(dice) for _ in range(40)])
+    monkeypatch.setattr(follow, "PLACED_AT_ONCE", 1)
+    registered = shop.workspace.snapshot().views["sales"]
+    version = shop.workspace.offline.current(registered.table)
+    assert version is not None
+    done: list[follow.Followed | None] = []
+    all_have_begun = threading.Barrier(3)
+
+    def publish() -> None:
+        waits = [lambda: None, all_have_begun.wait]
+        check = lambda: waits.pop()() if waits else None  # noqa: E731
+        done.append(follow.Follower(shop.workspace, registered, version, check).bring(anew=True))
+
+    threads = [threading.Thread(target=publish) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 3
+    assert not all(each is not None and each.is_whole for each in done)
+    shop.check()
 
 
 def test_a_run_meets_pushes_of_what_it_reads(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
