@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from featurestore.errors import OnlineStoreError
 from featurestore.following.mark import Mark, known_marks, mark_from, read_marks
-from featurestore.following.rows import SETTLED_US, EventEncoder
+from featurestore.following.rows import SETTLED_US, EventEncoder, NewestRows
 from featurestore.following.tokens import MOST_TRIES, Tokens
 from featurestore.offline.interface import MAX_SEQUENCE, TableVersion
 from featurestore.online.interface import Advanced, Append, Fold, Move, Placed, Slice, WriteResult
@@ -74,8 +74,9 @@ class Follower:
         check: Callable[[], None],
         *,
         covered_us: int = 0,
+        newest: NewestRows | None = None,
     ) -> None:
-        """``covered_us`` as in `Mark`, for the version."""
+        """``covered_us`` as in `Mark`, for the version; ``newest`` rows need not be read if they are its."""
         self._workspace, self._registered, self._version, self._check = workspace, registered, version, check
         self._encoder = EventEncoder(registered)
         self._online = workspace.online
@@ -84,6 +85,7 @@ class Follower:
         layout = self._encoder.layout.id.hex()
         self._target = Mark(version.next_sequence - 1, version.number, version.identity, layout, covered_us)
         """The mark of the version."""
+        self._newest = newest if newest is not None and newest.identity == version.identity else None
 
     def bring(self, *, anew: bool = False, most_rows: int | None = None) -> Followed | None:
         """Bring it there; with ``anew`` make every record again. None where that is needed and takes more rows."""
@@ -130,11 +132,7 @@ class Follower:
     def _advance_all(self, marks: dict[bytes, Mark]) -> tuple[Advanced, int]:
         """Apply the events after the marks until one is found elsewhere; also returns how many were applied."""
         count, after = 0, min(mark.sequence for mark in marks.values())
-        batches: Iterable[pa.RecordBatch] = ()
-        if after < self._target.sequence:
-            batches = self._workspace.engine.log.events(
-                self._registered.view, self._files(after), after_sequence=after, batch_rows=BATCH_ROWS
-            )
+        batches = self._batches(after) if after < self._target.sequence else ()
         rows = (row for batch in batches for row in self._encoder.events(batch))
         for steps in self._steps(rows, marks):
             self._check()
@@ -154,6 +152,16 @@ class Follower:
             if worst is not Advanced.DONE:
                 return worst, count
         return Advanced.DONE, count
+
+    def _batches(self, after: int) -> Iterable[pa.RecordBatch]:
+        """Return the events after a number, of the log or as they were just committed."""
+        if self._newest is not None and after + 1 + self._newest.rows.num_rows == self._version.next_sequence:
+            batch = self._encoder.from_rows(self._newest.rows)
+            if batch is not None:
+                return [batch]
+        return self._workspace.engine.log.events(
+            self._registered.view, self._files(after), after_sequence=after, batch_rows=BATCH_ROWS
+        )
 
     def _steps(self, rows: Iterable[Row], marks: dict[bytes, Mark]) -> Iterator[list[_Step]]:
         """Yield what to send at once, at last with all marks that are behind."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featurestore.engine.interface import EVENT_AT, KNOWN_AT, NUMBER
 from featurestore.online.interface import Append, Placed
 from featurestore.online.records.keys import KeyEncoder
 from featurestore.online.records.windowed import empty, encode, encode_event
 from featurestore.registered.snapshot import RegisteredView
+from featurestore.types import Bool, Bytes, Date, Float32, Float64, Int32, Int64, String, Timestamp, ValueType
+from featurestore.types.columns import CREATED, EVENT, SEQUENCE
 from featurestore.types.times import MAX_INSTANT
 from featurestore.windows.layout import Layout, layout_of
 from featurestore.windows.tiles import TileEvent, Tiles
@@ -26,6 +28,14 @@ SETTLED_US = 2_000_000
 PLACED_ROWS = 250_000
 """So many events become records at once."""
 _DAY_US = 86_400_000_000
+
+
+class NewestRows(NamedTuple):
+    """The rows of a log's newest commit, as its file has them."""
+
+    identity: str
+    """That commit."""
+    rows: pa.Table
 
 
 class EventEncoder:
@@ -70,6 +80,23 @@ class EventEncoder:
         values = list(zip(*columns, strict=True)) if columns else [()] * batch.num_rows
         numbers, known = batch.column(NUMBER).to_pylist(), batch.column(KNOWN_AT).to_pylist()
         return zip(keys, map(TileEvent, numbers, event_us, known, values, marks), strict=True)
+
+    def from_rows(self, rows: pa.Table) -> pa.RecordBatch | None:
+        """Return rows of the log as `Log.events` does, in the order of ``fs_seq``; None where conditions take SQL."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        kept = self.layout.columns[: len(self.layout.columns) - self.layout.event_time]
+        if self.layout.conditions or any(name not in rows.column_names for name, _ in kept):
+            return None
+        rows = rows.sort_by(SEQUENCE).combine_chunks()
+        event_us, created_us = (rows.column(name).cast(pa.int64()) for name in (EVENT, CREATED))
+        names = [name for name, _ in self._encoder.layout.join_keys]
+        columns = {name: rows.column(name) for name in names}
+        columns |= {EVENT_AT: event_us, KNOWN_AT: pc.coalesce(created_us, event_us), NUMBER: rows.column(SEQUENCE)}
+        for place, (name, kind) in enumerate(kept):
+            columns[f"v{place}"] = _as_kept(rows.column(name), kind)
+        return pa.table(columns).to_batches()[0]
 
     def append(self, key: bytes, event: TileEvent) -> Append:
         """Return an event on its way to a record."""
@@ -167,3 +194,19 @@ def _numbers(column: pa.Array, null: float) -> npt.NDArray[Any]:
     filled = column.fill_null(null) if column.null_count else column
     found: npt.NDArray[Any] = filled.to_numpy(zero_copy_only=False)
     return found
+
+
+def _as_kept(column: pa.ChunkedArray, kind: ValueType) -> pa.ChunkedArray:
+    """Return a column as windows compute with it: doubles, 64 bits, or bytes; of other types a zero for a value."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if kind in (Float32, Float64):
+        return column.cast(pa.float64())
+    if kind in (String, Bytes):
+        return column.cast(pa.binary())
+    if kind == Date:
+        return column.cast(pa.int32()).cast(pa.int64())
+    if kind in (Int32, Int64, Bool, Timestamp):
+        return column.cast(pa.int64())
+    return pc.if_else(column.is_valid(), 0, pa.scalar(None, pa.int64()))

@@ -18,7 +18,9 @@ from featurestore.definitions.aggregation import MOST_BYTES
 from featurestore.engine.interface import JudgedEvents
 from featurestore.errors import RegistryUnavailableError, ValueTypeError
 from featurestore.following.follow import Follower
+from featurestore.following.rows import NewestRows
 from featurestore.ingest.group_commit import Pushed, PushWriter
+from featurestore.ingest.known_ids import KnownIds
 from featurestore.ingest.rows import CheckedRows
 from featurestore.offline.interface import DataFile, TableId, TableVersion
 from featurestore.registered.snapshot import RegisteredView
@@ -59,6 +61,11 @@ class PushedEvents(Pushed):
 class EventWriter(PushWriter):
     """Leaves out of a commit the events that the log has."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._ids: KnownIds | None = None
+        self._rows: pa.Table | None = None
+
     @override
     def gathered(
         self, given: Sequence[Pushed], parts: Sequence[pa.Table], version: TableVersion | None
@@ -67,9 +74,7 @@ class EventWriter(PushWriter):
         import pyarrow as pa
 
         rows = pa.concat_tables(parts)
-        registered, log = given[0].registered, given[0].workspace.engine.log
-        files = [] if version is None else [file.path for file in near(version.files, rows)]
-        judged = log.judge(registered.view, files, rows)
+        judged = self._judged(given[0].workspace, given[0].registered, version, rows)
         first = 0 if version is None else version.next_sequence
         numbers = np.where(judged.is_new, first + np.cumsum(judged.is_new) - 1, judged.known_as)
         begin = 0
@@ -79,7 +84,25 @@ class EventWriter(PushWriter):
             if isinstance(pushed, PushedEvents):
                 note(pushed, part, judged, mine, int(numbers[mine].max(initial=-1)))
         new = rows.filter(pa.array(judged.is_new))
-        return self.numbered(new, first) if new.num_rows else None
+        self._rows = self.numbered(new, first) if new.num_rows else None
+        return self._rows
+
+    def _judged(
+        self, workspace: Workspace, registered: RegisteredView, version: TableVersion | None, rows: pa.Table
+    ) -> JudgedEvents:
+        if self._ids is None or not self._ids.is_of(registered.view):
+            self._ids = KnownIds(registered.view)
+        judged = self._ids.judge(workspace.offline, version, rows, workspace.clock())
+        if judged is not None:
+            return judged
+        files = [] if version is None else [file.path for file in near(version.files, rows)]
+        return workspace.engine.log.judge(registered.view, files, rows)
+
+    @override
+    def committed(self, given: Sequence[Pushed], version: TableVersion) -> None:
+        if self._rows is not None:
+            _newest_rows[version.table] = NewestRows(version.identity, self._rows)
+        super().committed(given, version)
 
 
 def near(files: Sequence[DataFile], rows: pa.Table) -> list[DataFile]:
@@ -137,6 +160,8 @@ def check_events(rows: CheckedRows) -> None:
 
 
 _locks: dict[TableId, ForkLock] = {}
+_newest_rows: dict[TableId, NewestRows] = {}
+"""What this process committed last, so that it need not read it again."""
 
 
 def bring_online(workspace: Workspace, registered: RegisteredView, sequence: int) -> bool:
@@ -148,7 +173,8 @@ def bring_online(workspace: Workspace, registered: RegisteredView, sequence: int
         covered_us = workspace.clock()
         version = workspace.offline.current(registered.table)
         assert version is not None
-        follower = Follower(workspace, registered, version, lambda: None, covered_us=covered_us)
+        newest_rows = _newest_rows.get(registered.table)
+        follower = Follower(workspace, registered, version, lambda: None, covered_us=covered_us, newest=newest_rows)
         marks = follower.marks()
         if marks is None:
             # All records may have to be made again, which is for the newest definitions alone.
@@ -156,7 +182,7 @@ def bring_online(workspace: Workspace, registered: RegisteredView, sequence: int
             if newest is None:
                 return False
             registered = newest
-            follower = Follower(workspace, registered, version, lambda: None, covered_us=covered_us)
+            follower = Follower(workspace, registered, version, lambda: None, covered_us=covered_us, newest=newest_rows)
             marks = follower.marks()
         if marks is not None and all(mark.sequence >= sequence for mark in marks.values()):
             return True
