@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,24 @@ import redis
 import yaml
 from starlette.routing import Route
 from support.example import REPOSITORY
+from support.projects import make_workspace
 from support.redis_cluster import RedisCluster
 from support.redis_server import RedisServer, find_redis_server
 from support.serving import Project, serving, small_project, until
 
+from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
 from featurestore.cli.main import main
 from featurestore.errors import OnlineStoreUnavailableError
+from featurestore.ingest import push
+from featurestore.materialization import republish, succeeded
 from featurestore.online.interface import Repair
 from featurestore.online.records.codec import version_of
 from featurestore.server.app import create_app
 from featurestore.server.watch.metrics import STAGES, Metrics
+from featurestore.serving import get_online_features
 from featurestore.statuses import Status
-from featurestore.types.times import system_clock
+from featurestore.types import Int64, String
+from featurestore.types.times import system_clock, to_datetime
 
 pytestmark = pytest.mark.uncounted
 
@@ -292,6 +300,7 @@ def test_both_users_of_the_guide_work_on_a_cluster(tmp_path: Path) -> None:
             body = {"features": ["fresh:clicks"], "entities": {"customer_id": [1, 2, 3]}}
             assert client.post("/v1/online-features", json=body).json()["rows"] == [[7], [0], [3]]
         assert "cluster_state" in store_facts(store.project)
+        keep_windows(tmp_path / "windows", store.url("fs_writer"))
         assert store.refused() == []
         store.close()
     finally:
@@ -325,13 +334,41 @@ def test_the_reader_of_the_guide_serves_and_can_write_nothing(store: Store) -> N
                 reader.execute_command(*command)
 
 
+def keep_windows(root: Path, url: str) -> None:
+    """Push events of a few entities, so many that they go into tiles, later ones and ones of new entities."""
+    view = FeatureView(
+        "sales",
+        entities=[Entity("shop", join_keys={"shop": Int64})],
+        source=PushSource("sales_push", ParquetSource("sales_file", "sales", "sold_at")),
+        schema=[Field("id", String)],
+        event_id="id",
+        aggregations=[Aggregation("*", "count", windows=[timedelta(hours=1)])],
+    )
+    root.mkdir()
+    online = {"url": url, "read_timeout_ms": 10_000}
+    with closing(make_workspace(root, [view], online_url=online, now_us=system_clock())) as workspace:
+        for minutes in (30, 20, 10):
+            shops = [*[*range(4)] * 40, minutes]
+            sold = [to_datetime(workspace.clock() - minutes * 60_000_000)] * len(shops)
+            ids = [f"{minutes} {place}" for place in range(len(shops))]
+            push(workspace, "sales_push", {"shop": shops, "sold_at": sold, "id": ids})
+        found = get_online_features(workspace, ["sales:*"], {"shop": [*range(4)]}).to_dict()
+        assert found["count_1h"] == [120] * 4
+        succeeded(republish(workspace))
+
+
+def test_the_writer_of_the_guide_keeps_windows(store: Store, tmp_path: Path) -> None:
+    keep_windows(tmp_path / "windows", store.url("fs_writer"))
+    assert store.refused() == []
+
+
 def test_a_writer_that_may_not_read_is_told_so(store: Store) -> None:
     """The script reads before it writes: what it is refused must not pass for a key of another type."""
     store.limit("fs_writer", "-get")
-    with pytest.raises(OnlineStoreUnavailableError, match="is not available: "):
+    with pytest.raises(OnlineStoreUnavailableError, match=r"is not available: .*deploy\.md has its ACL line"):
         store.project.put("fresh", {"customer_id": 1}, {"clicks": 8}, event_us=system_clock())
     workspace = store.project.workspace()
-    with pytest.raises(OnlineStoreUnavailableError, match="is not available: "):
+    with pytest.raises(OnlineStoreUnavailableError, match=r"is not available: .*deploy\.md has its ACL line"):
         workspace.online.repair([Repair(b"fs:shop:fresh:{1}", version_of(1, 1), None)], now_us=1)
     workspace.close()
 

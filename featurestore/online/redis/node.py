@@ -292,13 +292,13 @@ def unavailable(location: str, deadline_seconds: float, error: BaseException) ->
     return OnlineStoreUnavailableError(f"Redis at {location} {what}.", hint=_advice(error))
 
 
+_NEEDS_RIGHTS = (
+    "Give the user of online_store the commands and keys that it needs: docs/how-to/deploy.md has its ACL line. Or use "
+    "the URL of a user who has them."
+)
 _ADVICE: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
-    (
-        (redis.exceptions.NoPermissionError,),
-        "NOPERM",
-        "Give the user of online_store the commands and keys that it needs: docs/how-to/deploy.md has its ACL line. Or "
-        "use the URL of a user who has them.",
-    ),
+    ((redis.exceptions.NoPermissionError,), "NOPERM", _NEEDS_RIGHTS),
+    ((), "user executing the script can't", _NEEDS_RIGHTS),
     (
         (redis.AuthenticationError, redis.exceptions.AuthorizationError),
         "WRONGPASS",
