@@ -59,6 +59,8 @@ class Followed:
     """Events that were applied."""
     placed: int = 0
     """Records that were made from the log."""
+    foreign: tuple[bytes, ...] = ()
+    """Keys that hold something else; it was left alone."""
     is_whole: bool = True
     """Whether all records were made again."""
 
@@ -208,9 +210,9 @@ class Follower:
         """Make every record from the log."""
         for _ in range(MOST_TRIES):
             tokens = Tokens(self._online, self._encoder.namespace)
-            count = self._place_all(tokens) if tokens.begin(self._workspace.clock()) else None
-            if count is not None:
-                return Followed(0, count)
+            done = self._place_all(tokens) if tokens.begin(self._workspace.clock()) else None
+            if done is not None:
+                return done
             # The store lost what was placed, or another publish began meanwhile: then that one does the work.
             if tokens.wait_for_others(self._check) and (marks := self.marks()) and (done := self._apply(marks)):
                 return done
@@ -219,9 +221,9 @@ class Follower:
             hint="Run it again; if that repeats, see whether the store is emptied or restored meanwhile.",
         )
 
-    def _place_all(self, tokens: Tokens) -> int | None:
+    def _place_all(self, tokens: Tokens) -> Followed | None:
         """Place every record, and move the marks; None where a token is not there any more."""
-        sequence, count, seen = self._target.sequence, 0, set[bytes]()
+        sequence, count, seen, foreign = self._target.sequence, 0, set[bytes](), list[bytes]()
         unknown = {
             bucket for bucket, mark in read_marks(self._workspace, self._registered).items() if not self._known(mark)
         }
@@ -232,7 +234,8 @@ class Follower:
             results = self._place(tokens, part, unknown)
             if results is None:
                 return None
-            count += results.count(WriteResult.WRITTEN)
+            count += list(results.values()).count(WriteResult.WRITTEN)
+            foreign += [key for key, result in results.items() if result is WriteResult.WRONG_TYPE]
             seen.update(placed.key for placed in part)
         for batch in self._online.scan(self._encoder.prefix):
             others = [
@@ -244,10 +247,12 @@ class Follower:
             ]
             if others and self._place(tokens, others, unknown) is None:
                 return None
-        return count if self._move_marks(tokens) else None
+        return Followed(0, count, tuple(foreign)) if self._move_marks(tokens) else None
 
-    def _place(self, tokens: Tokens, placed: Sequence[Placed], unknown: Collection[bytes]) -> list[WriteResult] | None:
-        """Place records; None where a token is not there any more.
+    def _place(
+        self, tokens: Tokens, placed: Sequence[Placed], unknown: Collection[bytes]
+    ) -> dict[bytes, WriteResult] | None:
+        """Place records and return what became of each key; None where a token is not there any more.
 
         In a bucket whose mark is ``unknown`` to the log nobody applies, and records may hold events that the log lost
         when it was restored: whatever number they say, they go.
@@ -259,7 +264,9 @@ class Follower:
             part[bucket].append(each._replace(sequence=MAX_SEQUENCE) if bucket in unknown else each)
         results = tokens.place(part, self._workspace.clock())
         reached(PLACED)
-        return results
+        if results is None:
+            return None
+        return dict(zip((each.key for own in part.values() for each in own), results, strict=True))
 
     def _move_marks(self, tokens: Tokens) -> bool:
         """Move every mark that is not further already; False where a token is not there any more."""

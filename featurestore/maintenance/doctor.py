@@ -26,6 +26,7 @@ from featurestore.consistency.clocks import (
     online_ahead_us,
     registry_ahead_us,
 )
+from featurestore.consistency.eviction import NO_EVICTION, windows_at_risk
 from featurestore.errors import FeatureStoreError
 from featurestore.online.interface import READ_ONLY, UNTOUCHED, eviction_of
 from featurestore.project.access import FILE_NAME as ACCESS_FILE
@@ -157,8 +158,10 @@ def _online(workspace: Readers) -> Iterator[Check]:
         hint = "Let online_store name the primary wherever features are materialized, pushed or deleted."
         yield Check("role of the online store", "warning", f"role {READ_ONLY}", hint)
     yield from script_flaws(facts.get("server", ""))
-    if told := eviction_of(facts):
-        yield Check("eviction", "warning", told, "Run `CONFIG SET maxmemory-policy noeviction`.")
+    if told := windows_at_risk(workspace.snapshot().views.values(), facts):
+        yield Check("eviction", "failed", told, NO_EVICTION)
+    elif told := eviction_of(facts):
+        yield Check("eviction", "warning", told, NO_EVICTION)
     alone = int(facts.get("primaries_without_replica", 0))
     if alone:
         count = "1 primary has" if alone == 1 else f"{alone} primaries have"

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
 from featurestore.engine.interface import Log
 from featurestore.following.rows import EventEncoder
+from featurestore.maintenance.sampling_windows import WindowComparison
 from featurestore.offline.interface import TableVersion
 from featurestore.online.interface import Write
 from featurestore.online.records.codec import is_record, record_version
 from featurestore.online.records.encoder import RecordEncoder
-from featurestore.online.records.windowed import is_windowed, last_sequence
-from featurestore.online.records.windows_read import WindowRecords
 from featurestore.registered.snapshot import RegisteredView
-from featurestore.types.arrow import arrow_schema
-from featurestore.windows.layout import layout_of
 from featurestore.workspace import Readers
 
 ENTITIES = 1_000
 """At most this many entities are compared."""
 _SEED = 0x5EED
 _BATCH_ROWS = 50_000
+MOST_NAMED = 3
 _AT_ONCE = 200
 """How many keys one read of the store asks for."""
 
@@ -41,6 +39,8 @@ class Sample:
     newer: int = 0
     """Entities with a newer record online than in the table: pushed online only, or lost by the table. Those that the
     table does not hold at all are never chosen."""
+    named: tuple[str, ...] = ()
+    """Some entities with windows that differ, each with what does."""
 
 
 def compare_sample(workspace: Readers, registered: RegisteredView, version: TableVersion) -> Sample:
@@ -60,49 +60,31 @@ def compare_sample(workspace: Readers, registered: RegisteredView, version: Tabl
         part = keys[start : start + _AT_ONCE]
         online.update(zip(part, workspace.online.get(part), strict=True))
     states = [_state(encoder, live[key].record, online[key]) for key in keys]
-    counts = {name: states.count(name) for name in ("missing", "older", "different", "newer")}
-    return Sample(compared=len(keys), **counts)
+    return Sample(len(keys), *_counts(states))
 
 
 def _compare_events(workspace: Readers, registered: RegisteredView, version: TableVersion) -> Sample:
-    """Compare the values of windows now: those of the online records with those of records made from the log."""
-    import pyarrow as pa
-
-    view, log, now_us = registered.view, workspace.engine.log, workspace.clock()
+    """Compare the records of some entities with windows with records made from the log."""
+    view, log = registered.view, workspace.engine.log
     encoder, files = EventEncoder(registered), [file.path for file in version.files]
-    batches = log.latest(view, files, until_us=now_us, batch_rows=_BATCH_ROWS)
-    entities = [
+    batches = log.latest(view, files, until_us=workspace.clock(), batch_rows=_BATCH_ROWS)
+    entities = (
         (crc32(key, _SEED), key, row)
         for batch in batches
         for key, row in zip(encoder.keys(batch), batch.select(list(view.join_keys)).to_pylist(), strict=True)
-    ]
-    chosen = [row for _, _, row in heapq.nsmallest(ENTITIES, entities, lambda item: item[:2])]
-    if not chosen:
-        return Sample()
-    of = pa.Table.from_pylist(chosen, arrow_schema(view.join_keys))
-    events = log.events(view, files, by_entity=True, of=of, batch_rows=_BATCH_ROWS)
-    wanted = {placed.key: placed for placed in encoder.placed(events, version.next_sequence - 1, now_us)}
-    live = [
-        key for key, placed in wanted.items() if placed.expire_at_ms is None or placed.expire_at_ms > now_us // 1000
-    ]
-    layout, places = layout_of(view)
-    reader = WindowRecords(registered.layout, layout, list(places.values()))
-    states = []
-    for start in range(0, len(live), _AT_ONCE):
-        keys = live[start : start + _AT_ONCE]
-        for key, record in zip(keys, workspace.online.get(keys), strict=True):
-            states.append(_events_state(reader, key, wanted[key].record, record, now_us))
-    counts = {name: states.count(name) for name in ("missing", "older", "different", "newer")}
-    return Sample(compared=len(live), **counts)
+    )
+    chosen = [row for _, _, row in heapq.nsmallest(ENTITIES, entities, key=lambda item: item[:2])]
+    comparison, states, named = WindowComparison(workspace, registered, version), list[str](), list[str]()
+    for start in range(0, len(chosen), _AT_ONCE):
+        for state, what in comparison.compare(chosen[start : start + _AT_ONCE]):
+            states.append(state)
+            named += [what] * (state not in ("equal", "newer"))
+    return Sample(len(states), *_counts(states), named=tuple(named[:MOST_NAMED]))
 
 
-def _events_state(reader: WindowRecords, key: bytes, wanted: bytes, found: bytes | None, now_us: int) -> str:
-    if found is None or not is_windowed(found):
-        return "missing"
-    expected = reader.fresh([wanted], now_us)
-    if repr(reader.fresh([found], now_us)) == repr(expected):  # NaN is equal to itself so
-        return "equal"
-    return "older" if last_sequence(found) < last_sequence(wanted) else "different"
+def _counts(states: Sequence[str]) -> tuple[int, int, int, int]:
+    missing, older, different, newer = map(states.count, ("missing", "older", "different", "newer"))
+    return missing, older, different, newer
 
 
 def _chosen(

@@ -12,7 +12,8 @@ from featurestore.consistency.belonging import Mismatch, compare_all, unavailabl
 from featurestore.consistency.clocks import ONLINE_STORE, REGISTRY, clock_problem, online_ahead_us, registry_ahead_us
 from featurestore.consistency.online_rows import count_entities
 from featurestore.consistency.remains import find_remains
-from featurestore.errors import FeatureStoreError, OfflineStoreError
+from featurestore.errors import EngineError, FeatureStoreError, OfflineStoreError, OnlineStoreError
+from featurestore.following.lag import Lag, lag_of
 from featurestore.ledger.runs import RunResult, runs
 from featurestore.ledger.unread import read_unread
 from featurestore.ledger.watermarks import Watermark, read_watermark
@@ -56,6 +57,9 @@ class ViewStatus:
     """Where the registry and the view's stores do not fit, or the online store does not answer."""
     lacks: tuple[str, ...] = ()
     """What its committed spans lack compared with the applied definition, each with the command that reads it."""
+    windows: Lag | None = None
+    """How far the online part of a view with windows follows its log; None for other views, where the table cannot be
+    read, and while the online store is down."""
     unreadable: str = ""
     """Why its table cannot be read, and what to do; newest event and rows then come from its last run."""
 
@@ -103,6 +107,7 @@ def status(workspace: Readers) -> list[ViewStatus]:
                 killed=tuple(run for run in unfinished if run.state == "killed"),
                 last_run=_in_words(history[0]) if history else "",
                 clocks=clocks,
+                windows=_lag(workspace, registered) if failure is None else None,
                 unreadable=unreadable,
             )
         )
@@ -147,6 +152,14 @@ def _committed(workspace: Readers, registered: RegisteredView, watermark: Waterm
     except OfflineStoreError as error:
         unreadable = str(error)
     return watermark.greatest_event_us, watermark.offline_rows, unreadable
+
+
+def _lag(workspace: Readers, registered: RegisteredView) -> Lag | None:
+    if not (registered.view.aggregations and registered.view.online):
+        return None
+    with suppress(OfflineStoreError, OnlineStoreError, EngineError):  # said elsewhere
+        return lag_of(workspace, registered)
+    return None
 
 
 def _in_words(run: RunResult) -> str:

@@ -133,6 +133,8 @@ def _compared(workspace: Readers, registered: RegisteredView) -> Sample:
     if newest is None:
         return Sample()
     sample = compare_sample(workspace, registered, newest)
+    if registered.view.aggregations:
+        return sample  # its marks say how much of the newest version is online
     part = compare_part(workspace, registered)
     if not (sample.missing or sample.older) or part.version is None:
         return sample
@@ -150,10 +152,10 @@ def _differences(registered: RegisteredView, sample: Sample) -> Iterable[str]:
     found = {"missing": sample.missing, "older": sample.older, "with other values": sample.different}
     told = ", ".join(f"{count:,} {what}" for what, count in found.items() if count)
     if told:
-        view = registered.view.name
+        view, named = registered.view.name, f" ({'; '.join(sample.named)})" if sample.named else ""
         yield (
             f"Online records of {view} differ from the offline table: {told}, of {sample.compared:,} entities "
-            f"compared. Publish them again with `fs materialize --view {view} --republish`."
+            f"compared{named}. Publish them again with `fs materialize --view {view} --republish`."
         )
 
 

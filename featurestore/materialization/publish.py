@@ -113,7 +113,9 @@ def follow(
         assert done is not None
         written = done.placed if done.is_whole else done.appended
         running.note(written=written)
-    return Publication(Published(written=written), version, is_complete=True), done.is_whole
+    foreign = tuple(key.decode() for key in done.foreign[:SHOWN_KEYS])
+    counts = Published(written=written, wrong_type=len(done.foreign), wrong_type_keys=foreign)
+    return Publication(counts, version, is_complete=True), done.is_whole
 
 
 def _deciding(version: TableVersion, added: Sequence[DataFile]) -> list[DataFile]:

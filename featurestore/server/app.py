@@ -20,10 +20,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 import featurestore
+from featurestore.consistency.eviction import NO_EVICTION, windows_at_risk
 from featurestore.errors import OnlineStoreError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader, eviction_of
 from featurestore.online.records.keys import project_prefix
 from featurestore.project.access import AUTH_REQUIRED, TOKEN_SET
+from featurestore.registered.snapshot import Snapshot
 from featurestore.server.describe.docs import add_docs
 from featurestore.server.describe.openapi import ERROR_RESPONSES, complete
 from featurestore.server.http.door import Door
@@ -65,10 +67,11 @@ def create_app(
     ``token`` is the setting ``FS_SERVER_TOKEN``; ``host`` is where the server will listen; ``reopen`` forgets what
     closed this repo's servers. Reads the definitions, so that errors in them show before the server listens. Raises
     SettingsError without any token beyond loopback and where ``reopen`` is not allowed, RegistryError when neither the
-    registry nor a saved snapshot can be read.
+    registry nor a saved snapshot can be read, OnlineStoreError for windows in a store that evicts records.
     """
     workspace = source if isinstance(source, Workspace) else open_workspace(Path(source))
     snapshots, door, verifier = _load(workspace, token, host, reopen)
+    _refuse_eviction(workspace, snapshots.current.snapshot)
     metrics = Metrics()
     reads = OnlineReads(snapshots, workspace.clock, metrics)
     limit = int(workspace.settings.server.max_body)
@@ -125,6 +128,16 @@ def _load(workspace: Readers, token: str | None, host: str, reopen: bool) -> tup
     if token is not None:
         door.close(TOKEN_SET)
     return snapshots, door, verifier
+
+
+def _refuse_eviction(workspace: Readers, snapshot: Snapshot) -> None:
+    """Raise OnlineStoreError where records of windows may be evicted; a store that is down is not waited for."""
+    windowed = [found for found in snapshot.views.values() if found.view.aggregations and found.view.online]
+    if not windowed:
+        return
+    with suppress(OnlineStoreUnavailableError):
+        if told := windows_at_risk(windowed, workspace.online.facts()):
+            raise OnlineStoreError(f"The online store is not fit for windows: {told}.", hint=NO_EVICTION)
 
 
 def _lifespan(

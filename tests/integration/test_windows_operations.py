@@ -5,9 +5,11 @@ Whatever happens, a value online is that of the offline join at the same instant
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import closing
 from datetime import timedelta
@@ -19,21 +21,31 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 from support.clock import ManualClock
+from support.redis_server import RedisServer
 from support.serving import serving_here
 
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
-from featurestore.errors import MismatchError
+from featurestore.cli.main import main
+from featurestore.errors import MismatchError, OnlineStoreError
 from featurestore.following.follow import Follower
+from featurestore.following.lag import Lag
 from featurestore.following.mark import mark_from, read_marks
 from featurestore.ingest import push
 from featurestore.ingest.push import Push, PushTarget
 from featurestore.ingest.rows import read_rows
 from featurestore.maintenance import gc
+from featurestore.maintenance.doctor import examine
 from featurestore.maintenance.optimize import optimize
+from featurestore.maintenance.status import status
 from featurestore.maintenance.teardown import drop_data
+from featurestore.maintenance.verify import verify
 from featurestore.materialization import materialize_incremental, republish, succeeded
 from featurestore.offline import groups
+from featurestore.offline.interface import MAX_SEQUENCE
+from featurestore.online.interface import Placed, Slice
 from featurestore.online.records import windows_known
+from featurestore.online.records.keys import KeyEncoder
+from featurestore.online.records.windowed import decode, encode, entries_of
 from featurestore.plan import apply_plan, make_plan
 from featurestore.plan.changes import Plan, Step
 from featurestore.plan.classes import ChangeClass
@@ -41,10 +53,13 @@ from featurestore.project.loader import collect
 from featurestore.project.settings import make_settings
 from featurestore.registered.snapshot import Snapshot
 from featurestore.repair import find_repairs, repair
+from featurestore.server.app import create_app
 from featurestore.serving import get_online_features
 from featurestore.training import TrainingSetWarning, get_historical_features
 from featurestore.types import Float64, Int64, String
 from featurestore.types.times import system_clock, to_datetime
+from featurestore.windows.layout import layout_of
+from featurestore.windows.tiles import Tiles
 from featurestore.workspace import Workspace
 
 MINUTE_US = 60_000_000
@@ -78,7 +93,7 @@ class Shop:
     """A project to which events are pushed."""
 
     def __init__(self, root: Path, online_url: str | None, view: FeatureView) -> None:
-        now_us = system_clock() // MINUTE_US * MINUTE_US - 60 * MINUTE_US
+        now_us = system_clock() // HOUR_US * HOUR_US - HOUR_US
         self.root, self.url = root, online_url
         settings = make_settings({"project": "shop", "online_store": online_url or "lmdb:///data/online"})
         self.workspace = Workspace(root, settings, clock=ManualClock(now_us))
@@ -194,7 +209,7 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
 def test_an_added_window_serves_at_once_where_its_tiles_are_kept(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     windows = HOUR, timedelta(days=1)
     shop.apply(sales_view(REFUNDS, windows=windows))
-    shop.sell(minutes=200)
+    shop.sell(48, minutes=200)
     monkeypatch.setattr(Follower, "_publish", lambda self: pytest.fail("all records are made again"))
     wanted = sales_view(
         Aggregation("v", "mean", windows=[timedelta(minutes=30)], resolution=timedelta(minutes=5)),
@@ -304,7 +319,7 @@ def test_an_answer_without_an_event_says_until_when_the_view_is_covered(either: 
     shop.sell(1, minutes=1)
     second = to_datetime(shop.now_us)
     assert shop.online()[at] == [second] * 4
-    shop.wait(HOUR_US)
+    shop.wait(50 * MINUTE_US)
     shop.write([{"shop": 5, "sold_at": to_datetime(shop.now_us - 9 * HOUR_US), "id": "old", "v": 1.0}])
     shop.run()
     third = to_datetime(shop.now_us)
@@ -497,3 +512,137 @@ def test_nothing_of_a_view_stays_that_is_gone(either: Shop) -> None:
     assert keys_online(shop) == []
     drop_data(shop.workspace)
     assert shop.workspace.offline.tables("shop") == []
+
+
+# What is seen of it ---------------------------------------------------------------------------------------------------
+
+
+def fs(shop: Shop, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command on the project and return what it prints."""
+    settings = {"project": "shop", "online_store": shop.url or "lmdb:///data/online"}
+    (shop.root / "feature_store.yaml").write_text(json.dumps(settings))
+    shop.workspace.close()
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--repo", str(shop.root)])
+    shop.workspace = shop.other()
+    printed = capsys.readouterr()
+    assert not ended.value.code, printed.out + printed.err
+    return printed.out
+
+
+def test_status_tells_how_far_windows_are(either: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop = either
+    (none,) = status(shop.workspace)
+    assert none.windows == Lag(None, None, 0, None)
+    shop.sell(40)
+    began_us = shop.now_us
+    (whole,) = status(shop.workspace)
+    assert whole.windows is not None
+    assert (whole.windows.covered_us, whole.windows.events, whole.windows.since_us) == (began_us, 0, None)
+    shop.wait(MINUTE_US)
+    shop.sell(7, to="offline")
+    shop.wait(MINUTE_US)
+    shop.sell(5, to="offline")
+    optimize(shop.workspace)
+    (behind,) = status(shop.workspace)
+    assert behind.windows == Lag(whole.windows.version, began_us, 12, began_us + MINUTE_US)
+    told = fs(shop, capsys, "status")
+    at = [to_datetime(began_us + place * MINUTE_US).strftime("%Y-%m-%d %H:%M:%S") for place in range(2)]
+    assert f"covered until {at[0]} (version {whole.windows.version}); 12 events of its log not online yet" in told
+    assert f"the first since {at[1]}." in told
+    assert json.loads(fs(shop, capsys, "status", "--json"))[0]["windows"]["events"] == 12
+    shop.workspace.online.delete(NAMESPACE)
+    assert "no window is online. The next `fs materialize` makes the records of 52 events" in fs(shop, capsys, "status")
+
+
+def test_show_tells_how_large_records_are(either: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop = either
+    assert json.loads(fs(shop, capsys, "show", "sales", "--json"))[0]["online_records"] is None
+    shop.sell(36)
+    shop.wait(MINUTE_US)
+    republish(shop.workspace)
+    shop.sell(4, minutes=1)
+    found = json.loads(fs(shop, capsys, "show", "sales", "--json"))[0]["online_records"]
+    sizes = [len(record) for batch in shop.workspace.online.scan(NAMESPACE + b"{") for _, record in batch]
+    assert (found["records"], found["bytes"]) == (3, [sorted(sizes)[1], max(sizes)])
+    assert found["tiles"] == [10, 10]
+    assert found["newest_events"] == [1, 2]
+    lines = fs(shop, capsys, "show", "sales").splitlines()
+    assert lines[-3].split() == ["tiles", "10", "10"]
+    assert lines[-4].split() == ["of", "3", "records", "median", "greatest"]
+
+
+def test_a_redis_that_evicts_is_refused(shop: Shop, redis_server: RedisServer, redis_url: str) -> None:
+    """Also volatile-ttl: records of windows expire, so it takes them."""
+    settings = make_settings({"project": "shop", "online_store": redis_url})
+    with redis_server.client() as client, closing(Workspace(shop.root, settings)) as workspace:
+        try:
+            client.config_set("maxmemory-policy", "volatile-ttl")
+            (found,) = (check for check in examine(workspace) if check.name == "eviction")
+            assert (found.state, "windows of sales count wrong" in found.message) == ("failed", True)
+            with pytest.raises(OnlineStoreError, match="is not fit for windows: maxmemory-policy is volatile-ttl"):
+                create_app(workspace)
+            shop.apply(sales_view(online=False))
+            workspace.snapshot()
+            assert [check.state for check in examine(workspace) if check.name == "eviction"] == ["warning"]
+            create_app(workspace)
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+
+
+def test_verify_finds_and_names_what_a_record_has_wrong(either: Shop) -> None:
+    shop, store = either, either.workspace.online
+    shop.apply(sales_view(Aggregation("v", "max", windows=[HOUR]), windows=(HOUR, None)))
+    shop.sell(60)
+    shop.wait(MINUTE_US)
+    republish(shop.workspace)
+    shop.sell(12, minutes=5)
+    shop.sell(2, to="offline")  # it need not be online yet
+    assert verify(shop.workspace)[0].problems == ()
+    shop.sell(1)
+    registered = shop.workspace.snapshot().views["sales"]
+    layout, _ = layout_of(registered.view)
+    key = KeyEncoder(registered.layout).encode([1])
+    (whole,) = store.get([key])
+    assert whole is not None
+    newest = list(entries_of(whole))
+
+    def changed(by: Callable[[Tiles], None]) -> bytes:
+        tiles = decode(key, layout, whole)
+        by(tiles)
+        return encode(key, tiles) + b"".join(newest)
+
+    def count_twice(tiles: Tiles) -> None:
+        for parts in tiles.parts:
+            parts[0].counts[0] += 1
+
+    def damage_within(tiles: Tiles) -> None:
+        (place,) = (place for place, each in enumerate(layout.resolutions) if each.step_us)
+        largest = tiles.parts[place][-1].greatest
+        assert largest is not None
+        largest[5] = 40.0
+
+    broken = bytearray(whole)
+    broken[60] ^= 1
+    faults = {
+        bytes(broken): "1 online records of sales are damaged",
+        changed(count_twice): r"1 with other values, of 3 entities compared \(shop=1: count_\w+ is 26, by the log 25\)",
+        changed(damage_within): r"\(shop=1: tiles differ that no window begins with now\)",
+        whole[: -len(newest[-1])]: r"shop=1: v_sum_1h is [-.\d]+, by the log",
+        whole + newest[-1]: r"shop=1: v_sum_1h is [-.\d]+, by the log",
+    }
+    for record, told in faults.items():
+        slices = [Slice([], [Placed(key, record, MAX_SEQUENCE, None)])]
+        store.place(slices, now_us=shop.now_us)
+        (found,) = verify(shop.workspace)
+        assert re.search(told, found.problems[0]), found.problems
+        republish(shop.workspace)
+        assert verify(shop.workspace)[0].problems == ()
+    store.place([Slice([], [Placed(key, b"something else", MAX_SEQUENCE, None)])], now_us=shop.now_us)
+    assert "1 online records of sales are damaged" in verify(shop.workspace)[0].problems[0]
+    (run,) = republish(shop.workspace)
+    assert (run.published.wrong_type, run.published.wrong_type_keys) == (1, (key.decode(),))
+    shop.workspace.online.delete(key)
+    assert "1 missing, of 3 entities compared (shop=1: no record)" in verify(shop.workspace)[0].problems[0]
+    republish(shop.workspace)
+    shop.check()

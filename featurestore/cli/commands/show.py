@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import textwrap
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import click
 from featurestore_registry.records import Record
 
 from featurestore.cli.output import Output, repo_command
-from featurestore.errors import NotFoundError, did_you_mean
+from featurestore.definitions import FeatureView
+from featurestore.errors import NotFoundError, OnlineStoreError, did_you_mean
+from featurestore.maintenance.sizes import Sizes, sizes_of
 from featurestore.registered.records import aggregation_from, kind_named
 from featurestore.store import FeatureStore
 from featurestore.types.times import duration_text
@@ -31,13 +35,23 @@ def command(store: FeatureStore, output: Output, name: str) -> None:
         known = [record.name for record in snapshot.records]
         raise NotFoundError(f"Nothing called {name!r} is registered.", hint=did_you_mean(bare, known), name=name)
     users = {record.key: [r.key for r in snapshot.records if record.key in r.depends_on] for record in records}
-    documents = [_document(record, users[record.key]) for record in records]
+    documents = [_document(record, users[record.key], _sizes(store, record)) for record in records]
     output.emit(documents)
     for document in documents:
         _show(output, document)
 
 
-def _document(record: Record, used_by: list[str]) -> dict[str, Any]:
+def _sizes(store: FeatureStore, record: Record) -> Sizes | None:
+    """Return how large the online records of a view with windows are, if there are any and their store answers."""
+    registered = store.workspace.snapshot().views.get(record.name) if record.kind == FeatureView.kind else None
+    if registered is None or not (registered.view.aggregations and registered.view.online):
+        return None
+    with suppress(OnlineStoreError):
+        return sizes_of(store.workspace, registered)
+    return None
+
+
+def _document(record: Record, used_by: list[str], sizes: Sizes | None) -> dict[str, Any]:
     return {
         "kind": record.kind,
         "name": record.name,
@@ -52,6 +66,7 @@ def _document(record: Record, used_by: list[str]) -> dict[str, Any]:
         "used_by": used_by,
         "fingerprint": record.fingerprint,
         "definition": dict(record.document),
+        "online_records": None if sizes is None else asdict(sizes),
     }
 
 
@@ -74,6 +89,10 @@ def _show(output: Output, document: dict[str, Any]) -> None:
         output.table(("column", "type", "description", "from"), rows)
     if "aggregations" in document["definition"]:
         _show_windows(output, document["definition"]["aggregations"])
+    if (sizes := document["online_records"]) is not None:
+        names = "tiles", "bytes", "newest_events"
+        told = [(name.replace("_", " "), f"{sizes[name][0]:,}", f"{sizes[name][1]:,}") for name in names]
+        output.table((f"of {sizes['records']:,} records", "median", "greatest"), told, right=("median", "greatest"))
 
 
 def _show_windows(output: Output, aggregations: list[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from featurestore.cli.output import Output, repo_command
+from featurestore.following.lag import Lag
 from featurestore.maintenance.status import status, without_views
 from featurestore.store import FeatureStore
 from featurestore.types.times import to_rfc3339
@@ -37,6 +38,9 @@ def command(store: FeatureStore, output: Output) -> None:
         for view in found
     ]
     output.table(heads, rows, right=("age", "entities", "versions", "online"))
+    for view in found:
+        if view.windows is not None:
+            output.say(_windows(view.view, view.windows))
     for mismatch in (each for view in found for each in view.mismatches):
         output.say(f"{mismatch.message} {mismatch.hint}", style="yellow")
     for unreadable in filter(None, (view.unreadable for view in found)):
@@ -49,6 +53,16 @@ def command(store: FeatureStore, output: Output) -> None:
 
 def _instant(instant_us: int | None) -> str:
     return "never" if instant_us is None else to_rfc3339(instant_us)[:19].replace("T", " ")
+
+
+def _windows(view: str, lag: Lag) -> str:
+    """Return how far the windows of a view are."""
+    if lag.version is None:
+        return f"{view}: no window is online. The next `fs materialize` makes the records of {lag.events:,} events."
+    events = "1 event" if lag.events == 1 else f"{lag.events:,} events"
+    waiting = f"{events} of its log not online yet, the first since {_instant(lag.since_us)}"
+    state = waiting if lag.events else "every event of its log is online"
+    return f"{view}: windows are covered until {_instant(lag.covered_us)} (version {lag.version}); {state}."
 
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
