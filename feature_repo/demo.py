@@ -1,7 +1,8 @@
 """The whole product on real data, one step after the other: `make demo`.
 
 Writes the example's sources, applies the definitions, materializes, builds a training set of all flights, serves,
-asks over HTTP for three flights, and stops cleanly. Embedded defaults only: nothing else needs to run.
+asks over HTTP for three flights, pushes their landings, stops cleanly, and reads the windows as time passes. Embedded
+defaults only: nothing else needs to run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,23 @@ DATA = REPO / "data"
 TRAINING = DATA / "training.parquet"
 SERVICE = "departure_delay_v1"
 FS = Path(sys.executable).with_name("fs")
+WINDOWS = {
+    "mean 1 h": "arr_delay_mean_1h",
+    "late 1 h": "late_1h",
+    "mean 1 day": "arr_delay_mean_1d",
+    "late 1 day": "late_1d",
+    "mean 7 days": "arr_delay_mean_7d",
+    "mean 30 days": "arr_delay_mean_30d",
+}
+INSTANTS = {
+    "now": timedelta(0),
+    "in 30 min": timedelta(minutes=30),
+    "in 70 min": timedelta(minutes=70),
+    "in 26 hours": timedelta(hours=26),
+    "in 8 days": timedelta(days=8),
+    "in 40 days": timedelta(days=40),
+}
+"""When the windows are read."""
 # The demo stands for itself: settings of the caller's own store must not leak into it.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("FS_") or key == "FS_CRASH_AT"}
 console = Console(highlight=False, width=max(100, Console().width))
@@ -36,6 +55,8 @@ console = Console(highlight=False, width=max(100, Console().width))
 def main() -> None:
     """Run every step; the first that fails ends the demo with its own message."""
     started = time.monotonic()
+    os.environ.clear()
+    os.environ.update(ENVIRONMENT)
     say("Flights from New York: will this one arrive more than 15 minutes late?")
     for leftover in (DATA, REPO / ".featurestore"):
         if leftover.exists():
@@ -53,8 +74,10 @@ def main() -> None:
     frame = "data/departures.parquet"
     fs("training-set", "--entities", frame, "--service", SERVICE, "--out", TRAINING, "--full-feature-names")
     show_training_set()
-    step(5, "Serve the same features over HTTP, and ask for three flights that leave within the hour")
-    ask_server()
+    step(5, "Serve the same features over HTTP, ask for three flights, and push their landings")
+    landed = ask_server()
+    step(6, "Let time pass: the windows move, though nothing is pushed or materialized any more")
+    show_windows(landed)
     console.print()
     say(f"Done in {time.monotonic() - started:.0f} seconds. Look around with: {show(FS, '--repo', REPO, 'status')}")
 
@@ -112,8 +135,8 @@ def show_training_set() -> None:
     console.print(table)
 
 
-def ask_server() -> None:
-    """Start a server on a free port, ask it for three flights, show the answer, stop it."""
+def ask_server() -> dict[str, list[Any]]:
+    """Start a server on a free port, ask it for three flights, push three landings, stop it; return what was pushed."""
     command = [str(FS), "serve", "--port", "0"]
     console.print(f"[dim]$ {show(*command)}[/dim]")
     server = subprocess.Popen(command, env=ENVIRONMENT, cwd=REPO, stdout=subprocess.PIPE, text=True)
@@ -125,21 +148,32 @@ def ask_server() -> None:
             console.print("[red]The server did not start.[/red]")
             sys.exit(server.wait(timeout=20) or 1)
         flights = next_flights(3)
-        body = request_body(flights)
-        console.print(f"[dim]$ curl -X POST {url}/v1/online-features -d '{json.dumps(body)[:160]}…'[/dim]")
-        request = urllib.request.Request(  # noqa: S310 - our own server on loopback
-            f"{url}/v1/online-features", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        started = time.monotonic()
-        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - the same
-            answer = json.load(response)
-        took = f"answered in {(time.monotonic() - started) * 1000:.1f} ms"
+        answer, took = post(f"{url}/v1/online-features", request_body(flights))
         console.print(f"[dim]{took}; the year of flights is over, and what is too old says so[/dim]")
         show_answer(flights, answer)
+        landed = landings(flights)
+        for _ in range(2):
+            answer, took = post(f"{url}/push", {"source": "landings", "rows": landed})
+            events = answer["views"]["carrier_recent"]["events"]
+            counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in events.items())
+            console.print(f"[dim]{took}[/dim] carrier_recent: {counts}")
     finally:
         server.terminate()
         code = server.wait(timeout=20)
     console.print(f"[dim]The server stopped cleanly (exit code {code}).[/dim]")
+    return landed
+
+
+def post(url: str, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Send a request to our server; return its answer, and how long it took."""
+    console.print(f"[dim]$ curl -X POST {url} -d '{json.dumps(body)[:160]}…'[/dim]")
+    request = urllib.request.Request(  # noqa: S310 - our own server on loopback
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    started = time.monotonic()
+    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - the same
+        answer = json.load(response)
+    return answer, f"answered in {(time.monotonic() - started) * 1000:.1f} ms"
 
 
 def next_flights(count: int) -> list[dict[str, Any]]:
@@ -154,6 +188,34 @@ def next_flights(count: int) -> list[dict[str, Any]]:
     found = duckdb.connect().execute(query, files)
     names = [column[0] for column in found.description]
     return [{**dict(zip(names, row, strict=True)), "sched_dep": leaves_at.isoformat()} for row in found.fetchall()]
+
+
+def landings(flights: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Return columns in which the flights have just landed, 55, 20 and 0 minutes late."""
+    now = datetime.now(UTC)
+    return {
+        **{key: [flight[key] for flight in flights] for key in ("carrier", "dest", "tailnum")},
+        "flight_id": [1_000_001 + place for place in range(len(flights))],
+        "arrived_at": [(now - timedelta(minutes=place)).isoformat() for place in range(1, len(flights) + 1)],
+        "arr_delay": [55.0, 20.0, 0.0][: len(flights)],
+    }
+
+
+def show_windows(landed: dict[str, list[Any]]) -> None:
+    """Print the windows of one carrier at several instants, by a clock that is moved."""
+    from featurestore import FeatureStore
+
+    carrier, now_us = landed["carrier"][0], time.time_ns() // 1000
+    names = [f"carrier_recent:{window}" for window in WINDOWS.values()]
+    console.print(f"[dim]Delays of {carrier}: the mean, and how many flights were more than 15 minutes late.[/dim]")
+    table = Table("read", *WINDOWS, box=None, header_style="bold")
+    for text, later in INSTANTS.items():
+        moved_us = now_us + later // timedelta(microseconds=1)
+        with FeatureStore(REPO, clock=partial(int, moved_us)) as store:
+            answer = store.get_online_features(names, [{"carrier": carrier}]).to_dict()
+        cells = (answer[name][0] for name in WINDOWS.values())
+        table.add_row(text, *("null" if cell is None else f"{cell:,.5g}" for cell in cells))
+    console.print(table)
 
 
 def request_body(flights: Sequence[dict[str, Any]]) -> dict[str, Any]:

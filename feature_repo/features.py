@@ -10,11 +10,13 @@ from datetime import timedelta
 from typing import Any
 
 from featurestore import (
+    Aggregation,
     Entity,
     FeatureService,
     FeatureView,
     Field,
     ParquetSource,
+    PushSource,
     RequestSource,
     on_demand_feature_view,
 )
@@ -27,6 +29,8 @@ OWNER = "flight-ops"
 carrier = Entity("carrier", join_keys={"carrier": String}, description="Airline, by IATA code", owner=OWNER)
 airport = Entity("airport", join_keys={"airport": String}, description="Airport, by FAA code", owner=OWNER)
 plane = Entity("plane", join_keys={"tailnum": String}, description="Plane, by tail number", owner=OWNER)
+origin = Entity("origin", join_keys={"origin": String}, description="Airport that flights leave", owner=OWNER)
+destination = Entity("destination", join_keys={"dest": String}, description="Airport that flights reach", owner=OWNER)
 route = Entity("route", join_keys={"origin": String, "dest": String}, description="From where to where", owner=OWNER)
 
 # Sources: written by make_sources.py
@@ -54,6 +58,11 @@ weather = ParquetSource(
 planes = ParquetSource("planes", path="data/planes.parquet", timestamp_field="known_since")
 airports = ParquetSource("airports", path="data/airports.parquet", timestamp_field="known_since")
 airlines = ParquetSource("airlines", path="data/airlines.parquet", timestamp_field="known_since")
+
+# Where flights are pushed the moment they take off and land; the file has them later
+
+landings = PushSource("landings", batch_source=flights, description="A flight that has just landed")
+departures = PushSource("departures", batch_source=take_offs, description="A flight that has just taken off")
 
 # Feature views: what is known, since when, and for how long it means anything
 
@@ -178,6 +187,57 @@ plane_status = FeatureView(
     owner=OWNER,
 )
 
+# Windows: delays over the last hour, day, week and month, at any instant. Each flight is an event; its number in the
+# list tells it from the others, so that one that is pushed and later read from the file counts once.
+
+RECENT = [timedelta(hours=1), timedelta(hours=24), timedelta(days=7), timedelta(days=30)]
+LANDED = [Field("flight_id", Int64), Field("arr_delay", Float64, description="minutes late, negative when early")]
+DELAYS = [Aggregation("arr_delay", "mean", windows=RECENT)]
+
+carrier_recent = FeatureView(
+    "carrier_recent",
+    entities=[carrier],
+    source=landings,
+    schema=LANDED,
+    event_id="flight_id",
+    aggregations=[*DELAYS, Aggregation("*", "count", windows=RECENT[:2], name="late", where="arr_delay > 15")],
+    description="How late the airline's flights have landed lately",
+    owner=OWNER,
+)
+
+dest_recent = FeatureView(
+    "dest_recent",
+    entities=[destination],
+    source=landings,
+    schema=LANDED,
+    event_id="flight_id",
+    aggregations=DELAYS,
+    description="How late flights from New York have landed there lately",
+    owner=OWNER,
+)
+
+plane_recent = FeatureView(
+    "plane_recent",
+    entities=[plane],
+    source=landings,
+    schema=LANDED,
+    event_id="flight_id",
+    aggregations=DELAYS,
+    description="How late the plane has landed lately",
+    owner=OWNER,
+)
+
+origin_recent = FeatureView(
+    "origin_recent",
+    entities=[origin],
+    source=departures,
+    schema=[Field("flight_id", Int64), Field("dep_delay", Float64, description="minutes, negative when before time")],
+    event_id="flight_id",
+    aggregations=[Aggregation("dep_delay", "mean", windows=RECENT)],
+    description="How late flights have taken off there lately",
+    owner=OWNER,
+)
+
 # On demand: computed when it is read, from stored features and from what the caller brings
 
 departure = RequestSource(
@@ -223,6 +283,10 @@ departure_delay_v1 = FeatureService(
         airport_weather.with_name("origin_weather").with_join_keys({"airport": "origin"}),
         airport_profile.with_name("origin_airport").with_join_keys({"airport": "origin"})[["alt"]],
         airport_profile.with_name("dest_airport").with_join_keys({"airport": "dest"}),
+        carrier_recent,
+        dest_recent,
+        plane_recent,
+        origin_recent,
         departure_facts,
     ],
     description="At scheduled departure: will this flight arrive more than 15 minutes late?",

@@ -172,21 +172,28 @@ def _next_on_clock(since: pd.Series, clock_time: pd.Series, zones: pd.Series) ->
 
 
 def _flights_source(flights: pd.DataFrame) -> pd.DataFrame:
-    """One row per flight; `arrived_at` is null for the 8,255 cancelled and 458 that never reached their goal."""
+    """One row per flight; `arrived_at` is null for the 8,255 cancelled and 458 that never reached their goal.
+
+    `flight_id` is its number in the package's list: the same carrier and number may fly twice a day.
+    """
     columns = ["carrier", "flight", "tailnum", "origin", "dest", "sched_dep", "departed_at", "arrived_at"]
     measures = ["dep_delay", "arr_delay", "air_time", "distance"]
-    return flights[columns].assign(recorded_at=flights["arrived_at"], **flights[measures])
+    made = flights[columns].assign(recorded_at=flights["arrived_at"], **flights[measures])
+    return made.assign(flight_id=range(1, len(made) + 1))
 
 
 def _departures_frame(flights: pd.DataFrame) -> pd.DataFrame:
-    """One row per flight at its scheduled departure: keys, what a request carries, and the label `late`.
+    """One row per flight just before its scheduled departure: keys, what a request carries, and the label `late`.
+
+    A microsecond before: a flight that takes off on time does so at that very minute, and its own take-off would count.
 
     `late` is null where no arrival delay was recorded: cancelled, diverted. It is what a model is to say, and
     nothing of it may be among the features: it is known at the arrival, hours after `event_timestamp`.
     """
     columns = ["carrier", "flight", "tailnum", "origin", "dest", "sched_dep", "distance"]
     late = (flights["arr_delay"] > LATE_MINUTES).astype("boolean").mask(flights["arr_delay"].isna())
-    return flights[["sched_dep"]].rename(columns={"sched_dep": "event_timestamp"}).assign(**flights[columns], late=late)
+    asked_at = flights["sched_dep"] - timedelta(microseconds=1)
+    return pd.DataFrame({"event_timestamp": asked_at}).assign(**flights[columns], late=late)
 
 
 def _whole_numbers(frame: pd.DataFrame, *names: str) -> pd.DataFrame:

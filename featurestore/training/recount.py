@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from featurestore.definitions.aggregation import ALL_ROWS, Window
@@ -19,7 +21,7 @@ from featurestore.types.values import ValueType
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MOST_EVENTS = 2_000_000
+MOST_EVENTS = 500_000
 """At most so many events are looked at, some of them several times; a row that would need more is left out."""
 
 Key = tuple[Any, ...]
@@ -47,12 +49,13 @@ def recounted(rows: JoinedRows, pinned: PinnedRead, observed: Observed) -> tuple
     seen = count = 0
     wrong: list[tuple[int, str, Any, Any]] = []
     for place, (key, at_us) in enumerate(asked):
-        near = events.near(key, at_us)
-        if seen + len(near) * len(joined) > MOST_EVENTS and count:
+        near = {name: events.near(key, at_us, windows[name]) for name in joined}
+        looks = sum(map(len, near.values()))
+        if seen + looks > MOST_EVENTS and count:
             continue
-        seen, count = seen + len(near) * len(joined), count + 1
+        seen, count = seen + looks, count + 1
         for name, values in joined.items():
-            wanted = events.value(windows[name], key, at_us, near) if join.is_begun else None
+            wanted = events.value(windows[name], key, at_us, near[name]) if join.is_begun else None
             if not are_one(values[place], wanted):
                 wrong.append((place, name, values[place], wanted))
     return count, wrong
@@ -67,6 +70,9 @@ def are_one(one: Any, other: Any) -> bool:
             one == other and math.copysign(1, one) == math.copysign(1, other)
         )
     return type(one) is type(other) and bool(one == other)
+
+
+_event_us = attrgetter("event_us")
 
 
 class _Events:
@@ -110,33 +116,36 @@ class _Events:
 
         keys = zip(*(table.column(key).to_pylist() for key in self._view.join_keys), strict=True)
         event, created = (table.column(name).cast(pa.int64()).to_pylist() for name in (EVENT, CREATED))
-        values = {field.name.lower(): table.column(field.name).to_pylist() for field in self._view.stored}
-        values[self._view.timestamp_field.lower()] = table.column(EVENT).to_pylist()
-        true = {text: marks.to_pylist() for text, marks in conditions.items()}
-        for place, (key, sequence) in enumerate(zip(keys, table.column(SEQUENCE).to_pylist(), strict=True)):
-            known = event[place] if created[place] is None else created[place]
-            made = ReferenceEvent(
-                event[place],
-                known,
-                sequence,
-                {name: column[place] for name, column in values.items()},
-                frozenset(text for text, marks in true.items() if marks[place]),
-            )
+        known = [happened if at is None else at for happened, at in zip(event, created, strict=True)]
+        names = {name.lower(): name for name in table.column_names}
+        names[self._view.timestamp_field.lower()] = EVENT
+        read = [of.column.lower() for of in self._view.aggregations if of.column != ALL_ROWS]
+        columns = {name: table.column(names[name]).to_pylist() for name in dict.fromkeys(read)}
+        values = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        marks = zip(*(column.to_pylist() for column in conditions.values()), strict=True)
+        true = [frozenset(text for text, is_true in zip(conditions, row, strict=True) if is_true) for row in marks]
+        rows = table.num_rows
+        each = (event, known, table.column(SEQUENCE).to_pylist(), values or [{}] * rows, true or [frozenset()] * rows)
+        for key, made in zip(keys, map(ReferenceEvent, *each), strict=True):
             self._by_key.setdefault(key, []).append(made)
 
-    def near(self, key: Key, at_us: int) -> Sequence[ReferenceEvent]:
-        """Return the events of a key that any window can see at an instant."""
-        oldest = self._view.reaches_back_to(at_us)
-        return [event for event in self._by_key.get(key, ()) if oldest <= event.event_us <= at_us]
+    def near(self, key: Key, at_us: int, window: Window) -> range:
+        """Return where the events of a key are that a window can see at an instant, and one step before it."""
+        events = self._by_key.get(key, [])
+        begin = 0
+        if window.length_us is not None:
+            oldest_us = at_us - window.length_us - window.resolution_us
+            begin = bisect_left(events, oldest_us, key=_event_us)
+        return range(begin, bisect_right(events, at_us, key=_event_us))
 
-    def value(self, window: Window, key: Key, at_us: int, events: Sequence[ReferenceEvent]) -> Any:
+    def value(self, window: Window, key: Key, at_us: int, near: range) -> Any:
         """Return one feature's value."""
         if None in key:
             return None
         of = window.aggregation
         kind: ValueType | None = None if of.column == ALL_ROWS else self._types[of.column.lower()]
         return reference_window(
-            events,
+            self._by_key.get(key, [])[near.start : near.stop],
             at_us,
             of.function,
             column=None if of.column == ALL_ROWS else of.column.lower(),

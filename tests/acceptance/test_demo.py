@@ -20,6 +20,7 @@ from support.example import EXAMPLE, made_once
 from support.processes import plain_environment
 
 FLIGHTS = 336_776
+FEATURES = 37
 WEEK = timedelta(weeks=1)
 MARK = "FEATURESTORE_DEMO_TEST"
 
@@ -61,14 +62,23 @@ def environment_of(process: psutil.Process) -> dict[str, str]:
 def test_every_step_is_shown_with_what_came_of_it(finished: tuple[Path, str]) -> None:
     _, page = finished
     steps = [int(found) for found in re.findall(r"^(\d)\. \w", page, re.MULTILINE)]
-    assert steps == [1, 2, 3, 4, 5]
-    for command in ("make_sources.py --shift-to-now", "apply --yes", "materialize", "training-set", "serve", "curl"):
+    assert steps == [1, 2, 3, 4, 5, 6]
+    for command in (
+        "make_sources.py --shift-to-now",
+        "apply --yes",
+        "materialize",
+        "training-set",
+        "serve",
+        "curl .*/push",
+    ):
         assert re.search(rf"^\$ .*{command}", page, re.MULTILINE), command
     for shown in (
         "nyc_flights is at revision 1.",
         f"{FLIGHTS:,} rows written",
         "from the future:      0 answers",
         f"{FLIGHTS:,} rows with",
+        "carrier_recent: 3 appended, 0 known, 0 conflicting, 0 too late",
+        "carrier_recent: 0 appended, 3 known, 0 conflicting, 0 too late",
         "The server stopped cleanly (exit code 0).",
     ):
         assert shown in page
@@ -91,11 +101,12 @@ def test_what_the_last_line_suggests_can_be_run(finished: tuple[Path, str]) -> N
 
 def test_the_answer_over_http_is_of_three_flights(finished: tuple[Path, str]) -> None:
     _, page = finished
-    table = page[page.index("answered in") : page.index("The server stopped")].splitlines()
+    table = page[page.index("answered in") : page.index("/push")].splitlines()
     head = next(line for line in table if line.strip().startswith("feature"))
     assert len(re.findall(r"\w\w \d+ (?:EWR|JFK|LGA)-\w{3}", head)) == 3
-    cells = {line.split()[0]: line.split()[1:] for line in table[table.index(head) + 1 :] if line.strip()}
-    assert len(cells) == 19
+    rows = [line.split() for line in table[table.index(head) + 1 :] if "__" in line]
+    cells = {row[0]: row[1:] for row in rows}
+    assert len(cells) == FEATURES
     assert {len(found) for found in cells.values()} == {3}
     assert not [name for name in cells if "…" in name]
     # Asked for now: the plane has been down since its last landing, which was within the week that ends now.
@@ -105,6 +116,19 @@ def test_the_answer_over_http_is_of_three_flights(finished: tuple[Path, str]) ->
         assert 0 < float(minutes.replace(",", "")) < WEEK / timedelta(minutes=1) + 24 * 60
 
 
+def test_windows_move_as_time_passes(finished: tuple[Path, str]) -> None:
+    """Two flights of the three that landed were late: they are in the window of an hour, and leave it."""
+    _, page = finished
+    table = page[page.index("6. ") : page.index("Done in")].splitlines()
+    lines = {line.strip().partition("  ")[0]: line.split()[-6:] for line in table if line.startswith((" now", " in "))}
+    assert len(lines) == 6
+    assert lines["now"][:4] == lines["in 30 min"][:4] == ["25", "2", "25", "2"]
+    assert lines["in 70 min"][:4] == ["null", "0", "25", "2"]
+    assert lines["in 26 hours"][:4] == ["null", "0", "null", "0"]
+    assert "null" not in lines["in 26 hours"][4:]
+    assert lines["in 40 days"] == ["null", "0", "null", "0", "null", "null"]
+
+
 def test_the_training_set_is_every_flight_in_order(finished: tuple[Path, str]) -> None:
     repo, _ = finished
     frame = pq.read_table(repo / "data" / "departures.parquet")
@@ -112,8 +136,10 @@ def test_the_training_set_is_every_flight_in_order(finished: tuple[Path, str]) -
     assert len(training) == FLIGHTS
     assert training.select(frame.column_names).equals(frame)
     features = training.drop_columns(frame.column_names)
-    assert features.num_columns == 19
-    assert min(pc.count(column).as_py() for column in features.columns) > FLIGHTS * 0.8
+    assert features.num_columns == FEATURES
+    plain = [name for name in features.column_names if "_recent__" not in name]
+    assert min(pc.count(features[name]).as_py() for name in plain) > FLIGHTS * 0.8
+    assert features["carrier_recent__late_1h"].null_count == 0
     # The leak to avoid: what is known of the plane at its departure is not the delay of the flight itself.
     known = training.filter(pc.is_valid(training["late"]))
     late_before = pc.greater(known["plane_status__last_delay"], 15)

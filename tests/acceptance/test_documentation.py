@@ -379,7 +379,7 @@ def test_the_notebook_runs(example_repo: Path, monkeypatch: pytest.MonkeyPatch) 
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     shown = [kind for output in outputs for kind in output.get("data", {})]
-    assert shown.count("image/png") == 2
+    assert shown.count("image/png") == 3
     assert shown.count("text/html") >= 4
     page = "".join(output["data"].get("text/html", "") for output in outputs if "data" in output)
     assert "33,678" in page

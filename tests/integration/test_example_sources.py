@@ -200,7 +200,20 @@ def test_what_has_no_date_is_known_before_the_first_flight(sources: dict[str, pa
     first = pc.min(sources["departures"]["event_timestamp"]).as_py()
     for name in ("planes", "airports", "airlines"):
         assert set(sources[name]["known_since"].to_pylist()) == {datetime(2013, 1, 1, tzinfo=UTC)}
-    assert first == datetime(2013, 1, 1, 10, 15, tzinfo=UTC)
+    assert first == datetime(2013, 1, 1, 10, 15, tzinfo=UTC) - timedelta(microseconds=1)
+
+
+def test_a_flight_is_asked_about_just_before_it_is_to_take_off(sources: dict[str, pa.Table]) -> None:
+    """At that very minute the take-off of a flight that is on time would be among the features."""
+    asked = pc.add(instants(sources["departures"]["event_timestamp"]), 1)
+    assert asked.equals(instants(sources["departures"]["sched_dep"]))
+    flights = sources["flights"]
+    on_time = pc.equal(flights["departed_at"], sources["departures"]["sched_dep"])
+    assert pc.sum(on_time).as_py() == pc.sum(pc.equal(flights["dep_delay"], 0)).as_py() > 10_000
+
+
+def test_the_number_of_a_flight_is_its_own(sources: dict[str, pa.Table]) -> None:
+    assert sources["flights"]["flight_id"].to_pylist() == list(range(1, FLIGHTS + 1))
 
 
 def instants(column: pa.ChunkedArray) -> pa.ChunkedArray:
