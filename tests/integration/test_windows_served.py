@@ -12,6 +12,8 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from support.redis_cluster import RedisCluster
 from support.serving import error_of, serving_here
 
 from featurestore import FeatureStore
@@ -87,13 +89,23 @@ def now_us() -> int:
     return system_clock()
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, now_us: int) -> Iterator[FeatureStore]:
-    """A repo whose events are in the middle of their windows, so that no value moves while the test runs."""
+@pytest.fixture(scope="module", params=["lmdb", "redis_cluster"])
+def store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, now_us: int
+) -> Iterator[FeatureStore]:
+    """A repo whose events are in the middle of their windows, so that no value moves while the test runs.
+
+    On a cluster windows and plain features of an entity lie on different nodes.
+    """
+    online = {"url": "lmdb:///data/online"}
+    if request.param == "redis_cluster":
+        cluster: RedisCluster = request.getfixturevalue("redis_cluster")
+        cluster.flush()
+        online = {"url": cluster.url, "read_timeout_ms": "10000"}
     root = tmp_path_factory.mktemp("windows") / "repo"
     root.mkdir()
     (root / "features.py").write_text(FEATURES)
-    (root / "feature_store.yaml").write_text("project: shop\nonline_store: lmdb:///data/online\n")
+    (root / "feature_store.yaml").write_text(yaml.safe_dump({"project": "shop", "online_store": online}))
     sold = [
         (1, 20 * DAY_US, "a", 0.1, "north"),
         (1, 3 * DAY_US, "b", 0.2, "south"),
