@@ -85,7 +85,8 @@ class Follower:
         self._stored: dict[bytes, bytes | None] = {}
         """The mark of each bucket as it is stored."""
         layout = self._encoder.layout.id.hex()
-        self._target = Mark(version.next_sequence - 1, version.number, version.identity, layout, covered_us)
+        of, buckets = (version.next_sequence - 1, version.number, version.identity), len(self._online.mark_buckets)
+        self._target = Mark(*of, layout, covered_us, buckets)
         """The mark of the version."""
         self._newest = newest if newest is not None and newest.identity == version.identity else None
 

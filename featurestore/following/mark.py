@@ -26,6 +26,8 @@ class Mark(NamedTuple):
     """The id of the records' layout, in hex: without a record nothing is known of windows that it does not hold."""
     covered_us: int = 0
     """Until when it is known what happened: the end of what was read from the source, or the last push."""
+    buckets: int = 1
+    """How many marks the store has: readers of a missing record go by that of its bucket, where it has one."""
 
     def to_bytes(self) -> bytes:
         """Return the mark as it is stored."""
@@ -46,7 +48,8 @@ def mark_from(value: bytes | None) -> Mark | None:
     try:
         document = json.loads(value)
         number = int(document["sequence"]), int(document["version"])
-        return Mark(*number, str(document["commit"]), str(document["layout"]), int(document["covered_us"]))
+        layout, covered_us, buckets = document["layout"], document["covered_us"], document["buckets"]
+        return Mark(*number, str(document["commit"]), str(layout), int(covered_us), int(buckets))
     except (ValueError, KeyError, TypeError):
         return None
 

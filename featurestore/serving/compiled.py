@@ -124,7 +124,7 @@ class CompiledRequest:
         """
         wanted: dict[bytes, list[Callable[[bytes | None], None]]] = {}
         for view, part, _ in self._parts(query):
-            for key, take in view.unknown(records[part], now_us).items():
+            for key, take in view.unknown(query.keys[part], records[part], now_us).items():
                 # Reads of one view under several names learn apart.
                 wanted.setdefault(key, []).append(take)
         return wanted

@@ -18,7 +18,9 @@ class ServedView(Protocol):
     def keys(self, entities: Sequence[str]) -> list[bytes]:
         """Return the key of each encoded entity (`EntityEncoder.texts`, which views of one entity share)."""
 
-    def unknown(self, records: Sequence[bytes | None], now_us: int) -> Mapping[bytes, Callable[[bytes | None], None]]:
+    def unknown(
+        self, keys: Sequence[bytes], records: Sequence[bytes | None], now_us: int
+    ) -> Mapping[bytes, Callable[[bytes | None], None]]:
         """Return the keys to look up before `read`, of schemas for example, each with the function that takes it."""
 
     def read(self, keys: Sequence[bytes], records: Sequence[bytes | None], now_us: int) -> ViewRows:

@@ -15,6 +15,7 @@ import pytest
 from support.projects import make_workspace
 from support.redis_cluster import RedisCluster
 from support.redis_server import RedisServer
+from support.serving import serving_here
 
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
 from featurestore.errors import OnlineStoreUnavailableError
@@ -24,7 +25,9 @@ from featurestore.ingest import push
 from featurestore.materialization import republish, succeeded
 from featurestore.offline import groups
 from featurestore.online.interface import OnlineStore
+from featurestore.online.records import windows_known
 from featurestore.online.records.keys import KeyEncoder
+from featurestore.server.read import endpoints
 from featurestore.serving import get_online_features
 from featurestore.types import Int64, String
 from featurestore.types.times import system_clock, to_datetime
@@ -203,6 +206,39 @@ def test_a_writer_dies_between_the_scripts_of_one_call(shops: Shops, monkeypatch
     assert len(set(marks.values())) == 2
     shops.push_again()
     shops.check()
+
+
+def test_a_node_that_came_back_empty_is_told_from_one_without_events(
+    shops: Shops, redis_cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows of events there: their count is null and not 0, until the next push brings them back."""
+    monkeypatch.setattr(endpoints, "ABSENT_SCHEMA_SECONDS", 0.1)
+    monkeypatch.setattr(windows_known, "MARK_SECONDS", 0.1)
+    nobody = [*range(100, 140)]
+    asked: dict[str, Any] = {"features": ["sales:count_all"], "entities": {"shop": [*SHOPS, *nobody]}}
+    with serving_here(shops.another()) as client:
+
+        def served() -> list[int | None]:
+            return [row[0] for row in client.post("/v1/online-features", json=asked).json()["rows"]]
+
+        def in_process() -> list[int | None]:
+            with closing(shops.another()) as workspace:
+                return get_online_features(workspace, asked["features"], asked["entities"]).to_dict()["count_all"]
+
+        assert in_process() == served() == [None] * 80
+        time.sleep(0.15)
+        shops.push([*SHOPS])
+        assert in_process() == served() == [1] * 40 + [0] * 40
+        victim = redis_cluster.owner(shops.key(7))
+        lost = [redis_cluster.owner(shops.key(shop)) is victim for shop in (*SHOPS, *nobody)]
+        put_back(victim, {})
+        time.sleep(0.15)
+        counts = [None if is_lost else number for is_lost, number in zip(lost, [1] * 40 + [0] * 40, strict=True)]
+        assert 10 < lost.count(True) < 50
+        assert in_process() == served() == counts
+        shops.push([3])
+        time.sleep(0.15)
+        assert in_process() == served() == [2 if shop == 3 else int(shop < 40) for shop in (*SHOPS, *nobody)]
 
 
 @pytest.fixture(scope="module")

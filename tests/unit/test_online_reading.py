@@ -265,10 +265,10 @@ def test_a_schema_that_is_gone_reads_not_found() -> None:
         reader = ViewReader(new, ["a"], fetch=fetch)
         rows = reader.read(keys, found, NOW)
         assert (rows.columns(), rows.status_columns(), times_of(rows)) == ([[None]], [[X]], [None])
-        unknown = reader.unknown([*found, None, b"x"], 0)
+        unknown = reader.unknown([], [*found, None, b"x"], 0)
         assert set(unknown) == {encoder.schema_key}
         unknown[encoder.schema_key](encoder.schema_json)
-        assert reader.unknown(found, 0) == {}
+        assert reader.unknown([], found, 0) == {}
         assert reader.read(keys, found, NOW).columns() == [[1]]
     with pytest.raises(DamagedRecordError, match="schema"):
         reader.learn(encoder.schema_id, encoder.schema_json + b" ")

@@ -184,7 +184,9 @@ class ViewReader:
                 return self._finish(rows, None, records, look_for_nulls=not is_without_nulls)
         return self._read_mixed(keys, records, oldest, future)
 
-    def unknown(self, records: Sequence[bytes | None], now_us: int) -> dict[bytes, Callable[[bytes | None], None]]:
+    def unknown(
+        self, keys: Sequence[bytes], records: Sequence[bytes | None], now_us: int
+    ) -> dict[bytes, Callable[[bytes | None], None]]:
         """Return the keys of schemas older than the view's own, each with the function that takes the document."""
         unknown = set(map(_SCHEMA, filter(None, records))) - self._mappings.keys()
         if unknown:  # nearly never: only then check which values are records at all

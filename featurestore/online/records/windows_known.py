@@ -7,7 +7,7 @@ as it holds what is asked; and where there is no record, only the mark says that
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from hashlib import blake2b
 from time import monotonic
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from featurestore.errors import DamagedRecordError
 from featurestore.online.records.codec import REPUBLISH
+from featurestore.online.records.keys import BUCKETS
 from featurestore.online.records.reading import FetchValue
 from featurestore.windows.layout import Asked, Layout, found_in, layout_from
 
@@ -29,6 +30,7 @@ class _Mark(NamedTuple):
 
     layout_id: bytes
     covered_us: int
+    buckets: int
 
 
 class Places(NamedTuple):
@@ -43,58 +45,84 @@ class Known:
     """What is known of one view's online part, for some features. Not locked: learning twice is harmless."""
 
     def __init__(
-        self, mark_key: bytes, schema_key: Callable[[bytes], bytes], layout: Layout, asked: Sequence[Asked]
+        self,
+        mark_key: Callable[[bytes], bytes],
+        schema_key: Callable[[bytes], bytes],
+        layout: Layout,
+        asked: Sequence[Asked],
     ) -> None:
         self._mark_key, self._schema_key = mark_key, schema_key
         self._layout, self._asked = layout, tuple(asked)
-        self._mark: _Mark | None = None
-        self._mark_due_s = 0.0
+        self._marks: dict[bytes, _Mark | None] = {}
+        """By bucket; the first one's is that of all records, unless it says that others have their own."""
+        self._due_s: dict[bytes, float] = {}
         self.others: dict[bytes, Places] = {}
         """Other layouts by their ids."""
 
     @property
     def covered_us(self) -> int | None:
         """Until when the view is covered; None while nothing was published, or nobody looked."""
-        return None if self._mark is None else self._mark.covered_us
+        first = self._first
+        return None if first is None else first.covered_us
 
-    def unknown(self, layout_ids: Iterable[bytes], *, needs_mark: bool) -> dict[bytes, Learn]:
-        """Return the keys to look up, each with the function that takes its value."""
+    @property
+    def _first(self) -> _Mark | None:
+        return self._marks.get(BUCKETS[0])
+
+    def unknown(self, layout_ids: Iterable[bytes], *, needs_mark: bool, buckets: Iterable[bytes]) -> dict[bytes, Learn]:
+        """Return the keys to look up, each with the function that takes its value.
+
+        ``buckets`` are those of entities without a record. Their marks are asked for together with the first one,
+        unless that is known to be the only one.
+        """
         wanted: dict[bytes, Learn] = {}
-        if needs_mark and (self._mark is None or monotonic() >= self._mark_due_s):
-            wanted[self._mark_key] = self._learn_mark
-        others = {*layout_ids}
-        if self._mark is not None:
-            others.add(self._mark.layout_id)
+        first, now_s = self._first, monotonic()
+        if needs_mark and (first is None or now_s >= self._due_s[BUCKETS[0]]):
+            wanted[self._mark_key(BUCKETS[0])] = partial(self._learn_mark, BUCKETS[0])
+        if needs_mark and (first is None or first.buckets > 1):
+            for bucket in buckets:
+                if bucket != BUCKETS[0] and now_s >= self._due_s.get(bucket, 0.0):
+                    wanted[self._mark_key(bucket)] = partial(self._learn_mark, bucket)
+        others = {*layout_ids, *(mark.layout_id for mark in self._marks.values() if mark is not None)}
         for other in others - {self._layout.id} - self.others.keys():
             wanted[self._schema_key(other)] = partial(self._learn, other)
         return wanted
 
-    def look_up(self, fetch: FetchValue, layout_ids: Sequence[bytes], *, needs_mark: bool) -> None:
+    def look_up(
+        self, fetch: FetchValue, layout_ids: Sequence[bytes], *, needs_mark: bool, buckets: Collection[bytes]
+    ) -> None:
         """Learn what is unknown, now; a mark may name a layout that is unknown too."""
         asked: set[bytes] = set()
-        while wanted := {
-            key: learn for key, learn in self.unknown(layout_ids, needs_mark=needs_mark).items() if key not in asked
-        }:
-            for key, learn in wanted.items():
-                learn(fetch(key))
-            asked |= wanted.keys()
+        for those in ((), buckets):  # each look-up is a round trip, and the first mark may be the only one
+            while wanted := {
+                key: learn
+                for key, learn in self.unknown(layout_ids, needs_mark=needs_mark, buckets=those).items()
+                if key not in asked
+            }:
+                for key, learn in wanted.items():
+                    learn(fetch(key))
+                asked |= wanted.keys()
 
-    def is_held(self) -> Sequence[bool]:
-        """Tell of each feature whether an entity without a record is known to have no events for it."""
-        if self._mark is None:
+    def is_held(self, bucket: bytes) -> Sequence[bool]:
+        """Tell of each feature whether an entity of a bucket that has no record is known to have no events for it."""
+        first = self._first
+        mark = first if first is not None and first.buckets == 1 else self._marks.get(bucket)
+        if mark is None:
             return [False] * len(self._asked)
-        if self._mark.layout_id == self._layout.id:
+        if mark.layout_id == self._layout.id:
             return [True] * len(self._asked)
-        other = self.others.get(self._mark.layout_id)
+        other = self.others.get(mark.layout_id)
         return [False] * len(self._asked) if other is None else [found is not None for found in other.found]
 
-    def _learn_mark(self, value: bytes | None) -> None:
-        self._mark_due_s = monotonic() + MARK_SECONDS
+    def _learn_mark(self, bucket: bytes, value: bytes | None) -> None:
         try:
             document = {} if value is None else json.loads(value)
-            self._mark = _Mark(bytes.fromhex(document["layout"]), int(document["covered_us"]))
+            mark = _Mark(bytes.fromhex(document["layout"]), int(document["covered_us"]), int(document["buckets"]))
         except (ValueError, KeyError, TypeError):
-            self._mark = None
+            mark = None
+        if bucket == BUCKETS[0] and mark is not None and self._first is None:
+            self._due_s.clear()  # the view was published just now: the others have marks, too
+        self._marks[bucket], self._due_s[bucket] = mark, monotonic() + MARK_SECONDS
 
     def _learn(self, layout_id: bytes, document: bytes | None) -> None:
         """Take the document of another layout. Raises DamagedRecordError where it is not that."""

@@ -98,16 +98,23 @@ class WindowRecords:
         self._form = form
         self._absent = (Status.NOT_FOUND,) * len(self._asked)
         self._present = (Status.PRESENT,) * len(self._asked)
-        self._known = Known(mark_key(self._encoder.namespace), self._encoder.schema_key, layout, self._asked)
+        marks = partial(mark_key, self._encoder.namespace)
+        self._known = Known(marks, self._encoder.schema_key, layout, self._asked)
         self._others: dict[bytes, WindowRecords] = {}
 
     def keys(self, entities: Sequence[str]) -> list[bytes]:
         """Return the key of each encoded entity."""
         return self._encoder.keys(entities)
 
-    def unknown(self, records: Sequence[bytes | None], now_us: int) -> Mapping[bytes, Learn]:
-        """Return the keys to look up before `read`: the view's mark, and documents of other layouts."""
-        return self._known.unknown(_layouts_of(records), needs_mark=self._needs_mark(records, now_us))
+    def unknown(self, keys: Sequence[bytes], records: Sequence[bytes | None], now_us: int) -> Mapping[bytes, Learn]:
+        """Return the keys to look up before `read`: marks, and documents of other layouts."""
+        needs_mark, buckets = self._needs_mark(records, now_us), self._empty_buckets(keys, records)
+        return self._known.unknown(_layouts_of(records), needs_mark=needs_mark, buckets=buckets)
+
+    def _empty_buckets(self, keys: Sequence[bytes], records: Sequence[bytes | None]) -> list[bytes]:
+        """Return the buckets of entities without a record."""
+        absent = (key for key, record in zip(keys, records, strict=True) if record is None)
+        return list(dict.fromkeys(map(self._encoder.bucket_of, absent)))
 
     def _needs_mark(self, records: Iterable[bytes | None], now_us: int) -> bool:
         return any(instant is None for instant in self._newest_us(records, now_us))
@@ -150,14 +157,17 @@ class WindowRecords:
         statuses: list[Sequence[Status]] = []
         if self._fetch is not None:
             needs_mark = self._needs_mark(records, now_us)
-            self._known.look_up(self._fetch, _layouts_of(records), needs_mark=needs_mark)
-        held = zip(self._asked, self._known.is_held(), strict=True)
-        nothing = tuple(0 if is_held and each.function in _COUNTS else None for each, is_held in held)
+            buckets = self._empty_buckets(keys, records)
+            self._known.look_up(self._fetch, _layouts_of(records), needs_mark=needs_mark, buckets=buckets)
+        nothing: dict[bytes, Sequence[Any]] = {}
         for key, record in zip(keys, records, strict=True):
             if record is not None and not is_windowed(record):
                 raise foreign(key)
             if record is None:
-                values.append(nothing)
+                bucket = self._encoder.bucket_of(key)
+                if bucket not in nothing:
+                    nothing[bucket] = self._nothing(bucket)
+                values.append(nothing[bucket])
                 statuses.append(self._absent)
                 continue
             if self._is_other(record):
@@ -173,6 +183,11 @@ class WindowRecords:
             )
         are_present = all(found is self._present for found in statuses)
         return ViewRows(records, len(self._asked), values, None, None if are_present else statuses)
+
+    def _nothing(self, bucket: bytes) -> Sequence[Any]:
+        """Return the values of an entity without a record."""
+        held = zip(self._asked, self._known.is_held(bucket), strict=True)
+        return tuple(0 if is_held and each.function in _COUNTS else None for each, is_held in held)
 
     def _is_other(self, record: bytes) -> bool:
         return head_of(record).schema_id != self._layout.id
