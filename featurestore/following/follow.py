@@ -89,6 +89,8 @@ class Follower:
         self._target = Mark(*of, layout, covered_us, buckets)
         """The mark of the version."""
         self._newest = newest if newest is not None and newest.identity == version.identity else None
+        self.folded = 0
+        """How many records had newest events put into their tiles."""
 
     def bring(self, *, anew: bool = False, most_rows: int | None = None) -> Followed | None:
         """Bring it there; with ``anew`` make every record again. None where that is needed and takes more rows."""
@@ -149,7 +151,7 @@ class Follower:
                     many += _long(step.appends, sizes)
             reached(APPENDED)
             if many:
-                fold_records(self._workspace, self._encoder, list(dict.fromkeys(many)))
+                self.folded += fold_records(self._workspace, self._encoder, list(dict.fromkeys(many)))
                 reached(FOLDED)
             worst = max(outcome for outcome, _ in outcomes)
             if worst is not Advanced.DONE:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from featurestore_registry.forks import ForkLock
 from typing_extensions import override
@@ -164,8 +164,17 @@ _newest_rows: dict[TableId, NewestRows] = {}
 """What this process committed last, so that it need not read it again."""
 
 
-def bring_online(workspace: Workspace, registered: RegisteredView, sequence: int) -> bool:
-    """Bring a view's online part so far that it has an event; False if only a run can do it.
+class Brought(NamedTuple):
+    """What bringing events online did."""
+
+    is_online: bool
+    """False where only a run can do it."""
+    folded: int = 0
+    """How many records had newest events put into their tiles."""
+
+
+def bring_online(workspace: Workspace, registered: RegisteredView, sequence: int) -> Brought:
+    """Bring a view's online part so far that it has an event.
 
     Threads of one process wait for one another, because who comes first does it for all.
     """
@@ -180,14 +189,15 @@ def bring_online(workspace: Workspace, registered: RegisteredView, sequence: int
             # All records may have to be made again, which is for the newest definitions alone.
             newest = _newest(workspace, registered)
             if newest is None:
-                return False
+                return Brought(is_online=False)
             registered = newest
             follower = Follower(workspace, registered, version, lambda: None, covered_us=covered_us, newest=newest_rows)
             marks = follower.marks()
         if marks is not None and all(mark.sequence >= sequence for mark in marks.values()):
-            return True
+            return Brought(is_online=True)
         begin_part(workspace, registered)
-        return follower.bring(most_rows=MOST_MADE_ANEW) is not None
+        done = follower.bring(most_rows=MOST_MADE_ANEW)
+        return Brought(done is not None, follower.folded)
 
 
 def _newest(workspace: Workspace, registered: RegisteredView) -> RegisteredView | None:

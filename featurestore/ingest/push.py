@@ -137,6 +137,8 @@ class Push:
         }
         self._versions: dict[str, Future[int]] = {}
         self._done: dict[str, PushedView] = {}
+        self.folded: dict[str, int] = {}
+        """How many records of each view with windows had newest events put into their tiles."""
         self._left: list[str] = []
         """Views whose online part does not have the events yet."""
 
@@ -209,9 +211,12 @@ class Push:
         """Bring the pushed events online; None where only a run can do it, because the online part has no mark."""
         given = self._given[registered.view.name]
         assert isinstance(given, PushedEvents)
-        if self.row_count and not bring_online(self._workspace, registered, given.reached[0]):
-            self._left.append(registered.view.name)
-            return None
+        if self.row_count:
+            brought = bring_online(self._workspace, registered, given.reached[0])
+            self.folded[registered.view.name] = brought.folded
+            if not brought.is_online:
+                self._left.append(registered.view.name)
+                return None
         return OnlineCounts(written=given.counts.appended)
 
     def _write(

@@ -136,8 +136,7 @@ def _events(before: FeatureView, after: FeatureView) -> list[Difference]:
     ]
     for name, window in new.items():
         if name not in old:
-            change = ChangeClass.COMPATIBLE if is_new else _class_of_new(before, after, name)
-            found.append(Difference(f"window {name}", None, _told(window), change))
+            found.append(Difference(f"window {name}", None, _told(window), _class_of_new(before, after, name)))
         else:
             found += _compare(f"window {name}", _told(old[name]), _told(window), ChangeClass.REBUILD)
     old_types, new_types = ({field.name: str(field.type) for field in view.features} for view in (before, after))

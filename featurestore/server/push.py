@@ -79,6 +79,8 @@ class PushEndpoint(JsonEndpoint[PushRequest]):
             await self._threads.run(partial(_finish, work))
         result = work.result()
         self._count(result)
+        for view, folded in work.folded.items():
+            self._metrics.folds.labels(view).inc(folded)
         return msgspec.json.encode(result)
 
     async def warm(self) -> None:

@@ -134,6 +134,10 @@ class CompiledRequest:
         for view, part, _ in self._parts(query):
             yield view.event_us([found for found in records[part] if found is not None], now_us)
 
+    def records(self, query: Query, records: Sequence[bytes | None]) -> Iterator[Sequence[bytes | None]]:
+        """Yield the records of each read."""
+        return (records[part] for _, part, _ in self._parts(query))
+
     def _parts(self, query: Query) -> list[tuple[ServedView, slice, tuple[int, ...] | None]]:
         parts, start = [], 0
         for view, places in zip(self._views, query.found, strict=True):

@@ -14,7 +14,8 @@ from concurrent.futures import wait
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,6 +55,9 @@ from featurestore.project.settings import make_settings
 from featurestore.registered.snapshot import Snapshot
 from featurestore.repair import find_repairs, repair
 from featurestore.server.app import create_app
+from featurestore.server.read.snapshots import SnapshotKeeper
+from featurestore.server.watch.metrics import Metrics
+from featurestore.server.watch.windows import WindowWatch
 from featurestore.serving import get_online_features
 from featurestore.training import TrainingSetWarning, get_historical_features
 from featurestore.types import Float64, Int64, String
@@ -646,3 +650,30 @@ def test_verify_finds_and_names_what_a_record_has_wrong(either: Shop) -> None:
     assert "1 missing, of 3 entities compared (shop=1: no record)" in verify(shop.workspace)[0].problems[0]
     republish(shop.workspace)
     shop.check()
+
+
+def test_metrics_of_windows(either: Shop) -> None:
+    shop = either
+    columns = shop.sales(120, 50, 3)
+    columns["sold_at"] = [at.isoformat() for at in columns["sold_at"]]
+    with serving_here(shop.other()) as client:
+        for part in range(2):
+            rows = {name: values[60 * part : 60 * part + 60] for name, values in columns.items()}
+            assert client.post("/push", json={"source": "sales_push", "rows": rows}).status_code == 200
+            shop.wait(3_000_000)
+        asked = {"features": ["sales:count_1h"], "entities": {"shop": [0]}}
+        assert client.post("/v1/online-features", json=asked).json()["rows"] == [[40]]
+        told = client.get("/metrics").text
+    assert 'featurestore_window_folds_total{view="sales"} 3.0' in told
+    assert 'featurestore_window_newest_events_count{view="sales"} 1.0' in told
+    began_us = shop.now_us
+    shop.sell(3)
+    shop.sell(5, to="offline")
+    shop.wait(MINUTE_US)
+    metrics, snapshot = Metrics(), shop.workspace.snapshot()
+    served = SimpleNamespace(current=SimpleNamespace(snapshot=snapshot))
+    WindowWatch(shop.workspace, cast("SnapshotKeeper", served), metrics).look()
+    told = metrics.text().decode()
+    assert 'featurestore_window_lag_events{view="sales"} 5.0' in told
+    age_s = (shop.now_us - began_us) / 1_000_000
+    assert f'featurestore_window_covered_age_seconds{{view="sales"}} {age_s}' in told

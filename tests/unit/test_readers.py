@@ -22,6 +22,7 @@ READING = [
     *("maintenance/superseded", "maintenance/verify", "request/features", "request/on_demand"),
     *("serving/compiled", "serving/read", "serving/views", "server/watch/clocks", "server/watch/parts"),
     *("server/read/endpoints", "server/read/templates", "cli/commands/status", "cli/commands/show"),
+    *("maintenance/sampling_windows", "maintenance/sizes", "following/lag", "following/mark", "server/watch/windows"),
 ]
 """Modules in which nothing writes."""
 WRITERS = {"Workspace", "Registry", "Definitions", "Ledger", "OfflineStore", "Blobs", "OnlineStore", "PartMarkers"}
@@ -45,7 +46,11 @@ def test_what_only_reads_receives_nothing_that_writes(module: str) -> None:
             {"current", "version", "changes", "tables", "verify", "open", "find_commit", "owner", "last_generation"}
             | {"blobs"},
         ),
-        (OnlineReader, OnlineStore, {"mget", "get", "scan", "facts", "is_untouched", "reader", "marker_tags"}),
+        (
+            OnlineReader,
+            OnlineStore,
+            {"mget", "get", "scan", "facts", "is_untouched", "reader", "marker_tags", "mark_buckets"},
+        ),
     ],
 )
 def test_a_reader_only_reads(reader: type, writer: type, reads: set[str]) -> None:

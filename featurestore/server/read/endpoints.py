@@ -21,6 +21,7 @@ from typing_extensions import override
 from featurestore.errors import InputError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
 from featurestore.online.records.codec import MOST_VALUES_AT_ONCE, pieces
+from featurestore.online.records.windowed import entries_of, is_windowed
 from featurestore.server.http.bodies import MOST_ROWS, Columns, JsonEndpoint, Name
 from featurestore.server.http.errors import RequestError, check_count
 from featurestore.server.read.snapshots import SnapshotKeeper
@@ -203,7 +204,8 @@ class OnlineReads:
             transform_s = made.answer.transform_seconds
         if self._metrics.is_sample():
             spent = parsed - started, fetched - parsed, made.decoded - fetched - transform_s, transform_s
-            self._metrics.sample((*spent, perf_counter() - made.decoded), _ages(template, query, records, now_us))
+            ages, waiting = _ages(template, query, records, now_us), _newest_events(template, query, records)
+            self._metrics.sample((*spent, perf_counter() - made.decoded), ages, waiting)
         return made.body
 
     async def _with_functions(self, work: Callable[[], _Made]) -> _Made:
@@ -336,6 +338,14 @@ def _ages(template: Template, query: Query, records: Records, now_us: int) -> It
         age_us = next((now_us - at for at in instants if at is not None and at <= now_us), None)
         if age_us is not None:
             yield view, age_us / 1_000_000
+
+
+def _newest_events(template: Template, query: Query, records: Records) -> Iterator[tuple[str, int]]:
+    """Yield each view with windows and how many newest events wait in its first record of a request."""
+    for view, found in zip(template.views, template.compiled.records(query, records), strict=True):
+        first = next((record for record in found if record is not None), None)
+        if first is not None and is_windowed(first):
+            yield view, sum(1 for _ in entries_of(first))
 
 
 def online_body(template: Template, answer: Answer, include: Sequence[str]) -> bytes:

@@ -30,6 +30,7 @@ FLUSH_SECONDS = 1.0
 
 STAGES = ("parse", "store", "decode", "transform", "encode")
 _AGE_BUCKETS = (1.0, 10.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0, 2_592_000.0)
+_EVENT_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -80,10 +81,10 @@ class Metrics:
             ["outcome"],
         )
         self._add_progress(gauge)
+        self._add_windows(gauge)
         self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-        self._answered = 0
         self._counted_requests: defaultdict[Counter, int] = defaultdict(int)
-        self._counted_rows = 0
+        self._answered = self._counted_rows = 0
         self._counted_fresh: defaultdict[Template, int] = defaultdict(int)
         self._counted_values: defaultdict[tuple[str, Status], int] = defaultdict(int)
 
@@ -121,6 +122,32 @@ class Metrics:
             "featurestore_committed_age_seconds", "Since the end of the last committed interval of a view.", ["view"]
         )
 
+    def _add_windows(self, gauge: Callable[..., Gauge]) -> None:
+        """Add what is measured of views with windows."""
+        self._newest_events = Histogram(
+            "featurestore_window_newest_events",
+            f"Newest events beside the tiles of a record that is read, of one in every {SAMPLE_EVERY}th request.",
+            ["view"],
+            registry=self._registry,
+            buckets=_EVENT_BUCKETS,
+        )
+        self.folds = Counter(
+            "featurestore_window_folds",
+            "Records whose newest events a push here put into their tiles.",
+            ["view"],
+            registry=self._registry,
+        )
+        self.window_lag = gauge(
+            "featurestore_window_lag_events",
+            "Events of a view's log that are not online yet; files that were merged count whole.",
+            ["view"],
+        )
+        self.window_age = gauge(
+            "featurestore_window_covered_age_seconds",
+            "Since the instant until when a view's windows are covered: the last push, or what the last run read.",
+            ["view"],
+        )
+
     def request(self, path: str, status: int, seconds: float) -> None:
         """Count one request; unknown paths share one label, so that nobody can fill the memory."""
         key = (path if path in self.routes else "other", status)
@@ -151,12 +178,16 @@ class Metrics:
         self._answered += 1
         return self._answered % SAMPLE_EVERY == 1
 
-    def sample(self, seconds: Sequence[float], ages: Iterable[tuple[str, float]]) -> None:
-        """Note where the time of one online read went, by `STAGES`, and how old its records were."""
+    def sample(
+        self, seconds: Sequence[float], ages: Iterable[tuple[str, float]], newest_events: Iterable[tuple[str, int]]
+    ) -> None:
+        """Note where the time of one online read went, by `STAGES`, how old its records were, and what waits there."""
         for stage, spent in zip(STAGES, seconds, strict=True):
             self._stages[stage].observe(spent)
         for view, age_s in ages:
             self._ages.labels(view).observe(age_s)
+        for view, count in newest_events:
+            self._newest_events.labels(view).observe(count)
 
     def breaker(self, is_open: bool) -> None:
         """Set whether the online store is left alone."""
