@@ -106,6 +106,11 @@ def test_ids_in_memory_judge_as_the_engine_does(
         for number in range(14):
             workspace.clock.now_us += dice.choice([1, HOUR_US, 30 * HOUR_US])
             rows = drawn(dice, workspace.clock(), dice.randrange(1, 8), oldest_hours=dice.choice([3, 30, 90]))
+            if number % 3 == 2:  # again, word by word but for one sign
+                rows = before | {
+                    "f": [-value if value == 0 and dice.random() < 0.5 else value for value in before["f"]]
+                }
+            before = rows
             push(dice.choice([workspace, other]), "p", rows, to=dice.choice(["both", "offline"]))
             if number == 9:
                 optimize(workspace)
