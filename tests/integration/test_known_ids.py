@@ -86,7 +86,7 @@ def drawn(dice: Random, now_us: int, count: int, *, oldest_hours: int) -> dict[s
 def test_ids_in_memory_judge_as_the_engine_does(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    dice, judged = Random(seed), list[bool]()
+    dice, judged, before = Random(seed), list[bool](), dict[str, list[Any]]()
     monkeypatch.setattr(known_ids, "MOST_KNOWN", 60)
     real = KnownIds.judge
 
