@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import cluster, feast, growth, http, publish, push, reads, report, startup, training_set
+from benchmarks import cluster, feast, growth, http, publish, push, reads, report, startup, training_set, windows
 from benchmarks.context import Context
 from benchmarks.load import LoadGeneratorMissingError
 from tests.support.redis_server import RedisServer
@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Context], Iterator[report.Section]]] = {
     "reads": reads.run,
     "cluster": cluster.run,
     "http": http.run,
+    "windows": windows.run,
     "training-set-10x": training_set.run_large,
     "feast": feast.run,
 }

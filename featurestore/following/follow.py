@@ -20,7 +20,7 @@ from featurestore.offline.interface import MAX_SEQUENCE, TableVersion
 from featurestore.online.interface import Advanced, Append, Fold, Move, Placed, Slice, WriteResult
 from featurestore.online.records.keys import mark_key
 from featurestore.online.records.windowed import MOST_WAITING, folded, head_of, is_windowed, last_sequence
-from featurestore.online.records.windows_read import hash_of
+from featurestore.online.records.windows_values import hash_of
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached
 from featurestore.windows.tiles import TileEvent

@@ -11,7 +11,8 @@ from featurestore.following.mark import known_marks, read_marks
 from featurestore.following.rows import EventEncoder
 from featurestore.offline.interface import TableVersion
 from featurestore.online.records.windowed import decode, decode_event, encode, entries_of, head_of, is_windowed
-from featurestore.online.records.windows_read import WindowRecords, hash_of
+from featurestore.online.records.windows_read import WindowRecords
+from featurestore.online.records.windows_values import hash_of
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.arrow import arrow_schema
 from featurestore.windows.layout import layout_of

@@ -16,7 +16,8 @@ from featurestore.definitions import Aggregation, Entity, FeatureView, Field, Pa
 from featurestore.online.interface import ViewLayout
 from featurestore.online.records.bulk import Events, build
 from featurestore.online.records.windowed import decode, empty, encode, encode_event, folded, is_intact, last_sequence
-from featurestore.online.records.windows_read import WindowRecords, hash_of
+from featurestore.online.records.windows_read import WindowRecords
+from featurestore.online.records.windows_values import hash_of
 from featurestore.statuses import Status
 from featurestore.training.reference_windows import ReferenceEvent, reference_window
 from featurestore.types import Float64, Int64, String

@@ -24,7 +24,8 @@ from featurestore.definitions import Aggregation, Entity, FeatureView, Field, Pa
 from featurestore.online.interface import ViewLayout
 from featurestore.online.records.keys import KeyEncoder
 from featurestore.online.records.windowed import decode, encode, encode_event, is_intact
-from featurestore.online.records.windows_read import WindowRecords, hash_of
+from featurestore.online.records.windows_read import WindowRecords
+from featurestore.online.records.windows_values import hash_of
 from featurestore.types import parse_type
 from featurestore.types.times import date_to_days, to_instant
 from featurestore.types.values import ValueType

@@ -16,7 +16,7 @@ import numpy as np
 
 from featurestore.online.records.codec import CRC_BYTES
 from featurestore.online.records.windowed import FORMAT, HEADER, Texts, checked
-from featurestore.online.records.windows_read import hash_of
+from featurestore.online.records.windows_values import hash_of
 from featurestore.windows.exact import Level, float_levels, integer_levels, integer_square_levels, square_levels
 from featurestore.windows.layout import Group, Layout, Resolution
 from featurestore.windows.numbers import ABOVE, BELOW, NAN

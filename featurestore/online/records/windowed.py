@@ -22,6 +22,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -32,7 +33,7 @@ from featurestore.windows.tiles import Part, Sums, TileEvent, Tiles
 
 FORMAT = 2
 HEADER = struct.Struct("<BxxxIqq8s")
-SCHEMA_AT, BASE_AT = 24, 8
+SCHEMA_AT, BASE_AT, NEWEST_AT = 24, 8, 16
 MOST_WAITING = 32
 """So many of the newest events are kept as they came before they go into the tiles."""
 MOST_UNSETTLED = 256
@@ -61,7 +62,12 @@ def head_of(record: bytes) -> Head:
 
 def is_windowed(value: bytes) -> bool:
     """Tell whether a value looks like a record of this format."""
-    return len(value) >= HEADER.size + CRC_BYTES and value[0] == FORMAT and head_of(value).tiles_end <= len(value)
+    return len(value) >= HEADER.size + CRC_BYTES and value[0] == FORMAT and _U32.unpack_from(value, 4)[0] <= len(value)
+
+
+def is_newer(value: bytes, instant_us: int) -> bool:
+    """Tell whether a value is a record whose tiles hold an event after an instant."""
+    return is_windowed(value) and _I64.unpack_from(value, NEWEST_AT)[0] > instant_us
 
 
 def is_intact(key: bytes, record: bytes) -> bool:
@@ -178,6 +184,42 @@ def decode_event(layout: Layout, entry: bytes) -> TileEvent:
     if layout.event_time:
         values.append(event_us)
     return TileEvent(sequence, event_us, known_us, tuple(values), bits >> len(codes))
+
+
+def available_events(layout: Layout, record: bytes, now_us: int) -> list[TileEvent]:
+    """Return the newest events of a record that are available at an instant, in their order."""
+    events = _alike(layout, record)
+    if events is None:
+        events = [decode_event(layout, entry) for entry in entries_of(record)]
+    found = [event for event in events if event.event_us <= now_us and event.known_us <= now_us]
+    found.sort(key=_ORDER)
+    return found
+
+
+_ORDER = itemgetter(1, 2, 0)
+
+
+def _alike(layout: Layout, record: bytes) -> list[TileEvent] | None:
+    """Return the newest events if all are of one length, without nulls and texts: they are unpacked at once."""
+    codes, _, whole = _event_shape(layout)
+    size, begin = 0 if whole is None else whole.size + CRC_BYTES, head_of(record).tiles_end
+    if whole is None or (len(record) - begin) % size:
+        return None
+    events = []
+    padded = _padded(whole)
+    for length, sequence, event_us, known_us, marks, *values in padded.iter_unpack(memoryview(record)[begin:]):
+        if length != size:
+            return None
+        if layout.event_time:
+            values.append(event_us)
+        true = int.from_bytes(marks, "little") >> len(codes)
+        events.append(TileEvent(sequence, event_us, known_us, tuple(values), true))
+    return events
+
+
+@lru_cache(maxsize=64)
+def _padded(whole: struct.Struct) -> struct.Struct:
+    return struct.Struct(f"{whole.format}{CRC_BYTES}x")
 
 
 # Tiles ----------------------------------------------------------------------------------------------------------------

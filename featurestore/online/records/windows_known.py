@@ -89,7 +89,7 @@ class Known:
         return wanted
 
     def look_up(
-        self, fetch: FetchValue, layout_ids: Sequence[bytes], *, needs_mark: bool, buckets: Collection[bytes]
+        self, fetch: FetchValue, layout_ids: Iterable[bytes], *, needs_mark: bool, buckets: Collection[bytes]
     ) -> None:
         """Learn what is unknown, now; a mark may name a layout that is unknown too."""
         asked: set[bytes] = set()
