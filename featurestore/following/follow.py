@@ -37,7 +37,10 @@ MOST_OF_ONE = 250
 """So many events of one entity a slice: its newest events are folded after each, and readers go through them."""
 SLICES_AT_ONCE = 16
 """At most so many full slices are sent together, of different buckets."""
-PLACED_AT_ONCE, PLACED_BYTES = 1_000, 4 << 20
+PLACED_AT_ONCE = 16_000
+"""At most so many records are held to be placed together; a store may want fewer."""
+RECORD_BYTES = 4 << 10
+"""Larger ones are placed fewer at a time."""
 BATCH_ROWS = 50_000
 
 Row = tuple[bytes, TileEvent]
@@ -233,7 +236,8 @@ class Follower:
         batches = self._workspace.engine.log.events(
             self._registered.view, self._files(-1), by_entity=True, batch_rows=BATCH_ROWS
         )
-        for part in _parts(self._encoder.placed(batches, sequence, self._workspace.clock())):
+        records = self._encoder.placed(batches, sequence, self._workspace.clock())
+        for part in _parts(records, min(self._online.records_at_once, PLACED_AT_ONCE)):
             results = self._place(tokens, part, unknown)
             if results is None:
                 return None
@@ -325,12 +329,12 @@ def _long(appends: Sequence[Append], sizes: Sequence[int]) -> list[bytes]:
     return [append.key for append, size in pairs if size > MOST_WAITING * len(append.event)]
 
 
-def _parts(placed: Iterable[Placed]) -> Iterator[list[Placed]]:
-    """Yield records in lists, of so many records and bytes."""
+def _parts(placed: Iterable[Placed], most: int) -> Iterator[list[Placed]]:
+    """Yield records in lists of at most so many."""
     held: list[Placed] = []
     size = 0
     for each in placed:
-        if len(held) == PLACED_AT_ONCE or size > PLACED_BYTES:
+        if len(held) == most or size > most * RECORD_BYTES:
             yield held
             held, size = [], 0
         held.append(each)

@@ -272,6 +272,8 @@ class OnlineStore(OnlineReader):
 
     keeps_events: bool = False
     """Whether `advance`, `fold` and `place` work: they keep windowed records."""
+    records_at_once: int = 1_000
+    """How many records `place` takes well, of all buckets together."""
     events_at_once: int = 250
     """How many events `advance` takes well: more would hold up other clients."""
 

@@ -145,6 +145,7 @@ class LmdbStore(OnlineStore):
         return done
 
     keeps_events = True
+    records_at_once = _BATCH_RECORDS
     events_at_once = 5_000  # readers wait for nobody, and each slice is synced
 
     @override
