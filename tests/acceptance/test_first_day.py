@@ -84,14 +84,23 @@ def newest_by_hand(repo: Path, driver: int, at: Any = None) -> dict[str, Any]:
     return dict(rows.sort_values("hour").iloc[-1])
 
 
+def trips_of_a_week(repo: Path, driver: int) -> int:
+    now = pd.Timestamp.now("UTC")
+    rows = pd.read_parquet(repo / "data" / "driver_stats.parquet")
+    rows = rows[(rows["driver_id"] == driver) & (rows["created"] <= now)]
+    return int(
+        rows["trips"][rows["hour"].between((now - pd.Timedelta(days=7)).floor("h"), now, inclusive="right")].sum()
+    )
+
+
 def test_from_init_to_an_answer_over_http(new_repo: Path) -> None:
     plan = fs_json(new_repo, "plan")
-    assert (plan["revision"], plan["worst"], len(plan["steps"])) == (0, "compatible", 6)
+    assert (plan["revision"], plan["worst"], len(plan["steps"])) == (0, "compatible", 7)
     fs(new_repo, "plan", "--check", expect=3)
     assert fs_json(new_repo, "apply", "--yes")["applied"] == 1
     fs(new_repo, "plan", "--check")
-    (run,) = fs_json(new_repo, "materialize")
-    assert (run["state"], run["appended"], run["published"]["written"]) == ("done", 14_400, 20)
+    for run in fs_json(new_repo, "materialize"):
+        assert (run["state"], run["appended"], run["published"]["written"]) == ("done", 14_400, 20)
 
     arguments = ("training-set", "--entities", "data/trips.parquet", "--service", SERVICE, "--out", "training.parquet")
     made = fs_json(new_repo, *arguments, "--save", "first")
@@ -107,6 +116,11 @@ def test_from_init_to_an_answer_over_http(new_repo: Path) -> None:
         assert store.get_training_set("first").to_arrow().equals(training)
 
     asked = ("--service", SERVICE, "--entity", "driver_id=1007", "--entity", "trip_km=9.5")
+    week = {trips_of_a_week(new_repo, 1007)}
+    windows = fs_json(new_repo, "online", "--features", "driver_recent:trips_sum_7d", "--entity", "driver_id=1007")
+    assert windows["features"]["trips_sum_7d"][0] in week | {
+        trips_of_a_week(new_repo, 1007)
+    }  # an hour may end meanwhile
     answer = fs_json(new_repo, "online", *asked)
     newest = newest_by_hand(new_repo, 1007)
     assert answer["features"]["rating"] == [newest["rating"]]
@@ -161,7 +175,7 @@ def test_results_are_tables_in_a_notebook(repo: Path) -> None:
         runs = store.materialize("2026-01-01", "2026-01-02", dry_run=True)
         assert "driver_stats" in Tables(runs._repr_html_()).cells
         assert "dry run" in runs._repr_html_()
-        assert repr(runs[0]).startswith("RunResult(driver_stats: done, 0 rows read, 0 appended, 0 online, ")
+        assert repr(runs[1]).startswith("RunResult(driver_stats: done, 0 rows read, 0 appended, 0 online, ")
         view = store.get("feature_view", "driver_stats")
         assert "rating" in Tables(view._repr_html_()).cells
         assert repr(view).startswith("FeatureView('driver_stats', ")

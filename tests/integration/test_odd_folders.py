@@ -56,9 +56,9 @@ def test_every_command_works_in_an_odd_folder(
     run = CommandLine(root, capsys)
     features = root / "features.py"
     text = features.read_text().replace(
-        "source=driver_stats_source,", 'source=PushSource("pushed", driver_stats_source),'
+        "source=driver_stats_source,", 'source=PushSource("pushed", driver_stats_source),', 1
     )
-    features.write_text(text.replace("import Entity,", "import Entity, PushSource,"))
+    features.write_text(text.replace("    Entity,", "    Entity, PushSource,"))
     settings = root / "feature_store.yaml"
     settings.write_text(settings.read_text() + "\nengine: {temp_directory: spill}\n")
     run("plan")
