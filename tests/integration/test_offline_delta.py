@@ -203,6 +203,13 @@ def test_a_log_that_has_only_grown_is_not_loaded_anew(store, monkeypatch):
     assert now == DeltaStore(store._folder).current(TABLE)
 
 
+def test_a_file_that_another_writer_takes_away_meanwhile_does_not_hide_the_table(folder, store):
+    """A link to nowhere stands for it: it is listed, and then there is nothing to look at."""
+    version = some_versions(store)
+    (location(folder) / "_delta_log" / "_commit_1.json.tmp").symlink_to("gone")
+    assert store.current(TABLE) == version
+
+
 def test_a_longer_log_in_the_place_of_another_is_loaded_anew(tmp_path):
     store, others = DeltaStore(tmp_path / "own"), DeltaStore(tmp_path / "others")
     append(store, [row(1)])

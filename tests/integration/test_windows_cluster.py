@@ -269,6 +269,11 @@ class Race:
         for thread in self._threads:
             thread.join()
 
+    def check(self) -> None:
+        """Raise what went wrong in a thread."""
+        if self.wrong:
+            raise self.wrong[0]
+
     def _run(self, place: int, work: Callable[[Workspace, int], None]) -> None:
         try:
             with closing(self.shops.another()) as workspace:
@@ -313,7 +318,7 @@ def test_a_primary_dies_with_events_that_it_has_acknowledged(
             before = race.acknowledged
             while race.acknowledged < before + 6:
                 time.sleep(0.02)
-                assert race.wrong == []
+                race.check()
             held = state_of(victim)
             victim.kill()
             killed = time.monotonic()
@@ -323,10 +328,10 @@ def test_a_primary_dies_with_events_that_it_has_acknowledged(
             lost = {key for key, value in held.items() if state_of(heir).get(key) != value}
             before = race.acknowledged
             while race.acknowledged < before + 4:
-                assert race.wrong == []
+                race.check()
                 assert time.monotonic() < killed + 60
                 time.sleep(0.02)
-        assert race.wrong == []
+        race.check()
         assert race.polls > 10
         assert lost
         shops.push([3])

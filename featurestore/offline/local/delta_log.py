@@ -79,11 +79,14 @@ class TableLog:
 
         Loading a version takes 3 ms, this a few microseconds an entry.
         """
+        files: list[tuple[str, int, int, int]] = []
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.path / FOLDER) as found:
-            files = [(file.name, file.stat()) for file in found]
-            if any(name[:20].isdecimal() and name.endswith(".json") for name, _ in files):
-                return tuple(sorted((name, file.st_ino, file.st_size, file.st_mtime_ns) for name, file in files))
-        return ()
+            for file in found:
+                with suppress(FileNotFoundError):  # another writer's temporary file: the table is there all the same
+                    facts = file.stat()
+                    files.append((file.name, facts.st_ino, facts.st_size, facts.st_mtime_ns))
+        is_table = any(name[:20].isdecimal() and name.endswith(".json") for name, *_ in files)
+        return tuple(sorted(files)) if is_table else ()
 
     def open(self, number: int | None = None) -> DeltaTable:
         """Load a version, by default the newest. Raises TableVersionError, and OfflineStoreError for a table that
