@@ -283,7 +283,11 @@ class Tiles:
                     del seen[min(seen, key=lambda code: (seen[code], code))]
 
     def expire(self, now_us: int) -> None:
-        """Drop the tiles that no window reaches any more."""
+        """Drop the tiles that no window reaches any more.
+
+        Not by the clock alone: one that is ahead for a moment would take tiles which everybody else still reads.
+        """
+        now_us = min(now_us, self.newest_us)
         for resolution, starts, parts in zip(self.layout.resolutions, self.starts, self.parts, strict=True):
             if resolution.longest_us is None:
                 continue

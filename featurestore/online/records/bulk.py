@@ -99,12 +99,13 @@ class _Builder:
         self._texts = [Texts() for _ in range(count)] if _keeps_texts(layout) else None
 
     def records(self, keys: Sequence[bytes], base_sequence: int, now_us: int) -> list[bytes]:
-        made = [self._entries(place, each, now_us) for place, each in enumerate(self._layout.resolutions)]
-        lists = [each for group in self._groups for each in self._lists(group)]
         ends = np.searchsorted(self._events.entity, np.arange(self._count), side="right")
         newest = np.full(self._count, BEFORE_ALL, np.int64)
         has_any = np.diff(ends, prepend=0) > 0
         newest[has_any] = self._events.event_us[ends[has_any] - 1]
+        until = np.where(has_any, np.minimum(newest, now_us), now_us)  # as `Tiles.expire`
+        made = [self._entries(place, each, until) for place, each in enumerate(self._layout.resolutions)]
+        lists = [each for group in self._groups for each in self._lists(group)]
         records = [b""] * self._count
         for entities, scales, blocks in _alike(made, self._count):
             for entity, *parts in zip(entities.tolist(), *blocks, strict=True):
@@ -117,12 +118,13 @@ class _Builder:
                 records[entity] = checked(keys[entity], header + content)
         return records
 
-    def _entries(self, place: int, resolution: Resolution, now_us: int) -> _Entries:
+    def _entries(self, place: int, resolution: Resolution, until_us: npt.NDArray[np.int64]) -> _Entries:
         events, step = self._events, resolution.step_us
         starts = (-(-events.event_us // step) - 1) * step if step else np.full(len(events.entity), BEFORE_ALL)
         rows = np.arange(len(starts))
         if resolution.longest_us is not None:
-            rows = np.flatnonzero(starts >= (now_us - resolution.longest_us) // step * step)
+            oldest = (until_us - resolution.longest_us) // step * step
+            rows = np.flatnonzero(starts >= oldest[events.entity])
         entity, starts = events.entity[rows], starts[rows]
         is_first = np.ones(len(rows), np.bool_)
         is_first[1:] = (entity[1:] != entity[:-1]) | (starts[1:] != starts[:-1])

@@ -79,6 +79,7 @@ class WindowRecords:
     def event_us(self, records: Iterable[bytes | None], now_us: int) -> Iterator[int | None]:
         """Yield for each record the time of the newest event that counts, or else until when the view is covered."""
         covered_us = self._known.covered_us
+        covered_us = None if covered_us is None else min(covered_us, now_us)  # its writer's clock may be ahead
         return (covered_us if instant is None else instant for instant in self._newest_us(records, now_us))
 
     def _newest_us(self, records: Iterable[bytes | None], now_us: int) -> Iterator[int | None]:
