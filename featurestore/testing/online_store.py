@@ -100,6 +100,7 @@ class OnlineStoreConformance:
         ]
         assert store.mget([keys[0], keys[0]]) == [writes[-1].record] * 2
         assert store.mget([]) == []
+        assert store.get([]) == []
         assert store.write([], now_us=now) == []
 
     @pytest.mark.parametrize("in_one_call", [True, False])

@@ -100,7 +100,7 @@ class RedisCommands(OnlineStore):
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return plain values, with retries."""
-        return in_order(self._on_keys("MGET", keys), len(keys))
+        return in_order(self._on_keys("MGET", keys), len(keys)) if keys else []
 
     def scan(self, prefix: bytes) -> Iterator[Sequence[tuple[bytes, bytes]]]:
         """Yield batches of pairs; a key that is moved while scanning may come twice."""
