@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.crc import key_slot
 from support.projects import make_workspace
 from support.redis_cluster import RedisCluster
 from support.redis_server import RedisServer
@@ -248,6 +249,32 @@ def breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster
         yield cluster
 
 
+def test_events_are_pushed_while_their_slot_moves(breakable: RedisCluster, tmp_path: Path) -> None:
+    """What is all there or all gone is done at once; where a record is on each side, the push waits for the last."""
+    breakable.heal()
+    breakable.flush()
+    shops = Shops(tmp_path, breakable.url)
+    with closing(shops.workspace):
+        bucket = KeyEncoder(shops.workspace.snapshot().views["sales"].layout).bucket_of
+        mine = [shop for shop in range(2_000) if bucket(shops.key(shop)) == bucket(shops.key(7))]
+        shops.push([*SHOPS, *mine[1:3]])
+        source = breakable.owner(shops.key(7))
+        target = next(server for server in breakable.primaries() if server is not source)
+        with breakable.migrating(key_slot(shops.key(7)), source, target) as move_keys:
+            shops.push([7, 3, mine[1]])
+            move_keys()
+            shops.push([7, 4])
+            pushing = threading.Thread(target=shops.push, args=([7, 5, *mine[3:6]],))
+            pushing.start()
+            time.sleep(0.3)
+            assert pushing.is_alive()
+        pushing.join()
+        shops.push([6])
+        shops.check()
+        found = get_online_features(shops.workspace, ["sales:count_all"], {"shop": mine[:7]}).to_dict()
+        assert found["count_all"] == [shops.counts[shop] for shop in mine[:7]]
+
+
 class Race:
     """Writers push to one cluster, and a reader looks on."""
 
@@ -277,7 +304,7 @@ class Race:
     def _run(self, place: int, work: Callable[[Workspace, int], None]) -> None:
         try:
             with closing(self.shops.another()) as workspace:
-                while not self._over.wait(0.05):
+                while not self._over.wait(0.1):
                     work(workspace, place)
         except BaseException as error:
             self.wrong.append(error)
@@ -311,7 +338,9 @@ def test_a_primary_dies_with_events_that_it_has_acknowledged(
         victim = breakable.owner(shops.key(7))
         heir = breakable.replica_of(victim)
         with Race(shops) as race:
-            time.sleep(1)
+            while race.acknowledged < 4:
+                time.sleep(0.02)
+                race.check()
             with victim.client() as client:  # its replica hears no more of it, but the cluster still does
                 client.execute_command("ACL", "SETUSER", "default", "-psync", "-sync")
                 client.execute_command("CLIENT", "KILL", "TYPE", "replica")
