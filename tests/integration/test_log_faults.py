@@ -149,6 +149,24 @@ def test_a_hole_in_the_log_is_told_and_what_is_said_brings_the_table_back(root: 
         assert read(store) == list(range(first))
 
 
+@pytest.mark.parametrize("written", [b"", b'{"add"'])
+def test_an_entry_that_another_writer_has_only_begun_is_none(
+    root: Path, written: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`deltalake` writes it beside its name, then links it: what a reader meets there is neither empty nor damaged."""
+    monkeypatch.setattr(delta, "CHECKPOINT_EVERY", 1)
+    log = log_of(root)
+    begun = log / f"{LAST + 1:020}.json#1"
+    begun.write_bytes(written)
+    with FeatureStore(root) as store:
+        assert read(store) == list(range(LAST + 1))
+        store.push("flights", rows(LAST + 1))
+        store.push("flights", rows(LAST + 2))
+        assert read(store) == list(range(LAST + 3))
+        assert [problem for found in verify(store.workspace) for problem in found.problems] == []
+    assert begun.read_bytes() == written
+
+
 def test_peek_tells_a_damaged_log_once(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Without the entry of the run the table is another one, too, as far as it can be read."""
     log = log_of(root)

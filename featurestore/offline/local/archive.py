@@ -134,10 +134,15 @@ class LogArchive:
             return []
 
 
+def belongs(name: str) -> bool:
+    """Tell entries and checkpoints from other files, such as ``….json#1``, linked to its name when it is whole."""
+    return name[:20].isdecimal() and name.endswith((".json", ".parquet"))
+
+
 def numbered(folder: Path) -> list[tuple[int, Path]]:
     """Return the entries and checkpoints of a log, in the order of their versions."""
     try:
-        names = sorted(path.name for path in folder.iterdir() if path.name[:20].isdecimal())
+        names = sorted(path.name for path in folder.iterdir() if belongs(path.name))
     except FileNotFoundError:
         return []
     return [(int(name[:20]), folder / name) for name in names]

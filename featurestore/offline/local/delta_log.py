@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from featurestore.errors import FORK_HINT, ConcurrentCommitError, DiskFullError, OfflineStoreError, TableVersionError
 from featurestore.offline.interface import MAX_SEQUENCE, Commit, DataFile, TableId, TableVersion
-from featurestore.offline.local.archive import LogArchive
+from featurestore.offline.local.archive import LogArchive, is_checkpoint, numbered
 from featurestore.offline.local.files import DISK_HINT, FileFacts, disk_errors, sync_file, sync_folder
 from featurestore.offline.local.log_faults import has_empty_entry, log_error
 from featurestore.steps import crash_point, reached
@@ -354,9 +354,9 @@ class TableLog:
 
     def _since_checkpoint(self) -> list[Path]:
         """Return the newest checkpoint's files and every commit from it on."""
-        found = sorted((self.path / FOLDER).glob("0*"))
-        newest = max((file.name[:20] for file in found if ".checkpoint" in file.name), default="")
-        return [file for file in found if file.name[:20] >= newest]
+        found = numbered(self.path / FOLDER)
+        newest = max((number for number, file in found if is_checkpoint(file)), default=0)
+        return [file for number, file in found if number >= newest]
 
     def newest_names(self) -> set[str]:
         """Return the names of the newest version's files."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from featurestore.errors import OfflineStoreError
 from featurestore.offline.interface import TableId
-from featurestore.offline.local.archive import checkpoint_names, is_checkpoint, numbered
+from featurestore.offline.local.archive import belongs, checkpoint_names, is_checkpoint, numbered
 from featurestore.tables import parquet_fault
 
 LAST_CHECKPOINT = "_last_checkpoint"
@@ -21,8 +21,11 @@ _LEAST_BYTES = 10
 
 def has_empty_entry(log: Path) -> bool:
     """Tell whether an entry is empty: the kernel takes that for a version without changes, and rows are lost."""
-    with suppress(FileNotFoundError), os.scandir(log) as found:  # gone into the archive meanwhile
-        return any(file.name[:20].isdecimal() and file.stat().st_size < _LEAST_BYTES for file in found)
+    with suppress(FileNotFoundError), os.scandir(log) as found:
+        for file in found:
+            with suppress(FileNotFoundError):  # gone into the archive meanwhile
+                if belongs(file.name) and file.stat().st_size < _LEAST_BYTES:
+                    return True
     return False
 
 
