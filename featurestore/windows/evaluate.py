@@ -86,17 +86,18 @@ class _Taken:
 
     def _difference(self, name: str, question: Question, plus: Array, minus: Array | None = None) -> Int64s:
         """Return the sum of ``plus`` over the events that have entered less that of ``minus`` over those that left."""
-        order, left = self._moves.left(question)
-        entered = self._prefix(name, plus, self._moves.order)[self._moves.entered]
+        passing = self._moves.passing(question)
+        entered = self._prefix(name, plus, passing.entering)[passing.entered]
         if minus is None:
-            return entered - self._prefix(name, plus, order)[left]
-        return entered - self._prefix(f"{name} -", minus, order)[left]
+            return entered - self._prefix(name, plus, passing.leaving)[passing.left]
+        return entered - self._prefix(f"{name} -", minus, passing.leaving)[passing.left]
 
     def _prefix(self, name: str, integers: Array, order: Int64s | None) -> Int64s:
         key = name, id(order)
         if key not in self._prefixes:
+            integers = integers if order is None else integers[order]
             sums = np.zeros(len(integers) + 1, np.int64)
-            np.cumsum(integers if order is None else integers[order], out=sums[1:])
+            np.cumsum(integers, out=sums[1:])
             self._prefixes[key] = sums
         return self._prefixes[key]
 
@@ -105,7 +106,8 @@ class _Taken:
         window = question.length_us, question.resolution_us
         if window not in self._counts:
             if self._mask is None:
-                self._counts[window] = self._moves.entered - self._moves.left(question)[1]
+                passing = self._moves.passing(question)
+                self._counts[window] = passing.entered - passing.left
             else:
                 self._counts[window] = self._difference("count", question, self._mask)
         return self._counts[window]
@@ -209,12 +211,15 @@ class _Taken:
         events, some, keys, values = self._events, *self._by_value
         enters = (events.event_us if events.available_us is None else events.available_us)[some]
         marks = np.zeros(len(events), np.bool_), np.zeros(len(events), np.bool_)
+        if (counted := self._moves.counted(question)) is not None:
+            mine = counted[some]
+            some, keys, values, enters = some[mine], keys[mine], values[mine], enters[mine]
         is_first = np.ones(len(some), np.bool_)
         is_first[1:] = (keys[1:] != keys[:-1]) | (values[1:] != values[:-1])
         if question.length_us is None:
             marks[0][some[is_first]] = True
             return marks[0], marks[0]  # none leaves, but those of earlier keys are not counted
-        leaves = np.maximum(self._moves.leaves(question)[some], enters)
+        leaves = self._moves.leaves(question)[some]
         # The latest leave among the events of the value so far, and which event has it.
         groups = np.cumsum(is_first) - 1
         order = np.lexsort((leaves, groups))
@@ -262,7 +267,9 @@ class _Taken:
         if self._mask is not None:
             values = np.where(self._mask, values, empty)
         if self._moves.order is not None:
-            found = covering_extremes(values, *self._moves.covers(question), len(counts), pick, empty)
+            some, begins, ends = self._moves.covers(question)
+            values = values if some is None else values[some]
+            found = covering_extremes(values, begins, ends, len(counts), pick, empty)
         else:
             found = np.full(len(counts), empty, values.dtype)
             begins, ends = self._moves.begins(question), self._moves.entered

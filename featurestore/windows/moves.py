@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.windows.timeline import Timeline
+from featurestore.windows.timeline import Timeline, order_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -71,6 +71,17 @@ class Remarks:
     """Events have happened in the longest window, and none of them is available."""
 
 
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """The events that enter and leave one window, in both orders, and how many have done so by each row's instant."""
+
+    entering: Int64s | None
+    """The events in the order of entering; None if these are all events in their own order."""
+    entered: Int64s
+    leaving: Int64s | None
+    left: Int64s
+
+
 class Moves:
     """When the events enter and leave, and how many have done so by each row's instant."""
 
@@ -79,7 +90,7 @@ class Moves:
         self._timeline = Timeline.of(events.starts, events.event_us)
         self._event_keys = np.repeat(np.arange(len(events.starts) - 1), np.diff(events.starts))
         self._codes = self._timeline.codes(self._event_keys, events.event_us)
-        self._left: dict[tuple[int | None, int], tuple[Int64s | None, Int64s]] = {}
+        self._passing: dict[tuple[int | None, int], Passing] = {}
         self.happened = self._by(times_us)
         """How many events of the row's key and of those before it have happened by then."""
         available = events.available_us
@@ -94,7 +105,7 @@ class Moves:
             timeline = Timeline.of(events.starts, available)
             codes = timeline.codes(self._event_keys, available)
             if (codes[1:] < codes[:-1]).any():
-                self.order = np.argsort(codes, kind="stable")
+                self.order = order_of(codes)
                 codes = codes[self.order]
             self.entered = np.searchsorted(codes, timeline.codes(keys, times_us), "right")
 
@@ -106,24 +117,34 @@ class Moves:
         bounds *= question.resolution_us
         return self._by(bounds)
 
-    def left(self, question: Question) -> tuple[Int64s | None, Int64s]:
-        """Return the events in the order of leaving (None: their own), and how many have left by each row's instant.
-
-        One that would leave before it enters, because it came too late, leaves when it enters.
-        """
+    def passing(self, question: Question) -> Passing:
+        """Return the events that enter and leave the window, and how many have done so by each row's instant."""
         window = question.length_us, question.resolution_us
-        if window not in self._left:
-            length_us, available = question.length_us, self.events.available_us
-            if length_us is None or available is None or self._most_lag_us <= length_us:
-                self._left[window] = None, self.begins(question)
+        if window not in self._passing:
+            begins, counted = self.begins(question), self.counted(question)
+            if counted is None:
+                made = Passing(self.order, self.entered, None, begins)
             else:
-                leaves = np.maximum(self.leaves(question), available)
-                timeline = Timeline.of(self.events.starts, leaves)
-                codes = timeline.codes(self._event_keys, leaves)
-                order = np.argsort(codes, kind="stable")
-                asked = timeline.codes(self.keys, self.times_us)
-                self._left[window] = order, np.searchsorted(codes[order], asked, "right")
-        return self._left[window]
+                leaving = np.flatnonzero(counted)
+                before = _before(counted)
+                if self.order is None:
+                    made = Passing(leaving, before[self.entered], leaving, before[begins])
+                else:
+                    entering = counted[self.order]
+                    made = Passing(self.order[entering], _before(entering)[self.entered], leaving, before[begins])
+            self._passing[window] = made
+        return self._passing[window]
+
+    def counted(self, question: Question) -> Bools | None:
+        """Tell which events ever count: not those that would leave before they enter; None for all.
+
+        They leave in their own order, whenever they enter.
+        """
+        available = self.events.available_us
+        if question.length_us is None or available is None or self._most_lag_us <= question.length_us:
+            return None
+        found: Bools = available < self.leaves(question)
+        return None if found.all() else found
 
     def leaves(self, question: Question) -> Int64s:
         """Return the instant from which each event no longer counts."""
@@ -131,16 +152,33 @@ class Moves:
         tiles = -(-self.events.event_us // question.resolution_us)
         return tiles * question.resolution_us + question.length_us
 
-    def covers(self, question: Question) -> tuple[Int64s, Int64s]:
-        """Return the rows [begin, end) at whose instants each event counts."""
+    def covers(self, question: Question) -> tuple[Int64s | None, Int64s, Int64s]:
+        """Return the events that ever count (None: all) and the rows [begin, end) at whose instants each does."""
+        counted = self.counted(question)
+        some = None if counted is None else np.flatnonzero(counted)
+        begins, keys = self._first_rows, self._event_keys
+        if some is not None:
+            begins, keys = begins[some], keys[some]
+        if question.length_us is None:
+            return some, begins, self._row_starts[keys + 1]
+        leaves = self.leaves(question)
+        codes = self._rows.codes(keys, leaves if some is None else leaves[some])
+        return some, begins, np.searchsorted(self._asked, codes, "left")
+
+    @cached_property
+    def _first_rows(self) -> Int64s:
+        """The first row, if any, at whose instant each event has entered."""
         available = self.events.available_us
         enters = self.events.event_us if available is None else available
-        rows = Timeline.of(self._row_starts, self.times_us)
-        asked = rows.codes(self.keys, self.times_us)
-        begins = np.searchsorted(asked, rows.codes(self._event_keys, enters), "left")
-        if question.length_us is None:
-            return begins, self._row_starts[self._event_keys + 1]
-        return begins, np.searchsorted(asked, rows.codes(self._event_keys, self.leaves(question)), "left")
+        return np.searchsorted(self._asked, self._rows.codes(self._event_keys, enters), "left")
+
+    @cached_property
+    def _rows(self) -> Timeline:
+        return Timeline.of(self._row_starts, self.times_us)
+
+    @cached_property
+    def _asked(self) -> Int64s:
+        return self._rows.codes(self.keys, self.times_us)
 
     @cached_property
     def _row_starts(self) -> Int64s:
@@ -154,7 +192,8 @@ class Moves:
         held_back = np.zeros(len(self.keys), np.bool_)
         if self.events.available_us is not None and questions:
             longest = max(questions, key=lambda each: np.inf if each.length_us is None else each.length_us)
-            held_back = (self.begins(longest) < self.happened) & (self.entered == self.left(longest)[1])
+            passing = self.passing(longest)
+            held_back = (self.begins(longest) < self.happened) & (passing.entered == passing.left)
         return Remarks(self._are_own(), held_back)
 
     def _are_own(self) -> Bools:
@@ -170,3 +209,10 @@ class Moves:
     def event_keys(self) -> Int64s:
         """The key of each event."""
         return self._event_keys
+
+
+def _before(marks: Bools) -> Int64s:
+    """Return how many marks are before each position, and in all."""
+    counts = np.zeros(len(marks) + 1, np.int64)
+    np.cumsum(marks, out=counts[1:])
+    return counts

@@ -54,6 +54,30 @@ class Timeline:
         return coded
 
 
+def order_of(codes: Int64s) -> Int64s:
+    """Return the stable order of codes, which are not negative.
+
+    Sorting plain integers is ten times as fast as sorting positions by them, so a position stands in the low bits of
+    each code. Bits of the codes that find no room then matter only where the others are equal.
+    """
+    if not len(codes):
+        return np.zeros(0, np.int64)
+    low = len(codes).bit_length()
+    excess = max(0, int(codes.max()).bit_length() + low - 63)
+    packed = codes >> excess
+    packed <<= low
+    packed |= np.arange(len(codes))
+    packed.sort()
+    order = packed & ((1 << low) - 1)
+    if excess:
+        packed >>= low
+        tied = packed[1:] == packed[:-1]
+        members = np.flatnonzero(np.append(tied, False) | np.append(False, tied))
+        some = order[members]
+        order[members] = some[np.argsort(codes[some], kind="stable")]
+    return order
+
+
 def shares(counts: Int64s, span_us: int, most_events: int) -> Iterator[slice]:
     """Yield ranges of keys, with at most so many events each if no single key has more, whose codes fit.
 

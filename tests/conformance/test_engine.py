@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from support.engines import open_duck
 
+from featurestore.engine.duck import windowed
 from featurestore.testing.engine_dropped import DroppedRowsConformance
 from featurestore.testing.engine_events import EngineEventsConformance
 from featurestore.testing.engine_folders import EngineFoldersConformance
@@ -65,4 +66,9 @@ class TestDuckEvents(Duck, EngineEventsConformance):
 
 
 class TestDuckWindows(Duck, EngineWindowsConformance):
-    pass
+    @pytest.fixture(autouse=True)
+    def in_parts(self, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+        """Half of the cases as millions of events are computed: by shares of the keys, each by several threads."""
+        if "available" in request.node.name:
+            monkeypatch.setattr(windowed, "EVENTS_AT_ONCE", 150)
+            monkeypatch.setattr(windowed, "WORTH_A_THREAD", 50)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -25,12 +26,14 @@ from featurestore.types.values import duckdb_type
 from featurestore.windows.evaluate import Answer, evaluate
 from featurestore.windows.layout import layout_of
 from featurestore.windows.moves import Column, Events, Question, Remarks
-from featurestore.windows.timeline import shares
+from featurestore.windows.timeline import order_of, shares
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+WORTH_A_THREAD = 100_000
+"""With so many events two threads are faster than one."""
 EVENTS_AT_ONCE = 16_000_000
 """At most so many events at once; beyond, a share of the keys at a time."""
 _AS_INTEGER = {Date: "{} - DATE '1970-01-01'", Timestamp: "epoch_us({})"}
@@ -85,16 +88,15 @@ def compute(entities: EntityRows, view: ViewJoin, number: int) -> WindowedColumn
         return WindowedColumns(nulls, null_keys)
     made = WindowedColumns([], null_keys, overflowed=dict.fromkeys(view.features, 0))
     parts: list[list[pa.Array]] = [[] for _ in view.features]
-    for share in reading.shares():
-        found, remarks = share.answers(reading.questions)
-        made.own_events += int(remarks.own.sum())
-        made.held_back += int(remarks.held_back.sum())
-        for part, name, kind, window, answer in zip(
-            parts, view.features, reading.kinds, reading.windows, found, strict=True
-        ):
-            part.append(share.to_arrow(answer, window, kind))
-            if answer.overflowed is not None:
-                made.overflowed[name] += int(answer.overflowed.sum())
+    with ThreadPoolExecutor(reading.threads) as pool:
+        for share in reading.shares():
+            for found, remarks, columns in pool.map(_Share.answered, share):
+                made.own_events += int(remarks.own.sum())
+                made.held_back += int(remarks.held_back.sum())
+                for part, name, answer, column in zip(parts, view.features, found, columns, strict=True):
+                    part.append(column)
+                    if answer.overflowed is not None:
+                        made.overflowed[name] += int(answer.overflowed.sum())
     made.columns = [reading.in_order(part, kind) for part, kind in zip(parts, reading.kinds, strict=True)]
     return made
 
@@ -185,13 +187,21 @@ class _Reading:
         )
         self.questions = [_question(window) for window in self.windows]
 
-    def shares(self) -> Iterator[_Share]:
-        """Yield shares of the keys with their events; every entity row with a key is in one."""
+    @cached_property
+    def threads(self) -> int:
+        """How many threads compute: as many as the database's."""
+        ((count,),) = self._entities.connection.execute("SELECT current_setting('threads')").fetchall()
+        return int(count)
+
+    def shares(self) -> Iterator[list[_Share]]:
+        """Yield shares of the keys with their events, some for threads side by side; each entity row with a key is
+        in one.
+        """
         if not len(self.rows):
             return
         connection = self._entities.connection
         if not self._view.files:
-            yield self._share(None, slice(0, int(self.keys[-1]) + 1))
+            yield [self._share(None, None, slice(0, int(self.keys[-1]) + 1))]
             return
         query = self._query()
         counted = f"SELECT sum(num_rows)::BIGINT FROM parquet_file_metadata({file_list(self._view.files)})"
@@ -208,11 +218,21 @@ class _Reading:
         for share in shares(counts, span_us, EVENTS_AT_ONCE):
             whole = share == slice(0, keys)
             some = query if whole else f"SELECT * FROM ({query}) WHERE id >= {share.start} AND id < {share.stop}"
-            yield self._share(connection.sql(some).to_arrow_table(), share)
+            yield self._split(connection.sql(some).to_arrow_table(), share)
 
-    def _share(self, events: pa.Table | None, keys: slice) -> _Share:
+    def _split(self, events: pa.Table, keys: slice) -> list[_Share]:
+        """Return as many shares of some keys as there are threads, if that is worth it."""
+        if self.threads == 1 or len(events) < WORTH_A_THREAD:
+            return [self._share(events, None, keys)]
+        ids = events.column("id").to_numpy()
+        counts = np.bincount(ids - keys.start, minlength=keys.stop - keys.start)
+        most = max(WORTH_A_THREAD // 2, len(events) * 51 // (50 * self.threads))
+        found = [slice(each.start + keys.start, each.stop + keys.start) for each in shares(counts, 0, most)]
+        return [self._share(events, np.flatnonzero((ids >= each.start) & (ids < each.stop)), each) for each in found]
+
+    def _share(self, events: pa.Table | None, places: Any, keys: slice) -> _Share:
         rows = slice(*np.searchsorted(self.keys, [keys.start, keys.stop]))
-        return _Share(self, events, keys, self.keys[rows] - keys.start, self.times[rows])
+        return _Share(self, events, places, keys, self.keys[rows] - keys.start, self.times[rows])
 
     @cached_property
     def _firsts(self) -> Any:
@@ -291,16 +311,22 @@ class _Reading:
 
 
 class _Share:
-    """Some keys: their entity rows and their events."""
+    """Some keys: their entity rows and their events, which are all or some rows of a table."""
 
-    def __init__(self, reading: _Reading, table: pa.Table | None, keys: slice, asked: Any, times: Any) -> None:
-        self._reading, self._table, self._keys = reading, table, keys
+    def __init__(
+        self, reading: _Reading, table: pa.Table | None, places: Any, keys: slice, asked: Any, times: Any
+    ) -> None:
+        self._reading, self._table, self._places, self._keys = reading, table, places, keys
         self._asked, self._times = asked, times
         self._order: Any = None
         """The table's rows in the order of the events."""
 
-    def answers(self, questions: Sequence[Question]) -> tuple[list[Answer], Remarks]:
-        return evaluate(self._events(), self._asked, self._times, questions)
+    def answered(self) -> tuple[list[Answer], Remarks, list[pa.Array]]:
+        """Return the answers to all questions, and their values as columns."""
+        reading = self._reading
+        found, remarks = evaluate(self._events(), self._asked, self._times, reading.questions)
+        columns = list(map(self._to_arrow, found, reading.windows, reading.kinds))
+        return found, remarks, columns
 
     def _events(self) -> Events:
         reading, table, count = self._reading, self._table, self._keys.stop - self._keys.start
@@ -309,18 +335,20 @@ class _Share:
             columns = {name: Column(none.astype(_dtype(reading.type_of(name)))) for name in reading.columns}
             conditions = dict.fromkeys(reading.conditions, none.astype(np.bool_))
             return Events(np.zeros(count + 1, np.int64), none, None, columns, conditions)
-        keys = table.column("id").to_numpy().astype(np.int64) - self._keys.start
-        event, created, sequence = (table.column(name).to_numpy() for name in (EVENT_AT, KNOWN_AT, NUMBER))
-        order = self._order = _event_order(keys, event, created, sequence)
+        named = (table.column(name).to_numpy() for name in ("id", EVENT_AT, KNOWN_AT, NUMBER))
+        ids, event, created, sequence = named if self._places is None else (each[self._places] for each in named)
+        keys = ids.astype(np.int64) - self._keys.start
+        order = _event_order(keys, event, created, sequence)
         event = event[order]
         available = np.maximum(event, created[order]) if reading.counts_availability else None
+        self._order = order if self._places is None else self._places[order]
         return Events(
             np.searchsorted(keys[order], np.arange(count + 1)),
             event,
             None if available is None or np.array_equal(available, event) else available,
             {name: self._column(place, name) for place, name in enumerate(reading.columns)},
             {
-                text: np.asarray(table.column(f"fs_condition{place}"))[order]
+                text: np.asarray(table.column(f"fs_condition{place}"))[self._order]
                 for place, text in enumerate(reading.conditions)
             },
         )
@@ -337,7 +365,7 @@ class _Share:
             found = found.fill_null(pa.scalar(0, found.type))
         return Column(found.to_numpy(zero_copy_only=False)[self._order], valid)
 
-    def to_arrow(self, answer: Answer, window: Window, kind: ValueType) -> pa.Array:
+    def _to_arrow(self, answer: Answer, window: Window, kind: ValueType) -> pa.Array:
         """Return a feature's values in its declared type."""
         import pyarrow as pa
 
@@ -389,7 +417,7 @@ def _event_order(keys: Any, event: Any, created: Any, sequence: Any) -> Any:
     first = int(event.min())
     span = int(event.max()) - first + 1
     composite = keys * span + (event - first)  # the shares are so small that it fits
-    order = np.argsort(composite, kind="stable")
+    order = order_of(composite)
     composite = composite[order]
     tied = composite[1:] == composite[:-1]
     members = np.flatnonzero(np.append(tied, False) | np.append(False, tied))
