@@ -10,10 +10,10 @@ from featurestore.online.interface import Append, Placed
 from featurestore.online.records.keys import KeyEncoder
 from featurestore.online.records.windowed import empty, encode, encode_event
 from featurestore.registered.snapshot import RegisteredView
-from featurestore.types import Bool, Bytes, Date, Float32, Float64, Int32, Int64, String, Timestamp, ValueType
+from featurestore.types import Date, ValueType
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
 from featurestore.types.times import MAX_INSTANT
-from featurestore.windows.layout import Layout, layout_of
+from featurestore.windows.layout import Kind, Layout, layout_of
 from featurestore.windows.tiles import TileEvent, Tiles
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ class EventEncoder:
     def events(self, batch: pa.RecordBatch) -> Iterator[tuple[bytes, TileEvent]]:
         """Yield key and event of each row of `Log.events`."""
         keys = self.keys(batch)
-        kept = len(self.layout.columns) - self.layout.event_time
-        columns = [batch.column(f"v{place}").to_pylist() for place in range(kept)]
+        columns = [batch.column(f"v{place}").to_pylist() for place in range(len(self.layout.kinds))]
         event_us = batch.column(EVENT_AT).to_pylist()
         if self.layout.event_time:
             columns.append(event_us)
@@ -86,16 +85,16 @@ class EventEncoder:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        kept = self.layout.columns[: len(self.layout.columns) - self.layout.event_time]
-        if self.layout.conditions or any(name not in rows.column_names for name, _ in kept):
+        kept = list(zip(self.layout.kinds, self.layout.columns, strict=False))
+        if self.layout.conditions or any(name not in rows.column_names for _, (name, _) in kept):
             return None
         rows = rows.sort_by(SEQUENCE).combine_chunks()
         event_us, created_us = (rows.column(name).cast(pa.int64()) for name in (EVENT, CREATED))
         names = [name for name, _ in self._encoder.layout.join_keys]
         columns = {name: rows.column(name) for name in names}
         columns |= {EVENT_AT: event_us, KNOWN_AT: pc.coalesce(created_us, event_us), NUMBER: rows.column(SEQUENCE)}
-        for place, (name, kind) in enumerate(kept):
-            columns[f"v{place}"] = _as_kept(rows.column(name), kind)
+        for place, (how, (name, kind)) in enumerate(kept):
+            columns[f"v{place}"] = _as_kept(rows.column(name), how, kind)
         return pa.table(columns).to_batches()[0]
 
     def append(self, key: bytes, event: TileEvent) -> Append:
@@ -166,13 +165,13 @@ class EventEncoder:
         entity = np.repeat(np.arange(len(begins)), np.diff(np.append(begins, count)))
         event_us = _numbers(rows.column(EVENT_AT), 0)
         values = []
-        for place, (_, kind) in enumerate(self.layout.columns[: len(self.layout.columns) - self.layout.event_time]):
+        for place, kind in enumerate(self.layout.kinds):
             column = rows.column(f"v{place}")
             is_given = column.is_valid().to_numpy(zero_copy_only=False)
-            if kind.name in ("String", "Bytes"):
+            if kind == "text":
                 values.append((column.to_numpy(zero_copy_only=False), is_given))
             else:
-                values.append((_numbers(column, 0.0 if kind.name in ("Float32", "Float64") else 0), is_given))
+                values.append((_numbers(column, 0.0 if kind == "float" else 0), is_given))
         if self.layout.event_time:
             values.append((event_us, np.ones(count, np.bool_)))
         conditions = [
@@ -196,17 +195,13 @@ def _numbers(column: pa.Array, null: float) -> npt.NDArray[Any]:
     return found
 
 
-def _as_kept(column: pa.ChunkedArray, kind: ValueType) -> pa.ChunkedArray:
-    """Return a column as windows compute with it: doubles, 64 bits, or bytes; of other types a zero for a value."""
+def _as_kept(column: pa.ChunkedArray, kept: Kind, kind: ValueType) -> pa.ChunkedArray:
+    """Return a column as windows compute with it: doubles, 64 bits, or bytes; zeros where values are only counted."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if kind in (Float32, Float64):
-        return column.cast(pa.float64())
-    if kind in (String, Bytes):
-        return column.cast(pa.binary())
-    if kind == Date:
-        return column.cast(pa.int32()).cast(pa.int64())
-    if kind in (Int32, Int64, Bool, Timestamp):
-        return column.cast(pa.int64())
-    return pc.if_else(column.is_valid(), 0, pa.scalar(None, pa.int64()))
+    if kept == "none":
+        return pc.if_else(column.is_valid(), 0, pa.scalar(None, pa.int64()))
+    if kept == "integer":
+        return (column.cast(pa.int32()) if kind == Date else column).cast(pa.int64())
+    return column.cast(pa.float64() if kept == "float" else pa.binary())

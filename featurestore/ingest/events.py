@@ -76,15 +76,18 @@ class EventWriter(PushWriter):
         rows = pa.concat_tables(parts)
         judged = self._judged(given[0].workspace, given[0].registered, version, rows)
         first = 0 if version is None else version.next_sequence
-        numbers = np.where(judged.is_new, first + np.cumsum(judged.is_new) - 1, judged.known_as)
+        new = first + np.cumsum(judged.is_new) - 1
+        # One that repeats another of this very commit is known as no number yet: it is there with the last of them.
+        repeats = ~judged.is_new & (judged.known_as < 0)
+        numbers = np.where(judged.is_new, new, np.where(repeats, new[-1:], judged.known_as))
         begin = 0
         for pushed, part in zip(given, parts, strict=True):
             mine = slice(begin, begin + part.num_rows)
             begin += part.num_rows
             if isinstance(pushed, PushedEvents):
                 note(pushed, part, judged, mine, int(numbers[mine].max(initial=-1)))
-        new = rows.filter(pa.array(judged.is_new))
-        self._rows = self.numbered(new, first) if new.num_rows else None
+        left = rows.filter(pa.array(judged.is_new))
+        self._rows = self.numbered(left, first) if left.num_rows else None
         return self._rows
 
     def _judged(

@@ -6,7 +6,6 @@ a second waits for that; so the events of the last day are kept by their ids, an
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -132,7 +131,7 @@ class KnownIds:
         rest = [_plain(rows.column(name)) for name in self._rest]
         contents = zip(event_us, *rest, strict=True)
         for row, (at_us, made_us, of, content) in enumerate(zip(event_us, created_us, ids, contents, strict=True)):
-            yield row, at_us, at_us if made_us is None else made_us, of, hash(tuple(map(_same, content)))
+            yield row, at_us, at_us if made_us is None else made_us, of, hash(repr(content))
 
 
 def _goes_on(offline: OfflineReader, before: TableVersion, version: TableVersion) -> bool:
@@ -148,10 +147,3 @@ def _plain(column: pa.ChunkedArray) -> list[Any]:
 
     values: list[Any] = (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
     return values
-
-
-def _same(value: Any) -> Any:
-    """Return a value that equals another if both are the same: NaNs are, 0.0 and -0.0 are not."""
-    if isinstance(value, float):
-        return "nan" if math.isnan(value) else (value, math.copysign(1.0, value))
-    return repr(value) if isinstance(value, list | dict) else value

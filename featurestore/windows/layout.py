@@ -71,12 +71,19 @@ class Layout:
     """The partials of one view."""
 
     columns: tuple[tuple[str, ValueType], ...]
-    """The raw columns of an event, without its times."""
+    """The raw columns of an event that groups take, without its times."""
     event_time: bool
     """Whether the last of them is the event time, which is not stored twice."""
     conditions: tuple[str, ...]
     groups: tuple[Group, ...]
     resolutions: tuple[Resolution, ...]
+
+    @cached_property
+    def kinds(self) -> tuple[Kind, ...]:
+        """How a newest event keeps each column but the event time."""
+        own = [{group.kind for group in self.groups if group.column == place} for place in range(len(self.columns))]
+        kinds: list[Kind] = [next(iter(kinds - {"none"}), "none") for kinds in own]
+        return tuple(kinds[:-1] if self.event_time else kinds)
 
     @cached_property
     def document(self) -> bytes:
@@ -121,7 +128,8 @@ def layout_of(view: FeatureView) -> tuple[Layout, dict[str, Asked]]:
     The order in which a view names things makes no other layout.
     """
     assert view.events is not None
-    stored = [(field.name, field.type) for field in view.stored if field.name != view.event_id or _is_read(view)]
+    read = {each.column.lower() for each in view.aggregations}  # conditions are evaluated before
+    stored = [(field.name, field.type) for field in view.stored if field.name.lower() in read]
     stored.sort(key=lambda column: column[0].lower())
     types = view.events.types(view.stored)
     names = [name.lower() for name, _ in stored]
@@ -201,11 +209,6 @@ def found_in(kept: Layout, own: Layout, asked: Asked) -> Asked | None:
     else:
         is_held = needed <= set(partials)
     return replace(asked, group=place, resolution=step) if is_held else None
-
-
-def _is_read(view: FeatureView) -> bool:
-    """Tell whether the event id is also aggregated."""
-    return any(each.column.lower() == (view.event_id or "").lower() for each in view.aggregations)
 
 
 def _group_key(window: Window) -> tuple[str | None, str | None]:

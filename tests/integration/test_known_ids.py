@@ -72,7 +72,7 @@ def drawn(dice: Random, now_us: int, count: int, *, oldest_hours: int) -> dict[s
         "id": several(lambda: dice.choice("abcde")),
         "f": several(lambda: dice.choice([None, 0.0, -0.0, math.nan, math.inf, 0.1])),
         "f32": several(lambda: dice.choice([None, 0.5])),
-        "i": several(lambda: dice.choice([None, 2**63 - 1, -1])),
+        "i": several(lambda: dice.choice([None, 2**63 - 1, -1, -2])),
         "i32": several(lambda: dice.choice([None, 7])),
         "b": several(lambda: dice.choice([None, True, False])),
         "d": several(lambda: dice.choice([None, date(1969, 12, 31)])),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support.windowed_shop import DAY_US, MINUTE_US, WINDOWS, Sale, Shop, sales_view
 
+from featurestore import Aggregation
 from featurestore.errors import InputError, OnlineStoreUnavailableError, ValueTypeError
 from featurestore.following import follow
 from featurestore.following.mark import mark_from
@@ -136,6 +137,57 @@ def test_a_repeated_push_brings_online_what_its_first_try_could_not(
     again = shop.push(new).views["sales"]
     assert (again.events.appended, again.events.known) == (0, 3)
     shop.check()
+
+
+def test_a_repeat_in_the_same_commit_is_acknowledged_when_it_is_online(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sale = {"shop": 1, "sold_at": shop.now_us, "id": "x", "v": 1.0, "t": "a"}
+    shop.push([{**sale, "id": "before"}])
+    failed: list[OnlineStoreUnavailableError] = []
+
+    def fails(self: Any, *given: Any, **more: Any) -> Any:
+        raise OnlineStoreUnavailableError("It is down.")
+
+    def work() -> None:
+        try:
+            shop.push([sale])
+        except OnlineStoreUnavailableError as error:
+            failed.append(error)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(shop.workspace.online), "advance", fails)
+        patch.setattr(groups, "PAUSE_SECONDS", 0.3)  # the first commit since a quiet time comes at once
+        shop.push([{**sale, "id": "alone"}], to="offline")
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert shop.workspace.offline.current(shop.workspace.snapshot().views["sales"].table).number == 2
+    assert len(failed) == 2
+    assert shop.push([sale]).views["sales"].events.known == 1
+    shop.check()
+
+
+def test_long_texts_that_are_only_counted_or_compared_are_not_kept(tmp_path: Path) -> None:
+    counts = [
+        Aggregation("t", "count", windows=WINDOWS[:2]),
+        Aggregation("*", "count", windows=WINDOWS[:2], name="some", where="t <> 'x'"),
+        Aggregation("v", "sum", windows=WINDOWS[:2]),
+    ]
+    shop = Shop(tmp_path, None, sales_view(aggregations=counts))
+    long = "t" * 70_000
+    with closing(shop.workspace):
+        for number in range(3):
+            shop.push([{"shop": 1, "sold_at": shop.now_us, "id": f"e{number}", "v": None, "t": long}])
+        shop.run()
+        shop.wait(MINUTE_US)
+        shop.push([{"shop": 1, "sold_at": shop.now_us, "id": "e3", "v": None, "t": None}])
+        found = get_online_features(shop.workspace, ["sales:*"], {"shop": [1]}).to_dict()
+        assert [found["t_count_12min"], found["some_12min"]] == [[3], [3]]
+        (batch,) = shop.workspace.online.scan(b"fs:shop:sales:")
+        assert max(len(record) for _, record in batch) < 1_000
 
 
 @pytest.mark.parametrize("shop", ALL_STORES, indirect=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -30,7 +31,9 @@ FUNCTIONS = ("count", "sum", "mean", "min", "max", "std", "first", "last", "coun
 Sale = dict[str, Any]
 
 
-def sales_view(windows: list[timedelta | None] = WINDOWS) -> FeatureView:
+def sales_view(
+    windows: list[timedelta | None] = WINDOWS, aggregations: Sequence[Aggregation] | None = None
+) -> FeatureView:
     batch = ParquetSource("sales_file", "sales", "sold_at", "known_at", allowed_lateness=timedelta(days=400))
     return FeatureView(
         "sales",
@@ -38,7 +41,8 @@ def sales_view(windows: list[timedelta | None] = WINDOWS) -> FeatureView:
         source=PushSource("sales_push", batch),
         schema=[Field("id", String), Field("v", Float64), Field("t", String)],
         event_id="id",
-        aggregations=[
+        aggregations=aggregations
+        or [
             *(Aggregation("v", name, windows=windows) for name in FUNCTIONS),
             Aggregation("t", "last_n", n=3, windows=windows),
             Aggregation("*", "count", windows=windows),

@@ -99,8 +99,8 @@ class Record:
             held["value"] = text.raw(text.take("H"))
         assert reader.at == end - 4
         self.events = []
-        columns = schema["columns"][:-1] if schema["event_time"] else schema["columns"]
-        stored = [kind for _, kind in columns]
+        kinds = {group[0]: group[2] for group in schema["groups"] if group[2] != "none"}
+        stored = [kinds.get(place, "none") for place in range(len(schema["columns"]) - schema["event_time"])]
         place = end
         while place < len(record):
             length = Reader(record, place).take("H")
@@ -148,10 +148,10 @@ class Record:
         for place, kind in enumerate(stored):
             if bits >> place & 1:
                 values.append(None)
-            elif kind in ("String", "Bytes"):
+            elif kind == "text":
                 values.append(reader.raw(reader.take("H")))
             else:
-                values.append(reader.take("d" if kind in ("Float32", "Float64") else "q"))
+                values.append(reader.take("d" if kind == "float" else "q"))
         values += [at] if self.schema["event_time"] else []
         assert reader.at == len(entry) - 4
         true = [bool(bits >> (len(stored) + place) & 1) for place in range(conditions)]

@@ -135,8 +135,10 @@ def named_events(
     return f"SELECT {', '.join(columns)} FROM {log(files)} WHERE {' AND '.join(within) or 'true'}"
 
 
-def value_sql(kind: ValueType, name: str) -> str:
-    """Return a column as windows compute with it: a double, 64 bits, or a text; of other types a zero for a value."""
+def value_sql(kind: ValueType | None, name: str) -> str:
+    """Return a column as windows compute with it: a double, 64 bits, or a text; of other types, and without one, a
+    zero for a value.
+    """
     if kind in (Float32, Float64):
         return f"{name}::DOUBLE"
     if kind in _NUMBERS:
@@ -154,11 +156,11 @@ def events_sql(
 ) -> str:
     """Return the SELECT of `Log.events`; ``within`` are conditions on the log's own columns."""
     layout, _ = layout_of(view)
-    kept = layout.columns[:-1] if layout.event_time else layout.columns
-    values = [
-        (f"encode({quote(name)})" if kind == String else value_sql(kind, quote(name))) + f" AS v{place}"
-        for place, (name, kind) in enumerate(kept)
-    ]
+    values = []
+    for place, (kept, (name, kind)) in enumerate(zip(layout.kinds, layout.columns, strict=False)):
+        is_text = kept == "text" and kind == String
+        value = f"encode({quote(name)})" if is_text else value_sql(kind if kept != "none" else None, quote(name))
+        values.append(f"{value} AS v{place}")
     values += [f"({text}\n) IS TRUE AS c{place}" for place, text in enumerate(layout.conditions)]
     keys = list(map(quote, view.join_keys))
     order = [NUMBER] if not by_entity else [*keys, EVENT_AT, KNOWN_AT, NUMBER]

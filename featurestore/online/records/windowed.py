@@ -125,14 +125,9 @@ def _event_shape(layout: Layout) -> tuple[str, int, struct.Struct | None]:
 
     the whole entry of an event without nulls, if it has no texts.
     """
-    kept = layout.columns[:-1] if layout.event_time else layout.columns
-    codes = "".join("d" if kind.name in ("Float32", "Float64") else "t" if _is_text(kind) else "q" for _, kind in kept)
-    marks = -(-(len(kept) + len(layout.conditions)) // 8)
+    codes = "".join("d" if kind == "float" else "t" if kind == "text" else "q" for kind in layout.kinds)
+    marks = -(-(len(codes) + len(layout.conditions)) // 8)
     return codes, marks, None if "t" in codes else struct.Struct(f"<Hqqq{marks}s{codes}")
-
-
-def _is_text(kind: Any) -> bool:
-    return kind.name in ("String", "Bytes")
 
 
 def encode_event(key: bytes, layout: Layout, event: TileEvent) -> bytes:
