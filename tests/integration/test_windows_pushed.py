@@ -179,8 +179,10 @@ def test_long_texts_that_are_only_counted_or_compared_are_not_kept(tmp_path: Pat
     shop = Shop(tmp_path, None, sales_view(aggregations=counts))
     long = "t" * 70_000
     with closing(shop.workspace):
-        for number in range(3):
-            shop.push([{"shop": 1, "sold_at": shop.now_us, "id": f"e{number}", "v": None, "t": long}])
+        sales = [{"shop": 1, "sold_at": shop.now_us, "id": f"e{number}", "v": None, "t": long} for number in range(3)]
+        for sale in sales[:2]:
+            shop.push([sale])
+        shop.write(sales)
         shop.run()
         shop.wait(MINUTE_US)
         shop.push([{"shop": 1, "sold_at": shop.now_us, "id": "e3", "v": None, "t": None}])
