@@ -164,13 +164,13 @@ class FeatureStore:
         self, plan: Plan, *, allow_breaking: bool = False, allow_destroy: bool = False, message: str = ""
     ) -> Plan:
         """Apply a plan that `plan` made; raises as `apply`."""
-        from featurestore.plan import apply_plan, check_allowed, check_what_stays
+        from featurestore.plan import apply_plan, check_allowed, check_readable
 
         check_allowed(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy)
-        check_what_stays(self.workspace.snapshot(), plan)
         if plan.prepare:
             from featurestore.prepare import prepare
 
+            check_readable(self.workspace.snapshot(), plan)
             prepare(self.workspace, plan)
         return replace(plan, applied=apply_plan(self.workspace, plan, message=message))
 

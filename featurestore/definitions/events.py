@@ -93,11 +93,14 @@ class EventColumns:
     def _check_names(self) -> None:
         seen: dict[str, Aggregation] = {}
         for window in self.windows:
-            other = seen.setdefault(window.name, window.aggregation)
-            if other is not window.aggregation:
-                differ = other.where != window.aggregation.where
-                why = "the aggregations differ in where alone: give one a name" if differ else "give one a name"
+            if (other := seen.get(window.name)) is not None:
+                why = "give one a name"
+                if other == window.aggregation:
+                    why = "the same aggregation is given twice: leave one out"
+                elif other.where != window.aggregation.where:
+                    why = "the aggregations differ in where alone: give one a name"
                 raise ValueError(f"aggregations: two features are called {window.name!r}; {why}")
+            seen[window.name] = window.aggregation
         check_unique_columns([*self.join_keys, *seen])
 
     @property

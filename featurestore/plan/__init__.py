@@ -3,7 +3,7 @@
 from featurestore.plan.applying import apply_plan, check_allowed
 from featurestore.plan.changes import Loss, Plan, Step
 from featurestore.plan.classes import ChangeClass, Difference
-from featurestore.plan.planning import check_what_stays, make_plan
+from featurestore.plan.planning import check_readable, make_plan
 
 __all__ = [
     "ChangeClass",
@@ -13,6 +13,6 @@ __all__ = [
     "Step",
     "apply_plan",
     "check_allowed",
-    "check_what_stays",
+    "check_readable",
     "make_plan",
 ]

@@ -25,6 +25,7 @@ from featurestore.offline.interface import TableId
 from featurestore.online.records.keys import project_prefix, view_prefix
 from featurestore.plan.changes import Plan, Step
 from featurestore.plan.classes import FLAGS, ChangeClass
+from featurestore.plan.planning import check_readable
 from featurestore.registered.snapshot import Snapshot
 from featurestore.steps import crash_point, reached, step
 from featurestore.workspace import Workspace
@@ -61,13 +62,14 @@ def _lost(planned: Step) -> str:
 def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "", finish: str = "fs gc") -> int:
     """Apply a plan's steps and return the revision that the project is at afterwards.
 
-    Raises RevisionConflictError, having changed nothing, when another apply came since the plan was made. An
-    empty plan changes nothing. Definitions are deleted before their data: a crash in between leaves data without a
-    definition, which `fs gc` removes, and never a definition without its data. An error in between says what is left,
-    and that the command ``finish`` deletes it.
+    Having changed nothing, raises RevisionConflictError when another apply came since the plan was made, and
+    DefinitionError for what nobody could read back. An empty plan changes nothing. Definitions are deleted before their
+    data: a crash in between leaves data without a definition, which `fs gc` removes, and never a definition without its
+    data. An error in between says what is left, and that the command ``finish`` deletes it.
     """
     if not plan.steps:
         return plan.revision
+    check_readable(workspace.snapshot(), plan)
     if drops := [table for planned in plan.steps for table in planned.drops]:
         drops = Ownership(workspace).check(drops)
         check_writable(workspace)

@@ -70,14 +70,25 @@ def make_plan(
     return Plan(workspace.project, snapshot.revision, snapshot.chain.head, tuple(steps), told, prepare=prepare)
 
 
-def check_what_stays(snapshot: Snapshot, plan: Plan) -> None:
-    """Raise DefinitionError where an unchanged definition would not fit the changed ones.
+def check_readable(snapshot: Snapshot, plan: Plan) -> None:
+    """Raise DefinitionError where the registry would then hold a project that nobody can read any more.
 
-    The registry would then hold a project that nobody can read any more.
+    Reads back what the plan writes, and the unchanged definitions that depend on it.
     """
     if snapshot.chain.head != plan.base:
         return  # the apply is refused for that reason
     result = {record.key: record for record in plan.result(snapshot).records}
+    written = {step.record.key: step.record for step in plan.steps if step.record is not None}
+    for record in written.values():
+        try:
+            from_records(with_dependencies([record.key], result))
+        except RegistryFormatError as error:
+            raise DefinitionError(
+                f"{record.kind} {record.name!r} was not applied: nothing could read it back: {error.details['reason']}",
+                hint="This is a fault of featurestore. Write the definition in another way, and report this one.",
+                kind=record.kind,
+                name=record.name,
+            ) from None
     touched = {f"{step.kind}:{step.name}" for step in plan.steps}
     affected = {key for step in plan.steps for key in step.affects} - touched
     for kept in (record for record in snapshot.records if record.key in affected):

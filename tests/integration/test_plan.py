@@ -35,6 +35,7 @@ from featurestore.errors import (
 from featurestore.ledger.watermarks import Watermark, write_watermark
 from featurestore.plan import ChangeClass, make_plan
 from featurestore.plan.changes import explain, to_html
+from featurestore.registered import records
 from featurestore.registered.snapshot import Snapshot
 from featurestore.types import Array, Float32, Float64, Int32, Int64, String
 
@@ -398,6 +399,17 @@ def test_a_plan_made_before_another_apply_is_refused(store, root):
     with pytest.raises(RevisionConflictError, match="fs plan"):
         store.apply_plan(stale)
     assert store.list("views") == []
+
+
+def test_nothing_is_applied_that_could_not_be_read(store, monkeypatch):
+    store.apply([carrier])
+    write, _ = records._FORMS["feature_view"]
+    monkeypatch.setitem(records._FORMS, "feature_view", (write, lambda *given: Field("1x", Int64)))
+    with pytest.raises(DefinitionError, match="feature_view 'delays' was not applied: nothing could read it back"):
+        store.apply([view()])
+    monkeypatch.undo()
+    assert store.list("views") == []
+    assert store.workspace.snapshot().revision == 1
 
 
 def _apply_one(root: str, number: int, barrier, results) -> None:

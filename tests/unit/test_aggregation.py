@@ -153,6 +153,8 @@ def test_what_makes_no_sense_is_refused(given: tuple[Any, ...], message: str) ->
             "differ in where alone",
         ),
         ({"aggregations": [SUM, Aggregation("price", "sum", windows=[7 * DAY], name="amount_sum")]}, "give one a name"),
+        ({"aggregations": [SUM, SUM]}, "the same aggregation is given twice"),
+        ({"aggregations": [SUM, SUM.model_copy()]}, "the same aggregation is given twice"),
         ({"aggregations": [Aggregation("CUSTOMER_ID", "count_distinct", windows=[DAY])]}, "is a join key"),
         ({"aggregations": [Aggregation("known_at", "last", windows=[DAY])]}, "is the created time"),
         (
