@@ -51,15 +51,14 @@ def float_levels(values: Float64s) -> list[Level]:
     bits = _SUM_BITS - len(values).bit_length()
     levels: list[Level] = []
     rest = values
-    while True:
-        greatest = max(float(rest.max(initial=0.0)), -float(rest.min(initial=0.0)))
-        if greatest == 0.0:
-            return levels
+    while (greatest := max(float(rest.max(initial=0.0)), -float(rest.min(initial=0.0)))) > 0.0:
         exponent = max(int(np.frexp(greatest)[1]) - bits, LEAST_EXPONENT)
-        whole = np.rint(_scaled(rest, -exponent))
+        # Towards zero: rounded up, the greatest double would be beyond the doubles.
+        whole = np.trunc(_scaled(rest, -exponent))
         levels.append(Level(exponent, whole.astype(np.int64)))
         # Without error: the difference is a multiple of the rest's last bit and smaller than the rest.
         rest = rest - _scaled(whole, exponent)
+    return levels
 
 
 def square_levels(values: Float64s) -> list[Level]:

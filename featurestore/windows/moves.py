@@ -93,7 +93,7 @@ class Moves:
         self._passing: dict[tuple[int | None, int], Passing] = {}
         self.happened = self._by(times_us)
         """How many events of the row's key and of those before it have happened by then."""
-        available = events.available_us
+        available = self._available()
         self.order: Int64s | None = None
         """The events in the order of entering, None if that is their own order."""
         self.entered = self.happened
@@ -108,6 +108,16 @@ class Moves:
                 self.order = order_of(codes)
                 codes = codes[self.order]
             self.entered = np.searchsorted(codes, timeline.codes(keys, times_us), "right")
+
+    def _available(self) -> Int64s | None:
+        """Return when the events enter, or just after the key's last row where that is later: nobody asks any more."""
+        available = self.events.available_us
+        if available is None or not len(self.keys):
+            return available
+        ends = self._row_starts[1:]
+        until = np.where(ends > self._row_starts[:-1], self.times_us[np.maximum(ends, 1) - 1], self.times_us[0]) + 1
+        clipped: Int64s = np.minimum(available, until[self._event_keys])
+        return clipped
 
     def begins(self, question: Question) -> Int64s:
         """Return the position of the first event that the window has not left behind, whether it has entered or not."""
@@ -198,11 +208,10 @@ class Moves:
 
     def _are_own(self) -> Bools:
         begins = self._by(self.times_us - 1)
-        own: Bools = begins < self.happened
-        if self.events.available_us is not None:
-            for row in np.flatnonzero(own):
-                span = slice(begins[row], self.happened[row])
-                own[row] = (self.events.available_us[span] <= self.times_us[row]).any()
+        if self.events.available_us is None:
+            return begins < self.happened
+        at_once = _before(self.events.available_us <= self.events.event_us)
+        own: Bools = at_once[begins] < at_once[self.happened]
         return own
 
     @property

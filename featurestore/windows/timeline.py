@@ -39,6 +39,7 @@ class Timeline:
         if len(filled):
             first[filled] = np.minimum.reduceat(times_us, starts[filled])
             last[filled] = np.maximum.reduceat(times_us, starts[filled])
+        assert (last - first + 3.0).sum() < 2.0**63, "more keys, or further apart, than `shares` yields"
         offsets = np.zeros(len(first), np.int64)
         np.cumsum(last[:-1] - first[:-1] + 3, out=offsets[1:])
         return cls(first, last, offsets)

@@ -5,18 +5,29 @@ from __future__ import annotations
 import pytest
 from support.engines import open_duck
 
+from featurestore.definitions import Aggregation
 from featurestore.engine.duck import windowed
 from featurestore.testing.engine_dropped import DroppedRowsConformance
 from featurestore.testing.engine_events import EngineEventsConformance
 from featurestore.testing.engine_folders import EngineFoldersConformance
 from featurestore.testing.engine_joins import EngineJoinsConformance
 from featurestore.testing.engine_log import EngineLogConformance
-from featurestore.testing.engine_project import OpenEngine
+from featurestore.testing.engine_project import EngineProject, OpenEngine
 from featurestore.testing.engine_queries import EngineQueriesConformance, EngineSqlConformance
 from featurestore.testing.engine_source_types import EngineSourceTypesConformance
 from featurestore.testing.engine_sources import EngineSourcesConformance
 from featurestore.testing.engine_values import EngineValuesConformance
-from featurestore.testing.engine_windows import EngineWindowsConformance
+from featurestore.testing.engine_windows import (
+    BEGIN_US,
+    EngineWindowsConformance,
+    events_view,
+    frame_of,
+    join_of,
+    view_log,
+    write_log,
+)
+from featurestore.training.reference import ReferenceRow
+from featurestore.types import Float64
 
 
 class Duck:
@@ -72,3 +83,14 @@ class TestDuckWindows(Duck, EngineWindowsConformance):
         if "available" in request.node.name:
             monkeypatch.setattr(windowed, "EVENTS_AT_ONCE", 150)
             monkeypatch.setattr(windowed, "WORTH_A_THREAD", 50)
+
+    def test_all_of_history_is_read_once(self, project: EngineProject, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Keys are shared out by the span of the log, not by that of all instants there are."""
+        shares, real = [], windowed._Reading._share
+        monkeypatch.setattr(windowed._Reading, "_share", lambda *given: shares.append(given) or real(*given))
+        view = events_view({"v": Float64}, [Aggregation("v", "sum", windows=[None])])
+        rows = [ReferenceRow((key,), BEGIN_US + key, None, key, {"v": 1.0}) for key in range(500)]
+        file = write_log(project.root / "log.parquet", view_log(view), rows, without=())
+        table = project.joined(frame_of(range(500), [BEGIN_US + 999] * 500), [join_of(view, [file])])
+        assert table["purchases__v_sum_all"].to_pylist() == [1.0] * 500
+        assert len(shares) == 1

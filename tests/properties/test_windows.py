@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from fractions import Fraction
 from typing import Any
 
@@ -21,7 +22,7 @@ from featurestore.windows.timeline import MOST_CODES, Timeline, order_of, shares
 
 FUNCTIONS = ("count", "sum", "mean", "var", "std", "min", "max", "first", "last", "last_n", "count_distinct")
 WINDOWS = ((12, 1), (12, 4), (60, 5), (None, 0))
-SHARP = (1e308, -1e308, 1e16, 1e-16, 5e-324, -5e-324, 0.1, 12.34, -0.0, 0.0)
+SHARP = (sys.float_info.max, 1e308, -1e308, 1e16, 1e-16, 5e-324, -5e-324, 0.1, 12.34, -0.0, 0.0)
 FLOATS = st.one_of(
     st.sampled_from(SHARP),
     st.floats(allow_nan=False, allow_infinity=False),
@@ -230,6 +231,24 @@ def test_shares_hold_so_many_events_and_codes() -> None:
     assert list(shares(np.ones(5, np.int64), MOST_CODES // 2 - 3, 100)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
     assert list(shares(np.array([7]), MOST_CODES, 3)) == [slice(0, 1)]
     assert list(shares(np.zeros(0, np.int64), 1, 3)) == []
+
+
+def test_the_greatest_double_among_many_values() -> None:
+    values = np.full(600, 1.5)
+    values[[7, 500]] = sys.float_info.max, -sys.float_info.max
+    sums = sums_of(exact.float_levels(values), [(0, 7), (0, 8), (0, 501)])
+    assert exact.rounded(sums).tolist() == [10.5, sys.float_info.max, 1.5 * 499]
+
+
+def test_many_keys_whose_events_become_known_ages_later() -> None:
+    """The instants of all keys together are more than 64 bits; what becomes known after the last row never counts."""
+    keys, age_us = 40, 300_000_000_000_000_000
+    event_us = np.tile([0, 1], keys)
+    events = Events(np.arange(0, 2 * keys + 1, 2), event_us, np.tile([0, age_us], keys), {}, {})
+    count = Question("count", None, None, 60, 5)
+    rows = np.arange(keys)
+    ((answer,), _) = evaluate(events, rows, np.full(keys, 30), [count])
+    assert answer.values.tolist() == [1] * keys
 
 
 @settings(max_examples=examples(100))

@@ -210,13 +210,13 @@ class _Reading:
         ((total,),) = connection.execute(counted).fetchall()
         keys = int(self.keys[-1]) + 1
         counts = np.ones(keys, np.int64)
-        if total > EVENTS_AT_ONCE:
+        span_us = max(0, int(self._last_us.max() - self._oldest_us.min()))
+        if total > EVENTS_AT_ONCE or next(shares(counts, span_us, keys)).stop < keys:
             table = f"window_events_{self._number}"
             connection.execute(f"CREATE TEMP TABLE {table} AS {query}")
             query = f"FROM {table}"
             ids, found = arrays(connection, f"SELECT id, count(*) AS events {query} GROUP BY id", "id", "events")
             counts[ids] = found
-        span_us = int(self._last_us.max() - self._oldest_us.min())
         for share in shares(counts, span_us, EVENTS_AT_ONCE):
             whole = share == slice(0, keys)
             some = query if whole else f"SELECT * FROM ({query}) WHERE id >= {share.start} AND id < {share.stop}"
@@ -251,10 +251,17 @@ class _Reading:
         oldest = np.full(len(first), np.iinfo(np.int64).max)
         for window in self.windows:
             if window.length_us is None:
-                return np.full(len(first), MIN_INSTANT - 1)
+                return np.full(len(first), self._first_us - 1)
             begins = (first - window.length_us) // window.resolution_us * window.resolution_us
             np.minimum(oldest, begins, out=oldest)
         return np.maximum(oldest, MIN_INSTANT - 1)
+
+    @cached_property
+    def _first_us(self) -> int:
+        """The instant of the log's first event."""
+        found = self._entities.connection.execute(f"SELECT epoch_us(min({EVENT})) FROM {log(self._view.files)}")
+        ((first,),) = found.fetchall()
+        return MIN_INSTANT if first is None else int(first)
 
     def _query(self) -> str:
         """Return the SELECT of key number, times, values and conditions of the events that any row can see."""
