@@ -63,6 +63,7 @@ class Run:
     files: tuple[File, ...]
     spans: tuple[tuple[int, int, int | None, tuple[int, ...] | None], ...]
     now_us: int
+    counts_later: bool
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def runs(draw: st.DrawFn) -> list[Run]:
             spans.append((start, end, draw(st.none() | bounds), chosen))
         if draw(st.booleans()):
             spans = [(-10_000, 10_000_000, None, None)]
-        found.append(Run(held, tuple(spans), draw(st.sampled_from([2_000, 10_000_000]))))
+        found.append(Run(held, tuple(spans), draw(st.sampled_from([2_000, 10_000_000])), draw(st.booleans())))
     return found
 
 
@@ -173,7 +174,8 @@ def expected_stage(run: Run, log: list[Logged], first: int, *, with_files: bool)
             position += 1
             at, known = instants(file, row)
             since = at if known is None else known
-            if not any(
+            is_later = run.counts_later and at is not None and at > run.now_us
+            if not is_later and not any(
                 (at is None or start <= at < end)
                 and (after is None or (since is not None and since > after))
                 and (not with_files or chosen is None or number in chosen)
@@ -238,7 +240,9 @@ def stage_all(
             for start, end, after, chosen in run.spans
         )
         first = number * 1_000
-        staged = project.stage(view, spans=spans, now_us=run.now_us, log=paths, first_sequence=first)
+        staged = project.stage(
+            view, spans=spans, now_us=run.now_us, log=paths, first_sequence=first, counts_later=run.counts_later
+        )
         by_files = view.sql is None
         counts, new = expected_stage(run, log, first, with_files=by_files)
         if by_files:

@@ -21,6 +21,7 @@ from featurestore.engine.duck.session import EngineSettings
 from featurestore.engine.interface import Span
 from featurestore.errors import DiskFullError, EngineError, SourceError, SourceSchemaError
 from featurestore.plan.schemas import pin_schemas
+from featurestore.testing.engine_project import damage
 from featurestore.types import Array, Float64, Int32, Int64, String
 
 
@@ -279,3 +280,28 @@ def test_an_incremental_read_of_a_large_source_skips_most_of_it(tmp_path):
     assert stage(tmp_path, view, spans=[Span(1_000, 1_100)]).appended == 100
     part_seconds = time.perf_counter() - begun
     assert part_seconds < whole_seconds / 2
+
+
+def test_only_files_that_may_hold_a_wanted_row_are_read(tmp_path):
+    """As their footers say: the first one is damaged, and nobody finds out."""
+    rows = 2_000
+    old = table_of(k=pa.array(range(rows)), at=instants(*[1, 2] * (rows // 2)), made=instants(*[3] * rows))
+    damage(write(tmp_path / "data" / "old.parquet", old), 4, 600)
+    nothing = pa.nulls(1, pa.timestamp("us"))
+    of_one_row = {
+        "later": {"at": instants(9), "made": nothing},
+        "untimed": {"at": instants(None), "made": instants(2)},
+        "late": {"at": instants(2), "made": instants(8)},
+        "fine": {"at": instants(3_999, unit="ns"), "made": nothing},
+    }
+    for name, times in of_one_row.items():
+        write(tmp_path / "data" / f"{name}.parquet", table_of(k=pa.array([1]), **times))
+    view, late = view_of("data", created="made"), Span(0, 100, created_after_us=7)
+    found = stage(tmp_path, view, spans=[Span(4, 6), late], now_us=5, counts_later=True)
+    assert (found.read, found.null_times, found.waiting, found.appended) == (4, 1, 2, 1)
+    found = stage(tmp_path, view, spans=[Span(4, 6)], now_us=5)
+    assert (found.read, found.null_times, found.appended) == (2, 1, 1)
+    found = stage(tmp_path, view, spans=[Span(0, 0)], now_us=5, counts_later=True)
+    assert (found.read, found.waiting) == (2, 1)
+    with pytest.raises(SourceError):
+        stage(tmp_path, view, spans=[late, Span(0, 2)], now_us=5)

@@ -70,6 +70,8 @@ class EventStaging(Staging):
 
     def _by_number(self, candidates: int, bounds_us: tuple[int, int]) -> Chosen:
         """Make the table ``lacking``: of which equal rows the log lacks how many."""
+        if not self._request.log_files:
+            return Chosen("SELECT * FROM fresh", candidates, 0)
         whole = event_content(self._view)
         restricted = any(span.files is not None or span.created_after_us is not None for span in self._request.spans)
         held = "fresh"

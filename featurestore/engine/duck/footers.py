@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,7 @@ from featurestore.errors import SourceSchemaError
 from featurestore.tables import WHOLE_FLOAT_LIMITS
 from featurestore.types import String
 from featurestore.types.arrow import value_type_of
+from featurestore.types.times import MAX_INSTANT, MIN_INSTANT
 
 PATH, _HIVE_NULL = "fs_path_of_file", "'__HIVE_DEFAULT_PARTITION__'"
 """The column of a read that holds the file's path."""
@@ -93,6 +95,42 @@ def _partitions(path: Path, below: Path, stored: Mapping[str, str]) -> list[tupl
             partition = Partition(unquote(key), stored.get(unquote(key)), f"nullif({value}, {_HIVE_NULL})")
             partitions.append((partition, unquote(given)))
     return partitions
+
+
+@dataclass(frozen=True, slots=True)
+class Instants:
+    """What a footer says of a column of instants."""
+
+    first_us: int
+    last_us: int
+    has_null: bool
+
+
+NO_INSTANTS = Instants(MAX_INSTANT, MIN_INSTANT, has_null=True)
+_PER_SECOND = {"milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+
+
+@lru_cache(maxsize=65536)
+def instants_in(path: str, state: str, name: str) -> Instants | None:
+    """Return between which instants, ceiled, those of a file's column are; None where its footer does not say."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        places = [number for number in range(len(file.schema)) if file.schema.column(number).path == name]
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        kind = json.loads(file.schema.column(places[0]).logical_type.to_json()) if places else {}
+        per_second = _PER_SECOND.get(kind.get("timeUnit", ""))
+        found = [group.column(places[0]).statistics for group in groups] if per_second is not None else []
+    if per_second is None or any(each is None or not each.has_null_count for each in found):
+        return None
+    held = [each for each in found if each.num_values]  # nulls do not count
+    if not held:
+        return NO_INSTANTS
+    if not all(each.has_min_max for each in held):
+        return None
+    first, last = min(each.min_raw for each in held), max(each.max_raw for each in held)
+    has_null = any(each.null_count for each in found)
+    return Instants(-(-first * 10**6 // per_second), -(-last * 10**6 // per_second), has_null)
 
 
 @lru_cache(maxsize=65536)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.engine.duck.files import check_unchanged
+from featurestore.engine.duck.footers import NO_INSTANTS, Footer, Instants, instants_in
 from featurestore.engine.duck.identity import (
     CREATED_US,
     EVENT_US,
@@ -24,9 +25,10 @@ from featurestore.engine.duck.scan import BATCH, Scanned
 from featurestore.engine.duck.session import quote, text
 from featurestore.engine.duck.tables import FILE, POSITION
 from featurestore.engine.interface import Span, StagedRows, StageRequest
+from featurestore.engine.schema import find_column
 from featurestore.types import ValueType
 from featurestore.types.columns import CREATED, EVENT, ORIGIN, SEQUENCE
-from featurestore.types.times import to_instant
+from featurestore.types.times import MAX_INSTANT, to_instant
 
 if TYPE_CHECKING:
     import duckdb
@@ -54,14 +56,30 @@ class Staging:
         self._view = request.view
         self._connection = scanned.connection
         self._keys = ", ".join(map(quote, request.view.join_keys))
-        names = [span.files for span in request.spans]
-        self._only: frozenset[str] | None = None
-        if None not in names and not request.counts_later:
-            self._only = frozenset(name for chosen in names for name in chosen or ())
+        self._only = None if self._view.sql is not None else self._files()
         wanted = [self._span_condition(span) for span in request.spans]
         if request.counts_later:
             wanted.append(f"{EVENT_US} > {request.now_us}")
         self._wanted = " OR ".join(wanted) or "false"
+
+    def _files(self) -> frozenset[str]:
+        """Return the source's files that may hold a wanted row, as far as their footers say."""
+        (table,) = self._scanned.tables
+        pairs = zip(table.files, table.footers, strict=True)
+        return frozenset(file.path for file, footer in pairs if self._may_hold(file.path, footer))
+
+    def _may_hold(self, name: str, footer: Footer) -> bool:
+        event = _instants(footer, self._view.timestamp_field)
+        created = _instants(footer, self._view.created_timestamp_field)
+        if self._request.counts_later and (event is None or event.last_us > self._request.now_us):
+            return True
+        last_us = MAX_INSTANT if event is None or created is None else max(event.last_us, created.last_us)
+        return any(
+            (span.files is None or name in span.files)
+            and (event is None or event.has_null or (event.first_us < span.end_us and event.last_us >= span.start_us))
+            and (span.created_after_us is None or last_us > span.created_after_us)
+            for span in self._request.spans
+        )
 
     def run(self) -> StagedRows:
         """Make the tables ``found`` (rows in the spans) and what `_choose` makes, and the file."""
@@ -183,6 +201,12 @@ class Staging:
     def _row(self, query: str) -> tuple[Any, ...]:
         (row,) = self._connection.execute(query).fetchall()
         return tuple(row)
+
+
+def _instants(footer: Footer, name: str | None) -> Instants | None:
+    """Return what a file's footer says of a column of instants, if that is anything; none of them is in no column."""
+    column = None if name is None else find_column(footer.columns, name)
+    return NO_INSTANTS if column is None else instants_in(footer.path, footer.state, column.name)
 
 
 def write_parquet(connection: duckdb.DuckDBPyConnection, query: str, folder: Path) -> Path:
