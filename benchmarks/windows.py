@@ -150,8 +150,14 @@ def check_equal(log: Path, frame: Path, out: Path) -> None:
         assert np.allclose(np.nan_to_num(left.astype(float)), np.nan_to_num(right.astype(float)), rtol=1e-9), name
 
 
-def _view(*, windows: Sequence[timedelta] = LONG, pushed: bool = False, path: str = "none.parquet") -> FeatureView:
-    source = ParquetSource("events_file", path, timestamp_field="event_ts", created_timestamp_field="created_ts")
+def _view(
+    *,
+    windows: Sequence[timedelta] = LONG,
+    pushed: bool = False,
+    path: str = "none.parquet",
+    created: str | None = "created_ts",
+) -> FeatureView:
+    source = ParquetSource("events_file", path, timestamp_field="event_ts", created_timestamp_field=created)
     return FeatureView(
         "events",
         entities=[USER],
@@ -218,7 +224,7 @@ def _tiles(context: Context) -> Section:
     log = _log(context, "sparse")
     (root / "source").mkdir()
     shutil.copy(log, root / "source" / "first.parquet")
-    with closing(_workspace(root, _view(path="source"), "lmdb:///data/online", _end_clock)) as workspace:
+    with closing(_workspace(root, _view(path="source", created=None), "lmdb:///data/online", _end_clock)) as workspace:
         succeeded(materialize_incremental(workspace))
         registered = workspace.snapshot().views["events"]
 

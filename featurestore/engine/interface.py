@@ -267,6 +267,7 @@ class Log(ABC):
         files: Sequence[str],
         *,
         after_sequence: int = -1,
+        since_us: int | None = None,
         until_us: int | None = None,
         by_entity: bool = False,
         of: pa.Table | None = None,
@@ -276,8 +277,9 @@ class Log(ABC):
 
         Columns: join keys, then int64 `EVENT_AT`, `KNOWN_AT` (created, or else event time) and `NUMBER` (``fs_seq``),
         then ``v0``, ``v1``, ... for the columns of `windows.layout` without the event time (float64, int64 or
-        binary), and ``c0``, ... for its conditions (bool). Ordered by number, or with ``by_entity`` by key, event
-        time, created time and number. ``until_us`` as in `latest`; ``of`` holds the keys of those asked for.
+        binary), and ``c0``, ... for its conditions (bool). Ordered by number, or with ``by_entity`` by key and event
+        time. Only events that happened after ``since_us``; ``until_us`` as in `latest`; ``of`` holds the keys of those
+        asked for.
         """
 
     @abstractmethod

@@ -7,23 +7,23 @@ record is made from the log again.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from featurestore.errors import OnlineStoreError
 from featurestore.following.mark import Mark, known_marks, mark_from, read_marks
 from featurestore.following.rows import SETTLED_US, EventEncoder, NewestRows
+from featurestore.following.slices import Part, Slicer
 from featurestore.following.tokens import MOST_TRIES, Tokens
 from featurestore.offline.interface import MAX_SEQUENCE, TableVersion
 from featurestore.online.interface import Advanced, Append, Fold, Move, Placed, Slice, WriteResult
 from featurestore.online.records.keys import mark_key
-from featurestore.online.records.windowed import MOST_WAITING, folded, head_of, is_windowed, last_sequence
+from featurestore.online.records.windowed import MOST_WAITING, first_length, folded, head_of, is_windowed, last_sequence
 from featurestore.online.records.windows_values import hash_of
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached
-from featurestore.windows.tiles import TileEvent
 from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -35,22 +35,18 @@ PLACED = crash_point("follow.placed", "one more batch of records made from the l
 
 MOST_OF_ONE = 250
 """So many events of one entity a slice: its newest events are folded after each, and readers go through them."""
-SLICES_AT_ONCE = 16
-"""At most so many full slices are sent together, of different buckets."""
 PLACED_AT_ONCE = 16_000
 """At most so many records are held to be placed together; a store may want fewer."""
 RECORD_BYTES = 4 << 10
 """Larger ones are placed fewer at a time."""
 BATCH_ROWS = 50_000
 
-Row = tuple[bytes, TileEvent]
-
 
 class _Step(NamedTuple):
     """One slice on its way: the bucket, its events, and where they bring its mark."""
 
     bucket: bytes
-    appends: Sequence[Append]
+    part: Part
     reaches: Mark
 
 
@@ -141,17 +137,16 @@ class Follower:
         """Apply the events after the marks until one is found elsewhere; also returns how many were applied."""
         count, after = 0, min(mark.sequence for mark in marks.values())
         batches = self._batches(after) if after < self._target.sequence else ()
-        rows = (row for batch in batches for row in self._encoder.events(batch))
-        for steps in self._steps(rows, marks):
+        for steps in self._steps(batches, marks):
             self._check()
-            slices = [Slice([self._move(step.bucket, step.reaches)], step.appends) for step in steps]
+            slices = [Slice([self._move(step.bucket, step.reaches)], step.part.appends) for step in steps]
             outcomes = self._online.advance(slices, now_us=self._workspace.clock())
             many: list[bytes] = []
             for step, slice_, (outcome, sizes) in zip(steps, slices, outcomes, strict=True):
                 if outcome is Advanced.DONE:
                     marks[step.bucket], self._stored[step.bucket] = step.reaches, slice_.moves[0].after
-                    count += len(step.appends)
-                    many += _long(step.appends, sizes)
+                    count += step.part.count
+                    many += _long(step.part.appends, sizes)
             reached(APPENDED)
             if many:
                 self.folded += fold_records(self._workspace, self._encoder, list(dict.fromkeys(many)))
@@ -171,34 +166,21 @@ class Follower:
             self._registered.view, self._files(after), after_sequence=after, batch_rows=BATCH_ROWS
         )
 
-    def _steps(self, rows: Iterable[Row], marks: dict[bytes, Mark]) -> Iterator[list[_Step]]:
+    def _steps(self, batches: Iterable[pa.RecordBatch], marks: Mapping[bytes, Mark]) -> Iterator[list[_Step]]:
         """Yield what to send at once, at last with all marks that are behind."""
-        held: defaultdict[bytes, list[Row]] = defaultdict(list)
-        counts: Counter[bytes] = Counter()
-        most = self._online.events_at_once
-        for row in rows:
-            key, event = row
-            bucket = self._bucket(key)
-            if event.sequence <= marks[bucket].sequence:
-                continue
-            is_full = len(held[bucket]) == most or counts.total() == most * SLICES_AT_ONCE
-            if is_full or counts[key] == MOST_OF_ONE:
-                yield [
-                    self._step(bucket, own, marks[bucket], own[-1][1].sequence) for bucket, own in held.items() if own
-                ]
-                held.clear()
-                counts.clear()
-            held[bucket].append(row)
-            counts[key] += 1
+        slicer = Slicer(self._encoder, marks, most=self._online.events_at_once, most_of_one=MOST_OF_ONE)
+        held: dict[bytes, Part] = {}
+        for parts in slicer.parts(batches):
+            if held:
+                yield [self._step(bucket, part, marks[bucket]) for bucket, part in held.items()]
+            held = parts
         behind = [bucket for bucket, mark in marks.items() if mark.is_behind(self._target)]
         if behind:
-            yield [self._step(bucket, held[bucket], marks[bucket]) for bucket in behind]
+            last = [(bucket, held.get(bucket, Part()), self._target_after(marks[bucket])) for bucket in behind]
+            yield [_Step(*each) for each in last]
 
-    def _step(self, bucket: bytes, rows: Sequence[Row], mark: Mark, until: int | None = None) -> _Step:
-        appends = [self._encoder.append(key, event) for key, event in rows]
-        if until is None:
-            return _Step(bucket, appends, self._target_after(mark))
-        return _Step(bucket, appends, self._target._replace(sequence=until, covered_us=mark.covered_us))
+    def _step(self, bucket: bytes, part: Part, mark: Mark) -> _Step:
+        return _Step(bucket, part, self._target._replace(sequence=part.last, covered_us=mark.covered_us))
 
     def _target_after(self, mark: Mark | None) -> Mark:
         return self._target._replace(covered_us=max(self._target.covered_us, 0 if mark is None else mark.covered_us))
@@ -233,10 +215,12 @@ class Follower:
         unknown = {
             bucket for bucket, mark in read_marks(self._workspace, self._registered).items() if not self._known(mark)
         }
+        now_us = self._workspace.clock()
+        since_us = self._encoder.since_us(self._version, now_us)
         batches = self._workspace.engine.log.events(
-            self._registered.view, self._files(-1), by_entity=True, batch_rows=BATCH_ROWS
+            self._registered.view, self._files(-1), since_us=since_us, by_entity=True, batch_rows=BATCH_ROWS
         )
-        records = self._encoder.placed(batches, sequence, self._workspace.clock())
+        records = self._encoder.placed(batches, sequence, now_us)
         for part in _parts(records, min(self._online.records_at_once, PLACED_AT_ONCE)):
             results = self._place(tokens, part, unknown)
             if results is None:
@@ -326,7 +310,7 @@ def fold_records(workspace: Workspace, encoder: EventEncoder, keys: Sequence[byt
 def _long(appends: Sequence[Append], sizes: Sequence[int]) -> list[bytes]:
     """Return the keys of records that have many newest events."""
     pairs = zip(appends, sizes, strict=True)
-    return [append.key for append, size in pairs if size > MOST_WAITING * len(append.event)]
+    return [append.key for append, size in pairs if size > MOST_WAITING * first_length(append.events)]
 
 
 def _parts(placed: Iterable[Placed], most: int) -> Iterator[list[Placed]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featurestore.engine.interface import EVENT_AT, KNOWN_AT, NUMBER
+from featurestore.offline.interface import TableVersion
 from featurestore.online.interface import Append, Placed
 from featurestore.online.records.keys import KeyEncoder
 from featurestore.online.records.windowed import empty, encode, encode_event
@@ -60,6 +61,15 @@ class EventEncoder:
         expiry_us = -(-event_us // self._step_us) * self._step_us + self._longest_us + _DAY_US
         return None if expiry_us > MAX_INSTANT else -(-expiry_us // 1000)
 
+    def since_us(self, version: TableVersion, now_us: int) -> int | None:
+        """Return the event time up to which events of a version count no more, with the day that records stay longer.
+
+        Not by the clock alone: one that is ahead for a moment would take events that everybody else still reads.
+        """
+        newest_us = max((file.max_event_us for file in version.files), default=now_us)
+        reach_us = self.layout.reach_us
+        return None if reach_us is None else min(now_us, newest_us) - reach_us - _DAY_US
+
     def keys(self, batch: pa.RecordBatch) -> list[bytes]:
         """Return the key of each row."""
         return self._encoder.encode_columns({name: batch.column(name) for name, _ in self._encoder.layout.join_keys})
@@ -97,13 +107,37 @@ class EventEncoder:
             columns[f"v{place}"] = _as_kept(rows.column(name), how, kind)
         return pa.table(columns).to_batches()[0]
 
-    def append(self, key: bytes, event: TileEvent) -> Append:
-        """Return an event on its way to a record."""
-        entry = encode_event(key, self.layout, event)
-        return Append(key, event.sequence, entry, empty(key, self.layout), self.expire_at_ms(event.event_us))
+    def numbered(self, batch: pa.RecordBatch) -> tuple[list[bytes], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the keys of some events, each once, and of each event the place of its key and its number."""
+        import numpy as np
+
+        places: dict[bytes, int] = {}
+        entity = [places.setdefault(key, len(places)) for key in self.keys(batch)]
+        return list(places), np.array(entity, np.int64), _numbers(batch.column(NUMBER), 0)
+
+    def entries(
+        self, batch: pa.RecordBatch, keys: Sequence[bytes], entity: npt.NDArray[np.int64]
+    ) -> tuple[list[bytes], npt.NDArray[np.int64]]:
+        """Return events as they are appended to records, and their event times; keys and their places as `numbered`."""
+        import numpy as np
+        import pyarrow as pa
+
+        from featurestore.online.records.bulk import encode_events
+
+        events = self._columns(batch, entity)
+        entries, is_whole = encode_events(self.layout, keys, events)
+        if not is_whole.all():
+            others = self.events(batch.filter(pa.array(~is_whole)))
+            for row, (key, event) in zip(np.flatnonzero(~is_whole).tolist(), others, strict=True):
+                entries[row] = encode_event(key, self.layout, event)
+        return entries, events.event_us
+
+    def append(self, key: bytes, sequence: int, events: bytes, newest_us: int) -> Append:
+        """Return events on their way to a record: the number of the first, and the event time of the newest."""
+        return Append(key, sequence, events, empty(key, self.layout), self.expire_at_ms(newest_us))
 
     def placed(self, batches: Iterable[pa.RecordBatch], sequence: int, now_us: int) -> Iterator[Placed]:
-        """Yield the record of each entity, whose events come one after the other, in their order.
+        """Yield the record of each entity, whose events come one after the other, by event time.
 
         Events that are not settled by ``now_us`` wait beside the tiles.
         """
@@ -142,7 +176,11 @@ class EventEncoder:
 
         begins = self._begins(rows)
         keys = self.keys(rows.take(pa.array(begins)))
-        events = self._columns(rows, begins)
+        entity = np.repeat(np.arange(len(begins)), np.diff(np.append(begins, rows.num_rows)))
+        event_us, known_us, number = (_numbers(rows.column(name), 0) for name in (EVENT_AT, KNOWN_AT, NUMBER))
+        if ((event_us[1:] == event_us[:-1]) & (entity[1:] == entity[:-1])).any():
+            rows = rows.take(pa.array(np.lexsort((number, known_us, event_us, entity))))
+        events = self._columns(rows, entity)
         available = np.maximum(events.event_us, events.known_us)
         is_settled = available <= now_us - SETTLED_US
         newest = np.maximum.reduceat(events.event_us, begins) if len(begins) else begins
@@ -155,14 +193,12 @@ class EventEncoder:
         for key, record, newest_us in zip(keys, records, newest.tolist(), strict=True):
             yield Placed(key, record + waiting.get(key, b""), sequence, self.expire_at_ms(newest_us))
 
-    def _columns(self, rows: pa.RecordBatch, begins: npt.NDArray[np.int64]) -> Events:
-        """Return the rows as columns for `build`."""
+    def _columns(self, rows: pa.RecordBatch, entity: npt.NDArray[np.int64]) -> Events:
+        """Return the rows as columns, with the place of each one's key."""
         import numpy as np
 
         from featurestore.online.records.bulk import Events
 
-        count = rows.num_rows
-        entity = np.repeat(np.arange(len(begins)), np.diff(np.append(begins, count)))
         event_us = _numbers(rows.column(EVENT_AT), 0)
         values = []
         for place, kind in enumerate(self.layout.kinds):
@@ -173,7 +209,7 @@ class EventEncoder:
             else:
                 values.append((_numbers(column, 0.0 if kind == "float" else 0), is_given))
         if self.layout.event_time:
-            values.append((event_us, np.ones(count, np.bool_)))
+            values.append((event_us, np.ones(len(event_us), np.bool_)))
         conditions = [
             rows.column(f"c{place}").to_numpy(zero_copy_only=False) for place in range(len(self.layout.conditions))
         ]

@@ -37,6 +37,7 @@ class WindowComparison:
         self._reader = WindowRecords(registered.layout, self._layout, list(places.values()))
         self._marks = known_marks(workspace, registered, version, read_marks(workspace, registered)) or {}
         self._now_us = workspace.clock()
+        self._since_us = self._encoder.since_us(version, self._now_us)
 
     def compare(self, entities: Sequence[dict[str, Any]]) -> Iterator[tuple[State, str]]:
         """Yield what is found for each entity that should be online, and in words what differs."""
@@ -46,7 +47,7 @@ class WindowComparison:
         of = pa.Table.from_pylist(list(entities), arrow_schema(self._registered.view.join_keys))
         files = [file.path for file in self._version.files]
         batches = self._workspace.engine.log.events(
-            self._registered.view, files, by_entity=True, of=of, batch_rows=_BATCH_ROWS
+            self._registered.view, files, since_us=self._since_us, by_entity=True, of=of, batch_rows=_BATCH_ROWS
         )
         rows = (
             (key, event, entity)
@@ -74,8 +75,14 @@ class WindowComparison:
     def _tiles(self, events: Sequence[TileEvent]) -> Tiles:
         tiles = Tiles(self._layout)
         tiles.add(events, hashed=hash_of)
-        tiles.expire(self._now_us)
+        self._expire(tiles)
         return tiles
+
+    def _expire(self, tiles: Tiles) -> None:
+        """Drop what no record must hold: those that were made of the log lack what they could not answer with."""
+        tiles.expire(self._now_us)
+        if self._since_us is not None:
+            tiles.leave(self._since_us)
 
     def _state(self, key: bytes, wanted: Tiles, record: bytes | None) -> tuple[State, str]:
         if record is None or not is_windowed(record):
@@ -88,7 +95,7 @@ class WindowComparison:
         found = decode(key, self._layout, record)
         newest = [decode_event(self._layout, entry) for entry in entries_of(record)]
         found.add([event for event in newest if event.sequence <= until], hashed=hash_of)
-        found.expire(self._now_us)
+        self._expire(found)
         if _plain(found) == _plain(wanted):
             return "equal", ""
         return "different", self._difference(key, found, wanted)

@@ -100,17 +100,17 @@ class Repair:
 
 
 class Append(NamedTuple):
-    """One event on its way to the newest events of a windowed record."""
+    """Events of one entity on their way to the newest events of its windowed record."""
 
     key: bytes
     sequence: int
-    """Its ``fs_seq``: a record that has taken it does not take it again."""
-    event: bytes
-    """As `windowed.encode_event` makes it."""
+    """The ``fs_seq`` of the first: a record that has taken an event does not take it again."""
+    events: bytes
+    """In the order of ``fs_seq``, one after the other as `windowed.encode_event` makes them."""
     record: bytes
     """The record without events, for an entity that has none."""
     expire_at_ms: int | None
-    """As in `Write`; an expiry is only ever moved to later."""
+    """As in `Write`, by the newest of them; an expiry is only ever moved to later."""
 
 
 class Fold(NamedTuple):
@@ -280,8 +280,8 @@ class OnlineStore(OnlineReader):
     def advance(self, slices: Sequence[Slice[Append]], *, now_us: int) -> list[tuple[Advanced, list[int]]]:
         """Append events and move marks, slice by slice.
 
-        Returns for each slice its outcome, and for each of its events how many bytes of newest events the record has
-        then; 0 where it had taken the event before.
+        Returns for each slice its outcome, and for each of its items how many bytes of newest events the record has
+        then; 0 where it had taken all of them before.
         """
         raise NotImplementedError
 

@@ -125,7 +125,7 @@ class OnlineEventsConformance:
         assert store.keeps_events
         first = [append(1, 0), append(2, 1), append(1, 2)]
         done, sizes = advance(store, None, b"2", first, now_us=now)
-        size = len(first[0].event)
+        size = len(first[0].events)
         assert (done, sizes) == (Advanced.DONE, [size, size, 2 * size])
         assert store.get([MARKER]) == [b"2"]
         for before in (None, b"1", b"", b"22"):
@@ -151,7 +151,7 @@ class OnlineEventsConformance:
             ],
             now_us=now,
         )
-        size = len(append(3, 2, bucket=b"17").event)
+        size = len(append(3, 2, bucket=b"17").events)
         assert done[:3] == [(Advanced.DONE, []), (Advanced.MOVED, []), (Advanced.OTHER_LAYOUT, [])]
         assert done[3] == (Advanced.DONE, [size, size])
         assert store.get(list(marks.values())) == [None, b"9", None, b"9"]
@@ -285,6 +285,17 @@ class OnlineEventsConformance:
             thread.join()
         assert outcomes.count(Advanced.DONE) == 20
         assert [sequences(store, entity) for entity in range(5)] == [list(range(20))] * 5
+
+    def test_events_of_one_entity_come_together(self, store: OnlineStore, now: int) -> None:
+        place(store, [placed(1, 2), placed(2, 9), placed(3, 0)], now_us=now)
+        appends = []
+        for entity in range(1, 5):
+            own = [append(entity, number) for number in range(1, 5)]
+            appends.append(own[0]._replace(events=b"".join(each.events for each in own)))
+        done, sizes = advance(store, None, b"4", appends, now_us=now)
+        size = len(append(1, 1).events)
+        assert (done, sizes) == (Advanced.DONE, [2 * size, 0, 4 * size, 4 * size])
+        assert [sequences(store, entity) for entity in range(1, 5)] == [[3, 4], [], [1, 2, 3, 4], [1, 2, 3, 4]]
 
     def test_many_events_in_one_call(self, store: OnlineStore, now: int) -> None:
         appends = [append(number % 700, number) for number in range(2_100)]

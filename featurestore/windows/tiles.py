@@ -292,11 +292,19 @@ class Tiles:
             if resolution.longest_us is None:
                 continue
             oldest = (now_us - resolution.longest_us) // resolution.step_us * resolution.step_us
-            gone = bisect_left(starts, oldest)
-            if gone:
-                del starts[:gone]
-                for part in parts:
-                    part.drop(gone)
+            self._drop(starts, parts, bisect_left(starts, oldest))
+
+    def leave(self, since_us: int) -> None:
+        """Drop what events up to an instant are needed for: tiles that begin before it, and older values."""
+        for resolution, starts, parts in zip(self.layout.resolutions, self.starts, self.parts, strict=True):
+            self._drop(starts, parts, bisect_left(starts, since_us) if resolution.step_us else 0)
+        self.lasts = [[item for item in last if item[0] > since_us] for last in self.lasts]
+        self.distinct = [{code: at for code, at in seen.items() if at > since_us} for seen in self.distinct]
+
+    def _drop(self, starts: list[int], parts: Sequence[Part], count: int) -> None:
+        del starts[:count]
+        for part in parts:
+            part.drop(count)
 
 
 def _units(value: Any) -> tuple[int, int, int]:

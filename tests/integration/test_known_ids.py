@@ -20,6 +20,7 @@ from featurestore.ingest import events, known_ids, push
 from featurestore.ingest.known_ids import KnownIds
 from featurestore.maintenance.optimize import optimize
 from featurestore.offline import groups
+from featurestore.online.records.windowed import encode_event
 from featurestore.types import Bool, Bytes, Date, Float32, Float64, Int32, Int64, String, Timestamp
 from featurestore.types.times import system_clock, to_datetime
 from featurestore.workspace import Workspace
@@ -132,7 +133,10 @@ def test_rows_that_were_just_committed_are_those_of_the_log(workspace: Workspace
         after = version.next_sequence - 1 - batch.num_rows
         files = [file.path for file in version.files]
         log = workspace.engine.log.events(registered.view, files, after_sequence=after, batch_rows=1_000)
-        wanted = [encoder.append(*row) for found in log for row in encoder.events(found)]
-        assert [encoder.append(*row) for row in encoder.events(batch)] == wanted
+        wanted = [encode_event(key, encoder.layout, event) for found in log for key, event in encoder.events(found)]
+        keys, entity, _ = encoder.numbered(batch)
+        entries, event_us = encoder.entries(batch, keys, entity)
+        assert entries == wanted
+        assert event_us.tolist() == [event.event_us for _, event in encoder.events(batch)]
         taken += len(wanted)
     assert taken > 10

@@ -20,7 +20,7 @@ from support.serving import serving_here
 
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
 from featurestore.errors import OnlineStoreUnavailableError
-from featurestore.following import follow
+from featurestore.following import follow, slices
 from featurestore.following.mark import read_marks
 from featurestore.ingest import push
 from featurestore.materialization import republish, succeeded
@@ -155,7 +155,7 @@ def test_a_node_is_put_back_between_two_slices_of_one_range(
     earlier = state_of(victim)
     nothing_is_made_anew(monkeypatch)
     monkeypatch.setattr(shops.workspace.online, "events_at_once", 2)
-    monkeypatch.setattr(follow, "SLICES_AT_ONCE", 8)
+    monkeypatch.setattr(slices, "SLICES_AT_ONCE", 8)
     calls = after_call(monkeypatch, shops.workspace.online, "advance", call, lambda: put_back(victim, earlier))
     shops.push([*SHOPS, *[7] * 8, *SHOPS])
     assert len(calls) > 8

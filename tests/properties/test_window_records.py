@@ -14,7 +14,7 @@ from support.examples import examples
 
 from featurestore.definitions import Aggregation, Entity, FeatureView, Field, ParquetSource
 from featurestore.online.interface import ViewLayout
-from featurestore.online.records.bulk import Events, build
+from featurestore.online.records.bulk import Events, build, encode_events
 from featurestore.online.records.windowed import decode, empty, encode, encode_event, folded, is_intact, last_sequence
 from featurestore.online.records.windows_read import WindowRecords
 from featurestore.online.records.windows_values import hash_of
@@ -31,7 +31,7 @@ TEXTS = ("count", "first", "last", "count_distinct")
 KEY = b"fs:p:v:{1}"
 
 
-def view() -> FeatureView:
+def view(*, with_texts: bool = True) -> FeatureView:
     aggregations = [
         *(Aggregation(column, name, windows=WINDOWS) for column in ("f", "i") for name in NUMBERS),
         *(Aggregation("t", name, windows=WINDOWS, n=2 if name == "count_distinct" else None) for name in TEXTS),
@@ -40,13 +40,14 @@ def view() -> FeatureView:
         Aggregation("f", "sum", windows=WINDOWS, name="some", where="i > 0"),
         Aggregation("at", "last", windows=WINDOWS),
     ]
+    schema = [Field("id", String), Field("f", Float64), Field("i", Int64), Field("t", String)]
     return FeatureView(
         "v",
         entities=[Entity("e", join_keys={"k": Int64})],
         source=ParquetSource("s", "s", "at", "known"),
-        schema=[Field("id", String), Field("f", Float64), Field("i", Int64), Field("t", String)],
+        schema=schema if with_texts else schema[:-1],
         event_id="id",
-        aggregations=aggregations,
+        aggregations=[each for each in aggregations if with_texts or each.column != "t"],
     )
 
 
@@ -184,15 +185,38 @@ def test_records_that_are_made_at_once_answer_as_plain_loops_do(
         check(key, fold(record, now, 0, key=key), own + added, now + later)
 
 
+@settings(max_examples=examples(60))
+@given(st.lists(st.lists(EVENTS, max_size=5), min_size=1, max_size=3))
+def test_entries_that_are_made_at_once_are_those_of_each_event(drawn: list[list[Any]]) -> None:
+    """Without the texts; an event with nulls is left to the other function."""
+    layout = layout_of(view(with_texts=False))[0]
+    number = itertools.count()
+    entities = [[numeric(event_of(each, next(number))) for each in own] for own in drawn]
+    keys = [b"fs:p:v:{%d}" % place for place in range(len(entities))]
+    found, is_whole = encode_events(layout, keys, columns_of(entities, (0, 1, 2)))
+    rows = [(key, event) for key, own in zip(keys, entities, strict=True) for event in own]
+    assert is_whole.tolist() == [None not in event.values for _, event in rows]
+    for entry, (key, event), whole in zip(found, rows, is_whole.tolist(), strict=True):
+        assert not whole or entry == encode_event(key, layout, event)
+    assert not encode_events(LAYOUT, keys, columns_of([[event_of((0, 0, 1.0, 1, b""), 0)]]))[1].any()
+
+
+def numeric(event: TileEvent) -> TileEvent:
+    """Return an event without its text."""
+    f, i, _, at = event.values
+    return event._replace(values=(f, i, at))
+
+
 def event_of(drawn: Any, number: int) -> TileEvent:
     at, late, f, i, t = drawn
     return TileEvent(number, at, at + late, (f, i, t, at), int(i is not None and i > 0))
 
 
-def columns_of(entities: list[list[TileEvent]]) -> Events:
+def columns_of(entities: list[list[TileEvent]], kept: tuple[int, ...] = (0, 1, 2, 3)) -> Events:
     rows = [(place, event) for place, own in enumerate(entities) for event in own]
     values: list[tuple[Any, Any]] = []
-    for place, kind, null in ((0, np.float64, 0.0), (1, np.int64, 0), (2, object, None), (3, np.int64, 0)):
+    kinds = [(np.float64, 0.0), (np.int64, 0), *[(object, None)] * (len(kept) - 3), (np.int64, 0)]
+    for place, (kind, null) in zip(kept, kinds, strict=True):
         found = [event.values[place] for _, event in rows]
         filled = np.array([null if value is None else value for value in found], kind)
         values.append((filled, np.array([value is not None for value in found], np.bool_)))

@@ -38,6 +38,7 @@ from featurestore.engine.interface import (
 from featurestore.types import String, Timestamp, ValueType
 from featurestore.types.arrow import arrow_schema
 from featurestore.types.columns import EVENT, ORIGIN, SEQUENCE
+from featurestore.types.times import MIN_INSTANT
 
 if TYPE_CHECKING:
     import duckdb
@@ -94,6 +95,7 @@ class DuckLog(Log):
         files: Sequence[str],
         *,
         after_sequence: int = -1,
+        since_us: int | None = None,
         until_us: int | None = None,
         by_entity: bool = False,
         of: pa.Table | None = None,
@@ -103,6 +105,8 @@ class DuckLog(Log):
             return
         with self._session.open(reads=files) as connection, translated(READING, table_files=files):
             within = [f"{SEQUENCE} > {after_sequence}", until(until_us)]
+            if since_us is not None and since_us >= MIN_INSTANT:
+                within.append(f"{EVENT} > make_timestamptz({since_us})")  # whole row groups are skipped
             if of is not None:
                 connection.register("asked", of)
                 keys = ", ".join(map(quote, view.join_keys))

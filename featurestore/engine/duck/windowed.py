@@ -163,7 +163,7 @@ def events_sql(
         values.append(f"{value} AS v{place}")
     values += [f"({text}\n) IS TRUE AS c{place}" for place, text in enumerate(layout.conditions)]
     keys = list(map(quote, view.join_keys))
-    order = [NUMBER] if not by_entity else [*keys, EVENT_AT, KNOWN_AT, NUMBER]
+    order = [NUMBER] if not by_entity else [*keys, EVENT_AT]
     events = named_events(connection, view, files, within)
     return (
         f"SELECT {', '.join([*keys, EVENT_AT, KNOWN_AT, NUMBER, *values])} FROM ({events}) ORDER BY {', '.join(order)}"

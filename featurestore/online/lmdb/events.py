@@ -7,7 +7,7 @@ from typing import Any
 
 from featurestore.online.interface import Append, Fold, Move, Placed, WriteResult
 from featurestore.online.lmdb.values import PLAIN, content, plain_checksum
-from featurestore.online.records.windowed import SCHEMA_AT, events_after, head_of, is_windowed
+from featurestore.online.records.windowed import HEADER, SCHEMA_AT, events_after, head_of, is_windowed
 
 Transaction = Any
 Stored = tuple[bytes, int | None]
@@ -42,49 +42,28 @@ def _plain(transaction: Transaction, key: bytes) -> bytes | None:
 
 
 def append_all(transaction: Transaction, appends: Sequence[Append], get: Get, put: Put, now_ms: int) -> list[int]:
-    """Append events; raises NotAppended for a record of another layout."""
-    records: dict[bytes, _Growing] = {}
-    sizes = []
-    for append in appends:
-        growing = records.get(append.key)
-        if growing is None:
-            growing = records[append.key] = _Growing(get(transaction, append.key), append)
-        sizes.append(growing.take(append, now_ms))
-    for key, growing in records.items():
-        if growing.events:
-            put(transaction, key, growing.record + b"".join(growing.events), growing.expiry)
+    """Append events and return the sizes; raises NotAppended, with nothing put, for a record of another layout."""
+    grown: dict[bytes, Stored] = {}
+    sizes = [0] * len(appends)
+    for place in sorted(range(len(appends)), key=[append.key for append in appends].__getitem__):  # page by page
+        key, sequence, events, empty, expire_at_ms = appends[place]
+        found = grown.get(key) or get(transaction, key)
+        if found is None:
+            if expire_at_ms is None or expire_at_ms > now_ms:  # else every window has left them behind
+                grown[key], sizes[place] = (empty + events, expire_at_ms), len(events)
+            continue
+        record, expiry = found
+        if not is_windowed(record) or layout_of(record) != layout_of(empty):
+            raise NotAppended
+        _, end, base, _, _ = HEADER.unpack_from(record)
+        if sequence <= base:
+            events = events_after(events, base)
+        if events:
+            grown[key] = record + events, later(expiry, expire_at_ms)
+            sizes[place] = len(record) - end + len(events)
+    for key, (record, expiry) in grown.items():
+        put(transaction, key, record, expiry)
     return sizes
-
-
-class _Growing:
-    """One record that events are appended to."""
-
-    __slots__ = ("base", "events", "expiry", "is_new", "layout", "record", "size")
-
-    def __init__(self, found: Stored | None, first: Append) -> None:
-        self.record, self.expiry = (first.record, first.expire_at_ms) if found is None else found
-        self.layout = layout_of(self.record)
-        if not is_windowed(self.record):
-            raise NotAppended
-        head = head_of(self.record)
-        self.base, self.size = head.base_sequence, len(self.record) - head.tiles_end
-        self.is_new = found is None
-        self.events: list[bytes] = []
-
-    def take(self, append: Append, now_ms: int) -> int:
-        """Append an event; return how many bytes of newest events there are then, 0 if it is not appended."""
-        if self.layout != layout_of(append.record):
-            raise NotAppended
-        if self.is_new:
-            if append.expire_at_ms is not None and append.expire_at_ms <= now_ms:
-                return 0  # every window has left it behind
-            self.is_new, self.expiry = False, append.expire_at_ms
-        if append.sequence <= self.base:
-            return 0
-        self.events.append(append.event)
-        self.expiry = later(self.expiry, append.expire_at_ms)
-        self.size += len(append.event)
-        return self.size
 
 
 def layout_of(record: bytes) -> bytes:
@@ -111,7 +90,7 @@ def place_one(transaction: Transaction, placed: Placed, get: Get, put: Put, now_
             return WriteResult.WRONG_TYPE
         if head_of(found[0]).base_sequence > placed.sequence:
             return WriteResult.STALE
-        more = events_after(found[0], placed.sequence)
+        more = events_after(found[0], placed.sequence, head_of(found[0]).tiles_end)
         if more and layout_of(found[0]) != layout_of(placed.record):
             return WriteResult.STALE
         expiry = later(found[1], expiry) if more else expiry

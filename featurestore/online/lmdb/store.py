@@ -146,7 +146,7 @@ class LmdbStore(OnlineStore):
 
     keeps_events = True
     records_at_once = _BATCH_RECORDS
-    events_at_once = 5_000  # readers wait for nobody, and each slice is synced
+    events_at_once = 20_000  # readers wait for nobody, and each slice is synced
 
     @override
     def advance(self, slices: Sequence[Slice[Append]], *, now_us: int) -> list[tuple[Advanced, list[int]]]:

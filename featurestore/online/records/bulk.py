@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
 from featurestore.online.records.codec import CRC_BYTES
-from featurestore.online.records.windowed import FORMAT, HEADER, Texts, checked
+from featurestore.online.records.windowed import FORMAT, HEADER, Texts, checked, event_shape
 from featurestore.online.records.windows_values import hash_of
 from featurestore.windows.exact import Level, float_levels, integer_levels, integer_square_levels, square_levels
 from featurestore.windows.layout import Group, Layout, Resolution
@@ -90,6 +91,34 @@ class _Entries:
 def build(layout: Layout, keys: Sequence[bytes], events: Events, base_sequence: int, now_us: int) -> list[bytes]:
     """Return the record of each key, without newest events. All events are settled."""
     return _Builder(layout, len(keys), events).records(keys, base_sequence, now_us)
+
+
+def encode_events(layout: Layout, keys: Sequence[bytes], events: Events) -> tuple[list[bytes], Mask]:
+    """Return what `encode_event` makes of each event, and of which: the others have nulls or texts."""
+    codes, marks, whole = event_shape(layout)
+    count = len(events.entity)
+    if whole is None or marks > 8:
+        return [b""] * count, np.zeros(count, np.bool_)
+    kept = events.values[: len(codes)]
+    bits = np.zeros(count, "<u8")
+    for place, condition in enumerate(events.conditions):
+        bits |= condition.astype(np.uint64) << np.uint64(len(codes) + place)
+    length = np.full(count, whole.size + CRC_BYTES)
+    columns: list[tuple[str, Column]] = [
+        ("u2", length),
+        ("i8", events.number),
+        ("i8", events.event_us),
+        ("i8", events.known_us),
+    ]
+    columns += [("u1", column) for column in bits.view(np.uint8).reshape(count, 8)[:, :marks].T]
+    columns += [("f8" if code == "d" else "i8", column) for code, (column, _) in zip(codes, kept, strict=True)]
+    data, size = _packed(columns)
+    starts = np.array([crc32(key) for key in keys], np.int64)[events.entity].tolist()
+    entries = []
+    for begin, start in zip(range(0, len(data), size), starts, strict=True):
+        entry = data[begin : begin + size]
+        entries.append(entry + crc32(entry, start).to_bytes(CRC_BYTES))
+    return entries, np.logical_and.reduce([np.ones(count, np.bool_), *(is_given for _, is_given in kept)])
 
 
 class _Builder:

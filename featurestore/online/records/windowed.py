@@ -94,7 +94,10 @@ def checked(key: bytes, part: bytes) -> bytes:
 
 def entries_of(record: bytes) -> Iterator[bytes]:
     """Yield the newest events as bytes; raises ValueError where their lengths do not fit."""
-    place = head_of(record).tiles_end
+    return _entries_in(record, head_of(record).tiles_end)
+
+
+def _entries_in(record: bytes, place: int) -> Iterator[bytes]:
     while place < len(record):
         (length,) = _U16.unpack_from(record, place) if place + 2 <= len(record) else (0,)
         if length < EVENT.size + CRC_BYTES or place + length > len(record):
@@ -103,9 +106,14 @@ def entries_of(record: bytes) -> Iterator[bytes]:
         place += length
 
 
-def events_after(record: bytes, sequence: int) -> bytes:
-    """Return the newest events of a record that come after a number, as they are."""
-    return b"".join(entry for entry in entries_of(record) if _I64.unpack_from(entry, 2)[0] > sequence)
+def events_after(events: bytes, sequence: int, place: int = 0) -> bytes:
+    """Return those of some events, one after the other from a place on, that come after a number, as they are."""
+    return b"".join(entry for entry in _entries_in(events, place) if _I64.unpack_from(entry, 2)[0] > sequence)
+
+
+def first_length(events: bytes) -> int:
+    """Return how long the first of some events is."""
+    return int(_U16.unpack_from(events)[0])
 
 
 def last_sequence(record: bytes) -> int:
@@ -120,7 +128,7 @@ def last_sequence(record: bytes) -> int:
 
 
 @lru_cache(maxsize=64)
-def _event_shape(layout: Layout) -> tuple[str, int, struct.Struct | None]:
+def event_shape(layout: Layout) -> tuple[str, int, struct.Struct | None]:
     """Return the struct codes of the values that are kept, how many bytes hold their null marks and conditions, and
 
     the whole entry of an event without nulls, if it has no texts.
@@ -132,7 +140,7 @@ def _event_shape(layout: Layout) -> tuple[str, int, struct.Struct | None]:
 
 def encode_event(key: bytes, layout: Layout, event: TileEvent) -> bytes:
     """Return an event as it is appended to a record."""
-    codes, marks, whole = _event_shape(layout)
+    codes, marks, whole = event_shape(layout)
     bits = event.true << len(codes)
     if whole is not None and None not in event.values:
         values = event.values[:-1] if layout.event_time else event.values
@@ -155,7 +163,7 @@ def encode_event(key: bytes, layout: Layout, event: TileEvent) -> bytes:
 
 def decode_event(layout: Layout, entry: bytes) -> TileEvent:
     """Return the event of an entry."""
-    codes, marks, whole = _event_shape(layout)
+    codes, marks, whole = event_shape(layout)
     if whole is not None and len(entry) == whole.size + CRC_BYTES:
         _, sequence, event_us, known_us, marks_of, *found = whole.unpack_from(entry)
         if layout.event_time:
@@ -196,7 +204,7 @@ _ORDER = itemgetter(1, 2, 0)
 
 def _alike(layout: Layout, record: bytes) -> list[TileEvent] | None:
     """Return the newest events if all are of one length, without nulls and texts: they are unpacked at once."""
-    codes, _, whole = _event_shape(layout)
+    codes, _, whole = event_shape(layout)
     size, begin = 0 if whole is None else whole.size + CRC_BYTES, head_of(record).tiles_end
     if whole is None or (len(record) - begin) % size:
         return None

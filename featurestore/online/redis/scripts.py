@@ -89,6 +89,16 @@ local function is_after(high, low, base_high, base_low)
   if base_high >= 2147483648 then return true end
   return high > base_high or (high == base_high and low > base_low)
 end
+local function events_after(events, at, high, low)
+  local more = ''
+  while at < #events do
+    local length, its_low, its_high = struct.unpack('<I2I4I4', events, at)
+    if length < 1 then break end
+    if is_after(its_high, its_low, high, low) then more = more .. string.sub(events, at, at + length - 1) end
+    at = at + length
+  end
+  return more
+end
 local function postpone(key, now_ms, expiry)
   local left = redis.call('PTTL', key)
   if left < 0 then return end
@@ -132,8 +142,8 @@ local function move()
 end
 """
 
-# ARGV, after those of the moves: now (ms); then of each event the two words of its number, itself, the record to make,
-# its expiry. Returns a code of `Advanced`, then the bytes of newest events in each record.
+# ARGV, after those of the moves: now (ms); then of each record the two words of its first event's number, its events,
+# the record to make, its expiry. Returns a code of `Advanced`, then the bytes of newest events in each record.
 ADVANCE = f"""
 {_WINDOWED}
 {_MOVES}
@@ -154,20 +164,21 @@ end
 local sizes, now_ms = {{0}}, tonumber(ARGV[3 * moving + 2])
 for i = moving + 1, #KEYS do
   local key, place = KEYS[i], begin + 5 * (i - moving)
-  local high, low, event = tonumber(ARGV[place]), tonumber(ARGV[place + 1]), ARGV[place + 2]
+  local high, low, events = tonumber(ARGV[place]), tonumber(ARGV[place + 1]), ARGV[place + 2]
   local record, expiry, head = ARGV[place + 3], ARGV[place + 4], heads[i]
   if head == '' and redis.call('EXISTS', key) == 1 then head = redis.call('GETRANGE', key, 0, {HEADER.size - 1}) end
   if head == '' then
     if expiry ~= '0' then
-      set(key, record .. event, expiry)
-      sizes[#sizes + 1] = #event
+      set(key, record .. events, expiry)
+      sizes[#sizes + 1] = #events
     else
       sizes[#sizes + 1] = 0
     end
   else
     local base_low, base_high = struct.unpack('<I4I4', head, {BASE_AT + 1})
-    if is_after(high, low, base_high, base_low) then
-      local length = redis.call('APPEND', key, event)
+    if not is_after(high, low, base_high, base_low) then events = events_after(events, 1, base_high, base_low) end
+    if events ~= '' then
+      local length = redis.call('APPEND', key, events)
       if expiry ~= '0' then postpone(key, now_ms, expiry) end
       sizes[#sizes + 1] = length - struct.unpack('<I4', head, 5)
     else
@@ -219,13 +230,7 @@ for i = moving + 1, #KEYS do
     if base_high < 2147483648 and is_after(base_high, base_low, high, low) then
       code = 1
     else
-      local at = struct.unpack('<I4', old, 5) + 1
-      while at < #old do
-        local length, its_low, its_high = struct.unpack('<I2I4I4', old, at)
-        if length < 1 then break end
-        if is_after(its_high, its_low, high, low) then more = more .. string.sub(old, at, at + length - 1) end
-        at = at + length
-      end
+      more = events_after(old, struct.unpack('<I4', old, 5) + 1, high, low)
       if layout_of(old) ~= layout_of(record) and more ~= '' then code = 1 end
     end
   end
@@ -252,7 +257,7 @@ def advance_arguments(slice_: Slice[Append], now_us: int) -> list[bytes | int]:
     now_ms = max(now_us // 1000, 0)
     arguments = [*_moves(slice_.moves, [append.key for append in slice_.items]), now_ms]
     for append in slice_.items:
-        arguments += [*_words(append.sequence), append.event, append.record, _expiry(append.expire_at_ms, now_ms)]
+        arguments += [*_words(append.sequence), append.events, append.record, _expiry(append.expire_at_ms, now_ms)]
     return arguments
 
 
