@@ -119,6 +119,7 @@ def held_by(watermark: Watermark) -> dict[str, Any]:
         "intervals": [list(interval) for interval in watermark.intervals],
         "begun_us": watermark.begun_us,
         "created_until_us": watermark.created_until_us,
+        **({} if watermark.source_begun_us is None else {"source_begun_us": watermark.source_begun_us}),
     }
 
 
@@ -140,4 +141,5 @@ def watermark_of(held: Mapping[str, Any] | None) -> Watermark:
             intervals=tuple((int(start), int(end)) for start, end in held["intervals"]),
             begun_us=held["begun_us"],
             created_until_us=held["created_until_us"],
+            source_begun_us=held.get("source_begun_us"),
         )

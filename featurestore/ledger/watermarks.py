@@ -53,6 +53,8 @@ def write_watermark(ledger: Ledger, registered: RegisteredView, watermark: Water
     """
     document = asdict(watermark)
     del document["entry"]
+    if watermark.source_begun_us is None:  # only windows have it, and earlier releases refuse what they do not know
+        del document["source_begun_us"]
     entry = ledger.append(registered.project, WATERMARK, registered.ledger_key, document, if_version=watermark.entry)
     return replace(watermark, entry=entry)
 

@@ -43,6 +43,8 @@ class SpansToRead:
     """Whether the run reads everything that the source now holds in the committed intervals."""
     begun_us: int | None
     """The watermark's ``begun_us``."""
+    source_begun_us: int | None = None
+    """The watermark's ``source_begun_us``; None where the run does not look."""
     again: tuple[Interval, ...] = ()
     """Committed spans that are read again, because they lack something."""
 
@@ -58,7 +60,17 @@ def spans_within(sources: Sources, view: FeatureView, watermark: Watermark, inte
         seen=seen_files(sources, view, watermark.files) if is_complete else watermark.files,
         is_complete=is_complete,
         begun_us=watermark.begun_us,
+        source_begun_us=_source_begun(sources, view, watermark, interval),
     )
+
+
+def _source_begun(sources: Sources, view: FeatureView, watermark: Watermark, interval: Interval) -> int | None:
+    """Return the first event of a windowed view's source where an interval begins before what is committed."""
+    is_known = watermark.begun_us is not None or (watermark.intervals and watermark.intervals[0][0] < interval[0])
+    if not view.aggregations or is_known:
+        return None
+    first_us = sources.first_event_us(view)
+    return interval[1] if first_us is None else first_us
 
 
 def unread_spans(sources: Sources, view: FeatureView, watermark: Watermark, unread: Unread, end_us: int) -> SpansToRead:
@@ -165,6 +177,7 @@ def advance(
         watermark.at(version),
         intervals=merge(intervals),
         begun_us=begun_us,
+        source_begun_us=watermark.source_begun_us if to_read.source_begun_us is None else to_read.source_begun_us,
         created_until_us=created_until_us,
         files=to_read.seen if to_read.is_complete else watermark.files,
     )

@@ -86,27 +86,42 @@ def find_gap(registered: RegisteredView, watermark: Watermark, times: npt.NDArra
 
     Rows after now do not count: no command can commit what they look at. A row at t needs the events in
     [t - reach, t]. Before the source's first event there is nothing to commit. For a view that was never read
-    incrementally the first event is unknown, and the row counts if t itself is not committed.
+    incrementally the first event is unknown, and the row counts if t itself is not committed; windows count also where
+    they look back before the first committed span, unless the source had nothing there.
     """
     if not len(times):
         return None
     name, total, come = registered.view.name, len(times), times <= now_us
     if not watermark.intervals:
         return Gap(name, int(come.sum()), total) if come.any() else None
-    oldest = _oldest(registered.view, times)
+    begun_us = watermark.source_begun_us if watermark.begun_us is None else watermark.begun_us
+    oldest = _oldest(registered.view, times, watermark.intervals[0], begun_us)
     missing = come & ~_covered(watermark.intervals, oldest, times)
-    if watermark.begun_us is not None:
-        missing &= times >= watermark.begun_us
+    if begun_us is not None:
+        missing &= times >= begun_us
     if not missing.any():
         return None
     *earlier, (start, end) = watermark.intervals
     recent = missing & _covered([*earlier, (start, end + RECENT_US)], oldest, times)
-    span = _span(watermark.intervals, times[missing], now_us)
+    span = _span(watermark.intervals, oldest[missing], times[missing], now_us)
     return Gap(name, int(missing.sum()), total, span, int(recent.sum()))
 
 
-def _oldest(view: FeatureView, times: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return for each instant the earliest event time that can change the answer there."""
+def _oldest(
+    view: FeatureView, times: npt.NDArray[np.int64], first: Interval, begun_us: int | None
+) -> npt.NDArray[np.int64]:
+    """Return for each instant the earliest event time that can change the answer there.
+
+    The ``first`` committed interval extends back for ever: where windows look back, only if the source, which begins at
+    ``begun_us``, has nothing before it.
+    """
+    import numpy as np
+
+    begin = first[0] if not view.aggregations else MIN_INSTANT if begun_us is None else begun_us
+    return np.maximum(_reached(view, times), begin)
+
+
+def _reached(view: FeatureView, times: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     import numpy as np
 
     if view.reach_us is None:
@@ -123,25 +138,25 @@ def _oldest(view: FeatureView, times: npt.NDArray[np.int64]) -> npt.NDArray[np.i
 def _covered(
     intervals: Sequence[Interval], oldest: npt.NDArray[np.int64], times: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """Tell for each instant whether one interval holds it and what it reaches back to.
-
-    The first interval extends back for ever.
-    """
+    """Tell for each instant whether one interval holds it and what it reaches back to."""
     import numpy as np
 
     starts = np.array([start for start, _ in intervals])
     ends = np.array([end for _, end in intervals])
     place = np.searchsorted(starts, times, side="right") - 1
     inside: npt.NDArray[np.bool_] = (place >= 0) & (times < ends[np.maximum(place, 0)])
-    inside &= (place == 0) | (oldest >= starts[np.maximum(place, 0)])
+    inside &= oldest >= starts[np.maximum(place, 0)]
     return inside
 
 
-def _span(intervals: Sequence[Interval], times: npt.NDArray[np.int64], now_us: int) -> Interval | None:
+def _span(
+    intervals: Sequence[Interval], oldest: npt.NDArray[np.int64], times: npt.NDArray[np.int64], now_us: int
+) -> Interval | None:
     """Return the span to commit for the rows at ``times``; None where an incremental run does it."""
-    first, last = int(times.min()), int(times.max())
-    if first >= intervals[-1][1] and len(intervals) == 1:
+    earliest, first, last = int(oldest.min()), int(times.min()), int(times.max())
+    if earliest == MIN_INSTANT or (earliest >= intervals[0][0] and first >= intervals[-1][1] and len(intervals) == 1):
         return None
+    first = min(earliest, first)
     # Up to the first interval, not only to the last row, so that the committed spans have no hole afterwards.
     begun = intervals[0][0]
     gaps = subtract([(min(first, begun), max(last + 1, begun))], intervals)

@@ -28,6 +28,9 @@ class WatermarkDocument:
     """Spans of event time whose source rows are committed: sorted and disjoint."""
     begun_us: int | None = None
     """The source's first event when an incremental run first read it: everything from there on is wanted."""
+    source_begun_us: int | None = None
+    """For windows, which look back before the rows that ask: the source's first event, as seen by the run with dates
+    that read the first committed span; the end of its span where the source was empty."""
     created_until_us: int | None = None
     """Within the intervals, rows created up to here are committed; None where the source has no created time."""
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -279,6 +279,29 @@ def test_look_backs_before_what_was_committed_are_told(store, root):
     assert made.certificate.views[0].not_covered == 1
 
 
+def test_a_first_run_that_begins_after_the_source_does_not_cover_look_backs(store, root):
+    write(root, "1", [{**row, "known_at": row["bought_at"]} for row in purchases(100)])
+    view = view_of(root, aggregations=[Aggregation("*", "count", windows=[7 * DAY, None])])
+    store.apply([CUSTOMER, source(root), view])
+    frame = pd.DataFrame({"customer_id": [1] * 3, "event_timestamp": [BEGIN + day * DAY for day in (11, 14, 4)]})
+
+    def covered(feature: str) -> int:
+        made = store.get_historical_features(features=[f"purchases:{feature}"], entity_df=frame)
+        return made.certificate.views[0].not_covered
+
+    store.materialize(BEGIN + 5 * DAY, BEGIN + 20 * DAY)
+    span = "2024-01-01T02:42:56.000000Z 2024-01-06T00:00:00.000000Z"  # from the source's first event on
+    with pytest.warns(TrainingSetWarning, match=f"3 of 3 entity rows .* with `fs materialize {span} --view"):
+        assert covered("count_7d") == 3
+    store.apply([view.replaced(aggregations=(Aggregation("*", "count", windows=[7 * DAY]),))], allow_breaking=True)
+    with pytest.warns(TrainingSetWarning, match=f"2 of 3 entity rows .* with `fs materialize {span} --view"):
+        assert covered("count_7d") == 2
+    store.materialize(BEGIN - 2 * DAY, BEGIN + 5 * DAY)  # from here on the source is known to have nothing earlier
+    assert covered("count_7d") == 0
+    store.apply([view])
+    assert covered("count_all") == 0
+
+
 def test_a_correction_counts_after_a_rebuild(store, root):
     rows = purchases(30)
     write(root, "1", rows)

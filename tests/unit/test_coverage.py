@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
+from featurestore.definitions import Aggregation, Entity, FeatureView, Field, ParquetSource
 from featurestore.ledger.watermarks import Interval, Watermark, merge
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.training.coverage import RECENT_US, Gap, find_gap, gaps_text
@@ -88,6 +88,43 @@ def test_rows_after_now_are_no_gap_that_a_command_fills(intervals: tuple[Interva
     assert gap is not None
     assert (gap.rows, gap.total) == (1, 2)
     assert gap == replace(find_gap(view(None), watermark, np.array([50]), 1_000) or gap, total=2)
+
+
+DAY_US = 86_400_000_000
+
+
+@pytest.mark.parametrize(
+    ("windows", "begun", "at", "span"),
+    [
+        # What lies before the first committed span is unknown: windows that reach there are not covered.
+        ([2], None, 13, (11, 12)),
+        ([2], None, 14, ()),
+        ([2, None], None, 15, None),
+        ([None], 12, 15, ()),
+        ([2], 12, 13, ()),
+        ([2], 3, 13, (11, 12)),
+        ([None], 3, 13, (3, 12)),
+        ([2], 3, 5, (3, 12)),
+        ([2], 3, 2, ()),
+        ([2], None, 21, None),
+    ],
+)
+def test_windows_need_what_they_look_back_to(
+    windows: list[int | None], begun: int | None, at: int, span: tuple[int, ...] | None
+) -> None:
+    made = FeatureView(
+        "delays",
+        entities=[Entity("carrier", {"carrier": String})],
+        source=ParquetSource("s", "s.parquet", "at"),
+        aggregations=[
+            Aggregation("*", "count", windows=[None if days is None else timedelta(days=days) for days in windows])
+        ],
+    )
+    source_begun_us = None if begun is None else begun * DAY_US
+    watermark = Watermark(intervals=((12 * DAY_US, 20 * DAY_US),), source_begun_us=source_begun_us)
+    gap = find_gap(RegisteredView("shop", made, 1), watermark, np.array([at * DAY_US]), 30 * DAY_US)
+    days = () if gap is None else gap.span and tuple(instant // DAY_US for instant in gap.span)
+    assert days == span
 
 
 STEP = RECENT_US // 6
