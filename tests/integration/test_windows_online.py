@@ -223,7 +223,7 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
 
 def test_online_equals_offline_as_time_and_runs_go_on(shop: Shop) -> None:
     dice = Random(3)
-    for _ in range(12):
+    for _ in range(5):  # a property draws many more such lives
         shop.sell(dice.randrange(1, 30), ahead_us=dice.choice([0, 0, 2 * MINUTE_US]))
         shop.run()
         shop.check()
@@ -254,7 +254,7 @@ def test_many_events_of_one_entity_stay_in_bounds(shop: Shop) -> None:
     shop.sell(5)
     shop.run()
     sizes = []
-    for _ in range(12):
+    for _ in range(6):
         shop.wait(5_000_000)
         shop.events += (
             made := [
