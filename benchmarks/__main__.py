@@ -11,7 +11,20 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import cluster, feast, growth, http, publish, push, reads, report, startup, training_set, windows
+from benchmarks import (
+    cluster,
+    feast,
+    growth,
+    http,
+    publish,
+    push,
+    reads,
+    report,
+    startup,
+    training_set,
+    windows,
+    windows_training,
+)
 from benchmarks.context import Context
 from benchmarks.load import LoadGeneratorMissingError
 from tests.support.redis_server import RedisServer
@@ -28,9 +41,11 @@ BENCHMARKS: dict[str, Callable[[Context], Iterator[report.Section]]] = {
     "http": http.run,
     "windows": windows.run,
     "training-set-10x": training_set.run_large,
+    "windows-10x": windows_training.run_large,
     "feast": feast.run,
 }
-DEFAULT = tuple(name for name in BENCHMARKS if name not in ("growth-runs", "training-set-10x", "feast"))
+LARGE = ("training-set-10x", "windows-10x")
+DEFAULT = tuple(name for name in BENCHMARKS if name not in ("growth-runs", *LARGE, "feast"))
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
@@ -46,7 +61,7 @@ def main(
     names: Sequence[str], pairs: int, large: bool, quick: bool, markdown: bool, results: Path, data: Path | None
 ) -> None:
     """Measure everything, or what is named, beside its floors."""
-    chosen = names or (*DEFAULT, *(["training-set-10x"] if large else []))
+    chosen = names or (*DEFAULT, *(LARGE if large else ()))
     console, sections = Console(), []
     facts = report.machine_facts(pairs)
     console.print("\n".join(facts), highlight=False)

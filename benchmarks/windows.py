@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
 from functools import partial
@@ -24,190 +24,40 @@ import pyarrow.parquet as pq
 from benchmarks.context import Context
 from benchmarks.http import running
 from benchmarks.load import closed_loop
-from benchmarks.pairs import Pairs, measure, peak_mib, timed
+from benchmarks.pairs import Pairs, measure, timed
 from benchmarks.projects import PATIENCE_MS, open_workspace
 from benchmarks.report import Row, Section, Target
-from featurestore import Aggregation, Entity, FeatureStore, FeatureView, Field, ParquetSource, PushSource
-from featurestore.engine.duck.engine import open_engine
-from featurestore.engine.interface import ViewJoin
+from benchmarks.windows_data import (
+    DAY_US,
+    LENGTHS_US,
+    SPAN_DAYS,
+    START_US,
+    STEPS_US,
+    USER,
+    as_instants,
+    event_count,
+    events_log,
+    events_view,
+)
+from benchmarks.windows_training import training
+from featurestore import FeatureStore, FeatureView, Field, ParquetSource
 from featurestore.following.follow import Follower
 from featurestore.ingest.push import push
 from featurestore.materialization import materialize_incremental, succeeded
 from featurestore.offline import groups
-from featurestore.types import Float64, Int64, String
+from featurestore.types import Float64
 from featurestore.workspace import Workspace
 
-DAY_US = 86_400_000_000
-START_US = 1_577_836_800_000_000  # 2020-01-01T00:00Z
-SPAN_DAYS = 90
-EVENTS = 10_000_000
-USER = Entity("user", join_keys={"user_id": Int64})
-LONG = [timedelta(hours=1), timedelta(days=1), timedelta(days=30)]
 FOUR = [timedelta(hours=1), timedelta(days=1), timedelta(days=7), timedelta(days=30)]
-FUNCTIONS = ("sum", "count", "mean", "max")
-STEPS_US = {"1h": 300_000_000, "1d": 3_600_000_000, "30d": DAY_US}
-"""The resolution of each of the long windows."""
-LENGTHS_US = {"1h": 3_600_000_000, "1d": DAY_US, "30d": 30 * DAY_US}
 CALLERS, ROWS_A_CALL = 64, 1_000
-MOST_MIB = 700
 
 
 def run(context: Context) -> Iterator[Section]:
     """Measure everything that windows do."""
-    yield _training(context)
+    yield training(context)
     yield _tiles(context)
     yield from _online(context)
     yield _pushes(context)
-
-
-def aggregations(windows: Sequence[timedelta]) -> list[Aggregation]:
-    """Return the functions that are measured, over some windows."""
-    return [Aggregation("amount", name, windows=list(windows)) for name in FUNCTIONS]
-
-
-# Training sets.
-
-
-def _training(context: Context) -> Section:
-    section = Section(
-        "Windowed training sets",
-        f"{_events(context):,} events over 90 days, 3 windows (1 h, 1 d, 30 d) x sum, count, mean, max, Parquet to "
-        "Parquet by the engine. S: 200,000 keys and 100,000 entity rows; M: 1 M rows; D: 2,000 keys; H: one of 2,000 "
-        "keys has half of the events and of the rows. The floor is DuckDB's range join with filtered aggregates, by "
-        "hand, whose sums depend on the order of its threads; for H it does not end, so H stands beside ours on D.",
-    )
-    sparse, dense, hot = (_log(context, name) for name in ("sparse", "dense", "hot"))
-    few, many = (1_000, 2_000) if context.is_quick else (100_000, 1_000_000)
-    frames = {name: _frame(context, name, rows) for name, rows in (("sparse", few), ("dense", few), ("hot", few))}
-    large = _frame(context, "sparse", many)
-    out = context.folder / "windows.parquet"
-    cases = [
-        ("S", sparse, frames["sparse"], context.pairs, Target(at_most=1.1)),
-        ("M", sparse, large, min(context.pairs, 3), Target(at_most=1.0)),
-        ("D", dense, frames["dense"], 1, Target(at_most=0.2)),  # a floor of half a minute
-    ]
-    for name, log, frame, count, target in cases:
-        check_equal(log, frame, out)
-        found = measure(timed(training_set, log, frame, out), timed(range_join, log, frame, out), count=count)
-        memory = peak_mib(training_set, log, frame, out)
-        note = f"peak {memory:,.0f} MiB" + (f": MORE than {MOST_MIB}" if name == "S" and memory > MOST_MIB else "")
-        section.rows.append(Row(f"{name}, {pq.read_metadata(frame).num_rows:,} rows", "s", found, target, note=note))
-    beside = measure(
-        timed(training_set, hot, frames["hot"], out),
-        timed(training_set, dense, frames["dense"], out),
-        count=context.pairs,
-    )
-    section.rows.append(Row("H, beside ours on D", "s", beside, Target(at_most=1.2)))
-    late = measure(
-        timed(training_set, _log(context, "late"), frames["hot"], out),
-        timed(training_set, hot, frames["hot"], out),
-        count=context.pairs,
-    )
-    section.rows.append(Row("H, every event known up to 3 days late, beside none late", "s", late, Target(at_most=1.6)))
-    return section
-
-
-def training_set(log: Path, frame: Path, out: Path) -> None:
-    """Write the windows of each row with the engine."""
-    rows = pq.read_table(frame).combine_chunks()
-    names = tuple(window.name for window in _view().windows)
-    join = ViewJoin("events", _view(), (str(log),), {"user_id": "user_id"}, names, "available")
-    made = open_engine(out.parent).joins.join(rows, "event_timestamp", [join], batch_rows=100_000).batches()
-    with pq.ParquetWriter(out, made.schema, use_dictionary=False) as writer:
-        for batch in made:
-            writer.write_batch(batch)
-
-
-def range_join(log: Path, frame: Path, out: Path) -> None:
-    """Write the same with DuckDB by hand; it knows that no event is late."""
-    columns = []
-    for name in STEPS_US:
-        own = f"FILTER (WHERE e.at_us > f.a{name})"
-        columns += [f"sum(amount) {own}", f"count(amount) {own}", f"avg(amount) {own}", f"max(amount) {own}"]
-    bounds = [f"(at_us - {LENGTHS_US[name]}) // {step} * {step} AS a{name}" for name, step in STEPS_US.items()]
-    with duckdb.connect() as con:
-        con.execute("SET enable_progress_bar = false")
-        con.execute(
-            f"COPY (SELECT f.row, {', '.join(f'{column} AS x{place}' for place, column in enumerate(columns))} FROM "
-            f"(SELECT *, {', '.join(bounds)} FROM (SELECT user_id, epoch_us(event_timestamp) AS at_us, "
-            f"file_row_number AS row FROM read_parquet('{frame}', file_row_number = true))) f LEFT JOIN "
-            f"(SELECT user_id, epoch_us(event_ts) AS at_us, amount FROM '{log}') e "
-            f"ON e.user_id = f.user_id AND e.at_us > f.a30d AND e.at_us <= f.at_us GROUP BY f.row ORDER BY f.row) "
-            f"TO '{out}' (FORMAT parquet)"
-        )
-
-
-def check_equal(log: Path, frame: Path, out: Path) -> None:
-    """Fail unless both answer the same, sums but for rounding; a floor that answers otherwise is none."""
-    training_set(log, frame, out)
-    ours = pq.read_table(out)
-    range_join(log, frame, out)
-    floor = pq.read_table(out)
-    names = [window.name for window in _view().windows]
-    order = [f"amount_{function}_{window}" for window in STEPS_US for function in FUNCTIONS]
-    for place, name in enumerate(order):
-        left, right = ours.column(names.index(name)).to_numpy(), floor.column(1 + place).to_numpy()
-        assert np.allclose(np.nan_to_num(left.astype(float)), np.nan_to_num(right.astype(float)), rtol=1e-9), name
-
-
-def _view(
-    *,
-    windows: Sequence[timedelta] = LONG,
-    pushed: bool = False,
-    path: str = "none.parquet",
-    created: str | None = "created_ts",
-) -> FeatureView:
-    source = ParquetSource("events_file", path, timestamp_field="event_ts", created_timestamp_field=created)
-    return FeatureView(
-        "events",
-        entities=[USER],
-        source=PushSource("events_push", source) if pushed else source,
-        schema=[*([Field("id", String)] if pushed else []), Field("amount", Float64)],
-        event_id="id" if pushed else None,
-        aggregations=aggregations(windows),
-    )
-
-
-def _events(context: Context) -> int:
-    return 20_000 if context.is_quick else EVENTS
-
-
-def _log(context: Context, kind: str) -> Path:
-    """Return a log's file of events, in the order of time; made once."""
-    path = context.data / f"events_{kind}_{_events(context)}.parquet"
-    if not path.exists():
-        keys = 200_000 if kind == "sparse" else 2_000
-        key = f"(random() * {keys})::BIGINT"
-        if kind in ("hot", "late"):
-            key = f"CASE WHEN random() < 0.5 THEN 0 ELSE {key} END"
-        created = f"to_timestamp(at_us / 1e6 + random() * {3 * 86_400})" if kind == "late" else "NULL::TIMESTAMPTZ"
-        with duckdb.connect() as con:
-            con.execute("SET threads = 1")
-            con.execute("SELECT setseed(0.42)")
-            con.execute(
-                f"COPY (SELECT user_id, make_timestamptz(at_us) AS event_ts, {created} AS created_ts, "
-                f"row_number() OVER () AS fs_seq, 'batch' AS fs_origin, amount FROM (SELECT {key} AS user_id, "
-                f"{START_US} + (random() * {SPAN_DAYS * DAY_US})::BIGINT AS at_us, "
-                f"round(exp(random() * 4), 2) AS amount FROM range({_events(context)}) ORDER BY at_us)) "
-                f"TO '{path}' (FORMAT parquet, COMPRESSION zstd)"
-            )
-    return path
-
-
-def _frame(context: Context, kind: str, rows: int) -> Path:
-    path = context.data / f"asked_{kind}_{rows}_{_events(context)}.parquet"
-    if not path.exists():
-        rng = np.random.default_rng(3)
-        keys = rng.integers(0, 200_000 if kind == "sparse" else 2_000, rows)
-        if kind == "hot":
-            keys[rng.random(rows) < 0.5] = 0
-        at = START_US + ((30 + 60 * rng.random(rows)) * DAY_US).astype(np.int64)
-        pq.write_table(pa.table({"user_id": keys, "event_timestamp": _instants(at)}), path)
-    return path
-
-
-def _instants(values: np.ndarray) -> pa.Array:
-    return pa.array(values.astype("datetime64[us]"), pa.timestamp("us", tz="UTC"))
 
 
 # Tiles.
@@ -216,15 +66,17 @@ def _instants(values: np.ndarray) -> pa.Array:
 def _tiles(context: Context) -> Section:
     section = Section(
         "Events to tiles, LMDB",
-        f"A full publish of {_events(context):,} events of 200,000 keys, 3 windows x 4 functions, from the log to "
+        f"A full publish of {event_count(context):,} events of 200,000 keys, 3 windows x 4 functions, from the log to "
         "records on disk; the floor is DuckDB's GROUP BY to the same tiles, into memory. An incremental run reads, "
         "commits and applies 1 % more events.",
     )
     root = context.place("tiles")
-    log = _log(context, "sparse")
+    log = events_log(context, "sparse")
     (root / "source").mkdir()
     shutil.copy(log, root / "source" / "first.parquet")
-    with closing(_workspace(root, _view(path="source", created=None), "lmdb:///data/online", _end_clock)) as workspace:
+    with closing(
+        _workspace(root, events_view(path="source", created=None), "lmdb:///data/online", _end_clock)
+    ) as workspace:
         succeeded(materialize_incremental(workspace))
         registered = workspace.snapshot().views["events"]
 
@@ -239,7 +91,7 @@ def _tiles(context: Context) -> Section:
         section.rows.append(Row("full publish", "s", pairs, Target(at_most=0.9)))
         times = []
         for number in range(1 if context.is_quick else 3):
-            _more_events(root / "source" / f"more{number}.parquet", _events(context) // 100, number)
+            _more_events(root / "source" / f"more{number}.parquet", event_count(context) // 100, number)
             incremental = timed(lambda: succeeded(materialize_incremental(workspace)))()
             times.append((incremental, timed(publish)()))
     section.rows.append(
@@ -263,7 +115,7 @@ def _more_events(path: Path, count: int, seed: int) -> None:
     at = START_US + SPAN_DAYS * DAY_US - (rng.random(count) * 3_600e6).astype(np.int64)
     table = {
         "user_id": rng.integers(0, 200_000, count),
-        "event_ts": _instants(at),
+        "event_ts": as_instants(at),
         "created_ts": pa.nulls(count, pa.timestamp("us", tz="UTC")),
         "amount": np.round(rng.random(count) * 50, 2),
     }
@@ -328,19 +180,19 @@ def _make_served(root: Path, context: Context, url: str) -> None:
     keys.append(np.repeat(sparse + np.arange(dense), len(ages)))
     at.append(np.tile(now_us - ages - 60_000_000, dense))
     users, times = np.concatenate(keys), np.concatenate(at)
-    columns = {"user_id": users, "event_ts": _instants(times), "created_ts": _instants(times)}
+    columns = {"user_id": users, "event_ts": as_instants(times), "created_ts": as_instants(times)}
     ids = pa.array([f"e{place}" for place in range(len(users))])
     pq.write_table(
         pa.table({**columns, "id": ids, "amount": np.round(rng.random(len(users)) * 50, 2)}), root / "events.parquet"
     )
     count = sparse + dense
     names = [f"f{place}" for place in range(16)]
-    instants = _instants(np.full(count, now_us - 60_000_000))
+    instants = as_instants(np.full(count, now_us - 60_000_000))
     plain = {"user_id": np.arange(count), "event_ts": instants, "created_ts": instants}
     pq.write_table(pa.table({**plain, **{name: rng.random(count) for name in names}}), root / "plain.parquet")
     source = ParquetSource("plain_file", "plain.parquet", "event_ts", "created_ts")
     other = FeatureView("plain", entities=[USER], source=source, schema=[Field(name, Float64) for name in names])
-    view = _view(windows=FOUR, pushed=True, path="events.parquet")
+    view = events_view(windows=FOUR, pushed=True, path="events.parquet")
     with closing(_workspace(root, view, url, None, other)) as workspace:
         succeeded(materialize_incremental(workspace))
 
@@ -363,7 +215,7 @@ def _reads(context: Context, features: FeatureStore, count: int, is_dense: bool)
 def _heads(context: Context, features: FeatureStore, root: Path) -> Row:
     """Measure a record with 31 newest events beside one without."""
     now_us = time.time_ns() // 1000
-    events = {"user_id": [0] * 31, "event_ts": _instants(np.full(31, now_us)), "id": [f"h{n}" for n in range(31)]}
+    events = {"user_id": [0] * 31, "event_ts": as_instants(np.full(31, now_us)), "id": [f"h{n}" for n in range(31)]}
     features.push("events_push", pa.table({**events, "amount": np.arange(31) / 8}))
     calls = 5 if context.is_quick else 2_000
     pairs = measure(
@@ -440,7 +292,7 @@ def _pushes(context: Context) -> Section:
             root = context.place(f"events_{store.lower()}_{keys}")
             first = _pushed(0, 1, keys, "first")
             pq.write_table(first.append_column("created_ts", first["event_ts"]), root / "none.parquet")
-            with closing(_workspace(root, _view(pushed=True), url)) as workspace:
+            with closing(_workspace(root, events_view(pushed=True), url)) as workspace:
                 rates = [_rate(workspace, number, keys, context.is_quick) for number in range(rounds + 1)][1:]
             section.rows.append(Row(f"{store}, {name}", "1/s", alone=median(rates), note="40,000 wanted"))
     return section
@@ -476,7 +328,7 @@ def _pushed(number: int, rows: int, keys: int, name: str) -> pa.Table:
     return pa.table(
         {
             "user_id": rng.integers(0, keys, rows),
-            "event_ts": _instants(at),
+            "event_ts": as_instants(at),
             "id": [f"{name}{number}-{row}" for row in range(rows)],
             "amount": np.round(rng.random(rows) * 100, 2),
         }

@@ -89,6 +89,19 @@ def test_serving_is_measured_beside_its_floor(tmp_path: Path) -> None:
     assert costs["Redis, a record of 20 features"][0].endswith("bytes")
 
 
+@pytest.mark.slow(12)
+def test_windows_are_measured_beside_their_floors(tmp_path: Path) -> None:
+    page = run_benchmarks(tmp_path, "windows", "windows-10x")
+    assert {name.partition(",")[0] for name in rows_of(page, "Windowed training sets")} == {"S", "M", "D", "H"}
+    assert "full publish" in rows_of(page, "Events to tiles, LMDB")
+    for store in ("LMDB", "Redis"):
+        reads = rows_of(page, f"Windows online, in process, {store}")
+        assert {"1 entity, sparse", "100 entities, dense"} <= set(reads)
+    assert "1 entity, 16 features" in rows_of(page, "Windows over HTTP, 1 worker, Redis")
+    assert len(rows_of(page, "Pushes of events")) == 6
+    assert "M x 10, 2,000 rows" in rows_of(page, "Windowed training set of ten times the events")
+
+
 def test_pairs_take_turns() -> None:
     calls: list[str] = []
 
