@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 
@@ -54,7 +54,12 @@ def view(*, with_texts: bool = True) -> FeatureView:
 VIEW = view()
 LAYOUT, ASKED = layout_of(VIEW)
 NAMES = [window.name for window in VIEW.windows]
-READER = WindowRecords(ViewLayout("p", "v", 1, (("k", Int64),), (), None), LAYOUT, [ASKED[name] for name in NAMES])
+READER, JSON_READER = (
+    WindowRecords(
+        ViewLayout("p", "v", 1, (("k", Int64),), (), None), LAYOUT, [ASKED[name] for name in NAMES], form=form
+    )
+    for form in ("python", "json")
+)
 FLOATS = st.one_of(
     st.none(),
     st.sampled_from((0.1, 12.34, -0.0, 0.0, 1e16, 1e-16, 1e308, -1e308, 5e-324, math.nan, math.inf, -math.inf)),
@@ -142,6 +147,16 @@ def check(key: bytes, record: bytes, events: list[TileEvent], at: int) -> None:
         assert is_same(plain(found), wanted), (name, at, found, wanted)
         assert status is (Status.NULL_VALUE if wanted is None else Status.PRESENT)
     assert READER.fresh([record], at) is not None
+    (in_json,), found = JSON_READER.read([key], [record], at).values, JSON_READER.fresh([record], at)
+    assert found is not None
+    assert in_json == [finite(value) for value in found[0]]
+    assert [value for value in in_json if isinstance(value, float)] == [
+        value for value in rows.values[0] if isinstance(value, float) and math.isfinite(value)
+    ]
+
+
+def finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @settings(max_examples=examples(150))
@@ -166,6 +181,9 @@ def test_a_record_answers_as_plain_loops_do(data: st.DataObject) -> None:
 
 @settings(max_examples=examples(100))
 @given(st.lists(st.lists(EVENTS, max_size=9), min_size=1, max_size=5), st.lists(EVENTS, max_size=4), LATER)
+@example([[(-MINUTE_US, 0, 1e200, 1, None), (-MINUTE_US, 0, 1e-200, 1, None)]], [(0, 0, -1e200, 1, None)], 0)
+@example([[]], [(0, 0, value, 1, None) for value in (1e308, 1e308, -1e308)], 0)
+@example([[]], [(0, 0, value, 1, None) for value in (math.inf, -math.inf)], 0)
 def test_records_that_are_made_at_once_answer_as_plain_loops_do(
     drawn: list[list[Any]], more: list[Any], later: int
 ) -> None:

@@ -22,14 +22,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from operator import itemgetter
+from itertools import repeat
 from typing import Any, NamedTuple
 from zlib import crc32
 
 from featurestore.online.records.codec import CRC_BYTES, damaged
 from featurestore.windows.layout import Layout
 from featurestore.windows.numbers import joined, limbs_of
-from featurestore.windows.tiles import Part, Sums, TileEvent, Tiles
+from featurestore.windows.tiles import Part, TileEvent, Tiles
 
 FORMAT = 2
 HEADER = struct.Struct("<BxxxIqq8s")
@@ -74,17 +74,29 @@ def is_intact(key: bytes, record: bytes) -> bool:
     """Tell whether every checksum of a record is that of its key and bytes."""
     if not is_windowed(record):
         return False
-    end = head_of(record).tiles_end
-    if end < HEADER.size + CRC_BYTES or not _is_checked(key, record[:end]):
+    end, key_crc = head_of(record).tiles_end, crc32(key)
+    if end < HEADER.size + CRC_BYTES or not _is_checked(key_crc, record[:end]):
         return False
+    if len(record) == end:
+        return True
+    (length,) = _U16.unpack_from(record.ljust(end + 2), end)
+    if length > CRC_BYTES and (len(record) - end) % length == 0:  # nearly always all are of one length
+        entries, checksums = zip(*_checksummed(length).iter_unpack(memoryview(record)[end:]), strict=True)
+        if tuple(map(crc32, entries, repeat(key_crc))) == checksums:
+            return True
     try:
-        return all(_is_checked(key, entry) for entry in entries_of(record))
+        return all(_is_checked(key_crc, entry) for entry in entries_of(record))
     except ValueError:
         return False
 
 
-def _is_checked(key: bytes, part: bytes) -> bool:
-    return crc32(part[:-CRC_BYTES], crc32(key)) == int.from_bytes(part[-CRC_BYTES:])
+@lru_cache(maxsize=64)
+def _checksummed(length: int) -> struct.Struct:
+    return struct.Struct(f">{length - CRC_BYTES}sI")
+
+
+def _is_checked(key_crc: int, part: bytes) -> bool:
+    return crc32(part[:-CRC_BYTES], key_crc) == int.from_bytes(part[-CRC_BYTES:])
 
 
 def checked(key: bytes, part: bytes) -> bytes:
@@ -189,42 +201,6 @@ def decode_event(layout: Layout, entry: bytes) -> TileEvent:
     return TileEvent(sequence, event_us, known_us, tuple(values), bits >> len(codes))
 
 
-def available_events(layout: Layout, record: bytes, now_us: int) -> list[TileEvent]:
-    """Return the newest events of a record that are available at an instant, in their order."""
-    events = _alike(layout, record)
-    if events is None:
-        events = [decode_event(layout, entry) for entry in entries_of(record)]
-    found = [event for event in events if event.event_us <= now_us and event.known_us <= now_us]
-    found.sort(key=_ORDER)
-    return found
-
-
-_ORDER = itemgetter(1, 2, 0)
-
-
-def _alike(layout: Layout, record: bytes) -> list[TileEvent] | None:
-    """Return the newest events if all are of one length, without nulls and texts: they are unpacked at once."""
-    codes, _, whole = event_shape(layout)
-    size, begin = 0 if whole is None else whole.size + CRC_BYTES, head_of(record).tiles_end
-    if whole is None or (len(record) - begin) % size:
-        return None
-    events = []
-    padded = _padded(whole)
-    for length, sequence, event_us, known_us, marks, *values in padded.iter_unpack(memoryview(record)[begin:]):
-        if length != size:
-            return None
-        if layout.event_time:
-            values.append(event_us)
-        true = int.from_bytes(marks, "little") >> len(codes)
-        events.append(TileEvent(sequence, event_us, known_us, tuple(values), true))
-    return events
-
-
-@lru_cache(maxsize=64)
-def _padded(whole: struct.Struct) -> struct.Struct:
-    return struct.Struct(f"{whole.format}{CRC_BYTES}x")
-
-
 # Tiles ----------------------------------------------------------------------------------------------------------------
 
 
@@ -306,35 +282,46 @@ class Sections(NamedTuple):
     """Where the parts of a record are."""
 
     counts: tuple[int, ...]
-    scales: bytes
+    exponents: Exponents
     starts: tuple[int, ...]
     """Where the starts of each resolution begin."""
     lists: int
 
 
+Exponents = tuple[tuple[int, ...], ...]
+"""Of each sum of a record the exponents of its limbs."""
+
+
+def exponents_of(scales: bytes) -> Exponents:
+    """Return what the scales of a record say."""
+    place, found = 0, []
+    while place < len(scales):
+        found.append(struct.unpack_from(f"<{scales[place]}h", scales, place + 1))
+        place += 1 + 2 * scales[place]
+    return tuple(found)
+
+
 @lru_cache(maxsize=256)
-def shapes_of(layout: Layout, scales: bytes) -> tuple[Shape, ...]:
-    """Return how to read an entry of each resolution."""
-    place, shapes = 0, []
+def shapes_of(layout: Layout, limbs: tuple[int, ...]) -> tuple[Shape, ...]:
+    """Return how to read an entry of each resolution; ``limbs`` says how many each sum has."""
+    number, shapes = 0, []
     for resolution in layout.resolutions:
-        codes, fields = "", list[dict[str, tuple[int, tuple[int, ...]]]]()
+        codes, fields = "", list[dict[str, tuple[int, int]]]()
         for group, partials in resolution.parts:
-            kind, found = layout.groups[group].kind, dict[str, tuple[int, tuple[int, ...]]]()
+            kind, found = layout.groups[group].kind, dict[str, tuple[int, int]]()
             for partial in partials:
                 if partial in ("sum", "square"):
                     if partial == "sum" and kind == "float":
-                        found["marks"] = len(codes), ()
+                        found["marks"] = len(codes), number
                         codes += "B"
-                    count = scales[place]
-                    exponents = struct.unpack_from(f"<{count}h", scales, place + 1)
-                    place += 1 + 2 * count
-                    found[partial] = len(codes), exponents
-                    codes += "q" * count
+                    found[partial] = len(codes), number
+                    codes += "q" * limbs[number]
+                    number += 1
                 elif partial == "first":
-                    found[partial] = len(codes), ()
+                    found[partial] = len(codes), number
                     codes += "qqq" + ("d" if kind == "float" else "q")
                 else:
-                    found[partial] = len(codes), ()
+                    found[partial] = len(codes), number
                     codes += "I" if partial == "count" else "d" if kind == "float" else "q"
             fields.append(found)
         shapes.append(Shape(struct.Struct("<" + codes), tuple(fields)))
@@ -345,8 +332,8 @@ class Shape(NamedTuple):
     """How to read an entry of one resolution."""
 
     entry: struct.Struct
-    parts: tuple[dict[str, tuple[int, tuple[int, ...]]], ...]
-    """For each part the place of each partial among the entry's numbers, and the exponents of its limbs."""
+    parts: tuple[dict[str, tuple[int, int]], ...]
+    """For each part the place of each partial among the entry's numbers, and the number of sums before it."""
 
 
 def sections_of(layout: Layout, record: bytes) -> Sections:
@@ -355,13 +342,13 @@ def sections_of(layout: Layout, record: bytes) -> Sections:
     counts = struct.unpack_from(f"<{len(layout.resolutions)}I", record, place)
     place += 4 * len(counts)
     (length,) = _U16.unpack_from(record, place)
-    scales = record[place + 2 : place + 2 + length]
+    exponents = exponents_of(record[place + 2 : place + 2 + length])
     place += 2 + length
     starts = []
-    for count, shape in zip(counts, shapes_of(layout, scales), strict=True):
+    for count, shape in zip(counts, shapes_of(layout, tuple(map(len, exponents))), strict=True):
         starts.append(place)
         place += count * (8 + shape.entry.size)
-    return Sections(counts, scales, tuple(starts), place)
+    return Sections(counts, exponents, tuple(starts), place)
 
 
 class Lists(NamedTuple):
@@ -411,16 +398,15 @@ def _decode(layout: Layout, record: bytes) -> Tiles:
     tiles = Tiles(layout)
     tiles.base_sequence, tiles.newest_us = head.base_sequence, head.newest_us
     lists = lists_of(layout, record, sections.lists)
-    for number, (count, begin, shape) in enumerate(
-        zip(sections.counts, sections.starts, shapes_of(layout, sections.scales), strict=True)
-    ):
+    shapes = shapes_of(layout, tuple(map(len, sections.exponents)))
+    for number, (count, begin, shape) in enumerate(zip(sections.counts, sections.starts, shapes, strict=True)):
         tiles.starts[number] = list(struct.unpack_from(f"<{count}q", record, begin))
         first = begin + 8 * count
         rows = list(shape.entry.iter_unpack(record[first : first + count * shape.entry.size]))
         for (place, _), part, fields in zip(
             layout.resolutions[number].parts, tiles.parts[number], shape.parts, strict=True
         ):
-            _fill(part, fields, rows, layout.groups[place].kind, lists.texts)
+            _fill(part, fields, sections.exponents, rows, layout.groups[place].kind, lists.texts)
     for place, group in enumerate(layout.groups):
         last = lists.lasts[place]
         if group.kind == "text":
@@ -429,11 +415,18 @@ def _decode(layout: Layout, record: bytes) -> Tiles:
     return tiles
 
 
-def _fill(part: Part, fields: dict[str, Any], rows: list[tuple[Any, ...]], kind: str, texts: bytes) -> None:
+def _fill(
+    part: Part, fields: dict[str, Any], exponents: Exponents, rows: list[tuple[Any, ...]], kind: str, texts: bytes
+) -> None:
     part.counts = [row[fields["count"][0]] for row in rows]
     for name, sums in (("sum", part.sums), ("square", part.squares)):
         if sums is not None:
-            _fill_sums(sums, fields, name, rows)
+            place, number = fields[name]
+            own = exponents[number]
+            sums.exponent = min(own)
+            sums.integers = [joined(row[place : place + len(own)], own)[0] for row in rows]
+            mark = fields["marks"][0] if name == "sum" and "marks" in fields else None
+            sums.marks = [0 if mark is None else row[mark] for row in rows]
     for name, column in (("min", part.least), ("max", part.greatest)):
         if column is not None:
             place = fields[name][0]
@@ -444,14 +437,6 @@ def _fill(part: Part, fields: dict[str, Any], rows: list[tuple[Any, ...]], kind:
         if kind == "text":
             found = [None if item is None else (*item[:3], text_at(texts, item[3])) for item in found]
         part.first[:] = found
-
-
-def _fill_sums(sums: Sums, fields: dict[str, Any], name: str, rows: list[tuple[Any, ...]]) -> None:
-    place, exponents = fields[name]
-    sums.exponent = min(exponents)
-    sums.integers = [joined(row[place : place + len(exponents)], exponents)[0] for row in rows]
-    mark = fields["marks"][0] if name == "sum" and "marks" in fields else None
-    sums.marks = [0 if mark is None else row[mark] for row in rows]
 
 
 def empty(key: bytes, layout: Layout) -> bytes:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import struct
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from featurestore.online.interface import ViewLayout
 from featurestore.online.records.codec import damaged, foreign
@@ -20,16 +20,16 @@ from featurestore.online.records.windowed import (
     is_windowed,
 )
 from featurestore.online.records.windows_known import Known, Learn
-from featurestore.online.records.windows_values import WindowValues
+from featurestore.online.records.windows_values import UNREADABLE, WindowValues
 from featurestore.statuses import Status
 from featurestore.types.times import days_to_date, to_datetime
 from featurestore.types.values import ValueType, to_json
 from featurestore.windows.layout import Asked, Layout
 from featurestore.windows.tiles import BEFORE_ALL
 
-_LISTED = ("last", "last_n", "count_distinct")
 _COUNTS = ("count", "count_distinct")
-_LIMIT = 1 << 63
+_FLOATS = ("Float32", "Float64")
+_SAME_IN_JSON = ("Int32", "Int64", "Bool", "String")
 
 
 class WindowRecords:
@@ -50,6 +50,8 @@ class WindowRecords:
         self._values = WindowValues(layout, asked)
         converters = [_converter(each.type, form) for each in asked]
         self._convert = [(place, convert) for place, convert in enumerate(converters) if convert is not None]
+        floats = _FLOATS if form == "json" else ()
+        self._checked = [place for place, each in enumerate(asked) if each.type.name in floats]
         self._form = form
         self._absent = (Status.NOT_FOUND,) * len(self._asked)
         self._present = (Status.PRESENT,) * len(self._asked)
@@ -97,15 +99,24 @@ class WindowRecords:
             yield None if newest <= after else newest
 
     def fresh(self, records: Sequence[bytes | None], now_us: int) -> list[list[Any]] | None:
-        """Return each record's features, None if one is missing or of another layout."""
-        if any(found is None or not is_windowed(found) or self._is_other(found) for found in records):
+        """Return each record's features, None where only `read` can answer. NaN and infinities stay as they are."""
+        if None in records:
             return None
-        after_us = self._values.after_us(now_us)
-        return [self._row(b"", found, now_us, after_us) for found in records if found is not None]
+        try:
+            return self._rows(cast("Sequence[bytes]", records), now_us)
+        except UNREADABLE:
+            return None
+
+    def _rows(self, records: Sequence[bytes], now_us: int) -> list[list[Any]]:
+        rows = self._values.rows(records, now_us)
+        for place, convert in self._convert:
+            for row in rows:
+                if row[place] is not None:
+                    row[place] = convert(row[place])
+        return rows
 
     def read(self, keys: Sequence[bytes], records: Sequence[bytes | None], now_us: int) -> ViewRows:
         """Return the answer for a store's records of ``keys``. Raises DamagedRecordError naming the key."""
-        after_us = self._values.after_us(now_us)
         values: list[Sequence[Any]] = []
         statuses: list[Sequence[Status]] = []
         if self._fetch is not None:
@@ -128,7 +139,7 @@ class WindowRecords:
                 values.append(row)
                 statuses.append(of)
                 continue
-            row = self._row(key, record, now_us, after_us)
+            row = self._row(key, record, now_us)
             values.append(row)
             null = None in row
             statuses.append(
@@ -155,7 +166,7 @@ class WindowRecords:
             asked = [each for each in places.found if each is not None]
             self._others[layout_id] = WindowRecords(self._encoder.layout, places.layout, asked, form=self._form)
         other = self._others[layout_id]
-        row = iter(other._row(key, record, now_us, other._values.after_us(now_us)))
+        row = iter(other._row(key, record, now_us))
         values = [None if found is None else next(row) for found in places.found]
         statuses = [
             Status.NOT_FOUND if found is None else Status.NULL_VALUE if value is None else Status.PRESENT
@@ -163,14 +174,14 @@ class WindowRecords:
         ]
         return values, statuses
 
-    def _row(self, key: bytes, record: bytes, now_us: int, after_us: Sequence[int]) -> list[Any]:
+    def _row(self, key: bytes, record: bytes, now_us: int) -> list[Any]:
         try:
-            row = self._values.row(record, now_us, after_us)
-        except (struct.error, ValueError, IndexError) as error:
+            (row,) = self._rows([record], now_us)
+        except UNREADABLE as error:
             raise damaged(key, f"cannot be read: {error}") from None
-        for place, convert in self._convert:
-            if row[place] is not None:
-                row[place] = convert(row[place])
+        for place in self._checked:
+            if row[place] is not None and not math.isfinite(row[place]):
+                row[place] = None
         return row
 
 
@@ -181,7 +192,7 @@ def _layouts_of(records: Iterable[bytes | None]) -> set[bytes]:
 def _converter(kind: ValueType, form: Form) -> Callable[[Any], Any] | None:
     """Return the function from a value as it is kept to one of the feature's type; None where they are the same."""
     python = _python(kind)
-    if form == "python":
+    if form == "python" or kind.name in (*_FLOATS, *_SAME_IN_JSON):
         return python
     return lambda value: to_json(kind, value if python is None else python(value))
 

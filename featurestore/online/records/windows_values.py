@@ -9,30 +9,34 @@ from __future__ import annotations
 import math
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from featurestore.online.records.newest import NO_EVENTS, Taken, available_events, extreme, taken
+from featurestore.online.records.reading import picked
 from featurestore.online.records.windowed import (
-    HEADER,
+    FORMAT,
     Lists,
-    available_events,
+    exponents_of,
     lists_of,
     shapes_of,
     text_at,
 )
 from featurestore.windows.layout import Asked, Group, Layout
-from featurestore.windows.numbers import as_double, joined, mark_of, marked, units_of, variance_of
-from featurestore.windows.tiles import BEFORE_ALL, TileEvent
+from featurestore.windows.numbers import as_double, marked, variance_of
+from featurestore.windows.tiles import BEFORE_ALL
 
+_NUMBERS = ("count", "sum", "mean", "min", "max")
 _LISTED = ("last", "last_n", "count_distinct")
 _LIMIT = 1 << 63
-_PLAIN_SCALES = range(-900, 900)
-"""Exponents for which a 64-bit integer times the power of two is a normal double."""
+_HALF = (1 << 32) - 1
+_PLAIN, _FAR = range(-900, 700), 100
+"""Two to the power of one of these times a 64-bit integer, shifted by fewer bits than far, is a normal double."""
 MOST_PLANS = 1_000
-_TILES_END, _U16 = struct.Struct("<I"), struct.Struct("<H")
-_TILES_END_AT = 4
+UNREADABLE = (struct.error, ValueError, IndexError)
+"""What reading a damaged record raises."""
+_START = struct.Struct("<q").unpack_from
 
 
 def hash_of(value: Any) -> int:
@@ -44,94 +48,39 @@ def hash_of(value: Any) -> int:
     return int(value)
 
 
-class _Newest:
-    """The newest events that one group takes in one window, in their order."""
-
-    def __init__(self, events: Sequence[TileEvent], group: Group) -> None:
-        self.taken: list[tuple[TileEvent, Any]] = []
-        for event in events:
-            if group.condition is None or event.true >> group.condition & 1:
-                value = 1 if group.column is None else event.values[group.column]
-                if value is not None:
-                    self.taken.append((event, value))
-        self.count = len(self.taken)
-
-    @cached_property
-    def values(self) -> list[Any]:
-        return [value for _, value in self.taken]
-
-    @cached_property
-    def least(self) -> Any:
-        return _extreme(min, self.values)
-
-    @cached_property
-    def greatest(self) -> Any:
-        return _extreme(max, self.values)
-
-    @cached_property
-    def sum(self) -> tuple[int, int, int]:
-        """The exact sum as an integer, the exponent of its unit, and its marks."""
-        return self._summed(1)
-
-    @cached_property
-    def square(self) -> tuple[int, int, int]:
-        """The same of the squares."""
-        return self._summed(2)
-
-    def _summed(self, power: int) -> tuple[int, int, int]:
-        marks, sums = 0, dict[int, int]()
-        for value in self.values:
-            if not isinstance(value, float):
-                sums[0] = sums.get(0, 0) + value**power
-            elif math.isfinite(value):
-                integer, exponent = units_of(value)
-                sums[exponent] = sums.get(exponent, 0) + integer**power
-            else:
-                marks |= mark_of(value)
-        least = min(sums, default=0)
-        total = sum(integer << power * (exponent - least) for exponent, integer in sums.items())
-        return total, power * least, marks
+_NONE = Taken(NO_EVENTS, (), ())
 
 
-def _extreme(pick: Any, values: Sequence[Any]) -> Any:
-    """Return the least or greatest value; NaN where one is, None for none."""
-    if not values:
-        return None
-    if any(value != value for value in values):
-        return math.nan
-    best = pick(values)
-    return best + 0.0 if isinstance(best, float) else best
+Unit = tuple[int, tuple[int, ...], float]
+"""What the integers of a sum stand for: the least of their exponents, by how many bits each is shifted to get that, and
+two to its power; 0.0 where the product of that with the shifted integers might not be a normal double.
+"""
 
 
 class _At(NamedTuple):
-    """What lists are read with."""
+    """What other values than `_NUMBERS` are read with."""
 
+    units: Sequence[Unit]
     lists: Lists | None
     after_us: Sequence[int]
     """Of each window: later events count."""
 
 
 Entry = tuple[Any, ...]
-Get = Callable[[Entry, _Newest | None, _At], Any]
-"""Makes a value of the entry of a window, the newest events in it, and the lists."""
-
-
-class _Resolution(NamedTuple):
-    """How the entries of one resolution are read."""
-
-    step_us: int
-    unpack_from: Callable[[bytes, int], Entry]
-    size: int
-    nothing: Entry
-    """The entry of a window that no tile is in: all zeros."""
-    windows: Sequence[tuple[int, int | None]]
-    """Number and length of each window."""
-
-
-class _Plan(NamedTuple):
-    resolutions: Sequence[_Resolution]
-    values: Sequence[tuple[Get, int, int]]
-    """For each feature how it is made, and the numbers of its window and of its group."""
+Quick = Callable[[Entry, Sequence[Unit]], tuple[Any, ...]]
+"""Makes `_NUMBERS` of the entry of a window, where there are no newest events."""
+Whole = Callable[[Entry, Sequence[Unit], Taken], tuple[Any, ...]]
+"""Makes them of the entry and the newest events."""
+Get = Callable[[Entry, Taken, _At], Any]
+"""Makes another value of the entry of a window and the newest events in it."""
+_Resolution = tuple[Callable[[bytes, int], Entry], int, Entry, Sequence[int]]
+"""How the entries of one resolution are read: the function, their size, the one of a window that no tile is in (all
+zeros), and the numbers of its windows. No class: tuples are unpacked faster.
+"""
+_Makers = tuple[
+    Sequence[_Resolution], Sequence[tuple[Quick, int]], Sequence[tuple[Whole, int, int]], Sequence[tuple[Get, int, int]]
+]
+"""How records are read whose sums are of as many integers; each maker with its window, and its group."""
 
 
 class WindowValues:
@@ -139,131 +88,213 @@ class WindowValues:
 
     def __init__(self, layout: Layout, asked: Sequence[Asked]) -> None:
         self._layout, self._asked = layout, tuple(asked)
-        self._windows = list(dict.fromkeys((each.resolution, each.length_us) for each in asked))
+        windows = dict.fromkeys((each.resolution, each.length_us) for each in asked)
+        self._windows = sorted(windows, key=lambda window: window[0])  # in the order in which a record has them
+        self._steps = [(layout.resolutions[number].step_us, length) for number, length in self._windows]
+        self._groups = list(
+            dict.fromkeys((self._window(each), each.group) for each in asked if each.function in _NUMBERS)
+        )
+        self._others = [each for each in asked if each.function not in _NUMBERS]
         self._needs_lists = any(
             each.function in _LISTED or (each.function == "first" and layout.groups[each.group].kind == "text")
             for each in asked
         )
-        self._counts = struct.Struct(f"<{len(layout.resolutions)}I")
-        self._scales_at = HEADER.size + self._counts.size
-        self._plans: dict[bytes, _Plan] = {}
+        others = iter(range(len(_NUMBERS) * len(self._groups), len(_NUMBERS) * len(self._groups) + len(self._others)))
+        self._pick = picked([self._place(each) if each.function in _NUMBERS else next(others) for each in asked])
+        self._head = struct.Struct(f"<B3xI8xq8s{len(layout.resolutions)}IH")
+        self._plans: dict[bytes, tuple[Sequence[Unit], _Makers]] = {}
+        self._makers: dict[tuple[int, ...], _Makers] = {}
+        self._after_us: tuple[int, int, Sequence[int]] = (0, 0, ())
 
-    def after_us(self, now_us: int) -> list[int]:
+    def _window(self, asked: Asked) -> int:
+        return self._windows.index((asked.resolution, asked.length_us))
+
+    def _place(self, asked: Asked) -> int:
+        group = self._groups.index((self._window(asked), asked.group))
+        return len(_NUMBERS) * group + _NUMBERS.index(asked.function)
+
+    def after_us(self, now_us: int) -> Sequence[int]:
         """Return of each window the instant after which events count."""
-        steps = self._layout.resolutions
-        return [
-            BEFORE_ALL if length is None else (now_us - length) // steps[number].step_us * steps[number].step_us
-            for number, length in self._windows
-        ]
+        since_us, until_us, found = self._after_us
+        if not since_us <= now_us < until_us:  # it moves in steps
+            found = [BEFORE_ALL if length is None else (now_us - length) // step * step for step, length in self._steps]
+            moves = [(after + length, step) for after, (step, length) in zip(found, self._steps, strict=True) if length]
+            since_us = max((at for at, _ in moves), default=now_us)
+            self._after_us = since_us, min((at + step for at, step in moves), default=now_us + 1), found
+        return found
 
-    def row(self, record: bytes, now_us: int, after_us: Sequence[int]) -> list[Any]:
-        """Return the features, ``after_us`` as the method.
+    def rows(self, records: Iterable[bytes], now_us: int) -> list[list[Any]]:
+        """Return the features of records of this layout; raises `UNREADABLE` if one is not or is damaged."""
+        rows, after_us = [], self.after_us(now_us)
+        unpack_head, layout_id, scales_at, pick = self._head.unpack_from, self._layout.id, self._head.size, self._pick
+        plans = self._plans
+        for record in records:
+            head = unpack_head(record)
+            if head[3] != layout_id or head[0] != FORMAT or head[1] > len(record):
+                raise ValueError("it has another layout, or is cut off")
+            newest_us, place = head[2], scales_at + head[-1]
+            scales = record[scales_at:place]
+            units, (resolutions, quick_numbers, numbers, others) = plans.get(scales) or self._planned(scales)
+            entries: list[Entry] = []
+            for (unpack_from, size, nothing, windows), count in zip(resolutions, head[4:], strict=False):
+                first = place + 8 * count
+                start = _START(record, place)[0] if count else 0
+                for window in windows:
+                    after = after_us[window]
+                    if newest_us <= after or not count:
+                        entries.append(nothing)
+                    elif start >= after:
+                        entries.append(unpack_from(record, first))
+                    else:
+                        index = bisect_left(memoryview(record)[place:first].cast("q"), after)
+                        entries.append(unpack_from(record, first + index * size) if index < count else nothing)
+                place = first + count * size
+            values: list[Any] = []
+            newest = None if head[1] == len(record) else self._newest(record, now_us, after_us)
+            if newest is None:
+                for quick, window in quick_numbers:
+                    values += quick(entries[window], units)
+            else:
+                for whole, window, group in numbers:
+                    values += whole(entries[window], units, newest[window, group])
+            if others:
+                lists = lists_of(self._layout, record, place) if self._needs_lists else None
+                at = _At(units, lists, after_us)
+                for get, window, group in others:
+                    values.append(get(entries[window], _NONE if newest is None else newest[window, group], at))
+            rows.append([] if pick is None else list(pick(values)))
+        return rows
 
-        Raises struct.error, ValueError or IndexError for a record that cannot be read.
-        """
-        counts = self._counts.unpack_from(record, HEADER.size)
-        (length,) = _U16.unpack_from(record, self._scales_at)
-        place = self._scales_at + 2 + length
-        scales = record[self._scales_at + 2 : place]
-        plan = self._plans.get(scales)
-        if plan is None:
-            if len(self._plans) > MOST_PLANS:
-                self._plans.clear()
-            plan = self._plans[scales] = self._planned(scales)
-        bytes_, entries = memoryview(record), list[Entry]([()] * len(after_us))
-        for resolution, count in zip(plan.resolutions, counts, strict=True):
-            first = place + 8 * count
-            starts = bytes_[place:first].cast("q") if count else ()
-            for window, _ in resolution.windows:
-                index = bisect_left(starts, after_us[window])
-                entries[window] = (
-                    resolution.unpack_from(record, first + index * resolution.size)
-                    if index < count
-                    else resolution.nothing
-                )
-            place = first + count * resolution.size
-        at = _At(lists_of(self._layout, record, place) if self._needs_lists else None, after_us)
-        (end,) = _TILES_END.unpack_from(record, _TILES_END_AT)
-        if end == len(record):
-            return [get(entries[window], None, at) for get, window, _ in plan.values]
-        newest = self._newest(record, now_us, after_us)
-        return [get(entries[window], newest[window, group], at) for get, window, group in plan.values]
-
-    def _newest(self, record: bytes, now_us: int, after_us: Sequence[int]) -> Mapping[tuple[int, int], _Newest]:
+    def _newest(self, record: bytes, now_us: int, after_us: Sequence[int]) -> Mapping[tuple[int, int], Taken]:
         """Return the newest events of each window and group; windows with the same events share them."""
         events = available_events(self._layout, record, now_us)
-        times = [event.event_us for event in events]
-        begins = [bisect_right(times, after) for after in after_us]
-        groups = {each.group for each in self._asked}
-        made = {
-            (begin, group): _Newest(events[begin:], self._layout.groups[group])
-            for begin in set(begins)
-            for group in groups
-        }
-        return {(window, group): made[begin, group] for window, begin in enumerate(begins) for group in groups}
+        begins = [bisect_right(events.event_us, after) for after in after_us]
+        made: dict[tuple[int, int], Taken] = {}
+        for group in {each.group for each in self._asked}:
+            places, values = taken(events, self._layout.groups[group])
+            for begin in set(begins):
+                at = bisect_left(places, begin)
+                made[begin, group] = Taken(events, places[at:], values[at:])
+        return {(window, group): made[begin, group] for window, begin in enumerate(begins) for _, group in made}
 
-    def _planned(self, scales: bytes) -> _Plan:
-        layout, shapes = self._layout, shapes_of(self._layout, scales)
-        windows: list[list[tuple[int, int | None]]] = [[] for _ in layout.resolutions]
-        for place, (number, length) in enumerate(self._windows):
-            windows[number].append((place, length))
+    def _planned(self, scales: bytes) -> tuple[Sequence[Unit], _Makers]:
+        for known in (self._plans, self._makers):
+            if len(known) > MOST_PLANS:
+                known.clear()
+        exponents = exponents_of(scales)
+        limbs = tuple(map(len, exponents))
+        if limbs not in self._makers:
+            self._makers[limbs] = self._made(limbs)
+        self._plans[scales] = plan = list(map(_unit_of, exponents)), self._makers[limbs]
+        return plan
+
+    def _made(self, limbs: tuple[int, ...]) -> _Makers:
+        """Return how records are read whose sums are of so many integers."""
+        layout, shapes = self._layout, shapes_of(self._layout, limbs)
         resolutions = [
-            _Resolution(
-                each.step_us,
+            (
                 shape.entry.unpack_from,
                 shape.entry.size,
                 shape.entry.unpack(bytes(shape.entry.size)),
-                own,
+                [window for window, (its, _) in enumerate(self._windows) if its == number],
             )
-            for each, shape, own in zip(layout.resolutions, shapes, windows, strict=True)
+            for number, shape in enumerate(shapes)
         ]
-        values = []
-        for each in self._asked:
-            window = self._windows.index((each.resolution, each.length_us))
-            parts = [group for group, _ in layout.resolutions[each.resolution].parts]
-            fields = shapes[each.resolution].parts[parts.index(each.group)] if each.group in parts else {}
-            values.append((_made(each, layout.groups[each.group], fields, window), window, each.group))
-        return _Plan(resolutions, values)
+
+        def fields_of(window: int, group: int) -> Fields:
+            resolution = self._windows[window][0]
+            parts = [its for its, _ in layout.resolutions[resolution].parts]
+            return shapes[resolution].parts[parts.index(group)] if group in parts else {}
+
+        numbers = [
+            (_whole_of(layout.groups[group], fields_of(window, group), limbs), window, group)
+            for window, group in self._groups
+        ]
+        quick = [
+            (_quick_of(layout.groups[group], fields_of(window, group), limbs, whole), window)
+            for whole, window, group in numbers
+        ]
+        others = [
+            (
+                _other_of(each, layout.groups[each.group], fields_of(window, each.group), limbs, window),
+                window,
+                each.group,
+            )
+            for each in self._others
+            for window in (self._window(each),)
+        ]
+        return resolutions, quick, numbers, others
 
 
-Fields = Mapping[str, tuple[int, tuple[int, ...]]]
-"""Where each partial of a group is in an entry, and the exponents of its integers."""
+def _unit_of(exponents: Sequence[int]) -> Unit:
+    least, most = min(exponents, default=0), max(exponents, default=0)
+    is_plain = least in _PLAIN and most in _PLAIN and most - least < _FAR
+    return least, tuple(exponent - least for exponent in exponents), 2.0**least if is_plain else 0.0
 
 
-def _made(asked: Asked, group: Group, fields: Fields, window: int) -> Get:
-    """Return what makes a feature."""
-    if asked.function in _LISTED:
-        return _LISTS[asked.function](asked, group, window)
+Fields = Mapping[str, tuple[int, int]]
+"""Where each partial of a group is in an entry, and which of the record's sums it is."""
+_NOTHING = (0, None, None, None, None)
+
+
+def _whole_of(group: Group, fields: Fields, limbs: Sequence[int]) -> Whole:
+    """Return what makes `_NUMBERS`; those whose partials are not kept mean nothing."""
     count = fields["count"][0]
-    if asked.function == "count":
-        return lambda entry, new, at: entry[count] if new is None else entry[count] + new.count
-    if asked.function in ("min", "max"):
-        return _extreme_of(asked.function, count, fields[asked.function][0])
-    if asked.function == "first":
-        return _first_of(asked, group, count, fields["first"][0])
-    total = _total_of("sum", fields)
-    if asked.function == "sum" and group.kind != "float":
-        return _integer_sum_of(count, total)
-    double = _double_of(fields, total)
-    if asked.function == "sum":
-        return lambda entry, new, at: double(entry, new) if entry[count] or (new is not None and new.count) else None
-    if asked.function == "mean":
-        return _mean_of(count, double)
-    return _variance_of(asked.function, count, total, _total_of("square", fields))
+    least, greatest = (fields[name][0] if name in fields else count for name in ("min", "max"))
+    rounded = _rounded_of(group, fields, limbs) if "sum" in fields else None
+
+    def whole(entry: Entry, units: Sequence[Unit], new: Taken) -> tuple[Any, ...]:
+        kept = entry[count]
+        number = kept + new.count
+        if not number:
+            return _NOTHING
+        low, high = entry[least], entry[greatest]
+        if new.count:
+            low = low if least == count else extreme(min, (low, new.least)) if kept else new.least
+            high = high if greatest == count else extreme(max, (high, new.greatest)) if kept else new.greatest
+        total, double = (None, 0.0) if rounded is None else rounded(entry, units, new)
+        return number, total, double / number, low, high
+
+    return whole
 
 
-Total = Callable[[Entry, "_Newest | None"], tuple[int, int, int]]
+def _quick_of(group: Group, fields: Fields, limbs: Sequence[int], whole: Whole) -> Quick:
+    """Return the same for most records."""
+    if group.kind != "float" or "sum" not in fields or not 1 <= limbs[fields["sum"][1]] <= 2:
+        return lambda entry, units: whole(entry, units, _NONE)
+    count, mark_at, (place, which) = fields["count"][0], fields["marks"][0], fields["sum"]
+    least, greatest = (fields[name][0] if name in fields else count for name in ("min", "max"))
+    second = place + 1 if limbs[which] == 2 else None
+
+    def quick(entry: Entry, units: Sequence[Unit]) -> tuple[Any, ...]:
+        number = entry[count]
+        if not number:
+            return _NOTHING
+        _, shifts, unit = units[which]
+        if entry[mark_at] or not unit:
+            return whole(entry, units, _NONE)
+        integer = entry[place] if second is None else (entry[place] << shifts[0]) + (entry[second] << shifts[1])
+        total = integer * unit  # the integer becomes a double, rounded once; times a power of two nothing is lost
+        return number, total, total / number, entry[least], entry[greatest]
+
+    return quick
 
 
-def _total_of(name: str, fields: Fields) -> Total:
+Total = Callable[[Entry, Sequence[Unit], Taken], tuple[int, int, int]]
+
+
+def _total_of(name: str, fields: Fields, limbs: Sequence[int]) -> Total:
     """Return what adds up the values, or their squares: an integer, the exponent of its unit, and the marks."""
-    place, exponents = fields[name]
-    end, mark_at = place + len(exponents), fields["marks"][0] if "marks" in fields else None
+    place, which = fields[name]
+    end, mark_at = place + limbs[which], fields["marks"][0] if "marks" in fields else None
 
-    def total(entry: Entry, new: _Newest | None) -> tuple[int, int, int]:
-        integer, exponent = joined(entry[place:end], exponents)
+    def total(entry: Entry, units: Sequence[Unit], new: Taken) -> tuple[int, int, int]:
+        exponent, shifts, _ = units[which]
+        integer = 0
+        for limb, shift in zip(entry[place:end], shifts, strict=True):
+            integer += limb << shift
         marks = 0 if mark_at is None else entry[mark_at]
-        if new is None:
+        if not new.count:
             return integer, exponent, marks
         more, its_exponent, its_marks = new.sum if name == "sum" else new.square
         if not more:
@@ -274,65 +305,59 @@ def _total_of(name: str, fields: Fields) -> Total:
     return total
 
 
-def _double_of(fields: Fields, total: Total) -> Callable[[Entry, _Newest | None], float]:
-    """Return what makes a double of a sum that has values."""
-    place, exponents = fields["sum"]
-    mark_at = fields["marks"][0] if "marks" in fields else None
-    least = min(exponents)
-    shifts = [exponent - least for exponent in exponents]
+def _rounded_of(group: Group, fields: Fields, limbs: Sequence[int]) -> Callable[..., tuple[Any, float]]:
+    """Return what makes the feature `sum`, and the sum as a double."""
+    total = _total_of("sum", fields, limbs)
 
-    def double(entry: Entry, new: _Newest | None) -> float:
-        integer, exponent, marks = total(entry, new)
-        return marked(as_double(integer, exponent), marks)
-
-    if len(exponents) > 2 or least not in _PLAIN_SCALES or max(exponents) not in _PLAIN_SCALES:
-        return double
-    # The integer becomes a double, rounded once; times a power of two nothing is lost.
-    scale, shift, more = 2.0**least, shifts[0], shifts[-1] if len(shifts) == 2 else None
-    known: list[tuple[Entry | None, float]] = [(None, 0.0)]  # sum and mean of one window ask for the same
-
-    def simple(entry: Entry, new: _Newest | None) -> float:
-        if new is not None or (mark_at is not None and entry[mark_at]):
-            return double(entry, new)
-        of, value = known[0]
-        if of is entry:
-            return value
-        integer = entry[place] << shift
-        if more is not None:
-            integer += entry[place + 1] << more
-        value = float(integer * scale + 0.0)
-        known[0] = entry, value
-        return value
-
-    return simple
-
-
-def _integer_sum_of(count: int, total: Total) -> Get:
-    def integer_sum(entry: Entry, new: _Newest | None, at: _At) -> int | None:
-        if not entry[count] and (new is None or not new.count):
-            return None
-        integer, exponent, _ = total(entry, new)
+    def integer_sum(entry: Entry, units: Sequence[Unit], new: Taken) -> tuple[Any, float]:
+        integer, exponent, _ = total(entry, units, new)
         integer <<= exponent
-        return integer if -_LIMIT <= integer < _LIMIT else None
+        return integer if -_LIMIT <= integer < _LIMIT else None, float(integer)
 
-    return integer_sum
+    def float_sum(entry: Entry, units: Sequence[Unit], new: Taken) -> tuple[Any, float]:
+        unit = units[fields["sum"][1]][2]
+        if unit and new.count:
+            integer, _, marks = total(entry, units, _NONE)
+            double = _rounded(integer, unit, new.values)
+            if not marks and math.isfinite(double):
+                return double, double
+        integer, exponent, marks = total(entry, units, new)
+        double = marked(as_double(integer, exponent), marks)
+        return double, double
+
+    return float_sum if group.kind == "float" else integer_sum
 
 
-def _mean_of(count: int, double: Callable[[Entry, _Newest | None], float]) -> Get:
-    def mean(entry: Entry, new: _Newest | None, at: _At) -> float | None:
-        number = entry[count] if new is None else entry[count] + new.count
-        return double(entry, new) / number if number else None
+def _rounded(integer: int, unit: float, values: Sequence[float]) -> float:
+    """Return the sum of some values and of an integer in a unit, rounded once; NaN or infinite if that fails."""
+    terms = list(values)
+    while abs(integer) > _HALF:  # 32 bits are a double
+        terms.append((integer & _HALF) * unit)
+        integer, unit = integer >> 32, unit * 2.0**32
+    terms.append(integer * unit)
+    try:
+        return math.fsum(terms)
+    except (ValueError, OverflowError):
+        return math.nan
 
-    return mean
+
+def _other_of(asked: Asked, group: Group, fields: Fields, limbs: Sequence[int], window: int) -> Get:
+    """Return what makes a feature that is not one of `_NUMBERS`."""
+    if asked.function in _LISTED:
+        return _LISTS[asked.function](asked, group, window)
+    count = fields["count"][0]
+    if asked.function == "first":
+        return _first_of(group, count, fields["first"][0])
+    return _variance_of(asked.function, count, _total_of("sum", fields, limbs), _total_of("square", fields, limbs))
 
 
 def _variance_of(function: str, count: int, total: Total, square: Total) -> Get:
-    def variance(entry: Entry, new: _Newest | None, at: _At) -> float | None:
-        number = entry[count] if new is None else entry[count] + new.count
+    def variance(entry: Entry, new: Taken, at: _At) -> float | None:
+        number = entry[count] + new.count
         if number < 2:
             return None
-        integer, exponent, marks = total(entry, new)
-        its_square, unit, _ = square(entry, new)
+        integer, exponent, marks = total(entry, at.units, new)
+        its_square, unit, _ = square(entry, at.units, new)
         if marks:
             return math.nan
         least = min(exponent, unit // 2)
@@ -342,25 +367,12 @@ def _variance_of(function: str, count: int, total: Total, square: Total) -> Get:
     return variance
 
 
-def _extreme_of(function: str, count: int, place: int) -> Get:
-    pick, name = (min, "least") if function == "min" else (max, "greatest")
-
-    def extreme(entry: Entry, new: _Newest | None, at: _At) -> Any:
-        kept = entry[place] if entry[count] else None
-        if new is None or not new.count:
-            return kept
-        come = getattr(new, name)
-        return come if kept is None else _extreme(pick, (kept, come))
-
-    return extreme
-
-
-def _first_of(asked: Asked, group: Group, count: int, place: int) -> Get:
-    def first(entry: Entry, new: _Newest | None, at: _At) -> Any:
-        come = new.taken[0] if new is not None and new.taken else None
-        if entry[count] and (come is None or entry[place : place + 3] < come[0].order):
+def _first_of(group: Group, count: int, place: int) -> Get:
+    def first(entry: Entry, new: Taken, at: _At) -> Any:
+        order, value = next(new.ordered, (None, None))
+        if entry[count] and (order is None or entry[place : place + 3] < order):
             return _valued(group, at, entry[place + 3])
-        return None if come is None else come[1]
+        return value
 
     return first
 
@@ -373,13 +385,13 @@ def _valued(group: Group, at: _At, value: Any) -> Any:
 
 
 def _last_of(asked: Asked, group: Group, window: int) -> Get:
-    def newest(entry: Entry, new: _Newest | None, at: _At) -> list[Any]:
+    def newest(entry: Entry, new: Taken, at: _At) -> list[Any]:
         assert at.lists is not None
         after, count = at.after_us[window], asked.n if asked.function == "last_n" else 1
-        kept = [(order, True, value) for *order, value in at.lists.lasts[asked.group] if order[0] > after]
-        if new is None or not new.taken:
+        kept = [(tuple(order), True, value) for *order, value in at.lists.lasts[asked.group] if order[0] > after]
+        if not new.count:
             return [_valued(group, at, value) for _, _, value in kept[:count]]
-        come = [(list(event.order), False, value) for event, value in new.taken]
+        come = [(order, False, value) for order, value in new.ordered]
         found = sorted([*kept, *come], key=lambda item: item[0], reverse=True)
         return [_valued(group, at, value) if is_kept else value for _, is_kept, value in found[:count]]
 
@@ -389,12 +401,11 @@ def _last_of(asked: Asked, group: Group, window: int) -> Get:
 
 
 def _distinct_of(asked: Asked, group: Group, window: int) -> Get:
-    def distinct(entry: Entry, new: _Newest | None, at: _At) -> int:
+    def distinct(entry: Entry, new: Taken, at: _At) -> int:
         assert at.lists is not None
         after, seen = at.after_us[window], at.lists.distinct[asked.group]
         count = sum(last > after for last in seen.values())
-        come = () if new is None else {hash_of(value) for value in new.values}
-        count += sum(seen.get(code, BEFORE_ALL) <= after for code in come)
+        count += sum(seen.get(code, BEFORE_ALL) <= after for code in set(map(hash_of, new.values)))
         return min(count, asked.n)
 
     return distinct
