@@ -12,13 +12,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from featurestore.consistency.belonging import begin_part
 from featurestore.errors import OnlineStoreError
 from featurestore.following.mark import Mark, known_marks, mark_from, read_marks
 from featurestore.following.rows import SETTLED_US, EventEncoder, NewestRows
 from featurestore.following.slices import Part, Slicer
 from featurestore.following.tokens import MOST_TRIES, Tokens
 from featurestore.offline.interface import MAX_SEQUENCE, TableVersion
-from featurestore.online.interface import Advanced, Append, Fold, Move, Placed, Slice, WriteResult
+from featurestore.online.interface import FOREIGN, Advanced, Append, Fold, Move, Placed, Slice, WriteResult
 from featurestore.online.records.keys import mark_key
 from featurestore.online.records.windowed import MOST_WAITING, first_length, folded, head_of, is_windowed, last_sequence
 from featurestore.online.records.windows_values import hash_of
@@ -78,32 +79,69 @@ class Follower:
         newest: NewestRows | None = None,
     ) -> None:
         """``covered_us`` as in `Mark`, for the version; ``newest`` rows need not be read if they are its."""
-        self._workspace, self._registered, self._version, self._check = workspace, registered, version, check
-        self._encoder = EventEncoder(registered)
-        self._online = workspace.online
+        self._workspace, self._online, self._check = workspace, workspace.online, check
+        self._covered_us, self._newest = covered_us, newest
         self._stored: dict[bytes, bytes | None] = {}
         """The mark of each bucket as it is stored."""
-        layout = self._encoder.layout.id.hex()
-        of, buckets = (version.next_sequence - 1, version.number, version.identity), len(self._online.mark_buckets)
-        self._target = Mark(*of, layout, covered_us, buckets)
-        """The mark of the version."""
-        self._newest = newest if newest is not None and newest.identity == version.identity else None
         self.folded = 0
         """How many records had newest events put into their tiles."""
+        self._take(registered, version)
 
-    def bring(self, *, anew: bool = False, most_rows: int | None = None) -> Followed | None:
-        """Bring it there; with ``anew`` make every record again. None where that is needed and takes more rows."""
+    def _take(self, registered: RegisteredView, version: TableVersion) -> None:
+        """Go on with definitions and a version."""
+        self._registered, self._version = registered, version
+        self._encoder = EventEncoder(registered)
+        of, buckets = (version.next_sequence - 1, version.number, version.identity), len(self._online.mark_buckets)
+        self._target = Mark(*of, self._encoder.layout.id.hex(), self._covered_us, buckets)
+        """The mark of the version."""
+
+    def _take_newest(self) -> bool:
+        """Go on with the view as it is defined now, and all that is committed.
+
+        False if it is not online now, or from another table: then nobody has newer definitions of these records.
+        Raises RegistryUnavailableError.
+        """
+        mine = self._registered
+        found = self._workspace.snapshot().views.get(mine.view.name)
+        is_current = found is not None and found.table == mine.table and found.view.online
+        version = self._workspace.offline.current(mine.table)
+        assert version is not None
+        self._take(found if found is not None and is_current else mine, version)
+        return is_current
+
+    @property
+    def schema_key(self) -> bytes:
+        """The key of the records' schema."""
+        return self._encoder.schema_key
+
+    def begin(self) -> None:
+        """Write whose the records are and their schema, without which nobody can read them; raises as `begin_part`."""
+        begin_part(self._workspace, self._registered)
+        self._online.put(self._encoder.schema_key, self._encoder.layout.document)
+
+    def bring(
+        self, marks: dict[bytes, Mark] | None = None, *, anew: bool = False, most_rows: int | None = None
+    ) -> Followed | None:
+        """Bring it there after `begin`, from ``marks`` as `marks` returned them; with ``anew`` make every record again.
+
+        Records are made for the newest definitions alone, whichever the caller has. None where they have to be made and
+        that takes more rows than ``most_rows``, if those are given; else raises RegistryUnavailableError where
+        nobody knows the newest.
+        """
         if not self._online.keeps_events:
             raise OnlineStoreError(
                 f"View {self._registered.view.name!r} has windows, which this online store does not keep.",
                 hint="Use LMDB, Redis or a Redis Cluster, or declare the view with online=False.",
             )
-        self._online.put(self._encoder.schema_key, self._encoder.layout.document)
-        marks = None if anew else self.marks()
-        done = None if marks is None else self._apply(marks)
-        if done is None and most_rows is not None and self._version.rows > most_rows:
+        if not anew and (done := self._go_on(marks)) is not None:
+            return done
+        layout = self._encoder.layout.id
+        is_current = self._take_newest()
+        if not anew and self._encoder.layout.id != layout and (done := self._go_on()) is not None:
+            return done
+        if most_rows is not None and (not is_current or self._version.rows > most_rows):
             return None
-        return self._publish() if done is None else done
+        return self._publish()
 
     def marks(self) -> dict[bytes, Mark] | None:
         """Return the marks, None where nobody can go on from them (`known_marks`), or they are of another layout."""
@@ -120,20 +158,20 @@ class Follower:
 
     # The events after the marks.
 
-    def _apply(self, marks: dict[bytes, Mark]) -> Followed | None:
-        """Apply the events after the marks; None where that cannot be done, as records have another layout."""
-        count, known = 0, marks
-        while True:
-            outcome, appended = self._advance_all(known)
+    def _go_on(self, marks: dict[bytes, Mark] | None = None) -> Followed | None:
+        """Apply the events after the marks; None where that cannot be done: records must be made, or made again."""
+        count, foreign = 0, dict[bytes, None]()
+        while (marks := marks or self.marks()) is not None:
+            outcome, appended = self._advance_all(marks, foreign)
             count += appended
             if outcome is Advanced.DONE:
-                return Followed(count, 0, is_whole=False)
-            again = self.marks()  # another applier was there first, or the store lost writes
-            if outcome is Advanced.OTHER_LAYOUT or again is None:
-                return None
-            known = again
+                return Followed(count, 0, tuple(foreign), is_whole=False)
+            if outcome is Advanced.OTHER_LAYOUT:
+                break
+            marks = None  # another applier was there first, or the store lost writes
+        return None
 
-    def _advance_all(self, marks: dict[bytes, Mark]) -> tuple[Advanced, int]:
+    def _advance_all(self, marks: dict[bytes, Mark], foreign: dict[bytes, None]) -> tuple[Advanced, int]:
         """Apply the events after the marks until one is found elsewhere; also returns how many were applied."""
         count, after = 0, min(mark.sequence for mark in marks.values())
         batches = self._batches(after) if after < self._target.sequence else ()
@@ -147,6 +185,7 @@ class Follower:
                     marks[step.bucket], self._stored[step.bucket] = step.reaches, slice_.moves[0].after
                     count += step.part.count
                     many += _long(step.part.appends, sizes)
+                    foreign.update(dict.fromkeys(_foreign(step.part.appends, sizes)))
             reached(APPENDED)
             if many:
                 self.folded += fold_records(self._workspace, self._encoder, list(dict.fromkeys(many)))
@@ -158,8 +197,10 @@ class Follower:
 
     def _batches(self, after: int) -> Iterable[pa.RecordBatch]:
         """Return the events after a number, of the log or as they were just committed."""
-        if self._newest is not None and after + 1 + self._newest.rows.num_rows == self._version.next_sequence:
-            batch = self._encoder.from_rows(self._newest.rows)
+        newest, version = self._newest, self._version
+        if newest is not None and newest.identity == version.identity:
+            is_all = after + 1 + newest.rows.num_rows == version.next_sequence
+            batch = self._encoder.from_rows(newest.rows) if is_all else None
             if batch is not None:
                 return [batch]
         return self._workspace.engine.log.events(
@@ -197,12 +238,16 @@ class Follower:
     def _publish(self) -> Followed:
         """Make every record from the log."""
         for _ in range(MOST_TRIES):
+            self.begin()
             tokens = Tokens(self._online, self._encoder.namespace)
             done = self._place_all(tokens) if tokens.begin(self._workspace.clock()) else None
             if done is not None:
                 return done
-            # The store lost what was placed, or another publish began meanwhile: then that one does the work.
-            if tokens.wait_for_others(self._check) and (marks := self.marks()) and (done := self._apply(marks)):
+            # The store lost what was placed, somebody went on with older definitions, or another publish began
+            # meanwhile: then that one does the work.
+            is_done = tokens.wait_for_others(self._check)
+            self._take_newest()
+            if is_done and (done := self._go_on()) is not None:
                 return done
         raise OnlineStoreError(
             f"The online store lost records of view {self._registered.view.name!r} while they were published.",
@@ -260,7 +305,10 @@ class Follower:
         return dict(zip((each.key for own in part.values() for each in own), results, strict=True))
 
     def _move_marks(self, tokens: Tokens) -> bool:
-        """Move every mark that is not further already; False where a token is not there any more."""
+        """Move every mark that is not further already; False where a token is not there any more, or a mark is
+
+        further with another layout: records have events since that were appended to that one.
+        """
         for _ in range(MOST_TRIES):
             self._stored = read_marks(self._workspace, self._registered)
             moves = tokens.moves(self._stored, over=True)
@@ -268,6 +316,8 @@ class Follower:
             for bucket, value in self._stored.items():
                 mark = self._known(value)
                 is_further = mark is not None and not mark.is_behind(self._target)
+                if mark is not None and is_further and mark.layout != self._target.layout:
+                    return False
                 both = [moves[bucket], self._move(bucket, self._target_after(mark))]
                 slices.append(Slice(both[:1] if is_further else both, []))
             outcomes = self._online.advance(slices, now_us=self._workspace.clock())
@@ -311,6 +361,11 @@ def _long(appends: Sequence[Append], sizes: Sequence[int]) -> list[bytes]:
     """Return the keys of records that have many newest events."""
     pairs = zip(appends, sizes, strict=True)
     return [append.key for append, size in pairs if size > MOST_WAITING * first_length(append.events)]
+
+
+def _foreign(appends: Sequence[Append], sizes: Sequence[int]) -> list[bytes]:
+    """Return the keys that hold something else."""
+    return [append.key for append, size in zip(appends, sizes, strict=True) if size == FOREIGN]
 
 
 def _parts(placed: Iterable[Placed], most: int) -> Iterator[list[Placed]]:

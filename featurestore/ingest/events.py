@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from featurestore_registry.forks import ForkLock
 from typing_extensions import override
 
-from featurestore.consistency.belonging import begin_part
+from featurestore.consistency.moments import once_a_moment
 from featurestore.definitions.aggregation import MOST_BYTES
 from featurestore.engine.interface import JudgedEvents
 from featurestore.errors import RegistryUnavailableError, ValueTypeError
@@ -174,6 +174,8 @@ class Brought(NamedTuple):
     """False where only a run can do it."""
     folded: int = 0
     """How many records had newest events put into their tiles."""
+    foreign: tuple[bytes, ...] = ()
+    """Keys that hold something else; it was left alone."""
 
 
 def bring_online(workspace: Workspace, registered: RegisteredView, sequence: int) -> Brought:
@@ -188,25 +190,13 @@ def bring_online(workspace: Workspace, registered: RegisteredView, sequence: int
         newest_rows = _newest_rows.get(registered.table)
         follower = Follower(workspace, registered, version, lambda: None, covered_us=covered_us, newest=newest_rows)
         marks = follower.marks()
-        if marks is None:
-            # All records may have to be made again, which is for the newest definitions alone.
-            newest = _newest(workspace, registered)
-            if newest is None:
-                return Brought(is_online=False)
-            registered = newest
-            follower = Follower(workspace, registered, version, lambda: None, covered_us=covered_us, newest=newest_rows)
-            marks = follower.marks()
         if marks is not None and all(mark.sequence >= sequence for mark in marks.values()):
             return Brought(is_online=True)
-        begin_part(workspace, registered)
-        done = follower.bring(most_rows=MOST_MADE_ANEW)
-        return Brought(done is not None, follower.folded)
-
-
-def _newest(workspace: Workspace, registered: RegisteredView) -> RegisteredView | None:
-    """Return the view as it is defined now; None if nobody knows, or its table is another one."""
-    try:
-        found = workspace.snapshot().views.get(registered.view.name)
-    except RegistryUnavailableError:
-        return None
-    return found if found is not None and found.table == registered.table and found.view.online else None
+        with once_a_moment(workspace.online, follower.schema_key) as is_due:
+            if is_due:
+                follower.begin()
+        try:
+            done = follower.bring(marks, most_rows=MOST_MADE_ANEW)
+        except RegistryUnavailableError:  # all records have to be made, for definitions that nobody knows now
+            return Brought(is_online=False, folded=follower.folded)
+        return Brought(done is not None, follower.folded, () if done is None else done.foreign)

@@ -6,22 +6,21 @@ Offline comes first: if a crash leaves rows committed but not online, the next m
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from math import inf
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 from featurestore.consistency.belonging import Mismatch, begin_part, compare_part, foreign_part, refuse
+from featurestore.consistency.moments import once_a_moment
 from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError, InputError, OnlineStoreUnavailableError
 from featurestore.ingest.events import EventCounts, EventWriter, PushedEvents, bring_online, check_events
 from featurestore.ingest.group_commit import Pushed, commit_rows
 from featurestore.ingest.rows import CheckedRows, PushedRows, read_rows
-from featurestore.online.interface import OnlineCounts, OnlineReader, WriteResult
+from featurestore.ledger.runs import SHOWN_KEYS
+from featurestore.online.interface import OnlineCounts, WriteResult
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.steps import crash_point, reached, step
@@ -31,8 +30,6 @@ from featurestore.workspace import Readers, Workspace
 SCHEMA_WRITTEN = crash_point("push.schema", "the schema of pushed records is online, no record yet")
 BATCH_WRITTEN = crash_point("push.batch", "one more batch of pushed records is online")
 
-SCHEMA_SECONDS = 2.0
-"""How long a schema counts as being online: `fs gc` in another process, or emptying the store, may remove it."""
 BATCH_ROWS = 10_000
 """How many rows are encoded and sent at once."""
 
@@ -141,6 +138,8 @@ class Push:
         """How many records of each view with windows had newest events put into their tiles."""
         self._left: list[str] = []
         """Views whose online part does not have the events yet."""
+        self._foreign: dict[str, tuple[bytes, ...]] = {}
+        """Keys of each view with windows that hold something else."""
 
     def commit(self) -> list[Future[int]]:
         """Begin to commit offline; returns the futures to wait for before `confirm`.
@@ -204,6 +203,12 @@ class Push:
             notes.append(
                 f"The events of {name} are in the log, and online with the next `fs materialize --view {name}`."
             )
+        for name, keys in self._foreign.items():
+            shown = ", ".join(key.decode() for key in keys[:SHOWN_KEYS])
+            notes.append(
+                f"Events of {name} did not go online where {len(keys)} keys hold something else: {shown}. Delete "
+                f"those, and run `fs materialize --view {name} --republish`."
+            )
         note = " ".join(notes) or None
         return PushResult(self._target.source.name, self.row_count, self._to, dict(sorted(self._done.items())), note)
 
@@ -217,6 +222,8 @@ class Push:
             if not brought.is_online:
                 self._left.append(registered.view.name)
                 return None
+            if brought.foreign:
+                self._foreign[registered.view.name] = brought.foreign
         return OnlineCounts(written=given.counts.appended)
 
     def _write(
@@ -268,27 +275,13 @@ def push(workspace: Workspace, source_name: str, rows: Any, to: To = "both") -> 
     return work.result()
 
 
-_done_at_s: WeakKeyDictionary[OnlineReader, dict[bytes, float]] = WeakKeyDictionary()
-"""When this process wrote each schema to a store, and last saw that each part of it is its own."""
-
-
-@contextmanager
-def _once_a_moment(online: OnlineReader, what: bytes) -> Iterator[bool]:
-    """Say whether something is to be done again, and note that it was done at the end of the block."""
-    done_at_s, now_s = _done_at_s.setdefault(online, {}), time.monotonic()
-    is_due = now_s >= done_at_s.get(what, -inf) + SCHEMA_SECONDS
-    yield is_due
-    if is_due:
-        done_at_s[what] = now_s
-
-
 def _check(workspace: Readers, registered: RegisteredView, *, is_committed: bool) -> None:
     """Raise MismatchError where a view's online part is not this registry's, unless it was checked a moment ago.
 
     Rows that are not ``is_committed`` do not concern the offline store, which may be missing. A store that is down is
     skipped without waiting: the rows are committed all the same.
     """
-    with _once_a_moment(workspace.online, registered.online_prefix) as is_due:
+    with once_a_moment(workspace.online, registered.online_prefix) as is_due:
         found: Mismatch | None = None
         with suppress(OnlineStoreUnavailableError):
             if is_due and is_committed:
@@ -303,7 +296,7 @@ def _begin(workspace: Workspace, registered: RegisteredView, encoder: RecordEnco
 
     Raises MismatchError where the online store holds records of another project or history.
     """
-    with _once_a_moment(workspace.online, encoder.schema_key) as is_due:
+    with once_a_moment(workspace.online, encoder.schema_key) as is_due:
         if is_due:
             begin_part(workspace, registered)
             workspace.online.put(encoder.schema_key, encoder.schema_json)

@@ -108,8 +108,9 @@ def follow(
     with step("publish", f"publish {registered.view.name}", unit="events") as running:
         version = workspace.offline.current(registered.table)
         assert version is not None
-        begin_part(workspace, registered)
-        done = Follower(workspace, registered, version, check, covered_us=covered_us).bring(anew=anew)
+        follower = Follower(workspace, registered, version, check, covered_us=covered_us)
+        follower.begin()
+        done = follower.bring(anew=anew)
         assert done is not None
         written = done.placed if done.is_whole else done.appended
         running.note(written=written)

@@ -162,7 +162,11 @@ class Advanced(IntEnum):
     MOVED = 1
     """A plain value is not as it was; nothing was written."""
     OTHER_LAYOUT = 2
-    """A record has another layout, or holds something else; nothing was written."""
+    """A record has another layout; nothing was written."""
+
+
+FOREIGN = -1
+"""What `OnlineStore.advance` returns instead of a size for a key that holds something else."""
 
 
 class WriteResult(IntEnum):
@@ -281,7 +285,8 @@ class OnlineStore(OnlineReader):
         """Append events and move marks, slice by slice.
 
         Returns for each slice its outcome, and for each of its items how many bytes of newest events the record has
-        then; 0 where it had taken all of them before.
+        then; 0 where it had taken all of them before, `FOREIGN` where the key holds something that is no windowed
+        record: it is left alone, and the others are appended all the same.
         """
         raise NotImplementedError
 

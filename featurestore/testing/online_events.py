@@ -13,6 +13,7 @@ import pytest
 
 from featurestore.definitions import Aggregation, Entity, FeatureView, Field, ParquetSource
 from featurestore.online.interface import (
+    FOREIGN,
     Advanced,
     Append,
     Fold,
@@ -200,9 +201,16 @@ class OnlineEventsConformance:
         plain = RecordEncoder(ViewLayout("conformance", "events", 1, (("k", Int64),), (("v", Float64),), None))
         others = [Write(key, plain.encode(key, now, now, [1.0]), None) for key in (key_of(3), key_of(1))]
         store.write(others[:1], now_us=now)
-        assert advance(store, b"0", b"2", [append(3, 2)], now_us=now)[0] is Advanced.OTHER_LAYOUT
-        assert place(store, [placed(3, 2)], now_us=now) == [WriteResult.WRONG_TYPE]
         assert store.write(others[1:], now_us=now) == [WriteResult.WRONG_TYPE]
+        store.put(key_of(4), b"something else")
+        new = [append(entity, number) for number, entity in enumerate((3, 1, 4, 3, 2), 1)]
+        assert place(store, [placed(3, 2), placed(4, 2)], now_us=now) == [WriteResult.WRONG_TYPE] * 2
+        # What holds something else is left alone, and holds up no other.
+        done, sizes = advance(store, b"0", b"5", new, now_us=now)
+        size = len(new[0].events)
+        assert (done, sizes) == (Advanced.DONE, [FOREIGN, 2 * size, FOREIGN, FOREIGN, size])
+        assert (sequences(store, 1), sequences(store, 2)) == ([0, 2], [5])
+        assert store.mget([key_of(3), key_of(4)]) == [others[0].record, b"something else"]
 
     def test_a_fold_keeps_what_came_since(self, store: OnlineStore, now: int) -> None:
         advance(store, None, b"1", [append(1, 0), append(1, 1)], now_us=now)

@@ -179,7 +179,7 @@ def world(
 ) -> tuple[Project, Path]:
     """A project that has lived a little, and a backup from the middle of its life."""
     # The package has a function of that name.
-    monkeypatch.setattr(importlib.import_module("featurestore.ingest.push"), "SCHEMA_SECONDS", 0.0)
+    monkeypatch.setattr(importlib.import_module("featurestore.consistency.moments"), "MOMENT_SECONDS", 0.0)
     monkeypatch.setattr(groups, "PAUSE_SECONDS", 0.0)
     url = request.getfixturevalue("redis_url") if request.param == "redis" else None
     return lived(tmp_path / "lives" / "project", url)
@@ -324,7 +324,7 @@ def test_a_push_that_was_refused_is_refused_again_at_once(
     """What was checked a moment ago is not checked again; a check that failed is."""
     project, backup = world
     another("online")(project, backup, tmp_path / "place")
-    monkeypatch.setattr(importlib.import_module("featurestore.ingest.push"), "SCHEMA_SECONDS", 3600.0)
+    monkeypatch.setattr(importlib.import_module("featurestore.consistency.moments"), "MOMENT_SECONDS", 3600.0)
     rows = {"driver": [7], "at": [day(8)], "count": [70], "stars": [1]}
     with project.open() as store:
         for _ in range(3):

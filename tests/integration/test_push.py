@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 import warnings
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from support.projects import apply_records, make_workspace
 from support.serving import until
 
 from featurestore import FeatureView, Field
+from featurestore.consistency import moments
 from featurestore.errors import (
     ConcurrentCommitError,
     DiskFullError,
@@ -223,15 +223,14 @@ class TestWhereRowsGo:
 
 class TestSchemas:
     def test_a_schema_that_was_removed_is_put_again_after_a_while(self, tmp_path, online_url, monkeypatch):
-        module = importlib.import_module("featurestore.ingest.push")
-        monkeypatch.setattr(module, "SCHEMA_SECONDS", 3600.0)
+        monkeypatch.setattr(moments, "MOMENT_SECONDS", 3600.0)
         with closing(made(tmp_path, online_url)) as workspace:
             encoder = RecordEncoder(workspace.snapshot().views["shop_sales"].layout)
             push(workspace, "sales_push", rows_of(Sale("a", day(1))), to="online")
             workspace.online.delete(view_prefix(workspace.project, "shop_sales", 1))
             push(workspace, "sales_push", rows_of(Sale("a", day(2))), to="online")
             assert workspace.online.mget([encoder.schema_key]) == [None]  # one push after the other costs no more
-            monkeypatch.setattr(module, "SCHEMA_SECONDS", 0.0)
+            monkeypatch.setattr(moments, "MOMENT_SECONDS", 0.0)
             push(workspace, "sales_push", rows_of(Sale("a", day(3))), to="online")
             assert workspace.online.mget([encoder.schema_key]) == [encoder.schema_json]
             assert online_rows(workspace)["a"][0] == day(3)

@@ -6,6 +6,7 @@ import itertools
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import closing
 from datetime import timedelta
 from functools import partial
@@ -14,15 +15,19 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import redis
 from support.projects import make_workspace
 from support.redis_server import RedisServer
 
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
-from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError
+from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError, RegistryUnavailableError
+from featurestore.following import follow
 from featurestore.following.follow import Follower
-from featurestore.ingest import push
+from featurestore.ingest import events, push
+from featurestore.ingest.push import Push, PushTarget, To
+from featurestore.ingest.rows import read_rows
 from featurestore.maintenance.verify import verify
-from featurestore.materialization import republish, succeeded
+from featurestore.materialization import materialize_incremental, republish, succeeded
 from featurestore.offline import groups
 from featurestore.offline.interface import MAX_SEQUENCE
 from featurestore.online.interface import Placed, Slice
@@ -61,6 +66,7 @@ class Shop:
     """A project to which events are pushed."""
 
     def __init__(self, root: Path, url: str | None, *, shops: int = 3) -> None:
+        self.root, self.url = root, url
         self.shops, self.made = shops, 0
         now_us = system_clock() // HOUR_US * HOUR_US - HOUR_US
         self.workspace = make_workspace(root, [sales_view("sum", "max", "last")], online_url=url, now_us=now_us)
@@ -73,17 +79,19 @@ class Shop:
     def wait(self, by_us: int) -> None:
         self.workspace.clock.now_us += by_us
 
-    def sell(self, count: int, *, text: str = "x", shop: int | None = None, workspace: Workspace | None = None) -> Any:
+    def sell(self, count: int, *, workspace: Workspace | None = None, to: To = "both", **more: Any) -> Any:
+        return push(workspace or self.workspace, "sales_push", self.columns(count, **more), to)
+
+    def columns(self, count: int, *, text: str = "x", shop: int | None = None) -> dict[str, list[Any]]:
         numbers = range(self.made, self.made + count)
         self.made += count
-        columns = {
+        return {
             "shop": [number % self.shops if shop is None else shop for number in numbers],
             "sold_at": [to_datetime(self.now_us - place * 10_000_000) for place in range(count)],
             "id": [f"e{number}" for number in numbers],
             "v": [number % 7 / 8 + 0.1 for number in numbers],
             "t": [f"{text}{number % 50}" for number in numbers],
         }
-        return push(workspace or self.workspace, "sales_push", columns)
 
     def online(self, workspace: Workspace | None = None) -> dict[str, list[Any]]:
         shops = list(range(min(self.shops, 500)))
@@ -183,6 +191,80 @@ def test_a_record_of_other_definitions_among_the_others_is_made_anew(shop: Shop)
     shop.workspace.online.place([Slice([], [strange])], now_us=shop.now_us)
     assert shop.online()["count_1h"][1] is None  # the layout's document is not there
     shop.sell(3)
+    shop.check()
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_push_by_old_definitions_undoes_no_publish_of_new_ones(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    """A server has them still when another process has published so many parts of the records anew."""
+    shop.sell(12, shop=0)
+    shop.sell(12)
+    shop.wait(MINUTE_US)
+    old = PushTarget(shop.workspace.snapshot(), "sales_push")
+    workspace = make_workspace(shop.root, [sales_view("sum", "min")], online_url=shop.url, now_us=shop.now_us)
+    server, shop.workspace = shop.workspace, workspace
+    placed: list[str] = []
+    real = follow.reached
+
+    def push_by_old() -> str | None:
+        work = Push(server, old, read_rows(shop.columns(1, shop=2)), "both")
+        wait(work.commit())
+        work.confirm()
+        work.publish()
+        return work.result().note
+
+    def meanwhile(point: str) -> None:
+        real(point)
+        if point == follow.PLACED:
+            placed.append(point)
+            if len(placed) == parts:
+                assert push_by_old() is None
+
+    monkeypatch.setattr(follow, "PLACED_AT_ONCE", 1)
+    monkeypatch.setattr(follow, "reached", meanwhile)
+    succeeded(republish(workspace))
+    shop.check()
+    assert push_by_old() is None
+    shop.check()
+
+    def unreachable() -> None:
+        raise RegistryUnavailableError("It is down.")
+
+    monkeypatch.setattr(server, "snapshot", unreachable)
+    assert "online with the next `fs materialize --view sales`" in str(push_by_old())
+    shop.sell(1)
+    shop.check()
+    server.close()
+
+
+@pytest.mark.parametrize("kind", ["value", "list"])
+def test_a_key_that_holds_something_else_holds_up_no_other(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    shop.sell(9)
+    key = KeyEncoder(shop.workspace.snapshot().views["sales"].layout).encode([1])
+    if kind == "value":
+        shop.workspace.online.put(key, b"something else")
+    elif shop.url is None:
+        pytest.skip("a store of bytes alone")
+    else:
+        with redis.Redis.from_url(shop.url) as client:
+            client.delete(key)
+            client.rpush(key, "x")
+    monkeypatch.setattr(events, "MOST_MADE_ANEW", 3)
+    shown = f"1 keys hold something else: {key.decode()}"
+    assert shown in str(shop.sell(3).note)
+    assert shop.sell(2, shop=2).note is None
+    shops = {"shop": [0, 2]}
+    assert get_online_features(shop.workspace, ["sales:count_1h"], shops).to_dict()["count_1h"] == [4, 6]
+    shop.sell(1, shop=1, to="offline")
+    shop.wait(1)
+    (run,) = materialize_incremental(shop.workspace)
+    assert (run.published.wrong_type, run.published.wrong_type_keys) == (1, (key.decode(),))
+    shop.workspace.online.delete(key)
+    succeeded(republish(shop.workspace))
     shop.check()
 
 

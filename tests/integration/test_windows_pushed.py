@@ -291,6 +291,27 @@ def test_one_hot_entity_stays_in_bounds(shop: Shop) -> None:
     assert max(sizes) <= 33 * 100 + 250 * 100
 
 
+def test_a_push_after_another_writes_no_schema_and_reads_the_marks_once(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dice, store = Random(12), type(shop.workspace.online)
+    shop.push([shop.sale(dice)])
+    asked: list[bytes] = []
+    get = store.get
+
+    def spying(self: Any, keys: list[bytes]) -> Any:
+        asked.extend(keys)
+        return get(self, keys)
+
+    monkeypatch.setattr(store, "get", spying)
+    monkeypatch.setattr(store, "put", lambda self, key, *given, **more: asked.append(key))
+    shop.push([shop.sale(dice)])
+    assert [key for key in asked if b":applied:" in key or b":schema:" in key] == [mark_key(b"fs:shop:sales:")]
+    assert not [key for key in asked if b":marker:" in key]
+    monkeypatch.undo()
+    shop.check()
+
+
 def test_a_mark_that_the_log_does_not_know_leaves_the_events_to_a_run(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

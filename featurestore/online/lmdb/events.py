@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from featurestore.online.interface import Append, Fold, Move, Placed, WriteResult
+from featurestore.online.interface import FOREIGN, Append, Fold, Move, Placed, WriteResult
 from featurestore.online.lmdb.values import PLAIN, content, plain_checksum
 from featurestore.online.records.windowed import HEADER, SCHEMA_AT, events_after, head_of, is_windowed
 
@@ -53,7 +53,10 @@ def append_all(transaction: Transaction, appends: Sequence[Append], get: Get, pu
                 grown[key], sizes[place] = (empty + events, expire_at_ms), len(events)
             continue
         record, expiry = found
-        if not is_windowed(record) or layout_of(record) != layout_of(empty):
+        if not is_windowed(record):
+            sizes[place] = FOREIGN
+            continue
+        if layout_of(record) != layout_of(empty):
             raise NotAppended
         _, end, base, _, _ = HEADER.unpack_from(record)
         if sequence <= base:

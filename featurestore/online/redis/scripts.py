@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from featurestore.online.interface import Append, Fold, Move, Placed, Repair, Slice, Write
+from featurestore.online.interface import FOREIGN, Append, Fold, Move, Placed, Repair, Slice, Write
 from featurestore.online.records.codec import FORMAT_VERSION, SMALLEST_RECORD_BYTES
 from featurestore.online.records.windowed import BASE_AT, FORMAT, HEADER, SCHEMA_AT
 
@@ -154,10 +154,11 @@ for i = moving + 1, #KEYS do
   local head = redis.pcall('GETRANGE', KEYS[i], 0, {HEADER.size - 1})
   if type(head) == 'table' then
     if not string.find(head.err, 'WRONGTYPE', 1, true) then return head end
+    head = false
+  elseif head ~= '' and not is_windowed(head) then
+    head = false
+  elseif head ~= '' and layout_of(head) ~= layout_of(ARGV[place + 3]) then
     return {{2}}
-  end
-  if head ~= '' then
-    if not is_windowed(head) or layout_of(head) ~= layout_of(ARGV[place + 3]) then return {{2}} end
   end
   heads[i] = head
 end
@@ -167,7 +168,9 @@ for i = moving + 1, #KEYS do
   local high, low, events = tonumber(ARGV[place]), tonumber(ARGV[place + 1]), ARGV[place + 2]
   local record, expiry, head = ARGV[place + 3], ARGV[place + 4], heads[i]
   if head == '' and redis.call('EXISTS', key) == 1 then head = redis.call('GETRANGE', key, 0, {HEADER.size - 1}) end
-  if head == '' then
+  if not head then
+    sizes[#sizes + 1] = {FOREIGN}
+  elseif head == '' then
     if expiry ~= '0' then
       set(key, record .. events, expiry)
       sizes[#sizes + 1] = #events
