@@ -6,8 +6,11 @@ before. The online part then follows the log.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from featurestore_registry.forks import ForkLock
@@ -16,7 +19,7 @@ from typing_extensions import override
 from featurestore.consistency.moments import once_a_moment
 from featurestore.definitions.aggregation import MOST_BYTES
 from featurestore.engine.interface import JudgedEvents
-from featurestore.errors import RegistryUnavailableError, ValueTypeError
+from featurestore.errors import OnlineStoreUnavailableError, RegistryUnavailableError, ValueTypeError
 from featurestore.following.follow import Follower
 from featurestore.following.rows import NewestRows
 from featurestore.ingest.group_commit import Pushed, PushWriter
@@ -162,7 +165,39 @@ def check_events(rows: CheckedRows) -> None:
                 )
 
 
-_locks: dict[TableId, ForkLock] = {}
+class Turns:
+    """Threads of one process that bring one view's events online: one after the other, for who comes first does it for
+
+    all. While the store hangs nobody waits in vain twice: those who wait fail with the first.
+    """
+
+    def __init__(self) -> None:
+        self._lock = ForkLock()
+        self._failure = OnlineStoreUnavailableError("")
+        self._failed_at_s = -inf
+
+    @contextmanager
+    def next(self, most_seconds: float | None) -> Iterator[None]:
+        """Wait for one's turn, at most so long. Raises OnlineStoreUnavailableError."""
+        since_s = time.monotonic()
+        if not self._lock.acquire(most_seconds):
+            raise OnlineStoreUnavailableError(
+                f"Another push has been writing to the online store for {most_seconds:g} s.",
+                hint="Push the same events again: each counts once.",
+            )
+        try:
+            if self._failed_at_s > since_s:
+                raise OnlineStoreUnavailableError(self._failure.message, hint=self._failure.hint)
+            try:
+                yield
+            except OnlineStoreUnavailableError as error:
+                self._failure, self._failed_at_s = error, time.monotonic()
+                raise
+        finally:
+            self._lock.release()
+
+
+_turns: dict[TableId, Turns] = {}
 _newest_rows: dict[TableId, NewestRows] = {}
 """What this process committed last, so that it need not read it again."""
 
@@ -181,9 +216,9 @@ class Brought(NamedTuple):
 def bring_online(workspace: Workspace, registered: RegisteredView, sequence: int) -> Brought:
     """Bring a view's online part so far that it has an event.
 
-    Threads of one process wait for one another, because who comes first does it for all.
+    Raises OnlineStoreUnavailableError also where another thread's push of the view waits for the store.
     """
-    with _locks.setdefault(registered.table, ForkLock()):
+    with _turns.setdefault(registered.table, Turns()).next(workspace.online.write_deadline_seconds):
         covered_us = workspace.clock()
         version = workspace.offline.current(registered.table)
         assert version is not None

@@ -254,6 +254,9 @@ class OnlineStore(OnlineReader):
     DamagedRecordError (a file that is not a store of ours).
     """
 
+    write_deadline_seconds: float | None = None
+    """How long a write may wait for an answer; None: an embedded store never waits."""
+
     @abstractmethod
     def write(self, writes: Sequence[Write], *, now_us: int) -> list[WriteResult]:
         """Compare and set: for each key the record with the greatest version stays; an equal one replaces it.

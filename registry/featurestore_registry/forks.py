@@ -20,6 +20,14 @@ class ForkLock:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
+    def acquire(self, most_seconds: float | None = None) -> bool:
+        """Wait for it, at most so long; return whether it is held now, and `release` is due."""
+        return self._lock.acquire(timeout=-1 if most_seconds is None else most_seconds)
+
+    def release(self) -> None:
+        """Give it back."""
+        self._lock.release()
+
     def renew(self) -> None:
         """Forget who holds it."""
         self._lock = threading.RLock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from support.serving import until
 from support.windowed_shop import DAY_US, MINUTE_US, WINDOWS, Sale, Shop, sales_view
 
 from featurestore import Aggregation
@@ -167,6 +169,46 @@ def test_a_repeat_in_the_same_commit_is_acknowledged_when_it_is_online(
         assert shop.workspace.offline.current(shop.workspace.snapshot().views["sales"].table).number == 2
     assert len(failed) == 2
     assert shop.push([sale]).views["sales"].events.known == 1
+    shop.check()
+
+
+def test_pushes_that_wait_for_one_another_fail_together(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the store hangs, and at the latest after its deadline for writes."""
+    dice, failed = Random(13), list[str]()
+    shop.push([shop.sale(dice)])
+    sales = [shop.sale(dice) for _ in range(5)]
+    shop.push(sales, to="offline")
+    goes_on = threading.Event()
+    hanging: list[int] = []
+
+    def hangs(self: Any, *given: Any, **more: Any) -> Any:
+        hanging.append(1)
+        goes_on.wait(20)
+        raise OnlineStoreUnavailableError("It hangs.")
+
+    def work(sale: Sale) -> None:
+        try:
+            shop.push([sale])
+        except OnlineStoreUnavailableError as error:
+            failed.append(str(error))
+
+    monkeypatch.setattr(type(shop.workspace.online), "advance", hangs)
+    threads = [threading.Thread(target=work, args=(sale,)) for sale in sales]
+    for thread in threads[:4]:
+        thread.start()
+    until(lambda: len(hanging) == 1)
+    time.sleep(0.2)  # the others wait by now
+    monkeypatch.setattr(shop.workspace.online, "write_deadline_seconds", 0.05)
+    threads[4].start()
+    threads[4].join()
+    assert "Another push has been writing to the online store for 0.05 s" in failed[0]
+    goes_on.set()
+    for thread in threads:
+        thread.join()
+    assert [("It hangs." in each) for each in failed] == [False, True, True, True, True]
+    assert len(hanging) == 1
+    monkeypatch.undo()
+    shop.push(sales[:1])
     shop.check()
 
 

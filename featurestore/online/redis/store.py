@@ -78,6 +78,7 @@ class RedisCommands(OnlineStore):
         self, *, read_timeout_ms: int = 50, write_timeout_ms: int = 5_000, connect_timeout_ms: int = 1_000, clock: Clock
     ) -> None:
         self._deadlines = Deadlines(read_timeout_ms / 1000, write_timeout_ms / 1000, connect_timeout_ms / 1000)
+        self.write_deadline_seconds = self._deadlines.write
         self._clock = clock
 
     def write(self, writes: Sequence[Write], *, now_us: int) -> list[WriteResult]:
