@@ -154,7 +154,7 @@ class Aggregation(FrozenModel):
             windows=as_tuple(windows),
             resolution=resolution,
             where=where,
-            n=n,
+            n=None if function == "count_distinct" and n == DISTINCT_BOUND else n,  # written out it is the same
         )
 
     @model_validator(mode="after")

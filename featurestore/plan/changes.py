@@ -14,6 +14,7 @@ from featurestore.plan.texts import difference_lines
 from featurestore.registered.snapshot import Snapshot
 
 MARKS = {"create": "+", "update": "~", "delete": "-"}
+REPUBLISH = "fs materialize --republish --view "
 _CLASS_COLUMN = 64
 _ACTIONS = {mark: action for action, mark in MARKS.items()}
 
@@ -54,7 +55,8 @@ class Step:
     """What users should know about it, such as which pushed rows it leaves behind."""
     commands: tuple[str, ...] = ()
     """What to run after the apply, so that stored data follows the definition."""
-
+    waiting: tuple[str, ...] = ()
+    """Windows that are not found online until the commands have run."""
     is_new_generation: bool = False
     """Whether the view gets a new table and new records."""
 
@@ -142,6 +144,8 @@ def _explain_step(step: Step, *, prepare: bool) -> list[Line]:
         first, *more = difference_lines(found.before, found.after)
         lines.append(Line(3, f"{found.what}: {first}".rstrip(), found.change_class))
         lines += [Line(4, text, action=_ACTIONS.get(text[0], "")) for text in more]
+    if any(found.is_held for found in step.differences) and not step.commands:
+        lines.append(Line(3, "nothing has to be run: what is kept holds the new values too"))
     if step.loss is not None:
         rows = f"{step.loss.offline_rows:,} offline rows and {step.loss.online_rows:,} online rows"
         begins = "is filled before it is served" if prepare else "starts empty"
@@ -151,23 +155,25 @@ def _explain_step(step: Step, *, prepare: bool) -> list[Line]:
             lines.append(Line(3, f"saved training sets {', '.join(step.loss.training_sets)} could not be built again"))
     elif prepare and step.is_new_generation:
         lines.append(Line(3, "filled from its source before it is served"))
-    lines += [Line(3, f"afterwards run `{command}`{_why(step)}") for command in step.commands]
+    lines += [Line(3, f"afterwards run `{command}`{_why(step, command)}") for command in step.commands]
     lines += [Line(3, f"note: {notice}") for notice in step.notices]
     if step.affects and step.change_class > ChangeClass.METADATA:
         lines.append(Line(3, f"used by: {', '.join(step.affects)}"))
     return lines
 
 
-def _why(step: Step) -> str:
-    """Return what holds until the step's commands have run."""
-    rebuilt = {found.what for found in step.differences if found.change_class is ChangeClass.REBUILD}
-    if step.loss is not None or not rebuilt:
+def _why(step: Step, command: str) -> str:
+    """Return what holds until one of the step's commands has run."""
+    rebuilt = {found.what for found in step.differences if found.needs_rebuild}
+    if step.loss is not None:
         return ""
     if rebuilt == {"ttl"}:
         return ": then values that expired by the old ttl are online again"
-    if all(what.startswith("window ") for what in rebuilt):
-        return ": until then these windows are not found online"
-    return ": until then rows keep their old values"
+    if all(what.startswith("window ") for what in rebuilt) and command.startswith(REPUBLISH):
+        if step.waiting:
+            return f": until then, or the next run, not found online: {', '.join(step.waiting)}"
+        return ": until then, or the next run, pushed events do not come online where the log is large"
+    return ": until then rows keep their old values" if rebuilt else ""
 
 
 def _summary(plan: Plan, *, is_teardown: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 from featurestore.definitions import (
@@ -23,7 +24,7 @@ from featurestore.definitions.aggregation import Window
 from featurestore.definitions.on_demand import input_names
 from featurestore.types.times import duration_text
 from featurestore.types.values import is_widening, to_json
-from featurestore.windows.layout import found_in, layout_of
+from featurestore.windows.layout import Layout, found_in, layout_of
 
 
 class ChangeClass(IntEnum):
@@ -55,11 +56,25 @@ class Difference:
     change_class: ChangeClass
     new_generation: bool = False
     """The stored data cannot be read by the new definition: the view starts a new table and new records."""
+    is_held: bool = False
+    """Values change, and what is stored holds the new ones too: nothing has to be run."""
+
+    @property
+    def needs_rebuild(self) -> bool:
+        """Whether stored data has to be made again."""
+        return self.change_class is ChangeClass.REBUILD and not self.is_held
 
 
-def differences(before: Definition, after: Definition) -> list[Difference]:
-    """Return what differs between two definitions of one kind and name, each with its class."""
+def differences(before: Definition, after: Definition, held: tuple[Layout, ...] | None = None) -> list[Difference]:
+    """Return what differs between two definitions of one kind and name, each with its class.
+
+    ``held`` are the layouts of a windowed view's records (`held_layouts`), by default that of its definition.
+    """
     compare, _ = _RULES[type(after)]
+    if isinstance(before, FeatureView) and before.aggregations and isinstance(after, FeatureView):
+        if held is None:
+            held = (layout_of(before)[0],) if before.online else ()
+        compare = partial(_view, held=held if after.online else ())
     return _attributes(before, after, ChangeClass.METADATA, "description", "owner", "tags") + compare(before, after)
 
 
@@ -96,9 +111,9 @@ def _request(before: RequestSource, after: RequestSource) -> list[Difference]:
     return _fields(before.fields, after.fields, added=ChangeClass.BREAKING, removed=ChangeClass.COMPATIBLE)
 
 
-def _view(before: FeatureView, after: FeatureView) -> list[Difference]:
+def _view(before: FeatureView, after: FeatureView, held: tuple[Layout, ...] = ()) -> list[Difference]:
     found = (
-        _events(before, after)
+        _events(before, after, held)
         if before.aggregations or after.aggregations
         else _fields(before.stored, after.stored, removed=ChangeClass.BREAKING, stored=True)
     )
@@ -118,7 +133,7 @@ def _view(before: FeatureView, after: FeatureView) -> list[Difference]:
     )
 
 
-def _events(before: FeatureView, after: FeatureView) -> list[Difference]:
+def _events(before: FeatureView, after: FeatureView, held: tuple[Layout, ...]) -> list[Difference]:
     """Return what differs between the features of two views of which one, at least, has windows."""
     if not (before.aggregations and after.aggregations):  # rows that are values become events, or the other way round
         kinds = ["windows over events" if view.aggregations else "columns of rows" for view in (before, after)]
@@ -134,11 +149,15 @@ def _events(before: FeatureView, after: FeatureView) -> list[Difference]:
     found += [
         Difference(f"window {name}", _told(old[name]), None, ChangeClass.BREAKING) for name in old if name not in new
     ]
+    missing = not_held(held, after)
     for name, window in new.items():
+        there = name not in missing  # and training reads the log, which has the columns
         if name not in old:
-            found.append(Difference(f"window {name}", None, _told(window), _class_of_new(before, after, name)))
+            change = ChangeClass.COMPATIBLE if there else ChangeClass.REBUILD
+            found.append(Difference(f"window {name}", None, _told(window), change))
         else:
-            found += _compare(f"window {name}", _told(old[name]), _told(window), ChangeClass.REBUILD)
+            told = _told(old[name]), _told(window)
+            found += _compare(f"window {name}", *told, ChangeClass.REBUILD, is_held=there)
     old_types, new_types = ({field.name: str(field.type) for field in view.features} for view in (before, after))
     for name in (name for name in new_types if old_types.get(name, new_types[name]) != new_types[name]):
         found += _compare(f"type of {name}", old_types[name], new_types[name], ChangeClass.BREAKING)
@@ -159,13 +178,12 @@ def _told(window: Window) -> str:
     return f"{of.function} of {of.column}{step}{more}" + (f", where {of.where}" if of.where else "")
 
 
-def _class_of_new(before: FeatureView, after: FeatureView, name: str) -> ChangeClass:
-    """Return the class of an added window: the online store may hold all that it needs already, for another one."""
-    if not before.online:
-        return ChangeClass.COMPATIBLE  # training reads the log, which has the columns
-    (kept, _), (own, places) = layout_of(before), layout_of(after)
-    is_held = found_in(kept, own, places[name]) is not None
-    return ChangeClass.COMPATIBLE if is_held else ChangeClass.REBUILD
+def not_held(held: tuple[Layout, ...], view: FeatureView) -> tuple[str, ...]:
+    """Return the windows of a view that records of some layouts do not answer."""
+    if not held:
+        return ()
+    own, places = layout_of(view)
+    return tuple(name for name, asked in places.items() if any(found_in(kept, own, asked) is None for kept in held))
 
 
 def _on_demand(before: OnDemandFeatureView, after: OnDemandFeatureView) -> list[Difference]:

@@ -35,8 +35,7 @@ def step_notices(
                 f"rows that were pushed to {source.name} and are not yet in its batch source stay in the old "
                 "generation."
             )
-    takes_pushes = wanted.sql is None and any(isinstance(source, PushSource) for source in wanted.sources)
-    if wanted.aggregations and wanted.online and not takes_pushes:
+    if wanted.aggregations and wanted.online and not wanted.takes_events:
         yield (
             f"{name} takes no pushes: training sees every event up to the instant asked, serving only those of the "
             "last run. Run `fs materialize` often, or declare a PushSource."

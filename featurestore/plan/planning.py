@@ -19,12 +19,14 @@ from featurestore.ledger.saved_sets import list_sets
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.offline.interface import TableId
 from featurestore.plan.changes import Loss, Plan, Step
-from featurestore.plan.classes import ChangeClass, Difference, deletion_class, differences
+from featurestore.plan.classes import ChangeClass, Difference, deletion_class, differences, not_held
+from featurestore.plan.held import held_layouts
 from featurestore.plan.notices import step_notices
 from featurestore.plan.remedies import commands_after, read_by
 from featurestore.plan.schemas import pin_schemas
 from featurestore.registered.records import KINDS, from_records, to_record, with_dependencies
 from featurestore.registered.snapshot import RegisteredView, Snapshot
+from featurestore.windows.layout import Layout
 from featurestore.workspace import Readers
 
 
@@ -143,9 +145,12 @@ class _Putting:
         """Return the step that leads to a definition, None where it is already applied."""
         workspace, snapshot = self._workspace, self._snapshot
         before = snapshot.definitions.get((wanted.kind, wanted.name))
-        changes = [] if before is None else differences(before, wanted)
         generation: int | None = None
         registered = snapshot.views.get(wanted.name) if isinstance(wanted, FeatureView) else None
+        held: tuple[Layout, ...] = ()
+        if isinstance(wanted, FeatureView) and wanted.online and wanted.aggregations and registered is not None:
+            held = held_layouts(workspace, registered) if registered.view != wanted else ()
+        changes = [] if before is None else differences(before, wanted, held)
         if isinstance(wanted, FeatureView):
             if registered is not None and wanted.name in self._filled:
                 changes += [_reread(key) for key in sorted(read_by(wanted) & self._rebuilt)]
@@ -173,22 +178,21 @@ class _Putting:
                 *step_notices(workspace.ledger, snapshot, before, wanted, is_replaced=is_replaced),
                 *(self._earlier_rows(wanted, generation) if registered is None else ()),
             ),
-            commands=self._commands(wanted, changes, change_class, is_replaced=is_replaced),
+            commands=self._commands(wanted, changes, held, is_replaced=is_replaced),
+            waiting=not_held(held, wanted) if isinstance(wanted, FeatureView) and not is_replaced else (),
             is_new_generation=generation is not None and (registered is None or is_replaced),
         )
 
     def _commands(
-        self, wanted: Definition, changes: Sequence[Difference], change_class: ChangeClass, *, is_replaced: bool
+        self, wanted: Definition, changes: Sequence[Difference], held: tuple[Layout, ...], *, is_replaced: bool
     ) -> tuple[str, ...]:
-        found = commands_after(self._workspace.ledger, self._snapshot, wanted, changes, is_new=is_replaced)
-        if is_replaced or change_class is ChangeClass.REBUILD:
+        found = commands_after(self._workspace.ledger, self._snapshot, wanted, changes, is_new=is_replaced, held=held)
+        if is_replaced or any(change.needs_rebuild for change in changes):
             return tuple(command for command in found if command.rpartition(" --view ")[2] not in self._filled)
         return found
 
     def _generation(self, wanted: FeatureView, registered: RegisteredView | None, changes: Sequence[Difference]) -> int:
-        is_rebuilt = wanted.name in self._filled and any(
-            change.change_class is ChangeClass.REBUILD for change in changes
-        )
+        is_rebuilt = wanted.name in self._filled and any(change.needs_rebuild for change in changes)
         after = 0 if registered is None else registered.generation
         if registered is not None and not is_rebuilt and not any(change.new_generation for change in changes):
             return after

@@ -9,25 +9,36 @@ from featurestore_registry.interface import LedgerReader
 from featurestore.definitions import Definition, FeatureView
 from featurestore.ledger.unread import commands
 from featurestore.ledger.watermarks import read_watermark
-from featurestore.plan.classes import ChangeClass, Difference
+from featurestore.plan.changes import REPUBLISH
+from featurestore.plan.classes import Difference, not_held
 from featurestore.registered.snapshot import RegisteredView, Snapshot
+from featurestore.windows.layout import Layout, layout_of
 
 
 def commands_after(
-    ledger: LedgerReader, snapshot: Snapshot, wanted: Definition, changes: Iterable[Difference], *, is_new: bool
+    ledger: LedgerReader,
+    snapshot: Snapshot,
+    wanted: Definition,
+    changes: Iterable[Difference],
+    *,
+    is_new: bool,
+    held: tuple[Layout, ...] = (),
 ) -> tuple[str, ...]:
-    """Return the commands that bring stored data to a changed definition; ``is_new``: the view has a new table."""
-    rebuilt = {change.what for change in changes if change.change_class is ChangeClass.REBUILD}
+    """Return the commands that bring stored data to a changed definition; ``is_new``: the view has a new table.
+
+    ``held`` as in `differences`.
+    """
+    rebuilt = {change.what for change in changes if change.needs_rebuild}
     registered = snapshot.views.get(wanted.name) if isinstance(wanted, FeatureView) else None
-    if registered is not None:
+    if registered is not None and isinstance(wanted, FeatureView):
         if is_new:
             return _refill(ledger, registered)
         # The log has the events of every window: nothing is read from the source.
-        if rebuilt and all(what.startswith("window ") for what in rebuilt):
-            return (f"fs materialize --republish --view {wanted.name}",) if registered.view.online else ()
+        if all(what.startswith("window ") for what in rebuilt) and _wants_republish(wanted, held):
+            return (f"{REPUBLISH}{wanted.name}",)
         if rebuilt == {"ttl"}:
             is_online = read_watermark(ledger, registered).online_rows
-            return (f"fs materialize --republish --view {wanted.name}",) if is_online else ()
+            return (f"{REPUBLISH}{wanted.name}",) if is_online else ()
         has_more = any(change.what.startswith("feature ") and change.before is None for change in changes)
         if has_more and not rebuilt and read_watermark(ledger, registered).intervals:
             return _refill(ledger, registered)
@@ -39,6 +50,17 @@ def commands_after(
         for found in readers or filter(None, [registered])
         for line in commands(found.view.name, read_watermark(ledger, found).intervals, " --rebuild")
     )
+
+
+def _wants_republish(wanted: FeatureView, held: tuple[Layout, ...]) -> bool:
+    """Tell whether records are to be made again: for windows that are not found, or so that pushes go on.
+
+    Events are appended to records of their own layout only. A run makes all records again, a push those of a small log.
+    """
+    if not held or not wanted.aggregations:
+        return False
+    is_other = any(kept.id != layout_of(wanted)[0].id for kept in held)
+    return bool(not_held(held, wanted)) or (is_other and wanted.takes_events)
 
 
 def read_by(view: FeatureView) -> set[str]:

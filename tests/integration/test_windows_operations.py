@@ -31,7 +31,7 @@ from featurestore.errors import MismatchError, OnlineStoreError
 from featurestore.following.follow import Follower
 from featurestore.following.lag import Lag
 from featurestore.following.mark import mark_from, read_marks
-from featurestore.ingest import push
+from featurestore.ingest import events, push
 from featurestore.ingest.push import Push, PushTarget
 from featurestore.ingest.rows import read_rows
 from featurestore.maintenance import gc
@@ -298,6 +298,70 @@ def test_a_removed_window_and_another_resolution(shop: Shop) -> None:
     shop.check(without=("v_sum_1h",))
     shop.run()
     shop.check()
+
+
+NONE_HAS_TO_RUN = "nothing has to be run: what is kept holds the new values too"
+REPUBLISH = "afterwards run `fs materialize --republish --view sales`: until then, or the next run, "
+ONLINE_LATER = f"{REPUBLISH}pushed events do not come online where the log is large\n"
+
+
+def where(condition: str) -> Aggregation:
+    return REFUNDS.model_copy(update={"where": condition})
+
+
+def at_most(n: int | None) -> Aggregation:
+    return Aggregation("id", "count_distinct", windows=[HOUR], n=n)
+
+
+DISTINCT = at_most(50)
+
+
+def test_a_plan_says_what_has_to_be_run_and_what_waits_for_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(view: FeatureView) -> str:
+        """Apply, and return what the plan said."""
+        plan = shop.plan(view)
+        shop.apply(view)
+        return str(plan)
+
+    # Nothing is online yet.
+    shop.apply(sales_view(REFUNDS))
+    text = told(sales_view(where("v < 1"), DISTINCT))
+    assert NONE_HAS_TO_RUN in text
+    assert "afterwards" not in text
+    shop.sell()
+    monkeypatch.setattr(events, "MOST_MADE_ANEW", 5)
+    assert f"{REPUBLISH}not found online: refunds_1h\n" in told(sales_view(REFUNDS, DISTINCT))
+    succeeded(republish(shop.workspace))
+    shop.check()
+    # Records hold what is asked, but of another layout events cannot be appended to them.
+    text = told(sales_view(REFUNDS, at_most(40)))
+    assert ONLINE_LATER in text
+    assert NONE_HAS_TO_RUN not in text
+    shop.check()
+    assert "afterwards" not in told(sales_view(REFUNDS, DISTINCT))  # as the records are
+    assert ONLINE_LATER in told(sales_view(DISTINCT))  # a window goes
+    shop.check()
+    before = shop.online()
+    assert shop.sell().note is not None
+    assert shop.online()["count_1h"] == before["count_1h"]
+    # An apply later, the records are still as they were made.
+    text = told(sales_view(DISTINCT, where("v < 1"), windows=(timedelta(hours=2),)))
+    assert f"{REPUBLISH}not found online: v_sum_2h, count_2h, refunds_1h\n" in text
+    text = told(sales_view(DISTINCT, REFUNDS, where("v < 1").model_copy(update={"name": "low"})))
+    assert f"{REPUBLISH}not found online: low_1h\n" in text
+    succeeded(republish(shop.workspace))
+    shop.check()
+    # Without pushes the next run does it, and nothing waits.
+    batch = ParquetSource("sales_file", "sales", "sold_at", allowed_lateness=timedelta(days=400))
+    assert "--republish" not in told(sales_view(REFUNDS, source=batch))
+    # Training computes a changed window of the log.
+    shop.apply(sales_view(REFUNDS, online=False))
+    text = told(sales_view(where("v < 1"), online=False))
+    assert NONE_HAS_TO_RUN in text
+    assert "afterwards" not in text
+    # The default, written out, is no other definition.
+    shop.apply(sales_view(at_most(None)))
+    assert "nothing to change" in str(shop.plan(sales_view(at_most(1_000))))
 
 
 def test_views_without_pushes_say_that_serving_is_behind(shop: Shop) -> None:
