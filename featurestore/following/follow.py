@@ -178,7 +178,7 @@ class Follower:
         for steps in self._steps(batches, marks):
             self._check()
             slices = [Slice([self._move(step.bucket, step.reaches)], step.part.appends) for step in steps]
-            outcomes = self._online.advance(slices, now_us=self._workspace.clock())
+            outcomes = self._online.advance(slices)
             many: list[bytes] = []
             for step, slice_, (outcome, sizes) in zip(steps, slices, outcomes, strict=True):
                 if outcome is Advanced.DONE:
@@ -240,7 +240,7 @@ class Follower:
         for _ in range(MOST_TRIES):
             self.begin()
             tokens = Tokens(self._online, self._encoder.namespace)
-            done = self._place_all(tokens) if tokens.begin(self._workspace.clock()) else None
+            done = self._place_all(tokens) if tokens.begin() else None
             if done is not None:
                 return done
             # The store lost what was placed, somebody went on with older definitions, or another publish began
@@ -298,7 +298,7 @@ class Follower:
         for each in placed:
             bucket = self._bucket(each.key)
             part[bucket].append(each._replace(sequence=MAX_SEQUENCE) if bucket in unknown else each)
-        results = tokens.place(part, self._workspace.clock())
+        results = tokens.place(part)
         reached(PLACED)
         if results is None:
             return None
@@ -320,7 +320,7 @@ class Follower:
                     return False
                 both = [moves[bucket], self._move(bucket, self._target_after(mark))]
                 slices.append(Slice(both[:1] if is_further else both, []))
-            outcomes = self._online.advance(slices, now_us=self._workspace.clock())
+            outcomes = self._online.advance(slices)
             is_done = [outcome is Advanced.DONE for outcome, _ in outcomes]
             for (bucket, move), done in zip(moves.items(), is_done, strict=True):
                 if done:
@@ -354,7 +354,7 @@ def fold_records(workspace: Workspace, encoder: EventEncoder, keys: Sequence[byt
         if new is None:
             continue
         folds.append(Fold(key, record, new, encoder.expire_at_ms(head_of(new).newest_us)))
-    return sum(workspace.online.fold(folds, now_us=now_us)) if folds else 0
+    return sum(workspace.online.fold(folds)) if folds else 0
 
 
 def _long(appends: Sequence[Append], sizes: Sequence[int]) -> list[bytes]:

@@ -29,18 +29,18 @@ class Tokens:
         self._id, self._parts = secrets.token_hex(8).encode(), 0
         self._values: dict[bytes, bytes | None] = {}
 
-    def begin(self, now_us: int) -> bool:
+    def begin(self) -> bool:
         """Take over from any earlier publish; False where others do so all the time."""
         for _ in range(MOST_TRIES):
             self._values = self._read()
-            if self.place(dict.fromkeys(self._keys, ()), now_us) is not None:
+            if self.place(dict.fromkeys(self._keys, ())) is not None:
                 return True
         return False
 
-    def place(self, part: Mapping[bytes, Sequence[Placed]], now_us: int) -> list[WriteResult] | None:
+    def place(self, part: Mapping[bytes, Sequence[Placed]]) -> list[WriteResult] | None:
         """Place records by bucket; None where a token is not there any more."""
         moves = self.moves(part)
-        outcomes = self._store.place([Slice([moves[bucket]], items) for bucket, items in part.items()], now_us=now_us)
+        outcomes = self._store.place([Slice([moves[bucket]], items) for bucket, items in part.items()])
         if any(outcome is not Advanced.DONE for outcome, _ in outcomes):
             return None
         for bucket, move in moves.items():

@@ -278,13 +278,17 @@ class OnlineStore(OnlineReader):
         """Delete every key under an exact prefix, in batches, resumable; return how many there were."""
 
     keeps_events: bool = False
-    """Whether `advance`, `fold` and `place` work: they keep windowed records."""
+    """Whether `advance`, `fold` and `place` work: they keep windowed records.
+
+    None of them removes a record because the caller's clock says that it has expired: one that is ahead for a moment
+    would take events that everybody else still reads. A record goes by the store's own clock.
+    """
     records_at_once: int = 1_000
     """How many records `place` takes well, of all buckets together."""
     events_at_once: int = 250
     """How many events `advance` takes well: more would hold up other clients."""
 
-    def advance(self, slices: Sequence[Slice[Append]], *, now_us: int) -> list[tuple[Advanced, list[int]]]:
+    def advance(self, slices: Sequence[Slice[Append]]) -> list[tuple[Advanced, list[int]]]:
         """Append events and move marks, slice by slice.
 
         Returns for each slice its outcome, and for each of its items how many bytes of newest events the record has
@@ -293,15 +297,15 @@ class OnlineStore(OnlineReader):
         """
         raise NotImplementedError
 
-    def fold(self, folds: Sequence[Fold], *, now_us: int) -> list[bool]:
+    def fold(self, folds: Sequence[Fold]) -> list[bool]:
         """Replace the beginnings of records that still have them; returns which had."""
         raise NotImplementedError
 
-    def place(self, slices: Sequence[Slice[Placed]], *, now_us: int) -> list[tuple[Advanced, list[WriteResult]]]:
+    def place(self, slices: Sequence[Slice[Placed]]) -> list[tuple[Advanced, list[WriteResult]]]:
         """Set records and move tokens, slice by slice; each record unless the store's has taken a later event (STALE).
 
         Newest events of the store's record that come after ``sequence`` are appended to the new one; those of another
-        layout cannot be (STALE, too). EXPIRED: an older record of the key was removed. WRONG_TYPE as in `write`, also
+        layout cannot be (STALE, too). EXPIRED: it has expired already. WRONG_TYPE as in `write`, also
         for a record of another format. A slice whose values have moved already is placed again.
         """
         raise NotImplementedError
@@ -310,7 +314,10 @@ class OnlineStore(OnlineReader):
         """Raise what a write under a prefix would raise, if that is cheap to find out. Changes nothing."""
 
     def sweep(self, *, now_us: int) -> int:
-        """Delete the records past their physical expiry, and return how many; 0 of a store that does so by itself."""
+        """Delete the records past their physical expiry, and return how many; 0 of a store that does so by itself.
+
+        Windowed records stay for a while longer: the clock may be ahead.
+        """
         return 0
 
     def close(self) -> None:

@@ -43,10 +43,10 @@ from featurestore.workspace import Workspace
 
 MINUTE_US = 60_000_000
 HOUR_US = 60 * MINUTE_US
-WINDOWS = [timedelta(hours=1), timedelta(days=1), None]
+WINDOWS: list[timedelta | None] = [timedelta(hours=1), timedelta(days=1), None]
 
 
-def sales_view(*functions: str) -> FeatureView:
+def sales_view(*functions: str, windows: list[timedelta | None] = WINDOWS) -> FeatureView:
     batch = ParquetSource("sales_file", "sales", "sold_at")
     return FeatureView(
         "sales",
@@ -55,9 +55,9 @@ def sales_view(*functions: str) -> FeatureView:
         schema=[Field("id", String), Field("v", Float64), Field("t", String)],
         event_id="id",
         aggregations=[
-            Aggregation("*", "count", windows=WINDOWS),
-            *(Aggregation("v", function, windows=WINDOWS) for function in functions),
-            Aggregation("t", "count_distinct", windows=WINDOWS),
+            Aggregation("*", "count", windows=windows),
+            *(Aggregation("v", function, windows=windows) for function in functions),
+            Aggregation("t", "count_distinct", windows=windows),
         ],
     )
 
@@ -65,11 +65,14 @@ def sales_view(*functions: str) -> FeatureView:
 class Shop:
     """A project to which events are pushed."""
 
-    def __init__(self, root: Path, url: str | None, *, shops: int = 3) -> None:
+    def __init__(
+        self, root: Path, url: str | None, *, shops: int = 3, windows: list[timedelta | None] = WINDOWS
+    ) -> None:
         self.root, self.url = root, url
         self.shops, self.made = shops, 0
         now_us = system_clock() // HOUR_US * HOUR_US - HOUR_US
-        self.workspace = make_workspace(root, [sales_view("sum", "max", "last")], online_url=url, now_us=now_us)
+        view = sales_view("sum", "max", "last", windows=windows)
+        self.workspace = make_workspace(root, [view], online_url=url, now_us=now_us)
         self.namespace = self.workspace.snapshot().views["sales"].online_prefix
 
     @property
@@ -183,12 +186,36 @@ def test_a_clock_that_jumps_leaves_no_trace(shop: Shop) -> None:
     shop.check()
 
 
+@pytest.mark.parametrize("store", ["lmdb", "redis"])
+def test_a_clock_far_ahead_removes_no_record_that_events_feed(
+    request: pytest.FixtureRequest, tmp_path: Path, store: str
+) -> None:
+    """By more than the longest window and the day that records stay longer."""
+    url = None if store == "lmdb" else request.getfixturevalue("redis_url")
+    shop = Shop(tmp_path, url, windows=WINDOWS[:1])
+    with closing(shop.workspace):
+        shop.sell(150)
+        shop.wait(MINUTE_US)
+        shop.wait(26 * HOUR_US)
+        succeeded(republish(shop.workspace))
+        shop.workspace.online.sweep(now_us=shop.now_us)
+        shop.wait(-26 * HOUR_US)
+        shop.check()
+        assert shop.online()["count_1h"] == [50] * 3
+        shop.wait(26 * HOUR_US)
+        shop.sell(1, shop=1)
+        shop.wait(MINUTE_US - 26 * HOUR_US)
+        shop.sell(1, shop=2)
+        shop.check()
+        assert shop.online()["count_1h"] == [50, 50, 51]
+
+
 def test_a_record_of_other_definitions_among_the_others_is_made_anew(shop: Shop) -> None:
     shop.sell(60)
     registered = shop.workspace.snapshot().views["sales"]
     key, (other, _) = KeyEncoder(registered.layout).encode([1]), layout_of(sales_view("min"))
     strange = Placed(key, empty(key, other), MAX_SEQUENCE, None)
-    shop.workspace.online.place([Slice([], [strange])], now_us=shop.now_us)
+    shop.workspace.online.place([Slice([], [strange])])
     assert shop.online()["count_1h"][1] is None  # the layout's document is not there
     shop.sell(3)
     shop.check()

@@ -307,7 +307,7 @@ def test_a_store_that_lost_its_mark_is_filled_again(shop: Shop) -> None:
 
 def place(shop: Shop, *records: Placed) -> None:
     for record in records:  # each may be in another bucket
-        shop.workspace.online.place([Slice([], [record])], now_us=shop.now_us)
+        shop.workspace.online.place([Slice([], [record])])
 
 
 def replace_commit(found: mark.Mark) -> bytes:

@@ -701,12 +701,12 @@ def test_verify_finds_and_names_what_a_record_has_wrong(either: Shop) -> None:
     }
     for record, told in faults.items():
         slices = [Slice([], [Placed(key, record, MAX_SEQUENCE, None)])]
-        store.place(slices, now_us=shop.now_us)
+        store.place(slices)
         (found,) = verify(shop.workspace)
         assert re.search(told, found.problems[0]), found.problems
         republish(shop.workspace)
         assert verify(shop.workspace)[0].problems == ()
-    store.place([Slice([], [Placed(key, b"something else", MAX_SEQUENCE, None)])], now_us=shop.now_us)
+    store.place([Slice([], [Placed(key, b"something else", MAX_SEQUENCE, None)])])
     assert "1 online records of sales are damaged" in verify(shop.workspace)[0].problems[0]
     (run,) = republish(shop.workspace)
     assert (run.published.wrong_type, run.published.wrong_type_keys) == (1, (key.decode(),))

@@ -11,7 +11,7 @@ from featurestore.online.records.windowed import HEADER, SCHEMA_AT, events_after
 
 Transaction = Any
 Stored = tuple[bytes, int | None]
-"""The content of a live value, and when it expires (UTC milliseconds, None: never)."""
+"""The content of a value, and when it expires (UTC milliseconds, None: never)."""
 Get = Callable[[Transaction, bytes], Stored | None]
 Put = Callable[[Transaction, bytes, bytes, int | None], None]
 
@@ -41,7 +41,7 @@ def _plain(transaction: Transaction, key: bytes) -> bytes | None:
     return None if found is None else content(found)
 
 
-def append_all(transaction: Transaction, appends: Sequence[Append], get: Get, put: Put, now_ms: int) -> list[int]:
+def append_all(transaction: Transaction, appends: Sequence[Append], get: Get, put: Put) -> list[int]:
     """Append events and return the sizes; raises NotAppended, with nothing put, for a record of another layout."""
     grown: dict[bytes, Stored] = {}
     sizes = [0] * len(appends)
@@ -49,8 +49,7 @@ def append_all(transaction: Transaction, appends: Sequence[Append], get: Get, pu
         key, sequence, events, empty, expire_at_ms = appends[place]
         found = grown.get(key) or get(transaction, key)
         if found is None:
-            if expire_at_ms is None or expire_at_ms > now_ms:  # else every window has left them behind
-                grown[key], sizes[place] = (empty + events, expire_at_ms), len(events)
+            grown[key], sizes[place] = (empty + events, expire_at_ms), len(events)
             continue
         record, expiry = found
         if not is_windowed(record):
@@ -97,12 +96,8 @@ def place_one(transaction: Transaction, placed: Placed, get: Get, put: Put, now_
         if more and layout_of(found[0]) != layout_of(placed.record):
             return WriteResult.STALE
         expiry = later(found[1], expiry) if more else expiry
-    if expiry is not None and expiry <= now_ms:
-        if found is not None:
-            transaction.delete(placed.key)
-        return WriteResult.EXPIRED
     put(transaction, placed.key, placed.record + more, expiry)
-    return WriteResult.WRITTEN
+    return WriteResult.EXPIRED if expiry is not None and expiry <= now_ms else WriteResult.WRITTEN
 
 
 def later(one_ms: int | None, other_ms: int | None) -> int | None:

@@ -64,6 +64,7 @@ from featurestore.online.lmdb.values import (
 from featurestore.online.records.codec import is_record, parts, record_version
 from featurestore.online.records.keys import check_prefix
 from featurestore.online.records.whole import is_intact
+from featurestore.online.records.windowed import is_windowed
 from featurestore.types.times import Clock, system_clock
 
 Transaction = Any
@@ -71,6 +72,9 @@ Transaction = Any
 
 MAP_BYTES = 64 << 30
 SWEPT_KEY = b"\x00swept"
+AHEAD_MS = 7 * 86_400_000
+"""Windowed records are swept so long after they expired: a clock that is ahead for a moment must remove none that
+events still feed, since pushes and runs would not bring them back."""
 
 _RECHECK_SECONDS = 1.0
 
@@ -149,15 +153,15 @@ class LmdbStore(OnlineStore):
     events_at_once = 20_000  # readers wait for nobody, and each slice is synced
 
     @override
-    def advance(self, slices: Sequence[Slice[Append]], *, now_us: int) -> list[tuple[Advanced, list[int]]]:
-        now_ms, done = now_us // 1000, list[tuple[Advanced, list[int]]]()
+    def advance(self, slices: Sequence[Slice[Append]]) -> list[tuple[Advanced, list[int]]]:
+        done: list[tuple[Advanced, list[int]]] = []
         with self._transaction(write=True) as transaction:
             for moves, appends in slices:
                 if not are_as_before(transaction, moves):
                     done.append((Advanced.MOVED, []))
                     continue
                 try:
-                    sizes = append_all(transaction, appends, partial(_live, now_ms), _put_record, now_ms)
+                    sizes = append_all(transaction, appends, _kept, _put_record)
                 except NotAppended:
                     done.append((Advanced.OTHER_LAYOUT, []))
                     continue
@@ -167,23 +171,21 @@ class LmdbStore(OnlineStore):
         return done
 
     @override
-    def fold(self, folds: Sequence[Fold], *, now_us: int) -> list[bool]:
-        get = partial(_live, now_us // 1000)
+    def fold(self, folds: Sequence[Fold]) -> list[bool]:
         with self._transaction(write=True) as transaction:
-            done = [folded(transaction, fold, get, _put_record) for fold in folds]
+            done = [folded(transaction, fold, _kept, _put_record) for fold in folds]
         self._sync()
         return done
 
     @override
-    def place(self, slices: Sequence[Slice[Placed]], *, now_us: int) -> list[tuple[Advanced, list[WriteResult]]]:
-        now_ms, done = now_us // 1000, list[tuple[Advanced, list[WriteResult]]]()
-        get = partial(_live, now_ms)
+    def place(self, slices: Sequence[Slice[Placed]]) -> list[tuple[Advanced, list[WriteResult]]]:
+        now_ms, done = self._clock() // 1000, list[tuple[Advanced, list[WriteResult]]]()
         with self._transaction(write=True) as transaction:
             for moves, placed in slices:
                 if not (are_as_before(transaction, moves) or have_moved(transaction, moves)):
                     done.append((Advanced.MOVED, []))
                     continue
-                results = [place_one(transaction, each, get, _put_record, now_ms) for each in placed]
+                results = [place_one(transaction, each, _kept, _put_record, now_ms) for each in placed]
                 move(transaction, moves)
                 done.append((Advanced.DONE, results))
             placed_count = sum(len(placed) for _, placed in slices)
@@ -409,10 +411,10 @@ def _is_live(key: bytes, value: bytes, now: bytes) -> bool:
     return is_intact(key, value[ENVELOPE_BYTES:]) and (value[:8] > now or not is_expiry_whole(value))
 
 
-def _live(now_ms: int, transaction: Transaction, key: bytes) -> tuple[bytes, int | None] | None:
-    """Return a live value's content and expiry; None for one that has expired."""
+def _kept(transaction: Transaction, key: bytes) -> tuple[bytes, int | None] | None:
+    """Return a value's content and expiry, also of one that has expired: the clock may be ahead."""
     found = transaction.get(key)
-    if found is None or found[:8] <= stored_instant(now_ms):
+    if found is None:
         return None
     never = found.startswith(NEVER) or found.startswith(PLAIN)
     return content(found), None if never else int.from_bytes(found[:8]) - SIGN
@@ -462,12 +464,13 @@ def _sweep(transaction: Transaction, now_ms: int, limit: int) -> None:
 
 def _sweep_slice(transaction: Transaction, after: bytes, now_ms: int, limit: int) -> tuple[int, bytes | None]:
     """Return how many of the ``limit`` records from ``after`` on were expired and deleted, and where to go on."""
-    now = stored_instant(now_ms)
+    now, before = stored_instant(now_ms), stored_instant(now_ms - AHEAD_MS)
     cursor = transaction.cursor()
     if not cursor.set_range(max(after, b"\x01")):  # our own keys begin with a zero
         return 0, None
     seen = iter(cursor)
-    expired = [key for key, value in islice(seen, limit) if value[:8] <= now and is_expiry_whole(value)]
+    found = [(key, value) for key, value in islice(seen, limit) if value[:8] <= now and is_expiry_whole(value)]
+    expired = [key for key, value in found if value[:8] <= before or not is_windowed(value[ENVELOPE_BYTES:])]
     following, _ = next(seen, (None, b""))
     for key in expired:
         transaction.delete(key)

@@ -82,8 +82,8 @@ return codes
 """
 
 
-# Windowed records. Numbers of events are compared as two unsigned 32-bit words; one with its sign bit set is that of a
-# record without events.
+# Windowed records expire by the server's clock alone: a caller's may be ahead. Numbers of events are compared as two
+# unsigned 32-bit words; one with its sign bit set is that of a record without events.
 _WINDOWED = f"""
 local function is_after(high, low, base_high, base_low)
   if base_high >= 2147483648 then return true end
@@ -99,7 +99,9 @@ local function events_after(events, at, high, low)
   end
   return more
 end
-local function postpone(key, now_ms, expiry)
+local time = redis.call('TIME')
+local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local function postpone(key, expiry)
   local left = redis.call('PTTL', key)
   if left < 0 then return end
   if expiry == '' then
@@ -142,13 +144,13 @@ local function move()
 end
 """
 
-# ARGV, after those of the moves: now (ms); then of each record the two words of its first event's number, its events,
+# ARGV, after those of the moves: of each record the two words of its first event's number, its events,
 # the record to make, its expiry. Returns a code of `Advanced`, then the bytes of newest events in each record.
 ADVANCE = f"""
 {_WINDOWED}
 {_MOVES}
 if not are_as_before() then return {{1}} end
-local heads, begin = {{}}, 3 * moving - 2
+local heads, begin = {{}}, 3 * moving - 3
 for i = moving + 1, #KEYS do
   local place = begin + 5 * (i - moving)
   local head = redis.pcall('GETRANGE', KEYS[i], 0, {HEADER.size - 1})
@@ -162,7 +164,7 @@ for i = moving + 1, #KEYS do
   end
   heads[i] = head
 end
-local sizes, now_ms = {{0}}, tonumber(ARGV[3 * moving + 2])
+local sizes = {{0}}
 for i = moving + 1, #KEYS do
   local key, place = KEYS[i], begin + 5 * (i - moving)
   local high, low, events = tonumber(ARGV[place]), tonumber(ARGV[place + 1]), ARGV[place + 2]
@@ -171,18 +173,14 @@ for i = moving + 1, #KEYS do
   if not head then
     sizes[#sizes + 1] = {FOREIGN}
   elseif head == '' then
-    if expiry ~= '0' then
-      set(key, record .. events, expiry)
-      sizes[#sizes + 1] = #events
-    else
-      sizes[#sizes + 1] = 0
-    end
+    set(key, record .. events, expiry)
+    sizes[#sizes + 1] = #events
   else
     local base_low, base_high = struct.unpack('<I4I4', head, {BASE_AT + 1})
     if not is_after(high, low, base_high, base_low) then events = events_after(events, 1, base_high, base_low) end
     if events ~= '' then
       local length = redis.call('APPEND', key, events)
-      if expiry ~= '0' then postpone(key, now_ms, expiry) end
+      postpone(key, expiry)
       sizes[#sizes + 1] = length - struct.unpack('<I4', head, 5)
     else
       sizes[#sizes + 1] = 0
@@ -193,17 +191,17 @@ move()
 return sizes
 """
 
-# ARGV: now (ms); then per key the old beginning, the new one, and the expiry.
+# ARGV: per key the old beginning, the new one, and the expiry.
 FOLD = f"""
 {_WINDOWED}
 local codes = {{}}
 for i, key in ipairs(KEYS) do
-  local old, new, expiry = ARGV[3 * i - 1], ARGV[3 * i], ARGV[3 * i + 1]
+  local old, new, expiry = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
   local record = redis.pcall('GET', key)
   if type(record) == 'table' and not string.find(record.err, 'WRONGTYPE', 1, true) then return record end
   if type(record) == 'string' and string.sub(record, 1, #old) == old then
     redis.call('SET', key, new .. string.sub(record, #old + 1), 'KEEPTTL')
-    if expiry ~= '0' then postpone(key, tonumber(ARGV[1]), expiry) end
+    postpone(key, expiry)
     codes[i] = 1
   else
     codes[i] = 0
@@ -212,15 +210,15 @@ end
 return codes
 """
 
-# ARGV, after those of the moves: now (ms); then per record itself, the two words of its number, and the expiry. Returns
+# ARGV, after those of the moves: per record itself, the two words of its number, and the expiry. Returns
 # a code of `Advanced`, then those of WriteResult. After a lost connection the same is placed again.
 PLACE = f"""
 {_WINDOWED}
 {_MOVES}
 if not (are_as_before() or have_moved()) then return {{1}} end
-local codes, now_ms = {{0}}, tonumber(ARGV[3 * moving + 2])
+local codes = {{0}}
 for i = moving + 1, #KEYS do
-  local key, place = KEYS[i], 3 * moving - 1 + 4 * (i - moving)
+  local key, place = KEYS[i], 3 * moving - 2 + 4 * (i - moving)
   local record, high, low, expiry = ARGV[place], tonumber(ARGV[place + 1]), tonumber(ARGV[place + 2]), ARGV[place + 3]
   local old, code, more = redis.pcall('GET', key), 0, ''
   if type(old) == 'table' then
@@ -238,14 +236,14 @@ for i = moving + 1, #KEYS do
     end
   end
   if code == 0 then
-    if expiry == '0' and more == '' then
-      if old then redis.call('DEL', key) end
-      code = 2
-    elseif more == '' then
-      set(key, record, expiry)
-    else
+    if more ~= '' then
       redis.call('SET', key, record .. more, 'KEEPTTL')
-      if expiry ~= '0' then postpone(key, now_ms, expiry) end
+      postpone(key, expiry)
+    elseif expiry ~= '' and tonumber(expiry) <= now_ms then
+      redis.call('DEL', key)
+      code = 2
+    else
+      set(key, record, expiry)
     end
   end
   codes[#codes + 1] = code
@@ -255,31 +253,32 @@ return codes
 """
 
 
-def advance_arguments(slice_: Slice[Append], now_us: int) -> list[bytes | int]:
+def advance_arguments(slice_: Slice[Append]) -> list[bytes | int]:
     """Return number of keys, keys and arguments of ADVANCE."""
-    now_ms = max(now_us // 1000, 0)
-    arguments = [*_moves(slice_.moves, [append.key for append in slice_.items]), now_ms]
+    arguments = list(_moves(slice_.moves, [append.key for append in slice_.items]))
     for append in slice_.items:
-        arguments += [*_words(append.sequence), append.events, append.record, _expiry(append.expire_at_ms, now_ms)]
+        arguments += [*_words(append.sequence), append.events, append.record, _instant(append.expire_at_ms)]
     return arguments
 
 
-def fold_arguments(folds: Sequence[Fold], now_us: int) -> list[bytes | int]:
+def fold_arguments(folds: Sequence[Fold]) -> list[bytes | int]:
     """Return number of keys, keys and arguments of FOLD."""
-    now_ms = max(now_us // 1000, 0)
-    arguments: list[bytes | int] = [len(folds), *[fold.key for fold in folds], now_ms]
+    arguments: list[bytes | int] = [len(folds), *[fold.key for fold in folds]]
     for fold in folds:
-        arguments += [fold.old, fold.new, _expiry(fold.expire_at_ms, now_ms)]
+        arguments += [fold.old, fold.new, _instant(fold.expire_at_ms)]
     return arguments
 
 
-def place_arguments(slice_: Slice[Placed], now_us: int) -> list[bytes | int]:
+def place_arguments(slice_: Slice[Placed]) -> list[bytes | int]:
     """Return number of keys, keys and arguments of PLACE."""
-    now_ms = max(now_us // 1000, 0)
-    arguments = [*_moves(slice_.moves, [each.key for each in slice_.items]), now_ms]
+    arguments = list(_moves(slice_.moves, [each.key for each in slice_.items]))
     for each in slice_.items:
-        arguments += [each.record, *_words(each.sequence), _expiry(each.expire_at_ms, now_ms)]
+        arguments += [each.record, *_words(each.sequence), _instant(each.expire_at_ms)]
     return arguments
+
+
+def _instant(expiry_ms: int | None) -> bytes | int:
+    return NEVER if expiry_ms is None else max(expiry_ms, 1)  # Redis knows no earlier one
 
 
 def _moves(moves: Sequence[Move], keys: Sequence[bytes]) -> Iterator[bytes | int]:

@@ -115,25 +115,25 @@ class RedisCommands(OnlineStore):
             count for keys in self._scan_keys(check_prefix(prefix)) for _, count in self._on_keys("UNLINK", keys)
         )
 
-    def fold(self, folds: Sequence[Fold], *, now_us: int) -> list[bool]:
+    def fold(self, folds: Sequence[Fold]) -> list[bool]:
         """Replace the beginnings of records that still have them."""
         cut = [folds[part] for part in parts([fold.new + fold.old for fold in folds], RECORDS_PER_CALL, BYTES_PER_CALL)]
-        answers = self._run_script(FOLD, cut, partial(fold_arguments, now_us=now_us))
+        answers = self._run_script(FOLD, cut, fold_arguments)
         return [bool(code) for codes in answers for code in codes]
 
     keeps_events = True
 
-    def advance(self, slices: Sequence[Slice[Append]], *, now_us: int) -> list[tuple[Advanced, list[int]]]:
+    def advance(self, slices: Sequence[Slice[Append]]) -> list[tuple[Advanced, list[int]]]:
         """Append events and move marks, in a script a slice.
 
         After a lost connection the caller does not know whether it ran: trying again finds the mark moved.
         """
-        answers = self._run_slices(ADVANCE, slices, partial(advance_arguments, now_us=now_us))
+        answers = self._run_slices(ADVANCE, slices, advance_arguments)
         return [(Advanced(code), sizes) for code, *sizes in answers]
 
-    def place(self, slices: Sequence[Slice[Placed]], *, now_us: int) -> list[tuple[Advanced, list[WriteResult]]]:
+    def place(self, slices: Sequence[Slice[Placed]]) -> list[tuple[Advanced, list[WriteResult]]]:
         """Set windowed records that are not ahead, in a script a slice."""
-        answers = self._run_slices(PLACE, slices, partial(place_arguments, now_us=now_us))
+        answers = self._run_slices(PLACE, slices, place_arguments)
         return [(Advanced(code), [_RESULTS[each] for each in codes]) for code, *codes in answers]
 
     def check_writable(self, prefix: bytes) -> None:
