@@ -116,8 +116,9 @@ class Aggregation(FrozenModel):
 
     ``function``: count, sum, mean, min, max, var, std, first, last, last_n (with ``n``) or count_distinct (at most
     ``n``, 1,000 by default). ``column`` may be ``"*"`` for a count of rows. A window is a length of time, or None for
-    all of history. ``where`` is a condition on the event in SQL: events for which it is true count. A feature is called
-    ``{column}_{function}_{window}``, such as ``amount_sum_7d``; ``name`` replaces the column and the function.
+    all of history. ``where`` is a condition on the event in SQL: events for which it is true count, not those for which
+    it is null or cannot be computed. A feature is called ``{column}_{function}_{window}``, such as ``amount_sum_7d``;
+    ``name`` replaces the column and the function.
 
     The new end of a window is exact, its old end moves in steps of ``resolution``, which divides the window. By default
     that is the greatest of 5 s, 1 min, 5 min, 1 h, 1 day, 7 days and 30 days that divides the window and is at most a

@@ -226,6 +226,9 @@ class EngineEventsConformance(EngineSuite):
             check("v")
         with pytest.raises(SourceSchemaError, match=r"does not run: .* It may read k, id, v, t, at, known"):
             check("regexp_matches(v, 'x')")
+        for several in ("entropy(v) > 1", "mad(v) > 1", "unnest([v]) > 1"):
+            with pytest.raises(SourceSchemaError, match="cannot be computed of one event alone"):
+                check(several)
 
 
 def in_run_order(found: Sequence[Event], sql: str | None) -> list[Event]:

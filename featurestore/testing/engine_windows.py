@@ -371,6 +371,38 @@ class EngineWindowsConformance(EngineSuite):
         found = project.engine.joins.conditions(view, events)
         assert {text: marks.to_pylist() for text, marks in found.items()} == {where: [True, False]}
 
+    @pytest.mark.parametrize(
+        ("where", "true"),
+        [
+            ("n * 100 > 5", [True, False, True, False]),
+            ("CAST(t AS INTEGER) >= 500", [True, False, False, False]),
+            # Of a part that cannot be computed nothing depends on the others, or on the file that an event lies in.
+            ("n > 1000000 OR n * n > 5", [True, False, False, False]),
+            ("NOT (n < 1000 AND n * n > 5)", [False, False, True, False]),
+            ("bought_at > '2000-01-01' AND t <> 'n/a' OR CAST(t AS INTEGER) > 5", [True, False, True, False]),
+        ],
+    )
+    def test_an_event_of_which_a_condition_cannot_be_computed_does_not_count(
+        self, project: EngineProject, where: str, true: list[bool]
+    ) -> None:
+        count = Aggregation("*", "count", windows=[None], name="some", where=where)
+        view = events_view({"n": Int64, "t": String}, [count])
+        values = [(10, "700"), (1 << 62, "n/a"), (1, "1"), (None, None)]
+        rows = [ReferenceRow((place,), BEGIN_US, None, place, {"n": n, "t": t}) for place, (n, t) in enumerate(values)]
+        frame = frame_of(range(4), [BEGIN_US] * 4)
+        for some in (rows, *([row] for row in rows)):
+            file = write_log(project.root / f"{some[0].sequence}-{len(some)}.parquet", view_log(view), some)
+            wanted = [true[row.sequence] for row in some]
+            found = project.joined(frame, [join_of(view, [file])]).column(0).to_pylist()
+            assert [found[row.sequence] for row in some] == wanted
+            (batch,) = project.engine.log.events(view, [str(file)], batch_rows=10)
+            assert batch.column("c0").to_pylist() == wanted
+            columns = {"k": [row.sequence for row in some], "event_ts": instants(*[BEGIN_US] * len(some))}
+            columns |= {"created_ts": instants(*[None] * len(some))}
+            for name, kind in (("n", pa.int64()), ("t", pa.string())):
+                columns[name] = pa.array([row.values[name] for row in some], kind)
+            assert project.engine.joins.conditions(view, pa.table(columns))[where].to_pylist() == wanted
+
 
 def moment(instant_us: int) -> dt.datetime:
     """Return an instant as Arrow gives it."""

@@ -15,6 +15,7 @@ from featurestore.engine.duck.identity import CREATED_US, EVENT_US, SOURCE_TIMES
 from featurestore.engine.duck.scan import open_sources, opened
 from featurestore.engine.duck.session import Session, quote, reason_of, source_file_error
 from featurestore.engine.duck.tables import POSITION, open_source
+from featurestore.engine.duck.windowed import condition_sql
 from featurestore.engine.interface import SourceColumn, SourceFile, Sources
 from featurestore.errors import SourceSchemaError
 from featurestore.types.columns import CREATED, EVENT
@@ -22,6 +23,21 @@ from featurestore.types.values import duckdb_type
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+def _problem(connection: duckdb.DuckDBPyConnection, condition: str) -> str:
+    """Return what is wrong with a condition on ``events``, nothing for a sound one."""
+    try:
+        (kind,) = connection.sql(f"SELECT ({condition}\n) FROM events").types
+        if kind != "BOOLEAN":
+            return f"is {kind}, and a condition is true or false"
+    except duckdb.Error as error:
+        return f"does not run: {reason_of(error)}"
+    try:  # beside the columns, as it is used: what makes one value of many rows, or many of one, does not run so
+        connection.sql(f"SELECT *, {condition_sql(condition)} FROM events").fetchall()
+    except duckdb.Error as error:
+        return f"cannot be computed of one event alone: {reason_of(error)}"
+    return ""
 
 
 class DuckSources(Sources):
@@ -65,12 +81,7 @@ class DuckSources(Sources):
         with self._session.open() as connection:
             connection.execute(f"CREATE TEMP VIEW events AS SELECT {', '.join(columns)}")
             for condition in conditions:
-                try:
-                    (kind,) = connection.sql(f"SELECT ({condition}\n) FROM events").types
-                    problem = "" if kind == "BOOLEAN" else f"is {kind}, and a condition is true or false"
-                except duckdb.Error as error:
-                    problem = f"does not run: {reason_of(error)}"
-                if problem:
+                if problem := _problem(connection, condition):
                     raise SourceSchemaError(
                         f"Feature view {view.name!r}: the condition {condition!r} {problem}.",
                         hint=f"It may read {', '.join(types)}.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -68,15 +68,32 @@ def conditions(session: Session, view: FeatureView, events: pa.Table) -> dict[st
     texts = list(dict.fromkeys(each.where for each in view.aggregations if each.where is not None))
     if not texts:
         return {}
-    times = [f"{EVENT} AS {quote(view.timestamp_field)}"]
-    if view.created_timestamp_field is not None:
-        times.append(f"{CREATED} AS {quote(view.created_timestamp_field)}")
-    named = ", ".join([*map(quote, view.join_keys), *(quote(field.name) for field in view.stored), *times])
-    marks = ", ".join(f"({text}\n) IS TRUE AS c{place}" for place, text in enumerate(texts))
+    named = ", ".join(_named_columns(view, {field.name: quote(field.name) for field in view.stored}))
+    marks = ", ".join(f"{condition_sql(text)} AS c{place}" for place, text in enumerate(texts))
     with session.open(in_order=True) as connection, translated("check conditions of events"):
         connection.register("given_events", events)
         found = connection.sql(f"SELECT {marks} FROM (SELECT {named} FROM given_events)").to_arrow_table()
     return {text: found.column(place).combine_chunks() for place, text in enumerate(texts)}
+
+
+def condition_sql(text: str) -> str:
+    """Return whether a condition is true of an event, which it is not where it cannot be computed."""
+    return f"TRY(({text}\n)) IS TRUE"
+
+
+def _named_columns(view: FeatureView, stored: Mapping[str, str]) -> list[str]:
+    """Return a SELECT's columns by the names that conditions use: keys, stored columns as given, times.
+
+    What statistics say of a column that a condition reads stays hidden: where they settle a part of the condition, the
+    rest would not be computed, and whether it can be would depend on the file in which the event lies.
+    """
+    columns = {**{name: quote(name) for name in view.join_keys}, **stored, view.timestamp_field: EVENT}
+    if view.created_timestamp_field is not None:
+        columns[view.created_timestamp_field] = CREATED
+    read = {name.lower() for each in view.aggregations for name in each.condition_columns}
+    return [
+        f"{f'TRY({column})' if name.lower() in read else column} AS {quote(name)}" for name, column in columns.items()
+    ]
 
 
 def compute(entities: EntityRows, view: ViewJoin, number: int) -> WindowedColumns:
@@ -116,21 +133,15 @@ def named_events(
     """
     described = connection.execute(f"DESCRIBE FROM {log(files)}").fetchall()
     there = {str(name).lower() for name, *_ in described}
-    stored = [
-        (quote(each.name) if each.name.lower() in there else "NULL")
-        + f"::{duckdb_type(each.type)} AS {quote(each.name)}"
+    stored = {
+        each.name: (quote(each.name) if each.name.lower() in there else "NULL") + f"::{duckdb_type(each.type)}"
         for each in view.stored
-    ]
-    times = [f"{EVENT} AS {quote(view.timestamp_field)}"]
-    if view.created_timestamp_field is not None:
-        times.append(f"{CREATED} AS {quote(view.created_timestamp_field)}")
+    }
     columns = [
-        *map(quote, view.join_keys),
         f"epoch_us({EVENT}) AS {EVENT_AT}",
         f"epoch_us({known()}) AS {KNOWN_AT}",
         f"{SEQUENCE} AS {NUMBER}",
-        *stored,
-        *times,
+        *_named_columns(view, stored),
     ]
     return f"SELECT {', '.join(columns)} FROM {log(files)} WHERE {' AND '.join(within) or 'true'}"
 
@@ -161,7 +172,7 @@ def events_sql(
         is_text = kept == "text" and kind == String
         value = f"encode({quote(name)})" if is_text else value_sql(kind if kept != "none" else None, quote(name))
         values.append(f"{value} AS v{place}")
-    values += [f"({text}\n) IS TRUE AS c{place}" for place, text in enumerate(layout.conditions)]
+    values += [f"{condition_sql(text)} AS c{place}" for place, text in enumerate(layout.conditions)]
     keys = list(map(quote, view.join_keys))
     order = [NUMBER] if not by_entity else [*keys, EVENT_AT]
     events = named_events(connection, view, files, within)
@@ -279,7 +290,7 @@ class _Reading:
         )
         entities.connection.unregister("given_spans")
         values = [f"{self._value(name)} AS fs_value{place}" for place, name in enumerate(self.columns)]
-        values += [f"({text}\n) IS TRUE AS fs_condition{place}" for place, text in enumerate(self.conditions)]
+        values += [f"{condition_sql(text)} AS fs_condition{place}" for place, text in enumerate(self.conditions)]
         keys = ", ".join(map(quote, view.view.join_keys))
         events = f"SELECT {', '.join([keys, EVENT_AT, KNOWN_AT, NUMBER, *values])} FROM ({self._named_events()})"
         own = ", ".join([f"l.{EVENT_AT}", f"l.{KNOWN_AT}", f"l.{NUMBER}", *_results(self.columns, self.conditions)])
