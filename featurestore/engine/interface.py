@@ -168,8 +168,8 @@ class JoinFacts:
     nulls: Mapping[str, int]
     """Entity rows without a candidate, for each of `REASONS`."""
     greatest_age_us: int | None
-    from_future: int
-    """Chosen rows whose event time or availability is after the entity row's time: must be 0."""
+    from_future: int | None
+    """Chosen rows whose event time or availability is after the entity row's time: must be 0. None for windows."""
     own_events: int = 0
     """Entity rows of a windowed view at whose very instant an event happens, which counts in them."""
     overflowed: Mapping[str, int] = field(default_factory=dict)

@@ -28,6 +28,7 @@ from featurestore import (
 from featurestore.errors import CertificateError, DefinitionError, InputError, SourceSchemaError
 from featurestore.materialization import materialize, succeeded
 from featurestore.training import certificate as certificates
+from featurestore.training.certificate import Certificate
 from featurestore.training.reference_windows import ReferenceEvent, reference_window
 from featurestore.types import Float64, Int64
 
@@ -257,8 +258,13 @@ def test_a_service_mixes_windows_plain_views_and_functions(store, root):
     service = FeatureService("model", [windowed[["amount_sum_all"]], plain, ratio])
     store.apply([CUSTOMER, source(root), windowed, plain, ratio, service])
     store.materialize_incremental()
-    table = store.get_historical_features(features="model", entity_df=frame_of(rows)).to_arrow()
-    for row in table.to_pylist():
+    made = store.get_historical_features(features="model", entity_df=frame_of(rows))
+    certificate = made.certificate
+    assert {view.name: view.from_future for view in certificate.views} == {"newest": 0, "purchases": None}
+    assert "from the future:      0 answers of newest (by a separate query)\n" in str(certificate)
+    again = Certificate.from_dict(certificate.to_dict())
+    assert [view.from_future for view in again.views] == [view.from_future for view in certificate.views]
+    for row in made.to_arrow().to_pylist():
         wanted = by_plain_loops(windowed, rows, row["customer_id"], row["event_timestamp"])
         assert row["amount_sum_all"] == wanted["amount_sum_all"]
         if row["mean_7d"] is not None:

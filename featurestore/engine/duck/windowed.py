@@ -56,7 +56,7 @@ class WindowedColumns:
             view.name,
             {"null_key": self.null_keys},
             greatest_age_us=None,
-            from_future=0,
+            from_future=None,
             own_events=self.own_events,
             overflowed=self.overflowed,
             held_back=self.held_back,
