@@ -8,11 +8,13 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 
 from featurestore.definitions import Aggregation, Entity, FeatureView, Field, ParquetSource
+from featurestore.errors import DamagedRecordError
 from featurestore.online.interface import ViewLayout
 from featurestore.online.records.bulk import Events, build, encode_events
 from featurestore.online.records.windowed import decode, empty, encode, encode_event, folded, is_intact, last_sequence
@@ -241,3 +243,9 @@ def columns_of(entities: list[list[TileEvent]], kept: tuple[int, ...] = (0, 1, 2
     numbers = [(place, event.event_us, event.known_us, event.sequence, event.true) for place, event in rows]
     entity, event_us, known_us, sequence, true = np.array(numbers, np.int64).reshape(-1, 5).T
     return Events(entity, event_us, known_us, sequence, values, [true == 1])
+
+
+def test_of_several_records_the_damaged_one_is_named() -> None:
+    whole, other = empty(KEY, LAYOUT), KEY + b"other"
+    with pytest.raises(DamagedRecordError, match=r"other.*cut off"):
+        READER.read([KEY, other, KEY], [whole, whole[:-1], whole], 0)

@@ -13,6 +13,7 @@ from featurestore.online.records.keys import KeyEncoder, mark_key
 from featurestore.online.records.reading import FetchValue, Form, ViewRows
 from featurestore.online.records.windowed import (
     EVENT,
+    FORMAT,
     SCHEMA_AT,
     entries_of,
     head_of,
@@ -117,47 +118,52 @@ class WindowRecords:
 
     def read(self, keys: Sequence[bytes], records: Sequence[bytes | None], now_us: int) -> ViewRows:
         """Return the answer for a store's records of ``keys``. Raises DamagedRecordError naming the key."""
-        values: list[Sequence[Any]] = []
-        statuses: list[Sequence[Status]] = []
         if self._fetch is not None:
             needs_mark = self._needs_mark(records, now_us)
             buckets = self._empty_buckets(keys, records)
             self._known.look_up(self._fetch, _layouts_of(records), needs_mark=needs_mark, buckets=buckets)
+        values: list[Sequence[Any]] = [()] * len(records)
+        statuses: list[Sequence[Status]] = [self._present] * len(records)
+        own = {place: record for place, record in enumerate(records) if record is not None and self._is_own(record)}
+        rows = self._read_own([keys[place] for place in own], list(own.values()), now_us) if own else []
+        for place, row in zip(own, rows, strict=True):
+            values[place] = row
         nothing: dict[bytes, Sequence[Any]] = {}
-        for key, record in zip(keys, records, strict=True):
-            if record is not None and not is_windowed(record):
-                raise foreign(key)
-            if record is None:
-                bucket = self._encoder.bucket_of(key)
-                if bucket not in nothing:
-                    nothing[bucket] = self._nothing(bucket)
-                values.append(nothing[bucket])
-                statuses.append(self._absent)
+        for place in set(range(len(records))) - own.keys():
+            key, record = keys[place], records[place]
+            if record is not None:
+                values[place], statuses[place] = self._read_other(key, record, now_us)
                 continue
-            if self._is_other(record):
-                row, of = self._read_other(key, record, now_us)
-                values.append(row)
-                statuses.append(of)
-                continue
-            row = self._row(key, record, now_us)
-            values.append(row)
-            null = None in row
-            statuses.append(
-                [Status.NULL_VALUE if value is None else Status.PRESENT for value in row] if null else self._present
-            )
-        are_present = all(found is self._present for found in statuses)
-        return ViewRows(records, len(self._asked), values, None, None if are_present else statuses)
+            bucket = self._encoder.bucket_of(key)
+            if bucket not in nothing:
+                nothing[bucket] = self._nothing(bucket)
+            values[place], statuses[place] = nothing[bucket], self._absent
+        return ViewRows(records, len(self._asked), values, None, statuses, self._with_nulls)
+
+    def _with_nulls(
+        self, rows: Sequence[Sequence[Any]], statuses: Sequence[Sequence[Status]] | None
+    ) -> list[Sequence[Status]] | None:
+        """Return the statuses with NULL_VALUE for each null of a record; None where every value is PRESENT."""
+        found = [
+            [Status.NULL_VALUE if value is None else Status.PRESENT for value in row]
+            if of is self._present and None in row
+            else of
+            for row, of in zip(rows, statuses or (), strict=True)
+        ]
+        return None if all(of is self._present for of in found) else found
 
     def _nothing(self, bucket: bytes) -> Sequence[Any]:
         """Return the values of an entity without a record."""
         held = zip(self._asked, self._known.is_held(bucket), strict=True)
         return tuple(0 if is_held and each.function in _COUNTS else None for each, is_held in held)
 
-    def _is_other(self, record: bytes) -> bool:
-        return record[SCHEMA_AT : SCHEMA_AT + 8] != self._layout.id
+    def _is_own(self, record: bytes) -> bool:
+        return record[SCHEMA_AT : SCHEMA_AT + 8] == self._layout.id and record[0] == FORMAT
 
     def _read_other(self, key: bytes, record: bytes, now_us: int) -> tuple[Sequence[Any], Sequence[Status]]:
         """Return values and statuses of a record of another layout: NOT_FOUND for what it does not hold."""
+        if not is_windowed(record):
+            raise foreign(key)
         layout_id = head_of(record).schema_id
         places = self._known.others.get(layout_id)
         if places is None:
@@ -166,7 +172,7 @@ class WindowRecords:
             asked = [each for each in places.found if each is not None]
             self._others[layout_id] = WindowRecords(self._encoder.layout, places.layout, asked, form=self._form)
         other = self._others[layout_id]
-        row = iter(other._row(key, record, now_us))
+        row = iter(other._read_own([key], [record], now_us)[0])
         values = [None if found is None else next(row) for found in places.found]
         statuses = [
             Status.NOT_FOUND if found is None else Status.NULL_VALUE if value is None else Status.PRESENT
@@ -174,15 +180,19 @@ class WindowRecords:
         ]
         return values, statuses
 
-    def _row(self, key: bytes, record: bytes, now_us: int) -> list[Any]:
+    def _read_own(self, keys: Sequence[bytes], records: Sequence[bytes], now_us: int) -> list[list[Any]]:
         try:
-            (row,) = self._rows([record], now_us)
+            rows = self._rows(records, now_us)
         except UNREADABLE as error:
-            raise damaged(key, f"cannot be read: {error}") from None
+            if len(records) == 1:
+                raise damaged(keys[0], f"cannot be read: {error}") from None
+            pairs = zip(keys, records, strict=True)
+            return [row for key, record in pairs for row in self._read_own([key], [record], now_us)]
         for place in self._checked:
-            if row[place] is not None and not math.isfinite(row[place]):
-                row[place] = None
-        return row
+            for row in rows:
+                if row[place] is not None and not math.isfinite(row[place]):
+                    row[place] = None
+        return rows
 
 
 def _layouts_of(records: Iterable[bytes | None]) -> set[bytes]:
