@@ -69,6 +69,8 @@ _OTHER_NAMES = {
 
 MOST_BYTES = 256
 """The longest text or byte string that an aggregation keeps."""
+KEEP_TEXTS = ("first", "last", "last_n", "count_distinct")
+"""The functions that keep texts; the others count or compare them."""
 MOST_LAST, MOST_DISTINCT, DISTINCT_BOUND = 100, 10_000, 1_000
 """The greatest ``n`` of last_n and of count_distinct, and the latter's default."""
 MOST_TILES = 400

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from featurestore.definitions.aggregation import ALL_ROWS, Aggregation, Window
+from featurestore.definitions.aggregation import ALL_ROWS, KEEP_TEXTS, Aggregation, Window
 from featurestore.definitions.base import COLUMN_NAME, Field, check_unique_columns
 from featurestore.errors import DefinitionError
 from featurestore.types import Bytes, Int32, Int64, String, Timestamp, ValueType
 
+ONE_EVENT_US = 86_400_000_000
+"""Events of an entity with one id that are at most so far apart are one."""
 _ID_TYPES = (Int32, Int64, String, Bytes)
 
 
@@ -37,6 +39,12 @@ class EventColumns:
         own = {name.lower() for name in (ALL_ROWS, *self.join_keys, *self._times)}
         first = {name.lower(): name for name in reversed(names)}
         return tuple(dict.fromkeys(first[name.lower()] for name in names if name.lower() not in own))
+
+    @property
+    def bounded(self) -> frozenset[str]:
+        """The columns, in lower case, whose texts may have `MOST_BYTES` at most: the id, and those that are kept."""
+        kept = {each.column.lower() for each in self.aggregations if each.function in KEEP_TEXTS}
+        return frozenset(kept if self.event_id is None else {*kept, self.event_id.lower()})
 
     def read_by(self, aggregation: Aggregation) -> tuple[str, ...]:
         """Return the stored columns that one aggregation reads."""

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from featurestore.consistency.moments import once_a_moment
 from featurestore.definitions.aggregation import MOST_BYTES
+from featurestore.definitions.events import ONE_EVENT_US
 from featurestore.engine.interface import JudgedEvents
 from featurestore.errors import OnlineStoreUnavailableError, RegistryUnavailableError, ValueTypeError
 from featurestore.following.follow import Follower
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 MOST_MADE_ANEW = 100_000
 """At most so many rows of a log are made into records by a push that finds no mark; for more it takes a run."""
-_DAY_US = 86_400_000_000
-_KEPT = ("first", "last", "last_n", "count_distinct")
 
 
 @dataclass(slots=True)
@@ -118,7 +117,7 @@ def near(files: Sequence[DataFile], rows: pa.Table) -> list[DataFile]:
 
     event = rows.column(EVENT).cast(pa.int64())
     bounds = pc.min_max(event).as_py()
-    first, last = bounds["min"] - _DAY_US, bounds["max"] + _DAY_US
+    first, last = bounds["min"] - ONE_EVENT_US, bounds["max"] + ONE_EVENT_US
     return [file for file in files if file.max_event_us >= first and file.min_event_us <= last]
 
 
@@ -139,13 +138,12 @@ def check_events(rows: CheckedRows) -> None:
     """Raise ValueTypeError for an event without an id, and for a text that is too long to be kept."""
     view = rows.view
     assert view.events is not None
-    names = {name.lower(): name for name in rows.stored}
-    kept = {each.column.lower() for each in view.aggregations if each.function in _KEPT}
-    for lower, name in names.items():
+    bounded = view.events.bounded
+    for lower, name in {name.lower(): name for name in rows.stored}.items():
         column = rows.stored[name]
         values = column if isinstance(column, list) else column.to_pylist()
         is_id = lower == (view.event_id or "").lower()
-        if not is_id and lower not in kept:
+        if lower not in bounded:
             continue
         for row, value in enumerate(values):
             if value is None and is_id:

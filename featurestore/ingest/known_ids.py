@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featurestore.definitions import FeatureView
+from featurestore.definitions.events import ONE_EVENT_US
 from featurestore.engine.interface import JudgedEvents
 from featurestore.offline.interface import OfflineReader, TableVersion
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
@@ -22,9 +23,7 @@ MOST_JUDGED = 2_000
 """For more events at once the engine is quicker."""
 MOST_KNOWN = 200_000
 """So many events are kept, about 50 MB; of a busier log the engine judges."""
-DAY_US = 86_400_000_000
-"""Events with one id that are further apart are two."""
-_KEPT_US = 2 * DAY_US
+_KEPT_US = 2 * ONE_EVENT_US
 
 
 class Known(NamedTuple):
@@ -69,18 +68,18 @@ class KnownIds:
         if rows.num_rows > MOST_JUDGED or not self._follow(offline, version, now_us):
             return None
         events = sorted(self._events(rows), key=lambda event: event[1:3])
-        if events and events[0][1] - DAY_US < self._since_us:
+        if events and events[0][1] - ONE_EVENT_US < self._since_us:
             return None
         known_as = np.full(rows.num_rows, -1, np.int64)
         is_new, conflicts = np.ones(rows.num_rows, np.bool_), np.zeros(rows.num_rows, np.bool_)
         kept: defaultdict[tuple[Any, ...], list[tuple[int, int]]] = defaultdict(list)
         for row, event_us, _, of, content in events:
-            near = [one for one in self._known.get(of, ()) if abs(one.event_us - event_us) <= DAY_US]
+            near = [one for one in self._known.get(of, ()) if abs(one.event_us - event_us) <= ONE_EVENT_US]
             if near:
                 is_new[row], known_as[row] = False, max(one.sequence for one in near)
                 conflicts[row] = all(one.content != content for one in near)
                 continue
-            same = next((its for at_us, its in kept[of] if event_us - at_us <= DAY_US), None)
+            same = next((its for at_us, its in kept[of] if event_us - at_us <= ONE_EVENT_US), None)
             if same is None:
                 kept[of].append((event_us, content))
             else:

@@ -14,6 +14,7 @@ import numpy as np
 from typing_extensions import override
 
 from featurestore.definitions.aggregation import MOST_BYTES
+from featurestore.definitions.events import ONE_EVENT_US
 from featurestore.engine.duck.choose import arrays
 from featurestore.engine.duck.identity import CREATED_US, EVENT_US, KNOWN_US, LOG_TIMES, SOURCE_TIMES
 from featurestore.engine.duck.offline_sql import FILE, instants, log_columns, read_log, thin
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 
     from featurestore.definitions import FeatureView
     from featurestore.engine.interface import Span
-
-DAY_US = 86_400_000_000
-"""Events with one id that are further apart are two."""
-_KEPT_TEXTS = ("first", "last", "last_n", "count_distinct")
 
 
 class EventStaging(Staging):
@@ -63,7 +60,7 @@ class EventStaging(Staging):
         return self._by_id(candidates, bounds_us)
 
     def _by_id(self, candidates: int, bounds_us: tuple[int, int]) -> Chosen:
-        near = instants(bounds_us[0] - DAY_US, bounds_us[1] + DAY_US)
+        near = instants(bounds_us[0] - ONE_EVENT_US, bounds_us[1] + ONE_EVENT_US)
         found = EventIds(self._connection, self._view).find(self._request.log_files, near)
         rows = f"SELECT * FROM fresh ANTI JOIN known USING ({POSITION}) ANTI JOIN repeated USING ({POSITION})"
         return Chosen(rows, candidates - found.known - found.repeated, found.known, found.conflicts)
@@ -129,7 +126,7 @@ class EventIds:
         self._connection.execute(
             f"CREATE TEMP TABLE known AS SELECT f.{POSITION}, bool_or({self._same}) AS is_same, "
             f"max(l.{SEQUENCE}) AS known_as FROM fresh f JOIN ({log}) l USING ({self._event}) "
-            f"WHERE abs(f.{EVENT_US} - l.{EVENT_US}) <= {DAY_US} GROUP BY f.{POSITION}"
+            f"WHERE abs(f.{EVENT_US} - l.{EVENT_US}) <= {ONE_EVENT_US} GROUP BY f.{POSITION}"
         )
         known, same = self._row("SELECT count(*), count(*) FILTER (is_same) FROM known")
         repeated, differ = self._find_repeated()
@@ -172,7 +169,7 @@ def judged(
     connection.execute(f"CREATE TEMP TABLE fresh AS SELECT *, {LOG_TIMES} FROM given_events")
     connection.unregister("given_events")
     ((first_us, last_us),) = connection.execute(f"SELECT min({EVENT_US}), max({EVENT_US}) FROM fresh").fetchall()
-    EventIds(connection, view).find(files, instants(first_us - DAY_US, last_us + DAY_US))
+    EventIds(connection, view).find(files, instants(first_us - ONE_EVENT_US, last_us + ONE_EVENT_US))
     known_as, conflicts, is_new = np.full(count, -1, np.int64), np.zeros(count, np.bool_), np.ones(count, np.bool_)
     places, numbers, same = arrays(
         connection, f"SELECT {POSITION}, known_as, is_same FROM known", POSITION, "known_as", "is_same"
@@ -194,7 +191,7 @@ def repeats_sql(view: FeatureView, files: Sequence[str], others: Sequence[str]) 
     one, other = (f"(SELECT *, {LOG_TIMES} FROM ({read_log(kinds, each)}))" for each in (files, others))
     return (
         f"SELECT count(*) > 0 FROM {one} f JOIN {other} l USING ({event}) "
-        f"WHERE abs(f.{EVENT_US} - l.{EVENT_US}) <= {DAY_US}"
+        f"WHERE abs(f.{EVENT_US} - l.{EVENT_US}) <= {ONE_EVENT_US}"
     )
 
 
@@ -242,18 +239,15 @@ def first_kept(ids: npt.NDArray[Any], event_us: npt.NDArray[np.int64]) -> npt.ND
     while len(rest):
         begins = np.flatnonzero(np.append(True, ids[rest[1:]] != ids[rest[:-1]]))
         kept = rest[np.repeat(begins, np.diff(np.append(begins, len(rest))))]
-        near = event_us[rest] - event_us[kept] <= DAY_US
+        near = event_us[rest] - event_us[kept] <= ONE_EVENT_US
         first[rest[near]] = kept[near]
         rest = rest[~near]
     return first
 
 
 def _lengths(view: FeatureView) -> list[str]:
-    """Return the lengths in bytes of the texts that are kept."""
+    """Return the lengths in bytes of the texts that must not be long."""
     assert view.events is not None
-    types = view.events.types(view.stored)
-    names = [each.column for each in view.aggregations if each.function in _KEPT_TEXTS]
-    names += [] if view.event_id is None else [view.event_id]
-    kinds = {name: types.get(name.lower()) for name in names}
     functions = {String: "strlen", Bytes: "octet_length"}
-    return [f"{functions[kind]}({quote(name)})" for name, kind in kinds.items() if kind in (String, Bytes)]
+    kinds = {name: kind for name, kind in view.stored_types.items() if name.lower() in view.events.bounded}
+    return [f"{functions[kind]}({quote(name)})" for name, kind in kinds.items() if kind in functions]
