@@ -7,21 +7,30 @@ record is made from the log again.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from featurestore.consistency.belonging import begin_part
-from featurestore.errors import OnlineStoreError
+from featurestore.errors import DamagedRecordError, OnlineStoreError
 from featurestore.following.mark import Mark, known_marks, mark_from, read_marks
 from featurestore.following.rows import SETTLED_US, EventEncoder, NewestRows
 from featurestore.following.slices import Part, Slicer
 from featurestore.following.tokens import MOST_TRIES, Tokens
 from featurestore.offline.interface import MAX_SEQUENCE, TableVersion
-from featurestore.online.interface import FOREIGN, Advanced, Append, Fold, Move, Placed, Slice, WriteResult
+from featurestore.online.interface import FOREIGN, Advanced, Append, Fold, Move, OnlineStore, Placed, Slice, WriteResult
 from featurestore.online.records.keys import mark_key
-from featurestore.online.records.windowed import MOST_WAITING, first_length, folded, head_of, is_windowed, last_sequence
+from featurestore.online.records.windowed import (
+    FORMAT,
+    MOST_WAITING,
+    first_length,
+    folded,
+    head_of,
+    is_intact,
+    is_windowed,
+)
 from featurestore.online.records.windows_values import hash_of
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached
@@ -29,6 +38,8 @@ from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+logger = logging.getLogger("featurestore")
 
 APPENDED = crash_point("follow.appended", "one more slice of events is online, and the mark says so")
 FOLDED = crash_point("follow.folded", "newest events went into tiles")
@@ -41,6 +52,7 @@ PLACED_AT_ONCE = 16_000
 RECORD_BYTES = 4 << 10
 """Larger ones are placed fewer at a time."""
 BATCH_ROWS = 50_000
+_FORMAT = bytes([FORMAT])
 
 
 class _Step(NamedTuple):
@@ -238,17 +250,16 @@ class Follower:
     def _publish(self) -> Followed:
         """Make every record from the log."""
         for _ in range(MOST_TRIES):
-            self.begin()
             tokens = Tokens(self._online, self._encoder.namespace)
             done = self._place_all(tokens) if tokens.begin() else None
             if done is not None:
                 return done
             # The store lost what was placed, somebody went on with older definitions, or another publish began
             # meanwhile: then that one does the work.
-            is_done = tokens.wait_for_others(self._check)
-            self._take_newest()
-            if is_done and (done := self._go_on()) is not None:
-                return done
+            if tokens.wait_for_others(self._check):
+                self._take_newest()
+                if (done := self._go_on()) is not None:
+                    return done
         raise OnlineStoreError(
             f"The online store lost records of view {self._registered.view.name!r} while they were published.",
             hint="Run it again; if that repeats, see whether the store is emptied or restored meanwhile.",
@@ -256,7 +267,10 @@ class Follower:
 
     def _place_all(self, tokens: Tokens) -> Followed | None:
         """Place every record, and move the marks; None where a token is not there any more."""
-        sequence, count, seen, foreign = self._target.sequence, 0, set[bytes](), list[bytes]()
+        online = self._records_online()
+        self._take_newest()  # events that those records have taken are all in this version
+        self.begin()
+        sequence, count, foreign = self._target.sequence, 0, list[bytes]()
         unknown = {
             bucket for bucket, mark in read_marks(self._workspace, self._registered).items() if not self._known(mark)
         }
@@ -267,23 +281,26 @@ class Follower:
         )
         records = self._encoder.placed(batches, sequence, now_us)
         for part in _parts(records, min(self._online.records_at_once, PLACED_AT_ONCE)):
+            part = [each._replace(damaged=online.pop(each.key, b"")) for each in part]
             results = self._place(tokens, part, unknown)
             if results is None:
                 return None
             count += list(results.values()).count(WriteResult.WRITTEN)
             foreign += [key for key, result in results.items() if result is WriteResult.WRONG_TYPE]
-            seen.update(placed.key for placed in part)
-        for batch in self._online.scan(self._encoder.prefix):
-            others = [
-                self._encoder.gone(key, sequence)
-                for key, record in batch
-                if key not in seen
-                and is_windowed(record)
-                and (last_sequence(record) <= sequence or self._bucket(key) in unknown)
-            ]
-            if others and self._place(tokens, others, unknown) is None:
+        others = (self._encoder.gone(key, sequence)._replace(damaged=damaged) for key, damaged in online.items())
+        for part in _parts(others, self._online.records_at_once):
+            if self._place(tokens, part, unknown) is None:
                 return None
         return Followed(0, count, tuple(foreign)) if self._move_marks(tokens) else None
+
+    def _records_online(self) -> dict[bytes, bytes]:
+        """Return the keys of all records that there are, each with its bytes if it is damaged."""
+        found: dict[bytes, bytes] = {}
+        for batch in self._online.scan(self._encoder.prefix):
+            self._check()
+            records = [(key, record) for key, record in batch if record[0:1] == _FORMAT]
+            found.update((key, b"" if is_intact(key, record) else record) for key, record in records)
+        return found
 
     def _place(
         self, tokens: Tokens, placed: Sequence[Placed], unknown: Collection[bytes]
@@ -341,20 +358,34 @@ class Follower:
 def fold_records(workspace: Workspace, encoder: EventEncoder, keys: Sequence[bytes]) -> int:
     """Put settled newest events of some records into their tiles; return how many records were changed.
 
-    A record that changes meanwhile is left for the next time.
+    A record that changes meanwhile is left for the next time, and a damaged one for the next publish.
     """
     now_us = workspace.clock()
     folds = []
-    for key, record in zip(keys, workspace.online.get(keys), strict=True):
+    for key, record in zip(keys, _readable(workspace.online, keys), strict=True):
         if record is None or not is_windowed(record) or head_of(record).schema_id != encoder.layout.id:
             continue
-        new = folded(
-            key, encoder.layout, record, now_us, hashed=hash_of, settled_us=SETTLED_US, least=MOST_WAITING // 2
-        )
-        if new is None:
+        try:
+            new = folded(
+                key, encoder.layout, record, now_us, hashed=hash_of, settled_us=SETTLED_US, least=MOST_WAITING // 2
+            )
+        except DamagedRecordError as error:
+            logger.warning("no events go into tiles: %s", error)
             continue
-        folds.append(Fold(key, record, new, encoder.expire_at_ms(head_of(new).newest_us)))
+        if new is not None:
+            folds.append(Fold(key, record, new, encoder.expire_at_ms(head_of(new).newest_us)))
     return sum(workspace.online.fold(folds)) if folds else 0
+
+
+def _readable(online: OnlineStore, keys: Sequence[bytes]) -> list[bytes | None]:
+    """Return the record of each key, None also for one that the store finds damaged."""
+    try:
+        return online.get(keys)
+    except DamagedRecordError as error:
+        if len(keys) > 1:
+            return [record for key in keys for record in _readable(online, [key])]
+        logger.warning("no events go into tiles: %s", error)
+        return [None]
 
 
 def _long(appends: Sequence[Append], sizes: Sequence[int]) -> list[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from featurestore.online.records.keys import KeyEncoder
-from featurestore.online.records.windowed import entries_of, head_of, is_windowed, sections_of
+from featurestore.online.records.windowed import entries_of, head_of, is_intact, sections_of
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.windows.layout import layout_of
 from featurestore.workspace import Readers
@@ -35,8 +35,8 @@ def sizes_of(workspace: Readers, registered: RegisteredView) -> Sizes | None:
     layout, _ = layout_of(registered.view)
     tiles, lengths, waiting = list[int](), list[int](), list[int]()
     for batch in workspace.online.scan(KeyEncoder(registered.layout).prefix):
-        for _, record in batch[: MOST_RECORDS - len(lengths)]:
-            if is_windowed(record) and head_of(record).schema_id == layout.id:
+        for key, record in batch[: MOST_RECORDS - len(lengths)]:
+            if is_intact(key, record) and head_of(record).schema_id == layout.id:
                 tiles.append(sum(sections_of(layout, record).counts))
                 lengths.append(len(record))
                 waiting.append(sum(1 for _ in entries_of(record)))

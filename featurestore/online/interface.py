@@ -131,6 +131,9 @@ class Placed(NamedTuple):
     sequence: int
     """Every event with this ``fs_seq`` or a smaller one is in it."""
     expire_at_ms: int | None
+    damaged: bytes = b""
+    """What a damaged record was found to be: if the store's still begins with it, nothing that these bytes say counts;
+    events that were appended behind them do."""
 
 
 class Move(NamedTuple):

@@ -265,6 +265,26 @@ class OnlineEventsConformance:
         advance(store, b"4", b"9", [append(2, 9)])
         assert (sequences(store, 2) or [])[-1:] == [9]
 
+    def test_a_damaged_record_gives_way(self, store: OnlineStore) -> None:
+        advance(store, None, b"1", [append(1, 0), append(1, 1)])
+        (found,) = store.mget([key_of(1)])
+        assert found is not None
+        end = head_of(found).tiles_end
+        far = (1 << 60).to_bytes(8, "little")
+        broken = [found[:8] + far + found[16:], found[:end] + b"\xff" + found[end + 1 :], found[:-9], found[:20]]
+        records = dict(enumerate(broken, 1))
+        place(store, [Placed(key_of(entity), damaged, 1 << 62, None) for entity, damaged in records.items()])
+        # Events that are appended meanwhile stay; the first record says that it has them, and is believed.
+        _, sizes = advance(store, b"1", b"2", [append(entity, 2) for entity in records])
+        assert (sizes[0], sizes[1] > 0) == (0, True)
+        assert place(store, [placed(1, 1)]) == [WriteResult.STALE]
+        anew = [placed(entity, 1)._replace(damaged=damaged) for entity, damaged in records.items()]
+        assert place(store, anew) == [WriteResult.WRITTEN] * 4
+        stayed = [[2] if size > 0 else [] for size in sizes]
+        assert [sequences(store, entity) for entity in records] == stayed
+        # What is whole by now is not taken for what was damaged.
+        assert place(store, [placed(2, 0)._replace(damaged=records[2])]) == [WriteResult.STALE]
+
     def test_a_clock_that_is_ahead_removes_nothing(self, store: OnlineStore, now: int) -> None:
         later, ahead = now // 1000 + 3_600 * SECOND_MS, now + 30 * 3_600 * SECOND_MS * 1000
         advance(store, None, b"1", [append(1, 0, expire_at_ms=later), append(2, 1, expire_at_ms=later)])

@@ -331,6 +331,8 @@ class Race:
 def test_a_primary_dies_with_events_that_it_has_acknowledged(
     breakable: RedisCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    breakable.heal()
+    breakable.flush()
     shops = Shops(tmp_path, breakable.url)
     with closing(shops.workspace):
         shops.push([*SHOPS])

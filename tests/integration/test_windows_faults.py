@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +21,12 @@ from support.projects import make_workspace
 from support.redis_server import RedisServer
 
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
-from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError, RegistryUnavailableError
+from featurestore.errors import (
+    DamagedRecordError,
+    OnlineStoreFullError,
+    OnlineStoreUnavailableError,
+    RegistryUnavailableError,
+)
 from featurestore.following import follow
 from featurestore.following.follow import Follower
 from featurestore.ingest import events, push
@@ -33,7 +39,7 @@ from featurestore.offline.interface import MAX_SEQUENCE
 from featurestore.online.interface import Placed, Slice
 from featurestore.online.records import windows_known
 from featurestore.online.records.keys import KeyEncoder
-from featurestore.online.records.windowed import empty
+from featurestore.online.records.windowed import BASE_AT, empty, head_of
 from featurestore.serving import get_online_features
 from featurestore.training import TrainingSetWarning, get_historical_features
 from featurestore.types import Float64, Int64, String
@@ -293,6 +299,37 @@ def test_a_key_that_holds_something_else_holds_up_no_other(
     shop.workspace.online.delete(key)
     succeeded(republish(shop.workspace))
     shop.check()
+
+
+@pytest.mark.parametrize("kind", ["base", "length", "cut", "orphan"])
+def test_a_damaged_record_is_made_anew_by_a_publish(shop: Shop, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    shop.sell(150)
+    shop.sell(9)
+    keys = KeyEncoder(shop.workspace.snapshot().views["sales"].layout)
+    key = keys.encode([99 if kind == "orphan" else 1])
+    (found,) = shop.workspace.online.get([keys.encode([1])])
+    assert found is not None
+    record = bytearray(found)
+    if kind == "base":
+        record[BASE_AT + 6] ^= 0x40
+    elif kind == "cut":
+        del record[-20:]
+    else:
+        record[head_of(found).tiles_end] ^= 0x40  # the length of its first newest event
+    shop.workspace.online.place([Slice([], [Placed(key, bytes(record), MAX_SEQUENCE, None)])])
+    shop.wait(MINUTE_US)
+    shop.sell(120)  # so many that they go into tiles
+    assert ("no events go into tiles: the online record" in caplog.text) is (kind in ("length", "cut"))
+    whole = get_online_features(shop.workspace, ["sales:count_all"], {"shop": [0, 2]})
+    assert whole.to_dict()["count_all"] == [93, 93]
+    if kind == "length":
+        with pytest.raises(DamagedRecordError, match=re.escape(repr(key))):
+            shop.online()
+    succeeded(republish(shop.workspace))
+    shop.check()
+    shop.sell(120)
+    shop.check()
+    assert shop.workspace.online.get([keys.encode([99])]) == [None]
 
 
 def test_publishes_among_constant_folds_show_no_reader_fewer_events(shop: Shop, tmp_path: Path) -> None:

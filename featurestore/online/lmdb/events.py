@@ -88,12 +88,15 @@ def place_one(transaction: Transaction, placed: Placed, get: Get, put: Put, now_
     found = get(transaction, placed.key)
     more, expiry = b"", placed.expire_at_ms
     if found is not None:
-        if not is_windowed(found[0]):
-            return WriteResult.WRONG_TYPE
-        if head_of(found[0]).base_sequence > placed.sequence:
-            return WriteResult.STALE
-        more = events_after(found[0], placed.sequence, head_of(found[0]).tiles_end)
-        if more and layout_of(found[0]) != layout_of(placed.record):
+        record, end = found[0], len(placed.damaged)
+        if not end or not record.startswith(placed.damaged):
+            if not is_windowed(record):
+                return WriteResult.WRONG_TYPE
+            if head_of(record).base_sequence > placed.sequence:
+                return WriteResult.STALE
+            end = head_of(record).tiles_end
+        more = events_after(record, placed.sequence, end)
+        if more and layout_of(record) != layout_of(placed.record):
             return WriteResult.STALE
         expiry = later(found[1], expiry) if more else expiry
     put(transaction, placed.key, placed.record + more, expiry)

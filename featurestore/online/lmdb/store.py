@@ -412,12 +412,16 @@ def _is_live(key: bytes, value: bytes, now: bytes) -> bool:
 
 
 def _kept(transaction: Transaction, key: bytes) -> tuple[bytes, int | None] | None:
-    """Return a value's content and expiry, also of one that has expired: the clock may be ahead."""
+    """Return a value's content and expiry, also of one that has expired: the clock may be ahead.
+
+    A damaged expiry is as good as none: the next one is later.
+    """
     found = transaction.get(key)
     if found is None:
         return None
-    never = found.startswith(NEVER) or found.startswith(PLAIN)
-    return content(found), None if never else int.from_bytes(found[:8]) - SIGN
+    if found.startswith(NEVER) or found.startswith(PLAIN):
+        return content(found), None
+    return content(found), int.from_bytes(found[:8]) - SIGN if is_expiry_whole(found) else 0
 
 
 def _put_record(transaction: Transaction, key: bytes, record: bytes, expire_at_ms: int | None) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -118,6 +119,12 @@ def _entries_in(record: bytes, place: int) -> Iterator[bytes]:
         place += length
 
 
+def readable_entries(record: bytes) -> Iterator[bytes]:
+    """Yield the newest events as bytes, up to where their lengths fit: for those who look over many records."""
+    with suppress(ValueError):
+        yield from entries_of(record)
+
+
 def events_after(events: bytes, sequence: int, place: int = 0) -> bytes:
     """Return those of some events, one after the other from a place on, that come after a number, as they are."""
     return b"".join(entry for entry in _entries_in(events, place) if _I64.unpack_from(entry, 2)[0] > sequence)
@@ -126,14 +133,6 @@ def events_after(events: bytes, sequence: int, place: int = 0) -> bytes:
 def first_length(events: bytes) -> int:
     """Return how long the first of some events is."""
     return int(_U16.unpack_from(events)[0])
-
-
-def last_sequence(record: bytes) -> int:
-    """Return the greatest ``fs_seq`` that a record has taken."""
-    last = head_of(record).base_sequence
-    for entry in entries_of(record):
-        last = max(last, _I64.unpack_from(entry, 2)[0])
-    return last
 
 
 # Newest events --------------------------------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ from featurestore.online.records.windowed import (
     EVENT,
     FORMAT,
     SCHEMA_AT,
-    entries_of,
     head_of,
     is_newer,
     is_windowed,
+    readable_entries,
 )
 from featurestore.online.records.windows_known import Known, Learn
 from featurestore.online.records.windows_values import UNREADABLE, WindowValues
@@ -93,7 +93,7 @@ class WindowRecords:
                 yield None
                 continue
             newest = head_of(record).newest_us
-            for entry in entries_of(record):
+            for entry in readable_entries(record):
                 _, _, event_us, known_us = EVENT.unpack_from(entry)
                 if newest < event_us <= now_us and known_us <= now_us:
                     newest = event_us

@@ -210,7 +210,8 @@ end
 return codes
 """
 
-# ARGV, after those of the moves: per record itself, the two words of its number, and the expiry. Returns
+# ARGV, after those of the moves: per record itself, the two words of its number, the expiry, and what a damaged record
+# there begins with. Returns
 # a code of `Advanced`, then those of WriteResult. After a lost connection the same is placed again.
 PLACE = f"""
 {_WINDOWED}
@@ -218,12 +219,15 @@ PLACE = f"""
 if not (are_as_before() or have_moved()) then return {{1}} end
 local codes = {{0}}
 for i = moving + 1, #KEYS do
-  local key, place = KEYS[i], 3 * moving - 2 + 4 * (i - moving)
+  local key, place = KEYS[i], 3 * moving - 3 + 5 * (i - moving)
   local record, high, low, expiry = ARGV[place], tonumber(ARGV[place + 1]), tonumber(ARGV[place + 2]), ARGV[place + 3]
+  local damaged = ARGV[place + 4]
   local old, code, more = redis.pcall('GET', key), 0, ''
   if type(old) == 'table' then
     if not string.find(old.err, 'WRONGTYPE', 1, true) then return old end
     code = 3
+  elseif old and damaged ~= '' and string.sub(old, 1, #damaged) == damaged then
+    more = events_after(old, #damaged + 1, high, low)
   elseif old and not is_windowed(old) then
     code = 3
   elseif old then
@@ -232,9 +236,9 @@ for i = moving + 1, #KEYS do
       code = 1
     else
       more = events_after(old, struct.unpack('<I4', old, 5) + 1, high, low)
-      if layout_of(old) ~= layout_of(record) and more ~= '' then code = 1 end
     end
   end
+  if more ~= '' and layout_of(old) ~= layout_of(record) then code = 1 end
   if code == 0 then
     if more ~= '' then
       redis.call('SET', key, record .. more, 'KEEPTTL')
@@ -273,7 +277,7 @@ def place_arguments(slice_: Slice[Placed]) -> list[bytes | int]:
     """Return number of keys, keys and arguments of PLACE."""
     arguments = list(_moves(slice_.moves, [each.key for each in slice_.items]))
     for each in slice_.items:
-        arguments += [each.record, *_words(each.sequence), _instant(each.expire_at_ms)]
+        arguments += [each.record, *_words(each.sequence), _instant(each.expire_at_ms), each.damaged]
     return arguments
 
 

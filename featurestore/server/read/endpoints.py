@@ -21,7 +21,7 @@ from typing_extensions import override
 from featurestore.errors import InputError, OnlineStoreUnavailableError
 from featurestore.online.interface import AsyncReader
 from featurestore.online.records.codec import MOST_VALUES_AT_ONCE, pieces
-from featurestore.online.records.windowed import entries_of, is_windowed
+from featurestore.online.records.windowed import is_windowed, readable_entries
 from featurestore.server.http.bodies import MOST_ROWS, Columns, JsonEndpoint, Name
 from featurestore.server.http.errors import RequestError, check_count
 from featurestore.server.read.snapshots import SnapshotKeeper
@@ -345,7 +345,7 @@ def _newest_events(template: Template, query: Query, records: Records) -> Iterat
     for view, found in zip(template.views, template.compiled.records(query, records), strict=True):
         first = next((record for record in found if record is not None), None)
         if first is not None and is_windowed(first):
-            yield view, sum(1 for _ in entries_of(first))
+            yield view, sum(1 for _ in readable_entries(first))
 
 
 def online_body(template: Template, answer: Answer, include: Sequence[str]) -> bytes:
