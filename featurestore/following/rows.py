@@ -186,7 +186,7 @@ class EventEncoder:
         newest = np.maximum.reduceat(events.event_us, begins) if len(begins) else begins
         waiting: dict[bytes, bytes] = {}
         if not is_settled.all():
-            for key, event in self.events(rows.filter(pa.array(~is_settled))):
+            for key, event in self.events(rows.filter(pa.array(~is_settled)).sort_by(NUMBER)):
                 waiting[key] = waiting.get(key, b"") + encode_event(key, self.layout, event)
             events = events.where(is_settled)
         records = build(self.layout, keys, events, sequence, now_us)

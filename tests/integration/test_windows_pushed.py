@@ -21,11 +21,13 @@ from featurestore.following import follow
 from featurestore.following.mark import mark_from
 from featurestore.ingest import PushResult, push
 from featurestore.ingest.push import PushedWindows
+from featurestore.materialization import republish
 from featurestore.offline import groups
 from featurestore.online.records.keys import KeyEncoder, mark_key
-from featurestore.online.records.windowed import head_of
+from featurestore.online.records.windowed import decode_event, entries_of, head_of
 from featurestore.serving import get_online_features
 from featurestore.types.times import to_datetime
+from featurestore.windows.layout import layout_of
 from featurestore.workspace import Workspace
 
 
@@ -288,6 +290,22 @@ def test_publishes_at_once_leave_the_work_to_the_last(shop: Shop, monkeypatch: p
     assert len(done) == 3
     assert not all(each is not None and each.is_whole for each in done)
     shop.check()
+
+
+def test_newest_events_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, None, sales_view())
+    with closing(shop.workspace):
+        sale = {"shop": 1, "v": 1.0, "t": "a"}
+        for number in range(4):
+            shop.push([{**sale, "id": f"e{number}", "sold_at": shop.now_us - number}])
+        key = KeyEncoder(shop.workspace.snapshot().views["sales"].layout).encode([1])
+        for _ in range(2):
+            (record,) = shop.workspace.online.get([key])
+            assert record is not None
+            numbers = [decode_event(layout_of(shop.view)[0], entry).sequence for entry in entries_of(record)]
+            assert numbers == [0, 1, 2, 3]
+            republish(shop.workspace)
+        shop.check()
 
 
 def test_a_run_meets_pushes_of_what_it_reads(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
