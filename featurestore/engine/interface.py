@@ -295,11 +295,15 @@ class Log(ABC):
         """Tell whether an event of some files of the log is, by its id, also one of others."""
 
     @abstractmethod
-    def withdraw(self, view: FeatureView, files: Sequence[str], span: Span, *, folder: Path | None) -> Withdrawal:
+    def withdraw(
+        self, view: FeatureView, files: Sequence[str], span: Span, *, now_us: int, folder: Path | None
+    ) -> Withdrawal:
         """Find the batch rows of the log in [start, end) whose keys and times the source no longer holds.
 
-        All versions of such a row count; pushed rows never do. With a ``folder`` their files are written there again
-        without them; without one this is a dry run. Uses only start and end of ``span``.
+        All versions of such a row count; pushed rows never do. Of a view with aggregations a pushed event counts in
+        whose place a run at ``now_us`` takes another one: the source holds its id with other values only, and no other
+        event of the log is at most a day from that. With a ``folder`` their files are written there again without them;
+        without one this is a dry run. Uses only start and end of ``span``.
         """
 
     @abstractmethod

@@ -85,7 +85,7 @@ class RunResult(RunDocument):
         if self.conflicts:
             notes.append(
                 f"{self.conflicts:,} events have other values than the event of the same id that counts, and change "
-                "nothing: the first one counts; `--rebuild` reads them all again"
+                "nothing: the first one counts; a `--rebuild` of their span takes those of the source"
             )
         if self.waiting:
             notes.append(f"{self.waiting:,} rows are dated after now and wait for a later run")

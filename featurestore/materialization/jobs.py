@@ -43,10 +43,10 @@ def materialize(
 ) -> list[RunResult]:
     """Bring source rows with event time in [start, end) into the offline log, and the newest online.
 
-    ``rebuild`` withdraws the span's rows that came from the source and that it no longer holds, once
-    ``confirm(view, rows)`` has returned True, and the rows of damaged files within the span: these are then read from
-    the source again, pushed ones are lost. A dry run counts and writes nothing. Raises IntervalError for a span that is
-    empty or ends in the future, NotFoundError for an unknown view.
+    ``rebuild`` withdraws the span's rows that came from the source and that it no longer holds, and pushed events of
+    which it holds the id with other values, once ``confirm(view, rows)`` has returned True, and the rows of damaged
+    files within the span: these are then read from the source again, pushed ones are lost. A dry run counts and writes
+    nothing. Raises IntervalError for a span that is empty or ends in the future, NotFoundError for an unknown view.
     """
     if start_us >= end_us:
         raise IntervalError(

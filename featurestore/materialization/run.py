@@ -355,7 +355,8 @@ class ViewRun:
             return Withdrawal(0, (), ())
         with step("withdraw", f"compare {self.registered.view.name} with its source"):
             view, span = self.registered.view, Span(*rebuild.interval)
-            return self.workspace.engine.log.withdraw(view, _paths(version), span, folder=folder)
+            now_us = self.result.started_us
+            return self.workspace.engine.log.withdraw(view, _paths(version), span, now_us=now_us, folder=folder)
 
     def _damaged(self, rebuild: Rebuild | None, version: TableVersion | None) -> list[DataFile]:
         """Return the span's damaged files: a rebuild leaves them out and reads their rows from the source again.

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from featurestore.definitions import Aggregation, Entity, FeatureView, Field, ParquetSource
@@ -19,7 +20,7 @@ from featurestore.engine.interface import Span
 from featurestore.errors import SourceSchemaError
 from featurestore.testing.engine_project import EngineProject, EngineSuite, instants, paths_of, read_log
 from featurestore.types import Float64, Int64, String
-from featurestore.types.columns import CREATED, EVENT
+from featurestore.types.columns import CREATED, EVENT, ORIGIN
 from featurestore.types.times import MAX_INSTANT
 
 DAY_US = 86_400_000_000
@@ -196,6 +197,42 @@ class EngineEventsConformance(EngineSuite):
         assert [one[4] for one in logged(paths_of(corrected))] == [2.0]
         assert project.withdraw(view, [*left, *paths_of(corrected)], span).rows == 0
         assert project.withdraw(view, files, span, dry=True).rows == gone.rows
+
+    def test_a_rebuild_takes_corrections_of_pushed_events(self, project: EngineProject) -> None:
+        view, span = events_view(), Span(0, DAY_US)
+        at = DAY_US // 2
+        write_events(
+            project,
+            "1",
+            [event(id=each, at=at) for each in ("other value", "moved", "the same", "twice", "untold", "long", "later")]
+            + [event(id="outside", at=DAY_US + 5), event(id="two", at=0), event(id="two", at=DAY_US + 5)],
+        )
+        (path,) = paths_of(project.stage(view))
+        pushed = pq.read_table(path)
+        pq.write_table(pushed.set_column(pushed.column_names.index(ORIGIN), ORIGIN, [["push"] * len(pushed)]), path)
+        moved, corrected = event(id="moved", at=at - 5), event(id="other value", at=at, v=2.0)
+        write_events(
+            project,
+            "1",
+            [
+                corrected,
+                moved,
+                event(id="the same", at=at, known=at + 5),
+                event(id="twice", at=at),
+                event(id="twice", at=at, v=2.0),
+                event(id="long", at=at, t="x" * 257),  # cannot be kept
+                event(id="later", at=at, known=MAX_INSTANT, v=2.0),  # is not known yet
+                event(id="outside", at=DAY_US - 1),  # the pushed one is not in the span
+                event(id="two", at=10, v=2.0),  # is at most a day from both
+            ],
+        )
+        gone = project.withdraw(view, [path], span, now_us=DAY_US)
+        assert (gone.rows, gone.removed) == (2, (str(path),))
+        left = list(gone.written)
+        assert {one[1] for one in logged([path])} - {one[1] for one in logged(left)} == {"moved", "other value"}
+        staged = project.stage(view, log=left, first_sequence=100, spans=[span], now_us=DAY_US)
+        assert Counter(logged(paths_of(staged))) == Counter([corrected, moved])
+        assert project.withdraw(view, [*left, *paths_of(staged)], span, now_us=DAY_US).rows == 0
 
     def test_what_cannot_be_kept_is_counted(self, project: EngineProject) -> None:
         long = "é" * 129

@@ -136,9 +136,12 @@ class EngineProject:
         """Return how many entities there are, and how many of them have a row in a span."""
         return self.engine.log.entities(view, names(files), since_us=since_us, until_us=until_us)
 
-    def withdraw(self, view: FeatureView, files: Sequence[Path], span: Span, *, dry: bool = False) -> Withdrawal:
+    def withdraw(
+        self, view: FeatureView, files: Sequence[Path], span: Span, *, dry: bool = False, now_us: int = MAX_INSTANT
+    ) -> Withdrawal:
         """Find the rows that the source no longer holds, and unless ``dry`` write what stays."""
-        return self.engine.log.withdraw(view, names(files), span, folder=None if dry else self.staging)
+        folder = None if dry else self.staging
+        return self.engine.log.withdraw(view, names(files), span, now_us=now_us, folder=folder)
 
     def replacements(
         self, view: FeatureView, files: Sequence[Path], *, removed: Sequence[str], added: Sequence[Path], **options: Any

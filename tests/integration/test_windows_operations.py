@@ -40,7 +40,7 @@ from featurestore.maintenance.optimize import optimize
 from featurestore.maintenance.status import status
 from featurestore.maintenance.teardown import drop_data
 from featurestore.maintenance.verify import verify
-from featurestore.materialization import materialize_incremental, republish, succeeded
+from featurestore.materialization import materialize, materialize_incremental, republish, succeeded
 from featurestore.offline import groups
 from featurestore.offline.interface import MAX_SEQUENCE
 from featurestore.online.interface import Placed, Slice
@@ -362,6 +362,26 @@ def test_a_plan_says_what_has_to_be_run_and_what_waits_for_it(shop: Shop, monkey
     # The default, written out, is no other definition.
     shop.apply(sales_view(at_most(None)))
     assert "nothing to change" in str(shop.plan(sales_view(at_most(1_000))))
+
+
+def test_a_rebuild_takes_the_corrections_of_pushed_events(either: Shop) -> None:
+    shop = either
+    at = shop.now_us - MINUTE_US
+    sold = {"shop": 1, "sold_at": to_datetime(at), "v": 1.0}
+    push(shop.workspace, "sales_push", [{**sold, "id": each, "v": 100.0} for each in ("wrong", "right", "untold")])
+    shop.write([{**sold, "id": "wrong"}, {**sold, "id": "right", "v": 100.0}])
+    done = shop.run()
+    assert (done.appended, done.conflicts) == (0, 1)
+    assert shop.check()["v_sum_1h"][1] == 300.0
+    span = at - HOUR_US, shop.now_us
+    (done,) = succeeded(materialize(shop.workspace, *span, rebuild=True, confirm=lambda view, rows: rows == 1))
+    assert (done.withdrawn, done.appended, done.unchanged) == (1, 1, 1)
+    found = shop.check()
+    assert (found["v_sum_1h"][1], found["count_1h"][1]) == (201.0, 3)
+    # Pushed once more as it was, it is known, and changes nothing.
+    again = push(shop.workspace, "sales_push", [{**sold, "id": "wrong", "v": 100.0}]).views["sales"].events
+    assert (again.known, again.conflicting) == (1, 1)
+    assert shop.check()["v_sum_1h"][1] == 201.0
 
 
 def test_views_without_pushes_say_that_serving_is_behind(shop: Shop) -> None:

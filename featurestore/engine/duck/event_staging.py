@@ -16,7 +16,15 @@ from typing_extensions import override
 from featurestore.definitions.aggregation import MOST_BYTES
 from featurestore.definitions.events import ONE_EVENT_US
 from featurestore.engine.duck.choose import arrays
-from featurestore.engine.duck.identity import CREATED_US, EVENT_US, KNOWN_US, LOG_TIMES, SOURCE_TIMES
+from featurestore.engine.duck.identity import (
+    CREATED_US,
+    EVENT_US,
+    KNOWN_US,
+    LOG_TIMES,
+    SOURCE_TIMES,
+    has_happened,
+    has_keys,
+)
 from featurestore.engine.duck.offline_sql import FILE, instants, log_columns, read_log, thin
 from featurestore.engine.duck.scan import BATCH, Scanned
 from featurestore.engine.duck.session import quote
@@ -25,6 +33,7 @@ from featurestore.engine.duck.tables import POSITION
 from featurestore.engine.interface import JudgedEvents
 from featurestore.types import Bytes, String
 from featurestore.types.columns import CREATED, ORIGIN, SEQUENCE
+from featurestore.types.times import MAX_INSTANT, MIN_INSTANT
 
 if TYPE_CHECKING:
     import duckdb
@@ -48,9 +57,7 @@ class EventStaging(Staging):
 
     @override
     def _usable(self) -> str:
-        conditions = ["true"] if self._view.event_id is None else [f"{quote(self._view.event_id)} IS NOT NULL"]
-        conditions += [f"coalesce({length} <= {MOST_BYTES}, true)" for length in _lengths(self._view)]
-        return " AND ".join(conditions)
+        return usable_event(self._view)
 
     @override
     def _choose(self, fresh: str, candidates: int, bounds_us: tuple[int, int]) -> Chosen:
@@ -110,12 +117,8 @@ class EventIds:
     """Compares the events of the table ``fresh`` with a log, and with one another."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, view: FeatureView) -> None:
-        assert view.event_id is not None
         self._connection, self._view = connection, view
-        self._event = ", ".join(map(quote, [*view.join_keys, view.event_id]))
-        same = [same_value(field.name, field.type) for field in view.stored]
-        self._same = " AND ".join([f"f.{EVENT_US} = l.{EVENT_US}", *same])
-        """The condition that two events of one id are the same; when they were created does not matter."""
+        self._event, self._same = event_columns(view), same_event(view)
 
     def find(self, log_files: Sequence[str], near: str) -> FoundIds:
         """Make the tables ``known`` and ``repeated``: positions of events that the log has, or another fresh one is.
@@ -187,7 +190,7 @@ def repeats_sql(view: FeatureView, files: Sequence[str], others: Sequence[str]) 
         **thin(view),
         view.event_id: view.stored_types[next(n for n in view.stored_types if n.lower() == view.event_id.lower())],
     }
-    event = ", ".join(map(quote, [*view.join_keys, view.event_id]))
+    event = event_columns(view)
     one, other = (f"(SELECT *, {LOG_TIMES} FROM ({read_log(kinds, each)}))" for each in (files, others))
     return (
         f"SELECT count(*) > 0 FROM {one} f JOIN {other} l USING ({event}) "
@@ -195,27 +198,66 @@ def repeats_sql(view: FeatureView, files: Sequence[str], others: Sequence[str]) 
     )
 
 
-def gone_events(scanned: Scanned, span: Span, files: Sequence[str]) -> str:
-    """Return the SELECT of file and number of batch events in [start, end) that the source no longer holds.
+def gone_events(scanned: Scanned, span: Span, files: Sequence[str], now_us: int) -> str:
+    """Return the SELECT of file and number of events in [start, end) of a log that a rebuild withdraws.
 
-    It holds an event only with the same values: a correction is another event, which counts from a rebuild on.
+    Batch events that the source no longer holds: it holds an event only with the same values, a correction is another
+    one. And pushed events of which it holds the same id with other values: those it never held are not its own.
     """
     view = scanned.view
     content, within = event_content(view), f"{EVENT_US} >= {span.start_us} AND {EVENT_US} < {span.end_us}"
-    held = (
-        f"SELECT {content}, count(*) AS fs_held FROM (SELECT *, {SOURCE_TIMES} FROM "
-        f"({scanned.rows(view.stored_types)}) WHERE {within}) GROUP BY ALL"
-    )
+    source = f"SELECT *, {SOURCE_TIMES} FROM ({scanned.rows(view.stored_types)}) WHERE {within}"
+    held = f"SELECT {content}, count(*) AS fs_held FROM ({source}) GROUP BY ALL"
     log = (
         f"SELECT *, {LOG_TIMES}, {log_created()} FROM ({read_log(log_columns(view), files)}) "
         f"WHERE {ORIGIN} = '{BATCH}' AND {instants(span.start_us, span.end_us - 1)}"
     )
     numbered = f"SELECT *, row_number() OVER (PARTITION BY {content} ORDER BY {SEQUENCE}) AS fs_number FROM ({log})"
     pairs = " AND ".join(f"l.{name} IS NOT DISTINCT FROM h.{name}" for name in content.split(", "))
-    return (
+    gone = (
         f"SELECT l.{FILE}, l.{SEQUENCE} FROM ({numbered}) l LEFT JOIN ({held}) h ON {pairs} "
         "WHERE coalesce(l.fs_number > h.fs_held, true)"
     )
+    if view.event_id is None:
+        return gone  # it takes no pushes
+    scanned.connection.execute(f"CREATE TEMP TABLE gone_batch AS {gone}")
+    return f"FROM gone_batch UNION ALL {_corrected(view, source, span, files, now_us)}"
+
+
+def _corrected(view: FeatureView, source: str, span: Span, files: Sequence[str], now_us: int) -> str:
+    """Return the SELECT of file and number of pushed events in whose place staging takes one of the source.
+
+    It takes one that can be kept, and that is at most a day from no other event of its id in the log.
+    """
+    around = max(span.start_us - ONE_EVENT_US, MIN_INSTANT), min(span.end_us - 1 + ONE_EVENT_US, MAX_INSTANT)
+    log = f"SELECT *, {LOG_TIMES} FROM ({read_log(log_columns(view), files)}) WHERE {instants(*around)}"
+    fresh = (
+        f"SELECT *, row_number() OVER () AS fs_place FROM ({source}) WHERE {has_keys(view)} AND {usable_event(view)} "
+        f"AND {has_happened(EVENT_US, KNOWN_US, now_us)}"
+    )
+    near = (
+        f"SELECT l.{FILE}, l.{SEQUENCE}, l.{ORIGIN} <> '{BATCH}' AND l.{EVENT_US} >= {span.start_us} "
+        f"AND l.{EVENT_US} < {span.end_us} AS is_pushed, {same_event(view)} AS is_same, "
+        f"count(*) OVER (PARTITION BY f.fs_place) = 1 AS is_only "
+        f"FROM ({fresh}) f JOIN (FROM ({log}) ANTI JOIN gone_batch USING ({SEQUENCE})) l "
+        f"USING ({event_columns(view)}) WHERE abs(f.{EVENT_US} - l.{EVENT_US}) <= {ONE_EVENT_US}"
+    )
+    return (
+        f"SELECT {FILE}, {SEQUENCE} FROM ({near}) GROUP BY ALL "
+        "HAVING bool_and(is_pushed) AND NOT bool_or(is_same) AND bool_or(is_only)"
+    )
+
+
+def event_columns(view: FeatureView) -> str:
+    """Return the columns in which events of one id agree."""
+    assert view.event_id is not None
+    return ", ".join(map(quote, [*view.join_keys, view.event_id]))
+
+
+def same_event(view: FeatureView) -> str:
+    """Return the condition that two events f and l of one id are the same; when they were created does not matter."""
+    same = [same_value(field.name, field.type) for field in view.stored]
+    return " AND ".join([f"f.{EVENT_US} = l.{EVENT_US}", *same])
 
 
 def event_content(view: FeatureView) -> str:
@@ -245,9 +287,11 @@ def first_kept(ids: npt.NDArray[Any], event_us: npt.NDArray[np.int64]) -> npt.ND
     return first
 
 
-def _lengths(view: FeatureView) -> list[str]:
-    """Return the lengths in bytes of the texts that must not be long."""
+def usable_event(view: FeatureView) -> str:
+    """Return the condition that an event with keys and times can be kept."""
     assert view.events is not None
+    conditions = ["true"] if view.event_id is None else [f"{quote(view.event_id)} IS NOT NULL"]
     functions = {String: "strlen", Bytes: "octet_length"}
     kinds = {name: kind for name, kind in view.stored_types.items() if name.lower() in view.events.bounded}
-    return [f"{functions[kind]}({quote(name)})" for name, kind in kinds.items() if kind in functions]
+    lengths = [f"{functions[kind]}({quote(name)})" for name, kind in kinds.items() if kind in functions]
+    return " AND ".join([*conditions, *(f"coalesce({length} <= {MOST_BYTES}, true)" for length in lengths)])

@@ -127,14 +127,16 @@ class DuckLog(Log):
         return bool(found)
 
     @override
-    def withdraw(self, view: FeatureView, files: Sequence[str], span: Span, *, folder: Path | None) -> Withdrawal:
+    def withdraw(
+        self, view: FeatureView, files: Sequence[str], span: Span, *, now_us: int, folder: Path | None
+    ) -> Withdrawal:
         with (
             opened(self._session, view, reads=files, writes=folder) as scanned,
             scanned.translated("compare the offline store with its source", table_files=files),
         ):
             connection = scanned.connection
             if view.aggregations:
-                gone = gone_events(scanned, span, files)
+                gone = gone_events(scanned, span, files, now_us)
             else:
                 connection.execute(f"CREATE TEMP TABLE held AS {source_identities(scanned, span)}")
                 rows = f"SELECT *, {LOG_TIMES} FROM ({read_log({**thin(view), ORIGIN: String}, files)})"
