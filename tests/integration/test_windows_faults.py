@@ -19,6 +19,7 @@ import pytest
 import redis
 from support.projects import make_workspace
 from support.redis_server import RedisServer
+from support.serving import serving_here
 
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
 from featurestore.errors import (
@@ -40,7 +41,9 @@ from featurestore.online.interface import Placed, Slice
 from featurestore.online.records import windows_known
 from featurestore.online.records.keys import KeyEncoder
 from featurestore.online.records.windowed import BASE_AT, empty, head_of
+from featurestore.server.read import endpoints
 from featurestore.serving import get_online_features
+from featurestore.serving.views import served_view
 from featurestore.training import TrainingSetWarning, get_historical_features
 from featurestore.types import Float64, Int64, String
 from featurestore.types.times import system_clock, to_datetime
@@ -163,6 +166,31 @@ def test_a_redis_that_restarts_empty_is_filled_from_the_log(
         assert shop.online()["count_all"] == [None] * 3
         shop.sell(5)
         shop.check()
+
+
+def test_a_publish_between_a_look_at_records_and_one_at_marks_is_not_taken_for_no_events(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows_known, "MARK_SECONDS", 60.0)
+    online, asked = shop.workspace.online, {"features": ["sales:count_all"], "entities": {"shop": [0, 99]}}
+    registered = shop.workspace.snapshot().views["sales"]
+    view = served_view(registered, ["count_all"], form="python", fetch=lambda key: online.get([key])[0])
+    keys = view.keys(["0", "99"])
+    before = online.get(keys)
+    learn, pushed = endpoints.OnlineReads._learn, list[int]()
+
+    async def learn_after_a_push(self: endpoints.OnlineReads, missing: Any) -> bool:
+        if not pushed:
+            pushed.append(1)
+            shop.sell(5, shop=0)
+        return await learn(self, missing)
+
+    monkeypatch.setattr(endpoints.OnlineReads, "_learn", learn_after_a_push)
+    with serving_here(Workspace(shop.root, shop.workspace.settings, clock=shop.workspace.clock)) as client:
+        assert client.post("/v1/online-features", json=asked).json()["rows"] == [[5], [0]]
+    assert before == [None, None]
+    for _ in range(2):  # the second time for another thread, whose look at the records came before, too
+        assert [list(row) for row in view.read(keys, before, shop.now_us).values] == [[5], [0]]
 
 
 def test_a_clock_that_jumps_leaves_no_trace(shop: Shop) -> None:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from hashlib import blake2b
+from math import inf
 from time import monotonic
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from featurestore.windows.layout import Asked, Layout, found_in, layout_from
 
 MARK_SECONDS = 1.0
 """Seconds between two looks at a view's mark, at least, while it is there."""
+YOUNG_SECONDS = 1.0
+"""So long after a mark came or named another layout, records may have been read before that: longer than any read."""
 
 Learn = Callable[[bytes | None], None]
 
@@ -56,6 +59,7 @@ class Known:
         self._marks: dict[bytes, _Mark | None] = {}
         """By bucket; the first one's is that of all records, unless it says that others have their own."""
         self._due_s: dict[bytes, float] = {}
+        self._changed_s = -inf
         self.others: dict[bytes, Places] = {}
         """Other layouts by their ids."""
 
@@ -64,6 +68,11 @@ class Known:
         """Until when the view is covered; None while nothing was published, or nobody looked."""
         first = self._first
         return None if first is None else first.covered_us
+
+    @property
+    def is_young(self) -> bool:
+        """Tell whether a mark came or changed just now: a record that was missing before may be there with it."""
+        return monotonic() < self._changed_s + YOUNG_SECONDS
 
     @property
     def _first(self) -> _Mark | None:
@@ -77,7 +86,7 @@ class Known:
         """
         wanted: dict[bytes, Learn] = {}
         first, now_s = self._first, monotonic()
-        if needs_mark and (first is None or now_s >= self._due_s[BUCKETS[0]]):
+        if needs_mark and (first is None or self.is_young or now_s >= self._due_s[BUCKETS[0]]):
             wanted[self._mark_key(BUCKETS[0])] = partial(self._learn_mark, BUCKETS[0])
         if needs_mark and (first is None or first.buckets > 1):
             for bucket in buckets:
@@ -122,6 +131,9 @@ class Known:
             mark = None
         if bucket == BUCKETS[0] and mark is not None and self._first is None:
             self._due_s.clear()  # the view was published just now: the others have marks, too
+        before = self._marks.get(bucket)
+        if mark is not None and (before is None or before.layout_id != mark.layout_id):
+            self._changed_s = monotonic()
         self._marks[bucket], self._due_s[bucket] = mark, monotonic() + MARK_SECONDS
 
     def _learn(self, layout_id: bytes, document: bytes | None) -> None:

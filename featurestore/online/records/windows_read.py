@@ -122,6 +122,10 @@ class WindowRecords:
             needs_mark = self._needs_mark(records, now_us)
             buckets = self._empty_buckets(keys, records)
             self._known.look_up(self._fetch, _layouts_of(records), needs_mark=needs_mark, buckets=buckets)
+            if self._known.is_young:
+                fetch, pairs = self._fetch, zip(keys, records, strict=True)
+                records = [fetch(key) if record is None else record for key, record in pairs]
+                self._known.look_up(fetch, _layouts_of(records), needs_mark=False, buckets=())
         values: list[Sequence[Any]] = [()] * len(records)
         statuses: list[Sequence[Status]] = [self._present] * len(records)
         own = {place: record for place, record in enumerate(records) if record is not None and self._is_own(record)}

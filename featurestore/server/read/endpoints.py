@@ -28,7 +28,7 @@ from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.read.templates import MOST_FEATURES, Asked, Pattern, Template
 from featurestore.server.read.threads import THREADS, AllBusyError, Threads
 from featurestore.server.watch.metrics import Metrics
-from featurestore.serving.compiled import Answer, Query
+from featurestore.serving.compiled import Answer, CompiledRequest, Query
 from featurestore.statuses import Status
 from featurestore.types.times import Clock, to_instant, to_rfc3339
 
@@ -184,17 +184,17 @@ class OnlineReads:
         parsed = perf_counter()
         if self.reader is None:
             raise OnlineStoreUnavailableError("The online store is not open.")
-        records = await self.reader.mget(query.keys) if query.keys else []
+        records: Records = await self.reader.mget(query.keys) if query.keys else []
         fetched, now_us = perf_counter(), self._clock()
         made: _Made | None
         if compiled.has_functions or query.rows * len(compiled.names) > MOST_VALUES_AT_ONCE:
-            await self._learn(compiled.missing_schemas(query, records, now_us))
+            records = await self._learned(compiled, query, records, now_us)
             work = partial(_made, template, query, records, now_us, encode, may_be_short=may_be_short)
             made = await (self._with_functions(work) if compiled.has_functions else self._long_answers.run(work))
         else:
             made = _made_short(template, query, records, now_us) if may_be_short else None
             if made is None:
-                await self._learn(compiled.missing_schemas(query, records, now_us))
+                records = await self._learned(compiled, query, records, now_us)
                 made = _made_whole(template, query, records, now_us, encode)
         transform_s = 0.0
         if made.answer is None:
@@ -222,12 +222,30 @@ class OnlineReads:
                 hint="Make slow on-demand functions quicker, or serve with more workers.",
             ) from None
 
-    async def _learn(self, missing: Mapping[bytes, Sequence[Callable[[bytes | None], None]]]) -> None:
-        """Look up the schemas of older records; does not repeat the search for a missing one with every request."""
+    async def _learned(self, compiled: CompiledRequest, query: Query, records: Records, now_us: int) -> Records:
+        """Look up what `CompiledRequest.answer` needs beside records; return these, those that were missing read again.
+
+        A mark that came since says that there are no events; the record came with it.
+        """
+        if None not in records:
+            await self._learn(compiled.missing_schemas(query, records, now_us))
+        elif await self._learn(compiled.missing_schemas(query, records, now_us)):
+            assert self.reader is not None
+            missing = [key for key, record in zip(query.keys, records, strict=True) if record is None]
+            found = iter(await self.reader.mget(missing))
+            records = [next(found) if record is None else record for record in records]
+            await self._learn(compiled.missing_schemas(query, records, now_us))
+        return records
+
+    async def _learn(self, missing: Mapping[bytes, Sequence[Callable[[bytes | None], None]]]) -> bool:
+        """Look up the schemas of older records, and marks; return whether there were any to ask for.
+
+        Does not repeat the search for a missing one with every request.
+        """
         now = monotonic()
         wanted = [key for key in missing if self._absent.get(key, 0.0) <= now]
         if not wanted:
-            return
+            return False
         assert self.reader is not None
         for key, document in zip(wanted, await self.reader.mget(wanted), strict=True):
             if document is None:
@@ -236,6 +254,7 @@ class OnlineReads:
                 self._absent[key] = now + ABSENT_SCHEMA_SECONDS
             for learn in missing[key]:
                 learn(document)
+        return True
 
 
 class OnlineEndpoint(JsonEndpoint[OnlineRequest]):
