@@ -7,7 +7,7 @@ from typing import Any
 
 from featurestore.online.interface import FOREIGN, Append, Fold, Move, Placed, WriteResult
 from featurestore.online.lmdb.values import PLAIN, content, plain_checksum
-from featurestore.online.records.windowed import HEADER, SCHEMA_AT, events_after, head_of, is_windowed
+from featurestore.online.records.windowed import HEADER, SCHEMA_AT, events_after, is_windowed
 
 Transaction = Any
 Stored = tuple[bytes, int | None]
@@ -92,10 +92,10 @@ def place_one(transaction: Transaction, placed: Placed, get: Get, put: Put, now_
         if not end or not record.startswith(placed.damaged):
             if not is_windowed(record):
                 return WriteResult.WRONG_TYPE
-            if head_of(record).base_sequence > placed.sequence:
+            _, end, base, _, _ = HEADER.unpack_from(record)
+            if base > placed.sequence:
                 return WriteResult.STALE
-            end = head_of(record).tiles_end
-        more = events_after(record, placed.sequence, end)
+        more = events_after(record, placed.sequence, end) if end < len(record) else b""
         if more and layout_of(record) != layout_of(placed.record):
             return WriteResult.STALE
         expiry = later(found[1], expiry) if more else expiry

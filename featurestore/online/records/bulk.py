@@ -9,14 +9,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
 
 from featurestore.online.records.codec import CRC_BYTES
-from featurestore.online.records.windowed import FORMAT, HEADER, Texts, checked, event_shape
+from featurestore.online.records.windowed import FORMAT, HEADER, Texts, event_shape
 from featurestore.online.records.windows_values import hash_of
 from featurestore.windows.exact import Level, float_levels, integer_levels, integer_square_levels, square_levels
 from featurestore.windows.layout import Group, Layout, Resolution
@@ -137,15 +137,28 @@ class _Builder:
         lists = [each for group in self._groups for each in self._lists(group)]
         records = [b""] * self._count
         for entities, scales, blocks in _alike(made, self._count):
-            for entity, *parts in zip(entities.tolist(), *blocks, strict=True):
-                counts = b"".join([_U32.pack(count) for count, _ in parts])
-                body = [counts, scales, *(part for _, part in parts), *(each[entity] for each in lists)]
-                texts = b"" if self._texts is None else self._texts[entity].data
-                content = b"".join((*body, _U32.pack(len(texts)), texts))
-                end = HEADER.size + len(content) + CRC_BYTES
-                header = HEADER.pack(FORMAT, end, base_sequence, int(newest[entity]), self._layout.id)
-                records[entity] = checked(keys[entity], header + content)
+            tails = self._tails(entities.tolist(), lists)
+            sizes = HEADER.size + len(scales) + np.array(list(map(len, tails)), np.int64) + CRC_BYTES
+            sizes += sum(4 + block.counts * (8 + block.size) for block in blocks)
+            constants = [np.full(len(sizes), each) for each in (FORMAT, base_sequence, self._layout.id)]
+            head = [("u4", constants[0]), ("u4", sizes), ("i8", constants[1]), ("i8", newest[entities])]
+            head += [("S8", constants[2]), *(("u4", block.counts) for block in blocks)]
+            parts = [_cut(*_packed(head), np.ones_like(sizes)), repeat(scales, len(sizes))]
+            parts += [_cut(*each, block.counts) for block in blocks for each in ((block.starts, 8), block[2:])]
+            for entity, *body in zip(entities.tolist(), *parts, tails, strict=True):
+                content = b"".join(body)
+                records[entity] = content + crc32(content, crc32(keys[entity])).to_bytes(CRC_BYTES)
         return records
+
+    def _tails(self, entities: Sequence[int], lists: Sequence[Sequence[bytes]]) -> list[bytes]:
+        """Return what follows the entries of each entity: its lists and texts."""
+        if self._texts is None:
+            nothing = _U32.pack(0)
+            return [b"".join([*(each[entity] for each in lists), nothing]) for entity in entities]
+        return [
+            b"".join([*(each[entity] for each in lists), _U32.pack(len(texts := self._texts[entity].data)), texts])
+            for entity in entities
+        ]
 
     def _entries(self, place: int, resolution: Resolution, until_us: npt.NDArray[np.int64]) -> _Entries:
         events, step = self._events, resolution.step_us
@@ -357,12 +370,24 @@ def _packed(columns: Sequence[tuple[str, Column]]) -> tuple[bytes, int]:
     return rows.tobytes(), shape.itemsize
 
 
-Block = Iterator[tuple[int, bytes]]
+class _Block(NamedTuple):
+    """The entries of one resolution of some entities."""
+
+    counts: Ints
+    starts: bytes
+    numbers: bytes
+    size: int
+    """That of the numbers of an entry."""
 
 
-def _alike(made: Sequence[_Entries], count: int) -> Iterator[tuple[Ints, bytes, list[Block]]]:
-    """Yield entities whose sums need the same limbs, with the scales, and for each resolution number and bytes of the
-    entries of each of them."""
+def _cut(data: bytes, size: int, counts: Ints) -> list[bytes]:
+    """Return so many rows of one size after the other."""
+    return [data[begin:end] for begin, end in pairwise([0, *np.cumsum(size * counts).tolist()])]
+
+
+def _alike(made: Sequence[_Entries], count: int) -> Iterator[tuple[Ints, bytes, list[_Block]]]:
+    """Yield entities whose sums need the same limbs, with the scales, and their entries of each
+    resolution."""
     limbs = [number.limb for entries in made for number in entries.numbers if number.limb is not None]
     if limbs:
         needs = np.packbits(np.stack([limb.is_needed for limb in limbs], axis=1), axis=1)
@@ -379,8 +404,7 @@ def _alike(made: Sequence[_Entries], count: int) -> Iterator[tuple[Ints, bytes, 
         yield entities, _U16.pack(len(scales)) + scales, [_block(entries, entities) for entries in made]
 
 
-def _block(entries: _Entries, entities: Ints) -> Block:
-    """Yield for each entity the number of its entries, and their starts and numbers as bytes."""
+def _block(entries: _Entries, entities: Ints) -> _Block:
     counts = entries.begins[entities + 1] - entries.begins[entities]
     ends = np.cumsum(counts)
     rows = np.repeat(entries.begins[entities] - (ends - counts), counts) + np.arange(int(counts.sum()))
@@ -389,8 +413,4 @@ def _block(entries: _Entries, entities: Ints) -> Block:
         for number in entries.numbers
         if number.limb is None or number.limb.is_needed[entities[0]]
     ]
-    starts, (data, size) = entries.starts[rows].astype("<i8").tobytes(), _packed(columns)
-    begin = 0
-    for end in ends.tolist():
-        yield end - begin, starts[8 * begin : 8 * end] + data[size * begin : size * end]
-        begin = end
+    return _Block(counts, entries.starts[rows].astype("<i8").tobytes(), *_packed(columns))
