@@ -21,17 +21,9 @@ from featurestore.following.slices import Part, Slicer
 from featurestore.following.tokens import MOST_TRIES, Tokens
 from featurestore.offline.interface import MAX_SEQUENCE, TableVersion
 from featurestore.online.interface import FOREIGN, Advanced, Append, Fold, Move, OnlineStore, Placed, Slice, WriteResult
+from featurestore.online.records.folding import folded_at_once
 from featurestore.online.records.keys import mark_key
-from featurestore.online.records.windowed import (
-    FORMAT,
-    MOST_WAITING,
-    first_length,
-    folded,
-    head_of,
-    is_intact,
-    is_windowed,
-)
-from featurestore.online.records.windows_values import hash_of
+from featurestore.online.records.windowed import FORMAT, MOST_WAITING, first_length, head_of, is_intact, is_windowed
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached
 from featurestore.workspace import Workspace
@@ -45,8 +37,10 @@ APPENDED = crash_point("follow.appended", "one more slice of events is online, a
 FOLDED = crash_point("follow.folded", "newest events went into tiles")
 PLACED = crash_point("follow.placed", "one more batch of records made from the log is online, the mark is where it was")
 
-MOST_OF_ONE = 250
-"""So many events of one entity a slice: its newest events are folded after each, and readers go through them."""
+MOST_OF_ONE = 1_000
+"""At most so many events of one entity a slice: readers go through its newest events until they are folded."""
+FOLDED_AFTER = 4_000
+"""Newest events are folded after so many have been applied, or when a record may get more than `MOST_OF_ONE`."""
 PLACED_AT_ONCE = 16_000
 """At most so many records are held to be placed together; a store may want fewer."""
 RECORD_BYTES = 4 << 10
@@ -185,27 +179,37 @@ class Follower:
 
     def _advance_all(self, marks: dict[bytes, Mark], foreign: dict[bytes, None]) -> tuple[Advanced, int]:
         """Apply the events after the marks until one is found elsewhere; also returns how many were applied."""
-        count, after = 0, min(mark.sequence for mark in marks.values())
+        count, folded_at, after = 0, 0, min(mark.sequence for mark in marks.values())
         batches = self._batches(after) if after < self._target.sequence else ()
+        long: dict[bytes, int] = {}
         for steps in self._steps(batches, marks):
             self._check()
             slices = [Slice([self._move(step.bucket, step.reaches)], step.part.appends) for step in steps]
             outcomes = self._online.advance(slices)
-            many: list[bytes] = []
             for step, slice_, (outcome, sizes) in zip(steps, slices, outcomes, strict=True):
                 if outcome is Advanced.DONE:
                     marks[step.bucket], self._stored[step.bucket] = step.reaches, slice_.moves[0].after
                     count += step.part.count
-                    many += _long(step.part.appends, sizes)
+                    long.update(_long(step.part.appends, sizes))
                     foreign.update(dict.fromkeys(_foreign(step.part.appends, sizes)))
             reached(APPENDED)
-            if many:
-                self.folded += fold_records(self._workspace, self._encoder, list(dict.fromkeys(many)))
-                reached(FOLDED)
+            if count - folded_at >= FOLDED_AFTER or max(long.values(), default=0) > MOST_OF_ONE:
+                self._fold(long)
+                folded_at = count
             worst = max(outcome for outcome, _ in outcomes)
             if worst is not Advanced.DONE:
-                return worst, count
-        return Advanced.DONE, count
+                break
+        else:
+            worst = Advanced.DONE
+        self._fold(long)
+        return worst, count
+
+    def _fold(self, long: dict[bytes, int]) -> None:
+        """Put the newest events of some records into their tiles, and forget those records."""
+        if long:
+            self.folded += fold_records(self._workspace, self._encoder, list(long))
+            long.clear()
+            reached(FOLDED)
 
     def _batches(self, after: int) -> Iterable[pa.RecordBatch]:
         """Return the events after a number, of the log or as they were just committed."""
@@ -361,20 +365,28 @@ def fold_records(workspace: Workspace, encoder: EventEncoder, keys: Sequence[byt
     A record that changes meanwhile is left for the next time, and a damaged one for the next publish.
     """
     now_us = workspace.clock()
-    folds = []
-    for key, record in zip(keys, _readable(workspace.online, keys), strict=True):
-        if record is None or not is_windowed(record) or head_of(record).schema_id != encoder.layout.id:
-            continue
-        try:
-            new = folded(
-                key, encoder.layout, record, now_us, hashed=hash_of, settled_us=SETTLED_US, least=MOST_WAITING // 2
-            )
-        except DamagedRecordError as error:
-            logger.warning("no events go into tiles: %s", error)
-            continue
-        if new is not None:
-            folds.append(Fold(key, record, new, encoder.expire_at_ms(head_of(new).newest_us)))
+    found = [
+        (key, record)
+        for key, record in zip(keys, _readable(workspace.online, keys), strict=True)
+        if record is not None and is_windowed(record) and head_of(record).schema_id == encoder.layout.id
+    ]
+    folds = [
+        Fold(key, record, new, encoder.expire_at_ms(head_of(new).newest_us))
+        for (key, record), new in zip(found, _folded(encoder, found, now_us), strict=True)
+        if new is not None
+    ]
     return sum(workspace.online.fold(folds)) if folds else 0
+
+
+def _folded(encoder: EventEncoder, records: Sequence[tuple[bytes, bytes]], now_us: int) -> list[bytes | None]:
+    """Return what each record becomes, None where it stays as it is."""
+    try:
+        return folded_at_once(encoder.layout, records, now_us, settled_us=SETTLED_US, least=MOST_WAITING // 2)
+    except DamagedRecordError as error:
+        if len(records) > 1:
+            return [new for record in records for new in _folded(encoder, [record], now_us)]
+        logger.warning("no events go into tiles: %s", error)
+        return [None]
 
 
 def _readable(online: OnlineStore, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -388,10 +400,11 @@ def _readable(online: OnlineStore, keys: Sequence[bytes]) -> list[bytes | None]:
         return [None]
 
 
-def _long(appends: Sequence[Append], sizes: Sequence[int]) -> list[bytes]:
-    """Return the keys of records that have many newest events."""
-    pairs = zip(appends, sizes, strict=True)
-    return [append.key for append, size in pairs if size > MOST_WAITING * first_length(append.events)]
+def _long(appends: Sequence[Append], sizes: Sequence[int]) -> Iterator[tuple[bytes, int]]:
+    """Yield the keys of records that have many newest events, and about how many."""
+    for append, size in zip(appends, sizes, strict=True):
+        if size > MOST_WAITING * (length := first_length(append.events)):
+            yield append.key, size // length
 
 
 def _foreign(appends: Sequence[Append], sizes: Sequence[int]) -> list[bytes]:

@@ -7,7 +7,7 @@ a second waits for that; so the events of the last day are kept by their ids, an
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featurestore.definitions import FeatureView
@@ -24,6 +24,8 @@ MOST_JUDGED = 2_000
 MOST_KNOWN = 200_000
 """So many events are kept, about 50 MB; of a busier log the engine judges."""
 _KEPT_US = 2 * ONE_EVENT_US
+MANY_ROWS = 2_000
+"""A commit of more stays columns, of which those with the ids asked for are looked at."""
 
 
 class Known(NamedTuple):
@@ -52,6 +54,8 @@ class KnownIds:
 
     def _forget(self) -> None:
         self._known: defaultdict[tuple[Any, ...], list[Known]] = defaultdict(list)
+        self._columns: list[pa.Table] = []
+        """Events of large commits."""
         self._count = 0
         self._read: TableVersion | None = None
         self._since_us = 0
@@ -67,6 +71,7 @@ class KnownIds:
 
         if rows.num_rows > MOST_JUDGED or not self._follow(offline, version, now_us):
             return None
+        in_columns = self._in_columns(rows)
         events = sorted(self._events(rows), key=lambda event: event[1:3])
         if events and events[0][1] - ONE_EVENT_US < self._since_us:
             return None
@@ -74,7 +79,8 @@ class KnownIds:
         is_new, conflicts = np.ones(rows.num_rows, np.bool_), np.zeros(rows.num_rows, np.bool_)
         kept: defaultdict[tuple[Any, ...], list[tuple[int, int]]] = defaultdict(list)
         for row, event_us, _, of, content in events:
-            near = [one for one in self._known.get(of, ()) if abs(one.event_us - event_us) <= ONE_EVENT_US]
+            known = [*self._known.get(of, ()), *in_columns.get(of, ())]
+            near = [one for one in known if abs(one.event_us - event_us) <= ONE_EVENT_US]
             if near:
                 is_new[row], known_as[row] = False, max(one.sequence for one in near)
                 conflicts[row] = all(one.content != content for one in near)
@@ -111,17 +117,38 @@ class KnownIds:
 
     def _add(self, opened: pa.NativeFile, after: int) -> None:
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         table = pq.read_table(opened)
         for name in self._rest:
             if name not in table.column_names:  # written before the view had it
                 table = table.append_column(name, pa.nulls(table.num_rows))
+        is_new = pc.greater(table.column(SEQUENCE), after)
+        is_kept = pc.greater_equal(table.column(EVENT).cast(pa.int64()), self._since_us)
+        table = table.select([*self._keys, self._id, *self._rest, EVENT, CREATED, SEQUENCE])
+        table = table.filter(pc.and_(is_new, is_kept))
+        self._count += table.num_rows
+        if table.num_rows > MANY_ROWS:
+            self._columns.append(table)
+        else:
+            self._note(table, self._known)
+
+    def _in_columns(self, rows: pa.Table) -> Mapping[tuple[Any, ...], list[Known]]:
+        """Return the events of large commits that have an id of one of the rows."""
+        import pyarrow.compute as pc
+
+        found = defaultdict[tuple[Any, ...], list[Known]](list)
+        for table in self._columns:
+            ids = table.column(self._id)
+            asked = rows.column(self._id).combine_chunks().cast(ids.type)
+            self._note(table.filter(pc.is_in(ids, value_set=asked)), found)
+        return found
+
+    def _note(self, table: pa.Table, into: defaultdict[tuple[Any, ...], list[Known]]) -> None:
         sequences = table.column(SEQUENCE).to_pylist()
         for row, event_us, _, of, content in self._events(table):
-            if sequences[row] > after and event_us >= self._since_us:
-                self._known[of].append(Known(event_us, sequences[row], content))
-                self._count += 1
+            into[of].append(Known(event_us, sequences[row], content))
 
     def _events(self, rows: pa.Table) -> Iterator[tuple[int, int, int, tuple[Any, ...], int]]:
         """Yield row, event time, known time, keys with id, and content of each event."""

@@ -231,6 +231,10 @@ class Tiles:
         for parts in new.parts:
             for part in parts:
                 part.accumulate()
+        self.merge(new)
+
+    def merge(self, new: Tiles) -> None:
+        """Take in what other events of the entity are in."""
         self.newest_us = max(self.newest_us, new.newest_us)
         for number, resolution in enumerate(self.layout.resolutions):
             starts = sorted({*self.starts[number], *new.starts[number]})

@@ -89,6 +89,7 @@ def test_ids_in_memory_judge_as_the_engine_does(
 ) -> None:
     dice, judged, before = Random(seed), list[bool](), dict[str, list[Any]]()
     monkeypatch.setattr(known_ids, "MOST_KNOWN", 60)
+    monkeypatch.setattr(known_ids, "MANY_ROWS", (0, 4, 2_000)[seed])
     real = KnownIds.judge
 
     def both(self: KnownIds, offline: Any, version: Any, rows: Any, now_us: int) -> JudgedEvents | None:

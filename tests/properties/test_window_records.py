@@ -16,7 +16,9 @@ from support.examples import examples
 from featurestore.definitions import Aggregation, Entity, FeatureView, Field, ParquetSource
 from featurestore.errors import DamagedRecordError
 from featurestore.online.interface import ViewLayout
+from featurestore.online.records import folding
 from featurestore.online.records.bulk import Events, build, encode_events
+from featurestore.online.records.folding import folded_at_once
 from featurestore.online.records.windowed import decode, empty, encode, encode_event, folded, is_intact, last_sequence
 from featurestore.online.records.windows_read import WindowRecords
 from featurestore.online.records.windows_values import hash_of
@@ -219,6 +221,39 @@ def test_entries_that_are_made_at_once_are_those_of_each_event(drawn: list[list[
     for entry, (key, event), whole in zip(found, rows, is_whole.tolist(), strict=True):
         assert not whole or entry == encode_event(key, layout, event)
     assert not encode_events(LAYOUT, keys, columns_of([[event_of((0, 0, 1.0, 1, b""), 0)]]))[1].any()
+
+
+@settings(max_examples=examples(60))
+@given(
+    st.lists(st.tuples(st.lists(EVENTS, max_size=5), st.lists(EVENTS, max_size=9)), min_size=1, max_size=4),
+    st.booleans(),
+    st.sampled_from((1, 3)),
+    LATER,
+)
+def test_records_that_are_folded_at_once_are_those_of_each(
+    drawn: list[Any], with_texts: bool, least: int, later: int
+) -> None:
+    layout = layout_of(view(with_texts=with_texts))[0]
+    number, records = itertools.count(), []
+    for place, (tiled, newest) in enumerate(drawn):
+        key = b"fs:p:v:{%d}" % place
+        record = empty(key, layout)
+        for own in (tiled, newest):
+            record = folded(key, layout, record, 0, hashed=hash_of, settled_us=-MINUTE_US) or record
+            for each in own:
+                event = event_of(each, next(number))
+                record += encode_event(key, layout, event if with_texts else numeric(event))
+        records.append((key, record))
+    now = later - 12 * MINUTE_US
+    wanted = [folded(key, layout, record, now, hashed=hash_of, settled_us=0, least=least) for key, record in records]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folding, "FEW_EVENTS", 0)
+        found = folded_at_once(layout, records, now, settled_us=0, least=least)
+        assert found == wanted
+        for key, record in records:
+            broken = record[:-1] + bytes([record[-1] ^ 1])
+            with pytest.raises(DamagedRecordError):
+                folded_at_once(layout, [(key, broken)], now, settled_us=0)
 
 
 def numeric(event: TileEvent) -> TileEvent:
