@@ -19,7 +19,16 @@ from featurestore.online.interface import ViewLayout
 from featurestore.online.records import folding
 from featurestore.online.records.bulk import Events, build, encode_events
 from featurestore.online.records.folding import folded_at_once
-from featurestore.online.records.windowed import decode, empty, encode, encode_event, folded, is_intact, last_sequence
+from featurestore.online.records.windowed import (
+    decode,
+    empty,
+    encode,
+    encode_event,
+    entries_of,
+    folded,
+    head_of,
+    is_intact,
+)
 from featurestore.online.records.windows_read import WindowRecords
 from featurestore.online.records.windows_values import hash_of
 from featurestore.statuses import Status
@@ -169,9 +178,9 @@ def test_a_record_answers_as_plain_loops_do(data: st.DataObject) -> None:
     drawn = data.draw(st.lists(EVENTS, max_size=14))
     events = [event_of(each, number) for number, each in enumerate(drawn)]
     record, now = empty(KEY, LAYOUT), -20 * MINUTE_US
-    for number, event in enumerate(events):
+    for event in events:
         record += encode_event(KEY, LAYOUT, event)
-        assert last_sequence(record) == number
+        assert list(entries_of(record))[-1] == encode_event(KEY, LAYOUT, event)
         if data.draw(st.integers(0, 3)) == 0:
             now = max(now, event.available_us) + data.draw(st.sampled_from((0, 1, 2_000_000, MINUTE_US)))
             record = fold(record, now, 2_000_000)
@@ -199,7 +208,7 @@ def test_records_that_are_made_at_once_answer_as_plain_loops_do(
     added = [event_of(each, place) for each, place in zip(more, itertools.count(100))]
     for key, record, own in zip(keys, records, entities, strict=True):
         assert is_intact(key, record)
-        assert last_sequence(record) == 77
+        assert head_of(record).base_sequence == 77
         check(key, record, own, now + later)
         for event in added:
             record += encode_event(key, LAYOUT, event)
