@@ -290,6 +290,6 @@ def columns_of(entities: list[list[TileEvent]], kept: tuple[int, ...] = (0, 1, 2
 
 
 def test_of_several_records_the_damaged_one_is_named() -> None:
-    whole, other = empty(KEY, LAYOUT), KEY + b"other"
-    with pytest.raises(DamagedRecordError, match=r"other.*cut off"):
-        READER.read([KEY, other, KEY], [whole, whole[:-1], whole], 0)
+    whole, second = empty(KEY, LAYOUT), KEY + b"second"
+    with pytest.raises(DamagedRecordError, match=r"second.*cut off"):
+        READER.read([KEY, second, KEY], [whole, whole[:-1], whole], 0)
