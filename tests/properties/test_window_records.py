@@ -19,6 +19,7 @@ from featurestore.online.interface import ViewLayout
 from featurestore.online.records import folding
 from featurestore.online.records.bulk import Events, build, encode_events
 from featurestore.online.records.folding import folded_at_once
+from featurestore.online.records.reading import Form
 from featurestore.online.records.windowed import (
     decode,
     empty,
@@ -67,12 +68,15 @@ def view(*, with_texts: bool = True) -> FeatureView:
 VIEW = view()
 LAYOUT, ASKED = layout_of(VIEW)
 NAMES = [window.name for window in VIEW.windows]
-READER, JSON_READER = (
-    WindowRecords(
-        ViewLayout("p", "v", 1, (("k", Int64),), (), None), LAYOUT, [ASKED[name] for name in NAMES], form=form
-    )
-    for form in ("python", "json")
-)
+
+
+def reader(names: list[str], form: Form = "python") -> WindowRecords:
+    keys = ViewLayout("p", "v", 1, (("k", Int64),), (), None)
+    return WindowRecords(keys, LAYOUT, [ASKED[name] for name in names], form=form)
+
+
+READER, JSON_READER, SOME = reader(NAMES), reader(NAMES, "json"), NAMES[::-3]
+READER_OF_SOME = reader(SOME)
 FLOATS = st.one_of(
     st.none(),
     st.sampled_from((0.1, 12.34, -0.0, 0.0, 1e16, 1e-16, 1e308, -1e308, 5e-324, math.nan, math.inf, -math.inf)),
@@ -159,7 +163,9 @@ def check(key: bytes, record: bytes, events: list[TileEvent], at: int) -> None:
             continue
         assert is_same(plain(found), wanted), (name, at, found, wanted)
         assert status is (Status.NULL_VALUE if wanted is None else Status.PRESENT)
-    assert READER.fresh([record], at) is not None
+    (some,) = READER_OF_SOME.fresh([record], at) or [[]]
+    assert all(map(is_same, some, rows.values[0][::-3]))
+    assert len(some) == len(SOME)
     (in_json,), found = JSON_READER.read([key], [record], at).values, JSON_READER.fresh([record], at)
     assert found is not None
     assert in_json == [finite(value) for value in found[0]]

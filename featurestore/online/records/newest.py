@@ -6,15 +6,12 @@ import math
 import struct
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
-from operator import countOf, itemgetter
 from typing import Any, NamedTuple
 
 from featurestore.online.records.codec import CRC_BYTES
 from featurestore.online.records.windowed import decode_event, entries_of, event_shape, head_of
 from featurestore.windows.layout import Group, Layout
 from featurestore.windows.numbers import mark_of, units_of
-
-_LENGTH, _ORDER = itemgetter(0), itemgetter(2, 3, 1)
 
 
 class NewestEvents(NamedTuple):
@@ -26,7 +23,7 @@ class NewestEvents(NamedTuple):
     true: Sequence[int]
     """Of each event a bit for each of the layout's conditions."""
     values: Sequence[Sequence[Any]]
-    """By the layout's columns, of no event not even empty ones."""
+    """By the layout's columns."""
 
 
 NO_EVENTS = NewestEvents((), (), (), (), ())
@@ -34,34 +31,44 @@ NO_EVENTS = NewestEvents((), (), (), (), ())
 
 def available_events(layout: Layout, record: bytes, now_us: int) -> NewestEvents:
     """Return the newest events of a record that are available at an instant."""
-    rows = _alike(layout, record)
-    if rows is None:
-        decoded = (decode_event(layout, entry) for entry in entries_of(record))
-        rows = [(0, *event[:3], event.true, *event.values) for event in decoded]
-    _, sequences, event_us, known_us, true, *values = zip(*rows, strict=True)
-    if any(list(times) != sorted(times) or times[-1] > now_us for times in (event_us, known_us)):
-        rows = sorted((row for row in rows if row[2] <= now_us and row[3] <= now_us), key=_ORDER)
-        if not rows:
-            return NO_EVENTS
-        _, sequences, event_us, known_us, true, *values = zip(*rows, strict=True)
-    return NewestEvents(event_us, known_us, sequences, true, values)
+    events = _alike(layout, record) or _decoded(layout, record)
+    if all(list(times) == sorted(times) and times[-1] <= now_us for times in (events.event_us, events.known_us)):
+        return events  # those of one entity come in the order of their sequences
+    orders = zip(events.event_us, events.known_us, events.sequences, range(len(events.sequences)), strict=True)
+    places = [place for at, known, _, place in sorted(orders) if at <= now_us and known <= now_us]
+
+    def reordered(column: Sequence[Any]) -> list[Any]:
+        return [column[place] for place in places]
+
+    return NewestEvents(
+        reordered(events.event_us),
+        reordered(events.known_us),
+        reordered(events.sequences),
+        reordered(events.true),
+        list(map(reordered, events.values)),
+    )
 
 
-def _alike(layout: Layout, record: bytes) -> list[tuple[Any, ...]] | None:
-    """Return length, times, conditions and values of each of the newest events if none has a null or a text."""
+def _decoded(layout: Layout, record: bytes) -> NewestEvents:
+    decoded = [decode_event(layout, entry) for entry in entries_of(record)]
+    sequences, event_us, known_us, values, true = zip(*decoded, strict=True)
+    return NewestEvents(event_us, known_us, sequences, true, list(zip(*values, strict=True)))
+
+
+def _alike(layout: Layout, record: bytes) -> NewestEvents | None:
+    """Return all newest events, unpacked at once; None where one has a null or a text."""
     codes, _, whole = event_shape(layout)
     begin = head_of(record).tiles_end
     if whole is None or (len(record) - begin) % (whole.size + CRC_BYTES):
         return None
-    rows = list(_padded(whole).iter_unpack(memoryview(record)[begin:]))
-    if countOf(map(_LENGTH, rows), whole.size + CRC_BYTES) < len(rows):
+    rows = _padded(whole).iter_unpack(memoryview(record)[begin:])
+    lengths, sequences, event_us, known_us, marks, *values = zip(*rows, strict=True)
+    if lengths.count(whole.size + CRC_BYTES) < len(lengths):
         return None
     if layout.event_time:
-        rows = [(*row, row[2]) for row in rows]
-    if layout.conditions:
-        nulls = len(codes)
-        rows = [(*row[:4], int.from_bytes(row[4], "little") >> nulls, *row[5:]) for row in rows]
-    return rows
+        values.append(event_us)
+    true = [int.from_bytes(bits, "little") >> len(codes) for bits in marks] if layout.conditions else [0] * len(marks)
+    return NewestEvents(event_us, known_us, sequences, true, values)
 
 
 @lru_cache(maxsize=64)
@@ -72,7 +79,7 @@ def _padded(whole: struct.Struct) -> struct.Struct:
 def taken(events: NewestEvents, group: Group) -> tuple[Sequence[int], Sequence[Any]]:
     """Return the places of the events that a group takes, and their values."""
     places: Sequence[int] = range(len(events.event_us))
-    values: Sequence[Any] = places if group.column is None or not places else events.values[group.column]
+    values: Sequence[Any] = places if group.column is None else events.values[group.column]
     if group.condition is None and None not in values:
         return places, values
     places = [

@@ -20,7 +20,7 @@ offset  bytes  what
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import repeat
@@ -40,9 +40,10 @@ MOST_WAITING = 32
 MOST_UNSETTLED = 256
 """And so many whose instant is too near for clocks that differ: a record stays small whatever is pushed."""
 
-_U16, _U32, _I64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<q")
+_U16, _U32, _I64, _F64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<q"), struct.Struct("<d")
 EVENT = struct.Struct("<Hqqq")
 _LAST = struct.Struct("<qqq")
+_LAST_DOUBLE, _LAST_INTEGER = struct.Struct("<qqqd"), struct.Struct("<qqqq")
 _SEEN = struct.Struct("<qq")
 
 
@@ -193,7 +194,7 @@ def decode_event(layout: Layout, entry: bytes) -> TileEvent:
             values.append(entry[place + 2 : place + 2 + length])
             place += 2 + length
         else:
-            values.append(struct.unpack_from(f"<{code}", entry, place)[0])
+            values.append((_F64 if code == "d" else _I64).unpack_from(entry, place)[0])
             place += 8
     if layout.event_time:
         values.append(event_us)
@@ -358,22 +359,23 @@ class Lists(NamedTuple):
     texts: bytes
 
 
-def lists_of(layout: Layout, record: bytes, place: int) -> Lists:
-    """Return the lists of a record; texts still as their places."""
-    lasts: list[list[tuple[int, int, int, Any]]] = []
-    distinct: list[dict[int, int]] = []
-    for group in layout.groups:
-        lasts.append([])
-        distinct.append({})
-        if group.last:
-            (count,) = _U16.unpack_from(record, place)
-            item = struct.Struct("<qqqd" if group.kind == "float" else "<qqqq")
-            lasts[-1] = list(item.iter_unpack(record[place + 2 : place + 2 + count * item.size]))
-            place += 2 + count * item.size
-        if group.distinct:
-            (count,) = _U16.unpack_from(record, place)
-            distinct[-1] = dict(_SEEN.iter_unpack(record[place + 2 : place + 2 + count * _SEEN.size]))
-            place += 2 + count * _SEEN.size
+def lists_of(layout: Layout, record: bytes, place: int, wanted: Collection[tuple[int, str]] | None = None) -> Lists:
+    """Return the lists of a record, or those of some groups' ``last`` and ``distinct``; texts still as their places."""
+    lasts: list[list[tuple[int, int, int, Any]]] = [[] for _ in layout.groups]
+    distinct: list[dict[int, int]] = [{} for _ in layout.groups]
+    for number, group in enumerate(layout.groups):
+        for partial, kept in (("last", group.last), ("distinct", group.distinct)):
+            if not kept:
+                continue
+            item = _SEEN if partial == "distinct" else _LAST_DOUBLE if group.kind == "float" else _LAST_INTEGER
+            begin = place + 2
+            place = begin + _U16.unpack_from(record, place)[0] * item.size
+            if wanted is not None and (number, partial) not in wanted:
+                continue
+            if partial == "last":
+                lasts[number] = list(item.iter_unpack(record[begin:place]))
+            else:
+                distinct[number] = dict(item.iter_unpack(record[begin:place]))
     (length,) = _U32.unpack_from(record, place)
     return Lists(lasts, distinct, record[place + 4 : place + 4 + length])
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from featurestore.definitions.aggregation import PARTIALS
 from featurestore.online.records.newest import NO_EVENTS, Taken, available_events, extreme, taken
 from featurestore.online.records.reading import picked
 from featurestore.online.records.windowed import (
@@ -23,7 +24,7 @@ from featurestore.online.records.windowed import (
     shapes_of,
     text_at,
 )
-from featurestore.windows.layout import Asked, Group, Layout
+from featurestore.windows.layout import Asked, Group, Kind, Layout
 from featurestore.windows.numbers import as_double, marked, variance_of
 from featurestore.windows.tiles import BEFORE_ALL
 
@@ -91,10 +92,13 @@ class WindowValues:
         windows = dict.fromkeys((each.resolution, each.length_us) for each in asked)
         self._windows = sorted(windows, key=lambda window: window[0])  # in the order in which a record has them
         self._steps = [(layout.resolutions[number].step_us, length) for number, length in self._windows]
-        self._groups = list(
-            dict.fromkeys((self._window(each), each.group) for each in asked if each.function in _NUMBERS)
-        )
+        self._groups: dict[tuple[int, int], set[str]] = {}
+        """For each window and group of `_NUMBERS` the partials that they are made of."""
+        for each in asked:
+            if each.function in _NUMBERS:
+                self._groups.setdefault((self._window(each), each.group), {"marks"}).update(PARTIALS[each.function])
         self._others = [each for each in asked if each.function not in _NUMBERS]
+        self._lists = {(each.group, partial) for each in asked for partial in PARTIALS[each.function]}
         self._needs_lists = any(
             each.function in _LISTED or (each.function == "first" and layout.groups[each.group].kind == "text")
             for each in asked
@@ -110,7 +114,7 @@ class WindowValues:
         return self._windows.index((asked.resolution, asked.length_us))
 
     def _place(self, asked: Asked) -> int:
-        group = self._groups.index((self._window(asked), asked.group))
+        group = list(self._groups).index((self._window(asked), asked.group))
         return len(_NUMBERS) * group + _NUMBERS.index(asked.function)
 
     def after_us(self, now_us: int) -> Sequence[int]:
@@ -158,7 +162,7 @@ class WindowValues:
                 for whole, window, group in numbers:
                     values += whole(entries[window], units, newest[window, group])
             if others:
-                lists = lists_of(self._layout, record, place) if self._needs_lists else None
+                lists = lists_of(self._layout, record, place, self._lists) if self._needs_lists else None
                 at = _At(units, lists, after_us)
                 for get, window, group in others:
                     values.append(get(entries[window], _NONE if newest is None else newest[window, group], at))
@@ -206,14 +210,12 @@ class WindowValues:
             parts = [its for its, _ in layout.resolutions[resolution].parts]
             return shapes[resolution].parts[parts.index(group)] if group in parts else {}
 
-        numbers = [
-            (_whole_of(layout.groups[group], fields_of(window, group), limbs), window, group)
-            for window, group in self._groups
-        ]
-        quick = [
-            (_quick_of(layout.groups[group], fields_of(window, group), limbs, whole), window)
-            for whole, window, group in numbers
-        ]
+        quick, numbers = [], []
+        for (window, group), partials in self._groups.items():
+            fields = {name: found for name, found in fields_of(window, group).items() if name in partials}
+            whole = _whole_of(layout.groups[group].kind, fields, limbs)
+            quick.append((_quick_of(layout.groups[group].kind, fields, limbs, whole), window))
+            numbers.append((whole, window, group))
         others = [
             (
                 _other_of(each, layout.groups[each.group], fields_of(window, each.group), limbs, window),
@@ -237,11 +239,11 @@ Fields = Mapping[str, tuple[int, int]]
 _NOTHING = (0, None, None, None, None)
 
 
-def _whole_of(group: Group, fields: Fields, limbs: Sequence[int]) -> Whole:
-    """Return what makes `_NUMBERS`; those whose partials are not kept mean nothing."""
+def _whole_of(kind: Kind, fields: Fields, limbs: Sequence[int]) -> Whole:
+    """Return what makes `_NUMBERS`; those whose partials are not among the fields mean nothing."""
     count = fields["count"][0]
     least, greatest = (fields[name][0] if name in fields else count for name in ("min", "max"))
-    rounded = _rounded_of(group, fields, limbs) if "sum" in fields else None
+    rounded = _rounded_of(kind, fields, limbs) if "sum" in fields else None
 
     def whole(entry: Entry, units: Sequence[Unit], new: Taken) -> tuple[Any, ...]:
         kept = entry[count]
@@ -258,24 +260,34 @@ def _whole_of(group: Group, fields: Fields, limbs: Sequence[int]) -> Whole:
     return whole
 
 
-def _quick_of(group: Group, fields: Fields, limbs: Sequence[int], whole: Whole) -> Quick:
-    """Return the same for most records."""
-    if group.kind != "float" or "sum" not in fields or not 1 <= limbs[fields["sum"][1]] <= 2:
-        return lambda entry, units: whole(entry, units, _NONE)
-    count, mark_at, (place, which) = fields["count"][0], fields["marks"][0], fields["sum"]
+def _quick_of(kind: Kind, fields: Fields, limbs: Sequence[int], whole: Whole) -> Quick:
+    """Return the same for most records: sums of one or two integers, and no marks."""
+    count = fields["count"][0]
     least, greatest = (fields[name][0] if name in fields else count for name in ("min", "max"))
+    if "sum" not in fields:
+        return lambda entry, units: (
+            (entry[count], None, None, entry[least], entry[greatest]) if entry[count] else _NOTHING
+        )
+    place, which = fields["sum"]
+    if limbs[which] > 2:
+        return lambda entry, units: whole(entry, units, _NONE)
     second = place + 1 if limbs[which] == 2 else None
+    mark_at, is_float = fields["marks"][0] if "marks" in fields else count, kind == "float"
 
     def quick(entry: Entry, units: Sequence[Unit]) -> tuple[Any, ...]:
         number = entry[count]
         if not number:
             return _NOTHING
-        _, shifts, unit = units[which]
-        if entry[mark_at] or not unit:
+        exponent, shifts, unit = units[which]
+        if not unit or (is_float and entry[mark_at]):
             return whole(entry, units, _NONE)
         integer = entry[place] if second is None else (entry[place] << shifts[0]) + (entry[second] << shifts[1])
-        total = integer * unit  # the integer becomes a double, rounded once; times a power of two nothing is lost
-        return number, total, total / number, entry[least], entry[greatest]
+        if is_float:
+            total = integer * unit  # the integer becomes a double, rounded once; times a power of two nothing is lost
+            return number, total, total / number, entry[least], entry[greatest]
+        integer <<= exponent
+        kept = integer if -_LIMIT <= integer < _LIMIT else None
+        return number, kept, float(integer) / number, entry[least], entry[greatest]
 
     return quick
 
@@ -305,7 +317,7 @@ def _total_of(name: str, fields: Fields, limbs: Sequence[int]) -> Total:
     return total
 
 
-def _rounded_of(group: Group, fields: Fields, limbs: Sequence[int]) -> Callable[..., tuple[Any, float]]:
+def _rounded_of(kind: Kind, fields: Fields, limbs: Sequence[int]) -> Callable[..., tuple[Any, float]]:
     """Return what makes the feature `sum`, and the sum as a double."""
     total = _total_of("sum", fields, limbs)
 
@@ -325,7 +337,7 @@ def _rounded_of(group: Group, fields: Fields, limbs: Sequence[int]) -> Callable[
         double = marked(as_double(integer, exponent), marks)
         return double, double
 
-    return float_sum if group.kind == "float" else integer_sum
+    return float_sum if kind == "float" else integer_sum
 
 
 def _rounded(integer: int, unit: float, values: Sequence[float]) -> float:
@@ -369,7 +381,7 @@ def _variance_of(function: str, count: int, total: Total, square: Total) -> Get:
 
 def _first_of(group: Group, count: int, place: int) -> Get:
     def first(entry: Entry, new: Taken, at: _At) -> Any:
-        order, value = next(new.ordered, (None, None))
+        order, value = next(new.ordered) if new.count else (None, None)
         if entry[count] and (order is None or entry[place : place + 3] < order):
             return _valued(group, at, entry[place + 3])
         return value
@@ -404,7 +416,7 @@ def _distinct_of(asked: Asked, group: Group, window: int) -> Get:
     def distinct(entry: Entry, new: Taken, at: _At) -> int:
         assert at.lists is not None
         after, seen = at.after_us[window], at.lists.distinct[asked.group]
-        count = sum(last > after for last in seen.values())
+        count = sum(map(after.__lt__, seen.values()))
         count += sum(seen.get(code, BEFORE_ALL) <= after for code in set(map(hash_of, new.values)))
         return min(count, asked.n)
 
