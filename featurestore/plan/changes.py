@@ -14,7 +14,6 @@ from featurestore.plan.texts import difference_lines
 from featurestore.registered.snapshot import Snapshot
 
 MARKS = {"create": "+", "update": "~", "delete": "-"}
-REPUBLISH = "fs materialize --republish --view "
 _CLASS_COLUMN = 64
 _ACTIONS = {mark: action for action, mark in MARKS.items()}
 
@@ -169,7 +168,7 @@ def _why(step: Step, command: str) -> str:
         return ""
     if rebuilt == {"ttl"}:
         return ": then values that expired by the old ttl are online again"
-    if all(what.startswith("window ") for what in rebuilt) and command.startswith(REPUBLISH):
+    if all(what.startswith("window ") for what in rebuilt) and " --republish" in command:
         if step.waiting:
             return f": until then, or the next run, not found online: {', '.join(step.waiting)}"
         return ": until then, or the next run, pushed events do not come online where the log is large"

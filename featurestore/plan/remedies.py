@@ -9,7 +9,6 @@ from featurestore_registry.interface import LedgerReader
 from featurestore.definitions import Definition, FeatureView
 from featurestore.ledger.unread import commands
 from featurestore.ledger.watermarks import read_watermark
-from featurestore.plan.changes import REPUBLISH
 from featurestore.plan.classes import Difference, not_held
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.windows.layout import Layout, layout_of
@@ -35,10 +34,10 @@ def commands_after(
             return _refill(ledger, registered)
         # The log has the events of every window: nothing is read from the source.
         if all(what.startswith("window ") for what in rebuilt) and _wants_republish(wanted, held):
-            return (f"{REPUBLISH}{wanted.name}",)
+            return (f"fs materialize --republish --view {wanted.name}",)
         if rebuilt == {"ttl"}:
             is_online = read_watermark(ledger, registered).online_rows
-            return (f"{REPUBLISH}{wanted.name}",) if is_online else ()
+            return (f"fs materialize --republish --view {wanted.name}",) if is_online else ()
         has_more = any(change.what.startswith("feature ") and change.before is None for change in changes)
         if has_more and not rebuilt and read_watermark(ledger, registered).intervals:
             return _refill(ledger, registered)

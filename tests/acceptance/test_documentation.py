@@ -383,5 +383,5 @@ def test_the_notebook_runs(example_repo: Path, monkeypatch: pytest.MonkeyPatch) 
     assert shown.count("text/html") >= 4
     page = "".join(output["data"].get("text/html", "") for output in outputs if "data" in output)
     assert "33,678" in page
-    assert "0 answers (by a separate query)" in page
+    assert "0 answers of views without windows (by a separate query)" in page
     assert [output for output in outputs if output["output_type"] == "stream"] == []

@@ -261,7 +261,7 @@ def test_a_service_mixes_windows_plain_views_and_functions(store, root):
     made = store.get_historical_features(features="model", entity_df=frame_of(rows))
     certificate = made.certificate
     assert {view.name: view.from_future for view in certificate.views} == {"newest": 0, "purchases": None}
-    assert "from the future:      0 answers of newest (by a separate query)\n" in str(certificate)
+    assert "from the future:      0 answers of views without windows (by a separate query)\n" in str(certificate)
     again = Certificate.from_dict(certificate.to_dict())
     assert [view.from_future for view in again.views] == [view.from_future for view in certificate.views]
     for row in made.to_arrow().to_pylist():
