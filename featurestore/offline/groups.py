@@ -1,4 +1,4 @@
-"""Group commit: rows that come within a second go into their table as one file in one commit."""
+"""Group commit: rows that come within a second go into their table as one file in one commit; many rows sooner."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("featurestore")
 
 PAUSE_SECONDS = 1.0
-"""Seconds between the starts of two commits of one committer."""
+"""Seconds between the starts of two commits of one committer, so that there are few files."""
+FULL_ROWS = 20_000
+"""So many rows are a file of their own: they do not wait, and neither does what comes after them."""
 RETRY_SECONDS, PATIENCE_SECONDS = 0.02, 15.0
 """The first pause between tries; how long a commit gives way to other writers before it fails."""
 MERGED_BYTES, MERGED_ROWS = 8 << 20, 1 << 20
@@ -79,7 +81,7 @@ class GroupCommitter(Generic[T]):
 
     def __init__(self, offline: OfflineStore, table: TableId, writer: GroupWriter[T]) -> None:
         self._offline, self._table, self._writer = offline, table, writer
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._waiting: list[_Waiting[T]] = []
         self._is_running = False
         self._next_s = 0.0
@@ -88,12 +90,13 @@ class GroupCommitter(Generic[T]):
         """Append rows to the table; the future gives the version once it is there to stay.
 
         Safe to call from any thread. The first rows after a quiet second are committed at once; those that come
-        meanwhile go into the next commit. A commit that fails, fails exactly what is in it; a future that is cancelled
-        before its commit began is left out.
+        meanwhile go into the next commit, which begins early when they are many. A commit that fails, fails exactly
+        what is in it; a future that is cancelled before its commit began is left out.
         """
         added = _Waiting(rows, schema, given)
         with self._lock:
             self._waiting.append(added)
+            self._lock.notify()
             if not self._is_running:
                 threading.Thread(target=self._run, name=f"commit {self._table}").start()
                 self._is_running = True
@@ -101,15 +104,18 @@ class GroupCommitter(Generic[T]):
 
     def _run(self) -> None:
         while self._is_needed():
-            time.sleep(max(0.0, self._next_s - time.monotonic()))
             with self._lock:
+                self._lock.wait_for(self._is_full, max(0.0, self._next_s - time.monotonic()))
                 # Rows of another schema have other columns: they go into the next commit.
                 schema = self._waiting[0].schema
                 group = [added for added in self._waiting if added.schema == schema]
                 self._waiting = [added for added in self._waiting if added not in group]
-            self._next_s = time.monotonic() + PAUSE_SECONDS
+            self._next_s = time.monotonic() + (PAUSE_SECONDS if _rows(group) < FULL_ROWS else 0.0)
             self._commit([added for added in group if added.done.set_running_or_notify_cancel()])
             self._merge()
+
+    def _is_full(self) -> bool:
+        return _rows(self._waiting) >= FULL_ROWS
 
     def _is_needed(self) -> bool:
         with self._lock:
@@ -168,3 +174,7 @@ class GroupCommitter(Generic[T]):
             logger.warning("files of %s are not merged: %s", table, error)
         except Exception:  # the thread must go on in any case: callers wait for their commits
             logger.exception("files of %s are not merged", table)
+
+
+def _rows(waiting: Sequence[_Waiting[Any]]) -> int:
+    return sum(added.rows.num_rows for added in waiting)

@@ -105,6 +105,19 @@ def test_commits_begin_so_far_apart_and_the_thread_ends(writer, committer, monke
     assert writer.begun == [["at once"], ["again"]]
 
 
+def test_many_rows_do_not_wait(writer, committer, monkeypatch):
+    monkeypatch.setattr(groups, "PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr(groups, "FULL_ROWS", 3)
+    committer.add(rows(0), SCHEMA, "at once").result(timeout=60)
+    few = committer.add(rows(1), SCHEMA, "few")
+    until(lambda: committer._is_running)
+    assert not few.done()
+    many = committer.add(pa.concat_tables([rows(2), rows(3)]), SCHEMA, "many")
+    assert few.result(timeout=60) == many.result(timeout=60) == 1
+    assert committer.add(rows(4), SCHEMA, "what comes after").result(timeout=60) == 2
+    assert writer.begun == [["at once"], ["few", "many"], ["what comes after"]]
+
+
 def test_rows_of_another_schema_are_committed_apart(offline, writer, committer):
     committer.add(rows(0), SCHEMA, "first").result(timeout=60)
     given = [(rows(1), SCHEMA, "old"), (rows(2, status=["PRESENT"]), WIDER, "new"), (rows(3), SCHEMA, "old too")]
