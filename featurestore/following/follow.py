@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from featurestore.consistency.belonging import begin_part
-from featurestore.errors import DamagedRecordError, OnlineStoreError
+from featurestore.errors import OnlineStoreError
+from featurestore.following.folds import due_heads, fold_later, fold_records
 from featurestore.following.mark import Mark, known_marks, mark_from, read_marks
-from featurestore.following.rows import SETTLED_US, EventEncoder, NewestRows
+from featurestore.following.rows import EventEncoder, NewestRows
 from featurestore.following.slices import Part, Slicer
 from featurestore.following.tokens import MOST_TRIES, Tokens
 from featurestore.offline.interface import MAX_SEQUENCE, TableVersion
-from featurestore.online.interface import FOREIGN, Advanced, Append, Fold, Move, OnlineStore, Placed, Slice, WriteResult
-from featurestore.online.records.folding import folded_at_once
+from featurestore.online.interface import FOREIGN, Advanced, Append, Move, Placed, Slice, WriteResult
 from featurestore.online.records.keys import mark_key
-from featurestore.online.records.windowed import FORMAT, MOST_WAITING, first_length, head_of, is_intact, is_windowed
+from featurestore.online.records.windowed import FORMAT, MOST_WAITING, first_length, is_intact
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import crash_point, reached
 from featurestore.workspace import Workspace
@@ -171,6 +171,7 @@ class Follower:
             outcome, appended = self._advance_all(marks, foreign)
             count += appended
             if outcome is Advanced.DONE:
+                self._fold(due_heads(self._workspace, self._encoder))
                 return Followed(count, 0, tuple(foreign), is_whole=False)
             if outcome is Advanced.OTHER_LAYOUT:
                 break
@@ -289,6 +290,7 @@ class Follower:
             results = self._place(tokens, part, unknown)
             if results is None:
                 return None
+            fold_later(self._online, self._encoder, part)
             count += list(results.values()).count(WriteResult.WRITTEN)
             foreign += [key for key, result in results.items() if result is WriteResult.WRONG_TYPE]
         others = (self._encoder.gone(key, sequence)._replace(damaged=damaged) for key, damaged in online.items())
@@ -357,47 +359,6 @@ class Follower:
         mark = mark_from(stored)
         commit = None if mark is None else self._workspace.offline.find_commit(self._registered.table, mark.version)
         return mark if commit is not None and mark is not None and commit.identity == mark.commit else None
-
-
-def fold_records(workspace: Workspace, encoder: EventEncoder, keys: Sequence[bytes]) -> int:
-    """Put settled newest events of some records into their tiles; return how many records were changed.
-
-    A record that changes meanwhile is left for the next time, and a damaged one for the next publish.
-    """
-    now_us = workspace.clock()
-    found = [
-        (key, record)
-        for key, record in zip(keys, _readable(workspace.online, keys), strict=True)
-        if record is not None and is_windowed(record) and head_of(record).schema_id == encoder.layout.id
-    ]
-    folds = [
-        Fold(key, record, new, encoder.expire_at_ms(head_of(new).newest_us))
-        for (key, record), new in zip(found, _folded(encoder, found, now_us), strict=True)
-        if new is not None
-    ]
-    return sum(workspace.online.fold(folds)) if folds else 0
-
-
-def _folded(encoder: EventEncoder, records: Sequence[tuple[bytes, bytes]], now_us: int) -> list[bytes | None]:
-    """Return what each record becomes, None where it stays as it is."""
-    try:
-        return folded_at_once(encoder.layout, records, now_us, settled_us=SETTLED_US, least=MOST_WAITING // 2)
-    except DamagedRecordError as error:
-        if len(records) > 1:
-            return [new for record in records for new in _folded(encoder, [record], now_us)]
-        logger.warning("no events go into tiles: %s", error)
-        return [None]
-
-
-def _readable(online: OnlineStore, keys: Sequence[bytes]) -> list[bytes | None]:
-    """Return the record of each key, None also for one that the store finds damaged."""
-    try:
-        return online.get(keys)
-    except DamagedRecordError as error:
-        if len(keys) > 1:
-            return [record for key in keys for record in _readable(online, [key])]
-        logger.warning("no events go into tiles: %s", error)
-        return [None]
 
 
 def _long(appends: Sequence[Append], sizes: Sequence[int]) -> Iterator[tuple[bytes, int]]:

@@ -9,7 +9,7 @@ from featurestore.engine.interface import EVENT_AT, KNOWN_AT, NUMBER
 from featurestore.offline.interface import TableVersion
 from featurestore.online.interface import Append, Placed
 from featurestore.online.records.keys import KeyEncoder
-from featurestore.online.records.windowed import empty, encode, encode_event
+from featurestore.online.records.windowed import MOST_UNSETTLED, empty, encode, encode_event
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types import Date, ValueType
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
@@ -183,6 +183,8 @@ class EventEncoder:
         events = self._columns(rows, entity)
         available = np.maximum(events.event_us, events.known_us)
         is_settled = available <= now_us - SETTLED_US
+        unsettled = np.bincount(entity[~is_settled], minlength=len(begins))
+        is_settled |= (unsettled > MOST_UNSETTLED)[entity] & (available <= now_us)  # as `folded`
         newest = np.maximum.reduceat(events.event_us, begins) if len(begins) else begins
         waiting: dict[bytes, bytes] = {}
         if not is_settled.all():

@@ -11,15 +11,18 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from featurestore.consistency.belonging import Mismatch, begin_part, compare_part, foreign_part, refuse
 from featurestore.consistency.moments import once_a_moment
 from featurestore.definitions import PushSource
 from featurestore.errors import FeatureStoreError, InputError, OnlineStoreUnavailableError
+from featurestore.ingest.ahead import Ahead
 from featurestore.ingest.events import EventCounts, EventWriter, PushedEvents, bring_online, check_events
 from featurestore.ingest.group_commit import Pushed, commit_rows
 from featurestore.ingest.rows import CheckedRows, PushedRows, read_rows
 from featurestore.ledger.runs import SHOWN_KEYS
+from featurestore.offline.interface import TableId
 from featurestore.online.interface import OnlineCounts, WriteResult
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.registered.snapshot import RegisteredView, Snapshot
@@ -34,6 +37,9 @@ BATCH_ROWS = 10_000
 """How many rows are encoded and sent at once."""
 
 To = Literal["both", "online", "offline"]
+
+_ahead: WeakKeyDictionary[Workspace, dict[TableId, Ahead]] = WeakKeyDictionary()
+"""Of each view with windows what was pushed that is not available yet."""
 
 ONLINE_ONLY = (
     "Pushed online only: these rows are in no training set, and republishing with --authoritative removes them."
@@ -144,12 +150,17 @@ class Push:
     def commit(self) -> list[Future[int]]:
         """Begin to commit offline; returns the futures to wait for before `confirm`.
 
-        Raises MismatchError, with nothing changed, where a store is another project's or history's.
+        With nothing changed, raises MismatchError where a store is another project's or history's, and InputError where
+        too many events lie after now.
         """
         if self._to != "offline":
             for registered in self._target.views:
                 if registered.view.online:
                     _check(self._workspace, registered, is_committed=self._to == "both")
+        for registered in self._target.views:
+            if registered.view.aggregations and registered.view.online:
+                ahead = _ahead.setdefault(self._workspace, {}).setdefault(registered.table, Ahead())
+                ahead.take(self._rows[registered.view.name], self._workspace.clock())
         if self._to != "online" and self.row_count:
             tables = {name: rows.table() for name, rows in self._rows.items()}
             for registered in self._target.views:

@@ -165,6 +165,14 @@ class CheckedRows:
         columns = {**typed, **moments}
         return pa.table({name: columns[name] for name in (*self.keys, EVENT, CREATED, *self.stored)})
 
+    def after(self, now_us: int) -> Iterator[tuple[tuple[Any, ...], int]]:
+        """Yield the keys and the instant of each row that is available after another instant only."""
+        if _first_after(self.event_us, now_us) < 0 and _first_after(self.created_us, now_us) < 0:
+            return
+        instants = map(max, _listed(self.event_us), _listed(self.created_us))
+        entities = zip(*map(_listed, self.keys.values()), strict=True)
+        yield from (pair for pair in zip(entities, instants, strict=True) if pair[1] > now_us)
+
     def writes(self, encoder: RecordEncoder, batch_rows: int) -> Iterator[Sequence[Write]]:
         """Yield the rows as records, in batches."""
         columns = [*self.keys.values(), self.event_us, self.created_us, *self.stored.values()]

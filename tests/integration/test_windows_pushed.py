@@ -17,9 +17,10 @@ from support.windowed_shop import DAY_US, MINUTE_US, WINDOWS, Sale, Shop, sales_
 
 from featurestore import Aggregation
 from featurestore.errors import InputError, OnlineStoreUnavailableError, ValueTypeError
-from featurestore.following import follow
+from featurestore.following import folds, follow
 from featurestore.following.mark import mark_from
 from featurestore.ingest import PushResult, push
+from featurestore.ingest import ahead as ahead_of_now
 from featurestore.ingest.push import PushedWindows
 from featurestore.materialization import republish
 from featurestore.offline import groups
@@ -369,6 +370,57 @@ def test_a_push_after_another_writes_no_schema_and_reads_the_marks_once(
     assert [key for key in asked if b":applied:" in key or b":schema:" in key] == [mark_key(b"fs:shop:sales:")]
     assert not [key for key in asked if b":marker:" in key]
     monkeypatch.undo()
+    shop.check()
+
+
+def test_events_that_lie_after_now_are_few_and_go_into_tiles_when_they_are_due(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where their entity gets no other event: the next push of the view, or run, folds them."""
+
+    def ahead(count: int, shop_id: int, name: str) -> None:
+        at = shop.now_us + 4_000_000
+        columns = {"shop": shop_id, "sold_at": at, "v": 1.0, "t": "a", "known_at": at}
+        shop.push([{**columns, "id": f"{name}{number}"} for number in range(count)])
+
+    def newest_of(shop_id: int) -> int:
+        (record,) = shop.workspace.online.get([keys.encode([shop_id])])
+        assert record is not None
+        return len(list(entries_of(record)))
+
+    monkeypatch.setattr(ahead_of_now, "MOST_AHEAD", 300)
+    keys = KeyEncoder(shop.workspace.snapshot().views["sales"].layout)
+    ahead(1, 0, "first")
+    ahead(150, 1, "a")
+    ahead(150, 1, "b")
+    for shop_id, count, found in ((1, 1, 301), (0, 300, 301)):
+        at = [to_datetime(shop.now_us + 1)] * count
+        rows = {"shop": [shop_id] * count, "sold_at": at, "id": [f"late{number}" for number in range(count)]}
+        told = f"{found} events of one entity of 'sales' would lie after now; at most 300 may"
+        with pytest.raises(InputError, match=told):
+            push(shop.workspace, "sales_push", {**rows, "v": [1.0] * count, "t": ["a"] * count})
+    ahead(60, 2, "c")
+    assert (newest_of(1), newest_of(2)) == (300, 60)
+    shop.check()
+    shop.wait(6_000_000)
+    shop.push([shop.sale(Random(1), shop=3)])
+    assert (newest_of(1), newest_of(2)) == (0, 0)
+    shop.check()
+    ahead(300, 1, "d")
+    shop.wait(6_000_000)
+    shop.write([])
+    shop.run()
+    assert newest_of(1) == 0
+    shop.check()
+    # Those that a publish leaves beside the tiles, too, and it leaves few.
+    ahead(60, 2, "e")
+    shop.push([shop.sale(Random(1), shop=3, sold_at=shop.now_us) for _ in range(300)], to="offline")
+    folds._waiting.clear()
+    republish(shop.workspace)
+    assert (newest_of(2), newest_of(3)) == (60, 0)
+    shop.wait(6_000_000)
+    shop.push([shop.sale(Random(1), shop=0)])
+    assert newest_of(2) == 0
     shop.check()
 
 

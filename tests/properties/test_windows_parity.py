@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.examples import examples
 from support.windowed_shop import MINUTE_US, WINDOWS, Shop, sales_view
 
-from featurestore.following import follow
+from featurestore.following import folds, follow
 from featurestore.following.rows import EventEncoder
 from featurestore.materialization import republish, succeeded
 from featurestore.offline import groups
@@ -70,7 +70,7 @@ class Life:
             encoder = EventEncoder(shop.workspace.snapshot().views["sales"])
             keys = [key for key, _ in self.everything() if key.startswith(encoder.prefix)]
             for _ in range(2):
-                follow.fold_records(shop.workspace, encoder, keys)
+                folds.fold_records(shop.workspace, encoder, keys)
         elif step == "republish":
             succeeded(republish(shop.workspace))
         elif step == "restart":
