@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from featurestore.online.records.codec import CRC_BYTES
-from featurestore.online.records.windowed import decode_event, entries_of, event_shape, head_of
+from featurestore.online.records.windowed import decode_event, entries_of, event_shape
 from featurestore.windows.layout import Group, Layout
 from featurestore.windows.numbers import mark_of, units_of
 
@@ -29,9 +29,9 @@ class NewestEvents(NamedTuple):
 NO_EVENTS = NewestEvents((), (), (), (), ())
 
 
-def available_events(layout: Layout, record: bytes, now_us: int) -> NewestEvents:
-    """Return the newest events of a record that are available at an instant."""
-    events = _alike(layout, record) or _decoded(layout, record)
+def available_events(layout: Layout, record: bytes, begin: int, now_us: int) -> NewestEvents:
+    """Return the newest events of a record, from a place on, that are available at an instant."""
+    events = _alike(layout, record[begin:]) or _decoded(layout, record)
     if all(list(times) == sorted(times) and times[-1] <= now_us for times in (events.event_us, events.known_us)):
         return events  # those of one entity come in the order of their sequences
     orders = zip(events.event_us, events.known_us, events.sequences, range(len(events.sequences)), strict=True)
@@ -55,13 +55,12 @@ def _decoded(layout: Layout, record: bytes) -> NewestEvents:
     return NewestEvents(event_us, known_us, sequences, true, list(zip(*values, strict=True)))
 
 
-def _alike(layout: Layout, record: bytes) -> NewestEvents | None:
+def _alike(layout: Layout, entries: bytes) -> NewestEvents | None:
     """Return all newest events, unpacked at once; None where one has a null or a text."""
     codes, _, whole = event_shape(layout)
-    begin = head_of(record).tiles_end
-    if whole is None or (len(record) - begin) % (whole.size + CRC_BYTES):
+    if whole is None or len(entries) % (whole.size + CRC_BYTES):
         return None
-    rows = _padded(whole).iter_unpack(memoryview(record)[begin:])
+    rows = _padded(whole).iter_unpack(entries)
     lengths, sequences, event_us, known_us, marks, *values = zip(*rows, strict=True)
     if lengths.count(whole.size + CRC_BYTES) < len(lengths):
         return None

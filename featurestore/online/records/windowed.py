@@ -76,14 +76,13 @@ def is_intact(key: bytes, record: bytes) -> bool:
     """Tell whether every checksum of a record is that of its key and bytes."""
     if not is_windowed(record):
         return False
-    end, key_crc = head_of(record).tiles_end, crc32(key)
+    (end,), key_crc = _U32.unpack_from(record, 4), crc32(key)
     if end < HEADER.size + CRC_BYTES or not _is_checked(key_crc, record[:end]):
         return False
-    if len(record) == end:
-        return True
-    (length,) = _U16.unpack_from(record.ljust(end + 2), end)
-    if length > CRC_BYTES and (len(record) - end) % length == 0:  # nearly always all are of one length
-        entries, checksums = zip(*_checksummed(length).iter_unpack(memoryview(record)[end:]), strict=True)
+    newest = record[end:]
+    length = int.from_bytes(newest[:2], "little")
+    if length > CRC_BYTES and len(newest) % length == 0:  # nearly always all are of one length
+        entries, checksums = zip(*_checksummed(length).iter_unpack(newest), strict=True)
         if tuple(map(crc32, entries, repeat(key_crc))) == checksums:
             return True
     try:

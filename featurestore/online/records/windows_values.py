@@ -11,6 +11,7 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
+from operator import lshift
 from typing import Any, NamedTuple
 
 from featurestore.definitions.aggregation import PARTIALS
@@ -31,7 +32,6 @@ from featurestore.windows.tiles import BEFORE_ALL
 _NUMBERS = ("count", "sum", "mean", "min", "max")
 _LISTED = ("last", "last_n", "count_distinct")
 _LIMIT = 1 << 63
-_HALF = (1 << 32) - 1
 _PLAIN, _FAR = range(-900, 700), 100
 """Two to the power of one of these times a 64-bit integer, shifted by fewer bits than far, is a normal double."""
 MOST_PLANS = 1_000
@@ -88,7 +88,7 @@ class WindowValues:
     """Computes the asked features of records of one layout."""
 
     def __init__(self, layout: Layout, asked: Sequence[Asked]) -> None:
-        self._layout, self._asked = layout, tuple(asked)
+        self._layout, self._taking = layout, {each.group for each in asked}
         windows = dict.fromkeys((each.resolution, each.length_us) for each in asked)
         self._windows = sorted(windows, key=lambda window: window[0])  # in the order in which a record has them
         self._steps = [(layout.resolutions[number].step_us, length) for number, length in self._windows]
@@ -154,7 +154,7 @@ class WindowValues:
                         entries.append(unpack_from(record, first + index * size) if index < count else nothing)
                 place = first + count * size
             values: list[Any] = []
-            newest = None if head[1] == len(record) else self._newest(record, now_us, after_us)
+            newest = None if head[1] == len(record) else self._newest(record, head[1], now_us, after_us)
             if newest is None:
                 for quick, window in quick_numbers:
                     values += quick(entries[window], units)
@@ -169,17 +169,22 @@ class WindowValues:
             rows.append([] if pick is None else list(pick(values)))
         return rows
 
-    def _newest(self, record: bytes, now_us: int, after_us: Sequence[int]) -> Mapping[tuple[int, int], Taken]:
+    def _newest(
+        self, record: bytes, begin: int, now_us: int, after_us: Sequence[int]
+    ) -> Mapping[tuple[int, int], Taken]:
         """Return the newest events of each window and group; windows with the same events share them."""
-        events = available_events(self._layout, record, now_us)
-        begins = [bisect_right(events.event_us, after) for after in after_us]
-        made: dict[tuple[int, int], Taken] = {}
-        for group in {each.group for each in self._asked}:
+        events = available_events(self._layout, record, begin, now_us)
+        firsts = [bisect_right(events.event_us, after) for after in after_us]
+        found: dict[tuple[int, int], Taken] = {}
+        for group in self._taking:
             places, values = taken(events, self._layout.groups[group])
-            for begin in set(begins):
-                at = bisect_left(places, begin)
-                made[begin, group] = Taken(events, places[at:], values[at:])
-        return {(window, group): made[begin, group] for window, begin in enumerate(begins) for _, group in made}
+            made: dict[int, Taken] = {}
+            for window, first in enumerate(firsts):
+                if first not in made:
+                    at = bisect_left(places, first)
+                    made[first] = Taken(events, places[at:], values[at:])
+                found[window, group] = made[first]
+        return found
 
     def _planned(self, scales: bytes) -> tuple[Sequence[Unit], _Makers]:
         for known in (self._plans, self._makers):
@@ -302,9 +307,7 @@ def _total_of(name: str, fields: Fields, limbs: Sequence[int]) -> Total:
 
     def total(entry: Entry, units: Sequence[Unit], new: Taken) -> tuple[int, int, int]:
         exponent, shifts, _ = units[which]
-        integer = 0
-        for limb, shift in zip(entry[place:end], shifts, strict=True):
-            integer += limb << shift
+        integer = sum(map(lshift, entry[place:end], shifts))
         marks = 0 if mark_at is None else entry[mark_at]
         if not new.count:
             return integer, exponent, marks
@@ -326,31 +329,29 @@ def _rounded_of(kind: Kind, fields: Fields, limbs: Sequence[int]) -> Callable[..
         integer <<= exponent
         return integer if -_LIMIT <= integer < _LIMIT else None, float(integer)
 
+    (place, which), mark_at = fields["sum"], fields.get("marks", (0,))[0]
+    end = place + limbs[which]
+
     def float_sum(entry: Entry, units: Sequence[Unit], new: Taken) -> tuple[Any, float]:
-        unit = units[fields["sum"][1]][2]
-        if unit and new.count:
-            integer, _, marks = total(entry, units, _NONE)
-            double = _rounded(integer, unit, new.values)
-            if not marks and math.isfinite(double):
+        _, shifts, unit = units[which]
+        if unit and new.count and not entry[mark_at]:
+            terms = list(new.values)
+            integer = sum(map(lshift, entry[place:end], shifts))
+            while integer:  # as doubles that add up to it
+                double = float(integer)
+                terms.append(double * unit)
+                integer -= int(double)
+            try:
+                double = math.fsum(terms)  # exact, and rounded once
+            except (ValueError, OverflowError):
+                double = math.nan
+            if math.isfinite(double):
                 return double, double
         integer, exponent, marks = total(entry, units, new)
         double = marked(as_double(integer, exponent), marks)
         return double, double
 
     return float_sum if kind == "float" else integer_sum
-
-
-def _rounded(integer: int, unit: float, values: Sequence[float]) -> float:
-    """Return the sum of some values and of an integer in a unit, rounded once; NaN or infinite if that fails."""
-    terms = list(values)
-    while abs(integer) > _HALF:  # 32 bits are a double
-        terms.append((integer & _HALF) * unit)
-        integer, unit = integer >> 32, unit * 2.0**32
-    terms.append(integer * unit)
-    try:
-        return math.fsum(terms)
-    except (ValueError, OverflowError):
-        return math.nan
 
 
 def _other_of(asked: Asked, group: Group, fields: Fields, limbs: Sequence[int], window: int) -> Get:
