@@ -15,7 +15,7 @@ MOST_AHEAD = 1_000
 """At most so many events of one entity, of those that a process pushes, lie after now at a time."""
 _LEAST_PRUNED = 1_000
 
-Entity = tuple[Any, ...]
+EntityKey = tuple[Any, ...]
 
 
 class Ahead:
@@ -23,12 +23,12 @@ class Ahead:
 
     def __init__(self) -> None:
         self._lock = ForkLock()
-        self._waiting: dict[Entity, list[int]] = {}
+        self._waiting: dict[EntityKey, list[int]] = {}
         self._pruned = 0
 
     def take(self, rows: CheckedRows, now_us: int) -> None:
         """Note events that are about to be pushed. Raises InputError, and notes none, where an entity has too many."""
-        found = defaultdict[Entity, list[int]](list)
+        found = defaultdict[EntityKey, list[int]](list)
         for entity, at_us in rows.after(now_us):
             found[entity].append(at_us)
         if not found:
@@ -49,7 +49,7 @@ class Ahead:
             for entity, instants in found.items():
                 self._waiting[entity] = self._waiting.get(entity, []) + instants
 
-    def _prune(self, entities: Iterable[Entity], now_us: int) -> None:
+    def _prune(self, entities: Iterable[EntityKey], now_us: int) -> None:
         for entity in entities:
             left = [at_us for at_us in self._waiting.pop(entity, ()) if at_us > now_us]
             if left:
