@@ -15,6 +15,7 @@ from featurestore_registry.documents import Interval
 
 from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.engine.interface import SourceFile, Sources, Span, StagedRows
+from featurestore.errors import SourceError
 from featurestore.ledger.unread import Unread
 from featurestore.ledger.watermarks import Watermark, merge, subtract
 from featurestore.offline.interface import TableVersion
@@ -65,11 +66,17 @@ def spans_within(sources: Sources, view: FeatureView, watermark: Watermark, inte
 
 
 def _source_begun(sources: Sources, view: FeatureView, watermark: Watermark, interval: Interval) -> int | None:
-    """Return the first event of a windowed view's source where an interval begins before what is committed."""
+    """Return the first event of a windowed view's source where an interval begins before what is committed.
+
+    None where it is not to be had: what the run does not read may be damaged.
+    """
     is_known = watermark.begun_us is not None or (watermark.intervals and watermark.intervals[0][0] < interval[0])
     if not view.aggregations or is_known:
         return None
-    first_us = sources.first_event_us(view)
+    try:
+        first_us = sources.first_event_us(view)
+    except SourceError:
+        return None
     return interval[1] if first_us is None else first_us
 
 

@@ -26,6 +26,7 @@ from featurestore import (
     TrainingSetWarning,
 )
 from featurestore.errors import CertificateError, DefinitionError, InputError, SourceSchemaError
+from featurestore.ledger.watermarks import read_watermark
 from featurestore.materialization import materialize, succeeded
 from featurestore.training import certificate as certificates
 from featurestore.training.certificate import Certificate
@@ -306,6 +307,20 @@ def test_a_first_run_that_begins_after_the_source_does_not_cover_look_backs(stor
     assert covered("count_7d") == 0
     store.apply([view])
     assert covered("count_all") == 0
+
+
+def test_what_a_run_with_dates_does_not_read_may_be_damaged(store, root):
+    late = [{**row, "bought_at": row["bought_at"] + 30 * DAY, "known_at": None} for row in purchases(3_000)]
+    write(root, "1", purchases(30))
+    write(root, "2", late)
+    damaged = root / "purchases" / "2.parquet"
+    content = bytearray(damaged.read_bytes())
+    content[100 : len(content) // 2] = bytes(len(content) // 2 - 100)
+    damaged.write_bytes(content)
+    store.apply([CUSTOMER, source(root, created=None), view_of(root, source=source(root, created=None))])
+    (run,) = store.materialize(BEGIN, BEGIN + 20 * DAY)
+    assert run.appended == 30
+    assert read_watermark(store.workspace.ledger, store.workspace.snapshot().views["purchases"]).source_begun_us is None
 
 
 def test_a_correction_counts_after_a_rebuild(store, root):

@@ -27,7 +27,7 @@ from support.serving import serving_here
 
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
 from featurestore.cli.main import main
-from featurestore.errors import MismatchError, OnlineStoreError
+from featurestore.errors import MismatchError, OnlineStoreError, OnlineStoreUnavailableError
 from featurestore.following.follow import Follower
 from featurestore.following.lag import Lag
 from featurestore.following.mark import mark_from, read_marks
@@ -47,7 +47,7 @@ from featurestore.online.interface import Placed, Slice
 from featurestore.online.records import windows_known
 from featurestore.online.records.keys import KeyEncoder
 from featurestore.online.records.windowed import decode, encode, entries_of
-from featurestore.plan import apply_plan, make_plan
+from featurestore.plan import apply_plan, held, make_plan
 from featurestore.plan.changes import Plan, Step
 from featurestore.plan.classes import ChangeClass
 from featurestore.project.loader import collect
@@ -309,6 +309,10 @@ def where(condition: str) -> Aggregation:
     return REFUNDS.model_copy(update={"where": condition})
 
 
+def _fail(error: Exception) -> Any:
+    raise error
+
+
 def at_most(n: int | None) -> Aggregation:
     return Aggregation("id", "count_distinct", windows=[HOUR], n=n)
 
@@ -334,7 +338,12 @@ def test_a_plan_says_what_has_to_be_run_and_what_waits_for_it(shop: Shop, monkey
     succeeded(republish(shop.workspace))
     shop.check()
     # Records hold what is asked, but of another layout events cannot be appended to them.
-    text = told(sales_view(REFUNDS, at_most(40)))
+    wanted = sales_view(REFUNDS, at_most(40))
+    prepared = [
+        make_plan(shop.workspace, collect([each]), partial=False, prepare=True) for each in (sales_view(), wanted)
+    ]
+    assert not any(step.is_new_generation for plan in prepared for step in plan.steps)
+    text = told(wanted)
     assert ONLINE_LATER in text
     assert NONE_HAS_TO_RUN not in text
     shop.check()
@@ -344,6 +353,9 @@ def test_a_plan_says_what_has_to_be_run_and_what_waits_for_it(shop: Shop, monkey
     before = shop.online()
     assert shop.sell().note is not None
     assert shop.online()["count_1h"] == before["count_1h"]
+    with monkeypatch.context() as patched:  # where the store does not say, they are as they are defined
+        patched.setattr(held, "read_marks", lambda *_: _fail(OnlineStoreUnavailableError("it is away")))
+        assert "afterwards" not in str(shop.plan(sales_view(DISTINCT, Aggregation("v", "mean", windows=[HOUR]))))
     # An apply later, the records are still as they were made.
     text = told(sales_view(DISTINCT, where("v < 1"), windows=(timedelta(hours=2),)))
     assert f"{REPUBLISH}not found online: v_sum_2h, count_2h, refunds_1h\n" in text
