@@ -286,7 +286,7 @@ class Follower:
         )
         records = self._encoder.placed(batches, sequence, now_us)
         for part in _parts(records, min(self._online.records_at_once, PLACED_AT_ONCE)):
-            part = [each._replace(damaged=online.pop(each.key, b"")) for each in part]
+            part = [each._replace(damaged=was) if (was := online.pop(each.key, b"")) else each for each in part]
             results = self._place(tokens, part, unknown)
             if results is None:
                 return None
