@@ -115,6 +115,34 @@ def test_a_round_trip_takes_no_more_keys_than_are_good_for_it() -> None:
     asyncio.run(scenario())
 
 
+def test_a_round_trip_brings_no_more_bytes_than_are_good_for_it() -> None:
+    """How large records are is learned from answers; the reader answers a key with itself."""
+
+    async def scenario() -> None:
+        reader = ToldReader()
+        shared = SharedReads(reader)
+        small, large = [b"small:{1}"], [b"large:{00}" + b"." * 30_000] * 2  # keys of 30 kB
+        reader.let.set()
+        for keys in (small, large, [*large, *large, large[0]]):
+            await shared.mget(keys)
+        reader.calls.clear()
+        reader.let.clear()
+        huge = large * 3
+        tasks = await begin(*(shared.mget(keys) for keys in (small, small, large, small, large, small, huge)))
+        assert reader.calls == [small, small, huge]  # what is more than may be shared waits for nobody
+        reader.let.set()
+        assert await asyncio.gather(*tasks) == [small, small, large, small, large, small, huge]
+        assert reader.calls[3:] == [[*large, *small, *large, *small]]
+        reader.calls.clear()
+        reader.let.clear()
+        tasks = await begin(*(shared.mget(keys) for keys in (small, small, large, large, large)))
+        reader.let.set()
+        await asyncio.gather(*tasks)
+        assert reader.calls[2:] == [large * 2, large]
+
+    asyncio.run(scenario())
+
+
 def test_a_failed_call_fails_each_of_its_requests_by_an_error_of_its_own() -> None:
     async def scenario() -> None:
         reader = ToldReader()

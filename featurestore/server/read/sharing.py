@@ -1,7 +1,8 @@
 """Requests that share a round trip: those that arrive while the store is being asked go with the next MGET.
 
-Three rules: a failed call fails each of its requests with an error of its own; a client that leaves never cancels
-the others; a request that joins later extends nobody's deadline.
+A round trip has so many keys and bytes at most; how large a view's records are is learned from answers. Three rules:
+a failed call fails each of its requests with an error of its own; a client that leaves never cancels the others; a
+request that joins later extends nobody's deadline.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from featurestore.online.patience import Patience, Wait
 MOST_SHARED_KEYS = 128
 """At most so many keys in one round trip; a request that asks for more goes alone."""
 
+MOST_SHARED_BYTES = 128 << 10
+"""At most so many bytes in one answer, as far as that is known before: the records of windows may be large."""
+
 MOST_UNDER_WAY = 2
 """At most so many round trips at once: while one answer is decoded the other is on its way."""
 
 
 class _Read(Wait):
-    def __init__(self, keys: Sequence[bytes], deadline_seconds: float) -> None:
-        self.keys = keys
+    def __init__(self, keys: Sequence[bytes], size: float, deadline_seconds: float) -> None:
+        self.keys, self.size = keys, size
         self.answer: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
         self._deadline_seconds = deadline_seconds
 
@@ -36,6 +40,27 @@ class _Read(Wait):
             self.answer.set_exception(OnlineStoreUnavailableError(late))
 
 
+class Sizes:
+    """How many bytes a key takes in answers to requests that begin with the same view: a mean over the last ones."""
+
+    def __init__(self) -> None:
+        self._means: dict[bytes, float] = {}
+
+    def expected(self, keys: Sequence[bytes]) -> float:
+        """Return how many bytes an answer will have; 0 while that is unknown."""
+        return len(keys) * self._means.get(_view_of(keys), 0.0)
+
+    def learn(self, keys: Sequence[bytes], records: Sequence[bytes | None]) -> None:
+        """Take an answer into the mean."""
+        view, found = _view_of(keys), sum(map(len, filter(None, records))) / len(keys)
+        before = self._means.get(view, found)
+        self._means[view] = before + (found - before) / 8
+
+
+def _view_of(keys: Sequence[bytes]) -> bytes:
+    return keys[0].partition(b"{")[0]
+
+
 class SharedReads(AsyncReader):
     """An `AsyncReader` over one that waits for a server. For one event loop."""
 
@@ -44,6 +69,7 @@ class SharedReads(AsyncReader):
         self.deadline_seconds: float = reader.deadline_seconds
         self._reader = reader
         self._waiting: deque[_Read] = deque()
+        self._sizes = Sizes()
         self._patience = Patience(self.deadline_seconds)
         self._under_way = 0
         self._calls: set[asyncio.Task[None]] = set()
@@ -53,25 +79,32 @@ class SharedReads(AsyncReader):
 
         A read that waits while the store answers others waits for this process: that is not the store's fault.
         """
-        if len(keys) > MOST_SHARED_KEYS:
-            return await self._reader.mget(keys)
+        if not keys:
+            return []
+        size = self._sizes.expected(keys)
+        if len(keys) > MOST_SHARED_KEYS or size > MOST_SHARED_BYTES:
+            return self._learned(keys, await self._reader.mget(keys))
         if not self._under_way:  # nobody to share with: needs no task and no future
             self._under_way = 1
             try:
                 records = await self._reader.mget(keys)
                 self._patience.heard()
-                return records
+                return self._learned(keys, records)
             finally:
                 self._under_way -= 1
                 self._send()
-        read = _Read(keys, self.deadline_seconds)
+        read = _Read(keys, size, self.deadline_seconds)
         self._waiting.append(read)
         self._patience.begin(read)
         self._send()
         try:
-            return await read.answer
+            return self._learned(keys, await read.answer)
         finally:
             self._patience.done(read)
+
+    def _learned(self, keys: Sequence[bytes], records: list[bytes | None]) -> list[bytes | None]:
+        self._sizes.learn(keys, records)
+        return records
 
     @override
     async def check(self) -> None:
@@ -87,12 +120,17 @@ class SharedReads(AsyncReader):
     def _send(self) -> None:
         """Send the waiting reads, as long as another round trip is allowed."""
         while self._waiting and self._under_way < MOST_UNDER_WAY:
-            reads, size = [], 0
-            while self._waiting and size + len(self._waiting[0].keys) <= MOST_SHARED_KEYS:
-                read = self._waiting.popleft()
+            reads, count, size = list[_Read](), 0, 0.0
+            while self._waiting:
+                read = self._waiting[0]
+                is_too_much = count + len(read.keys) > MOST_SHARED_KEYS or size + read.size > MOST_SHARED_BYTES
+                if reads and is_too_much:
+                    break
+                self._waiting.popleft()
                 if not read.answer.done():
                     reads.append(read)
-                    size += len(read.keys)
+                    count += len(read.keys)
+                    size += read.size
             if reads:
                 self._under_way += 1
                 call = asyncio.get_running_loop().create_task(self._ask(reads))
