@@ -7,10 +7,12 @@ lost its buckets' marks with them, and is applied to again from there.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from featurestore.errors import DamagedRecordError
 from featurestore.offline.interface import TableVersion
+from featurestore.online.interface import DAMAGED, OnlineReader
 from featurestore.online.records.keys import mark_key
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.workspace import Readers
@@ -58,7 +60,15 @@ def read_marks(workspace: Readers, registered: RegisteredView) -> dict[bytes, by
     """Return each bucket's mark as it is stored."""
     online = workspace.online
     keys = [mark_key(registered.online_prefix, bucket) for bucket in online.mark_buckets]
-    return dict(zip(online.mark_buckets, online.get(keys), strict=True))
+    return dict(zip(online.mark_buckets, plain_values(online, keys), strict=True))
+
+
+def plain_values(online: OnlineReader, keys: Sequence[bytes]) -> list[bytes | None]:
+    """Return plain values, `DAMAGED` for one that is: nobody goes on from it, and the next publish replaces it."""
+    try:
+        return online.get(keys)
+    except DamagedRecordError:
+        return [DAMAGED] if len(keys) == 1 else [value for key in keys for value in plain_values(online, [key])]
 
 
 def known_marks(

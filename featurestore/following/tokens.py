@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from featurestore.following.mark import plain_values
 from featurestore.online.interface import Advanced, Move, OnlineStore, Placed, Slice, WriteResult
 from featurestore.online.records.keys import token_key
 
@@ -77,4 +78,4 @@ class Tokens:
         return any(token is not None and not token.startswith(self._id) for token in tokens.values())
 
     def _read(self) -> dict[bytes, bytes | None]:
-        return dict(zip(self._keys, self._store.get(list(self._keys.values())), strict=True))
+        return dict(zip(self._keys, plain_values(self._store, list(self._keys.values())), strict=True))

@@ -136,12 +136,16 @@ class Placed(NamedTuple):
     events that were appended behind them do."""
 
 
+DAMAGED = b""
+"""Stands for a plain value that is damaged."""
+
+
 class Move(NamedTuple):
     """A plain value that goes from one state to another."""
 
     key: bytes
     before: bytes | None
-    """None: it is missing."""
+    """None: it is missing; `DAMAGED`: reading it raises DamagedRecordError."""
     after: bytes
 
 

@@ -38,8 +38,9 @@ from featurestore.materialization import materialize_incremental, republish, suc
 from featurestore.offline import groups
 from featurestore.offline.interface import MAX_SEQUENCE
 from featurestore.online.interface import Placed, Slice
+from featurestore.online.lmdb.environment import open_environment
 from featurestore.online.records import windows_known
-from featurestore.online.records.keys import KeyEncoder
+from featurestore.online.records.keys import KeyEncoder, mark_key, token_key
 from featurestore.online.records.windowed import BASE_AT, empty, head_of
 from featurestore.server.read import endpoints
 from featurestore.serving import get_online_features
@@ -358,6 +359,24 @@ def test_a_damaged_record_is_made_anew_by_a_publish(shop: Shop, kind: str, caplo
     shop.sell(120)
     shop.check()
     assert shop.workspace.online.get([keys.encode([99])]) == [None]
+
+
+def test_a_damaged_mark_or_token_is_replaced_by_the_next_push(tmp_path: Path) -> None:
+    shop = Shop(tmp_path, None)
+    with closing(shop.workspace):
+        shop.sell(9)
+        keys = [mark_key(shop.namespace), token_key(shop.namespace, b"00")]
+        for damaged in (keys[:1], keys):
+            assert None not in shop.workspace.online.get(keys)
+            shop.workspace.close()
+            with open_environment(shop.workspace.root / "data" / "online", 1 << 30).begin(write=True) as transaction:
+                for key in damaged:
+                    value = transaction.get(key)
+                    transaction.put(key, value[:-3] + b"?" + value[-2:])
+            with pytest.raises(DamagedRecordError, match="applied"):
+                shop.workspace.online.get(keys)
+            shop.sell(3)
+            shop.check()
 
 
 def test_publishes_among_constant_folds_show_no_reader_fewer_events(shop: Shop, tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from featurestore.online.interface import FOREIGN, Append, Fold, Move, Placed, WriteResult
-from featurestore.online.lmdb.values import PLAIN, content, plain_checksum
+from featurestore.online.interface import DAMAGED, FOREIGN, Append, Fold, Move, Placed, WriteResult
+from featurestore.online.lmdb.values import ENVELOPE_BYTES, PLAIN, content, plain_checksum
+from featurestore.online.records.codec import CRC_BYTES
 from featurestore.online.records.windowed import HEADER, SCHEMA_AT, events_after, is_windowed
 
 Transaction = Any
@@ -38,7 +39,10 @@ def move(transaction: Transaction, moves: Sequence[Move]) -> None:
 
 def _plain(transaction: Transaction, key: bytes) -> bytes | None:
     found = transaction.get(key)
-    return None if found is None else content(found)
+    if found is None:
+        return None
+    value = content(found)
+    return value if found[: ENVELOPE_BYTES + CRC_BYTES] == PLAIN + plain_checksum(key, value) else DAMAGED
 
 
 def append_all(transaction: Transaction, appends: Sequence[Append], get: Get, put: Put) -> list[int]:
