@@ -128,7 +128,7 @@ class Push:
                 f"No view that reads {target.source.name!r} is online.", hint="Push to='offline', or set online=True."
             )
         rows.require(target.needed, target.source.name)
-        now_us = workspace.clock()
+        now_us = self._now_us = workspace.clock()
         until_us = now_us + workspace.settings.server.max_clock_skew // MICROSECOND
         self.row_count = rows.row_count
         self._rows = {r.view.name: rows.of_view(r.view, now_us=now_us, until_us=until_us) for r in target.views}
@@ -160,7 +160,7 @@ class Push:
         for registered in self._target.views:
             if registered.view.aggregations and registered.view.online:
                 ahead = _ahead.setdefault(self._workspace, {}).setdefault(registered.table, Ahead())
-                ahead.take(self._rows[registered.view.name], self._workspace.clock())
+                ahead.take(self._rows[registered.view.name], self._now_us)
         if self._to != "online" and self.row_count:
             tables = {name: rows.table() for name, rows in self._rows.items()}
             for registered in self._target.views:

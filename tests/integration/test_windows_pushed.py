@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -21,7 +22,8 @@ from featurestore.following import folds, follow
 from featurestore.following.mark import mark_from
 from featurestore.ingest import PushResult, push
 from featurestore.ingest import ahead as ahead_of_now
-from featurestore.ingest.push import PushedWindows
+from featurestore.ingest.push import Push, PushedWindows, PushTarget
+from featurestore.ingest.rows import read_rows
 from featurestore.materialization import republish
 from featurestore.offline import groups
 from featurestore.online.records.keys import KeyEncoder, mark_key
@@ -422,6 +424,17 @@ def test_events_that_lie_after_now_are_few_and_go_into_tiles_when_they_are_due(
     shop.push([shop.sale(Random(1), shop=0)])
     assert newest_of(2) == 0
     shop.check()
+    # A clock that is put back meanwhile makes no event one that lies after now.
+    rows = {
+        "shop": [0] * 301,
+        "sold_at": [to_datetime(shop.now_us)] * 301,
+        "id": [f"x{number}" for number in range(301)],
+    }
+    target = PushTarget(shop.workspace.snapshot(), "sales_push")
+    work = Push(shop.workspace, target, read_rows({**rows, "v": [1.0] * 301, "t": ["a"] * 301}), "offline")
+    shop.wait(-1_000_000)
+    wait(work.commit())
+    work.confirm()
 
 
 def test_a_mark_that_the_log_does_not_know_leaves_the_events_to_a_run(
