@@ -327,7 +327,7 @@ class TestRebuild:
         from featurestore.engine.interface import Span
 
         found = workspace.engine.log.withdraw(
-            registered.view, [file.path for file in before.files], Span(day(0), NOW), folder=folder
+            registered.view, [file.path for file in before.files], Span(day(0), NOW), now_us=NOW, folder=folder
         )
         workspace.offline.commit(
             registered.table, registered.table_schema, base=0, add=found.written, remove=before.files

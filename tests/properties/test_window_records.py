@@ -198,6 +198,42 @@ def test_a_record_answers_as_plain_loops_do(data: st.DataObject) -> None:
     assert encode(KEY, decode(KEY, LAYOUT, encode(KEY, tiles))) == encode(KEY, tiles)
 
 
+@pytest.mark.parametrize("of", VIEW.aggregations, ids=lambda each: f"{each.column} {each.function}")
+def test_each_aggregation_alone(of: Aggregation) -> None:
+    """A record may hold lists and no tiles, or tiles and no lists."""
+    alone = FeatureView(
+        "v",
+        entities=[Entity("e", join_keys={"k": Int64})],
+        source=ParquetSource("s", "s", "at", "known"),
+        schema=[field for field in VIEW.stored if field.name in (of.column, *of.condition_columns)],
+        aggregations=[of],
+    )
+    layout, asked = layout_of(alone)
+    places = [{"f": 0, "i": 1, "t": 2, "at": 3}[name] for name, _ in layout.columns]
+    drawn = [(-number * MINUTE_US, 0, number / 4, number % 3, [b"a", b"b", None][number % 3]) for number in range(9)]
+    events = [event_of(each, number) for number, each in enumerate(drawn)]
+    mine = []
+    for event in events:
+        values = tuple(event.values[place] for place in places)
+        if of.function == "count":  # of the values of a column that is only counted nothing is kept
+            values = tuple(None if value is None else 0 for value in values)
+        mine.append(event._replace(values=values, true=event.true if of.where else 0))
+    names = [window.name for window in alone.windows]
+    own = WindowRecords(
+        ViewLayout("p", "v", 1, (("k", Int64),), (), None), layout, [asked[name] for name in names], form="python"
+    )
+    wanted = dict(zip(NAMES, expected(events, 0), strict=True))
+    record = empty(KEY, layout) + b"".join(encode_event(KEY, layout, event) for event in mine)
+    for settled_us in (10**12, 4 * MINUTE_US, -1):  # none in the tiles, some, all
+        found = folded(KEY, layout, record, 0, hashed=hash_of, settled_us=settled_us)
+        assert found is not None
+        record = found
+        assert encode(KEY, decode(KEY, layout, record)) + b"".join(entries_of(record)) == record
+        (row,) = own.read([KEY], [record], 0).values
+        if of.column != "at":
+            assert all(map(is_same, map(plain, row), (wanted[name] for name in names))), settled_us
+
+
 @settings(max_examples=examples(100))
 @given(st.lists(st.lists(EVENTS, max_size=9), min_size=1, max_size=5), st.lists(EVENTS, max_size=4), LATER)
 @example([[(-MINUTE_US, 0, 1e200, 1, None), (-MINUTE_US, 0, 1e-200, 1, None)]], [(0, 0, -1e200, 1, None)], 0)

@@ -402,7 +402,8 @@ def _decode(layout: Layout, record: bytes) -> Tiles:
     for number, (count, begin, shape) in enumerate(zip(sections.counts, sections.starts, shapes, strict=True)):
         tiles.starts[number] = list(struct.unpack_from(f"<{count}q", record, begin))
         first = begin + 8 * count
-        rows = list(shape.entry.iter_unpack(record[first : first + count * shape.entry.size]))
+        entries = record[first : first + count * shape.entry.size]
+        rows = list(shape.entry.iter_unpack(entries)) if entries else [()] * count  # lists alone have no entries
         for (place, _), part, fields in zip(
             layout.resolutions[number].parts, tiles.parts[number], shape.parts, strict=True
         ):
