@@ -98,6 +98,23 @@ def test_reads_of_a_broken_redis_fail_in_time_leave_it_alone_and_use_it_again(
             assert ask(client, customer).json()["rows"] == [[clicks(customer)]]
 
 
+def test_another_reason_is_told_while_redis_is_left_alone(
+    tmp_path: Path, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = project_on(proxy.url, tmp_path / "repo")
+    with serving_here(project.workspace()) as client:
+        until(lambda: ask(client, CUSTOMERS[0]).status_code == 200)
+        proxy.fault = "hang"
+        until(lambda: ask(client, CUSTOMERS[0]).status_code == 503 and metric(client, OPEN) == 1)
+        assert "did not answer within" in caplog.text
+        proxy.fault = "refuse"
+        proxy.cut()
+        until(lambda: "still left alone: " in caplog.text)
+        told = caplog.text.count("still left alone: ")
+        time.sleep(2 * PROBE_SECONDS)
+        assert caplog.text.count("still left alone: ") == told  # the same reason is told once
+
+
 def test_a_slow_redis_delays_or_fails_and_never_confuses(tmp_path: Path, proxy: FaultProxy) -> None:
     project = project_on(proxy.url, tmp_path / "repo")
     proxy.delay_seconds, proxy.fault = 2 * READ_MS / 1000, "delay"

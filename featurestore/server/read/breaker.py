@@ -56,7 +56,7 @@ class Breaker(AsyncReader):
             self._metrics.store_errors.inc()
             self._failures += not isinstance(error, OnlineNodeUnavailableError)
             if self._failures >= FAILURES_TO_OPEN and self._probing is None:
-                self._probing = asyncio.create_task(self._probe())
+                self._probing = asyncio.create_task(self._probe(error.message))
                 # The reason once more: of many equal failures only the first is logged for a while.
                 told = "the online store failed %d reads in a row, so it is left alone and probed: %s"
                 logger.warning(told, self._failures, error.message)
@@ -79,7 +79,8 @@ class Breaker(AsyncReader):
             self._probing.cancel()
         await self._reader.close()
 
-    async def _probe(self) -> None:
+    async def _probe(self, told: str) -> None:
+        """Read until the store answers; logs why it does not where that is no longer what was ``told``."""
         loop = asyncio.get_running_loop()
         begun, patience = loop.time(), Patience(PROBE_SECONDS)
         while True:
@@ -88,7 +89,12 @@ class Breaker(AsyncReader):
             try:
                 with patience.limit():
                     await self.check()
-            except (OnlineStoreError, TimeoutError):
+            except OnlineStoreError as error:
+                if error.message != told:
+                    told = error.message
+                    logger.warning("the online store is still left alone: %s", told)
+                continue
+            except TimeoutError:
                 continue
             break
         self._failures, self._probing = 0, None
