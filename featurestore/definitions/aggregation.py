@@ -203,7 +203,9 @@ class Aggregation(FrozenModel):
                 raise ValueError("resolution: all of history has no end that moves, so it takes no resolution")
             if self.resolution < LEAST_RESOLUTION or self.resolution % timedelta(seconds=1):
                 raise ValueError(f"resolution: must be whole seconds, at least 5, not {self.resolution}")
-        for window in filter(None, self.windows):
+        for window in self.windows:
+            if window is None:
+                continue
             if window < LEAST_WINDOW or window % timedelta(seconds=1):
                 raise ValueError(f"windows: must be whole seconds, at least a minute, not {window}")
             _resolution(window, self.resolution)

@@ -18,6 +18,7 @@ from featurestore.types.times import to_instant
 class Progress:
     """One online view's progress."""
 
+    generation: int
     committed_until_us: int | None
     """The end of its last committed interval."""
     unpublished_since_us: int | None
@@ -40,6 +41,7 @@ def read_progress(ledger: LedgerReader, snapshot: Snapshot) -> dict[str, Progres
         mark = watermark_from(entry)
         waits = mark.table_version != mark.published_version
         found[name] = Progress(
+            generation=registered.generation,
             committed_until_us=mark.end_us,
             unpublished_since_us=to_instant(entry.written_at) if waits else None,
             published_version=mark.published_version,

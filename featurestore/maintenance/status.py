@@ -13,6 +13,7 @@ from featurestore.consistency.clocks import ONLINE_STORE, REGISTRY, clock_proble
 from featurestore.consistency.online_rows import count_entities
 from featurestore.consistency.remains import find_remains
 from featurestore.errors import EngineError, FeatureStoreError, OfflineStoreError, OnlineStoreError
+from featurestore.following.held import held_layouts, not_held
 from featurestore.following.lag import Lag, lag_of
 from featurestore.ledger.runs import RunResult, runs
 from featurestore.ledger.unread import read_unread
@@ -57,6 +58,8 @@ class ViewStatus:
     """Where the registry and the view's stores do not fit, or the online store does not answer."""
     lacks: tuple[str, ...] = ()
     """What its committed spans lack compared with the applied definition, each with the command that reads it."""
+    not_found: tuple[str, ...] = ()
+    """Windows that its online records do not hold, so that reads are NOT_FOUND until they are made again."""
     windows: Lag | None = None
     """How far the online part of a view with windows follows its log; None for other views, where the table cannot be
     read, and while the online store is down."""
@@ -108,6 +111,7 @@ def status(workspace: Readers) -> list[ViewStatus]:
                 last_run=_in_words(history[0]) if history else "",
                 clocks=clocks,
                 windows=_lag(workspace, registered) if failure is None else None,
+                not_found=_not_found(workspace, registered) if failure is None else (),
                 unreadable=unreadable,
             )
         )
@@ -160,6 +164,14 @@ def _lag(workspace: Readers, registered: RegisteredView) -> Lag | None:
     with suppress(OfflineStoreError, OnlineStoreError, EngineError):  # said elsewhere
         return lag_of(workspace, registered)
     return None
+
+
+def _not_found(workspace: Readers, registered: RegisteredView) -> tuple[str, ...]:
+    if not registered.view.aggregations:
+        return ()
+    with suppress(OfflineStoreError, OnlineStoreError):  # said elsewhere
+        return not_held(held_layouts(workspace, registered), registered.view)
+    return ()
 
 
 def _in_words(run: RunResult) -> str:

@@ -22,9 +22,10 @@ from featurestore.definitions import (
 )
 from featurestore.definitions.aggregation import Window
 from featurestore.definitions.on_demand import input_names
+from featurestore.following.held import not_held
 from featurestore.types.times import duration_text
 from featurestore.types.values import is_widening, to_json
-from featurestore.windows.layout import Layout, found_in, layout_of
+from featurestore.windows.layout import Layout, layout_of
 
 
 class ChangeClass(IntEnum):
@@ -176,14 +177,6 @@ def _told(window: Window) -> str:
     step = "" if window.length_us is None else f", in steps of {duration_text(window.resolution_us)}"
     more = f", n={of.n}" if of.n is not None else ""
     return f"{of.function} of {of.column}{step}{more}" + (f", where {of.where}" if of.where else "")
-
-
-def not_held(held: tuple[Layout, ...], view: FeatureView) -> tuple[str, ...]:
-    """Return the windows of a view that records of some layouts do not answer."""
-    if not held:
-        return ()
-    own, places = layout_of(view)
-    return tuple(name for name, asked in places.items() if any(found_in(kept, own, asked) is None for kept in held))
 
 
 def _on_demand(before: OnDemandFeatureView, after: OnDemandFeatureView) -> list[Difference]:

@@ -12,6 +12,7 @@ from featurestore.consistency.online_rows import count_online
 from featurestore.consistency.remains import rows_of
 from featurestore.definitions import Definition, FeatureView
 from featurestore.errors import DefinitionError, OnlineStoreUnavailableError, RegistryFormatError
+from featurestore.following.held import held_layouts, not_held
 from featurestore.ledger.commits import Remembered, last_read
 from featurestore.ledger.generations import Generations, last_generation
 from featurestore.ledger.prepared import PreparedReader
@@ -19,8 +20,7 @@ from featurestore.ledger.saved_sets import list_sets
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.offline.interface import TableId
 from featurestore.plan.changes import Loss, Plan, Step
-from featurestore.plan.classes import ChangeClass, Difference, deletion_class, differences, not_held
-from featurestore.plan.held import held_layouts
+from featurestore.plan.classes import ChangeClass, Difference, deletion_class, differences
 from featurestore.plan.notices import step_notices
 from featurestore.plan.remedies import commands_after, read_by
 from featurestore.plan.schemas import pin_schemas

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from featurestore_registry.interface import LedgerReader
 
 from featurestore.definitions import Definition, FeatureView
+from featurestore.following.held import not_held
 from featurestore.ledger.unread import commands
 from featurestore.ledger.watermarks import read_watermark
-from featurestore.plan.classes import Difference, not_held
+from featurestore.plan.classes import Difference
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.windows.layout import Layout, layout_of
 

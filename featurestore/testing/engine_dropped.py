@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
+from featurestore.definitions import Aggregation, Entity, FeatureView, Field, ParquetSource
 from featurestore.testing.engine_project import EngineProject, EngineSuite
 from featurestore.types import Int64, String
 
@@ -99,6 +99,28 @@ class DroppedRowsConformance(EngineSuite):
         told = Counter(wanted.values())
         counts = (staged.null_times, staged.null_keys, staged.duplicates)
         assert counts == (told["no event time"], told["null key"], told["duplicate"])
+
+    @pytest.mark.parametrize("event_id", ["id", None])
+    def test_of_events_those_without_an_id_and_repeats_are_not_taken(
+        self, project: EngineProject, event_id: str | None
+    ) -> None:
+        """Of one id within a day of the first; without ids every row is an event."""
+        hours = [0, 0, 20, 40, 1, 1, 1]
+        ids = ["a", "a", "a", "a", "b", None, "c" * 300]
+        at = [START + timedelta(hours=hour) for hour in hours]
+        rows = {"shop": ["s"] * 6 + [None], "at": at, "id": ids, "x": list(range(7))}
+        project.write("s.parquet", pa.table(rows))
+        view = FeatureView(
+            "v",
+            entities=[Entity("shop", {"shop": String})],
+            source=ParquetSource("s", "s.parquet", "at"),
+            schema=[Field("x", Int64), *([Field("id", String)] if event_id else [])],
+            event_id=event_id,
+            aggregations=[Aggregation("x", "sum", windows=[timedelta(days=1)])],
+        )
+        wanted = {1: "duplicate", 2: "duplicate", 5: "no id or a long text"} if event_id else {}
+        found = project.dropped(view, 10)
+        assert {row["x"]: row["fs_dropped"] for row in found} == wanted | {6: "null key"}
 
     def test_a_source_that_is_taken_whole_lists_nothing(self, project: EngineProject) -> None:
         project.write("s.parquet", pa.table({"shop": ["a"], "at": [START], "x": [1]}))

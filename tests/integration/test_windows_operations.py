@@ -28,6 +28,7 @@ from support.serving import serving_here
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
 from featurestore.cli.main import main
 from featurestore.errors import MismatchError, OnlineStoreError, OnlineStoreUnavailableError
+from featurestore.following import held
 from featurestore.following.follow import Follower
 from featurestore.following.lag import Lag
 from featurestore.following.mark import mark_from, read_marks
@@ -47,7 +48,7 @@ from featurestore.online.interface import Placed, Slice
 from featurestore.online.records import windows_known
 from featurestore.online.records.keys import KeyEncoder
 from featurestore.online.records.windowed import decode, encode, entries_of
-from featurestore.plan import apply_plan, held, make_plan
+from featurestore.plan import apply_plan, make_plan
 from featurestore.plan.changes import Plan, Step
 from featurestore.plan.classes import ChangeClass
 from featurestore.project.loader import collect
@@ -651,6 +652,13 @@ def test_status_tells_how_far_windows_are(either: Shop, capsys: pytest.CaptureFi
     assert f"covered until {at[0]} (version {whole.windows.version}); 12 events of its log not online yet" in told
     assert f"the first since {at[1]}." in told
     assert json.loads(fs(shop, capsys, "status", "--json"))[0]["windows"]["events"] == 12
+    assert "superseded" not in fs(shop, capsys, "peek", "sales", "-n", "52")
+    view = shop.workspace.snapshot().views["sales"].view
+    more = [*view.aggregations, Aggregation("v", "sum", windows=[timedelta(days=300)])]
+    shop.apply(view.model_copy(update={"aggregations": tuple(more)}))
+    told = fs(shop, capsys, "status")
+    assert "sales: its records do not hold v_sum_300d yet: run `fs materialize --republish --view sales`." in told
+    assert json.loads(fs(shop, capsys, "status", "--json"))[0]["not_found"] == ["v_sum_300d"]
     shop.workspace.online.delete(NAMESPACE)
     assert "no window is online. The next `fs materialize` makes the records of 52 events" in fs(shop, capsys, "status")
 

@@ -99,6 +99,7 @@ def test_a_window_begins_where_its_oldest_tile_does() -> None:
         (("amount", "sum", {"windows": [timedelta(seconds=59)]}), "at least a minute"),
         (("amount", "sum", {"windows": [timedelta(seconds=90.5)]}), "must be whole seconds"),
         (("amount", "sum", {"windows": [-DAY]}), "at least a minute"),
+        (("amount", "sum", {"windows": [timedelta(0)], "resolution": timedelta(seconds=5)}), "at least a minute"),
         (("amount", "sum", {"windows": [730 * DAY]}), r"give one, such as resolution=datetime.timedelta\(days=2\)"),
         (("amount", "sum", {"windows": [timedelta(seconds=61)]}), "has no resolution of its own"),
         (("amount", "sum", {"resolution": timedelta(seconds=4)}), "whole seconds, at least 5"),

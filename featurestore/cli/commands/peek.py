@@ -30,11 +30,12 @@ def command(store: FeatureStore, output: Output, view: str, rows: int, dropped: 
         return
     found = store.peek(view, rows)
     documents = found.to_pylist()
-    identity = [*store.workspace.snapshot().views[view].view.join_keys, EVENT]
+    definition = store.workspace.snapshot().views[view].view
+    identity = [*definition.join_keys, EVENT]
     seen: set[tuple[Any, ...]] = set()
     for row in documents:  # newest first: what has the keys and event time of a row before it is an older version of it
         named = tuple(row[name] for name in identity)
-        row[SUPERSEDED] = named in seen
+        row[SUPERSEDED] = named in seen and not definition.aggregations  # which take every event
         seen.add(named)
     output.emit(documents)
     if documents:

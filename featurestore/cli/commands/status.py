@@ -39,8 +39,11 @@ def command(store: FeatureStore, output: Output) -> None:
     ]
     output.table(heads, rows, right=("age", "entities", "versions", "online"))
     for view in found:
-        if view.windows is not None:
+        if view.windows is not None and all(mismatch.heals for mismatch in view.mismatches):  # else nobody knows
             output.say(_windows(view.view, view.windows))
+        if view.not_found:
+            names, command = ", ".join(view.not_found), f"fs materialize --republish --view {view.view}"
+            output.say(f"{view.view}: its records do not hold {names} yet: run `{command}`.", style="yellow")
     for mismatch in (each for view in found for each in view.mismatches):
         output.say(f"{mismatch.message} {mismatch.hint}", style="yellow")
     for unreadable in filter(None, (view.unreadable for view in found)):
@@ -58,7 +61,8 @@ def _instant(instant_us: int | None) -> str:
 def _windows(view: str, lag: Lag) -> str:
     """Return how far the windows of a view are."""
     if lag.version is None:
-        return f"{view}: no window is online. The next `fs materialize` makes the records of {lag.events:,} events."
+        of = f" of {lag.events:,} events" if lag.events else ""
+        return f"{view}: no window is online. The next `fs materialize` makes the records{of}."
     events = "1 event" if lag.events == 1 else f"{lag.events:,} events"
     waiting = f"{events} of its log not online yet, the first since {_instant(lag.since_us)}"
     state = waiting if lag.events else "every event of its log is online"

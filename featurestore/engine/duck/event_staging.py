@@ -132,14 +132,17 @@ class EventIds:
             f"WHERE abs(f.{EVENT_US} - l.{EVENT_US}) <= {ONE_EVENT_US} GROUP BY f.{POSITION}"
         )
         known, same = self._row("SELECT count(*), count(*) FILTER (is_same) FROM known")
-        repeated, differ = self._find_repeated()
+        repeated, differ = self._find_repeated(f"FROM fresh ANTI JOIN known USING ({POSITION})")
         return FoundIds(known, repeated, known - same + differ)
 
-    def _find_repeated(self) -> tuple[int, int]:
+    def find_repeated(self) -> None:
+        """Make the table ``repeated`` alone, as if there were no log."""
+        self._find_repeated("FROM fresh")
+
+    def _find_repeated(self, rest: str) -> tuple[int, int]:
         """Make the table ``repeated``; return how many events it has, and how many differ from those that are kept."""
         import pyarrow as pa
 
-        rest = f"FROM fresh ANTI JOIN known USING ({POSITION})"
         twins = (
             f"SELECT {POSITION}, {EVENT_US}, {KNOWN_US}, event FROM (SELECT * {rest}) JOIN (SELECT {self._event}, "
             f"row_number() OVER () AS event {rest} GROUP BY {self._event} HAVING count(*) > 1) USING ({self._event})"

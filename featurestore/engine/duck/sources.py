@@ -10,6 +10,7 @@ import duckdb
 from typing_extensions import override
 
 from featurestore.definitions import FeatureView, ParquetSource
+from featurestore.engine.duck.event_staging import EventIds, usable_event
 from featurestore.engine.duck.files import find_files, would_read
 from featurestore.engine.duck.identity import CREATED_US, EVENT_US, SOURCE_TIMES, has_keys, identity
 from featurestore.engine.duck.scan import open_sources, opened
@@ -102,10 +103,14 @@ class DuckSources(Sources):
             found = scanned.rows(view.stored_types)
             if view.sql is not None:  # runs order its rows by their content
                 found = f"SELECT *, row_number() OVER (ORDER BY {scanned.content_order}) AS {POSITION} FROM ({found})"
-            last = f"max({POSITION}) OVER (PARTITION BY {identity(view)})"
+            if view.aggregations:
+                other = _not_kept(scanned.connection, view, found)
+            else:
+                last = f"max({POSITION}) OVER (PARTITION BY {identity(view)})"
+                other = f"WHEN {POSITION} < {last} THEN 'duplicate'"
             query = (
                 f"SELECT CASE WHEN {EVENT_US} IS NULL THEN 'no event time' WHEN NOT ({has_keys(view)}) THEN 'null key' "
-                f"WHEN {POSITION} < {last} THEN 'duplicate' END AS fs_dropped, {shown}, "
+                f"{other} END AS fs_dropped, {shown}, "
                 f"make_timestamptz({EVENT_US}) AS {EVENT}, make_timestamptz({CREATED_US}) AS {CREATED} "
                 f"FROM (SELECT *, {SOURCE_TIMES} FROM ({found}))"
             )
@@ -116,3 +121,15 @@ class DuckSources(Sources):
                 f"SELECT * EXCLUDE (fs_place) FROM (SELECT *, {place} AS fs_place FROM ({query}) "
                 f"WHERE fs_dropped IS NOT NULL ORDER BY fs_place, fs_dropped LIMIT {rows}) ORDER BY {order}"
             ).to_arrow_table()
+
+
+def _not_kept(connection: duckdb.DuckDBPyConnection, view: FeatureView, found: str) -> str:
+    """Return when an event of a source is not kept: without an id or with a long text, or as a repeat of another."""
+    dropped = f"WHEN NOT ({usable_event(view)}) THEN 'no id or a long text'"
+    if view.event_id is None:
+        return dropped
+    has_happened = f"{EVENT_US} IS NOT NULL AND {has_keys(view)} AND {usable_event(view)}"
+    rows = f"SELECT *, {SOURCE_TIMES} FROM ({found})"
+    connection.execute(f"CREATE TEMP TABLE fresh AS SELECT * FROM ({rows}) WHERE {has_happened}")
+    EventIds(connection, view).find_repeated()
+    return f"{dropped} WHEN {POSITION} IN (SELECT {POSITION} FROM repeated) THEN 'duplicate'"

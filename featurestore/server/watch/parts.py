@@ -37,7 +37,10 @@ class PartWatch:
         self._named = set(views)
         found: list[Mismatch] = []
         for name, registered in views.items():
-            published = progress[name].published_version if name in progress else None
+            known = progress.get(name)
+            if known is not None and known.generation != registered.generation:
+                known = None  # it was read before the definitions, which came to a new one
+            published = None if known is None else known.published_version
             try:
                 mismatch = foreign_part(self._workspace, registered, published)
             except FeatureStoreError:

@@ -1,14 +1,15 @@
-"""What is online of a windowed view: by that a plan knows which windows are answered at once and which are not."""
+"""What is online of a windowed view: so plan and status know which windows are answered and which are not."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 
+from featurestore.definitions import FeatureView
 from featurestore.errors import OnlineStoreUnavailableError
 from featurestore.following.mark import mark_from, read_marks
 from featurestore.online.records.keys import KeyEncoder
 from featurestore.registered.snapshot import RegisteredView
-from featurestore.windows.layout import Layout, layout_from, layout_of
+from featurestore.windows.layout import Layout, found_in, layout_from, layout_of
 from featurestore.workspace import Readers
 
 
@@ -29,3 +30,11 @@ def held_layouts(workspace: Readers, registered: RegisteredView) -> tuple[Layout
         if ids and len(found) == len(ids):
             return found
     return (layout_of(view)[0],)
+
+
+def not_held(held: tuple[Layout, ...], view: FeatureView) -> tuple[str, ...]:
+    """Return the windows of a view that records of some layouts do not answer."""
+    if not held:
+        return ()
+    own, places = layout_of(view)
+    return tuple(name for name, asked in places.items() if any(found_in(kept, own, asked) is None for kept in held))
