@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pyarrow as pa
@@ -191,9 +192,9 @@ class EngineProject:
     def run_in_zones(self, script: str) -> list[list[str]]:
         """Run a script in processes of three time zones, which find this project as ``project``; return their lines."""
         opener: Any = self.open_engine
-        arguments = [script, str(self.root), opener.__module__, opener.__qualname__]
+        code = IN_ZONES.replace("SCRIPT", indent(script, 8 * " ").strip())
         done = subprocess.run(
-            [sys.executable, "-c", IN_ZONES, *arguments],
+            [sys.executable, "-c", code, str(self.root), opener.__module__, opener.__qualname__],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             capture_output=True,
             text=True,
@@ -208,14 +209,14 @@ import os, sys, time
 from importlib import import_module
 from pathlib import Path
 from featurestore.testing.engine_project import *
-script, root, module, name = sys.argv[1:]
+root, module, name = sys.argv[1:]
 for zone in ("UTC", "America/New_York", "Asia/Kolkata"):
     child = os.fork()
     if child == 0:  # the engine is imported in the zone: it may look at it then
         os.environ["TZ"] = zone
         time.tzset()
         project = EngineProject(Path(root), getattr(import_module(module), name))
-        exec(script)
+        SCRIPT
         print(end="\\0")
         break
     if os.waitpid(child, 0)[1]:

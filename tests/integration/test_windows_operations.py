@@ -58,6 +58,7 @@ from featurestore.repair import find_repairs, repair
 from featurestore.server.app import create_app
 from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.watch.metrics import Metrics
+from featurestore.server.watch.parts import PartWatch
 from featurestore.server.watch.windows import WindowWatch
 from featurestore.serving import get_online_features
 from featurestore.training import TrainingSetWarning, get_historical_features
@@ -88,6 +89,16 @@ def sales_view(*more: Aggregation, windows: tuple[timedelta | None, ...] = (HOUR
             *more,
         ],
         **options,
+    )
+
+
+def view_without_ids() -> FeatureView:
+    return FeatureView(
+        "sales",
+        entities=[Entity("shop", join_keys={"shop": Int64})],
+        source=sales_view().batch_sources[0],
+        schema=[Field("v", Float64)],
+        aggregations=[Aggregation("v", "sum", windows=[HOUR])],
     )
 
 
@@ -587,13 +598,7 @@ def test_nothing_of_a_view_stays_that_is_gone(either: Shop) -> None:
     kinds = {key.removeprefix(NAMESPACE).partition(b":")[0] for key in keys_online(shop)}
     assert {b"applied", b"schema"} <= kinds
     # Without an event_id events are others: a new generation.
-    other = FeatureView(
-        "sales",
-        entities=[Entity("shop", join_keys={"shop": Int64})],
-        source=sales_view().batch_sources[0],
-        schema=[Field("v", Float64)],
-        aggregations=[Aggregation("v", "sum", windows=[HOUR])],
-    )
+    other = view_without_ids()
     assert shop.apply(other).generation == 2
     shop.wait(MINUTE_US)  # servers have refreshed
     gc.collect_garbage(shop.workspace)
@@ -661,6 +666,26 @@ def test_status_tells_how_far_windows_are(either: Shop, capsys: pytest.CaptureFi
     assert json.loads(fs(shop, capsys, "status", "--json"))[0]["not_found"] == ["v_sum_300d"]
     shop.workspace.online.delete(NAMESPACE)
     assert "no window is online. The next `fs materialize` makes the records of 52 events" in fs(shop, capsys, "status")
+
+
+@pytest.mark.parametrize("is_run", [False, True])
+def test_a_new_generation_is_no_lost_store(shop: Shop, caplog: pytest.LogCaptureFixture, is_run: bool) -> None:
+    """A server reads how far views are before it reads the definitions, which may be newer."""
+    for _ in range(2):
+        shop.sell(9)
+        shop.run()
+    keeper, metrics = SnapshotKeeper(shop.other()), Metrics()
+    keeper.load()
+    watch = PartWatch(shop.workspace, keeper, metrics)
+    assert keeper.refresh() == "same"
+    watch.look()
+    shop.apply(view_without_ids())
+    if is_run:
+        shop.run()
+    assert keeper.refresh() == "changed"
+    watch.look()
+    assert b'online_part_mismatch{view="sales"} 0.0' in metrics.text()
+    assert "online" not in caplog.text
 
 
 def test_show_tells_how_large_records_are(either: Shop, capsys: pytest.CaptureFixture[str]) -> None:
