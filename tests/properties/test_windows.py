@@ -240,6 +240,19 @@ def test_the_greatest_double_among_many_values() -> None:
     assert exact.rounded(sums).tolist() == [10.5, sys.float_info.max, 1.5 * 499]
 
 
+def test_an_event_counts_from_when_it_is_known_until_its_tile_leaves() -> None:
+    """Also where it is known just before, when, or just after it leaves; one after the other and all of one key."""
+    known, asked = np.arange(25), np.arange(30)
+    count = Question("count", None, None, 12, 4)  # the event of instant 1 leaves at 16
+    for starts, keys in ((np.arange(26), np.repeat(known, 30)), (np.array([0, 25]), np.zeros(30, np.int64))):
+        events = Events(starts, np.full(25, 1), np.maximum(known, 1), {}, {})
+        times = np.tile(asked, len(keys) // 30)
+        ((answer,), _) = evaluate(events, keys, times, [count])
+        held = [[max(late, 1) <= at < 16 for at in range(30)] for late in range(25)]
+        alone = [int(is_held) for of_one in held for is_held in of_one]
+        assert answer.values.tolist() == (alone if len(starts) > 2 else [sum(at) for at in zip(*held, strict=True)])
+
+
 def test_many_keys_whose_events_become_known_ages_later() -> None:
     """The instants of all keys together are more than 64 bits; what becomes known after the last row never counts."""
     keys, age_us = 40, 300_000_000_000_000_000
