@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.projects import make_workspace
+from support.windowed_shop import by_plain_loops
 
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource
 from featurestore.following import follow, mark
@@ -29,7 +30,7 @@ from featurestore.online.records.windowed import checked, head_of
 from featurestore.serving import get_online_features
 from featurestore.statuses import Status
 from featurestore.training import TrainingSetWarning, get_historical_features
-from featurestore.training.reference_windows import ReferenceEvent, reference_window
+from featurestore.training.reference_windows import ReferenceEvent
 from featurestore.types import Float64, Int64, String
 from featurestore.types.times import system_clock, to_datetime
 from featurestore.workspace import Workspace
@@ -165,21 +166,7 @@ class Shop:
             ),
             key=lambda event: (event.event_us, event.known_us, event.sequence),
         )
-        return [
-            reference_window(
-                events,
-                at_us,
-                window.aggregation.function,
-                column=None if window.aggregation.column == "*" else window.aggregation.column,
-                is_float=window.aggregation.column == "v",
-                condition=window.aggregation.where,
-                length_us=window.length_us,
-                resolution_us=window.resolution_us,
-                n=window.aggregation.bound,
-                as_of="available",
-            )
-            for window in self.view.windows
-        ]
+        return by_plain_loops(self.view, events, at_us)
 
     def online(self) -> dict[str, list[Any]]:
         response = get_online_features(self.workspace, ["sales:*"], {"shop": [0, 1, 2, 3, 9]})

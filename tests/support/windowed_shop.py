@@ -51,6 +51,25 @@ def sales_view(
     )
 
 
+def by_plain_loops(view: FeatureView, events: list[ReferenceEvent], at_us: int) -> list[Any]:
+    """Return what each window of a view holds at an instant, of one entity's events in their order."""
+    return [
+        reference_window(
+            events,
+            at_us,
+            window.aggregation.function,
+            column=None if window.aggregation.column == "*" else window.aggregation.column,
+            is_float=window.aggregation.column == "v",
+            condition=window.aggregation.where,
+            length_us=window.length_us,
+            resolution_us=window.resolution_us,
+            n=window.aggregation.bound,
+            as_of="available",
+        )
+        for window in view.windows
+    ]
+
+
 class Shop:
     """A project to which events are pushed, and what counts in it by plain loops."""
 
@@ -124,21 +143,7 @@ class Shop:
             ),
             key=lambda event: (event.event_us, event.known_us, event.sequence),
         )
-        return [
-            reference_window(
-                events,
-                self.now_us,
-                window.aggregation.function,
-                column=None if window.aggregation.column == "*" else window.aggregation.column,
-                is_float=window.aggregation.column == "v",
-                condition=window.aggregation.where,
-                length_us=window.length_us,
-                resolution_us=window.resolution_us,
-                n=window.aggregation.bound,
-                as_of="available",
-            )
-            for window in self.view.windows
-        ]
+        return by_plain_loops(self.view, events, self.now_us)
 
     def check(self, *, ordered: bool = True) -> None:
         """Compare online with the offline join and plain loops; not ``ordered``: ties may lie in any order."""
