@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping
 from featurestore.online.interface import eviction_of
 from featurestore.registered.snapshot import RegisteredView
 
-NO_EVICTION = "Run `CONFIG SET maxmemory-policy noeviction`."
+NO_EVICTION = (
+    "Run `redis-cli CONFIG SET maxmemory-policy noeviction`, then `fs materialize --republish`, which brings back what "
+    "was evicted."
+)
 
 
 def windows_at_risk(views: Iterable[RegisteredView], facts: Mapping[str, str]) -> str | None:

@@ -39,7 +39,7 @@ BATCH_ROWS = 10_000
 To = Literal["both", "online", "offline"]
 
 _ahead: WeakKeyDictionary[Workspace, dict[TableId, Ahead]] = WeakKeyDictionary()
-"""Of each view with windows what was pushed that is not available yet."""
+"""What was pushed and is not available yet, by view with windows."""
 
 ONLINE_ONLY = (
     "Pushed online only: these rows are in no training set, and republishing with --authoritative removes them."

@@ -21,7 +21,7 @@ class Sizes:
     records: int
     """How many were looked at."""
     tiles: tuple[int, int]
-    """Of all resolutions together."""
+    """The tiles of all resolutions together."""
     bytes: tuple[int, int]
     newest_events: tuple[int, int]
     """Events that wait beside the tiles."""

@@ -21,7 +21,7 @@ class NewestEvents(NamedTuple):
     known_us: Sequence[int]
     sequences: Sequence[int]
     true: Sequence[int]
-    """Of each event a bit for each of the layout's conditions."""
+    """A bit for each of the layout's conditions, event by event."""
     values: Sequence[Sequence[Any]]
     """By the layout's columns."""
 

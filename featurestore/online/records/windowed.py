@@ -288,7 +288,7 @@ class Sections(NamedTuple):
 
 
 Exponents = tuple[tuple[int, ...], ...]
-"""Of each sum of a record the exponents of its limbs."""
+"""The exponents of the limbs of each sum of a record."""
 
 
 def exponents_of(scales: bytes) -> Exponents:
