@@ -154,7 +154,7 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         with FeatureStore(self.root, clock=ManualClock(NOW_US)) as store:
-            while not self.stopped.is_set():
+            while not self.stopped.wait(0.001):  # the other threads need the interpreter too
                 try:
                     answer = store.get_online_features("model", {"shop": SHOPS})
                 except Exception as error:  # every one of them is an outage

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -471,25 +471,28 @@ def test_a_reader_never_sees_a_count_fall(shop: Shop) -> None:
     other = Workspace(shop.root, shop.workspace.settings, clock=shop.workspace.clock)
 
     def watch() -> None:
-        while not done.is_set():
+        # With a pause: a thread that only computes lets another that reads and writes files have the interpreter
+        # every 5 ms only, and a push would take minutes.
+        while not done.wait(0.001):
             found = get_online_features(other, view_of, {"shop": [1]}).to_dict()
             seen.append([found["count_all"][0], found["v_count_all"][0]])
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for number in range(12):
-        shop.push([shop.sale(dice, shop=1) for _ in range(15)])
-        shop.wait(3_000_000)
-        if number % 4 == 3:
-            follow.Follower(
-                shop.workspace,
-                shop.workspace.snapshot().views["sales"],
-                shop.workspace.offline.current(shop.workspace.snapshot().views["sales"].table),
-                lambda: None,
-            ).bring(anew=True)
-    done.set()
-    watcher.join()
-    other.close()
+    with closing(other), ThreadPoolExecutor(1) as threads:
+        watching = threads.submit(watch)
+        try:
+            for number in range(12):
+                shop.push([shop.sale(dice, shop=1) for _ in range(15)])
+                shop.wait(3_000_000)
+                if number % 4 == 3:
+                    follow.Follower(
+                        shop.workspace,
+                        shop.workspace.snapshot().views["sales"],
+                        shop.workspace.offline.current(shop.workspace.snapshot().views["sales"].table),
+                        lambda: None,
+                    ).bring(anew=True)
+        finally:
+            done.set()
+        watching.result(timeout=60)
     for before, after in itertools.pairwise(seen):
         assert all(one <= two for one, two in zip(before, after, strict=True)), (before, after)
     assert seen[-1][0] > 100
