@@ -296,7 +296,7 @@ def window_text(window: timedelta | None) -> str:
 def _prefix(column: object, function: object, n: object) -> str:
     if column == ALL_ROWS:
         return str(function)
-    return f"{column}_last_{n}" if function == "last_n" else f"{column}_{function}"
+    return f"{column}_last_{n}" if function == "last_n" and n is not None else f"{column}_{function}"
 
 
 def _check_plain_name(name: str) -> None:

@@ -243,6 +243,8 @@ def _plain_message(errors: Sequence[ErrorDetails]) -> str:
         return "must be a list"
     if first["type"] == "dict_type":
         return "must be a dict"
+    if first["type"] == "time_delta_type":
+        return "must be a timedelta, such as timedelta(days=7)"
     message = first["msg"].removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from featurestore.definitions.sql import changing_call, parse
 from featurestore.errors import DefinitionError
+
+_HEAD = "SELECT 1 FROM events WHERE ("
 
 
 @lru_cache(maxsize=256)
@@ -16,11 +19,11 @@ def columns_of(condition: str) -> tuple[str, ...]:
     """
     from sqlglot import exp
 
-    sql = f"SELECT 1 FROM events WHERE ({condition}\n)"
+    sql = f"{_HEAD}{condition}\n)"
     try:
         statement = parse(sql)
     except DefinitionError as error:
-        raise ValueError(f"where: {error.message.splitlines()[0].replace('The SQL', repr(condition))}") from None
+        raise ValueError(f"where: {condition!r} cannot be parsed: {_fault(condition, error.message)}") from None
     found = statement.args.get("where")
     is_one = isinstance(statement, exp.Select) and {key for key, value in statement.args.items() if value} <= {
         "expressions",
@@ -42,7 +45,10 @@ def columns_of(condition: str) -> tuple[str, ...]:
         if tree.find(*kinds) is not None:
             raise ValueError(f"where: {condition!r} has {what}: it must be a condition on the columns of one event")
     if called := changing_call(sql):
-        raise ValueError(f"where: {condition!r} calls {called}, whose result changes from call to call")
+        raise ValueError(
+            f"where: {condition!r} calls {called}, whose result changes from call to call: training and serving would "
+            "differ. Test a column instead, such as id % 100 < 10 for a share of the events"
+        )
     columns = list(tree.find_all(exp.Column))
     if qualified := next((column for column in columns if column.table), None):
         raise ValueError(f"where: write {qualified.name!r} instead of {qualified.sql(dialect='duckdb')!r}")
@@ -52,3 +58,16 @@ def columns_of(condition: str) -> tuple[str, ...]:
     for column in columns:
         names.setdefault(column.name.lower(), column.name)
     return tuple(names.values())
+
+
+def _fault(condition: str, told: str) -> str:
+    """Return where a condition cannot be parsed, by the place that the parser told of the SQL around it."""
+    found = re.search(r"Line (\d+), Col: (\d+)", told)
+    if found is None:
+        return "a quote or a comment in it does not end"
+    lines = condition.split("\n")
+    line, column = int(found[1]), int(found[2]) - (len(_HEAD) if found[1] == "1" else 0)
+    if line > len(lines):
+        return "something is missing at its end, or too much"
+    read = "\n".join([*lines[: line - 1], lines[line - 1][:column]])
+    return f"it makes no sense beyond {read!r}"

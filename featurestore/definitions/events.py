@@ -19,6 +19,7 @@ _ID_TYPES = (Int32, Int64, String, Bytes)
 class EventColumns:
     """What a view with aggregations reads of its events. Columns are compared without case, as engines do."""
 
+    view: str
     join_keys: Mapping[str, ValueType]
     timestamp: str
     created: str | None
@@ -65,13 +66,18 @@ class EventColumns:
         types = self.types(fields)
         if self.event_id is not None and types[self.event_id.lower()] not in _ID_TYPES:
             raise DefinitionError(
-                f"event_id: column {self.event_id!r} is {types[self.event_id.lower()]}.",
+                f"FeatureView {self.view!r}: event_id: column {self.event_id!r} is {types[self.event_id.lower()]}.",
                 hint=f"An id is {', '.join(map(str, _ID_TYPES[:-1]))} or {_ID_TYPES[-1]}; sql= can cast it.",
+                object=self.view,
                 field="event_id",
             )
         return tuple(
             window.aggregation.field_of(window, types.get(window.aggregation.column.lower())) for window in self.windows
         )
+
+    def reader_of(self, column: str) -> str:
+        """Return what reads a stored column, for messages."""
+        return "its event_id is" if column.lower() == (self.event_id or "").lower() else "its aggregations read"
 
     def check(self) -> None:
         """Raise ValueError for a column that cannot be read so, and for names that clash."""
@@ -92,8 +98,8 @@ class EventColumns:
         """Raise ValueError where declared columns are not those that are read, DefinitionError as `features`."""
         given = {field.name.lower() for field in fields}
         wanted = {name.lower(): name for name in self.stored}
-        if missing := [name for lower, name in wanted.items() if lower not in given]:
-            raise ValueError(f"schema: lacks {', '.join(map(repr, missing))}, which the aggregations read")
+        if missing := next((name for lower, name in wanted.items() if lower not in given), None):
+            raise ValueError(f"schema: lacks {missing!r}: {self.reader_of(missing)} {missing!r}")
         if more := [field.name for field in fields if field.name.lower() not in wanted]:
             raise ValueError(f"schema: no aggregation reads {', '.join(map(repr, more))}")
         self.features(fields)

@@ -19,6 +19,8 @@ _CHANGING = re.compile(
     "currval|nextval|setval|getvariable"
 )
 """DuckDB's functions, and sqlglot's names for them, whose result changes from call to call."""
+_LACKING = re.compile(r"Required keyword: '\w+' missing for <class '[^']*'>")
+"""What sqlglot says of an operator or a function with too few operands."""
 
 
 def check_view_sql(sql: str, sources: Sequence[str]) -> None:
@@ -70,7 +72,7 @@ def parse(sql: str) -> exp.Query:
     try:
         statements = [found for found in sqlglot.parse(sql, dialect="duckdb") if found is not None]
     except sqlglot.errors.SqlglotError as error:
-        text = str(error).replace("\033[4m", "").replace("\033[0m", "")
+        text = _LACKING.sub("something is missing", str(error)).replace("\033[4m", "").replace("\033[0m", "")
         raise DefinitionError(f"The SQL cannot be parsed: {text}") from None
     if len(statements) != 1 or not isinstance(statements[0], exp.Query):
         raise DefinitionError("The SQL must be one SELECT statement.", hint="Take out everything else.")
@@ -115,5 +117,6 @@ def changing_call(sql: str) -> str | None:
         name = function.name if isinstance(function, exp.Anonymous) else function.sql_name()
         # age(t) is the time from t to today; age(t, u) depends on nothing else.
         if _CHANGING.fullmatch(name.lower()) or (name.lower() == "age" and len(function.expressions) == 1):
-            return f"{name.lower()}()"
+            written = re.search(rf"\b({_CHANGING.pattern})(?=\s*\()", sql, re.IGNORECASE)  # sqlglot has other names
+            return f"{(written[0] if written else name).lower()}()"
     return None

@@ -64,7 +64,7 @@ class FeatureView(Definition):
         source: ParquetSource | PushSource | Sequence[ParquetSource | PushSource],
         schema: Sequence[Field] | None = None,
         sql: str | None = None,
-        aggregations: Sequence[Aggregation] = (),
+        aggregations: Sequence[Aggregation] | None = None,
         event_id: str | None = None,
         ttl: timedelta | None = None,
         online: bool = True,
@@ -72,13 +72,20 @@ class FeatureView(Definition):
         owner: str = "",
         tags: Mapping[str, str] | None = None,
     ) -> None:
+        if aggregations is not None and not as_tuple(aggregations):  # without any it would be a plain view, unsaid
+            raise DefinitionError(
+                f"FeatureView {name!r}: aggregations: needs at least one.",
+                hint="Leave it out for a view that takes the newest row.",
+                object=name,
+                field="aggregations",
+            )
         self._fill(
             name,
             entities=as_tuple(entities),
             sources=as_tuple(source) if isinstance(source, Sequence) else (source,),
             fields=None if schema is None else as_tuple(schema),
             sql=sql,
-            aggregations=as_tuple(aggregations),
+            aggregations=() if aggregations is None else as_tuple(aggregations),
             event_id=event_id,
             ttl=ttl,
             online=online,
@@ -156,7 +163,7 @@ class FeatureView(Definition):
         if not self.aggregations:
             return None
         times = self.timestamp_field, self.created_timestamp_field
-        return EventColumns(self.join_keys, *times, self.aggregations, self.event_id)
+        return EventColumns(self.name, self.join_keys, *times, self.aggregations, self.event_id)
 
     @property
     def takes_events(self) -> bool:

@@ -212,7 +212,10 @@ class Sources(ABC):
 
     @abstractmethod
     def check_conditions(self, view: FeatureView) -> None:
-        """Check the conditions of a view's aggregations against its schema; raises SourceSchemaError naming one."""
+        """Check the conditions of a view's aggregations against its schema, and on some rows of its source.
+
+        Raises SourceSchemaError naming one that does not fit, or that can be computed of none of the rows.
+        """
 
     @abstractmethod
     def first_event_us(self, view: FeatureView) -> int | None:

@@ -138,11 +138,13 @@ def _pin(
 
 def _check_event_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> None:
     """Raise SourceSchemaError for a column that aggregations read and that is not there."""
-    for name in () if view.events is None else view.events.stored:
+    if view.events is None:
+        return
+    for name in view.events.stored:
         if find_column(columns, name) is None:
             read = "its source does not have" if view.sql is None else "its SQL does not select"
             raise SourceSchemaError(
-                f"Feature view {view.name!r}: its aggregations read {name!r}, which {read}.",
+                f"Feature view {view.name!r}: {view.events.reader_of(name)} {name!r}, which {read}.",
                 hint=did_you_mean(name, [column.name for column in columns]),
                 view=view.name,
                 column=name,

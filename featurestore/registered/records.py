@@ -334,7 +334,7 @@ def _read_view(name: str, document: Mapping[str, Any], lookup: Lookup, common: d
         source=[lookup(kind, source) for kind, source in document["sources"]],
         schema=[field_from(field) for field in document["schema"]],
         sql=document["sql"],
-        aggregations=[*map(aggregation_from, document.get("aggregations", []))],
+        aggregations=[*map(aggregation_from, document.get("aggregations", []))] or None,
         event_id=document.get("event_id"),
         ttl=None if ttl_us is None else ttl_us * MICROSECOND,
         online=document["online"],

@@ -258,6 +258,7 @@ class EngineEventsConformance(EngineSuite):
             named = Aggregation("v", "sum", windows=[None], where=where)
             project.engine.sources.check_conditions(base.replaced(aggregations=(named, *base.aggregations[1:])))
 
+        write_events(project, "empty", [])
         check("v < 0 AND t = 'x' AND id <> '' AND \"at\" > '2024-01-01' AND known IS NULL AND k = 1")
         with pytest.raises(SourceSchemaError, match="'v' is DOUBLE, and a condition is true or false"):
             check("v")
@@ -266,6 +267,26 @@ class EngineEventsConformance(EngineSuite):
         for several in ("entropy(v) > 1", "mad(v) > 1", "unnest([v]) > 1"):
             with pytest.raises(SourceSchemaError, match="cannot be computed of one event alone"):
                 check(several)
+        with pytest.raises(SourceSchemaError, match=r"cannot be computed of any row: .*'big'"):
+            check("v > 'big'")
+
+    @pytest.mark.parametrize("sql", [None, BY_SQL], ids=["plain", "by SQL"])
+    def test_conditions_are_tried_on_rows_of_the_source(self, project: EngineProject, sql: str | None) -> None:
+        def check(where: str) -> None:
+            base, named = events_view(sql=sql), Aggregation("v", "sum", windows=[None], where=where)
+            project.engine.sources.check_conditions(base.replaced(aggregations=(named, *base.aggregations[1:])))
+
+        number, date = "CAST(t AS INTEGER) > 5", "CAST(v AS DATE) > '2024-01-01'"
+        write_events(project, "1", [event(id="a", t="shop"), event(id="b", t=None)])
+        for where in (number, date):
+            with pytest.raises(SourceSchemaError, match=r"cannot be computed of any row: .* TRY_CAST gives null"):
+                check(where)
+        check("TRY_CAST(t AS INTEGER) > 5")
+        check("id = 'b' AND CAST(t AS INTEGER) > 5")
+        write_events(project, "1", [event(id="a", t="shop"), event(id="b", t="6")])
+        check(number)
+        write_events(project, "1", [event(id="b", t=None)])
+        check(number)
 
 
 def in_run_order(found: Sequence[Event], sql: str | None) -> list[Event]:

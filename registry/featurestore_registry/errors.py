@@ -13,6 +13,7 @@ FeatureStoreError
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,8 @@ UPGRADE_HINT = (
     "pip install --upgrade . in a newer checkout."
 )
 """The hint for data that a newer version wrote."""
+_TWO_ENDS = re.compile(r"(?<![.])([.?!])[.]$")
+"""The end of a sentence that quotes one with an end of its own."""
 
 
 class FeatureStoreError(Exception):
@@ -31,9 +34,8 @@ class FeatureStoreError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str = "", **details: Any) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = (_TWO_ENDS.sub(r"\1", text) for text in (message, hint))
+        super().__init__(self.message)
         self.details = details
 
     def __str__(self) -> str:

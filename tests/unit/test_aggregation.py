@@ -22,7 +22,7 @@ SUM = Aggregation("amount", "sum", windows=[7 * DAY])
 
 
 def view(*aggregations: Aggregation, **options: Any) -> FeatureView:
-    given = {"entities": [CUSTOMER], "source": SOURCE, "aggregations": list(aggregations), **options}
+    given = {"entities": [CUSTOMER], "source": SOURCE, "aggregations": list(aggregations) or None, **options}
     return FeatureView("purchases", **given)
 
 
@@ -90,11 +90,12 @@ def test_a_window_begins_where_its_oldest_tile_does() -> None:
         (("amount", "avg"), "it is called 'mean' here"),
         (("amount", "STDDEV"), "it is called 'std' here"),
         (("amount", "approx_count_distinct"), "it is called 'count_distinct' here"),
-        (("amount", "summ"), "Did you mean 'sum'"),
+        (("amount", "summ"), r"Did you mean 'sum'\?$"),
         (("*", "sum"), "'*' is for a count of rows"),
         (("two words", "sum"), "column: a column name is"),
         (("amount", "sum", {"windows": []}), "windows: needs at least one"),
         (("amount", "sum", {"windows": DAY}), "windows: must be a list"),
+        (("amount", "sum", {"windows": ["7d"]}), r"must be a timedelta, such as timedelta\(days=7\) \(got '7d'\)"),
         (("amount", "sum", {"windows": [DAY, 24 * HOUR]}), "the same window is given twice"),
         (("amount", "sum", {"windows": [timedelta(seconds=59)]}), "at least a minute"),
         (("amount", "sum", {"windows": [timedelta(seconds=90.5)]}), "must be whole seconds"),
@@ -109,7 +110,7 @@ def test_a_window_begins_where_its_oldest_tile_does() -> None:
             "makes 1,008 tiles of the window 7d, more than 400; 1:00:00 does",
         ),
         (("amount", "sum", {"windows": [None], "resolution": HOUR}), "so it takes no resolution"),
-        (("amount", "last_n"), "last_n needs to know how many"),
+        (("amount", "last_n"), "Aggregation 'amount_last_n': n: last_n needs to know how many"),
         (("amount", "last_n", {"n": 0}), "n: must be from 1 to 100"),
         (("amount", "last_n", {"n": 101}), "n: must be from 1 to 100"),
         (("amount", "count_distinct", {"n": 10_001}), "n: must be from 1 to 10,000"),
@@ -117,13 +118,17 @@ def test_a_window_begins_where_its_oldest_tile_does() -> None:
         (("amount", "sum", {"name": "two words"}), "name: a column name is"),
         (("amount", "sum", {"name": "fs_mine"}), "this column name is reserved"),
         (("a" * 121, "sum"), "name: a column name is"),
-        (("amount", "sum", {"where": "amount <"}), "where: 'amount <' cannot be parsed"),
+        (("amount", "sum", {"where": "amount <"}), "'amount <' cannot be parsed: something is missing at its end"),
+        (("amount", "sum", {"where": "amount > 0\nAND AND x"}), r"no sense beyond 'amount > 0\\nAND AND'\.$"),
+        (("amount", "sum", {"where": "amount > 0 ! AND x"}), r"no sense beyond 'amount > 0 !"),
+        (("amount", "sum", {"where": "amount = 'a"}), "a quote or a comment in it does not end"),
         (("amount", "sum", {"where": ""}), "must be one condition"),
         (("amount", "sum", {"where": "true"}), "reads no column"),
         (("amount", "sum", {"where": "amount < 0) OR (1 = 1"}), "must be one condition"),
         (("amount", "sum", {"where": "amount < (SELECT 1)"}), "has a query in it"),
         (("amount", "sum", {"where": "sum(amount) > 3"}), "has an aggregate"),
-        (("amount", "sum", {"where": "amount < now()"}), "result changes from call to call"),
+        (("amount", "sum", {"where": "amount < now()"}), r"calls now\(\), whose result changes from call to call"),
+        (("amount", "sum", {"where": "amount < Random()"}), r"calls random\(\), .* such as id % 100 < 10 for a share"),
         (("amount", "sum", {"where": "p.amount < 0"}), "write 'amount' instead of 'p.amount'"),
         (("amount", "sum", {"where": "amount < ?"}), "has a parameter"),
     ],
@@ -143,11 +148,13 @@ def test_what_makes_no_sense_is_refused(given: tuple[Any, ...], message: str) ->
         ({"event_id": "no name"}, "is no column's name"),
         ({"source": PushSource("purchases_push", SOURCE)}, "a push may be repeated"),
         ({"schema": [Field("amount", String)]}, "a sum takes no String"),
-        ({"schema": [Field("other", Int64)]}, "schema: lacks 'amount'"),
+        ({"schema": [Field("other", Int64)]}, "schema: lacks 'amount': its aggregations read 'amount'"),
+        ({"event_id": "id", "schema": [Field("amount", Int64)]}, "schema: lacks 'id': its event_id is 'id'"),
+        ({"sql": "SELECT amount < FROM purchases_file"}, "cannot be parsed: something is missing. Line 1"),
         ({"schema": [Field("amount", Int64), Field("other", Int64)]}, "no aggregation reads 'other'"),
         (
             {"event_id": "id", "schema": [Field("amount", Int64), Field("id", Float64)]},
-            "event_id: column 'id' is Float64",
+            "FeatureView 'purchases': event_id: column 'id' is Float64",
         ),
         (
             {"aggregations": [SUM, Aggregation("amount", "sum", windows=[7 * DAY], where="amount < 0")]},
@@ -162,7 +169,8 @@ def test_what_makes_no_sense_is_refused(given: tuple[Any, ...], message: str) ->
             {"aggregations": [SUM, Aggregation("x", "last", windows=[7 * DAY], name="AMOUNT_SUM")]},
             "differ only in case",
         ),
-        ({"aggregations": [], "event_id": "id"}, "only a view with aggregations"),
+        ({"aggregations": None, "event_id": "id"}, "only a view with aggregations"),
+        ({"aggregations": []}, "needs at least one. Leave it out"),
     ],
 )
 def test_views_refuse_what_events_cannot_be(options: dict[str, Any], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,15 +11,17 @@ import duckdb
 from typing_extensions import override
 
 from featurestore.definitions import FeatureView, ParquetSource
+from featurestore.definitions.condition import columns_of
+from featurestore.definitions.sql import depends_on_order
 from featurestore.engine.duck.event_staging import EventIds, usable_event
 from featurestore.engine.duck.files import find_files, would_read
 from featurestore.engine.duck.identity import CREATED_US, EVENT_US, SOURCE_TIMES, has_keys, identity
-from featurestore.engine.duck.scan import open_sources, opened
+from featurestore.engine.duck.scan import Scanned, open_sources, opened
 from featurestore.engine.duck.session import Session, quote, reason_of, source_file_error
 from featurestore.engine.duck.tables import POSITION, open_source
 from featurestore.engine.duck.windowed import condition_sql
 from featurestore.engine.interface import SourceColumn, SourceFile, Sources
-from featurestore.errors import SourceSchemaError
+from featurestore.errors import SourceError, SourceSchemaError
 from featurestore.types.columns import CREATED, EVENT
 from featurestore.types.values import duckdb_type
 
@@ -26,8 +29,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+SOME_ROWS = 1_000
+"""How many rows of a source a condition is tried on."""
+
+
 def _problem(connection: duckdb.DuckDBPyConnection, condition: str) -> str:
-    """Return what is wrong with a condition on ``events``, nothing for a sound one."""
+    """Return what is wrong with a condition on ``events``, nothing for a sound one.
+
+    The first of them is all nulls, the others are rows of the source.
+    """
     try:
         (kind,) = connection.sql(f"SELECT ({condition}\n) FROM events").types
         if kind != "BOOLEAN":
@@ -38,6 +48,18 @@ def _problem(connection: duckdb.DuckDBPyConnection, condition: str) -> str:
         connection.sql(f"SELECT *, {condition_sql(condition)} FROM events").fetchall()
     except duckdb.Error as error:
         return f"cannot be computed of one event alone: {reason_of(error)}"
+    nulls = " AND ".join(f"{quote(name)} IS NULL" for name in columns_of(condition))
+    tried = dict(
+        connection.sql(
+            f"SELECT is_null, count(can) > 0 FROM (SELECT {nulls} AS is_null, TRY(coalesce(({condition}\n), false)) AS can "
+            "FROM events) GROUP BY is_null"
+        ).fetchall()
+    )
+    try:  # what can be computed of no row that has a value, or of nulls where there is none
+        if not tried.get(False, tried[True]):
+            connection.sql(f"SELECT ({condition}\n) FROM events").fetchall()
+    except duckdb.Error as error:
+        return f"cannot be computed of any row: {reason_of(error)}"
     return ""
 
 
@@ -79,13 +101,17 @@ class DuckSources(Sources):
             return
         types = view.events.types(view.stored)
         columns = [f"NULL::{duckdb_type(kind)} AS {quote(name)}" for name, kind in types.items()]
-        with self._session.open() as connection:
-            connection.execute(f"CREATE TEMP VIEW events AS SELECT {', '.join(columns)}")
+        with opened(self._session, view) as scanned:
+            connection = scanned.connection
+            connection.execute(f"CREATE TEMP TABLE events AS SELECT {', '.join(columns)}")
+            if view.sql is None or not depends_on_order(view.sql):  # else all rows are computed before the first is there
+                with suppress(SourceError), scanned.translated("read the source"):  # a run reports what is wrong there
+                    connection.execute(f"INSERT INTO events BY NAME {_some_rows(view, scanned)}")
             for condition in conditions:
                 if problem := _problem(connection, condition):
                     raise SourceSchemaError(
                         f"Feature view {view.name!r}: the condition {condition!r} {problem}.",
-                        hint=f"It may read {', '.join(types)}.",
+                        hint=f"It may read {', '.join(types)}. TRY_CAST gives null of a value that does not fit.",
                         view=view.name,
                     )
 
@@ -121,6 +147,15 @@ class DuckSources(Sources):
                 f"SELECT * EXCLUDE (fs_place) FROM (SELECT *, {place} AS fs_place FROM ({query}) "
                 f"WHERE fs_dropped IS NOT NULL ORDER BY fs_place, fs_dropped LIMIT {rows}) ORDER BY {order}"
             ).to_arrow_table()
+
+
+def _some_rows(view: FeatureView, scanned: Scanned) -> str:
+    """Return the SELECT of some rows of a view's source, by the names that conditions use."""
+    values = ", ".join(map(quote, view.stored_types))
+    times = f"make_timestamptz({EVENT_US}) AS {quote(view.timestamp_field)}"
+    if view.created_timestamp_field is not None:
+        times += f", make_timestamptz({CREATED_US}) AS {quote(view.created_timestamp_field)}"
+    return f"SELECT {values}, {times} FROM ({scanned.rows(view.stored_types)}) LIMIT {SOME_ROWS}"
 
 
 def _not_kept(connection: duckdb.DuckDBPyConnection, view: FeatureView, found: str) -> str:
