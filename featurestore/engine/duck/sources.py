@@ -49,14 +49,10 @@ def _problem(connection: duckdb.DuckDBPyConnection, condition: str) -> str:
     except duckdb.Error as error:
         return f"cannot be computed of one event alone: {reason_of(error)}"
     nulls = " AND ".join(f"{quote(name)} IS NULL" for name in columns_of(condition))
-    tried = dict(
-        connection.sql(
-            f"SELECT is_null, count(can) > 0 FROM (SELECT {nulls} AS is_null, TRY(coalesce(({condition}\n), false)) AS can "
-            "FROM events) GROUP BY is_null"
-        ).fetchall()
-    )
-    try:  # what can be computed of no row that has a value, or of nulls where there is none
-        if not tried.get(False, tried[True]):
+    computed = f"TRY(coalesce(({condition}\n), false)) IS NOT NULL"
+    tried = connection.sql(f"SELECT DISTINCT NOT ({nulls}), {computed} FROM events").fetchall()
+    try:
+        if not max(tried)[1]:  # of no row with values, or of nulls where there is none
             connection.sql(f"SELECT ({condition}\n) FROM events").fetchall()
     except duckdb.Error as error:
         return f"cannot be computed of any row: {reason_of(error)}"
@@ -104,7 +100,7 @@ class DuckSources(Sources):
         with opened(self._session, view) as scanned:
             connection = scanned.connection
             connection.execute(f"CREATE TEMP TABLE events AS SELECT {', '.join(columns)}")
-            if view.sql is None or not depends_on_order(view.sql):  # else all rows are computed before the first is there
+            if view.sql is None or not depends_on_order(view.sql):  # else the first row costs as much as all
                 with suppress(SourceError), scanned.translated("read the source"):  # a run reports what is wrong there
                     connection.execute(f"INSERT INTO events BY NAME {_some_rows(view, scanned)}")
             for condition in conditions:
