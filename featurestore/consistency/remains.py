@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from featurestore.consistency.ownership import Ownership
-from featurestore.errors import FeatureStoreError, OfflineStoreError, OnlineStoreError
+from featurestore.errors import EngineError, FeatureStoreError, OfflineStoreError, OnlineStoreError
 from featurestore.offline.interface import TableId, TableReader
 from featurestore.online.records.keys import view_prefix
 from featurestore.online.records.marker import MarkerReader
@@ -67,6 +67,14 @@ def rows_of(offline: TableReader, table: TableId) -> int | None:
         version = offline.current(table)
         return None if version is None else version.rows
     return None
+
+
+def pushed_rows_of(workspace: Readers, table: TableId) -> int:
+    """Return how many rows of a table were pushed; 0 also where there is none, or it cannot be read."""
+    with suppress(OfflineStoreError, EngineError):
+        version = workspace.offline.current(table)
+        return 0 if version is None else workspace.engine.log.pushed([file.path for file in version.files])
+    return 0
 
 
 def with_remains(workspace: Readers, error: FeatureStoreError, *, finish: str) -> FeatureStoreError:

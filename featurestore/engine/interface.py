@@ -264,6 +264,10 @@ class Log(ABC):
         """
 
     @abstractmethod
+    def pushed(self, files: Sequence[str]) -> int:
+        """Return how many rows of ``files`` were pushed."""
+
+    @abstractmethod
     def events(
         self,
         view: FeatureView,

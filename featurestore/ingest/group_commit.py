@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.consistency.belonging import compare_part, compare_table, markers_of, refuse
-from featurestore.errors import RegistryUnavailableError
+from featurestore.errors import RegistryUnavailableError, RevisionConflictError
 from featurestore.ledger.commits import bind_tables, facts_of, held_of
 from featurestore.offline.groups import GroupCommitter
 from featurestore.offline.interface import TableVersion
@@ -59,16 +59,23 @@ class Pushed:
 
 
 class PushWriter:
-    """Compares tables with the registry before a commit, and notes it in the online store after."""
+    """Compares tables with the registry before a commit, and notes it in the online store after.
+
+    No push is acknowledged in a generation that an apply has given up: its rows would be in no later training set.
+    """
 
     def __init__(self) -> None:
         self._note_from_s = 0.0
         self._note_pause_s = NOTE_PAUSE_SECONDS
 
     def begin(self, given: Sequence[Pushed]) -> None:
-        """Raise MismatchError where the table is not as the registry left it; a registry that is down is skipped."""
+        """Raise MismatchError where the table is not as the registry left it, RevisionConflictError where it is old.
+
+        A registry that is down is skipped.
+        """
         workspace, registered = given[0].workspace, given[0].registered
         with suppress(RegistryUnavailableError):
+            _check_generation(given[0])
             refuse(compare_table(workspace, registered))
         bind_tables(workspace.offline, registered)
 
@@ -102,11 +109,14 @@ class PushWriter:
     def committed(self, given: Sequence[Pushed], version: TableVersion) -> None:
         """Note the commit in the online store, so that an offline table without it is recognised as older.
 
-        Leaves alone a part that is not this registry's, and a noted commit that the table does not have: nothing else
-        shows that rows which are online were lost offline. A failure here fails no push; a later commit tries again.
+        Raises RevisionConflictError where an apply gave the table up meanwhile. Leaves alone a part that is not this
+        registry's, and a noted commit that the table does not have: nothing else shows that rows which are online were
+        lost offline. Where it cannot be noted no push fails; a later commit tries again.
         """
         reached(COMMITTED)
         workspace, registered = given[0].workspace, given[0].registered
+        with suppress(RegistryUnavailableError):
+            _check_generation(given[0])
         if not registered.view.online or time.monotonic() < self._note_from_s:
             return
         try:
@@ -118,3 +128,20 @@ class PushWriter:
             logger.debug("the commit of pushed rows could not be noted online: %s", error)
             self._note_from_s = time.monotonic() + self._note_pause_s
             self._note_pause_s = min(2 * self._note_pause_s, NOTE_LONGEST_SECONDS)
+
+
+def _check_generation(given: Pushed) -> None:
+    """Raise RevisionConflictError where the view has another generation now than when the rows were checked."""
+    workspace, registered = given.workspace, given.registered
+    if workspace.registry.definitions.chain(workspace.project) == registered.chain:
+        return
+    snapshot = workspace.snapshot()
+    found = snapshot.views.get(registered.view.name)
+    if snapshot.revision and (found is None or found.generation != registered.generation):
+        now = "is gone" if found is None else f"has begun generation {found.generation}"
+        raise RevisionConflictError(
+            f"Feature view {registered.view.name!r} {now} since the rows were checked: revision {snapshot.revision} "
+            f"was applied.",
+            hint="Push them again.",
+            view=registered.view.name,
+        )

@@ -16,7 +16,12 @@ from weakref import WeakKeyDictionary
 from featurestore.consistency.belonging import Mismatch, begin_part, compare_part, foreign_part, refuse
 from featurestore.consistency.moments import once_a_moment
 from featurestore.definitions import PushSource
-from featurestore.errors import FeatureStoreError, InputError, OnlineStoreUnavailableError
+from featurestore.errors import (
+    FeatureStoreError,
+    InputError,
+    OnlineStoreUnavailableError,
+    RevisionConflictError,
+)
 from featurestore.ingest.ahead import Ahead
 from featurestore.ingest.events import EventCounts, EventWriter, PushedEvents, bring_online, check_events
 from featurestore.ingest.group_commit import Pushed, commit_rows
@@ -274,9 +279,17 @@ def push(workspace: Workspace, source_name: str, rows: Any, to: To = "both") -> 
     """
     if to not in ("both", "online", "offline"):
         raise InputError(f"Rows are not pushed to {to!r}.", hint="Push to 'both', 'online' or 'offline'.")
+    checked = read_rows(rows)
+    try:
+        return _push(workspace, source_name, checked, to)
+    except RevisionConflictError:  # an apply came in between; it may ask for other columns
+        return _push(workspace, source_name, checked, to)
+
+
+def _push(workspace: Workspace, source_name: str, rows: PushedRows, to: To) -> PushResult:
     # A commit goes into the current generation. Online only must be quick, and must not fail with the registry.
     snapshot = workspace.recent_snapshot() if to == "online" else workspace.snapshot()
-    work = Push(workspace, PushTarget(snapshot, source_name), read_rows(rows), to)
+    work = Push(workspace, PushTarget(snapshot, source_name), rows, to)
     if to != "online":
         with step("commit", f"commit what is pushed to {source_name}"):
             wait(work.commit())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from featurestore.consistency.belonging import compare_table
 from featurestore.consistency.ownership import Ownership
+from featurestore.consistency.remains import pushed_rows_of
 from featurestore.errors import OfflineStoreError, OnlineStoreError
 from featurestore.following.mark import mark_from, read_marks
 from featurestore.ledger.commits import known_commit
@@ -59,6 +60,8 @@ class Garbage:
     """The records of generations and views that this registry gave up."""
     kept: tuple[Kept, ...]
     """Things that no definition uses but that are pinned, or not this registry's to delete."""
+    pushed: Mapping[TableId, int] = field(default_factory=dict)
+    """How many rows of those tables were pushed, where there are any: a batch source may not hold them."""
     files: int = 0
     """Files removed, leftovers of killed runs, unneeded versions and frames included; 0 on a dry run."""
     records: int = 0
@@ -108,7 +111,8 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
             kept.append(Kept(f"online records of {view} (generation {generation})", why))
     kept += _kept_sets(workspace)
     prefixes = (view_prefix(workspace.project, *part) for part in parts)
-    garbage = Garbage(tuple(unused), tuple(prefixes), tuple(kept))
+    pushed = {table: rows for table in unused if (rows := pushed_rows_of(workspace, table))}
+    garbage = Garbage(tuple(unused), tuple(prefixes), tuple(kept), pushed)
     if dry_run:
         return garbage
     files, records = _remove(workspace, owned, tables, garbage, parts, pinned)

@@ -40,7 +40,7 @@ class GroupWriter(Protocol[T_contra]):
     """What a writer does itself in its group commits: it checks, numbers its rows, and says their facts.
 
     ``given`` is what came with the rows, one for each `GroupCommitter.add` of the group. The committer's thread calls
-    the methods in this order; what the first three raise fails the commit.
+    the methods in this order; what they raise, the callers get.
     """
 
     def begin(self, given: Sequence[T_contra]) -> None:
@@ -59,7 +59,7 @@ class GroupWriter(Protocol[T_contra]):
         """Return the facts of the commit that follows ``base``; the rows are staged. Again for each try."""
 
     def committed(self, given: Sequence[T_contra], version: TableVersion) -> None:
-        """Do what comes before the callers continue, who may then close their stores. Raises nothing."""
+        """Do what comes before the callers continue, who may then close their stores. The rows are there to stay."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -128,11 +128,11 @@ class GroupCommitter(Generic[T]):
         given = [added.given for added in group]
         try:
             version = self._append(group, given)
+            self._writer.committed(given, version)
         except BaseException as error:
             for added in group:
                 added.done.set_exception(error)
         else:
-            self._writer.committed(given, version)
             for added in group:
                 added.done.set_result(version.number)
 

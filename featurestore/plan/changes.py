@@ -24,6 +24,8 @@ class Loss:
 
     offline_rows: int
     """Rows in the tables, pushed rows included."""
+    pushed_rows: int
+    """How many of them were pushed: no run reads those again that the batch source does not hold."""
     online_rows: int
     """Entities online, counted in the offline table; for old generations as the last run counted them."""
     deleted: bool
@@ -146,7 +148,8 @@ def _explain_step(step: Step, *, prepare: bool) -> list[Line]:
     if any(found.is_held for found in step.differences) and not step.commands:
         lines.append(Line(3, "nothing has to be run: what is kept holds the new values too"))
     if step.loss is not None:
-        rows = f"{step.loss.offline_rows:,} offline rows and {step.loss.online_rows:,} online rows"
+        pushed = f" ({step.loss.pushed_rows:,} of them pushed)" if step.loss.pushed_rows else ""
+        rows = f"{step.loss.offline_rows:,} offline rows{pushed} and {step.loss.online_rows:,} online rows"
         begins = "is filled before it is served" if prepare else "starts empty"
         fate = "deleted" if step.loss.deleted else f"set aside; generation {step.generation} {begins}"
         lines.append(Line(3, f"{rows} would be {fate}"))

@@ -14,12 +14,18 @@ from featurestore.registered.snapshot import Snapshot
 
 
 def step_notices(
-    ledger: LedgerReader, snapshot: Snapshot, before: Definition | None, wanted: Definition, *, is_replaced: bool
+    ledger: LedgerReader,
+    snapshot: Snapshot,
+    before: Definition | None,
+    wanted: Definition,
+    *,
+    is_replaced: bool,
+    pushed: int,
 ) -> Iterator[str]:
     """Yield the notices of one step, each a sentence or two that name the definition.
 
     ``before`` is the definition that ``snapshot`` holds under the name, None where there is none; ``is_replaced``: the
-    view begins a new generation. A view's schema is known.
+    view begins a new generation, and loses ``pushed`` rows. A view's schema is known.
     """
     if not isinstance(wanted, FeatureView):
         return
@@ -30,10 +36,11 @@ def step_notices(
                 f"{name} takes no rows that are pushed to {source.name}: they would have to pass through its SQL. Its "
                 "values change when `fs materialize` reads the batch source."
             )
-        elif is_replaced:
+        elif pushed:
+            rows = "1 row that was" if pushed == 1 else f"{pushed:,} rows that were"
             yield (
-                f"rows that were pushed to {source.name} and are not yet in its batch source stay in the old "
-                "generation."
+                f"of {rows} pushed to {source.name}, the new generation gets what its batch source holds, and `fs gc` "
+                "deletes the rest with the old generation. To keep that, push it again before."
             )
     if wanted.aggregations and wanted.online and not wanted.takes_events:
         yield (

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from featurestore.consistency.belonging import compare_table, part_mismatch
 from featurestore.consistency.online_rows import count_online
-from featurestore.consistency.remains import rows_of
+from featurestore.consistency.remains import pushed_rows_of, rows_of
 from featurestore.definitions import Definition, FeatureView
 from featurestore.errors import DefinitionError, OnlineStoreUnavailableError, RegistryFormatError
 from featurestore.following.held import held_layouts, not_held
@@ -163,6 +163,11 @@ class _Putting:
         if change_class is ChangeClass.REBUILD:
             self._rebuilt.add(wanted.key)
         is_replaced = registered is not None and generation != registered.generation
+        loss = _loss(workspace, snapshot, wanted.name) if is_replaced else None
+        pushed = 0 if loss is None else loss.pushed_rows
+        if pushed:
+            changes.append(Difference("rows that were pushed", pushed, 0, ChangeClass.BREAKING))
+            change_class = max(change_class, ChangeClass.BREAKING)
         return Step(
             action="create" if before is None else "update",
             kind=wanted.kind,
@@ -173,9 +178,9 @@ class _Putting:
             affects=_dependents(snapshot, wanted.key) if before is not None else (),
             record=record,
             generation=generation,
-            loss=_loss(workspace, snapshot, wanted.name) if is_replaced else None,
+            loss=loss,
             notices=(
-                *step_notices(workspace.ledger, snapshot, before, wanted, is_replaced=is_replaced),
+                *step_notices(workspace.ledger, snapshot, before, wanted, is_replaced=is_replaced, pushed=pushed),
                 *(self._earlier_rows(wanted, generation) if registered is None else ()),
             ),
             commands=self._commands(wanted, changes, held, is_replaced=is_replaced),
@@ -264,6 +269,7 @@ def _loss(workspace: Readers, snapshot: Snapshot, name: str, *, deleted: Sequenc
     saved = list_sets(workspace.ledger, workspace.project) if deleted else []
     return Loss(
         offline_rows=sum(mark.offline_rows if found is None else found for mark, found in rows),
+        pushed_rows=sum(pushed_rows_of(workspace, table) for table in tables),
         online_rows=sum(
             count_online(workspace, registered, mark) if table == registered.table else mark.online_rows
             for table, mark in marks.items()

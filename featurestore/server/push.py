@@ -17,7 +17,7 @@ from starlette.types import Scope
 from typing_extensions import override
 
 from featurestore.definitions import PushSource
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import FeatureStoreError, RevisionConflictError
 from featurestore.ingest.push import Push, PushResult, PushTarget, To
 from featurestore.ingest.rows import PushedRows
 from featurestore.offline.groups import PAUSE_SECONDS
@@ -70,6 +70,18 @@ class PushEndpoint(JsonEndpoint[PushRequest]):
     async def answer(self, request: PushRequest, scope: Scope, started: float) -> bytes:
         rows = max(map(len, request.columns.values()), default=0)
         check_count(rows, MOST_ROWS, "too_many_rows", "rows", "Push them in several requests.")
+        try:
+            work = await self._push(request, scope)
+        except RevisionConflictError:  # an apply came since the last refresh
+            await self._threads.run(self._snapshots.refresh)
+            work = await self._push(request, scope)
+        result = work.result()
+        self._count(result)
+        for view, folded in work.folded.items():
+            self._metrics.folds.labels(view).inc(folded)
+        return msgspec.json.encode(result)
+
+    async def _push(self, request: PushRequest, scope: Scope) -> Push:
         target = self._target(request.source)
         work, versions = await self._threads.run(partial(self._begin, target, request))
         if versions:
@@ -77,11 +89,7 @@ class PushEndpoint(JsonEndpoint[PushRequest]):
             # Only futures wait for the commits, so that the threads are free in the meantime.
             await asyncio.wait([_awaited(version) for version in versions])
             await self._threads.run(partial(_finish, work))
-        result = work.result()
-        self._count(result)
-        for view, folded in work.folded.items():
-            self._metrics.folds.labels(view).inc(folded)
-        return msgspec.json.encode(result)
+        return work
 
     async def warm(self) -> None:
         """Load and open what the first push would wait for, if there is a source to push to."""

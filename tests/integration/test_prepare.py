@@ -587,5 +587,7 @@ def test_rows_that_only_were_pushed_are_said_to_stay_behind(store: FeatureStore)
     store.apply([view("pushed", source=live, schema=wide)])
     longer = view("pushed", source=live, schema=wide, description="sold")
     assert [step.notices for step in store.plan([longer], prepare=True).steps] == [()]
+    assert store.plan([view("pushed", source=live)], prepare=True).steps[-1].notices == ()  # none was pushed
+    store.push("live", {"shop": ["z"], "ts": [datetime(2026, 1, 1, tzinfo=UTC)], "amount": [1.0], "shop_name": ["z"]})
     (notice,) = store.plan([view("pushed", source=live)], prepare=True).steps[-1].notices
-    assert "rows that were pushed to live" in notice
+    assert "1 row that was pushed to live" in notice

@@ -9,19 +9,24 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.clock import ManualClock
+from support.serving import serving_here
 
 from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource, PushSource
 from featurestore.engine.duck.log import DuckLog
 from featurestore.engine.duck.session import Session
+from featurestore.ingest.push import OfflineCounts
 from featurestore.ledger.leases import holding
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
 from featurestore.maintenance.status import status
 from featurestore.materialization import materialize, materialize_incremental
+from featurestore.offline.local.store import DeltaStore
+from featurestore.plan import apply_plan, make_plan
 from featurestore.plan.changes import explain
 from featurestore.types import Int64
 from featurestore.types.times import system_clock, to_instant
@@ -133,6 +138,46 @@ def test_an_apply_while_records_are_published_begins_the_publish_anew(
         assert other.materialize_incremental()[0].state == "done"
     assert len(begun) > 2
     assert online(store, 5, feature="g") == [500]
+
+
+def test_a_push_goes_into_the_generation_that_an_apply_began_meanwhile(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, applied = DeltaStore.write, list[object]()
+
+    def write(offline: DeltaStore, *arguments: Any) -> Path:
+        if not applied:
+            applied.append(store.apply(definitions(G), allow_breaking=True))
+        return real(offline, *arguments)
+
+    monkeypatch.setattr(DeltaStore, "write", write)
+    with FeatureStore(store.settings) as other:
+        result = other.push("ps", [PUSHED])
+    assert result.views["v"].offline == OfflineCounts(1, 0)
+    assert offline(store, "g") == {5: 500}
+    assert online(store, 5, feature="g") == [500]
+
+
+def test_a_server_that_has_not_seen_an_apply_pushes_by_its_definitions(store: FeatureStore) -> None:
+    columns = {"k": [5], "ts": ["2026-01-01T00:00:00Z"], "x": [50]}
+    settings = {**store.settings.model_dump(mode="json"), "server": {"refresh": "1h"}}
+    with FeatureStore(settings) as serving, serving_here(serving.workspace) as client:
+
+        def push() -> httpx.Response:
+            return client.post("/push", json={"source": "ps", "rows": columns})
+
+        assert push().json()["views"]["v"]["offline"]["version"] == 1
+        store.apply(definitions(X, G))
+        assert push().json()["views"]["v"]["offline"]["version"] == 2  # a feature more: the same generation
+        store.apply(definitions(G), allow_breaking=True)
+        refused = push()
+        assert (refused.status_code, "'g'" in refused.text) == (422, True)
+        columns["g"] = [500]
+        assert push().json()["views"]["v"]["offline"]["version"] == 0
+        assert offline(store, "g") == {5: 500}
+        apply_plan(store.workspace, make_plan(store.workspace, [], partial=False))
+        assert push().status_code == 404
+        assert store.workspace.offline.tables("p") == []
 
 
 def test_optimize_and_gc_leave_what_was_pushed_online_alone(store: FeatureStore) -> None:

@@ -27,7 +27,12 @@ from support.serving import serving_here
 
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
 from featurestore.cli.main import main
-from featurestore.errors import MismatchError, OnlineStoreError, OnlineStoreUnavailableError
+from featurestore.errors import (
+    ChangesNotAllowedError,
+    MismatchError,
+    OnlineStoreError,
+    OnlineStoreUnavailableError,
+)
 from featurestore.following import held
 from featurestore.following.follow import Follower
 from featurestore.following.lag import Lag
@@ -49,7 +54,8 @@ from featurestore.online.records import windows_known
 from featurestore.online.records.keys import KeyEncoder
 from featurestore.online.records.windowed import decode, encode, entries_of
 from featurestore.plan import apply_plan, make_plan
-from featurestore.plan.changes import Plan, Step
+from featurestore.plan.applying import check_allowed
+from featurestore.plan.changes import Loss, Plan, Step
 from featurestore.plan.classes import ChangeClass
 from featurestore.project.loader import collect
 from featurestore.project.settings import make_settings
@@ -81,7 +87,7 @@ def sales_view(*more: Aggregation, windows: tuple[timedelta | None, ...] = (HOUR
         "sales",
         entities=[Entity("shop", join_keys={"shop": Int64})],
         source=options.pop("source", PushSource("sales_push", batch)),
-        schema=[Field("id", String), Field("v", Float64)],
+        schema=[Field("id", String), Field("v", Float64), *options.pop("schema", ())],
         event_id="id",
         aggregations=[
             Aggregation("v", "sum", windows=windows),
@@ -153,6 +159,7 @@ class Shop:
         """Write a file of events for the batch source."""
         (self.root / "sales").mkdir(exist_ok=True)
         kinds = {"shop": pa.int64(), "sold_at": pa.timestamp("us", "UTC"), "id": pa.string(), "v": pa.float64()}
+        kinds["t"] = pa.string()
         count = len(list((self.root / "sales").iterdir()))
         table = pa.Table.from_pylist(sales, schema=pa.schema(list(kinds.items())))
         pq.write_table(table, self.root / "sales" / f"{count}.parquet")
@@ -687,6 +694,30 @@ def test_a_new_generation_is_no_lost_store(shop: Shop, caplog: pytest.LogCapture
     watch.look()
     assert b'online_part_mismatch{view="sales"} 0.0' in metrics.text()
     assert "online" not in caplog.text
+
+
+def test_a_new_generation_says_which_pushes_it_leaves_and_wants_a_flag(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Events lack a column that was not kept, and no source may hold them: an apply must not leave them unasked."""
+    wider = sales_view(Aggregation("t", "last", windows=[HOUR]), schema=[Field("t", String)])
+    shop.run()
+    assert shop.plan(wider).worst is ChangeClass.REBUILD
+    shop.sell(9)
+    shop.write([{"shop": 1, "sold_at": shop.now_us, "id": "file", "v": 1.0}])
+    shop.run()
+    plan = shop.plan(wider)
+    (step,) = (step for step in plan.steps if step.kind == "feature_view")
+    text = str(plan)
+    assert step.loss == Loss(offline_rows=10, pushed_rows=9, online_rows=3, deleted=False)
+    assert "10 offline rows (9 of them pushed)" in text
+    assert "of 9 rows that were pushed to sales_push, the new generation gets what its batch source holds" in text
+    with pytest.raises(ChangesNotAllowedError, match="--allow-breaking"):
+        check_allowed(plan, allow_breaking=False, allow_destroy=False)
+    apply_plan(shop.workspace, plan)
+    shop.wait(24 * HOUR_US)
+    assert "sales/1 would be removed, with 9 rows that were pushed" in fs(shop, capsys, "gc", "--dry-run")
+    assert json.loads(fs(shop, capsys, "gc", "--json"))["pushed_rows"] == {f"{shop.workspace.project}/sales/1": 9}
 
 
 def test_show_tells_how_large_records_are(either: Shop, capsys: pytest.CaptureFixture[str]) -> None:

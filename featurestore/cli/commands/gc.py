@@ -24,13 +24,15 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
         "tables": [str(found) for found in garbage.tables],
         "kept": [{"what": kept.what, "why": kept.why} for kept in garbage.kept],
         "online_prefixes": [prefix.decode() for prefix in garbage.online_prefixes],
+        "pushed_rows": {str(found): rows for found, rows in garbage.pushed.items()},
         "files": garbage.files,
         "records": garbage.records,
         "dry_run": dry_run,
     }
     output.emit(document)
     for found in garbage.tables:
-        output.say(f"offline table {found} {'would be removed' if dry_run else 'removed'}")
+        pushed = f", with {garbage.pushed[found]:,} rows that were pushed" if found in garbage.pushed else ""
+        output.say(f"offline table {found} {'would be removed' if dry_run else 'removed'}{pushed}")
     for kept in garbage.kept:
         output.say(f"{kept.what} kept: {kept.why}")
     if dry_run:

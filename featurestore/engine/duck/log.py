@@ -115,6 +115,15 @@ class DuckLog(Log):
             yield from stream(connection, query, batch_rows)
 
     @override
+    def pushed(self, files: Sequence[str]) -> int:
+        if not files:
+            return 0
+        with self._session.open(reads=files) as connection, translated(READING, table_files=files):
+            query = f"SELECT count(*) FROM ({read_log({ORIGIN: String}, files)}) WHERE {ORIGIN} <> '{BATCH}'"
+            ((found,),) = connection.execute(query).fetchall()
+        return int(found)
+
+    @override
     def judge(self, view: FeatureView, files: Sequence[str], events: pa.Table) -> JudgedEvents:
         with self._session.open(reads=files) as connection, translated(READING, table_files=files):
             return judged(connection, view, files, events)

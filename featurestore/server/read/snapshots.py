@@ -49,6 +49,7 @@ class SnapshotKeeper:
         self._path = workspace.root / FILE_NAME
         self._interval: timedelta = workspace.settings.server.refresh
         self._stop = threading.Event()
+        self._refreshing = threading.Lock()
         self._thread: threading.Thread | None = None
         self._registry: Registry | None = None
         self._warned: tuple[str, int] | None = None
@@ -106,7 +107,8 @@ class SnapshotKeeper:
     def refresh(self) -> str:
         """Read the registry once; return ``same``, ``changed`` or ``failed``. Never raises."""
         try:
-            outcome = self._look()
+            with self._refreshing:
+                outcome = self._look()
         except FeatureStoreError as error:
             self._warn(f"The registry is away ({error}).")
             outcome = "failed"
