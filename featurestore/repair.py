@@ -15,6 +15,7 @@ from featurestore_registry.documents import Interval
 from featurestore.consistency.belonging import Mismatch, compare_all, compare_part, foreign_generations, markers_of
 from featurestore.consistency.ownership import Ownership
 from featurestore.errors import LedgerConflictError
+from featurestore.following.mark import mark_from, read_marks
 from featurestore.ledger.commits import (
     REPAIR_KIND,
     REVISION,
@@ -57,6 +58,8 @@ class Repairs:
     """Views whose repair was cut off."""
     carried: Mapping[str, TableId] = field(default_factory=dict)
     """For each view without a table, the table whose rows it gets."""
+    ahead: Mapping[str, int] = field(default_factory=dict)
+    """For each view with windows that is online further than its table, at most how many events that lacks."""
 
     @property
     def actions(self) -> list[str]:
@@ -69,6 +72,8 @@ class Repairs:
             if found.piece == "offline" and found.view in self.carried:
                 table = self.carried[found.view]
                 lines.append(f"  -> Carries over the rows of {table}, a generation that this registry never had.")
+            if found.piece == "online" and (events := self.ahead.get(found.view, 0)) > 0:
+                lines.append(f"  -> Up to {events:,} events are online that the table lacks: pushed ones are lost.")
         lines += [f"An earlier repair of {view} was cut off: it is finished now." for view in self.unfinished]
         for kept in self.forgotten:
             lines += [
@@ -117,6 +122,7 @@ def find_repairs(workspace: Readers) -> Repairs:
         raise failure
     views = workspace.snapshot().views
     tables = {mismatch.view for mismatch in found if mismatch.piece == "offline"}
+    ahead = {mismatch.view for mismatch in found if mismatch.kind == "ahead"}
     sources = {name: _carried_from(workspace, views[name]) for name in sorted(tables)}
     taken = {saved.name for saved in list_sets(workspace.ledger, workspace.project)}
     return Repairs(
@@ -124,6 +130,16 @@ def find_repairs(workspace: Readers) -> Repairs:
         forgotten=tuple(kept for kept in forgotten_sets(workspace) if kept.saved.name not in taken),
         unfinished=tuple(name for name, registered in views.items() if _pending(workspace, registered) is not None),
         carried={name: table for name, table in sources.items() if table is not None},
+        ahead={name: _events_ahead(workspace, views[name]) for name in sorted(ahead) if views[name].view.aggregations},
+    )
+
+
+def _events_ahead(workspace: Readers, registered: RegisteredView) -> int:
+    """Return how many numbers of events the marks online are further than the table; not every number is an event's."""
+    version = workspace.offline.current(registered.table)
+    marks = map(mark_from, read_marks(workspace, registered).values())
+    return max((mark.sequence + 1 for mark in marks if mark is not None), default=0) - (
+        0 if version is None else version.next_sequence
     )
 
 

@@ -65,6 +65,10 @@ class Followed:
     """Events that were applied."""
     placed: int = 0
     """Records that were made from the log."""
+    replaced: int = 0
+    """Those among them in whose place was one with events that the log may lack."""
+    removed: int = 0
+    """Records of entities without events in the log."""
     foreign: tuple[bytes, ...] = ()
     """Keys that hold something else; it was left alone."""
     is_whole: bool = True
@@ -172,7 +176,7 @@ class Follower:
             count += appended
             if outcome is Advanced.DONE:
                 self._fold(due_heads(self._workspace, self._encoder))
-                return Followed(count, 0, tuple(foreign), is_whole=False)
+                return Followed(count, foreign=tuple(foreign), is_whole=False)
             if outcome is Advanced.OTHER_LAYOUT:
                 break
             marks = None  # another applier was there first, or the store lost writes
@@ -275,7 +279,7 @@ class Follower:
         online = self._records_online()
         self._take_newest()  # events that those records have taken are all in this version
         self.begin()
-        sequence, count, foreign = self._target.sequence, 0, list[bytes]()
+        sequence, count, replaced, removed, foreign = self._target.sequence, 0, 0, 0, list[bytes]()
         unknown = {
             bucket for bucket, mark in read_marks(self._workspace, self._registered).items() if not self._known(mark)
         }
@@ -286,18 +290,22 @@ class Follower:
         )
         records = self._encoder.placed(batches, sequence, now_us)
         for part in _parts(records, min(self._online.records_at_once, PLACED_AT_ONCE)):
-            part = [each._replace(damaged=was) if (was := online.pop(each.key, b"")) else each for each in part]
+            were = {each.key: online.pop(each.key) for each in part if each.key in online}
+            part = [each._replace(damaged=was) if (was := were.get(each.key)) else each for each in part]
             results = self._place(tokens, part, unknown)
             if results is None:
                 return None
+            replaced += sum(results[key] is WriteResult.WRITTEN and self._bucket(key) in unknown for key in were)
             fold_later(self._online, self._encoder, part)
             count += list(results.values()).count(WriteResult.WRITTEN)
             foreign += [key for key, result in results.items() if result is WriteResult.WRONG_TYPE]
         others = (self._encoder.gone(key, sequence)._replace(damaged=damaged) for key, damaged in online.items())
         for part in _parts(others, self._online.records_at_once):
-            if self._place(tokens, part, unknown) is None:
+            results = self._place(tokens, part, unknown)
+            if results is None:
                 return None
-        return Followed(0, count, tuple(foreign)) if self._move_marks(tokens) else None
+            removed += sum(result in (WriteResult.WRITTEN, WriteResult.EXPIRED) for result in results.values())
+        return Followed(0, count, replaced, removed, tuple(foreign)) if self._move_marks(tokens) else None
 
     def _records_online(self) -> dict[bytes, bytes]:
         """Return the keys of all records that there are, each with its bytes if it is damaged."""

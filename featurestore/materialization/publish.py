@@ -115,7 +115,13 @@ def follow(
         written = done.placed if done.is_whole else done.appended
         running.note(written=written)
     foreign = tuple(key.decode() for key in done.foreign[:SHOWN_KEYS])
-    counts = Published(written=written, wrong_type=len(done.foreign), wrong_type_keys=foreign)
+    counts = Published(
+        written=written,
+        repaired=done.replaced,
+        deleted=done.removed,
+        wrong_type=len(done.foreign),
+        wrong_type_keys=foreign,
+    )
     return Publication(counts, version, is_complete=True), done.is_whole
 
 

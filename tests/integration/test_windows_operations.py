@@ -539,8 +539,10 @@ def test_an_older_log_takes_back_what_it_does_not_hold(either: Shop) -> None:
         shop.sell(3)
     repairs = find_repairs(shop.workspace)
     assert [found.kind for found in repairs.mismatches] == ["ahead"]
+    assert repairs.actions[-1] == "  -> Up to 230 events are online that the table lacks: pushed ones are lost."
     done = repair(shop.workspace, repairs)
     assert [found.problems for found in done.checked] == [()]
+    assert [(run.published.repaired, run.published.deleted) for run in done.runs][:1] == [(3, 7)]
     shop.wait(1)
     assert sum(shop.check()["count_1h"]) == 40
     shop.sell(100)  # their numbers were those of lost events

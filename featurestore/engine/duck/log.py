@@ -190,7 +190,8 @@ class DuckLog(Log):
 
     @override
     def compact(self, view: FeatureView, files: Sequence[str], folder: Path) -> tuple[Path, ...]:
-        with self._session.open(reads=files, writes=folder) as connection, translated("compact", table_files=files):
+        doing = f"compact the table of view {view.name!r}"
+        with self._session.open(reads=files, writes=folder) as connection, translated(doing, table_files=files):
             query = f"{read_whole_log(view, files)} ORDER BY {', '.join(LOG_ORDER)}"
             return (write_parquet(connection, query, folder),)
 

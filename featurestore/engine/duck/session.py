@@ -33,11 +33,14 @@ if TYPE_CHECKING:
 
 MEMORY_HINT = "Raise `engine: {memory_limit}`, or set `engine: {temp_directory}` to a disk with room."
 DISK_HINT = "Free some space, or set `engine: {temp_directory}` to a disk with room, and run it again."
+WRITTEN_HINT = "Free some space on that disk and run it again: what was there before is still readable."
 START_HINT = "Check `engine:` in feature_store.yaml: a memory_limit such as 4GB, as many threads as there are cores."
 USER_ERROR = "featurestore: "
 """Marks texts that our own SQL passes to ``error()``: a fault of the data, in words for people."""
 FOLDER_SAYS = ", but its folder says "
 _PATTERN = re.compile(r"[*?\[]")
+_WRITTEN = re.compile(r'Could not write file [\\"]+([^"]+\.parquet)[\\"]+:')
+"""What DuckDB says of a file that was its task to write; it spills into files of other names."""
 NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
@@ -261,6 +264,9 @@ def lack_of_room(error: Exception, doing: str) -> FeatureStoreError | None:
     """Return our error where an error of DuckDB or the disk says that memory or space ran out."""
     reason = reason_of(error)
     if any(mark in str(error) for mark in NO_SPACE):
+        if written := _WRITTEN.search(str(error)):
+            folder = Path(written[1]).parent
+            return DiskFullError(f"No space was left in {folder} while the engine tried to {doing}.", hint=WRITTEN_HINT)
         return DiskFullError(f"No space was left while the engine tried to {doing}: {reason}.", hint=DISK_HINT)
     if isinstance(error, duckdb.OutOfMemoryException):
         return EngineError(f"The engine ran out of memory while it tried to {doing}: {reason}.", hint=MEMORY_HINT)
