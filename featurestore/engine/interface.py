@@ -125,7 +125,7 @@ class Withdrawal:
     """What `Log.withdraw` found."""
 
     rows: int
-    """Batch rows of the log that the source no longer holds."""
+    """Rows that the source no longer holds; events also where it holds their ids with other values."""
     removed: tuple[str, ...]
     """The log's files that hold such rows; the commit removes them."""
     written: tuple[Path, ...]

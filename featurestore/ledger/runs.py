@@ -94,7 +94,7 @@ class RunResult(RunDocument):
                 f"{self.published.expired:,} entities were not put online: their newest row is long past its ttl"
             )
         if self.withdrawn:
-            notes.append(f"withdrew {self.withdrawn:,} rows that the source no longer holds")
+            notes.append(f"withdrew {self.withdrawn:,} rows that the source no longer holds as they were")
         if self.damaged:
             notes.append(f"left out damaged files with {self.damaged:,} rows and read their span from the source again")
         if self.published.wrong_type:

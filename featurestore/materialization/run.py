@@ -395,7 +395,7 @@ def _ask(view: str, rebuild: Rebuild | None, ready: _Prepared, agreed: set[int])
         return
     if rebuild.confirm is None or not rebuild.confirm(view, rows):
         damage = f" and {damaged_rows:,} rows of damaged files" if damaged_rows else ""
-        withdrawn = f"{ready.withdrawal.rows:,} rows that its source no longer holds{damage}"
+        withdrawn = f"{ready.withdrawal.rows:,} rows that its source no longer holds as they were{damage}"
         raise MaterializationError(
             f"Rebuilding {view!r} would withdraw {withdrawn}; nothing was changed.",
             hint="If that is what you want, confirm it (`--yes`).",

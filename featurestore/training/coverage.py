@@ -173,7 +173,7 @@ def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
 
     limit = LARGE_SHARE * len(rows.frame)
     texts = [
-        _held_back_text(facts.held_back / len(rows.frame), facts.view)
+        _held_back_text(facts.held_back / len(rows.frame), facts.view, "count no event")
         for facts in rows.windowed
         if facts.held_back and facts.held_back >= limit
     ]
@@ -196,13 +196,13 @@ def held_back(rows: JoinedRows, observed: Observed) -> list[str]:
     for facts in join.facts():
         share = facts.nulls["not_yet_available"] / len(observed.rows)
         if share >= LARGE_SHARE:
-            texts.append(_held_back_text(share, facts.view))
+            texts.append(_held_back_text(share, facts.view, "have no value"))
     return texts
 
 
-def _held_back_text(share: float, view: str) -> str:
+def _held_back_text(share: float, view: str, lack: str) -> str:
     return (
-        f"{share:.0%} of the entity rows have no value of view {view!r} because it was not yet known at "
+        f"{share:.0%} of the entity rows {lack} of view {view!r} because what had happened was not yet known at "
         f"their time. Where created times are those of a later load, pass as_of='event' to go by event time."
     )
 

@@ -77,7 +77,10 @@ class TrainingSet:
         self._observed: Observed | None = None
         self._reopened = False
         self.warnings: list[str] = []
-        """What its user should know before using it; each was also given as a `TrainingSetWarning`."""
+        """What its user should know before using it; each was also given as a `TrainingSetWarning`.
+
+        What the values show comes when they are computed: by `to_pandas`, for example.
+        """
         if (text := gaps_text(self._gaps)) is not None:
             self._warn(text)
         for note in dict.fromkeys(self._notes.values()):

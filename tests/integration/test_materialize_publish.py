@@ -281,7 +281,7 @@ class TestRebuild:
 
         assert f"{files[1].path} is damaged" in rebuild(day(1.5), NOW).error
         assert (
-            "0 rows that its source no longer holds and 30 rows of damaged files"
+            "0 rows that its source no longer holds as they were and 30 rows of damaged files"
             in rebuild(day(1), day(2.5), says=False).error
         )
         run = rebuild(day(1), day(2.5))

@@ -232,7 +232,7 @@ def test_a_backfill_that_hides_everything_is_told(store, root):
     frame = frame_of(rows)
     frame["event_timestamp"] += 20 * DAY
     made = store.get_historical_features(features=["purchases:count_all"], entity_df=frame)
-    with pytest.warns(TrainingSetWarning, match=r"of the entity rows have no value .* pass as_of='event'"):
+    with pytest.warns(TrainingSetWarning, match=r"of the entity rows count no event of .* pass as_of='event'"):
         found = made.to_arrow()
     assert set(found["count_all"].to_pylist()) == {0}
     assert "held back" in str(made.certificate)
@@ -338,6 +338,7 @@ def test_a_correction_counts_after_a_rebuild(store, root):
     assert (dry.withdrawn, dry.appended) == (1, 1)
     (rebuilt,) = succeeded(materialize(store.workspace, *span, rebuild=True, confirm=lambda view, count: count == 1))
     assert (rebuilt.withdrawn, rebuilt.appended) == (1, 1)
+    assert rebuilt.notes() == ["withdrew 1 rows that the source no longer holds as they were"]
     frame = pd.DataFrame({"customer_id": [rows[0]["customer_id"]], "event_timestamp": [BEGIN + 300 * DAY]})
     made = store.get_historical_features(features=["purchases:amount_sum_all"], entity_df=frame)
     assert made.to_arrow()["amount_sum_all"][0].as_py() > 9e5

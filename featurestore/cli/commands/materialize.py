@@ -77,7 +77,7 @@ def _check(start: Moment | None, *, rebuild: bool, again: bool, authoritative: b
 
 def _ask(view: str, rows: int) -> bool:
     return confirmed(
-        f"Withdraw {rows:,} rows of {view} that the source no longer holds or a damaged file held?",
+        f"Withdraw {rows:,} rows of {view} that the source no longer holds as they were, or that a damaged file held?",
         f"{rows:,} rows of {view} would be withdrawn and nobody can be asked: pass --yes.",
         abort=False,
     )
