@@ -268,6 +268,8 @@ itself at `/openapi.json`, and `/docs` is a page to try requests from; its scrip
 
 The examples ask a server of [the repo that `fs init` makes](../how-to/index.md), and push to the source that is
 declared in [Push rows](../how-to/push.md). If the server has tokens, add `-H "authorization: Bearer $TOKEN"` to each.
+
+Keys and values in columns, "any" below, have the JSON form of [their declared types](types.md).
 """
 
 
@@ -317,7 +319,7 @@ def schema_type(document: dict[str, Any], schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     kinds = schema.get("type", "any")
-    text = " or ".join([kinds] if isinstance(kinds, str) else kinds)
+    text = "empty list" if schema.get("maxItems") == 0 else " or ".join([kinds] if isinstance(kinds, str) else kinds)
     if "array" in text:
         text = text.replace("array", f"list of {schema_type(document, schema.get('items', {}))}")
     if isinstance(schema.get("additionalProperties"), dict):

@@ -99,7 +99,7 @@ class RunDocument:
     waiting: int = 0
     """Rows dated after now: left for a later run."""
     withdrawn: int = 0
-    """Rows that a rebuild withdrew: the source no longer holds them. Events also where it holds them with other values."""
+    """Rows that a rebuild withdrew: the source no longer holds them, or of events holds them with other values."""
     damaged: int = 0
     """Rows of damaged files that a rebuild left out before it read the source."""
     table_version: int | None = None

@@ -244,7 +244,7 @@ def test_a_full_disk_is_told_and_leaves_no_file(tmp_path):
     view = wide_source(tmp_path, rows=40_000)
     with small_disk(tmp_path / "staging", size="128k") as is_small:
         if is_small:
-            with pytest.raises(DiskFullError, match=r"No space was left in .*staging while .* source\. Free some space on"):
+            with pytest.raises(DiskFullError, match=r"left in .*staging while .* source\. Free some space on"):
                 stage(tmp_path, view)
             assert list((tmp_path / "staging").iterdir()) == []
     script = f"""
@@ -263,8 +263,8 @@ with small_files(100_000):
 """
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
     assert done.stdout == (
-        f"No space was left in {tmp_path / 'staging'} while the engine tried to read the source. Free some space on that "
-        "disk and run it again: what was there before is still readable.\n"
+        f"No space was left in {tmp_path / 'staging'} while the engine tried to read the source. Free some space on "
+        "that disk and run it again: what was there before is still readable.\n"
     ), done.stderr
     assert list((tmp_path / "staging").iterdir()) == []
 

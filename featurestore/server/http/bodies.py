@@ -85,6 +85,7 @@ def decoded(decoder: msgspec.json.Decoder[T], body: bytes, part: str = "") -> T:
 
 _UNKNOWN = re.compile("Object contains unknown field `(.*)`", re.DOTALL)
 _IN_COLUMNS = re.compile(r"`\$\.(\w+)\[\.\.\.]`$")
+_NO_COLUMNS = re.compile(r"Expected `.*`\$\.(rows|entities|request_data)`$", re.DOTALL)
 _OF_FEW = re.compile(r"Invalid enum value .*`\$\.(\w+)[^`]*`$", re.DOTALL)
 
 
@@ -94,6 +95,8 @@ def _explained(text: str, kind: Any, body: bytes) -> str:
         return f"{unknown[1][:256]!r} is not one of its keys, which are {', '.join(kind.__struct_encode_fields__)}"
     if few := _OF_FEW.match(text):
         return f"{text}: it must be {' or '.join(_literals(get_type_hints(kind)[few[1]]))}"
+    if table := _NO_COLUMNS.fullmatch(text):
+        return f'`$.{table[1]}` must be an object of columns, a list for each: {{"name": [1, 2]}} for two rows'
     if columns := _IN_COLUMNS.search(text):
         with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # the body after the error
             values = msgspec.json.decode(body)[columns[1]]
