@@ -152,7 +152,7 @@ def test_online_alone_and_what_is_counted(workspace, client):
             "'everywhere' - at `$.to`: it must be both or online or offline",
         ),
         ({"more": 1}, 422, "invalid_request", "'more' is not one of its keys, which are source, rows, to."),
-        ({"rows": [{"shop": "a"}]}, 422, "invalid_request", "`$.rows` must be an object of columns, a list for each: {"),
+        ({"rows": [{"shop": "a"}]}, 422, "invalid_request", "`$.rows` must be an object of columns, a list for each"),
         ({"sold_at": ["2024-01-02T00:00", "2024-01-02T01:00+01:00"]}, 200, None, ""),
         ({"note": 5}, 422, "invalid_request", "Expected `array`, got `int` - at `$.rows['note']`."),
     ],
