@@ -40,8 +40,8 @@ class PushRequest(msgspec.Struct, forbid_unknown_fields=True):
     rows: Annotated[
         Columns | Annotated[list[Any], Meta(max_length=0)],
         Meta(
-            description="Join keys, features and the event time, one list each; others are ignored. Times are RFC 3339, in "
-            "UTC if they name no zone. An empty list: no rows."
+            description="Join keys, features and the event time, one list each; others are ignored. Times are RFC "
+            "3339, in UTC if they name no zone. An empty list: no rows."
         ),
     ]
     to: Annotated[
