@@ -9,6 +9,9 @@ from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.times import MIN_INSTANT
 from featurestore.workspace import Readers
 
+_WINDOWED_LONGER_US = 86_400_000_000
+"""How much longer than any window reads it an event keeps its record: `EventEncoder.expire_at_ms`."""
+
 
 def count_online(workspace: Readers, registered: RegisteredView, watermark: Watermark) -> int:
     """Return how many entities have a row whose online record has not expired physically; see `count_entities`."""
@@ -24,8 +27,10 @@ def count_entities(
     there, and where the table was never published completely, the second is what the last run counted. ``kept_only``
     skips files that hold only expired rows, whose entities the first number then lacks.
     """
-    now_us, ttl_us = workspace.clock(), registered.view.ttl_us
+    view, now_us, ttl_us = registered.view, workspace.clock(), registered.view.ttl_us
     kept_since_us = MIN_INSTANT if ttl_us is None else max(now_us - kept_us(ttl_us), MIN_INSTANT)
+    if view.aggregations:
+        kept_since_us = view.reaches_back_to(now_us - _WINDOWED_LONGER_US)
     since_us = kept_since_us if kept_only else MIN_INSTANT
     count: tuple[int | None, int] = (0, 0)
     try:
@@ -33,10 +38,10 @@ def count_entities(
         files = [] if version is None else [file.path for file in version.files if file.max_event_us >= since_us]
         if files:
             log = workspace.engine.log
-            count = log.entities(registered.view, files, since_us=kept_since_us, until_us=now_us)
+            count = log.entities(view, files, since_us=kept_since_us, until_us=now_us)
     except (OfflineStoreError, EngineError):
         version, count = None, (None, 0)
     is_published = watermark.table_version is None or watermark.published_version is not None
-    if not registered.view.online:
+    if not view.online:
         return count[0], 0
     return count[0], count[1] if version is not None and is_published else watermark.online_rows

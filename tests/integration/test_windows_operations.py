@@ -435,6 +435,13 @@ def test_an_answer_without_an_event_says_until_when_the_view_is_covered(either: 
     # Hours later nothing of it is in a window any more, and only a push or a run says that nothing else came.
     shop.wait(5 * HOUR_US)
     assert shop.online()[at] == [first] * 4
+    assert [shop.online()[f"{name}__status"][0] for name in ("count_1h", "v_sum_1h")] == ["PRESENT", "NULL_VALUE"]
+    assert [each.online_rows for each in status(shop.workspace)] == [3]
+    shop.wait(20 * HOUR_US + 5 * MINUTE_US)  # a day after every window has left them
+    assert [(each.entities, each.online_rows) for each in status(shop.workspace)] == [(3, 0)]
+    if shop.url is None:  # a Redis goes by its own clock
+        assert [shop.online()[f"{name}__status"][0] for name in ("count_1h", "v_sum_1h")] == ["NOT_FOUND"] * 2
+        assert shop.online()["count_1h"] == [0] * 4
     shop.sell(1, minutes=1)
     second = to_datetime(shop.now_us)
     assert shop.online()[at] == [second] * 4
