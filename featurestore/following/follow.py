@@ -62,7 +62,7 @@ class Followed:
     """What was done."""
 
     appended: int = 0
-    """Events that were applied."""
+    """Records that events were appended to."""
     placed: int = 0
     """Records that were made from the log."""
     replaced: int = 0
@@ -170,20 +170,19 @@ class Follower:
 
     def _go_on(self, marks: dict[bytes, Mark] | None = None) -> Followed | None:
         """Apply the events after the marks; None where that cannot be done: records must be made, or made again."""
-        count, foreign = 0, dict[bytes, None]()
+        taken, foreign = set[bytes](), dict[bytes, None]()
         while (marks := marks or self.marks()) is not None:
-            outcome, appended = self._advance_all(marks, foreign)
-            count += appended
+            outcome = self._advance_all(marks, taken, foreign)
             if outcome is Advanced.DONE:
                 self._fold(due_heads(self._workspace, self._encoder))
-                return Followed(count, foreign=tuple(foreign), is_whole=False)
+                return Followed(len(taken.difference(foreign)), foreign=tuple(foreign), is_whole=False)
             if outcome is Advanced.OTHER_LAYOUT:
                 break
             marks = None  # another applier was there first, or the store lost writes
         return None
 
-    def _advance_all(self, marks: dict[bytes, Mark], foreign: dict[bytes, None]) -> tuple[Advanced, int]:
-        """Apply the events after the marks until one is found elsewhere; also returns how many were applied."""
+    def _advance_all(self, marks: dict[bytes, Mark], taken: set[bytes], foreign: dict[bytes, None]) -> Advanced:
+        """Apply the events after the marks until one is found elsewhere; adds the keys that have ``taken`` some."""
         count, folded_at, after = 0, 0, min(mark.sequence for mark in marks.values())
         batches = self._batches(after) if after < self._target.sequence else ()
         long: dict[bytes, int] = {}
@@ -195,6 +194,7 @@ class Follower:
                 if outcome is Advanced.DONE:
                     marks[step.bucket], self._stored[step.bucket] = step.reaches, slice_.moves[0].after
                     count += step.part.count
+                    taken.update(append.key for append in step.part.appends)
                     long.update(_long(step.part.appends, sizes))
                     foreign.update(dict.fromkeys(_foreign(step.part.appends, sizes)))
             reached(APPENDED)
@@ -207,7 +207,7 @@ class Follower:
         else:
             worst = Advanced.DONE
         self._fold(long)
-        return worst, count
+        return worst
 
     def _fold(self, long: dict[bytes, int]) -> None:
         """Put the newest events of some records into their tiles, and forget those records."""

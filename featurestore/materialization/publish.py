@@ -105,7 +105,7 @@ def follow(
     `publish`; what was written until then stays, and is right.
     """
     workspace.engine.prepare()
-    with step("publish", f"publish {registered.view.name}", unit="events") as running:
+    with step("publish", f"publish {registered.view.name}", unit="entities") as running:
         version = workspace.offline.current(registered.table)
         assert version is not None
         follower = Follower(workspace, registered, version, check, covered_us=covered_us)

@@ -210,8 +210,7 @@ class ViewRun:
         self.result = replace(self.result, published=self.result.published + counts, table_version=done.version.number)
         online_rows = counts.written + counts.stale
         if not everything:
-            is_events = bool(self.registered.view.aggregations)  # they say nothing of how many entities there are
-            online_rows = max(self.watermark.online_rows - counts.deleted, 0 if is_events else online_rows)
+            online_rows = max(self.watermark.online_rows - counts.deleted, online_rows)
         watermark = replace(self.watermark, online_rows=online_rows)
         if done.is_complete:
             watermark = replace(watermark, published_version=done.version.number)

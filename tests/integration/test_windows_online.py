@@ -233,7 +233,7 @@ def test_a_second_run_applies_only_what_is_new(shop: Shop, monkeypatch: pytest.M
         shop.wait(MINUTE_US)
         shop.sell(40)
         run = shop.run()
-        assert run.published.written == run.appended
+        assert (run.published.written, run.appended > 30) == (4, True)  # entities, however many events each has
     shop.check()
     assert shop.run().published.written == 0
 
