@@ -100,7 +100,8 @@ class DuckSources(Sources):
         with opened(self._session, view) as scanned:
             connection = scanned.connection
             connection.execute(f"CREATE TEMP TABLE events AS SELECT {', '.join(columns)}")
-            if view.sql is None or not depends_on_order(view.sql):  # else the first row costs as much as all
+            # The first rows of a query that joins or sorts cost as much as all.
+            if view.sql is None or (len(scanned.tables) == 1 and not depends_on_order(view.sql)):
                 with suppress(SourceError), scanned.translated("read the source"):  # a run reports what is wrong there
                     connection.execute(f"INSERT INTO events BY NAME {_some_rows(view, scanned)}")
             for condition in conditions:
