@@ -78,6 +78,8 @@ class _Taken:
         self._levels: dict[str, list[exact.Level]] = {}
         self._counts: dict[tuple[int | None, int], Int64s] = {}
         self._extremes: dict[str, RangeExtremes] = {}
+        self._doubles: dict[tuple[str, int | None, int], Array] = {}
+        """Sums and variances by window: mean and std are made of them."""
 
     def answer(self, question: Question) -> Answer:
         return self._functions[question.function](self, question)
@@ -140,13 +142,15 @@ class _Taken:
         values = self._values()
         is_float = values.dtype.kind == "f"
         if name in ("sum", "square"):
-            make: dict[tuple[str, bool], Callable[[Any], list[exact.Level]]] = {
+            make: dict[tuple[str, bool], Callable[..., list[exact.Level]]] = {
                 ("sum", True): exact.float_levels,
                 ("sum", False): exact.integer_levels,
                 ("square", True): exact.square_levels,
                 ("square", False): exact.integer_square_levels,
             }
-            return make[name, is_float](self._numbers()) or [exact.Level(0, np.zeros(len(values), np.int64))]
+            # Of one key alone: what the prefixes of all keys lose beyond 64 bits, their differences do not.
+            most = int(np.diff(self._events.starts).max(initial=0))
+            return make[name, is_float](self._numbers(), most=most) or [exact.Level(0, np.zeros(len(values), np.int64))]
         marks = np.isnan(values) if name == "nan" else values == (np.inf if name == "above" else -np.inf)
         marks = marks if self._mask is None else marks & self._mask
         return [exact.Level(0, marks.astype(np.int64))] if marks.any() else []
@@ -169,13 +173,19 @@ class _Taken:
         return nan | (above & below), above.astype(np.int8) - below.astype(np.int8)
 
     def _sum(self, question: Question) -> Answer:
-        counts, sums = self.counts(question), self._sums("sum", question)
+        counts = self.counts(question)
         if self._values().dtype.kind != "f":
-            return _integer_sum(sums, counts)
-        return Answer(self._float_sum(question, sums), counts > 0)
+            return _integer_sum(self._sums("sum", question), counts)
+        return Answer(self._once("sum", question, self._float_sum), counts > 0)
 
-    def _float_sum(self, question: Question, sums: list[exact.Level]) -> Array:
-        values: Array = exact.rounded(sums)
+    def _once(self, name: str, question: Question, make: Callable[[Question], Array]) -> Array:
+        key = name, question.length_us, question.resolution_us
+        if key not in self._doubles:
+            self._doubles[key] = make(question)
+        return self._doubles[key]
+
+    def _float_sum(self, question: Question) -> Array:
+        values: Array = exact.rounded(self._sums("sum", question))
         nan, sign = self._special(question)
         if nan is not None and sign is not None:
             values = np.where(sign > 0, np.inf, np.where(sign < 0, -np.inf, values))
@@ -184,10 +194,13 @@ class _Taken:
 
     def _mean(self, question: Question) -> Answer:
         counts = self.counts(question)
-        values = self._float_sum(question, self._sums("sum", question))
-        return Answer(values / np.maximum(counts, 1), counts > 0)
+        return Answer(self._once("sum", question, self._float_sum) / np.maximum(counts, 1), counts > 0)
 
     def _variance(self, question: Question) -> Answer:
+        values = self._once("variance", question, self._float_variance)
+        return Answer(np.sqrt(values) if question.function == "std" else values, self.counts(question) > 1)
+
+    def _float_variance(self, question: Question) -> Array:
         counts, sums, squares = self.counts(question), self._sums("sum", question), self._sums("square", question)
         some = np.flatnonzero(counts > 1)
         values = np.zeros(len(counts))
@@ -198,7 +211,7 @@ class _Taken:
         nan, sign = self._special(question)
         if nan is not None and sign is not None:
             values = np.where(nan | (sign != 0), np.nan, values)
-        return Answer(np.sqrt(values) if question.function == "std" else values, counts > 1)
+        return values
 
     def _distinct(self, question: Question) -> Answer:
         begins, ends = self._stretches(question)

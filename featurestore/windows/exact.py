@@ -46,52 +46,81 @@ class Level:
     integers: Int64s
 
 
-def float_levels(values: Float64s) -> list[Level]:
-    """Return the levels of finite values; none if all are zero."""
-    bits = _SUM_BITS - len(values).bit_length()
+def float_levels(*parts: Float64s, most: int) -> list[Level]:
+    """Return the levels of finite values, or of the sums of some, of which a sum takes at most so many; none if all are
+
+    zero.
+    """
+    bits = _SUM_BITS - (most * len(parts)).bit_length()
     levels: list[Level] = []
-    rest = values
-    while (greatest := max(float(rest.max(initial=0.0)), -float(rest.min(initial=0.0)))) > 0.0:
+    rests, sizes = list(parts), list(map(_greatest, parts))
+    while (greatest := max(sizes)) > 0.0:
         exponent = max(int(np.frexp(greatest)[1]) - bits, LEAST_EXPONENT)
-        # Towards zero: rounded up, the greatest double would be beyond the doubles.
-        whole = np.trunc(_scaled(rest, -exponent))
-        levels.append(Level(exponent, whole.astype(np.int64)))
-        # Without error: the difference is a multiple of the rest's last bit and smaller than the rest.
-        rest = rest - _scaled(whole, exponent)
+        integers: Int64s | None = None
+        for place, rest in enumerate(rests):
+            if sizes[place] < 2.0**exponent:
+                continue
+            # Towards zero: rounded up, the greatest double would be beyond the doubles.
+            whole = np.trunc(_scaled(rest, -exponent))
+            own = whole.astype(np.int64)
+            integers = own if integers is None else integers + own
+            # Without error: the difference is a multiple of the rest's last bit and smaller than the rest.
+            rests[place] = rest - _scaled(whole, exponent)
+            sizes[place] = _greatest(rests[place])
+        assert integers is not None
+        levels.append(Level(exponent, integers))
     return levels
 
 
-def square_levels(values: Float64s) -> list[Level]:
+def square_levels(values: Float64s, *, most: int) -> list[Level]:
     """Return the levels of the squares of finite values."""
-    exponents = np.frexp(values)[1]
-    classes = np.where(values == 0.0, 0, (exponents + _CLASS_BITS // 2) // _CLASS_BITS)
+    sizes = np.abs(values)
+    ends = [float(sizes.min(where=sizes > 0.0, initial=np.inf)), float(sizes.max(initial=0.0))]
+    if not ends[1]:
+        return []
+    numbers, classes = sorted({*_classes(np.array(ends)).tolist()}), None
+    if len(numbers) > 1:
+        classes = _classes(values)
+        numbers = np.unique(classes).tolist()
     levels: list[Level] = []
-    for number in np.unique(classes):
-        mine = np.where(classes == number, values, 0.0)
-        product, rest = _product(scaled := _scaled(mine, -int(number) * _CLASS_BITS), scaled)
-        shift = 2 * int(number) * _CLASS_BITS
-        levels += _shifted([*float_levels(product), *float_levels(rest)], shift)
+    for number in numbers:
+        mine = values if classes is None else np.where(classes == number, values, 0.0)
+        scaled = _scaled(mine, -number * _CLASS_BITS)
+        levels += _shifted(float_levels(*_product(scaled, scaled), most=most), 2 * number * _CLASS_BITS)
     return levels
 
 
-def integer_levels(values: Int64s) -> list[Level]:
-    """Return the levels of 64-bit integers: one if no sum of them needs more bits, else two."""
+def _greatest(values: Float64s) -> float:
+    return max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
+
+
+def _classes(values: Float64s) -> Int64s:
+    """Return numbers that are equal where exponents are close."""
+    found: Int64s = np.where(values == 0.0, 0, (np.frexp(values)[1] + _CLASS_BITS // 2) // _CLASS_BITS)
+    return found
+
+
+def integer_levels(values: Int64s, *, most: int) -> list[Level]:
+    """Return the levels of 64-bit integers, of which a sum takes at most so many: one if none needs more bits, else
+
+    two.
+    """
     greatest = max(int(values.max(initial=0)), -int(values.min(initial=0)))
-    if greatest * len(values) < 1 << _SUM_BITS:
+    if greatest * most < 1 << _SUM_BITS:
         return [Level(0, values)]
     return [Level(_HALF, values >> _HALF), Level(0, values & _HALF_MASK)]
 
 
-def integer_square_levels(values: Int64s) -> list[Level]:
+def integer_square_levels(values: Int64s, *, most: int) -> list[Level]:
     """Return the levels of the squares of 64-bit integers."""
     greatest = max(int(values.max(initial=0)), -int(values.min(initial=0)))
-    if greatest * greatest * len(values) < 1 << _SUM_BITS:
+    if greatest * greatest * most < 1 << _SUM_BITS:
         return [Level(0, values * values)]
     upper, lower = values >> 32, (values & 0xFFFFFFFF).view(np.uint64)
     low = lower * lower
     return [
-        *_shifted(integer_levels(upper * upper), 64),
-        *_shifted(integer_levels(upper * lower.view(np.int64)), 33),
+        *_shifted(integer_levels(upper * upper, most=most), 64),
+        *_shifted(integer_levels(upper * lower.view(np.int64), most=most), 33),
         Level(32, (low >> np.uint64(32)).view(np.int64)),
         Level(0, (low & np.uint64(0xFFFFFFFF)).view(np.int64)),
     ]
@@ -103,6 +132,8 @@ def _shifted(levels: Sequence[Level], by: int) -> list[Level]:
 
 def _scaled(values: Float64s, exponent: int) -> Float64s:
     """Return values times ``2**exponent``, in two steps where no double is that factor."""
+    if not exponent:
+        return values
     if -1022 <= exponent <= 1023:
         return values * 2.0**exponent
     half = exponent // 2
@@ -158,13 +189,17 @@ def _added(sums: Sequence[Level]) -> tuple[Float64s, Float64s, Float64s]:
     for level in sums:
         high = level.integers.astype(np.float64)
         terms.append(_scaled(high, level.exponent))
-        terms.append(_scaled((level.integers - high.astype(np.int64)).astype(np.float64), level.exponent))
+        low = level.integers - high.astype(np.int64)
+        if low.any():
+            terms.append(_scaled(low.astype(np.float64), level.exponent))
     total, rest, size = terms[0], np.zeros_like(terms[0]), np.abs(terms[0])
+    is_inexact = np.zeros(len(total), np.bool_)
     for term in terms[1:]:
         total, error = _two_sum(total, term)
-        rest = rest + error
+        rest, lost = _two_sum(rest, error)
+        is_inexact |= lost != 0.0
         size = size + np.abs(term)
-    return total, rest, size * (2 * len(terms) * _UNIT * _UNIT)
+    return total, rest, np.where(is_inexact, size * (2 * len(terms) * _UNIT * _UNIT), 0.0)
 
 
 def _certain(total: Float64s, rest: Float64s, bound: Float64s) -> tuple[Float64s, list[int]]:
@@ -184,7 +219,8 @@ def _two_sum(left: Float64s, right: Float64s) -> tuple[Float64s, Float64s]:
 def _product(left: Float64s, right: Float64s) -> tuple[Float64s, Float64s]:
     """Return the rounded products of two arrays and what rounding took away (Dekker)."""
     product = left * right
-    (left_high, left_low), (right_high, right_low) = _split(left), _split(right)
+    left_high, left_low = _split(left)
+    right_high, right_low = (left_high, left_low) if right is left else _split(right)
     rest = ((left_high * right_high - product) + left_high * right_low + left_low * right_high) + left_low * right_low
     return product, rest
 

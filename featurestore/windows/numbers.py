@@ -10,6 +10,8 @@ NAN, ABOVE, BELOW = 1, 2, 4
 _LIMB = 48
 """How far apart the exponents of the integers are that make up one which 64 bits do not hold."""
 _LIMIT = 1 << 63
+_FEW_BITS, _LEAST, _GREATEST = 400, 2.0**-400, 2.0**400
+"""Times two to the power of so few bits a double between these two stays a normal one."""
 
 
 def units_of(value: float) -> tuple[int, int]:
@@ -43,15 +45,19 @@ def marked(total: float, marks: int) -> float:
     return math.inf if marks == ABOVE else -math.inf if marks == BELOW else math.nan
 
 
-def variance_of(total: int, square: int, exponent: int, count: int) -> float:
-    """Return the variance of a sample; its sum is in units of 2**exponent, its sum of squares in their squares."""
-    upper, lower = count * square - total * total, count * (count - 1)
-    return as_double_over(upper, 2 * exponent, lower)
+def variance_of(total: int, exponent: int, square: int, unit: int, count: int) -> float:
+    """Return the variance of a sample, of its sum and its sum of squares with the exponents of their units."""
+    upper, lower, apart = count * square, count * (count - 1), unit - 2 * exponent
+    if apart >= 0:
+        return as_double_over((upper << apart) - total * total, 2 * exponent, lower)
+    return as_double_over(upper - (total * total << -apart), unit, lower)
 
 
 def as_double_over(integer: int, exponent: int, over: int) -> float:
     """Return ``integer * 2**exponent / over``, rounded once."""
     try:
+        if -_FEW_BITS < exponent < _FEW_BITS and _LEAST < (quotient := integer / over) < _GREATEST:
+            return quotient * 2.0**exponent  # nothing is lost
         return (integer << exponent) / over if exponent >= 0 else integer / (over << -exponent)
     except OverflowError:
         return math.inf if integer > 0 else -math.inf

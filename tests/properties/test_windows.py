@@ -157,12 +157,19 @@ def true_variance(values: list[Fraction]) -> float:
 @settings(max_examples=examples(200))
 @given(st.one_of(st.lists(FLOATS, min_size=1, max_size=30), st.lists(INTEGERS, min_size=1, max_size=30)))
 def test_sums_and_variances_are_exact(values: list[Any]) -> None:
-    column = np.array(values)
-    is_float = column.dtype.kind == "f"
+    """Also of two values among so many that the prefixes of all need more than 64 bits."""
     count = len(values)
     pairs = [(begin, end) for begin in range(count) for end in range(begin + 1, count + 1)][:150]
-    levels = exact.float_levels(column) if is_float else exact.integer_levels(column)
-    squares = exact.square_levels(column) if is_float else exact.integer_square_levels(column)
+    check_sums(values, pairs, most=count)
+    values = [max(values, key=abs)] * 12 + values
+    check_sums(values, [(begin, begin + 2) for begin in range(len(values) - 1)], most=2)
+
+
+def check_sums(values: list[Any], pairs: list[tuple[int, int]], most: int) -> None:
+    column = np.array(values)
+    is_float = column.dtype.kind == "f"
+    levels = (exact.float_levels if is_float else exact.integer_levels)(column, most=most)
+    squares = (exact.square_levels if is_float else exact.integer_square_levels)(column, most=most)
     levels, squares = (
         levels or [exact.Level(0, column.astype(np.int64))],
         squares or [exact.Level(0, column.astype(np.int64))],
@@ -236,7 +243,7 @@ def test_shares_hold_so_many_events_and_codes() -> None:
 def test_the_greatest_double_among_many_values() -> None:
     values = np.full(600, 1.5)
     values[[7, 500]] = sys.float_info.max, -sys.float_info.max
-    sums = sums_of(exact.float_levels(values), [(0, 7), (0, 8), (0, 501)])
+    sums = sums_of(exact.float_levels(values, most=len(values)), [(0, 7), (0, 8), (0, 501)])
     assert exact.rounded(sums).tolist() == [10.5, sys.float_info.max, 1.5 * 499]
 
 

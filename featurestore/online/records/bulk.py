@@ -276,22 +276,23 @@ class _Values:
         self.marks: list[tuple[int, Mask]] = []
         partials = {each for r in layout.resolutions for g, names in r.parts if g == place for each in names}
         if "sum" in partials:
-            self._split(is_squared="square" in partials)
+            most = int(np.bincount(events.entity).max(initial=0))
+            self._split(most, is_squared="square" in partials)
 
-    def _split(self, *, is_squared: bool) -> None:
+    def _split(self, most: int, *, is_squared: bool) -> None:
         values = self.values
         if self.group.kind != "float":
             summed = np.where(self.taken, values, 0)
-            self.sums = integer_levels(summed)
-            self.squares = integer_square_levels(summed) if is_squared else []
+            self.sums = integer_levels(summed, most=most)
+            self.squares = integer_square_levels(summed, most=most) if is_squared else []
             return
         is_finite = np.isfinite(values)
         if not is_finite.all():
             kinds = ((NAN, np.isnan(values)), (ABOVE, values == np.inf), (BELOW, values == -np.inf))
             self.marks = [(mark, self.taken & is_kind) for mark, is_kind in kinds]
         summed = np.where(self.taken & is_finite, values, 0.0)
-        self.sums = float_levels(summed)
-        self.squares = square_levels(summed) if is_squared else []
+        self.sums = float_levels(summed, most=most)
+        self.squares = square_levels(summed, most=most) if is_squared else []
 
     def codes(self, rows: Ints) -> Ints:
         """Return what makes the values of some rows distinct, as `hash_of`."""

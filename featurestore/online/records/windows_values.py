@@ -65,6 +65,8 @@ class _At(NamedTuple):
     lists: Lists | None
     after_us: Sequence[int]
     """Of each window: later events count."""
+    variances: dict[tuple[int, int], float | None]
+    """Those that were computed before, by window and group: a deviation is the root of one."""
 
 
 Entry = tuple[Any, ...]
@@ -163,7 +165,7 @@ class WindowValues:
                     values += whole(entries[window], units, newest[window, group])
             if others:
                 lists = lists_of(self._layout, record, place, self._lists) if self._needs_lists else None
-                at = _At(units, lists, after_us)
+                at = _At(units, lists, after_us, {})
                 for get, window, group in others:
                     values.append(get(entries[window], _NONE if newest is None else newest[window, group], at))
             rows.append([] if pick is None else list(pick(values)))
@@ -297,17 +299,29 @@ def _quick_of(kind: Kind, fields: Fields, limbs: Sequence[int], whole: Whole) ->
     return quick
 
 
+def _added_of(place: int, count: int) -> Callable[[Entry, Sequence[int]], int]:
+    """Return what adds up so many integers from a place on; for the usual one to three without a loop."""
+    if count == 1:
+        return lambda entry, shifts: int(entry[place])
+    second, third = place + 1, place + 2
+    if count == 2:
+        return lambda entry, shifts: (entry[place] << shifts[0]) + (entry[second] << shifts[1])
+    if count == 3:
+        return lambda entry, s: (entry[place] << s[0]) + (entry[second] << s[1]) + (entry[third] << s[2])
+    return lambda entry, shifts: sum(map(lshift, entry[place : place + count], shifts))
+
+
 Total = Callable[[Entry, Sequence[Unit], Taken], tuple[int, int, int]]
 
 
 def _total_of(name: str, fields: Fields, limbs: Sequence[int]) -> Total:
     """Return what adds up the values, or their squares: an integer, the exponent of its unit, and the marks."""
     place, which = fields[name]
-    end, mark_at = place + limbs[which], fields["marks"][0] if "marks" in fields else None
+    added, mark_at = _added_of(place, limbs[which]), fields["marks"][0] if "marks" in fields else None
 
     def total(entry: Entry, units: Sequence[Unit], new: Taken) -> tuple[int, int, int]:
         exponent, shifts, _ = units[which]
-        integer = sum(map(lshift, entry[place:end], shifts))
+        integer = added(entry, shifts)
         marks = 0 if mark_at is None else entry[mark_at]
         if not new.count:
             return integer, exponent, marks
@@ -330,13 +344,13 @@ def _rounded_of(kind: Kind, fields: Fields, limbs: Sequence[int]) -> Callable[..
         return integer if -_LIMIT <= integer < _LIMIT else None, float(integer)
 
     (place, which), mark_at = fields["sum"], fields.get("marks", (0,))[0]
-    end = place + limbs[which]
+    added = _added_of(place, limbs[which])
 
     def float_sum(entry: Entry, units: Sequence[Unit], new: Taken) -> tuple[Any, float]:
         _, shifts, unit = units[which]
         if unit and new.count and not entry[mark_at]:
             terms = list(new.values)
-            integer = sum(map(lshift, entry[place:end], shifts))
+            integer = added(entry, shifts)
             while integer:  # as doubles that add up to it
                 double = float(integer)
                 terms.append(double * unit)
@@ -361,23 +375,30 @@ def _other_of(asked: Asked, group: Group, fields: Fields, limbs: Sequence[int], 
     count = fields["count"][0]
     if asked.function == "first":
         return _first_of(group, count, fields["first"][0])
-    return _variance_of(asked.function, count, _total_of("sum", fields, limbs), _total_of("square", fields, limbs))
+    totals = _total_of("sum", fields, limbs), _total_of("square", fields, limbs)
+    return _variance_of(asked.function, count, *totals, (window, asked.group))
 
 
-def _variance_of(function: str, count: int, total: Total, square: Total) -> Get:
-    def variance(entry: Entry, new: Taken, at: _At) -> float | None:
+def _variance_of(function: str, count: int, total: Total, square: Total, of: tuple[int, int]) -> Get:
+    def computed(entry: Entry, new: Taken, at: _At) -> float | None:
         number = entry[count] + new.count
         if number < 2:
             return None
         integer, exponent, marks = total(entry, at.units, new)
         its_square, unit, _ = square(entry, at.units, new)
-        if marks:
-            return math.nan
-        least = min(exponent, unit // 2)
-        found = variance_of(integer << (exponent - least), its_square << (unit - 2 * least), least, number)
-        return math.sqrt(found) if function == "std" else found
+        return math.nan if marks else variance_of(integer, exponent, its_square, unit, number)
 
-    return variance
+    def variance(entry: Entry, new: Taken, at: _At) -> float | None:
+        if of in at.variances:
+            return at.variances[of]
+        found = at.variances[of] = computed(entry, new, at)
+        return found
+
+    def deviation(entry: Entry, new: Taken, at: _At) -> float | None:
+        found = variance(entry, new, at)
+        return None if found is None else math.sqrt(found)
+
+    return deviation if function == "std" else variance
 
 
 def _first_of(group: Group, count: int, place: int) -> Get:
