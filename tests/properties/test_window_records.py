@@ -239,6 +239,7 @@ def test_each_aggregation_alone(of: Aggregation) -> None:
 @example([[(-MINUTE_US, 0, 1e200, 1, None), (-MINUTE_US, 0, 1e-200, 1, None)]], [(0, 0, -1e200, 1, None)], 0)
 @example([[]], [(0, 0, value, 1, None) for value in (1e308, 1e308, -1e308)], 0)
 @example([[]], [(0, 0, value, 1, None) for value in (math.inf, -math.inf)], 0)
+@example([[(-MINUTE_US, 0, 1.5, 2**60, None)] * 9, []], [], 0)
 def test_records_that_are_made_at_once_answer_as_plain_loops_do(
     drawn: list[list[Any]], more: list[Any], later: int
 ) -> None:

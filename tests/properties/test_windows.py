@@ -247,6 +247,16 @@ def test_the_greatest_double_among_many_values() -> None:
     assert exact.rounded(sums).tolist() == [10.5, sys.float_info.max, 1.5 * 499]
 
 
+def test_many_events_of_one_key_beside_one_of_another() -> None:
+    values, counts = np.full(601, 1.5), np.array([1, 600])
+    events = Events(np.array([0, 1, 601]), np.zeros(601, np.int64), None, {"a": Column(values)}, {})
+    asked = [Question(function, "a", None, None, 0) for function in ("sum", "mean", "std")]
+    answers, _ = evaluate(events, np.arange(2), np.zeros(2, np.int64), asked)
+    assert answers[0].values.tolist() == (1.5 * counts).tolist()
+    assert answers[1].values.tolist() == [1.5, 1.5]
+    assert (answers[2].values[1], answers[2].valid.tolist()) == (0.0, [False, True])
+
+
 def test_an_event_counts_from_when_it_is_known_until_its_tile_leaves() -> None:
     """Also where it is known just before, when, or just after it leaves; one after the other and all of one key."""
     known, asked = np.arange(25), np.arange(30)
