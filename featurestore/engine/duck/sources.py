@@ -106,9 +106,11 @@ class DuckSources(Sources):
                     connection.execute(f"INSERT INTO events BY NAME {_some_rows(view, scanned)}")
             for condition in conditions:
                 if problem := _problem(connection, condition):
+                    read = ", ".join(f"{name} is {types.get(name.lower())}" for name in columns_of(condition))
                     raise SourceSchemaError(
                         f"Feature view {view.name!r}: the condition {condition!r} {problem}.",
-                        hint=f"It may read {', '.join(types)}. TRY_CAST gives null of a value that does not fit.",
+                        hint=f"Here {read}. TRY_CAST gives null of a value that does not fit; a column whose name is a "
+                        "word of SQL needs quotes.",
                         view=view.name,
                     )
 
