@@ -15,7 +15,7 @@ from featurestore_registry.interface import LedgerReader, RegistryReader
 from featurestore.errors import MismatchError, OfflineStoreError, OnlineStoreUnavailableError, RegistryUnavailableError
 from featurestore.ledger.commits import BELONG_HINT, REVISION, Remembered, held_of, known_commit
 from featurestore.ledger.watermarks import Watermark, read_watermark
-from featurestore.offline.interface import OfflineReader, TableId
+from featurestore.offline.interface import OfflineReader, TableId, TableVersion
 from featurestore.online.interface import OnlineReader, OnlineStore
 from featurestore.online.records.marker import RECONCILE, Marker, MarkerReader, PartMarkers
 from featurestore.registered.snapshot import RegisteredView
@@ -239,6 +239,18 @@ def begin_part(workspace: Workspace, registered: RegisteredView) -> None:
             markers.write(replace(least, revision=chain.head))
 
 
+def move_part(workspace: Workspace, registered: RegisteredView, version: TableVersion, *, is_anew: bool) -> None:
+    """Let a part's marker say that everything up to a version is online, unless it says more.
+
+    A part that was taken over goes on saying so, until all its records are made anew.
+    """
+    markers = markers_of(workspace.online, registered)
+    least = least_of(markers.read()[0])
+    if least is None or _order(least.version) >= version.number or (least.commit == RECONCILE and not is_anew):
+        return
+    markers.write(replace(least, version=version.number, commit=version.identity))
+
+
 def foreign_part(
     workspace: Readers, registered: RegisteredView, published: int | None, *, at_once: bool = False
 ) -> Mismatch | None:
@@ -360,15 +372,20 @@ def _behind(registered: RegisteredView, watermark: Watermark | None, marker: Mar
     if published is None or _order(marker.version) >= published:
         return None
     if marker.version is None:
-        return _online(
-            registered,
-            "behind",
-            f"The online records of {registered.view.name} are not all there: the online store was emptied, restored "
-            "or is another one, and only what was pushed since is in it.",
-            "The next `fs materialize` publishes every entity again. Where an earlier release published, nothing is "
-            "missing.",
-            heals=True,
-        )
+        emptied = "the online store was emptied, restored or is another one"
+        if registered.view.aggregations:  # a push makes records anew itself, but not of a long log
+            message = f"The online records of {registered.view.name} have to be made anew: {emptied}."
+            hint = "The next `fs materialize` makes them from the log; pushed events wait there until then."
+        else:
+            message = (
+                f"The online records of {registered.view.name} are not all there: {emptied}, and only what was pushed "
+                "since is in it."
+            )
+            hint = (
+                "The next `fs materialize` publishes every entity again. Where an earlier release published, nothing "
+                "is missing."
+            )
+        return _online(registered, "behind", message, hint, heals=True)
     return _online(
         registered,
         "behind",

@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from featurestore_registry.interface import RegistryReader
 
 from featurestore.ledger import leases
-from featurestore.types.times import CLOCK_TOLERANCE_US, duration_text, to_instant
+from featurestore.types.times import CLOCK_TOLERANCE_US, duration_text, to_instant, to_rfc3339
 
 ONLINE_STORE = "the online store"
 REGISTRY = "the newest writer to the registry"
 SYNCHRONISE = (
     "Synchronise the clocks of all machines (chrony, ntpd): ttls and what counts as the future depend on them."
+)
+AHEAD = (
+    "Nothing is lost: events that it wrote count once their time has come, and until then reading takes an entity "
+    "without events for covered until now, however long ago anything was pushed. " + SYNCHRONISE
 )
 
 
@@ -36,5 +40,18 @@ def clock_problem(whose: str, ahead_us: int | None) -> str | None:
     """Return a warning about a clock that is more than five seconds off, None for any other."""
     if ahead_us is None or abs(ahead_us) <= CLOCK_TOLERANCE_US:
         return None
-    length = duration_text(abs(ahead_us) // 1_000_000 * 1_000_000)
-    return f"The clock of {whose} is {length} {'ahead of' if ahead_us > 0 else 'behind'} this machine's."
+    return f"The clock of {whose} is {_length(ahead_us)} {'ahead of' if ahead_us > 0 else 'behind'} this machine's."
+
+
+def covered_ahead(view: str, covered_us: int, now_us: int) -> str | None:
+    """Return a warning about windows that are covered until more than five seconds from now, None for others."""
+    if covered_us - now_us <= CLOCK_TOLERANCE_US:
+        return None
+    return (
+        f"The windows of {view} are covered until {to_rfc3339(covered_us)}, {_length(covered_us - now_us)} from now: a "
+        "machine that pushed or published had a clock ahead of this one's."
+    )
+
+
+def _length(ahead_us: int) -> str:
+    return duration_text(abs(ahead_us) // 1_000_000 * 1_000_000)

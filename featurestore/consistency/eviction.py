@@ -12,6 +12,26 @@ NO_EVICTION = (
     "was evicted."
 )
 
+_SINCE = (
+    "Run `fs materialize --republish`, which brings back what was evicted, then `redis-cli CONFIG RESETSTAT`, which "
+    "begins the count anew."
+)
+
+
+def evicted_keys(facts: Mapping[str, str]) -> int:
+    """Return how many keys a store has evicted since it started, as far as it says."""
+    told = facts.get("evicted_keys", "")
+    return int(told) if told.isdigit() else 0
+
+
+def evicted(facts: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return what to know about keys that a store has evicted, and what to do; None where it says of none."""
+    if not (count := evicted_keys(facts)):
+        return None
+    keys = "1 key" if count == 1 else f"{count:,} keys"
+    told = f"The online store has evicted {keys} since it started: records among them are gone until they are published"
+    return told, _SINCE if eviction_of(facts) is None else NO_EVICTION
+
 
 def windows_at_risk(views: Iterable[RegisteredView], facts: Mapping[str, str]) -> str | None:
     """Return what is wrong with a store that evicts, None where it does not or holds no windows.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from featurestore.consistency.belonging import begin_part
+from featurestore.consistency.belonging import begin_part, move_part
 from featurestore.errors import OnlineStoreError
 from featurestore.following.folds import due_heads, fold_later, fold_records
 from featurestore.following.mark import Mark, known_marks, mark_from, read_marks
@@ -128,6 +128,10 @@ class Follower:
         """Write whose the records are and their schema, without which nobody can read them; raises as `begin_part`."""
         begin_part(self._workspace, self._registered)
         self._online.put(self._encoder.schema_key, self._encoder.layout.document)
+
+    def end(self, done: Followed) -> None:
+        """Let the part's marker say what a run's would."""
+        move_part(self._workspace, self._registered, self._version, is_anew=done.is_whole)
 
     def bring(
         self, marks: dict[bytes, Mark] | None = None, *, anew: bool = False, most_rows: int | None = None

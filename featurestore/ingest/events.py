@@ -232,4 +232,8 @@ def bring_online(workspace: Workspace, registered: RegisteredView, sequence: int
             done = follower.bring(marks, most_rows=MOST_MADE_ANEW)
         except RegistryUnavailableError:  # all records have to be made, for definitions that nobody knows now
             return Brought(is_online=False, folded=follower.folded)
-        return Brought(done is not None, follower.folded, () if done is None else done.foreign)
+        if done is None:
+            return Brought(is_online=False, folded=follower.folded)
+        if is_due or done.is_whole:
+            follower.end(done)
+        return Brought(is_online=True, folded=follower.folded, foreign=done.foreign)

@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,15 +20,18 @@ from featurestore_registry.auth import tokens
 
 from featurestore.consistency.belonging import compare_all
 from featurestore.consistency.clocks import (
+    AHEAD,
     ONLINE_STORE,
     REGISTRY,
     SYNCHRONISE,
     clock_problem,
+    covered_ahead,
     online_ahead_us,
     registry_ahead_us,
 )
-from featurestore.consistency.eviction import NO_EVICTION, windows_at_risk
-from featurestore.errors import FeatureStoreError
+from featurestore.consistency.eviction import NO_EVICTION, evicted, windows_at_risk
+from featurestore.errors import FeatureStoreError, OfflineStoreError, OnlineStoreError
+from featurestore.following.lag import least_mark
 from featurestore.online.interface import READ_ONLY, UNTOUCHED, eviction_of
 from featurestore.project.access import FILE_NAME as ACCESS_FILE
 from featurestore.project.access import read_access
@@ -67,6 +71,7 @@ def examine(workspace: Readers) -> list[Check]:
         ("offline store", _offline),
         ("online store", _online),
         ("identities", _identities),
+        ("windows", _windows),
         ("write access", _write_access),
         ("file modes", _file_modes),
         ("access", _access),
@@ -162,6 +167,8 @@ def _online(workspace: Readers) -> Iterator[Check]:
         yield Check("eviction", "failed", told, NO_EVICTION)
     elif told := eviction_of(facts):
         yield Check("eviction", "warning", told, NO_EVICTION)
+    if gone := evicted(facts):
+        yield Check("evicted", "warning", *gone)
     alone = int(facts.get("primaries_without_replica", 0))
     if alone:
         count = "1 primary has" if alone == 1 else f"{alone} primaries have"
@@ -209,6 +216,18 @@ def _identities(workspace: Readers) -> Iterator[Check]:
         yield Check(mismatch.view, "warning" if mismatch.heals else "failed", mismatch.message, mismatch.hint)
     if not found and failure is None and (identity := workspace.snapshot().chain.identity):
         yield Check("identities", "ok", f"registry and stores belong to project {workspace.project} ({identity[:12]})")
+
+
+def _windows(workspace: Readers) -> Iterator[Check]:
+    for name, registered in workspace.snapshot().views.items():
+        if not (registered.view.aggregations and registered.view.online):
+            continue
+        with suppress(OfflineStoreError, OnlineStoreError):  # their own checks report them
+            version = workspace.offline.current(registered.table)
+            mark = None if version is None else least_mark(workspace, registered, version)
+            told = None if mark is None else covered_ahead(name, mark.covered_us, workspace.clock())
+            if told is not None:
+                yield Check(f"windows of {name}", "warning", told, AHEAD)
 
 
 def _write_access(workspace: Readers) -> Iterator[Check]:

@@ -9,9 +9,18 @@ from itertools import takewhile
 from featurestore_registry.documents import Interval
 
 from featurestore.consistency.belonging import Mismatch, compare_all, unavailable
-from featurestore.consistency.clocks import ONLINE_STORE, REGISTRY, clock_problem, online_ahead_us, registry_ahead_us
+from featurestore.consistency.clocks import (
+    ONLINE_STORE,
+    REGISTRY,
+    clock_problem,
+    covered_ahead,
+    online_ahead_us,
+    registry_ahead_us,
+)
+from featurestore.consistency.eviction import evicted
 from featurestore.consistency.online_rows import count_entities
 from featurestore.consistency.remains import find_remains
+from featurestore.consistency.waiting_rows import settled, waiting_rows
 from featurestore.errors import EngineError, FeatureStoreError, OfflineStoreError, OnlineStoreError
 from featurestore.following.held import held_layouts, not_held
 from featurestore.following.lag import Lag, lag_of
@@ -53,7 +62,7 @@ class ViewStatus:
     last_run: str
     """The newest run in a few words; empty when there never was one."""
     clocks: tuple[str, ...]
-    """Warnings about clocks that are more than five seconds off: the same for every view."""
+    """Warnings about clocks that are more than five seconds off, or were when windows of the view were written."""
     mismatches: tuple[Mismatch, ...] = ()
     """Where the registry and the view's stores do not fit, or the online store does not answer."""
     lacks: tuple[str, ...] = ()
@@ -63,6 +72,10 @@ class ViewStatus:
     windows: Lag | None = None
     """How far the online part of a view with windows follows its log; None for other views, where the table cannot be
     read, and while the online store is down."""
+    waiting: int = 0
+    """Entities of a plain view whose newest row is committed and not online, among the newest 100,000 rows."""
+    evicted: str = ""
+    """How many keys the online store has evicted, and what to do; the same for every view."""
     unreadable: str = ""
     """Why its table cannot be read, and what to do; newest event and rows then come from its last run."""
 
@@ -81,13 +94,16 @@ def status(workspace: Readers) -> list[ViewStatus]:
         for name, registered in workspace.snapshot().views.items():
             if registered.view.online:
                 found_by_view.setdefault(name, []).append(unavailable(registered, failure))
-    clocks = _clock_problems(workspace, now_us, is_online_up=failure is None)
+    clocks, gone = _of_stores(workspace, now_us, is_online_up=failure is None)
     for name, registered in sorted(workspace.snapshot().views.items()):
         watermark = read_watermark(workspace.ledger, registered)
         history = runs(workspace.ledger, workspace.project, name, now_us=now_us)
         # Runs that prepare the next generation say nothing about the served one.
         history = [run for run in history if run.generation == registered.generation]
         unfinished = list(takewhile(lambda run: run.state in ("running", "killed"), history))
+        running = tuple(run for run in unfinished if run.state == "running")
+        lag = _lag(workspace, registered) if failure is None else None
+        ahead = None if lag is None or lag.covered_us is None else covered_ahead(name, lag.covered_us, now_us)
         greatest_us, offline_rows, unreadable = _committed(workspace, registered, watermark)
         entities, online_rows = count_entities(workspace, registered, watermark)
         found.append(
@@ -106,12 +122,14 @@ def status(workspace: Readers) -> list[ViewStatus]:
                 online_rows=online_rows,
                 mismatches=tuple(found_by_view.get(name, ())),
                 lacks=read_unread(workspace.registry, registered, watermark).texts(),
-                running=tuple(run for run in unfinished if run.state == "running"),
+                running=running,
                 killed=tuple(run for run in unfinished if run.state == "killed"),
                 last_run=_in_words(history[0]) if history else "",
-                clocks=clocks,
-                windows=_lag(workspace, registered) if failure is None else None,
+                clocks=clocks if ahead is None else (*clocks, ahead),
+                evicted=gone,
+                windows=lag,
                 not_found=_not_found(workspace, registered) if failure is None else (),
+                waiting=_waiting(workspace, registered, watermark) if failure is None and not running else 0,
                 unreadable=unreadable,
             )
         )
@@ -135,15 +153,17 @@ def without_views(workspace: Readers) -> list[str]:
     ]
 
 
-def _clock_problems(workspace: Readers, now_us: int, *, is_online_up: bool) -> tuple[str, ...]:
-    """Return what is wrong with the clocks; an online store that was found down is not waited for again."""
+def _of_stores(workspace: Readers, now_us: int, *, is_online_up: bool) -> tuple[tuple[str, ...], str]:
+    """Return what is wrong with the clocks, and what was evicted; a store that is down is not waited for again."""
     registry_us = registry_ahead_us(workspace.registry, workspace.project, now_us)
-    online_us = None
+    online_us, gone = None, None
     is_own = workspace.settings.online_store.url.startswith("lmdb:")  # its clock is this machine's
     if is_online_up and not is_own:
         with suppress(FeatureStoreError):  # without the online store the rest is still shown
-            online_us = online_ahead_us(workspace.online.facts())
-    return tuple(filter(None, (clock_problem(REGISTRY, registry_us), clock_problem(ONLINE_STORE, online_us))))
+            facts = workspace.online.facts()
+            online_us, gone = online_ahead_us(facts), evicted(facts)
+    clocks = tuple(filter(None, (clock_problem(REGISTRY, registry_us), clock_problem(ONLINE_STORE, online_us))))
+    return clocks, "" if gone is None else f"{gone[0]}. {gone[1]}"
 
 
 def _committed(workspace: Readers, registered: RegisteredView, watermark: Watermark) -> tuple[int | None, int, str]:
@@ -172,6 +192,15 @@ def _not_found(workspace: Readers, registered: RegisteredView) -> tuple[str, ...
     with suppress(OfflineStoreError, OnlineStoreError):  # said elsewhere
         return not_held(held_layouts(workspace, registered), registered.view)
     return ()
+
+
+def _waiting(workspace: Readers, registered: RegisteredView, watermark: Watermark) -> int:
+    if registered.view.aggregations or not registered.view.online:
+        return 0
+    with suppress(OfflineStoreError, OnlineStoreError):  # said elsewhere
+        found = waiting_rows(workspace, registered, watermark)
+        return len(settled(workspace.online, found))
+    return 0
 
 
 def _in_words(run: RunResult) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from featurestore.consistency.belonging import compare_part, compare_table, part_mismatch
-from featurestore.errors import DamagedFileError, DamagedRecordError, OfflineStoreError, TableVersionError
+from featurestore.consistency.waiting_rows import settled, waiting_rows
+from featurestore.errors import DamagedFileError, DamagedRecordError, EngineError, OfflineStoreError, TableVersionError
+from featurestore.following.lag import lag_of
+from featurestore.ledger.runs import runs
 from featurestore.ledger.saved_sets import (
     LostPin,
     blob_of,
@@ -16,6 +20,7 @@ from featurestore.ledger.saved_sets import (
     not_to_be_built,
     pinned_by,
 )
+from featurestore.ledger.watermarks import read_watermark
 from featurestore.maintenance.sampling import Sample, compare_sample
 from featurestore.offline.interface import DataFile, TableId, TableReader
 from featurestore.online.interface import OnlineReader
@@ -25,6 +30,8 @@ from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import step
 from featurestore.workspace import Readers
 
+MOST_ROWS = 1_000_000
+"""Of about so many of the newest rows it is checked whether they are online."""
 _Pinned = Mapping[TableId, Mapping[int, set[str]]]
 
 
@@ -45,6 +52,9 @@ class Verification:
     online_only: int
     """How many of them have a newer record online than the table: pushed online only, or lost offline."""
     problems: tuple[str, ...]
+    waiting: int = 0
+    """Entities whose newest row is committed and not online, which is no problem: the next run publishes it. Counts
+    events of a view with windows."""
 
 
 def verify(workspace: Readers) -> list[Verification]:
@@ -73,11 +83,12 @@ def _check_view(
         problems += _lost(registered.view.name, lost)
         problems += _damaged_frames(workspace, registered.view.name, lost)
         files, damaged_files = _check_files(workspace.offline, registered.view.name, registered.table, pinned)
-        records, sample = 0, Sample()
+        records, waiting, sample = 0, 0, Sample()
         problems += damaged_files
         if registered.view.online:
             records, damaged = _check_records(workspace.online, registered)
             problems += damaged
+            waiting = _waiting(workspace, registered)
             if not problems:
                 sample = _compared(workspace, registered)
                 problems += _differences(registered, sample)
@@ -90,6 +101,7 @@ def _check_view(
         sample.compared,
         sample.newer,
         tuple(problems),
+        waiting,
     )
 
 
@@ -146,6 +158,20 @@ def _compared(workspace: Readers, registered: RegisteredView) -> Sample:
     except TableVersionError:  # its files have been cleaned away
         published = replace(sample, missing=0, older=0)
     return replace(published, newer=sample.newer)
+
+
+def _waiting(workspace: Readers, registered: RegisteredView) -> int:
+    """Return how many committed rows are not online and nobody is bringing there."""
+    history = runs(workspace.ledger, workspace.project, registered.view.name, now_us=workspace.clock())
+    if any(run.state == "running" for run in history):
+        return 0
+    with suppress(OfflineStoreError, EngineError):  # a problem by itself
+        if registered.view.aggregations:
+            return lag_of(workspace, registered).events
+        watermark = read_watermark(workspace.ledger, registered)
+        found = waiting_rows(workspace, registered, watermark, most_rows=MOST_ROWS)
+        return len(settled(workspace.online, found))
+    return 0
 
 
 def _differences(registered: RegisteredView, sample: Sample) -> Iterable[str]:

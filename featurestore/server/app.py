@@ -48,6 +48,7 @@ from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.watch.clocks import ClockWatch
 from featurestore.server.watch.metrics import CONTENT_TYPE, FLUSH_SECONDS, Metrics
 from featurestore.server.watch.parts import PartWatch
+from featurestore.server.watch.waiting import WaitingWatch
 from featurestore.server.watch.windows import WindowWatch
 from featurestore.workspace import Readers, Workspace
 
@@ -150,7 +151,7 @@ def _lifespan(
     measure: Callable[[], None],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """Return the lifespan: it opens the reader and the background refresh before the first request and closes them."""
-    watches = [kind(workspace, snapshots, metrics) for kind in (ClockWatch, PartWatch, WindowWatch)]
+    watches = [kind(workspace, snapshots, metrics) for kind in (ClockWatch, PartWatch, WindowWatch, WaitingWatch)]
 
     def refreshed(outcome: str) -> None:
         metrics.refreshes.labels(outcome).inc()

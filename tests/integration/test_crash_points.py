@@ -23,9 +23,11 @@ from support.materialized import day, log_rows, online_rows
 from support.redis_server import RedisServer
 
 import featurestore
+from featurestore.consistency import waiting_rows
 from featurestore.ledger.runs import all_runs
 from featurestore.ledger.saved_sets import list_sets
 from featurestore.ledger.watermarks import read_watermark
+from featurestore.maintenance.status import status
 from featurestore.materialization import materialize_incremental, succeeded
 from featurestore.steps import CRASH_POINTS
 from featurestore.training import get_training_set
@@ -196,7 +198,8 @@ def test_a_run_that_died_at_any_moment_is_finished_by_the_next(lives, store):
 
 @pytest.mark.parametrize("store", ["lmdb", "redis"])
 @pytest.mark.parametrize("point", ["offline.committed", "push.committed", "push.schema", "push.batch"])
-def test_what_a_push_left_committed_is_published_by_the_next_run(lives, store, point):
+def test_what_a_push_left_committed_is_told_and_published_by_the_next_run(lives, store, point, monkeypatch):
+    monkeypatch.setattr(waiting_rows, "SETTLE_SECONDS", 0.0)
     life = lives(store)
     project = life.before(THEN["first_run"])
     run(Job("push_rows", str(project), life.url, point), wanted=(137,))
@@ -206,10 +209,13 @@ def test_what_a_push_left_committed_is_published_by_the_next_run(lives, store, p
             # The two views are committed at the same time, so the one that dies may take the other with it.
             was_pushed = "pushed alone" in {row[0] for row in rows}
             assert was_pushed or point in ("offline.committed", "push.committed")
-            succeeded(materialize_incremental(workspace, day(10), [view]))
             best = {}
             for shop, event_us, created_us, *values in rows:
                 best[shop] = max(best.get(shop, ()), (event_us, created_us, *values))
+            online = online_rows(workspace, view)
+            (shown,) = (each for each in status(workspace) if each.view == view)
+            assert shown.waiting == sum(online.get(shop) != row for shop, row in best.items())
+            succeeded(materialize_incremental(workspace, day(10), [view]))
             assert online_rows(workspace, view) == best
         assert any("pushed alone" in online_rows(workspace, view) for view in ("shop_sales", "doomed"))
 

@@ -26,6 +26,7 @@ from featurestore import FeatureStore
 from featurestore.errors import OnlineStoreFullError, OnlineStoreUnavailableError, SettingsError
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.maintenance.doctor import examine
+from featurestore.maintenance.status import status
 from featurestore.materialization import materialize_incremental
 from featurestore.online.interface import AsyncReader, Repair, Write, WriteResult
 from featurestore.online.records.codec import version_of
@@ -39,8 +40,12 @@ from featurestore.online.redis.node import (
 )
 from featurestore.online.redis.store import BACKOFFS, RedisStore
 from featurestore.online.redis.wire import open_wire
+from featurestore.server.read.snapshots import SnapshotKeeper
+from featurestore.server.watch.clocks import ClockWatch
+from featurestore.server.watch.metrics import Metrics
 from featurestore.testing.online_store import LAYOUT, record_of
 from featurestore.types.times import system_clock
+from featurestore.workspace import Workspace
 
 NOW = system_clock()
 READ_MS = 100
@@ -867,14 +872,39 @@ def test_the_doctor_tells_of_a_redis_that_evicts(
     server = start_redis("--maxmemory", "20mb", "--maxmemory-policy", policy)
     write_sales(tmp_path / "sales.parquet", [Sale("a", START)])
     workspace = make_workspace(tmp_path, [sales_view()], online_url=server.url, now_us=START)
-    told = [check for check in examine(workspace) if check.name == "eviction"]
-    workspace.close()
+    told = [check for check in examine(workspace) if check.name in ("eviction", "evicted")]
+    assert status(workspace)[0].evicted == ""
     if policy == "noeviction":
         assert told == []
     else:
         assert [check.state for check in told] == ["warning"]
         assert policy in told[0].message
         assert "noeviction" in told[0].hint
+        told_what_is_gone(workspace, server)
+    workspace.close()
+
+
+def told_what_is_gone(workspace: Workspace, server: RedisServer) -> None:
+    """Whatever the policy is by now, keys that were evicted are told of until their count begins anew."""
+    metrics = Metrics()
+    keeper = SnapshotKeeper(workspace)
+    keeper.load()
+    with server.client() as client:
+        for number in range(50):
+            client.set(f"big:{number}", b"x" * 1_000_000, ex=1_000)
+        count = client.info("stats")["evicted_keys"]
+        assert count > 10
+        words = f"The online store has evicted {count} keys since it started: records among them are gone"
+        for policy, todo in (("allkeys-lru", "maxmemory-policy noeviction"), ("noeviction", "CONFIG RESETSTAT")):
+            client.config_set("maxmemory-policy", policy)
+            (gone,) = (check for check in examine(workspace) if check.name == "evicted")
+            assert gone.message.startswith(words)
+            assert todo in gone.hint
+            assert status(workspace)[0].evicted == f"{gone.message}. {gone.hint}"
+            ClockWatch(workspace, keeper, metrics).look()
+            assert f"featurestore_online_store_evicted_keys {count:.1f}" in metrics.text().decode()
+        client.config_resetstat()
+        assert [check for check in examine(workspace) if check.name == "evicted"] == []
 
 
 def reads_of(server: socket.socket, *, seconds: float, connect_seconds: float | None = None) -> ReadConnections:

@@ -27,6 +27,7 @@ from support.serving import serving_here
 
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
 from featurestore.cli.main import main
+from featurestore.consistency import moments
 from featurestore.errors import (
     ChangesNotAllowedError,
     MismatchError,
@@ -69,7 +70,7 @@ from featurestore.server.watch.windows import WindowWatch
 from featurestore.serving import get_online_features
 from featurestore.training import TrainingSetWarning, get_historical_features
 from featurestore.types import Float64, Int64, String
-from featurestore.types.times import system_clock, to_datetime
+from featurestore.types.times import system_clock, to_datetime, to_rfc3339
 from featurestore.windows.layout import layout_of
 from featurestore.windows.tiles import Tiles
 from featurestore.workspace import Workspace
@@ -477,6 +478,28 @@ def test_a_store_that_was_emptied_is_told_from_one_without_events(either: Shop) 
     assert shop.check()["count_1h"] == [2, 2, 2, 0]
 
 
+def test_what_is_said_of_a_lost_store_is_true_after_a_push(either: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A push makes the records anew, as a run does, unless the log is long."""
+    monkeypatch.setattr(moments, "MOMENT_SECONDS", 0.0)
+    shop = either
+    for push_makes_records in (True, False):
+        shop.sell(9)
+        shop.run()
+        shop.workspace.online.delete(NAMESPACE)
+        assert [each.kind for each in status(shop.workspace)[0].mismatches] == ["missing"]
+        monkeypatch.setattr(events, "MOST_MADE_ANEW", 100 if push_makes_records else 0)
+        shop.sell(3)
+        found = status(shop.workspace)[0].mismatches
+        if push_makes_records:
+            assert (found, verify(shop.workspace)[0].problems) == ((), ())
+    (behind,) = found
+    assert "have to be made anew: the online store was emptied" in behind.message
+    assert "pushed events wait there" in behind.hint
+    assert verify(shop.workspace)[0].waiting == 24
+    shop.run()
+    assert (status(shop.workspace)[0].mismatches, verify(shop.workspace)[0].waiting) == ((), 0)
+
+
 # Back-up and restore --------------------------------------------------------------------------------------------------
 
 
@@ -526,9 +549,11 @@ def test_an_older_online_store_catches_up_by_itself(either: Shop, by: str, monke
     assert sum(shop.online()["count_1h"]) == 40
     monkeypatch.setattr(Follower, "_publish", lambda self: pytest.fail("all records are made again"))
     if by == "push":
+        assert [each.kind for each in status(shop.workspace)[0].mismatches] == ["behind"]
         shop.sell(3)
     else:
         shop.run()
+    assert status(shop.workspace)[0].mismatches == ()
     assert sum(shop.check()["count_1h"]) == (193 if by == "push" else 190)
 
 
@@ -683,6 +708,26 @@ def test_status_tells_how_far_windows_are(either: Shop, capsys: pytest.CaptureFi
     assert json.loads(fs(shop, capsys, "status", "--json"))[0]["not_found"] == ["v_sum_300d"]
     shop.workspace.online.delete(NAMESPACE)
     assert "no window is online. The next `fs materialize` makes the records of 58 events" in fs(shop, capsys, "status")
+
+
+def test_windows_that_are_covered_until_later_than_now_are_named(
+    either: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A writer's clock was three hours ahead, and was set right."""
+    shop = either
+    for ahead_us, is_told in ((3 * HOUR_US, True), (5_000_000, False)):
+        shop.wait(ahead_us)
+        shop.sell(9)
+        shop.wait(-ahead_us)
+        told = [each for each in status(shop.workspace)[0].clocks if "windows" in each]
+        found = [check for check in examine(shop.workspace) if check.name == "windows of sales"]
+        assert ([check.message for check in found], bool(told)) == (told, is_told)
+        if is_told:
+            words = f"The windows of sales are covered until {to_rfc3339(shop.now_us + ahead_us)}, "
+            assert told[0].startswith(f"{words}03:00:00 from now: a machine that pushed or published had a clock ahead")
+            assert (found[0].state, "count once their time has come" in found[0].hint) == ("warning", True)
+            assert words in fs(shop, capsys, "status")
+            shop.wait(ahead_us)
 
 
 @pytest.mark.parametrize("is_run", [False, True])

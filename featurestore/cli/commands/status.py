@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from featurestore.cli.output import Output, repo_command
+from featurestore.consistency.waiting_rows import in_words
 from featurestore.following.lag import Lag
 from featurestore.maintenance.status import status, without_views
 from featurestore.store import FeatureStore
@@ -44,13 +45,17 @@ def command(store: FeatureStore, output: Output) -> None:
         if view.not_found:
             names, command = ", ".join(view.not_found), f"fs materialize --republish --view {view.view}"
             output.say(f"{view.view}: its records do not hold {names} yet: run `{command}`.", style="yellow")
+        if view.waiting:
+            output.say(in_words(view.view, view.waiting), style="yellow")
     for mismatch in (each for view in found for each in view.mismatches):
         output.say(f"{mismatch.message} {mismatch.hint}", style="yellow")
     for unreadable in filter(None, (view.unreadable for view in found)):
         output.say(unreadable, style="yellow")
     for lack in (each for view in found for each in view.lacks):
         output.say(lack, style="yellow")
-    for told in found[0].clocks:
+    if found[0].evicted:
+        output.say(found[0].evicted, style="yellow")
+    for told in dict.fromkeys(each for view in found for each in view.clocks):
         output.say(f"{told} Run `fs doctor`.")
 
 

@@ -8,6 +8,7 @@ import click
 
 from featurestore.cli.exits import EXIT_FAILED
 from featurestore.cli.output import Output, repo_command
+from featurestore.consistency.waiting_rows import in_words
 from featurestore.maintenance.verify import verify
 from featurestore.store import FeatureStore
 
@@ -29,6 +30,9 @@ def command(store: FeatureStore, output: Output) -> Any:
     ]
     heads = ("view", "files", "online records", "compared", "online only", "problems")
     output.table(heads, rows, right=heads[1:])
+    for view in checked:
+        if view.waiting:
+            output.say(in_words(view.view, view.waiting), style="yellow")
     for problem in problems:
         output.say(problem, style="red")
     return EXIT_FAILED if problems else 0

@@ -1,4 +1,7 @@
-"""The clocks of the online store and the registry compared with this host's: a gauge, and a warning if they differ."""
+"""The clocks of the online store and the registry compared with this host's: a gauge, and a warning if they differ.
+
+Also how many keys the online store has evicted: it is asked for both at once.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from contextlib import suppress
 from time import monotonic
 
 from featurestore.consistency.clocks import ONLINE_STORE, REGISTRY, SYNCHRONISE, clock_problem, online_ahead_us
+from featurestore.consistency.eviction import evicted_keys
 from featurestore.errors import OnlineStoreError
 from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.watch.metrics import Metrics
@@ -32,7 +36,9 @@ class ClockWatch:
         if now_s >= self._ask_at_s:
             self._ask_at_s = now_s + EVERY_SECONDS
             with suppress(OnlineStoreError):  # it is down: other metrics show that
-                self._online_ahead_us = online_ahead_us(self._workspace.online.facts())
+                facts = self._workspace.online.facts()
+                self._online_ahead_us = online_ahead_us(facts)
+                self._metrics.evicted_keys.set(evicted_keys(facts))
         registry_us, online_us = self._snapshots.registry_ahead_us, self._online_ahead_us
         for piece, ahead_us in (("registry", registry_us), ("online_store", online_us)):
             if ahead_us is not None:

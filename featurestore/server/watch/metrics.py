@@ -82,6 +82,8 @@ class Metrics:
         )
         self._add_progress(gauge)
         self._add_windows(gauge)
+        self.waiting_since_us: dict[str, int | None] = {}
+        """Since when rows of a view are seen to be committed and not online; None where none are by now."""
         self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._counted_requests: defaultdict[Counter, int] = defaultdict(int)
         self._answered = self._counted_rows = 0
@@ -110,12 +112,17 @@ class Metrics:
             "1 while the online records of a view do not belong to the registry, or are behind what was published.",
             ["view"],
         )
+        self.evicted_keys = gauge(
+            "featurestore_online_store_evicted_keys",
+            "Keys that Redis evicted since it started: records among them read as NOT_FOUND.",
+        )
         self._publish_rows = gauge(
             "featurestore_publish_rows", "Records that a view's last run sent online, by outcome.", ["view", "result"]
         )
         self._publish_lag = gauge(
             "featurestore_publish_lag_seconds",
-            "How long committed rows of a view have waited to go online; 0 for none.",
+            "How long committed rows of a view have waited to go online, pushed ones as far as this server saw it;"
+            " 0 for none.",
             ["view"],
         )
         self._committed_age = gauge(
@@ -197,9 +204,11 @@ class Metrics:
 
     def progress(self, found: Mapping[str, Progress], now_us: int) -> None:
         """Set how far each view's rows have come."""
+        for view in found.keys() | self.waiting_since_us.keys():
+            of_run_us = found[view].unpublished_since_us if view in found else None
+            since_us = min(filter(None, (of_run_us, self.waiting_since_us.get(view))), default=now_us)
+            self._publish_lag.labels(view).set(max(0, now_us - since_us) / 1_000_000)
         for view, each in found.items():
-            waiting_us = 0 if each.unpublished_since_us is None else max(0, now_us - each.unpublished_since_us)
-            self._publish_lag.labels(view).set(waiting_us / 1_000_000)
             if each.committed_until_us is not None:
                 self._committed_age.labels(view).set((now_us - each.committed_until_us) / 1_000_000)
             for result, count in each.published.items():
