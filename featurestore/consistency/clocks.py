@@ -43,9 +43,9 @@ def clock_problem(whose: str, ahead_us: int | None) -> str | None:
     return f"The clock of {whose} is {_length(ahead_us)} {'ahead of' if ahead_us > 0 else 'behind'} this machine's."
 
 
-def covered_ahead(view: str, covered_us: int, now_us: int) -> str | None:
+def covered_ahead(view: str, covered_us: int | None, now_us: int) -> str | None:
     """Return a warning about windows that are covered until more than five seconds from now, None for others."""
-    if covered_us - now_us <= CLOCK_TOLERANCE_US:
+    if covered_us is None or covered_us - now_us <= CLOCK_TOLERANCE_US:
         return None
     return (
         f"The windows of {view} are covered until {to_rfc3339(covered_us)}, {_length(covered_us - now_us)} from now: a "

@@ -84,17 +84,8 @@ def status(workspace: Readers) -> list[ViewStatus]:
     """Return the state of every view, sorted by name."""
     now_us = workspace.clock()
     found = []
-    found_by_view: dict[str, list[Mismatch]] = {}
-    compared, failure = compare_all(workspace)
-    for mismatch in compared:
-        if mismatch.kind == "unreadable":
-            continue  # reported below, with the table
-        found_by_view.setdefault(mismatch.view, []).append(mismatch)
-    if failure is not None:
-        for name, registered in workspace.snapshot().views.items():
-            if registered.view.online:
-                found_by_view.setdefault(name, []).append(unavailable(registered, failure))
-    clocks, gone = _of_stores(workspace, now_us, is_online_up=failure is None)
+    found_by_view, is_up = _mismatches(workspace)
+    clocks, gone = _of_stores(workspace, now_us, is_online_up=is_up)
     for name, registered in sorted(workspace.snapshot().views.items()):
         watermark = read_watermark(workspace.ledger, registered)
         history = runs(workspace.ledger, workspace.project, name, now_us=now_us)
@@ -102,8 +93,8 @@ def status(workspace: Readers) -> list[ViewStatus]:
         history = [run for run in history if run.generation == registered.generation]
         unfinished = list(takewhile(lambda run: run.state in ("running", "killed"), history))
         running = tuple(run for run in unfinished if run.state == "running")
-        lag = _lag(workspace, registered) if failure is None else None
-        ahead = None if lag is None or lag.covered_us is None else covered_ahead(name, lag.covered_us, now_us)
+        lag = _lag(workspace, registered) if is_up else None
+        ahead = covered_ahead(name, None if lag is None else lag.covered_us, now_us)
         greatest_us, offline_rows, unreadable = _committed(workspace, registered, watermark)
         entities, online_rows = count_entities(workspace, registered, watermark)
         found.append(
@@ -128,12 +119,27 @@ def status(workspace: Readers) -> list[ViewStatus]:
                 clocks=clocks if ahead is None else (*clocks, ahead),
                 evicted=gone,
                 windows=lag,
-                not_found=_not_found(workspace, registered) if failure is None else (),
-                waiting=_waiting(workspace, registered, watermark) if failure is None and not running else 0,
+                not_found=_not_found(workspace, registered) if is_up else (),
+                waiting=_waiting(workspace, registered, watermark) if is_up and not running else 0,
                 unreadable=unreadable,
             )
         )
     return found
+
+
+def _mismatches(workspace: Readers) -> tuple[dict[str, list[Mismatch]], bool]:
+    """Return the mismatches of each view, and whether the online store answered."""
+    found_by_view: dict[str, list[Mismatch]] = {}
+    compared, failure = compare_all(workspace)
+    for mismatch in compared:
+        if mismatch.kind == "unreadable":
+            continue  # reported with the table
+        found_by_view.setdefault(mismatch.view, []).append(mismatch)
+    if failure is not None:
+        for name, registered in workspace.snapshot().views.items():
+            if registered.view.online:
+                found_by_view.setdefault(name, []).append(unavailable(registered, failure))
+    return found_by_view, failure is None
 
 
 def without_views(workspace: Readers) -> list[str]:

@@ -82,8 +82,6 @@ class Metrics:
         )
         self._add_progress(gauge)
         self._add_windows(gauge)
-        self.waiting_since_us: dict[str, int | None] = {}
-        """Since when rows of a view are seen to be committed and not online; None where none are by now."""
         self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._counted_requests: defaultdict[Counter, int] = defaultdict(int)
         self._answered = self._counted_rows = 0
@@ -112,6 +110,8 @@ class Metrics:
             "1 while the online records of a view do not belong to the registry, or are behind what was published.",
             ["view"],
         )
+        self.waiting_since_us: dict[str, int | None] = {}
+        """Since when rows of a view are seen to be committed and not online; None where none are by now."""
         self.evicted_keys = gauge(
             "featurestore_online_store_evicted_keys",
             "Keys that Redis evicted since it started: records among them read as NOT_FOUND.",
@@ -151,7 +151,8 @@ class Metrics:
         )
         self.window_age = gauge(
             "featurestore_window_covered_age_seconds",
-            "Since the instant until when a view's windows are covered: the last push, or what the last run read.",
+            "Since the instant until when a view's windows are covered: the last push, or what the last run read;"
+            " negative where its clock was ahead.",
             ["view"],
         )
 
