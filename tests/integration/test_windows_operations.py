@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from support.serving import serving_here
 from featurestore import Aggregation, Entity, FeatureView, Field, ParquetSource, PushSource
 from featurestore.cli.main import main
 from featurestore.consistency import moments
+from featurestore.consistency.belonging import markers_of
 from featurestore.errors import (
     ChangesNotAllowedError,
     MismatchError,
@@ -53,6 +55,7 @@ from featurestore.offline.interface import MAX_SEQUENCE
 from featurestore.online.interface import Placed, Slice
 from featurestore.online.records import windows_known
 from featurestore.online.records.keys import KeyEncoder
+from featurestore.online.records.marker import RECONCILE
 from featurestore.online.records.windowed import decode, encode, entries_of
 from featurestore.plan import apply_plan, make_plan
 from featurestore.plan.applying import check_allowed
@@ -480,9 +483,9 @@ def test_a_store_that_was_emptied_is_told_from_one_without_events(either: Shop) 
 
 def test_what_is_said_of_a_lost_store_is_true_after_a_push(either: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A push makes the records anew, as a run does, unless the log is long."""
-    monkeypatch.setattr(moments, "MOMENT_SECONDS", 0.0)
     shop = either
     for push_makes_records in (True, False):
+        monkeypatch.setattr(moments, "MOMENT_SECONDS", 60.0 if push_makes_records else 0.0)
         shop.sell(9)
         shop.run()
         shop.workspace.online.delete(NAMESPACE)
@@ -498,6 +501,12 @@ def test_what_is_said_of_a_lost_store_is_true_after_a_push(either: Shop, monkeyp
     assert verify(shop.workspace)[0].waiting == 24
     shop.run()
     assert (status(shop.workspace)[0].mismatches, verify(shop.workspace)[0].waiting) == ((), 0)
+    markers = markers_of(shop.workspace.online, shop.workspace.snapshot().views["sales"])
+    (marker,) = markers.read()[0]
+    taken_over = replace(marker, version=None, commit=RECONCILE)
+    markers.write(taken_over)
+    shop.sell(3)  # goes on with the records that there are
+    assert markers.read()[0] == [taken_over]
 
 
 # Back-up and restore --------------------------------------------------------------------------------------------------
