@@ -23,6 +23,7 @@ from benchmarks import (
     startup,
     training_set,
     windows,
+    windows_hot,
     windows_training,
 )
 from benchmarks.context import Context
@@ -36,16 +37,18 @@ BENCHMARKS: dict[str, Callable[[Context], Iterator[report.Section]]] = {
     "push": push.run,
     "growth": growth.run,
     "growth-runs": growth.run_daily,
+    "growth-events": growth.run_events,
     "reads": reads.run,
     "cluster": cluster.run,
     "http": http.run,
     "windows": windows.run,
+    "windows-hot": windows_hot.run,
     "training-set-10x": training_set.run_large,
     "windows-10x": windows_training.run_large,
     "feast": feast.run,
 }
 LARGE = ("training-set-10x", "windows-10x")
-DEFAULT = tuple(name for name in BENCHMARKS if name not in ("growth-runs", *LARGE, "feast"))
+DEFAULT = tuple(name for name in BENCHMARKS if name not in ("growth-runs", "growth-events", *LARGE, "feast"))
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

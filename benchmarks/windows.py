@@ -78,7 +78,7 @@ def _tiles(context: Context) -> Section:
     (root / "source").mkdir()
     shutil.copy(log, root / "source" / "first.parquet")
     with closing(
-        _workspace(root, events_view(path="source", created=None), "lmdb:///data/online", _end_clock)
+        workspace_of(root, events_view(path="source", created=None), "lmdb:///data/online", _end_clock)
     ) as workspace:
         succeeded(materialize_incremental(workspace))
         registered = workspace.snapshot().views["events"]
@@ -164,9 +164,10 @@ def _end_clock() -> int:
     return START_US + SPAN_DAYS * DAY_US
 
 
-def _workspace(
+def workspace_of(
     root: Path, view: FeatureView, online_url: str, clock: Callable[[], int] | None = None, *more: FeatureView
 ) -> Workspace:
+    """Apply views in a folder, and open it; the caller closes the workspace."""
     options = f", read_timeout_ms: {PATIENCE_MS}" if online_url.startswith("redis") else ""
     settings = f"project: {root.name.replace('-', '_')}\nonline_store: {{url: '{online_url}'{options}}}\n"
     (root / "feature_store.yaml").write_text(settings)
@@ -231,7 +232,7 @@ def _make_served(root: Path, context: Context, url: str) -> None:
     source = ParquetSource("plain_file", "plain.parquet", "event_ts", "created_ts")
     other = FeatureView("plain", entities=[USER], source=source, schema=[Field(name, Float64) for name in names])
     view = events_view(windows=FOUR, pushed=True, path="events.parquet")
-    with closing(_workspace(root, view, url, None, other)) as workspace:
+    with closing(workspace_of(root, view, url, None, other)) as workspace:
         succeeded(materialize_incremental(workspace))
 
 
@@ -328,17 +329,18 @@ def _pushes(context: Context) -> Section:
     for store, url in (("LMDB", "lmdb:///data/online"), ("Redis", context.redis_url)):
         for name, keys in (("spread over 10,000 entities", 10_000), ("100 entities", 100), ("one entity", 1)):
             root = context.place(f"events_{store.lower()}_{keys}")
-            first = _pushed(0, 1, keys, "first")
+            first = pushed_events(0, 1, keys, "first")
             pq.write_table(first.append_column("created_ts", first["event_ts"]), root / "none.parquet")
-            with closing(_workspace(root, events_view(pushed=True), url)) as workspace:
-                rates = [_rate(workspace, number, keys, context.is_quick) for number in range(rounds + 1)][1:]
+            with closing(workspace_of(root, events_view(pushed=True), url)) as workspace:
+                rates = [push_rate(workspace, number, keys, context.is_quick) for number in range(rounds + 1)][1:]
             section.rows.append(Row(f"{store}, {name}", "1/s", alone=median(rates), note="40,000 wanted"))
     return section
 
 
-def _rate(workspace: Workspace, number: int, keys: int, is_quick: bool) -> float:
+def push_rate(workspace: Workspace, number: int, keys: int, is_quick: bool) -> float:
+    """Return how many events a second all callers together push, each its own."""
     callers, rows = (2, 50) if is_quick else (CALLERS, ROWS_A_CALL)
-    tables = [_pushed(number * callers + caller, rows, keys, "e") for caller in range(callers)]
+    tables = [pushed_events(number * callers + caller, rows, keys, "e") for caller in range(callers)]
     failed: list[BaseException] = []
 
     def one(table: pa.Table) -> None:
@@ -360,7 +362,8 @@ def _rate(workspace: Workspace, number: int, keys: int, is_quick: bool) -> float
     return callers * rows / took
 
 
-def _pushed(number: int, rows: int, keys: int, name: str) -> pa.Table:
+def pushed_events(number: int, rows: int, keys: int, name: str) -> pa.Table:
+    """Return events of the last minute."""
     rng = np.random.default_rng(number)
     at = time.time_ns() // 1000 - (rng.random(rows) * 60e6).astype(np.int64) - 1_000
     return pa.table(

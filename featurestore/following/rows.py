@@ -143,14 +143,16 @@ class EventEncoder:
         """
         import pyarrow as pa
 
-        held: list[pa.RecordBatch] = []
+        held, enough = list[pa.RecordBatch](), PLACED_ROWS
         for batch in batches:
             held.append(batch)
-            if sum(each.num_rows for each in held) >= PLACED_ROWS:
+            if sum(each.num_rows for each in held) >= enough:
                 rows = pa.concat_batches(held)
                 last = int(self._begins(rows)[-1])  # its entity may go on
-                yield from self._placed(rows.slice(0, last), sequence, now_us)
+                if last:
+                    yield from self._placed(rows.slice(0, last), sequence, now_us)
                 held = [rows.slice(last)]
+                enough = PLACED_ROWS + 2 * held[0].num_rows  # one with most events is not put together each time
         if held:
             yield from self._placed(pa.concat_batches(held), sequence, now_us)
 

@@ -76,7 +76,7 @@ class EventWriter(PushWriter):
         import pyarrow as pa
 
         rows = pa.concat_tables(parts)
-        judged = self._judged(given[0].workspace, given[0].registered, version, rows)
+        judged = self.judged(given[0].workspace, given[0].registered, version, rows)
         first = 0 if version is None else version.next_sequence
         new = first + np.cumsum(judged.is_new) - 1
         # One that repeats another of this very commit is known as no number yet: it is there with the last of them.
@@ -92,9 +92,10 @@ class EventWriter(PushWriter):
         self._rows = self.numbered(left, first) if left.num_rows else None
         return self._rows
 
-    def _judged(
+    def judged(
         self, workspace: Workspace, registered: RegisteredView, version: TableVersion | None, rows: pa.Table
     ) -> JudgedEvents:
+        """Tell which events are new."""
         if self._ids is None or not self._ids.is_of(registered.view):
             self._ids = KnownIds(registered.view)
         judged = self._ids.judge(workspace.offline, version, rows, workspace.clock())

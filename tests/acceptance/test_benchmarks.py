@@ -51,11 +51,12 @@ def test_start_training_sets_and_publishing_are_measured_beside_their_floors(tmp
     assert len(rows_of(page, "Publish to Redis")) == 3
 
 
-@pytest.mark.slow(8)
+@pytest.mark.slow(11)
 def test_growth_is_measured_beside_the_compacted_table(tmp_path: Path) -> None:
-    page = run_benchmarks(tmp_path, "growth")
+    page = run_benchmarks(tmp_path, "growth", "growth-events")
     for grown in ("4 pushes of one row", "3 daily runs"):
         assert len(rows_of(page, f"Growth: {grown}")) == 5
+    assert "fs gc --dry-run" in rows_of(page, "Growth: 4 pushes of one event, windows")
 
 
 @pytest.mark.slow(9)
@@ -89,9 +90,9 @@ def test_serving_is_measured_beside_its_floor(tmp_path: Path) -> None:
     assert costs["Redis, a record of 20 features"][0].endswith("bytes")
 
 
-@pytest.mark.slow(12)
+@pytest.mark.slow(17)
 def test_windows_are_measured_beside_their_floors(tmp_path: Path) -> None:
-    page = run_benchmarks(tmp_path, "windows", "windows-10x")
+    page = run_benchmarks(tmp_path, "windows", "windows-10x", "windows-hot")
     assert {name.partition(",")[0] for name in rows_of(page, "Windowed training sets")} == {"S", "M", "D", "H"}
     assert "full publish, beside the bare GROUP BY" in rows_of(page, "Events to tiles, LMDB")
     for store in ("LMDB", "Redis"):
@@ -99,6 +100,10 @@ def test_windows_are_measured_beside_their_floors(tmp_path: Path) -> None:
         assert {"1 entity, sparse", "100 entities, dense"} <= set(reads)
     assert "1 entity, 16 features" in rows_of(page, "Windows over HTTP, 1 worker, Redis")
     assert len(rows_of(page, "Pushes of events")) == 6
+    for store in ("LMDB", "Redis"):
+        record = rows_of(page, f"A million events pushed to one entity, {store}")["the record"]
+        assert record[-1].endswith("allowed")
+    assert "a training set of 100 rows" in rows_of(page, "20,000 events of one entity")
     assert "M x 10, 2,000 rows" in rows_of(page, "Windowed training set of ten times the events")
 
 
