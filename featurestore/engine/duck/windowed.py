@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 WORTH_A_THREAD = 100_000
 """With so many events two threads are faster than one."""
 EVENTS_AT_ONCE = 16_000_000
-"""At most so many events at once; beyond, a share of the keys at a time."""
+"""At most so many events at once; of a larger log a share of the keys at a time, a quarter at once: its arrays stand
+beside the table in which the database holds the events."""
 _AS_INTEGER = {Date: "{} - DATE '1970-01-01'", Timestamp: "epoch_us({})"}
 _NUMBERS = (Int32, Int64, Float32, Float64, Bool, Date, Timestamp)
 
@@ -221,14 +222,14 @@ class _Reading:
         ((total,),) = connection.execute(counted).fetchall()
         keys = int(self.keys[-1]) + 1
         counts = np.ones(keys, np.int64)
-        span_us = max(0, int(self._last_us.max() - self._oldest_us.min()))
+        span_us, most = max(0, int(self._last_us.max() - self._oldest_us.min())), EVENTS_AT_ONCE
         if total > EVENTS_AT_ONCE or next(shares(counts, span_us, keys)).stop < keys:
             table = f"window_events_{self._number}"
             connection.execute(f"CREATE TEMP TABLE {table} AS {query}")
             query = f"FROM {table}"
             ids, found = arrays(connection, f"SELECT id, count(*) AS events {query} GROUP BY id", "id", "events")
-            counts[ids] = found
-        for share in shares(counts, span_us, EVENTS_AT_ONCE):
+            counts[ids], most = found, EVENTS_AT_ONCE // 4
+        for share in shares(counts, span_us, most):
             whole = share == slice(0, keys)
             some = query if whole else f"SELECT * FROM ({query}) WHERE id >= {share.start} AND id < {share.stop}"
             yield self._split(connection.sql(some).to_arrow_table(), share)
