@@ -302,7 +302,7 @@ class TableLog:
         if base is not None:
             number = base.version() + 1
             with self._translated(base.version()):  # reads the log
-                known, kept_since = _carried(base)
+                known, kept_since = _carried(base, self.read_entry(base.version()))
         # Readers find new rows by their numbers: a commit with a smaller one does not count as only adding.
         appends = not replace and not removed and all(facts.min_sequence >= known for facts in added.values())
         since = kept_since if appends or merges else number
