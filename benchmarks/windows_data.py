@@ -27,9 +27,9 @@ STEPS_US = {"1h": 300_000_000, "1d": 3_600_000_000, "30d": DAY_US}
 LENGTHS_US = {"1h": 3_600_000_000, "1d": DAY_US, "30d": 30 * DAY_US}
 
 
-def aggregations(windows: Sequence[timedelta]) -> list[Aggregation]:
+def aggregations(windows: Sequence[timedelta], functions: Sequence[str] = FUNCTIONS) -> list[Aggregation]:
     """Return the functions that are measured, over some windows."""
-    return [Aggregation("amount", name, windows=list(windows)) for name in FUNCTIONS]
+    return [Aggregation("amount", name, windows=list(windows)) for name in functions]
 
 
 def events_view(
@@ -38,6 +38,7 @@ def events_view(
     pushed: bool = False,
     path: str = "none.parquet",
     created: str | None = "created_ts",
+    functions: Sequence[str] = FUNCTIONS,
 ) -> FeatureView:
     source = ParquetSource("events_file", path, timestamp_field="event_ts", created_timestamp_field=created)
     return FeatureView(
@@ -46,7 +47,7 @@ def events_view(
         source=PushSource("events_push", source) if pushed else source,
         schema=[*([Field("id", String)] if pushed else []), Field("amount", Float64)],
         event_id="id" if pushed else None,
-        aggregations=aggregations(windows),
+        aggregations=aggregations(windows, functions),
     )
 
 

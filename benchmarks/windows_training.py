@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import duckdb
@@ -45,6 +45,12 @@ def training(context: Context) -> Section:
         memory = peak_mib(training_set, log, frame, out)
         note = f"peak {memory:,.0f} MiB" + (f": MORE than {MOST_MIB}" if name == "S" and memory > MOST_MIB else "")
         section.rows.append(Row(f"{name}, {pq.read_metadata(frame).num_rows:,} rows", "s", found, target, note=note))
+    spread = measure(
+        timed(training_set, sparse, large, out, None, (*FUNCTIONS, "var", "std")),
+        timed(training_set, sparse, large, out),
+        count=min(context.pairs, 3),
+    )
+    section.rows.append(Row("M, with var and std, beside without", "s", spread))
     beside = measure(
         timed(training_set, hot, frames["hot"], out),
         timed(training_set, dense, frames["dense"], out),
@@ -60,12 +66,15 @@ def training(context: Context) -> Section:
     return section
 
 
-def training_set(log: Path, frame: Path, out: Path, memory_limit: str | None = None) -> None:
+def training_set(
+    log: Path, frame: Path, out: Path, memory_limit: str | None = None, functions: Sequence[str] = FUNCTIONS
+) -> None:
     """Write the windows of each row with the engine."""
+    view = events_view(functions=functions)
     settings = EngineSettings(memory_limit=memory_limit)
     rows = pq.read_table(frame).combine_chunks()
-    names = tuple(window.name for window in events_view().windows)
-    join = ViewJoin("events", events_view(), (str(log),), {"user_id": "user_id"}, names, "available")
+    names = tuple(window.name for window in view.windows)
+    join = ViewJoin("events", view, (str(log),), {"user_id": "user_id"}, names, "available")
     made = open_engine(out.parent, settings).joins.join(rows, "event_timestamp", [join], batch_rows=100_000).batches()
     with pq.ParquetWriter(out, made.schema, use_dictionary=False) as writer:
         for batch in made:
