@@ -82,6 +82,23 @@ def eventually(action: Callable[[], object], seconds: float = 10) -> object:
             time.sleep(0.02)
 
 
+@pytest.mark.parametrize("of", ["connections that fail", "connections that are lost"])
+def test_however_many_connections_fail_the_next_ones_open(store: RedisStore, proxy: FaultProxy, of: str) -> None:
+    """The connection pools of redis-py count each connection that was ever made against a limit of 100."""
+    (write,) = records(1)
+    proxy.fault = "refuse" if of == "connections that fail" else "none"
+    for _ in range(130):
+        proxy.cut()
+        for ask in (store._node.writes.take, store._node.reads.take):
+            with suppress(redis.ConnectionError):
+                connection = ask()
+                connection.disconnect()
+    proxy.fault = "none"
+    store.write([write], now_us=NOW)
+    assert store.mget([write.key]) == [write.record]
+    assert store.facts()["location"] == f"127.0.0.1:{proxy.port}/0"
+
+
 @pytest.mark.parametrize("fault", ["hang", "reset", "garbage", "refuse"])
 def test_a_fault_ends_reads_within_their_deadline_and_passes(store: RedisStore, proxy: FaultProxy, fault: str) -> None:
     writes = records(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -69,6 +70,7 @@ class Connections:
             socket_timeout=connect_seconds,
             socket_connect_timeout=connect_seconds,
             retry=Retry(NoBackoff(), 0),
+            max_connections=sys.maxsize,  # redis-py never counts down: 100 failures or restarts would use the default up
         )
         self._connect_seconds = connect_seconds
         self._answer_seconds = answer_seconds
@@ -339,11 +341,7 @@ _ADVICE: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
         "OOM",
         "Raise maxmemory or free memory, then run the same command again.",
     ),
-    (
-        (redis.exceptions.MaxConnectionsError,),
-        "max number of clients",
-        "Raise maxclients of Redis, or close connections of other programs.",
-    ),
+    ((), "max number of clients", "Raise maxclients of Redis, or close connections of other programs."),
 )
 """Advice by an error's type or, if a script or an older server reports it, by its text."""
 
