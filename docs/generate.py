@@ -252,6 +252,7 @@ ERROR_TYPES = {
     "code_mismatch": "The code of an on-demand function differs from what was applied; other features are answered.",
     "online_store_unavailable": "The online store does not answer. `Retry-After` says when to try again.",
     "online_store_full": "The online store has no room for pushed rows.",
+    "online_store_failed": "The online store did not keep what was pushed, for example as it evicts records meanwhile.",
     "offline_store_unavailable": "The offline store did not take pushed rows.",
     "disk_full": "The offline store's disk is full.",
     "mismatch": "The stores do not belong to the registry: `fs doctor` says which, `fs repair` settles it.",

@@ -22,6 +22,7 @@ _ERRORS: Mapping[str, type[errors.FeatureStoreError]] = {
     "code_mismatch": errors.CodeMismatchError,
     "online_store_unavailable": errors.OnlineStoreUnavailableError,
     "online_store_full": errors.OnlineStoreFullError,
+    "online_store_failed": errors.OnlineStoreError,
     "offline_store_unavailable": errors.OfflineStoreError,
     "disk_full": errors.DiskFullError,
     "mismatch": errors.MismatchError,

@@ -164,7 +164,7 @@ def _lifespan(
         measure()
         snapshots.on_refresh = refreshed
         probe = project_prefix(workspace.project) + b"probe"
-        reader: AsyncReader = Breaker(workspace.online.reader(), metrics, probe)
+        reader = Breaker(workspace.online.reader(), metrics, probe)
         reads.reader = reader if reader.deadline_seconds is None else SharedReads(reader)
         with suppress(OnlineStoreError, TimeoutError):  # the first connection is open before the first request
             await asyncio.wait_for(reads.reader.check(), READY_SECONDS)
@@ -174,7 +174,7 @@ def _lifespan(
             except Exception:
                 logger.exception("warming up failed: the first requests may take longer")
         snapshots.start()
-        tasks = [asyncio.create_task(_flush(metrics)), asyncio.create_task(_tell_eviction(workspace, reader))]
+        tasks = [*map(asyncio.create_task, (_flush(metrics), _tell_eviction(workspace, reader), reader.watch()))]
         yield
         for task in tasks:
             task.cancel()

@@ -17,7 +17,7 @@ from starlette.types import Scope
 from typing_extensions import override
 
 from featurestore.definitions import PushSource
-from featurestore.errors import FeatureStoreError, RevisionConflictError
+from featurestore.errors import FeatureStoreError, OnlineStoreError, RevisionConflictError
 from featurestore.ingest.push import Push, PushResult, PushTarget, To
 from featurestore.ingest.rows import PushedRows
 from featurestore.offline.groups import PAUSE_SECONDS
@@ -72,9 +72,9 @@ class PushEndpoint(JsonEndpoint[PushRequest]):
         check_count(rows, MOST_ROWS, "too_many_rows", "rows", "Push them in several requests.")
         try:
             work = await self._push(request, scope)
-        except RevisionConflictError:  # an apply came since the last refresh
-            await self._threads.run(self._snapshots.refresh)
-            work = await self._push(request, scope)
+        except OnlineStoreError:
+            self._metrics.store_errors.inc()
+            raise
         result = work.result()
         self._count(result)
         for view, folded in work.folded.items():
@@ -82,6 +82,13 @@ class PushEndpoint(JsonEndpoint[PushRequest]):
         return msgspec.json.encode(result)
 
     async def _push(self, request: PushRequest, scope: Scope) -> Push:
+        try:
+            return await self._push_once(request, scope)
+        except RevisionConflictError:  # an apply came since the last refresh
+            await self._threads.run(self._snapshots.refresh)
+            return await self._push_once(request, scope)
+
+    async def _push_once(self, request: PushRequest, scope: Scope) -> Push:
         target = self._target(request.source)
         work, versions = await self._threads.run(partial(self._begin, target, request))
         if versions:

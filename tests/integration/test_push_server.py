@@ -29,10 +29,10 @@ from schemathesis.specs.openapi.checks import (
 from support.examples import examples
 from support.materialized import day, log_rows, online_rows, sales_view
 from support.projects import apply_records, make_workspace
-from support.serving import TOKEN, error_of, serving, serving_here, until
+from support.serving import TOKEN, error_of, metric, serving, serving_here, until
 
 from featurestore import Field
-from featurestore.errors import DiskFullError
+from featurestore.errors import DiskFullError, OnlineStoreError
 from featurestore.offline import groups
 from featurestore.offline.local.store import DeltaStore
 from featurestore.project.settings import make_settings
@@ -241,6 +241,18 @@ class TestTrouble:
                 assert response.headers["retry-after"] == "1"
                 assert error_of(response)["type"] == "online_store_unavailable"
                 assert len(log_rows(workspace)) == 1
+                assert metric(client, "featurestore_online_store_errors_total") >= 1
+
+    def test_a_store_that_does_not_keep_what_it_takes(self, client, monkeypatch):
+        def lost(*_: Any) -> None:
+            raise OnlineStoreError("The online store lost records of view 'sales'.", hint="Run it again.")
+
+        monkeypatch.setattr(endpoint.Push, "publish", lost)
+        response = client.post("/push", json=body())
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert error_of(response)["type"] == "online_store_failed"
+        assert error_of(response)["message"] == "The online store lost records of view 'sales'. Run it again."
+        assert metric(client, "featurestore_online_store_errors_total") == 1
 
     def test_reads_do_not_wait_for_commits(self, workspace, client, monkeypatch):
         client.post("/push", json=body(to="online"))

@@ -24,6 +24,7 @@ from support.serving import Project, error_of, metric, serving, serving_here, sm
 from featurestore.online.redis.node import FAILURES_TO_LEAVE
 from featurestore.server import run
 from featurestore.server.http.protocol import DeadlineProtocol
+from featurestore.server.read import breaker
 from featurestore.server.read.breaker import FAILURES_TO_OPEN, PROBE_SECONDS
 from featurestore.types.times import system_clock
 
@@ -113,6 +114,25 @@ def test_another_reason_is_told_while_redis_is_left_alone(
         told = caplog.text.count("still left alone: ")
         time.sleep(2 * PROBE_SECONDS)
         assert caplog.text.count("still left alone: ") == told  # the same reason is told once
+
+
+def test_a_redis_that_is_away_is_told_where_nobody_reads(
+    tmp_path: Path,
+    start_redis: Callable[..., RedisServer],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(breaker, "WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(breaker, "TELL_SECONDS", 0.1)
+    redis = start_redis()
+    project = project_on(redis.url, tmp_path / "repo")
+    with serving_here(project.workspace()) as client:
+        redis.hang()
+        until(lambda: metric(client, OPEN) == 1)
+        assert metric(client, "featurestore_online_store_errors_total") >= FAILURES_TO_OPEN
+        until(lambda: caplog.text.count("still left alone: ") >= 2)
+        redis.resume()
+        until(lambda: metric(client, OPEN) == 0)
 
 
 def test_a_slow_redis_delays_or_fails_and_never_confuses(tmp_path: Path, proxy: FaultProxy) -> None:

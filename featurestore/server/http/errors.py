@@ -22,6 +22,7 @@ from featurestore.errors import (
     NotFoundError,
     OfflineStoreError,
     OnDemandError,
+    OnlineStoreError,
     OnlineStoreFullError,
     OnlineStoreUnavailableError,
     OutputNameClashError,
@@ -73,6 +74,7 @@ _ANSWERS: Mapping[type[BaseException], _Answer] = {
         503, "online_store_unavailable", "The online store does not answer. Try again.", retry_after_seconds=1
     ),
     OnlineStoreFullError: _Answer(503, "online_store_full", "The online store has no room for the rows.", 60),
+    OnlineStoreError: _Answer(503, "online_store_failed", retry_after_seconds=1),
     OfflineStoreError: _Answer(503, "offline_store_unavailable", "The offline store did not take the rows.", 1),
     DiskFullError: _Answer(503, "disk_full", "The offline store has no room for the rows.", 60),
     MismatchError: _Answer(503, "mismatch", retry_after_seconds=60),

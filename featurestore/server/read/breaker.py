@@ -21,6 +21,12 @@ FAILURES_TO_OPEN = 5
 PROBE_SECONDS = 0.5
 """Seconds between two probes of the store while the breaker is open."""
 
+WATCH_SECONDS = 5.0
+"""Seconds between two reads of `Breaker.watch`."""
+
+TELL_SECONDS = 60.0
+"""Seconds between two lines of log about a store that is away for the same reason."""
+
 
 class Breaker(AsyncReader):
     """Passes reads on while the store answers, and measures them.
@@ -73,6 +79,13 @@ class Breaker(AsyncReader):
         with suppress(OnlineNodeUnavailableError):
             await self._reader.mget([self._probed_key])
 
+    async def watch(self) -> None:
+        """Read now and then, for ever: a store that is away shows also on a server that nobody reads from."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            with suppress(OnlineStoreError, TimeoutError):
+                await self.mget([self._probed_key])
+
     async def close(self) -> None:
         """Stop probing and close the reader."""
         if self._probing is not None:
@@ -80,21 +93,21 @@ class Breaker(AsyncReader):
         await self._reader.close()
 
     async def _probe(self, told: str) -> None:
-        """Read until the store answers; logs why it does not where that is no longer what was ``told``."""
+        """Read until the store answers; logs why it does not, at once where that is no longer what was ``told``."""
         loop = asyncio.get_running_loop()
         begun, patience = loop.time(), Patience(PROBE_SECONDS)
+        tell_again_at = begun + TELL_SECONDS
         while True:
             await asyncio.sleep(max(0.0, begun + PROBE_SECONDS - loop.time()))
             begun = loop.time()
             try:
                 with patience.limit():
                     await self.check()
-            except OnlineStoreError as error:
-                if error.message != told:
-                    told = error.message
+            except (OnlineStoreError, TimeoutError) as error:
+                why = error.message if isinstance(error, OnlineStoreError) else told
+                if why != told or begun >= tell_again_at:
+                    told, tell_again_at = why, begun + TELL_SECONDS
                     logger.warning("the online store is still left alone: %s", told)
-                continue
-            except TimeoutError:
                 continue
             break
         self._failures, self._probing = 0, None
