@@ -1,8 +1,9 @@
-"""Whether the online store may throw records away that windows cannot do without."""
+"""What the online store does when its memory runs out: it throws records away, or refuses to write."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
 
 from featurestore.online.interface import eviction_of
 from featurestore.registered.snapshot import RegisteredView
@@ -16,6 +17,27 @@ _SINCE = (
     "Run `fs materialize --republish`, which brings back what was evicted, then `redis-cli CONFIG RESETSTAT`, which "
     "begins the count anew."
 )
+
+NEARLY_FULL_PERCENT = 90
+
+
+class Room(NamedTuple):
+    """A store that has no room left, or hardly any."""
+
+    state: Literal["warning", "failed"]
+    message: str
+    hint: str = "Raise maxmemory of Redis, or free memory: runs and pushes fail while it is full, and reads go on."
+
+
+def lack_of_room(facts: Mapping[str, str]) -> Room | None:
+    """Return what to know about a store that refuses to write when its memory runs out, None where there is room."""
+    percent = int(facts.get("memory_percent", 0))
+    if percent < NEARLY_FULL_PERCENT or eviction_of(facts) is not None:
+        return None
+    used = f"The online store uses {percent} % of its maxmemory"
+    if percent < 100:
+        return Room("warning", f"{used}: when that is used up it refuses to write")
+    return Room("failed", f"{used}: it refuses to write")
 
 
 def evicted_keys(facts: Mapping[str, str]) -> int:

@@ -29,7 +29,7 @@ from featurestore.consistency.clocks import (
     online_ahead_us,
     registry_ahead_us,
 )
-from featurestore.consistency.eviction import NO_EVICTION, evicted, windows_at_risk
+from featurestore.consistency.eviction import NO_EVICTION, evicted, lack_of_room, windows_at_risk
 from featurestore.errors import FeatureStoreError, OfflineStoreError, OnlineStoreError
 from featurestore.following.lag import least_mark
 from featurestore.online.interface import READ_ONLY, UNTOUCHED, eviction_of
@@ -167,6 +167,8 @@ def _online(workspace: Readers) -> Iterator[Check]:
         yield Check("eviction", "failed", told, NO_EVICTION)
     elif told := eviction_of(facts):
         yield Check("eviction", "warning", told, NO_EVICTION)
+    if room := lack_of_room(facts):
+        yield Check("memory of the online store", *room)
     if gone := evicted(facts):
         yield Check("evicted", "warning", *gone)
     alone = int(facts.get("primaries_without_replica", 0))

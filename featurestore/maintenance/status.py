@@ -17,7 +17,7 @@ from featurestore.consistency.clocks import (
     online_ahead_us,
     registry_ahead_us,
 )
-from featurestore.consistency.eviction import evicted
+from featurestore.consistency.eviction import evicted, lack_of_room
 from featurestore.consistency.online_rows import count_entities
 from featurestore.consistency.remains import find_remains
 from featurestore.consistency.waiting_rows import settled, waiting_rows
@@ -76,6 +76,8 @@ class ViewStatus:
     """Entities of a plain view whose newest row is committed and not online, among the newest 100,000 rows."""
     evicted: str = ""
     """How many keys the online store has evicted, and what to do; the same for every view."""
+    room: str = ""
+    """That the online store has no room left, or hardly any, and what to do; the same for every view."""
     unreadable: str = ""
     """Why its table cannot be read, and what to do; newest event and rows then come from its last run."""
 
@@ -85,7 +87,7 @@ def status(workspace: Readers) -> list[ViewStatus]:
     now_us = workspace.clock()
     found = []
     found_by_view, is_up = _mismatches(workspace)
-    clocks, gone = _of_stores(workspace, now_us, is_online_up=is_up)
+    clocks, gone, room = _of_stores(workspace, now_us, is_online_up=is_up)
     for name, registered in sorted(workspace.snapshot().views.items()):
         watermark = read_watermark(workspace.ledger, registered)
         history = runs(workspace.ledger, workspace.project, name, now_us=now_us)
@@ -118,6 +120,7 @@ def status(workspace: Readers) -> list[ViewStatus]:
                 last_run=_in_words(history[0]) if history else "",
                 clocks=clocks if ahead is None else (*clocks, ahead),
                 evicted=gone,
+                room=room,
                 windows=lag,
                 not_found=_not_found(workspace, registered) if is_up else (),
                 waiting=_waiting(workspace, registered, watermark) if is_up and not running else 0,
@@ -159,17 +162,18 @@ def without_views(workspace: Readers) -> list[str]:
     ]
 
 
-def _of_stores(workspace: Readers, now_us: int, *, is_online_up: bool) -> tuple[tuple[str, ...], str]:
-    """Return what is wrong with the clocks, and what was evicted; a store that is down is not waited for again."""
+def _of_stores(workspace: Readers, now_us: int, *, is_online_up: bool) -> tuple[tuple[str, ...], str, str]:
+    """Return what is wrong with the clocks, what was evicted, and a lack of room; a store that is down is not asked."""
     registry_us = registry_ahead_us(workspace.registry, workspace.project, now_us)
-    online_us, gone = None, None
+    online_us, gone, room = None, None, None
     is_own = workspace.settings.online_store.url.startswith("lmdb:")  # its clock is this machine's
     if is_online_up and not is_own:
         with suppress(FeatureStoreError):  # without the online store the rest is still shown
             facts = workspace.online.facts()
-            online_us, gone = online_ahead_us(facts), evicted(facts)
+            online_us, gone, room = online_ahead_us(facts), evicted(facts), lack_of_room(facts)
     clocks = tuple(filter(None, (clock_problem(REGISTRY, registry_us), clock_problem(ONLINE_STORE, online_us))))
-    return clocks, "" if gone is None else f"{gone[0]}. {gone[1]}"
+    told = f"{room.message}. {room.hint}" if room is not None else ""
+    return clocks, "" if gone is None else f"{gone[0]}. {gone[1]}", told
 
 
 def _committed(workspace: Readers, registered: RegisteredView, watermark: Watermark) -> tuple[int | None, int, str]:

@@ -872,7 +872,13 @@ def test_memory_that_runs_out_moves_no_watermark_and_what_is_missing_is_publishe
         mark = read_watermark(workspace.ledger, view)
         assert (mark.table_version, mark.published_version) == (1, 0)
     with server.client() as client:
-        client.config_set("maxmemory", "200mb")
+        used = client.info("memory")["used_memory"]
+        for limit, state in ((used // 2, "failed"), (used * 100 // 95, "warning"), (200 << 20, None)):
+            client.config_set("maxmemory", limit)
+            told = [check for check in examine(workspace) if check.name == "memory of the online store"]
+            assert [check.state for check in told] == ([state] if state else [])
+            if state == "failed":
+                assert status(workspace)[0].room == f"{told[0].message}. {told[0].hint}"
     (run,) = materialize_incremental(workspace)
     assert run.state == "done"
     assert read_watermark(workspace.ledger, view).published_version == 1

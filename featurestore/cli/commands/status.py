@@ -53,8 +53,8 @@ def command(store: FeatureStore, output: Output) -> None:
         output.say(unreadable, style="yellow")
     for lack in (each for view in found for each in view.lacks):
         output.say(lack, style="yellow")
-    if found[0].evicted:
-        output.say(found[0].evicted, style="yellow")
+    for told in filter(None, (found[0].evicted, found[0].room)):
+        output.say(told, style="yellow")
     for told in dict.fromkeys(each for view in found for each in view.clocks):
         output.say(f"{told} Run `fs doctor`.")
 

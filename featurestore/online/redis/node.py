@@ -70,7 +70,7 @@ class Connections:
             socket_timeout=connect_seconds,
             socket_connect_timeout=connect_seconds,
             retry=Retry(NoBackoff(), 0),
-            max_connections=sys.maxsize,  # redis-py never counts down: 100 failures or restarts would use the default up
+            max_connections=sys.maxsize,  # redis-py counts all that it ever made: the default is 100
         )
         self._connect_seconds = connect_seconds
         self._answer_seconds = answer_seconds
@@ -202,7 +202,7 @@ class RedisNode:
     def facts(self, clock: Clock) -> dict[str, str]:
         """Return server, version, memory and its policy, evictions, and the difference of its clock to ours.
 
-        Also the role of a replica that refuses writes.
+        Also how much of its maxmemory is used, where it has one, and the role of a replica that refuses writes.
         """
         with self.translated(self.deadlines.write):
             client = self.writes.client()
@@ -210,12 +210,14 @@ class RedisNode:
             info = {name: value for section in sections for name, value in client.info(section).items()}
             seconds, microseconds = client.time()
         name = info.get("server_name", "redis")
+        limit, counted = info.get("maxmemory", 0), info["used_memory"] - info.get("mem_not_counted_for_evict", 0)
         return {
             "server": f"{name} {info.get(f'{name}_version', info['redis_version'])}",
             "location": self.location,
             **({"role": READ_ONLY} if info.get("role") == "slave" and info.get("slave_read_only", 1) else {}),
             "used_memory_bytes": str(info["used_memory"]),
             "maxmemory_bytes": str(info.get("maxmemory", "unknown")),
+            **({"memory_percent": str(counted * 100 // limit)} if limit else {}),
             "maxmemory_policy": str(info.get("maxmemory_policy", "unknown")),
             "evicted_keys": str(info.get("evicted_keys", "unknown")),
             "clock_ahead_ms": str((seconds * 1_000_000 + microseconds - clock()) // 1000),

@@ -68,7 +68,7 @@ class Metrics:
         )
         self.push_rows = counter("featurestore_push_rows", "Rows pushed, by outcome.", ["view", "result"])
         self.store_seconds = histogram("featurestore_online_store_seconds", "Round trips to the online store.")
-        self.store_errors = counter("featurestore_online_store_errors", "Online reads and pushes that the store failed.")
+        self.store_errors = counter("featurestore_online_store_errors", "Reads and pushes that failed there.")
         self._breaker_open = gauge(
             "featurestore_breaker_open", "1 while the online store is left alone and probed, in any worker."
         )

@@ -103,6 +103,8 @@ class RedisClusterStore(RedisCommands):
     def facts(self) -> Mapping[str, str]:
         """Return the nodes and their combined facts: sums of memory, each version and policy, the clock furthest off.
 
+        The percentage of memory is the fullest node's.
+
         Also what a failover depends on: the state of the cluster, uncovered slots, primaries without a replica.
         """
         self._read_topology()
@@ -112,6 +114,7 @@ class RedisClusterStore(RedisCommands):
         with primaries[0].translated(self._deadlines.write):
             cluster = primaries[0].writes.client().cluster("INFO")
         ahead_ms = max((int(facts["clock_ahead_ms"]) for facts in found), key=abs)
+        filled = [facts["memory_percent"] for facts in found if "memory_percent" in facts]
         return {
             "server": _each(found, "server"),
             "location": self._url.location,
@@ -121,6 +124,7 @@ class RedisClusterStore(RedisCommands):
             "primaries_without_replica": str(sum(count == 0 for count in replicas.values())),
             "used_memory_bytes": _sum(found, "used_memory_bytes"),
             "maxmemory_bytes": _sum(found, "maxmemory_bytes"),
+            **({"memory_percent": max(filled, key=int)} if filled else {}),
             "maxmemory_policy": _each(found, "maxmemory_policy"),
             "evicted_keys": _sum(found, "evicted_keys"),
             "clock_ahead_ms": str(ahead_ms),
