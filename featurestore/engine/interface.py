@@ -86,9 +86,9 @@ class StagedRows:
     appended: int
     read: int
     duplicates: int
-    """Rows that were dropped, because a later one has the same keys and times."""
+    """Rows that were dropped, because a later one has the same keys and times; of events those that repeat another."""
     unchanged: int
-    """Rows that are equal to their newest version in the log."""
+    """Rows that are equal to their newest version in the log; of events the others whose id the log has."""
     null_keys: int
     null_times: int
     waiting: int
@@ -101,6 +101,8 @@ class StagedRows:
     """Events without an id, or with a text that is too long to be kept."""
     conflicts: int = 0
     """Events among ``duplicates`` and ``unchanged`` with other values than the one of their id that counts."""
+    conflicts_in_source: int = 0
+    """Those of which the source holds the id with other values, too: a rebuild does not end them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,7 @@ class Sources(ABC):
 
         Shares ``rows`` evenly among the reasons, as far as each has enough.
 
-        Columns: ``fs_dropped`` (no event time, null key, or duplicate: a later row has the same keys and times), join
+        Columns: ``fs_dropped`` (no event time, null key, or duplicate as `StagedRows` counts them), join
         keys, stored fields, ``event_ts``, ``created_ts``. Raises SourceError.
         """
 

@@ -43,7 +43,7 @@ class Published(PublishedDocument):
         return Published(**sums, wrong_type_keys=keys)
 
 
-_OF_EVENTS = ("unusable", "conflicts")
+_OF_EVENTS = ("unusable", "conflicts", "conflicts_in_source")
 COUNTS = tuple(field.name for field in fields(Published) if field.name != "wrong_type_keys")
 
 
@@ -82,10 +82,16 @@ class RunResult(RunDocument):
             notes.append(
                 f"dropped {self.unusable:,} events without an id, or with a text of more than {MOST_BYTES} bytes"
             )
-        if self.conflicts:
+        if correctable := self.conflicts - self.conflicts_in_source:
             notes.append(
-                f"{self.conflicts:,} events have other values than the event of the same id that counts, and change "
+                f"{correctable:,} events have other values than the event of the same id that counts, and change "
                 "nothing: the first one counts; a `--rebuild` of their span takes those of the source"
+            )
+        if self.conflicts_in_source:
+            notes.append(
+                f"{self.conflicts_in_source:,} events change nothing, nor do they with `--rebuild`: the source holds "
+                "their id twice with other values, and the first one taken counts, of one run the earliest. Correct the "
+                f"source: `fs peek {self.view} --dropped` lists duplicates"
             )
         if self.waiting:
             notes.append(f"{self.waiting:,} rows are dated after now and wait for a later run")

@@ -435,6 +435,7 @@ def _counted(result: RunResult, ready: _Prepared, version: TableVersion | None) 
         null_times=staged.null_times,
         unusable=staged.unusable,
         conflicts=staged.conflicts,
+        conflicts_in_source=staged.conflicts_in_source,
         waiting=staged.waiting,
         withdrawn=ready.withdrawal.rows,
         damaged=_rows(ready.damaged),

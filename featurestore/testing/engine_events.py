@@ -82,13 +82,16 @@ def logged(files: Sequence[Path]) -> list[Event]:
 
 
 def kept_by_id(log: list[Event], found: Sequence[Event]) -> tuple[list[Event], int, int]:
-    """Return the events that are new by plain loops, and how many are known, and how many conflict."""
+    """Return the events that are new by plain loops, how many are known and repeat no other, and how many conflict."""
     kept: list[Event] = []
+    of_source: list[Event] = []
     known = conflicts = 0
     for one in sorted(found, key=lambda one: (one[2], one[2] if one[3] is None else one[3])):
         of_log = [other for other in log if is_one(one, other)]
         same = of_log or [other for other in kept if is_one(one, other)]
-        known += bool(of_log)
+        if of_log and not any(is_one(one, other) for other in of_source):
+            of_source.append(one)
+            known += 1
         if not same:
             kept.append(one)
         elif not any(content(one) == content(other) for other in (same if of_log else same[:1])):
@@ -117,10 +120,31 @@ class EngineEventsConformance(EngineSuite):
         assert logged(paths_of(first)) == [event(key=2), event(at=0), event(at=40 * HOUR_US)] or sorted(
             logged(paths_of(first))
         ) == sorted([event(at=0), event(key=2), event(at=40 * HOUR_US)])
-        assert (first.appended, first.duplicates, first.conflicts) == (3, 1, 1)
+        assert (first.appended, first.duplicates, first.conflicts, first.conflicts_in_source) == (3, 1, 1, 1)
         again = project.stage(view, log=paths_of(first), first_sequence=10)
-        # The one at 20 hours is known by both others now: it is at most a day from each.
-        assert (again.appended, again.unchanged, again.duplicates, again.conflicts) == (0, 4, 0, 1)
+        # The one at 20 hours is known by both others now: it is at most a day from each. It is a duplicate all the same.
+        assert (again.appended, again.unchanged, again.duplicates, again.conflicts) == (0, 3, 1, 1)
+        assert again.conflicts_in_source == 1
+        (dropped,) = project.dropped(view, 5)
+        assert (dropped["fs_dropped"], dropped["v"]) == ("duplicate", 2.0)
+
+    def test_a_conflict_within_the_source_is_told_from_one_with_the_log(self, project: EngineProject) -> None:
+        view = events_view()
+        write_events(project, "1", [event(id=each) for each in "abcd"])
+        first = project.stage(view)
+        found = [
+            *(event(id="a", v=2.0), event(id="a", v=2.0)),  # corrected: equal to one another
+            *(event(id="b", v=2.0), event(id="b", v=3.0)),  # neither is the log's
+            *(event(id="c", v=2.0), event(id="c")),  # the later one is the log's
+            event(id="d", v=2.0),
+        ]
+        write_events(project, "1", found)
+        again = project.stage(view, log=paths_of(first), first_sequence=10)
+        counts = again.appended, again.unchanged, again.duplicates, again.conflicts, again.conflicts_in_source
+        assert counts == (0, 4, 3, 6, 3)
+        left = list(project.withdraw(view, paths_of(first), Span(0, DAY_US)).written)
+        rebuilt = project.stage(view, log=left, first_sequence=20)
+        assert (rebuilt.appended, rebuilt.conflicts, rebuilt.conflicts_in_source) == (3, 2, 2)
 
     def test_what_came_first_counts(self, project: EngineProject) -> None:
         view = events_view()
@@ -129,7 +153,7 @@ class EngineEventsConformance(EngineSuite):
         write_events(project, "1", [event(v=2.0, known=9), event(v=1.0, known=7), event(id="b", v=3.0)])
         second = project.stage(view, log=paths_of(first), first_sequence=10)
         assert logged(paths_of(second)) == [event(id="b", v=3.0)]
-        assert (second.unchanged, second.conflicts) == (2, 1)  # created times do not make events differ
+        assert (second.unchanged, second.duplicates, second.conflicts) == (1, 1, 1)  # created times do not make events differ
 
     @pytest.mark.parametrize("sql", [None, BY_SQL])
     @pytest.mark.parametrize("seed", range(6))
@@ -151,6 +175,7 @@ class EngineEventsConformance(EngineSuite):
             wanted, known, conflicts = kept_by_id(log, in_run_order(found, sql))
             assert Counter(logged(paths_of(staged))) == Counter(wanted)
             assert (staged.unchanged, staged.conflicts, staged.read) == (known, conflicts, len(found))
+            assert staged.conflicts_in_source <= staged.conflicts
             assert staged.appended + staged.unchanged + staged.duplicates == len(found)
             files, log = [*files, *paths_of(staged)], [*log, *wanted]
 

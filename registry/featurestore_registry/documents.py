@@ -90,7 +90,7 @@ class RunDocument:
     read: int = 0
     appended: int = 0
     duplicates: int = 0
-    """Rows that were dropped, because a later one has the same keys and times."""
+    """Rows that were dropped, because a later one has the same keys and times; of events those that repeat another."""
     unchanged: int = 0
     null_keys: int = 0
     """Dropped."""
@@ -112,3 +112,5 @@ class RunDocument:
     """Events that were dropped, because they have no id or a text that is too long."""
     conflicts: int = 0
     """Events among ``unchanged`` and ``duplicates`` that differ from the one of their id that counts."""
+    conflicts_in_source: int = 0
+    """Those of which the source holds the id with other values, too: a rebuild does not end them."""

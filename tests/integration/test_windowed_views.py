@@ -333,6 +333,7 @@ def test_a_correction_counts_after_a_rebuild(store, root):
     (run,) = store.materialize_incremental()
     assert (run.appended, run.conflicts) == (0, 1)
     assert "1 events have other values than the event of the same id that counts" in run.notes()[0]
+    assert len(run.notes()) == 1
     span = micros(BEGIN), micros(BEGIN + 20 * DAY)
     (dry,) = materialize(store.workspace, *span, rebuild=True, dry_run=True)
     assert (dry.withdrawn, dry.appended) == (1, 1)
@@ -342,6 +343,11 @@ def test_a_correction_counts_after_a_rebuild(store, root):
     frame = pd.DataFrame({"customer_id": [rows[0]["customer_id"]], "event_timestamp": [BEGIN + 300 * DAY]})
     made = store.get_historical_features(features=["purchases:amount_sum_all"], entity_df=frame)
     assert made.to_arrow()["amount_sum_all"][0].as_py() > 9e5
+    write(root, "1", [corrected, *rows[1:], {**rows[1], "amount": 2e6}])
+    (twice,) = succeeded(materialize(store.workspace, *span, rebuild=True))
+    (note,) = twice.notes()
+    assert note.startswith("1 events change nothing, nor do they with `--rebuild`: the source holds their id twice")
+    assert (twice.duplicates, twice.unchanged, store.peek("purchases", dropped=True).num_rows) == (1, 30, 1)
 
 
 def test_what_a_windowed_view_cannot_be(store, root):

@@ -68,9 +68,12 @@ class EventStaging(Staging):
 
     def _by_id(self, candidates: int, bounds_us: tuple[int, int]) -> Chosen:
         near = instants(bounds_us[0] - ONE_EVENT_US, bounds_us[1] + ONE_EVENT_US)
-        found = EventIds(self._connection, self._view).find(self._request.log_files, near)
+        ids = EventIds(self._connection, self._view)
+        found = ids.find(self._request.log_files, near)
+        again, in_source = ids.find_twice() if found.known else (0, 0)
         rows = f"SELECT * FROM fresh ANTI JOIN known USING ({POSITION}) ANTI JOIN repeated USING ({POSITION})"
-        return Chosen(rows, candidates - found.known - found.repeated, found.known, found.conflicts)
+        appended, unchanged = candidates - found.known - found.repeated, found.known - again
+        return Chosen(rows, appended, unchanged, found.conflicts, found.differ + in_source)
 
     def _by_number(self, candidates: int, bounds_us: tuple[int, int]) -> Chosen:
         """Make the table ``lacking``: of which equal rows the log lacks how many."""
@@ -111,6 +114,8 @@ class FoundIds:
     known: int
     repeated: int
     conflicts: int
+    differ: int
+    """How many of the repeated ones are among ``conflicts``."""
 
 
 class EventIds:
@@ -133,14 +138,24 @@ class EventIds:
         )
         known, same = self._row("SELECT count(*), count(*) FILTER (is_same) FROM known")
         repeated, differ = self._find_repeated(f"FROM fresh ANTI JOIN known USING ({POSITION})")
-        return FoundIds(known, repeated, known - same + differ)
+        return FoundIds(known, repeated, known - same + differ, differ)
+
+    def find_twice(self) -> tuple[int, int]:
+        """Return how many events that the log has repeat another one of those, after `find`.
+
+        And how many of the log's conflicts there are because two of one id differ: a rebuild would not end them.
+        """
+        twice, _ = self._find_repeated(f"FROM fresh SEMI JOIN known USING ({POSITION})", "twice")
+        of_both = f"SELECT unnest([{POSITION}, fs_first]) FROM twice WHERE NOT is_same"
+        found, _ = self._row(f"SELECT count(*), 0 FROM known WHERE NOT is_same AND {POSITION} IN ({of_both})")
+        return twice, found
 
     def find_repeated(self) -> None:
         """Make the table ``repeated`` alone, as if there were no log."""
         self._find_repeated("FROM fresh")
 
-    def _find_repeated(self, rest: str) -> tuple[int, int]:
-        """Make the table ``repeated``; return how many events it has, and how many differ from those that are kept."""
+    def _find_repeated(self, rest: str, table: str = "repeated") -> tuple[int, int]:
+        """Make a table; return how many events it has, and how many differ from the ones that are kept for them."""
         import pyarrow as pa
 
         twins = (
@@ -154,11 +169,11 @@ class EventIds:
         some = np.flatnonzero(first != np.arange(len(first)))
         self._connection.register("given", pa.table({POSITION: numbers[some], "fs_first": numbers[first[some]]}))
         self._connection.execute(
-            f"CREATE TEMP TABLE repeated AS SELECT {POSITION}, {self._same} AS is_same FROM given r "
+            f"CREATE TEMP TABLE {table} AS SELECT {POSITION}, fs_first, {self._same} AS is_same FROM given r "
             f"JOIN fresh f USING ({POSITION}) JOIN fresh l ON l.{POSITION} = r.fs_first"
         )
         self._connection.unregister("given")
-        found, same = self._row("SELECT count(*), count(*) FILTER (is_same) FROM repeated")
+        found, same = self._row(f"SELECT count(*), count(*) FILTER (is_same) FROM {table}")
         return found, found - same
 
     def _row(self, query: str) -> tuple[int, int]:

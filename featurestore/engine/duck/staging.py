@@ -44,6 +44,7 @@ class Chosen:
     unchanged: int
     """How many others the log has already; the rest are duplicates."""
     conflicts: int = 0
+    conflicts_in_source: int = 0
 
 
 class Staging:
@@ -112,6 +113,7 @@ class Staging:
             max_created_us=max_created_us,
             unusable=unusable,
             conflicts=chosen.conflicts,
+            conflicts_in_source=chosen.conflicts_in_source,
         )
 
     def _usable(self) -> str:
