@@ -199,8 +199,8 @@ class FeatureStore:
         """Return the newest rows of a view in the offline store, newest first, as an Arrow table.
 
         With ``dropped`` returns rows of its source that runs do not take, and why (``fs_dropped``): a null key, no
-        event time, or a duplicate: a later row has the same keys and times, or it repeats an event of its id. Grouped by
-        reason, newest first.
+        event time, or a duplicate: a later row has the same keys and times, or it repeats an event of its id.
+        Grouped by reason, newest first.
         """
         from featurestore.maintenance.peek import peek, peek_dropped
 

@@ -213,10 +213,11 @@ class Sources(ABC):
         """
 
     @abstractmethod
-    def check_conditions(self, view: FeatureView) -> None:
+    def check_conditions(self, view: FeatureView) -> Mapping[str, int]:
         """Check the conditions of a view's aggregations against its schema, and on some rows of its source.
 
-        Raises SourceSchemaError naming one that does not fit, or that can be computed of none of the rows.
+        Returns those that are true of none of the rows, each with how many rows that were, at least one. Raises
+        SourceSchemaError naming one that does not fit, or that can be computed of none of the rows.
         """
 
     @abstractmethod

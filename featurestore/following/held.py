@@ -12,6 +12,9 @@ from featurestore.registered.snapshot import RegisteredView
 from featurestore.windows.layout import Layout, found_in, layout_from, layout_of
 from featurestore.workspace import Readers
 
+MOST_MADE_ANEW = 100_000
+"""At most so many rows of a log are made into records by a push that finds no mark it can go on from; more by a run."""
+
 
 def held_layouts(workspace: Readers, registered: RegisteredView) -> tuple[Layout, ...]:
     """Return the layouts of a windowed view's records, none where nothing is online: definitions may be newer.
@@ -38,3 +41,8 @@ def not_held(held: tuple[Layout, ...], view: FeatureView) -> tuple[str, ...]:
         return ()
     own, places = layout_of(view)
     return tuple(name for name, asked in places.items() if any(found_in(kept, own, asked) is None for kept in held))
+
+
+def wait_for_records(held: tuple[Layout, ...], view: FeatureView) -> bool:
+    """Tell whether pushed events wait until a view's records are made again: they go into those of its own layout."""
+    return view.takes_events and any(kept.id != layout_of(view)[0].id for kept in held)

@@ -40,10 +40,10 @@ class NewestRows(NamedTuple):
 
 
 class EventEncoder:
-    """Makes keys, entries and records of one view's events."""
+    """Makes keys, entries and records of one view's events, by default of the layout of its definition."""
 
-    def __init__(self, registered: RegisteredView) -> None:
-        self.layout: Layout = layout_of(registered.view)[0]
+    def __init__(self, registered: RegisteredView, layout: Layout | None = None) -> None:
+        self.layout: Layout = layout_of(registered.view)[0] if layout is None else layout
         self._encoder = KeyEncoder(registered.layout)
         self.namespace = self._encoder.namespace
         self.prefix = self._encoder.prefix

@@ -22,6 +22,7 @@ from featurestore.definitions.events import ONE_EVENT_US
 from featurestore.engine.interface import JudgedEvents
 from featurestore.errors import OnlineStoreUnavailableError, RegistryUnavailableError, ValueTypeError
 from featurestore.following.follow import Follower
+from featurestore.following.held import MOST_MADE_ANEW
 from featurestore.following.rows import NewestRows
 from featurestore.ingest.group_commit import Pushed, PushWriter
 from featurestore.ingest.known_ids import KnownIds
@@ -33,9 +34,6 @@ from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-MOST_MADE_ANEW = 100_000
-"""At most so many rows of a log are made into records by a push that finds no mark; for more it takes a run."""
 
 
 @dataclass(slots=True)

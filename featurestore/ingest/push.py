@@ -193,9 +193,10 @@ class Push:
         """Write online, if this push goes there; calls ``advance`` with the rows of each batch that is written."""
         for registered in self._target.views:
             view = registered.view.name
-            done = self._done.get(view, PushedView())
+            nothing = PushedWindows() if registered.view.aggregations else PushedView()
+            done = self._done.get(view, nothing)
             if done.offline is None and self._to != "online":
-                done = PushedView(offline=OfflineCounts(0, None))
+                done = replace(nothing, offline=OfflineCounts(0, None))
             if self._to != "offline" and view in self._target.encoders:
                 with self._named(view, "online"):
                     written = self._write(registered, self._target.encoders[view], self._rows[view], advance)
@@ -203,7 +204,7 @@ class Push:
             elif self._to == "both" and registered.view.aggregations and registered.view.online:
                 with self._named(view, "online"):
                     done = replace(done, online=self._follow(registered))
-            if done != PushedView():
+            if done != nothing:
                 self._done[view] = done
 
     def result(self) -> PushResult:
@@ -223,7 +224,7 @@ class Push:
             shown = ", ".join(key.decode() for key in keys[:SHOWN_KEYS])
             notes.append(
                 f"Events of {name} did not go online where {len(keys)} keys hold something else: {shown}. Delete "
-                f"those, and run `fs materialize --view {name} --republish`."
+                f"those, and run `fs materialize --republish --view {name}`."
             )
         note = " ".join(notes) or None
         return PushResult(self._target.source.name, self.row_count, self._to, dict(sorted(self._done.items())), note)

@@ -90,8 +90,8 @@ class RunResult(RunDocument):
         if self.conflicts_in_source:
             notes.append(
                 f"{self.conflicts_in_source:,} events change nothing, nor do they with `--rebuild`: the source holds "
-                "their id twice with other values, and the first one taken counts, of one run the earliest. Correct the "
-                f"source: `fs peek {self.view} --dropped` lists duplicates"
+                "their id twice with other values, and the first one taken counts, of one run the earliest. Correct "
+                f"the source: `fs peek {self.view} --dropped` lists duplicates"
             )
         if self.waiting:
             notes.append(f"{self.waiting:,} rows are dated after now and wait for a later run")
@@ -107,7 +107,7 @@ class RunResult(RunDocument):
             keys = ", ".join(self.published.wrong_type_keys)
             notes.append(
                 f"{self.published.wrong_type:,} keys hold something else and were left alone: {keys}. Delete them, and "
-                f"run `fs materialize --view {self.view} --republish`"
+                f"run `fs materialize --republish --view {self.view}`"
             )
         return notes
 

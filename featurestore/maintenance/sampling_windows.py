@@ -7,6 +7,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Literal
 
+from featurestore.following.held import held_layouts
 from featurestore.following.mark import known_marks, read_marks
 from featurestore.following.rows import EventEncoder
 from featurestore.offline.interface import TableVersion
@@ -14,6 +15,7 @@ from featurestore.online.records.windowed import decode, decode_event, encode, e
 from featurestore.online.records.windows_read import WindowRecords
 from featurestore.online.records.windows_values import hash_of
 from featurestore.registered.snapshot import RegisteredView
+from featurestore.statuses import Status
 from featurestore.types.arrow import arrow_schema
 from featurestore.windows.layout import layout_of
 from featurestore.windows.tiles import Sums, TileEvent, Tiles
@@ -34,7 +36,14 @@ class WindowComparison:
         self._encoder = EventEncoder(registered)
         self._layout, places = layout_of(registered.view)
         self._names = list(places)
-        self._reader = WindowRecords(registered.layout, self._layout, list(places.values()))
+        online = workspace.online
+        self._reader = WindowRecords(
+            registered.layout, self._layout, list(places.values()), fetch=lambda key: online.get([key])[0]
+        )
+        held = {each.id: each for each in held_layouts(workspace, registered)}
+        self._held = {**held, self._layout.id: self._layout}
+        """Layouts that records may be of: after an apply they stay as they are until they are made again."""
+        self._expiries = [EventEncoder(registered, each).expire_at_ms for each in self._held.values()]
         self._marks = known_marks(workspace, registered, version, read_marks(workspace, registered)) or {}
         self._now_us = workspace.clock()
         self._since_us = self._encoder.since_us(version, self._now_us)
@@ -59,8 +68,8 @@ class WindowComparison:
             events = list(own)
             entity = ", ".join(f"{name}={events[0][2][name]}" for name in names)
             tiles = self._tiles([event for _, event, _ in events if event.sequence <= self._until(key)])
-            expiry_ms = self._encoder.expire_at_ms(tiles.newest_us)
-            if expiry_ms is None or expiry_ms > self._now_us // 1000:
+            expiries_ms = [expire_at_ms(tiles.newest_us) for expire_at_ms in self._expiries]
+            if all(expiry_ms is None or expiry_ms > self._now_us // 1000 for expiry_ms in expiries_ms):
                 wanted.append((key, entity, tiles))
         records = self._workspace.online.get([key for key, _, _ in wanted])
         for (key, entity, tiles), record in zip(wanted, records, strict=True):
@@ -88,25 +97,30 @@ class WindowComparison:
         if record is None or not is_windowed(record):
             return "missing", "no record"
         head, until = head_of(record), self._until(key)
-        if head.schema_id != self._layout.id:
+        if head.schema_id not in self._held:
             return "older", "a record of other definitions"
         if head.base_sequence > until:
             return "newer", ""  # it went on meanwhile
+        if head.schema_id != self._layout.id:
+            differs = self._difference(key, record, wanted)
+            return ("different", differs) if differs else ("equal", "")
         found = decode(key, self._layout, record)
         newest = [decode_event(self._layout, entry) for entry in entries_of(record)]
         found.add([event for event in newest if event.sequence <= until], hashed=hash_of)
         self._expire(found)
         if _plain(found) == _plain(wanted):
             return "equal", ""
-        return "different", self._difference(key, found, wanted)
+        told = self._difference(key, encode(key, found), wanted)
+        return "different", told or "tiles differ that no window begins with now"
 
-    def _difference(self, key: bytes, found: Tiles, wanted: Tiles) -> str:
-        rows = self._reader.fresh([encode(key, found), encode(key, wanted)], self._now_us)
-        assert rows is not None
-        for name, one, other in zip(self._names, *rows, strict=True):
-            if repr(one) != repr(other):  # NaN is equal to itself so
+    def _difference(self, key: bytes, record: bytes, wanted: Tiles) -> str:
+        """Return which window that a record holds has another value than by the log, and both values."""
+        read = self._reader.read([key, key], [record, encode(key, wanted)], self._now_us)
+        statuses = (read.statuses or [[Status.PRESENT] * len(self._names)])[0]
+        for name, one, other, status in zip(self._names, *read.values, statuses, strict=True):
+            if status is not Status.NOT_FOUND and repr(one) != repr(other):  # NaN is equal to itself so
                 return f"{name} is {one}, by the log {other}"
-        return "tiles differ that no window begins with now"
+        return ""
 
 
 def _plain(tiles: Tiles) -> str:

@@ -22,7 +22,7 @@ from featurestore.consistency.online_rows import count_entities
 from featurestore.consistency.remains import find_remains
 from featurestore.consistency.waiting_rows import settled, waiting_rows
 from featurestore.errors import EngineError, FeatureStoreError, OfflineStoreError, OnlineStoreError
-from featurestore.following.held import held_layouts, not_held
+from featurestore.following.held import MOST_MADE_ANEW, held_layouts, not_held, wait_for_records
 from featurestore.following.lag import Lag, lag_of
 from featurestore.ledger.runs import RunResult, runs
 from featurestore.ledger.unread import read_unread
@@ -69,6 +69,9 @@ class ViewStatus:
     """What its committed spans lack compared with the applied definition, each with the command that reads it."""
     not_found: tuple[str, ...] = ()
     """Windows that its online records do not hold, so that reads are NOT_FOUND until they are made again."""
+    pushes_wait: bool = False
+    """Whether pushed events do not come online until its records are made again, as they were made for other windows
+    and the log is large."""
     windows: Lag | None = None
     """How far the online part of a view with windows follows its log; None for other views, where the table cannot be
     read, and while the online store is down."""
@@ -98,6 +101,7 @@ def status(workspace: Readers) -> list[ViewStatus]:
         lag = _lag(workspace, registered) if is_up else None
         ahead = covered_ahead(name, None if lag is None else lag.covered_us, now_us)
         greatest_us, offline_rows, unreadable = _committed(workspace, registered, watermark)
+        not_found, pushes_wait = _of_records(workspace, registered, offline_rows) if is_up else ((), False)
         entities, online_rows = count_entities(workspace, registered, watermark)
         found.append(
             ViewStatus(
@@ -122,7 +126,8 @@ def status(workspace: Readers) -> list[ViewStatus]:
                 evicted=gone,
                 room=room,
                 windows=lag,
-                not_found=_not_found(workspace, registered) if is_up else (),
+                not_found=not_found,
+                pushes_wait=pushes_wait,
                 waiting=_waiting(workspace, registered, watermark) if is_up and not running else 0,
                 unreadable=unreadable,
             )
@@ -196,12 +201,14 @@ def _lag(workspace: Readers, registered: RegisteredView) -> Lag | None:
     return None
 
 
-def _not_found(workspace: Readers, registered: RegisteredView) -> tuple[str, ...]:
+def _of_records(workspace: Readers, registered: RegisteredView, rows: int) -> tuple[tuple[str, ...], bool]:
+    """Return which windows a view's records do not hold, and whether pushed events wait for records of its own."""
     if not registered.view.aggregations:
-        return ()
+        return (), False
     with suppress(OfflineStoreError, OnlineStoreError):  # said elsewhere
-        return not_held(held_layouts(workspace, registered), registered.view)
-    return ()
+        held = held_layouts(workspace, registered)
+        return not_held(held, registered.view), wait_for_records(held, registered.view) and rows > MOST_MADE_ANEW
+    return (), False
 
 
 def _waiting(workspace: Readers, registered: RegisteredView, watermark: Watermark) -> int:

@@ -181,7 +181,7 @@ def _differences(registered: RegisteredView, sample: Sample) -> Iterable[str]:
         view, named = registered.view.name, f" ({'; '.join(sample.named)})" if sample.named else ""
         yield (
             f"Online records of {view} differ from the offline table: {told}, of {sample.compared:,} entities "
-            f"compared{named}. Publish them again with `fs materialize --view {view} --republish`."
+            f"compared{named}. Publish them again with `fs materialize --republish --view {view}`."
         )
 
 
@@ -228,7 +228,7 @@ def _check_records(online: OnlineReader, registered: RegisteredView) -> tuple[in
     view = registered.view.name
     problem = (
         f"{damaged:,} online records of {view} are damaged. "
-        f"Rebuild them with `fs materialize --view {view} --republish --authoritative`; it names keys that hold "
+        f"Rebuild them with `fs materialize --republish --authoritative --view {view}`; it names keys that hold "
         "something else: delete those first."
     )
     return count, [problem] * (damaged > 0)

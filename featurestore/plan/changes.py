@@ -8,6 +8,7 @@ from typing import Literal
 
 from featurestore_registry.records import Change, Record
 
+from featurestore.following.held import MOST_MADE_ANEW
 from featurestore.offline.interface import TableId
 from featurestore.plan.classes import FLAGS, ChangeClass, Difference
 from featurestore.plan.texts import difference_lines
@@ -174,7 +175,10 @@ def _why(step: Step, command: str) -> str:
     if all(what.startswith("window ") for what in rebuilt) and " --republish" in command:
         if step.waiting:
             return f": until then, or the next run, not found online: {', '.join(step.waiting)}"
-        return ": until then, or the next run, pushed events do not come online where the log is large"
+        return (
+            ": until then, or the next run, pushed events do not come online where the log has more than "
+            f"{MOST_MADE_ANEW:,} events"
+        )
     return ": until then rows keep their old values" if rebuilt else ""
 
 

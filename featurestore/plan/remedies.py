@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from featurestore_registry.interface import LedgerReader
 
 from featurestore.definitions import Definition, FeatureView
-from featurestore.following.held import not_held
+from featurestore.following.held import not_held, wait_for_records
 from featurestore.ledger.unread import commands
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.plan.classes import Difference
 from featurestore.registered.snapshot import RegisteredView, Snapshot
-from featurestore.windows.layout import Layout, layout_of
+from featurestore.windows.layout import Layout
 
 
 def commands_after(
@@ -55,12 +55,11 @@ def commands_after(
 def _wants_republish(wanted: FeatureView, held: tuple[Layout, ...]) -> bool:
     """Tell whether records are to be made again: for windows that are not found, or so that pushes go on.
 
-    Events are appended to records of their own layout only. A run makes all records again, a push those of a small log.
+    A run makes all records again, a push those of a log of at most `MOST_MADE_ANEW` events.
     """
     if not held or not wanted.aggregations:
         return False
-    is_other = any(kept.id != layout_of(wanted)[0].id for kept in held)
-    return bool(not_held(held, wanted)) or (is_other and wanted.takes_events)
+    return bool(not_held(held, wanted)) or wait_for_records(held, wanted)
 
 
 def read_by(view: FeatureView) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from featurestore.definitions import Definition, FeatureView, Field
@@ -38,7 +39,7 @@ def pin_schemas(
             if made is not view and view.sql is None:
                 columns = sources.columns(made)  # a column without values in a file may have any type there
             check_columns(made, columns)
-            sources.check_conditions(made)
+            never = sources.check_conditions(made)
         except SourceError as error:
             settled = _as_applied(view, before)
             if settled is None:
@@ -48,10 +49,19 @@ def pin_schemas(
             made = settled
         else:
             notices += _gained(view, made, columns)
+            if made != before:
+                notices += [_never_true(view, condition, rows) for condition, rows in never.items()]
         pinned[view.name] = made
     if faults:
         raise _together(faults)
     return [with_views(definition, lambda view: pinned[view.name]) for definition in definitions], notices
+
+
+def _never_true(view: FeatureView, condition: str, rows: int) -> str:
+    told = f"{view.name}: the condition {condition!r} is true of none of {rows:,} rows of the source that were tried"
+    if re.search(r"[=<>]\s*NULL\b", condition, re.IGNORECASE):
+        return f"{told}: no comparison with NULL is. Write IS NULL, or IS NOT NULL."
+    return f"{told}."
 
 
 def _check_repeats(view: FeatureView) -> None:

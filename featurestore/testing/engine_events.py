@@ -122,7 +122,7 @@ class EngineEventsConformance(EngineSuite):
         ) == sorted([event(at=0), event(key=2), event(at=40 * HOUR_US)])
         assert (first.appended, first.duplicates, first.conflicts, first.conflicts_in_source) == (3, 1, 1, 1)
         again = project.stage(view, log=paths_of(first), first_sequence=10)
-        # The one at 20 hours is known by both others now: it is at most a day from each. It is a duplicate all the same.
+        # The one at 20 hours is known by both others now: it is at most a day from each.
         assert (again.appended, again.unchanged, again.duplicates, again.conflicts) == (0, 3, 1, 1)
         assert again.conflicts_in_source == 1
         (dropped,) = project.dropped(view, 5)
@@ -153,7 +153,8 @@ class EngineEventsConformance(EngineSuite):
         write_events(project, "1", [event(v=2.0, known=9), event(v=1.0, known=7), event(id="b", v=3.0)])
         second = project.stage(view, log=paths_of(first), first_sequence=10)
         assert logged(paths_of(second)) == [event(id="b", v=3.0)]
-        assert (second.unchanged, second.duplicates, second.conflicts) == (1, 1, 1)  # created times do not make events differ
+        # Created times do not make events differ.
+        assert (second.unchanged, second.duplicates, second.conflicts) == (1, 1, 1)
 
     @pytest.mark.parametrize("sql", [None, BY_SQL])
     @pytest.mark.parametrize("seed", range(6))
@@ -297,16 +298,19 @@ class EngineEventsConformance(EngineSuite):
 
     @pytest.mark.parametrize("sql", [None, BY_SQL], ids=["plain", "by SQL"])
     def test_conditions_are_tried_on_rows_of_the_source(self, project: EngineProject, sql: str | None) -> None:
-        def check(where: str) -> None:
+        def check(where: str) -> dict[str, int]:
             base, named = events_view(sql=sql), Aggregation("v", "sum", windows=[None], where=where)
-            project.engine.sources.check_conditions(base.replaced(aggregations=(named, *base.aggregations[1:])))
+            view = base.replaced(aggregations=(named, *base.aggregations[1:]))
+            return dict(project.engine.sources.check_conditions(view))
 
         number, date = "CAST(t AS INTEGER) > 5", "CAST(v AS DATE) > '2024-01-01'"
         write_events(project, "1", [event(id="a", t="shop"), event(id="b", t=None)])
         for where in (number, date):
             with pytest.raises(SourceSchemaError, match=r"cannot be computed of any row: .* TRY_CAST gives null"):
                 check(where)
-        check("TRY_CAST(t AS INTEGER) > 5")
+        for never in ("TRY_CAST(t AS INTEGER) > 5", "v = NULL", "id = 'A' -- in capitals"):
+            assert check(never) == {never: 2}
+        assert check("t IS NULL") == {}
         check("id = 'b' AND CAST(t AS INTEGER) > 5")
         write_events(project, "1", [event(id="a", t="shop"), event(id="b", t="6")])
         check(number)

@@ -125,7 +125,7 @@ def test_verify_counts_what_is_missing_older_different_and_newer(make: Make) -> 
     assert (found.compared, found.online_only) == (1_000, 4)
     (problem,) = found.problems
     assert "3 missing, 2 older, 1 with other values, of 1,000 entities compared" in problem
-    assert problem.endswith("Publish them again with `fs materialize --view sales_view --republish`.")
+    assert problem.endswith("Publish them again with `fs materialize --republish --view sales_view`.")
     succeeded(republish(workspace, ["sales_view"]))
     (found,) = verify(workspace)
     assert (found.compared, found.online_only, found.problems) == (1_000, 4, ())

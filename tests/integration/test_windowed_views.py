@@ -357,6 +357,10 @@ def test_what_a_windowed_view_cannot_be(store, root):
         store.plan([*parts, view_of(root, aggregations=[Aggregation("amonut", "sum", windows=[DAY])])])
     with pytest.raises(DefinitionError, match="a sum takes no String, which column 'merchant' is"):
         store.plan([*parts, view_of(root, aggregations=[Aggregation("merchant", "sum", windows=[DAY])])])
+    never = Aggregation("*", "count", windows=[DAY], where="merchant = null")
+    (note,) = store.plan([*parts, view_of(root, aggregations=[never])]).notices
+    assert note.endswith("is true of none of 5 rows of the source that were tried: no comparison with NULL is. Write IS "
+                         "NULL, or IS NOT NULL.")
     wrong = Aggregation("*", "count", windows=[DAY], where="merchant < 0")
     with pytest.raises(SourceSchemaError, match="the condition 'merchant < 0' does not run"):
         store.plan([*parts, view_of(root, aggregations=[wrong])])

@@ -324,8 +324,9 @@ def test_a_removed_window_and_another_resolution(shop: Shop) -> None:
 
 
 NONE_HAS_TO_RUN = "nothing has to be run: what is kept holds the new values too"
-REPUBLISH = "afterwards run `fs materialize --republish --view sales`: until then, or the next run, "
-ONLINE_LATER = f"{REPUBLISH}pushed events do not come online where the log is large\n"
+AGAIN = "fs materialize --republish --view sales"
+REPUBLISH = f"afterwards run `{AGAIN}`: until then, or the next run, "
+ONLINE_LATER = f"{REPUBLISH}pushed events do not come online where the log has more than 100,000 events\n"
 
 
 def where(condition: str) -> Aggregation:
@@ -343,7 +344,9 @@ def at_most(n: int | None) -> Aggregation:
 DISTINCT = at_most(50)
 
 
-def test_a_plan_says_what_has_to_be_run_and_what_waits_for_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_says_what_has_to_be_run_and_what_waits_for_it(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def told(view: FeatureView) -> str:
         """Apply, and return what the plan said."""
         plan = shop.plan(view)
@@ -373,14 +376,25 @@ def test_a_plan_says_what_has_to_be_run_and_what_waits_for_it(shop: Shop, monkey
     assert "afterwards" not in told(sales_view(REFUNDS, DISTINCT))  # as the records are
     assert ONLINE_LATER in told(sales_view(DISTINCT))  # a window goes
     shop.check()
+    # Until then status says so, and verify compares what the records hold.
+    assert not status(shop.workspace)[0].pushes_wait
+    monkeypatch.setattr("featurestore.maintenance.status.MOST_MADE_ANEW", 5)
+    assert (status(shop.workspace)[0].pushes_wait, status(shop.workspace)[0].not_found) == (True, ())
+    assert f"other windows, so events that are pushed come online with the next run, or with `{AGAIN}`." in fs(
+        shop, capsys, "status"
+    )
+    assert (checked := verify(shop.workspace)[0]).problems == ()
+    assert checked.compared == 3
     before = shop.online()
     assert shop.sell().note is not None
     assert shop.online()["count_1h"] == before["count_1h"]
+    assert verify(shop.workspace)[0].problems == ()
     with monkeypatch.context() as patched:  # where the store does not say, they are as they are defined
         patched.setattr(held, "read_marks", lambda *_: _fail(OnlineStoreUnavailableError("it is away")))
         assert "afterwards" not in str(shop.plan(sales_view(DISTINCT, Aggregation("v", "mean", windows=[HOUR]))))
     # An apply later, the records are still as they were made.
     text = told(sales_view(DISTINCT, where("v < 1"), windows=(timedelta(hours=2),)))
+    assert (verify(shop.workspace)[0].problems, status(shop.workspace)[0].pushes_wait) == ((), True)
     assert f"{REPUBLISH}not found online: v_sum_2h, count_2h, refunds_1h\n" in text
     text = told(sales_view(DISTINCT, REFUNDS, where("v < 1").model_copy(update={"name": "low"})))
     assert f"{REPUBLISH}not found online: low_1h\n" in text

@@ -22,10 +22,12 @@ from featurestore.following import folds, follow
 from featurestore.following.mark import mark_from
 from featurestore.ingest import PushResult, push
 from featurestore.ingest import ahead as ahead_of_now
-from featurestore.ingest.push import Push, PushedWindows, PushTarget
+from featurestore.ingest.events import EventCounts
+from featurestore.ingest.push import OfflineCounts, Push, PushedWindows, PushTarget
 from featurestore.ingest.rows import read_rows
 from featurestore.materialization import republish
 from featurestore.offline import groups
+from featurestore.online.interface import OnlineCounts
 from featurestore.online.records.keys import KeyEncoder, mark_key
 from featurestore.online.records.windowed import decode_event, entries_of, head_of
 from featurestore.serving import get_online_features
@@ -116,6 +118,9 @@ def test_what_cannot_be_an_event_changes_nothing(shop: Shop) -> None:
         shop.push([{**sale, "t": "é" * 129}])
     with pytest.raises(InputError, match="Events cannot be pushed to 'sales' online only"):
         shop.push([sale], to="online")
+    for to in ("both", "offline"):
+        nothing = shop.push([], to=to).views["sales"]
+        assert nothing == PushedWindows(OnlineCounts() if to == "both" else None, OfflineCounts(0, None), EventCounts())
     assert shop.workspace.offline.current(shop.workspace.snapshot().views["sales"].table) is None
 
 

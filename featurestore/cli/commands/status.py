@@ -42,9 +42,13 @@ def command(store: FeatureStore, output: Output) -> None:
     for view in found:
         if view.windows is not None and all(mismatch.heals for mismatch in view.mismatches):  # else nobody knows
             output.say(_windows(view.view, view.windows))
+        command = f"fs materialize --republish --view {view.view}"
         if view.not_found:
-            names, command = ", ".join(view.not_found), f"fs materialize --republish --view {view.view}"
+            names = ", ".join(view.not_found)
             output.say(f"{view.view}: its records do not hold {names} yet: run `{command}`.", style="yellow")
+        elif view.pushes_wait:
+            told = f"{view.view}: its records were made for other windows, so events that are pushed come online with"
+            output.say(f"{told} the next run, or with `{command}`.", style="yellow")
         if view.waiting:
             output.say(in_words(view.view, view.waiting), style="yellow")
     for mismatch in (each for view in found for each in view.mismatches):

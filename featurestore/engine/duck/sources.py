@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,13 @@ def _problem(connection: duckdb.DuckDBPyConnection, condition: str) -> str:
     return ""
 
 
+def _rows_without(connection: duckdb.DuckDBPyConnection, condition: str) -> int:
+    """Return how many rows of the source are in ``events``; 0 if the condition is true of one."""
+    tried = f"SELECT TRY(coalesce(({condition}\n), false)) AS is_true FROM events WHERE rowid > 0"
+    ((rows, is_true),) = connection.sql(f"SELECT count(*), coalesce(bool_or(is_true), false) FROM ({tried})").fetchall()
+    return 0 if is_true else int(rows)
+
+
 class DuckSources(Sources):
     """Parquet files on this machine."""
 
@@ -91,10 +99,10 @@ class DuckSources(Sources):
             return scanned.columns
 
     @override
-    def check_conditions(self, view: FeatureView) -> None:
+    def check_conditions(self, view: FeatureView) -> Mapping[str, int]:
         conditions = dict.fromkeys(each.where for each in view.aggregations if each.where is not None)
         if view.events is None or not conditions:
-            return
+            return {}
         types = view.events.types(view.stored)
         columns = [f"NULL::{duckdb_type(kind)} AS {quote(name)}" for name, kind in types.items()]
         with opened(self._session, view) as scanned:
@@ -113,6 +121,8 @@ class DuckSources(Sources):
                         "word of SQL needs quotes.",
                         view=view.name,
                     )
+            found = {condition: _rows_without(connection, condition) for condition in conditions}
+        return {condition: rows for condition, rows in found.items() if rows}
 
     @override
     def first_event_us(self, view: FeatureView) -> int | None:
