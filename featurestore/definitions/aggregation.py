@@ -66,6 +66,8 @@ _OTHER_NAMES = {
     "earliest": "first",
 }
 """What SQL and other feature stores call the functions."""
+_OF_LISTS = ("median", "quantile", "percentile", "mode")
+"""What the functions are called that need all values at once."""
 
 MOST_BYTES = 256
 """The longest text or byte string that an aggregation keeps."""
@@ -143,8 +145,8 @@ class Aggregation(FrozenModel):
         self,
         column: str,
         function: str,
-        *,
         windows: Sequence[timedelta | None],
+        *,
         resolution: timedelta | None = None,
         name: str | None = None,
         where: str | None = None,
@@ -163,9 +165,7 @@ class Aggregation(FrozenModel):
     @model_validator(mode="after")
     def _check_whole(self) -> Aggregation:
         if self.function not in INPUTS:
-            ours = _OTHER_NAMES.get(self.function.lower(), "")
-            hint = f"it is called {ours!r} here" if ours else f"use one of {', '.join(INPUTS)}. {self._like()}".rstrip()
-            raise ValueError(f"function: there is no {self.function!r}: {hint}")
+            raise ValueError(f"function: there is no {self.function!r}: {self._instead()}")
         if self.column == ALL_ROWS:
             if self.function != "count":
                 raise ValueError(f"column: {ALL_ROWS!r} is for a count of rows; a {self.function} needs a column")
@@ -181,8 +181,15 @@ class Aggregation(FrozenModel):
             columns_of(self.where)
         return self
 
-    def _like(self) -> str:
-        return did_you_mean(self.function, INPUTS)
+    def _instead(self) -> str:
+        """Return what to write for a function that there is not."""
+        called = self.function.lower()
+        if ours := _OTHER_NAMES.get(called, called if called in INPUTS else ""):
+            return f"it is called {ours!r} here"
+        if any(part in called for part in _OF_LISTS):
+            return "compute it of the list that last_n gives, or in SQL (sql=)"
+        like = did_you_mean(called, INPUTS)
+        return f"use one of {', '.join(INPUTS)}. {'' if like.startswith('Known') else like}".rstrip(" .")
 
     def _check_n(self) -> None:
         most = {"last_n": MOST_LAST, "count_distinct": MOST_DISTINCT}.get(self.function)
@@ -245,7 +252,7 @@ class Aggregation(FrozenModel):
         if column not in taken:
             raise DefinitionError(
                 f"Aggregation {self.name!r}: a {self.function} takes no {column}, which column {self.column!r} is.",
-                hint=f"It takes {', '.join(map(str, taken))}.",
+                hint=f"It takes {', '.join(map(str, taken))}.{self._cast(column)}",
                 object=self.name,
                 field="column",
             )
@@ -256,6 +263,11 @@ class Aggregation(FrozenModel):
         if self.function == "sum":
             return Float64 if column in (Float32, Float64) else Int64
         return Array(column) if self.function == "last_n" else column
+
+    def _cast(self, column: ValueType | None) -> str:
+        if not str(column).startswith("Decimal"):
+            return ""
+        return f" Select it with a cast in sql=, such as CAST({self.column} * 100 AS BIGINT) AS {self.column}_cents."
 
     def field_of(self, window: Window, column: ValueType | None) -> Field:
         """Return one of its features as a field, of a column of some type. Raises as `type_of`."""
@@ -319,8 +331,8 @@ def _resolution(window: timedelta, given: timedelta | None) -> timedelta:
             raise ValueError(f"resolution: {given} does not divide the window {window_text(window)}")
         if window // given > MOST_TILES:
             raise ValueError(
-                f"resolution: {given} makes {window // given:,} tiles of the window {window_text(window)}, more than "
-                f"{MOST_TILES}; {_coarser(window)} does"
+                f"resolution: {given} makes {window // given:,} tiles of the window {window_text(window)}, and "
+                f"{MOST_TILES} are the most: take {_coarser(window)}, for one"
             )
         return given
     found = next((each for each in _RESOLUTIONS if not window % each and each * 12 <= window), None)

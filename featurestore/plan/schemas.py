@@ -60,7 +60,7 @@ def pin_schemas(
 def _never_true(view: FeatureView, condition: str, rows: int) -> str:
     told = f"{view.name}: the condition {condition!r} is true of none of {rows:,} rows of the source that were tried"
     if re.search(r"[=<>]\s*NULL\b", condition, re.IGNORECASE):
-        return f"{told}: no comparison with NULL is. Write IS NULL, or IS NOT NULL."
+        return f"{told}: no comparison with NULL ever is. Write IS NULL, or IS NOT NULL."
     return f"{told}."
 
 
@@ -153,9 +153,12 @@ def _check_event_columns(view: FeatureView, columns: Sequence[SourceColumn]) -> 
     for name in view.events.stored:
         if find_column(columns, name) is None:
             read = "its source does not have" if view.sql is None else "its SQL does not select"
+            hint = did_you_mean(name, [column.name for column in columns])
+            if any(f'"{name}"' in (each.where or "") for each in view.aggregations):
+                hint = f"Text takes single quotes: '{name}'. {hint}".rstrip()
             raise SourceSchemaError(
                 f"Feature view {view.name!r}: {view.events.reader_of(name)} {name!r}, which {read}.",
-                hint=did_you_mean(name, [column.name for column in columns]),
+                hint=hint,
                 view=view.name,
                 column=name,
             )

@@ -54,6 +54,8 @@ def _text(value: Any) -> str:
         return "none"
     if isinstance(value, timedelta):
         return duration_text(value // MICROSECOND)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
     if not isinstance(value, str):
         return repr(value)
     if not value:

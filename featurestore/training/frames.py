@@ -138,7 +138,7 @@ def _require(own: OwnColumns, name: str, what: str) -> None:
         if own.form == "pandas" and name in own.table.index.names:
             hint = "It is in the frame's index: call reset_index() first."
         if what == "time column":
-            hint = f"{hint} Another name is passed as timestamp_column=.".strip()
+            hint = f"{hint} Another name is passed as timestamp_column= (or --timestamp-column).".strip()
         raise EntityFrameError(f"The entity frame has no {what} {name!r}.", hint=hint, column=name)
 
 

@@ -261,7 +261,8 @@ def test_a_plan_that_breaks_and_destroys(fs, materialized):
     check_page("plan_destroying", fs("plan"), materialized)
     fs("apply", "--yes", "--allow-breaking", expect=1)
     assert "--allow-destroy" in fs.err
-    fs("apply", "--yes", "--allow-breaking", "--allow-destroy")
+    done = fs("apply", "--yes", "--allow-breaking", "--allow-destroy")
+    assert done.splitlines()[-1] == "Deleted with carrier_delays: 4 offline rows and 2 online rows."
     assert [found["kind"] for found in fs.json("list")] == ["entity"]
 
 

@@ -46,5 +46,9 @@ def command(
     plan = replace(plan, applied=plan.revision) if plan.applied is None else plan
     output.emit(plan_document(plan))
     output.say(f"{plan.project} is at revision {plan.applied}.")
+    for step in plan.steps:
+        if step.loss is not None and step.loss.deleted:
+            rows = f"{step.loss.offline_rows:,} offline rows and {step.loss.online_rows:,} online rows"
+            output.say(f"Deleted with {step.name}: {rows}.")
     for line in dict.fromkeys(line for step in plan.steps for line in step.commands):
         output.say(f"Now run: {line}", soft_wrap=True)
