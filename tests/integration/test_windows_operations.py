@@ -310,6 +310,17 @@ def test_a_changed_where_is_published_from_the_log(either: Shop) -> None:
     shop.check()
 
 
+def test_a_record_that_had_left_the_windows_before_is_not_missed(shop: Shop) -> None:
+    shop.sell()
+    key = KeyEncoder(shop.workspace.snapshot().views["sales"].layout).encode([1])
+    shop.wait(48 * HOUR_US)
+    shop.workspace.online.delete(key)  # as stores do, when a record expires
+    shop.apply(sales_view(windows=(HOUR, timedelta(days=30))))
+    assert (verify(shop.workspace)[0].compared, verify(shop.workspace)[0].problems) == (0, ())
+    republish(shop.workspace)
+    assert (verify(shop.workspace)[0].compared, verify(shop.workspace)[0].problems) == (3, ())
+
+
 def test_a_removed_window_and_another_resolution(shop: Shop) -> None:
     shop.apply(sales_view(REFUNDS))
     shop.sell()
