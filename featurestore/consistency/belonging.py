@@ -7,6 +7,7 @@ pieces that do not belong together are only read.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -193,22 +194,11 @@ def compare_part(
     With a ``watermark`` also with the version that it says was published; ``at_once`` as in `MarkerReader.read`. Raises
     OnlineStoreUnavailableError.
     """
-    view, offline, online = registered.view.name, workspace.offline, workspace.online
+    offline, online = workspace.offline, workspace.online
     copies, pushed = MarkerReader(online, registered.online_prefix).read(at_once=at_once)
     if foreign := _foreign(workspace.registry, registered, copies):
         return Part(None, foreign)
-    for marker in copies:
-        if marker is not None and has_other(offline, registered, marker.version, marker.commit):
-            message = (
-                f"The online records of {view} were published from version {marker.version} of {registered.table}, a "
-                "commit that the offline store does not have."
-            )
-            return Part(None, _or_damage(offline, registered, _online(registered, "ahead", message, _RESTORE)))
-    if pushed is not None and has_other(offline, registered, *pushed):
-        message = (
-            f"Rows were pushed to {registered.table} in version {pushed[0]}, a commit that the offline store does not "
-            "have: it is older than what is online."
-        )
+    if message := _ahead(offline, registered, copies, pushed):
         return Part(None, _or_damage(offline, registered, _online(registered, "ahead", message, _RESTORE)))
     least = least_of(copies)
     if least is None:
@@ -217,6 +207,42 @@ def compare_part(
     if least.version is not None and offline.find_commit(registered.table, least.version) is None:
         return Part(None, _cleaned(registered, least), must_reconcile=True)
     return Part(least.version, _behind(registered, watermark, least), must_reconcile=least.commit == RECONCILE)
+
+
+def _ahead(
+    offline: OfflineReader, registered: RegisteredView, copies: Sequence[Marker | None], pushed: tuple[int, str] | None
+) -> str:
+    """Return that a commit is online which the offline store does not have, empty where it has them."""
+    lost = (each for each in copies if each is not None and has_other(offline, registered, each.version, each.commit))
+    marker = next(lost, None)
+    is_pushed = pushed is not None and has_other(offline, registered, *pushed)
+    # A push of events moves the marker, too.
+    if marker is not None and not (is_pushed and registered.view.aggregations):
+        return (
+            f"The online records of {registered.view.name} were published from version {marker.version} of "
+            f"{registered.table}, a commit that the offline store does not have."
+        )
+    if pushed is not None and is_pushed:
+        return (
+            f"Rows were pushed to {registered.table} in version {pushed[0]}, a commit that the offline store does not "
+            "have: it is older than what is online."
+        )
+    return ""
+
+
+def compare_before_cleaning(workspace: Readers, registered: RegisteredView) -> Mismatch | None:
+    """Return why nothing of a view's table may be cleaned, None where it may.
+
+    Files that a table does not need may be those of a newer log, which is still to be restored: where it does not fit
+    the registry, or is older than what is online. An online store that is down is skipped.
+    """
+    if (found := compare_table(workspace, registered)) is not None and not found.heals:
+        return found
+    if registered.view.online:
+        with suppress(OnlineStoreUnavailableError):
+            part = compare_part(workspace, registered, at_once=True).mismatch
+            return part if part is not None and part.kind == "ahead" else None
+    return None
 
 
 def begin_part(workspace: Workspace, registered: RegisteredView) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from featurestore.consistency.belonging import has_other
 from featurestore.engine.interface import KNOWN_AT
-from featurestore.following.mark import Mark, known_marks, read_marks
+from featurestore.following.mark import Mark, known_marks, mark_from, read_marks
 from featurestore.offline.interface import TableVersion
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.workspace import Readers
@@ -23,7 +24,7 @@ class Lag:
     covered_us: int | None
     """Until when it is known what happened: the end of what was read from the source, or the last push."""
     events: int
-    """Events of the log that are not online yet."""
+    """Events of the log that are not online yet; none where the log is older than what is online."""
     since_us: int | None
     """Since when the first of them is known; None where none waits, or all do."""
 
@@ -33,7 +34,7 @@ def lag_of(workspace: Readers, registered: RegisteredView) -> Lag:
     version = workspace.offline.current(registered.table)
     mark = None if version is None else least_mark(workspace, registered, version)
     if version is None or mark is None:
-        return Lag(None, None, 0 if version is None else version.rows, None)
+        return Lag(None, None, 0 if version is None else at_most_waiting(workspace, registered, version, None), None)
     files = [file.path for file in version.files if file.max_sequence > mark.sequence]
     count, since_us = 0, None
     if files and mark.sequence < version.next_sequence - 1:
@@ -46,12 +47,18 @@ def lag_of(workspace: Readers, registered: RegisteredView) -> Lag:
     return Lag(mark.version, mark.covered_us, count, since_us)
 
 
-def at_most_behind(version: TableVersion, mark: Mark | None) -> int:
-    """Return how many events of a version are not online, by its files alone: files that were merged count whole."""
-    after = -1 if mark is None else mark.sequence
-    if after >= version.next_sequence - 1:
+def at_most_waiting(workspace: Readers, registered: RegisteredView, version: TableVersion, mark: Mark | None) -> int:
+    """Return how many events of a version wait to go online after the `least_mark`; files that were merged count whole.
+
+    None do where a mark names a commit that the log never had: all are online, and more.
+    """
+    if mark is None:
+        marks = map(mark_from, read_marks(workspace, registered).values())
+        is_older = any(has_other(workspace.offline, registered, each.version, each.commit) for each in marks if each)
+        return 0 if is_older else version.rows
+    if mark.sequence >= version.next_sequence - 1:
         return 0
-    return sum(file.rows for file in version.files if file.max_sequence > after)
+    return sum(file.rows for file in version.files if file.max_sequence > mark.sequence)
 
 
 def least_mark(workspace: Readers, registered: RegisteredView, version: TableVersion) -> Mark | None:

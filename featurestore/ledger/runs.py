@@ -145,10 +145,14 @@ def _document(run: RunResult) -> dict[str, Any]:
 
 
 def runs(ledger: LedgerReader, project: str, view: str, *, now_us: int) -> list[RunResult]:
-    """Return a view's runs, newest first; a run without an end is running or was killed."""
+    """Return a view's runs, newest first as the ledger has them; a run without an end is running or was killed.
+
+    Not by their times: a clock that was ahead would make an earlier run the last one.
+    """
     ended = [run_from(entry.document) for entry in ledger.scan(project, RUN, key=view)]
     known = {run.run_id for run in ended}
     started = [run_from(entry.document) for entry in ledger.scan(project, RUN_START, key=view)]
+    place = {run.run_id: number for number, run in enumerate(started)}
     open_runs = [run for run in started if run.run_id not in known]
     if open_runs:
         # The lease of a generation that is not served yet has a name of its own.
@@ -156,7 +160,7 @@ def runs(ledger: LedgerReader, project: str, view: str, *, now_us: int) -> list[
         with suppress(RegistryFormatError):  # nobody can know who holds the lease: they stay as they began
             holders = {running_holder(ledger, project, name, now_us=now_us) for name in names}
             open_runs = [replace(run, state="running" if run.run_id in holders else "killed") for run in open_runs]
-    return sorted([*ended, *open_runs], key=lambda run: run.started_us, reverse=True)
+    return sorted([*ended, *open_runs], key=lambda run: place.get(run.run_id, len(place)))
 
 
 def all_runs(ledger: LedgerReader, project: str, *, now_us: int) -> list[RunResult]:

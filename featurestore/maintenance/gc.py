@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from featurestore.consistency.belonging import compare_table
+from featurestore.consistency.belonging import compare_before_cleaning
 from featurestore.consistency.ownership import Ownership
 from featurestore.consistency.remains import pushed_rows_of
 from featurestore.errors import OfflineStoreError, OnlineStoreError
@@ -84,12 +84,14 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     prepared = Preparations(workspace.ledger, workspace.project, snapshot.chain.head)
     pinned = pins(workspace)
     kept: list[Kept] = []
+    left = set[TableId]()
     unused: list[TableId] = []
     for table in tables:
         registered = snapshot.views.get(table.view)
         if registered is not None and registered.generation == table.generation:
-            if why := owned.of_table(table):
+            if why := owned.of_table(table) or _does_not_fit(workspace, registered):
                 kept.append(Kept(f"unneeded files of offline table {table}", why))
+                left.add(table)
             continue
         why = owned.of_table(table) or ("a saved training set pins it" if table in pinned else None)
         why = why or _needed_by(workspace, registered, table, prepared)
@@ -115,7 +117,7 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
     garbage = Garbage(tuple(unused), tuple(prefixes), tuple(kept), pushed)
     if dry_run:
         return garbage
-    files, records = _remove(workspace, owned, tables, garbage, parts, pinned)
+    files, records = _remove(workspace, owned, [each for each in tables if each not in left], garbage, parts, pinned)
     return replace(garbage, files=files, records=records)
 
 
@@ -140,10 +142,13 @@ def _needed_by(
         # An apply may be under way that will use it.
         is_past = prepared.is_past(table.view, table.generation)
         return None if is_past else "the registry is not at this generation yet"
-    mismatch = compare_table(workspace, registered)
-    if mismatch is None or mismatch.heals:
-        return None
-    return "the view's current table does not fit: settle that first, see `fs doctor`"
+    return _does_not_fit(workspace, registered)
+
+
+def _does_not_fit(workspace: Readers, registered: RegisteredView) -> str | None:
+    """Return why files of a view stay that nobody needs, None where they may go."""
+    found = compare_before_cleaning(workspace, registered)
+    return None if found is None else "the view's current table does not fit: settle that first, see `fs doctor`"
 
 
 def _still_read(until: Mapping[tuple[str, int], int], view: str, generation: int) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.consistency.belonging import compare_table, refuse
+from featurestore.consistency.belonging import compare_before_cleaning, refuse
 from featurestore.consistency.ownership import Ownership
 from featurestore.ledger.commits import bind_tables
 from featurestore.ledger.leases import Lease, holding
@@ -52,7 +52,7 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
             holding(workspace.ledger, workspace.project, name, holder=holder, clock=workspace.clock) as lease,
         ):
             registered = workspace.snapshot().registered(name)  # an apply may have come while this waited for the lease
-            refuse(compare_table(workspace, registered))
+            refuse(compare_before_cleaning(workspace, registered))
             version = workspace.offline.current(registered.table)
             if version is not None:
                 after = _compact(workspace, registered, version, lease) if len(version.files) > 1 else version

@@ -397,3 +397,12 @@ def test_runs_that_ended_without_a_word_are_told_from_those_under_way(workspace:
         later = NOW + LEASE_US
         assert [known.state for known in runs(workspace.ledger, "shop", VIEW, now_us=later)] == ["killed"]
     assert [known.state for known in runs(workspace.ledger, "shop", VIEW, now_us=NOW)] == ["killed"]
+
+
+def test_the_last_run_is_the_last_in_the_ledger_whatever_its_clock_said(workspace: Workspace) -> None:
+    clock = workspace.clock
+    assert isinstance(clock, ManualClock)
+    for now_us in (NOW + DAY_US, NOW):
+        clock.now_us = now_us
+        materialize_incremental(workspace)
+    assert [run.started_us for run in runs(workspace.ledger, "shop", VIEW, now_us=NOW)] == [NOW, NOW + DAY_US]

@@ -411,13 +411,20 @@ def test_a_table_restored_to_just_before_a_push_is_named(
     project.back_up(tmp_path / "before", ["offline"])
     project.push(6, 8, 60)
     project.restore(tmp_path / "before", "offline")
+    file = project.root / "data/offline/shop/stats/1/later.parquet"
+    file.touch()  # of a log that may still come back
     assert project.kinds() == {("online", "ahead")}
-    code, said = fs(project, capsys, "materialize")
-    assert (code, "Rows were pushed to shop/stats/1 in version" in said) == (1, True)
+    for command in ("materialize", "optimize"):
+        code, said = fs(project, capsys, command)
+        assert (code, "Rows were pushed to shop/stats/1 in version" in said) == (1, True)
+    assert "unneeded files of offline table shop/stats/1 kept: the view's current" in fs(project, capsys, "gc")[1]
+    assert file.exists()
     with pytest.raises(MismatchError, match="Rows were pushed"):
         project.push(7, 9, 70)
     assert fs(project, capsys, "repair", "--yes")[0] == 0
     assert project.online() == project.offline() == BEFORE
+    assert "kept" not in fs(project, capsys, "gc")[1]
+    assert not file.exists()
     project.push(6, 8, 61)  # whoever pushed it may push it again
     assert project.online() == project.offline() == {**BEFORE, 6: 61}
 

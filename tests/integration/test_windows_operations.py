@@ -601,8 +601,20 @@ def test_an_older_log_takes_back_what_it_does_not_hold(either: Shop) -> None:
     shop.wait(5 * MINUTE_US)
     shop.sell(30, shops=10)
     copies.bring_back("offline")
-    with pytest.raises(MismatchError, match="the offline store does not have"):
+    told = "Rows were pushed to shop/sales/1 in version 2, a commit that the offline store does not have"
+    with pytest.raises(MismatchError, match=told):
         shop.sell(3)
+    (found,) = status(shop.workspace)
+    assert found.mismatches[0].message.startswith(told)
+    assert found.windows == Lag(None, None, 0, None)  # nothing waits: all is online, and more
+    assert [each.waiting for each in verify(shop.workspace)] == [0]
+    metrics, snapshot = Metrics(), shop.workspace.snapshot()
+    served = cast("SnapshotKeeper", SimpleNamespace(current=SimpleNamespace(snapshot=snapshot), progress={}))
+    for kind in (PartWatch, WindowWatch):
+        kind(shop.workspace, served, metrics).look()
+    shown = metrics.text().decode()
+    assert 'featurestore_window_lag_events{view="sales"} 0.0' in shown
+    assert 'featurestore_online_part_mismatch{view="sales"} 1.0' in shown
     repairs = find_repairs(shop.workspace)
     assert [found.kind for found in repairs.mismatches] == ["ahead"]
     assert repairs.actions[-1] == "  -> Up to 230 events are online that the table lacks: pushed ones are lost."

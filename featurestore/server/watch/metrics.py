@@ -107,7 +107,8 @@ class Metrics:
         )
         self.part_mismatch = gauge(
             "featurestore_online_part_mismatch",
-            "1 while the online records of a view do not belong to the registry, or are behind what was published.",
+            "1 while the online records of a view do not fit the registry or the offline table, or are behind what was"
+            " published.",
             ["view"],
         )
         self.waiting_since_us: dict[str, int | None] = {}

@@ -1,4 +1,4 @@
-"""Whether the online records of each served view belong to the registry: a gauge, and a warning where they do not.
+"""Whether the online records of each served view fit the registry and the offline table: a gauge, and a warning.
 
 It only warns: records that do not belong together are still served, and the server stays ready.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 from time import monotonic
 
-from featurestore.consistency.belonging import Mismatch, foreign_part
+from featurestore.consistency.belonging import Mismatch, compare_part, foreign_part
 from featurestore.errors import FeatureStoreError
+from featurestore.ledger.watermarks import Watermark
+from featurestore.registered.snapshot import RegisteredView
 from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.watch.metrics import Metrics
 from featurestore.workspace import Readers
@@ -42,7 +44,7 @@ class PartWatch:
                 known = None  # it was read before the definitions, which came to a new one
             published = None if known is None else known.published_version
             try:
-                mismatch = foreign_part(self._workspace, registered, published)
+                mismatch = self._compared(registered, published)
             except FeatureStoreError:
                 return  # other metrics show that
             self._metrics.part_mismatch.labels(name).set(mismatch is not None)
@@ -52,3 +54,9 @@ class PartWatch:
             self._warn_at_s = now_s + WARN_EVERY_SECONDS
             for mismatch in found:
                 logger.warning("%s %s", mismatch.message, mismatch.hint)
+
+    def _compared(self, registered: RegisteredView, published: int | None) -> Mismatch | None:
+        """Compare with the offline table too, where this server has it."""
+        if self._workspace.offline.find_commit(registered.table) is None:
+            return foreign_part(self._workspace, registered, published)
+        return compare_part(self._workspace, registered, Watermark(published_version=published)).mismatch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from featurestore.errors import FeatureStoreError, OfflineStoreError
-from featurestore.following.lag import at_most_behind, least_mark
+from featurestore.following.lag import at_most_waiting, least_mark
 from featurestore.following.mark import mark_from, read_marks
 from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.watch.metrics import Metrics
@@ -40,4 +40,5 @@ class WindowWatch:
                 version = self._workspace.offline.current(registered.table)
                 if version is not None:
                     mark = least_mark(self._workspace, registered, version)
-                    self._metrics.window_lag.labels(name).set(at_most_behind(version, mark))
+                    waiting = at_most_waiting(self._workspace, registered, version, mark)
+                    self._metrics.window_lag.labels(name).set(waiting)
