@@ -111,7 +111,9 @@ class PushTarget:
         plain = [r for r in self.views if not r.view.aggregations]
         self.encoders = {r.view.name: RecordEncoder(r.layout) for r in plain if r.view.online}
         names = (name for registered in self.views for name in registered.view.stored_types)
-        self.needed = tuple(dict.fromkeys([*names, self.source.batch_source.timestamp_field]))
+        batch = self.source.batch_source
+        self.needed = tuple(dict.fromkeys([*names, batch.timestamp_field]))
+        self.taken = (*self.needed, batch.created_timestamp_field)
 
 
 class Push:
@@ -133,6 +135,7 @@ class Push:
                 f"No view that reads {target.source.name!r} is online.", hint="Push to='offline', or set online=True."
             )
         rows.require(target.needed, target.source.name)
+        self._ignored = rows.others(target.taken)
         now_us = self._now_us = workspace.clock()
         until_us = now_us + workspace.settings.server.max_clock_skew // MICROSECOND
         self.row_count = rows.row_count
@@ -216,6 +219,9 @@ class Push:
                 f"These views did not take the rows, which would have to pass through SQL: {names}. They change when "
                 f"`fs materialize` reads {source.batch_source.name!r}."
             )
+        if self._ignored:
+            names = ", ".join(self._ignored[:SHOWN_KEYS])
+            notes.append(f"No view that takes the rows has these columns, which were ignored: {names}.")
         for name in self._left:
             notes.append(
                 f"The events of {name} are in the log, and online with the next `fs materialize --view {name}`."

@@ -59,6 +59,10 @@ class PushedRows:
                     column=name,
                 )
 
+    def others(self, needed: Sequence[str | None]) -> list[str]:
+        """Return the columns that are not among those needed."""
+        return [name for name in self._columns if name not in needed]
+
     def of_view(self, view: FeatureView, *, now_us: int, until_us: int) -> CheckedRows:
         """Return the rows as those of a view; a missing or null created time becomes ``now_us``.
 

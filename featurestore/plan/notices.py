@@ -47,17 +47,26 @@ def step_notices(
             f"{name} takes no pushes: training sees every event up to the instant asked, serving only those of the "
             "last run. Run `fs materialize` often, or declare a PushSource."
         )
-    if isinstance(before, FeatureView) and not is_replaced:
-        spans = read_watermark(ledger, snapshot.views[name]).intervals
+    if isinstance(before, FeatureView):
         known = {field.name for field in before.stored}
-        added = [field.name for field in wanted.stored if field.name not in known]
-        if added and spans:
-            yield f"{', '.join(added)}: null for {in_words(spans)}, which was read before, until you read it again"
+        added = ", ".join(field.name for field in wanted.stored if field.name not in known)
+        if added and not is_replaced and (spans := read_watermark(ledger, snapshot.views[name]).intervals):
+            yield f"{added}: null for {in_words(spans)}, which was read before, until you read it again"
+        if added and wanted.sql is None and (names := _pushed_to(before, wanted)):
+            yield (
+                f"{added}: once this is applied, rows that are pushed to {names} without it are refused. Let pushers "
+                "send it before: until then it is ignored."
+            )
     if created is not None and not wanted.created_follows:
         yield (
             f"{name}: {not_shown(created)}. Where a row is made of several, select {_greatest(wanted)} AS {created}: "
             "see the how-to on aggregations in SQL."
         )
+
+
+def _pushed_to(before: FeatureView, wanted: FeatureView) -> str:
+    """Return the push sources that a view reads before and after, empty where there is none."""
+    return ", ".join(each.name for each in wanted.sources if isinstance(each, PushSource) and each in before.sources)
 
 
 def _greatest(view: FeatureView) -> str:

@@ -254,6 +254,14 @@ def test_a_source_that_is_now_also_pushed_to_holds_what_it_held(store):
     }
 
 
+def test_a_plan_says_that_pushers_have_to_send_an_added_field(store):
+    pushed = {"source": PushSource("push", flights)}
+    store.apply([view(schema=BASE[:1], **pushed)])
+    (step,) = store.plan([view(schema=BASE, **pushed)]).steps
+    (notice,) = step.notices
+    assert notice.startswith("n: once this is applied, rows that are pushed to push without it are refused.")
+
+
 def test_a_moved_push_source_is_a_rebuild(store, root):
     pq.write_table(pq.read_table(root / "flights.parquet"), root / "b.parquet")
     before, after = PushSource("push", flights), PushSource("push", ParquetSource("b", "b.parquet", "at", "known"))

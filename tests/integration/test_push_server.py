@@ -120,6 +120,8 @@ def test_online_alone_and_what_is_counted(workspace, client):
         "offline": None,
     }
     assert "no training set" in first["note"]
+    ignored = client.post("/push", json=body(0, extra=[], known_at=[])).json()["note"]
+    assert ignored == "No view that takes the rows has these columns, which were ignored: extra."
     client.post("/push", json=body(2, to="offline"))
     client.post("/push", json=body(2, to="online", known_at=[to_rfc3339(day(2)), None]))
     lines = set(client.get("/metrics").text.splitlines())

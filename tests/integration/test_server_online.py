@@ -347,6 +347,7 @@ def test_what_is_no_json_is_400(client: httpx.Client, content: bytes) -> None:
     response = client.post(PATH, content=content, headers={"content-type": "application/json"})
     assert response.status_code == 400, response.text
     assert error_of(response)["type"] == "malformed_json"
+    assert ("half a surrogate pair" in response.text) is (b"ud800" in content)
 
 
 def test_deep_json_of_the_right_shape_is_refused(client: httpx.Client) -> None:

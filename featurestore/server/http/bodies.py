@@ -78,11 +78,15 @@ def decoded(decoder: msgspec.json.Decoder[T], body: bytes, part: str = "") -> T:
             text = text.replace("`$", f"`$.{part}") if "`$" in text else f"{text} - at `$.{part}`"
         raise RequestError(422, "invalid_request", f"The body is not as described: {text}.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(400, "malformed_json", f"The body is not JSON: {error}.") from None
+        # msgspec misses the other half of a character where the text ends, and takes the body for cut off.
+        is_half = "truncated" in str(error) and _HALF.search(body)
+        why = "JSON is malformed: half a surrogate pair" if is_half else error
+        raise RequestError(400, "malformed_json", f"The body is not JSON: {why}.") from None
     except RecursionError:
         raise RequestError(400, "malformed_json", "The body is nested too deeply.") from None
 
 
+_HALF = re.compile(rb"\\u[dD][89abAB]..(?!\\u)")
 _UNKNOWN = re.compile("Object contains unknown field `(.*)`", re.DOTALL)
 _IN_COLUMNS = re.compile(r"`\$\.(\w+)\[\.\.\.]`$")
 _NO_COLUMNS = re.compile(r"Expected `.*`\$\.(rows|entities|request_data)`$", re.DOTALL)
