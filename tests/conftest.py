@@ -16,6 +16,7 @@ from support.example import copy_example, made_once, write_example_sources
 from support.examples import PROFILE
 from support.order import slow_first
 from support.pieces import Lives, live
+from support.postgres_server import PostgresServer
 from support.redis_cluster import RedisCluster
 from support.redis_server import RedisServer
 
@@ -98,6 +99,19 @@ def redis_url(redis_server: RedisServer) -> str:
     with redis_server.client() as client:
         client.flushall()
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A real server for every test of one worker. Leave it running; make one of its own to break it."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """The URL of an empty database."""
+    return postgres_server.new_database()
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,12 @@ class TestSqlite(RegistryConformance):
         return lambda: open_registry(url)
 
 
+class TestPostgres(RegistryConformance):
+    @pytest.fixture
+    def reopen(self, postgres_url):
+        return lambda: open_registry(postgres_url)
+
+
 def test_no_test_of_the_suite_hides_another():
     names = [name for part in RegistryConformance.__mro__ for name in vars(part) if name.startswith("test_")]
     assert len(names) == len(set(names)) > 30

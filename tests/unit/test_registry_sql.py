@@ -103,7 +103,7 @@ def test_its_owner_alone_may_read_it_and_its_journal_whatever_the_umask(path, ur
         with open_registry(url) as registry:
             registry.ledger.append("p", "kind", "key", {})
         database = SqliteDatabase(path, busy_timeout_ms=1_000)
-        with database.writing() as connection:
+        with database.writing("p") as connection:
             connection.exec_driver_sql("CREATE TABLE more (x)")
             modes = {found.name: found.stat().st_mode & 0o777 for found in path.parent.iterdir()}
         database.close()
@@ -188,7 +188,7 @@ def test_without_create_an_empty_file_is_no_registry(path, url):
 @pytest.mark.parametrize(
     "url",
     [
-        "postgresql://user:hunter2@host/db",
+        "mysql://user:hunter2@host/db",
         "https://user:hunter2@host",
         "/hunter2.db",
         "",

@@ -1,4 +1,4 @@
-"""What a registry needs from its SQL database. Each backend is a module of its own: `sqlite`."""
+"""What a registry needs from its SQL database. Each backend is a module of its own: `sqlite`, `postgres`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class Database(ABC):
     """The database in messages, without credentials."""
     details: Mapping[str, str]
     """The same for the details of errors."""
+    upgrades_itself: bool
+    """Whether whoever opens an older schema upgrades it. Not where servers of other versions may use it."""
 
     @abstractmethod
     def exists(self) -> bool:
@@ -41,11 +43,23 @@ class Database(ABC):
         """Give a connection whose statements each see the newest committed state."""
 
     @abstractmethod
-    def writing(self) -> AbstractContextManager[Connection]:
-        """Give a transaction that excludes all other writers, in every process, from its first moment.
+    def writing(self, project: str) -> AbstractContextManager[Connection]:
+        """Give a transaction that excludes all other writers of a project, in every process, from its first moment.
 
         It commits at the end of the block and changes nothing when the block raises.
         """
+
+    @abstractmethod
+    def looking(self) -> AbstractContextManager[Connection]:
+        """Give a connection to whatever is there, of any schema."""
+
+    @abstractmethod
+    def migrating(self) -> AbstractContextManager[Connection]:
+        """Give a transaction as `writing` does, that excludes every other one, to change the schema."""
+
+    @abstractmethod
+    def now_us(self, connection: Connection) -> int:
+        """Return the instant that entries bear which are written now, in microseconds since 1970 UTC."""
 
     @abstractmethod
     def settle(self) -> None:

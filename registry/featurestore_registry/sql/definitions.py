@@ -15,7 +15,6 @@ from featurestore_registry.interface import Definitions
 from featurestore_registry.records import (
     Chain,
     Change,
-    Clock,
     Record,
     Revision,
     RevisionInfo,
@@ -71,9 +70,8 @@ _whole_changes = _changes(tables.record)
 class SqlDefinitions(Definitions):
     """See `Definitions`. Reads need no lock, because a revision never changes."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._clock = clock
         self._chains: dict[str, Chain] = {}
         """Chains by project, as they were last read, so that only newer revisions are hashed."""
 
@@ -156,7 +154,7 @@ class SqlDefinitions(Definitions):
         commit: str,
     ) -> Chain:
         rows = _rows(project, changes)
-        with self._database.writing() as connection:
+        with self._database.writing(project) as connection:
             chain = self._chain(connection, project)
             if chain.head != expected:
                 raise _conflict(project, chain, expected)
@@ -166,7 +164,7 @@ class SqlDefinitions(Definitions):
                 insert(tables.revision).values(
                     project=project,
                     number=new,
-                    applied_at_us=self._clock(),
+                    applied_at_us=self._database.now_us(connection),
                     author=author,
                     message=message,
                     source_commit=commit,

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from featurestore_registry.errors import LedgerConflictError
 from featurestore_registry.interface import Ledger
-from featurestore_registry.records import Clock, Document, LedgerEntry, canonical_json
+from featurestore_registry.records import Document, LedgerEntry, canonical_json
 from featurestore_registry.sql import tables
 from featurestore_registry.sql.database import Database, load_json, utc_datetime
 
@@ -53,15 +53,14 @@ _entry_of_version = insert(tables.ledger)
 class SqlLedger(Ledger):
     """See `Ledger`."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._clock = clock
 
     @override
     def append(self, project: str, kind: str, key: str, document: Document, *, if_version: int | None = None) -> int:
         text = canonical_json(document)
         this_key = {"project": project, "kind": kind, "key": key}
-        with self._database.writing() as connection:
+        with self._database.writing(project) as connection:
             newest = connection.scalar(_newest_version, this_key) or 0
             if if_version is not None and newest != if_version:
                 raise LedgerConflictError(
@@ -80,7 +79,7 @@ class SqlLedger(Ledger):
                 connection.execute(_next_version, {**of_key, "next": version})
             connection.execute(
                 _entry_of_version,
-                {**this_key, "version": version, "written_at_us": self._clock(), "document": text},
+                {**this_key, "version": version, "written_at_us": self._database.now_us(connection), "document": text},
             )
             if version > KEPT_VERSIONS:
                 entries = tables.ledger

@@ -10,20 +10,26 @@ from featurestore_registry.records import Clock, system_clock
 from featurestore_registry.sql.database import Database
 from featurestore_registry.sql.definitions import SqlDefinitions
 from featurestore_registry.sql.ledger import SqlLedger
+from featurestore_registry.sql.postgres import open_postgres
+from featurestore_registry.sql.schema import ensure_schema, schema_of
 from featurestore_registry.sql.sqlite import open_sqlite
+from featurestore_registry.sql.tables import SCHEMA_VERSION
 
-BACKENDS: dict[str, Callable[..., Database]] = {"sqlite": open_sqlite}
-FORMS = {"sqlite": "sqlite:///PATH with an absolute path, for example sqlite:////srv/registry.db"}
+BACKENDS: dict[str, Callable[..., Database]] = {"sqlite": open_sqlite, "postgresql": open_postgres}
+FORMS = {
+    "sqlite": "sqlite:///PATH with an absolute path, for example sqlite:////srv/registry.db",
+    "postgresql": "postgresql://USER:PASSWORD@HOST:PORT/DATABASE",
+}
 """By the scheme of the URL: what opens it, and how the URL is written."""
 
 
 class SqlRegistry(Registry):
     """Definitions and ledger in one SQL database. Threads, processes and forks may share it."""
 
-    def __init__(self, database: Database, *, clock: Clock) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self.definitions = SqlDefinitions(database, clock)
-        self.ledger = SqlLedger(database, clock)
+        self.definitions = SqlDefinitions(database)
+        self.ledger = SqlLedger(database)
 
     def close(self) -> None:
         """Release connections; calling it twice is allowed."""
@@ -33,13 +39,32 @@ class SqlRegistry(Registry):
 def open_registry(
     url: str, *, create: bool = True, clock: Clock = system_clock, busy_timeout_ms: int = 30_000
 ) -> SqlRegistry:
-    """Open the registry at a URL: ``sqlite:///PATH``, with PATH absolute (so four slashes) and taken as it is written.
+    """Open the registry at a URL, in one of the `FORMS`.
 
-    With ``create`` a missing registry is empty, and the first write makes it with its folder; without ``create`` it
-    raises RegistryUnavailableError. An older schema is upgraded in both cases. A writer waits up to
-    ``busy_timeout_ms`` for another. Raises RegistryUnavailableError when the file cannot be opened or the URL has
-    another scheme, RegistryFormatError when it is not a registry, is damaged, or was written by a newer version.
+    With ``create`` a missing registry is empty, and the first write makes it (a file with its folder, a database's
+    tables); without ``create`` it raises RegistryUnavailableError. An older schema of a file is upgraded in both cases,
+    one that machines share only by `upgrade_registry`. A writer waits up to ``busy_timeout_ms`` for another. Raises
+    RegistryUnavailableError when it cannot be opened or the URL has another scheme, RegistryFormatError when it is not
+    a registry, is damaged, or has the schema of another version.
     """
+    return SqlRegistry(_opened(url, create=create, clock=clock, busy_timeout_ms=busy_timeout_ms))
+
+
+def upgrade_registry(url: str) -> tuple[str | None, str]:
+    """Bring the registry at a URL to this version's schema, and return the one that it had and the one that it has.
+
+    None for a database that had no tables: they are made. Raises as `open_registry`.
+    """
+    database = _opened(url, create=True, clock=system_clock, busy_timeout_ms=30_000)
+    try:
+        before = schema_of(database)
+        ensure_schema(database, create=True, upgrade=True)
+        return before, SCHEMA_VERSION
+    finally:
+        database.close()
+
+
+def _opened(url: str, *, create: bool, clock: Clock, busy_timeout_ms: int) -> Database:
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme not in BACKENDS:
         # The URL may hold a password, so the message shows only its scheme.
@@ -47,5 +72,4 @@ def open_registry(
             f"No registry of the scheme {scheme!r} can be opened here.",
             hint=f"Write {', or '.join(FORMS[name] for name in BACKENDS)}.",
         )
-    database = BACKENDS[scheme](url, create=create, busy_timeout_ms=busy_timeout_ms)
-    return SqlRegistry(database, clock=clock)
+    return BACKENDS[scheme](url, create=create, busy_timeout_ms=busy_timeout_ms, clock=clock)

@@ -17,25 +17,32 @@ if TYPE_CHECKING:
 version_of_schema = select(table(VERSION_TABLE, column("version_num")).c.version_num)
 
 
-def ensure_schema(database: Database, *, create: bool) -> None:
+def ensure_schema(database: Database, *, create: bool, upgrade: bool | None = None) -> None:
     """Create the schema in a new database, upgrade an older one, leave a current one alone.
 
     Safe with any number of processes at once: the work is one write transaction, which excludes the others
     and leaves nothing behind when it is cut off. Raises RegistryUnavailableError when there is no registry and
-    ``create`` is False, RegistryFormatError when a newer version or another program wrote the database.
+    ``create`` is False, RegistryFormatError when a newer version or another program wrote the database, or an older
+    one that is not to ``upgrade``: by default as the database says.
     """
-    if not database.exists():
+    version = schema_of(database)
+    if version is None:
         if not create:
             raise missing(database)
         database.create()
-    with database.reading() as connection:
-        version = _schema_version(connection, database)
-    if version is None and not create:
-        raise missing(database)
     if version != SCHEMA_VERSION:
-        with database.writing() as connection:
-            _upgrade(connection, database)
+        may_upgrade = database.upgrades_itself if upgrade is None else upgrade
+        with database.migrating() as connection:
+            _upgrade(connection, database, may_upgrade=may_upgrade)
     database.settle()
+
+
+def schema_of(database: Database) -> str | None:
+    """Return the schema that a database has, None where there is none; raises as `ensure_schema`."""
+    if not database.exists():
+        return None
+    with database.looking() as connection:
+        return _schema_version(connection, database)
 
 
 def alembic_config(connection: Connection) -> Config:
@@ -47,7 +54,7 @@ def alembic_config(connection: Connection) -> Config:
     return config
 
 
-def _upgrade(connection: Connection, database: Database) -> None:
+def _upgrade(connection: Connection, database: Database, *, may_upgrade: bool) -> None:
     from alembic import command
     from alembic.script import ScriptDirectory
 
@@ -64,6 +71,13 @@ def _upgrade(connection: Connection, database: Database) -> None:
             schema=version,
             known=sorted(known),
         )
+    if version not in (None, SCHEMA_VERSION) and not may_upgrade:
+        raise RegistryFormatError(
+            f"The registry {database.name} has the schema {version!r}; this version needs {SCHEMA_VERSION!r}.",
+            hint="Run `fs registry upgrade` with this version; programs of older versions then stop using it.",
+            **database.details,
+            schema=version,
+        )
     command.upgrade(config, "head")
 
 
@@ -79,7 +93,7 @@ def _schema_version(connection: Connection, database: Database) -> str | None:
             return version
     raise RegistryFormatError(
         f"{database.name} is a database of another program: it has tables but no registry's schema version.",
-        hint="Choose another path for the registry.",
+        hint="Choose another place for the registry.",
         **database.details,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +16,7 @@ from typing_extensions import override
 
 from featurestore_registry.errors import RegistryFormatError, RegistryUnavailableError
 from featurestore_registry.forks import ForkLock
+from featurestore_registry.records import Clock, system_clock
 from featurestore_registry.sql.database import Database
 from featurestore_registry.sql.schema import ensure_schema, missing, version_of_schema
 from featurestore_registry.sql.tables import SCHEMA_VERSION, metadata
@@ -53,6 +53,14 @@ def _connected(connect: Callable[[], sqlite3.Connection]) -> Connection:
         _connecting.reset(token)
 
 
+@contextmanager
+def an_empty_registry() -> Iterator[Connection]:
+    """Give a connection to a registry without content, to be read in place of one that is not made yet."""
+    with _connected(partial(sqlite3.connect, ":memory:")) as connection:
+        metadata.create_all(connection)
+        yield connection
+
+
 class SqliteDatabase(Database):
     """One SQLite file; every transaction has a connection of its own, safe across threads and forks.
 
@@ -61,16 +69,19 @@ class SqliteDatabase(Database):
     reads it, because a file may be replaced, restored or upgraded while this process lives.
     """
 
-    def __init__(self, path: Path, *, busy_timeout_ms: int, may_make: bool = False) -> None:
+    upgrades_itself = True
+
+    def __init__(
+        self, path: Path, *, busy_timeout_ms: int, clock: Clock = system_clock, may_make: bool = False
+    ) -> None:
         """With ``may_make`` a missing file reads as empty, and the first write makes it."""
         self.path = path
         self.name = str(path)
         self.details = {"path": self.name}
         self._busy_timeout_ms = busy_timeout_ms
+        self._clock = clock
         self._may_make = may_make
         self._lock = ForkLock()
-        self._checking = threading.local()
-        """Says in the thread that brings the file to the schema that it does."""
 
     def _connect(self) -> sqlite3.Connection:
         # mode=rw: a missing registry is an error, never silently an empty one. isolation_level=None: the
@@ -106,40 +117,52 @@ class SqliteDatabase(Database):
     @override
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        with self._translated():
-            if self._is_unmade():
-                with _connected(partial(sqlite3.connect, ":memory:")) as connection:
-                    metadata.create_all(connection)
-                    yield connection
-                return
-            with _connected(self._connect) as connection:
-                if self._is_current(connection):
-                    yield connection
-                    return
-            self.check()
-            with _connected(self._connect) as connection:
+        if self._may_make and not self.exists():  # one that another process made meanwhile is brought up to date
+            with self._translated(), an_empty_registry() as connection:
                 yield connection
+            return
+        with self.looking() as connection:
+            if self._is_current(connection):
+                yield connection
+                return
+        self.check()
+        with self.looking() as connection:
+            yield connection
 
     @override
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        if self._may_make and not self._is_checking():
+    def writing(self, project: str) -> Iterator[Connection]:
+        if self._may_make:
             self.check()
-        with self._translated():
-            with _connected(self._connect) as connection, connection.begin():
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-                if self._is_current(connection):
-                    yield connection
-                    return
-            self.check()
-            with _connected(self._connect) as connection, connection.begin():
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+        with self.migrating() as connection:  # a file has one writer
+            if self._is_current(connection):
                 yield connection
+                return
+        self.check()
+        with self.migrating() as connection:
+            yield connection
+
+    @override
+    @contextmanager
+    def looking(self) -> Iterator[Connection]:
+        with self._translated(), _connected(self._connect) as connection:
+            yield connection
+
+    @override
+    @contextmanager
+    def migrating(self) -> Iterator[Connection]:
+        with self._translated(), _connected(self._connect) as connection, connection.begin():
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    @override
+    def now_us(self, connection: Connection) -> int:
+        return self._clock()
 
     @override
     def settle(self) -> None:
         # WAL mode stays with a file, and can lose commits before SQLite 3.51.3.
-        with self.reading() as connection:
+        with self.looking() as connection:
             mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
             if mode == "wal":
                 connection.exec_driver_sql("PRAGMA journal_mode = DELETE")
@@ -151,23 +174,10 @@ class SqliteDatabase(Database):
     def check(self) -> None:
         """Bring the file to the schema; raises as `ensure_schema`."""
         with self._lock:
-            self._checking.is_so = True
-            try:
-                ensure_schema(self, create=self._may_make)
-                self._may_make = False
-            finally:
-                self._checking.is_so = False
-
-    def _is_checking(self) -> bool:
-        return getattr(self._checking, "is_so", False)
-
-    def _is_unmade(self) -> bool:
-        """Tell whether the file is still to be made; one that another process made meanwhile is brought up to date."""
-        return self._may_make and not self._is_checking() and not self.exists()
+            ensure_schema(self, create=self._may_make)
+            self._may_make = False
 
     def _is_current(self, connection: Connection) -> bool:
-        if self._is_checking():
-            return True
         try:
             version = connection.scalar(version_of_schema)
         except OperationalError:
@@ -209,7 +219,7 @@ class SqliteDatabase(Database):
         )
 
 
-def open_sqlite(url: str, *, create: bool, busy_timeout_ms: int) -> Database:
+def open_sqlite(url: str, *, create: bool, busy_timeout_ms: int, clock: Clock) -> Database:
     """Open ``sqlite:///PATH``, with PATH absolute (so four slashes) and taken as it is written."""
     path = Path(url.partition("://")[2].removeprefix("/"))
     if not path.is_absolute():
@@ -217,7 +227,7 @@ def open_sqlite(url: str, *, create: bool, busy_timeout_ms: int) -> Database:
             f"The registry's path {str(path)!r} is not absolute.",
             hint="Write sqlite:////srv/registry.db, with four slashes.",
         )
-    database = SqliteDatabase(path, busy_timeout_ms=busy_timeout_ms, may_make=create)
+    database = SqliteDatabase(path, busy_timeout_ms=busy_timeout_ms, clock=clock, may_make=create)
     if not create or database.exists():
         database.check()
     return database
