@@ -110,8 +110,8 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def postgres_url(postgres_server: PostgresServer) -> str:
-    """The URL of an empty database."""
-    return postgres_server.new_database()
+    """The URL of an empty place in the worker's server."""
+    return postgres_server.new_place()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The registry's conformance suite over SQLite, and what only real processes can show."""
+"""The registry's conformance suite over its databases, and what only real processes can show."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from featurestore_registry.testing import RegistryConformance
 
 
 @pytest.fixture
-def url(tmp_path):
+def sqlite_url(tmp_path):
     return f"sqlite:///{tmp_path / 'new folder' / 'registry.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request):
+    return request.getfixturevalue(f"{request.param}_url")
 
 
 class TestSqlite(RegistryConformance):
     @pytest.fixture
-    def reopen(self, url):
-        return lambda: open_registry(url)
+    def reopen(self, sqlite_url):
+        return lambda: open_registry(sqlite_url)
 
 
 class TestPostgres(RegistryConformance):

@@ -38,6 +38,10 @@ def find_program(name: str) -> str:
     raise RuntimeError("There is no PostgreSQL for the tests: run `make test`, which installs one.")
 
 
+STOPPED_AT_ONCE = WATCHED.replace("kill $!", "kill -INT $!")
+"""SIGTERM would wait for all clients."""
+
+
 class PostgresServer:
     """One server, gone when the test process is. Without syncs to disk unless the options say so."""
 
@@ -69,19 +73,18 @@ class PostgresServer:
     def connect(self, database: str = "postgres") -> psycopg.Connection[tuple[object, ...]]:
         return psycopg.connect(self.url(database), autocommit=True)
 
-    def new_database(self) -> str:
-        """Make an empty database and return its URL."""
+    def new_place(self) -> str:
+        """Make an empty schema and return the URL of it: faster than a database, and as good."""
         self._made += 1
-        name = f"d{self._made}"
         with self.connect() as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
-        return self.url(name)
+            connection.execute(f"CREATE SCHEMA place_{self._made}".encode())
+        return f"{self.url()}?options=-csearch_path%3Dplace_{self._made}"
 
     def start(self) -> None:
         command = [find_program("postgres"), "-D", str(self.directory / "data"), "-h", "127.0.0.1"]
         log = self.directory / "log"
         self._shell = subprocess.Popen(
-            ["/bin/sh", "-c", WATCHED, "sh", *self._as_user, *command, *self._ending()],
+            ["/bin/sh", "-c", STOPPED_AT_ONCE, "sh", *self._as_user, *command, *self._ending()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

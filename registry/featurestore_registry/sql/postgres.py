@@ -11,6 +11,8 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 from zlib import crc32
 
 from sqlalchemy import URL, Connection, Engine, create_engine, inspect, make_url, text
@@ -27,7 +29,6 @@ from featurestore_registry.sql.sqlite import an_empty_registry
 from featurestore_registry.sql.tables import SCHEMA_VERSION, VERSION_TABLE
 
 CONNECT_SECONDS = 10
-STATEMENT_MS = 60_000
 POOL_SIZE, POOL_MORE = 5, 15
 CHECK_SECONDS = 1.0
 """How long a schema that was found right is not looked at again."""
@@ -38,16 +39,20 @@ _lock_project = text("SELECT pg_advisory_xact_lock_shared(:schema, 0), pg_adviso
 _lock_schema = text("SELECT pg_advisory_xact_lock(:schema, 0)")
 _now = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
 
+_WHO = "Check user and password: in the URL, in PGUSER and PGPASSWORD, or in ~/.pgpass."
 _HINTS = {
-    "28": "Check user and password: in the URL, in PGUSER and PGPASSWORD, or in ~/.pgpass.",
-    "3D000": "Create the database first: `createdb NAME`, or check its name in the URL.",
+    "28": _WHO,
+    "authentication": _WHO,
+    "no password": _WHO,
+    "role ": _WHO,
+    'database "': "Create the database first: `createdb NAME`, or check its name in the URL.",
     "42501": "Give this user the rights to the registry's tables.",
     "53": "The database server has no room left: see its log, then run the command again.",
     "55P03": "Another writer holds its lock: wait for it, or end it, and run the command again.",
     "57014": "The database did not answer in time: look at what it does, then run the command again.",
     "25006": "The database takes no writes: is it a standby, or does the URL name the wrong host?",
 }
-"""By SQLSTATE, or what it begins with."""
+"""By what a SQLSTATE begins with, or, since a refused connection has none, by a part of the message."""
 _DAMAGED = ("42P01", "42703", "42804", "XX001", "XX002")
 """A table or column is missing or of another type, or data is damaged."""
 
@@ -62,8 +67,7 @@ class PostgresDatabase(Database):
 
         ``clock`` takes the place of the database's own, for tests.
         """
-        where = url.set(drivername="postgresql", username=None, password=None, query={})
-        self.name = where.render_as_string()
+        self.name = URL.create("postgresql", None, None, url.host, url.port, url.database).render_as_string()
         self.details = {"host": url.host or "", "database": url.database or ""}
         self._url = url.set(drivername="postgresql+psycopg")
         self._busy_timeout_ms = busy_timeout_ms
@@ -101,7 +105,8 @@ class PostgresDatabase(Database):
             ensure_schema(self, create=True)
         with self._translated(), self._connected() as connection, connection.begin():
             numbers = {"schema": _SCHEMA_LOCK, "kind": _PROJECT_LOCK, "project": crc32(project.encode()) - 2**31}
-            connection.execute(_lock_project, numbers)
+            with self._patience(connection):
+                connection.execute(_lock_project, numbers)
             # Under the lock: what was right a moment ago may have been upgraded, or restored, meanwhile.
             if connection.scalar(version_of_schema) == SCHEMA_VERSION:
                 yield connection
@@ -116,7 +121,8 @@ class PostgresDatabase(Database):
     @contextmanager
     def migrating(self) -> Iterator[Connection]:
         with self._translated(), self._connected() as connection, connection.begin():
-            connection.execute(_lock_schema, {"schema": _SCHEMA_LOCK})
+            with self._patience(connection):
+                connection.execute(_lock_schema, {"schema": _SCHEMA_LOCK})
             yield connection
 
     @override
@@ -153,6 +159,17 @@ class PostgresDatabase(Database):
         return True
 
     @contextmanager
+    def _patience(self, connection: Connection) -> Iterator[None]:
+        """Wait for a lock, for which the server gives up by itself."""
+        driver: Any = connection.connection.driver_connection
+        before_s = driver.answer_seconds
+        driver.answer_seconds += self._busy_timeout_ms / 1000
+        try:
+            yield
+        finally:
+            driver.answer_seconds = before_s
+
+    @contextmanager
     def _connected(self) -> Iterator[Connection]:
         with self._pool().connect() as connection:
             yield connection
@@ -166,19 +183,24 @@ class PostgresDatabase(Database):
             return self._engine
 
     def _made(self) -> Engine:
-        settings = f"-c lock_timeout={self._busy_timeout_ms} -c statement_timeout={STATEMENT_MS}"
-        given = self._url.query.get("options", "")
+        from psycopg.conninfo import make_conninfo
+
+        from featurestore_registry.sql.impatient import ImpatientConnection
+
+        settings = f"-c lock_timeout={self._busy_timeout_ms} -c idle_in_transaction_session_timeout=60000"
+        url = self._url.difference_update_query(["options"])
+        given = {**url.translate_connect_args(username="user", database="dbname"), **url.query}
+        options = f"{settings} {self._url.query.get('options', '')}"
+        conninfo = make_conninfo(
+            "", **{"connect_timeout": CONNECT_SECONDS, "application_name": "featurestore", **given, "options": options}
+        )
         return create_engine(
-            self._url.difference_update_query(["options"]),
+            url,
+            creator=partial(ImpatientConnection.connect, conninfo),
             pool_size=POOL_SIZE,
             max_overflow=POOL_MORE,
             pool_timeout=CONNECT_SECONDS,
             pool_pre_ping=True,  # one that a restart of the server broke is replaced unnoticed
-            connect_args={
-                "connect_timeout": CONNECT_SECONDS,
-                "application_name": "featurestore",
-                "options": f"{settings} {given}".strip(),
-            },
         )
 
     @contextmanager
@@ -204,7 +226,7 @@ class PostgresDatabase(Database):
                 **self.details,
                 code=code,
             )
-        known = (hint for prefix, hint in _HINTS.items() if code.startswith(prefix))
+        known = (hint for sign, hint in _HINTS.items() if code.startswith(sign) or sign in why)
         hint = next(known, "Check that the server runs and that the URL is right.")
         return RegistryUnavailableError(
             f"The registry {self.name} cannot be used: {why}.", hint=hint, **self.details, code=code
@@ -230,6 +252,10 @@ def open_postgres(url: str, *, create: bool, busy_timeout_ms: int, clock: Clock)
         raise RegistryUnavailableError(  # the error may show the password
             "The registry's URL cannot be read.", hint="Write postgresql://USER:PASSWORD@HOST:PORT/DATABASE."
         ) from error
-    if not create:
-        ensure_schema(database, create=False)
+    try:
+        if not create:
+            ensure_schema(database, create=False)
+    except RegistryError:
+        database.close()
+        raise
     return database
