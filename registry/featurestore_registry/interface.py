@@ -18,7 +18,8 @@ class DefinitionsReader(ABC):
 
     A revision is a project's complete set of records; it never changes. Revisions count 1, 2, 3 …; a project
     nobody applied to has head 0 and no records. Safe to call from several threads and processes. Every method
-    raises RegistryUnavailableError when the registry cannot be reached and RegistryFormatError when it was
+    raises ValueError for a name or text with U+0000 or half a surrogate pair, which not every database keeps (in a
+    document U+0000 is fine: JSON escapes it), RegistryUnavailableError when the registry cannot be reached and RegistryFormatError when it was
     written by a newer version.
     """
 
@@ -75,7 +76,8 @@ class LedgerReader(ABC):
     """An append-only book of what happened: runs, watermarks, saved sets, tokens, audit.
 
     Ledger writes never move a revision. Keys are versioned: 1, 2, 3 …. Per (project, kind, key) the newest
-    1,000 entries are kept (the newest always). Safe to call from several threads and processes.
+    1,000 entries are kept (the newest always). Safe to call from several threads and processes. Names and texts are
+    refused as `DefinitionsReader` says.
     """
 
     def latest(self, project: str, kind: str, key: str) -> LedgerEntry | None:

@@ -31,6 +31,13 @@ def canonical_json(document: Any) -> str:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def check_storable(*texts: str) -> None:
+    """Raise ValueError for a name or text that not every database keeps: one with U+0000 or half a surrogate pair."""
+    for text in texts:
+        if "\0" in text or (not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text)):
+            raise ValueError(f"{text!r} holds U+0000 or half a surrogate pair, which a registry cannot keep")
+
+
 def fingerprint(document: Any) -> str:
     """Return the hex of the 16-byte BLAKE2b digest of the canonical JSON."""
     return hashlib.blake2b(canonical_json(document).encode(), digest_size=16).hexdigest()

@@ -19,6 +19,7 @@ from featurestore_registry.records import (
     Revision,
     RevisionInfo,
     canonical_json,
+    check_storable,
     record_from,
     revision_hash,
 )
@@ -77,11 +78,13 @@ class SqlDefinitions(Definitions):
 
     @override
     def head(self, project: str) -> int:
+        check_storable(project)
         with self._database.reading() as connection:
             return connection.scalar(_head, {"project": project}) or 0
 
     @override
     def chain(self, project: str) -> Chain:
+        check_storable(project)
         with self._database.reading() as connection:
             return self._chain(connection, project)
 
@@ -92,6 +95,7 @@ class SqlDefinitions(Definitions):
 
     @override
     def read(self, project: str, revision: int | None = None) -> Revision:
+        check_storable(project)
         with self._database.reading() as connection:
             chain = self._chain(connection, project)
             head = chain.number
@@ -111,6 +115,7 @@ class SqlDefinitions(Definitions):
 
     @override
     def history(self, project: str, *, limit: int = 50) -> list[RevisionInfo]:
+        check_storable(project)
         if limit < 0:
             raise ValueError(f"limit must be 0 or more, not {limit}")
         revision, change = tables.revision, tables.change
@@ -153,6 +158,7 @@ class SqlDefinitions(Definitions):
         message: str,
         commit: str,
     ) -> Chain:
+        check_storable(project, author, message, commit)
         rows = _rows(project, changes)
         with self._database.writing(project) as connection:
             chain = self._chain(connection, project)
@@ -282,6 +288,7 @@ def _rows(project: str, changes: Sequence[Change]) -> list[dict[str, Any] | None
 
 def _row(project: str, change: Change) -> dict[str, Any] | None:
     record = change.record
+    check_storable(change.kind, change.name)
     if change.action == "delete" and record is None:
         return None
     if change.action != "put" or record is None:
@@ -291,7 +298,9 @@ def _row(project: str, change: Change) -> dict[str, Any] | None:
             f"the record {record.key} of project {record.project!r} is not "
             f"{change.kind}:{change.name} of project {project!r}"
         )
-    return {name: canonical_json(value) if name in _TEXTS else value for name, value in asdict(record).items()}
+    row = {name: canonical_json(value) if name in _TEXTS else value for name, value in asdict(record).items()}
+    check_storable(*row.values())
+    return row
 
 
 def _record(row: RowMapping) -> Record:

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from featurestore_registry.errors import LedgerConflictError
 from featurestore_registry.interface import Ledger
-from featurestore_registry.records import Document, LedgerEntry, canonical_json
+from featurestore_registry.records import Document, LedgerEntry, canonical_json, check_storable
 from featurestore_registry.sql import tables
 from featurestore_registry.sql.database import Database, load_json, utc_datetime
 
@@ -59,6 +59,7 @@ class SqlLedger(Ledger):
     @override
     def append(self, project: str, kind: str, key: str, document: Document, *, if_version: int | None = None) -> int:
         text = canonical_json(document)
+        check_storable(project, kind, key, text)
         this_key = {"project": project, "kind": kind, "key": key}
         with self._database.writing(project) as connection:
             newest = connection.scalar(_newest_version, this_key) or 0
@@ -91,6 +92,7 @@ class SqlLedger(Ledger):
     def scan(self, project: str, kind: str, *, key: str | None = None, limit: int | None = None) -> list[LedgerEntry]:
         if limit is not None and limit < 0:
             raise ValueError(f"limit must be 0 or more, not {limit}")
+        check_storable(project, kind, key or "")
         asked = {"project": project, "kind": kind, "most": _NO_LIMIT if limit is None else limit}
         with self._database.reading() as connection:
             if key is None:

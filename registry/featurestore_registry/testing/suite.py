@@ -44,6 +44,33 @@ class RegistryConformance(DefinitionsConformance, LedgerConformance):
             assert again.definitions.history("p") == before[1]
             assert again.ledger.scan("p", "run") == before[2]
 
+    @pytest.mark.parametrize("odd", ["a\0b", "\ud800"])
+    def test_what_not_every_database_keeps_is_a_value_error(self, registry: Registry, odd: str) -> None:
+        definitions, ledger = registry.definitions, registry.ledger
+        said = {"author": "a", "message": "m", "commit": "c"}
+        for name in said:
+            with pytest.raises(ValueError, match="U\\+0000"):
+                definitions.apply("p", "", [put("p", "a")], **{**said, name: odd})
+        for change in (
+            put("p", odd),
+            put("p", "a", owner=odd),
+            put("p", "a", description=odd),
+            put("p", "a", kind=odd),
+        ):
+            with pytest.raises(ValueError, match="U\\+0000"):
+                definitions.apply("p", "", [change], **said)
+        for read in (definitions.head, definitions.chain, definitions.read, definitions.history):
+            with pytest.raises(ValueError, match="U\\+0000"):
+                read(odd)
+        for place in range(3):
+            names = ["p", "run", "k"]
+            names[place] = odd
+            with pytest.raises(ValueError, match="U\\+0000"):
+                ledger.append(*names, {})
+            with pytest.raises(ValueError, match="U\\+0000"):
+                ledger.scan(names[0], names[1], key=names[2])
+        assert definitions.projects() == []
+
     def test_ledger_writes_never_move_a_revision(self, registry: Registry) -> None:
         registry.definitions.apply("p", "", [put("p", "a")], author="a", message="m", commit="c")
         for _ in range(3):
