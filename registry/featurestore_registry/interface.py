@@ -18,9 +18,9 @@ class DefinitionsReader(ABC):
 
     A revision is a project's complete set of records; it never changes. Revisions count 1, 2, 3 …; a project
     nobody applied to has head 0 and no records. Safe to call from several threads and processes. Every method
-    raises ValueError for a name or text with U+0000 or half a surrogate pair, which not every database keeps (in a
-    document U+0000 is fine: JSON escapes it), RegistryUnavailableError when the registry cannot be reached and RegistryFormatError when it was
-    written by a newer version.
+    raises RegistryUnavailableError when the registry cannot be reached, RegistryFormatError when it was written by a
+    newer version, and ValueError for a name or text with U+0000 or half a surrogate pair, which not every database
+    keeps. (In a document U+0000 may stand: JSON escapes it.)
     """
 
     @abstractmethod
