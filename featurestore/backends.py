@@ -95,6 +95,14 @@ def open_registry(located: Located, root: Path, *, create: bool = True, clock: C
     return registry
 
 
+def upgrade_registry(located: Located, root: Path) -> tuple[str | None, str]:
+    """Bring the registry to this version's schema; return the one that it had, None for none, and the one it has."""
+    from featurestore_registry.sql import upgrade_registry as upgrade
+
+    backend, _ = _checked("registry", located)
+    return upgrade(f"sqlite:///{local_path(located.url, root)}" if backend.is_local else located.url)
+
+
 def open_offline(located: Located, root: Path, *, clock: Clock = system_clock) -> OfflineStore:
     """Open the offline store; raises SettingsError for a scheme that is not built or an unknown option."""
     backend, _ = _checked("offline_store", located)
@@ -113,6 +121,12 @@ def _open_sqlite(url: str, root: Path, clock: Clock, *, create: bool) -> Registr
     from featurestore_registry.sql import open_registry as open_sql
 
     return open_sql(f"sqlite:///{local_path(url, root)}", create=create, clock=clock)
+
+
+def _open_postgres(url: str, root: Path, clock: Clock, *, create: bool) -> Registry:
+    from featurestore_registry.sql import open_registry as open_sql
+
+    return open_sql(url, create=create, clock=clock)
 
 
 def _open_delta(url: str, root: Path, clock: Clock) -> OfflineStore:
@@ -158,7 +172,10 @@ _REDIS = Backend(_open_redis, is_local=False, has_query=True, options=_TIMEOUTS)
 _CLUSTER = replace(_REDIS, open=_open_cluster)
 
 BACKENDS: dict[str, dict[str, Backend]] = {
-    "registry": {"sqlite": Backend(_open_sqlite)},
+    "registry": {
+        "sqlite": Backend(_open_sqlite),
+        "postgresql": Backend(_open_postgres, is_local=False, has_query=True),
+    },
     "offline_store": {"": _DELTA, "file": _DELTA},
     "online_store": {
         "lmdb": Backend(_open_lmdb),

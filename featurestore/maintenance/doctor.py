@@ -247,8 +247,9 @@ def _write_access(workspace: Readers) -> Iterator[Check]:
 def _file_modes(workspace: Readers) -> Iterator[Check]:
     """Report private files that an earlier version, or a copy, left readable for everybody."""
     places = workspace.places
-    registry = places["registry"]
-    found = [registry, registry.with_name(f"{registry.name}-journal"), *(workspace.root / ACCESS_FILE.parent).glob("*")]
+    found = [*(workspace.root / ACCESS_FILE.parent).glob("*")]
+    if (registry := places.get("registry")) is not None:
+        found += [registry, registry.with_name(f"{registry.name}-journal")]
     if (online := places.get("online_store")) is not None:
         found += [online / "data.mdb", online / "lock.mdb"]
     if files := [str(path) for path in found if path.is_file() and path.stat().st_mode & stat.S_IRWXO]:

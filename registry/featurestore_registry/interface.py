@@ -1,4 +1,4 @@
-"""The two small interfaces of a registry, each with the part that only reads. `testing` holds the suite for both.
+"""The three small interfaces of a registry, each with the part that only reads. `testing` holds the suite for all.
 
 What only reads receives a reader: the type checker then sees that it cannot write.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Self
 
-from featurestore_registry.records import Chain, Change, Document, LedgerEntry, Revision, RevisionInfo
+from featurestore_registry.records import Chain, Change, Document, JournalEntry, LedgerEntry, Revision, RevisionInfo
 
 
 class DefinitionsReader(ABC):
@@ -104,18 +105,63 @@ class Ledger(LedgerReader):
         """
 
 
+class JournalReader(ABC):
+    """What happened, entry by entry, in the order in which it was written: commits, publishes, audit.
+
+    Unlike a ledger's, entries have no versions, and none is given up for its number: only `Journal.forget` removes
+    some, by their age. Safe to call from several threads and processes. Names are refused as `DefinitionsReader` says.
+    """
+
+    @abstractmethod
+    def scan(
+        self,
+        project: str,
+        kind: str,
+        *,
+        key: str | None = None,
+        after: int = 0,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 1_000,
+    ) -> list[JournalEntry]:
+        """Return the first ``limit`` entries after a cursor, oldest first, written in [since, until).
+
+        The cursor of the last one leads on. An entry that became visible later than another of its project has the
+        greater cursor: who follows the journal misses none. Raises ValueError for a negative limit or a time without a
+        zone.
+        """
+
+    @abstractmethod
+    def newest(self, project: str, kind: str, *, key: str | None = None, limit: int = 50) -> list[JournalEntry]:
+        """Return the newest entries, newest first; raises ValueError for a negative limit."""
+
+
+class Journal(JournalReader):
+    """A journal that takes new entries."""
+
+    @abstractmethod
+    def append(self, project: str, kind: str, entries: Sequence[tuple[str, Document]]) -> list[int]:
+        """Append a document for each key, all or none, durably; return their cursors."""
+
+    @abstractmethod
+    def forget(self, project: str, kind: str, before: datetime) -> int:
+        """Remove the entries that were written before an instant, and return how many there were."""
+
+
 class RegistryReader(ABC):
     """What a registry holds, to be read."""
 
     definitions: DefinitionsReader
     ledger: LedgerReader
+    journal: JournalReader
 
 
 class Registry(RegistryReader):
-    """A connection to a registry: its definitions and its ledger, closed together."""
+    """A connection to a registry: its definitions, its ledger and its journal, closed together."""
 
     definitions: Definitions
     ledger: Ledger
+    journal: Journal
 
     @abstractmethod
     def close(self) -> None:

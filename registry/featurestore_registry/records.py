@@ -182,3 +182,18 @@ class LedgerEntry:
     document: Document
     written_at: datetime
     """Aware, UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """One thing that happened, as the journal keeps it."""
+
+    project: str
+    kind: str
+    key: str
+    """What it happened to, a view for example."""
+    cursor: int
+    """Where it stands: later entries of a project have greater cursors."""
+    document: Document
+    written_at: datetime
+    """Aware, UTC, by the registry's clock."""

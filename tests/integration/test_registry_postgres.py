@@ -12,12 +12,18 @@ from datetime import UTC, datetime
 
 import psycopg
 import pytest
+import sqlalchemy
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
 from featurestore_registry.errors import RegistryError, RegistryFormatError, RegistryUnavailableError
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change, Record
 from featurestore_registry.sql import open_registry, postgres, tables, upgrade_registry
 from featurestore_registry.sql.impatient import ImpatientConnection
+from featurestore_registry.sql.schema import alembic_config
 from support.postgres_server import PostgresServer
+from support.released_registry import RELEASED, check_upgraded
 from support.serving import until
 
 pytestmark = pytest.mark.uncounted
@@ -80,6 +86,48 @@ def test_a_newer_schema_is_refused_by_who_has_it_open_too(postgres_url: str, mon
                 use()
     with pytest.raises(RegistryFormatError, match="'9999' of a newer version"):
         upgrade_registry(postgres_url)
+
+
+@pytest.mark.parametrize("released", RELEASED)
+def test_a_registry_of_a_released_schema_is_upgraded_by_the_command(postgres_url: str, released: str) -> None:
+    engine = sqlalchemy.create_engine(postgres_url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        command.upgrade(alembic_config(connection), released)
+        RELEASED[released](connection)
+        for table in ("ledger", "journal")[: int(released)]:
+            name = f"registry_{table}"
+            newest = f"(SELECT max(sequence) FROM {name})"
+            connection.exec_driver_sql(f"SELECT setval(pg_get_serial_sequence('{name}', 'sequence'), {newest})")
+    engine.dispose()
+    if released != tables.SCHEMA_VERSION:
+        for create in (True, False):
+            told = f"has the schema '{released}'; this version needs '{tables.SCHEMA_VERSION}'"
+            with (
+                pytest.raises(RegistryFormatError, match=told) as raised,
+                open_registry(postgres_url, create=create) as registry,
+            ):
+                registry.definitions.head("p")
+            assert "fs registry upgrade" in raised.value.hint
+    assert upgrade_registry(postgres_url) == (released, tables.SCHEMA_VERSION)
+    with open_registry(postgres_url, create=False) as registry:
+        check_upgraded(registry)
+    assert upgrade_registry(postgres_url) == (tables.SCHEMA_VERSION, tables.SCHEMA_VERSION)
+
+
+def test_the_tables_are_what_the_migrations_make(postgres_url: str) -> None:
+    assert upgrade_registry(postgres_url) == (None, tables.SCHEMA_VERSION)
+    engine = sqlalchemy.create_engine(postgres_url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"version_table": tables.VERSION_TABLE, "compare_type": True}
+        )
+        assert compare_metadata(context, tables.metadata) == []
+        collations = connection.exec_driver_sql(
+            "SELECT DISTINCT collation_name FROM information_schema.columns WHERE table_schema = current_schema AND "
+            "data_type = 'text'"
+        ).scalars()
+        assert set(collations) == {"C"}
+    engine.dispose()
 
 
 def test_what_is_written_never_meets_a_schema_that_was_changed_a_moment_ago(postgres_url: str) -> None:

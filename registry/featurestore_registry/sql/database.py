@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from featurestore_registry.errors import RegistryFormatError
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Database(ABC):
@@ -72,7 +72,7 @@ class Database(ABC):
 
 def utc_datetime(instant_us: int) -> datetime:
     """Return the aware UTC datetime of an instant in microseconds."""
-    return _EPOCH + timedelta(microseconds=instant_us)
+    return EPOCH + timedelta(microseconds=instant_us)
 
 
 def load_json(text: str) -> Any:

@@ -9,6 +9,7 @@ from featurestore_registry.interface import Registry
 from featurestore_registry.records import Clock, system_clock
 from featurestore_registry.sql.database import Database
 from featurestore_registry.sql.definitions import SqlDefinitions
+from featurestore_registry.sql.journal import SqlJournal
 from featurestore_registry.sql.ledger import SqlLedger
 from featurestore_registry.sql.postgres import open_postgres
 from featurestore_registry.sql.schema import ensure_schema, schema_of
@@ -24,12 +25,13 @@ FORMS = {
 
 
 class SqlRegistry(Registry):
-    """Definitions and ledger in one SQL database. Threads, processes and forks may share it."""
+    """Definitions, ledger and journal in one SQL database. Threads, processes and forks may share it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.definitions = SqlDefinitions(database)
         self.ledger = SqlLedger(database)
+        self.journal = SqlJournal(database)
 
     def close(self) -> None:
         """Release connections; calling it twice is allowed."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text, UniqueConstraint
 
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 """The newest migration. A database stamped with it is opened without loading Alembic."""
 
 VERSION_TABLE = "registry_version"
@@ -18,60 +18,63 @@ OPEN_END = 2**63 - 1
 
 metadata = MetaData()
 
+_Name = Text().with_variant(Text(collation="C"), "postgresql")
+"""Texts are compared byte by byte in every database, whatever its locale."""
+
 project = Table(
     "registry_project",
     metadata,
-    Column("project", Text, primary_key=True),
+    Column("project", _Name, primary_key=True),
     Column("revision", BigInteger, nullable=False),
 )
 
 revision = Table(
     "registry_revision",
     metadata,
-    Column("project", Text, primary_key=True),
+    Column("project", _Name, primary_key=True),
     Column("number", BigInteger, primary_key=True),
     Column("applied_at_us", BigInteger, nullable=False),
-    Column("author", Text, nullable=False),
-    Column("message", Text, nullable=False),
-    Column("source_commit", Text, nullable=False),
+    Column("author", _Name, nullable=False),
+    Column("message", _Name, nullable=False),
+    Column("source_commit", _Name, nullable=False),
 )
 
 change = Table(
     "registry_change",
     metadata,
-    Column("project", Text, primary_key=True),
+    Column("project", _Name, primary_key=True),
     Column("number", BigInteger, primary_key=True),
     Column("position", Integer, primary_key=True),
-    Column("action", Text, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("name", Text, nullable=False),
+    Column("action", _Name, nullable=False),
+    Column("kind", _Name, nullable=False),
+    Column("name", _Name, nullable=False),
 )
 
 record = Table(
     "registry_record",
     metadata,
-    Column("project", Text, primary_key=True),
-    Column("kind", Text, primary_key=True),
-    Column("name", Text, primary_key=True),
+    Column("project", _Name, primary_key=True),
+    Column("kind", _Name, primary_key=True),
+    Column("name", _Name, primary_key=True),
     # A version of a record is part of the revisions valid_from <= revision < valid_to.
     Column("valid_from", BigInteger, primary_key=True),
     Column("valid_to", BigInteger, nullable=False),
-    Column("fingerprint", Text, nullable=False),
-    Column("owner", Text, nullable=False),
-    Column("description", Text, nullable=False),
-    Column("tags", Text, nullable=False),
-    Column("depends_on", Text, nullable=False),
-    Column("fields", Text, nullable=False),
-    Column("document", Text, nullable=False),
+    Column("fingerprint", _Name, nullable=False),
+    Column("owner", _Name, nullable=False),
+    Column("description", _Name, nullable=False),
+    Column("tags", _Name, nullable=False),
+    Column("depends_on", _Name, nullable=False),
+    Column("fields", _Name, nullable=False),
+    Column("document", _Name, nullable=False),
     Index("registry_record_validity", "project", "valid_to", "valid_from"),
 )
 
 ledger_key = Table(
     "registry_ledger_key",
     metadata,
-    Column("project", Text, primary_key=True),
-    Column("kind", Text, primary_key=True),
-    Column("key", Text, primary_key=True),
+    Column("project", _Name, primary_key=True),
+    Column("kind", _Name, primary_key=True),
+    Column("key", _Name, primary_key=True),
     Column("version", BigInteger, nullable=False),
 )
 
@@ -80,11 +83,25 @@ ledger = Table(
     metadata,
     # SQLite numbers only an INTEGER primary key by itself.
     Column("sequence", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
-    Column("project", Text, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("key", Text, nullable=False),
+    Column("project", _Name, nullable=False),
+    Column("kind", _Name, nullable=False),
+    Column("key", _Name, nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("written_at_us", BigInteger, nullable=False),
-    Column("document", Text, nullable=False),
+    Column("document", _Name, nullable=False),
     UniqueConstraint("project", "kind", "key", "version", name="registry_ledger_version"),
+)
+
+journal = Table(
+    "registry_journal",
+    metadata,
+    Column("sequence", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("project", _Name, nullable=False),
+    Column("kind", _Name, nullable=False),
+    Column("key", _Name, nullable=False),
+    Column("written_at_us", BigInteger, nullable=False),
+    Column("document", _Name, nullable=False),
+    Index("registry_journal_of_kind", "project", "kind", "sequence"),
+    Index("registry_journal_of_key", "project", "kind", "key", "sequence"),
+    sqlite_autoincrement=True,  # a cursor is never given twice, whatever was forgotten
 )

@@ -1,22 +1,24 @@
-"""The conformance suite of a registry: definitions and ledger together."""
+"""The conformance suite of a registry: definitions, ledger and journal together."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change, Record
 from featurestore_registry.testing.definitions import DefinitionsConformance, put
+from featurestore_registry.testing.journal import JournalConformance
 from featurestore_registry.testing.ledger import LedgerConformance
 from featurestore_registry.testing.support import Reopen
 
 
-class RegistryConformance(DefinitionsConformance, LedgerConformance):
-    """What `Definitions`, `Ledger` and `Registry` promise, sentence by sentence.
+class RegistryConformance(DefinitionsConformance, LedgerConformance, JournalConformance):
+    """What `Definitions`, `Ledger`, `Journal` and `Registry` promise, sentence by sentence.
 
     Derive a ``Test…`` class from it and override the fixture ``reopen``::
 
@@ -57,7 +59,8 @@ class RegistryConformance(DefinitionsConformance, LedgerConformance):
                 definitions.apply("p", "", [put("p", "a")], **{**said, name: odd})
         whole = Record("view", "p", "a", {}, "f")
         for part in ("kind", "name", "owner", "description"):
-            record = replace(whole, **{part: odd})
+            other: dict[str, Any] = {part: odd}
+            record = replace(whole, **other)
             with refused():
                 definitions.apply("p", "", [Change("put", record.kind, record.name, record)], **said)
         for read in (definitions.head, definitions.chain, definitions.read, definitions.history):
