@@ -11,7 +11,16 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 
-from featurestore_registry.records import Chain, Change, Document, JournalEntry, LedgerEntry, Revision, RevisionInfo
+from featurestore_registry.records import (
+    Chain,
+    Change,
+    Document,
+    JournalEntry,
+    LedgerEntry,
+    Revision,
+    RevisionInfo,
+    State,
+)
 
 
 class DefinitionsReader(ABC):
@@ -154,6 +163,10 @@ class RegistryReader(ABC):
     definitions: DefinitionsReader
     ledger: LedgerReader
     journal: JournalReader
+
+    @abstractmethod
+    def state(self, project: str) -> State:
+        """Return how far a project is, cheaply: for those who look often. Raises as the methods of `definitions`."""
 
 
 class Registry(RegistryReader):

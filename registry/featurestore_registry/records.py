@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -197,3 +198,40 @@ class JournalEntry:
     document: Document
     written_at: datetime
     """Aware, UTC, by the registry's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far a project's registry is: what has to be read again is told by comparing two of them."""
+
+    head: str
+    """The hash of the newest revision; empty for a project that was never applied."""
+    number: int
+    """The number of that revision."""
+    ledger: int
+    """Grows with every entry that is appended to the project's ledger."""
+    now: datetime
+    """By the registry's clock. Aware, UTC."""
+
+
+def check_changes(project: str, changes: Sequence[Change]) -> None:
+    """Raise ValueError for an apply's changes that make no sense: see `Definitions.apply`."""
+    if not changes:
+        raise ValueError("an apply needs at least one change")
+    counts = Counter((change.kind, change.name) for change in changes)
+    (kind, name), count = counts.most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} changes of {kind}:{name} in one apply")
+    for change in changes:
+        record = change.record
+        check_storable(change.kind, change.name)
+        if (change.action == "put") != (record is not None) or change.action not in ("put", "delete"):
+            raise ValueError(f"a put needs a record and a delete has none: {change.kind}:{change.name}")
+        if record is None:
+            continue
+        if (record.project, record.kind, record.name) != (project, change.kind, change.name):
+            raise ValueError(
+                f"the record {record.key} of project {record.project!r} is not "
+                f"{change.kind}:{change.name} of project {project!r}"
+            )
+        check_storable(record.fingerprint, record.owner, record.description, canonical_json(asdict(record)))

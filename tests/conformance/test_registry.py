@@ -9,8 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from featurestore_registry.auth import Role, create_token
+from featurestore_registry.http import access
+from featurestore_registry.http.access import Needs
+from featurestore_registry.http.client import HttpRegistry
 from featurestore_registry.sql import open_registry
 from featurestore_registry.testing import RegistryConformance
+from support.registry_server import serving_registry
 
 
 @pytest.fixture
@@ -33,6 +38,29 @@ class TestPostgres(RegistryConformance):
     @pytest.fixture
     def reopen(self, postgres_url):
         return lambda: open_registry(postgres_url)
+
+
+class EveryKind(dict):
+    def get(self, kind, default=None):
+        return Needs(Role.ADMIN, Role.ADMIN)
+
+
+EVERY_KIND = EveryKind()
+
+
+class TestHttp(RegistryConformance):
+    """Over SQLite, by an admin who may read and write entries of every kind, those of the suite too."""
+
+    author = "ada"
+
+    @pytest.fixture
+    def reopen(self, sqlite_url, monkeypatch):
+        monkeypatch.setattr(access, "LEDGER", EVERY_KIND)
+        monkeypatch.setattr(access, "JOURNAL", EVERY_KIND)
+        with open_registry(sqlite_url) as registry:
+            token, _ = create_token(registry.ledger, None, Role.ADMIN, expires_at_us=None, now_us=0, name="ada")
+            with serving_registry(registry) as url:
+                yield lambda: HttpRegistry(url, token=token)
 
 
 def test_no_test_of_the_suite_hides_another():

@@ -188,11 +188,13 @@ def required_role(method, path):
     return Role.READER if path == "/read" else Role.EDITOR if method == "GET" else Role.ADMIN
 
 
-def gate(app, **options):
+def gate(app, project_of=lambda path: None, **options):
     settings = {
         "verifier": TokenVerifier(lambda: ALL_TOKENS, static_token=STATIC, clock=lambda: NOW),
         "open_paths": frozenset({"/health", "/"}),
-        "required_role": required_role,
+        "permit": lambda scope, token: token.require(
+            required_role(scope["method"], scope["path"]), project_of(scope["path"])
+        ),
     }
     return AuthMiddleware(app, **{**settings, **options})
 
@@ -300,7 +302,7 @@ def test_each_role_does_what_it_may(role, method, path):
 
 def test_a_token_of_one_project_is_good_for_that_project_alone():
     app = App()
-    of_path = gate(app, project_of=lambda method, path: path.split("/")[1] or None)
+    of_path = gate(app, project_of=lambda path: path.split("/")[1] or None)
     assert call(of_path, "/p/x", bearer(BOUND))[0] == 200
     assert call(of_path, "/q/x", bearer(BOUND))[0] == 403
     assert call(of_path, "//x", bearer(BOUND))[0] == 403

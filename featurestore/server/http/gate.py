@@ -88,8 +88,9 @@ class Gate:
             app,
             verifier=verifier,
             open_paths=OPEN_PATHS,
-            required_role=lambda method, path: Role.OPERATOR if path == PUSH_PATH else Role.READER,
-            project_of=lambda method, path: project,
+            permit=lambda scope, token: token.require(
+                Role.OPERATOR if scope["path"] == PUSH_PATH else Role.READER, project
+            ),
         )
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:

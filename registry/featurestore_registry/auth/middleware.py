@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from featurestore_registry.auth.tokens import Role, Token, TokenVerifier
+from featurestore_registry.auth.tokens import Token, TokenVerifier
 from featurestore_registry.errors import AuthError
 
 Scope = MutableMapping[str, Any]
@@ -19,17 +19,12 @@ _TYPES = {401: "unauthorized", 403: "forbidden"}
 _MAX_REQUEST_ID = 128
 
 
-def _any_project(method: str, path: str) -> None:
-    return None
-
-
 class AuthMiddleware:
     """An ASGI app that lets a request through to ``app`` only with a token whose role is enough.
 
     - ``open_paths`` never need a token; they are compared with the whole ``scope["path"]``.
-    - ``required_role(method, path)`` names the least role for every other request, of any method.
-    - ``project_of(method, path)`` names the project that a request is about. A token bound to a project is good only
-      for requests about that project, so for none where the answer is None (the default).
+    - ``permit(scope, token)`` raises AuthError where a token is not enough for any other request, of any method; see
+      `Token.require`.
 
     The body of an error is the JSON ``{"error": {"type", "message", "details"}}`` with, in the details, the
     ``request_id`` that an outer middleware left in ``scope["state"]`` or the client sent as ``X-Request-ID``.
@@ -43,14 +38,12 @@ class AuthMiddleware:
         *,
         verifier: TokenVerifier,
         open_paths: frozenset[str],
-        required_role: Callable[[str, str], Role],
-        project_of: Callable[[str, str], str | None] = _any_project,
+        permit: Callable[[Scope, Token], None],
     ) -> None:
         self._app = app
         self._verifier = verifier
         self._open_paths = open_paths
-        self._required_role = required_role
-        self._project_of = project_of
+        self._permit = permit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -74,16 +67,11 @@ class AuthMiddleware:
         await self._app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> Token:
-        method, path = scope["method"], scope["path"]
         presented = _bearer(scope)
         token = None if presented is None else self._verifier.verify(presented)
         if token is None:
             raise AuthError("A valid token is needed: send the header 'Authorization: Bearer TOKEN'.", status=401)
-        required = self._required_role(method, path)
-        if token.role < required:
-            raise AuthError(f"The token's role is {token.role}; this needs {required}.", status=403)
-        if token.project is not None and token.project != self._project_of(method, path):
-            raise AuthError("The token is for another project.", status=403)
+        self._permit(scope, token)
         return token
 
     async def _refuse(self, scope: Scope, send: Send, error: AuthError) -> None:

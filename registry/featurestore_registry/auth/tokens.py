@@ -15,17 +15,18 @@ from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 from typing import Any, Self
 
-from featurestore_registry.errors import RecordNotFoundError, RegistryError, did_you_mean
+from featurestore_registry.errors import AuthError, RecordNotFoundError, RegistryError, did_you_mean
 from featurestore_registry.interface import Ledger, LedgerReader
 from featurestore_registry.records import Clock, Document, system_clock
 
 MIN_STATIC_TOKEN_LENGTH = 32
 """At least so many characters for ``FS_SERVER_TOKEN``."""
 
-_KIND = "token"
-_REVOKED = "revoked_at_us"
+KIND = "token"
+"""The kind of their entries in the ledger."""
+REVOKED = "revoked_at_us"
 """The only field of a revoked token's entry."""
-_EVERY_PROJECT = ""
+EVERY_PROJECT = ""
 """The ledger's project for tokens that are not bound to one; no project can have this name."""
 _TOKEN68 = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """What a bearer token may consist of (RFC 6750, section 2.1)."""
@@ -72,12 +73,24 @@ class Token:
     """The first instant, in UTC microseconds, at which it is no longer valid; None: it never expires."""
     name: str = ""
     """What people call it, for example the service that uses it."""
+    is_server: bool = False
+    """Whether it may read the hashes of tokens, as servers do that check tokens themselves."""
 
     @classmethod
     def from_document(cls, document: Document) -> Self:
         """Read what `to_document` wrote; ignores other fields."""
-        known = {each.name: document[each.name] for each in fields(cls)}
+        known = {each.name: document[each.name] for each in fields(cls) if each.name in document}
         return cls(**{**known, "role": Role.parse(document["role"])})
+
+    def require(self, role: Role, project: str | None) -> None:
+        """Raise AuthError (403) unless it has a role, or a greater one, and is good for the project asked about.
+
+        One that is bound to a project is good for no request about several (None).
+        """
+        if self.role < role:
+            raise AuthError(f"The token's role is {self.role}; this needs {role}.", status=403)
+        if self.project is not None and self.project != project:
+            raise AuthError("The token is for another project.", status=403)
 
     def to_document(self) -> dict[str, Any]:
         """Return the token as the ledger and a server's snapshot keep it."""
@@ -97,6 +110,7 @@ def create_token(
     expires_at_us: int | None,
     now_us: int,
     name: str = "",
+    is_server: bool = False,
 ) -> tuple[str, Token]:
     """Make a token (for every project when ``project`` is None) and return it with its text, which is shown only here.
 
@@ -110,9 +124,9 @@ def create_token(
             now_us=now_us,
         )
     plaintext = f"fs_{secrets.token_urlsafe(32)}"
-    token = Token(secrets.token_hex(8), hash_token(plaintext), role, project, expires_at_us, name)
+    token = Token(secrets.token_hex(8), hash_token(plaintext), role, project, expires_at_us, name, is_server)
     document = {**token.to_document(), "created_at_us": now_us}
-    ledger.append(project or _EVERY_PROJECT, _KIND, token.id, document, if_version=0)
+    ledger.append(project or EVERY_PROJECT, KIND, token.id, document, if_version=0)
     return plaintext, token
 
 
@@ -131,12 +145,12 @@ def known_tokens(ledger: LedgerReader, project: str | None) -> tuple[tuple[Token
     """
     found = [
         entry
-        for partition in dict.fromkeys([project or _EVERY_PROJECT, _EVERY_PROJECT])
-        for entry in ledger.scan(partition, _KIND)
+        for partition in dict.fromkeys([project or EVERY_PROJECT, EVERY_PROJECT])
+        for entry in ledger.scan(partition, KIND)
     ]
     found.sort(key=lambda entry: entry.written_at, reverse=True)
-    kept = tuple(Token.from_document(entry.document) for entry in found if _REVOKED not in entry.document)
-    revoked = {entry.key: int(entry.document[_REVOKED]) for entry in found if _REVOKED in entry.document}
+    kept = tuple(Token.from_document(entry.document) for entry in found if REVOKED not in entry.document)
+    revoked = {entry.key: int(entry.document[REVOKED]) for entry in found if REVOKED in entry.document}
     return kept, revoked
 
 
@@ -145,7 +159,7 @@ def revoke_token(ledger: Ledger, project: str | None, token_id: str, *, now_us: 
 
     Raises RecordNotFoundError when ``project`` has no such token or it has been revoked before.
     """
-    partition = project or _EVERY_PROJECT
+    partition = project or EVERY_PROJECT
     live = {token.id for token in tokens(ledger, project) if token.project == project}
     if token_id not in live:
         raise RecordNotFoundError(
@@ -154,7 +168,7 @@ def revoke_token(ledger: Ledger, project: str | None, token_id: str, *, now_us: 
             project=project,
             token=token_id,
         )
-    ledger.append(partition, _KIND, token_id, {"id": token_id, _REVOKED: now_us})
+    ledger.append(partition, KIND, token_id, {"id": token_id, REVOKED: now_us})
 
 
 class TokenVerifier:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +19,7 @@ from featurestore_registry.records import (
     Revision,
     RevisionInfo,
     canonical_json,
+    check_changes,
     check_storable,
     record_from,
     revision_hash,
@@ -159,7 +160,7 @@ class SqlDefinitions(Definitions):
         commit: str,
     ) -> Chain:
         check_storable(project, author, message, commit)
-        rows = _rows(project, changes)
+        check_changes(project, changes)
         with self._database.writing(project) as connection:
             chain = self._chain(connection, project)
             if chain.head != expected:
@@ -176,8 +177,8 @@ class SqlDefinitions(Definitions):
                     source_commit=commit,
                 )
             )
-            for position, (change, row) in enumerate(zip(changes, rows, strict=True)):
-                _apply_one(connection, project, new, change, row)
+            for position, change in enumerate(changes):
+                _apply_one(connection, project, new, change)
                 connection.execute(
                     insert(tables.change).values(
                         project=project,
@@ -251,7 +252,7 @@ def _conflict(project: str, chain: Chain, expected: str) -> RevisionConflictErro
     )
 
 
-def _apply_one(connection: Connection, project: str, new: int, change: Change, row: Mapping[str, Any] | None) -> None:
+def _apply_one(connection: Connection, project: str, new: int, change: Change) -> None:
     table = tables.record
     closed = connection.execute(
         update(table)
@@ -263,8 +264,8 @@ def _apply_one(connection: Connection, project: str, new: int, change: Change, r
         )
         .values(valid_to=new)
     )
-    if row is not None:
-        connection.execute(insert(table).values(**row, valid_from=new, valid_to=tables.OPEN_END))
+    if change.record is not None:
+        connection.execute(insert(table).values(**_row(change.record), valid_from=new, valid_to=tables.OPEN_END))
     elif closed.rowcount == 0:
         raise RecordNotFoundError(
             f"Project {project!r} has no {change.kind} {change.name!r} to delete.",
@@ -275,32 +276,8 @@ def _apply_one(connection: Connection, project: str, new: int, change: Change, r
         )
 
 
-def _rows(project: str, changes: Sequence[Change]) -> list[dict[str, Any] | None]:
-    """Return each change's row (None for a delete); raises ValueError for changes that make no sense."""
-    if not changes:
-        raise ValueError("an apply needs at least one change")
-    counts = Counter((change.kind, change.name) for change in changes)
-    (kind, name), count = counts.most_common(1)[0]
-    if count > 1:
-        raise ValueError(f"{count} changes of {kind}:{name} in one apply")
-    return [_row(project, change) for change in changes]
-
-
-def _row(project: str, change: Change) -> dict[str, Any] | None:
-    record = change.record
-    check_storable(change.kind, change.name)
-    if change.action == "delete" and record is None:
-        return None
-    if change.action != "put" or record is None:
-        raise ValueError(f"a put needs a record and a delete has none: {change.kind}:{change.name}")
-    if (record.project, record.kind, record.name) != (project, change.kind, change.name):
-        raise ValueError(
-            f"the record {record.key} of project {record.project!r} is not "
-            f"{change.kind}:{change.name} of project {project!r}"
-        )
-    row = {name: canonical_json(value) if name in _TEXTS else value for name, value in asdict(record).items()}
-    check_storable(*row.values())
-    return row
+def _row(record: Record) -> dict[str, Any]:
+    return {name: canonical_json(value) if name in _TEXTS else value for name, value in asdict(record).items()}
 
 
 def _record(row: RowMapping) -> Record:

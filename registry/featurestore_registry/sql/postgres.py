@@ -133,7 +133,9 @@ class PostgresDatabase(Database):
 
     @override
     def now_us(self, connection: Connection) -> int:
-        return int(connection.scalar(_now) or 0) if self._clock is None else self._clock()
+        if self._clock is not None:
+            return self._clock()
+        return int(connection.scalar(_now) or 0) if connection.dialect.name == "postgresql" else system_clock()
 
     @override
     def settle(self) -> None:

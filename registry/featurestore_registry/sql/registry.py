@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sqlalchemy import bindparam, func, select
+from typing_extensions import override
+
 from featurestore_registry.errors import RegistryUnavailableError
 from featurestore_registry.interface import Registry
-from featurestore_registry.records import Clock, system_clock
-from featurestore_registry.sql.database import Database
+from featurestore_registry.records import Clock, State, check_storable, system_clock
+from featurestore_registry.sql import tables
+from featurestore_registry.sql.database import Database, utc_datetime
 from featurestore_registry.sql.definitions import SqlDefinitions
 from featurestore_registry.sql.journal import SqlJournal
 from featurestore_registry.sql.ledger import SqlLedger
@@ -24,6 +28,18 @@ FORMS = {
 """By the scheme of the URL: what opens it, and how the URL is written."""
 
 
+_state = select(
+    select(tables.project.c.revision)
+    .where(tables.project.c.project == bindparam("project"))
+    .scalar_subquery()
+    .label("number"),
+    select(func.max(tables.ledger.c.sequence))
+    .where(tables.ledger.c.project == bindparam("project"))
+    .scalar_subquery()
+    .label("ledger"),
+)
+
+
 class SqlRegistry(Registry):
     """Definitions, ledger and journal in one SQL database. Threads, processes and forks may share it."""
 
@@ -32,6 +48,17 @@ class SqlRegistry(Registry):
         self.definitions = SqlDefinitions(database)
         self.ledger = SqlLedger(database)
         self.journal = SqlJournal(database)
+
+    @override
+    def state(self, project: str) -> State:
+        check_storable(project)
+        with self._database.reading() as connection:
+            row = connection.execute(_state, {"project": project}).one()
+            now = utc_datetime(self._database.now_us(connection))
+        if row.number is None:
+            return State("", 0, row.ledger or 0, now)
+        chain = self.definitions.chain(project)  # nothing is hashed where the newest revision is known
+        return State(chain.head, chain.number, row.ledger or 0, now)
 
     def close(self) -> None:
         """Release connections; calling it twice is allowed."""

@@ -90,6 +90,7 @@ ledger = Table(
     Column("written_at_us", BigInteger, nullable=False),
     Column("document", _Name, nullable=False),
     UniqueConstraint("project", "kind", "key", "version", name="registry_ledger_version"),
+    Index("registry_ledger_of_project", "project", "sequence"),
 )
 
 journal = Table(

@@ -175,8 +175,9 @@ class DefinitionsConformance(RegistryFixtures):
         definitions.apply("p", made.head, second, author="", message="", commit="c0ffee")
         apply(definitions, "q", 0, put("q", "other"))
         newest, oldest = definitions.history("p")
-        assert (newest.number, newest.author, newest.message, newest.commit) == (2, "", "", "c0ffee")
-        assert (oldest.number, oldest.author, oldest.message, oldest.commit) == (1, "ada", "müssen 🛫", "")
+        assert (newest.number, newest.message, newest.commit) == (2, "", "c0ffee")
+        assert (oldest.number, oldest.message, oldest.commit) == (1, "müssen 🛫", "")
+        assert [oldest.author, newest.author] == ["ada", ""] if self.author is None else [self.author] * 2
         assert list(newest.changes) == second
         assert list(oldest.changes) == first
         assert oldest.applied_at <= newest.applied_at

@@ -58,13 +58,13 @@ class JournalConformance(RegistryFixtures):
         journal = registry.journal
         many = journal.append("p", "commit", [("v", {"n": number}) for number in range(1_500)])
         assert len(journal.scan("p", "commit", limit=2_000)) == 1_500
-        kept = journal.append("p", "audit", [("v", {})])
+        kept = journal.append("p", "publish", [("v", {})])
         assert journal.forget("p", "commit", journal.newest("p", "commit")[0].written_at) == 0
         (one,) = journal.append("p", "commit", [("w", {})])
         assert journal.forget("p", "commit", journal.newest("p", "commit")[0].written_at) in (0, 1_500)
         assert journal.forget("p", "commit", datetime.now(UTC) + timedelta(days=1)) in (1, 1_501)
         assert journal.scan("p", "commit") == []
-        assert [entry.cursor for entry in journal.scan("p", "audit")] == kept
+        assert [entry.cursor for entry in journal.scan("p", "publish")] == kept
         assert journal.append("p", "commit", [("v", {})])[0] > one > many[-1]
 
     def test_a_document_that_json_cannot_hold_writes_nothing(self, registry: Registry) -> None:

@@ -49,6 +49,21 @@ class RegistryConformance(DefinitionsConformance, LedgerConformance, JournalConf
             assert again.definitions.history("p") == before[1]
             assert again.ledger.scan("p", "run") == before[2]
 
+    def test_a_state_tells_what_changed(self, registry: Registry) -> None:
+        states = [registry.state("p")]
+        assert (states[0].head, states[0].number) == ("", 0)
+        registry.ledger.append("q", "run", "k", {})
+        assert registry.state("p").ledger == states[0].ledger
+        chain = registry.definitions.apply("p", "", [put("p", "a")], author="a", message="m", commit="c")
+        states.append(registry.state("p"))
+        assert (states[1].head, states[1].number, states[1].ledger) == (chain.head, 1, states[0].ledger)
+        for _ in range(2):
+            registry.ledger.append("p", "run", "k", {})
+            states.append(registry.state("p"))
+            assert (states[-1].head, states[-1].number) == (chain.head, 1)
+            assert states[-1].ledger > states[-2].ledger
+        assert abs((states[0].now - states[-1].now).total_seconds()) < 60
+
     @pytest.mark.parametrize("odd", ["a\0b", "\ud800"])
     def test_what_not_every_database_keeps_is_a_value_error(self, registry: Registry, odd: str) -> None:
         definitions, ledger = registry.definitions, registry.ledger

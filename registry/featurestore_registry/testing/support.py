@@ -30,6 +30,9 @@ NAMES = ["a", "A", "á", "a\u0301", "a b", "a'b", 'a"b', "a%b_", "a\\b", "a:b", 
 class RegistryFixtures:
     """The two fixtures of the suite."""
 
+    author: str | None = None
+    """Who applies, where the registry knows that better than its caller."""
+
     @pytest.fixture
     def reopen(self) -> Reopen:
         """Return a function that opens one and the same registry, empty at first; override it."""

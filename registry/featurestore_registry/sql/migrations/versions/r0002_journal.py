@@ -1,4 +1,4 @@
-"""The journal."""
+"""The journal, and how far a project's ledger is."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,7 +12,7 @@ TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
-    """Create the journal, empty."""
+    """Create the journal, empty, and an index of the ledger."""
     op.create_table(
         "registry_journal",
         sa.Column("sequence", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
@@ -25,3 +25,4 @@ def upgrade() -> None:
     )
     op.create_index("registry_journal_of_kind", "registry_journal", ["project", "kind", "sequence"])
     op.create_index("registry_journal_of_key", "registry_journal", ["project", "kind", "key", "sequence"])
+    op.create_index("registry_ledger_of_project", "registry_ledger", ["project", "sequence"])

@@ -1,0 +1,1 @@
+"""A registry over HTTP: a server that wraps any registry, and a client that is one."""

@@ -1,0 +1,161 @@
+"""Who may do what: roles of routes, and of each kind of entries in ledger and journal."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from starlette.datastructures import QueryParams
+from starlette.types import ASGIApp, Scope
+
+from featurestore_registry.auth import AuthMiddleware, Role, Token, TokenVerifier, tokens
+from featurestore_registry.auth.tokens import EVERY_PROJECT
+from featurestore_registry.errors import AuthError, RegistryError
+from featurestore_registry.interface import Registry
+from featurestore_registry.records import Clock, Document, system_clock
+
+logger = logging.getLogger("featurestore.registry")
+
+PREFIX = "/api/v1"
+OPEN_PATHS = frozenset({"/health", "/ready"})
+REFRESH_SECONDS = 2.0
+"""How long a revoked token may go on at most, and a new one of another process wait."""
+AUDIT = "audit"
+
+
+class Needs(NamedTuple):
+    """The least role that reads entries of a kind, and the one that writes them; None: only the server itself does."""
+
+    read: Role
+    write: Role | None
+
+
+LEDGER: Mapping[str, Needs] = {
+    **dict.fromkeys(
+        ("watermark", "run", "run_start", "lease", "lease_process", "commit", "repair", "unread"),
+        Needs(Role.VIEWER, Role.OPERATOR),
+    ),
+    **dict.fromkeys(("training_set", "training_set_frame"), Needs(Role.VIEWER, Role.OPERATOR)),
+    **dict.fromkeys(("generation", "prepared"), Needs(Role.VIEWER, Role.EDITOR)),
+}
+"""By the kind of a ledger's entries. Tokens have routes of their own."""
+JOURNAL: Mapping[str, Needs] = {
+    **dict.fromkeys(("commit", "publish", "withdrawal", "pushed_online"), Needs(Role.VIEWER, Role.OPERATOR)),
+    AUDIT: Needs(Role.ADMIN, None),
+}
+"""By the kind of a journal's entries."""
+
+
+class Access:
+    """Checks tokens and roles, and writes down who changed what."""
+
+    def __init__(self, registry: Registry, *, clock: Clock = system_clock) -> None:
+        self._registry = registry
+        self._lock = threading.Lock()
+        self._seen: dict[str, int] = {}
+        """How far the ledger of each project was when its tokens were read."""
+        self._by_project: dict[str, tuple[Token, ...]] = {}
+        self._tokens: tuple[Token, ...] = ()
+        self._stop = threading.Event()
+        self._verifier = TokenVerifier(lambda: self._tokens, clock=clock)
+
+    def guard(self, app: ASGIApp) -> ASGIApp:
+        """Return an app that lets only those through who may."""
+        return AuthMiddleware(app, verifier=self._verifier, open_paths=OPEN_PATHS, permit=permit)
+
+    def start(self) -> None:
+        """Read the tokens, and again every `REFRESH_SECONDS`, in the background. Raises what the registry raises."""
+        self.refresh()
+        self._stop.clear()
+        threading.Thread(target=self._run, name="featurestore-registry-tokens", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the background thread."""
+        self._stop.set()
+
+    def refresh(self) -> None:
+        """Read the tokens of projects in whose ledger something was written."""
+        with self._lock:
+            for project in (EVERY_PROJECT, *self._registry.definitions.projects()):
+                ledger = self._registry.state(project).ledger
+                if self._seen.get(project) != ledger:
+                    found = tokens(self._registry.ledger, project or None)
+                    self._by_project[project] = tuple(
+                        each for each in found if (each.project or EVERY_PROJECT) == project
+                    )
+                    self._seen[project] = ledger
+            current = tuple(token for found in self._by_project.values() for token in found)
+            if current != self._tokens:
+                self._tokens = current
+
+    def audit(self, token: Token, project: str, action: str, document: Document, client: str) -> None:
+        """Write down who did what, and from where; the registry's clock says when."""
+        entry = {"action": action, "by": name_of(token), "token": token.id, "from": client, **document}
+        self._registry.journal.append(project, AUDIT, [(action, entry)])
+
+    def _run(self) -> None:
+        while not self._stop.wait(REFRESH_SECONDS):
+            began_s = time.monotonic()
+            try:
+                self.refresh()
+            except RegistryError as error:
+                logger.warning("the tokens could not be read again: %s", error)
+            except Exception:
+                logger.exception("the tokens could not be read again")
+            if time.monotonic() - began_s > REFRESH_SECONDS:
+                logger.warning("reading the tokens took longer than %g seconds", REFRESH_SECONDS)
+
+
+def name_of(token: Token) -> str:
+    """Return how a token's owner is called."""
+    return token.name or token.id
+
+
+def permit(scope: Scope, token: Token) -> None:
+    """Raise AuthError (403) unless a token is enough for a request: by its route, project and kind of entries."""
+    query = QueryParams(scope["query_string"])
+    path, method = scope["path"], scope["method"]
+    project = _one(query, "project")
+    if path == f"{PREFIX}/projects":
+        token.require(Role.VIEWER, token.project)
+    elif path == f"{PREFIX}/apply":
+        token.require(Role.EDITOR, project)
+    elif path == f"{PREFIX}/ledger":
+        token.require(_role(LEDGER, "ledger", _one(query, "kind"), writes=method != "GET"), project)
+    elif path in (f"{PREFIX}/journal", f"{PREFIX}/journal/newest"):
+        least = _role(JOURNAL, "journal", _one(query, "kind"), writes=method != "GET")
+        token.require(Role.ADMIN if method == "DELETE" else least, project)
+    elif path == f"{PREFIX}/tokens" and method == "GET":
+        # Servers of one project also take the tokens of every project.
+        token.require(Role.READER if token.is_server else Role.ADMIN, project or token.project)
+    elif path.startswith((f"{PREFIX}/state", f"{PREFIX}/chain", f"{PREFIX}/revisions/", f"{PREFIX}/history")):
+        token.require(Role.VIEWER, project)
+    else:
+        token.require(Role.ADMIN, project)
+
+
+def _one(query: QueryParams, name: str) -> str | None:
+    """Return a parameter; raises AuthError where it is there twice: two parts of a program might read two values."""
+    found = query.getlist(name)
+    if len(found) > 1:
+        raise AuthError(f"The query names {name} {len(found)} times.", status=403)
+    return found[0] if found else None
+
+
+def _role(kinds: Mapping[str, Needs], where: str, kind: str | None, *, writes: bool) -> Role:
+    needs = kinds.get(kind or "")
+    if needs is None:
+        raise AuthError(f"The {where} has no entries of kind {kind!r} for requests.", status=403)
+    if not writes:
+        return needs.read
+    if needs.write is None:
+        raise AuthError(f"Entries of kind {kind!r} are written by the server alone.", status=403)
+    return needs.write
+
+
+def shown(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a token's document without its hash."""
+    return {name: value for name, value in entry.items() if name != "hash"}

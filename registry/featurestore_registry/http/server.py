@@ -1,0 +1,298 @@
+"""The registry's HTTP API, over any registry. Every route but the health checks wants a token, unless all may enter.
+
+A request names its project, and the ledger's or journal's kind, in the query: so what it needs is known before its
+body is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import Field
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from featurestore_registry.auth import Token
+from featurestore_registry.auth.tokens import EVERY_PROJECT, KIND, REVOKED
+from featurestore_registry.errors import FeatureStoreError
+from featurestore_registry.http import wire
+from featurestore_registry.http.access import PREFIX, Access, name_of, shown
+from featurestore_registry.interface import Registry
+from featurestore_registry.records import Change
+
+logger = logging.getLogger("featurestore.registry")
+
+_IMMUTABLE = "private, max-age=31536000, immutable"
+_HIDDEN = {
+    503: "The registry's database does not answer. Try again.",
+    500: "The request failed. The server's log tells more.",
+}
+
+Project = Annotated[str, Query(description="The project that is asked about.")]
+Kind = Annotated[str, Query(description="The kind of entries.")]
+Key = Annotated[str | None, Query(description="One key alone.")]
+Limit = Annotated[int | None, Query(ge=0, le=wire.MOST_ENTRIES, description="At most so many.")]
+
+
+def create_app(registry: Registry, access: Access, *, version: str = "1") -> ASGIApp:
+    """Return the ASGI app of a registry; ``access`` decides who may do what."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(access.start)
+        yield
+        access.stop()
+
+    api = FastAPI(
+        title="Feature registry",
+        version=version,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for kind, answer in ((FeatureStoreError, _told), (ValueError, _told), (RequestValidationError, _invalid)):
+        api.add_exception_handler(kind, answer)
+    api.add_exception_handler(HTTPException, _http_error)
+    _add_health(api, registry)
+    _add_definitions(api, registry, access)
+    _add_ledger(api, registry)
+    _add_journal(api, registry, access)
+    _add_tokens(api, registry, access)
+    return _Bounded(access.guard(api))
+
+
+def _add_health(api: FastAPI, registry: Registry) -> None:
+    @api.get("/health", summary="The process is alive")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @api.get("/ready", summary="The database answers")
+    def ready() -> dict[str, str]:
+        registry.definitions.head("")
+        return {"status": "ready"}
+
+
+def _add_definitions(api: FastAPI, registry: Registry, access: Access) -> None:
+    definitions = registry.definitions
+
+    @api.get(f"{PREFIX}/projects", summary="All projects that were ever applied, and that the token may see")
+    def projects(request: Request) -> list[str]:
+        bound = _token(request).project
+        return [name for name in definitions.projects() if bound in (None, name)]
+
+    @api.get(f"{PREFIX}/state", summary="How far a project is: its newest revision and ledger entry")
+    def state(
+        project: Project, if_none_match: Annotated[str | None, Header(description="The ETag that is known.")] = None
+    ) -> Response:
+        found = registry.state(project)
+        tag = f'"{found.head[:32]}-{found.ledger}"'
+        if if_none_match == tag:
+            return Response(status_code=304, headers={"etag": tag, "x-now": found.now.isoformat()})
+        return _json(wire.plain(found), {"etag": tag, "cache-control": "private, no-cache"})
+
+    @api.get(f"{PREFIX}/chain", summary="The hashes of a project's revisions", response_model=wire.ChainBody)
+    def chain(
+        project: Project,
+        after: Annotated[int, Query(ge=0, description="How many of the first the client knows.")] = 0,
+        at: Annotated[str, Query(description="The hash of the last one that it knows.")] = "",
+    ) -> Response:
+        hashes = definitions.chain(project).hashes
+        known = after if 0 < after <= len(hashes) and hashes[after - 1] == at else 0
+        return _json({"after": known, "hashes": hashes[known:]})
+
+    @api.get(
+        f"{PREFIX}/revisions/{{revision}}", summary="A revision whole, by its hash", response_model=wire.RevisionBody
+    )
+    def revision(project: Project, revision: str) -> Response:
+        hashes = definitions.chain(project).hashes
+        if revision not in hashes:
+            raise HTTPException(404, "The project has no revision of this hash.")
+        found = definitions.read(project, hashes.index(revision) + 1)
+        return _json(wire.plain(found), {"cache-control": _IMMUTABLE})
+
+    @api.get(f"{PREFIX}/history", summary="The newest applies first", response_model=list[wire.InfoBody])
+    def history(project: Project, limit: Limit = 50) -> Response:
+        return _json([wire.plain(info) for info in definitions.history(project, limit=50 if limit is None else limit)])
+
+    @api.post(f"{PREFIX}/apply", summary="Apply changes, all or none", response_model=wire.ChainBody)
+    def apply(project: Project, body: wire.ApplyBody, request: Request) -> Response:
+        changes = [wire.change_of(each) for each in body.changes]
+        told = {"author": name_of(_token(request)), "message": body.message, "commit": body.commit}
+        made = definitions.apply(project, body.expected, changes, **told)
+        _audit(access, request, project, "apply", {"revision": made.number, "changes": _names(changes)})
+        return _json({"after": 0, "hashes": made.hashes})
+
+
+def _add_ledger(api: FastAPI, registry: Registry) -> None:
+    ledger = registry.ledger
+
+    @api.get(
+        f"{PREFIX}/ledger", summary="Entries of the ledger, newest first", response_model=list[wire.LedgerEntryBody]
+    )
+    def scan(project: Project, kind: Kind, key: Key = None, limit: Limit = None) -> Response:
+        return _json([wire.plain(entry) for entry in ledger.scan(project, kind, key=key, limit=limit)])
+
+    @api.post(f"{PREFIX}/ledger", summary="Append an entry to the ledger")
+    def append(project: Project, kind: Kind, body: wire.EntryBody) -> wire.VersionBody:
+        made = ledger.append(project, kind, body.key, body.document, if_version=body.if_version)
+        return wire.VersionBody(version=made)
+
+
+def _add_tokens(api: FastAPI, registry: Registry, access: Access) -> None:
+    """Tokens are entries of the ledger, which only these routes read and write."""
+    ledger = registry.ledger
+
+    @api.get(f"{PREFIX}/tokens", summary="Tokens; their hashes are for servers alone")
+    def scan(request: Request, project: Project, key: Key = None, limit: Limit = None) -> list[wire.LedgerEntryBody]:
+        found = [wire.plain(entry) for entry in ledger.scan(project, KIND, key=key, limit=limit)]
+        is_server = _token(request).is_server
+        made = [{**entry, "document": entry["document"] if is_server else shown(entry["document"])} for entry in found]
+        return [wire.LedgerEntryBody(**entry) for entry in made]
+
+    @api.post(f"{PREFIX}/tokens", summary="Make a token, of which the server sees the hash alone, or revoke one")
+    def append(project: Project, body: wire.EntryBody, request: Request) -> wire.VersionBody:
+        document = body.document
+        if REVOKED in document:
+            is_right = set(document) == {"id", REVOKED} and ledger.latest(project, KIND, body.key) is not None
+        else:
+            token = Token.from_document(document)
+            is_right = (token.project or EVERY_PROJECT) == project and token.id == body.key and body.if_version == 0
+        if not is_right:
+            raise ValueError("an entry of a token names its id and its project, and a revocation its id and instant")
+        made = ledger.append(project, KIND, body.key, document, if_version=body.if_version)
+        action = "revoke token" if REVOKED in document else "create token"
+        _audit(access, request, project, action, {"of": shown(document)})
+        access.refresh()
+        return wire.VersionBody(version=made)
+
+
+def _add_journal(api: FastAPI, registry: Registry, access: Access) -> None:
+    journal = registry.journal
+
+    @api.get(
+        f"{PREFIX}/journal", summary="Entries of the journal, in order", response_model=list[wire.JournalEntryBody]
+    )
+    def scan(
+        project: Project,
+        kind: Kind,
+        key: Key = None,
+        after: Annotated[int, Query(description="The cursor after which to begin.")] = 0,
+        since: Annotated[datetime | None, Query(description="Written at or after this.")] = None,
+        until: Annotated[datetime | None, Query(description="Written before this.")] = None,
+        limit: Limit = None,
+    ) -> Response:
+        most = 1_000 if limit is None else limit
+        found = journal.scan(project, kind, key=key, after=after, since=since, until=until, limit=most)
+        return _json([wire.plain(entry) for entry in found])
+
+    @api.get(
+        f"{PREFIX}/journal/newest",
+        summary="The newest entries of the journal first",
+        response_model=list[wire.JournalEntryBody],
+    )
+    def newest(project: Project, kind: Kind, key: Key = None, limit: Limit = None) -> Response:
+        found = journal.newest(project, kind, key=key, limit=50 if limit is None else limit)
+        return _json([wire.plain(entry) for entry in found])
+
+    @api.post(f"{PREFIX}/journal", summary="Append entries to the journal, all or none")
+    def append(
+        project: Project,
+        kind: Kind,
+        body: Annotated[list[wire.NewsBody], Field(max_length=wire.MOST_ENTRIES)],
+    ) -> wire.CursorsBody:
+        return wire.CursorsBody(cursors=journal.append(project, kind, [(each.key, each.document) for each in body]))
+
+    @api.delete(f"{PREFIX}/journal", summary="Remove old entries of the journal")
+    def forget(project: Project, kind: Kind, before: Annotated[datetime, Query()], request: Request) -> wire.CountBody:
+        count = journal.forget(project, kind, before)
+        _audit(access, request, project, "forget", {"kind": kind, "before": before.isoformat(), "count": count})
+        return wire.CountBody(count=count)
+
+
+def _names(changes: Sequence[Change]) -> list[str]:
+    return [f"{change.action} {change.kind}:{change.name}" for change in changes]
+
+
+def _token(request: Request) -> Token:
+    found = request.scope["state"]["token"]
+    assert isinstance(found, Token)
+    return found
+
+
+def _audit(access: Access, request: Request, project: str, action: str, document: dict[str, Any]) -> None:
+    client = "" if request.client is None else request.client.host
+    access.audit(_token(request), project, action, document, client)
+
+
+def _json(document: Any, headers: dict[str, str] | None = None) -> Response:
+    # Not FastAPI's encoder: documents come out exactly as they went in, integers of any size included.
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    return Response(text.encode(), media_type="application/json", headers=headers)
+
+
+def _told(request: Request, error: Exception) -> Response:
+    name = next((each.__name__ for each in type(error).__mro__ if each.__name__ in wire.STATUSES), "")
+    status = wire.STATUSES.get(name, 500)
+    if isinstance(error, FeatureStoreError) and status in (404, 409):
+        document = wire.error_document(name, error.message, error.hint, error.details)
+    elif status == 422:
+        document = wire.error_document(name, str(error))
+    else:
+        logger.warning("%s %s: %s", request.method, request.url.path, error)
+        document = wire.error_document(name or "InternalError", _HIDDEN[status])
+    response = _json(document)
+    response.status_code = status
+    return response
+
+
+def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    response = _json(wire.error_document("InvalidRequest", f"{where}: {first['msg']}."))
+    response.status_code = 422
+    return response
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = _json(wire.error_document("HttpError", str(error.detail)), dict(error.headers or {}))
+    response.status_code = error.status_code
+    return response
+
+
+class _Bounded:
+    """Refuses a body that is too large, before more of it is read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        read, has_begun = 0, False
+
+        async def bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > wire.MAX_BODY_BYTES:
+                raise HTTPException(413, f"A body has at most {wire.MAX_BODY_BYTES} bytes.")
+            return message
+
+        async def sending(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        await self._app(scope, bounded, sending)

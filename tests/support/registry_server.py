@@ -1,0 +1,38 @@
+"""A real server of a registry, on a free loopback port."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import uvicorn
+from featurestore_registry.http.access import Access
+from featurestore_registry.http.server import create_app
+from featurestore_registry.interface import Registry
+
+from support.serving import until
+
+
+@contextmanager
+def serving_registry(registry: Registry) -> Iterator[str]:
+    """Serve a registry in a thread of this process, and give its URL."""
+    config = uvicorn.Config(
+        create_app(registry, Access(registry)), host="127.0.0.1", port=0, log_config=None, ws="none"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def asking(url: str, token: str) -> httpx.Client:
+    """Return a client that asks by hand."""
+    return httpx.Client(base_url=url, headers={"authorization": f"Bearer {token}"})
