@@ -217,22 +217,25 @@ class HttpDefinitions(Definitions):
         except RegistryUnavailableError as error:
             if not error.details.get("was_cut"):
                 raise
-            if not self._has_applied(project, expected, changes, message, commit):
+            done = self._applied(project, expected, changes, message, commit)
+            if done is None:
                 raise
-        else:
-            self._chains[project] = Chain(tuple(made["hashes"]))
-        return self.chain(project)
+            return done
+        chain = self._chains[project] = Chain(tuple(made["hashes"]))
+        return chain
 
-    def _has_applied(self, project: str, expected: str, changes: Sequence[Change], message: str, commit: str) -> bool:
-        """Tell whether the revision after the expected one is what was sent before the connection was cut."""
+    def _applied(
+        self, project: str, expected: str, changes: Sequence[Change], message: str, commit: str
+    ) -> Chain | None:
+        """Return the chain up to what was sent before the connection was cut; None where nothing was applied."""
         chain = self.chain(project)
         if chain.head == expected:
-            return False
+            return None
         place = chain.hashes.index(expected) + 1 if expected else 0
         mine = (tuple(changes), message, commit)
         for info in self.history(project, limit=chain.number - place):
             if info.number == place + 1 and (info.changes, info.message, info.commit) == mine:
-                return True
+                return Chain(chain.hashes[: info.number])
         raise RevisionConflictError(
             f"The connection to {self._connection.name} was cut, and another apply came first.",
             hint="Plan again and apply what it shows.",
