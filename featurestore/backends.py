@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
         @property
         def options(self) -> dict[str, Any]:
             """Everything besides the URL."""
+
+
+REGISTRY_TOKEN = "FS_REGISTRY_TOKEN"  # noqa: S105 - its name, not its value
 
 
 def local_path(url: str, root: Path) -> Path:
@@ -100,7 +103,15 @@ def upgrade_registry(located: Located, root: Path) -> tuple[str | None, str]:
     from featurestore_registry.sql import upgrade_registry as upgrade
 
     backend, _ = _checked("registry", located)
-    return upgrade(f"sqlite:///{local_path(located.url, root)}" if backend.is_local else located.url)
+    if backend.open is _open_http:
+        raise SettingsError(
+            "registry: a registry behind HTTP is upgraded where its database is.",
+            hint="Run `fs registry upgrade` where `registry` names the database, then restart its server.",
+            key="registry",
+        )
+    if backend.is_local:
+        return upgrade(f"sqlite:///{local_path(located.url, root)}")
+    return upgrade(located.url, credentials=_credentials(located.url))
 
 
 def open_offline(located: Located, root: Path, *, clock: Clock = system_clock) -> OfflineStore:
@@ -126,7 +137,31 @@ def _open_sqlite(url: str, root: Path, clock: Clock, *, create: bool) -> Registr
 def _open_postgres(url: str, root: Path, clock: Clock, *, create: bool) -> Registry:
     from featurestore_registry.sql import open_registry as open_sql
 
-    return open_sql(url, create=create, clock=clock)
+    return open_sql(url, create=create, clock=clock, credentials=_credentials(url))
+
+
+def _credentials(url: str) -> Mapping[str, str]:
+    from featurestore.online.url import StoreUrl
+
+    return StoreUrl(url).credentials.options
+
+
+def _open_http(url: str, root: Path, clock: Clock, *, create: bool) -> Registry:
+    if _credentials(url):
+        raise SettingsError(
+            "registry: the URL holds a user or a token, which logs would show.",
+            hint=f"Write the host alone, and put the token into {REGISTRY_TOKEN}.",
+            key="registry",
+        )
+    try:
+        from featurestore_registry.http.client import open_registry as open_http
+    except ImportError as error:
+        raise SettingsError(
+            f"registry: a registry behind {url.partition(':')[0]} needs the package {error.name}.",
+            hint="Run `pip install '.[client]'` in a checkout.",
+            key="registry",
+        ) from None
+    return open_http(url, token=os.environ.get(REGISTRY_TOKEN))
 
 
 def _open_delta(url: str, root: Path, clock: Clock) -> OfflineStore:
@@ -175,6 +210,8 @@ BACKENDS: dict[str, dict[str, Backend]] = {
     "registry": {
         "sqlite": Backend(_open_sqlite),
         "postgresql": Backend(_open_postgres, is_local=False, has_query=True),
+        "https": Backend(_open_http, is_local=False, has_query=True),
+        "http": Backend(_open_http, is_local=False, has_query=True),
     },
     "offline_store": {"": _DELTA, "file": _DELTA},
     "online_store": {

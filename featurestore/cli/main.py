@@ -35,7 +35,7 @@ COMMANDS = {
     "optimize": "Compact offline tables into large files.",
     "verify": "Check every stored file and record.",
     "repair": "Settle what does not belong together.",
-    "registry": "Upgrade a registry that machines share.",
+    "registry": "Serve a registry to a team, upgrade it.",
     "gc": "Remove what the registry gave up.",
     "teardown": "Delete a project with all its data.",
     "doctor": "Check settings, sources, stores and clock.",

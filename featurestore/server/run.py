@@ -13,12 +13,14 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
+import featurestore
 from featurestore.errors import SettingsError
 from featurestore.server.app import create_app, open_workspace
 from featurestore.server.http.gate import FeatureServer
@@ -91,6 +93,38 @@ def serve(
         sys.setswitchinterval(before)
 
 
+def serve_registry(root: Path, *, host: str, port: int, debug: bool, log_format: logs.Format) -> None:
+    """Serve the registry of a repo's settings until SIGTERM or SIGINT; as `serve`.
+
+    Raises SettingsError for a registry that is behind HTTP itself and for a port that is taken, and what opening the
+    registry raises.
+    """
+    from featurestore_registry.http.access import Access
+    from featurestore_registry.http.server import create_app as create_registry
+
+    logs.configure(log_format, debug=debug)
+    with suppress(_Stopped), _stopping_by_signals() as check, closing(open_workspace(root)) as workspace:
+        if workspace.settings.registry.url.startswith(("http:", "https:")):
+            raise SettingsError(
+                "registry: a registry behind HTTP is served where its database is.",
+                hint="Run it where `registry` names a file or a database.",
+                key="registry",
+            )
+        registry = workspace.registry
+        access = Access(registry, clock=workspace.clock)
+        access.refresh()
+        if not access.has_tokens:
+            logger.warning(
+                "nobody can enter: no token is known. Make one with `fs token create --role admin --all-projects`"
+            )
+        app = create_registry(registry, access, version=featurestore.__version__)
+        with bind(host, port) as listening:
+            sys.stdout.write(f"Serving the registry at {url_of(listening)}\n")
+            sys.stdout.flush()
+            check()
+            uvicorn.Server(server_config(app)).run(sockets=[listening])
+
+
 def _prepare_process(log_format: logs.Format, debug: bool) -> None:
     logs.configure(log_format, debug=debug)
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -161,7 +195,7 @@ def _serve_by_workers(factory: Callable[[], FeatureServer], workers: int, listen
     directory = tempfile.mkdtemp(prefix="featurestore-metrics-")
     os.environ[DIRECTORY_VARIABLE] = directory
     try:
-        Multiprocess(server_config(factory, workers=workers), sockets=[listening]).run()
+        Multiprocess(server_config(factory, workers=workers, is_factory=True), sockets=[listening]).run()
     finally:
         del os.environ[DIRECTORY_VARIABLE]
         shutil.rmtree(directory, ignore_errors=True)
@@ -180,11 +214,13 @@ def _settle() -> None:
     gc.freeze()
 
 
-def server_config(app: FeatureServer | Callable[[], FeatureServer], *, workers: int = 1) -> uvicorn.Config:
+def server_config(
+    app: ASGIApp | Callable[[], ASGIApp], *, workers: int = 1, is_factory: bool = False
+) -> uvicorn.Config:
     """Return uvicorn's configuration for an app, or for a function that makes one in each worker."""
     return uvicorn.Config(
         app,
-        factory=not isinstance(app, FeatureServer),
+        factory=is_factory,
         workers=workers,
         http=DeadlineProtocol,
         ws="none",

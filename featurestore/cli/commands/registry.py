@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from featurestore.backends import upgrade_registry
+from featurestore.cli.numbers import WholeNumber
 from featurestore.cli.output import Output, repo_command
-from featurestore.cli.shared import shared_options
+from featurestore.cli.shared import given, shared_options
 from featurestore.store import FeatureStore
+
+if TYPE_CHECKING:
+    from featurestore.server.watch.logs import Format
 
 
 @click.group("registry")
 @shared_options()
 def command(**_: Any) -> None:
     """Look after the registry that the settings name."""
+
+
+@command.command("serve")
+@shared_options("repo", "debug")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
+@click.option("--port", type=WholeNumber(0, 65535), default=6570, show_default=True, help="Port to bind (0: any free).")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Logs on standard error as lines for people, or as one JSON object a line.",
+)
+def serve(host: str, port: int, log_format: Format, **_: Any) -> None:
+    """Serve the registry over HTTP until interrupted, to all who have a token.
+
+    The first token is made where the registry is: fs token create --role admin --all-projects. Clients set registry to
+    this server's URL, and FS_REGISTRY_TOKEN. Beyond this machine put TLS before it.
+    """
+    from featurestore.server.run import serve_registry
+
+    repo, debug = given("repo") or Path(), bool(given("debug"))
+    serve_registry(repo, host=host, port=port, debug=debug, log_format=log_format)
 
 
 @command.command("upgrade")

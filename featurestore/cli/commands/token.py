@@ -71,6 +71,12 @@ _of_project = click.option("--project", callback=_project, help="Another project
 @click.option("--role", type=click.Choice([str(role) for role in Role]), required=True, help="What it may do.")
 @_of_project
 @click.option("--all-projects", is_flag=True, help="Good for every project.")
+@click.option(
+    "--server",
+    "is_server",
+    is_flag=True,
+    help="For a feature server of a registry behind HTTP: it may read the hashes of tokens, to check them itself.",
+)
 @click.option("--name", default="", help="What people call it, for example the service that uses it.")
 @click.option("--expires", metavar="SPAN", callback=_duration, help="Ends after so long, for example 90d or 12h.")
 @repo_command
@@ -80,6 +86,7 @@ def create(
     role: str,
     project: str | None,
     all_projects: bool,
+    is_server: bool,
     name: str,
     expires: timedelta | None,
 ) -> None:
@@ -103,6 +110,7 @@ def create(
         expires_at_us=expires_at_us,
         now_us=now_us,
         name=name,
+        is_server=is_server,
     )
     output.emit({"token": text, **_document(token, now_us)})
     output.say(f"Token {token.id}: {token.role} of {_good_for(token)}, {_end_of(token, now_us)}.")

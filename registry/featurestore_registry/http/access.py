@@ -66,6 +66,11 @@ class Access:
         """Return an app that lets only those through who may."""
         return AuthMiddleware(app, verifier=self._verifier, open_paths=OPEN_PATHS, permit=permit)
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether anybody could enter."""
+        return bool(self._tokens)
+
     def start(self) -> None:
         """Read the tokens, and again every `REFRESH_SECONDS`, in the background. Raises what the registry raises."""
         self.refresh()
@@ -158,4 +163,4 @@ def _role(kinds: Mapping[str, Needs], where: str, kind: str | None, *, writes: b
 
 def shown(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return a token's document without its hash."""
-    return {name: value for name, value in entry.items() if name != "hash"}
+    return {name: "" if name == "hash" else value for name, value in entry.items()}

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from ipaddress import ip_address
 from typing import Any
 
 import httpx
@@ -392,3 +393,34 @@ def _instant(at: datetime | None) -> str | None:
 def _check_limit(limit: int | None) -> None:
     if limit is not None and limit < 0:
         raise ValueError(f"limit must be 0 or more, not {limit}")
+
+
+def open_registry(url: str, *, token: str | None) -> HttpRegistry:
+    """Return the registry at ``https://HOST[:PORT][/PATH]``; nothing is asked yet.
+
+    Raises RegistryUnavailableError for a URL with anything else in it, above all a token, which logs would show, and
+    for one without TLS that leads away from this machine.
+    """
+    try:
+        parsed = httpx.URL(url)
+        is_right = bool(parsed.host) and not (parsed.userinfo or parsed.query or parsed.fragment)
+    except (httpx.InvalidURL, ValueError):
+        is_right = False
+    if not is_right:
+        raise RegistryUnavailableError(  # the URL may hold a token
+            "The registry's URL holds more than a host, a port and a path, or less.",
+            hint="Write https://registry.example, and put the token into FS_REGISTRY_TOKEN.",
+        )
+    if parsed.scheme != "https" and not _is_loopback(parsed.host):
+        raise RegistryUnavailableError(
+            f"The registry at {parsed.host} is not behind TLS: everyone on the way could read the token.",
+            hint=f"Write https://{parsed.host}; http is for this machine alone.",
+        )
+    return HttpRegistry(url, token=token)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -235,7 +235,9 @@ class PostgresDatabase(Database):
         )
 
 
-def open_postgres(url: str, *, create: bool, busy_timeout_ms: int, clock: Clock) -> Database:
+def open_postgres(
+    url: str, *, create: bool, busy_timeout_ms: int, clock: Clock, credentials: Mapping[str, str]
+) -> Database:
     """Open ``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``; what the URL lacks comes from libpq's variables.
 
     Entries bear the database's time: the machines that write may disagree. Another ``clock`` than theirs is for tests.
@@ -249,7 +251,9 @@ def open_postgres(url: str, *, create: bool, busy_timeout_ms: int, clock: Clock)
         ) from error
     try:
         told = None if clock is system_clock else clock
-        database = PostgresDatabase(make_url(url), busy_timeout_ms=busy_timeout_ms, clock=told, may_make=create)
+        database = PostgresDatabase(
+            make_url(url).set(**credentials), busy_timeout_ms=busy_timeout_ms, clock=told, may_make=create
+        )
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise RegistryUnavailableError(  # the error may show the password
             "The registry's URL cannot be read.", hint="Write postgresql://USER:PASSWORD@HOST:PORT/DATABASE."

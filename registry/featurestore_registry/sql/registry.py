@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from sqlalchemy import bindparam, func, select
 from typing_extensions import override
@@ -66,25 +66,30 @@ class SqlRegistry(Registry):
 
 
 def open_registry(
-    url: str, *, create: bool = True, clock: Clock = system_clock, busy_timeout_ms: int = 30_000
+    url: str,
+    *,
+    create: bool = True,
+    clock: Clock = system_clock,
+    busy_timeout_ms: int = 30_000,
+    credentials: Mapping[str, str] | None = None,
 ) -> SqlRegistry:
     """Open the registry at a URL, in one of the `FORMS`.
 
     With ``create`` a missing registry is empty, and the first write makes it (a file with its folder, a database's
     tables); without ``create`` it raises RegistryUnavailableError. An older schema of a file is upgraded in both cases,
-    one that machines share only by `upgrade_registry`. A writer waits up to ``busy_timeout_ms`` for another. Raises
+    one that machines share only by `upgrade_registry`. ``credentials`` are the URL's ``username`` and ``password``, if it lacks them. A writer waits up to ``busy_timeout_ms`` for another. Raises
     RegistryUnavailableError when it cannot be opened or the URL has another scheme, RegistryFormatError when it is not
     a registry, is damaged, or has the schema of another version.
     """
-    return SqlRegistry(_opened(url, create=create, clock=clock, busy_timeout_ms=busy_timeout_ms))
+    return SqlRegistry(_opened(url, credentials, create=create, clock=clock, busy_timeout_ms=busy_timeout_ms))
 
 
-def upgrade_registry(url: str) -> tuple[str | None, str]:
+def upgrade_registry(url: str, *, credentials: Mapping[str, str] | None = None) -> tuple[str | None, str]:
     """Bring the registry at a URL to this version's schema, and return the one that it had and the one that it has.
 
     None for a database that had no tables: they are made. Raises as `open_registry`.
     """
-    database = _opened(url, create=True, clock=system_clock, busy_timeout_ms=30_000)
+    database = _opened(url, credentials, create=True, clock=system_clock, busy_timeout_ms=30_000)
     try:
         before = schema_of(database)
         ensure_schema(database, create=True, upgrade=True)
@@ -93,7 +98,9 @@ def upgrade_registry(url: str) -> tuple[str | None, str]:
         database.close()
 
 
-def _opened(url: str, *, create: bool, clock: Clock, busy_timeout_ms: int) -> Database:
+def _opened(
+    url: str, credentials: Mapping[str, str] | None, *, create: bool, clock: Clock, busy_timeout_ms: int
+) -> Database:
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme not in BACKENDS:
         # The URL may hold a password, so the message shows only its scheme.
@@ -101,4 +108,5 @@ def _opened(url: str, *, create: bool, clock: Clock, busy_timeout_ms: int) -> Da
             f"No registry of the scheme {scheme!r} can be opened here.",
             hint=f"Write {', or '.join(FORMS[name] for name in BACKENDS)}.",
         )
-    return BACKENDS[scheme](url, create=create, busy_timeout_ms=busy_timeout_ms, clock=clock)
+    more = {} if scheme == "sqlite" else {"credentials": credentials or {}}
+    return BACKENDS[scheme](url, create=create, busy_timeout_ms=busy_timeout_ms, clock=clock, **more)
