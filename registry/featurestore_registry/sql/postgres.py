@@ -250,10 +250,11 @@ def open_postgres(
             hint="Run `pip install 'featurestore[postgres]'`.",
         ) from error
     try:
+        parsed = make_url(url)
+        if credentials:
+            parsed = parsed.set(username=credentials.get("username"), password=credentials.get("password"))
         told = None if clock is system_clock else clock
-        database = PostgresDatabase(
-            make_url(url).set(**credentials), busy_timeout_ms=busy_timeout_ms, clock=told, may_make=create
-        )
+        database = PostgresDatabase(parsed, busy_timeout_ms=busy_timeout_ms, clock=told, may_make=create)
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise RegistryUnavailableError(  # the error may show the password
             "The registry's URL cannot be read.", hint="Write postgresql://USER:PASSWORD@HOST:PORT/DATABASE."

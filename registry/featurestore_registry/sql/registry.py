@@ -77,9 +77,10 @@ def open_registry(
 
     With ``create`` a missing registry is empty, and the first write makes it (a file with its folder, a database's
     tables); without ``create`` it raises RegistryUnavailableError. An older schema of a file is upgraded in both cases,
-    one that machines share only by `upgrade_registry`. ``credentials`` are the URL's ``username`` and ``password``, if it lacks them. A writer waits up to ``busy_timeout_ms`` for another. Raises
-    RegistryUnavailableError when it cannot be opened or the URL has another scheme, RegistryFormatError when it is not
-    a registry, is damaged, or has the schema of another version.
+    one that machines share only by `upgrade_registry`. A writer waits up to ``busy_timeout_ms`` for another.
+    ``credentials`` are ``username`` and ``password`` of a URL that lacks them. Raises RegistryUnavailableError when it
+    cannot be opened or the URL has another scheme, RegistryFormatError when it is not a registry, is damaged, or has
+    the schema of another version.
     """
     return SqlRegistry(_opened(url, credentials, create=create, clock=clock, busy_timeout_ms=busy_timeout_ms))
 
