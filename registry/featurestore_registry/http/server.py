@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featurestore_registry.auth import Token
-from featurestore_registry.auth.tokens import EVERY_PROJECT, KIND, REVOKED
+from featurestore_registry.auth.tokens import EVERY_PROJECT, KIND
 from featurestore_registry.errors import FeatureStoreError
 from featurestore_registry.http import wire
 from featurestore_registry.http.access import PREFIX, Access, name_of, shown
@@ -159,17 +159,18 @@ def _add_tokens(api: FastAPI, registry: Registry, access: Access) -> None:
         return [wire.LedgerEntryBody(**entry) for entry in made]
 
     @api.post(f"{PREFIX}/tokens", summary="Make a token, of which the server sees the hash alone, or revoke one")
-    def append(project: Project, body: wire.EntryBody, request: Request) -> wire.VersionBody:
-        document = body.document
-        if REVOKED in document:
-            is_right = set(document) == {"id", REVOKED} and ledger.latest(project, KIND, body.key) is not None
+    def append(project: Project, body: wire.TokenEntryBody, request: Request) -> wire.VersionBody:
+        of = body.document
+        if isinstance(of, wire.RevocationBody):
+            action, is_right = "revoke token", ledger.latest(project, KIND, body.key) is not None
         else:
-            token = Token.from_document(document)
-            is_right = (token.project or EVERY_PROJECT) == project and token.id == body.key and body.if_version == 0
-        if not is_right:
-            raise ValueError("an entry of a token names its id and its project, and a revocation its id and instant")
+            action, is_right = "create token", (of.project or EVERY_PROJECT) == project and body.if_version == 0
+        if not is_right or of.id != body.key:
+            raise ValueError(
+                "an entry of a token has its id as key, and is of its project; a new one expects version 0"
+            )
+        document = of.model_dump(exclude_unset=True)
         made = ledger.append(project, KIND, body.key, document, if_version=body.if_version)
-        action = "revoke token" if REVOKED in document else "create token"
         _audit(access, request, project, action, {"of": shown(document)})
         access.refresh()
         return wire.VersionBody(version=made)

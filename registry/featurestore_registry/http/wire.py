@@ -146,6 +146,34 @@ class EntryBody(Body):
     if_version: int | None = Field(default=None, description="The newest version that is expected, 0 for none.")
 
 
+class TokenBody(Body):
+    """A token as the ledger keeps it."""
+
+    id: str = Field(min_length=1, max_length=64)
+    hash: str = Field(pattern="^[0-9a-f]{64}$", description="The SHA-256 of the token's text.")
+    role: Literal["viewer", "reader", "operator", "editor", "admin"]
+    project: str | None = None
+    expires_at_us: int | None = None
+    name: str = ""
+    is_server: bool = False
+    created_at_us: int | None = None
+
+
+class RevocationBody(Body):
+    """The end of a token."""
+
+    id: str
+    revoked_at_us: int
+
+
+class TokenEntryBody(Body):
+    """A new entry of a token."""
+
+    key: str = Field(description="The token's id.")
+    document: TokenBody | RevocationBody
+    if_version: int | None = Field(default=None, description="0 for a new token.")
+
+
 class VersionBody(Body):
     """The version of an entry that was appended."""
 
