@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from featurestore_registry.interface import RegistryReader
 
 from featurestore.ledger import leases
-from featurestore.types.times import CLOCK_TOLERANCE_US, duration_text, to_instant, to_rfc3339
+from featurestore.types.times import CLOCK_TOLERANCE_US, MIN_INSTANT, duration_text, to_instant, to_rfc3339
 
 ONLINE_STORE = "the online store"
 REGISTRY = "the newest writer to the registry"
@@ -21,13 +21,18 @@ AHEAD = (
 
 
 def registry_ahead_us(registry: RegistryReader, project: str, now_us: int) -> int:
-    """Return how far the registry's newest entry is in this machine's future; 0 where it is not.
+    """Return how far the registry's newest entry is in this machine's future; 0 where it is not."""
+    return max(0, newest_written_us(registry, project) - now_us)
+
+
+def newest_written_us(registry: RegistryReader, project: str) -> int:
+    """Return when the registry was last written to, by its writer's clock; the least instant where it never was.
 
     Every run writes a lease when it begins and when it ends, every apply a revision.
     """
     written = [entry.written_at for entry in registry.ledger.scan(project, leases.KIND, limit=1)]
     written += [revision.applied_at for revision in registry.definitions.history(project, limit=1)]
-    return max([0, *(to_instant(instant) - now_us for instant in written)])
+    return max(map(to_instant, written), default=MIN_INSTANT)
 
 
 def online_ahead_us(facts: Mapping[str, str]) -> int | None:

@@ -209,7 +209,7 @@ class State:
     number: int
     """The number of that revision."""
     ledger: int
-    """Grows with every entry that is appended to the project's ledger."""
+    """Grows with every entry that is appended to the project's ledger, or to that of every project (the empty name)."""
     now: datetime
     """By the registry's clock. Aware, UTC."""
 

@@ -402,9 +402,11 @@ def test_a_server_that_is_away_or_another_one_is_told(served: Served) -> None:
         with pytest.raises(RegistryUnavailableError, match="onnection refused") as raised:
             registry.definitions.head("p")
         assert "Check that it runs" in raised.value.hint
-    with open_registry(f"{served.url}/elsewhere", token=served.by_role[Role.ADMIN]) as registry:
-        with pytest.raises(RegistryUnavailableError, match="it answers 404"):
-            registry.definitions.head("p")
+    with (
+        open_registry(f"{served.url}/elsewhere", token=served.by_role[Role.ADMIN]) as registry,
+        pytest.raises(RegistryUnavailableError, match="it answers 404"),
+    ):
+        registry.definitions.head("p")
     for token in (None, "wrong"):
         with open_registry(served.url, token=token) as registry, pytest.raises(AuthError) as refused:
             registry.definitions.head("p")

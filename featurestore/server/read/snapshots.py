@@ -18,7 +18,7 @@ from featurestore_registry.interface import Registry
 from featurestore_registry.records import Revision
 
 from featurestore.backends import open_registry
-from featurestore.consistency.clocks import registry_ahead_us
+from featurestore.consistency.clocks import newest_written_us
 from featurestore.errors import FeatureStoreError, RegistryError
 from featurestore.ledger.progress import Progress, read_progress
 from featurestore.registered.snapshot import Snapshot
@@ -31,7 +31,7 @@ from featurestore.registered.snapshot_file import (
 )
 from featurestore.server.http.door import Door
 from featurestore.server.read.templates import Templates
-from featurestore.types.times import to_rfc3339
+from featurestore.types.times import MIN_INSTANT, to_rfc3339
 from featurestore.workspace import Readers
 
 logger = logging.getLogger("featurestore.server")
@@ -52,6 +52,9 @@ class SnapshotKeeper:
         self._refreshing = threading.Lock()
         self._thread: threading.Thread | None = None
         self._registry: Registry | None = None
+        self._ledger = -1
+        """How far the project's ledger was when it was read last."""
+        self._written_us = MIN_INSTANT
         self._warned: tuple[str, int] | None = None
         self._saved: SavedSnapshot | None = None
         self._templates: Templates | None = None
@@ -152,11 +155,17 @@ class SnapshotKeeper:
                 workspace.settings.registry, workspace.root, create=False, clock=workspace.clock
             )
         registry = self._registry
-        seen_us = workspace.clock()
+        seen_us, state = workspace.clock(), registry.state(project)
+        is_same = known is not None and (state.head, state.ledger) == (known.revision.chain.head, self._ledger)
+        if not is_same:
+            self._written_us = newest_written_us(registry, project)
+        self.registry_ahead_us = max(0, self._written_us - seen_us)
+        if known is not None and is_same:
+            return SavedSnapshot(known.revision, known.tokens, seen_us)
         found = self._door.take(*known_tokens(registry.ledger, project))
         if self._templates is not None:
             self.progress = read_progress(registry.ledger, self._templates.snapshot)
-        self.registry_ahead_us = registry_ahead_us(registry, project, seen_us)
+        self._ledger = state.ledger
         if known is not None and registry.definitions.chain(project) == known.revision.chain:
             unchanged = found == known.tokens
             return SavedSnapshot(known.revision, known.tokens if unchanged else found, seen_us)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import ColumnElement, ScalarSelect, bindparam, func, literal, select
 from typing_extensions import override
 
 from featurestore_registry.errors import RegistryUnavailableError
@@ -28,15 +29,15 @@ FORMS = {
 """By the scheme of the URL: what opens it, and how the URL is written."""
 
 
+def _newest(project: ColumnElement[str]) -> ScalarSelect[Any]:
+    # One project each: of several no database finds the greatest in an index.
+    return select(func.max(tables.ledger.c.sequence)).where(tables.ledger.c.project == project).scalar_subquery()
+
+
 _state = select(
-    select(tables.project.c.revision)
-    .where(tables.project.c.project == bindparam("project"))
-    .scalar_subquery()
-    .label("number"),
-    select(func.max(tables.ledger.c.sequence))
-    .where(tables.ledger.c.project == bindparam("project"))
-    .scalar_subquery()
-    .label("ledger"),
+    select(tables.project.c.revision).where(tables.project.c.project == bindparam("project")).scalar_subquery(),
+    _newest(bindparam("project")),
+    _newest(literal("")),
 )
 
 
@@ -53,12 +54,13 @@ class SqlRegistry(Registry):
     def state(self, project: str) -> State:
         check_storable(project)
         with self._database.reading() as connection:
-            row = connection.execute(_state, {"project": project}).one()
+            number, own, everyones = connection.execute(_state, {"project": project}).one()
             now = utc_datetime(self._database.now_us(connection))
-        if row.number is None:
-            return State("", 0, row.ledger or 0, now)
+        ledger = max(own or 0, everyones or 0)
+        if number is None:
+            return State("", 0, ledger, now)
         chain = self.definitions.chain(project)  # nothing is hashed where the newest revision is known
-        return State(chain.head, chain.number, row.ledger or 0, now)
+        return State(chain.head, chain.number, ledger, now)
 
     def close(self) -> None:
         """Release connections; calling it twice is allowed."""

@@ -62,6 +62,8 @@ class RegistryConformance(DefinitionsConformance, LedgerConformance, JournalConf
             states.append(registry.state("p"))
             assert (states[-1].head, states[-1].number) == (chain.head, 1)
             assert states[-1].ledger > states[-2].ledger
+        registry.ledger.append("", "run", "k", {})
+        assert registry.state("p").ledger > states[-1].ledger
         assert abs((states[0].now - states[-1].now).total_seconds()) < 60
 
     @pytest.mark.parametrize("odd", ["a\0b", "\ud800"])
