@@ -30,6 +30,7 @@ demo: .venv/.installed-demo
 test: .venv/.installed-test
 	@$(MAKE) --no-print-directory --jobs 2 lint collect
 	@sh tools/redis.sh
+	@sh tools/postgres.sh $(BIN)/python
 	@rm -f .coverage .coverage.*
 	@scratch=$$(sh tools/scratch.sh); trap 'rm -rf "$$scratch"' EXIT INT TERM HUP; \
 		$(PYTEST) $${scratch:+--basetemp="$$scratch"} --cov --cov-report=term:skip-covered --durations=25
@@ -41,6 +42,7 @@ SPOKEN := arrow_types certificate client every_type materialize offline_delta on
 
 test-lowest: $(LOWEST)/.installed
 	@sh tools/redis.sh
+	@sh tools/postgres.sh $(LOWEST)/bin/python
 	@$(PYTEST:$(BIN)/%=$(LOWEST)/bin/%) tests/unit tests/properties tests/conformance \
 		$(SPOKEN:%=tests/integration/test_%.py)
 

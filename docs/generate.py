@@ -97,6 +97,16 @@ slashes) are relative to the folder of `feature_store.yaml`; four slashes make a
 
 URLS = {
     ("registry", "sqlite"): ("sqlite:///data/registry.db", "a SQLite file, on a local disk"),
+    ("registry", "postgresql"): (
+        "postgresql://user@host:5432/database",
+        "a PostgreSQL database; the password in `PGPASSWORD` or `~/.pgpass`. Needs `pip install '.[postgres]'`",
+    ),
+    ("registry", "https"): (
+        "https://registry.example",
+        "a registry behind [`fs registry serve`](../how-to/registry.md); the token in `FS_REGISTRY_TOKEN`. "
+        "Needs `pip install '.[client]'`",
+    ),
+    ("registry", "http"): ("http://127.0.0.1:6570", "the same without TLS, on loopback alone"),
     ("offline_store", ""): ("data/offline", "a folder"),
     ("offline_store", "file"): ("file:///data/offline", "the same, written as a URL"),
     ("online_store", "lmdb"): (
@@ -133,6 +143,7 @@ The environment wins over the file. The name of a setting sets its URL; add an o
 | `FS_ONLINE_STORE__READ_TIMEOUT_MS` | an option besides a URL from the environment |
 | `FS_ENGINE__MEMORY_LIMIT`, `FS_SERVER__PORT`, … | one key of `engine` or `server` |
 | `FS_SERVER_TOKEN` | the token of `fs serve`, 32 characters or more; the file, which is committed, cannot hold it |
+| `FS_REGISTRY_TOKEN` | the token for a registry behind HTTP; the file, which is committed, cannot hold it |
 | `FS_CRASH_AT` | for tests: [the point at which the process ends itself](steps.md) |
 """
 

