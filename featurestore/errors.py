@@ -44,6 +44,7 @@ from __future__ import annotations
 import errno
 
 from featurestore_registry.errors import (
+    ApprovalNeededError,
     AuthError,
     FeatureStoreError,
     LedgerConflictError,
@@ -56,6 +57,7 @@ from featurestore_registry.errors import (
 )
 
 __all__ = [
+    "ApprovalNeededError",
     "AuthError",
     "CertificateError",
     "ChangesNotAllowedError",

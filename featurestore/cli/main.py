@@ -20,6 +20,8 @@ COMMANDS = {
     "init": "Make a small feature repo that works as it is.",
     "plan": "Show what an apply would change.",
     "apply": "Register the repo's definitions.",
+    "approve": "Approve an apply as a second person.",
+    "policy": "Say what editors may apply.",
     "materialize": "Bring rows from the sources into the stores.",
     "training-set": "Build a point-in-time correct training set.",
     "training-sets": "List saved training sets, delete one.",

@@ -22,6 +22,7 @@ from uvicorn.supervisors import Multiprocess
 
 import featurestore
 from featurestore.errors import SettingsError
+from featurestore.plan.judging import judge
 from featurestore.server.app import create_app, open_workspace
 from featurestore.server.http.gate import FeatureServer
 from featurestore.server.http.protocol import DeadlineProtocol
@@ -117,7 +118,7 @@ def serve_registry(root: Path, *, host: str, port: int, debug: bool, log_format:
             logger.warning(
                 "nobody can enter: no token is known. Make one with `fs token create --role admin --all-projects`"
             )
-        app = create_registry(registry, access, version=featurestore.__version__)
+        app = create_registry(registry, access, judge=judge, version=featurestore.__version__)
         with bind(host, port) as listening:
             sys.stdout.write(f"Serving the registry at {url_of(listening)}\n")
             sys.stdout.flush()

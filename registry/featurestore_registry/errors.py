@@ -7,6 +7,7 @@ FeatureStoreError
     ├── RegistryUnavailableError   the registry cannot be reached or opened
     ├── RegistryFormatError        the registry was written by a newer version, or is damaged
     ├── RecordNotFoundError        no such project or revision
+    ├── ApprovalNeededError        a second person has to approve
     └── AuthError                  a token is missing, unknown, expired or not allowed
 """
 
@@ -77,6 +78,10 @@ class RegistryFormatError(RegistryError):
 
 class RecordNotFoundError(RegistryError):
     """The registry has no such project, revision or ledger entry."""
+
+
+class ApprovalNeededError(RegistryError):
+    """The project's policy wants a second person for these changes; ``plan`` is what that one approves."""
 
 
 class AuthError(RegistryError):

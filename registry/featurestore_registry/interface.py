@@ -157,6 +157,29 @@ class Journal(JournalReader):
         """Remove the entries that were written before an instant, and return how many there were."""
 
 
+class Governance(ABC):
+    """What projects allow their editors. Only a server can hold them to it: who has the database can do anything."""
+
+    @abstractmethod
+    def policy(self, project: str) -> Document:
+        """Return ``refuse`` and ``approve``, lists of classes of change, and ``groups``, members by owner."""
+
+    @abstractmethod
+    def set_policy(self, project: str, document: Document) -> None:
+        """Set what `policy` returns."""
+
+    @abstractmethod
+    def proposals(self, project: str) -> list[Document]:
+        """Return the applies that wait for a second person, newest first: ``plan``, ``by``, ``changes``, …"""
+
+    @abstractmethod
+    def approve(self, project: str, plan: str) -> Document:
+        """Approve a proposal, named by how its id begins, and return it.
+
+        Raises RecordNotFoundError where there is none, AuthError for the one who made it.
+        """
+
+
 class RegistryReader(ABC):
     """What a registry holds, to be read."""
 
@@ -175,6 +198,8 @@ class Registry(RegistryReader):
     definitions: Definitions
     ledger: Ledger
     journal: Journal
+    governance: Governance | None = None
+    """None where no server stands between the caller and the database."""
 
     @abstractmethod
     def close(self) -> None:

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import httpx
 import uvicorn
 from featurestore_registry.http.access import Access
+from featurestore_registry.http.policy import Judge
 from featurestore_registry.http.server import create_app
 from featurestore_registry.interface import Registry
+from featurestore_registry.records import Change, Revision
 
 from support.serving import until
 
 
+def all_compatible(before: Revision, changes: Sequence[Change]) -> dict[str, str]:
+    return {f"{change.kind}:{change.name}": "compatible" for change in changes}
+
+
 @contextmanager
-def serving_registry(registry: Registry) -> Iterator[str]:
-    """Serve a registry in a thread of this process, and give its URL."""
+def serving_registry(registry: Registry, judge: Judge | None = None) -> Iterator[str]:
+    """Serve a registry in a thread of this process, and give its URL. Without a judge its records may be anything."""
     config = uvicorn.Config(
-        create_app(registry, Access(registry)), host="127.0.0.1", port=0, log_config=None, ws="none"
+        create_app(registry, Access(registry), judge=judge or all_compatible),
+        host="127.0.0.1",
+        port=0,
+        log_config=None,
+        ws="none",
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Scope
 from featurestore_registry.auth import AuthMiddleware, Role, Token, TokenVerifier, tokens
 from featurestore_registry.auth.tokens import EVERY_PROJECT
 from featurestore_registry.errors import AuthError, RegistryError
+from featurestore_registry.http.policy import name_of
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Clock, Document, system_clock
 
@@ -39,7 +40,7 @@ LEDGER: Mapping[str, Needs] = {
         Needs(Role.VIEWER, Role.OPERATOR),
     ),
     **dict.fromkeys(("training_set", "training_set_frame"), Needs(Role.VIEWER, Role.OPERATOR)),
-    **dict.fromkeys(("generation", "prepared"), Needs(Role.VIEWER, Role.EDITOR)),
+    **dict.fromkeys(("generation", "prepared", "consumer"), Needs(Role.VIEWER, Role.EDITOR)),
 }
 """By the kind of a ledger's entries. Tokens have routes of their own."""
 JOURNAL: Mapping[str, Needs] = {
@@ -114,11 +115,6 @@ class Access:
                 logger.warning("reading the tokens took longer than %g seconds", REFRESH_SECONDS)
 
 
-def name_of(token: Token) -> str:
-    """Return how a token's owner is called."""
-    return token.name or token.id
-
-
 def permit(scope: Scope, token: Token) -> None:
     """Raise AuthError (403) unless a token is enough for a request: by its route, project and kind of entries."""
     query = QueryParams(scope["query_string"])
@@ -133,6 +129,10 @@ def permit(scope: Scope, token: Token) -> None:
     elif path in (f"{PREFIX}/journal", f"{PREFIX}/journal/newest"):
         least = _role(JOURNAL, "journal", _one(query, "kind"), writes=method != "GET")
         token.require(Role.ADMIN if method == "DELETE" else least, project)
+    elif path in (f"{PREFIX}/approve", f"{PREFIX}/policy", f"{PREFIX}/proposals"):
+        token.require(
+            Role.EDITOR if path.endswith("approve") else Role.VIEWER if method == "GET" else Role.ADMIN, project
+        )
     elif path == f"{PREFIX}/tokens" and method == "GET":
         # Servers of one project also take the tokens of every project.
         token.require(Role.READER if token.is_server else Role.ADMIN, project or token.project)

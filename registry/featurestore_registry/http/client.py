@@ -24,7 +24,7 @@ from featurestore_registry.errors import (
 from featurestore_registry.forks import ForkLock
 from featurestore_registry.http import wire
 from featurestore_registry.http.access import PREFIX
-from featurestore_registry.interface import Definitions, Journal, Ledger, Registry
+from featurestore_registry.interface import Definitions, Governance, Journal, Ledger, Registry
 from featurestore_registry.records import (
     Chain,
     Change,
@@ -101,14 +101,14 @@ class Connection:
             document = answer.json()
         except ValueError:
             document = None
-        if answer.status_code in (401, 403):
+        found = wire.error_from(document)
+        if found is None and answer.status_code in (401, 403):
             said = document.get("error", {}).get("message", "") if isinstance(document, dict) else ""
             return AuthError(
                 f"The registry {self.name} refuses the request: {said}".rstrip(": "),
                 status=answer.status_code,
                 hint="Set FS_REGISTRY_TOKEN to a token with the role that this needs.",
             )
-        found = wire.error_from(document)
         if found is not None:
             return found
         why = f"it answers {answer.status_code} {answer.reason_phrase}"
@@ -346,6 +346,32 @@ class HttpJournal(Journal):
         ]
 
 
+class HttpGovernance(Governance):
+    """See `Governance`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @override
+    def policy(self, project: str) -> Document:
+        found: Document = self._connection.get("/policy", {"project": project}).json()
+        return found
+
+    @override
+    def set_policy(self, project: str, document: Document) -> None:
+        self._connection.send("PUT", "/policy", {"project": project}, document)
+
+    @override
+    def proposals(self, project: str) -> list[Document]:
+        found: list[Document] = self._connection.get("/proposals", {"project": project}).json()
+        return found
+
+    @override
+    def approve(self, project: str, plan: str) -> Document:
+        found: Document = self._connection.send("POST", "/approve", {"project": project}, {"plan": plan})
+        return found
+
+
 class HttpRegistry(Registry):
     """A registry whose server is at a URL. Threads share it; a forked child opens connections of its own."""
 
@@ -354,6 +380,7 @@ class HttpRegistry(Registry):
         self.definitions = HttpDefinitions(self._connection)
         self.ledger = HttpLedger(self._connection)
         self.journal = HttpJournal(self._connection)
+        self.governance = HttpGovernance(self._connection)
         self._states: dict[str, tuple[str, State]] = {}
         """By project the newest state, and its ETag."""
 

@@ -22,11 +22,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featurestore_registry.auth import Token
 from featurestore_registry.auth.tokens import EVERY_PROJECT, KIND
-from featurestore_registry.errors import FeatureStoreError
+from featurestore_registry.errors import AuthError, FeatureStoreError
 from featurestore_registry.http import wire
-from featurestore_registry.http.access import PREFIX, Access, name_of, shown
+from featurestore_registry.http.access import PREFIX, Access, shown
+from featurestore_registry.http.policy import Judge, Policy, name_of
 from featurestore_registry.interface import Registry
-from featurestore_registry.records import Change
+from featurestore_registry.records import Change, check_changes
 
 logger = logging.getLogger("featurestore.registry")
 
@@ -42,8 +43,9 @@ Key = Annotated[str | None, Query(description="One key alone.")]
 Limit = Annotated[int | None, Query(ge=0, le=wire.MOST_ENTRIES, description="At most so many.")]
 
 
-def create_app(registry: Registry, access: Access, *, version: str = "1") -> ASGIApp:
-    """Return the ASGI app of a registry; ``access`` decides who may do what."""
+def create_app(registry: Registry, access: Access, *, judge: Judge, version: str = "1") -> ASGIApp:
+    """Return the ASGI app of a registry; ``access`` decides who may do what, ``judge`` how much a change demands."""
+    policy = Policy(registry, judge)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -63,7 +65,8 @@ def create_app(registry: Registry, access: Access, *, version: str = "1") -> ASG
         api.add_exception_handler(kind, answer)
     api.add_exception_handler(HTTPException, _http_error)
     _add_health(api, registry)
-    _add_definitions(api, registry, access)
+    _add_definitions(api, registry, access, policy)
+    _add_policy(api, access, policy)
     _add_ledger(api, registry)
     _add_journal(api, registry, access)
     _add_tokens(api, registry, access)
@@ -81,7 +84,7 @@ def _add_health(api: FastAPI, registry: Registry) -> None:
         return {"status": "ready"}
 
 
-def _add_definitions(api: FastAPI, registry: Registry, access: Access) -> None:
+def _add_definitions(api: FastAPI, registry: Registry, access: Access, policy: Policy) -> None:
     definitions = registry.definitions
 
     @api.get(f"{PREFIX}/projects", summary="All projects that were ever applied, and that the token may see")
@@ -127,9 +130,33 @@ def _add_definitions(api: FastAPI, registry: Registry, access: Access) -> None:
     def apply(project: Project, body: wire.ApplyBody, request: Request) -> Response:
         changes = [wire.change_of(each) for each in body.changes]
         told = {"author": name_of(_token(request)), "message": body.message, "commit": body.commit}
+        check_changes(project, changes)
+        policy.check(_token(request), project, body.expected, changes, body.message)
         made = definitions.apply(project, body.expected, changes, **told)
         _audit(access, request, project, "apply", {"revision": made.number, "changes": _names(changes)})
         return _json({"after": 0, "hashes": made.hashes})
+
+
+def _add_policy(api: FastAPI, access: Access, policy: Policy) -> None:
+    @api.get(f"{PREFIX}/policy", summary="What the project allows its editors")
+    def read(project: Project) -> wire.PolicyBody:
+        return wire.PolicyBody(**policy.of(project))
+
+    @api.put(f"{PREFIX}/policy", summary="Set what the project allows its editors")
+    def write(project: Project, body: wire.PolicyBody, request: Request) -> wire.PolicyBody:
+        policy.set(project, body.model_dump())
+        _audit(access, request, project, "set policy", {"policy": body.model_dump()})
+        return body
+
+    @api.get(f"{PREFIX}/proposals", summary="What waits for a second person, newest first")
+    def proposals(project: Project) -> list[wire.ProposalBody]:
+        return [wire.ProposalBody(**each) for each in policy.proposals(project)]
+
+    @api.post(f"{PREFIX}/approve", summary="Approve a proposal as a second person")
+    def approve(project: Project, body: wire.ApproveBody, request: Request) -> wire.ProposalBody:
+        found = policy.approve(_token(request), project, body.plan)
+        _audit(access, request, project, "approve", {"plan": found["plan"], "proposed_by": found["by"]})
+        return wire.ProposalBody(**found)
 
 
 def _add_ledger(api: FastAPI, registry: Registry) -> None:
@@ -241,6 +268,10 @@ def _json(document: Any, headers: dict[str, str] | None = None) -> Response:
 
 
 def _told(request: Request, error: Exception) -> Response:
+    if isinstance(error, AuthError):
+        response = _json(wire.error_document("AuthError", error.message, error.hint, {"status": error.status}))
+        response.status_code = error.status
+        return response
     name = next((each.__name__ for each in type(error).__mro__ if each.__name__ in wire.STATUSES), "")
     status = wire.STATUSES.get(name, 500)
     if isinstance(error, FeatureStoreError) and status in (404, 409):

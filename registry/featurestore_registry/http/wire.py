@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from featurestore_registry.errors import (
+    ApprovalNeededError,
     AuthError,
     FeatureStoreError,
     LedgerConflictError,
@@ -40,6 +41,7 @@ MOST_ENTRIES = 10_000
 STATUSES: Mapping[str, int] = {
     RevisionConflictError.__name__: 409,
     LedgerConflictError.__name__: 409,
+    ApprovalNeededError.__name__: 409,
     RecordNotFoundError.__name__: 404,
     RegistryUnavailableError.__name__: 503,
     RegistryFormatError.__name__: 503,
@@ -51,12 +53,16 @@ _RAISED: Mapping[str, type[RegistryError]] = {
     for kind in (
         RevisionConflictError,
         LedgerConflictError,
+        ApprovalNeededError,
         RecordNotFoundError,
         RegistryUnavailableError,
         RegistryFormatError,
         AuthError,
     )
 }
+
+
+ChangeClass = Literal["metadata", "compatible", "rebuild", "breaking", "destructive"]
 
 
 class Body(BaseModel):
@@ -215,6 +221,34 @@ class CountBody(Body):
     """How many entries there were."""
 
     count: int
+
+
+class PolicyBody(Body):
+    """What a project allows its editors."""
+
+    refuse: list[ChangeClass] = Field(default=[], description="Classes of change that nobody may apply.")
+    approve: list[ChangeClass] = Field(default=[], description="Classes of change that a second person approves.")
+    groups: dict[str, list[str]] = Field(
+        default={}, description="By the owner of records: the names of the tokens that may change them."
+    )
+
+
+class ApproveBody(Body):
+    """A plan to approve."""
+
+    plan: str = Field(min_length=4, description="The plan's id, or how it begins.")
+
+
+class ProposalBody(Body):
+    """An apply that waits for a second person."""
+
+    plan: str
+    by: str
+    token: str
+    message: str
+    expected: str
+    changes: list[str]
+    classes: dict[str, str]
 
 
 class StateBody(Body):

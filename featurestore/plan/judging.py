@@ -1,0 +1,41 @@
+"""The class of each change of an apply, from the records alone: for a registry that believes no request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from featurestore_registry.records import Change, Revision
+
+from featurestore.plan.classes import ChangeClass, deletion_class, differences
+from featurestore.registered.records import from_records
+
+
+def judge(before: Revision, changes: Sequence[Change]) -> dict[str, str]:
+    """Return the class of each change by ``kind:name``.
+
+    Raises RegistryFormatError for a document that nobody could read back: SQL, paths and conditions are checked as
+    where they are declared.
+    """
+    records = {record.key: record for record in before.records}
+    old = from_records(records.values())
+    for change in changes:
+        key = f"{change.kind}:{change.name}"
+        if change.record is None:
+            records.pop(key, None)
+        else:
+            records[key] = change.record
+    new = from_records(records.values())
+    stored = {record.key: record for record in before.records}
+    classes: dict[str, str] = {}
+    for change in changes:
+        name, key = (change.kind, change.name), f"{change.kind}:{change.name}"
+        found = [ChangeClass.COMPATIBLE]
+        if name in old and name in new:
+            found = [each.change_class for each in differences(old[name], new[name])] or [ChangeClass.METADATA]
+            assert change.record is not None
+            if change.record.document.get("generation", 1) < stored[key].document.get("generation", 1):
+                found.append(ChangeClass.BREAKING)  # names never reuse storage
+        elif name in old:
+            found = [deletion_class(old[name])]
+        classes[key] = max(found).name.lower()
+    return classes

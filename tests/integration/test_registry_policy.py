@@ -1,0 +1,189 @@
+"""Policies, approvals and owner groups of a registry behind HTTP: by its commands, and against hand-made requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from featurestore_registry.auth import Role, create_token
+from featurestore_registry.http import access
+from featurestore_registry.interface import Registry
+from featurestore_registry.sql import open_registry
+from support.clock import ManualClock
+from support.registry_server import serving_registry
+from support.serving import until
+
+from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource
+from featurestore.cli.main import main
+from featurestore.errors import ApprovalNeededError, AuthError, RegistryError
+from featurestore.plan.judging import judge
+from featurestore.types import Float64, String
+
+pytestmark = pytest.mark.uncounted
+NOW_US = 1_800_000_000_000_000
+shop = Entity("shop", join_keys={"shop": String})
+sales = ParquetSource("sales", "sales.parquet", "at")
+
+
+def view(*fields: str, owner: str = "", **more: Any) -> FeatureView:
+    schema = [Field(name, Float64) for name in fields or ("amount", "tax")]
+    return FeatureView("takings", entities=[shop], source=sales, schema=schema, owner=owner, online=False, **more)
+
+
+class Team:
+    """A project of several people, each with a token."""
+
+    def __init__(self, root: Path, registry: Registry, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.registry, self.url, self._monkeypatch = root, registry, url, monkeypatch
+        self.tokens: dict[str, str] = {}
+        for name, role in {"ada": Role.EDITOR, "bob": Role.EDITOR, "ops": Role.ADMIN, "eve": Role.OPERATOR}.items():
+            self.tokens[name], _ = create_token(registry.ledger, None, role, expires_at_us=None, now_us=0, name=name)
+        (root / "feature_store.yaml").write_text(f"project: p\nregistry: {url}\n")
+
+    def store(self, who: str) -> FeatureStore:
+        self._monkeypatch.setenv("FS_REGISTRY_TOKEN", self.tokens[who])
+        return FeatureStore(self.root, clock=ManualClock(NOW_US))
+
+    def apply(self, who: str, *objects: Any, **options: Any) -> Any:
+        with self.store(who) as store:
+            return store.apply([*objects], allow_breaking=True, allow_destroy=True, **options)
+
+    def fs(self, who: str, *arguments: str) -> int:
+        """Run a command as somebody; return its exit code."""
+        self._monkeypatch.setenv("FS_REGISTRY_TOKEN", self.tokens[who])
+        with pytest.raises(SystemExit) as ended:
+            main(["--repo", str(self.root), *arguments])
+        return int(ended.value.code or 0)
+
+    def post(self, who: str, path: str, document: Any) -> httpx.Response:
+        return httpx.post(
+            f"{self.url}/api/v1{path}", json=document, headers={"authorization": f"Bearer {self.tokens[who]}"}
+        )
+
+
+@pytest.fixture
+def team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
+    monkeypatch.setattr(access, "REFRESH_SECONDS", 0.05)
+    root = tmp_path / "repo"
+    root.mkdir()
+    columns = {"shop": ["a"], "at": pa.array([1_700_000_000_000_000], pa.timestamp("us", "UTC"))}
+    pq.write_table(pa.table({**columns, "amount": [1.0], "tax": [0.5]}), root / "sales.parquet")
+    with open_registry(f"sqlite:///{tmp_path / 'registry.db'}") as registry:
+        registry.ledger.append("", "setup", "k", {})
+        with serving_registry(registry, judge) as url:
+            team = Team(root, registry, url, monkeypatch)
+            asked = {"authorization": f"Bearer {team.tokens['eve']}"}
+            until(lambda: httpx.get(f"{url}/api/v1/projects", headers=asked).status_code == 200)
+            yield team
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    return lambda: "".join(capsys.readouterr())
+
+
+def test_a_second_person_approves_what_the_policy_says(team: Team, told: Callable[[], str]) -> None:
+    team.apply("ada", view())
+    assert team.fs("ops", "policy", "set", "--approve", "breaking", "--refuse", "destructive") == 0
+    told()
+    assert team.fs("ada", "policy", "show") == 0
+    assert "refused: destructive\nwants a second person: breaking\n" in told()
+    team.apply("ada", view(description="sold"))  # nobody is asked for that
+    with pytest.raises(
+        ApprovalNeededError, match="wants a second person for breaking changes: feature_view:takings"
+    ) as raised:
+        team.apply("ada", view("amount", description="sold"), message="no tax")
+    plan = raised.value.details["plan"]
+    assert f"fs approve {plan}" in raised.value.hint
+    assert team.fs("bob", "approve") == 0
+    listed = told()
+    assert f"{plan} by ada: no tax" in listed
+    assert "put feature_view:takings  breaking" in listed
+    assert team.fs("ada", "approve", plan, "--yes") == 1
+    assert "Who proposes an apply does not approve it." in told()
+    assert team.fs("eve", "approve", plan, "--yes") == 1
+    assert "role is operator" in told()
+    with pytest.raises(ApprovalNeededError):
+        team.apply("ada", view("amount", description="sold"))
+    assert team.fs("bob", "approve", plan[:6], "--yes") == 0
+    assert "ada may run `fs apply` now" in told()
+    with pytest.raises(ApprovalNeededError):
+        team.apply("ada", view("tax", description="sold"))  # another plan than the one that was approved
+    assert team.apply("ada", view("amount", description="sold"), message="no tax").applied == 3
+    assert team.fs("bob", "approve") == 0
+    assert "Nothing waits" in told()  # the other one was made on an older revision
+    actions = [(each.document["action"], each.document["by"]) for each in team.registry.journal.scan("p", "audit")]
+    assert actions == [("apply", "ada"), ("set policy", "ops"), ("apply", "ada"), ("approve", "bob"), ("apply", "ada")]
+
+
+def test_what_a_policy_refuses_no_approval_lets_through(team: Team) -> None:
+    team.apply("ada", view())
+    assert team.fs("ops", "policy", "set", "--refuse", "breaking", "--refuse", "destructive") == 0
+    with pytest.raises(AuthError, match="refuses breaking changes: feature_view:takings"):
+        team.apply("ada", view("amount"))
+    with (
+        pytest.raises(AuthError, match="refuses destructive changes: feature_view:takings"),
+        team.store("ops") as store,
+    ):
+        store.teardown()
+    assert len(team.registry.definitions.history("p")) == 1
+
+
+def test_owner_groups_are_judged_by_the_stored_record(team: Team) -> None:
+    team.apply("ada", view(owner="tills"))
+    assert team.fs("ops", "policy", "set", "--group", "tills=ada") == 0
+    for stolen in (view(owner="bob", description="mine"), view(description="mine")):
+        with pytest.raises(AuthError, match="belongs to 'tills', and 'bob' is not of that group") as raised:
+            team.apply("bob", stolen)
+        assert "Ask one of: ada" in raised.value.hint
+    assert team.apply("ada", view(owner="bob")).applied == 2
+    assert team.apply("bob", view(owner="bob", description="mine")).applied == 3
+
+
+def test_a_hand_made_request_is_judged_by_what_it_does(team: Team) -> None:
+    """It claims nothing, and what nobody could read back, or reads outside of its source, is refused."""
+    team.apply("ada", view())
+    assert team.fs("ops", "policy", "set", "--refuse", "breaking") == 0
+    stored = {record.key: record for record in team.registry.definitions.read("p").records}
+    head = team.registry.definitions.chain("p").head
+
+    def put(document: dict[str, Any], key: str = "feature_view:takings") -> httpx.Response:
+        record = stored[key]
+        changed = {
+            "kind": record.kind,
+            "project": "p",
+            "name": record.name,
+            "document": document,
+            "fingerprint": "0" * 32,
+            "depends_on": list(record.depends_on),
+        }
+        change = {"action": "put", "kind": record.kind, "name": record.name, "record": changed}
+        return team.post("ada", "/apply?project=p", {"expected": head, "changes": [change]})
+
+    document = json.loads(json.dumps(stored["feature_view:takings"].document))
+    fewer = {**document, "schema": document["schema"][:1]} if "schema" in document else document
+    assert fewer != document
+    answer = put(fewer)
+    assert answer.status_code == 403, answer.text
+    assert "breaking" in answer.text
+    for wrong in ({**document, "more": 1}, {}, {**document, "sql": "COPY sales TO 'x'"}, {**document, "ttl": "long"}):
+        answer = put(wrong)
+        assert answer.status_code in (422, 503), answer.text
+    assert team.registry.definitions.chain("p").head == head
+
+
+def test_a_registry_without_a_server_has_no_policy(tmp_path: Path, told: Callable[[], str]) -> None:
+    (tmp_path / "feature_store.yaml").write_text("project: p\n")
+    with pytest.raises(SystemExit):
+        main(["--repo", str(tmp_path), "policy", "show"])
+    assert "whoever can open it can do everything" in told()
+
+
+def test_errors_are_the_products_own() -> None:
+    assert issubclass(ApprovalNeededError, RegistryError)
