@@ -20,6 +20,7 @@ COMMANDS = {
     "init": "Make a small feature repo that works as it is.",
     "plan": "Show what an apply would change.",
     "apply": "Register the repo's definitions.",
+    "consumer": "Say who reads which services.",
     "approve": "Approve an apply as a second person.",
     "policy": "Say what editors may apply.",
     "materialize": "Bring rows from the sources into the stores.",

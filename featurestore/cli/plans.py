@@ -45,6 +45,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 "class": step.change_class.name.lower(),
                 "differences": jsonable(step.differences),
                 "affects": list(step.affects),
+                "consumers": list(step.consumers),
                 "generation": step.generation,
                 "loss": jsonable(step.loss),
                 "notices": list(step.notices),

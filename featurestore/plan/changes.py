@@ -47,6 +47,8 @@ class Step:
     differences: tuple[Difference, ...] = ()
     affects: tuple[str, ...] = ()
     """``kind:name`` of what depends on it, directly or not."""
+    consumers: tuple[str, ...] = ()
+    """Models and programs that read it, with their owners: whom the change may break."""
     record: Record | None = None
     generation: int | None = None
     """The view's generation after the step."""
@@ -162,6 +164,8 @@ def _explain_step(step: Step, *, prepare: bool) -> list[Line]:
     lines += [Line(3, f"note: {notice}") for notice in step.notices]
     if step.affects and step.change_class > ChangeClass.METADATA:
         lines.append(Line(3, f"used by: {', '.join(step.affects)}"))
+    if step.consumers and step.change_class > ChangeClass.COMPATIBLE:
+        lines.append(Line(3, f"read by: {', '.join(step.consumers)}"))
     return lines
 
 

@@ -14,6 +14,7 @@ from featurestore.definitions import Definition, FeatureView
 from featurestore.errors import DefinitionError, OnlineStoreUnavailableError, RegistryFormatError
 from featurestore.following.held import held_layouts, not_held
 from featurestore.ledger.commits import Remembered, last_read
+from featurestore.ledger.consumers import list_consumers, readers_of
 from featurestore.ledger.generations import Generations, last_generation
 from featurestore.ledger.prepared import PreparedReader
 from featurestore.ledger.saved_sets import list_sets
@@ -55,12 +56,18 @@ def make_plan(
         _check_shared_names(snapshot, wanted)
     filled = {found.name for found in wanted if prepare and isinstance(found, FeatureView)}
     putting = _Putting(workspace, snapshot, filled)
+    consumers = list_consumers(workspace.ledger, workspace.project)
     steps = [step for found in wanted if (step := putting.step(found)) is not None]
     if not partial:
         gone = [found for key, found in snapshot.definitions.items() if key not in given]
         gone.sort(key=lambda found: (-order[found.kind], found.name))
         keys = {found.key for found in gone}
         steps = [*(_delete_step(workspace, snapshot, found, keys) for found in gone), *steps]
+    touched = [(key, *_dependents(snapshot, key)) for key in (f"{step.kind}:{step.name}" for step in steps)]
+    steps = [
+        replace(step, consumers=readers_of(consumers, of)) if step.action != "create" else step
+        for step, of in zip(steps, touched, strict=True)
+    ]
     notices += _unknown_tables(workspace, snapshot)
     remembered = Remembered(workspace.ledger, workspace.project)
     for registered in snapshot.views.values():

@@ -19,7 +19,7 @@ from support.clock import ManualClock
 from support.registry_server import serving_registry
 from support.serving import until
 
-from featurestore import Entity, FeatureStore, FeatureView, Field, ParquetSource
+from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource
 from featurestore.cli.main import main
 from featurestore.errors import ApprovalNeededError, AuthError, RegistryError
 from featurestore.plan.judging import judge
@@ -187,3 +187,24 @@ def test_a_registry_without_a_server_has_no_policy(tmp_path: Path, told: Callabl
 
 def test_errors_are_the_products_own() -> None:
     assert issubclass(ApprovalNeededError, RegistryError)
+
+
+def test_a_plan_names_the_consumers_whom_a_change_may_break(team: Team, told: Callable[[], str]) -> None:
+    service = FeatureService("model", [view()])
+    team.apply("ada", service)
+    assert team.fs("ada", "consumer", "add", "churn", "--service", "modle") == 1
+    assert "Did you mean 'model'?" in told()
+    assert team.fs("eve", "consumer", "add", "churn", "--service", "model") == 1  # her role does not allow it
+    assert team.fs("ada", "consumer", "add", "churn", "--service", "model", "--owner", "cora") == 0
+    assert team.fs("ada", "consumer", "add", "fraud", "--service", "model") == 0
+    assert team.fs("ada", "consumer", "remove", "fraud") == 0
+    told()
+    assert team.fs("eve", "consumer", "list") == 0
+    assert told().splitlines()[1].split() == ["churn", "model", "cora"]
+    with team.store("ada") as store:
+        breaking = store.plan([view("amount"), FeatureService("model", [view("amount")])])
+        compatible = store.plan([view("amount", "tax", description="sold")])
+    said = str(breaking)
+    assert said.count("read by: churn (cora)") == 2
+    assert [step.consumers for step in breaking.steps] == [("churn (cora)",)] * 2
+    assert "read by" not in str(compatible)
