@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 
 REGISTRY_TOKEN = "FS_REGISTRY_TOKEN"  # noqa: S105 - its name, not its value
+PLAIN_HTTP = "FS_REGISTRY_PLAIN_HTTP"
+"""Names the hosts, separated by commas, that are reached without TLS in a network of one's own."""
 
 
 def local_path(url: str, root: Path) -> Path:
@@ -114,6 +116,25 @@ def upgrade_registry(located: Located, root: Path) -> tuple[str | None, str]:
     return upgrade(located.url, credentials=_credentials(located.url))
 
 
+def copy_registry(located: Located, target: str, root: Path) -> dict[str, int]:
+    """Copy the registry to an empty database or a new file, and return how many rows of each table there are."""
+    from featurestore_registry.sql import copy_registry as copy
+
+    from featurestore.online.url import StoreUrl
+
+    backend, _ = _checked("registry", located)
+    to = BACKENDS["registry"][_scheme("registry", target)]
+    if _open_http in (backend.open, to.open):
+        raise SettingsError(
+            "registry: a registry behind HTTP is copied where its database is.",
+            hint="Run `fs registry copy URL` where `registry` names a file or a database; URL is another one.",
+            key="registry",
+        )
+    places = [(backend, located.url), (to, StoreUrl(target))]
+    urls = [f"sqlite:///{local_path(url, root)}" if each.is_local else url for each, url in places]
+    return copy(urls[0], urls[1], credentials=(_credentials(located.url), _credentials(target)))
+
+
 def open_offline(located: Located, root: Path, *, clock: Clock = system_clock) -> OfflineStore:
     """Open the offline store; raises SettingsError for a scheme that is not built or an unknown option."""
     backend, _ = _checked("offline_store", located)
@@ -161,7 +182,8 @@ def _open_http(url: str, root: Path, clock: Clock, *, create: bool) -> Registry:
             hint="Run `pip install '.[client]'` in a checkout.",
             key="registry",
         ) from None
-    return open_http(url, token=os.environ.get(REGISTRY_TOKEN))
+    plain = frozenset(os.environ.get(PLAIN_HTTP, "").replace(",", " ").split())
+    return open_http(url, token=os.environ.get(REGISTRY_TOKEN), plain=plain)
 
 
 def _open_delta(url: str, root: Path, clock: Clock) -> OfflineStore:

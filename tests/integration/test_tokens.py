@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from featurestore_registry.auth import Role, tokens
+from featurestore_registry.auth.tokens import hash_token
 from featurestore_registry.records import Change
 from starlette.routing import Route
 from support.clock import ManualClock
@@ -189,6 +191,24 @@ def test_lists_and_ends_of_tokens(project: Project, token: Token) -> None:
     assert token("list") == [shown[0]]
     assert token("list", "--project", "others") == []
     assert "There is no token" in token("revoke", every["id"], expect=1)
+
+
+def test_a_token_of_a_secret_store_is_made_once(project: Project, token: Token, monkeypatch: Any) -> None:
+    monkeypatch.setenv("THE_TOKEN", "t" * 40)
+    made = token("create", "--role", "operator", "--server", "--from-variable", "THE_TOKEN")
+    assert "token" not in made
+    assert made["server"]
+    assert token("create", "--role", "operator", "--server", "--from-variable", "THE_TOKEN") == made
+    assert token("list") == [made]
+    with closing(project.workspace()) as workspace:
+        assert [each.hash for each in tokens(workspace.ledger, "shop")] == [hash_token("t" * 40)]
+    assert "already: operator, server of project shop" in token(
+        "create", "--role", "admin", "--from-variable", "THE_TOKEN", expect=1
+    )
+    token("revoke", made["id"])
+    assert "which was revoked" in token("create", "--role", "operator", "--from-variable", "THE_TOKEN", expect=1)
+    assert "must be 32 characters" in token("create", "--role", "operator", "--from-variable", "NOTHING", expect=1)
+    assert token("list") == []
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.backends import upgrade_registry
+from featurestore.backends import copy_registry, upgrade_registry
 from featurestore.cli.numbers import WholeNumber
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.shared import given, shared_options
@@ -60,3 +60,22 @@ def upgrade(store: FeatureStore, output: Output) -> None:
         output.say(f"The registry has schema {now}: nothing to do.")
     else:
         output.say(f"The registry has schema {now} now{f', it had {before}' if before else ''}.")
+
+
+@command.command("copy")
+@click.argument("url")
+@repo_command
+def copy(store: FeatureStore, output: Output, url: str) -> None:
+    """Copy the registry that the settings name to URL: another database, or a new SQLite file.
+
+    Everything is copied as it is: revisions keep their hashes, runs, tokens and the journal their order. Writers wait
+    meanwhile. URL must hold no registry yet; a password in it is better in PGPASSWORD or ~/.pgpass.
+    """
+    counts = copy_registry(store.settings.registry, url, store.root)
+    output.emit({"rows": counts})
+    told = [(f"registry_{name}", said) for name, said in _COPIED.items()]
+    output.say(f"Copied {', '.join(f'{counts[name]:,} {said}' for name, said in told)}.")
+    output.say("Set `registry` to it now. What is written to the old one from now on is not in the copy.")
+
+
+_COPIED = {"project": "projects", "revision": "revisions", "ledger": "ledger entries", "journal": "journal entries"}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Any
 
 import click
-from featurestore_registry.auth import Role, Token, create_token, revoke_token, tokens
+from featurestore_registry.auth import Role, Token, create_token, given_token, revoke_token, tokens
 
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.shared import shared_options
 from featurestore.definitions.base import check_object_name
-from featurestore.errors import NotFoundError, did_you_mean
+from featurestore.errors import FeatureStoreError, NotFoundError, did_you_mean
 from featurestore.project.settings import read_duration
 from featurestore.store import FeatureStore
 from featurestore.types.times import MAX_INSTANT, MICROSECOND, to_rfc3339
@@ -77,6 +78,12 @@ _of_project = click.option("--project", callback=_project, help="Another project
     is_flag=True,
     help="For a feature server of a registry behind HTTP: it may read the hashes of tokens, to check them itself.",
 )
+@click.option(
+    "--from-variable",
+    "variable",
+    metavar="NAME",
+    help="Take the token's text from this environment variable; one that the registry has already is left as it is.",
+)
 @click.option("--name", default="", help="What people call it, for example the service that uses it.")
 @click.option("--expires", metavar="SPAN", callback=_duration, help="Ends after so long, for example 90d or 12h.")
 @repo_command
@@ -87,6 +94,7 @@ def create(
     project: str | None,
     all_projects: bool,
     is_server: bool,
+    variable: str | None,
     name: str,
     expires: timedelta | None,
 ) -> None:
@@ -103,17 +111,32 @@ def create(
         raise click.UsageError("--expires lies beyond the year 9999: leave it out for a token that never expires.")
     if project is not None:
         _check_known(store, project, "no token is made for it", " For a new project run `fs apply` in its repo first.")
+    of = None if all_projects else project or store.project
+    given = None if variable is None else os.environ.get(variable, "")
+    if given and (known := given_token(store.workspace.ledger, of, given)):
+        if (known.role, known.project, known.is_server) != (Role.parse(role), of, is_server):
+            raise FeatureStoreError(
+                f"The token in {variable} is {known.id} already: {_role_of(known)} of {_good_for(known)}.",
+                hint="Give another text, or the same role and project.",
+            )
+        output.emit(_document(known, now_us))
+        output.say(f"Token {known.id} is there already: {_role_of(known)} of {_good_for(known)}.")
+        return
     text, token = create_token(
         store.workspace.ledger,
-        None if all_projects else project or store.project,
+        of,
         Role.parse(role),
         expires_at_us=expires_at_us,
         now_us=now_us,
         name=name,
         is_server=is_server,
+        text=given,
     )
-    output.emit({"token": text, **_document(token, now_us)})
-    output.say(f"Token {token.id}: {token.role} of {_good_for(token)}, {_end_of(token, now_us)}.")
+    output.emit({**({"token": text} if given is None else {}), **_document(token, now_us)})
+    output.say(f"Token {token.id}: {_role_of(token)} of {_good_for(token)}, {_end_of(token, now_us)}.")
+    if given is not None:
+        output.say(f"Its text is the one in {variable}.")
+        return
     output.say("It is shown now and never again:\n")
     output.say(text, soft_wrap=True)
 
@@ -127,7 +150,7 @@ def list_(store: FeatureStore, output: Output, project: str | None) -> None:
     found = _tokens_of(store, project)
     output.emit([_document(each, now_us) for each in found])
     if found:
-        rows = [(each.id, each.name, each.role, _good_for(each), _end_of(each, now_us)) for each in found]
+        rows = [(each.id, each.name, _role_of(each), _good_for(each), _end_of(each, now_us)) for each in found]
         output.table(("id", "name", "role", "good for", "end"), rows)
     else:
         output.say("There are no tokens: a server on loopback is open to all who reach it, unless it has seen one.")
@@ -148,6 +171,10 @@ def revoke(store: FeatureStore, output: Output, id: str, project: str | None) ->
         output.say("It was the last one. A server that has seen it stays closed, until `fs serve --open`.")
 
 
+def _role_of(token: Token) -> str:
+    return f"{token.role}, server" if token.is_server else str(token.role)
+
+
 def _good_for(token: Token) -> str:
     return "all projects" if token.project is None else f"project {token.project}"
 
@@ -164,6 +191,7 @@ def _document(token: Token, now_us: int) -> dict[str, Any]:
         "id": token.id,
         "name": token.name,
         "role": str(token.role),
+        "server": token.is_server,
         "project": token.project,
         "expires_at": None if end is None else to_rfc3339(end),
         "expired": end is not None and end <= now_us,

@@ -111,11 +111,16 @@ def create_token(
     now_us: int,
     name: str = "",
     is_server: bool = False,
+    text: str | None = None,
 ) -> tuple[str, Token]:
     """Make a token (for every project when ``project`` is None) and return it with its text, which is shown only here.
 
-    Raises RegistryError, having written nothing, when it would expire at once.
+    ``text`` takes the place of one that is made here; its id follows from it, so that no text becomes a token twice, or
+    again after it was revoked. Raises RegistryError, having written nothing, when it would expire at once or the text
+    is too short or no header can hold it, LedgerConflictError when the text was a token before.
     """
+    if text is not None:
+        _check_text("The token's text", text)
     if expires_at_us is not None and expires_at_us <= now_us:
         raise RegistryError(
             f"The token {name!r} would expire before it is made.",
@@ -123,11 +128,28 @@ def create_token(
             expires_at_us=expires_at_us,
             now_us=now_us,
         )
-    plaintext = f"fs_{secrets.token_urlsafe(32)}"
-    token = Token(secrets.token_hex(8), hash_token(plaintext), role, project, expires_at_us, name, is_server)
+    plaintext = f"fs_{secrets.token_urlsafe(32)}" if text is None else text
+    token_id = secrets.token_hex(8) if text is None else _id_of(text)
+    token = Token(token_id, hash_token(plaintext), role, project, expires_at_us, name, is_server)
     document = {**token.to_document(), "created_at_us": now_us}
     ledger.append(project or EVERY_PROJECT, KIND, token.id, document, if_version=0)
     return plaintext, token
+
+
+def given_token(ledger: LedgerReader, project: str | None, text: str) -> Token | None:
+    """Return the token that `create_token` made of a text, or None; raises RegistryError when it was revoked since."""
+    entry = ledger.latest(project or EVERY_PROJECT, KIND, _id_of(text))
+    if entry is None:
+        return None
+    if REVOKED in entry.document:
+        raise RegistryError(
+            f"This text was the token {entry.key}, which was revoked.", hint="Give another text.", token=entry.key
+        )
+    return Token.from_document(entry.document)
+
+
+def _id_of(text: str) -> str:
+    return hash_token(f"id of {text}")[:16]
 
 
 def tokens(ledger: LedgerReader, project: str | None) -> tuple[Token, ...]:
@@ -210,11 +232,15 @@ class TokenVerifier:
 
 
 def _static_token(plaintext: str) -> Token:
+    _check_text("FS_SERVER_TOKEN", plaintext)
+    return Token("static", hash_token(plaintext), Role.READER, name="FS_SERVER_TOKEN")
+
+
+def _check_text(what: str, plaintext: str) -> None:
     if len(plaintext) < MIN_STATIC_TOKEN_LENGTH or not _TOKEN68.fullmatch(plaintext):
         raise RegistryError(
-            f"FS_SERVER_TOKEN must be {MIN_STATIC_TOKEN_LENGTH} characters or more of letters, digits and "
+            f"{what} must be {MIN_STATIC_TOKEN_LENGTH} characters or more of letters, digits and "
             f"-._~+/; the one that is set has {len(plaintext)} characters.",
             hint="Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'.",
             length=len(plaintext),
         )
-    return Token("static", hash_token(plaintext), Role.READER, name="FS_SERVER_TOKEN")

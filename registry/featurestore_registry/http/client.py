@@ -422,11 +422,11 @@ def _check_limit(limit: int | None) -> None:
         raise ValueError(f"limit must be 0 or more, not {limit}")
 
 
-def open_registry(url: str, *, token: str | None) -> HttpRegistry:
+def open_registry(url: str, *, token: str | None, plain: frozenset[str] = frozenset()) -> HttpRegistry:
     """Return the registry at ``https://HOST[:PORT][/PATH]``; nothing is asked yet.
 
     Raises RegistryUnavailableError for a URL with anything else in it, above all a token, which logs would show, and
-    for one without TLS that leads away from this machine.
+    for one without TLS that leads away from this machine, to a host that ``plain`` does not name.
     """
     try:
         parsed = httpx.URL(url)
@@ -438,10 +438,10 @@ def open_registry(url: str, *, token: str | None) -> HttpRegistry:
             "The registry's URL holds more than a host, a port and a path, or less.",
             hint="Write https://registry.example, and put the token into FS_REGISTRY_TOKEN.",
         )
-    if parsed.scheme != "https" and not _is_loopback(parsed.host):
+    if parsed.scheme != "https" and not _is_loopback(parsed.host) and parsed.host not in plain:
         raise RegistryUnavailableError(
             f"The registry at {parsed.host} is not behind TLS: everyone on the way could read the token.",
-            hint=f"Write https://{parsed.host}; http is for this machine alone.",
+            hint=f"Write https://{parsed.host}; http is for this machine, and for hosts in FS_REGISTRY_PLAIN_HTTP.",
         )
     return HttpRegistry(url, token=token)
 

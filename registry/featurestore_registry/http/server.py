@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featurestore_registry.auth import Token
 from featurestore_registry.auth.tokens import EVERY_PROJECT, KIND
-from featurestore_registry.errors import AuthError, FeatureStoreError
+from featurestore_registry.errors import AuthError, FeatureStoreError, RegistryFormatError
 from featurestore_registry.http import wire
 from featurestore_registry.http.access import PREFIX, Access, shown
 from featurestore_registry.http.policy import Judge, Policy, name_of
@@ -36,6 +36,10 @@ _HIDDEN = {
     503: "The registry's database does not answer. Try again.",
     500: "The request failed. The server's log tells more.",
 }
+_SCHEMA = (
+    "The registry's database has the schema of another version than its server's, or is damaged: the server's log says "
+    "which. `fs registry upgrade` there brings an older one up."
+)
 
 Project = Annotated[str, Query(description="The project that is asked about.")]
 Kind = Annotated[str, Query(description="The kind of entries.")]
@@ -280,7 +284,8 @@ def _told(request: Request, error: Exception) -> Response:
         document = wire.error_document(name, str(error))
     else:
         logger.warning("%s %s: %s", request.method, request.url.path, error)
-        document = wire.error_document(name or "InternalError", _HIDDEN[status])
+        said = _SCHEMA if name == RegistryFormatError.__name__ else _HIDDEN[status]
+        document = wire.error_document(name or "InternalError", said)
     response = _json(document)
     response.status_code = status
     return response

@@ -84,7 +84,7 @@ def open_registry(
     cannot be opened or the URL has another scheme, RegistryFormatError when it is not a registry, is damaged, or has
     the schema of another version.
     """
-    return SqlRegistry(_opened(url, credentials, create=create, clock=clock, busy_timeout_ms=busy_timeout_ms))
+    return SqlRegistry(opened(url, credentials, create=create, clock=clock, busy_timeout_ms=busy_timeout_ms))
 
 
 def upgrade_registry(url: str, *, credentials: Mapping[str, str] | None = None) -> tuple[str | None, str]:
@@ -92,7 +92,7 @@ def upgrade_registry(url: str, *, credentials: Mapping[str, str] | None = None) 
 
     None for a database that had no tables: they are made. Raises as `open_registry`.
     """
-    database = _opened(url, credentials, create=True, clock=system_clock, busy_timeout_ms=30_000)
+    database = opened(url, credentials, create=True, clock=system_clock, busy_timeout_ms=30_000)
     try:
         before = schema_of(database)
         ensure_schema(database, create=True, upgrade=True)
@@ -101,9 +101,10 @@ def upgrade_registry(url: str, *, credentials: Mapping[str, str] | None = None) 
         database.close()
 
 
-def _opened(
+def opened(
     url: str, credentials: Mapping[str, str] | None, *, create: bool, clock: Clock, busy_timeout_ms: int
 ) -> Database:
+    """Return the database at a URL; as `open_registry`."""
     scheme = url.partition("://")[0] if "://" in url else ""
     if scheme not in BACKENDS:
         # The URL may hold a password, so the message shows only its scheme.
