@@ -6,7 +6,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY featurestore featurestore
 COPY registry registry
 RUN python -m venv /opt/featurestore \
-    && /opt/featurestore/bin/pip install --no-cache-dir --disable-pip-version-check '.[demo]'
+    && /opt/featurestore/bin/pip install --no-cache-dir --disable-pip-version-check '.[client,demo,postgres]'
 
 FROM python:3.13.7-slim-bookworm
 COPY --from=build /opt/featurestore /opt/featurestore

@@ -144,7 +144,7 @@ The environment wins over the file. The name of a setting sets its URL; add an o
 | `FS_ENGINE__MEMORY_LIMIT`, `FS_SERVER__PORT`, … | one key of `engine` or `server` |
 | `FS_SERVER_TOKEN` | the token of `fs serve`, 32 characters or more; the file, which is committed, cannot hold it |
 | `FS_REGISTRY_TOKEN` | the token for a registry behind HTTP; the file, which is committed, cannot hold it |
-| `FS_REGISTRY_PLAIN_HTTP` | hosts, separated by commas, whose registry is reached without TLS, in a network of your own |
+| `FS_REGISTRY_PLAIN_HTTP` | hosts, separated by commas, that are reached without TLS, in a network of your own |
 | `FS_CRASH_AT` | for tests: [the point at which the process ends itself](steps.md) |
 """
 

@@ -6,6 +6,7 @@ commands of the containers run for real, as processes of this machine.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -24,12 +25,20 @@ import pytest
 import redis
 import yaml
 from support.example import REPOSITORY
+from support.postgres_server import PostgresServer
 from support.redis_server import RedisServer, find_redis_server
+from support.registry_process import registry_process
 from support.serving import serving
 
 pytestmark = pytest.mark.uncounted
 
-SECRETS = {"REDIS_PASSWORD": "p" * 64, "FS_SERVER_TOKEN": "t" * 64}
+SECRETS = {
+    "POSTGRES_PASSWORD": "d" * 64,
+    "REDIS_PASSWORD": "p" * 64,
+    "REGISTRY_ADMIN_TOKEN": "a" * 64,
+    "REGISTRY_SERVER_TOKEN": "s" * 64,
+    "FS_SERVER_TOKEN": "t" * 64,
+}
 SERVICE_KEYS = {
     *["image", "build", "entrypoint", "command", "environment", "volumes", "tmpfs", "networks", "ports", "user"],
     *["restart", "depends_on", "healthcheck", "read_only", "cap_drop", "security_opt"],
@@ -98,7 +107,7 @@ def build_context() -> list[str]:
 
 def test_services_use_known_keys_and_what_they_name_exists(compose: dict[str, Any]) -> None:
     assert {key for key in compose if not key.startswith("x-")} == {"name", "services", "volumes", "networks"}
-    assert set(compose["services"]) == {"redis", "materialize", "server"}
+    assert set(compose["services"]) == {"postgres", "registry-setup", "registry", "redis", "materialize", "server"}
     for name, service in compose["services"].items():
         assert set(service) <= SERVICE_KEYS, name
         assert set(service["networks"]) <= set(compose["networks"]), name
@@ -118,28 +127,66 @@ def test_nothing_starts_without_its_secrets(raw: dict[str, Any]) -> None:
     assert set(named) == set(SECRETS)
     assert all(named.values()), "a secret must be demanded (:?), never defaulted"
     with pytest.raises(KeyError, match="FS_SERVER_TOKEN"):
-        interpolate(raw, {"REDIS_PASSWORD": "x"})
+        interpolate(raw, {name: "x" for name in SECRETS if name != "FS_SERVER_TOKEN"})
+    assert ".env" in (REPOSITORY / ".gitignore").read_text().splitlines()
 
 
 def test_images_are_pinned_and_services_hardened(compose: dict[str, Any]) -> None:
     bases = [arguments.split()[0] for word, arguments in instructions() if word == "FROM"]
     images = [service["image"] for service in compose["services"].values()]
-    assert all(re.fullmatch(r"[a-z]+:\d+\.\d+\.\d+(-[a-z-]+)?", image) for image in [*bases, *images])
+    assert all(re.fullmatch(r"[a-z]+:\d+(\.\d+){1,2}(-[a-z-]+)?", image) for image in [*bases, *images])
     assert len(set(bases)) == 1
     users = [arguments for word, arguments in instructions() if word == "USER"]
     assert users == ["10001"]
-    assert compose["services"]["redis"]["user"] == "999:999"
+    assert compose["services"]["redis"]["user"] == compose["services"]["postgres"]["user"] == "999:999"
     for name, service in compose["services"].items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
 
 
-def test_only_the_server_can_be_reached_and_only_from_this_machine(compose: dict[str, Any]) -> None:
-    assert {name for name, service in compose["services"].items() if "ports" in service} == {"server"}
-    assert all(port.startswith("127.0.0.1:") for port in compose["services"]["server"]["ports"])
-    assert compose["networks"]["stores"] == {"internal": True}
-    assert compose["services"]["redis"]["networks"] == compose["services"]["materialize"]["networks"] == ["stores"]
+def test_only_servers_can_be_reached_and_only_from_this_machine(compose: dict[str, Any]) -> None:
+    reached = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
+    assert set(reached) == {"registry", "server"}
+    assert all(port.startswith("127.0.0.1:") for ports in reached.values() for port in ports)
+    assert compose["networks"] == {"database": {"internal": True}, "stores": {"internal": True}, "public": None}
+    assert {name: set(service["networks"]) for name, service in compose["services"].items()} == {
+        "postgres": {"database"},
+        "registry-setup": {"database"},
+        "registry": {"database", "stores", "public"},
+        "redis": {"stores"},
+        "materialize": {"stores"},
+        "server": {"stores", "public"},
+    }
+
+
+def test_a_service_knows_the_secrets_that_it_needs_and_no_others(compose: dict[str, Any]) -> None:
+    told = {name: json.dumps(service["environment"]) for name, service in compose["services"].items()}
+    knows = {name: {secret for secret, value in SECRETS.items() if value in text} for name, text in told.items()}
+    assert knows == {
+        "postgres": {"POSTGRES_PASSWORD"},
+        "registry-setup": {"POSTGRES_PASSWORD", "REGISTRY_ADMIN_TOKEN", "REGISTRY_SERVER_TOKEN"},
+        "registry": {"POSTGRES_PASSWORD"},
+        "redis": {"REDIS_PASSWORD"},
+        "materialize": {"REDIS_PASSWORD", "REGISTRY_ADMIN_TOKEN"},
+        "server": {"REDIS_PASSWORD", "REGISTRY_SERVER_TOKEN", "FS_SERVER_TOKEN"},
+    }
+
+
+def test_the_database_is_the_one_that_the_registry_names(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    database = services["postgres"]["environment"]
+    url = f"postgresql://{database['POSTGRES_USER']}@postgres:5432/{database['POSTGRES_DB']}"
+    for name in ("registry-setup", "registry"):
+        told = services[name]["environment"]
+        assert (told["FS_REGISTRY"], told["PGPASSWORD"]) == (url, database["POSTGRES_PASSWORD"])
+    asked = dict(zip(*[iter(services["postgres"]["healthcheck"]["test"][2:])] * 2, strict=True))
+    assert asked["--username"] == database["POSTGRES_USER"]
+    assert asked["--dbname"] == database["POSTGRES_DB"]
+    for name in ("materialize", "server"):
+        told = services[name]["environment"]
+        assert told["FS_REGISTRY"] == f"http://{told['FS_REGISTRY_PLAIN_HTTP']}:6570"
+        assert told["FS_REGISTRY_PLAIN_HTTP"] in services
 
 
 def test_the_image_copies_what_exists_and_the_build_may_see() -> None:
@@ -179,20 +226,33 @@ def test_what_the_build_sees_makes_a_whole_wheel(tmp_path: Path) -> None:
 
 
 def test_commands_of_the_containers_exist(compose: dict[str, Any]) -> None:
-    server, job = compose["services"]["server"], compose["services"]["materialize"]
+    services = compose["services"]
+    server, registry = services["server"], services["registry"]
     default = json.loads(dict(instructions())["CMD"])
     assert json.loads(dict(instructions())["ENTRYPOINT"]) == ["fs"]
-    calls = [server["command"], default]
-    calls += [line.split()[1:] for line in job["command"][0].splitlines() if line.startswith("fs ")]
-    assert [call[0] for call in calls] == ["serve", "serve", "apply", "materialize"]
-    for command, *arguments in calls:
-        shown = subprocess.run([BIN / "fs", command, "--help"], capture_output=True, text=True, check=True).stdout
-        for argument in arguments:
-            assert not argument.startswith("--") or argument in shown, f"fs {command} {argument}"
-    port = server["command"][server["command"].index("--port") + 1]
-    assert server["ports"] == [f"127.0.0.1:{port}:{port}"]
-    assert dict(instructions())["EXPOSE"] == port
-    assert f":{port}/ready" in server["healthcheck"]["test"][-1]
+    calls = [server["command"], default, registry["command"]]
+    jobs = [services[name]["command"][0] for name in ("registry-setup", "materialize")]
+    calls += [line.split()[1:] for job in jobs for line in job.splitlines() if line.startswith("fs ")]
+    made = [" ".join(itertools.takewhile(lambda word: not word.startswith("-"), call)) for call in calls]
+    assert made == [
+        "serve",
+        "serve",
+        "registry serve",
+        "registry upgrade",
+        *["token create"] * 2,
+        "apply",
+        "materialize",
+    ]
+    for name, call in zip(made, calls, strict=True):
+        command = [BIN / "fs", *name.split(), "--help"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        for argument in call:
+            assert not argument.startswith("--") or argument in shown, f"fs {name} {argument}"
+    for service in (server, registry):
+        port = service["command"][service["command"].index("--port") + 1]
+        assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
+        assert f":{port}/ready" in service["healthcheck"]["test"][-1]
+    assert dict(instructions())["EXPOSE"] == "6566"
 
 
 @pytest.fixture
@@ -219,11 +279,12 @@ def test_redis_wants_its_password_keeps_data_and_never_evicts(compose_redis: Red
         assert settings == {"appendonly": "yes", "maxmemory": str(512 << 20), "maxmemory-policy": "noeviction"}
 
 
-def as_process(service: dict[str, Any], server: RedisServer) -> dict[str, str]:
+def as_process(service: dict[str, Any], places: dict[str, str]) -> dict[str, str]:
     """The variables of a service as a process of this machine sees them, and the image's."""
     image = dict(pair.split("=", 1) for word, pairs in instructions() if word == "ENV" for pair in pairs.split())
-    here = f"@127.0.0.1:{server.port}"
-    given = {key: value.replace("@redis:6379", here) for key, value in service["environment"].items()}
+    given = {**service["environment"], "PYTHONPATH": os.environ.get("PYTHONPATH", "")}  # that of a checkout's tests
+    for place, here in places.items():
+        given = {key: value.replace(place, here) for key, value in given.items()}
     return {**image, "PATH": f"{BIN}:{os.environ['PATH']}", **given}
 
 
@@ -231,12 +292,17 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.slow(15)
-def test_the_job_fills_redis_and_the_server_serves_it(
-    compose: dict[str, Any], compose_redis: RedisServer, tmp_path: Path
+@pytest.mark.slow(20)
+def test_the_jobs_fill_registry_and_redis_and_the_server_serves_them(
+    compose: dict[str, Any], compose_redis: RedisServer, postgres_server: PostgresServer, tmp_path: Path
 ) -> None:
-    """The scripts of both services one after the other, in a folder that holds what the image copies."""
-    job, server = compose["services"]["materialize"], compose["services"]["server"]
+    """The scripts of the services one after the other, in a folder that holds what the image copies."""
+    services = compose["services"]
+    with postgres_server.connect() as connection:
+        connection.execute("CREATE ROLE fs_registry LOGIN")
+        connection.execute("CREATE DATABASE registry OWNER fs_registry")
+    places = {"@redis:6379": f"@127.0.0.1:{compose_redis.port}", "@postgres:5432": f"@127.0.0.1:{postgres_server.port}"}
+    job = services["materialize"]
     repo = tmp_path / "repo"
     for path in build_context():
         if path.startswith("feature_repo/"):
@@ -246,23 +312,33 @@ def test_the_job_fills_redis_and_the_server_serves_it(
     copied = files_of(repo)
     (repo / "data").mkdir()
 
-    done = subprocess.run(
-        [*job["entrypoint"], *job["command"]],
-        cwd=repo,
-        env=as_process(job, compose_redis),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    def run(service: dict[str, Any]) -> str:
+        command, variables = [*service["entrypoint"], *service["command"]], as_process(service, places)
+        done = subprocess.run(command, cwd=repo, env=variables, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
+    set_up = services["registry-setup"]
+    assert run(set_up).count("Its text is the one in") == 2
+    assert run(set_up).count("is there already") == 2
+    registry = services["registry"]
+    with registry_process(repo, environment=as_process(registry, places)) as url:
+        places["http://registry:6570"] = url
+        healthcheck = [part.replace("http://127.0.0.1:6570", url) for part in registry["healthcheck"]["test"][1:]]
+        wait_until_healthy(healthcheck, as_process(registry, places))
+        run(job)
+        check_server(compose, repo, copied, places)
+
+
+def check_server(compose: dict[str, Any], repo: Path, copied: dict[str, bytes], places: dict[str, str]) -> None:
+    server = compose["services"]["server"]
     arguments = server["command"]
     workers = arguments[arguments.index("--workers") + 1]
     host = arguments[arguments.index("--host") + 1]
-    with serving(repo, "--host", host, "--workers", workers, environment=as_process(server, compose_redis)) as process:
+    with serving(repo, "--host", host, "--workers", workers, environment=as_process(server, places)) as process:
         port = process.url.rsplit(":", 1)[1].rstrip("/")
         healthcheck = [part.replace(":6566", f":{port}") for part in server["healthcheck"]["test"][1:]]
-        wait_until_healthy(healthcheck, as_process(server, compose_redis))
+        wait_until_healthy(healthcheck, as_process(server, places))
         ask = {"features": ["carrier_delays:last_delay"], "entities": {"carrier": ["UA"]}}
         url = f"http://127.0.0.1:{port}/v1/online-features"
         assert httpx.post(url, json=ask).status_code == 401
