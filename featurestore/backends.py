@@ -183,7 +183,7 @@ def _open_http(url: str, root: Path, clock: Clock, *, create: bool) -> Registry:
             key="registry",
         ) from None
     plain = frozenset(os.environ.get(PLAIN_HTTP, "").replace(",", " ").split())
-    return open_http(url, token=os.environ.get(REGISTRY_TOKEN), plain=plain)
+    return open_http(url, token=os.environ.get(REGISTRY_TOKEN, "").strip() or None, plain=plain)
 
 
 def _open_delta(url: str, root: Path, clock: Clock) -> OfflineStore:

@@ -101,7 +101,7 @@ def _registry(workspace: Readers) -> Iterator[Check]:
     elif snapshot.revision == 0:
         yield Check("registry", "warning", f"project {snapshot.project} was never applied", "Run `fs apply`.")
     else:
-        where = "" if "registry" in workspace.places else f" of {workspace.settings.registry.url}"
+        where = "" if "registry" in workspace.places else f", in {workspace.settings.registry.url}"
         yield Check("registry", "ok", f"project {snapshot.project} is at revision {snapshot.revision}{where}")
     mismatched = [name for name in snapshot.on_demand if snapshot.function(name) is None]
     if mismatched:

@@ -391,8 +391,16 @@ def test_a_cut_connection_and_another_writer_are_a_conflict(served: Served) -> N
 )
 def test_urls_that_are_refused(url: str, told: str) -> None:
     with pytest.raises(RegistryUnavailableError, match=told) as raised:
-        open_registry(url, token=None)
+        open_registry(url, token=None, plain=frozenset({"registry"}))
+    open_registry("http://registry:6570", token=None, plain=frozenset({"registry"})).close()
     assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("token", ["fs_hunter2\\r", "fs hunter2", "hünter2", "Bearer fs_hunter2"])
+def test_what_no_header_can_hold_is_never_shown(token: str) -> None:
+    with pytest.raises(AuthError, match="FS_REGISTRY_TOKEN holds something that is no token") as raised:
+        open_registry("https://registry.example", token=token)
+    assert "unter2" not in str(raised.value)
 
 
 def test_a_server_that_is_away_or_another_one_is_told(served: Served) -> None:

@@ -136,6 +136,11 @@ def create_token(
     return plaintext, token
 
 
+def is_bearer(text: str) -> bool:
+    """Tell whether a header can hold a token with this text."""
+    return bool(_TOKEN68.fullmatch(text))
+
+
 def given_token(ledger: LedgerReader, project: str | None, text: str) -> Token | None:
     """Return the token that `create_token` made of a text, or None; raises RegistryError when it was revoked since."""
     entry = ledger.latest(project or EVERY_PROJECT, KIND, _id_of(text))

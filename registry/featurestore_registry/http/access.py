@@ -73,8 +73,8 @@ class Access:
         return bool(self._tokens)
 
     def start(self) -> None:
-        """Read the tokens, and again every `REFRESH_SECONDS`, in the background. Raises what the registry raises."""
-        self.refresh()
+        """Read the tokens, and again every `REFRESH_SECONDS`, in the background; while they cannot be read, wait."""
+        self._try_refresh()
         self._stop.clear()
         threading.Thread(target=self._run, name="featurestore-registry-tokens", daemon=True).start()
 
@@ -102,15 +102,18 @@ class Access:
         entry = {"action": action, "by": name_of(token), "token": token.id, "from": client, **document}
         self._registry.journal.append(project, AUDIT, [(action, entry)])
 
+    def _try_refresh(self) -> None:
+        try:
+            self.refresh()
+        except RegistryError as error:
+            logger.warning("the tokens could not be read again: %s", error)
+        except Exception:
+            logger.exception("the tokens could not be read again")
+
     def _run(self) -> None:
         while not self._stop.wait(REFRESH_SECONDS):
             began_s = time.monotonic()
-            try:
-                self.refresh()
-            except RegistryError as error:
-                logger.warning("the tokens could not be read again: %s", error)
-            except Exception:
-                logger.exception("the tokens could not be read again")
+            self._try_refresh()
             if time.monotonic() - began_s > REFRESH_SECONDS:
                 logger.warning("reading the tokens took longer than %g seconds", REFRESH_SECONDS)
 

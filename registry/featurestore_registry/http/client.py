@@ -13,6 +13,7 @@ import httpx
 from typing_extensions import override
 
 from featurestore_registry.auth.tokens import KIND as TOKEN
+from featurestore_registry.auth.tokens import is_bearer
 from featurestore_registry.errors import (
     AuthError,
     FeatureStoreError,
@@ -442,6 +443,12 @@ def open_registry(url: str, *, token: str | None, plain: frozenset[str] = frozen
         raise RegistryUnavailableError(
             f"The registry at {parsed.host} is not behind TLS: everyone on the way could read the token.",
             hint=f"Write https://{parsed.host}; http is for this machine, and for hosts in FS_REGISTRY_PLAIN_HTTP.",
+        )
+    if token is not None and not is_bearer(token):
+        raise AuthError(  # the driver's own error would show it
+            "FS_REGISTRY_TOKEN holds something that is no token.",
+            status=401,
+            hint="Set it to what `fs token create` showed: letters, digits and -._~+/ alone.",
         )
     return HttpRegistry(url, token=token)
 

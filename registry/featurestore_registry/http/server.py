@@ -33,12 +33,12 @@ logger = logging.getLogger("featurestore.registry")
 
 _IMMUTABLE = "private, max-age=31536000, immutable"
 _HIDDEN = {
-    503: "The registry's database does not answer. Try again.",
-    500: "The request failed. The server's log tells more.",
+    503: ("The registry's database does not answer.", "Try again; the log of the registry's server tells more."),
+    500: ("The registry's server failed.", "Its log tells more."),
 }
 _SCHEMA = (
-    "The registry's database has the schema of another version than its server's, or is damaged: the server's log says "
-    "which. `fs registry upgrade` there brings an older one up."
+    "The registry's database has the schema of another version than its server's, or is damaged.",
+    "The log of the registry's server says which; `fs registry upgrade` there brings an older schema up.",
 )
 
 Project = Annotated[str, Query(description="The project that is asked about.")]
@@ -285,7 +285,7 @@ def _told(request: Request, error: Exception) -> Response:
     else:
         logger.warning("%s %s: %s", request.method, request.url.path, error)
         said = _SCHEMA if name == RegistryFormatError.__name__ else _HIDDEN[status]
-        document = wire.error_document(name or "InternalError", said)
+        document = wire.error_document(name or "InternalError", *said)
     response = _json(document)
     response.status_code = status
     return response

@@ -1,0 +1,151 @@
+"""A registry that a team shares, by real processes: PostgreSQL, `fs registry serve`, a repo, a feature server."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support.forked_fs import forked_fs
+from support.postgres_server import PostgresServer, find_program
+from support.processes import plain_environment
+from support.registry_process import registry_process
+from support.serving import serving, until
+
+pytestmark = pytest.mark.uncounted
+
+NEW_SERVICE = """
+trip_model_v2 = FeatureService("trip_model_v2", features=[driver_stats[["trips"]]])
+"""
+
+
+class Team:
+    """The database's host, a repo that knows the registry's URL alone, and tokens."""
+
+    def __init__(self, folder: Path, database: PostgresServer) -> None:
+        self.folder, self.database = folder, database
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self.host, self.repo = folder / "host", folder / "tour"
+        self.host.mkdir()
+        (self.host / "feature_store.yaml").write_text(f"project: host\nregistry: {database.url()}\n")
+        self.fs("init", "tour", at=folder)
+        settings = self.repo / "feature_store.yaml"
+        settings.write_text(re.sub("(?m)^registry:.*", f"registry: {self.url}", settings.read_text()))
+        self.token = ""
+
+    def fs(self, *arguments: str, at: Path | None = None, expect: int = 0) -> str:
+        environment = {**plain_environment(), "COLUMNS": "300"}
+        if at is None:
+            environment["FS_REGISTRY_TOKEN"] = self.token
+        code, said = forked_fs().run(arguments, at or self.repo, environment, "")
+        assert code == expect, said
+        return said
+
+    def make_token(self, *arguments: str, at: Path | None = None) -> dict[str, Any]:
+        made: dict[str, Any] = json.loads(self.fs("token", "create", *arguments, "--json", at=at))
+        return made
+
+    def served(self) -> ExitStack:
+        """Serve the registry, until the stack is closed."""
+        stack = ExitStack()
+        stack.enter_context(registry_process(self.host, "--port", self.url.rpartition(":")[2]))
+        until(lambda: httpx.get(f"{self.url}/ready").is_success)
+        return stack
+
+    def postgres(self, program: str, *arguments: str) -> None:
+        subprocess.run([find_program(program), *arguments, "--dbname", self.database.url()], check=True)
+
+
+@pytest.fixture
+def team(tmp_path: Path) -> Iterator[Team]:
+    with PostgresServer() as database:
+        yield Team(tmp_path, database)
+
+
+def ask(server: httpx.Client, token: str, service: str = "trip_model_v1") -> int:
+    body = {"feature_service": service, "entities": {"driver_id": [1001], "trip_km": [12.5]}}
+    headers = {"authorization": f"Bearer {token}"}
+    return server.post("/v1/online-features", json=body, headers=headers).status_code
+
+
+@pytest.mark.slow(15)
+def test_a_team_shares_a_registry_through_restarts_and_a_restored_backup(team: Team) -> None:
+    assert "it had" not in team.fs("registry", "upgrade", at=team.host)
+    served = team.served()
+    assert "A valid token is needed" in team.fs("plan", expect=1)
+    team.token = team.make_token("--role", "admin", "--all-projects", at=team.host)["token"]
+    headers = {"authorization": f"Bearer {team.token}"}
+    until(lambda: httpx.get(f"{team.url}/api/v1/projects", headers=headers).is_success)
+    assert "revision 0 -> 1" in team.fs("plan")
+    assert "tour is at revision 1." in team.fs("apply", "--yes")
+    assert "nothing to change" in team.fs("plan")
+    of_server = team.make_token("--role", "operator", "--server")["token"]
+    kept, revoked = (team.make_token("--role", "reader") for _ in range(2))
+    backup = team.folder / "backup"
+    team.postgres("pg_dump", "--format", "custom", "--file", str(backup))
+    team.fs("materialize")
+    assert "incremental done" in team.fs("status")
+    assert f"ok      registry: project tour is at revision 1, in {team.url}" in team.fs("doctor")
+
+    environment = {"FS_REGISTRY_TOKEN": of_server, "FS_SERVER__REFRESH": "300ms"}
+    with serving(team.repo, environment=environment) as process, process.client() as server:
+        until(lambda: ask(server, kept["token"]) == 200)
+        assert ask(server, revoked["token"]) == 200
+        assert ask(server, of_server) == 200
+        assert ask(server, "wrong") == 401
+
+        # An apply and a revocation of another machine reach the server with its next refresh.
+        definitions = team.repo / "features.py"
+        before = definitions.read_text()
+        definitions.write_text(before + NEW_SERVICE)
+        team.fs("apply", "--yes")
+        until(lambda: ask(server, kept["token"], "trip_model_v2") == 200, seconds=10)
+        team.fs("token", "revoke", revoked["id"])
+        until(lambda: ask(server, revoked["token"]) == 401, seconds=10)
+        team.fs("materialize")
+
+        served.close()
+        assert "onnection refused" in team.fs("status", expect=1)
+        assert "onnection refused" in team.fs("apply", "--yes", expect=1)
+        until(lambda: "The registry is away" in process.log.read_text())
+        assert server.get("/ready").status_code == 200
+        assert ask(server, kept["token"], "trip_model_v2") == 200
+        assert ask(server, revoked["token"]) == 401
+        served = team.served()
+
+        team.database.kill()
+        assert httpx.get(f"{team.url}/ready").status_code == 503
+        assert httpx.get(f"{team.url}/health").status_code == 200
+        said = team.fs("plan", expect=1)
+        assert "The registry's database does not answer." in said
+        assert "the log of the registry's server" in said
+        assert ask(server, kept["token"]) == 200
+        team.database.start()
+        until(lambda: httpx.get(f"{team.url}/ready").status_code == 200)
+        assert "nothing to change" in team.fs("plan")
+
+        # The backup knows neither revision 2, nor the revocation, nor a run.
+        served.close()
+        team.postgres("pg_restore", "--clean", "--if-exists", "--single-transaction", str(backup))
+        served = team.served()
+        until(lambda: "the registry went back from revision 2 to 1" in process.log.read_text())
+        assert f"shows token {revoked['id']}" in process.log.read_text()
+        assert ask(server, kept["token"]) == 200
+        assert ask(server, revoked["token"]) == 401
+        for command in ("doctor", "status"):
+            said = team.fs(command, expect=int(command == "doctor"))
+            assert "which this registry does not have: one of them was restored from a backup" in said, said
+        assert "1 to create" in team.fs("plan")
+        team.fs("apply", "--yes")
+        team.fs("repair", "--yes")
+        team.fs("doctor")
+        until(lambda: ask(server, kept["token"], "trip_model_v2") == 200)
+        served.close()
