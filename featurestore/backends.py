@@ -93,10 +93,16 @@ def check_stores(root: Path, **settings: Located) -> dict[str, Path]:
     return places
 
 
-def open_registry(located: Located, root: Path, *, create: bool = True, clock: Clock = system_clock) -> Registry:
-    """Open the registry; raises SettingsError for a scheme that is not built or an unknown option."""
+def open_registry(
+    located: Located, root: Path, *, create: bool = True, clock: Clock = system_clock, token: str | None = None
+) -> Registry:
+    """Open the registry; raises SettingsError for a scheme that is not built or an unknown option.
+
+    ``token`` is for one behind HTTP; by default the one in FS_REGISTRY_TOKEN, or else that of `fs login`.
+    """
     backend, _ = _checked("registry", located)
-    registry: Registry = backend.open(located.url, root, clock, create=create)
+    more = {"token": token} if backend.open is _open_http else {}
+    registry: Registry = backend.open(located.url, root, clock, create=create, **more)
     return registry
 
 
@@ -167,7 +173,7 @@ def _credentials(url: str) -> Mapping[str, str]:
     return StoreUrl(url).credentials.options
 
 
-def _open_http(url: str, root: Path, clock: Clock, *, create: bool) -> Registry:
+def _open_http(url: str, root: Path, clock: Clock, *, create: bool, token: str | None) -> Registry:
     if _credentials(url):
         raise SettingsError(
             "registry: the URL holds a user or a token, which logs would show.",
@@ -176,6 +182,7 @@ def _open_http(url: str, root: Path, clock: Clock, *, create: bool) -> Registry:
         )
     try:
         from featurestore_registry.http.client import open_registry as open_http
+        from featurestore_registry.http.credentials import stored_token
     except ImportError as error:
         raise SettingsError(
             f"registry: a registry behind {url.partition(':')[0]} needs the package {error.name}.",
@@ -183,7 +190,8 @@ def _open_http(url: str, root: Path, clock: Clock, *, create: bool) -> Registry:
             key="registry",
         ) from None
     plain = frozenset(os.environ.get(PLAIN_HTTP, "").replace(",", " ").split())
-    return open_http(url, token=os.environ.get(REGISTRY_TOKEN, "").strip() or None, plain=plain)
+    token = token or os.environ.get(REGISTRY_TOKEN, "").strip() or stored_token(url)
+    return open_http(url, token=token, plain=plain)
 
 
 def _open_delta(url: str, root: Path, clock: Clock) -> OfflineStore:

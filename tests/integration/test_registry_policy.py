@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -208,3 +210,57 @@ def test_a_plan_names_the_consumers_whom_a_change_may_break(team: Team, told: Ca
     assert said.count("read by: churn (cora)") == 2
     assert [step.consumers for step in breaking.steps] == [("churn (cora)",)] * 2
     assert "read by" not in str(compatible)
+
+
+def test_a_login_keeps_a_token_that_only_its_user_can_read(
+    team: Team, told: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+    def login(token: str) -> int:
+        monkeypatch.delenv("FS_REGISTRY_TOKEN", raising=False)
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{token}\n"))
+        return run("login")
+
+    def run(*arguments: str) -> int:
+        monkeypatch.delenv("FS_REGISTRY_TOKEN", raising=False)
+        with pytest.raises(SystemExit) as ended:
+            main(["--repo", str(team.root), *arguments])
+        return int(ended.value.code or 0)
+
+    kept = tmp_path / "config" / "featurestore" / "credentials.json"
+    assert login("wrong") == 1
+    assert login("") == 2
+    assert not kept.exists()
+    assert run("audit") == 1
+    assert "A valid token is needed" in told()
+    assert login(team.tokens["ops"]) == 0
+    assert team.tokens["ops"] not in told()
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
+    assert run("policy", "set", "--refuse", "destructive") == 0
+    assert run("audit") == 0
+    assert "set policy" in told()
+    kept.chmod(0o644)
+    assert run("audit") == 1
+    assert "Other users may read the tokens" in told()
+    kept.chmod(0o600)
+    assert run("logout") == 0
+    assert run("audit") == 1
+    kept.write_text("{")
+    assert run("audit") == 1
+    assert "Remove it and log in again" in told()
+
+
+def test_an_audit_says_who_did_what_from_where(team: Team, told: Callable[[], str]) -> None:
+    team.apply("ada", view())
+    assert team.fs("ops", "token", "create", "--role", "viewer", "--name", "cora") == 0
+    told()
+    assert team.fs("ada", "audit") == 1
+    assert "role is editor; this needs admin" in told()
+    assert team.fs("ops", "audit", "-n", "2") == 0
+    newest, oldest = told().splitlines()[1:3]
+    assert newest.split()[2:6] == ["ops", "127.0.0.1", "create", "token"], newest
+    assert "name cora" in newest
+    assert oldest.split()[2:5] == ["ada", "127.0.0.1", "apply"]
+    assert "put feature_view:takings" in oldest
