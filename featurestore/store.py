@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from featurestore.ingest.push import To
     from featurestore.ledger.saved_sets import SavedSet
     from featurestore.materialization import RunResult
-    from featurestore.plan import Plan
+    from featurestore.plan import AppliedRevision, Plan, RevisionDiff
     from featurestore.request.features import FeaturesArgument
     from featurestore.serving import OnlineResponse
     from featurestore.training import TrainingSet
@@ -38,6 +38,9 @@ Definitions = Definition | Iterable[Definition] | None
 
 Views = str | FeatureView | Iterable[str | FeatureView] | None
 """Feature views by name or as objects, one or several; None for all."""
+
+Revision = int | str
+"""A revision by its number or by the beginning of its hash."""
 
 Instant = datetime | date | str
 """An aware datetime (a naive one is UTC), a date (its midnight in UTC) or an ISO 8601 text; never a number."""
@@ -173,6 +176,53 @@ class FeatureStore:
             check_readable(self.workspace.snapshot(), plan)
             prepare(self.workspace, plan)
         return replace(plan, applied=apply_plan(self.workspace, plan, message=message))
+
+    def history(self, limit: int = 20) -> Sequence[AppliedRevision]:
+        """Return the newest applies, newest first: author, time, message, git commit, and a diff of each."""
+        from featurestore.plan import read_history
+
+        return read_history(self.workspace.registry.definitions, self.project, limit=limit)
+
+    def diff(self, before: Revision, after: Revision | None = None) -> RevisionDiff:
+        """Return what differs between two revisions, by default between one and the newest.
+
+        A revision is its number or the beginning of its hash. What one apply changed is the ``diff`` of a `history`
+        entry. Raises NotFoundError for an unknown revision.
+        """
+        from featurestore.plan import compare, snapshot_at
+
+        definitions = self.workspace.registry.definitions
+        return compare(*(snapshot_at(definitions, self.project, given) for given in (before, after)))
+
+    def plan_rollback(
+        self, revision: Revision, names: str | Iterable[str] | None = None, *, prepare: bool = False
+    ) -> Plan:
+        """Return what `rollback` would do. Changes nothing."""
+        from featurestore.plan import plan_rollback
+
+        chosen = None if names is None else list(_several(names))
+        return plan_rollback(self.workspace, revision, chosen, prepare=prepare)
+
+    def rollback(
+        self,
+        revision: Revision,
+        names: str | Iterable[str] | None = None,
+        *,
+        allow_breaking: bool = False,
+        allow_destroy: bool = False,
+        prepare: bool = False,
+        message: str = "",
+    ) -> Plan:
+        """Apply, as a new revision, the definitions of an older one: of the whole project, or of ``names`` alone.
+
+        It is planned, classed and refused like any other change, and raises as `apply`. The feature repo's files are
+        not changed: the next apply of the repo undoes it. A view whose stored data does not fit the old definition
+        begins a new generation. Raises NotFoundError for an unknown revision or name, InputError where the named
+        definitions do not fit the others.
+        """
+        plan = self.plan_rollback(revision, names, prepare=prepare)
+        message = message or f"rollback to revision {revision}"
+        return self.apply_plan(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy, message=message)
 
     def plan_teardown(self) -> Plan:
         """Return what `teardown` would do. Changes nothing."""

@@ -35,6 +35,8 @@ COMMANDS = {
     "show": "Show one definition.",
     "status": "Show freshness, watermarks, rows and runs.",
     "log": "Show what was applied and materialized.",
+    "diff": "Show what differs between revisions.",
+    "rollback": "Bring back older definitions.",
     "optimize": "Compact offline tables into large files.",
     "verify": "Check every stored file and record.",
     "repair": "Settle what does not belong together.",

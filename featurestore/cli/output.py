@@ -116,6 +116,12 @@ def shown(value: Any) -> str:
     return "null" if value is None else str(value if isinstance(value, float) else jsonable(value))
 
 
+def described(description: str, deprecated: str) -> str:
+    """Return a description behind what is deprecated, if it is."""
+    told = f"deprecated: {deprecated.rstrip('.')}" if deprecated else ""
+    return ". ".join(filter(None, [told, description]))
+
+
 def repo_command(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command ``--repo``, ``--json`` and ``--debug``; it receives ``store`` and ``output``."""
 

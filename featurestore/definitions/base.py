@@ -126,6 +126,8 @@ class Definition(FrozenModel):
     description: str = ""
     owner: str = ""
     tags: dict[str, str] = {}
+    deprecated: str = ""
+    """What to use instead, such as "use driver_stats_v2"; empty for what may be used."""
 
     @property
     def key(self) -> str:
@@ -158,6 +160,7 @@ class Field(FrozenModel):
     description: str = ""
     tags: dict[str, str] = {}
     default: Any = None
+    deprecated: str = ""
 
     def __init__(
         self,
@@ -167,8 +170,9 @@ class Field(FrozenModel):
         description: str = "",
         tags: Mapping[str, str] | None = None,
         default: Any = None,
+        deprecated: str = "",
     ) -> None:
-        self._fill(name, type=type, description=description, tags=as_dict(tags), default=default)
+        self._fill(name, type=type, description=description, tags=as_dict(tags), default=default, deprecated=deprecated)
 
     @model_validator(mode="wrap")
     @classmethod

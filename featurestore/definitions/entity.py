@@ -33,6 +33,7 @@ class Entity(Definition):
         description: str = "",
         owner: str = "",
         tags: Mapping[str, str] | None = None,
+        deprecated: str = "",
     ) -> None:
         self._fill(
             name,
@@ -40,6 +41,7 @@ class Entity(Definition):
             description=description,
             owner=owner,
             tags=as_dict(tags),
+            deprecated=deprecated,
         )
 
     @field_validator("join_keys")

@@ -50,6 +50,7 @@ class OnDemandFeatureView(Definition):
         description: str = "",
         owner: str = "",
         tags: Mapping[str, str] | None = None,
+        deprecated: str = "",
     ) -> None:
         text = _function_text(function) if code is None and function is not None else (code or "")
         self._fill(
@@ -63,6 +64,7 @@ class OnDemandFeatureView(Definition):
             description=description,
             owner=owner,
             tags=as_dict(tags),
+            deprecated=deprecated,
         )
 
     @model_validator(mode="after")
@@ -109,6 +111,7 @@ def on_demand_feature_view(
     description: str = "",
     owner: str = "",
     tags: Mapping[str, str] | None = None,
+    deprecated: str = "",
 ) -> Callable[[Callable[[Any], Any]], OnDemandFeatureView]:
     """Make an on-demand feature view of the decorated function; its name and docstring are the defaults.
 
@@ -126,6 +129,7 @@ def on_demand_feature_view(
             description=description or inspect.getdoc(function) or "",
             owner=owner,
             tags=tags,
+            deprecated=deprecated,
         )
 
     return decorate

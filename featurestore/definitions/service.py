@@ -29,6 +29,7 @@ class FeatureService(Definition):
         description: str = "",
         owner: str = "",
         tags: Mapping[str, str] | None = None,
+        deprecated: str = "",
     ) -> None:
         self._fill(
             name,
@@ -36,6 +37,7 @@ class FeatureService(Definition):
             description=description,
             owner=owner,
             tags=as_dict(tags),
+            deprecated=deprecated,
         )
 
     @field_validator("features")

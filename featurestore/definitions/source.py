@@ -42,6 +42,7 @@ class ParquetSource(Definition):
         description: str = "",
         owner: str = "",
         tags: Mapping[str, str] | None = None,
+        deprecated: str = "",
     ) -> None:
         self._fill(
             name,
@@ -52,6 +53,7 @@ class ParquetSource(Definition):
             description=description,
             owner=owner,
             tags=as_dict(tags),
+            deprecated=deprecated,
         )
 
     @field_validator("path", "timestamp_field", "created_timestamp_field")
@@ -96,8 +98,16 @@ class PushSource(Definition):
         description: str = "",
         owner: str = "",
         tags: Mapping[str, str] | None = None,
+        deprecated: str = "",
     ) -> None:
-        self._fill(name, batch_source=batch_source, description=description, owner=owner, tags=as_dict(tags))
+        self._fill(
+            name,
+            batch_source=batch_source,
+            description=description,
+            owner=owner,
+            tags=as_dict(tags),
+            deprecated=deprecated,
+        )
 
 
 class RequestSource(Definition):
@@ -116,5 +126,13 @@ class RequestSource(Definition):
         description: str = "",
         owner: str = "",
         tags: Mapping[str, str] | None = None,
+        deprecated: str = "",
     ) -> None:
-        self._fill(name, fields=as_tuple(schema), description=description, owner=owner, tags=as_dict(tags))
+        self._fill(
+            name,
+            fields=as_tuple(schema),
+            description=description,
+            owner=owner,
+            tags=as_dict(tags),
+            deprecated=deprecated,
+        )

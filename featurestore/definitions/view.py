@@ -71,6 +71,7 @@ class FeatureView(Definition):
         description: str = "",
         owner: str = "",
         tags: Mapping[str, str] | None = None,
+        deprecated: str = "",
     ) -> None:
         if aggregations is not None and not as_tuple(aggregations):  # without any it would be a plain view, unsaid
             raise DefinitionError(
@@ -92,6 +93,7 @@ class FeatureView(Definition):
             description=description,
             owner=owner,
             tags=as_dict(tags),
+            deprecated=deprecated,
         )
 
     @field_validator("entities")

@@ -3,16 +3,25 @@
 from featurestore.plan.applying import apply_plan, check_allowed
 from featurestore.plan.changes import Loss, Plan, Step
 from featurestore.plan.classes import ChangeClass, Difference
+from featurestore.plan.history import AppliedRevision, RevisionDiff, compare, read_history, snapshot_at
 from featurestore.plan.planning import check_readable, make_plan
+from featurestore.plan.rollback import keys_named, plan_rollback
 
 __all__ = [
+    "AppliedRevision",
     "ChangeClass",
     "Difference",
     "Loss",
     "Plan",
+    "RevisionDiff",
     "Step",
     "apply_plan",
     "check_allowed",
     "check_readable",
+    "compare",
+    "keys_named",
     "make_plan",
+    "plan_rollback",
+    "read_history",
+    "snapshot_at",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Literal
@@ -97,7 +99,7 @@ class Plan:
         return f"Plan({self.project} at revision {self.revision}: {changes}, {worst}{applied})"
 
     def __str__(self) -> str:
-        return "\n".join(left + right for left, right in map(columns_of, explain(self)))
+        return to_text(explain(self))
 
     def result(self, snapshot: Snapshot) -> Snapshot:
         """Return the snapshot that applying the plan leads to, before anything is deleted."""
@@ -106,7 +108,7 @@ class Plan:
         return Snapshot(snapshot.project, snapshot.revision, tuple(records.values()), chain=snapshot.chain)
 
     def _repr_html_(self) -> str:
-        return to_html(self)
+        return to_html(explain(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +138,13 @@ def explain(plan: Plan, *, is_teardown: bool = False) -> list[Line]:
     else:
         made = [Line(0, f"Plan for {plan.project}: revision {plan.revision} -> {plan.revision + 1}"), Line(0, "")]
         for step in plan.steps:
-            made += _explain_step(step, prepare=plan.prepare)
+            made += explain_step(step, prepare=plan.prepare)
         made += [Line(0, ""), Line(0, _summary(plan, is_teardown=is_teardown))]
     return made + [Line(0, f"Note: {notice}") for notice in plan.notices]
 
 
-def _explain_step(step: Step, *, prepare: bool) -> list[Line]:
+def explain_step(step: Step, *, prepare: bool = False) -> list[Line]:
+    """Return one step line by line."""
     kind = step.kind.replace("_", " ")
     lines = [Line(1, f"{MARKS[step.action]} {kind} {step.name}", step.change_class, step.action)]
     for found in step.differences:
@@ -187,24 +190,31 @@ def _why(step: Step, command: str) -> str:
 
 
 def _summary(plan: Plan, *, is_teardown: bool) -> str:
-    counts = [
-        f"{sum(step.action == action for step in plan.steps)} to {word}"
-        for action, word in (("create", "create"), ("update", "change"), ("delete", "delete"))
-        if any(step.action == action for step in plan.steps)
-    ]
+    counts = count_steps(plan.steps, {"create": "to create", "update": "to change", "delete": "to delete"})
     worst = plan.worst
     assert worst is not None
     classes = {step.change_class for step in plan.steps}
     flags = [flag for change, flag in FLAGS.items() if change in classes]
     needs = f"; apply needs {' and '.join(flags)}" if flags and not is_teardown else ""
-    return f"{', '.join(counts)}; the worst change is {worst.name.lower()}{needs}."
+    return f"{counts}; the worst change is {worst.name.lower()}{needs}."
 
 
-def to_html(plan: Plan) -> str:
-    """Return the explained plan as HTML for a notebook."""
+def count_steps(steps: Iterable[Step], words: Mapping[str, str]) -> str:
+    """Return how many steps there are of each action, in the given words."""
+    counts: Counter[str] = Counter(step.action for step in steps)
+    return ", ".join(f"{counts[action]} {word}" for action, word in words.items() if counts[action])
+
+
+def to_text(lines: Iterable[Line]) -> str:
+    """Return explained lines as a terminal shows them."""
+    return "\n".join(left + right for left, right in map(columns_of, lines))
+
+
+def to_html(lines: Iterable[Line]) -> str:
+    """Return explained lines as HTML for a notebook."""
     rows = "".join(
         f"<tr><td style='padding-left:{line.indent}em;text-align:left;white-space:pre-wrap'>{escape(line.text)}</td>"
         f"<td>{line.change_class.name.lower() if line.change_class is not None else ''}</td></tr>"
-        for line in explain(plan)
+        for line in lines
     )
     return f"<table>{rows}</table>"

@@ -32,7 +32,7 @@ class ChangeClass(IntEnum):
     """How much a change demands from its users; a greater class demands more."""
 
     METADATA = 0
-    """Descriptions, owners, tags."""
+    """Descriptions, owners, tags, what is deprecated."""
     COMPATIBLE = 1
     """Everything that worked keeps working, with the same values."""
     REBUILD = 2
@@ -45,6 +45,10 @@ class ChangeClass(IntEnum):
 
 FLAGS = {ChangeClass.BREAKING: "--allow-breaking", ChangeClass.DESTRUCTIVE: "--allow-destroy"}
 """The flag that a change of a class needs."""
+
+
+DESCRIBING = "description", "owner", "tags", "deprecated"
+"""Parts of every definition that no value depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def differences(before: Definition, after: Definition, held: tuple[Layout, ...] 
         if held is None:
             held = (layout_of(before)[0],) if before.online else ()
         compare = partial(_view, held=held if after.online else ())
-    return _attributes(before, after, ChangeClass.METADATA, "description", "owner", "tags") + compare(before, after)
+    return _attributes(before, after, ChangeClass.METADATA, *DESCRIBING) + compare(before, after)
 
 
 def deletion_class(gone: Definition) -> ChangeClass:
@@ -238,7 +242,7 @@ def _fields(
         defaults = to_json(one.type, one.default), to_json(other.type, other.default)
         if repr(defaults[0]) != repr(defaults[1]):  # 0.0 and -0.0 are equal
             found.append(Difference(f"default of {name}", *defaults, ChangeClass.COMPATIBLE))
-        for about in ("description", "tags"):
+        for about in ("description", "tags", "deprecated"):
             texts = getattr(one, about), getattr(other, about)
             found += _compare(f"{about} of {name}", *texts, ChangeClass.METADATA)
     order = [name for name in old if name in new], [name for name in new if name in old]

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from featurestore_registry.interface import LedgerReader
 
-from featurestore.definitions import Definition, FeatureView, PushSource
+from featurestore.definitions import Definition, FeatureService, FeatureView, OnDemandFeatureView, PushSource
 from featurestore.definitions.view import not_shown
 from featurestore.ledger.unread import in_words
 from featurestore.ledger.watermarks import read_watermark
+from featurestore.project.loader import parts_of
 from featurestore.registered.snapshot import Snapshot
 
 
@@ -27,6 +28,7 @@ def step_notices(
     ``before`` is the definition that ``snapshot`` holds under the name, None where there is none; ``is_replaced``: the
     view begins a new generation, and loses ``pushed`` rows. A view's schema is known.
     """
+    yield from _deprecations(snapshot, wanted)
     if not isinstance(wanted, FeatureView):
         return
     name, created = wanted.name, wanted.created_timestamp_field
@@ -67,6 +69,37 @@ def step_notices(
 def _pushed_to(before: FeatureView, wanted: FeatureView) -> str:
     """Return the push sources that a view reads before and after, empty where there is none."""
     return ", ".join(each.name for each in wanted.sources if isinstance(each, PushSource) and each in before.sources)
+
+
+def _deprecations(snapshot: Snapshot, wanted: Definition) -> Iterator[str]:
+    """Yield what is deprecated and still used: the definition or a feature by others, others by the definition."""
+    users = snapshot.users_of(wanted.key) if wanted.deprecated else ()
+    if users:
+        yield f"{wanted.name} is deprecated ({wanted.deprecated}) and used by {', '.join(users)}"
+    fields = wanted.features if isinstance(wanted, FeatureView | OnDemandFeatureView) else ()
+    for field in (field for field in fields if field.deprecated):
+        readers = [user.key for user in snapshot.definitions.values() if (wanted.name, field.name) in _read_by(user)]
+        if readers:
+            yield f"{field.name} is deprecated ({field.deprecated}) and used by {', '.join(sorted(readers))}"
+    for part in dict.fromkeys(parts_of(wanted)):
+        if part.deprecated:
+            yield f"{wanted.name} uses {part.key}, which is deprecated: {part.deprecated}"
+    for (view, feature), why in _read_by(wanted).items():
+        if why:
+            yield f"{wanted.name} uses {view}:{feature}, which is deprecated: {why}"
+
+
+def _read_by(reader: Definition) -> dict[tuple[str, str], str]:
+    """Return the view and the name of each feature that a service or an on-demand view reads, and its deprecation."""
+    if isinstance(reader, FeatureService):
+        reads = reader.features
+    else:
+        reads = reader.selections if isinstance(reader, OnDemandFeatureView) else ()
+    return {
+        (read.name if isinstance(read, OnDemandFeatureView) else read.view.name, field.name): field.deprecated
+        for read in reads
+        for field in read.features
+    }
 
 
 def _greatest(view: FeatureView) -> str:

@@ -63,7 +63,7 @@ def make_plan(
         gone.sort(key=lambda found: (-order[found.kind], found.name))
         keys = {found.key for found in gone}
         steps = [*(_delete_step(workspace, snapshot, found, keys) for found in gone), *steps]
-    touched = [(key, *_dependents(snapshot, key)) for key in (f"{step.kind}:{step.name}" for step in steps)]
+    touched = [(key, *snapshot.users_of(key)) for key in (f"{step.kind}:{step.name}" for step in steps)]
     steps = [
         replace(step, consumers=readers_of(consumers, of)) if step.action != "create" else step
         for step, of in zip(steps, touched, strict=True)
@@ -182,7 +182,7 @@ class _Putting:
             name=wanted.name,
             change_class=change_class,
             differences=tuple(changes),
-            affects=_dependents(snapshot, wanted.key) if before is not None else (),
+            affects=snapshot.users_of(wanted.key) if before is not None else (),
             record=record,
             generation=generation,
             loss=loss,
@@ -258,7 +258,7 @@ def _delete_step(workspace: Readers, snapshot: Snapshot, gone: Definition, leavi
         title=gone.title,
         name=gone.name,
         change_class=deletion_class(gone),
-        affects=tuple(key for key in _dependents(snapshot, gone.key) if key not in leaving),
+        affects=tuple(key for key in snapshot.users_of(gone.key) if key not in leaving),
         drops=drops,
         loss=_loss(workspace, snapshot, gone.name, deleted=drops) if is_view else None,
     )
@@ -284,13 +284,3 @@ def _loss(workspace: Readers, snapshot: Snapshot, name: str, *, deleted: Sequenc
         deleted=bool(deleted),
         training_sets=tuple(found.name for found in saved if any(read.view == name for read in found.reads)),
     )
-
-
-def _dependents(snapshot: Snapshot, key: str) -> tuple[str, ...]:
-    """Return the ``kind:name`` of every record that needs ``key``, directly or through others, sorted."""
-    found: set[str] = set()
-    frontier = {key}
-    while frontier:
-        frontier = {r.key for r in snapshot.records if frontier & set(r.depends_on)} - found
-        found |= frontier
-    return tuple(sorted(found))

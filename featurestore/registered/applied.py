@@ -11,15 +11,17 @@ from featurestore.registered.records import to_record
 from featurestore.registered.snapshot import Snapshot
 
 _WORDS = {"ttl_us": "ttl", "allowed_lateness_us": "allowed_lateness", "code_hash": "code"}
-_TEXTS = frozenset({"description", "tags"})
+_TEXTS = frozenset({"description", "tags", "deprecated"})
 """Parts of a field that no value depends on."""
+_OTHERS = frozenset({"generation", "deprecated"})
+"""Parts of a document that may differ."""
 
 
 def check_as_applied(snapshot: Snapshot, given: Definition | FeatureSelection) -> None:
     """Raise InputError where an object, or a part of it, differs from what is applied under its name.
 
-    Descriptions, owners and tags may differ; a schema that is left out is the applied one. An object that is not
-    applied at all passes: looking it up raises an error later.
+    Descriptions, owners, tags and what is deprecated may differ; a schema that is left out is the applied one. An
+    object that is not applied at all passes: looking it up raises an error later.
     """
     whole = given.view if isinstance(given, FeatureSelection) else given
     if snapshot.definitions.get((whole.kind, whole.name)) == whole:
@@ -35,7 +37,7 @@ def check_as_applied(snapshot: Snapshot, given: Definition | FeatureSelection) -
         if document is None:
             continue
         own = to_record(snapshot.project, with_views(part, with_schema)).document
-        changed = [key for key in own if key != "generation" and _meaning(own[key]) != _meaning(document.get(key))]
+        changed = [key for key in own if key not in _OTHERS and _meaning(own[key]) != _meaning(document.get(key))]
         if changed:
             raise _differs(snapshot, given, whole, part, changed)
 

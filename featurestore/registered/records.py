@@ -88,7 +88,13 @@ def field_document(field: Field) -> dict[str, Any]:
         "description": field.description,
         "tags": field.tags,
         "default": to_json(field.type, field.default),
+        **_deprecation(field),
     }
+
+
+def _deprecation(given: Field | Definition) -> dict[str, str]:
+    """Return the part about what is deprecated; without one the document stays as earlier versions wrote it."""
+    return {"deprecated": given.deprecated} if given.deprecated else {}
 
 
 def field_from(document: Mapping[str, Any]) -> Field:
@@ -100,6 +106,7 @@ def field_from(document: Mapping[str, Any]) -> Field:
         description=document["description"],
         tags=document["tags"],
         default=from_json(kind, document["default"]),
+        deprecated=document.get("deprecated", ""),
     )
 
 
@@ -129,6 +136,7 @@ def to_record(project: str, definition: Definition, *, generation: int = 1) -> R
     document, fields = write(definition)
     if isinstance(definition, FeatureView):
         document["generation"] = generation
+    document |= _deprecation(definition)
     described = {
         "document": document,
         "description": definition.description,
@@ -182,9 +190,10 @@ def with_dependencies(keys: Iterable[str], by_key: Mapping[str, Record]) -> list
 
 def _from_record(record: Record, lookup: Lookup) -> Definition:
     common = {"description": record.description, "owner": record.owner, "tags": record.tags}
+    common["deprecated"] = record.document.get("deprecated", "")
     write, read = _FORMS[record.kind]
     definition = read(record.name, record.document, lookup, common)
-    written = {*write(definition)[0]}
+    written = {*write(definition)[0], *_deprecation(definition)}
     if isinstance(definition, FeatureView):
         written.add("generation")
     if unread := record.document.keys() ^ written:

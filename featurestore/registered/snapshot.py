@@ -133,6 +133,15 @@ class Snapshot:
         """Every feature service by name."""
         return {d.name: d for d in self.definitions.values() if isinstance(d, FeatureService)}
 
+    def users_of(self, key: str) -> tuple[str, ...]:
+        """Return the ``kind:name`` of every record that needs ``key``, directly or through others, sorted."""
+        found: set[str] = set()
+        frontier = {key}
+        while frontier:
+            frontier = {r.key for r in self.records if frontier & set(r.depends_on)} - found
+            found |= frontier
+        return tuple(sorted(found))
+
     def function(self, name: str) -> Callable[[Any], Any] | None:
         """Return the loaded code of an on-demand view, or None where it differs from what was applied."""
         found = self.functions.get(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -110,6 +110,8 @@ class FeatureRequest:
     full_feature_names: bool
     references: tuple[dict[str, Any], ...]
     """The request as JSON, from which `from_references` makes it again."""
+    services: tuple[str, ...] = field(default=(), compare=False)
+    """The feature services that were asked for."""
 
     @cached_property
     def key_types(self) -> dict[str, tuple[ValueType, ...]]:
@@ -186,6 +188,7 @@ class _Builder:
         self._on_demand: dict[str, OnDemandRead] = {}
         self._outputs: list[OutputColumn] = []
         self._references: list[dict[str, Any]] = []
+        self._services: list[str] = []
 
     def add(self, reference: Any) -> None:
         """Add a reference in any form that callers may pass."""
@@ -198,6 +201,7 @@ class _Builder:
         elif isinstance(reference, OnDemandFeatureView):
             self.add_on_demand(reference.name, [field.name for field in reference.features])
         elif isinstance(reference, FeatureService):
+            self._services.append(reference.name)
             for feature in reference.features:
                 self.add(feature)
         else:
@@ -305,6 +309,7 @@ class _Builder:
             outputs=outputs,
             full_feature_names=self._full_names,
             references=tuple(self._references),
+            services=tuple(self._services),
         )
 
     def _named_reads(self) -> tuple[ViewRead, ...]:

@@ -20,6 +20,7 @@ from featurestore.ledger.commits import Remembered
 from featurestore.ledger.unread import read_unread
 from featurestore.ledger.watermarks import read_watermark
 from featurestore.registered.snapshot import Snapshot
+from featurestore.request.deprecated import deprecations
 from featurestore.request.features import FeatureRequest, FeaturesArgument, resolve
 from featurestore.request.on_demand import OnDemandFunction
 from featurestore.training.coverage import Gap, find_gap
@@ -75,6 +76,7 @@ def get_historical_features(
         after_now=int((frame.times > now_us).sum()),
         checks_availability=as_of is None,
         notes={} if direct else find_notes(workspace, pins),
+        deprecated=deprecations(snapshot, request),
     )
     if folder is not None:
         weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
@@ -192,4 +194,4 @@ def _span(
         )
     pins = _committed(workspace, request, as_of)
     rows = SpanRows(workspace.engine.queries, workspace.offline, request, pins, timestamp_column, start_us, end_us)
-    return TrainingSet(workspace, rows)
+    return TrainingSet(workspace, rows, deprecated=deprecations(workspace.snapshot(), request))

@@ -62,6 +62,7 @@ class TrainingSet:
         after_now: int = 0,
         checks_availability: bool = False,
         notes: Mapping[str, str] | None = None,
+        deprecated: Sequence[str] = (),
         saved: SavedSet | None = None,
     ) -> None:
         self._workspace = workspace
@@ -83,7 +84,7 @@ class TrainingSet:
         """
         if (text := gaps_text(self._gaps)) is not None:
             self._warn(text)
-        for note in dict.fromkeys(self._notes.values()):
+        for note in dict.fromkeys([*self._notes.values(), *deprecated]):
             self._warn(note)
         if after_now:
             self._warn(f"{after_now:,} of {len(self):,} entity rows are after now: their values may still change.")

@@ -34,7 +34,7 @@ from featurestore.errors import (
 )
 from featurestore.ledger.watermarks import Watermark, write_watermark
 from featurestore.plan import ChangeClass, make_plan
-from featurestore.plan.changes import explain, to_html
+from featurestore.plan.changes import explain
 from featurestore.registered import records
 from featurestore.registered.snapshot import Snapshot
 from featurestore.types import Array, Float32, Float64, Int32, Int64, String
@@ -473,7 +473,7 @@ def test_unknown_names_and_kinds_are_told_with_the_closest(store):
 
 def test_plans_are_shown_in_notebooks_escaped(store):
     store.apply([view()])
-    html = to_html(store.plan([view(sql="SELECT * FROM flights WHERE carrier < 'B'", description="<script>")]))
+    html = store.plan([view(sql="SELECT * FROM flights WHERE carrier < 'B'", description="<script>")])._repr_html_()
     assert "<script>" not in html
     assert "rebuild" in html
     assert store.plan([view()])._repr_html_()

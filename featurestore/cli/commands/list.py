@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from featurestore.cli.output import Output, repo_command
+from featurestore.cli.output import Output, described, repo_command
 from featurestore.definitions import Definition, Entity, FeatureService, FeatureView, OnDemandFeatureView
 from featurestore.store import FeatureStore
 
@@ -15,7 +15,9 @@ from featurestore.store import FeatureStore
 def command(store: FeatureStore, output: Output, kind: str | None) -> None:
     """List what is registered, or one KIND of it: entities, sources, feature-views, feature-services, …"""
     found = store.list(kind)
-    rows = [(each.kind, each.name, _about(each), each.owner, each.description) for each in found]
+    rows = [
+        (each.kind, each.name, _about(each), each.owner, described(each.description, each.deprecated)) for each in found
+    ]
     names = ("kind", "name", "about", "owner", "description")
     output.emit([dict(zip(names, row, strict=True)) for row in rows])
     if rows:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import click
-from featurestore_registry.interface import DefinitionsReader
 
 from featurestore.cli.numbers import WholeNumber
 from featurestore.cli.output import Output, repo_command
+from featurestore.cli.plans import applied_document, render_lines
 from featurestore.ledger.runs import all_runs
+from featurestore.plan import AppliedRevision
 from featurestore.store import FeatureStore
 from featurestore.types.times import to_rfc3339
 
@@ -24,11 +24,15 @@ from featurestore.types.times import to_rfc3339
     show_default=True,
     help="Lines, newest first.",
 )
+@click.option("--diff", is_flag=True, help="Only applies, each with all that it changed, line by line.")
 @repo_command
-def command(store: FeatureStore, output: Output, limit: int) -> None:
+def command(store: FeatureStore, output: Output, limit: int, diff: bool) -> None:
     """Show what was applied and materialized, newest first."""
+    if diff:
+        _show_diffs(store, output, limit)
+        return
     workspace = store.workspace
-    events = list(_applies(workspace.registry.definitions, workspace.project, limit))
+    events = [*map(_event, store.history(limit))]
     for run in all_runs(workspace.ledger, workspace.project, now_us=workspace.clock()):
         about = f"{run.appended:,} rows appended, {run.published.written:,} published"
         if run.state != "done":  # a start counts nothing yet
@@ -49,17 +53,18 @@ def command(store: FeatureStore, output: Output, limit: int) -> None:
     output.table(("when (UTC)", "what", "by", "about"), rows)
 
 
-def _applies(definitions: DefinitionsReader, project: str, limit: int) -> Iterator[dict[str, Any]]:
-    """Yield what was applied, each change as new (+), changed (~) or deleted (-)."""
-    found = sorted(definitions.history(project, limit=limit), key=lambda info: info.number)
-    first = found[0].number if found else 1
-    known = {record.key for record in definitions.read(project, first - 1).records} if first > 1 else set()
-    for info in found:
-        signs = []
-        for change in info.changes:
-            key = f"{change.kind}:{change.name}"
-            signs.append(f"{'-' if change.action == 'delete' else '~' if key in known else '+'}{key}")
-            known = known - {key} if change.action == "delete" else known | {key}
-        about = f"{info.message + ': ' if info.message else ''}{', '.join(signs)}"
-        at, what = info.applied_at.isoformat(), f"apply revision {info.number}"
-        yield {"at": at, "what": what, "by": info.author, "state": "done", "about": about}
+def _show_diffs(store: FeatureStore, output: Output, limit: int) -> None:
+    found = store.history(limit)
+    output.emit([applied_document(applied) for applied in found])
+    for place, applied in enumerate(found):
+        if place:
+            output.say("")
+        render_lines(output, applied.explain())
+
+
+def _event(applied: AppliedRevision) -> dict[str, Any]:
+    """Return an apply as a line, each change as new (+), changed (~) or deleted (-)."""
+    info = applied.info
+    about = f"{info.message + ': ' if info.message else ''}{', '.join(applied.signs)}"
+    at, what = info.applied_at.isoformat(), f"apply revision {info.number}"
+    return {"at": at, "what": what, "by": info.author, "state": "done", "about": about}

@@ -10,11 +10,13 @@ from typing import Any
 import click
 from featurestore_registry.records import Record
 
-from featurestore.cli.output import Output, repo_command
+from featurestore.cli.output import Output, described, repo_command
 from featurestore.definitions import FeatureView
-from featurestore.errors import NotFoundError, OnlineStoreError, did_you_mean
+from featurestore.errors import OnlineStoreError
 from featurestore.maintenance.sizes import Sizes, sizes_of
-from featurestore.registered.records import aggregation_from, kind_named
+from featurestore.plan import keys_named, snapshot_at
+from featurestore.plan.history import SHOWN_HASH
+from featurestore.registered.records import aggregation_from
 from featurestore.store import FeatureStore
 from featurestore.types.times import duration_text
 
@@ -24,19 +26,22 @@ _ELSEWHERE = frozenset({"schema", "join_keys", "features", "inputs", "entities",
 
 @click.command("show")
 @click.argument("name")
+@click.option("--at", metavar="REVISION", help="As it was at a revision: its number, or the beginning of its hash.")
 @repo_command
-def command(store: FeatureStore, output: Output, name: str) -> None:
+def command(store: FeatureStore, output: Output, name: str, at: str | None) -> None:
     """Show everything registered under NAME (write kind:name where several kinds share it)."""
-    snapshot = store.workspace.snapshot()
-    kind, _, bare = name.rpartition(":")
-    wanted = kind_named(kind) if kind else None
-    records = [r for r in snapshot.records if r.name == bare and wanted in (None, r.kind)]
-    if not records:
-        known = [record.name for record in snapshot.records]
-        raise NotFoundError(f"Nothing called {name!r} is registered.", hint=did_you_mean(bare, known), name=name)
+    workspace = store.workspace
+    snapshot = workspace.snapshot()
+    if at is not None:
+        snapshot = snapshot_at(workspace.registry.definitions, workspace.project, at)
+    keys = keys_named([snapshot], name)
+    records = [record for record in snapshot.records if record.key in keys]
     users = {record.key: [r.key for r in snapshot.records if record.key in r.depends_on] for record in records}
-    documents = [_document(record, users[record.key], _sizes(store, record)) for record in records]
+    sizes = {record.key: _sizes(store, record) for record in records if at is None}
+    documents = [_document(record, users[record.key], sizes.get(record.key)) for record in records]
     output.emit(documents)
+    if at is not None:
+        output.say(f"At revision {snapshot.revision} ({snapshot.chain.head[:SHOWN_HASH]}):")
     for document in documents:
         _show(output, document)
 
@@ -52,6 +57,7 @@ def _sizes(store: FeatureStore, record: Record) -> Sizes | None:
 
 
 def _document(record: Record, used_by: list[str], sizes: Sizes | None) -> dict[str, Any]:
+    deprecated = {field["name"]: field.get("deprecated", "") for field in record.document.get("schema", ())}
     return {
         "kind": record.kind,
         "name": record.name,
@@ -59,7 +65,13 @@ def _document(record: Record, used_by: list[str], sizes: Sizes | None) -> dict[s
         "owner": record.owner,
         "tags": dict(record.tags),
         "fields": [
-            {"name": f.name, "type": f.type, "description": f.description, "inputs": list(f.inputs)}
+            {
+                "name": f.name,
+                "type": f.type,
+                "description": f.description,
+                "deprecated": deprecated.get(f.name, ""),
+                "inputs": list(f.inputs),
+            }
             for f in record.fields
         ],
         "depends_on": list(record.depends_on),
@@ -85,7 +97,10 @@ def _show(output: Output, document: dict[str, Any]) -> None:
         if document[key]:
             output.say(f"  {key.replace('_', ' ')}: {', '.join(document[key])}")
     if document["fields"]:
-        rows = [(f["name"], f["type"], f["description"], ", ".join(f["inputs"])) for f in document["fields"]]
+        rows = [
+            (f["name"], f["type"], described(f["description"], f["deprecated"]), ", ".join(f["inputs"]))
+            for f in document["fields"]
+        ]
         output.table(("column", "type", "description", "from"), rows)
     if "aggregations" in document["definition"]:
         _show_windows(output, document["definition"]["aggregations"])

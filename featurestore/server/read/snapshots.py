@@ -203,7 +203,7 @@ class SnapshotKeeper:
         if templates is None or templates.snapshot.chain != found.revision.chain:
             snapshot = Snapshot.of(found.revision)
             snapshot.build()  # now, not in the first request
-            templates = Templates(snapshot.with_code(self._workspace.code) if snapshot.on_demand else snapshot)
+            templates = Templates(snapshot.with_code(self._workspace.code) if snapshot.on_demand else snapshot, before)
             if before is not None:
                 templates.prepare(before.in_use())
             logger.info("serving revision %d of project %r", found.revision.number, found.revision.project)

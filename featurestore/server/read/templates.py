@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -13,11 +14,14 @@ import msgspec
 from featurestore.definitions import FeatureService
 from featurestore.errors import FeatureStoreError, InputError
 from featurestore.registered.snapshot import Snapshot
+from featurestore.request.deprecated import deprecations
 from featurestore.request.features import Reference, resolve
 from featurestore.request.on_demand import OnDemandFunction
 from featurestore.server.http.bodies import Name, decoded
 from featurestore.server.http.errors import check_count
 from featurestore.serving.compiled import CompiledRequest
+
+logger = logging.getLogger("featurestore.server")
 
 MOST_SHAPES = 256
 MOST_FEATURES = 500
@@ -64,6 +68,8 @@ class Template:
         """Where each read's features are in a row of a straight request."""
         self.expects_nulls = False
         """Whether the last answer had nulls: without nulls all rows are encoded at once."""
+        self.deprecated: list[str] = []
+        """What the log should say about it; emptied when it was said."""
         self._patterns: dict[tuple[int, ...], Pattern] = {}
         """Patterns by the places of their nulls: a few patterns come again and again."""
 
@@ -102,31 +108,42 @@ def _is_null(value: Any) -> bool:
 class Templates:
     """Templates by shape; the least recently used one goes first. For one event loop's thread."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, before: Templates | None = None) -> None:
         self.snapshot = snapshot
+        self._told: set[str] = set() if before is None else before._told
+        """What the log has said about deprecated definitions, since the start: once each."""
         self._kept: dict[Asked, Template] = {}
 
-    def template(self, asked: Asked) -> Template:
-        """Return the template of a shape.
+    def template(self, asked: Asked, *, is_asked: bool = True) -> Template:
+        """Return the template of a shape; logs, once, what is deprecated about a shape that a request asked for.
 
         Raises RequestError (413) for too many features, NotFoundError, CodeMismatchError, OutputNameClashError
         and InputError as `resolve` and `CompiledRequest` do.
         """
-        if len(asked.features) > MOST_KEPT_BYTES:
-            return self._compile(asked)
-        found = self._kept.pop(asked, None)
+        is_kept = len(asked.features) <= MOST_KEPT_BYTES
+        found = self._kept.pop(asked, None) if is_kept else None
         if found is None:
             found = self._compile(asked)
-            while len(self._kept) >= MOST_SHAPES:
+            while is_kept and len(self._kept) >= MOST_SHAPES:
                 del self._kept[next(iter(self._kept))]
-        self._kept[asked] = found
+        if is_kept:
+            self._kept[asked] = found
+        if found.deprecated and is_asked:
+            self._tell(found)
         return found
+
+    def _tell(self, template: Template) -> None:
+        for told in template.deprecated:
+            if told not in self._told:
+                self._told.add(told)
+                logger.warning("served: %s", told)
+        template.deprecated = []
 
     def prepare(self, wanted: Iterable[Asked]) -> None:
         """Compile the shapes in use, so that the first requests after a swap or a start need not wait."""
         for asked in wanted:
             with suppress(FeatureStoreError):  # cannot be served, or is gone in this revision: requests will report it
-                self.template(asked)
+                self.template(asked, is_asked=False)
 
     def services(self) -> list[Asked]:
         """Return the shapes of requests for the services."""
@@ -152,7 +169,9 @@ class Templates:
             features = [_checked(feature) for feature in references]
         request = resolve(self.snapshot, features, full_feature_names=asked.full_feature_names)
         _check_count(len(request.outputs))
-        return Template(CompiledRequest(self.snapshot, request, form="json"))
+        template = Template(CompiledRequest(self.snapshot, request, form="json"))
+        template.deprecated = deprecations(self.snapshot, request)
+        return template
 
 
 def _checked(feature: str) -> str:
