@@ -36,25 +36,11 @@ class RevisionDiff:
         """The greatest class among the steps, None where nothing differs."""
         return max((step.change_class for step in self.steps), default=None)
 
-    def explain(self) -> list[Line]:
-        """Return what differs, line by line."""
-        head = Line(0, f"{self.project}: revision {self.before} -> {self.after}")
-        return [head, Line(0, ""), *self.explain_steps()]
-
-    def explain_steps(self) -> list[Line]:
-        """Return `explain` without the line that names the revisions."""
-        worst = self.worst
-        if worst is None:
-            return [Line(0, "The definitions are the same.")]
-        made = [line for step in self.steps for line in explain_step(step)]
-        summary = f"{count_steps(self.steps, _WORDS)}; the worst change is {worst.name.lower()}."
-        return [*made, Line(0, ""), Line(0, summary)]
-
     def __str__(self) -> str:
-        return to_text(self.explain())
+        return to_text(explain_diff(self))
 
     def _repr_html_(self) -> str:
-        return to_html(self.explain())
+        return to_html(explain_diff(self))
 
 
 @dataclass(frozen=True)
@@ -79,23 +65,38 @@ class AppliedRevision:
         changes = [(change.action, f"{change.kind}:{change.name}") for change in self.info.changes]
         return [f"{'-' if action == 'delete' else '~' if key in known else '+'}{key}" for action, key in changes]
 
-    def explain(self) -> list[Line]:
-        """Return who made it, when, why and from which commit, and its diff line by line."""
-        info = self.info
-        at = info.applied_at.isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
-        head = f"revision {info.number} ({info.hash[:SHOWN_HASH]}), applied {at} UTC by {info.author or 'nobody named'}"
-        more = [("git commit", info.commit), ("message", info.message)]
-        said = [Line(1, f"{label}: {line}") for label, text in more for line in text.splitlines()]
-        return [Line(0, head), *said, Line(0, ""), *self.diff.explain_steps()]
-
     def __repr__(self) -> str:
         return f"AppliedRevision({self.info.number} by {self.info.author}: {', '.join(self.signs)})"
 
     def __str__(self) -> str:
-        return to_text(self.explain())
+        return to_text(explain_applied(self))
 
     def _repr_html_(self) -> str:
-        return to_html(self.explain())
+        return to_html(explain_applied(self))
+
+
+def explain_diff(diff: RevisionDiff) -> list[Line]:
+    """Return what differs, line by line."""
+    return [Line(0, f"{diff.project}: revision {diff.before} -> {diff.after}"), Line(0, ""), *_explain_steps(diff)]
+
+
+def _explain_steps(diff: RevisionDiff) -> list[Line]:
+    worst = diff.worst
+    if worst is None:
+        return [Line(0, "The definitions are the same.")]
+    made = [line for step in diff.steps for line in explain_step(step)]
+    summary = f"{count_steps(diff.steps, _WORDS)}; the worst change is {worst.name.lower()}."
+    return [*made, Line(0, ""), Line(0, summary)]
+
+
+def explain_applied(applied: AppliedRevision) -> list[Line]:
+    """Return who made a revision, when, why and from which commit, and its diff line by line."""
+    info = applied.info
+    at = info.applied_at.isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
+    head = f"revision {info.number} ({info.hash[:SHOWN_HASH]}), applied {at} UTC by {info.author or 'nobody named'}"
+    more = [("git commit", info.commit), ("message", info.message)]
+    said = [Line(1, f"{label}: {line}") for label, text in more for line in text.splitlines()]
+    return [Line(0, head), *said, Line(0, ""), *_explain_steps(applied.diff)]
 
 
 def find_revision(project: str, chain: Chain, given: int | str) -> int:

@@ -243,8 +243,8 @@ class _Builder:
             names = selection.names or [field.name for field in named.features]
         fields = [view.feature(name) for name in names]
         position = self._read(selection, view, names)
-        for field in fields:
-            self._outputs.append(OutputColumn("", selection.name, field, position, None))
+        for found in fields:
+            self._outputs.append(OutputColumn("", selection.name, found, position, None))
         self._references.append(
             {
                 "view": view.name,

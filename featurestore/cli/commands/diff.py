@@ -6,7 +6,7 @@ import click
 
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.plans import diff_document, render_lines
-from featurestore.plan.history import find_revision
+from featurestore.plan.history import explain_diff, find_revision
 from featurestore.store import FeatureStore
 
 
@@ -28,4 +28,4 @@ def command(store: FeatureStore, output: Output, before: str, after: str | None,
     else:
         found = store.diff(before, after)
     output.emit(diff_document(found))
-    render_lines(output, found.explain())
+    render_lines(output, explain_diff(found))

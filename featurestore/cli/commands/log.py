@@ -11,6 +11,7 @@ from featurestore.cli.output import Output, repo_command
 from featurestore.cli.plans import applied_document, render_lines
 from featurestore.ledger.runs import all_runs
 from featurestore.plan import AppliedRevision
+from featurestore.plan.history import explain_applied
 from featurestore.store import FeatureStore
 from featurestore.types.times import to_rfc3339
 
@@ -59,7 +60,7 @@ def _show_diffs(store: FeatureStore, output: Output, limit: int) -> None:
     for place, applied in enumerate(found):
         if place:
             output.say("")
-        render_lines(output, applied.explain())
+        render_lines(output, explain_applied(applied))
 
 
 def _event(applied: AppliedRevision) -> dict[str, Any]:

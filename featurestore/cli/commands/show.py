@@ -15,7 +15,6 @@ from featurestore.definitions import FeatureView
 from featurestore.errors import OnlineStoreError
 from featurestore.maintenance.sizes import Sizes, sizes_of
 from featurestore.plan import keys_named, snapshot_at
-from featurestore.plan.history import SHOWN_HASH
 from featurestore.registered.records import aggregation_from
 from featurestore.store import FeatureStore
 from featurestore.types.times import duration_text
@@ -41,7 +40,7 @@ def command(store: FeatureStore, output: Output, name: str, at: str | None) -> N
     documents = [_document(record, users[record.key], sizes.get(record.key)) for record in records]
     output.emit(documents)
     if at is not None:
-        output.say(f"At revision {snapshot.revision} ({snapshot.chain.head[:SHOWN_HASH]}):")
+        output.say(f"At revision {snapshot.revision}:")
     for document in documents:
         _show(output, document)
 
