@@ -173,7 +173,24 @@ class ServerSettings(_Group):
     """The largest request body, in bytes or as ``2MB``."""
 
 
-_GROUPS: dict[str, type[BaseModel]] = {"engine": EngineLimits, "server": ServerSettings}
+class RegistryServerSettings(_Group):
+    """Whom `fs registry serve` lets in besides those with a token: people of an OpenID Connect provider."""
+
+    oidc_issuer: str | None = None
+    """The provider's URL, as in the claim ``iss`` of its tokens; by default there is none."""
+    oidc_audience: str = ""
+    """The claim ``aud`` of tokens for this registry: its client id at the provider."""
+    oidc_claim: str = "groups"
+    """The claim that says which groups or roles somebody has at the provider."""
+    oidc_roles: dict[str, str] = {}
+    """By a value of that claim: a role for every project, or ``role:project``, for example ``editor:ranking``."""
+
+
+_GROUPS: dict[str, type[BaseModel]] = {
+    "engine": EngineLimits,
+    "server": ServerSettings,
+    "registry_server": RegistryServerSettings,
+}
 
 
 class _Environment(EnvSettingsSource):
@@ -205,6 +222,8 @@ class Settings(BaseSettings):
     """Bounds of DuckDB, which reads sources and joins training sets."""
     server: ServerSettings = ServerSettings()
     """How ``fs serve`` serves."""
+    registry_server: RegistryServerSettings = RegistryServerSettings()
+    """Whom ``fs registry serve`` lets in."""
 
     @classmethod
     def settings_customise_sources(

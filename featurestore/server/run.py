@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -23,11 +24,15 @@ from uvicorn.supervisors import Multiprocess
 import featurestore
 from featurestore.errors import SettingsError
 from featurestore.plan.judging import judge
+from featurestore.project.settings import RegistryServerSettings
 from featurestore.server.app import create_app, open_workspace
 from featurestore.server.http.gate import FeatureServer
 from featurestore.server.http.protocol import DeadlineProtocol
 from featurestore.server.watch import logs
 from featurestore.server.watch.metrics import DIRECTORY_VARIABLE
+
+if TYPE_CHECKING:
+    from featurestore_registry.http.oidc import People
 
 logger = logging.getLogger("featurestore.server")
 
@@ -43,6 +48,7 @@ WORKER_ANSWER_SECONDS = 30
 """Replace a worker that has not answered its parent for so long; loading all modules can take seconds."""
 
 BACKLOG = 2048
+FETCH_SECONDS = 5.0
 
 SWITCH_SECONDS = 0.0005
 """How long another thread may run Python before a request gets its turn. With Python's own 5 ms a background refresh
@@ -112,9 +118,10 @@ def serve_registry(root: Path, *, host: str, port: int, debug: bool, log_format:
                 key="registry",
             )
         registry = workspace.registry
-        access = Access(registry, clock=workspace.clock)
+        people = _people(workspace.settings.registry_server)
+        access = Access(registry, people=people, clock=workspace.clock)
         access.refresh()
-        if not access.has_tokens:
+        if people is None and not access.has_tokens:
             logger.warning(
                 "nobody can enter: no token is known. Make one with `fs token create --role admin --all-projects`"
             )
@@ -124,6 +131,33 @@ def serve_registry(root: Path, *, host: str, port: int, debug: bool, log_format:
             sys.stdout.flush()
             check()
             uvicorn.Server(server_config(app)).run(sockets=[listening])
+
+
+def _people(settings: RegistryServerSettings) -> People | None:
+    """Return whom an identity provider vouches for; raises SettingsError for one that is not described whole."""
+    if settings.oidc_issuer is None:
+        return None
+    if not settings.oidc_audience or not settings.oidc_roles:
+        raise SettingsError(
+            "registry_server: oidc_issuer needs oidc_audience and oidc_roles.",
+            hint="Name this registry's client id at the provider, and the roles that its groups have here.",
+            key="registry_server",
+        )
+    try:
+        import httpx
+        from featurestore_registry.http.oidc import Issuer, People
+    except ImportError as error:
+        raise SettingsError(
+            f"registry_server: oidc_issuer needs the package {error.name}.",
+            hint="Run `pip install '.[login]'` in a checkout.",
+            key="registry_server",
+        ) from None
+
+    def fetch(url: str) -> Any:
+        return httpx.get(url, timeout=FETCH_SECONDS, follow_redirects=False).raise_for_status().json()
+
+    issuer = Issuer(settings.oidc_issuer, settings.oidc_audience, settings.oidc_roles, settings.oidc_claim)
+    return People(issuer, fetch)
 
 
 def _prepare_process(log_format: logs.Format, debug: bool) -> None:

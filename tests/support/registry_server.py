@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import httpx
 import uvicorn
 from featurestore_registry.http.access import Access
+from featurestore_registry.http.oidc import People
 from featurestore_registry.http.policy import Judge
 from featurestore_registry.http.server import create_app
 from featurestore_registry.interface import Registry
@@ -22,10 +23,10 @@ def all_compatible(before: Revision, changes: Sequence[Change]) -> dict[str, str
 
 
 @contextmanager
-def serving_registry(registry: Registry, judge: Judge | None = None) -> Iterator[str]:
+def serving_registry(registry: Registry, judge: Judge | None = None, people: People | None = None) -> Iterator[str]:
     """Serve a registry in a thread of this process, and give its URL. Without a judge its records may be anything."""
     config = uvicorn.Config(
-        create_app(registry, Access(registry), judge=judge or all_compatible),
+        create_app(registry, Access(registry, people=people), judge=judge or all_compatible),
         host="127.0.0.1",
         port=0,
         log_config=None,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
-from featurestore_registry.auth.tokens import Token, TokenVerifier
+from featurestore_registry.auth.tokens import Token
 from featurestore_registry.errors import AuthError
 
 Scope = MutableMapping[str, Any]
@@ -17,6 +17,13 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _TYPES = {401: "unauthorized", 403: "forbidden"}
 _MAX_REQUEST_ID = 128
+
+
+class Verifier(Protocol):
+    """What finds the token for a presented text: a `TokenVerifier`, for example."""
+
+    def verify(self, presented: bytes) -> Token | None:
+        """Return the token, None where there is none."""
 
 
 class AuthMiddleware:
@@ -36,7 +43,7 @@ class AuthMiddleware:
         self,
         app: App,
         *,
-        verifier: TokenVerifier,
+        verifier: Verifier,
         open_paths: frozenset[str],
         permit: Callable[[Scope, Token], None],
     ) -> None:

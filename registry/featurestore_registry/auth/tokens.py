@@ -92,6 +92,10 @@ class Token:
         if self.project is not None and self.project != project:
             raise AuthError("The token is for another project.", status=403)
 
+    def sees(self, project: str) -> bool:
+        """Tell whether it is good for a project at all."""
+        return self.project in (None, project)
+
     def to_document(self) -> dict[str, Any]:
         """Return the token as the ledger and a server's snapshot keep it."""
         return {**asdict(self), "role": str(self.role)}

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Scope
@@ -15,12 +15,15 @@ from featurestore_registry.auth import AuthMiddleware, Role, Token, TokenVerifie
 from featurestore_registry.auth.tokens import EVERY_PROJECT
 from featurestore_registry.errors import AuthError, RegistryError
 from featurestore_registry.http.policy import name_of
+from featurestore_registry.http.urls import PREFIX
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Clock, Document, system_clock
 
+if TYPE_CHECKING:
+    from featurestore_registry.http.oidc import People
+
 logger = logging.getLogger("featurestore.registry")
 
-PREFIX = "/api/v1"
 OPEN_PATHS = frozenset({"/health", "/ready"})
 REFRESH_SECONDS = 2.0
 """How long a revoked token may go on at most, and a new one of another process wait."""
@@ -53,8 +56,10 @@ JOURNAL: Mapping[str, Needs] = {
 class Access:
     """Checks tokens and roles, and writes down who changed what."""
 
-    def __init__(self, registry: Registry, *, clock: Clock = system_clock) -> None:
+    def __init__(self, registry: Registry, *, people: People | None = None, clock: Clock = system_clock) -> None:
+        """``people`` are those whom an identity provider vouches for."""
         self._registry = registry
+        self._people = people
         self._lock = threading.Lock()
         self._seen: dict[str, int] = {}
         """How far the ledger of each project was when its tokens were read."""
@@ -65,7 +70,14 @@ class Access:
 
     def guard(self, app: ASGIApp) -> ASGIApp:
         """Return an app that lets only those through who may."""
-        return AuthMiddleware(app, verifier=self._verifier, open_paths=OPEN_PATHS, permit=permit)
+        return AuthMiddleware(app, verifier=self, open_paths=OPEN_PATHS, permit=permit)
+
+    def verify(self, presented: bytes) -> Token | None:
+        """Return the token of the registry, or the person, that a text stands for."""
+        found = self._verifier.verify(presented)
+        if found is None and self._people is not None and presented.count(b".") == 2:
+            return self._people.verify(presented)
+        return found
 
     @property
     def has_tokens(self) -> bool:
@@ -104,6 +116,11 @@ class Access:
 
     def _try_refresh(self) -> None:
         try:
+            if self._people is not None:
+                self._people.refresh()
+        except Exception as error:  # whatever an identity provider answers
+            logger.warning("the identity provider's keys could not be fetched: %s", error)
+        try:
             self.refresh()
         except RegistryError as error:
             logger.warning("the tokens could not be read again: %s", error)
@@ -124,8 +141,8 @@ def permit(scope: Scope, token: Token) -> None:
     path, method = scope["path"], scope["method"]
     project = _one(query, "project")
     if path == f"{PREFIX}/projects":
-        token.require(Role.VIEWER, token.project)
-    elif path == f"{PREFIX}/apply":
+        return  # of those that the token sees
+    if path == f"{PREFIX}/apply":
         token.require(Role.EDITOR, project)
     elif path == f"{PREFIX}/ledger":
         token.require(_role(LEDGER, "ledger", _one(query, "kind"), writes=method != "GET"), project)

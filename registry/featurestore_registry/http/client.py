@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from ipaddress import ip_address
 from typing import Any
 
 import httpx
@@ -24,7 +23,7 @@ from featurestore_registry.errors import (
 )
 from featurestore_registry.forks import ForkLock
 from featurestore_registry.http import wire
-from featurestore_registry.http.access import PREFIX
+from featurestore_registry.http.urls import PREFIX, is_private
 from featurestore_registry.interface import Definitions, Governance, Journal, Ledger, Registry
 from featurestore_registry.records import (
     Chain,
@@ -439,7 +438,7 @@ def open_registry(url: str, *, token: str | None, plain: frozenset[str] = frozen
             "The registry's URL holds more than a host, a port and a path, or less.",
             hint="Write https://registry.example, and put the token into FS_REGISTRY_TOKEN.",
         )
-    if parsed.scheme != "https" and not _is_loopback(parsed.host) and parsed.host not in plain:
+    if not is_private(url) and parsed.host not in plain:
         raise RegistryUnavailableError(
             f"The registry at {parsed.host} is not behind TLS: everyone on the way could read the token.",
             hint=f"Write https://{parsed.host}; http is for this machine, and for hosts in FS_REGISTRY_PLAIN_HTTP.",
@@ -451,10 +450,3 @@ def open_registry(url: str, *, token: str | None, plain: frozenset[str] = frozen
             hint="Set it to what `fs token create` showed: letters, digits and -._~+/ alone.",
         )
     return HttpRegistry(url, token=token)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

@@ -24,8 +24,9 @@ from featurestore_registry.auth import Token
 from featurestore_registry.auth.tokens import EVERY_PROJECT, KIND
 from featurestore_registry.errors import AuthError, FeatureStoreError, RegistryFormatError
 from featurestore_registry.http import wire
-from featurestore_registry.http.access import PREFIX, Access, shown
+from featurestore_registry.http.access import Access, shown
 from featurestore_registry.http.policy import Judge, Policy, name_of
+from featurestore_registry.http.urls import PREFIX
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change, check_changes
 
@@ -93,8 +94,7 @@ def _add_definitions(api: FastAPI, registry: Registry, access: Access, policy: P
 
     @api.get(f"{PREFIX}/projects", summary="All projects that were ever applied, and that the token may see")
     def projects(request: Request) -> list[str]:
-        bound = _token(request).project
-        return [name for name in definitions.projects() if bound in (None, name)]
+        return [name for name in definitions.projects() if _token(request).sees(name)]
 
     @api.get(f"{PREFIX}/state", summary="How far a project is: its newest revision and ledger entry")
     def state(

@@ -1,0 +1,21 @@
+"""Where things are: the API's prefix, and which URLs nobody else can read along."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+PREFIX = "/api/v1"
+
+
+def is_private(url: str) -> bool:
+    """Tell whether nobody on the way to a URL can read along: by TLS, or because it leads to this machine."""
+    parsed = urlsplit(url)
+    return parsed.scheme == "https" or _is_loopback(parsed.hostname or "")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
