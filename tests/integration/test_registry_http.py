@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,14 +49,14 @@ class Served:
     def __init__(self, registry: Registry, url: str) -> None:
         self.registry, self.url = registry, url
         self.by_role = {role: self.token(role, name=str(role)) for role in Role}
-        self.asking: list[httpx.Client] = []
+        self.client = httpx.Client(base_url=url, timeout=20)
 
     def token(self, role: Role, project: str | None = None, **more: Any) -> str:
         return create_token(self.registry.ledger, project, role, **{"expires_at_us": None, "now_us": 0, **more})[0]
 
     def ask(self, token: str | None, method: str, path: str, **more: Any) -> httpx.Response:
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
-        return httpx.request(method, f"{self.url}{path}", headers=headers, timeout=20, **more)
+        return self.client.request(method, path, headers=headers, **more)
 
     def head(self, project: str = "p") -> str:
         return self.registry.definitions.chain(project).head
@@ -70,8 +70,9 @@ def served(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
             registry.definitions.apply(project, "", [put("a", project=project)], author="", message="", commit="")
         with serving_registry(registry) as url:
             served = Served(registry, url)
-            until(lambda: served.ask(served.by_role[Role.ADMIN], "GET", "/api/v1/projects").status_code == 200)
-            yield served
+            with closing(served.client):
+                until(lambda: served.ask(served.by_role[Role.ADMIN], "GET", "/api/v1/projects").status_code == 200)
+                yield served
 
 
 def routes() -> list[tuple[str, str, Role | None, Any]]:
