@@ -14,8 +14,9 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Header, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,6 +42,20 @@ _SCHEMA = (
     "The registry's database has the schema of another version than its server's, or is damaged.",
     "The log of the registry's server says which; `fs registry upgrade` there brings an older schema up.",
 )
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": wire.ErrorBody, "description": description}
+    for status, description in {
+        400: "The body is not JSON.",
+        401: "No valid token.",
+        403: "The token is not enough, or the project's policy refuses.",
+        404: "There is no such thing.",
+        409: "Somebody else came first, or a second person has to approve.",
+        413: "The body is too large.",
+        422: "The request makes no sense.",
+        503: "The registry's database cannot be used.",
+    }.items()
+}
 
 Project = Annotated[str, Query(description="The project that is asked about.")]
 Kind = Annotated[str, Query(description="The kind of entries.")]
@@ -70,11 +85,16 @@ def create_app(registry: Registry, access: Access, *, judge: Judge, version: str
         api.add_exception_handler(kind, answer)
     api.add_exception_handler(HTTPException, _http_error)
     _add_health(api, registry)
-    _add_definitions(api, registry, access, policy)
-    _add_policy(api, access, policy)
-    _add_ledger(api, registry)
-    _add_journal(api, registry, access)
-    _add_tokens(api, registry, access)
+    bearer = Security(
+        HTTPBearer(auto_error=False, description="A token of `fs token create`, or of the identity provider.")
+    )
+    routes = APIRouter(prefix=PREFIX, dependencies=[bearer], responses=_REFUSALS)  # the middleware checks it
+    _add_definitions(routes, registry, access, policy)
+    _add_policy(routes, access, policy)
+    _add_ledger(routes, registry)
+    _add_journal(routes, registry, access)
+    _add_tokens(routes, registry, access)
+    api.include_router(routes)
     return _Bounded(access.guard(api))
 
 
@@ -83,20 +103,20 @@ def _add_health(api: FastAPI, registry: Registry) -> None:
     def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @api.get("/ready", summary="The database answers")
+    @api.get("/ready", summary="The database answers", responses={503: _REFUSALS[503]})
     def ready() -> dict[str, str]:
         registry.definitions.head("")
         return {"status": "ready"}
 
 
-def _add_definitions(api: FastAPI, registry: Registry, access: Access, policy: Policy) -> None:
+def _add_definitions(api: APIRouter, registry: Registry, access: Access, policy: Policy) -> None:
     definitions = registry.definitions
 
-    @api.get(f"{PREFIX}/projects", summary="All projects that were ever applied, and that the token may see")
+    @api.get("/projects", summary="All projects that were ever applied, and that the token may see")
     def projects(request: Request) -> list[str]:
         return [name for name in definitions.projects() if _token(request).sees(name)]
 
-    @api.get(f"{PREFIX}/state", summary="How far a project is: its newest revision and ledger entry")
+    @api.get("/state", summary="How far a project is: its newest revision and ledger entry")
     def state(
         project: Project, if_none_match: Annotated[str | None, Header(description="The ETag that is known.")] = None
     ) -> Response:
@@ -106,7 +126,7 @@ def _add_definitions(api: FastAPI, registry: Registry, access: Access, policy: P
             return Response(status_code=304, headers={"etag": tag, "x-now": found.now.isoformat()})
         return _json(wire.plain(found), {"etag": tag, "cache-control": "private, no-cache"})
 
-    @api.get(f"{PREFIX}/chain", summary="The hashes of a project's revisions", response_model=wire.ChainBody)
+    @api.get("/chain", summary="The hashes of a project's revisions", response_model=wire.ChainBody)
     def chain(
         project: Project,
         after: Annotated[int, Query(ge=0, description="How many of the first the client knows.")] = 0,
@@ -116,9 +136,7 @@ def _add_definitions(api: FastAPI, registry: Registry, access: Access, policy: P
         known = after if 0 < after <= len(hashes) and hashes[after - 1] == at else 0
         return _json({"after": known, "hashes": hashes[known:]})
 
-    @api.get(
-        f"{PREFIX}/revisions/{{revision}}", summary="A revision whole, by its hash", response_model=wire.RevisionBody
-    )
+    @api.get("/revisions/{revision}", summary="A revision whole, by its hash", response_model=wire.RevisionBody)
     def revision(project: Project, revision: str) -> Response:
         hashes = definitions.chain(project).hashes
         if revision not in hashes:
@@ -126,11 +144,11 @@ def _add_definitions(api: FastAPI, registry: Registry, access: Access, policy: P
         found = definitions.read(project, hashes.index(revision) + 1)
         return _json(wire.plain(found), {"cache-control": _IMMUTABLE})
 
-    @api.get(f"{PREFIX}/history", summary="The newest applies first", response_model=list[wire.InfoBody])
+    @api.get("/history", summary="The newest applies first", response_model=list[wire.InfoBody])
     def history(project: Project, limit: Limit = 50) -> Response:
         return _json([wire.plain(info) for info in definitions.history(project, limit=50 if limit is None else limit)])
 
-    @api.post(f"{PREFIX}/apply", summary="Apply changes, all or none", response_model=wire.ChainBody)
+    @api.post("/apply", summary="Apply changes, all or none", response_model=wire.ChainBody)
     def apply(project: Project, body: wire.ApplyBody, request: Request) -> Response:
         changes = [wire.change_of(each) for each in body.changes]
         told = {"author": name_of(_token(request)), "message": body.message, "commit": body.commit}
@@ -141,55 +159,53 @@ def _add_definitions(api: FastAPI, registry: Registry, access: Access, policy: P
         return _json({"after": 0, "hashes": made.hashes})
 
 
-def _add_policy(api: FastAPI, access: Access, policy: Policy) -> None:
-    @api.get(f"{PREFIX}/policy", summary="What the project allows its editors")
+def _add_policy(api: APIRouter, access: Access, policy: Policy) -> None:
+    @api.get("/policy", summary="What the project allows its editors")
     def read(project: Project) -> wire.PolicyBody:
         return wire.PolicyBody(**policy.of(project))
 
-    @api.put(f"{PREFIX}/policy", summary="Set what the project allows its editors")
+    @api.put("/policy", summary="Set what the project allows its editors")
     def write(project: Project, body: wire.PolicyBody, request: Request) -> wire.PolicyBody:
         policy.set(project, body.model_dump())
         _audit(access, request, project, "set policy", {"policy": body.model_dump()})
         return body
 
-    @api.get(f"{PREFIX}/proposals", summary="What waits for a second person, newest first")
+    @api.get("/proposals", summary="What waits for a second person, newest first")
     def proposals(project: Project) -> list[wire.ProposalBody]:
         return [wire.ProposalBody(**each) for each in policy.proposals(project)]
 
-    @api.post(f"{PREFIX}/approve", summary="Approve a proposal as a second person")
+    @api.post("/approve", summary="Approve a proposal as a second person")
     def approve(project: Project, body: wire.ApproveBody, request: Request) -> wire.ProposalBody:
         found = policy.approve(_token(request), project, body.plan)
         _audit(access, request, project, "approve", {"plan": found["plan"], "proposed_by": found["by"]})
         return wire.ProposalBody(**found)
 
 
-def _add_ledger(api: FastAPI, registry: Registry) -> None:
+def _add_ledger(api: APIRouter, registry: Registry) -> None:
     ledger = registry.ledger
 
-    @api.get(
-        f"{PREFIX}/ledger", summary="Entries of the ledger, newest first", response_model=list[wire.LedgerEntryBody]
-    )
+    @api.get("/ledger", summary="Entries of the ledger, newest first", response_model=list[wire.LedgerEntryBody])
     def scan(project: Project, kind: Kind, key: Key = None, limit: Limit = None) -> Response:
         return _json([wire.plain(entry) for entry in ledger.scan(project, kind, key=key, limit=limit)])
 
-    @api.post(f"{PREFIX}/ledger", summary="Append an entry to the ledger")
+    @api.post("/ledger", summary="Append an entry to the ledger")
     def append(project: Project, kind: Kind, body: wire.EntryBody) -> wire.VersionBody:
         made = ledger.append(project, kind, body.key, body.document, if_version=body.if_version)
         return wire.VersionBody(version=made)
 
 
-def _add_tokens(api: FastAPI, registry: Registry, access: Access) -> None:
+def _add_tokens(api: APIRouter, registry: Registry, access: Access) -> None:
     """Tokens are entries of the ledger, which only these routes read and write."""
     ledger = registry.ledger
 
-    @api.get(f"{PREFIX}/tokens", summary="Tokens; their hashes are for servers alone")
+    @api.get("/tokens", summary="Tokens; their hashes are for servers alone")
     def scan(request: Request, project: Project, key: Key = None, limit: Limit = None) -> list[wire.LedgerEntryBody]:
         found = [wire.plain(entry) for entry in ledger.scan(project, KIND, key=key, limit=limit)]
         is_server = _token(request).is_server
         made = [{**entry, "document": entry["document"] if is_server else shown(entry["document"])} for entry in found]
         return [wire.LedgerEntryBody(**entry) for entry in made]
 
-    @api.post(f"{PREFIX}/tokens", summary="Make a token, of which the server sees the hash alone, or revoke one")
+    @api.post("/tokens", summary="Make a token, of which the server sees the hash alone, or revoke one")
     def append(project: Project, body: wire.TokenEntryBody, request: Request) -> wire.VersionBody:
         of = body.document
         if isinstance(of, wire.RevocationBody):
@@ -207,12 +223,10 @@ def _add_tokens(api: FastAPI, registry: Registry, access: Access) -> None:
         return wire.VersionBody(version=made)
 
 
-def _add_journal(api: FastAPI, registry: Registry, access: Access) -> None:
+def _add_journal(api: APIRouter, registry: Registry, access: Access) -> None:
     journal = registry.journal
 
-    @api.get(
-        f"{PREFIX}/journal", summary="Entries of the journal, in order", response_model=list[wire.JournalEntryBody]
-    )
+    @api.get("/journal", summary="Entries of the journal, in order", response_model=list[wire.JournalEntryBody])
     def scan(
         project: Project,
         kind: Kind,
@@ -227,7 +241,7 @@ def _add_journal(api: FastAPI, registry: Registry, access: Access) -> None:
         return _json([wire.plain(entry) for entry in found])
 
     @api.get(
-        f"{PREFIX}/journal/newest",
+        "/journal/newest",
         summary="The newest entries of the journal first",
         response_model=list[wire.JournalEntryBody],
     )
@@ -235,7 +249,7 @@ def _add_journal(api: FastAPI, registry: Registry, access: Access) -> None:
         found = journal.newest(project, kind, key=key, limit=50 if limit is None else limit)
         return _json([wire.plain(entry) for entry in found])
 
-    @api.post(f"{PREFIX}/journal", summary="Append entries to the journal, all or none")
+    @api.post("/journal", summary="Append entries to the journal, all or none")
     def append(
         project: Project,
         kind: Kind,
@@ -243,7 +257,7 @@ def _add_journal(api: FastAPI, registry: Registry, access: Access) -> None:
     ) -> wire.CursorsBody:
         return wire.CursorsBody(cursors=journal.append(project, kind, [(each.key, each.document) for each in body]))
 
-    @api.delete(f"{PREFIX}/journal", summary="Remove old entries of the journal")
+    @api.delete("/journal", summary="Remove old entries of the journal")
     def forget(project: Project, kind: Kind, before: Annotated[datetime, Query()], request: Request) -> wire.CountBody:
         count = journal.forget(project, kind, before)
         _audit(access, request, project, "forget", {"kind": kind, "before": before.isoformat(), "count": count})

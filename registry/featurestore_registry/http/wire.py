@@ -71,6 +71,21 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class ErrorContent(BaseModel):
+    """What was wrong."""
+
+    type: str
+    message: str
+    hint: str = ""
+    details: dict[str, Any] = {}
+
+
+class ErrorBody(Body):
+    """The body of every error."""
+
+    error: ErrorContent
+
+
 class FieldBody(Body):
     """A column of a record."""
 
