@@ -46,6 +46,7 @@ def pages() -> dict[str, str]:
     makers: dict[str, Callable[[], Iterable[str]]] = {
         "errors.md": errors_page,
         "http.md": http_page,
+        "registry.md": registry_page,
         "settings.md": settings_page,
         "steps.md": steps_page,
         "types.md": types_page,
@@ -196,6 +197,63 @@ def http_page() -> Iterable[str]:
     for metric in Metrics()._registry.collect():
         suffix = "_total" if metric.type == "counter" else ""
         yield f"| `{metric.name}{suffix}` | {metric.type} | {cell(metric.documentation)} |"
+
+
+# The registry's HTTP API
+
+
+def registry_page() -> Iterable[str]:
+    from featurestore_registry.http.access import JOURNAL, LEDGER, OPEN_PATHS, Access
+    from featurestore_registry.http.server import create_app
+    from featurestore_registry.sql import open_registry
+
+    with tempfile.TemporaryDirectory() as folder, open_registry(f"sqlite:///{folder}/registry.db") as registry:
+        app: Any = create_app(registry, Access(registry), judge=lambda *_: {})
+        routes = app._app._app.openapi()["paths"]
+    yield "# The registry over HTTP\n"
+    yield REGISTRY_HEAD
+    yield "## Routes\n"
+    yield "| Route | Least role | What it does |\n|---|---|---|"
+    for path, methods in routes.items():
+        for method, operation in methods.items():
+            by_kind = path.endswith(("/ledger", "/journal", "/journal/newest")) and method != "delete"
+            least = "none" if path in OPEN_PATHS else "[by kind](#kinds)" if by_kind else least_role(method, path)
+            yield f"| `{method.upper()} {path}` | {least} | {cell(operation['summary'])} |"
+    yield "\n## Kinds\n"
+    yield "What a request names a kind of in `kind`. Of a kind that is not here nobody reads or writes anything.\n"
+    yield "| Kind | Read by | Written by |\n|---|---|---|"
+    for name, kinds in (("ledger", LEDGER), ("journal", JOURNAL)):
+        for kind, needs in kinds.items():
+            path = f"/api/v1/{name}"
+            found = [least_role(method, path, kind) for method in ("get", "post")]
+            assert found == [str(needs.read), str(needs.write or "the server alone")]
+            yield f"| `{kind}` in the {name} | {found[0]} | {found[1]} |"
+
+
+def least_role(method: str, path: str, kind: str = "") -> str:
+    """Return the least role whose token of the project may do a request, by asking what guards the routes."""
+    from featurestore_registry.auth import Role, Token
+    from featurestore_registry.errors import AuthError
+    from featurestore_registry.http.access import permit
+
+    kind = kind or ("run" if path.endswith(("/ledger", "/journal")) else "")
+    query = f"project=p&kind={'commit' if kind == 'run' and 'journal' in path else kind}".encode()
+    for role in Role:
+        try:
+            permit({"path": path, "method": method.upper(), "query_string": query}, Token("id", "", role, "p"))
+        except AuthError:
+            continue
+        return str(role)
+    return "the server alone"
+
+
+REGISTRY_HEAD = """\
+`fs registry serve` answers these; [share a registry](../how-to/registry.md) says how to run it. `GET /openapi.json`,
+which wants an admin's token for every project, describes parameters and bodies. The header is
+`Authorization: Bearer TOKEN`. A token that is bound to a project is good for requests about it alone. Each role may do
+what those before it may: viewer, reader, operator, editor, admin. The hashes of tokens are shown to tokens made with
+`fs token create --server`, and to no others.
+"""
 
 
 def error_types() -> dict[str, int]:

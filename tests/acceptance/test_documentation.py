@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import os
 import pkgutil
 import posixpath
 import re
@@ -28,6 +29,7 @@ from sphinx.util.inventory import InventoryFile
 from sphinx.util.typing import Inventory
 from support.example import EXAMPLE, REPOSITORY
 from support.forked_fs import forked_fs
+from support.postgres_server import PostgresServer, find_program
 from support.shell_blocks import Shell, blocks, check_page, commands, today
 
 import featurestore
@@ -85,9 +87,17 @@ def prepared(shell: Shell) -> Path:
 
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
-def test_a_how_to_page_prints_what_it_shows(page: Path, prepared_repo: Path, tmp_path: Path, redis_url: str) -> None:
+def test_a_how_to_page_prints_what_it_shows(
+    page: Path, prepared_repo: Path, tmp_path: Path, redis_url: str, request: pytest.FixtureRequest
+) -> None:
     stands_for = {"redis://localhost:6379/0": redis_url, "/srv/tour": str(tmp_path / "tour")}
-    if any("redis://localhost" in block.text for block in blocks(page.read_text(encoding="utf-8"))):
+    if page.stem == "registry":
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        place = f"127.0.0.1:{server.port}"
+        shell = Shell(tmp_path, stands_for | {"postgres@db.example": f"fs@{place}", "db.example": place}, now=today())
+        shell.environment["PATH"] += f"{os.pathsep}{Path(find_program('pg_dump')).parent}"
+        prepared(shell)
+    elif any("redis://localhost" in block.text for block in blocks(page.read_text(encoding="utf-8"))):
         shell = Shell(tmp_path, stands_for, now=today())
         prepared(shell)
     else:

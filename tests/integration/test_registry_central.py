@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
+from featurestore_registry.http import wire
+from support.example import REPOSITORY
 from support.forked_fs import forked_fs
 from support.postgres_server import PostgresServer, find_program
 from support.processes import plain_environment
@@ -149,3 +151,19 @@ def test_a_team_shares_a_registry_through_restarts_and_a_restored_backup(team: T
         team.fs("doctor")
         until(lambda: ask(server, kept["token"], "trip_model_v2") == 200)
         served.close()
+
+
+def test_the_unit_and_the_proxy_fit_the_page(tmp_path: Path) -> None:
+    folder = REPOSITORY / "deploy" / "registry"
+    page = (REPOSITORY / "docs" / "how-to" / "registry.md").read_text()
+    unit, proxy = (folder / name for name in ("featurestore-registry.service", "nginx.conf"))
+    for file in (unit, proxy):
+        assert f"`{file.relative_to(REPOSITORY)}`" in page
+    command, *arguments = re.findall("(?m)^ExecStart=(.*)", unit.read_text())[0].split()
+    assert (Path(command).name, arguments[:2]) == ("fs", ["registry", "serve"])
+    port = arguments.index("--port")
+    assert f"server 127.0.0.1:{arguments[port + 1]};" in proxy.read_text()
+    (tmp_path / "feature_store.yaml").write_text("project: host\n")
+    with registry_process(tmp_path, *arguments[2:port], "--port", "0", *arguments[port + 2 :]) as url:
+        assert httpx.get(f"{url}/ready").status_code == 200
+    assert f"client_max_body_size  {wire.MAX_BODY_BYTES >> 20}m;" in proxy.read_text()

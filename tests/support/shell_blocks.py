@@ -29,7 +29,8 @@ from support.forked_fs import Started, forked_fs
 from support.processes import plain_environment
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
-SERVED = "http://127.0.0.1:6566"
+SERVED = {"fs serve": "http://127.0.0.1:6566", "fs registry serve": "http://127.0.0.1:6570"}
+"""Where a page says that servers are: their default ports may be in use where the tests run."""
 
 NOW = "2026-11-26T09:20:00Z"
 """When the pages are run, by the clock of their commands: it goes on from here, and no page takes forty minutes."""
@@ -121,7 +122,9 @@ class Shell:
         self._begun_ns, self._now_ns = time.time_ns(), to_instant(now) * 1000
         self._move_clock(0)
         self._stands_for = dict(stands_for or {})
-        self._server: Started | None = None
+        self._servers: dict[str, Started] = {}
+        self._began: dict[str, tuple[Path, str]] = {}
+        """The folder and the port of each server that was started, for a second time."""
         self._python: Started | None = None
 
     def run(self, command: str) -> str:
@@ -133,8 +136,13 @@ class Shell:
             name, _, value = self._real(command[7:]).partition("=")
             self.environment[name] = self._real(self._capture(["sh", "-c", f"printf %s {value}"]))
             return ""
-        if command == "fs serve":
-            return self._serve()
+        if command in SERVED:
+            return self._serve(command)
+        if command == "systemctl stop featurestore-registry":
+            return self._stop(self._servers.pop("fs registry serve"))
+        if command == "systemctl start featurestore-registry":
+            self._serve("fs registry serve")
+            return ""
         if command.startswith("sleep "):  # for the commands that follow
             # A second more: what is waited for ends with a whole second, and by this clock nothing else takes one.
             self._move_clock((int(command[6:]) + 1) * 1_000_000_000)
@@ -173,10 +181,16 @@ class Shell:
 
     def close(self) -> None:
         """Stop what was started."""
-        if self._server is not None:
-            self._server.terminate()
-        for started in filter(None, (self._server, self._python)):
-            assert started.wait() == 0
+        for server in self._servers.values():
+            self._stop(server)
+        if self._python is not None:
+            assert self._python.wait() == 0
+
+    @staticmethod
+    def _stop(server: Started) -> str:
+        server.terminate()
+        assert server.wait() == 0
+        return ""
 
     def _start(self, code: str, arguments: Sequence[str] | None = None, errors: str = "") -> Started:
         code = self._clock.read_text() + code
@@ -195,11 +209,14 @@ class Shell:
         )
         return self._shown(done.stdout)
 
-    def _serve(self) -> str:
-        # The page names the default port, which may be in use where the tests run.
-        self._server = self._start("", ["serve", "--port", "0"], os.devnull)
-        line = self._server.stdout.readline()
-        self._stands_for[SERVED] = line.split()[-1]
+    def _serve(self, command: str) -> str:
+        here = self.folder
+        self.folder, port = self._began.get(command, (here, "0"))
+        server = self._servers[command] = self._start("", [*command.split()[1:], "--port", port], os.devnull)
+        line = server.stdout.readline()
+        self._stands_for[SERVED[command]] = line.split()[-1]
+        self._began[command] = self.folder, line.strip().rpartition(":")[2]
+        self.folder = here
         return self._shown(line)
 
     def _curl(self, arguments: list[str]) -> str:

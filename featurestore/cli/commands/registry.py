@@ -73,8 +73,7 @@ def copy(store: FeatureStore, output: Output, url: str) -> None:
     """
     counts = copy_registry(store.settings.registry, url, store.root)
     output.emit({"rows": counts})
-    told = [(f"registry_{name}", said) for name, said in _COPIED.items()]
-    output.say(f"Copied {', '.join(f'{counts[name]:,} {said}' for name, said in told)}.")
+    output.table(("copied", "number"), [(said, f"{counts[f'registry_{name}']:,}") for name, said in _COPIED.items()])
     output.say("Set `registry` to it now. What is written to the old one from now on is not in the copy.")
 
 
