@@ -74,6 +74,8 @@ def settings_page() -> Iterable[str]:
     yield from settings_table(settings.EngineLimits, "engine.")
     yield "## server\n"
     yield from settings_table(settings.ServerSettings, "server.")
+    yield "## registry_server\n"
+    yield from settings_table(settings.RegistryServerSettings, "registry_server.")
     yield ENVIRONMENT
 
 

@@ -247,7 +247,7 @@ def open_postgres(
     except ImportError as error:
         raise RegistryUnavailableError(
             "A registry in PostgreSQL needs the package psycopg, which is not installed.",
-            hint="Run `pip install 'featurestore[postgres]'`.",
+            hint="Run `pip install '.[postgres]'` in a checkout.",
         ) from error
     try:
         parsed = make_url(url)
