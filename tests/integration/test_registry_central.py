@@ -12,13 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
+from featurestore_registry.auth import Role, create_token
+from featurestore_registry.errors import RegistryFormatError
 from featurestore_registry.http import wire
+from featurestore_registry.http.client import HttpRegistry
+from featurestore_registry.sql import open_registry as open_sql
+from featurestore_registry.sql import postgres
 from support.example import REPOSITORY
 from support.forked_fs import forked_fs
 from support.postgres_server import PostgresServer, find_program
 from support.processes import plain_environment
 from support.registry_process import registry_process
+from support.registry_server import serving_registry
 from support.serving import serving, until
 
 pytestmark = pytest.mark.uncounted
@@ -167,3 +174,21 @@ def test_the_unit_and_the_proxy_fit_the_page(tmp_path: Path) -> None:
     with registry_process(tmp_path, *arguments[2:port], "--port", "0", *arguments[port + 2 :]) as url:
         assert httpx.get(f"{url}/ready").status_code == 200
     assert f"client_max_body_size  {wire.MAX_BODY_BYTES >> 20}m;" in proxy.read_text()
+
+
+@pytest.mark.parametrize("schema", ["0001", "9999"])
+def test_a_schema_of_another_version_is_told_to_clients(
+    schema: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "CHECK_SECONDS", 0)
+    with open_sql(postgres_url) as registry:
+        token, _ = create_token(registry.ledger, None, Role.ADMIN, expires_at_us=None, now_us=0)
+        with serving_registry(registry) as url, HttpRegistry(url, token=token) as client:
+            assert client.definitions.head("p") == 0
+            assert httpx.get(f"{url}/ready").status_code == 200
+            with psycopg.connect(postgres_url) as connection:
+                connection.execute("UPDATE registry_version SET version_num = %s", [schema])
+            assert httpx.get(f"{url}/ready").status_code == 503
+            with pytest.raises(RegistryFormatError, match="has the schema of another version") as raised:
+                client.definitions.head("p")
+            assert "`fs registry upgrade` there" in raised.value.hint
