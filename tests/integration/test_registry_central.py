@@ -178,7 +178,7 @@ def test_the_unit_and_the_proxy_fit_the_page(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schema", ["0001", "9999"])
 def test_a_schema_of_another_version_is_told_to_clients(
-    schema: str, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    schema: str, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres, "CHECK_SECONDS", 0)
     with open_sql(postgres_url) as registry:
@@ -192,3 +192,7 @@ def test_a_schema_of_another_version_is_told_to_clients(
             with pytest.raises(RegistryFormatError, match="has the schema of another version") as raised:
                 client.definitions.head("p")
             assert "`fs registry upgrade` there" in raised.value.hint
+    (tmp_path / "feature_store.yaml").write_text(f"project: host\nregistry: {postgres_url}\n")
+    code, said = forked_fs().run(["registry", "serve", "--port", "0"], tmp_path, plain_environment(), "")
+    assert code == 1
+    assert ("Run `fs registry upgrade`" if schema == "0001" else "of a newer version") in said

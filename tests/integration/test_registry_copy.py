@@ -10,6 +10,8 @@ from featurestore_registry.errors import RegistryError, RegistryUnavailableError
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change, Record
 from featurestore_registry.sql import copy_registry, copying, open_registry
+from featurestore_registry.sql.database import Database
+from sqlalchemy import Connection
 from support.postgres_server import PostgresServer
 
 from featurestore.backends import copy_registry as copy_registry_of
@@ -88,6 +90,25 @@ def test_a_copy_that_is_cut_off_leaves_nothing(
     assert copy_registry(source, postgres_url)["registry_project"] == 1
     with pytest.raises(RegistryUnavailableError, match="There is no registry"):
         copy_registry(f"sqlite:///{tmp_path}/typo.db", postgres_url)
+
+
+def test_what_is_written_to_the_target_a_moment_before_is_not_mixed_with_the_copy(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = f"sqlite:///{tmp_path}/registry.db"
+    with open_registry(source) as registry, open_registry(postgres_url) as other:
+        fill(registry)
+        check = copying._check_empty
+
+        def check_and_lose(database: Database, connection: Connection) -> None:
+            check(database, connection)
+            monkeypatch.setattr(copying, "_check_empty", check)
+            other.ledger.append("p", "run", "theirs", {})
+
+        monkeypatch.setattr(copying, "_check_empty", check_and_lose)
+        with pytest.raises(RegistryError, match="holds a registry"):
+            copy_registry(source, postgres_url)
+        assert other.definitions.projects() == []
 
 
 def test_a_registry_behind_http_is_copied_at_its_database(tmp_path: Path) -> None:
