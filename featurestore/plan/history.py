@@ -17,7 +17,9 @@ from featurestore.registered.records import KINDS, from_records, with_dependenci
 from featurestore.registered.snapshot import Snapshot
 
 SHOWN_HASH = 12
-"""So many characters of a hash are shown; any beginning that only one revision has names it."""
+"""So many characters of a hash are shown."""
+LEAST_HASH = 4
+"""A shorter beginning of a hash names nothing: a mistyped number would often be one."""
 
 _WORDS = {"create": "created", "update": "changed", "delete": "deleted"}
 
@@ -107,11 +109,13 @@ def find_revision(project: str, chain: Chain, given: int | str) -> int:
     text = str(given).strip().lower()
     if text.isdecimal() and text.isascii() and len(text) < 19 and int(text) <= chain.number:
         return int(text)
-    found = [number for number, known in enumerate(chain.hashes, start=1) if text and known.startswith(text)]
+    hashes = enumerate(chain.hashes, start=1)
+    found = [number for number, known in hashes if len(text) >= LEAST_HASH and known.startswith(text)]
     if isinstance(given, int) or not found:
         raise NotFoundError(
             f"Project {project!r} has no revision {given!r}; its newest is {chain.number}.",
-            hint="Name a revision by its number, or by the beginning of its hash: `fs log --diff` shows both.",
+            hint=f"Name a revision by its number, or by {LEAST_HASH} or more characters that its hash begins with: "
+            "`fs log --diff` shows both.",
             revision=str(given),
         )
     if len(found) > 1:

@@ -19,12 +19,13 @@ from featurestore_registry.sql import open_registry
 from support.clock import ManualClock
 from support.command_line import CommandLine
 from support.registry_server import serving_registry
-from support.serving import serving_here
+from support.serving import ask_until_ready, serving_here
 
 from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource
 from featurestore.cli.plans import diff_document
 from featurestore.errors import ChangesNotAllowedError, InputError, NotFoundError, RegistryFormatError
 from featurestore.offline.interface import TableId
+from featurestore.server.read.templates import Asked, Templates
 from featurestore.training import TrainingSetWarning
 from featurestore.types import Float64, Int64, String
 from featurestore.workspace import Workspace
@@ -224,6 +225,9 @@ def test_a_deprecation_is_told_in_plans_lists_training_sets_and_once_by_a_server
     view_told = "The feature view 'delays' is deprecated: use recent."
     feature_told = "The feature 'delays:delay' is deprecated: use delay of recent."
     assert [view_told, feature_told] == [str(each.message) for each in caught][-2:] == training.warnings[-2:]
+    with pytest.warns(TrainingSetWarning) as caught:
+        store.get_historical_features(None, ["delays:delay"], start="2013-01-01", end="2013-02-01")
+    assert [str(each.message) for each in caught] == [view_told, feature_told]
     with warnings.catch_warnings():
         warnings.simplefilter("error", TrainingSetWarning)
         store.get_historical_features(FRAME, ["recent:delay"])
@@ -243,6 +247,7 @@ def test_a_deprecation_is_told_in_plans_lists_training_sets_and_once_by_a_server
     caplog.set_level(logging.WARNING, "featurestore.server")
     with serving_here(workspace) as client:
         entities = {"carrier": ["UA"]}
+        ask_until_ready(client)
         assert "deprecated" not in caplog.text  # nobody has asked yet
         for body in ({"feature_service": "model"}, {"features": ["delays:delay"]}, {"features": ["delays:*"]}):
             for _ in range(2):
@@ -250,6 +255,13 @@ def test_a_deprecation_is_told_in_plans_lists_training_sets_and_once_by_a_server
     found = [record.message for record in caplog.records if "deprecated" in record.message]
     service_told = "The feature service 'model' is deprecated: use model_v2."
     assert sorted(found) == sorted(f"served: {each}" for each in (service_told, view_told, feature_told))
+
+    caplog.clear()
+    templates = None
+    for _ in range(2):  # a refresh says nothing again
+        templates = Templates(store.workspace.snapshot(), templates)
+        templates.template(Asked(b'["delays:count"]', None, False))
+    assert [record.message for record in caplog.records] == [f"served: {view_told}"]
 
 
 def test_the_commands_of_history(store, root, capsys):
@@ -312,7 +324,9 @@ def test_code_does_not_come_back_and_commits_are_named(store, root, capsys):
     assert len(commit) == 40
     assert f"git commit: {commit}" in run("log", "--diff")
     (root / "features.py").write_text(FEATURES + CODE.replace("each * 2", "each + each"))
+    subprocess.run([*git, "commit", "-q", "-a", "-m", "second"], check=True)
     run("apply", "--yes")
+    assert store.history(1)[0].info.commit not in ("", commit)
     said = run("rollback", "1", "--yes")
     assert f"that revision was applied from git commit {commit}." in said
     assert "The code of doubled in the feature repo is another than that of revision 1." in said
