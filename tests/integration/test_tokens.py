@@ -202,7 +202,7 @@ def test_a_token_of_a_secret_store_is_made_once(project: Project, token: Token, 
     assert token("list") == [made]
     with closing(project.workspace()) as workspace:
         assert [each.hash for each in tokens(workspace.ledger, "shop")] == [hash_token("t" * 40)]
-    assert "already: operator, server of project shop" in token(
+    assert "there already: operator, server of project shop" in token(
         "create", "--role", "admin", "--from-variable", "THE_TOKEN", expect=1
     )
     token("revoke", made["id"])

@@ -255,10 +255,14 @@ def test_there_is_no_pickle_and_no_eval_in_the_product() -> None:
 PRIVATE = {"uvicorn", "redis"}  # of these something is used that they do not document
 
 
+LIBRARIES = ("client", "polars", "postgres", "login")
+"""The extras that the product imports."""
+
+
 def test_every_library_that_is_imported_is_declared_from_the_lowest_tested_version() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    libraries = [*project["dependencies"], *extras["client"], *extras["polars"], *extras["postgres"]]
+    libraries = [*project["dependencies"], *(line for name in LIBRARIES for line in extras[name])]
     declared = [Requirement(line) for line in libraries]
     floors = {r.name.lower().replace("_", "-"): r.specifier for r in declared}
     assert [name for name, bounds in floors.items() if not any(bound.operator == ">=" for bound in bounds)] == []

@@ -6,7 +6,15 @@ import ast
 from pathlib import Path
 
 import pytest
-from featurestore_registry.interface import Definitions, DefinitionsReader, Ledger, LedgerReader, RegistryReader
+from featurestore_registry.interface import (
+    Definitions,
+    DefinitionsReader,
+    Journal,
+    JournalReader,
+    Ledger,
+    LedgerReader,
+    RegistryReader,
+)
 
 import featurestore
 from featurestore.offline.interface import BlobReader, Blobs, OfflineReader, OfflineStore
@@ -39,6 +47,7 @@ def test_what_only_reads_receives_nothing_that_writes(module: str) -> None:
     [
         (DefinitionsReader, Definitions, {"head", "chain", "read", "history", "projects"}),
         (LedgerReader, Ledger, {"latest", "scan"}),
+        (JournalReader, Journal, {"scan", "newest"}),
         (BlobReader, Blobs, {"get", "list"}),
         (
             OfflineReader,
@@ -67,4 +76,8 @@ def test_the_parts_of_readers_are_readers() -> None:
     parts = {part.fget.__annotations__["return"] for part in vars(Readers).values() if isinstance(part, property)}
     assert parts & WRITERS == set()
     assert {"RegistryReader", "LedgerReader", "OfflineReader", "OnlineReader"} <= parts
-    assert RegistryReader.__annotations__ == {"definitions": "DefinitionsReader", "ledger": "LedgerReader"}
+    assert RegistryReader.__annotations__ == {
+        "definitions": "DefinitionsReader",
+        "ledger": "LedgerReader",
+        "journal": "JournalReader",
+    }

@@ -114,13 +114,11 @@ def create(
     of = None if all_projects else project or store.project
     given = None if variable is None else os.environ.get(variable, "")
     if given and (known := given_token(store.workspace.ledger, of, given)):
+        told = f"{known.id} is there already: {_role_of(known)} of {_good_for(known)}."
         if (known.role, known.project, known.is_server) != (Role.parse(role), of, is_server):
-            raise FeatureStoreError(
-                f"The token in {variable} is {known.id} already: {_role_of(known)} of {_good_for(known)}.",
-                hint="Give another text, or the same role and project.",
-            )
+            raise FeatureStoreError(f"The token {told}", hint="Give another text, or the same role and project.")
         output.emit(_document(known, now_us))
-        output.say(f"Token {known.id} is there already: {_role_of(known)} of {_good_for(known)}.")
+        output.say(f"Token {told}")
         return
     text, token = create_token(
         store.workspace.ledger,
