@@ -10,14 +10,13 @@ from featurestore.plan.classes import ChangeClass, deletion_class, differences
 from featurestore.registered.records import from_records
 
 
-def judge(before: Revision, changes: Sequence[Change]) -> dict[str, str]:
-    """Return the class of each change by ``kind:name``.
+def judge(before: Revision, changes: Sequence[Change], *, with_classes: bool = True) -> dict[str, str]:
+    """Return the class of each change by ``kind:name``, nothing without ``with_classes``.
 
     Raises RegistryFormatError for a document that nobody could read back: SQL, paths and conditions are checked as
     where they are declared.
     """
     records = {record.key: record for record in before.records}
-    old = from_records(records.values())
     for change in changes:
         key = f"{change.kind}:{change.name}"
         if change.record is None:
@@ -25,7 +24,10 @@ def judge(before: Revision, changes: Sequence[Change]) -> dict[str, str]:
         else:
             records[key] = change.record
     new = from_records(records.values())
+    if not with_classes:
+        return {}
     stored = {record.key: record for record in before.records}
+    old = from_records(stored.values())
     classes: dict[str, str] = {}
     for change in changes:
         name, key = (change.kind, change.name), f"{change.kind}:{change.name}"

@@ -109,7 +109,7 @@ def serve_registry(root: Path, *, host: str, port: int, debug: bool, log_format:
     from featurestore_registry.http.access import Access
     from featurestore_registry.http.server import create_app as create_registry
 
-    logs.configure(log_format, debug=debug)
+    _prepare_process(log_format, debug)
     with suppress(_Stopped), _stopping_by_signals() as check, closing(open_workspace(root)) as workspace:
         if workspace.settings.registry.url.startswith(("http:", "https:")):
             raise SettingsError(

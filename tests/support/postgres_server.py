@@ -19,7 +19,7 @@ from typing import Self
 
 import psycopg
 
-from support.redis_server import WATCHED
+from .redis_server import WATCHED
 
 START_SECONDS = 20.0
 USERS = ("postgres", "nobody")

@@ -18,7 +18,7 @@ from featurestore_registry.records import Change, Revision
 from support.serving import until
 
 
-def all_compatible(before: Revision, changes: Sequence[Change]) -> dict[str, str]:
+def all_compatible(before: Revision, changes: Sequence[Change], *, with_classes: bool) -> dict[str, str]:
     return {f"{change.kind}:{change.name}": "compatible" for change in changes}
 
 

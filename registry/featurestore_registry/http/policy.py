@@ -6,8 +6,8 @@ approvals are entries of the ledger that only the server writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from featurestore_registry.auth import Token
 from featurestore_registry.errors import ApprovalNeededError, AuthError, RecordNotFoundError
@@ -18,8 +18,15 @@ POLICY, PROPOSAL, APPROVAL = "policy", "proposal", "approval"
 """Kinds of the ledger's entries. The key of a policy is ``apply``, of the others a plan's id."""
 APPLY = "apply"
 
-Judge = Callable[[Revision, Sequence[Change]], Mapping[str, str]]
-"""Returns the class of each change by ``kind:name``; raises RegistryFormatError for what nobody could read back."""
+
+class Judge(Protocol):
+    """What computes how much a change demands."""
+
+    def __call__(self, before: Revision, changes: Sequence[Change], *, with_classes: bool) -> Mapping[str, str]:
+        """Return the class of each change by ``kind:name``, nothing without ``with_classes``.
+
+        Raises RegistryFormatError for what nobody could read back.
+        """
 
 
 def name_of(token: Token) -> str:
@@ -66,7 +73,8 @@ class Policy:
         before = self._registry.definitions.read(project)
         if before.chain.head != expected:
             return  # the apply is refused for that reason
-        classes, policy = self._judge(before, changes), self.of(project)
+        policy = self.of(project)
+        classes = self._judge(before, changes, with_classes=bool(policy["refuse"] or policy["approve"]))
         stored = {record.key: record for record in before.records}
         for key in (f"{change.kind}:{change.name}" for change in changes):
             group = stored[key].owner if key in stored else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -74,8 +74,8 @@ class SqlDefinitions(Definitions):
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._chains: dict[str, Chain] = {}
-        """Chains by project, as they were last read, so that only newer revisions are hashed."""
+        self._chains: dict[str, tuple[Chain, tuple[Any, ...] | None]] = {}
+        """Chains by project as they were last read, with the newest revision: only newer ones are hashed."""
 
     @override
     def head(self, project: str) -> int:
@@ -87,7 +87,7 @@ class SqlDefinitions(Definitions):
     def chain(self, project: str) -> Chain:
         check_storable(project)
         with self._database.reading() as connection:
-            return self._chain(connection, project)
+            return self.chain_on(connection, project)
 
     @override
     def projects(self) -> list[str]:
@@ -98,7 +98,7 @@ class SqlDefinitions(Definitions):
     def read(self, project: str, revision: int | None = None) -> Revision:
         check_storable(project)
         with self._database.reading() as connection:
-            chain = self._chain(connection, project)
+            chain = self.chain_on(connection, project)
             head = chain.number
             number = head if revision is None else revision
             if not 0 <= number <= head:
@@ -129,7 +129,7 @@ class SqlDefinitions(Definitions):
             # Both tables have kind and name; the change's are never null.
             within = {"project": project, "first": infos[-1].number, "last": infos[0].number}
             rows = connection.execute(_whole_changes, within).mappings()
-            chain = self._chain(connection, project)
+            chain = self.chain_on(connection, project)
             changes: defaultdict[int, list[Change]] = defaultdict(list)
             for row in rows:
                 action, kind, name = row[change.c.action], row[change.c.kind], row[change.c.name]
@@ -162,7 +162,7 @@ class SqlDefinitions(Definitions):
         check_storable(project, author, message, commit)
         check_changes(project, changes)
         with self._database.writing(project) as connection:
-            chain = self._chain(connection, project)
+            chain = self.chain_on(connection, project)
             if chain.head != expected:
                 raise _conflict(project, chain, expected)
             new = chain.number + 1
@@ -189,43 +189,45 @@ class SqlDefinitions(Definitions):
                         name=change.name,
                     )
                 )
-            return self._chain(connection, project)
+            return self.chain_on(connection, project)
 
-    def _chain(self, connection: Connection, project: str) -> Chain:
-        """Return a project's chain; continues the one that was read last if it is still the beginning."""
-        for known in (self._chains.get(project, Chain()), Chain()):
-            hashes = list(known.hashes[:-1])
-            for row, changes in _revisions(connection, project, after=len(hashes)):
-                hashes.append(
-                    revision_hash(
-                        hashes[-1] if hashes else "",
-                        project,
-                        applied_at_us=row.applied_at_us,
-                        author=row.author,
-                        message=row.message,
-                        commit=row.source_commit,
-                        changes=changes,
-                    )
+    def chain_on(self, connection: Connection, project: str) -> Chain:
+        """Return a project's chain as a connection sees it, continued from the one that was read last."""
+        known, newest = self._chains.get(project, (Chain(), None))
+        infos = connection.execute(_later_revisions, {"project": project, "after": max(0, known.number - 1)}).all()
+        # A restored registry may have other content under the same numbers, but not of the same microsecond.
+        if newest is not None and (not infos or tuple(infos[0]) != newest):
+            known, infos = Chain(), connection.execute(_later_revisions, {"project": project, "after": 0}).all()
+        hashes = list(known.hashes)
+        new = [info for info in infos if info.number > known.number]
+        changes = _hashed(connection, project, new)
+        for info in new:
+            hashes.append(
+                revision_hash(
+                    hashes[-1] if hashes else "",
+                    project,
+                    applied_at_us=info.applied_at_us,
+                    author=info.author,
+                    message=info.message,
+                    commit=info.source_commit,
+                    changes=changes[info.number],
                 )
-            # A restored registry may have other content under the same numbers.
-            if tuple(hashes[: known.number]) == known.hashes:
-                break
-        chain = self._chains[project] = Chain(tuple(hashes))
+            )
+        chain = Chain(tuple(hashes))
+        self._chains[project] = chain, tuple(infos[-1]) if infos else None
         return chain
 
 
-def _revisions(
-    connection: Connection, project: str, *, after: int
-) -> list[tuple[Row[Any], list[tuple[str, str, str, str]]]]:
-    """Return the revisions after a number, oldest first, each with its changes as `revision_hash` takes them."""
-    infos = connection.execute(_later_revisions, {"project": project, "after": after}).all()
-    if not infos:
-        return []
-    rows = connection.execute(_hashed_changes, {"project": project, "first": after + 1, "last": infos[-1].number})
+def _hashed(
+    connection: Connection, project: str, infos: Sequence[Row[Any]]
+) -> Mapping[int, list[tuple[str, str, str, str]]]:
+    """Return the changes of revisions by their numbers, as `revision_hash` takes them."""
     changes: defaultdict[int, list[tuple[str, str, str, str]]] = defaultdict(list)
-    for number, action, kind, name, fingerprint in rows:
-        changes[number].append((action, kind, name, fingerprint or ""))
-    return [(info, changes[info.number]) for info in infos]
+    if infos:
+        within = {"project": project, "first": infos[0].number, "last": infos[-1].number}
+        for number, action, kind, name, fingerprint in connection.execute(_hashed_changes, within):
+            changes[number].append((action, kind, name, fingerprint or ""))
+    return changes
 
 
 def _move(connection: Connection, project: str, new: int) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 from zlib import crc32
 
 from sqlalchemy import URL, Connection, Engine, create_engine, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.event import listen
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from typing_extensions import override
 
@@ -31,7 +32,7 @@ from featurestore_registry.sql.tables import SCHEMA_VERSION, VERSION_TABLE
 CONNECT_SECONDS = 10
 POOL_SIZE, POOL_MORE = 5, 15
 CHECK_SECONDS = 1.0
-"""How long a schema that was found right is not looked at again."""
+"""How long a schema that was found right, and a connection that was used, are not looked at again."""
 
 _SCHEMA_LOCK, _PROJECT_LOCK = 0x66735F73, 0x66735F70
 """The first number of the advisory locks: ``fs_s`` and ``fs_p``."""
@@ -196,14 +197,16 @@ class PostgresDatabase(Database):
         conninfo = make_conninfo(
             "", **{"connect_timeout": CONNECT_SECONDS, "application_name": "featurestore", **given, "options": options}
         )
-        return create_engine(
+        engine = create_engine(
             url,
             creator=partial(ImpatientConnection.connect, conninfo),
             pool_size=POOL_SIZE,
             max_overflow=POOL_MORE,
             pool_timeout=CONNECT_SECONDS,
-            pool_pre_ping=True,  # one that a restart of the server broke is replaced unnoticed
         )
+        listen(engine, "checkout", _check_idle)
+        listen(engine, "checkin", _note_use)
+        return engine
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -233,6 +236,24 @@ class PostgresDatabase(Database):
         return RegistryUnavailableError(
             f"The registry {self.name} cannot be used: {why}.", hint=hint, **self.details, code=code
         )
+
+
+def _note_use(connection: Any, record: Any) -> None:
+    record.info["used_s"] = time.monotonic()
+
+
+def _check_idle(connection: Any, record: Any, proxy: Any) -> None:
+    """Replace a connection that a restart of the server broke while nobody used it.
+
+    One that was used a moment ago is not asked: half of a read's time would be such questions.
+    """
+    if time.monotonic() - record.info.get("used_s", time.monotonic()) < CHECK_SECONDS:
+        return
+    try:
+        connection.execute("SELECT 1")
+        connection.rollback()
+    except Exception as error:
+        raise DisconnectionError from error
 
 
 def open_postgres(

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from featurestore_registry.errors import RegistryUnavailableError
 from featurestore_registry.interface import Registry
-from featurestore_registry.records import Clock, State, check_storable, system_clock
+from featurestore_registry.records import Chain, Clock, State, check_storable, system_clock
 from featurestore_registry.sql import tables
 from featurestore_registry.sql.database import Database, utc_datetime
 from featurestore_registry.sql.definitions import SqlDefinitions
@@ -46,7 +46,7 @@ class SqlRegistry(Registry):
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.definitions = SqlDefinitions(database)
+        self.definitions: SqlDefinitions = SqlDefinitions(database)
         self.ledger = SqlLedger(database)
         self.journal = SqlJournal(database)
 
@@ -56,11 +56,9 @@ class SqlRegistry(Registry):
         with self._database.reading() as connection:
             number, own, everyones = connection.execute(_state, {"project": project}).one()
             now = utc_datetime(self._database.now_us(connection))
-        ledger = max(own or 0, everyones or 0)
-        if number is None:
-            return State("", 0, ledger, now)
-        chain = self.definitions.chain(project)  # nothing is hashed where the newest revision is known
-        return State(chain.head, chain.number, ledger, now)
+            # Nothing is hashed but the newest revision, where the chain is known.
+            chain = Chain() if number is None else self.definitions.chain_on(connection, project)
+        return State(chain.head, chain.number, max(own or 0, everyones or 0), now)
 
     def close(self) -> None:
         """Release connections; calling it twice is allowed."""
