@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection, select
 
 from featurestore_registry.errors import RegistryFormatError
 
@@ -58,8 +58,12 @@ class Database(ABC):
         """Give a transaction as `writing` does, that excludes every other one, to change the schema."""
 
     @abstractmethod
+    def now(self, connection: Connection) -> ColumnElement[int]:
+        """Return an expression, to be selected on the connection, for what `now_us` returns."""
+
     def now_us(self, connection: Connection) -> int:
         """Return the instant that entries bear which are written now, in microseconds since 1970 UTC."""
+        return int(connection.scalar(select(self.now(connection))) or 0)
 
     @abstractmethod
     def settle(self) -> None:

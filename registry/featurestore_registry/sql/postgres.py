@@ -15,7 +15,19 @@ from functools import partial
 from typing import Any
 from zlib import crc32
 
-from sqlalchemy import URL, Connection, Engine, create_engine, inspect, make_url, text
+from sqlalchemy import (
+    URL,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Engine,
+    create_engine,
+    inspect,
+    literal,
+    literal_column,
+    make_url,
+    text,
+)
 from sqlalchemy.event import listen
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -32,13 +44,15 @@ from featurestore_registry.sql.tables import SCHEMA_VERSION, VERSION_TABLE
 CONNECT_SECONDS = 10
 POOL_SIZE, POOL_MORE = 5, 15
 CHECK_SECONDS = 1.0
-"""How long a schema that was found right, and a connection that was used, are not looked at again."""
+"""How long a schema that was found right is not looked at again."""
+IDLE_SECONDS = 0.1
+"""How long a connection that was used is taken without asking whether it is still there."""
 
 _SCHEMA_LOCK, _PROJECT_LOCK = 0x66735F73, 0x66735F70
 """The first number of the advisory locks: ``fs_s`` and ``fs_p``."""
 _lock_project = text("SELECT pg_advisory_xact_lock_shared(:schema, 0), pg_advisory_xact_lock(:kind, :project)")
 _lock_schema = text("SELECT pg_advisory_xact_lock(:schema, 0)")
-_now = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")
+_now: ColumnElement[int] = literal_column("CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)", BigInteger)
 
 _WHO = "Check user and password: in the URL, in PGUSER and PGPASSWORD, or in ~/.pgpass."
 _HINTS = {
@@ -133,10 +147,10 @@ class PostgresDatabase(Database):
             yield connection
 
     @override
-    def now_us(self, connection: Connection) -> int:
+    def now(self, connection: Connection) -> ColumnElement[int]:
         if self._clock is not None:
-            return self._clock()
-        return int(connection.scalar(_now) or 0) if connection.dialect.name == "postgresql" else system_clock()
+            return literal(self._clock())
+        return _now if connection.dialect.name == "postgresql" else literal(system_clock())
 
     @override
     def settle(self) -> None:
@@ -247,7 +261,7 @@ def _check_idle(connection: Any, record: Any, proxy: Any) -> None:
 
     One that was used a moment ago is not asked: half of a read's time would be such questions.
     """
-    if time.monotonic() - record.info.get("used_s", time.monotonic()) < CHECK_SECONDS:
+    if time.monotonic() - record.info.get("used_s", time.monotonic()) < IDLE_SECONDS:
         return
     try:
         connection.execute("SELECT 1")

@@ -54,11 +54,11 @@ class SqlRegistry(Registry):
     def state(self, project: str) -> State:
         check_storable(project)
         with self._database.reading() as connection:
-            number, own, everyones = connection.execute(_state, {"project": project}).one()
-            now = utc_datetime(self._database.now_us(connection))
+            asked = _state.add_columns(self._database.now(connection))
+            number, own, everyones, now_us = connection.execute(asked, {"project": project}).one()
             # Nothing is hashed but the newest revision, where the chain is known.
             chain = Chain() if number is None else self.definitions.chain_on(connection, project)
-        return State(chain.head, chain.number, max(own or 0, everyones or 0), now)
+        return State(chain.head, chain.number, max(own or 0, everyones or 0), utc_datetime(now_us))
 
     def close(self) -> None:
         """Release connections; calling it twice is allowed."""

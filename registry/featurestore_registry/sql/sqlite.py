@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from functools import cache, partial
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import ColumnElement, Connection, Engine, create_engine, literal
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 from typing_extensions import override
@@ -156,8 +156,8 @@ class SqliteDatabase(Database):
             yield connection
 
     @override
-    def now_us(self, connection: Connection) -> int:
-        return self._clock()
+    def now(self, connection: Connection) -> ColumnElement[int]:
+        return literal(self._clock())
 
     @override
     def settle(self) -> None:
