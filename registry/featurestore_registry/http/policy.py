@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from featurestore_registry.auth import Token
-from featurestore_registry.errors import ApprovalNeededError, AuthError, RecordNotFoundError
+from featurestore_registry.errors import ApprovalNeededError, AuthError, RecordNotFoundError, RegistryFormatError
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change, Document, Revision, fingerprint
 
@@ -68,13 +68,18 @@ class Policy:
         """Raise where a project does not allow an apply.
 
         AuthError (403) for a class that it refuses, and for a record whose stored owner is a group that the token's
-        owner is not in; ApprovalNeededError for one that waits for a second person, who finds it among `proposals`.
+        owner is not in; ApprovalNeededError for one that waits for a second person, who finds it among `proposals`;
+        ValueError for a document that nobody could read back.
         """
         before = self._registry.definitions.read(project)
         if before.chain.head != expected:
             return  # the apply is refused for that reason
         policy = self.of(project)
-        classes = self._judge(before, changes, with_classes=bool(policy["refuse"] or policy["approve"]))
+        try:
+            classes = self._judge(before, changes, with_classes=bool(policy["refuse"] or policy["approve"]))
+        except RegistryFormatError as error:
+            reason = error.details.get("reason", error.message)
+            raise ValueError(f"nobody could read back what this apply writes: {reason}") from error
         stored = {record.key: record for record in before.records}
         for key in (f"{change.kind}:{change.name}" for change in changes):
             group = stored[key].owner if key in stored else ""
