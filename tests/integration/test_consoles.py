@@ -37,6 +37,7 @@ stats = FeatureView("stats", entities=[driver], source=rides, description="{NAME
 '''
 ONLINE = ["online", "--features", "stats:note", "--entity", f"driver={NAMES}"]
 TRAINING = ["training-set", "--entities", "frame.parquet", "--features", "stats:note"]
+NEED_A_SERVER = ("approve", "login", "logout")
 RUNS = [
     ["apply", "--yes", "--message", NAMES],
     ["plan"],
@@ -63,6 +64,13 @@ RUNS = [
     ["doctor"],
     ["token", "create", "--role", "reader", "--name", NAMES],
     ["token", "list"],
+    ["consumer", "list"],
+    ["diff", "1"],
+    ["rollback", "1"],
+    ["audit"],
+    ["registry", "upgrade"],
+    *([name] for name in NEED_A_SERVER),
+    ["policy", "show"],
     ["serve", "--host", NAMES],
     ["teardown"],
     ["init", f"{NAMES}/new"],
@@ -133,7 +141,8 @@ def expected_code(arguments: list[str]) -> int:
     if arguments == [NAMES] or f"{NAMES}=1" in arguments:
         return 2
     is_unknown = arguments[0] in ("show", "peek", "push") and arguments[1] == NAMES
-    return 1 if is_unknown or arguments[0] in ("serve", "teardown") or f"{NAMES}/x.parquet" in arguments else 0
+    needs_more = arguments[0] in ("serve", "teardown", "policy", *NEED_A_SERVER)
+    return 1 if is_unknown or needs_more or f"{NAMES}/x.parquet" in arguments else 0
 
 
 ODD = [

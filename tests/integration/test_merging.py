@@ -161,7 +161,7 @@ def test_cleaning_leaves_what_publishing_goes_on_from(workspace, clean, monkeypa
     assert workspace.offline.find_commit(table, kept.number) == kept
 
 
-def unavailable(markers: MarkerReader) -> Any:
+def unavailable(markers: MarkerReader, *, at_once: bool = False) -> Any:
     raise OnlineStoreUnavailableError("It is away.")
 
 

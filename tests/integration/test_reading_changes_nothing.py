@@ -106,7 +106,9 @@ def test_a_plan_of_any_change_writes_nothing(project: Project, capsys: pytest.Ca
     features.write_text(CHANGES[worst](features.read_text()))
     before = contents(project, "*")
     for prepare in ([], ["--prepare"]):
-        assert CommandLine(project.root, capsys).json("plan", *prepare)["worst"] == worst
+        # With --prepare a rebuild begins a new generation, which lacks what was pushed.
+        told = "breaking" if prepare and worst == "rebuild" else worst
+        assert CommandLine(project.root, capsys).json("plan", *prepare)["worst"] == told
         assert contents(project, "*") == before
 
 

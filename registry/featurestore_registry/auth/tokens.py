@@ -98,7 +98,10 @@ class Token:
 
     def to_document(self) -> dict[str, Any]:
         """Return the token as the ledger and a server's snapshot keep it."""
-        return {**asdict(self), "role": str(self.role)}
+        document = {**asdict(self), "role": str(self.role)}
+        if not self.is_server:
+            del document["is_server"]  # as earlier versions wrote it
+        return document
 
 
 def hash_token(plaintext: str | bytes) -> str:

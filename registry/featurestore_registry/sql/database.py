@@ -28,7 +28,7 @@ class Database(ABC):
     details: Mapping[str, str]
     """The same for the details of errors."""
     upgrades_itself: bool
-    """Whether whoever opens an older schema upgrades it. Not where servers of other versions may use it."""
+    """Whether whoever needs the newest schema upgrades an older one. Not where servers of other versions may use it."""
 
     @abstractmethod
     def exists(self) -> bool:
@@ -64,6 +64,10 @@ class Database(ABC):
     def now_us(self, connection: Connection) -> int:
         """Return the instant that entries bear which are written now, in microseconds since 1970 UTC."""
         return int(connection.scalar(select(self.now(connection))) or 0)
+
+    @abstractmethod
+    def bring_up(self) -> None:
+        """See to it that the newest schema is there, for what an earlier one does not have; raises as `writing`."""
 
     @abstractmethod
     def settle(self) -> None:

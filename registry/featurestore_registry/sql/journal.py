@@ -11,7 +11,8 @@ from typing_extensions import override
 from featurestore_registry.interface import Journal
 from featurestore_registry.records import Document, JournalEntry, canonical_json, check_storable
 from featurestore_registry.sql.database import EPOCH, Database, load_json, utc_datetime
-from featurestore_registry.sql.tables import journal
+from featurestore_registry.sql.schema import version_of_schema
+from featurestore_registry.sql.tables import EARLIER_VERSIONS, journal
 
 _columns = journal.c
 
@@ -28,6 +29,7 @@ class SqlJournal(Journal):
         check_storable(*(text for row in rows for text in row.values()))
         if not rows:
             return []
+        self._database.bring_up()
         with self._database.writing(project) as connection:
             now_us = self._database.now_us(connection)
             # One by one: of many rows at once not every database returns the numbers in their order.
@@ -60,6 +62,7 @@ class SqlJournal(Journal):
     @override
     def forget(self, project: str, kind: str, before: datetime) -> int:
         old = delete(journal).where(*_of(project, kind, None), _columns.written_at_us < _instant(before))
+        self._database.bring_up()
         with self._database.writing(project) as connection:
             return connection.execute(old).rowcount
 
@@ -69,6 +72,8 @@ class SqlJournal(Journal):
         if limit < 0:
             raise ValueError(f"limit must be 0 or more, not {limit}")
         with self._database.reading() as connection:
+            if connection.scalar(version_of_schema) in EARLIER_VERSIONS:
+                return []  # it has no journal
             return [
                 _entry(row) for row in connection.execute(select(journal).where(*within).order_by(order).limit(limit))
             ]

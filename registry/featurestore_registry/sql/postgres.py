@@ -153,6 +153,10 @@ class PostgresDatabase(Database):
         return _now if connection.dialect.name == "postgresql" else literal(system_clock())
 
     @override
+    def bring_up(self) -> None:
+        """No other schema is written to or read."""
+
+    @override
     def settle(self) -> None:
         self._may_make = False
 

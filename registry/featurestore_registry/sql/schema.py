@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, column, inspect, select, table
 
 from featurestore_registry.errors import UPGRADE_HINT, RegistryFormatError, RegistryUnavailableError
-from featurestore_registry.sql.tables import SCHEMA_VERSION, VERSION_TABLE
+from featurestore_registry.sql.tables import EARLIER_VERSIONS, SCHEMA_VERSION, VERSION_TABLE
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -18,7 +18,7 @@ version_of_schema = select(table(VERSION_TABLE, column("version_num")).c.version
 
 
 def ensure_schema(database: Database, *, create: bool, upgrade: bool | None = None) -> None:
-    """Create the schema in a new database, upgrade an older one, leave a current one alone.
+    """Create the schema in a new database, upgrade an older one, leave a current one alone, or one that is as good.
 
     Safe with any number of processes at once: the work is one write transaction, which excludes the others
     and leaves nothing behind when it is cut off. Raises RegistryUnavailableError when there is no registry and
@@ -30,7 +30,8 @@ def ensure_schema(database: Database, *, create: bool, upgrade: bool | None = No
         if not create:
             raise missing(database)
         database.create()
-    if version != SCHEMA_VERSION:
+    is_good = database.upgrades_itself and upgrade is None and version in EARLIER_VERSIONS
+    if version != SCHEMA_VERSION and not is_good:
         may_upgrade = database.upgrades_itself if upgrade is None else upgrade
         with database.migrating() as connection:
             _upgrade(connection, database, may_upgrade=may_upgrade)

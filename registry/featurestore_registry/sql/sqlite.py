@@ -18,8 +18,8 @@ from featurestore_registry.errors import RegistryFormatError, RegistryUnavailabl
 from featurestore_registry.forks import ForkLock
 from featurestore_registry.records import Clock, system_clock
 from featurestore_registry.sql.database import Database
-from featurestore_registry.sql.schema import ensure_schema, missing, version_of_schema
-from featurestore_registry.sql.tables import SCHEMA_VERSION, metadata
+from featurestore_registry.sql.schema import ensure_schema, missing, schema_of, version_of_schema
+from featurestore_registry.sql.tables import EARLIER_VERSIONS, SCHEMA_VERSION, VERSION_TABLE, metadata
 
 _DAMAGED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "SQLITE_ERROR", "SQLITE_MISMATCH", "SQLITE_SCHEMA")
 """Codes about the file's content (SQLITE_ERROR: a table or column is missing)."""
@@ -58,6 +58,7 @@ def an_empty_registry() -> Iterator[Connection]:
     """Give a connection to a registry without content, to be read in place of one that is not made yet."""
     with _connected(partial(sqlite3.connect, ":memory:")) as connection:
         metadata.create_all(connection)
+        connection.exec_driver_sql(f"CREATE TABLE {VERSION_TABLE} AS SELECT '{SCHEMA_VERSION}' AS version_num")
         yield connection
 
 
@@ -160,6 +161,11 @@ class SqliteDatabase(Database):
         return literal(self._clock())
 
     @override
+    def bring_up(self) -> None:
+        if self.exists() and schema_of(self) != SCHEMA_VERSION:
+            ensure_schema(self, create=self._may_make, upgrade=True)
+
+    @override
     def settle(self) -> None:
         # WAL mode stays with a file, and can lose commits before SQLite 3.51.3.
         with self.looking() as connection:
@@ -184,9 +190,10 @@ class SqliteDatabase(Database):
             if self._may_make:  # another process is making it: there is no such table yet
                 return False
             raise
-        if version == SCHEMA_VERSION:
+        is_current = version == SCHEMA_VERSION or version in EARLIER_VERSIONS
+        if is_current:
             self._may_make = False  # one that goes away from now on is missed
-        return version == SCHEMA_VERSION
+        return is_current
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -10,6 +10,10 @@ from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text
 SCHEMA_VERSION = "0002"
 """The newest migration. A database stamped with it is opened without loading Alembic."""
 
+EARLIER_VERSIONS = frozenset({"0001"})
+"""Schemas that this version works on as they are, without a journal: a file that earlier programs use, too, is upgraded
+by the first entry of its journal, not by whoever looks at it."""
+
 VERSION_TABLE = "registry_version"
 """Not Alembic's default name, which another program in the same database may use."""
 
