@@ -133,6 +133,7 @@ def test_the_tables_are_what_the_migrations_make(postgres_url: str) -> None:
 def test_what_is_written_never_meets_a_schema_that_was_changed_a_moment_ago(postgres_url: str) -> None:
     with open_registry(postgres_url) as registry:
         apply(registry, put("a"))
+        assert registry.definitions.head("p") == 1  # and the schema was right just now
         with psycopg.connect(postgres_url) as connection:
             connection.execute(f"UPDATE {tables.VERSION_TABLE} SET version_num = '9999'".encode())
         with pytest.raises(RegistryFormatError, match="'9999' of a newer version"):
