@@ -360,6 +360,22 @@ def test_a_cut_connection_does_nothing_twice(served: Served, where: str) -> None
         )
 
 
+def test_what_an_older_entry_says_is_not_taken_for_done(served: Served) -> None:
+    """A consumer that was noted, forgotten and noted again, for example."""
+    left: list[str] = []
+
+    def cut(request: bytes) -> str:
+        return "before" if request.startswith(b"POST") and left and left.pop() else "never"
+
+    with cutting(served.url, cut) as url, HttpRegistry(url, token=served.by_role[Role.ADMIN]) as registry:
+        for document in ({"is": "here"}, {"is": "gone"}):
+            registry.ledger.append("p", "consumer", "k", document)
+        left.append("cut")
+        with pytest.raises(RegistryUnavailableError):
+            registry.ledger.append("p", "consumer", "k", {"is": "here"})
+        assert len(served.registry.ledger.scan("p", "consumer", key="k")) == 2
+
+
 def test_a_cut_connection_and_another_writer_are_a_conflict(served: Served) -> None:
     def cut(request: bytes) -> str:
         if not request.startswith(b"POST"):

@@ -263,7 +263,8 @@ class HttpLedger(Ledger):
                 raise
             lost = error
         entries = self.scan(project, kind, key=key, limit=50)
-        for entry in entries:
+        # Without an expected version only the newest entry counts: an older one may say the same and be overruled.
+        for entry in entries[:1] if if_version is None else entries:
             if (if_version is None or entry.version == if_version + 1) and dict(entry.document) == dict(document):
                 return entry.version
         if if_version is not None and (entries[0].version if entries else 0) != if_version:
