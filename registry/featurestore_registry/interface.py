@@ -121,6 +121,13 @@ class JournalReader(ABC):
     some, by their age. Safe to call from several threads and processes. Names are refused as `DefinitionsReader` says.
     """
 
+    def exists(self) -> bool:
+        """Return False where an earlier version's file has no journal yet: the first entry would upgrade it.
+
+        What is written in passing, without anybody's order, asks this first.
+        """
+        return True
+
     @abstractmethod
     def scan(
         self,

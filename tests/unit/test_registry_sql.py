@@ -301,7 +301,9 @@ def test_a_registry_of_a_released_schema_is_upgraded(path, url, released):
         RELEASED[released](connection)
     engine.dispose()
     with open_registry(url, create=False) as registry:
+        assert registry.journal.exists() is (released != "0001")
         check_upgraded(registry)
+        assert registry.journal.exists()
 
 
 def test_a_newer_schema_is_refused_by_name(filled, path):

@@ -24,6 +24,11 @@ class SqlJournal(Journal):
         self._database = database
 
     @override
+    def exists(self) -> bool:
+        with self._database.reading() as connection:
+            return connection.scalar(version_of_schema) not in EARLIER_VERSIONS
+
+    @override
     def append(self, project: str, kind: str, entries: Sequence[tuple[str, Document]]) -> list[int]:
         rows = [{"project": project, "kind": kind, "key": key, "document": canonical_json(of)} for key, of in entries]
         check_storable(*(text for row in rows for text in row.values()))
