@@ -30,7 +30,7 @@ from featurestore.consistency.clocks import (
     registry_ahead_us,
 )
 from featurestore.consistency.eviction import NO_EVICTION, evicted, lack_of_room, windows_at_risk
-from featurestore.errors import FeatureStoreError, OfflineStoreError, OnlineStoreError
+from featurestore.errors import FeatureStoreError, OfflineStoreError, OnlineStoreError, RegistryError
 from featurestore.following.lag import least_mark
 from featurestore.online.interface import READ_ONLY, UNTOUCHED, eviction_of
 from featurestore.project.access import FILE_NAME as ACCESS_FILE
@@ -62,24 +62,33 @@ class Check:
 def examine(workspace: Readers) -> list[Check]:
     """Check everything that can be checked without changing anything. Never raises because of what it finds."""
     checks: list[Check] = []
-    for name, look in (
-        ("versions", _versions),
-        ("feature repo", _feature_repo),
-        ("registry", _registry),
-        ("clock", _clock),
-        ("sources", _sources),
-        ("offline store", _offline),
-        ("online store", _online),
-        ("identities", _identities),
-        ("windows", _windows),
-        ("write access", _write_access),
-        ("file modes", _file_modes),
-        ("access", _access),
+    left: list[str] = []
+    is_registry_known = True
+    for name, look, needs_registry in (
+        ("versions", _versions, False),
+        ("feature repo", _feature_repo, False),
+        ("registry", _registry, True),
+        ("clock", _clock, True),
+        ("sources", _sources, True),
+        ("offline store", _offline, False),
+        ("online store", _online, False),
+        ("identities", _identities, True),
+        ("windows", _windows, True),
+        ("write access", _write_access, False),
+        ("file modes", _file_modes, False),
+        ("access", _access, True),
     ):
+        if needs_registry and not is_registry_known:
+            left.append(name)  # each would wait for it, and fail alike
+            continue
         try:
-            checks += list(look(workspace))
+            for check in look(workspace):
+                checks.append(check)  # those before a failure count
         except FeatureStoreError as error:
             checks.append(Check(name, "failed", error.message, error.hint))
+            is_registry_known = is_registry_known and name != "registry"
+    if left:
+        checks.append(Check("not checked", "warning", f"{', '.join(left)}: only the registry tells what to look at"))
     return checks
 
 
@@ -164,10 +173,11 @@ def _online(workspace: Readers) -> Iterator[Check]:
         hint = "Let online_store name the primary wherever features are materialized, pushed or deleted."
         yield Check("role of the online store", "warning", f"role {READ_ONLY}", hint)
     yield from script_flaws(facts.get("server", ""))
-    if told := windows_at_risk(workspace.snapshot().views.values(), facts):
-        yield Check("eviction", "failed", told, NO_EVICTION)
-    elif told := eviction_of(facts):
-        yield Check("eviction", "warning", told, NO_EVICTION)
+    if told := eviction_of(facts):
+        at_risk: str | None = None
+        with suppress(RegistryError):  # its own check reports it
+            at_risk = windows_at_risk(workspace.snapshot().views.values(), facts)
+        yield Check("eviction", "failed" if at_risk else "warning", at_risk or told, NO_EVICTION)
     if room := lack_of_room(facts):
         yield Check("memory of the online store", *room)
     if gone := evicted(facts):

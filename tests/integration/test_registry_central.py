@@ -96,7 +96,8 @@ def test_a_team_shares_a_registry_through_restarts_and_a_restored_backup(team: T
     assert "revision 0 -> 1" in team.fs("plan")
     assert "tour is at revision 1." in team.fs("apply", "--yes")
     assert "nothing to change" in team.fs("plan")
-    of_server = team.make_token("--role", "operator", "--server")["token"]
+    made = team.make_token("--role", "operator", "--server")
+    of_server = made["token"]
     kept, revoked = (team.make_token("--role", "reader") for _ in range(2))
     backup = team.folder / "backup"
     team.postgres("pg_dump", "--format", "custom", "--file", str(backup))
@@ -124,6 +125,9 @@ def test_a_team_shares_a_registry_through_restarts_and_a_restored_backup(team: T
         served.close()
         assert "onnection refused" in team.fs("status", expect=1)
         assert "onnection refused" in team.fs("apply", "--yes", expect=1)
+        said = team.fs("doctor", expect=1)
+        assert said.count("onnection refused") == 1, said
+        assert "not checked: clock, sources, identities, windows, access" in said
         until(lambda: "The registry is away" in process.log.read_text())
         assert server.get("/ready").status_code == 200
         assert ask(server, kept["token"], "trip_model_v2") == 200
@@ -157,6 +161,14 @@ def test_a_team_shares_a_registry_through_restarts_and_a_restored_backup(team: T
         team.fs("repair", "--yes")
         team.fs("doctor")
         until(lambda: ask(server, kept["token"], "trip_model_v2") == 200)
+
+        # A server whose own token is revoked serves on, and says why it learns nothing new.
+        team.fs("token", "revoke", made["id"])
+        until(lambda: "This server may not read the registry any more" in process.log.read_text(), seconds=10)
+        assert "Set FS_REGISTRY_TOKEN" in process.log.read_text()
+        metrics = server.get("/metrics", headers={"authorization": f"Bearer {kept['token']}"}).text
+        assert 'featurestore_registry_refreshes_total{outcome="refused"}' in metrics
+        assert ask(server, kept["token"]) == 200
         served.close()
 
 

@@ -50,7 +50,9 @@ def everything(registry: Registry) -> object:
 @pytest.mark.parametrize("way", ["sqlite to postgresql", "postgresql to sqlite", "postgresql to postgresql"])
 def test_a_copy_is_what_it_was_made_of_and_goes_on(way: str, postgres_server: PostgresServer, tmp_path: Path) -> None:
     source, target = (
-        f"sqlite:///{tmp_path / str(place)}.db" if kind == "sqlite" else postgres_server.new_database()
+        f"sqlite:///{tmp_path / str(place)}.db"
+        if kind == "sqlite"
+        else postgres_server.new_place()  # two schemas of one database
         for place, kind in enumerate(way.split(" to "))
     )
     with open_registry(source) as registry:

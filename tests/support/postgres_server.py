@@ -80,13 +80,6 @@ class PostgresServer:
             connection.execute(f"CREATE SCHEMA place_{self._made}".encode())
         return f"{self.url()}?options=-csearch_path%3Dplace_{self._made}"
 
-    def new_database(self) -> str:
-        """Make an empty database and return its URL: for what must not share advisory locks with another place."""
-        self._made += 1
-        with self.connect() as connection:
-            connection.execute(f"CREATE DATABASE database_{self._made}".encode())
-        return self.url(f"database_{self._made}")
-
     def start(self) -> None:
         command = [find_program("postgres"), "-D", str(self.directory / "data"), "-h", "127.0.0.1"]
         log = self.directory / "log"

@@ -19,7 +19,7 @@ from featurestore_registry.records import Revision
 
 from featurestore.backends import open_registry
 from featurestore.consistency.clocks import newest_written_us
-from featurestore.errors import FeatureStoreError, RegistryError
+from featurestore.errors import AuthError, FeatureStoreError, RegistryError
 from featurestore.ledger.progress import Progress, read_progress
 from featurestore.registered.snapshot import Snapshot
 from featurestore.registered.snapshot_file import (
@@ -103,18 +103,18 @@ class SnapshotKeeper:
             if kept is None:
                 raise
             self._take(kept)
-            self._warn(f"The registry is away ({error}).")
+            self._warn(_why(error))
         else:
             self._save(found)
 
     def refresh(self) -> str:
-        """Read the registry once; return ``same``, ``changed`` or ``failed``. Never raises."""
+        """Read the registry once; return ``same``, ``changed``, ``refused`` or ``failed``. Never raises."""
         try:
             with self._refreshing:
                 outcome = self._look()
         except FeatureStoreError as error:
-            self._warn(f"The registry is away ({error}).")
-            outcome = "failed"
+            self._warn(_why(error))
+            outcome = "refused" if isinstance(error, AuthError) else "failed"
         except Exception:
             # The thread must go on: the definitions that are served stay valid.
             logger.exception("refreshing the definitions failed")
@@ -233,6 +233,12 @@ class SnapshotKeeper:
             self._saved.revision.number,
             to_rfc3339(self._saved.seen_us),
         )
+
+
+def _why(error: FeatureStoreError) -> str:
+    if isinstance(error, AuthError):
+        return f"This server may not read the registry any more ({error}). Its own token: {error.hint}"
+    return f"The registry is away ({error})."
 
 
 def _tell_of_another_history(known: Revision, found: Revision) -> None:

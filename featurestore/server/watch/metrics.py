@@ -77,7 +77,7 @@ class Metrics:
         )
         self.refreshes = counter(
             "featurestore_registry_refreshes",
-            "Refreshes from the registry by outcome: same, changed, failed.",
+            "Refreshes from the registry by outcome: same, changed, failed, refused (its token).",
             ["outcome"],
         )
         self._add_progress(gauge)

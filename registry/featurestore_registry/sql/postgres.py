@@ -50,8 +50,10 @@ IDLE_SECONDS = 0.1
 
 _SCHEMA_LOCK, _PROJECT_LOCK = 0x66735F73, 0x66735F70
 """The first number of the advisory locks: ``fs_s`` and ``fs_p``."""
-_lock_project = text("SELECT pg_advisory_xact_lock_shared(:schema, 0), pg_advisory_xact_lock(:kind, :project)")
-_lock_schema = text("SELECT pg_advisory_xact_lock(:schema, 0)")
+_lock_schema = text("SELECT pg_advisory_xact_lock(:schema, hashtext(current_schema()))")
+_lock_project = text(
+    "SELECT pg_advisory_xact_lock_shared(:schema, hashtext(current_schema())), pg_advisory_xact_lock(:kind, :project)"
+)
 _now: ColumnElement[int] = literal_column("CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)", BigInteger)
 
 _WHO = "Check user and password: in the URL, in PGUSER and PGPASSWORD, or in ~/.pgpass."
