@@ -184,6 +184,8 @@ class RegistryServerSettings(_Group):
     """The claim that says which groups or roles somebody has at the provider."""
     oidc_roles: dict[str, str] = {}
     """By a value of that claim: a role for every project, or ``role:project``, for example ``editor:ranking``."""
+    trusted_proxies: list[str] = []
+    """Addresses or networks of proxies: the audit then names whom they say they ask for (``X-Forwarded-For``)."""
 
 
 _GROUPS: dict[str, type[BaseModel]] = {

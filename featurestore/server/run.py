@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,7 +130,8 @@ def serve_registry(root: Path, *, host: str, port: int, debug: bool, log_format:
             sys.stdout.write(f"Serving the registry at {url_of(listening)}\n")
             sys.stdout.flush()
             check()
-            uvicorn.Server(server_config(app)).run(sockets=[listening])
+            proxies = workspace.settings.registry_server.trusted_proxies
+            uvicorn.Server(server_config(app, trusted_proxies=proxies)).run(sockets=[listening])
 
 
 def _people(settings: RegistryServerSettings) -> People | None:
@@ -250,7 +251,11 @@ def _settle() -> None:
 
 
 def server_config(
-    app: ASGIApp | Callable[[], ASGIApp], *, workers: int = 1, is_factory: bool = False
+    app: ASGIApp | Callable[[], ASGIApp],
+    *,
+    workers: int = 1,
+    is_factory: bool = False,
+    trusted_proxies: Sequence[str] = (),
 ) -> uvicorn.Config:
     """Return uvicorn's configuration for an app, or for a function that makes one in each worker."""
     return uvicorn.Config(
@@ -263,7 +268,8 @@ def server_config(
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=[*trusted_proxies],
         limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,

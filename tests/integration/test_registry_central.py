@@ -188,6 +188,24 @@ def test_the_unit_and_the_proxy_fit_the_page(tmp_path: Path) -> None:
     assert f"client_max_body_size  {wire.MAX_BODY_BYTES >> 20}m;" in proxy.read_text()
 
 
+@pytest.mark.parametrize("proxies", ["[]", "[127.0.0.1]"])
+def test_the_audit_believes_a_trusted_proxy_alone(proxies: str, tmp_path: Path) -> None:
+    host = tmp_path / "host"
+    host.mkdir()
+    (host / "feature_store.yaml").write_text(
+        f"project: host\nregistry: sqlite:///r.db\nregistry_server: {{trusted_proxies: {proxies}}}\n"
+    )
+    with open_sql(f"sqlite:///{host}/r.db") as registry:
+        token, _ = create_token(registry.ledger, None, Role.ADMIN, expires_at_us=None, now_us=0)
+        with registry_process(host) as url:
+            headers = {"authorization": f"Bearer {token}", "x-forwarded-for": "192.0.2.9, 203.0.113.7"}
+            policy = {"refuse": ["destructive"], "approve": [], "groups": {}}
+            assert httpx.put(f"{url}/api/v1/policy?project=p", json=policy, headers=headers).is_success
+        (entry,) = registry.journal.scan("p", "audit")
+    # The rightmost one: whatever stands before it, anybody may have sent.
+    assert entry.document["from"] == ("127.0.0.1" if proxies == "[]" else "203.0.113.7")
+
+
 @pytest.mark.parametrize("schema", ["0001", "9999"])
 def test_a_schema_of_another_version_is_told_to_clients(
     schema: str, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
