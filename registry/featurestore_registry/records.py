@@ -10,7 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from typing import Any, Literal
 
@@ -78,10 +78,19 @@ class Record:
         return f"{self.kind}:{self.name}"
 
 
+def known_fields(kind: type, document: Document) -> dict[str, Any]:
+    """Return what a dataclass takes of a document: a server of a later version may tell more."""
+    return {known.name: document[known.name] for known in fields(kind) if known.name in document}
+
+
 def record_from(document: Document) -> Record:
     """Return the record whose ``dataclasses.asdict`` is this, also where it went through JSON."""
-    fields = tuple(RecordField(**{**field, "inputs": tuple(field["inputs"])}) for field in document["fields"])
-    return Record(**{**document, "fields": fields, "depends_on": tuple(document["depends_on"])})
+    columns = tuple(
+        RecordField(**{**known_fields(RecordField, column), "inputs": tuple(column["inputs"])})
+        for column in document["fields"]
+    )
+    known = known_fields(Record, document)
+    return Record(**{**known, "fields": columns, "depends_on": tuple(document["depends_on"])})
 
 
 @dataclass(frozen=True, slots=True)

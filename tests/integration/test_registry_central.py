@@ -171,6 +171,14 @@ def test_a_team_shares_a_registry_through_restarts_and_a_restored_backup(team: T
         assert ask(server, kept["token"]) == 200
         served.close()
 
+        # A registry that takes requests and answers none holds up neither reads nor the end.
+        with socket.create_server(("127.0.0.1", int(team.url.rpartition(":")[2]))) as hangs:
+            hangs.settimeout(10)
+            with hangs.accept()[0]:
+                assert ask(server, kept["token"]) == 200
+                process.process.terminate()
+                assert process.process.wait(timeout=10) == 0
+
 
 def test_the_unit_and_the_proxy_fit_the_page(tmp_path: Path) -> None:
     folder = REPOSITORY / "deploy" / "registry"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import threading
@@ -19,11 +20,11 @@ from featurestore_registry.errors import (
     RegistryUnavailableError,
     RevisionConflictError,
 )
-from featurestore_registry.http import access
+from featurestore_registry.http import access, client, server
 from featurestore_registry.http.access import JOURNAL, LEDGER
 from featurestore_registry.http.client import HttpRegistry, open_registry
 from featurestore_registry.interface import Registry
-from featurestore_registry.records import Change, Record
+from featurestore_registry.records import Change, Record, RecordField
 from featurestore_registry.sql import open_registry as open_sql
 from support.registry_server import asking, serving_registry
 from support.serving import until
@@ -436,6 +437,53 @@ def test_a_server_that_is_away_or_another_one_is_told(served: Served) -> None:
         with open_registry(served.url, token=token) as registry, pytest.raises(AuthError) as refused:
             registry.definitions.head("p")
         assert "FS_REGISTRY_TOKEN" in refused.value.hint
+
+
+def test_a_client_takes_what_a_server_of_a_later_version_tells(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    to_json = server._json
+
+    def more(value: Any) -> Any:
+        if isinstance(value, dict):
+            kept = ("document", "tags", "error")
+            return {**{name: each if name in kept else more(each) for name, each in value.items()}, "later": {"a": [1]}}
+        return [more(each) for each in value] if isinstance(value, list | tuple) else value
+
+    monkeypatch.setattr(server, "_json", lambda document, headers=None: to_json(more(document), headers))
+    with HttpRegistry(served.url, token=served.by_role[Role.ADMIN]) as registry:
+        record = dataclasses.replace(put("b").record, fields=(RecordField("x", "Int64"),))
+        change = Change("put", record.kind, "b", record)
+        registry.definitions.apply("p", served.head(), [change], author="", message="m", commit="")
+        registry.ledger.append("p", "run", "k", {"a": 1})
+        registry.journal.append("p", "commit", [("k", {"a": 1})])
+        for ask in (
+            lambda of: of.definitions.read("p"),
+            lambda of: [dataclasses.replace(each, author="") for each in of.definitions.history("p")],
+            lambda of: of.ledger.scan("p", "run"),
+            lambda of: of.journal.scan("p", "commit"),
+            lambda of: of.state("p").number,
+        ):
+            assert ask(registry) == ask(served.registry)
+
+
+def test_a_server_of_an_earlier_version_refuses_what_it_does_not_know(served: Served) -> None:
+    """Instead of doing something else than was asked; and the client says what it was."""
+    with HttpRegistry(served.url, token=served.by_role[Role.ADMIN]) as registry:
+        with pytest.raises(AuthError, match="has no entries of kind 'later'"):
+            registry.ledger.append("p", "later", "k", {})
+        send = registry._connection.send
+        with pytest.raises(RegistryUnavailableError, match=r"422.*body\.later: Extra inputs"):
+            send("POST", "/ledger", {"project": "p", "kind": "run"}, {"key": "k", "document": {}, "later": 1})
+    assert served.registry.ledger.scan("p", "run") == []
+
+
+def test_a_registry_that_hangs_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as hangs,
+        open_registry(f"http://127.0.0.1:{hangs.getsockname()[1]}", token=None) as registry,
+        pytest.raises(RegistryUnavailableError, match="timed out"),
+    ):
+        registry.definitions.head("p")
 
 
 def test_asking_by_hand_needs_no_client(served: Served) -> None:

@@ -39,6 +39,9 @@ logger = logging.getLogger("featurestore.server")
 WARN_EVERY_US = 60_000_000
 """Log a missing registry at most this often, even if the refresh interval is shorter."""
 
+STOP_SECONDS = 2.0
+"""How long an end waits for the registry: whoever stops a server kills it after some seconds."""
+
 
 class SnapshotKeeper:
     """Keeps `current` as new as the registry allows. Calls ``on_refresh`` with the outcome of every refresh."""
@@ -130,10 +133,12 @@ class SnapshotKeeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the background thread and close the registry; waits for a refresh that is under way."""
+        """End the background thread and close the registry; waits for a refresh that is under way, if it ends soon."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(STOP_SECONDS)
+            if self._thread.is_alive():  # a registry that hangs; the process ends without it
+                return
             self._thread = None
         if self._registry is not None:
             self._registry.close()

@@ -286,7 +286,7 @@ class HttpLedger(Ledger):
         path, query = _ledger(project, kind)
         most = None if limit is None else min(limit, wire.MOST_ENTRIES)
         found = self._connection.get(path, {**query, "key": key, "limit": most}).json()
-        return [LedgerEntry(project=project, kind=kind, **_dated(entry)) for entry in found]
+        return [wire.ledger_entry_from(project, kind, entry) for entry in found]
 
 
 class HttpJournal(Journal):
@@ -341,10 +341,7 @@ class HttpJournal(Journal):
         check_storable(project, kind, str(query["key"] or ""))
         _check_limit(limit)
         asked = {"project": project, "kind": kind, **query, "limit": min(limit, wire.MOST_ENTRIES)}
-        return [
-            JournalEntry(project=project, kind=kind, **_dated(entry))
-            for entry in self._connection.get(path, asked).json()
-        ]
+        return [wire.journal_entry_from(project, kind, entry) for entry in self._connection.get(path, asked).json()]
 
 
 class HttpGovernance(Governance):
@@ -392,8 +389,7 @@ class HttpRegistry(Registry):
         answer = self._connection.get("/state", {"project": project}, {"if-none-match": tag} if tag else None)
         if answer.status_code == 304 and known is not None:
             return State(known.head, known.number, known.ledger, datetime.fromisoformat(answer.headers["x-now"]))
-        found = answer.json()
-        state = State(**{**found, "now": datetime.fromisoformat(found["now"])})
+        state = wire.state_from(answer.json())
         self._states[project] = answer.headers["etag"], state
         return state
 
@@ -406,10 +402,6 @@ def _ledger(project: str, kind: str) -> tuple[str, dict[str, str | int | None]]:
     if kind == TOKEN:
         return "/tokens", {"project": project}
     return "/ledger", {"project": project, "kind": kind}
-
-
-def _dated(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {**entry, "written_at": datetime.fromisoformat(entry["written_at"])}
 
 
 def _instant(at: datetime | None) -> str | None:

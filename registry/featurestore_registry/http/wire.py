@@ -1,4 +1,8 @@
-"""What client and server say to each other: bodies, and errors that come back as they were raised."""
+"""What client and server say to each other: bodies, and errors that come back as they were raised.
+
+A client takes answers of a later server: it leaves out what it does not know. A server refuses requests that hold what
+it does not know, instead of doing something else than was asked.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,7 @@ from featurestore_registry.records import (
     Revision,
     RevisionInfo,
     State,
+    known_fields,
     record_from,
 )
 
@@ -334,9 +339,25 @@ def change_from(document: Document) -> Change:
 def info_from(document: Document) -> RevisionInfo:
     """Return the apply whose `plain` this is."""
     changes = tuple(map(change_from, document["changes"]))
-    return RevisionInfo(
-        **{**document, "applied_at": datetime.fromisoformat(document["applied_at"]), "changes": changes}
-    )
+    known = known_fields(RevisionInfo, document)
+    return RevisionInfo(**{**known, "applied_at": datetime.fromisoformat(document["applied_at"]), "changes": changes})
+
+
+def state_from(document: Document) -> State:
+    """Return the state whose `plain` this is."""
+    return State(**{**known_fields(State, document), "now": datetime.fromisoformat(document["now"])})
+
+
+def ledger_entry_from(project: str, kind: str, document: Document) -> LedgerEntry:
+    """Return the entry whose `plain` this is."""
+    known = known_fields(LedgerEntry, {**document, "project": project, "kind": kind})
+    return LedgerEntry(**{**known, "written_at": datetime.fromisoformat(document["written_at"])})
+
+
+def journal_entry_from(project: str, kind: str, document: Document) -> JournalEntry:
+    """Return the entry whose `plain` this is."""
+    known = known_fields(JournalEntry, {**document, "project": project, "kind": kind})
+    return JournalEntry(**{**known, "written_at": datetime.fromisoformat(document["written_at"])})
 
 
 def error_document(name: str, message: str, hint: str = "", details: Mapping[str, Any] | None = None) -> dict[str, Any]:
