@@ -147,6 +147,7 @@ The environment wins over the file. The name of a setting sets its URL; add an o
 | `FS_ENGINE__MEMORY_LIMIT`, `FS_SERVER__PORT`, … | one key of `engine` or `server` |
 | `FS_SERVER_TOKEN` | the token of `fs serve`, 32 characters or more; the file, which is committed, cannot hold it |
 | `FS_REGISTRY_TOKEN` | the token for a registry behind HTTP; the file, which is committed, cannot hold it |
+| `FS_REGISTRY_TOKEN_FROM` | the token that reads the project that `fs promote` takes from, if the other may not |
 | `FS_REGISTRY_PLAIN_HTTP` | hosts, separated by commas, that are reached without TLS, in a network of your own |
 | `FS_CRASH_AT` | for tests: [the point at which the process ends itself](steps.md) |
 """
@@ -205,6 +206,7 @@ def http_page() -> Iterable[str]:
 
 
 def registry_page() -> Iterable[str]:
+    from featurestore_registry.auth import Role
     from featurestore_registry.http.access import JOURNAL, LEDGER, OPEN_PATHS, Access
     from featurestore_registry.http.server import create_app
     from featurestore_registry.sql import open_registry
@@ -228,8 +230,10 @@ def registry_page() -> Iterable[str]:
         for kind, needs in kinds.items():
             path = f"/api/v1/{name}"
             found = [least_role(method, path, kind) for method in ("get", "post")]
-            assert found == [str(needs.read), str(needs.write or "the server alone")]
-            yield f"| `{kind}` in the {name} | {found[0]} | {found[1]} |"
+            written = str(Role.ADMIN if needs.is_server else needs.write or "the server alone")
+            assert found == [str(needs.read), written]
+            written = f"feature servers ({needs.write}, made with `--server`), admin" if needs.is_server else written
+            yield f"| `{kind}` in the {name} | {found[0]} | {written} |"
 
 
 def least_role(method: str, path: str, kind: str = "") -> str:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 
 REGISTRY_TOKEN = "FS_REGISTRY_TOKEN"  # noqa: S105 - its name, not its value
+TOKEN_FROM = "FS_REGISTRY_TOKEN_FROM"  # noqa: S105 - its name, not its value
+"""A token that reads the project that `fs promote` takes from, where the other one is for the target alone."""
 PLAIN_HTTP = "FS_REGISTRY_PLAIN_HTTP"
 """Names the hosts, separated by commas, that are reached without TLS in a network of one's own."""
 

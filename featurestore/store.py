@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.definitions import Definition, FeatureSelection, FeatureView, PushSource
+from featurestore.definitions.base import check_object_name
 from featurestore.errors import InputError
 from featurestore.project.loader import collect, load_definitions
 from featurestore.project.settings import Settings, make_settings, read_settings, repo_folder
@@ -167,12 +169,13 @@ class FeatureStore:
         self, plan: Plan, *, allow_breaking: bool = False, allow_destroy: bool = False, message: str = ""
     ) -> Plan:
         """Apply a plan that `plan` made; raises as `apply`."""
-        from featurestore.plan import apply_plan, check_allowed, check_readable
+        from featurestore.plan import apply_plan, check_allowed, check_code, check_readable
 
         check_allowed(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy)
         if plan.prepare:
             from featurestore.prepare import prepare
 
+            check_code(self.workspace, plan)
             check_readable(self.workspace.snapshot(), plan)
             prepare(self.workspace, plan)
         return replace(plan, applied=apply_plan(self.workspace, plan, message=message))
@@ -221,7 +224,62 @@ class FeatureStore:
         definitions do not fit the others.
         """
         plan = self.plan_rollback(revision, names, prepare=prepare)
-        message = message or f"rollback to revision {revision}"
+        return self.apply_plan(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy, message=message)
+
+    def in_project(self, name: str) -> FeatureStore:
+        """Return a store of another project with these settings: the same registry, and stores at the same places."""
+        try:
+            settings = self.settings.model_copy(update={"project": check_object_name(name)})
+        except ValueError as error:
+            raise InputError(f"{name!r} cannot be a project: {error}.") from None
+        other = copy(self)
+        other._workspace = Workspace(self.root, settings, code=other._load, clock=self.workspace.clock)
+        return other
+
+    def plan_promotion(
+        self,
+        names: str | Iterable[str],
+        project: str,
+        *,
+        at: Revision | None = None,
+        paths: Mapping[str, str] | None = None,
+        has_servers: bool = True,
+        prepare: bool = False,
+    ) -> Plan:
+        """Return what `promote` would do. Changes nothing."""
+        from featurestore.plan import plan_promotion
+
+        return plan_promotion(
+            self.workspace,
+            list(_several(names)),
+            project,
+            at=at,
+            paths=paths,
+            has_servers=has_servers,
+            prepare=prepare,
+        )
+
+    def promote(
+        self,
+        names: str | Iterable[str],
+        project: str,
+        *,
+        at: Revision | None = None,
+        paths: Mapping[str, str] | None = None,
+        has_servers: bool = True,
+        allow_breaking: bool = False,
+        allow_destroy: bool = False,
+        prepare: bool = False,
+        message: str = "",
+    ) -> Plan:
+        """Apply here definitions of another project of this registry, as it has them in its newest revision, or ``at``.
+
+        What they depend on comes with them; what is not named stays. A source that is here keeps its path, a new one
+        reads the path in ``paths`` or its own. Data and code do not travel: raises PlanError, having changed nothing,
+        while a server of this project lacks the code of an on-demand view that changes, or none says that it has it
+        (``has_servers=False``: none serves it yet). Raises as `apply`, and NotFoundError for an unknown name.
+        """
+        plan = self.plan_promotion(names, project, at=at, paths=paths, has_servers=has_servers, prepare=prepare)
         return self.apply_plan(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy, message=message)
 
     def plan_teardown(self) -> Plan:

@@ -10,7 +10,7 @@ import click
 
 from featurestore.cli.output import Output, confirmed
 from featurestore.cli.plans import plan_document, render_plan
-from featurestore.plan import Plan, check_allowed
+from featurestore.plan import Plan, check_allowed, check_code
 from featurestore.store import FeatureStore
 
 
@@ -38,6 +38,7 @@ def apply_shown(
     """Print a plan, check its classes against the flags, ask unless ``yes``, and apply it."""
     render_plan(output, plan)
     check_allowed(plan, allow_breaking=allow_breaking, allow_destroy=allow_destroy)
+    check_code(store.workspace, plan)
     if plan.steps and not yes:
         assert plan.worst is not None
         question = f"Apply? The worst change is {plan.worst.name.lower()}"

@@ -37,6 +37,7 @@ COMMANDS = {
     "log": "Show what was applied and materialized.",
     "diff": "Show what differs between revisions.",
     "rollback": "Bring back older definitions.",
+    "promote": "Bring definitions from one project to another.",
     "optimize": "Compact offline tables into large files.",
     "verify": "Check every stored file and record.",
     "repair": "Settle what does not belong together.",
@@ -94,7 +95,8 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def fs(**_: Any) -> None:
     """A feature store: correct training sets, fast online features.
 
-    Exit codes: 0 done, 1 failed, 2 usage, 3 changes pending (fs plan --check), 4 the registry changed meanwhile.
+    Exit codes: 0 done, 1 failed, 2 usage, 3 changes pending (fs plan --check), 4 the registry changed meanwhile, 5 a
+    second person has to approve.
     """
 
 

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.exits import EXIT_CONFLICT, EXIT_FAILED
+from featurestore.cli.exits import EXIT_CONFLICT, EXIT_FAILED, EXIT_WAITING
 from featurestore.cli.shared import given, shared_options
 from featurestore.cli.streams import is_unicode
 from featurestore.cli.tables import table
-from featurestore.errors import FeatureStoreError, RevisionConflictError
+from featurestore.errors import ApprovalNeededError, FeatureStoreError, RevisionConflictError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -176,7 +176,8 @@ def _logging(*, debug: bool) -> Iterator[None]:
 
 def show_error(error: Exception, *, as_json: bool, debug: bool) -> int:
     """Print an error to standard error and return the exit code it stands for."""
-    code = EXIT_CONFLICT if isinstance(error, RevisionConflictError) else EXIT_FAILED
+    codes: dict[type[Exception], int] = {RevisionConflictError: EXIT_CONFLICT, ApprovalNeededError: EXIT_WAITING}
+    code = codes.get(type(error), EXIT_FAILED)
     if debug:
         traceback.print_exception(error)
     if isinstance(error, click.ClickException):

@@ -5,6 +5,7 @@ from featurestore.plan.changes import Loss, Plan, Step
 from featurestore.plan.classes import ChangeClass, Difference
 from featurestore.plan.history import AppliedRevision, RevisionDiff, compare, read_history, snapshot_at
 from featurestore.plan.planning import check_readable, make_plan
+from featurestore.plan.promoting import check_code, plan_promotion
 from featurestore.plan.rollback import keys_named, plan_rollback
 
 __all__ = [
@@ -17,10 +18,12 @@ __all__ = [
     "Step",
     "apply_plan",
     "check_allowed",
+    "check_code",
     "check_readable",
     "compare",
     "keys_named",
     "make_plan",
+    "plan_promotion",
     "plan_rollback",
     "read_history",
     "snapshot_at",

@@ -26,6 +26,7 @@ from featurestore.online.records.keys import project_prefix, view_prefix
 from featurestore.plan.changes import Plan, Step
 from featurestore.plan.classes import FLAGS, ChangeClass
 from featurestore.plan.planning import check_readable
+from featurestore.plan.promoting import check_code
 from featurestore.registered.snapshot import Snapshot
 from featurestore.steps import crash_point, reached, step
 from featurestore.workspace import Workspace
@@ -69,6 +70,7 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "", finish: s
     """
     if not plan.steps:
         return plan.revision
+    check_code(workspace, plan)
     check_readable(workspace.snapshot(), plan)
     if drops := [table for planned in plan.steps for table in planned.drops]:
         drops = Ownership(workspace).check(drops)
@@ -81,7 +83,7 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "", finish: s
                 plan.base,
                 [planned.change for planned in plan.steps],
                 author=_author(),
-                message=message,
+                message=message or plan.message,
                 commit=_commit(workspace.root),
             )
         except RevisionConflictError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
 
@@ -84,6 +84,10 @@ class Plan:
     notices: tuple[str, ...]
     applied: int | None = None
     """The revision that the apply made, None while this is only a plan."""
+    message: str = ""
+    """What the history says about the apply where nobody says anything else."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """The hash of the code that the project's servers must have first, by on-demand view."""
     prepare: bool = False
     """Whether new generations are filled before they are served; a view that needs a rebuild then gets a new one."""
 

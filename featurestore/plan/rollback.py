@@ -34,6 +34,7 @@ def plan_rollback(
     records = {record.key: record for record in (old.records if names is None else _mixed(snapshot, old, names))}
     definitions = _definitions(old, records)
     plan = make_plan(workspace, definitions, partial=False, prepare=prepare)
+    plan = replace(plan, message=f"rollback to revision {revision}")
     if not plan.steps:
         return plan
     return replace(plan, notices=(*plan.notices, *_notices(workspace, old, plan, definitions)))

@@ -314,7 +314,13 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}."
 
 
-_OTHER_VARIABLES = {"FS_SERVER_TOKEN", "FS_REGISTRY_TOKEN", "FS_REGISTRY_PLAIN_HTTP", "FS_CRASH_AT"}
+_OTHER_VARIABLES = {
+    "FS_SERVER_TOKEN",
+    "FS_REGISTRY_TOKEN",
+    "FS_REGISTRY_TOKEN_FROM",
+    "FS_REGISTRY_PLAIN_HTTP",
+    "FS_CRASH_AT",
+}
 """Variables that are not settings: tokens, hosts without TLS, and the point where tests kill a process."""
 _told: set[str] = set()
 
@@ -324,7 +330,7 @@ def _warn_of_unknown_variables() -> None:
     settings = {f"FS_{name.upper()}" for name in Settings.model_fields}
     groups = {f"FS_{group.upper()}": model for group, model in _GROUPS.items()}
     known = {f"{group}__{name.upper()}" for group, model in groups.items() for name in model.model_fields}
-    known |= settings - groups.keys() | {"FS_SERVER_TOKEN", "FS_REGISTRY_TOKEN", "FS_REGISTRY_PLAIN_HTTP"}
+    known |= settings - groups.keys() | _OTHER_VARIABLES - {"FS_CRASH_AT"}
     for name in sorted(set(map(str.upper, os.environ)) - settings - _OTHER_VARIABLES - _told):
         if name.startswith("FS_") and name.partition("__")[0] not in settings:
             _told.add(name)

@@ -68,6 +68,7 @@ def understood(what: str) -> Iterator[None]:
             f"({type(error).__name__}: {error}).",
             hint=UPGRADE_HINT,
             reason=str(error),
+            what=what,
         ) from None
 
 

@@ -198,6 +198,10 @@ class RegistryReader(ABC):
     def state(self, project: str) -> State:
         """Return how far a project is, cheaply: for those who look often. Raises as the methods of `definitions`."""
 
+    def projects_with(self, kind: str) -> list[str]:
+        """Return the projects whose ledger has entries of a kind, before their first apply too; else those applied."""
+        return ["", *self.definitions.projects()]
+
 
 class Registry(RegistryReader):
     """A connection to a registry: its definitions, its ledger and its journal, closed together."""

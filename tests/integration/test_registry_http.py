@@ -96,7 +96,8 @@ def routes() -> list[tuple[str, str, Role | None, Any]]:
     for kind, needs in JOURNAL.items():
         found += [("GET", f"/journal?project=p&kind={kind}", needs.read, None)]
         found += [("GET", f"/journal/newest?project=p&kind={kind}", needs.read, None)]
-        found += [("POST", f"/journal?project=p&kind={kind}", needs.write, [{"key": "k", "document": {}}])]
+        least = Role.ADMIN if needs.is_server else needs.write
+        found += [("POST", f"/journal?project=p&kind={kind}", least, [{"key": "k", "document": {}}])]
         found += [
             (
                 "DELETE",

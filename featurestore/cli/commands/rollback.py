@@ -40,5 +40,5 @@ def command(
         yes=yes,
         allow_breaking=allow_breaking,
         allow_destroy=allow_destroy,
-        message=message or f"rollback to revision {revision}",
+        message=message,
     )

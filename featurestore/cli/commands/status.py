@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import click
 
-from featurestore.cli.output import Output, repo_command
+from featurestore.cli.output import Output, jsonable, repo_command
 from featurestore.consistency.waiting_rows import in_words
 from featurestore.following.lag import Lag
-from featurestore.maintenance.status import status, without_views
+from featurestore.ledger.serving import Server, servers_of
+from featurestore.maintenance.status import ViewStatus, status, without_views
+from featurestore.plan.history import SHOWN_HASH
 from featurestore.store import FeatureStore
 from featurestore.types.times import to_rfc3339
 
 
 @click.command("status")
+@click.option("--servers", is_flag=True, help="What each feature server serves, and whether it has the code for it.")
 @repo_command
-def command(store: FeatureStore, output: Output) -> None:
+def command(store: FeatureStore, output: Output, servers: bool) -> None:
     """Show each view's freshness, watermark, rows, and how its last run went."""
+    if servers:
+        _show_servers(store, output)
+        return
     found = status(store.workspace)
     output.emit(found)
     if output.as_json:
@@ -51,6 +59,13 @@ def command(store: FeatureStore, output: Output) -> None:
             output.say(f"{told} the next run, or with `{command}`.", style="yellow")
         if view.waiting:
             output.say(in_words(view.view, view.waiting), style="yellow")
+    _warn(output, found)
+    for line in _served(store):
+        output.say(line)
+
+
+def _warn(output: Output, found: list[ViewStatus]) -> None:
+    """Print what is wrong with views, clocks and stores."""
     for mismatch in (each for view in found for each in view.mismatches):
         output.say(f"{mismatch.message} {mismatch.hint}", style="yellow")
     for unreadable in filter(None, (view.unreadable for view in found)):
@@ -61,6 +76,48 @@ def command(store: FeatureStore, output: Output) -> None:
         output.say(told, style="yellow")
     for told in dict.fromkeys(each for view in found for each in view.clocks):
         output.say(f"{told} Run `fs doctor`.")
+
+
+def _show_servers(store: FeatureStore, output: Output) -> None:
+    snapshot = store.workspace.snapshot()
+    found = servers_of(store.workspace.registry, store.project)
+    judged = [(server, server.behind(snapshot), server.other_code(snapshot)) for server in found]
+    output.emit(
+        {
+            "project": store.project,
+            "revision": snapshot.revision,
+            "hash": snapshot.chain.head,
+            "servers": [{**jsonable(each), "behind": behind, "other_code": other} for each, behind, other in judged],
+        }
+    )
+    for line in _served(store, found):
+        output.say(line)
+    rows = [
+        (
+            each.instance,
+            each.process,
+            f"{each.revision} ({each.hash[:SHOWN_HASH]}){', behind' if behind else ''}",
+            ", ".join(other),
+            each.version,
+            "" if each.seen_at is None else each.seen_at.isoformat(sep=" ", timespec="seconds")[:19],
+        )
+        for each, behind, other in judged
+    ]
+    output.table(("server", "process", "serves revision", "lacks the code of", "version", "seen (UTC)"), rows)
+
+
+def _served(store: FeatureStore, found: list[Server] | None = None) -> Iterator[str]:
+    """Yield by how many servers each revision is served, and which of them are not as they should be."""
+    snapshot = store.workspace.snapshot()
+    found = servers_of(store.workspace.registry, store.project) if found is None else found
+    for number, head in sorted({(server.revision, server.hash) for server in found}, reverse=True):
+        count = len({server.instance for server in found if server.hash == head})
+        servers = "1 server" if count == 1 else f"{count} servers"
+        behind = "" if head == snapshot.chain.head else f", behind revision {snapshot.revision}"
+        yield f"Revision {number} is served by {servers}{behind}."
+    for server in found:
+        if other := server.other_code(snapshot):
+            yield f"{server.instance} lacks the applied code of {', '.join(other)}: it answers code_mismatch for it."
 
 
 def _instant(instant_us: int | None) -> str:

@@ -31,6 +31,7 @@ from featurestore.registered.snapshot_file import (
 )
 from featurestore.server.http.door import Door
 from featurestore.server.read.templates import Templates
+from featurestore.server.watch.serving import ServingReport
 from featurestore.types.times import MIN_INSTANT, to_rfc3339
 from featurestore.workspace import Readers
 
@@ -55,6 +56,7 @@ class SnapshotKeeper:
         self._refreshing = threading.Lock()
         self._thread: threading.Thread | None = None
         self._registry: Registry | None = None
+        self._report = ServingReport(workspace)
         self._ledger = -1
         """How far the project's ledger was when it was read last."""
         self._written_us = MIN_INSTANT
@@ -141,14 +143,25 @@ class SnapshotKeeper:
                 return
             self._thread = None
         if self._registry is not None:
+            self._report.farewell(self._registry)
             self._registry.close()
             self._registry = None
 
     def _run(self) -> None:
         seconds = self._interval.total_seconds()
         jitter = SystemRandom()
+        self._tell()
         while not self._stop.wait(seconds * jitter.uniform(0.9, 1.1)):
-            self.refresh()
+            if self.refresh() != "failed":
+                self._tell()
+
+    def _tell(self) -> None:
+        """Tell the registry what is served; never raises."""
+        try:
+            if self._registry is not None:
+                self._report.look(self._registry, self.current.snapshot)
+        except Exception:
+            logger.exception("the registry could not be told what is served")
 
     def _ask(self, known: SavedSnapshot | None = None) -> SavedSnapshot:
         """Return the registry's current state; reads the records only when the revision is not the known one."""

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Scope
 
 from featurestore_registry.auth import AuthMiddleware, Role, Token, TokenVerifier, tokens
 from featurestore_registry.auth.tokens import EVERY_PROJECT
+from featurestore_registry.auth.tokens import KIND as TOKEN
 from featurestore_registry.errors import AuthError, RegistryError
 from featurestore_registry.http.policy import name_of
 from featurestore_registry.http.urls import PREFIX
@@ -35,6 +36,8 @@ class Needs(NamedTuple):
 
     read: Role
     write: Role | None
+    is_server: bool = False
+    """Whether it must be a feature server's token, or an admin's, that writes them."""
 
 
 LEDGER: Mapping[str, Needs] = {
@@ -48,6 +51,7 @@ LEDGER: Mapping[str, Needs] = {
 """By the kind of a ledger's entries. Tokens have routes of their own."""
 JOURNAL: Mapping[str, Needs] = {
     **dict.fromkeys(("commit", "publish", "withdrawal", "pushed_online"), Needs(Role.VIEWER, Role.OPERATOR)),
+    "serving": Needs(Role.VIEWER, Role.READER, is_server=True),  # readers' tokens are in many hands
     AUDIT: Needs(Role.ADMIN, None),
 }
 """By the kind of a journal's entries."""
@@ -97,7 +101,7 @@ class Access:
     def refresh(self) -> None:
         """Read the tokens of projects in whose ledger something was written."""
         with self._lock:
-            for project in (EVERY_PROJECT, *self._registry.definitions.projects()):
+            for project in self._registry.projects_with(TOKEN):  # before its first apply, too
                 ledger = self._registry.state(project).ledger
                 if self._seen.get(project) != ledger:
                     found = tokens(self._registry.ledger, project or None)
@@ -145,9 +149,9 @@ def permit(scope: Scope, token: Token) -> None:
     if path == f"{PREFIX}/apply":
         token.require(Role.EDITOR, project)
     elif path == f"{PREFIX}/ledger":
-        token.require(_role(LEDGER, "ledger", _one(query, "kind"), writes=method != "GET"), project)
+        token.require(_role(token, LEDGER, "ledger", _one(query, "kind"), writes=method != "GET"), project)
     elif path in (f"{PREFIX}/journal", f"{PREFIX}/journal/newest"):
-        least = _role(JOURNAL, "journal", _one(query, "kind"), writes=method != "GET")
+        least = _role(token, JOURNAL, "journal", _one(query, "kind"), writes=method != "GET")
         token.require(Role.ADMIN if method == "DELETE" else least, project)
     elif path in (f"{PREFIX}/approve", f"{PREFIX}/policy", f"{PREFIX}/proposals"):
         token.require(
@@ -170,7 +174,7 @@ def _one(query: QueryParams, name: str) -> str | None:
     return found[0] if found else None
 
 
-def _role(kinds: Mapping[str, Needs], where: str, kind: str | None, *, writes: bool) -> Role:
+def _role(token: Token, kinds: Mapping[str, Needs], where: str, kind: str | None, *, writes: bool) -> Role:
     needs = kinds.get(kind or "")
     if needs is None:
         raise AuthError(f"The {where} has no entries of kind {kind!r} for requests.", status=403)
@@ -178,6 +182,8 @@ def _role(kinds: Mapping[str, Needs], where: str, kind: str | None, *, writes: b
         return needs.read
     if needs.write is None:
         raise AuthError(f"Entries of kind {kind!r} are written by the server alone.", status=403)
+    if needs.is_server and not token.is_server and token.role < Role.ADMIN:
+        raise AuthError(f"Entries of kind {kind!r} are written by feature servers, with a token of theirs.", status=403)
     return needs.write
 
 

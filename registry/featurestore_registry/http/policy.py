@@ -78,8 +78,9 @@ class Policy:
         try:
             classes = self._judge(before, changes, with_classes=bool(policy["refuse"] or policy["approve"]))
         except RegistryFormatError as error:
-            reason = error.details.get("reason", error.message)
-            raise ValueError(f"nobody could read back what this apply writes: {reason}") from error
+            told = [str(error.details[name]) for name in ("what", "reason") if name in error.details]
+            said = ": ".join(told or [error.message])
+            raise ValueError(f"nobody could read back what this apply writes: {said}") from error
         stored = {record.key: record for record in before.records}
         for key in (f"{change.kind}:{change.name}" for change in changes):
             group = stored[key].owner if key in stored else ""

@@ -60,6 +60,12 @@ class SqlRegistry(Registry):
             chain = Chain() if number is None else self.definitions.chain_on(connection, project)
         return State(chain.head, chain.number, max(own or 0, everyones or 0), utc_datetime(now_us))
 
+    @override
+    def projects_with(self, kind: str) -> list[str]:
+        keys = tables.ledger_key.c
+        with self._database.reading() as connection:
+            return list(connection.scalars(select(keys.project).where(keys.kind == kind).distinct()))
+
     def close(self) -> None:
         """Release connections; calling it twice is allowed."""
         self._database.close()
