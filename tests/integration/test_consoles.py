@@ -67,6 +67,7 @@ RUNS = [
     ["consumer", "list"],
     ["diff", "1"],
     ["rollback", "1"],
+    ["promote", NAMES, "--from", NAMES],
     ["audit"],
     ["registry", "upgrade"],
     *([name] for name in NEED_A_SERVER),
@@ -140,7 +141,7 @@ def test_json_is_the_same_on_every_console(repo: Path, run: Run, encoding: str) 
 def expected_code(arguments: list[str]) -> int:
     if arguments == [NAMES] or f"{NAMES}=1" in arguments:
         return 2
-    is_unknown = arguments[0] in ("show", "peek", "push") and arguments[1] == NAMES
+    is_unknown = arguments[0] in ("show", "peek", "push", "promote") and arguments[1] == NAMES
     needs_more = arguments[0] in ("serve", "teardown", "policy", *NEED_A_SERVER)
     return 1 if is_unknown or needs_more or f"{NAMES}/x.parquet" in arguments else 0
 

@@ -23,7 +23,15 @@ from featurestore.workspace import Readers
 
 PACKAGE = Path(featurestore.__file__).parent
 READING = [
-    *("plan/changes", "plan/classes", "plan/notices", "plan/planning", "plan/remedies", "plan/schemas"),
+    *(
+        "plan/changes",
+        "plan/classes",
+        "plan/notices",
+        "plan/planning",
+        "plan/promoting",
+        "plan/remedies",
+        "plan/schemas",
+    ),
     *("consistency/clocks", "consistency/online_rows", "consistency/ownership", "consistency/remains"),
     *("ledger/progress", "training/coverage", "training/frames", "training/joins", "training/outputs"),
     *("maintenance/doctor", "maintenance/peek", "maintenance/sampling", "maintenance/status"),
@@ -47,7 +55,7 @@ def test_what_only_reads_receives_nothing_that_writes(module: str) -> None:
     [
         (DefinitionsReader, Definitions, {"head", "chain", "read", "history", "projects"}),
         (LedgerReader, Ledger, {"latest", "scan"}),
-        (JournalReader, Journal, {"scan", "newest"}),
+        (JournalReader, Journal, {"exists", "scan", "newest"}),
         (BlobReader, Blobs, {"get", "list"}),
         (
             OfflineReader,
