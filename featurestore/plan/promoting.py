@@ -15,7 +15,7 @@ from featurestore_registry.records import Record
 
 from featurestore.backends import TOKEN_FROM, open_registry
 from featurestore.definitions import FeatureView, OnDemandFeatureView, ParquetSource
-from featurestore.errors import AuthError, InputError, NotFoundError, PlanError, did_you_mean
+from featurestore.errors import AuthError, InputError, NotFoundError, PlanError, SourceError, did_you_mean
 from featurestore.ledger.serving import FORGOTTEN_AFTER, Server, servers_of
 from featurestore.plan.changes import Plan, Step
 from featurestore.plan.history import SHOWN_HASH, snapshot_at
@@ -54,9 +54,14 @@ def plan_promotion(
     by_key = {record.key: record for record in source.records}
     chosen = list(dict.fromkeys(key for name in names for key in keys_named((source,), name)))
     records, notices = _with_paths(with_dependencies(chosen, by_key), source, target, paths or {})
-    plan = make_plan(workspace, from_records(records).values(), partial=True, prepare=prepare)
+    definitions = from_records(records).values()
+    try:
+        plan = make_plan(workspace, definitions, partial=True, prepare=prepare)
+    except SourceError as error:
+        hint = f"{error.hint} --source NAME=PATH says what a source reads in {target.project}.".lstrip()
+        raise type(error)(error.message, hint=hint, **error.details) from None
     if not target.revision:
-        notices.insert(0, f"the registry does not know {target.project!r} yet: this makes it.")
+        notices.insert(0, f"The registry does not know {target.project!r} yet: this makes it.")
     at_revision = f"{project} revision {source.revision} ({source.chain.head[:SHOWN_HASH]})"
     plan = replace(
         plan,
@@ -67,7 +72,7 @@ def plan_promotion(
     try:
         check_code(workspace, plan)
     except PlanError as error:
-        notices.append(f"at present the apply would be refused. {error.message} {error.hint}")
+        notices.append(f"At present the apply would be refused. {error.message}")
     return replace(plan, notices=(*notices, *plan.notices))
 
 
@@ -142,9 +147,9 @@ def _with_paths(
             name, theirs = record.name, record.document["path"]
             path = paths.get(name, own.get(name, theirs))
             if name not in own and name not in paths:
-                notices.append(f"source {name} is new here and reads {path}; --source {name}=PATH sets another path.")
+                notices.append(f"Source {name} is new here and reads {path}; --source {name}=PATH sets another path.")
             elif path != theirs and name not in paths:
-                notices.append(f"source {name} keeps its path {path}; in {source.project} it reads {theirs}.")
+                notices.append(f"Source {name} keeps its path {path}; in {source.project} it reads {theirs}.")
             record = replace(record, document={**record.document, "path": path})
         made.append(record)
     return made, notices

@@ -33,6 +33,7 @@ from featurestore.errors import (
     PlanError,
     RegistryFormatError,
     RevisionConflictError,
+    SourceFileError,
 )
 from featurestore.ledger.consumers import Consumer, add_consumer
 from featurestore.ledger.serving import Server, servers_of, tell
@@ -158,8 +159,8 @@ def test_definitions_go_from_project_to_project_over_every_registry(anywhere: tu
     assert [step.action for step in planned.steps] == ["create"] * 4
     assert "Plan for prod: revision 0 -> 1" in str(planned)
     assert "afterwards run `fs materialize --view delays`" in str(planned)
-    assert "the registry does not know 'prod' yet" in str(planned)
-    assert "source flights is new here and reads flights.parquet" in str(planned)
+    assert "The registry does not know 'prod' yet" in str(planned)
+    assert "Source flights is new here and reads flights.parquet" in str(planned)
     assert prod.list() == []
 
     assert prod.promote("model", "staging").applied == 1
@@ -203,7 +204,7 @@ def test_a_source_keeps_the_path_that_its_project_reads(environments: Environmen
     staging.apply([view(owner="ada"), view("more", ParquetSource("more", "other.parquet", "ts"))])
     planned = prod.plan_promotion("delays", "staging")
     assert [step.name for step in planned.steps] == ["delays"]
-    assert "source flights keeps its path other.parquet; in staging it reads flights.parquet." in str(planned)
+    assert "Source flights keeps its path other.parquet; in staging it reads flights.parquet." in str(planned)
     prod.promote("delays", "staging")
     assert prod.get("source", "flights").path == "other.parquet"
     prod.promote("more", "staging", paths={"more": "flights.parquet"})
@@ -213,6 +214,10 @@ def test_a_source_keeps_the_path_that_its_project_reads(environments: Environmen
     prod.promote("source:flights", "staging")
     assert prod.get("source", "flights").path == "other.parquet"
     assert prod.get("source", "flights").allowed_lateness == timedelta(days=2)
+    (prod.root / "other.parquet").unlink()
+    with pytest.raises(SourceFileError) as missing:
+        prod.promote("more", "staging", paths={"more": "nowhere.parquet"})
+    assert "--source NAME=PATH says what a source reads in prod." in missing.value.hint
     with pytest.raises(InputError, match="'flight', which is no source") as wrong:
         prod.promote("delays", "staging", paths={"flight": "x"})
     assert "flights" in wrong.value.hint
@@ -288,7 +293,7 @@ def test_code_must_be_on_every_server_first(environments: Environments) -> None:
     with pytest.raises(PlanError, match="No server of prod says that it has the code of share") as refused:
         prod.promote("model", "staging")
     assert "--no-servers" in refused.value.hint
-    assert "at present the apply would be refused. No server" in str(prod.plan_promotion("model", "staging"))
+    assert "At present the apply would be refused. No server" in str(prod.plan_promotion("model", "staging"))
     prod.promote("delays", "staging")  # no code is in this
 
     def say(name: str, code: dict[str, str], **more: Any) -> None:
@@ -350,7 +355,7 @@ def test_a_server_with_newer_code_answers_503_until_the_promotion_and_one_with_a
     environments.store(staging.root).apply(allow_breaking=True)
     with serving_here(open_workspace(prod.root)) as client:
         assert client.post("/v1/online-features", json=body).json()["rows"] == [[2.0]]
-        until(lambda: "share_v2" in servers_of(now.workspace.registry, "prod")[0].code)
+        until(lambda: any("share_v2" in each.code for each in servers_of(now.workspace.registry, "prod")))
         now.promote("share_v2", "staging")
         until(lambda: client.post("/v1/online-features", json={**body, "features": ["share_v2:share"]}).is_success)
         assert client.post("/v1/online-features", json=body).json()["rows"] == [[2.0]]
