@@ -72,5 +72,6 @@ def servers_of(registry: RegistryReader, project: str, now: datetime | None = No
     for entry in newest.values():
         if not entry.document.get("stopped"):
             with understood(f"what the server {entry.key!r} said"):
-                found.append(Server(**{**known_fields(Server, entry.document), "seen_at": entry.written_at}))
+                said = known_fields(Server, entry.document)
+                found.append(Server(**{**said, "code": dict(said["code"]), "seen_at": entry.written_at}))
     return sorted(found, key=lambda server: (server.instance, server.process))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sqlite3
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from support.serving import Project, ask_until_ready, serving, serving_here, sma
 
 from featurestore.ledger.serving import KIND, Server, servers_of, tell
 from featurestore.registered.snapshot import Snapshot
+from featurestore.server.watch import serving as watch
 from featurestore.server.watch.serving import ServingReport
 from featurestore.types.times import system_clock
 from featurestore.workspace import Workspace
@@ -111,17 +114,20 @@ def test_who_is_behind_lacks_code_or_is_gone(project: Project, capsys: pytest.Ca
     tell(journal, "shop", found["good", 1])
     tell(journal, "shop", found["older", 3])
     said = CommandLine(project.root, capsys)("status", "--servers")
+    document = journal.newest("shop", KIND, limit=1)[0].document
     assert said.count("Revision 1 is served by 1 server") == 2
     assert "Revision 1 is served by 1 server, behind revision 1." in said
     assert "older lacks the applied code of spending: it answers code_mismatch for it." in said
-    journal.append("shop", KIND, [("x", {"instance": "x"})])
-    with pytest.raises(RegistryFormatError, match="'x'"):
-        servers_of(workspace.registry, "shop")
+    for key, wrong in (("x", {"instance": "x"}), ("y", {**document, "code": "share"})):
+        journal.append("shop", KIND, [(key, wrong)])
+        with pytest.raises(RegistryFormatError, match=f"'{key}'"):
+            servers_of(workspace.registry, "shop")
+        journal.append("shop", KIND, [(key, {"stopped": True})])
     workspace.close()
 
 
 def test_it_is_said_every_five_minutes_and_a_refusal_costs_one_warning(
-    project: Project, caplog: pytest.LogCaptureFixture
+    project: Project, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = ManualClock(system_clock())
     workspace = project.workspace(clock)
@@ -162,11 +168,17 @@ def test_it_is_said_every_five_minutes_and_a_refusal_costs_one_warning(
             report.look(registry, snapshot)
             assert len(servers_of(registry, "shop")) == 2
         assert entries() == 5
+    clock.advance(timedelta(minutes=5))
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a registry that hangs holds up no end
+        monkeypatch.setattr(watch, "FAREWELL_SECONDS", 0.1)
+        with HttpRegistry(f"http://127.0.0.1:{silent.getsockname()[1]}", token=server) as registry:
+            began_s = time.monotonic()
+            report.farewell(registry)
+            assert time.monotonic() - began_s < 2
     with HttpRegistry(url, token=server) as registry:  # it is away
-        clock.advance(timedelta(minutes=5))
         report.look(registry, snapshot)
         report.farewell(registry)
-    assert len(caplog.records) == 2
+    assert "--server" not in caplog.records[1].message
     workspace.close()
 
 

@@ -8,6 +8,7 @@ import click
 
 from featurestore.cli.output import Output, jsonable, repo_command
 from featurestore.consistency.waiting_rows import in_words
+from featurestore.errors import AuthError
 from featurestore.following.lag import Lag
 from featurestore.ledger.serving import Server, servers_of
 from featurestore.maintenance.status import ViewStatus, status, without_views
@@ -109,7 +110,11 @@ def _show_servers(store: FeatureStore, output: Output) -> None:
 def _served(store: FeatureStore, found: list[Server] | None = None) -> Iterator[str]:
     """Yield by how many servers each revision is served, and which of them are not as they should be."""
     snapshot = store.workspace.snapshot()
-    found = servers_of(store.workspace.registry, store.project) if found is None else found
+    if found is None:
+        try:
+            found = servers_of(store.workspace.registry, store.project)
+        except AuthError:
+            return  # an earlier version serves the registry, and knows of no such entries
     for number, head in sorted({(server.revision, server.hash) for server in found}, reverse=True):
         count = len({server.instance for server in found if server.hash == head})
         servers = "1 server" if count == 1 else f"{count} servers"

@@ -14,7 +14,7 @@ from featurestore_registry.interface import Registry
 
 import featurestore
 from featurestore.definitions import OnDemandFeatureView
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import AuthError, FeatureStoreError
 from featurestore.ledger.serving import TOLD_EVERY_US, Server, tell
 from featurestore.registered.snapshot import Snapshot
 from featurestore.server.watch.metrics import DIRECTORY_VARIABLE
@@ -57,8 +57,9 @@ class ServingReport:
             if not self._has_warned:
                 logger.warning(
                     "the registry does not learn what is served here, so `fs status` and `fs promote` do not know of "
-                    "this server: %s (behind HTTP it needs a token made with --server)",
+                    "this server: %s%s",
                     error.message,
+                    " Give it a token made with `fs token create --server`." if isinstance(error, AuthError) else "",
                 )
             self._has_warned = True
         else:
