@@ -207,7 +207,7 @@ def http_page() -> Iterable[str]:
 
 def registry_page() -> Iterable[str]:
     from featurestore_registry.auth import Role
-    from featurestore_registry.http.access import JOURNAL, LEDGER, OPEN_PATHS, Access
+    from featurestore_registry.http.access import JOURNAL, LEDGER, OPEN_PATHS, SESSION_PATH, Access
     from featurestore_registry.http.server import create_app
     from featurestore_registry.sql import open_registry
 
@@ -222,6 +222,7 @@ def registry_page() -> Iterable[str]:
         for method, operation in methods.items():
             by_kind = path.endswith(("/ledger", "/journal", "/journal/newest")) and method != "delete"
             least = "none" if path in OPEN_PATHS else "[by kind](#kinds)" if by_kind else least_role(method, path)
+            least = "a person" if path == SESSION_PATH else least
             yield f"| `{method.upper()} {path}` | {least} | {cell(operation['summary'])} |"
     yield "\n## Kinds\n"
     yield "What a request names a kind of in `kind`. Of a kind that is not here nobody reads or writes anything.\n"
@@ -256,9 +257,9 @@ def least_role(method: str, path: str, kind: str = "") -> str:
 REGISTRY_HEAD = """\
 `fs registry serve` answers these; [share a registry](../how-to/registry.md) says how to run it. `GET /openapi.json`,
 which wants an admin's token for every project, describes parameters and bodies. The header is
-`Authorization: Bearer TOKEN`. A token that is bound to a project is good for requests about it alone. Each role may do
-what those before it may: viewer, reader, operator, editor, admin. The hashes of tokens are shown to tokens made with
-`fs token create --server`, and to no others.
+`Authorization: Bearer TOKEN`; for a GET the cookie of somebody who logged in by browser is enough. A token that is
+bound to a project is good for requests about it alone. Each role may do what those before it may: viewer, reader,
+operator, editor, admin. The hashes of tokens are shown to tokens made with `fs token create --server`, to no others.
 """
 
 

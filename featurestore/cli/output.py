@@ -123,7 +123,10 @@ def described(description: str, deprecated: str) -> str:
 
 
 def repo_command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command ``--repo``, ``--json`` and ``--debug``; it receives ``store`` and ``output``."""
+    """Give a command ``--repo``, ``--json`` and ``--debug``; it receives ``store`` and ``output``.
+
+    One that is given a ``registry_url`` needs no repo.
+    """
 
     @shared_options()
     @functools.wraps(function)
@@ -131,7 +134,8 @@ def repo_command(function: Callable[..., Any]) -> Callable[..., Any]:
         from featurestore.cli.progress import showing_progress
         from featurestore.store import FeatureStore
 
-        repo, as_json = given("repo") or Path(), bool(given("as_json"))
+        is_anywhere, as_json = bool(values.get("registry_url")), bool(given("as_json"))
+        repo = {"project": "none"} if is_anywhere else given("repo") or Path()
         own = {name: value for name, value in values.items() if name not in ("repo", "as_json", "debug")}
         with (
             _logging(debug=bool(given("debug"))),

@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    SecretStr,
     ValidationError,
     field_validator,
 )
@@ -173,6 +174,12 @@ class ServerSettings(_Group):
     """The largest request body, in bytes or as ``2MB``."""
 
 
+def _check_origin(url: str) -> str:
+    if url and not re.fullmatch(r"https?://[a-z0-9.\-\[\]:]+", url):
+        raise ValueError("write it as https://HOST or https://HOST:PORT, in lower case and without a path")
+    return url
+
+
 class RegistryServerSettings(_Group):
     """Whom `fs registry serve` lets in besides those with a token: people of an OpenID Connect provider."""
 
@@ -180,12 +187,22 @@ class RegistryServerSettings(_Group):
     """The provider's URL, as in the claim ``iss`` of its tokens; by default there is none."""
     oidc_audience: str = ""
     """The claim ``aud`` of tokens for this registry: its client id at the provider."""
+    oidc_client_secret: SecretStr = SecretStr("")
+    """The client's secret at the provider, if it has one: write ``${NAME}`` for an environment variable."""
+    oidc_cli_client_id: str = ""
+    """The client id of `fs login` at the provider, without a secret; by default ``oidc_audience``, if that has none."""
+    oidc_scopes: list[str] = ["openid", "email"]
+    """What a login asks the provider for; some give the claim below for a scope of its own alone."""
     oidc_claim: str = "groups"
     """The claim that says which groups or roles somebody has at the provider."""
     oidc_roles: dict[str, str] = {}
     """By a value of that claim: a role for every project, or ``role:project``, for example ``editor:ranking``."""
     trusted_proxies: list[str] = []
     """Addresses or networks of proxies: the audit then names whom they say they ask for (``X-Forwarded-For``)."""
+    public_url: Annotated[str, AfterValidator(_check_origin)] = ""
+    """This server's URL as browsers know it, for example ``https://registry.example``; by default where it listens."""
+    session: Duration = timedelta(hours=12)
+    """How long somebody who logged in stays so."""
 
 
 _GROUPS: dict[str, type[BaseModel]] = {

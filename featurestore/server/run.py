@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -48,7 +48,6 @@ WORKER_ANSWER_SECONDS = 30
 """Replace a worker that has not answered its parent for so long; loading all modules can take seconds."""
 
 BACKLOG = 2048
-FETCH_SECONDS = 5.0
 
 SWITCH_SECONDS = 0.0005
 """How long another thread may run Python before a request gets its turn. With Python's own 5 ms a background refresh
@@ -117,16 +116,26 @@ def serve_registry(root: Path, *, host: str, port: int, debug: bool, log_format:
                 hint="Run it where `registry` names a file or a database.",
                 key="registry",
             )
-        registry = workspace.registry
-        people = _people(workspace.settings.registry_server)
-        access = Access(registry, people=people, clock=workspace.clock)
-        access.refresh()
-        if people is None and not access.has_tokens:
-            logger.warning(
-                "nobody can enter: no token is known. Make one with `fs token create --role admin --all-projects`"
-            )
-        app = create_registry(registry, access, judge=judge, version=featurestore.__version__)
+        registry, settings = workspace.registry, workspace.settings.registry_server
+        people = _people(settings)
         with bind(host, port) as listening:
+            access = Access(
+                registry,
+                people=people,
+                public_url=settings.public_url or url_of(listening),
+                session_seconds=settings.session.total_seconds(),
+                clock=workspace.clock,
+            )
+            access.refresh()
+            if people is None and not access.has_tokens:
+                logger.warning(
+                    "nobody can enter: no token is known. Make one with `fs token create --role admin --all-projects`"
+                )
+            if people is not None and not access.public_url:
+                logger.warning(
+                    "nobody logs in by browser: set registry_server.public_url to this server's https:// URL"
+                )
+            app = create_registry(registry, access, judge=judge, version=featurestore.__version__)
             sys.stdout.write(f"Serving the registry at {url_of(listening)}\n")
             sys.stdout.flush()
             check()
@@ -145,7 +154,7 @@ def _people(settings: RegistryServerSettings) -> People | None:
             key="registry_server",
         )
     try:
-        import httpx
+        import oauthlib  # noqa: F401 - logins need it
         from featurestore_registry.http.oidc import Issuer, People
     except ImportError as error:
         raise SettingsError(
@@ -154,11 +163,16 @@ def _people(settings: RegistryServerSettings) -> People | None:
             key="registry_server",
         ) from None
 
-    def fetch(url: str) -> Any:
-        return httpx.get(url, timeout=FETCH_SECONDS, follow_redirects=False).raise_for_status().json()
-
-    issuer = Issuer(settings.oidc_issuer, settings.oidc_audience, settings.oidc_roles, settings.oidc_claim)
-    return People(issuer, fetch)
+    issuer = Issuer(
+        settings.oidc_issuer,
+        settings.oidc_audience,
+        settings.oidc_roles,
+        settings.oidc_claim,
+        settings.oidc_client_secret.get_secret_value(),
+        settings.oidc_cli_client_id,
+        tuple(settings.oidc_scopes),
+    )
+    return People(issuer)
 
 
 def _prepare_process(log_format: logs.Format, debug: bool) -> None:

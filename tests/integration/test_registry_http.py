@@ -88,6 +88,10 @@ def routes() -> list[tuple[str, str, Role | None, Any]]:
         ("POST", "/apply?project=p", Role.EDITOR, body_of("new")),
         ("GET", "/tokens?project=p", Role.ADMIN, None),
         ("POST", "/tokens?project=p", Role.ADMIN, {"key": "x", "document": {}}),
+        ("GET", "/sessions?project=p", Role.ADMIN, None),
+        ("POST", "/sessions?project=p", Role.ADMIN, {"key": "x", "document": {}}),
+        ("POST", "/session", None, None),  # for people alone
+        ("DELETE", "/session", None, None),
         ("GET", "/nothing?project=p", Role.ADMIN, None),
     ]
     for kind, needs in LEDGER.items():
@@ -106,7 +110,7 @@ def routes() -> list[tuple[str, str, Role | None, Any]]:
                 None,
             )
         ]
-    for kind in ("token", "policy", "owner", "unknown", ""):
+    for kind in ("token", "session", "policy", "owner", "unknown", ""):
         found += [
             (method, f"/ledger?project=p&kind={kind}", None, {"key": "k", "document": {}}) for method in ("GET", "POST")
         ]
@@ -126,7 +130,7 @@ def test_each_role_does_what_it_may_and_no_more(served: Served) -> None:
                 assert status == 403, (method, path, role, status)
             else:
                 assert status in (200, 404, 422), (method, path, role, status)
-                assert status != 422 or path.startswith("/tokens"), (method, path, role)
+                assert status != 422 or path.startswith(("/tokens", "/sessions")), (method, path, role)
                 assert status != 404 or path.startswith("/nothing"), (method, path, role)
     assert served.registry.definitions.projects() == before
 
@@ -146,7 +150,8 @@ def test_without_a_good_token_no_route_tells_anything(served: Served) -> None:
         }
         (answer,) = answers
         assert json.loads(answer)["error"]["type"] == "unauthorized"
-    assert [served.ask(None, "GET", path).status_code for path in ("/health", "/ready")] == [200, 200]
+    for path, status in {"/health": 200, "/ready": 200, "/": 200, "/login": 404, "/api/v1/login": 404}.items():
+        assert served.ask(None, "GET", path).status_code == status, path
     assert served.ask(None, "GET", "/openapi.json").status_code == 401
 
 

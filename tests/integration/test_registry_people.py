@@ -89,6 +89,19 @@ def test_a_person_has_the_roles_of_the_groups(provider: Provider, people: People
     assert named is not None
     assert claimed is not None
     assert (named.name, claimed.name) == ("ada@example.org", "ada")
+    for groups in (None, ["king"], 7, {"ops": "ops"}):
+        nobody = people.verify(provider.token(groups=groups))
+        assert nobody is not None
+        assert (nobody.grants, nobody.sees("p")) == ((), False), groups
+
+
+def test_an_address_that_nobody_verified_gives_no_role(provider: Provider) -> None:
+    people = People(Issuer(URL, "registry", {"ada@example.org": "admin"}, claim="email"), provider.fetch)
+    people.refresh()
+    for is_verified in (True, False, None, "true"):
+        found = people.verify(provider.token(email="ada@example.org", email_verified=is_verified))
+        assert found is not None
+        assert bool(found.grants) is (is_verified is True)
 
 
 def test_made_up_tokens_are_nobodys(provider: Provider, people: People) -> None:
@@ -127,8 +140,6 @@ def test_made_up_tokens_are_nobodys(provider: Provider, people: People) -> None:
         "another body": b".".join((head, raised, signature)),
         "no signature": b".".join((head, body, b"")),
         "cut": good[:-10],
-        "no groups": provider.token(groups=None),
-        "unknown groups": provider.token(groups=["king"]),
         "noise": b"a.b.c",
         "bytes": b"\xff.\xfe.\xfd",
     }.items():
@@ -194,6 +205,9 @@ def test_people_enter_by_their_roles_and_are_named_in_what_they_do(url: str, pro
 
     assert ask("GET", "/state?project=p").status_code == 200
     assert ask("GET", "/state?project=p", aud="another").status_code == 401
+    for path in ("/state?project=p", "/projects"):
+        refused = ask("GET", path, groups=["king"])
+        assert (refused.status_code, "no role" in refused.text) == (403, True)
     record = {"kind": "view", "project": "p", "name": "a", "document": {}, "fingerprint": "f"}
     change = {"action": "put", "kind": "view", "name": "a", "record": record}
     apply = {"expected": "", "changes": [change]}

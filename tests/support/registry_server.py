@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import uvicorn
@@ -15,6 +16,7 @@ from featurestore_registry.http.server import create_app
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change, Revision
 
+from featurestore.server.run import bind, url_of
 from support.serving import until
 
 
@@ -23,25 +25,23 @@ def all_compatible(before: Revision, changes: Sequence[Change], *, with_classes:
 
 
 @contextmanager
-def serving_registry(registry: Registry, judge: Judge | None = None, people: People | None = None) -> Iterator[str]:
+def serving_registry(
+    registry: Registry, judge: Judge | None = None, people: People | None = None, **more: Any
+) -> Iterator[str]:
     """Serve a registry in a thread of this process, and give its URL. Without a judge its records may be anything."""
-    config = uvicorn.Config(
-        create_app(registry, Access(registry, people=people), judge=judge or all_compatible),
-        host="127.0.0.1",
-        port=0,
-        log_config=None,
-        ws="none",
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        until(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with bind("127.0.0.1", 0) as listening:
+        url = url_of(listening)
+        access = Access(registry, people=people, **{"public_url": url, **more})
+        app = create_app(registry, access, judge=judge or all_compatible)
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            until(lambda: server.started)
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def asking(url: str, token: str) -> httpx.Client:

@@ -10,7 +10,8 @@ from featurestore.store import FeatureStore
 
 
 @click.command("logout")
+@click.argument("registry_url", metavar="[URL]", required=False)
 @repo_command
-def command(store: FeatureStore, output: Output) -> None:
-    """Forget the token that `fs login` kept for the repo's registry."""
-    log_out(store, output)
+def command(store: FeatureStore, output: Output, registry_url: str | None) -> None:
+    """End what `fs login` began at the registry at URL, by default the repo's, and forget its token."""
+    log_out(store, output, registry_url)

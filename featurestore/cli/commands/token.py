@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
 import click
-from featurestore_registry.auth import Role, Token, create_token, given_token, revoke_token, tokens
+from featurestore_registry.auth import (
+    Role,
+    Session,
+    Token,
+    create_token,
+    end_sessions,
+    given_token,
+    revoke_token,
+    sessions,
+    tokens,
+)
 
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.shared import shared_options
 from featurestore.definitions.base import check_object_name
-from featurestore.errors import FeatureStoreError, NotFoundError, did_you_mean
+from featurestore.errors import AuthError, FeatureStoreError, NotFoundError, did_you_mean
 from featurestore.project.settings import read_duration
 from featurestore.store import FeatureStore
 from featurestore.types.times import MAX_INSTANT, MICROSECOND, to_rfc3339
@@ -143,23 +154,40 @@ def create(
 @_of_project
 @repo_command
 def list_(store: FeatureStore, output: Output, project: str | None) -> None:
-    """List the tokens that are good for the project, those of all projects among them; never their texts."""
+    """List the tokens that are good for the project, those of all projects among them; never their texts.
+
+    And who is logged in, with the address from which, where people log in.
+    """
     now_us = store.workspace.clock()
-    found = _tokens_of(store, project)
+    found: list[Token | Session] = [*_tokens_of(store, project), *_logins(store, now_us)]
     output.emit([_document(each, now_us) for each in found])
-    if found:
-        rows = [(each.id, each.name, _role_of(each), _good_for(each), _end_of(each, now_us)) for each in found]
+    rows = [(each.id, each.name, _role_of(each), _good_for(each), _end_of(each, now_us)) for each in found]
+    if rows:
         output.table(("id", "name", "role", "good for", "end"), rows)
     else:
         output.say("There are no tokens: a server on loopback is open to all who reach it, unless it has seen one.")
 
 
 @command.command("revoke")
-@click.argument("id")
+@click.argument("id", required=False)
+@click.option("--person", metavar="NAME", help="End all logins of a person.")
 @_of_project
 @repo_command
-def revoke(store: FeatureStore, output: Output, id: str, project: str | None) -> None:
-    """Revoke the token ID, as `fs token list` shows it, for good."""
+def revoke(store: FeatureStore, output: Output, id: str | None, person: str | None, project: str | None) -> None:
+    """Revoke the token ID, as `fs token list` shows it, for good, or end the login ID, or those of a person.
+
+    Somebody who may still log in at the identity provider can do it again: take the role away there first.
+    """
+    if (id is None) == (person is None):
+        raise click.UsageError("Give either an ID or --person.")
+    logins = [each.id for each in _logins(store) if id == each.id or (person and person in (each.name, each.person))]
+    if logins or id is None:
+        ended = end_sessions(store.workspace.ledger, lambda each: each.id in logins)
+        if not ended:
+            raise NotFoundError(f"Nobody of the name {person!r} is logged in.", hint="See `fs token list`.")
+        output.emit({"ended": [each.id for each in ended]})
+        output.say(f"{ended[0].name} is logged out (logins ended: {len(ended)}).")
+        return
     ledger, named = store.workspace.ledger, project or store.project
     found = {token.id: token for token in _tokens_of(store, project)}
     revoke_token(ledger, found[id].project if id in found else named, id, now_us=store.workspace.clock())
@@ -169,21 +197,37 @@ def revoke(store: FeatureStore, output: Output, id: str, project: str | None) ->
         output.say("It was the last one. A server that has seen it stays closed, until `fs serve --open`.")
 
 
-def _role_of(token: Token) -> str:
+def _logins(store: FeatureStore, now_us: int = 0) -> list[Session]:
+    """Return who is logged in after an instant; nobody for who administers one project alone."""
+    try:
+        return [each for each in sessions(store.workspace.ledger) if each.expires_at_us > now_us]
+    except AuthError:
+        return []
+
+
+def _role_of(token: Token | Session) -> str:
+    if isinstance(token, Session):
+        return ", ".join(sorted(set(token.roles.values())))
     return f"{token.role}, server" if token.is_server else str(token.role)
 
 
-def _good_for(token: Token) -> str:
+def _good_for(token: Token | Session) -> str:
+    if isinstance(token, Session):
+        return f"{token.by} from {token.address}"
     return "all projects" if token.project is None else f"project {token.project}"
 
 
-def _end_of(token: Token, now_us: int) -> str:
+def _end_of(token: Token | Session, now_us: int) -> str:
     if token.expires_at_us is None:
         return "never expires"
     return f"{'expired' if token.expires_at_us <= now_us else 'expires'} {to_rfc3339(token.expires_at_us)}"
 
 
-def _document(token: Token, now_us: int) -> dict[str, Any]:
+def _document(token: Token | Session, now_us: int) -> dict[str, Any]:
+    if isinstance(token, Session):
+        document = {name: value for name, value in asdict(token).items() if name != "hash" and not name.endswith("_us")}
+        times = {"made_at": to_rfc3339(token.made_at_us), "expires_at": to_rfc3339(token.expires_at_us)}
+        return {**document, **times, "expired": token.expires_at_us <= now_us}
     end = token.expires_at_us
     return {
         "id": token.id,

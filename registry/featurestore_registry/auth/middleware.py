@@ -37,6 +37,9 @@ class AuthMiddleware:
     ``request_id`` that an outer middleware left in ``scope["state"]`` or the client sent as ``X-Request-ID``.
     A missing, unknown or expired token is answered 401, always in the same words; a role or project that does not
     suffice 403. An accepted token is left in ``scope["state"]["token"]``, on open paths too. WebSockets are refused.
+
+    Where ``cookie`` names one, it stands for the token of a GET or HEAD without the header: a browser sends it along
+    whatever site asks, so it changes nothing. The header wins over it, also with a token that is not valid.
     """
 
     def __init__(
@@ -46,11 +49,13 @@ class AuthMiddleware:
         verifier: Verifier,
         open_paths: frozenset[str],
         permit: Callable[[Scope, Token], None],
+        cookie: str = "",
     ) -> None:
         self._app = app
         self._verifier = verifier
         self._open_paths = open_paths
         self._permit = permit
+        self._cookie = cookie
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -75,6 +80,8 @@ class AuthMiddleware:
 
     def _admit(self, scope: Scope) -> Token:
         presented = _bearer(scope)
+        if self._cookie and scope["method"] in ("GET", "HEAD") and not _headers(scope, b"authorization"):
+            presented = cookie_of(scope, self._cookie)
         token = None if presented is None else self._verifier.verify(presented)
         if token is None:
             raise AuthError("A valid token is needed: send the header 'Authorization: Bearer TOKEN'.", status=401)
@@ -95,6 +102,13 @@ class AuthMiddleware:
 
 def _headers(scope: Scope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key.lower() == name]
+
+
+def cookie_of(scope: Scope, name: str) -> bytes | None:
+    """Return a cookie's value; None without one, or with two: another site of the same domain may have set one."""
+    parts = [part.strip().partition(b"=") for line in _headers(scope, b"cookie") for part in line.split(b";")]
+    found = [value for key, _, value in parts if key == name.encode()]
+    return found[0] if len(found) == 1 else None
 
 
 def _bearer(scope: Scope) -> bytes | None:

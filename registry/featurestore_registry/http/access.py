@@ -5,18 +5,29 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Scope
 
-from featurestore_registry.auth import AuthMiddleware, Role, Token, TokenVerifier, tokens
+from featurestore_registry.auth import (
+    AuthMiddleware,
+    Person,
+    Role,
+    Session,
+    Token,
+    TokenVerifier,
+    end_sessions,
+    sessions,
+    tokens,
+)
+from featurestore_registry.auth.sessions import begin_session
 from featurestore_registry.auth.tokens import EVERY_PROJECT
 from featurestore_registry.auth.tokens import KIND as TOKEN
 from featurestore_registry.errors import AuthError, RegistryError
 from featurestore_registry.http.policy import name_of
-from featurestore_registry.http.urls import PREFIX
+from featurestore_registry.http.urls import PREFIX, is_private
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Clock, Document, system_clock
 
@@ -25,9 +36,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("featurestore.registry")
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+SESSION_PATH = f"{PREFIX}/session"
+OPEN_PATHS = frozenset({"/health", "/ready", "/", "/login", "/login/callback", "/logout", f"{PREFIX}/login"})
 REFRESH_SECONDS = 2.0
 """How long a revoked token may go on at most, and a new one of another process wait."""
+SESSION_SECONDS = 12 * 3600.0
+"""How long somebody who logged in stays so."""
 AUDIT = "audit"
 
 
@@ -60,10 +74,24 @@ JOURNAL: Mapping[str, Needs] = {
 class Access:
     """Checks tokens and roles, and writes down who changed what."""
 
-    def __init__(self, registry: Registry, *, people: People | None = None, clock: Clock = system_clock) -> None:
-        """``people`` are those whom an identity provider vouches for."""
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        people: People | None = None,
+        public_url: str = "",
+        session_seconds: float = SESSION_SECONDS,
+        clock: Clock = system_clock,
+    ) -> None:
+        """``people`` are those whom an identity provider vouches for; browsers know the server by ``public_url``."""
         self._registry = registry
-        self._people = people
+        self.people = people
+        self.public_url = public_url.rstrip("/") if is_private(public_url) else ""
+        """Without a path, as in the header Origin; empty where browsers are not served."""
+        self.is_tls = self.public_url.startswith("https:")
+        self.cookie = self.cookie_named("fs_session")
+        self.session_seconds = session_seconds
+        self._clock = clock
         self._lock = threading.Lock()
         self._seen: dict[str, int] = {}
         """How far the ledger of each project was when its tokens were read."""
@@ -74,14 +102,41 @@ class Access:
 
     def guard(self, app: ASGIApp) -> ASGIApp:
         """Return an app that lets only those through who may."""
-        return AuthMiddleware(app, verifier=self, open_paths=OPEN_PATHS, permit=permit)
+        return AuthMiddleware(app, verifier=self, open_paths=OPEN_PATHS, permit=permit, cookie=self.cookie)
+
+    def cookie_named(self, name: str) -> str:
+        """Return the whole name: over TLS one that only this host can have set, for all of its paths (RFC 6265bis)."""
+        return f"__Host-{name}" if self.is_tls else name
 
     def verify(self, presented: bytes) -> Token | None:
         """Return the token of the registry, or the person, that a text stands for."""
         found = self._verifier.verify(presented)
-        if found is None and self._people is not None and presented.count(b".") == 2:
-            return self._people.verify(presented)
+        if found is None and self.people is not None and presented.count(b".") == 2:
+            return self.people.verify(presented)
         return found
+
+    def log_in(self, person: Person, by: str, address: str) -> tuple[str, Session]:
+        """Begin a session and return it with its text; raises AuthError for somebody without any role here."""
+        if not person.grants:
+            self.audit(person, EVERY_PROJECT, "refuse login", {"with": by}, address)
+            raise AuthError(f"{person.name} is known, but has no role here.", status=403)
+        text, made = begin_session(
+            self._registry.ledger,
+            person,
+            by=by,
+            address=address,
+            now_us=self._clock(),
+            length_us=int(self.session_seconds * 1_000_000),
+        )
+        self.audit(person, EVERY_PROJECT, "log in", {"session": made.id, "with": by}, address)
+        self.refresh()
+        return text, made
+
+    def log_out(self, person: Person, address: str) -> None:
+        """End somebody's session."""
+        end_sessions(self._registry.ledger, lambda each: each.id == person.session and each.person == person.id)
+        self.audit(person, EVERY_PROJECT, "log out", {"session": person.session}, address)
+        self.refresh()
 
     @property
     def has_tokens(self) -> bool:
@@ -89,10 +144,16 @@ class Access:
         return bool(self._tokens)
 
     def start(self) -> None:
-        """Read the tokens, and again every `REFRESH_SECONDS`, in the background; while they cannot be read, wait."""
-        self._try_refresh()
+        """Read the tokens, and again every `REFRESH_SECONDS`, in the background; while they cannot be read, wait.
+
+        The identity provider has a thread of its own: one that hangs delays no revocation.
+        """
         self._stop.clear()
-        threading.Thread(target=self._run, name="featurestore-registry-tokens", daemon=True).start()
+        for name, refresh in (("tokens", self._refresh_tokens), ("people", self._refresh_people)):
+            refresh()
+            threading.Thread(
+                target=self._run, args=(name, refresh), name=f"featurestore-registry-{name}", daemon=True
+            ).start()
 
     def stop(self) -> None:
         """End the background thread."""
@@ -105,9 +166,8 @@ class Access:
                 ledger = self._registry.state(project).ledger
                 if self._seen.get(project) != ledger:
                     found = tokens(self._registry.ledger, project or None)
-                    self._by_project[project] = tuple(
-                        each for each in found if (each.project or EVERY_PROJECT) == project
-                    )
+                    own = tuple(each for each in found if (each.project or EVERY_PROJECT) == project)
+                    self._by_project[project] = own if project else (*own, *self._logged_in())
                     self._seen[project] = ledger
             current = tuple(token for found in self._by_project.values() for token in found)
             if current != self._tokens:
@@ -118,12 +178,19 @@ class Access:
         entry = {"action": action, "by": name_of(token), "token": token.id, "from": client, **document}
         self._registry.journal.append(project, AUDIT, [(action, entry)])
 
-    def _try_refresh(self) -> None:
+    def _logged_in(self) -> list[Person]:
+        if self.people is None:
+            return []
+        return [each for each in map(self.people.resume, sessions(self._registry.ledger)) if each is not None]
+
+    def _refresh_people(self) -> None:
         try:
-            if self._people is not None:
-                self._people.refresh()
+            if self.people is not None:
+                self.people.refresh()
         except Exception as error:  # whatever an identity provider answers
             logger.warning("the identity provider's keys could not be fetched: %s", error)
+
+    def _refresh_tokens(self) -> None:
         try:
             self.refresh()
         except RegistryError as error:
@@ -131,12 +198,12 @@ class Access:
         except Exception:
             logger.exception("the tokens could not be read again")
 
-    def _run(self) -> None:
+    def _run(self, name: str, refresh: Callable[[], None]) -> None:
         while not self._stop.wait(REFRESH_SECONDS):
             began_s = time.monotonic()
-            self._try_refresh()
+            refresh()
             if time.monotonic() - began_s > REFRESH_SECONDS:
-                logger.warning("reading the tokens took longer than %g seconds", REFRESH_SECONDS)
+                logger.warning("reading the %s took longer than %g seconds", name, REFRESH_SECONDS)
 
 
 def permit(scope: Scope, token: Token) -> None:
@@ -144,6 +211,10 @@ def permit(scope: Scope, token: Token) -> None:
     query = QueryParams(scope["query_string"])
     path, method = scope["path"], scope["method"]
     project = _one(query, "project")
+    if path in ("/", SESSION_PATH):
+        return  # only about oneself
+    if isinstance(token, Person) and not token.grants:
+        raise AuthError("Your groups have no role here.", status=403)
     if path == f"{PREFIX}/projects":
         return  # of those that the token sees
     if path == f"{PREFIX}/apply":

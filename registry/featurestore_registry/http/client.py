@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 from typing_extensions import override
 
+from featurestore_registry.auth.sessions import KIND as SESSION
 from featurestore_registry.auth.tokens import KIND as TOKEN
 from featurestore_registry.auth.tokens import is_bearer
 from featurestore_registry.errors import (
@@ -107,7 +108,9 @@ class Connection:
             return AuthError(
                 f"The registry {self.name} refuses the request: {said}".rstrip(": "),
                 status=answer.status_code,
-                hint="Set FS_REGISTRY_TOKEN to a token with the role that this needs.",
+                hint="Run `fs login`, or set FS_REGISTRY_TOKEN to a token."
+                if answer.status_code == 401
+                else "Set FS_REGISTRY_TOKEN to a token with the role that this needs.",
             )
         if found is not None:
             return found
@@ -247,7 +250,7 @@ class HttpDefinitions(Definitions):
 
 
 class HttpLedger(Ledger):
-    """See `Ledger`. Tokens have a route of their own."""
+    """See `Ledger`. Tokens and sessions have routes of their own."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -393,14 +396,31 @@ class HttpRegistry(Registry):
         self._states[project] = answer.headers["etag"], state
         return state
 
+    def login_offer(self) -> Document | None:
+        """Return the provider's ``issuer``, and ``client_id`` and ``scopes``; None where people paste tokens."""
+        try:
+            found: Document = self._connection.get("/login", {}).json()
+        except (RecordNotFoundError, AuthError):  # a server of an earlier version wants a token for every route
+            return None
+        return found
+
+    def begin_session(self) -> Document:
+        """Begin a session for whom the identity provider's token vouches, and return its ``token``, ``name``, …"""
+        found: Document = self._connection.send("POST", "/session", {})
+        return found
+
+    def end_session(self) -> None:
+        """End the session whose text is the token of this client."""
+        self._connection.send("DELETE", "/session", {})
+
     @override
     def close(self) -> None:
         self._connection.close()
 
 
 def _ledger(project: str, kind: str) -> tuple[str, dict[str, str | int | None]]:
-    if kind == TOKEN:
-        return "/tokens", {"project": project}
+    if kind in (TOKEN, SESSION):
+        return f"/{kind}s", {"project": project}
     return "/ledger", {"project": project, "kind": kind}
 
 

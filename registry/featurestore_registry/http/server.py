@@ -26,6 +26,7 @@ from featurestore_registry.auth.tokens import EVERY_PROJECT, KIND
 from featurestore_registry.errors import AuthError, FeatureStoreError, RegistryFormatError
 from featurestore_registry.http import wire
 from featurestore_registry.http.access import Access, shown
+from featurestore_registry.http.login import add_offer, add_pages, add_sessions, client_of
 from featurestore_registry.http.policy import Judge, Policy, name_of
 from featurestore_registry.http.urls import PREFIX
 from featurestore_registry.interface import Registry
@@ -33,7 +34,7 @@ from featurestore_registry.records import Change, check_changes
 
 logger = logging.getLogger("featurestore.registry")
 
-_IMMUTABLE = "private, max-age=31536000, immutable"
+_IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable", "vary": "authorization, cookie"}
 _HIDDEN = {
     503: ("The registry's database does not answer.", "Try again; the log of the registry's server tells more."),
     500: ("The registry's server failed.", "Its log tells more."),
@@ -85,6 +86,8 @@ def create_app(registry: Registry, access: Access, *, judge: Judge, version: str
         api.add_exception_handler(kind, answer)
     api.add_exception_handler(HTTPException, _http_error)
     _add_health(api, registry)
+    add_pages(api, access)
+    add_offer(api, access)
     bearer = Security(
         HTTPBearer(auto_error=False, description="A token of `fs token create`, or of the identity provider.")
     )
@@ -94,6 +97,7 @@ def create_app(registry: Registry, access: Access, *, judge: Judge, version: str
     _add_ledger(routes, registry)
     _add_journal(routes, registry, access)
     _add_tokens(routes, registry, access)
+    add_sessions(routes, registry, access)
     api.include_router(routes)
     return _Bounded(access.guard(api))
 
@@ -142,7 +146,7 @@ def _add_definitions(api: APIRouter, registry: Registry, access: Access, policy:
         if revision not in hashes:
             raise HTTPException(404, "The project has no revision of this hash.")
         found = definitions.read(project, hashes.index(revision) + 1)
-        return _json(wire.plain(found), {"cache-control": _IMMUTABLE})
+        return _json(wire.plain(found), _IMMUTABLE)
 
     @api.get("/history", summary="The newest applies first", response_model=list[wire.InfoBody])
     def history(project: Project, limit: Limit = 50) -> Response:
@@ -275,8 +279,7 @@ def _token(request: Request) -> Token:
 
 
 def _audit(access: Access, request: Request, project: str, action: str, document: dict[str, Any]) -> None:
-    client = "" if request.client is None else request.client.host
-    access.audit(_token(request), project, action, document, client)
+    access.audit(_token(request), project, action, document, client_of(request))
 
 
 def _json(document: Any, headers: dict[str, str] | None = None) -> Response:

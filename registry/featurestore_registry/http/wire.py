@@ -200,6 +200,37 @@ class TokenEntryBody(Body):
     if_version: int | None = Field(default=None, description="0 for a new token.")
 
 
+class LoginBody(Body):
+    """How people log in."""
+
+    issuer: str
+    client_id: str
+    scopes: list[str]
+
+
+class SessionBody(Body):
+    """A session that began."""
+
+    token: str = Field(description="Its text, shown here alone: the bearer token from now on.")
+    name: str
+    roles: list[str]
+    expires_at: datetime
+
+
+class SessionsBody(Body):
+    """A person's sessions, each with its ``id``."""
+
+    sessions: list[dict[str, Any]] = Field(max_length=100)
+
+
+class SessionEntryBody(Body):
+    """What is left of a person's sessions."""
+
+    key: str
+    document: SessionsBody
+    if_version: int = Field(description="The newest version of the entry.")
+
+
 class VersionBody(Body):
     """The version of an entry that was appended."""
 

@@ -1,0 +1,75 @@
+"""A login in the browser of this machine, for a terminal: RFC 8252, by a port of loopback."""
+
+from __future__ import annotations
+
+import webbrowser
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qs
+
+import click
+from featurestore_registry.http.flow import CodeFlow, LoginError
+from featurestore_registry.http.oidc import Issuer, People
+
+WAIT_SECONDS = 300.0
+"""So long a login waits for the browser."""
+_TEXT = b"<!doctype html><title>fs login</title><p>The terminal goes on. You can close this page."
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True  # a browser may open connections that it never uses
+    state = ""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answers = Queue[str]()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = 10
+    server: _Listener
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        # Any page that the browser shows can send requests here: those end nothing.
+        is_answer = path == "/callback" and parse_qs(query).get("state") == [self.server.state]
+        self.send_response(200 if is_answer else 404)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        if is_answer:
+            self.wfile.write(_TEXT)
+            self.server.answers.put(query)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing: the address holds the code."""
+
+
+def id_token(offer: Mapping[str, Any], *, opens: bool) -> str:
+    """Let somebody log in at the provider that a registry offers, and return the ID token; raises LoginError."""
+    people = People(Issuer(offer["issuer"], offer["client_id"], {}, scopes=tuple(offer["scopes"])))
+    try:
+        people.refresh()
+    except Exception as error:  # whatever an identity provider answers
+        raise LoginError(
+            f"The identity provider {people.issuer.url} cannot be used: {error}.",
+            hint="Try again in a minute, or paste a token with `fs login --token`.",
+        ) from None
+    with _Listener() as listener:
+        flow = CodeFlow(people, people.issuer.audience, f"http://127.0.0.1:{listener.server_port}/callback")
+        address, pending = flow.begin()
+        listener.state = pending.state
+        Thread(target=listener.serve_forever, args=(0.1,), daemon=True).start()
+        try:
+            click.echo(f"Log in here, in a browser on this machine:\n{address}", err=True)
+            if opens:
+                webbrowser.open(address)
+            return flow.finish(listener.answers.get(timeout=WAIT_SECONDS), pending)[0]
+        except Empty:
+            raise LoginError("Nobody logged in within 5 minutes.", hint="Run `fs login` again.") from None
+        finally:
+            listener.shutdown()
