@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import webbrowser
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import click
-from featurestore_registry.http.flow import CodeFlow, LoginError
+from featurestore_registry.http.flow import CodeFlow, LoginError, bound_nonce
 from featurestore_registry.http.oidc import Issuer, People
 
 WAIT_SECONDS = 300.0
@@ -49,8 +50,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: the address holds the code."""
 
 
-def id_token(offer: Mapping[str, Any], *, opens: bool) -> str:
-    """Let somebody log in at the provider that a registry offers, and return the ID token; raises LoginError."""
+def id_token(offer: Mapping[str, Any], url: str, *, opens: bool) -> tuple[str, str]:
+    """Let somebody log in at the provider that the registry at a URL offers, and return the ID token.
+
+    And the salt that proves to that registry, and to no other, that the token is for it. Raises LoginError.
+    """
     people = People(Issuer(offer["issuer"], offer["client_id"], {}, scopes=tuple(offer["scopes"])))
     try:
         people.refresh()
@@ -61,14 +65,15 @@ def id_token(offer: Mapping[str, Any], *, opens: bool) -> str:
         ) from None
     with _Listener() as listener:
         flow = CodeFlow(people, people.issuer.audience, f"http://127.0.0.1:{listener.server_port}/callback")
-        address, pending = flow.begin()
+        salt = secrets.token_urlsafe(32)
+        address, pending = flow.begin(bound_nonce(salt, url))
         listener.state = pending.state
         Thread(target=listener.serve_forever, args=(0.1,), daemon=True).start()
         try:
             click.echo(f"Log in here, in a browser on this machine:\n{address}", err=True)
             if opens:
                 webbrowser.open(address)
-            return flow.finish(listener.answers.get(timeout=WAIT_SECONDS), pending)[0]
+            return flow.finish(listener.answers.get(timeout=WAIT_SECONDS), pending)[0], salt
         except Empty:
             raise LoginError("Nobody logged in within 5 minutes.", hint="Run `fs login` again.") from None
         finally:

@@ -90,7 +90,7 @@ def routes() -> list[tuple[str, str, Role | None, Any]]:
         ("POST", "/tokens?project=p", Role.ADMIN, {"key": "x", "document": {}}),
         ("GET", "/sessions?project=p", Role.ADMIN, None),
         ("POST", "/sessions?project=p", Role.ADMIN, {"key": "x", "document": {}}),
-        ("POST", "/session", None, None),  # for people alone
+        ("POST", "/session", None, {}),  # for people alone
         ("DELETE", "/session", None, None),
         ("GET", "/nothing?project=p", Role.ADMIN, None),
     ]

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change, Record
 from featurestore_registry.sql import open_registry
 from support.oidc_issuer import Answer, OidcIssuer, oidc_issuer
+from support.registry_process import registry_process
 from support.registry_server import serving_registry
 from support.serving import until
 
@@ -207,6 +209,8 @@ def test_a_header_wins_over_the_cookie_and_two_cookies_are_none(site: Site) -> N
     mine = f"fs_session={browser.session}"
     alone = {"cookie": mine}
     assert httpx.get(f"{site.url}{STATE}", headers=alone).status_code == 200
+    for text in (site.admin, site.issuer.token()):  # neither is a session
+        assert httpx.get(f"{site.url}{STATE}", headers={"cookie": f"fs_session={text}"}).status_code == 401
     for tossed in (f"fs_session=x; {mine}", f"{mine}; fs_session=x", f"{mine};{mine}", f"Fs_session={browser.session}"):
         assert httpx.get(f"{site.url}{STATE}", headers={"cookie": tossed}).status_code == 401
 
@@ -393,7 +397,7 @@ def test_a_session_is_bound_to_its_login(site: Site) -> None:
     fixed = httpx.get(callback, headers={"cookie": f"fs_session=fss_fixed; fs_login={browser.cookies['fs_login']}"})
     assert fixed.cookies["fs_session"] not in {"fss_fixed", *seen}
     for _ in range(MOST_SESSIONS):
-        assert site.ask(site.issuer.token(), "POST", "/api/v1/session").status_code == 200
+        assert site.ask(site.issuer.token(), "POST", "/api/v1/session", json={}).status_code == 200
     assert len(sessions(site.registry.ledger)) == MOST_SESSIONS
     assert browser.get(STATE).status_code == 401
     assert len(site.registry.ledger.scan("", KIND)) == 1
@@ -401,19 +405,34 @@ def test_a_session_is_bound_to_its_login(site: Site) -> None:
 
 def test_a_token_of_the_provider_becomes_a_session_and_nothing_else_does(site: Site) -> None:
     site.issuer.person |= {"groups": ["ranking", "everyone"]}
-    begun = site.ask(site.issuer.token(), "POST", "/api/v1/session").json()
+    begun = site.ask(site.issuer.token(), "POST", "/api/v1/session", json={}).json()
     assert (begun["name"], begun["roles"]) == ("ada", ["editor:p", "viewer"])
     text = begun["token"]
     assert site.ask(text, "GET", STATE).status_code == 200
-    assert site.ask(text, "POST", "/api/v1/session").status_code == 403  # or it would never end
-    assert site.ask(site.admin, "POST", "/api/v1/session").status_code == 403
+    assert site.ask(text, "POST", "/api/v1/session", json={}).status_code == 403  # or it would never end
+    assert site.ask(site.admin, "POST", "/api/v1/session", json={}).status_code == 403
     assert site.ask(site.admin, "DELETE", "/api/v1/session").status_code == 403
-    assert site.ask(site.issuer.token(groups=["king"]), "POST", "/api/v1/session").status_code == 403
+    assert site.ask(site.issuer.token(groups=["king"]), "POST", "/api/v1/session", json={}).status_code == 403
     for wrong in (site.issuer.token(aud="another"), site.issuer.token(exp=time.time() - 60)):
-        assert site.ask(wrong, "POST", "/api/v1/session").status_code == 401
+        assert site.ask(wrong, "POST", "/api/v1/session", json={}).status_code == 401
     assert site.ask(text, "DELETE", "/api/v1/session").json() == {"count": 1}
     assert site.ask(text, "GET", STATE).status_code == 401
     assert [name for name, _ in site.audit()] == ["log in", "refuse login", "log out"]
+
+
+def test_a_registry_that_lures_people_gets_nothing_good_elsewhere(site: Site) -> None:
+    """It may offer the client of this one: the ID token that `fs login` sends it is good for itself alone."""
+    salt, lure = "s" * 40, "https://lure.example"
+    site.issuer.person["groups"] = ["ops"]
+    stolen = site.issuer.token(nonce=flow.bound_nonce(salt, lure))
+    for path in (STATE, "/api/v1/projects", "/api/v1/tokens?project="):
+        assert site.ask(stolen, "GET", path).status_code == 403
+    for body in ({}, {"salt": salt}, {"salt": "x"}):
+        assert site.ask(stolen, "POST", "/api/v1/session", json=body).status_code == 403
+    mine = site.issuer.token(nonce=flow.bound_nonce(salt, site.url.upper() + "/"))
+    assert site.ask(mine, "POST", "/api/v1/session", json={"salt": salt}).status_code == 200
+    assert site.ask(mine, "GET", STATE).status_code == 403
+    assert flow.bound_nonce(salt, "https://a.example:443/x") == flow.bound_nonce(salt, "https://a.example")
 
 
 def test_admins_see_who_is_logged_in_and_end_it(site: Site, tmp_path: Path) -> None:
@@ -506,7 +525,19 @@ def test_behind_tls_the_server_goes_by_its_public_url(
     assert "s/e+c" not in repr(site.people.issuer)
     with serving(issuer, tmp_path / "registry.db", public_url="http://registry.example") as site:
         assert httpx.get(f"{site.url}/login").status_code == 404
-        assert httpx.get(f"{site.url}/api/v1/login").json()["client_id"] == "registry"
+        assert httpx.get(f"{site.url}/api/v1/login").status_code == 404
+
+
+def test_many_logins_of_one_person_at_once_are_all_kept(site: Site) -> None:
+    begun = threading.Barrier(6)
+
+    def log_in() -> str:
+        begun.wait()
+        return str(site.ask(site.issuer.token(), "POST", "/api/v1/session", json={}).json()["token"])
+
+    with ThreadPoolExecutor(6) as pool:
+        texts = [each.result() for each in [pool.submit(log_in) for _ in range(6)]]
+    assert [site.ask(text, "GET", STATE).status_code for text in texts] == [200] * 6
 
 
 @pytest.fixture
@@ -587,6 +618,32 @@ def test_fs_login_and_logout(
     assert json.loads(kept.read_text()) == {}
 
 
+def test_the_settings_reach_the_server(issuer: OidcIssuer, tmp_path: Path) -> None:
+    """And a client's secret is in the environment, and in nothing that the server says."""
+    secret = "c0nfidential/secret"
+    issuer.secrets["site"] = secret
+    issuer.person["roles"] = "boss"
+    (root := tmp_path / "served").mkdir()
+    (root / "feature_store.yaml").write_text(
+        f"project: p\nregistry_server:\n  oidc_issuer: {issuer.url}\n  oidc_audience: site\n  oidc_claim: roles\n"
+        "  oidc_client_secret: ${SITE_SECRET}\n  oidc_cli_client_id: terminal\n  oidc_roles: {boss: admin}\n"
+        "  oidc_scopes: [openid, roles]\n  session: 1h\n"
+    )
+    with registry_process(root, environment={"SITE_SECRET": secret}) as url, Browser(url) as browser:
+        answer = browser.log_in()
+        assert "Max-Age=3600" in next(each for each in answer.headers.get_list("set-cookie") if "session" in each)
+        assert browser.get("/api/v1/tokens?project=").status_code == 200
+        assert issuer.asked[-3][1]["scope"] == "openid roles"
+        offer = httpx.get(f"{url}/api/v1/login").json()
+        assert offer == {"issuer": issuer.url, "client_id": "terminal", "scopes": ["openid", "roles"]}
+        bad = browser.get("/login/callback?code=SECRETCODE&state=x")
+        assert bad.status_code == 400
+    log = (tmp_path / "served-registry.log").read_text()
+    assert "a login failed" in log
+    for text in (secret, "SECRETCODE", "eyJ", "Traceback"):
+        assert text not in log
+
+
 def test_fs_login_waits_for_a_browser_elsewhere_and_ends_by_control_c(site: Site, tmp_path: Path) -> None:
     command = [str(Path(sys.executable).parent / "fs"), "login", site.url, "--no-browser"]
     environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path)}
@@ -619,9 +676,9 @@ def test_fs_token_shows_who_is_logged_in_and_ends_it(site: Site, fs: Callable[..
         root.mkdir()
         (root / "feature_store.yaml").write_text(f"project: p\nregistry: {registry}\n")
         token = ["--repo", str(root), "token"]
-        mine = [site.ask(site.issuer.token(), "POST", "/api/v1/session").json()["token"] for _ in range(3)]
+        mine = [site.ask(site.issuer.token(), "POST", "/api/v1/session", json={}).json()["token"] for _ in range(3)]
         site.issuer.person["sub"] = "bob"
-        theirs = site.ask(site.issuer.token(), "POST", "/api/v1/session").json()["token"]
+        theirs = site.ask(site.issuer.token(), "POST", "/api/v1/session", json={}).json()["token"]
         site.issuer.person["sub"] = "ada"
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FS_REGISTRY_TOKEN", site.admin)

@@ -87,8 +87,9 @@ def _by_browser(
             hint="Run `pip install '.[login]'` in a checkout, or paste a token with --token.",
             key="registry",
         ) from None
-    with _opened(store, registry, id_token(offer, opens=opens)) as asked:
-        return asked.begin_session()
+    token, salt = id_token(offer, str(registry.url), opens=opens)
+    with _opened(store, registry, token) as asked:
+        return asked.begin_session(salt)
 
 
 def log_out(store: FeatureStore, output: Output, registry_url: str | None) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
+from featurestore_registry.auth.sessions import PREFIX
 from featurestore_registry.auth.tokens import Token
 from featurestore_registry.errors import AuthError
 
@@ -38,8 +39,8 @@ class AuthMiddleware:
     A missing, unknown or expired token is answered 401, always in the same words; a role or project that does not
     suffice 403. An accepted token is left in ``scope["state"]["token"]``, on open paths too. WebSockets are refused.
 
-    Where ``cookie`` names one, it stands for the token of a GET or HEAD without the header: a browser sends it along
-    whatever site asks, so it changes nothing. The header wins over it, also with a token that is not valid.
+    Where ``cookie`` names one, a session in it stands for the token of a GET or HEAD without the header: a browser
+    sends it along whatever site asks, so it changes nothing. The header wins over it, even with a wrong token.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class AuthMiddleware:
         presented = _bearer(scope)
         if self._cookie and scope["method"] in ("GET", "HEAD") and not _headers(scope, b"authorization"):
             presented = cookie_of(scope, self._cookie)
+            if presented is not None and not presented.startswith(PREFIX.encode()):
+                presented = None
         token = None if presented is None else self._verifier.verify(presented)
         if token is None:
             raise AuthError("A valid token is needed: send the header 'Authorization: Bearer TOKEN'.", status=401)

@@ -36,6 +36,8 @@ class Person(Token):
     """The same as the settings say it: a value of the claim, and its role."""
     session: str = ""
     """The session's id; empty for who presents the provider's own token."""
+    nonce: str = ""
+    """Of a token that a login by browser got: it is good for nothing but a session."""
 
     @override
     def require(self, role: Role, project: str | None) -> None:

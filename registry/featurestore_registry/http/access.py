@@ -162,7 +162,8 @@ class Access:
     def refresh(self) -> None:
         """Read the tokens of projects in whose ledger something was written."""
         with self._lock:
-            for project in self._registry.projects_with(TOKEN):  # before its first apply, too
+            # A project before its first apply, too; and sessions, which belong to none.
+            for project in {EVERY_PROJECT, *self._registry.projects_with(TOKEN)}:
                 ledger = self._registry.state(project).ledger
                 if self._seen.get(project) != ledger:
                     found = tokens(self._registry.ledger, project or None)
@@ -215,6 +216,8 @@ def permit(scope: Scope, token: Token) -> None:
         return  # only about oneself
     if isinstance(token, Person) and not token.grants:
         raise AuthError("Your groups have no role here.", status=403)
+    if isinstance(token, Person) and token.nonce:
+        raise AuthError("This token is for a login alone: run `fs login`.", status=403)
     if path == f"{PREFIX}/projects":
         return  # of those that the token sees
     if path == f"{PREFIX}/apply":

@@ -404,9 +404,9 @@ class HttpRegistry(Registry):
             return None
         return found
 
-    def begin_session(self) -> Document:
+    def begin_session(self, salt: str) -> Document:
         """Begin a session for whom the identity provider's token vouches, and return its ``token``, ``name``, …"""
-        found: Document = self._connection.send("POST", "/session", {})
+        found: Document = self._connection.send("POST", "/session", {}, {"salt": salt})
         return found
 
     def end_session(self) -> None:

@@ -6,6 +6,7 @@ RFC 6749 and 7636 (by oauthlib), RFC 9207 (the answer names its issuer), OpenID 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,11 +51,13 @@ class CodeFlow:
     redirect_uri: str
     secret: str = ""
 
-    def begin(self) -> tuple[str, Pending]:
+    def begin(self, nonce: str = "") -> tuple[str, Pending]:
         """Return the address at which the provider asks who somebody is, and what to remember meanwhile."""
         endpoint = self._endpoint("authorization_endpoint")
         client = WebApplicationClient(self.client_id)
-        pending = Pending(secrets.token_urlsafe(32), secrets.token_urlsafe(32), client.create_code_verifier(64))
+        pending = Pending(
+            secrets.token_urlsafe(32), nonce or secrets.token_urlsafe(32), client.create_code_verifier(64)
+        )
         query = client.prepare_request_uri(
             "https://x",  # oauthlib takes no endpoint without TLS, though this machine may have one; People checked it
             redirect_uri=self.redirect_uri,
@@ -131,6 +134,15 @@ class CodeFlow:
         if name not in self.people.endpoints:
             raise _away(f"no {name} is known of {self.people.issuer.url}")
         return str(self.people.endpoints[name])
+
+
+def bound_nonce(salt: str, url: str) -> str:
+    """Return a nonce that binds an ID token to the registry at a URL.
+
+    Without it a registry that somebody is lured to could name the client of another one, and present there what it got.
+    """
+    parsed = httpx.URL(url)
+    return hashlib.sha256(f"{salt} {parsed.scheme}://{parsed.netloc.decode()}".encode()).hexdigest()
 
 
 def _away(why: object) -> LoginError:

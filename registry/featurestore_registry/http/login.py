@@ -209,7 +209,7 @@ def add_offer(api: FastAPI, access: Access) -> None:
         issuer = None if access.people is None else access.people.issuer
         # A client with a secret is the server's own: `fs login` cannot keep one.
         client = "" if issuer is None else issuer.cli_audience or ("" if issuer.secret else issuer.audience)
-        if issuer is None or not client:
+        if issuer is None or not client or not access.public_url:
             raise RecordNotFoundError("Nobody logs in here but with a token of `fs token create`.")
         return wire.LoginBody(issuer=issuer.url, client_id=client, scopes=list(issuer.scopes))
 
@@ -218,10 +218,18 @@ def add_sessions(api: APIRouter, registry: Registry, access: Access) -> None:
     """Add the sessions of oneself and, for admins, of everybody."""
 
     @api.post("/session", summary="Begin a session, with an identity provider's token as the bearer token")
-    def begin(request: Request) -> wire.SessionBody:
+    def begin(request: Request, body: wire.SaltBody) -> wire.SessionBody:
+        from featurestore_registry.http.flow import bound_nonce
+
         person = request.scope["state"]["token"]
         if not isinstance(person, Person) or person.session:
             raise AuthError("A session begins with a token of the identity provider.", status=403)
+        if person.nonce and person.nonce != bound_nonce(body.salt, access.public_url):
+            raise AuthError(
+                "This token is for a login at another URL.",
+                status=403,
+                hint=f"Name the registry as its server does, {access.public_url} (registry_server.public_url).",
+            )
         text, made = access.log_in(person, "fs login", client_of(request))
         until = datetime.fromtimestamp(made.expires_at_us / 1_000_000, UTC)
         return wire.SessionBody(token=text, name=made.name, roles=sorted(made.roles.values()), expires_at=until)

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -150,7 +150,8 @@ class People:
         subject = str(claims["sub"])
         end_us = int(float(claims["exp"]) * 1_000_000)
         known = {value: self.issuer.roles[value] for value in values if value in self._grants}
-        return self._made(f"{self.issuer.url}#{subject}", "", address or subject, end_us, known)
+        made = self._made(f"{self.issuer.url}#{subject}", "", address or subject, end_us, known)
+        return replace(made, nonce=str(claims.get("nonce") or ""))
 
     def resume(self, session: Session) -> Person | None:
         """Return whose session it is, with those roles that the settings still give; None for another issuer's."""

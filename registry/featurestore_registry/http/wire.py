@@ -208,6 +208,15 @@ class LoginBody(Body):
     scopes: list[str]
 
 
+class SaltBody(Body):
+    """What a session begins with, besides the bearer token."""
+
+    salt: str = Field(
+        default="",
+        description="The token's claim nonce is the SHA-256, in hex, of this, a space and the server's public URL.",
+    )
+
+
 class SessionBody(Body):
     """A session that began."""
 
