@@ -76,6 +76,8 @@ def settings_page() -> Iterable[str]:
     yield from settings_table(settings.ServerSettings, "server.")
     yield "## registry_server\n"
     yield from settings_table(settings.RegistryServerSettings, "registry_server.")
+    yield "\n## journal\n"
+    yield from settings_table(settings.JournalSettings, "journal.")
     yield ENVIRONMENT
 
 
@@ -220,7 +222,7 @@ def registry_page() -> Iterable[str]:
     yield "| Route | Least role | What it does |\n|---|---|---|"
     for path, methods in routes.items():
         for method, operation in methods.items():
-            by_kind = path.endswith(("/ledger", "/journal", "/journal/newest")) and method != "delete"
+            by_kind = path.endswith(("/ledger", "/journal", "/journal/newest"))
             least = "none" if path in OPEN_PATHS else "[by kind](#kinds)" if by_kind else least_role(method, path)
             least = "a person" if path == SESSION_PATH else least
             yield f"| `{method.upper()} {path}` | {least} | {cell(operation['summary'])} |"

@@ -220,7 +220,7 @@ def _settle_table(workspace: Workspace, registered: RegisteredView, source: Tabl
         held = held_of(offline, table, newest)
         if newest is not None and newest.facts.get(REVISION) != registered.chain.head:
             bind_tables(offline, registered)
-            facts = facts_of(registered, held)
+            facts = facts_of(registered, held, "repair")
             version = offline.commit(table, registered.table_schema, base=version.number, add=[], facts=facts)
         reached(SETTLED)
     settled = replace(watermark_of(held), entry=before.entry)
@@ -238,7 +238,7 @@ def _take_over_generations(workspace: Workspace, registered: RegisteredView) -> 
         if table.view != view or table == registered.table or newest is None:
             continue
         if str(newest.facts.get(REVISION)) not in registered.chain:
-            facts, as_it_is = facts_of(registered, held_of(offline, table, newest)), TableSchema((), ())
+            facts, as_it_is = facts_of(registered, held_of(offline, table, newest), "repair"), TableSchema((), ())
             offline.commit(table, as_it_is, base=newest.number, add=[], facts=facts)
             adopt_generation(workspace.ledger, workspace.project, view, table.generation)
 
@@ -268,7 +268,7 @@ def _carry_over(workspace: Workspace, registered: RegisteredView, source: TableI
     version = offline.current(source)
     assert version is not None
     offline.verify(version.files, again=True)
-    facts = facts_of(registered, held_of(offline, source, offline.find_commit(source)))
+    facts = facts_of(registered, held_of(offline, source, offline.find_commit(source)), "repair")
     return offline.commit(registered.table, registered.table_schema, base=None, add=version.files, facts=facts)
 
 

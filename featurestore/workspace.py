@@ -126,6 +126,8 @@ class Workspace:
         """Held while something is opened or loaded."""
         self.committers: dict[tuple[int, TableId], GroupCommitter[Any]] = {}
         """What commits rows in groups, by process and table: a child after a fork has no thread of its parent's."""
+        self.closed_before: dict[str, Any] = {}
+        """What closes before the stores do, by name: it still wants to write."""
         self.root = root
         self.settings = settings
         self._code = code
@@ -242,6 +244,8 @@ class Workspace:
 
     def close(self) -> None:
         """Close what was opened; calling it twice is allowed."""
+        while self.closed_before:
+            self.closed_before.popitem()[1].close()
         for name in ("registry", "online"):
             opened = self.__dict__.pop(name, None)
             if opened is not None:

@@ -104,7 +104,7 @@ class PushWriter:
         if base is not None:
             offline = workspace.offline
             held = held_of(offline, registered.table, offline.find_commit(registered.table, base.number))
-        return facts_of(registered, held)
+        return facts_of(registered, held, "push")
 
     def committed(self, given: Sequence[Pushed], version: TableVersion) -> None:
         """Note the commit in the online store, so that an offline table without it is recognised as older.

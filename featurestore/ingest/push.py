@@ -25,6 +25,7 @@ from featurestore.errors import (
 from featurestore.ingest.ahead import Ahead
 from featurestore.ingest.events import EventCounts, EventWriter, PushedEvents, bring_online, check_events
 from featurestore.ingest.group_commit import Pushed, commit_rows
+from featurestore.ingest.noting import notes_of
 from featurestore.ingest.rows import CheckedRows, PushedRows, read_rows
 from featurestore.ledger.runs import SHOWN_KEYS
 from featurestore.offline.interface import TableId
@@ -180,6 +181,9 @@ class Push:
     def confirm(self) -> None:
         """Note what was committed; raises the error of a commit that failed, naming its view."""
         failed = [view for view, version in self._versions.items() if version.exception() is not None]
+        for registered in self._target.views:
+            if registered.view.name in self._versions.keys() - failed:
+                notes_of(self._workspace).committed(registered.table)
         for view, version in self._versions.items():
             if view not in failed:
                 given = self._given[view]
@@ -258,8 +262,13 @@ class Push:
         _begin(self._workspace, registered, encoder)
         results: list[WriteResult] = []
         for writes in rows.writes(encoder, BATCH_ROWS):
-            results += online.write(writes, now_us=self._workspace.clock())
+            done = online.write(writes, now_us=self._workspace.clock())
             reached(BATCH_WRITTEN)
+            results += done
+            if self._to == "online":
+                of = zip(writes, done, strict=True)
+                written = [write.record for write, became in of if became is WriteResult.WRITTEN]
+                notes_of(self._workspace).pushed_online(registered.table, written)
             advance(len(writes))
         return OnlineCounts(*map(results.count, WriteResult))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from featurestore_registry import documents
 from featurestore_registry.interface import Ledger, LedgerReader
@@ -24,8 +24,9 @@ from featurestore.registered.snapshot import RegisteredView
 KIND = "commit"
 REPAIR_KIND = "repair"
 """The spans that a running repair reads again, by view and generation; written before it replaces the watermark."""
-PROJECT, REVISION = "project", "revision"
-"""Facts of a commit: the identity of its project, and the hash of the revision that made it."""
+PROJECT, REVISION, ORIGIN, RUN, REBUILT = "project", "revision", "origin", "run", "rebuilt"
+"""Facts of a commit: the identity of its project, the hash of the revision that made it, what made it, and for a run
+its id and the span in which it withdrew rows."""
 BELONG_HINT = (
     "Check `registry` and `offline_store` in the settings. If they are to belong together from now on, run `fs repair`."
 )
@@ -89,9 +90,11 @@ def _known_from(entry: LedgerEntry | None) -> KnownCommit | None:
     return KnownCommit(int(entry.document["version"]), str(entry.document["identity"]))
 
 
-def facts_of(registered: RegisteredView, held: Mapping[str, Any] | None) -> dict[str, Any]:
+def facts_of(
+    registered: RegisteredView, held: Mapping[str, Any] | None, origin: Literal["run", "push", "repair"], **more: Any
+) -> dict[str, Any]:
     """Return the facts of a commit; ``held`` says what its table then holds from the source."""
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {ORIGIN: origin, **more}
     if registered.chain.number:
         facts |= {PROJECT: registered.chain.identity, REVISION: registered.chain.head}
     return {**facts, WATERMARK: held}  # None too: it ends the search through earlier commits

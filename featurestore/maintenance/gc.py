@@ -13,6 +13,7 @@ from featurestore.consistency.remains import pushed_rows_of
 from featurestore.errors import OfflineStoreError, OnlineStoreError
 from featurestore.following.mark import mark_from, read_marks
 from featurestore.ledger.commits import known_commit
+from featurestore.ledger.journal import catch_up, forget_old
 from featurestore.ledger.leases import holding
 from featurestore.ledger.prepared import Preparations
 from featurestore.ledger.saved_sets import (
@@ -28,7 +29,7 @@ from featurestore.ledger.saved_sets import (
 )
 from featurestore.ledger.watermarks import read_watermark, write_watermark
 from featurestore.maintenance.superseded import read_until
-from featurestore.offline.interface import TableId
+from featurestore.offline.interface import MAX_SEQUENCE, TableId
 from featurestore.online.records.keys import view_prefix
 from featurestore.online.records.marker import MarkerReader
 from featurestore.registered.snapshot import RegisteredView, Snapshot
@@ -67,6 +68,9 @@ class Garbage:
     records: int = 0
     """Online keys removed: records, those past their expiry included, and what a view's part says about itself; 0 on
     a dry run."""
+    journal: int = 0
+    """Entries of the registry's journal that are older than the settings keep them; a dry run counts at most a thousand
+    of each kind."""
 
 
 def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
@@ -111,14 +115,14 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
             parts.append((view, generation))
         elif next(iter(workspace.online.scan(view_prefix(workspace.project, view, generation))), None):
             kept.append(Kept(f"online records of {view} (generation {generation})", why))
-    kept += _kept_sets(workspace)
+    forgotten, refused = forget_old(workspace, dry_run=dry_run)
+    kept += [*_kept_sets(workspace), *(Kept("old entries of the journal", why) for why in refused)]
     prefixes = (view_prefix(workspace.project, *part) for part in parts)
     pushed = {table: rows for table in unused if (rows := pushed_rows_of(workspace, table))}
-    garbage = Garbage(tuple(unused), tuple(prefixes), tuple(kept), pushed)
+    garbage = Garbage(tuple(unused), tuple(prefixes), tuple(kept), pushed, journal=forgotten)
     if dry_run:
         return garbage
-    files, records = _remove(workspace, owned, [each for each in tables if each not in left], garbage, parts, pinned)
-    return replace(garbage, files=files, records=records)
+    return _remove(workspace, owned, [each for each in tables if each not in left], garbage, parts, pinned)
 
 
 def _kept_sets(workspace: Readers) -> list[Kept]:
@@ -166,9 +170,11 @@ def _remove(
     garbage: Garbage,
     parts: Sequence[tuple[str, int]],
     pinned: Mapping[TableId, frozenset[int]],
-) -> tuple[int, int]:
-    """Remove the garbage, and unneeded files of the tables that stay; return how many files and records went."""
+) -> Garbage:
+    """Remove the garbage, and unneeded files of the tables that stay; return it with what went."""
     keep_missing_documents(workspace)
+    # Log entries go now that say when rows became known.
+    catch_up(workspace, [table for table in tables if owned.of_table(table) is None], most=MAX_SEQUENCE)
     files, records = _remove_unnamed_frames(workspace), 0
     views = workspace.snapshot().views
     with step("gc", f"clean up after {workspace.project}", unit="tables") as running:
@@ -186,7 +192,7 @@ def _remove(
             else:
                 records += workspace.online.delete(view_prefix(workspace.project, view, generation))
         records += workspace.online.sweep(now_us=workspace.clock())
-    return files, records
+    return replace(garbage, files=files, records=records)
 
 
 def _remove_unnamed_frames(workspace: Workspace) -> int:

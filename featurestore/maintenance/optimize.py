@@ -10,10 +10,11 @@ from pathlib import Path
 from featurestore.consistency.belonging import compare_before_cleaning, refuse
 from featurestore.consistency.ownership import Ownership
 from featurestore.ledger.commits import bind_tables
+from featurestore.ledger.journal import catch_up
 from featurestore.ledger.leases import Lease, holding
 from featurestore.ledger.saved_sets import keep_missing_documents, pins
 from featurestore.maintenance.gc import kept_versions, known_versions
-from featurestore.offline.interface import DataFile, TableVersion
+from featurestore.offline.interface import MAX_SEQUENCE, DataFile, TableVersion
 from featurestore.offline.merge import replace_files
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.steps import step
@@ -44,6 +45,8 @@ def optimize(workspace: Workspace, views: Sequence[str] | None = None) -> list[C
     Ownership(workspace)
     keep_missing_documents(workspace)
     pinned = pins(workspace)
+    # Log entries go below that say when rows became known.
+    catch_up(workspace, [snapshot.registered(name).table for name in views or snapshot.views], most=MAX_SEQUENCE)
     done = []
     for name in views or sorted(snapshot.views):
         holder = f"optimize-{secrets.token_hex(8)}"

@@ -17,6 +17,7 @@ from featurestore_registry.documents import RunKind
 
 from featurestore.definitions import FeatureView
 from featurestore.errors import FeatureStoreError, IntervalError, MaterializationError, RegistryError
+from featurestore.ledger.journal import Publishes
 from featurestore.ledger.leases import WAIT_SECONDS, holding
 from featurestore.ledger.runs import RunResult, Runs, record_end, record_start
 from featurestore.ledger.unread import Unread
@@ -156,15 +157,18 @@ def _run(
         snapshot.get(FeatureView, name)
     if any(snapshot.views[name].view.online for name in names):
         workspace.open("online")  # reports a bad URL before rows are committed
-    results = []
-    for name in names:
-        registered = snapshot.views[name]
-        result = _started(workspace, registered, kind, dry_run=dry_run)
-        with step("materialize", f"materialize {name}", unit="views"):
-            if dry_run:
-                results.append(_attempt(workspace, registered, result, job, lambda: None))
-            else:
-                results.append(_run_alone(workspace, registered, result, job, wait_seconds))
+    results, publishes = [], Publishes(workspace)
+    try:
+        for name in names:
+            registered = snapshot.views[name]
+            result = _started(workspace, registered, kind, dry_run=dry_run)
+            with step("materialize", f"materialize {name}", unit="views"):
+                if dry_run:
+                    results.append(_attempt(workspace, registered, result, job, lambda: None, publishes))
+                else:
+                    results.append(_run_alone(workspace, registered, result, job, wait_seconds, publishes))
+    finally:
+        publishes.close()
     return results
 
 
@@ -183,7 +187,12 @@ def _started(workspace: Readers, registered: RegisteredView, kind: RunKind, *, d
 
 
 def _run_alone(
-    workspace: Workspace, registered: RegisteredView, result: RunResult, job: Job, wait_seconds: float
+    workspace: Workspace,
+    registered: RegisteredView,
+    result: RunResult,
+    job: Job,
+    wait_seconds: float,
+    publishes: Publishes,
 ) -> RunResult:
     """Run a job while holding the view's lease, and record how it went."""
     ledger, project, view = workspace.ledger, workspace.project, registered.view.name
@@ -197,8 +206,9 @@ def _run_alone(
             registered = workspace.snapshot().registered(view)
             result = replace(result, started_us=workspace.clock(), generation=registered.generation)
             record_start(ledger, project, result)
+            publishes.tables.add(registered.table)
             try:
-                result = _attempt(workspace, registered, result, job, lease.check)
+                result = _attempt(workspace, registered, result, job, lease.check, publishes)
             except BaseException as error:
                 record_end(ledger, project, replace(result, state="failed", error=f"{type(error).__name__}: {error}"))
                 raise
@@ -212,13 +222,18 @@ def _run_alone(
 
 
 def _attempt(
-    workspace: Workspace, registered: RegisteredView, result: RunResult, job: Job, check: Callable[[], None]
+    workspace: Workspace,
+    registered: RegisteredView,
+    result: RunResult,
+    job: Job,
+    check: Callable[[], None],
+    publishes: Publishes,
 ) -> RunResult:
     """Run a job; our own errors go into the result, all others pass."""
     begun = time.perf_counter()
     run: ViewRun | None = None
     try:
-        run = ViewRun(workspace, registered, result, check)
+        run = ViewRun(workspace, registered, result, check, publishes)
         job(run)
         result = replace(run.result, state="done")
     except FeatureStoreError as error:

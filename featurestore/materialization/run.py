@@ -7,10 +7,11 @@ and does not append them again, and first publishes rows that are committed but 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from featurestore_registry.documents import Interval
 
@@ -23,7 +24,16 @@ from featurestore.errors import (
     MaterializationError,
     OnlineStoreUnavailableError,
 )
-from featurestore.ledger.commits import KnownCommit, bind_tables, facts_of, held_by, remember_commit
+from featurestore.ledger.commits import (
+    REBUILT,
+    RUN,
+    KnownCommit,
+    bind_tables,
+    facts_of,
+    held_by,
+    remember_commit,
+)
+from featurestore.ledger.journal import Publishes
 from featurestore.ledger.runs import RunResult
 from featurestore.ledger.unread import Unread, read_unread, write_unread
 from featurestore.ledger.watermarks import Watermark, read_watermark, write_watermark
@@ -111,11 +121,17 @@ class ViewRun:
     """One run of one view under way. ``result`` holds its counts so far."""
 
     def __init__(
-        self, workspace: Workspace, registered: RegisteredView, result: RunResult, check: Callable[[], None]
+        self,
+        workspace: Workspace,
+        registered: RegisteredView,
+        result: RunResult,
+        check: Callable[[], None],
+        publishes: Publishes,
     ) -> None:
         self.workspace, self.registered, self.result = workspace, registered, result
         self._check = check
         """Raises when the view's lease is lost."""
+        self._publishes = publishes
         self.watermark = read_watermark(workspace.ledger, registered)
 
     def bring(self, choose: ChooseSpans, rebuild: Rebuild | None = None) -> None:
@@ -174,7 +190,6 @@ class ViewRun:
 
     def _publish(self, version: TableVersion, *, again: bool = False, authoritative: bool = False) -> None:
         done: Publication | None = None
-        after: int | None = None
         everything = again
         while done is None:
             self._renew()
@@ -184,7 +199,7 @@ class ViewRun:
             if self.registered.view.aggregations:
                 # Its marks say how far it is. They move with what was read, also where no event came of it.
                 with suppress(_ChangedMeanwhile):
-                    done, everything = self._follow(anew=again or part.must_reconcile)
+                    done, everything = self._follow(version, anew=again or part.must_reconcile)
                 continue
             if not again and part.version == version.number:
                 # The marker also records this revision: a clone without it is recognised by that.
@@ -197,7 +212,8 @@ class ViewRun:
             if after is not None and self.workspace.offline.find_commit(self.registered.table, after) is None:
                 # The commit is not in the table, or its entry was cleaned away: nobody knows which rows left since.
                 after, everything, reconcile = None, True, True
-            with suppress(_ChangedMeanwhile):
+            told = {"everything": everything, "republish": again, "authoritative": reconcile}
+            with suppress(_ChangedMeanwhile), self._noted(after, version, **told) as note:
                 done = publish(
                     self.workspace,
                     self.registered,
@@ -206,6 +222,7 @@ class ViewRun:
                     authoritative=reconcile,
                     check=self._check_both,
                 )
+                _complete(note, done)
         counts = done.counts
         self.result = replace(self.result, published=self.result.published + counts, table_version=done.version.number)
         online_rows = counts.written + counts.stale
@@ -222,10 +239,23 @@ class ViewRun:
             markers_of(self.workspace.online, self.registered).write(made)
             reached(MARKED)
 
-    def _follow(self, *, anew: bool) -> tuple[Publication, bool]:
+    def _follow(self, version: TableVersion, *, anew: bool) -> tuple[Publication, bool]:
         """Bring the online part of windows to the newest version; also tell whether all records were made again."""
         covered_us = min(self.watermark.end_us or 0, self.workspace.clock())
-        return follow(self.workspace, self.registered, anew=anew, check=self._check_both, covered_us=covered_us)
+        with self._noted(self.watermark.published_version, version, everything=anew) as note:
+            done = follow(self.workspace, self.registered, anew=anew, check=self._check_both, covered_us=covered_us)
+            _complete(note, done[0])
+        return done
+
+    def _noted(self, after: int | None, version: TableVersion, **told: bool) -> AbstractContextManager[dict[str, Any]]:
+        """Let the journal know of a publish of what came after a version up to another, or a newer one."""
+        if after == version.number and not told["everything"]:
+            return nullcontext({})  # marks move, no row is new
+        before = None if after is None else self.workspace.offline.find_commit(self.registered.table, after)
+        begin = None if before is None else {"version": before.number, "identity": before.identity}
+        end = {"version": version.number, "identity": version.identity}
+        document = {"run": self.result.run_id, "from": begin, "to": end, **told}
+        return self._publishes.publishing(self.registered, document)
 
     def _compare(self) -> None:
         """Raise MismatchError where a store is not as this registry left it."""
@@ -279,7 +309,7 @@ class ViewRun:
                 reached(STAGED)
                 if ready.changes_table:
                     try:
-                        version = self._commit_files(version, ready, to_read)
+                        version = self._commit_files(version, ready, to_read, rebuild)
                     except ConcurrentCommitError:
                         continue
                 self.result = _counted(self.result, ready, version)
@@ -320,18 +350,21 @@ class ViewRun:
             return bool(added) and version.next_sequence != (0 if ready.base is None else ready.base.next_sequence)
         return bool(added) and self.workspace.engine.log.repeats(view, list(map(str, ready.staged.paths)), added)
 
-    def _commit_files(self, base: TableVersion | None, ready: _Prepared, to_read: SpansToRead) -> TableVersion:
+    def _commit_files(
+        self, base: TableVersion | None, ready: _Prepared, to_read: SpansToRead, rebuild: Rebuild | None
+    ) -> TableVersion:
         self._check()
         bind_tables(self.workspace.offline, self.registered)
         made_true = advance(self.watermark, self.registered.view, to_read, ready.staged, None, self.result.started_us)
         gone = {*ready.withdrawal.removed, *(file.path for file in ready.damaged)}
+        more = {RUN: self.result.run_id, **({} if rebuild is None else {REBUILT: list(rebuild.interval)})}
         return self.workspace.offline.commit(
             self.registered.table,
             self.registered.table_schema,
             base=None if base is None else base.number,
             add=ready.written,
             remove=[file for file in base.files if file.path in gone] if base is not None else [],
-            facts=facts_of(self.registered, held_by(made_true)),
+            facts=facts_of(self.registered, held_by(made_true), "run", **more),
         )
 
     def _stage(self, to_read: SpansToRead, log_files: tuple[str, ...], folder: Path, first: int) -> StagedRows:
@@ -384,6 +417,13 @@ class ViewRun:
         if watermark != self.watermark:
             self._check()
             self.watermark = write_watermark(self.workspace.ledger, self.registered, watermark)
+
+
+def _complete(note: dict[str, Any], done: Publication) -> None:
+    """Note what a publish did."""
+    note["to"] = {"version": done.version.number, "identity": done.version.identity}
+    counts = {name: getattr(done.counts, name) for name in ("written", "repaired", "deleted")}
+    note |= {"complete": done.is_complete, **counts}
 
 
 def _ask(view: str, rebuild: Rebuild | None, ready: _Prepared, agreed: set[int]) -> None:

@@ -113,6 +113,17 @@ class Commit:
     """Distinguishes it from every other commit with the same number: the SHA-256 of its log entry, in hex."""
     facts: Mapping[str, Any]
     """The facts from its writer; empty if it gave none, or was an earlier release."""
+    at_us: int | None = None
+    """When it was made, by its writer's clock; None if its entry does not say that."""
+    merges: bool = False
+    """Whether it only wrote rows anew that were there; its facts are then those of the commit before."""
+    rows: int | None = None
+    """How many rows came with it; None, as the next three, if its writer was an earlier release."""
+    withdrawn: int | None = None
+    """How many rows left with it."""
+    first_sequence: int | None = None
+    """The least ``fs_seq`` of the rows that came, None if there are none."""
+    last_sequence: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

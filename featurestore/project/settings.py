@@ -205,10 +205,21 @@ class RegistryServerSettings(_Group):
     """How long somebody who logged in stays so."""
 
 
+class JournalSettings(_Group):
+    """How long the registry's journal remembers. `fs gc` removes what is older."""
+
+    retention: Duration = timedelta(days=90)
+    """How long it keeps commits, publishes, withdrawals, what was pushed online only, and what servers served."""
+    audit_retention: Duration | None = None
+    """How long it keeps who changed what (`fs audit`); by default for ever. Only `fs gc` on the database itself removes
+    it, no token does."""
+
+
 _GROUPS: dict[str, type[BaseModel]] = {
     "engine": EngineLimits,
     "server": ServerSettings,
     "registry_server": RegistryServerSettings,
+    "journal": JournalSettings,
 }
 
 
@@ -243,6 +254,8 @@ class Settings(BaseSettings):
     """How ``fs serve`` serves."""
     registry_server: RegistryServerSettings = RegistryServerSettings()
     """Whom ``fs registry serve`` lets in."""
+    journal: JournalSettings = JournalSettings()
+    """How long the registry's journal remembers."""
 
     @classmethod
     def settings_customise_sources(

@@ -6,7 +6,7 @@ import threading
 
 from featurestore.offline.interface import OfflineStore, TableId, TableSchema, TableVersion
 from featurestore.testing.offline_store import SCHEMA, TABLE, row, write_rows
-from featurestore.types import String
+from featurestore.types import Float64, String
 
 
 class TableOriginsConformance:
@@ -40,6 +40,22 @@ class TableOriginsConformance:
         last = offline.commit(TABLE, grown, base=first.number, add=[path], facts=facts)
         found = [offline.find_commit(TABLE, number) for number in range(last.number + 1)]
         assert [commit.facts for commit in found if commit] == [facts, {"by": "us"}, facts]
+
+    def test_a_commit_says_when_and_which_rows_came_and_left(self, offline: OfflineStore) -> None:
+        five, two = ([row(number) for number in range(count)] for count in (5, 2))
+        first = offline.commit(TABLE, SCHEMA, base=None, add=[write_rows(offline, five, first_sequence=3)])
+        kept = write_rows(offline, two, first_sequence=3)  # the other three are withdrawn
+        new = write_rows(offline, two, first_sequence=20)
+        second = offline.commit(TABLE, SCHEMA, base=first.number, add=[kept, new], remove=first.files)
+        whole = write_rows(offline, [*two, *two], first_sequence=18)
+        merged = offline.merge(TABLE, base=second.number, add=[whole], remove=second.files)
+        wide = TableSchema(SCHEMA.join_keys, tuple((n, Float64 if n == "delay" else t) for n, t in SCHEMA.stored))
+        offline.commit(TABLE, wide, base=merged.number, add=[])  # writes all files again
+        found = [offline.find_commit(TABLE, number) for number in range(4)]
+        told = [(c.rows, c.withdrawn, c.first_sequence, c.last_sequence, c.merges) for c in found if c is not None]
+        assert told[:2] == [(5, 0, 3, 7, False), (2, 3, 20, 21, False)]
+        assert told[2:] == [(0, 0, None, None, True), (0, 0, None, None, False)]
+        assert None not in [c.at_us for c in found if c is not None]
 
     def test_a_projects_tables_belong_to_who_committed_first(self, offline: OfflineStore) -> None:
         assert offline.owner("conformance") is None

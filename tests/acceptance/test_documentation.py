@@ -35,7 +35,7 @@ from support.shell_blocks import Shell, blocks, check_page, commands, today
 import featurestore
 from featurestore import backends
 from featurestore.cli.main import fs
-from featurestore.project.settings import EngineLimits, ServerSettings, Settings
+from featurestore.project.settings import EngineLimits, JournalSettings, ServerSettings, Settings
 from featurestore.server.describe.examples import ERROR
 
 DOCS = REPOSITORY / "docs"
@@ -215,6 +215,7 @@ def test_every_setting_is_documented() -> None:
     names = [f"| `{name}` |" for name in Settings.model_fields]
     names += [f"| `engine.{name}` |" for name in EngineLimits.model_fields]
     names += [f"| `server.{name}` |" for name in ServerSettings.model_fields]
+    names += [f"| `journal.{name}` |" for name in JournalSettings.model_fields]
     options = re.findall(r'"(\w+_ms)"', Path(backends.__file__).read_text(encoding="utf-8"))
     assert "read_timeout_ms" in options
     names += [f"| `{name}` |" for name in options]

@@ -102,14 +102,7 @@ def routes() -> list[tuple[str, str, Role | None, Any]]:
         found += [("GET", f"/journal/newest?project=p&kind={kind}", needs.read, None)]
         least = Role.ADMIN if needs.is_server else needs.write
         found += [("POST", f"/journal?project=p&kind={kind}", least, [{"key": "k", "document": {}}])]
-        found += [
-            (
-                "DELETE",
-                f"/journal?project=p&kind={kind}&before={when}",
-                None if needs.write is None else Role.ADMIN,
-                None,
-            )
-        ]
+        found += [("DELETE", f"/journal?project=p&kind={kind}&before={when}", needs.write and Role.OPERATOR, None)]
     for kind in ("token", "session", "policy", "owner", "unknown", ""):
         found += [
             (method, f"/ledger?project=p&kind={kind}", None, {"key": "k", "document": {}}) for method in ("GET", "POST")

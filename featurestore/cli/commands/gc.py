@@ -18,6 +18,7 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
     Removes only what this registry remembers giving up. What a saved training set pins stays. What bears another
     identity, or never was this registry's, stays and is listed. An old generation stays for three times server.refresh,
     and at least 30 seconds, after the apply that superseded it: servers that have not noticed that apply still read it.
+    Entries of the registry's journal stay as long as the settings under journal say.
     """
     garbage = collect_garbage(store.workspace, dry_run=dry_run)
     document = {
@@ -27,12 +28,15 @@ def command(store: FeatureStore, output: Output, dry_run: bool) -> None:
         "pushed_rows": {str(found): rows for found, rows in garbage.pushed.items()},
         "files": garbage.files,
         "records": garbage.records,
+        "journal_entries": garbage.journal,
         "dry_run": dry_run,
     }
     output.emit(document)
     for found in garbage.tables:
         pushed = f", with {garbage.pushed[found]:,} rows that were pushed" if found in garbage.pushed else ""
         output.say(f"offline table {found} {'would be removed' if dry_run else 'removed'}{pushed}")
+    if garbage.journal:
+        output.say(f"{garbage.journal:,} old journal entries {'would be removed' if dry_run else 'removed'}.")
     for kept in garbage.kept:
         output.say(f"{kept.what} kept: {kept.why}")
     if dry_run:

@@ -11,8 +11,9 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -207,7 +208,7 @@ class TableLog:
             entry = self.read_entry(number)
         except TableVersionError:
             return None
-        return Commit(number, sha256(entry).hexdigest(), _facts_in(entry))
+        return _commit_in(entry, number)
 
     def _data_file(self, row: Mapping[str, Any]) -> DataFile:
         name, least, greatest = row["path"], row.get(f"min.{EVENT}"), row.get(f"max.{EVENT}")
@@ -261,7 +262,9 @@ class TableLog:
         added = [name for name in fields if name not in known.names]
         return pa.schema(list(fields.values())), added, widened
 
-    def add_columns(self, base: DeltaTable, fields: Sequence[pa.Field], facts: Mapping[str, Any]) -> None:
+    def add_columns(
+        self, base: DeltaTable, fields: Sequence[pa.Field], facts: Mapping[str, Any], *, at_us: int
+    ) -> None:
         """Commit a version with further columns and the same rows; ``base`` moves on to it."""
         import pyarrow as pa
         from deltalake import Schema
@@ -269,7 +272,8 @@ class TableLog:
         columns = Schema.from_arrow(pa.schema(list(fields))).fields
         with self._translated(base.version()):
             kept = {KEPT_SINCE: _carried(base)[1], KEPT_UNTIL: base.version() + 1}
-            base.alter.add_columns(columns, **_properties({}, facts, kept))
+            made = {"at_us": at_us, "rows": 0, "withdrawn": 0}
+            base.alter.add_columns(columns, **_properties({}, facts, kept, made))
         self.sync(base.version())
 
     def commit(
@@ -279,7 +283,7 @@ class TableLog:
         added: Mapping[str, FileFacts],
         removed: Sequence[DataFile],
         *,
-        removed_ms: int,
+        at_us: int,
         replace: bool,
         merges: bool,
         facts: Mapping[str, Any],
@@ -287,7 +291,7 @@ class TableLog:
         """Commit files in the table's folder, by name, and return the number of the version.
 
         ``replace`` removes all others and sets the schema; with ``merges`` the added files hold the rows of the removed
-        ones.
+        ones. ``at_us`` is now.
         """
         from deltalake import Schema
         from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
@@ -299,6 +303,7 @@ class TableLog:
         next_sequence = max((facts.max_sequence + 1 for facts in added.values()), default=0)
         hashes = {name: {"sha256": facts.sha256, "size": facts.size_bytes} for name, facts in added.items()}
         number = known = kept_since = 0
+        gone = sum(file.rows for file in (self.read(base).files if replace and base is not None else removed))
         if base is not None:
             number = base.version() + 1
             with self._translated(base.version()):  # reads the log
@@ -307,8 +312,9 @@ class TableLog:
         appends = not replace and not removed and all(facts.min_sequence >= known for facts in added.values())
         since = kept_since if appends or merges else number
         carried = {NEXT_SEQUENCE: max(next_sequence, known), KEPT_SINCE: since, KEPT_UNTIL: number}
-        properties, columns = _properties(hashes, facts, carried), Schema.from_arrow(schema)
-        removed_ms -= MERGED_MS_AGO if merges else 0
+        made = {"at_us": at_us, "merges": merges, **_counts_of(added.values(), gone, MAX_SEQUENCE if merges else known)}
+        properties, columns = _properties(hashes, facts, carried, made), Schema.from_arrow(schema)
+        removed_ms = at_us // 1000 - (MERGED_MS_AGO if merges else 0)
         actions += [] if replace else [RemoveAction(Path(f.path).name, True, removed_ms, f.size_bytes) for f in removed]
         with self._translated(number - 1):
             if base is None:
@@ -448,23 +454,43 @@ def _transactions_in(entry: bytes) -> dict[str, int]:
     return {each["appId"]: int(each["version"]) for each in found}
 
 
-def _facts_in(entry: bytes) -> Mapping[str, Any]:
-    """Return the facts of a log entry; none if another program, or damage, left something else."""
+def _counts_of(added: Collection[FileFacts], gone: int, known: int) -> dict[str, Any]:
+    """Return how many rows came and left with files, and the span of ``fs_seq`` of those that came, from ``known`` on.
+
+    Files with smaller ones hold what stays of the ``gone`` rows.
+    """
+    new = [facts for facts in added if facts.min_sequence >= known]
+    left = gone - sum(facts.rows for facts in added if facts.min_sequence < known)
+    first = min((facts.min_sequence for facts in new), default=None)
+    last = max((facts.max_sequence for facts in new), default=None)
+    return {"rows": sum(facts.rows for facts in new), "withdrawn": left, "first": first, "last": last}
+
+
+def _commit_in(entry: bytes, number: int) -> Commit:
+    """Return the commit of a log entry; without facts if another program, or damage, left something else."""
+    found = partial(Commit, number, sha256(entry).hexdigest())
     with suppress(ValueError, AttributeError):
         for line in entry.splitlines():
             if b'"commitInfo"' in line[:20]:
-                facts = json.loads(line)["commitInfo"].get("featurestore", {}).get("facts", {})
-                return facts if isinstance(facts, dict) else {}
-    return {}
+                info = json.loads(line)["commitInfo"]
+                ours = info.get("featurestore", {})
+                facts, made = ours.get("facts", {}), ours.get("made", {})
+                told_ms = info.get("timestamp")
+                at_us = made.get("at_us", told_ms * 1000 if isinstance(told_ms, int) else None)
+                counts = made.get("rows"), made.get("withdrawn"), made.get("first"), made.get("last")
+                return found(facts if isinstance(facts, dict) else {}, at_us, bool(made.get("merges")), *counts)
+    return found({})
 
 
-def _properties(hashes: Mapping[str, Any], facts: Mapping[str, Any], carried: Mapping[str, int]) -> dict[str, Any]:
+def _properties(
+    hashes: Mapping[str, Any], facts: Mapping[str, Any], carried: Mapping[str, int], made: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return how to commit; ``carried`` are the numbers of application transactions."""
     from deltalake.transaction import CommitProperties, PostCommitHookProperties, Transaction
 
     # Without retries a commit is refused when any other came first; with them, one that only adds never is refused.
     commit = CommitProperties(
-        custom_metadata={"featurestore": {"files": hashes, "facts": dict(facts)}},
+        custom_metadata={"featurestore": {"files": hashes, "facts": dict(facts), "made": dict(made)}},
         max_commit_retries=0,
         app_transactions=[Transaction(name, number) for name, number in carried.items()],
     )

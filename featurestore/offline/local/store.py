@@ -64,7 +64,7 @@ _DROPPED = ".dropped-"
 class DeltaStore(OfflineStore):
     """Tables below one folder of the local file system. Safe across threads and processes.
 
-    ``clock`` only dates removals, for other programs that clean Delta tables.
+    ``clock`` dates commits, and removals for other programs that clean Delta tables.
     """
 
     def __init__(self, folder: Path, *, clock: Clock = system_clock) -> None:
@@ -309,10 +309,8 @@ class DeltaStore(OfflineStore):
         self._move(log, staged, moved)
         if merges:
             _check_merge(log, moved, remove)
-        removed_ms = self._clock() // 1000
-        return log.commit(
-            before, schema, moved, remove, removed_ms=removed_ms, replace=widened, merges=merges, facts=facts
-        )
+        at_us = self._clock()
+        return log.commit(before, schema, moved, remove, at_us=at_us, replace=widened, merges=merges, facts=facts)
 
     def _drop(self, table: TableId, log: TableLog) -> int:
         staging = self._staging.pop(table, None)
@@ -339,7 +337,7 @@ class DeltaStore(OfflineStore):
         if added and not widened:
             # The watermark is true only after the commit.
             origin = {name: fact for name, fact in facts.items() if name != WATERMARK}
-            log.add_columns(before, [merged.field(name) for name in added], origin)
+            log.add_columns(before, [merged.field(name) for name in added], origin, at_us=self._clock())
             reached(COLUMNS_ADDED)
         return merged, widened
 

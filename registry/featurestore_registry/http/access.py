@@ -225,8 +225,10 @@ def permit(scope: Scope, token: Token) -> None:
     elif path == f"{PREFIX}/ledger":
         token.require(_role(token, LEDGER, "ledger", _one(query, "kind"), writes=method != "GET"), project)
     elif path in (f"{PREFIX}/journal", f"{PREFIX}/journal/newest"):
-        least = _role(token, JOURNAL, "journal", _one(query, "kind"), writes=method != "GET")
-        token.require(Role.ADMIN if method == "DELETE" else least, project)
+        kind = _one(query, "kind")
+        is_cleaning = method == "DELETE" and kind in JOURNAL and kind != AUDIT
+        least = Role.OPERATOR if is_cleaning else _role(token, JOURNAL, "journal", kind, writes=method != "GET")
+        token.require(least, project)
     elif path in (f"{PREFIX}/approve", f"{PREFIX}/policy", f"{PREFIX}/proposals"):
         token.require(
             Role.EDITOR if path.endswith("approve") else Role.VIEWER if method == "GET" else Role.ADMIN, project
