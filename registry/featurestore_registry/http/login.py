@@ -216,7 +216,11 @@ def add_offer(api: FastAPI, access: Access) -> None:
 
 def add_sessions(api: APIRouter, registry: Registry, access: Access) -> None:
     """Add the sessions of oneself and, for admins, of everybody."""
+    _add_own(api, access)
+    _add_all(api, registry, access)
 
+
+def _add_own(api: APIRouter, access: Access) -> None:
     @api.post("/session", summary="Begin a session, with an identity provider's token as the bearer token")
     def begin(request: Request, body: wire.SaltBody) -> wire.SessionBody:
         from featurestore_registry.http.flow import bound_nonce
@@ -242,6 +246,8 @@ def add_sessions(api: APIRouter, registry: Registry, access: Access) -> None:
         access.log_out(person, client_of(request))
         return wire.CountBody(count=1)
 
+
+def _add_all(api: APIRouter, registry: Registry, access: Access) -> None:
     @api.get("/sessions", summary="Who is logged in: an entry for each person, of no project")
     def scan(
         project: str,
