@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from featurestore_registry.auth import Role, create_token, sessions
 from featurestore_registry.auth.sessions import KIND, MOST_SESSIONS
+from featurestore_registry.errors import RegistryUnavailableError
 from featurestore_registry.http import access, flow, login, oidc
 from featurestore_registry.http.oidc import Issuer, People
 from featurestore_registry.interface import Registry
@@ -274,7 +275,8 @@ def test_what_comes_back_wrong_logs_nobody_in(site: Site, caplog: pytest.LogCapt
     is_refused(site.browser().get(browser.begin()), 400, "began no login")
     for noise in (b"x", b"W10", base64.b64encode(b'["","","",""]'), base64.b64encode(b"[" * 2000), b"\xff", b"MQ"):
         headers = {"cookie": b"fs_login=" + noise}
-        is_refused(httpx.get(f"{site.url}/login/callback?code=x&state=", headers=headers), 400, "")
+        url = f"{site.url}/login/callback?code=x&state=&iss={site.issuer.url}"
+        is_refused(httpx.get(url, headers=headers), 400, "browser began")
     again = browser.begin()
     cookie = {"cookie": f"fs_login={browser.cookies['fs_login']}"}
     assert browser.get(again).status_code == 303
@@ -284,6 +286,10 @@ def test_what_comes_back_wrong_logs_nobody_in(site: Site, caplog: pytest.LogCapt
 
 def _code(url: str) -> str:
     return parse_qs(urlsplit(url).query)["code"][0]
+
+
+def broken(*_: Any, **__: Any) -> int:
+    raise RegistryUnavailableError("secret.db is away")
 
 
 def test_id_tokens_that_are_wrong_log_nobody_in(site: Site, caplog: pytest.LogCaptureFixture) -> None:
@@ -319,9 +325,16 @@ def test_id_tokens_that_are_wrong_log_nobody_in(site: Site, caplog: pytest.LogCa
         is_refused(answer, 400, "not for this login")
         assert browser.session is None, name
     issuer.made = lambda claims: claims
-    issuer.person |= {"groups": ["king"], "sub": "eve"}
-    is_refused(browser.log_in(), 403, "has no role here")
-    assert site.audit() == [("refuse login", "eve")]
+    issuer.person |= {"groups": ["king"], "sub": "<b>eve\n\x1b"}
+    is_refused(browser.log_in(), 403, "&lt;b&gt;eve   is known, but has no role here")
+    assert site.audit() == [("refuse login", "<b>eve  ")]
+    callback, append = browser.begin(), site.registry.ledger.append
+    issuer.person["groups"] = ["ops"]
+    try:
+        site.registry.ledger.append = broken  # type: ignore[method-assign]
+        is_refused(browser.get(callback), 503, "database does not answer")
+    finally:
+        site.registry.ledger.append = append  # type: ignore[method-assign]
     assert "eyJ" not in caplog.text
 
 

@@ -18,11 +18,10 @@ import jwt
 from oauthlib.oauth2 import MismatchingStateError, OAuth2Error, WebApplicationClient
 
 from featurestore_registry.errors import AuthError, RegistryError
-from featurestore_registry.http.oidc import People
+from featurestore_registry.http.oidc import People, printable
 
 ANSWER_SECONDS = 10.0
 """The provider answers a token request whole within so long."""
-_MOST_SHOWN = 200
 
 
 class LoginError(AuthError):
@@ -154,8 +153,3 @@ async def _post(url: str, body: str, auth: tuple[str, str] | None) -> httpx.Resp
     # httpx itself waits so long for each piece: a whole answer could take forever.
     async with asyncio.timeout(ANSWER_SECONDS), httpx.AsyncClient(timeout=ANSWER_SECONDS) as client:
         return await client.post(url, content=body, headers=headers, auth=auth or httpx.USE_CLIENT_DEFAULT)
-
-
-def printable(text: object) -> str:
-    """Return the beginning of a text from outside without what could move a cursor or begin a line in a log."""
-    return "".join(each if each.isprintable() else " " for each in str(text)[:_MOST_SHOWN])

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import astuple
 from datetime import UTC, datetime
 from html import escape
@@ -19,7 +19,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from featurestore_registry.auth import Person, Session
 from featurestore_registry.auth.middleware import cookie_of
 from featurestore_registry.auth.sessions import KIND, document_of, sessions_of
-from featurestore_registry.errors import AuthError, RecordNotFoundError
+from featurestore_registry.errors import AuthError, RecordNotFoundError, RegistryError
 from featurestore_registry.http import wire
 from featurestore_registry.http.access import Access
 from featurestore_registry.http.urls import PREFIX
@@ -49,7 +49,7 @@ _PAGES: dict[int | str, dict[str, Any]] = {
         403: "The provider refused, or gave no role here.",
         404: "No identity provider is set.",
         502: "The provider does not answer.",
-        503: "Too many logins at once.",
+        503: "Too many logins at once, or the database does not answer.",
     }.items()
 }
 
@@ -99,26 +99,36 @@ def _add_login(api: FastAPI, access: Access) -> None:
     waiting = threading.BoundedSemaphore(MOST_AT_ONCE)
     pending_cookie = access.cookie_named("fs_login")
 
+    def answered(work: Callable[[CodeFlow], Response]) -> Response:
+        flow = _flow_of(access)
+        if flow is None:
+            return page("Nobody logs in here by browser", status=404)
+        if not waiting.acquire(blocking=False):
+            return page("Too many people log in at this moment. Try again.", status=503)
+        try:
+            return work(flow)
+        except RegistryError as error:
+            return _failed(error)
+        finally:
+            waiting.release()
+
     @api.get(
         "/login",
         summary="Begin a login at the identity provider",
         status_code=303,
         response_class=Response,
-        responses={status: _PAGES[status] for status in (404, 502)},
+        responses={status: _PAGES[status] for status in (404, 502, 503)},
     )
     def login(next: Annotated[str, Query(max_length=1000, description="Where to go afterwards.")] = "/") -> Response:
-        flow = _flow_of(access)
-        if flow is None:
-            return page("Nobody logs in here by browser", status=404)
-        try:
+        def begun(flow: CodeFlow) -> Response:
             _refreshed(flow)
             address, pending = flow.begin()
-        except AuthError as error:
-            return _failed(error)
-        answer = RedirectResponse(address, 303, _HEADERS)
-        kept = base64.urlsafe_b64encode(json.dumps([*astuple(pending), next]).encode()).decode().rstrip("=")
-        _set_cookie(answer, access, pending_cookie, kept, LOGIN_SECONDS)
-        return answer
+            answer = RedirectResponse(address, 303, _HEADERS)
+            kept = base64.urlsafe_b64encode(json.dumps([*astuple(pending), next]).encode()).decode().rstrip("=")
+            _set_cookie(answer, access, pending_cookie, kept, LOGIN_SECONDS)
+            return answer
+
+        return answered(begun)
 
     @api.get(
         "/login/callback",
@@ -128,17 +138,7 @@ def _add_login(api: FastAPI, access: Access) -> None:
         responses=_PAGES,
     )
     def callback(request: Request) -> Response:
-        flow = _flow_of(access)
-        if flow is None:
-            return page("Nobody logs in here by browser", status=404)
-        if not waiting.acquire(blocking=False):
-            return page("Too many people log in at this moment. Try again.", status=503)
-        try:
-            answer = _logged_in(request, access, flow, cookie_of(request.scope, pending_cookie))
-        except AuthError as error:
-            answer = _failed(error)
-        finally:
-            waiting.release()
+        answer = answered(lambda flow: _logged_in(request, access, flow, cookie_of(request.scope, pending_cookie)))
         _set_cookie(answer, access, pending_cookie, "", 0)
         return answer
 
@@ -183,9 +183,14 @@ def _end(request: Request, access: Access) -> None:
         access.log_out(person, client_of(request))
 
 
-def _failed(error: AuthError) -> Response:
+def _failed(error: RegistryError) -> Response:
     logger.warning("a login failed: %s %s", error.message, getattr(error, "why", ""))
-    return page("The login failed", f'<p>{escape(error.message)}<p><a href="/login">Log in</a>', status=error.status)
+    told, status = (
+        (error.message, error.status)
+        if isinstance(error, AuthError)
+        else ("The registry's database does not answer. Try again.", 503)
+    )
+    return page("The login failed", f'<p>{escape(told)}<p><a href="/login">Log in</a>', status=status)
 
 
 def _set_cookie(answer: Response, access: Access, name: str, value: str, seconds: float) -> None:

@@ -29,6 +29,8 @@ REFETCH_SECONDS = 60.0
 """The issuer's keys are fetched again for a key that is not known, at most so often."""
 KEPT_SECONDS = 900.0
 """And so often in any case: a key that the issuer gave up ends then."""
+_MOST_SHOWN = 200
+"""At most so many characters of a text from outside."""
 DISCOVERY = "/.well-known/openid-configuration"
 
 FETCH_SECONDS = 5.0
@@ -150,7 +152,7 @@ class People:
         subject = str(claims["sub"])
         end_us = int(float(claims["exp"]) * 1_000_000)
         known = {value: self.issuer.roles[value] for value in values if value in self._grants}
-        made = self._made(f"{self.issuer.url}#{subject}", "", address or subject, end_us, known)
+        made = self._made(f"{self.issuer.url}#{subject}", "", printable(address or subject), end_us, known)
         return replace(made, nonce=str(claims.get("nonce") or ""))
 
     def resume(self, session: Session) -> Person | None:
@@ -166,6 +168,11 @@ class People:
         grants = tuple(self._grants[value] for value in known)
         role = max((role for role, _ in grants), default=Role.VIEWER)
         return Person(person, hash, role, None, end_us, name, False, grants, tuple(known.items()), session)
+
+
+def printable(text: object) -> str:
+    """Return the beginning of a text from outside without what could move a cursor or begin a line in a log."""
+    return "".join(each if each.isprintable() else " " for each in str(text)[:_MOST_SHOWN])
 
 
 def _grant(text: str) -> tuple[Role, str | None]:
