@@ -14,6 +14,7 @@ import sqlalchemy
 from alembic import command
 from featurestore_registry.auth import Role, create_token
 from featurestore_registry.errors import RegistryFormatError
+from featurestore_registry.http import access
 from featurestore_registry.http.client import HttpRegistry
 from featurestore_registry.sql import open_registry
 from featurestore_registry.sql.schema import alembic_config
@@ -196,3 +197,17 @@ def test_a_file_that_earlier_versions_use_is_left_alone(project: Project, tmp_pa
         assert servers_of(registry, "shop") == []
     assert path.read_bytes() == before
     workspace.close()
+
+
+def test_a_status_over_an_earlier_registrys_server_goes_on(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(access, "JOURNAL", {})
+    with open_registry(f"sqlite:///{project.registry_file}") as registry:
+        token, _ = create_token(registry.ledger, "shop", Role.VIEWER, expires_at_us=None, now_us=0)
+        with serving_registry(registry) as url:
+            monkeypatch.setenv("FS_REGISTRY", url)
+            monkeypatch.setenv("FS_REGISTRY_TOKEN", token)
+            fs = CommandLine(project.root, capsys)
+            assert "fresh" in fs("status")
+            assert "no entries of kind 'serving'" in fs("status", "--servers", expect=1)
