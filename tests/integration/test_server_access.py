@@ -188,6 +188,7 @@ def test_a_registry_that_knows_no_tokens_opens_nothing(
     text, _ = make_token(project)
     with serving_here(project.workspace()) as client:
         assert (status(client), status(client, text)) == (401, 200)
+        project.until_told()
         forget(project)
         until(lambda: "does not know project" in caplog.text or status(client, text) == 401, seconds=10)
         assert status(client) == 401
@@ -202,6 +203,7 @@ def test_the_walk_through_a_replaced_registry_to_an_open_server(project: Project
     text, _ = make_token(project)
     with serving(project.root) as server, server.client() as client:
         assert (status(client), status(client, text)) == (401, 200)
+        project.until_told()
         replace_registry(project)
         until(lambda: status(client, text) == 401, seconds=10)  # it has taken up the new registry
         assert status(client) == 401
@@ -370,6 +372,7 @@ def test_a_token_seen_revoked_stays_refused_by_a_restored_registry(
         revoke(project, token)
         revoke(project, every)
         until(lambda: [status(client, text) for text in (good, ended, of_all)] == [200, 401, 401], seconds=10)
+        project.until_told()
         (project.root / "backup.db").replace(project.registry_file)
         until(lambda: caplog.text.count(SHOWN_AGAIN) == 2, seconds=10)
         assert [status(client, text) for text in (good, ended, of_all)] == [200, 401, 401]

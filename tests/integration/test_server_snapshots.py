@@ -58,6 +58,7 @@ def test_it_serves_on_while_the_registry_is_away_and_after_it_came_back(
 ) -> None:
     clock = ManualClock(system_clock())
     with serving_here(project.workspace(clock)) as client:
+        project.until_told()
         away = project.registry_file.rename(project.root / "away.db")
         until(lambda: "There is no registry at" in caplog.text)
         clock.now_us += 30_000_000
@@ -118,6 +119,7 @@ def test_an_empty_registry_in_the_place_of_a_lost_one_ends_nothing(
     project: Project, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving_here(project.workspace()) as client:
+        project.until_told()
         empty = project.root / "data" / "empty.db"
         with open_registry(StoreSettings(url="sqlite:///data/empty.db"), project.root) as registry:
             registry.ledger.append("another", "run", "view", {})  # a registry is made when something is written
@@ -134,6 +136,7 @@ def test_a_registry_that_went_back_is_followed_with_a_warning(
     old = project.registry_file.read_bytes()
     project.apply(without=["feature_service:plain"])
     with serving_here(project.workspace()) as client:
+        project.until_told()
         (project.root / "old.db").write_bytes(old)
         (project.root / "old.db").rename(project.registry_file)
         until(lambda: metric(client, "featurestore_snapshot_revision") == 1)

@@ -19,6 +19,7 @@ import uvicorn
 from featurestore_registry.records import Change
 
 from featurestore.backends import open_online, open_registry
+from featurestore.ledger.serving import KIND
 from featurestore.online.records.encoder import RecordEncoder
 from featurestore.project.loader import load_definitions
 from featurestore.project.settings import read_settings
@@ -156,6 +157,14 @@ class Project:
         store.put(encoder.schema_key, encoder.schema_json)
         store.write(writes, now_us=event_us)
         store.close()
+
+    def until_told(self) -> None:
+        """Wait until a server has said what it serves: nobody may replace the registry's file while that is written."""
+        with open_registry(read_settings(self.root).registry, self.root) as registry:
+            until(
+                lambda: [e for e in registry.journal.newest("shop", KIND, limit=1) if "stopped" not in e.document],
+                seconds=20,
+            )
 
     def workspace(self, clock: Clock = system_clock) -> Workspace:
         return Workspace(self.root, read_settings(self.root), code=lambda: load_definitions(self.root), clock=clock)
