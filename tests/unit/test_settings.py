@@ -382,3 +382,17 @@ def test_variables_that_nothing_reads_are_told_once(tmp_path, monkeypatch, caplo
         "FS_TOKEN": "FS_SERVER_TOKEN",
     }
     assert len(caplog.records) == len(told)
+
+
+def test_a_secret_of_the_identity_provider_is_not_shown_and_a_public_url_is_an_origin() -> None:
+    made = make_settings({"project": "p", "registry_server": {"oidc_client_secret": "hunter2"}})
+    assert "hunter2" not in f"{made} {made!r} {made.registry_server} {made.model_dump()}"
+    for url in (
+        "registry.example",
+        "https://registry.example/x",
+        "https://u:p@registry.example",
+        "ftp://a",
+        "https://",
+    ):
+        with pytest.raises(SettingsError, match="write it as https://HOST"):
+            make_settings({"project": "p", "registry_server": {"public_url": url}})

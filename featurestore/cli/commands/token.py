@@ -19,6 +19,7 @@ from featurestore_registry.auth import (
     sessions,
     tokens,
 )
+from featurestore_registry.errors import RegistryUnavailableError
 
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.shared import shared_options
@@ -198,10 +199,13 @@ def revoke(store: FeatureStore, output: Output, id: str | None, person: str | No
 
 
 def _logins(store: FeatureStore, now_us: int = 0) -> list[Session]:
-    """Return who is logged in after an instant; nobody for who administers one project alone."""
+    """Return who is logged in after an instant; nobody for who administers one project alone.
+
+    Nor from a server of an earlier version, which answers 404.
+    """
     try:
         return [each for each in sessions(store.workspace.ledger) if each.expires_at_us > now_us]
-    except AuthError:
+    except (AuthError, RegistryUnavailableError):
         return []
 
 

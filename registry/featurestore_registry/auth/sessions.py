@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from typing_extensions import override
@@ -15,7 +15,7 @@ from typing_extensions import override
 from featurestore_registry.auth.tokens import EVERY_PROJECT, Role, Token, hash_token
 from featurestore_registry.errors import AuthError, LedgerConflictError
 from featurestore_registry.interface import Ledger, LedgerReader
-from featurestore_registry.records import Document
+from featurestore_registry.records import Document, known_fields
 
 KIND = "session"
 """The kind of their entries in the ledger."""
@@ -75,7 +75,7 @@ class Session:
     @classmethod
     def from_document(cls, document: Document) -> Self:
         """Read what `asdict` made of one; ignores other fields."""
-        return cls(**{each.name: document[each.name] for each in fields(cls)})
+        return cls(**known_fields(cls, document))
 
 
 def sessions_of(document: Document) -> list[Session]:
