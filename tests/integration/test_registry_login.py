@@ -108,7 +108,7 @@ def serving(issuer: OidcIssuer, path: Path, *, of: dict[str, Any] | None = None,
         if not registry.definitions.head("p"):
             view = Change("put", "view", "a", Record("view", "p", "a", {}, "f"))
             registry.definitions.apply("p", "", [view], author="", message="", commit="")
-        people = People(Issuer(issuer.url, "registry", **{"roles": ROLES, **(of or {})}))
+        people = People(Issuer(**{"url": issuer.url, "audience": "registry", "roles": ROLES, **(of or {})}))
         with serving_registry(registry, people=people, **more) as url:
             site = Site(registry, issuer, people, url)
             with site.stack:
@@ -500,6 +500,8 @@ def test_sessions_end_with_time_with_their_roles_and_with_the_provider(issuer: O
         assert site.ask(text, "GET", "/api/v1/tokens?project=").status_code == 200
     with serving(issuer, path, of={"roles": {"ops": "viewer"}}, clock=lambda: now_us) as site:
         assert site.ask(text, "GET", STATE).status_code == 403
+    with serving(issuer, path, of={"url": "http://127.0.0.1:9"}, clock=lambda: now_us) as site:
+        assert site.ask(text, "GET", STATE).status_code == 401
     with open_registry(f"sqlite:///{path}") as registry, serving_registry(registry, clock=lambda: now_us) as url:
         assert httpx.get(f"{url}{STATE}", headers={"authorization": f"Bearer {text}"}).status_code == 401
         assert httpx.get(f"{url}/login").status_code == 404
