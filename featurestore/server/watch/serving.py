@@ -55,11 +55,12 @@ class ServingReport:
         except FeatureStoreError as error:
             self._retry_us = now_us
             if not self._has_warned:
+                hint = " Give it a token of `fs token create --role reader --server`."
                 logger.warning(
                     "the registry does not learn what is served here, so `fs status` and `fs promote` do not know of "
                     "this server: %s%s",
                     error.message,
-                    " Give it a token made with `fs token create --server`." if isinstance(error, AuthError) else "",
+                    hint if isinstance(error, AuthError) else "",
                 )
             self._has_warned = True
         else:
