@@ -620,6 +620,10 @@ def test_fs_login_and_logout(
     monkeypatch.setattr(listener, "WAIT_SECONDS", 0.05)
     monkeypatch.setattr("webbrowser.open", lambda url: None)
     assert "Nobody logged in within 5 minutes" in fs("login", site.url, code=1)
+    # No browser opens what a made-up provider names.
+    for endpoint in ("file://localhost/bin/sh", "http://10.0.0.1/authorize", "javascript:alert(1)"):
+        site.issuer.metadata = {"authorization_endpoint": endpoint}
+        assert "without TLS" in fs("login", site.url, code=1)
     site.issuer.spoil = lambda path, answer: None
     assert "cannot be used" in fs("login", site.url, code=1)
     assert json.loads(kept.read_text()) == {}

@@ -11,7 +11,7 @@ PREFIX = "/api/v1"
 def is_private(url: str) -> bool:
     """Tell whether nobody on the way to a URL can read along: by TLS, or because it leads to this machine."""
     parsed = urlsplit(url)
-    return parsed.scheme == "https" or _is_loopback(parsed.hostname or "")
+    return parsed.scheme == "https" or (parsed.scheme == "http" and _is_loopback(parsed.hostname or ""))
 
 
 def _is_loopback(host: str) -> bool:
