@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from featurestore_registry.auth import Role, create_token
 from featurestore_registry.http import access
+from featurestore_registry.http.client import HttpRegistry
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change, fingerprint
 from featurestore_registry.sql import open_registry
@@ -464,3 +465,30 @@ def test_the_command_plans_asks_and_applies(
     assert "is not NAME=PATH" in fs(*promote, "--source", "flights", expect=2)
     told = fs.json(*promote, "--to", "third", "--yes", "--at", "1")
     assert (told["project"], told["applied"], len(told["steps"])) == ("third", 1, 4)
+
+
+def test_a_promotion_waits_for_a_second_person_and_spares_what_a_group_owns(
+    environments: Environments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    staging, prod, registry = environments.staging, environments.prod, environments.registry
+    staging.apply([view(), view("ranked", owner="ranking")])
+    tokens = {
+        name: create_token(registry.ledger, None, role, expires_at_us=None, now_us=0, name=name)[0]
+        for name, role in {"ada": Role.EDITOR, "bob": Role.EDITOR, "ops": Role.ADMIN}.items()
+    }
+    with serving_registry(registry, judge) as url:
+        monkeypatch.setenv("FS_REGISTRY", url)
+        monkeypatch.setenv("FS_REGISTRY_TOKEN", tokens["ada"])
+        fs = CommandLine(prod.root, capsys)
+        promote = ("promote", "delays", "ranked", "--from", "staging", "--yes")
+        with HttpRegistry(url, token=tokens["ops"]) as ops:
+            ops.governance.set_policy("prod", {"refuse": [], "approve": ["compatible"], "groups": {"ranking": ["bob"]}})
+        assert "wants a second person for compatible changes" in fs(*promote, expect=5)
+        assert prod.list() == []
+        with HttpRegistry(url, token=tokens["bob"]) as bob:
+            (waiting,) = bob.governance.proposals("prod")
+            assert waiting["message"].startswith("promoted delays, ranked from staging revision 1 (")
+            bob.governance.approve("prod", waiting["plan"])
+        assert "prod is at revision 1." in fs(*promote)
+        staging.apply([view("ranked", owner="ranking", description="by rank")])
+        assert "belongs to 'ranking', and 'ada' is not of that group" in fs(*promote, expect=1)
