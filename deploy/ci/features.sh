@@ -3,7 +3,6 @@
 #
 #   features.sh plan [COMMENT]    Show what a merge would change; write the same as Markdown into the file COMMENT.
 #   features.sh apply             Apply it. The commit's subject and author are the message, `fs log` shows the commit.
-#   features.sh comment CODE      Make the Markdown of what `fs plan --check` printed (standard input, and its exit code).
 #
 # It reads these variables; the token comes from the CI's secret store, never from a file of the repo:
 #
@@ -16,48 +15,12 @@
 # was applied meanwhile; 5 the project's policy wants a second person.
 set -u
 
-LIMIT=65000 # GitHub's is 65,536 characters for a comment; these are bytes
 repo=${FEATURE_REPO:-.}
 allow=${FEATURES_ALLOW:-}
 
 usage() {
-    sed -n '3,6s/^# \{0,1\}//p' "$0" >&2
+    sed -n '3,5s/^# \{0,1\}//p' "$0" >&2
     exit 2
-}
-
-comment() {
-    LC_ALL=C awk -v code="$1" -v limit="$LIMIT" '
-        { line[NR] = $0 }
-        { for (rest = $0; match(rest, /`+/); rest = substr(rest, RSTART + RLENGTH)) if (RLENGTH > ticks) ticks = RLENGTH }
-        /^  [-+~] / { title = $0; class = $NF; sub(/^ +/, "", title); sub(/ +[a-z]+$/, "", title); count[class]++ }
-        /^ +(read|used) by: / && (class == "breaking" || class == "destructive") {
-            sub(/^ +/, ""); broken[++breaks] = title ": " $0
-        }
-        /^[0-9].*; the worst change is / { summary = $0 }
-        function say(text) { print text; used += length(text) + 1 }
-        END {
-            for (fence = "```"; length(fence) <= ticks; ) fence = fence "`"  # what a pull request writes cannot end it
-            if (code == 0) say("### Features: nothing to change")
-            else if (code != 3) say("### Features: the plan failed (exit code " code ")")
-            else say("### Features: " summary)
-            say("")
-            split("destructive breaking rebuild compatible metadata", classes, " ")
-            for (i = 1; i <= 5; i++) if (count[classes[i]]) {
-                text = text (text == "" ? "" : ", ") count[classes[i]] " " classes[i]
-            }
-            if (text != "") { say("Changes by class: " text "."); say("") }
-            if (breaks) {
-                say("Would break:"); say(fence)
-                for (i = 1; i <= breaks && used + length(broken[i]) < limit / 4; i++) say(broken[i])
-                if (i <= breaks) say("… and " breaks - i + 1 " more")
-                say(fence); say("")
-            }
-            say(fence)
-            for (i = 1; i <= NR && used + length(line[i]) + 200 < limit; i++) say(line[i])
-            say(fence)
-            if (i <= NR) say(NR - i + 1 " more lines do not fit here: the log of the job has the whole plan.")
-        }
-    '
 }
 
 refused() { # whether the plan of a file needs a flag that is not allowed
@@ -70,7 +33,6 @@ refused() { # whether the plan of a file needs a flag that is not allowed
 
 case "${1:-} $#" in
 "plan 1" | "plan 2" | "apply 1") ;;
-"comment 2") comment "$2"; exit ;;
 *) usage ;;
 esac
 
@@ -95,11 +57,12 @@ fi
 
 plan=$(mktemp) || exit 1
 trap 'rm -f "$plan"' EXIT
-fs plan --check --repo "$repo" >"$plan" 2>&1
+[ $# = 1 ] || rm -f "$2"
+fs plan --check --markdown "${2:-/dev/null}" --repo "$repo" >"$plan" 2>&1
 code=$?
 cat "$plan"
-if [ $# = 2 ]; then
-    comment $code <"$plan" >"$2" || exit 1
+if [ $# = 2 ] && [ ! -f "$2" ]; then
+    echo "### Features: the plan failed (exit code $code), as the log of the job says" >"$2" || exit 1
 fi
 case $code in
 0) exit 0 ;;

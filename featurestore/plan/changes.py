@@ -143,7 +143,7 @@ def explain(plan: Plan, *, is_teardown: bool = False) -> list[Line]:
         made = [Line(0, f"Plan for {plan.project}: revision {plan.revision} -> {plan.revision + 1}"), Line(0, "")]
         for step in plan.steps:
             made += explain_step(step, prepare=plan.prepare)
-        made += [Line(0, ""), Line(0, _summary(plan, is_teardown=is_teardown))]
+        made += [Line(0, ""), Line(0, summary(plan, is_teardown=is_teardown))]
     return made + [Line(0, f"Note: {notice}") for notice in plan.notices]
 
 
@@ -193,7 +193,8 @@ def _why(step: Step, command: str) -> str:
     return ": until then rows keep their old values" if rebuilt else ""
 
 
-def _summary(plan: Plan, *, is_teardown: bool) -> str:
+def summary(plan: Plan, *, is_teardown: bool = False) -> str:
+    """Return what a plan with steps comes to: how many changes, the worst class, and the flags that it needs."""
     counts = count_steps(plan.steps, {"create": "to create", "update": "to change", "delete": "to delete"})
     worst = plan.worst
     assert worst is not None
