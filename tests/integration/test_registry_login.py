@@ -355,6 +355,7 @@ def test_a_provider_that_hangs_fails_or_is_away_holds_nobody_up(
 
     for told, status, answer in (
         ("does not answer as it should", 502, slow),
+        ("does not answer as it should", 502, lambda: (200, {"x-slowly": "0.04"}, b'{"error": "invalid_grant"}')),
         ("does not answer as it should", 502, lambda: None),
         ("does not answer as it should", 502, lambda: (500, {}, b"<b>boom</b>")),
         ("does not answer as it should", 502, lambda: (200, json_type, b'{"expires_in": "x"}')),
@@ -394,6 +395,12 @@ def test_a_provider_that_is_away_at_the_start_is_asked_again(
 
         issuer.spoil = answer_late
         assert browser.get(callback).status_code == 303
+        # Its new key is fetched when the first login comes that needs it.
+        known = issuer.keys
+        issuer.keys = {"two": rsa.generate_private_key(public_exponent=65537, key_size=2048)}
+        monkeypatch.setattr(oidc.time, "monotonic", lambda: now_s + 2 * oidc.REFETCH_SECONDS + 2)
+        assert browser.log_in().status_code == 303
+        issuer.keys = known
 
 
 def test_a_session_is_bound_to_its_login(site: Site) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import secrets
@@ -118,7 +119,11 @@ def oidc_issuer() -> Iterator[OidcIssuer]:
             for name, value in {**spoilt[1], "content-length": str(len(spoilt[2]))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(spoilt[2])
+            slowly_s = float(spoilt[1].get("x-slowly", 0))
+            for piece in [spoilt[2]] if not slowly_s else [bytes([each]) for each in spoilt[2]]:
+                time.sleep(slowly_s)
+                with contextlib.suppress(OSError):
+                    self.wfile.write(piece)
 
         do_GET = do_POST = _serve
 
