@@ -216,26 +216,23 @@ def test_a_header_wins_over_the_cookie_and_two_cookies_are_none(site: Site) -> N
         assert httpx.get(f"{site.url}{STATE}", headers={"cookie": tossed}).status_code == 401
 
 
-@pytest.mark.parametrize(
-    ("after", "goes_to"),
-    [
-        ("/a/b?c=d%20e#f", "/a/b?c=d%20e#f"),
-        ("//evil.example", "/"),
-        ("/\\evil.example", "/"),
-        ("/a\\..\\evil", "/"),
-        (EVIL, "/"),
-        ("javascript:alert(1)", "/"),
-        ("evil.example", "/"),
-        ("/a\r\nSet-Cookie: x=y", "/"),
-        ("/\t/evil.example", "/"),
-        ("/ü", "/"),
-        ("", "/"),
-    ],
-)
-def test_a_login_leads_to_this_server_alone(site: Site, after: str, goes_to: str) -> None:
-    answer = site.browser().log_in(after)
-    assert (answer.status_code, answer.headers["location"]) == (303, goes_to)
-    assert "x" not in answer.cookies
+def test_a_login_leads_to_this_server_alone(site: Site) -> None:
+    for after, goes_to in {
+        "/a/b?c=d%20e#f": "/a/b?c=d%20e#f",
+        "//evil.example": "/",
+        "/\\evil.example": "/",
+        "/a\\..\\evil": "/",
+        EVIL: "/",
+        "javascript:alert(1)": "/",
+        "evil.example": "/",
+        "/a\r\nSet-Cookie: x=y": "/",
+        "/\t/evil.example": "/",
+        "/ü": "/",
+        "": "/",
+    }.items():
+        answer = site.browser().log_in(after)
+        assert (answer.status_code, answer.headers["location"]) == (303, goes_to), after
+        assert "x" not in answer.cookies
 
 
 def test_what_comes_back_wrong_logs_nobody_in(site: Site, caplog: pytest.LogCaptureFixture) -> None:
