@@ -34,8 +34,9 @@ KINDS = (COMMIT, PUBLISH, WITHDRAWAL, PUSHED_ONLINE)
 """Kinds whose key is the generation's; `PUSHED_ONLINE` has the view's name."""
 AUDIT = "audit"
 
-MOST_COMMITS, PER_ENTRY = 2_000, 500
-"""At most so many commits of a table are taken at once, where somebody waits; so many are an entry."""
+MOST_COMMITS, PER_ENTRY, PER_CALL = 2_000, 500, 20_000
+"""At most so many commits of a table are taken at once, where somebody waits; so many are an entry; so many are sent by
+one call, about 2.5 MB."""
 PAGE = 1_000
 """Entries that are read at once."""
 CLOCKS_APART = timedelta(hours=1)
@@ -61,7 +62,7 @@ class JournaledCommit:
 
 
 def catch_up(workspace: Workspace, tables: Iterable[TableId], *, most: int = MOST_COMMITS) -> None:
-    """Append the commits that the journal lacks, of each table the oldest ``most``, by one call for all tables.
+    """Append the commits that the journal lacks, of each table the oldest ``most``, by one call for many tables.
 
     A table of which the journal has nothing begins with its newest ones, as far as they would be kept. Two processes
     at once may append the same commits: `commits_of` tells each once. Does nothing where there is no journal. Raises
@@ -90,7 +91,8 @@ def catch_up(workspace: Workspace, tables: Iterable[TableId], *, most: int = MOS
             missing.append((key, {"after": None if before is None else before.identity, "commits": rows}))
             withdrawn += [(key, _withdrawal(commit)) for commit in commits if commit.withdrawn]
     journal.append(workspace.project, WITHDRAWAL, withdrawn)  # first: the commits' entries say how far it is
-    journal.append(workspace.project, COMMIT, missing)
+    for call in _calls(missing):
+        journal.append(workspace.project, COMMIT, call)
 
 
 def catch_up_quietly(workspace: Workspace, tables: Iterable[TableId]) -> bool:
@@ -145,6 +147,17 @@ def _runs_of(commits: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
             begin = place
     if commits:
         yield commits[begin:]
+
+
+def _calls(missing: Sequence[tuple[str, Document]]) -> Iterator[Sequence[tuple[str, Document]]]:
+    """Split entries into some that a registry takes by one call."""
+    begin = count = 0
+    for place, (_, document) in enumerate(missing):
+        count += len(document["commits"])
+        if count > PER_CALL:
+            yield missing[begin:place]
+            begin, count = place, len(document["commits"])
+    yield missing[begin:]
 
 
 def _row(commit: Commit) -> list[Any]:
