@@ -26,6 +26,7 @@ from featurestore.offline.local.files import hash_of
 from featurestore.offline.local.store import DeltaStore
 from featurestore.testing.offline_store import SCHEMA, TABLE, append, numbers, row
 from featurestore.testing.table_growth import append_several, merge, new_rows
+from featurestore.types.times import system_clock
 
 pytestmark = pytest.mark.uncounted
 
@@ -120,8 +121,8 @@ def as_an_earlier_release(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Commit without what says that rows are kept."""
     properties = log._properties
 
-    def carrying_less(hashes: Any, facts: Any, carried: Any) -> Any:
-        return properties(hashes, facts, {log.NEXT_SEQUENCE: carried[log.NEXT_SEQUENCE]})
+    def carrying_less(hashes: Any, facts: Any, carried: Any, made: Any) -> Any:
+        return properties(hashes, facts, {log.NEXT_SEQUENCE: carried[log.NEXT_SEQUENCE]}, {})
 
     with monkeypatch.context() as patch:
         patch.setattr(log, "_properties", carrying_less)
@@ -132,6 +133,9 @@ def test_tables_and_commits_of_an_earlier_release(store, monkeypatch):
     with as_an_earlier_release(monkeypatch):
         old = append_several(store, 3)
     assert old.rows_kept_since == old.number
+    told = store.find_commit(TABLE)
+    assert (told.rows, told.first_sequence, told.withdrawn, told.merges) == (None, None, None, False)
+    assert abs(told.at_us - system_clock()) < 60_000_000  # the library's own entry says it
     assert len(store.changes(TABLE, 0, old.number).added) == 2
     ours = merge(store, old)
     assert ours.rows_kept_since == old.number
