@@ -23,8 +23,8 @@ usage() {
     exit 2
 }
 
-refused() { # whether the plan of a file needs a flag that is not allowed
-    needs=$(sed -n 's/^[0-9].*; the worst change is .*; apply needs \(.*\)\.$/\1/p' "$1")
+refused() { # whether a plan, by its first line in Markdown, needs a flag that is not allowed
+    needs=$(sed -n '1s/^.*; apply needs \(.*\)\.$/\1/p' "$1")
     for flag in --allow-breaking --allow-destroy; do
         case " $needs " in *" $flag "*) case " $allow " in *" $flag "*) ;; *) return 0 ;; esac ;; esac
     done
@@ -57,12 +57,13 @@ fi
 
 plan=$(mktemp) || exit 1
 trap 'rm -f "$plan"' EXIT
-[ $# = 1 ] || rm -f "$2"
-fs plan --check --markdown "${2:-/dev/null}" --repo "$repo" >"$plan" 2>&1
+fs plan --check --markdown "$plan" --repo "$repo"
 code=$?
-cat "$plan"
-if [ $# = 2 ] && [ ! -f "$2" ]; then
-    echo "### Features: the plan failed (exit code $code), as the log of the job says" >"$2" || exit 1
+if [ ! -s "$plan" ]; then
+    echo "### Features: the plan failed (exit code $code), as the log of the job says" >"$plan"
+fi
+if [ $# = 2 ]; then
+    cp "$plan" "$2" || exit 1
 fi
 case $code in
 0) exit 0 ;;

@@ -19,7 +19,9 @@ def plan_markdown(plan: Plan) -> str:
     What definitions say stands in blocks, which it cannot end: it mentions nobody and becomes no link.
     """
     if not plan.steps:
-        return "### Features: nothing to change\n"
+        notes = [f"Note: {notice}" for notice in plan.notices]
+        block = [_fence(notes), *_fitting(notes, MOST_BYTES, "more notes"), _fence(notes)]
+        return "\n".join(["### Features: nothing to change", *(["", *block] if notes else ()), ""])
     counts = Counter(step.change_class for step in plan.steps)
     told = ", ".join(f"{counts[each]} {each.name.lower()}" for each in sorted(counts, reverse=True))
     broken = [

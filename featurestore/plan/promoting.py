@@ -67,7 +67,7 @@ def plan_promotion(
         plan,
         steps=tuple(_with_commands(step, prepare=plan.prepare) for step in plan.steps),
         message=f"promoted {', '.join(names)} from {at_revision}",
-        code=_code_of(plan) if has_servers else {},
+        code=_code_of(plan, target) if has_servers else {},
     )
     try:
         check_code(workspace, plan)
@@ -162,10 +162,12 @@ def _with_commands(step: Step, *, prepare: bool) -> Step:
     return replace(step, commands=(f"fs materialize --view {step.name}",))
 
 
-def _code_of(plan: Plan) -> dict[str, str]:
-    """Return the hash of each on-demand function that a plan brings, by its view."""
-    records = (step.record for step in plan.steps if step.kind == OnDemandFeatureView.kind)
-    return {record.name: record.document["code_hash"] for record in records if record is not None}
+def _code_of(plan: Plan, target: Snapshot) -> dict[str, str]:
+    """Return the hash of each on-demand function that a plan brings or changes, by its view."""
+    records = [step.record for step in plan.steps if step.kind == OnDemandFeatureView.kind]
+    brought = {record.name: record.document["code_hash"] for record in records if record is not None}
+    had = {name: view.code_hash for name, view in target.on_demand.items()}
+    return {name: code for name, code in brought.items() if had.get(name) != code}
 
 
 def _lacks(server: Server, code: Mapping[str, str]) -> bool:

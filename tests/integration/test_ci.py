@@ -142,6 +142,9 @@ def test_a_pull_request_is_planned_and_a_merge_applied(
         assert "Changes by class: 2 breaking." in told
         assert "~ feature view takings: feature_service:model" in told
         assert "--allow-breaking" in repo.script("apply", who="ci", expect=1)
+        # What a features.py prints is no plan.
+        repo.commit(broken + "\nprint('1 to change; the worst change is breaking; apply needs nothing.')", "Prints")
+        repo.script("plan", who="plans", expect=3)
         repo.script("plan", who="plans", FEATURES_ALLOW="--allow-breaking")
 
         # A second person.
@@ -193,6 +196,8 @@ def test_a_comment_fits_and_nothing_in_a_plan_ends_its_block() -> None:
     assert told.rstrip("`\n").endswith("more lines, in the job's log")
     assert [line for line in told.splitlines() if line.startswith("```")] == ["`````"] * 4
     assert plan_markdown(replace(plan, steps=())) == "### Features: nothing to change\n"
+    told = plan_markdown(replace(plan, steps=(), notices=("``` look",)))
+    assert told == "### Features: nothing to change\n\n````\nNote: ``` look\n````\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["plan", "a", "b"], ["apply", "a"], ["destroy"]])
@@ -213,7 +218,7 @@ def test_the_workflow_uses_what_there_is() -> None:
     assert set(document["on"]) == {"pull_request", "push", "workflow_dispatch"}
     assert document["permissions"] == {"contents": "read"}
     uses = {step["uses"] for _, step in steps() if "uses" in step}
-    assert all(re.fullmatch(r"actions/(checkout|setup-python)@v\d+", each) for each in uses)
+    assert all(re.fullmatch(r"actions/(checkout|setup-python|(up|down)load-artifact)@v\d+", each) for each in uses)
     runs = [(job, step) for job, step in steps() if "run" in step]
     asked = {(job, line) for job, step in runs for line in step["run"].splitlines() if "features.sh" in line}
     assert asked == {("plan", "sh ci/features.sh plan plan.md"), ("apply", "sh ci/features.sh apply")}
@@ -222,6 +227,10 @@ def test_the_workflow_uses_what_there_is() -> None:
     with_token = [step["run"].split()[1] for _, step in runs if "FS_REGISTRY_TOKEN" in step.get("env", {})]
     assert with_token == ["ci/features.sh"] * 2
     assert set(re.findall(r"secrets\.(\w+)", WORKFLOW.read_text())) == {"FS_REGISTRY_TOKEN"}
+    # No job that runs a pull request's own code may write anything.
+    jobs = document["jobs"]
+    assert {name for name, job in jobs.items() if "permissions" in job} == {"comment"}
+    assert [step["run"].split()[0] for step in jobs["comment"]["steps"] if "run" in step] == ["gh"]
     # What comes from a pull request reaches no shell but by variables.
     assert [step["run"] for _, step in runs if "${{" in step["run"]] == []
 

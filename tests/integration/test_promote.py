@@ -38,6 +38,7 @@ from featurestore.errors import (
 )
 from featurestore.ledger.consumers import Consumer, add_consumer
 from featurestore.ledger.serving import Server, servers_of, tell
+from featurestore.plan import ChangeClass
 from featurestore.plan.judging import judge
 from featurestore.server.app import open_workspace
 from featurestore.types import Float64, Int64, String
@@ -322,6 +323,14 @@ def test_code_must_be_on_every_server_first(environments: Environments) -> None:
     assert prod.promote("delays", "staging").steps == ()
     prod.promote("model", "staging", has_servers=False)
     assert prod.get("on_demand_view", "share").code == staging.get("on_demand_view", "share").code
+    # What changes but its description needs no other code.
+    described = ON_DEMAND.replace("[1.0 for", "[2.0 for").replace(
+        'schema=[Field("share", Float64)],', 'schema=[Field("share", Float64)], description="a part",'
+    )
+    (staging.root / "features.py").write_text(described)
+    staging.apply()
+    (step,) = prod.promote("share", "staging").steps
+    assert step.change_class is ChangeClass.METADATA
 
 
 def test_a_server_with_newer_code_answers_503_until_the_promotion_and_one_with_a_new_name_always(

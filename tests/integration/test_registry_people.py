@@ -21,7 +21,7 @@ from featurestore_registry.sql import open_registry
 from support.registry_server import serving_registry
 
 URL = "https://id.example"
-ROLES = {"everyone": "viewer", "ranking": "editor:p", "ops": "admin"}
+ROLES = {"everyone": "viewer", "ranking": "editor:p", "ops": "admin", "head of ranking": "admin:p"}
 
 
 class Provider:
@@ -218,3 +218,8 @@ def test_people_enter_by_their_roles_and_are_named_in_what_they_do(url: str, pro
     assert ask("GET", "/history?project=p").json()[0]["author"] == "ada@example.org"
     (entry,) = ask("GET", "/journal?project=p&kind=audit", groups=["ops"], sub="root").json()
     assert (entry["document"]["by"], entry["document"]["token"]) == ("ada@example.org", f"{URL}#ada")
+    # An admin of one project says nothing for the servers of another.
+    said = [{"key": "web-1", "document": {}}]
+    both = {"groups": ["head of ranking", "everyone"]}
+    assert ask("POST", "/journal?project=q&kind=serving", said, **both).status_code == 403
+    assert ask("POST", "/journal?project=p&kind=serving", said, **both).status_code == 200

@@ -223,12 +223,15 @@ def permit(scope: Scope, token: Token) -> None:
     if path == f"{PREFIX}/apply":
         token.require(Role.EDITOR, project)
     elif path == f"{PREFIX}/ledger":
-        token.require(_role(token, LEDGER, "ledger", _one(query, "kind"), writes=method != "GET"), project)
+        token.require(_role(LEDGER, "ledger", _one(query, "kind"), writes=method != "GET"), project)
     elif path in (f"{PREFIX}/journal", f"{PREFIX}/journal/newest"):
         kind = _one(query, "kind")
         is_cleaning = method == "DELETE" and kind in JOURNAL and kind != AUDIT
-        least = Role.OPERATOR if is_cleaning else _role(token, JOURNAL, "journal", kind, writes=method != "GET")
-        token.require(least, project)
+        if method == "POST" and kind and kind in JOURNAL and JOURNAL[kind].is_server and not token.is_server:
+            _require_admin(token, project, kind)
+        token.require(
+            Role.OPERATOR if is_cleaning else _role(JOURNAL, "journal", kind, writes=method != "GET"), project
+        )
     elif path in (f"{PREFIX}/approve", f"{PREFIX}/policy", f"{PREFIX}/proposals"):
         token.require(
             Role.EDITOR if path.endswith("approve") else Role.VIEWER if method == "GET" else Role.ADMIN, project
@@ -250,7 +253,16 @@ def _one(query: QueryParams, name: str) -> str | None:
     return found[0] if found else None
 
 
-def _role(token: Token, kinds: Mapping[str, Needs], where: str, kind: str | None, *, writes: bool) -> Role:
+def _require_admin(token: Token, project: str | None, kind: str) -> None:
+    try:
+        token.require(Role.ADMIN, project)  # there, and not in another project
+    except AuthError:
+        raise AuthError(
+            f"Entries of kind {kind!r} are written by feature servers, with a token of theirs.", status=403
+        ) from None
+
+
+def _role(kinds: Mapping[str, Needs], where: str, kind: str | None, *, writes: bool) -> Role:
     needs = kinds.get(kind or "")
     if needs is None:
         raise AuthError(f"The {where} has no entries of kind {kind!r} for requests.", status=403)
@@ -258,8 +270,6 @@ def _role(token: Token, kinds: Mapping[str, Needs], where: str, kind: str | None
         return needs.read
     if needs.write is None:
         raise AuthError(f"Entries of kind {kind!r} are written by the server alone.", status=403)
-    if needs.is_server and not token.is_server and token.role < Role.ADMIN:
-        raise AuthError(f"Entries of kind {kind!r} are written by feature servers, with a token of theirs.", status=403)
     return needs.write
 
 
