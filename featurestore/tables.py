@@ -1,4 +1,4 @@
-"""Tables that callers pass, read by one reader, and tables as a notebook shows them.
+"""Tables that callers pass, read by one reader, and tables and texts as a notebook or a terminal shows them.
 
 Entity frames, entity rows and pushed rows come here, in process and on their way to a server.
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ NULLS = frozenset({"NAType", "NaTType"})
 """The types of pandas' own nulls."""
 WHOLE_FLOAT_LIMITS = {16: 2**11, 32: 2**24, 64: 2**53}
 """By bits: from here on a float may stand for several integers, such as 2**53 for 2**53 + 1 too."""
+_UNSEEN = frozenset({"Cc", "Cf", "Zl", "Zp"})
+"""Categories of Unicode: controls, marks of direction, separators of lines and paragraphs."""
+_JOINERS = "\u200c\u200d"
+"""Persian and emoji are written with them."""
 _NARROW_TYPE = re.compile(r"\b(?:(halffloat|float16)|float32|float)\b")
 
 
@@ -198,6 +203,23 @@ def import_polars() -> Any:
             hint="Install it (`pip install '.[polars]'` in a checkout), or use to_arrow() or to_pandas().",
         ) from None
     return polars
+
+
+def visible(text: str) -> str:
+    """Return a text as one line that moves no cursor, hides nothing and turns no writing around.
+
+    What a registry holds was written by others, who may not write into a terminal or a log.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        ascii(each)[1:-1] if unicodedata.category(each) in _UNSEEN and each not in _JOINERS else each for each in text
+    )
+
+
+def visible_lines(text: str) -> str:
+    """Return a text of several lines as `visible` ones, all after the first indented: none passes for another's."""
+    return "\n  ".join(map(visible, text.expandtabs().split("\n")))
 
 
 def html_table(rows: Iterable[Iterable[Any]], heads: Iterable[Any] = ()) -> str:

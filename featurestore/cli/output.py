@@ -25,6 +25,7 @@ from featurestore.cli.shared import given, shared_options
 from featurestore.cli.streams import is_unicode
 from featurestore.cli.tables import table
 from featurestore.errors import ApprovalNeededError, FeatureStoreError, RevisionConflictError
+from featurestore.tables import visible, visible_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,15 +50,15 @@ class Output:
     def emit(self, document: Any) -> None:
         """Print the document with ``--json``; people get what `say` and `table` print."""
         if self.as_json:
-            is_ascii = not is_unicode(sys.stdout)
-            click.echo(json.dumps(jsonable(document), indent=2, ensure_ascii=is_ascii, allow_nan=False))
+            click.echo(_json(jsonable(document), sys.stdout, indent=2))
 
     def say(self, *parts: str | tuple[str, str], style: str = "", soft_wrap: bool | None = None) -> None:
         """Print a line for people only; its parts are texts, or texts with a style of their own."""
         if not self.as_json:
             from rich.text import Text
 
-            self.console.print(Text.assemble(*parts, style=style), soft_wrap=soft_wrap)
+            shown = [visible(part) if isinstance(part, str) else (visible(part[0]), part[1]) for part in parts]
+            self.console.print(Text.assemble(*shown, style=style), soft_wrap=soft_wrap)
 
     def say_error(self, run: RunResult) -> None:
         """Print why a run failed, if it did, to standard error; ``--json`` has it in the document."""
@@ -75,7 +76,15 @@ class Output:
 
 
 def _labelled(label: str, color: str | None, text: str) -> None:
-    click.echo(f"{click.style(label, fg=color, bold=True)}: {text}", err=True)
+    click.echo(f"{click.style(label, fg=color, bold=True)}: {visible_lines(text)}", err=True)
+
+
+def _json(document: Any, stream: Any, **layout: Any) -> str:
+    """Return a document as JSON; what a terminal would obey is escaped in it."""
+    text = json.dumps(document, ensure_ascii=not is_unicode(stream), allow_nan=False, **layout)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
 
 
 def confirmed(question: str, without_terminal: str, *, abort: bool = True) -> bool:
@@ -163,10 +172,15 @@ def _notes() -> Iterator[None]:
         yield
 
 
+class _Lines(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return visible_lines(super().formatMessage(record))
+
+
 @contextmanager
 def _logging(*, debug: bool) -> Iterator[None]:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_Lines("%(levelname)s: %(message)s"))
     logger = logging.getLogger("featurestore")
     level = logger.level
     logger.addHandler(handler)
@@ -190,7 +204,7 @@ def show_error(error: Exception, *, as_json: bool, debug: bool) -> int:
     if as_json:
         details = error.details if isinstance(error, FeatureStoreError) else {}
         document = {"type": type(error).__name__, "message": str(error), "details": jsonable(details)}
-        click.echo(json.dumps({"error": document}, ensure_ascii=not is_unicode(sys.stderr)), err=True)
+        click.echo(_json({"error": document}, sys.stderr), err=True)
     elif isinstance(error, FeatureStoreError):
         _show_known(error)
     else:
@@ -201,12 +215,12 @@ def show_error(error: Exception, *, as_json: bool, debug: bool) -> int:
 
 def _show_known(error: FeatureStoreError) -> None:
     if error.details.get("traceback"):
-        click.echo(error.details["traceback"], err=True)
+        click.echo(visible_lines(error.details["traceback"]), err=True)
     _labelled("Error", "red", error.message)
     cause = error.__cause__
     while isinstance(cause, FeatureStoreError):
         if cause.message not in error.message:
-            click.echo(f"  because: {cause.message}", err=True)
+            click.echo(f"  because: {visible_lines(cause.message)}", err=True)
         cause = cause.__cause__
     if error.hint:
         _labelled("What to do", None, error.hint)

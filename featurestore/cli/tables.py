@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from featurestore.tables import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,7 +29,7 @@ def table(
     A terminal that is too narrow first wraps cells at their blanks, then loses the columns in ``droppable``, in that
     order, then shows each row as a list of lines. Output that goes elsewhere is as wide as it needs to be.
     """
-    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [["" if cell is None else visible(str(cell)) for cell in row] for row in rows]
     for count in range(len(droppable) + 1):
         kept = [place for place, name in enumerate(columns) if name not in droppable[:count]]
         heads, shown = [columns[place] for place in kept], [[row[place] for place in kept] for row in cells]

@@ -15,6 +15,7 @@ from featurestore.offline.interface import TableId
 from featurestore.plan.classes import FLAGS, ChangeClass, Difference
 from featurestore.plan.texts import difference_lines
 from featurestore.registered.snapshot import Snapshot
+from featurestore.tables import visible
 
 MARKS = {"create": "+", "update": "~", "delete": "-"}
 _CLASS_COLUMN = 64
@@ -127,7 +128,7 @@ class Line:
 
 def columns_of(line: Line) -> tuple[str, str]:
     """Return a line as a terminal shows it: the indented text, and on its right the class of the change, if any."""
-    text = "  " * line.indent + line.text
+    text = "  " * line.indent + visible(line.text)
     if line.change_class is None:
         return text, ""
     from rich.cells import cell_len

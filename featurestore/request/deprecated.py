@@ -6,6 +6,7 @@ from featurestore.definitions import Definition
 from featurestore.project.loader import with_parts
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.features import FeatureRequest
+from featurestore.tables import visible
 
 
 def deprecations(snapshot: Snapshot, request: FeatureRequest) -> list[str]:
@@ -20,4 +21,4 @@ def deprecations(snapshot: Snapshot, request: FeatureRequest) -> list[str]:
 
 
 def _told(kind: str, name: str, instead: str) -> str:
-    return f"The {kind.replace('_', ' ')} {name!r} is deprecated: {instead.rstrip('.')}."
+    return f"The {kind.replace('_', ' ')} {name!r} is deprecated: {visible(instead.rstrip('.'))}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 from featurestore_registry.interface import Governance
+from featurestore_registry.records import Document
 
 from featurestore.cli.output import Output, confirmed, repo_command
 from featurestore.errors import InputError
@@ -36,25 +37,23 @@ def command(store: FeatureStore, output: Output, plan: str | None, yes: bool) ->
     if plan is None:
         output.emit(waiting)
         for each in waiting:
-            output.say(_told(each))
+            _show(output, each)
         if not waiting:
             output.say("Nothing waits for an approval.")
         return
     found = [each for each in waiting if each["plan"].startswith(plan)]
     if found and not yes:
-        output.say(_told(found[0]))
+        _show(output, found[0])
         confirmed("Approve?", "There is no terminal to ask on: pass --yes to approve.")
     done = governance.approve(store.project, found[0]["plan"] if found else plan)
     output.emit(done)
     output.say(f"Approved {done['plan']}: {done['by']} may run `fs apply` now.")
 
 
-def _told(proposal: object) -> str:
-    assert isinstance(proposal, dict)
+def _show(output: Output, proposal: Document) -> None:
     why = f": {proposal['message']}" if proposal["message"] else ""
-    lines = [f"{proposal['plan']} by {proposal['by']}{why}"]
+    output.say(f"{proposal['plan']} by {proposal['by']}{why}")
     width = max(map(len, proposal["changes"]))
     for change in proposal["changes"]:
         key = change.partition(" ")[2]
-        lines.append(f"  {change:{width}}  {proposal['classes'][key]}")
-    return "\n".join(lines)
+        output.say(f"  {change:{width}}  {proposal['classes'][key]}")

@@ -91,7 +91,10 @@ def _show(output: Output, document: dict[str, Any]) -> None:
     for key, value in document["definition"].items():
         if key not in _ELSEWHERE and value is not None:
             value = duration_text(value) if key.endswith("_us") else value
-            output.say(f"  {key.removesuffix('_us').replace('_', ' ')}: {_text(value)}")
+            first, *code = _lines(value)
+            output.say(f"  {key.removesuffix('_us').replace('_', ' ')}: {first}".rstrip())
+            for line in code:
+                output.say(f"    {line}".rstrip())
     for key in ("depends_on", "used_by"):
         if document[key]:
             output.say(f"  {key.replace('_', ' ')}: {', '.join(document[key])}")
@@ -119,11 +122,11 @@ def _show_windows(output: Output, aggregations: list[dict[str, Any]]) -> None:
     output.table(("window", "resolution", "tiles at most"), rows)
 
 
-def _text(value: Any) -> str:
-    """Return a value as a person reads it; code and SQL stand on lines of their own, indented."""
+def _lines(value: Any) -> list[str]:
+    """Return a value as a person reads it; code and SQL stand on lines of their own."""
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return ["yes" if value else "no"]
     text = str(value)
     if "\n" not in text.strip():
-        return text.strip()
-    return "\n" + textwrap.indent(textwrap.dedent(text.strip("\n")).rstrip(), "    ")
+        return [text.strip()]
+    return ["", *textwrap.dedent(text.strip("\n").expandtabs()).rstrip().split("\n")]

@@ -147,7 +147,8 @@ def create(
     if given is not None:
         output.say(f"Its text is the one in {variable}.")
         return
-    output.say("It is shown now and never again:\n")
+    output.say("It is shown now and never again:")
+    output.say("")
     output.say(text, soft_wrap=True)
 
 

@@ -58,6 +58,8 @@ def command(
     training.write_parquet(out)
     certificate = training.certificate
     output.emit({"out": str(out), "saved": save, "certificate": certificate.to_dict()})
-    output.say(str(certificate))
+    for line in str(certificate).splitlines():
+        output.say(line)
     saved = f" and saved as {save}" if save is not None else ""
-    output.say(f"\n{certificate.rows:,} rows written to {out}{saved}.")
+    output.say("")
+    output.say(f"{certificate.rows:,} rows written to {out}{saved}.")

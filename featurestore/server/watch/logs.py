@@ -12,6 +12,7 @@ import traceback
 from time import monotonic
 from typing import Any, Literal
 
+from featurestore.tables import visible
 from featurestore.types.times import to_rfc3339
 
 Format = Literal["text", "json"]
@@ -64,7 +65,7 @@ class Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line, and those of the exception."""
-        line = f"{self.formatTime(record)} {record.levelname} {record.name}: {said(record)}"
+        line = f"{self.formatTime(record)} {record.levelname} {record.name}: {visible(said(record))}"
         return f"{line}\n{exception_text(record.exc_info[1])}" if record.exc_info else line
 
 
