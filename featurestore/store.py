@@ -134,8 +134,14 @@ class FeatureStore:
         from featurestore.plan import make_plan
 
         wanted = self._wanted(objects)
+        is_whole = objects is None
         return make_plan(
-            self.workspace, wanted, partial=objects is not None, refresh_schema=refresh_schema, prepare=prepare
+            self.workspace,
+            wanted,
+            partial=not is_whole,
+            of_repo=is_whole,
+            refresh_schema=refresh_schema,
+            prepare=prepare,
         )
 
     def apply(

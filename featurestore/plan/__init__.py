@@ -5,8 +5,9 @@ from featurestore.plan.changes import Loss, Plan, Step
 from featurestore.plan.classes import ChangeClass, Difference
 from featurestore.plan.history import AppliedRevision, RevisionDiff, compare, read_history, snapshot_at
 from featurestore.plan.planning import check_readable, make_plan
-from featurestore.plan.promoting import check_code, plan_promotion
+from featurestore.plan.promoting import plan_promotion
 from featurestore.plan.rollback import keys_named, plan_rollback
+from featurestore.plan.server_code import check_code
 
 __all__ = [
     "AppliedRevision",

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import getpass
 import socket
-import subprocess
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from featurestore.consistency.ownership import Ownership
 from featurestore.consistency.remains import with_remains
@@ -26,7 +24,8 @@ from featurestore.online.records.keys import project_prefix, view_prefix
 from featurestore.plan.changes import Plan, Step
 from featurestore.plan.classes import FLAGS, ChangeClass
 from featurestore.plan.planning import check_readable
-from featurestore.plan.promoting import check_code
+from featurestore.plan.server_code import check_code
+from featurestore.plan.version_control import commit_of
 from featurestore.registered.snapshot import Snapshot
 from featurestore.steps import crash_point, reached, step
 from featurestore.workspace import Workspace
@@ -84,7 +83,7 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "", finish: s
                 [planned.change for planned in plan.steps],
                 author=_author(),
                 message=message or plan.message,
-                commit=_commit(workspace.root),
+                commit=commit_of(workspace.root) if plan.commit is None else plan.commit,
             )
         except RevisionConflictError as error:
             raise RevisionConflictError(error.message, hint=_PLAN_AGAIN) from None
@@ -170,14 +169,3 @@ def _author() -> str:
     with suppress(KeyError, OSError):
         user = getpass.getuser()
     return f"{user}@{socket.gethostname()}"
-
-
-def _commit(root: Path) -> str:
-    """Return the feature repo's version-control commit, or an empty text."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return found.stdout.strip() if found.returncode == 0 else ""

@@ -89,6 +89,10 @@ class Plan:
     """What the history says about the apply where nobody says anything else."""
     code: Mapping[str, str] = field(default_factory=dict)
     """The hash of the code that the project's servers must have first, by on-demand view."""
+    has_servers: bool = True
+    """Whether some server must say that it has it: false where none serves the project yet."""
+    commit: str | None = None
+    """The git commit that the definitions come from, where it is not the one that is checked out."""
     prepare: bool = False
     """Whether new generations are filled before they are served; a view that needs a rebuild then gets a new one."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -11,7 +11,7 @@ from featurestore.consistency.belonging import compare_table, part_mismatch
 from featurestore.consistency.online_rows import count_online
 from featurestore.consistency.remains import pushed_rows_of, rows_of
 from featurestore.definitions import Definition, FeatureView
-from featurestore.errors import DefinitionError, OnlineStoreUnavailableError, RegistryFormatError
+from featurestore.errors import DefinitionError, OnlineStoreUnavailableError, RegistryFormatError, did_you_mean
 from featurestore.following.held import held_layouts, not_held
 from featurestore.ledger.commits import Remembered, last_read
 from featurestore.ledger.consumers import list_consumers, readers_of
@@ -25,10 +25,14 @@ from featurestore.plan.classes import ChangeClass, Difference, deletion_class, d
 from featurestore.plan.notices import step_notices
 from featurestore.plan.remedies import commands_after, read_by
 from featurestore.plan.schemas import pin_schemas
+from featurestore.plan.server_code import code_of, lack_of_code
+from featurestore.plan.version_control import lacks
 from featurestore.registered.records import KINDS, from_records, to_record, with_dependencies
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.windows.layout import Layout
 from featurestore.workspace import Readers
+
+SHOWN_COMMIT = 12
 
 
 def make_plan(
@@ -36,14 +40,15 @@ def make_plan(
     definitions: Iterable[Definition],
     *,
     partial: bool,
+    of_repo: bool = False,
     refresh_schema: bool = False,
     prepare: bool = False,
 ) -> Plan:
     """Compare definitions with what is applied. Changes nothing.
 
-    ``partial``: definitions that are not given stay; otherwise the plan deletes them. ``prepare``: see
-    `Plan.prepare`; it has no effect for a project that was never applied. Raises what `pin_schemas` raises for a source
-    that does not fit.
+    ``partial``: definitions that are not given stay; otherwise the plan deletes them. ``of_repo``: they are those of
+    the feature repo as it is checked out. ``prepare``: see `Plan.prepare`; it has no effect for a project that was never
+    applied. Raises what `pin_schemas` raises for a source that does not fit.
     """
     snapshot = workspace.snapshot()
     prepare = prepare and bool(snapshot.revision)
@@ -76,7 +81,25 @@ def make_plan(
             notices.append(f"{mismatch.message} {mismatch.hint}")
     # Several views may report the same problem of the project: say it once.
     told = tuple(dict.fromkeys(notices))
-    return Plan(workspace.project, snapshot.revision, snapshot.chain.head, tuple(steps), told, prepare=prepare)
+    plan = Plan(workspace.project, snapshot.revision, snapshot.chain.head, tuple(steps), told, prepare=prepare)
+    about = _about(workspace, snapshot, plan, of_repo=of_repo, partial=partial) if steps else ()
+    return replace(plan, notices=(*about, *told))
+
+
+def _about(workspace: Readers, snapshot: Snapshot, plan: Plan, *, of_repo: bool, partial: bool) -> Iterator[str]:
+    """Yield what to know about a plan as a whole: whether the project is the one that is meant, and who is behind."""
+    definitions = workspace.registry.definitions
+    if not snapshot.revision and (others := definitions.projects()):
+        hint = did_you_mean(plan.project, others)
+        yield f"The registry does not know project {plan.project!r} yet: this makes it. {hint}".rstrip()
+    newest = next(iter(definitions.history(plan.project, limit=1)), None) if of_repo else None
+    if newest is not None and lacks(workspace.root, newest.commit):
+        yield (
+            f"Revision {newest.number} was applied by {newest.author} from git commit {newest.commit[:SHOWN_COMMIT]}, "
+            "which this checkout does not have: what it changed would be undone. Pull first."
+        )
+    if not partial and (told := lack_of_code(workspace, code_of(plan, snapshot))):
+        yield f"{told} They answer code_mismatch for it from the apply on, until they have it and are restarted."
 
 
 def check_readable(snapshot: Snapshot, plan: Plan) -> None:

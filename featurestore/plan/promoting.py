@@ -14,13 +14,13 @@ from dataclasses import replace
 from featurestore_registry.records import Record
 
 from featurestore.backends import TOKEN_FROM, open_registry
-from featurestore.definitions import FeatureView, OnDemandFeatureView, ParquetSource
+from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.errors import AuthError, InputError, NotFoundError, PlanError, SourceError, did_you_mean
-from featurestore.ledger.serving import FORGOTTEN_AFTER, Server, servers_of
 from featurestore.plan.changes import Plan, Step
 from featurestore.plan.history import SHOWN_HASH, snapshot_at
 from featurestore.plan.planning import make_plan
 from featurestore.plan.rollback import keys_named
+from featurestore.plan.server_code import check_code, code_of
 from featurestore.registered.records import from_records, with_dependencies
 from featurestore.registered.snapshot import Snapshot
 from featurestore.workspace import Readers
@@ -60,50 +60,21 @@ def plan_promotion(
     except SourceError as error:
         hint = f"{error.hint} --source NAME=PATH says what a source reads in {target.project}.".lstrip()
         raise type(error)(error.message, hint=hint, **error.details) from None
-    if not target.revision:
-        notices.insert(0, f"The registry does not know {target.project!r} yet: this makes it.")
+    if not target.revision and not plan.notices:  # nor does the plan say so: the token sees no other project
+        notices.insert(0, f"The registry does not know project {target.project!r} yet: this makes it.")
     at_revision = f"{project} revision {source.revision} ({source.chain.head[:SHOWN_HASH]})"
     plan = replace(
         plan,
         steps=tuple(_with_commands(step, prepare=plan.prepare) for step in plan.steps),
         message=f"promoted {', '.join(names)} from {at_revision}",
-        code=_code_of(plan, target) if has_servers else {},
+        code=code_of(plan, target),
+        has_servers=has_servers,
     )
     try:
         check_code(workspace, plan)
     except PlanError as error:
         notices.append(f"At present the apply would be refused. {error.message}")
     return replace(plan, notices=(*notices, *plan.notices))
-
-
-def check_code(workspace: Readers, plan: Plan) -> None:
-    """Raise PlanError unless the servers of a plan's project, one at least, all have the code that it brings."""
-    if not plan.code:
-        return
-    found = servers_of(workspace.registry, plan.project)
-    lacking = [server for server in found if _lacks(server, plan.code)]
-    if found and not lacking:
-        return
-    names = ", ".join(plan.code)
-    if found:
-        told = "; ".join(f"{server.instance} ({server.process}) has {_held(server, plan.code)}" for server in lacking)
-        said = f"{len(lacking)} of {len(found)} server processes of {plan.project} lack the code of {names}: {told}."
-    else:
-        said = f"No server of {plan.project} says that it has the code of {names}."
-    wanted = ", ".join(f"{name} {code[:SHOWN_HASH]}" for name, code in plan.code.items())
-    minutes = int(FORGOTTEN_AFTER.total_seconds() // 60)
-    raise PlanError(
-        f"{said} Wanted: {wanted}.",
-        hint="Code does not travel through the registry: bring the feature repo with it to every server of "
-        f"{plan.project}, restart them, and promote again (`fs status --servers` shows what they have). "
-        + (
-            f"One that was killed is forgotten after {minutes} minutes."
-            if found
-            else "Where no server serves the project yet, pass --no-servers."
-        ),
-        servers={f"{server.instance}-{server.process}": dict(server.code) for server in found},
-        code=dict(plan.code),
-    )
 
 
 def _source(workspace: Readers, project: str, at: int | str | None) -> Snapshot:
@@ -160,20 +131,3 @@ def _with_commands(step: Step, *, prepare: bool) -> Step:
     if step.kind != FeatureView.kind or not step.is_new_generation or step.commands or prepare:
         return step
     return replace(step, commands=(f"fs materialize --view {step.name}",))
-
-
-def _code_of(plan: Plan, target: Snapshot) -> dict[str, str]:
-    """Return the hash of each on-demand function that a plan brings or changes, by its view."""
-    records = [step.record for step in plan.steps if step.kind == OnDemandFeatureView.kind]
-    brought = {record.name: record.document["code_hash"] for record in records if record is not None}
-    had = {name: view.code_hash for name, view in target.on_demand.items()}
-    return {name: code for name, code in brought.items() if had.get(name) != code}
-
-
-def _lacks(server: Server, code: Mapping[str, str]) -> bool:
-    return any(server.code.get(name) != wanted for name, wanted in code.items())
-
-
-def _held(server: Server, code: Mapping[str, str]) -> str:
-    held = {name: server.code.get(name) for name, wanted in code.items() if server.code.get(name) != wanted}
-    return ", ".join(f"{name} {'nowhere' if found is None else found[:SHOWN_HASH]}" for name, found in held.items())

@@ -12,6 +12,7 @@ from featurestore.errors import InputError, NotFoundError, RegistryFormatError, 
 from featurestore.plan.changes import Plan
 from featurestore.plan.history import snapshot_at
 from featurestore.plan.planning import make_plan
+from featurestore.plan.version_control import DIRTY
 from featurestore.project.loader import collect
 from featurestore.registered.records import from_records, kind_named, with_dependencies
 from featurestore.registered.snapshot import Snapshot
@@ -34,7 +35,9 @@ def plan_rollback(
     records = {record.key: record for record in (old.records if names is None else _mixed(snapshot, old, names))}
     definitions = _definitions(old, records)
     plan = make_plan(workspace, definitions, partial=False, prepare=prepare)
-    plan = replace(plan, message=f"rollback to revision {revision}")
+    history = workspace.registry.definitions.history(workspace.project, limit=plan.revision - old.revision + 1)
+    commit = next((info.commit for info in history if info.number == old.revision), "")
+    plan = replace(plan, message=f"rollback to revision {revision}", commit=commit)
     if not plan.steps:
         return plan
     return replace(plan, notices=(*plan.notices, *_notices(workspace, old, plan, definitions)))
@@ -84,20 +87,19 @@ def _definitions(old: Snapshot, records: dict[str, Record]) -> list[Definition]:
         raise InputError(
             f"The definitions of revision {old.revision} and the newest ones do not fit together: "
             f"{error.details.get('reason', error.message)}",
-            hint="Name what uses them, too, or roll the whole project back.",
+            hint="Name what they read, and what reads them, too, or roll the whole project back.",
         ) from None
 
 
 def _notices(workspace: Readers, old: Snapshot, plan: Plan, definitions: Sequence[Definition]) -> list[str]:
     """Return what a rollback does not do: neither files nor code come back with it."""
-    history = workspace.registry.definitions.history(workspace.project, limit=plan.revision - old.revision + 1)
-    commit = next((info.commit for info in history if info.number == old.revision), "")
-    back = (
-        f" Bring them back, too: that revision was applied from git commit {commit}."
-        if commit
-        else " Bring them back, too."
-    )
-    told = ["The files of the feature repo are not changed: the next `fs apply` would undo this." + back]
+    back = f" Bring them back, too: that revision was applied from git commit {plan.commit}." if plan.commit else ""
+    if back.endswith(f"{DIRTY}."):
+        back += " (With changes that were not committed.)"
+    told = [
+        "The files of the feature repo are not changed: the next `fs apply` would undo this."
+        + (back or " Bring them back, too.")
+    ]
     touched = {step.name for step in plan.steps if step.kind == OnDemandFeatureView.kind and step.record is not None}
     code = workspace.code if touched else ()
     loaded = {found.name: found.code_hash for found in code if isinstance(found, OnDemandFeatureView)}

@@ -180,7 +180,7 @@ def test_named_definitions_go_back_and_all_else_stays(store):
     store.apply([wider, FeatureService("model", [wider])], allow_breaking=True)
     with pytest.raises(InputError, match="do not fit together") as caught:
         store.rollback(1, "model", allow_breaking=True)
-    assert "Name what uses them, too" in caught.value.hint
+    assert "Name what they read, and what reads them, too" in caught.value.hint
     store.apply([FeatureService("newest", [wider])])
     store.apply([view("c")])
     store.apply([FeatureService("of_c", [view("c")])])
@@ -329,10 +329,20 @@ def test_code_does_not_come_back_and_commits_are_named(store, root, capsys):
     assert store.history(1)[0].info.commit not in ("", commit)
     said = run("rollback", "1", "--yes")
     assert f"that revision was applied from git commit {commit}." in said
+    assert store.history(1)[0].info.commit == commit  # what it has, not what is checked out
     assert "The code of doubled in the feature repo is another than that of revision 1." in said
     assert "-     return {" in run("diff", "2", "3")
     (root / "features.py").write_text(FEATURES + CODE)
     assert "nothing to change" in run("plan")
+    # What is not committed is told, and so is a checkout that lacks what was applied last.
+    (root / "features.py").write_text(FEATURES + CODE.replace("each * 2", "each * 3"))
+    run("apply", "--yes")
+    second = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert store.history(1)[0].info.commit == f"{second}-dirty"
+    subprocess.run([*git, "checkout", "-q", "-f", commit], check=True)
+    assert f"from git commit {second[:12]}, which this checkout does not have" in run("plan")
+    subprocess.run([*git, "checkout", "-q", second], check=True)
+    assert "this checkout" not in run("plan")
 
 
 def test_a_revision_that_this_version_cannot_read_is_compared_part_by_part(store):

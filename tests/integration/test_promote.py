@@ -161,7 +161,7 @@ def test_definitions_go_from_project_to_project_over_every_registry(anywhere: tu
     assert [step.action for step in planned.steps] == ["create"] * 4
     assert "Plan for prod: revision 0 -> 1" in str(planned)
     assert "afterwards run `fs materialize --view delays`" in str(planned)
-    assert "The registry does not know 'prod' yet" in str(planned)
+    assert "The registry does not know project 'prod' yet" in str(planned)
     assert "Source flights is new here and reads flights.parquet" in str(planned)
     assert prod.list() == []
 
@@ -321,8 +321,20 @@ def test_code_must_be_on_every_server_first(environments: Environments) -> None:
     with pytest.raises(PlanError, match="2 of 2 server processes"):
         prod.promote("model", "staging")
     assert prod.promote("delays", "staging").steps == ()
+    # That none serves the project is not believed while some say that they do.
+    with pytest.raises(PlanError, match="2 of 2 server processes"):
+        prod.promote("model", "staging", has_servers=False)
+    for name in ("web-1", "web-2"):
+        say(name, {}, is_stopping=True)
     prod.promote("model", "staging", has_servers=False)
     assert prod.get("on_demand_view", "share").code == staging.get("on_demand_view", "share").code
+    # A rollback needs no servers, and says which will not answer.
+    say("web-1", code)
+    told = prod.plan_rollback(2).notices
+    assert [each for each in told if "lack the code of share" in each] == []
+    say("web-2", {})
+    told = [each for each in prod.plan_rollback(2).notices if "1 of 2 server processes" in each]
+    assert "They answer code_mismatch for it from the apply on" in told[0]
     # What changes but its description needs no other code.
     described = ON_DEMAND.replace("[1.0 for", "[2.0 for").replace(
         'schema=[Field("share", Float64)],', 'schema=[Field("share", Float64)], description="a part",'
