@@ -47,8 +47,8 @@ def make_plan(
     """Compare definitions with what is applied. Changes nothing.
 
     ``partial``: definitions that are not given stay; otherwise the plan deletes them. ``of_repo``: they are those of
-    the feature repo as it is checked out. ``prepare``: see `Plan.prepare`; it has no effect for a project that was never
-    applied. Raises what `pin_schemas` raises for a source that does not fit.
+    the feature repo as it is checked out. ``prepare``: see `Plan.prepare`; it has no effect for a project that was
+    never applied. Raises what `pin_schemas` raises for a source that does not fit.
     """
     snapshot = workspace.snapshot()
     prepare = prepare and bool(snapshot.revision)
