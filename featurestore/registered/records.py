@@ -37,6 +37,9 @@ KINDS: dict[str, type[Definition]] = {
 }
 """Every kind by its name, each after the kinds it may depend on."""
 
+MOST_GENERATIONS = 100_000
+"""No view begins as many."""
+
 _SHORT_KINDS = {"view": "feature_view", "service": "feature_service", "on_demand_view": "on_demand_feature_view"}
 
 
@@ -197,6 +200,9 @@ def _from_record(record: Record, lookup: Lookup) -> Definition:
     written = {*write(definition)[0], *_deprecation(definition)}
     if isinstance(definition, FeatureView):
         written.add("generation")
+        generation = record.document["generation"]
+        if type(generation) is not int or not 1 <= generation <= MOST_GENERATIONS:  # it is part of keys and paths
+            raise ValueError(f"generation: {generation!r} is not a number from 1 to {MOST_GENERATIONS}")
     if unread := record.document.keys() ^ written:
         # Without the unknown parts it would be another definition.
         raise ValueError(f"its parts {', '.join(sorted(unread))}")

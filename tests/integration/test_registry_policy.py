@@ -6,6 +6,8 @@ import io
 import json
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,17 @@ import pytest
 from featurestore_registry.auth import Role, create_token
 from featurestore_registry.http import access
 from featurestore_registry.interface import Registry
+from featurestore_registry.records import Change, Revision, fingerprint
 from featurestore_registry.sql import open_registry
 from support.clock import ManualClock
 from support.registry_server import serving_registry
 from support.serving import until
 
-from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource
+from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource, PushSource
 from featurestore.cli.main import main
 from featurestore.errors import ApprovalNeededError, AuthError, RegistryError
 from featurestore.plan.judging import judge
+from featurestore.registered.records import to_record
 from featurestore.types import Float64, String
 
 pytestmark = pytest.mark.uncounted
@@ -33,9 +37,9 @@ shop = Entity("shop", join_keys={"shop": String})
 sales = ParquetSource("sales", "sales.parquet", "at")
 
 
-def view(*fields: str, owner: str = "", **more: Any) -> FeatureView:
+def view(*fields: str, owner: str = "", source: Any = sales, **more: Any) -> FeatureView:
     schema = [Field(name, Float64) for name in fields or ("amount", "tax")]
-    return FeatureView("takings", entities=[shop], source=sales, schema=schema, owner=owner, online=False, **more)
+    return FeatureView("takings", entities=[shop], source=source, schema=schema, owner=owner, online=False, **more)
 
 
 class Team:
@@ -155,15 +159,19 @@ def test_a_hand_made_request_is_judged_by_what_it_does(team: Team) -> None:
     stored = {record.key: record for record in team.registry.definitions.read("p").records}
     head = team.registry.definitions.chain("p").head
 
-    def put(document: dict[str, Any], key: str = "feature_view:takings") -> httpx.Response:
+    def put(document: dict[str, Any], key: str = "feature_view:takings", **more: Any) -> httpx.Response:
         record = stored[key]
+        described = {"document": document, "description": "", "owner": "", "tags": {}}
+        fields = document.get("schema") or []
         changed = {
             "kind": record.kind,
             "project": "p",
             "name": record.name,
-            "document": document,
-            "fingerprint": "0" * 32,
+            **described,
+            "fingerprint": fingerprint(described),
+            "fields": [{"name": field["name"], "type": field["type"]} for field in fields],
             "depends_on": list(record.depends_on),
+            **more,
         }
         change = {"action": "put", "kind": record.kind, "name": record.name, "record": changed}
         return team.post("ada", "/apply?project=p", {"expected": head, "changes": [change]})
@@ -174,10 +182,55 @@ def test_a_hand_made_request_is_judged_by_what_it_does(team: Team) -> None:
     answer = put(fewer)
     assert answer.status_code == 403, answer.text
     assert "breaking" in answer.text
-    for wrong in ({**document, "more": 1}, {}, {**document, "sql": "COPY sales TO 'x'"}, {**document, "ttl": "long"}):
-        answer = put(wrong)
+    wrong = [{**document, "more": 1}, {}, {**document, "sql": "COPY sales TO 'x'"}, {**document, "ttl": "long"}]
+    wrong += [{**document, "generation": each} for each in (0, -1, 2**70, "1", "../../x", None, True, 1.5)]
+    for each in wrong:
+        answer = put(each)
         assert (answer.status_code, "nobody could read back" in answer.text) == (422, True), answer.text
+    false = [{"depends_on": []}, {"fields": []}, {"fingerprint": "0" * 32}, {"owner": "eve"}]
+    false.append({"fields": [{"name": "amount", "type": "Int64"}, {"name": "tax", "type": "Float64"}]})
+    for more in false:
+        answer = put({**document, "online": True}, **more)
+        assert (answer.status_code, "feature_view 'takings'" in answer.text) == (422, True), answer.text
+    # A new generation sets all rows aside.
+    answer = put({**document, "generation": 2})
+    assert (answer.status_code, "breaking" in answer.text) == (403, True), answer.text
     assert team.registry.definitions.chain("p").head == head
+
+
+def test_an_approval_is_good_for_what_was_approved(team: Team) -> None:
+    team.apply("ada", view())
+    assert team.fs("ops", "policy", "set", "--approve", "metadata", "--approve", "breaking") == 0
+    with pytest.raises(ApprovalNeededError) as raised:
+        team.apply("ada", view(description="sold"))
+    assert team.fs("bob", "approve", raised.value.details["plan"], "--yes") == 0
+    (record,) = [each for each in team.registry.definitions.read("p").records if each.name == "takings"]
+    described = {"document": {**record.document, "generation": 9}, "description": "sold", "owner": "", "tags": {}}
+    put = replace(record, **described, fingerprint=fingerprint(described))
+    change = {"action": "put", "kind": put.kind, "name": put.name, "record": asdict(put)}
+    head = team.registry.definitions.chain("p").head
+    answer = team.post("ada", "/apply?project=p", {"expected": head, "changes": [change]})
+    assert (answer.status_code, "second person for breaking" in answer.text) == (409, True), answer.text
+    assert team.apply("ada", view(description="sold")).applied == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "expected"),
+    [
+        (sales, {"description": "x", "generation": 2}, "breaking"),
+        (sales, {"sql": "SELECT * FROM sales"}, "rebuild"),
+        (sales, {"sql": "SELECT * FROM sales", "generation": 2}, "rebuild"),  # as `fs apply --prepare` does
+        (sales, {"sql": "SELECT * FROM sales", "generation": 1}, "rebuild"),
+        (PushSource("pushed", batch_source=sales), {"ttl": timedelta(days=9), "generation": 2}, "breaking"),
+    ],
+)
+def test_a_generation_is_judged_by_what_calls_for_it(source: Any, changes: dict[str, Any], expected: str) -> None:
+    before = view(source=source, ttl=timedelta(days=1))
+    changed = {name: value for name, value in changes.items() if name != "generation"}
+    made = [to_record("p", each) for each in (shop, *{sales, source}, before)]
+    put = to_record("p", before.replaced(**changed), generation=changes.get("generation", 1))
+    found = judge(Revision("p", 1, tuple(made)), [Change("put", put.kind, put.name, put)])
+    assert found == {"feature_view:takings": expected}
 
 
 def test_a_registry_without_a_server_has_no_policy(tmp_path: Path, told: Callable[[], str]) -> None:

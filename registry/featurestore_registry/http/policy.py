@@ -34,14 +34,17 @@ def name_of(token: Token) -> str:
     return token.name or token.id
 
 
-def plan_id(project: str, expected: str, changes: Sequence[Change]) -> str:
-    """Return what tells plans apart: the same changes on the same revision are one, whatever generations they begin."""
+def plan_id(project: str, expected: str, changes: Sequence[Change], classes: Mapping[str, str]) -> str:
+    """Return what tells plans apart: the same changes on the same revision are one, whatever generations they begin.
+
+    A generation that nothing calls for makes the class another one.
+    """
     content = [
         [change.action, change.kind, change.name, None if change.record is None else _content(change.record.document)]
         + ([] if change.record is None else [change.record.owner, dict(change.record.tags), change.record.description])
         for change in changes
     ]
-    return fingerprint([project, expected, content])[:16]
+    return fingerprint([project, expected, content, dict(classes)])[:16]
 
 
 def _content(document: Document) -> dict[str, Any]:
@@ -101,7 +104,7 @@ class Policy:
         waiting = [key for key, found in classes.items() if found in policy["approve"]]
         if not waiting:
             return
-        plan = plan_id(project, expected, changes)
+        plan = plan_id(project, expected, changes, classes)
         if self._registry.ledger.latest(project, APPROVAL, plan) is not None:
             return
         self._propose(token, project, plan, classes, changes, message)
