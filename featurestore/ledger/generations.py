@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from featurestore_registry.interface import Ledger, LedgerReader
+from featurestore_registry.records import LedgerEntry
 
 from featurestore.errors import OnlineStoreError
 from featurestore.online.records.keys import view_prefix
 from featurestore.online.records.marker import MarkerReader
+from featurestore.registered.records import MOST_GENERATIONS
 from featurestore.workspace import Readers
 
 KIND = "generation"
@@ -15,7 +17,13 @@ KIND = "generation"
 def last_generation(ledger: LedgerReader, project: str, view: str) -> int:
     """Return the last generation that a view's name has used, 0 for a new name."""
     entry = ledger.latest(project, KIND, view)
-    return 0 if entry is None else int(entry.document["generation"])
+    return 0 if entry is None else _generation(entry)
+
+
+def _generation(entry: LedgerEntry) -> int:
+    """Return an entry's generation; 0 for one that says none, which must not stop those who clean up."""
+    found = entry.document.get("generation")
+    return found if type(found) is int and 0 < found <= MOST_GENERATIONS else 0
 
 
 def remember_generation(ledger: Ledger, project: str, view: str, generation: int) -> None:
@@ -36,9 +44,7 @@ def adopt_generation(ledger: Ledger, project: str, view: str, generation: int) -
 def used_generations(ledger: LedgerReader, project: str) -> dict[str, set[int]]:
     """Return the generations that each view name has used; those in the gaps may belong to another history."""
     views = [entry.key for entry in ledger.scan(project, KIND)]
-    return {
-        view: {int(entry.document["generation"]) for entry in ledger.scan(project, KIND, key=view)} for view in views
-    }
+    return {view: {*map(_generation, ledger.scan(project, KIND, key=view))} - {0} for view in views}
 
 
 class Generations:

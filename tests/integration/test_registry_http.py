@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from featurestore_registry.auth import Role, create_token, revoke_token
+from featurestore_registry.auth.tokens import KIND as TOKEN_KIND
 from featurestore_registry.errors import (
     AuthError,
     LedgerConflictError,
@@ -473,6 +474,44 @@ def test_a_server_of_an_earlier_version_refuses_what_it_does_not_know(served: Se
         with pytest.raises(RegistryUnavailableError, match=r"422.*body\.later: Extra inputs"):
             send("POST", "/ledger", {"project": "p", "kind": "run"}, {"key": "k", "document": {}, "later": 1})
     assert served.registry.ledger.scan("p", "run") == []
+
+
+def test_an_operator_removes_old_entries_alone_and_keys_are_short(served: Served) -> None:
+    operator, admin = served.by_role[Role.OPERATOR], served.by_role[Role.ADMIN]
+    served.registry.journal.append("p", "commit", [("k", {})])
+    for before in ("2100-01-01T00:00:00Z", datetime.now(UTC).isoformat().replace("+00:00", "Z")):
+        path = f"/api/v1/journal?project=p&kind=commit&before={before}"
+        refused = served.ask(operator, "DELETE", path)
+        assert (refused.status_code, "older than 7 days alone" in refused.text) == (403, True)
+    assert len(served.registry.journal.scan("p", "commit")) == 1
+    assert served.ask(admin, "DELETE", path.replace(before, "2100-01-01T00:00:00Z")).json() == {"count": 1}
+    old = "/api/v1/journal?project=p&kind=commit&before=2020-01-01T00:00:00Z"
+    assert served.ask(operator, "DELETE", old).json() == {"count": 0}
+    long = {"key": "k" * 1_001, "document": {}}
+    assert served.ask(admin, "POST", "/api/v1/ledger?project=p&kind=run", json=long).status_code == 422
+    assert served.ask(admin, "POST", "/api/v1/journal?project=p&kind=commit", json=[long]).status_code == 422
+    far = f"/api/v1/journal?project=p&kind=commit&after={2**63}"
+    assert served.ask(admin, "GET", far).status_code == 422
+
+
+def test_a_token_that_is_not_enough_says_for_what_and_what_to_do(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(token: str, work: Callable[[HttpRegistry], object]) -> str:
+        with HttpRegistry(served.url, token=token) as registry, pytest.raises(AuthError) as refused:
+            work(registry)
+        return f"{refused.value.message} {refused.value.hint}"
+
+    of_p = served.token(Role.EDITOR, "p")
+    until(lambda: served.ask(of_p, "GET", "/api/v1/state?project=p").status_code == 200)
+    assert "is for project 'p', and this asks for project 'q'" in refusal(of_p, lambda of: of.definitions.head("q"))
+    assert "token create --role operator --server" in refusal(of_p, lambda of: of.ledger.scan("p", TOKEN_KIND))
+    assert "an admin of it gives roles" in refusal(of_p, lambda of: of.journal.scan("p", "audit"))
+    assert "of an earlier version" in refusal(of_p, lambda of: of.ledger.scan("p", "later"))
+    monkeypatch.setenv("FS_REGISTRY_TOKEN", "x")
+    assert "wins over `fs login`" in refusal("wrong", lambda of: of.definitions.head("p"))
+    monkeypatch.delenv("FS_REGISTRY_TOKEN")
+    assert "Run `fs login`" in refusal("wrong", lambda of: of.definitions.head("p"))
 
 
 def test_a_registry_that_hangs_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,8 @@ class Token:
         if self.role < role:
             raise AuthError(f"The token's role is {self.role}; this needs {role}.", status=403)
         if self.project is not None and self.project != project:
-            raise AuthError("The token is for another project.", status=403)
+            asked = "several projects" if project is None else f"project {project!r}"
+            raise AuthError(f"The token is for project {self.project!r}, and this asks for {asked}.", status=403)
 
     def sees(self, project: str) -> bool:
         """Tell whether it is good for a project at all."""

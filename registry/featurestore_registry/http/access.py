@@ -238,7 +238,12 @@ def permit(scope: Scope, token: Token) -> None:
         )
     elif path == f"{PREFIX}/tokens" and method == "GET":
         # Servers of one project also take the tokens of every project.
-        token.require(Role.READER if token.is_server else Role.ADMIN, project or token.project)
+        try:
+            token.require(Role.READER if token.is_server else Role.ADMIN, project or token.project)
+        except AuthError as error:
+            raise AuthError(
+                f"{error.message} A feature server has one of `fs token create --role operator --server`.", status=403
+            ) from None
     elif path.startswith((f"{PREFIX}/state", f"{PREFIX}/chain", f"{PREFIX}/revisions/", f"{PREFIX}/history")):
         token.require(Role.VIEWER, project)
     else:

@@ -41,6 +41,7 @@ from featurestore_registry.records import (
     record_from,
 )
 
+TOKEN_VARIABLE = "FS_REGISTRY_TOKEN"  # noqa: S105 - its name, not its value
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 30.0
 KEPT_REVISIONS = 8
 """How many revisions are kept in memory: they never change."""
@@ -104,13 +105,12 @@ class Connection:
             document = None
         found = wire.error_from(document)
         if found is None and answer.status_code in (401, 403):
-            said = document.get("error", {}).get("message", "") if isinstance(document, dict) else ""
+            told = document.get("error", {}) if isinstance(document, dict) else {}
+            said = str(told.get("message", ""))
             return AuthError(
                 f"The registry {self.name} refuses the request: {said}".rstrip(": "),
                 status=answer.status_code,
-                hint="Run `fs login`, or set FS_REGISTRY_TOKEN to a token."
-                if answer.status_code == 401
-                else "Set FS_REGISTRY_TOKEN to a token with the role that this needs.",
+                hint=str(told.get("hint") or _what_to_do(answer.status_code, said)),
             )
         if found is not None:
             return found
@@ -140,6 +140,19 @@ class Connection:
             if self._client is not None and self._pid == os.getpid():
                 self._client.close()
             self._client = None
+
+
+def _what_to_do(status: int, said: str) -> str:
+    if "has no entries of kind" in said:
+        return "Its server may be of an earlier version than this program: upgrade it first."
+    if status == 403:
+        return "Use a token, or a login, with the role that this needs in this project: an admin of it gives roles."
+    if os.environ.get(TOKEN_VARIABLE):
+        return (
+            f"What {TOKEN_VARIABLE} holds is unknown, revoked or expired, and wins over `fs login`: put another token "
+            "into it, or unset it."
+        )
+    return f"Run `fs login`, or set {TOKEN_VARIABLE} to a token."
 
 
 class HttpDefinitions(Definitions):

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, Query, Request, Response, Security
@@ -21,7 +21,7 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from featurestore_registry.auth import Token
+from featurestore_registry.auth import Role, Token
 from featurestore_registry.auth.tokens import EVERY_PROJECT, KIND
 from featurestore_registry.errors import AuthError, FeatureStoreError, RegistryFormatError
 from featurestore_registry.http import wire
@@ -34,6 +34,8 @@ from featurestore_registry.records import Change, check_changes
 
 logger = logging.getLogger("featurestore.registry")
 
+LEAST_KEPT = timedelta(days=7)
+"""No operator removes younger entries of the journal."""
 _IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable", "vary": "authorization, cookie"}
 _HIDDEN = {
     503: ("The registry's database does not answer.", "Try again; the log of the registry's server tells more."),
@@ -235,7 +237,7 @@ def _add_journal(api: APIRouter, registry: Registry, access: Access) -> None:
         project: Project,
         kind: Kind,
         key: Key = None,
-        after: Annotated[int, Query(description="The cursor after which to begin.")] = 0,
+        after: Annotated[int, Query(lt=2**63, description="The cursor after which to begin.")] = 0,
         since: Annotated[datetime | None, Query(description="Written at or after this.")] = None,
         until: Annotated[datetime | None, Query(description="Written before this.")] = None,
         limit: Limit = None,
@@ -263,6 +265,15 @@ def _add_journal(api: APIRouter, registry: Registry, access: Access) -> None:
 
     @api.delete("/journal", summary="Remove old entries of the journal")
     def forget(project: Project, kind: Kind, before: Annotated[datetime, Query()], request: Request) -> wire.CountBody:
+        if before.tzinfo is not None and before > registry.state(project).now - LEAST_KEPT:
+            try:
+                _token(request).require(Role.ADMIN, project)
+            except AuthError as error:
+                raise AuthError(
+                    f"An operator removes entries that are older than {LEAST_KEPT.days} days alone.",
+                    status=403,
+                    hint="Set `journal.retention` to as much at least, or ask an admin.",
+                ) from error
         count = journal.forget(project, kind, before)
         _audit(access, request, project, "forget", {"kind": kind, "before": before.isoformat(), "count": count})
         return wire.CountBody(count=count)

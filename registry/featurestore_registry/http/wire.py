@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -164,10 +164,13 @@ class InfoBody(Body):
     hash: str
 
 
+EntryKey = Annotated[str, Field(max_length=1_000)]
+
+
 class EntryBody(Body):
     """A new entry of the ledger."""
 
-    key: str
+    key: EntryKey
     document: dict[str, Any]
     if_version: int | None = Field(default=None, description="The newest version that is expected, 0 for none.")
 
@@ -258,7 +261,7 @@ class LedgerEntryBody(Body):
 class NewsBody(Body):
     """A new entry of the journal."""
 
-    key: str
+    key: EntryKey
     document: dict[str, Any]
 
 
