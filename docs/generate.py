@@ -258,10 +258,11 @@ def least_role(method: str, path: str, kind: str = "") -> str:
 
 REGISTRY_HEAD = """\
 `fs registry serve` answers these; [share a registry](../how-to/registry.md) says how to run it. `GET /openapi.json`,
-which wants an admin's token for every project, describes parameters and bodies. The header is
-`Authorization: Bearer TOKEN`; for a GET the cookie of somebody who logged in by browser is enough. A token that is
-bound to a project is good for requests about it alone. Each role may do what those before it may: viewer, reader,
-operator, editor, admin. The hashes of tokens are shown to tokens made with `fs token create --server`, to no others.
+which wants an admin's token for every project, describes parameters and bodies. Pages for browsers (`/`, `/login`) are
+not among them. The header is `Authorization: Bearer TOKEN`; for a GET the cookie of somebody who logged in by browser
+is enough. A token that is bound to a project is good for requests about it alone. Each role may do what those before it
+may: viewer, reader, operator, editor, admin. The hashes of tokens are shown to tokens made with
+`fs token create --server`, to no others.
 """
 
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
@@ -175,9 +176,15 @@ class ServerSettings(_Group):
 
 
 def _check_origin(url: str) -> str:
-    if url and not re.fullmatch(r"https?://[a-z0-9.\-\[\]:]+", url):
-        raise ValueError("write it as https://HOST or https://HOST:PORT, in lower case and without a path")
+    # Browsers leave out the scheme's own port.
+    if url and not re.fullmatch(r"(https(?!.*:443$)|http(?!.*:80$))://([a-z0-9.\-]+|\[[0-9a-f:]+\])(:\d{1,5})?", url):
+        raise ValueError("write it as https://HOST, or https://HOST:PORT for another port than 443, in lower case")
     return url
+
+
+def _check_network(text: str) -> str:
+    ip_network(text)
+    return text
 
 
 class RegistryServerSettings(_Group):
@@ -190,14 +197,15 @@ class RegistryServerSettings(_Group):
     oidc_client_secret: SecretStr = SecretStr("")
     """The client's secret at the provider, if it has one: write ``${NAME}`` for an environment variable."""
     oidc_cli_client_id: str = ""
-    """The client id of `fs login` at the provider, without a secret; by default ``oidc_audience``, if that has none."""
+    """The client id of `fs login` at the provider, without a secret; by default ``oidc_audience``, if that has none.
+    Its tokens are good for logins alone."""
     oidc_scopes: list[str] = ["openid", "email"]
     """What a login asks the provider for; some give the claim below for a scope of its own alone."""
     oidc_claim: str = "groups"
     """The claim that says which groups or roles somebody has at the provider."""
     oidc_roles: dict[str, str] = {}
     """By a value of that claim: a role for every project, or ``role:project``, for example ``editor:ranking``."""
-    trusted_proxies: list[str] = []
+    trusted_proxies: list[Annotated[str, AfterValidator(_check_network)]] = []
     """Addresses or networks of proxies: the audit then names whom they say they ask for (``X-Forwarded-For``)."""
     public_url: Annotated[str, AfterValidator(_check_origin)] = ""
     """This server's URL as browsers know it, for example ``https://registry.example``; by default where it listens."""

@@ -32,7 +32,7 @@ from featurestore.server.watch import logs
 from featurestore.server.watch.metrics import DIRECTORY_VARIABLE
 
 if TYPE_CHECKING:
-    from featurestore_registry.http.oidc import People
+    from featurestore_registry.http.oidc import IdentityProvider
 
 logger = logging.getLogger("featurestore.server")
 
@@ -117,21 +117,21 @@ def serve_registry(root: Path, *, host: str, port: int, debug: bool, log_format:
                 key="registry",
             )
         registry, settings = workspace.registry, workspace.settings.registry_server
-        people = _people(settings)
+        provider = _identity_provider(settings)
         with bind(host, port) as listening:
             access = Access(
                 registry,
-                people=people,
+                provider=provider,
                 public_url=settings.public_url or url_of(listening),
                 session_seconds=settings.session.total_seconds(),
                 clock=workspace.clock,
             )
             access.refresh()
-            if people is None and not access.has_tokens:
+            if provider is None and not access.has_tokens:
                 logger.warning(
                     "nobody can enter: no token is known. Make one with `fs token create --role admin --all-projects`"
                 )
-            if people is not None and not access.public_url:
+            if provider is not None and not access.public_url:
                 logger.warning(
                     "nobody logs in by browser: set registry_server.public_url to this server's https:// URL"
                 )
@@ -143,8 +143,8 @@ def serve_registry(root: Path, *, host: str, port: int, debug: bool, log_format:
             uvicorn.Server(server_config(app, trusted_proxies=proxies)).run(sockets=[listening])
 
 
-def _people(settings: RegistryServerSettings) -> People | None:
-    """Return whom an identity provider vouches for; raises SettingsError for one that is not described whole."""
+def _identity_provider(settings: RegistryServerSettings) -> IdentityProvider | None:
+    """Return the identity provider of the settings; raises SettingsError for one that is not described whole."""
     if settings.oidc_issuer is None:
         return None
     if not settings.oidc_audience or not settings.oidc_roles:
@@ -155,7 +155,7 @@ def _people(settings: RegistryServerSettings) -> People | None:
         )
     try:
         import oauthlib  # noqa: F401 - logins need it
-        from featurestore_registry.http.oidc import Issuer, People
+        from featurestore_registry.http.oidc import IdentityProvider, Issuer
     except ImportError as error:
         raise SettingsError(
             f"registry_server: oidc_issuer needs the package {error.name}.",
@@ -172,7 +172,7 @@ def _people(settings: RegistryServerSettings) -> People | None:
         settings.oidc_cli_client_id,
         tuple(settings.oidc_scopes),
     )
-    return People(issuer)
+    return IdentityProvider(issuer)
 
 
 def _prepare_process(log_format: logs.Format, debug: bool) -> None:

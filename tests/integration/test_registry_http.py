@@ -416,7 +416,7 @@ def test_urls_that_are_refused(url: str, told: str) -> None:
 
 @pytest.mark.parametrize("token", ["fs_hunter2\r", "fs hunter2", "hünter2", "Bearer fs_hunter2"])
 def test_what_no_header_can_hold_is_never_shown(token: str) -> None:
-    with pytest.raises(AuthError, match="FS_REGISTRY_TOKEN holds something that is no token") as raised:
+    with pytest.raises(AuthError, match="holds more than letters, digits") as raised:
         open_registry("https://registry.example", token=token)
     assert "unter2" not in str(raised.value)
 

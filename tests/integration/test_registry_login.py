@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, urlencode, urlsplit
 
 import httpx
 import jwt
@@ -25,10 +25,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from featurestore_registry.auth import Role, create_token, sessions
-from featurestore_registry.auth.sessions import KIND, MOST_SESSIONS
+from featurestore_registry.auth.sessions import KIND, MOST_SESSIONS, SESSIONS
 from featurestore_registry.errors import RegistryUnavailableError
 from featurestore_registry.http import access, flow, login, oidc
-from featurestore_registry.http.oidc import Issuer, People
+from featurestore_registry.http.oidc import IdentityProvider, Issuer
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change, Record
 from featurestore_registry.sql import open_registry
@@ -70,8 +70,8 @@ class Browser(httpx.Client):
 class Site:
     """A registry's server whose people the issuer vouches for."""
 
-    def __init__(self, registry: Registry, issuer: OidcIssuer, people: People, url: str) -> None:
-        self.registry, self.issuer, self.people, self.url = registry, issuer, people, url
+    def __init__(self, registry: Registry, issuer: OidcIssuer, provider: IdentityProvider, url: str) -> None:
+        self.registry, self.issuer, self.provider, self.url = registry, issuer, provider, url
         self.admin = create_token(registry.ledger, None, Role.ADMIN, expires_at_us=None, now_us=0, name="root")[0]
         self.stack = ExitStack()
 
@@ -81,6 +81,12 @@ class Site:
     def ask(self, token: str, method: str, path: str, **more: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {token}"}
         return httpx.request(method, f"{self.url}{path}", headers=headers, verify=NO_TLS, **more)
+
+    def begin(self, **claims: Any) -> httpx.Response:
+        """Begin a session as `fs login` does."""
+        verifier = "v" * 43
+        token = self.issuer.token(nonce=flow.bound_nonce(verifier, self.url), **claims)
+        return self.ask(token, "POST", "/api/v1/session", json={"nonce_verifier": verifier})
 
     def is_out(self, token: str) -> None:
         until(lambda: self.ask(token, "GET", STATE).status_code == 401)
@@ -108,9 +114,11 @@ def serving(issuer: OidcIssuer, path: Path, *, of: dict[str, Any] | None = None,
         if not registry.definitions.head("p"):
             view = Change("put", "view", "a", Record("view", "p", "a", {}, "f"))
             registry.definitions.apply("p", "", [view], author="", message="", commit="")
-        people = People(Issuer(**{"url": issuer.url, "audience": "registry", "roles": ROLES, **(of or {})}))
-        with serving_registry(registry, people=people, **more) as url:
-            site = Site(registry, issuer, people, url)
+        provider = IdentityProvider(Issuer(**{"url": issuer.url, "audience": "registry", "roles": ROLES, **(of or {})}))
+        with suppress(Exception):  # else the first token could come before the keys
+            provider.refresh()
+        with serving_registry(registry, provider=provider, **more) as url:
+            site = Site(registry, issuer, provider, url)
             with site.stack:
                 yield site
 
@@ -149,7 +157,7 @@ def test_somebody_logs_in_and_out_by_browser(site: Site) -> None:
     assert home.headers["cache-control"] == "no-store"
 
     text = browser.session or ""
-    stored = json.dumps([entry.document for entry in site.registry.ledger.scan("", KIND)])
+    stored = json.dumps([entry.document for entry in site.registry.ledger.scan(SESSIONS, KIND)])
     assert text not in stored
     assert browser.post("/logout", headers={"origin": site.url}).status_code == 303
     assert browser.session is None
@@ -172,7 +180,7 @@ def test_a_cookie_reads_and_changes_nothing(site: Site) -> None:
         ("DELETE", "/api/v1/journal?project=p&kind=audit&before=2020-01-01T00:00:00Z"),
         ("POST", "/api/v1/session"),
         ("DELETE", "/api/v1/session"),
-        ("POST", "/api/v1/sessions?project="),
+        ("POST", "/api/v1/sessions?project=.sessions"),
         ("OPTIONS", STATE),
     ):
         for headers in ({}, {"origin": site.url}, {"sec-fetch-site": "same-origin"}):
@@ -338,7 +346,7 @@ def test_id_tokens_that_are_wrong_log_nobody_in(site: Site, caplog: pytest.LogCa
 def test_a_provider_that_hangs_fails_or_is_away_holds_nobody_up(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(flow, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(oidc, "ANSWER_SECONDS", 0.3)
     issuer, browser = site.issuer, site.browser()
     json_type = {"content-type": "application/json"}
 
@@ -370,7 +378,7 @@ def test_a_provider_that_hangs_fails_or_is_away_holds_nobody_up(
 def test_a_provider_that_is_away_at_the_start_is_asked_again(
     issuer: OidcIssuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(login, "MOST_AT_ONCE", 1)
+    monkeypatch.setattr(login, "_waiting", threading.BoundedSemaphore(1))
     issuer.spoil = lambda path, answer: None
     with serving(issuer, tmp_path / "registry.db") as site:
         browser = site.browser()
@@ -414,24 +422,24 @@ def test_a_session_is_bound_to_its_login(site: Site) -> None:
     fixed = httpx.get(callback, headers={"cookie": f"fs_session=fss_fixed; fs_login={browser.cookies['fs_login']}"})
     assert fixed.cookies["fs_session"] not in {"fss_fixed", *seen}
     for _ in range(MOST_SESSIONS):
-        assert site.ask(site.issuer.token(), "POST", "/api/v1/session", json={}).status_code == 200
+        assert site.begin().status_code == 200
     assert len(sessions(site.registry.ledger)) == MOST_SESSIONS
     assert browser.get(STATE).status_code == 401
-    assert len(site.registry.ledger.scan("", KIND)) == 1
+    assert len(site.registry.ledger.scan(SESSIONS, KIND)) == 1
 
 
 def test_a_token_of_the_provider_becomes_a_session_and_nothing_else_does(site: Site) -> None:
     site.issuer.person |= {"groups": ["ranking", "everyone"]}
-    begun = site.ask(site.issuer.token(), "POST", "/api/v1/session", json={}).json()
+    begun = site.begin().json()
     assert (begun["name"], begun["roles"]) == ("ada", ["editor:p", "viewer"])
     text = begun["token"]
     assert site.ask(text, "GET", STATE).status_code == 200
     assert site.ask(text, "POST", "/api/v1/session", json={}).status_code == 403  # or it would never end
     assert site.ask(site.admin, "POST", "/api/v1/session", json={}).status_code == 403
     assert site.ask(site.admin, "DELETE", "/api/v1/session").status_code == 403
-    assert site.ask(site.issuer.token(groups=["king"]), "POST", "/api/v1/session", json={}).status_code == 403
-    for wrong in (site.issuer.token(aud="another"), site.issuer.token(exp=time.time() - 60)):
-        assert site.ask(wrong, "POST", "/api/v1/session", json={}).status_code == 401
+    assert site.begin(groups=["king"]).status_code == 403
+    for wrong in ({"aud": "another"}, {"exp": time.time() - 60}):
+        assert site.begin(**wrong).status_code == 401
     assert site.ask(text, "DELETE", "/api/v1/session").json() == {"count": 1}
     assert site.ask(text, "GET", STATE).status_code == 401
     assert [name for name, _ in site.audit()] == ["log in", "refuse login", "log out"]
@@ -439,17 +447,79 @@ def test_a_token_of_the_provider_becomes_a_session_and_nothing_else_does(site: S
 
 def test_a_registry_that_lures_people_gets_nothing_good_elsewhere(site: Site) -> None:
     """It may offer the client of this one: the ID token that `fs login` sends it is good for itself alone."""
-    salt, lure = "s" * 40, "https://lure.example"
+    verifier, lure = "s" * 40, "https://lure.example"
     site.issuer.person["groups"] = ["ops"]
-    stolen = site.issuer.token(nonce=flow.bound_nonce(salt, lure))
+    stolen = site.issuer.token(nonce=flow.bound_nonce(verifier, lure))
     for path in (STATE, "/api/v1/projects", "/api/v1/tokens?project="):
         assert site.ask(stolen, "GET", path).status_code == 403
-    for body in ({}, {"salt": salt}, {"salt": "x"}):
+    for body in ({}, {"nonce_verifier": verifier}, {"nonce_verifier": "x"}):
         assert site.ask(stolen, "POST", "/api/v1/session", json=body).status_code == 403
-    mine = site.issuer.token(nonce=flow.bound_nonce(salt, site.url.upper() + "/"))
-    assert site.ask(mine, "POST", "/api/v1/session", json={"salt": salt}).status_code == 200
+    mine = site.issuer.token(nonce=flow.bound_nonce(verifier, site.url.upper() + "/"))
+    assert site.ask(mine, "POST", "/api/v1/session", json={"nonce_verifier": verifier}).status_code == 200
     assert site.ask(mine, "GET", STATE).status_code == 403
-    assert flow.bound_nonce(salt, "https://a.example:443/x") == flow.bound_nonce(salt, "https://a.example")
+    assert flow.bound_nonce(verifier, "https://a.example:443/x") == flow.bound_nonce(verifier, "https://a.example")
+
+
+def test_only_tokens_of_other_clients_than_that_of_fs_login_are_bearer_tokens(
+    issuer: OidcIssuer, tmp_path: Path
+) -> None:
+    """A lure may get any token of that client: without a nonce by a refresh, or for another audience."""
+    issuer.person["groups"] = ["ops"]
+    machine = {"aud": "registry", "azp": "nightly"}
+    of_the_login: list[dict[str, Any]] = [
+        {"aud": "terminal"},
+        {"aud": ["registry", "terminal"]},
+        *({"aud": "registry", name: "terminal"} for name in ("azp", "client_id", "appid", "cid")),
+    ]
+    for more, taken, refused in (
+        ({}, [], [{"aud": "registry"}]),
+        ({"secret": "s"}, [{"aud": "registry"}], [{"aud": "terminal"}]),
+        ({"cli_audience": "terminal"}, [{"aud": "registry"}, machine], of_the_login),
+    ):
+        with serving(issuer, tmp_path / "registry.db", of=more) as site:
+            for claims, told in [*((each, True) for each in taken), *((each, False) for each in refused)]:
+                token = issuer.token(**claims)
+                assert (site.ask(token, "GET", STATE).status_code == 200) is told, (more, claims)
+                assert site.ask(token, "POST", "/api/v1/session", json={}).status_code in (401, 403), claims
+
+
+def test_a_provider_that_leads_on_to_the_companys_gets_no_code(
+    site: Site, fs: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mix-up (RFC 9700, section 4.4), at a company's provider that does not name itself in its answers."""
+    company = site.issuer
+    company.metadata = {"authorization_response_iss_parameter_supported": False}
+    monkeypatch.setattr(listener, "WAIT_SECONDS", 0.5)
+    came, paths = list[int](), [""]
+    with oidc_issuer() as evil, open_registry(f"sqlite:///{Path.cwd()}/lure.db") as empty:
+        evil.metadata = {"authorization_response_iss_parameter_supported": False}
+
+        def lead_on(path: str, good: Answer) -> Answer:
+            return (302, {"location": onward(evil.asked[-1][1])}, b"") if path == "/authorize" else good
+
+        def onward(asked: dict[str, str]) -> str:
+            # What it adds for itself: a nonce for the company's registry, and a redirect address that is registered.
+            mine = {
+                **asked,
+                "nonce": flow.bound_nonce("x", site.url),
+                "redirect_uri": asked["redirect_uri"].replace("/localhost/", paths[0]),
+            }
+            return f"{company.url}/authorize?{urlencode(mine)}"
+
+        def visit(address: str) -> None:
+            answer = httpx.get(httpx.get(address).headers["location"])
+            back = answer.headers.get("location", "").replace(f"&iss={quote(company.url, safe='')}", "")
+            came.append(httpx.get(back).status_code if back else answer.status_code)
+
+        evil.spoil = lead_on
+        monkeypatch.setattr("webbrowser.open", lambda url: threading.Thread(target=visit, args=(url,)).start())
+        provider = IdentityProvider(Issuer(evil.url, "registry", ROLES))
+        with serving_registry(empty, provider=provider, public_url="http://localhost:1") as lure:
+            lured = lure.replace("127.0.0.1", "localhost")
+            for paths[0] in ("/localhost/", "/127.0.0.1/"):
+                assert "Nobody logged in" in fs("login", lured, code=1)
+    assert came == [400, 404]  # the company's provider refuses, then the terminal
+    assert not [path for path, _ in evil.asked if path == "/token"]
 
 
 def test_admins_see_who_is_logged_in_and_end_it(site: Site, tmp_path: Path) -> None:
@@ -462,7 +532,7 @@ def test_admins_see_who_is_logged_in_and_end_it(site: Site, tmp_path: Path) -> N
         text = browser.session or ""
         until(lambda: second.ask(text, "GET", STATE).status_code == 200)
         until(lambda: site.ask(site.admin, "GET", "/api/v1/projects").status_code == 200)
-        (entry,) = site.ask(site.admin, "GET", "/api/v1/sessions?project=").json()
+        (entry,) = site.ask(site.admin, "GET", "/api/v1/sessions?project=.sessions").json()
         shown = entry["document"]["sessions"]
         assert [(each["name"], each["by"], each["address"], each["hash"]) for each in shown] == [
             ("ada", "browser", "127.0.0.1", "")
@@ -470,11 +540,11 @@ def test_admins_see_who_is_logged_in_and_end_it(site: Site, tmp_path: Path) -> N
         body = {"key": entry["key"], "if_version": entry["version"], "document": {"sessions": shown[1:]}}
         made_up = {**shown[1], "id": "x", "hash": "0" * 64}
         for wrong in ({**body, "key": "x"}, {**body, "document": {"sessions": [made_up]}}):
-            assert site.ask(site.admin, "POST", "/api/v1/sessions?project=", json=wrong).status_code == 422
-        assert site.ask(text, "POST", "/api/v1/sessions?project=", json=body).status_code == 403
-        assert site.ask(text, "GET", "/api/v1/sessions?project=").status_code == 403
+            assert site.ask(site.admin, "POST", "/api/v1/sessions?project=.sessions", json=wrong).status_code == 422
+        assert site.ask(text, "POST", "/api/v1/sessions?project=.sessions", json=body).status_code == 403
+        assert site.ask(text, "GET", "/api/v1/sessions?project=.sessions").status_code == 403
         raised = {**body, "document": {"sessions": [{**shown[1], "roles": {"ops": "admin"}}]}}
-        assert site.ask(site.admin, "POST", "/api/v1/sessions?project=", json=raised).status_code == 200
+        assert site.ask(site.admin, "POST", "/api/v1/sessions?project=.sessions", json=raised).status_code == 200
         assert site.ask(text, "GET", STATE).status_code == 401
         until(lambda: second.ask(text, "GET", STATE).status_code == 401)
         assert elsewhere.get(STATE).status_code == 200
@@ -484,7 +554,7 @@ def test_admins_see_who_is_logged_in_and_end_it(site: Site, tmp_path: Path) -> N
     until(lambda: site.ask(bound, "GET", "/api/v1/projects").status_code == 200)
     for project in ("", "p"):
         assert site.ask(bound, "POST", f"/api/v1/sessions?project={project}", json=body).status_code in (403, 422)
-    assert site.ask(bound, "GET", "/api/v1/sessions?project=").status_code == 403
+    assert site.ask(bound, "GET", "/api/v1/sessions?project=.sessions").status_code == 403
 
 
 def test_sessions_end_with_time_with_their_roles_and_with_the_provider(issuer: OidcIssuer, tmp_path: Path) -> None:
@@ -541,7 +611,7 @@ def test_behind_tls_the_server_goes_by_its_public_url(
             for origin, status in ((site.url, 403), (public, 303)):
                 assert httpx.post(f"{site.url}/logout", headers={"origin": origin}).status_code == status
             assert httpx.get(f"{site.url}/api/v1/login").status_code == 404  # a secret is nothing for `fs login`
-    assert "s/e+c" not in repr(site.people.issuer)
+    assert "s/e+c" not in repr(site.provider.issuer)
     with serving(issuer, tmp_path / "registry.db", public_url="http://registry.example") as site:
         assert httpx.get(f"{site.url}/login").status_code == 404
         assert httpx.get(f"{site.url}/api/v1/login").status_code == 404
@@ -552,7 +622,7 @@ def test_many_logins_of_one_person_at_once_are_all_kept(site: Site) -> None:
 
     def log_in() -> str:
         begun.wait()
-        return str(site.ask(site.issuer.token(), "POST", "/api/v1/session", json={}).json()["token"])
+        return str(site.begin().json()["token"])
 
     with ThreadPoolExecutor(6) as pool:
         texts = [each.result() for each in [pool.submit(log_in) for _ in range(6)]]
@@ -699,9 +769,9 @@ def test_fs_token_shows_who_is_logged_in_and_ends_it(site: Site, fs: Callable[..
         root.mkdir()
         (root / "feature_store.yaml").write_text(f"project: p\nregistry: {registry}\n")
         token = ["--repo", str(root), "token"]
-        mine = [site.ask(site.issuer.token(), "POST", "/api/v1/session", json={}).json()["token"] for _ in range(3)]
+        mine = [site.begin().json()["token"] for _ in range(3)]
         site.issuer.person["sub"] = "bob"
-        theirs = site.ask(site.issuer.token(), "POST", "/api/v1/session", json={}).json()["token"]
+        theirs = site.begin().json()["token"]
         site.issuer.person["sub"] = "ada"
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FS_REGISTRY_TOKEN", site.admin)

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from featurestore_registry.auth import Role
 from featurestore_registry.errors import AuthError, RegistryError
 from featurestore_registry.http import access, oidc
-from featurestore_registry.http.oidc import Issuer, People
+from featurestore_registry.http.oidc import IdentityProvider, Issuer
 from featurestore_registry.sql import open_registry
 from support.registry_server import serving_registry
 
@@ -62,14 +62,14 @@ def provider() -> Provider:
 
 
 @pytest.fixture
-def people(provider: Provider) -> People:
+def people(provider: Provider) -> IdentityProvider:
     provider.asked.clear()
-    made = People(Issuer(URL, "registry", ROLES), provider.fetch)
+    made = IdentityProvider(Issuer(URL, "registry", ROLES, cli_audience="terminal"), provider.fetch)
     made.refresh()
     return made
 
 
-def test_a_person_has_the_roles_of_the_groups(provider: Provider, people: People) -> None:
+def test_a_person_has_the_roles_of_the_groups(provider: Provider, people: IdentityProvider) -> None:
     found = people.verify(provider.token(groups=["everyone", "ranking", "unknown", 7]))
     assert found is not None
     assert (found.name, found.id) == ("ada", f"{URL}#ada")
@@ -92,11 +92,11 @@ def test_a_person_has_the_roles_of_the_groups(provider: Provider, people: People
     for groups in (None, ["king"], 7, {"ops": "ops"}):
         nobody = people.verify(provider.token(groups=groups))
         assert nobody is not None
-        assert (nobody.grants, nobody.sees("p")) == ((), False), groups
+        assert (nobody.grants, nobody.sees("p")) == ([], False), groups
 
 
 def test_an_address_that_nobody_verified_gives_no_role(provider: Provider) -> None:
-    people = People(Issuer(URL, "registry", {"ada@example.org": "admin"}, claim="email"), provider.fetch)
+    people = IdentityProvider(Issuer(URL, "registry", {"ada@example.org": "admin"}, claim="email"), provider.fetch)
     people.refresh()
     for is_verified in (True, False, None, "true"):
         found = people.verify(provider.token(email="ada@example.org", email_verified=is_verified))
@@ -104,7 +104,7 @@ def test_an_address_that_nobody_verified_gives_no_role(provider: Provider) -> No
         assert bool(found.grants) is (is_verified is True)
 
 
-def test_made_up_tokens_are_nobodys(provider: Provider, people: People) -> None:
+def test_made_up_tokens_are_nobodys(provider: Provider, people: IdentityProvider) -> None:
     good = provider.token()
     assert people.verify(good) is not None
     head, body, signature = good.split(b".")
@@ -147,7 +147,7 @@ def test_made_up_tokens_are_nobodys(provider: Provider, people: People) -> None:
 
 
 def test_keys_are_fetched_again_for_an_unknown_one_but_not_often(
-    provider: Provider, people: People, monkeypatch: pytest.MonkeyPatch
+    provider: Provider, people: IdentityProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fetched() -> int:
         people.refresh()
@@ -180,12 +180,12 @@ def test_an_issuer_that_is_another_or_without_tls_is_refused(
     provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RegistryError, match="not behind TLS"):
-        People(Issuer("http://id.example", "registry", ROLES), provider.fetch)
+        IdentityProvider(Issuer("http://id.example", "registry", ROLES), provider.fetch)
     with pytest.raises(RegistryError, match="no role 'king'"):
-        People(Issuer(URL, "registry", {"a": "king"}), provider.fetch)
+        IdentityProvider(Issuer(URL, "registry", {"a": "king"}), provider.fetch)
     monkeypatch.setattr(provider, "name", "https://evil.example")
     with pytest.raises(RegistryError, match=r"calls itself 'https://evil.example'"):
-        People(Issuer(URL, "registry", ROLES), provider.fetch).refresh()
+        IdentityProvider(Issuer(URL, "registry", ROLES, cli_audience="terminal"), provider.fetch).refresh()
 
 
 @pytest.fixture
@@ -193,8 +193,9 @@ def url(tmp_path: Path, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(access, "REFRESH_SECONDS", 0.05)
     with open_registry(f"sqlite:///{tmp_path / 'registry.db'}") as registry:
         registry.ledger.append("p", "run", "k", {})
-        people = People(Issuer(URL, "registry", ROLES), provider.fetch)
-        with serving_registry(registry, people=people) as url:
+        people = IdentityProvider(Issuer(URL, "registry", ROLES, cli_audience="terminal"), provider.fetch)
+        people.refresh()
+        with serving_registry(registry, provider=people) as url:
             yield url
 
 

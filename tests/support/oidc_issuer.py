@@ -34,6 +34,7 @@ class OidcIssuer:
         self.person: dict[str, Any] = {"sub": "ada", "groups": ["everyone"], "email": "ada@x.example"}
         self.secrets: dict[str, str] = {}
         """By client id; a client that is not here is a public one."""
+        self.redirect_paths = ["/login/callback", "/127.0.0.1/callback"]
         self.metadata: dict[str, Any] = {}
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.codes: dict[str, dict[str, str]] = {}
@@ -62,6 +63,8 @@ class OidcIssuer:
         if path == "/authorize":
             assert (query["tenant"], query["response_type"], query["code_challenge_method"]) == ("7", "code", "S256")
             assert "openid" in query["scope"].split()
+            if urlsplit(query["redirect_uri"]).path not in self.redirect_paths:
+                return 400, {}, b"This redirect address is not registered."
             code = secrets.token_urlsafe(16)
             self.codes[code] = query
             told = {"code": code, "state": query["state"], "iss": self.url}

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import uvicorn
 from featurestore_registry.http.access import Access
-from featurestore_registry.http.oidc import People
+from featurestore_registry.http.oidc import IdentityProvider
 from featurestore_registry.http.policy import Judge
 from featurestore_registry.http.server import create_app
 from featurestore_registry.interface import Registry
@@ -26,12 +26,12 @@ def all_compatible(before: Revision, changes: Sequence[Change], *, with_classes:
 
 @contextmanager
 def serving_registry(
-    registry: Registry, judge: Judge | None = None, people: People | None = None, **more: Any
+    registry: Registry, judge: Judge | None = None, provider: IdentityProvider | None = None, **more: Any
 ) -> Iterator[str]:
     """Serve a registry in a thread of this process, and give its URL. Without a judge its records may be anything."""
     with bind("127.0.0.1", 0) as listening:
         url = url_of(listening)
-        access = Access(registry, people=people, **{"public_url": url, **more})
+        access = Access(registry, provider=provider, **{"public_url": url, **more})
         app = create_app(registry, access, judge=judge or all_compatible)
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -87,9 +87,9 @@ def _by_browser(
             hint="Run `pip install '.[login]'` in a checkout, or paste a token with --token.",
             key="registry",
         ) from None
-    token, salt = id_token(offer, str(registry.url), opens=opens)
+    token, verifier = id_token(offer, str(registry.url), opens=opens)
     with _opened(store, registry, token) as asked:
-        return asked.begin_session(salt)
+        return asked.begin_session(verifier)
 
 
 def log_out(store: FeatureStore, output: Output, registry_url: str | None) -> None:

@@ -12,13 +12,15 @@ from typing import Any, Self
 
 from typing_extensions import override
 
-from featurestore_registry.auth.tokens import EVERY_PROJECT, Role, Token, hash_token
-from featurestore_registry.errors import AuthError, LedgerConflictError
+from featurestore_registry.auth.tokens import Role, Token, hash_token
+from featurestore_registry.errors import AuthError, LedgerConflictError, RegistryError
 from featurestore_registry.interface import Ledger, LedgerReader
 from featurestore_registry.records import Document, known_fields
 
 KIND = "session"
 """The kind of their entries in the ledger."""
+SESSIONS = ".sessions"
+"""The ledger's project for them, and no project's name: a login moves no other project's ledger."""
 PREFIX = "fss_"
 """How the text of every session begins."""
 MOST_SESSIONS = 20
@@ -30,26 +32,37 @@ _TRIES = 10
 class Person(Token):
     """Somebody whom the identity provider vouches for until the token or the session ends."""
 
-    grants: tuple[tuple[Role, str | None], ...] = ()
-    """Roles, each for one project or for every one (None)."""
     roles: tuple[tuple[str, str], ...] = ()
-    """The same as the settings say it: a value of the claim, and its role."""
+    """As the settings say them: a value of the claim, and its role."""
     session: str = ""
     """The session's id; empty for who presents the provider's own token."""
-    nonce: str = ""
-    """Of a token that a login by browser got: it is good for nothing but a session."""
+    nonce: str | None = None
+    """Of a token for a login, perhaps empty: it is good for nothing but a session. None: of any other."""
+
+    @property
+    def grants(self) -> list[tuple[Role, str | None]]:
+        """Roles, each for one project or for every one (None)."""
+        return [grant_of(text) for _, text in self.roles]
 
     @override
     def require(self, role: Role, project: str | None) -> None:
         fitting = [has for has, of in self.grants if of is None or (project and of == project)]
         if not fitting:
-            raise AuthError("Your groups have no role in this project.", status=403)
+            raise AuthError("Your groups have no role in this project: ask an admin for one.", status=403)
         if max(fitting) < role:
             raise AuthError(f"Your role here is {max(fitting)}; this needs {role}.", status=403)
 
     @override
     def sees(self, project: str) -> bool:
         return any(of in (None, project) for _, of in self.grants)
+
+
+def grant_of(text: str) -> tuple[Role, str | None]:
+    """Return the role, and its project, of ``ROLE`` or ``ROLE:PROJECT``; raises RegistryError for anything else."""
+    role, colon, project = text.partition(":")
+    if colon and not project:
+        raise RegistryError(f"The role {text!r} names no project.", hint=f"Write {role}:PROJECT, or {role} for all.")
+    return Role.parse(role), project or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +103,7 @@ def document_of(found: Sequence[Session], *, are_shown: bool = False) -> dict[st
 
 def sessions(ledger: LedgerReader) -> list[Session]:
     """Return everybody's sessions, those of who logged in last first; expired ones may be among them."""
-    return [each for entry in ledger.scan(EVERY_PROJECT, KIND) for each in sessions_of(entry.document)]
+    return [each for entry in ledger.scan(SESSIONS, KIND) for each in sessions_of(entry.document)]
 
 
 def begin_session(
@@ -128,10 +141,10 @@ def end_sessions(ledger: Ledger, is_meant: Callable[[Session], bool]) -> list[Se
 
 def _rewrite(ledger: Ledger, key: str, change: Callable[[list[Session]], list[Session]]) -> None:
     for left in reversed(range(_TRIES)):
-        entry = ledger.latest(EVERY_PROJECT, KIND, key)
+        entry = ledger.latest(SESSIONS, KIND, key)
         found, version = ([], 0) if entry is None else (sessions_of(entry.document), entry.version)
         try:
-            ledger.append(EVERY_PROJECT, KIND, key, document_of(change(found)), if_version=version)
+            ledger.append(SESSIONS, KIND, key, document_of(change(found)), if_version=version)
         except LedgerConflictError:  # another login of the same person
             if not left:
                 raise

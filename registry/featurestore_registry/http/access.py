@@ -22,7 +22,7 @@ from featurestore_registry.auth import (
     sessions,
     tokens,
 )
-from featurestore_registry.auth.sessions import begin_session
+from featurestore_registry.auth.sessions import SESSIONS, begin_session
 from featurestore_registry.auth.tokens import EVERY_PROJECT
 from featurestore_registry.auth.tokens import KIND as TOKEN
 from featurestore_registry.errors import AuthError, RegistryError
@@ -32,7 +32,7 @@ from featurestore_registry.interface import Registry
 from featurestore_registry.records import Clock, Document, system_clock
 
 if TYPE_CHECKING:
-    from featurestore_registry.http.oidc import People
+    from featurestore_registry.http.oidc import IdentityProvider
 
 logger = logging.getLogger("featurestore.registry")
 
@@ -78,14 +78,14 @@ class Access:
         self,
         registry: Registry,
         *,
-        people: People | None = None,
+        provider: IdentityProvider | None = None,
         public_url: str = "",
         session_seconds: float = SESSION_SECONDS,
         clock: Clock = system_clock,
     ) -> None:
-        """``people`` are those whom an identity provider vouches for; browsers know the server by ``public_url``."""
+        """``provider`` vouches for people; browsers know the server by ``public_url``."""
         self._registry = registry
-        self.people = people
+        self.provider = provider
         self.public_url = public_url.rstrip("/") if is_private(public_url) else ""
         """Without a path, as in the header Origin; empty where browsers are not served."""
         self.is_tls = self.public_url.startswith("https:")
@@ -97,7 +97,7 @@ class Access:
         """How far the ledger of each project was when its tokens were read."""
         self._by_project: dict[str, tuple[Token, ...]] = {}
         self._tokens: tuple[Token, ...] = ()
-        self._stop = threading.Event()
+        self._threads: list[tuple[threading.Thread, threading.Event]] = []
         self._verifier = TokenVerifier(lambda: self._tokens, clock=clock)
 
     def guard(self, app: ASGIApp) -> ASGIApp:
@@ -111,15 +111,18 @@ class Access:
     def verify(self, presented: bytes) -> Token | None:
         """Return the token of the registry, or the person, that a text stands for."""
         found = self._verifier.verify(presented)
-        if found is None and self.people is not None and presented.count(b".") == 2:
-            return self.people.verify(presented)
+        if found is None and self.provider is not None and presented.count(b".") == 2:
+            return self.provider.verify(presented)
         return found
 
     def log_in(self, person: Person, by: str, address: str) -> tuple[str, Session]:
         """Begin a session and return it with its text; raises AuthError for somebody without any role here."""
-        if not person.grants:
+        if not person.roles:
             self.audit(person, EVERY_PROJECT, "refuse login", {"with": by}, address)
-            raise AuthError(f"{person.name} is known, but has no role here.", status=403)
+            raise AuthError(
+                f"{person.name} is known, but has no role here: an admin names a group of theirs in `oidc_roles`.",
+                status=403,
+            )
         text, made = begin_session(
             self._registry.ledger,
             person,
@@ -146,29 +149,40 @@ class Access:
     def start(self) -> None:
         """Read the tokens, and again every `REFRESH_SECONDS`, in the background; while they cannot be read, wait.
 
-        The identity provider has a thread of its own: one that hangs delays no revocation.
+        The identity provider has a thread of its own: one that hangs delays neither the start nor a revocation.
         """
-        self._stop.clear()
-        for name, refresh in (("tokens", self._refresh_tokens), ("people", self._refresh_people)):
-            refresh()
-            threading.Thread(
-                target=self._run, args=(name, refresh), name=f"featurestore-registry-{name}", daemon=True
-            ).start()
+        self._refresh_tokens()
+        for name, refresh in (("tokens", self._refresh_tokens), ("keys", self._refresh_keys)):
+            stop = threading.Event()
+            thread = threading.Thread(
+                target=self._run, args=(stop, name, refresh), name=f"featurestore-registry-{name}", daemon=True
+            )
+            self._threads.append((thread, stop))
+            thread.start()
 
     def stop(self) -> None:
-        """End the background thread."""
-        self._stop.set()
+        """End the background threads; one that waits for the identity provider or the database ends after that."""
+        for _, stop in self._threads:
+            stop.set()
+        while self._threads:
+            self._threads.pop()[0].join(REFRESH_SECONDS)
 
     def refresh(self) -> None:
         """Read the tokens of projects in whose ledger something was written."""
         with self._lock:
-            # A project before its first apply, too; and sessions, which belong to none.
-            for project in {EVERY_PROJECT, *self._registry.projects_with(TOKEN)}:
+            # A project before its first apply, too.
+            for project in {EVERY_PROJECT, SESSIONS, *self._registry.projects_with(TOKEN)}:
                 ledger = self._registry.state(project).ledger
                 if self._seen.get(project) != ledger:
-                    found = tokens(self._registry.ledger, project or None)
-                    own = tuple(each for each in found if (each.project or EVERY_PROJECT) == project)
-                    self._by_project[project] = own if project else (*own, *self._logged_in())
+                    self._by_project[project] = tuple(
+                        self._logged_in()
+                        if project == SESSIONS
+                        else (
+                            token
+                            for token in tokens(self._registry.ledger, project or None)
+                            if (token.project or EVERY_PROJECT) == project
+                        )
+                    )
                     self._seen[project] = ledger
             current = tuple(token for found in self._by_project.values() for token in found)
             if current != self._tokens:
@@ -180,14 +194,14 @@ class Access:
         self._registry.journal.append(project, AUDIT, [(action, entry)])
 
     def _logged_in(self) -> list[Person]:
-        if self.people is None:
+        if self.provider is None:
             return []
-        return [each for each in map(self.people.resume, sessions(self._registry.ledger)) if each is not None]
+        return [each for each in map(self.provider.resume, sessions(self._registry.ledger)) if each is not None]
 
-    def _refresh_people(self) -> None:
+    def _refresh_keys(self) -> None:
         try:
-            if self.people is not None:
-                self.people.refresh()
+            if self.provider is not None:
+                self.provider.refresh()
         except Exception as error:  # whatever an identity provider answers
             logger.warning("the identity provider's keys could not be fetched: %s", error)
 
@@ -199,12 +213,13 @@ class Access:
         except Exception:
             logger.exception("the tokens could not be read again")
 
-    def _run(self, name: str, refresh: Callable[[], None]) -> None:
-        while not self._stop.wait(REFRESH_SECONDS):
+    def _run(self, stop: threading.Event, name: str, refresh: Callable[[], None]) -> None:
+        while not stop.is_set():
             began_s = time.monotonic()
             refresh()
             if time.monotonic() - began_s > REFRESH_SECONDS:
                 logger.warning("reading the %s took longer than %g seconds", name, REFRESH_SECONDS)
+            stop.wait(REFRESH_SECONDS)
 
 
 def permit(scope: Scope, token: Token) -> None:
@@ -214,9 +229,9 @@ def permit(scope: Scope, token: Token) -> None:
     project = _one(query, "project")
     if path in ("/", SESSION_PATH):
         return  # only about oneself
-    if isinstance(token, Person) and not token.grants:
-        raise AuthError("Your groups have no role here.", status=403)
-    if isinstance(token, Person) and token.nonce:
+    if isinstance(token, Person) and not token.roles:
+        raise AuthError("Your groups have no role here: ask an admin for one.", status=403)
+    if isinstance(token, Person) and token.nonce is not None:
         raise AuthError("This token is for a login alone: run `fs login`.", status=403)
     if path == f"{PREFIX}/projects":
         return  # of those that the token sees

@@ -117,13 +117,14 @@ class Connection:
         why = f"it answers {answer.status_code} {answer.reason_phrase}"
         if isinstance(document, dict) and isinstance(document.get("error"), dict):
             why = f"{why}: {document['error'].get('message')}"
-        return self._unavailable(why, was_cut=answer.status_code >= 500)
+        return self._unavailable(why, was_cut=answer.status_code >= 500, status=answer.status_code)
 
-    def _unavailable(self, why: str, *, was_cut: bool) -> RegistryUnavailableError:
+    def _unavailable(self, why: str, *, was_cut: bool, status: int = 0) -> RegistryUnavailableError:
         return RegistryUnavailableError(
             f"The registry {self.name} cannot be used: {why}.",
             hint="Check that it runs and that `registry` names it.",
             was_cut=was_cut,
+            status=status,
         )
 
     def _opened(self) -> httpx.Client:
@@ -415,11 +416,15 @@ class HttpRegistry(Registry):
             found: Document = self._connection.get("/login", {}).json()
         except (RecordNotFoundError, AuthError):  # a server of an earlier version wants a token for every route
             return None
+        except RegistryUnavailableError as error:
+            if error.details.get("status") == 404:  # and with one it has no such route
+                return None
+            raise
         return found
 
-    def begin_session(self, salt: str) -> Document:
+    def begin_session(self, verifier: str) -> Document:
         """Begin a session for whom the identity provider's token vouches, and return its ``token``, ``name``, …"""
-        found: Document = self._connection.send("POST", "/session", {}, {"salt": salt})
+        found: Document = self._connection.send("POST", "/session", {}, {"nonce_verifier": verifier})
         return found
 
     def end_session(self) -> None:
@@ -471,8 +476,8 @@ def open_registry(url: str, *, token: str | None, plain: frozenset[str] = frozen
         )
     if token is not None and not is_bearer(token):
         raise AuthError(  # the driver's own error would show it
-            "FS_REGISTRY_TOKEN holds something that is no token.",
+            f"The token for the registry at {parsed.host} is none: it holds more than letters, digits and -._~+/.",
             status=401,
-            hint="Set it to what `fs token create` showed: letters, digits and -._~+/ alone.",
+            hint="Give what `fs token create` showed in FS_REGISTRY_TOKEN (FS_REGISTRY_TOKEN_FROM), or at the prompt.",
         )
     return HttpRegistry(url, token=token)

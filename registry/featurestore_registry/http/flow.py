@@ -5,7 +5,6 @@ RFC 6749 and 7636 (by oauthlib), RFC 9207 (the answer names its issuer), OpenID 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import secrets
 from collections.abc import Mapping
@@ -18,10 +17,7 @@ import jwt
 from oauthlib.oauth2 import MismatchingStateError, OAuth2Error, WebApplicationClient
 
 from featurestore_registry.errors import AuthError, RegistryError
-from featurestore_registry.http.oidc import People, printable
-
-ANSWER_SECONDS = 10.0
-"""The provider answers a token request whole within so long."""
+from featurestore_registry.http.oidc import IdentityProvider, ask, printable
 
 
 class LoginError(AuthError):
@@ -33,8 +29,8 @@ class LoginError(AuthError):
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """What a login remembers until the provider answers."""
+class AuthorizationRequest:
+    """What a login remembers of its authorization request until the provider answers."""
 
     state: str
     nonce: str
@@ -45,22 +41,22 @@ class Pending:
 class CodeFlow:
     """Logins of one client at the provider."""
 
-    people: People
+    provider: IdentityProvider
     client_id: str
     redirect_uri: str
     secret: str = ""
 
-    def begin(self, nonce: str = "") -> tuple[str, Pending]:
+    def begin(self, nonce: str = "") -> tuple[str, AuthorizationRequest]:
         """Return the address at which the provider asks who somebody is, and what to remember meanwhile."""
         endpoint = self._endpoint("authorization_endpoint")
         client = WebApplicationClient(self.client_id)
-        pending = Pending(
+        pending = AuthorizationRequest(
             secrets.token_urlsafe(32), nonce or secrets.token_urlsafe(32), client.create_code_verifier(64)
         )
         query = client.prepare_request_uri(
-            "https://x",  # oauthlib takes no endpoint without TLS, though this machine may have one; People checked it
+            "https://x",  # oauthlib takes no endpoint without TLS, though this machine may have one: see the provider
             redirect_uri=self.redirect_uri,
-            scope=" ".join(self.people.issuer.scopes),
+            scope=" ".join(self.provider.issuer.scopes),
             state=pending.state,
             nonce=pending.nonce,
             code_challenge=client.create_code_challenge(pending.verifier, "S256"),
@@ -68,20 +64,20 @@ class CodeFlow:
         ).partition("?")[2]
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{query}", pending
 
-    def finish(self, query: str, pending: Pending) -> tuple[str, Mapping[str, Any]]:
+    def finish(self, query: str, pending: AuthorizationRequest) -> tuple[str, Mapping[str, Any]]:
         """Return the ID token and its checked claims for what the provider sent by the browser; raises LoginError."""
         try:
             token = self._id_token(self._code(query, pending), pending)
-            return token, self.people.verify_login(token, self.client_id, pending.nonce)
+            return token, self.provider.verify_login(token, self.client_id, pending.nonce)
         except (jwt.PyJWTError, ValueError) as error:
             raise LoginError("The identity provider's token is not for this login.", why=error) from None
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, RegistryError, LookupError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, RegistryError, LookupError, TypeError) as error:
             if isinstance(error, LoginError):
                 raise
             raise _away(error) from None
 
-    def _code(self, query: str, pending: Pending) -> str:
-        client, issuer = WebApplicationClient(self.client_id), self.people.issuer.url
+    def _code(self, query: str, pending: AuthorizationRequest) -> str:
+        client, issuer = WebApplicationClient(self.client_id), self.provider.issuer.url
         told = parse_qs(query, keep_blank_values=True)
         if any(len(values) > 1 for values in told.values()):
             raise LoginError("The answer says something twice.", why="a parameter is there twice")
@@ -89,7 +85,7 @@ class CodeFlow:
             # Its own check of the state would let an empty one pass.
             if told.get("state") != [pending.state or None]:
                 raise MismatchingStateError
-            may_be_silent = not self.people.endpoints.get("authorization_response_iss_parameter_supported")
+            may_be_silent = not self.provider.endpoints.get("authorization_response_iss_parameter_supported")
             if told.get("iss", [issuer] if may_be_silent else []) != [issuer]:
                 raise LoginError("The answer is another identity provider's.", why=f"iss is {told.get('iss')}")
             return str(client.parse_request_uri_response(f"https://callback/?{query}", state=pending.state)["code"])
@@ -100,9 +96,9 @@ class CodeFlow:
             why = f"{error.error}: {error.description}"
             raise LoginError(f"The identity provider refused: {printable(why)}", status=status, why=why) from None
 
-    def _id_token(self, code: str, pending: Pending) -> str:
+    def _id_token(self, code: str, pending: AuthorizationRequest) -> str:
         client = WebApplicationClient(self.client_id)
-        by_header = bool(self.secret) and "client_secret_basic" in self.people.endpoints.get(
+        by_header = bool(self.secret) and "client_secret_basic" in self.provider.endpoints.get(
             "token_endpoint_auth_methods_supported", ["client_secret_basic"]
         )
         body = client.prepare_request_body(
@@ -114,7 +110,7 @@ class CodeFlow:
         )
         # RFC 6749, section 2.3.1: both are encoded as in a form.
         auth = (quote(self.client_id, safe=""), quote(self.secret, safe="")) if by_header else None
-        answer = asyncio.run(_post(self._endpoint("token_endpoint"), body, auth))
+        answer = ask(self._endpoint("token_endpoint"), body, auth)
         if answer.status_code >= 500:
             raise _away(f"the token endpoint answers {answer.status_code}")
         try:
@@ -122,7 +118,7 @@ class CodeFlow:
         except OAuth2Error as error:
             why = f"token endpoint: {error.error}: {error.description}"
             raise LoginError("The identity provider did not take the code.", why=why) from None
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise _away(f"the token endpoint's answer: {type(error).__name__}") from None
         token = found.get("id_token")
         if not isinstance(token, str):
@@ -130,26 +126,29 @@ class CodeFlow:
         return token
 
     def _endpoint(self, name: str) -> str:
-        if name not in self.people.endpoints:
-            raise _away(f"no {name} is known of {self.people.issuer.url}")
-        return str(self.people.endpoints[name])
+        if name not in self.provider.endpoints:
+            raise _away(f"no {name} is known of {self.provider.issuer.url}")
+        return str(self.provider.endpoints[name])
 
 
-def bound_nonce(salt: str, url: str) -> str:
-    """Return a nonce that binds an ID token to the registry at a URL.
+def bound_nonce(verifier: str, url: str) -> str:
+    """Return a nonce that binds an ID token to the registry at a URL, and to who knows the verifier.
 
-    Without it a registry that somebody is lured to could name the client of another one, and present there what it got.
+    Without it a registry that somebody is lured to could present at another one what it got.
     """
     parsed = httpx.URL(url)
-    return hashlib.sha256(f"{salt} {parsed.scheme}://{parsed.netloc.decode()}".encode()).hexdigest()
+    return hashlib.sha256(f"{verifier} {parsed.scheme}://{parsed.netloc.decode()}".encode()).hexdigest()
+
+
+def redirect_path(url: str) -> str:
+    """Return where, on loopback, the provider sends somebody who logs in to the registry at a URL.
+
+    Each registry has its own (RFC 9700, section 4.4.2.2). A registry that somebody is lured to can offer a provider of
+    its own, whose pages lead on to the company's; but that one knows the company's registry alone, so that its code
+    never reaches a login elsewhere, which would hand it over.
+    """
+    return f"/{httpx.URL(url).raw_host.decode()}/callback"
 
 
 def _away(why: object) -> LoginError:
     return LoginError("The identity provider does not answer as it should. Try again in a minute.", status=502, why=why)
-
-
-async def _post(url: str, body: str, auth: tuple[str, str] | None) -> httpx.Response:
-    headers = {"content-type": "application/x-www-form-urlencoded", "accept": "application/json"}
-    # httpx itself waits so long for each piece: a whole answer could take forever.
-    async with asyncio.timeout(ANSWER_SECONDS), httpx.AsyncClient(timeout=ANSWER_SECONDS) as client:
-        return await client.post(url, content=body, headers=headers, auth=auth or httpx.USE_CLIENT_DEFAULT)

@@ -1,4 +1,4 @@
-"""People whom an identity provider vouches for: their JSON Web Tokens, checked by the configured issuer's keys alone.
+"""An identity provider: the JSON Web Tokens with which it vouches for people, checked by its own keys alone.
 
 OpenID Connect Core 1.0 and RFC 8725 (best current practices of JWTs): the algorithms are fixed, issuer and audience are
 compared, and a token without an end is none.
@@ -6,7 +6,8 @@ compared, and a token without an end is none.
 
 from __future__ import annotations
 
-import logging
+import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,30 +18,56 @@ import httpx
 import jwt
 
 from featurestore_registry.auth import Person, Role, Session
+from featurestore_registry.auth.sessions import grant_of
 from featurestore_registry.errors import RegistryError
 from featurestore_registry.http.urls import is_private
-
-logger = logging.getLogger("featurestore.registry")
 
 ALGORITHMS = ("RS256", "ES256")
 LEEWAY_SECONDS = 30.0
 """How far the issuer's clock may be from this one."""
 REFETCH_SECONDS = 60.0
-"""The issuer's keys are fetched again for a key that is not known, at most so often."""
+"""The issuer's keys are fetched again for a key that is not known, and after a failure, at most so often."""
+FRESH_SECONDS = 300.0
+"""And so often in any case."""
 KEPT_SECONDS = 900.0
-"""And so often in any case: a key that the issuer gave up ends then."""
+"""No key counts longer than this after it was fetched, whether the issuer answers or not: it may have given it up."""
 _MOST_SHOWN = 200
 """At most so many characters of a text from outside."""
 DISCOVERY = "/.well-known/openid-configuration"
 
-FETCH_SECONDS = 5.0
+_CLIENT_CLAIMS = ("azp", "client_id", "appid", "cid")
+"""Where providers name the client that a token was made for, besides ``aud`` (RFC 9068, OpenID Connect, and habits)."""
+_URL = re.compile(r"[\x21-\x7e]+")
+
+ANSWER_SECONDS = 10.0
+"""A provider answers whole within so long."""
 Fetch = Callable[[str], Any]
 """Returns the JSON document at a URL."""
 
 
+def ask(url: str, form: str | None = None, auth: tuple[str, str] | None = None) -> httpx.Response:
+    """Return the answer to a GET, or to the POST of a form; raises httpx.HTTPError or TimeoutError."""
+    headers = {"accept": "application/json"} | (
+        {} if form is None else {"content-type": "application/x-www-form-urlencoded"}
+    )
+
+    async def asked() -> httpx.Response:
+        # httpx itself waits so long for each piece: a whole answer could take forever.
+        async with asyncio.timeout(ANSWER_SECONDS), httpx.AsyncClient(timeout=ANSWER_SECONDS) as client:
+            return await client.request(
+                "GET" if form is None else "POST",
+                url,
+                content=form,
+                headers=headers,
+                auth=auth or httpx.USE_CLIENT_DEFAULT,
+            )
+
+    return asyncio.run(asked())
+
+
 def fetch_json(url: str) -> Any:
-    """Return the JSON document at a URL; raises httpx.HTTPError or ValueError."""
-    return httpx.get(url, timeout=FETCH_SECONDS, follow_redirects=False).raise_for_status().json()
+    """Return the JSON document at a URL; raises httpx.HTTPError, TimeoutError or ValueError."""
+    return ask(url).raise_for_status().json()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +89,13 @@ class Issuer:
     scopes: tuple[str, ...] = ("openid", "email")
     """What a login asks for."""
 
+    @property
+    def login_client(self) -> str:
+        """The client id that `fs login` uses; empty for none: it cannot keep the secret of the server's client."""
+        return self.cli_audience or ("" if self.secret else self.audience)
 
-class People:
+
+class IdentityProvider:
     """Checks JSON Web Tokens of one issuer. `verify` asks nobody; `refresh` fetches keys, in the caller's thread."""
 
     def __init__(self, issuer: Issuer, fetch: Fetch = fetch_json) -> None:
@@ -76,29 +108,41 @@ class People:
         self.issuer = issuer
         self.endpoints: Mapping[str, Any] = {}
         """What the provider says of itself; empty until it was reached."""
-        self._grants = {value: _grant(text) for value, text in issuer.roles.items()}
+        for text in issuer.roles.values():
+            grant_of(text)
         self._fetch = fetch
         self._lock = threading.Lock()
         self._keys: Mapping[str, jwt.PyJWK] = {}
-        self._fetched_s = float("-inf")
+        self._tried_s = self._fetched_s = float("-inf")
         self._is_one_missing = True
 
     def refresh(self) -> None:
-        """Fetch the issuer's keys if they are old, or if one was missing. Raises what fetching raises."""
+        """Fetch the issuer's keys if they are old, or if one was missing.
+
+        Raises what fetching raises, and RegistryError for a provider that describes itself in another way.
+        """
         with self._lock:
-            age_s = time.monotonic() - self._fetched_s
-            if age_s < REFETCH_SECONDS or (age_s < KEPT_SECONDS and not self._is_one_missing):
+            age_s = time.monotonic() - self._tried_s
+            if age_s < REFETCH_SECONDS or (age_s < FRESH_SECONDS and not self._is_one_missing):
                 return
-            self._fetched_s, self._is_one_missing = time.monotonic(), True
-            found = self._fetch(f"{self.issuer.url.rstrip('/')}{DISCOVERY}")
-            if found.get("issuer") != self.issuer.url:
-                raise RegistryError(f"The issuer {self.issuer.url} calls itself {found.get('issuer')!r}.")
-            for name in ("jwks_uri", "authorization_endpoint", "token_endpoint"):
-                if name in found and not is_private(str(found[name])):
-                    raise RegistryError(f"The issuer {self.issuer.url} has its {name} at {found[name]}, without TLS.")
-            keys = jwt.PyJWKSet.from_dict(self._fetch(found["jwks_uri"])).keys
-            self._keys = {key.key_id: key for key in keys if key.key_id and key.algorithm_name in ALGORITHMS}
-            self.endpoints, self._is_one_missing = found, False
+            self._tried_s, self._is_one_missing = time.monotonic(), True
+            try:
+                self._fetch_all()
+            except (TypeError, AttributeError, LookupError, RecursionError) as error:
+                raise RegistryError(f"The issuer {self.issuer.url} describes itself unlike a provider.") from error
+            self._fetched_s, self._is_one_missing = self._tried_s, False
+
+    def _fetch_all(self) -> None:
+        found = self._fetch(f"{self.issuer.url.rstrip('/')}{DISCOVERY}")
+        if found["issuer"] != self.issuer.url:
+            raise RegistryError(f"The issuer {self.issuer.url} calls itself {found['issuer']!r}.")
+        for name in ("jwks_uri", "authorization_endpoint", "token_endpoint"):
+            if name in found and not (_URL.fullmatch(found[name]) and is_private(found[name])):
+                at = printable(found[name])
+                raise RegistryError(f"The issuer {self.issuer.url} has its {name} at {at}, without TLS.")
+        keys = jwt.PyJWKSet.from_dict(self._fetch(found["jwks_uri"])).keys
+        self._keys = {key.key_id: key for key in keys if key.key_id and key.algorithm_name in ALGORITHMS}
+        self.endpoints = found
 
     def verify(self, presented: bytes) -> Person | None:
         """Return whom a token vouches for, perhaps without a role; None for one that is not the issuer's, or ended."""
@@ -126,10 +170,11 @@ class People:
     def claims(self, presented: str | bytes, audiences: Sequence[str]) -> Mapping[str, Any]:
         """Return what a token claims; raises jwt.PyJWTError or ValueError, InvalidKeyError for an unknown key."""
         header = jwt.get_unverified_header(presented)
-        key = self._keys.get(str(header.get("kid")))
+        is_fresh = time.monotonic() - self._fetched_s <= KEPT_SECONDS
+        key = self._keys.get(str(header.get("kid"))) if is_fresh else None
         if key is None:
             self._is_one_missing = True
-            raise jwt.InvalidKeyError("it is signed with a key that the provider does not publish")
+            raise jwt.InvalidKeyError("it is signed with a key that the provider does not publish now")
         found: Mapping[str, Any] = jwt.decode(
             presented,
             key,
@@ -151,9 +196,12 @@ class People:
             values = []
         subject = str(claims["sub"])
         end_us = int(float(claims["exp"]) * 1_000_000)
-        known = {value: self.issuer.roles[value] for value in values if value in self._grants}
+        known = {value: self.issuer.roles[value] for value in values if value in self.issuer.roles}
         made = self._made(f"{self.issuer.url}#{subject}", "", printable(address or subject), end_us, known)
-        return replace(made, nonce=str(claims.get("nonce") or ""))
+        aud, nonce, login_client = claims["aud"], str(claims.get("nonce") or ""), self.issuer.login_client
+        clients = [*([aud] if isinstance(aud, str) else aud), *(claims.get(name) for name in _CLIENT_CLAIMS)]
+        # Whoever lures somebody into `fs login` elsewhere may get such tokens: they are never bearer tokens here.
+        return replace(made, nonce=nonce if nonce or (login_client and login_client in clients) else None)
 
     def resume(self, session: Session) -> Person | None:
         """Return whose session it is, with those roles that the settings still give; None for another issuer's."""
@@ -165,16 +213,10 @@ class People:
     def _made(
         self, person: str, hash: str, name: str, end_us: int, known: Mapping[str, str], session: str = ""
     ) -> Person:
-        grants = tuple(self._grants[value] for value in known)
-        role = max((role for role, _ in grants), default=Role.VIEWER)
-        return Person(person, hash, role, None, end_us, name, False, grants, tuple(known.items()), session)
+        role = max((grant_of(text)[0] for text in known.values()), default=Role.VIEWER)
+        return Person(person, hash, role, None, end_us, name, False, tuple(known.items()), session)
 
 
 def printable(text: object) -> str:
     """Return the beginning of a text from outside without what could move a cursor or begin a line in a log."""
     return "".join(each if each.isprintable() else " " for each in str(text)[:_MOST_SHOWN])
-
-
-def _grant(text: str) -> tuple[Role, str | None]:
-    role, _, project = text.partition(":")
-    return Role.parse(role), project or None

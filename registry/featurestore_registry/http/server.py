@@ -18,6 +18,7 @@ from fastapi import APIRouter, FastAPI, Header, Query, Request, Response, Securi
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from pydantic import Field
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,7 +27,7 @@ from featurestore_registry.auth.tokens import EVERY_PROJECT, KIND
 from featurestore_registry.errors import AuthError, FeatureStoreError, RegistryFormatError
 from featurestore_registry.http import wire
 from featurestore_registry.http.access import Access, shown
-from featurestore_registry.http.login import add_offer, add_pages, add_sessions, client_of
+from featurestore_registry.http.login import add_login, add_sessions, client_of
 from featurestore_registry.http.policy import Judge, Policy, name_of
 from featurestore_registry.http.urls import PREFIX
 from featurestore_registry.interface import Registry
@@ -36,7 +37,9 @@ logger = logging.getLogger("featurestore.registry")
 
 LEAST_KEPT = timedelta(days=7)
 """No operator removes younger entries of the journal."""
-_IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable", "vary": "authorization, cookie"}
+_IMMUTABLE = {"cache-control": "private, max-age=31536000, immutable"}
+_HEADERS = {"cache-control": "private, no-store", "vary": "authorization, cookie", "x-content-type-options": "nosniff"}
+"""Of every answer that says nothing else: what somebody may see, no cache keeps for the next one."""
 _HIDDEN = {
     503: ("The registry's database does not answer.", "Try again; the log of the registry's server tells more."),
     500: ("The registry's server failed.", "Its log tells more."),
@@ -74,7 +77,7 @@ def create_app(registry: Registry, access: Access, *, judge: Judge, version: str
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(access.start)
         yield
-        access.stop()
+        await asyncio.to_thread(access.stop)
 
     api = FastAPI(
         title="Feature registry",
@@ -88,8 +91,7 @@ def create_app(registry: Registry, access: Access, *, judge: Judge, version: str
         api.add_exception_handler(kind, answer)
     api.add_exception_handler(HTTPException, _http_error)
     _add_health(api, registry)
-    add_pages(api, access)
-    add_offer(api, access)
+    add_login(api, access)
     bearer = Security(
         HTTPBearer(auto_error=False, description="A token of `fs token create`, or of the identity provider.")
     )
@@ -336,7 +338,7 @@ def _http_error(request: Request, error: Exception) -> Response:
 
 
 class _Bounded:
-    """Refuses a body that is too large, before more of it is read."""
+    """Refuses a body that is too large, before more of it is read, and says what caches may keep."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -345,7 +347,7 @@ class _Bounded:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        read, has_begun = 0, False
+        read = 0
 
         async def bounded() -> Message:
             nonlocal read
@@ -356,8 +358,10 @@ class _Bounded:
             return message
 
         async def sending(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(raw=message["headers"])
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         await self._app(scope, bounded, sending)

@@ -211,10 +211,10 @@ class LoginBody(Body):
     scopes: list[str]
 
 
-class SaltBody(Body):
+class BeginBody(Body):
     """What a session begins with, besides the bearer token."""
 
-    salt: str = Field(
+    nonce_verifier: str = Field(
         default="",
         description="The token's claim nonce is the SHA-256, in hex, of this, a space and the server's public URL.",
     )
