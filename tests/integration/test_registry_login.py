@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from featurestore_registry.auth import Role, create_token, sessions
 from featurestore_registry.auth.sessions import KIND, MOST_SESSIONS, SESSIONS
-from featurestore_registry.errors import RegistryUnavailableError
+from featurestore_registry.errors import LedgerConflictError, RegistryUnavailableError
 from featurestore_registry.http import access, flow, login, oidc
 from featurestore_registry.http.oidc import IdentityProvider, Issuer
 from featurestore_registry.interface import Registry
@@ -236,9 +236,15 @@ def test_a_login_leads_to_this_server_alone(site: Site) -> None:
         "/a\r\nSet-Cookie: x=y": "/",
         "/\t/evil.example": "/",
         "/ü": "/",
+        f"/{'a' * 999}": f"/{'a' * 999}",
+        "/" * 1500: "/",
+        "\U0001f600" * 1000: "/",  # its cookie would be too large for a browser
         "": "/",
     }.items():
-        answer = site.browser().log_in(after)
+        browser = site.browser()
+        callback = browser.begin(after)
+        assert len(browser.cookies["fs_login"]) < 4_000
+        answer = browser.get(callback)
         assert (answer.status_code, answer.headers["location"]) == (303, goes_to), after
         assert "x" not in answer.cookies
 
@@ -297,6 +303,10 @@ def broken(*_: Any, **__: Any) -> int:
     raise RegistryUnavailableError("secret.db is away")
 
 
+def contested(*_: Any, **__: Any) -> int:
+    raise LedgerConflictError("version 7 came first")
+
+
 def test_id_tokens_that_are_wrong_log_nobody_in(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     issuer, browser = site.issuer, site.browser()
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -338,6 +348,8 @@ def test_id_tokens_that_are_wrong_log_nobody_in(site: Site, caplog: pytest.LogCa
     try:
         site.registry.ledger.append = broken  # type: ignore[method-assign]
         is_refused(browser.get(callback), 503, "database does not answer")
+        site.registry.ledger.append = contested  # type: ignore[method-assign]
+        is_refused(browser.log_in(), 503, "could not keep the login")
     finally:
         site.registry.ledger.append = append  # type: ignore[method-assign]
     assert "eyJ" not in caplog.text
@@ -371,6 +383,9 @@ def test_a_provider_that_hangs_fails_or_is_away_holds_nobody_up(
         ("did not take the code", 400, lambda: (302, {"location": EVIL}, b"{}")),
     ):
         is_refused(spoilt(answer), status, told)
+    issuer.spoil = lambda path, good: (200, {"x-slowly": "0.04"}, b"{" + b" " * 20 + b"}")
+    with pytest.raises(TimeoutError):
+        oidc.fetch_json(f"{issuer.url}{oidc.DISCOVERY}")
     assert site.audit() == []
     assert "boom" not in caplog.text
 
@@ -405,6 +420,11 @@ def test_a_provider_that_is_away_at_the_start_is_asked_again(
         issuer.keys = {"two": rsa.generate_private_key(public_exponent=65537, key_size=2048)}
         monkeypatch.setattr(oidc.time, "monotonic", lambda: now_s + 2 * oidc.REFETCH_SECONDS + 2)
         assert browser.log_in().status_code == 303
+        # And where it says something else then, the login fails as every other one.
+        callback, issuer.keys = browser.begin(), {"three": issuer.keys["two"]}
+        monkeypatch.setattr(oidc.time, "monotonic", lambda: now_s + 4 * oidc.REFETCH_SECONDS)
+        issuer.spoil = lambda path, good: (200, {}, b"[]") if path == oidc.DISCOVERY else good
+        is_refused(browser.get(callback), 502, "does not answer")
         issuer.keys = known
 
 
@@ -520,6 +540,38 @@ def test_a_provider_that_leads_on_to_the_companys_gets_no_code(
                 assert "Nobody logged in" in fs("login", lured, code=1)
     assert came == [400, 404]  # the company's provider refuses, then the terminal
     assert not [path for path, _ in evil.asked if path == "/token"]
+
+
+def test_a_login_moves_no_projects_ledger_and_no_cache_keeps_what_it_shows(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a feature server's poll is answered 304 after it, and reads no tokens again."""
+    site.issuer.person["groups"] = ["ops"]
+    create_token(site.registry.ledger, "p", Role.READER, expires_at_us=None, now_us=0)
+    browser = site.browser()
+    browser.log_in()
+    before = browser.get(STATE)
+    scanned, scan = list[tuple[str, str]](), type(site.registry.ledger).scan
+    monkeypatch.setattr(
+        type(site.registry.ledger),
+        "scan",
+        lambda self, project, kind, **more: scanned.append((project, kind)) or scan(self, project, kind, **more),
+    )
+    assert site.begin().status_code == 200
+    assert browser.get(STATE, headers={"if-none-match": before.headers["etag"]}).status_code == 304
+    assert {kind for _, kind in scanned} == {KIND}
+    monkeypatch.undo()
+    revision = httpx.URL(STATE).copy_with(path=f"/api/v1/revisions/{site.registry.definitions.chain('p').head}")
+    for path, kept in {
+        STATE: "private, no-cache",
+        str(revision): "private, max-age=31536000, immutable",
+        **dict.fromkeys(("/api/v1/projects", "/api/v1/history?project=p", "/api/v1/unknown"), "private, no-store"),
+        **dict.fromkeys(("/api/v1/sessions?project=.sessions", "/api/v1/tokens?project="), "private, no-store"),
+        **dict.fromkeys(("/api/v1/ledger?project=p&kind=run", "/api/v1/ledger?project=p"), "private, no-store"),
+    }.items():
+        headers = browser.get(path).headers
+        assert (headers["cache-control"], headers["vary"]) == (kept, "authorization, cookie"), path
+        assert headers["x-content-type-options"] == "nosniff"
 
 
 def test_admins_see_who_is_logged_in_and_end_it(site: Site, tmp_path: Path) -> None:
@@ -695,9 +747,10 @@ def test_fs_login_and_logout(
     monkeypatch.setattr("webbrowser.open", lambda url: None)
     assert "Nobody logged in within 5 minutes" in fs("login", site.url, code=1)
     # No browser opens what a made-up provider names.
-    for endpoint in ("file://localhost/bin/sh", "http://10.0.0.1/authorize", "javascript:alert(1)"):
+    for endpoint in ("file://localhost/bin/sh", "http://10.0.0.1/authorize", "javascript:alert(1)", "https://x/\x1b[m"):
         site.issuer.metadata = {"authorization_endpoint": endpoint}
-        assert "without TLS" in fs("login", site.url, code=1)
+        said = fs("login", site.url, code=1)
+        assert ("without TLS" in said, "\x1b" in said) == (True, False)
     site.issuer.spoil = lambda path, answer: None
     assert "cannot be used" in fs("login", site.url, code=1)
     assert json.loads(kept.read_text()) == {}
@@ -709,6 +762,23 @@ def test_fs_login_and_logout(
     kept.write_text(json.dumps({"http://127.0.0.1:9": text}))
     assert "The session lives until its end" in fs("logout", "http://127.0.0.1:9")
     assert json.loads(kept.read_text()) == {}
+
+
+def test_fs_login_at_an_earlier_server_asks_for_a_token(
+    site: Site, fs: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Which has no such route, and tells so only those whose token it takes."""
+    monkeypatch.setattr(login, "PREFIX", "/api/v0")
+    monkeypatch.setattr(access, "OPEN_PATHS", frozenset({"/health", "/ready"}))
+    monkeypatch.setattr("click.prompt", lambda *_, **__: site.admin)
+    with serving(site.issuer, tmp_path / "registry.db") as earlier:
+        for known in ("", site.admin):
+            monkeypatch.setenv("FS_REGISTRY_TOKEN", known)
+            assert "Logged in" in fs("login", earlier.url)
+    monkeypatch.setattr("click.prompt", lambda *_, **__: "no token!")
+    said = fs("login", site.url, "--token", code=1)
+    assert "no token!" not in said
+    assert "or at the prompt" in said
 
 
 def test_the_settings_reach_the_server(issuer: OidcIssuer, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from featurestore_registry.http import access, oidc
 from featurestore_registry.http.oidc import IdentityProvider, Issuer
 from featurestore_registry.sql import open_registry
 from support.registry_server import serving_registry
+from support.serving import until
 
 URL = "https://id.example"
 ROLES = {"everyone": "viewer", "ranking": "editor:p", "ops": "admin", "head of ranking": "admin:p"}
@@ -172,6 +174,14 @@ def test_keys_are_fetched_again_for_an_unknown_one_but_not_often(
         monkeypatch.setattr(oidc.time, "monotonic", lambda: now_s + 130 + oidc.KEPT_SECONDS + 1)
         assert fetched() == 4
         assert people.verify(gone) is None
+        # While the provider is away nobody knows which keys it gave up: none counts for longer than it says.
+        known_s = now_s + 130 + oidc.KEPT_SECONDS + 1
+        monkeypatch.setattr(people, "_fetch", lambda url: {}[url])
+        for age_s, is_taken in ((oidc.FRESH_SECONDS + 1, True), (oidc.KEPT_SECONDS + 1, False)):
+            monkeypatch.setattr(oidc.time, "monotonic", lambda at_s=known_s + age_s: at_s)
+            with pytest.raises(RegistryError, match="unlike a provider"):
+                people.refresh()
+            assert (people.verify(provider.token(exp=time.time() + 10**6)) is not None) is is_taken
     finally:
         provider.keys.pop("new", None)
 
@@ -181,11 +191,56 @@ def test_an_issuer_that_is_another_or_without_tls_is_refused(
 ) -> None:
     with pytest.raises(RegistryError, match="not behind TLS"):
         IdentityProvider(Issuer("http://id.example", "registry", ROLES), provider.fetch)
-    with pytest.raises(RegistryError, match="no role 'king'"):
-        IdentityProvider(Issuer(URL, "registry", {"a": "king"}), provider.fetch)
+    for role, told in (("king", "no role 'king'"), ("editor:", "names no project"), (":p", "no role ''")):
+        with pytest.raises(RegistryError, match=told):
+            IdentityProvider(Issuer(URL, "registry", {"a": role}), provider.fetch)
     monkeypatch.setattr(provider, "name", "https://evil.example")
     with pytest.raises(RegistryError, match=r"calls itself 'https://evil.example'"):
         IdentityProvider(Issuer(URL, "registry", ROLES, cli_audience="terminal"), provider.fetch).refresh()
+
+
+@pytest.mark.parametrize(
+    "discovery",
+    [
+        *([], None, "x", 7, {}),
+        *({"issuer": URL}, {"issuer": URL, "jwks_uri": 7}, {"issuer": URL, "token_endpoint": None}),
+        *({"issuer": URL, "jwks_uri": f"{URL}/x"}, {"issuer": URL, "authorization_endpoint": f"{URL}/\x1b[31m"}),
+    ],
+)
+def test_a_provider_that_describes_itself_in_another_way_is_told_so(discovery: Any) -> None:
+    told = {f"{URL}{oidc.DISCOVERY}": discovery, f"{URL}/x": [7]}
+    with pytest.raises(RegistryError, match=r"unlike a provider|calls itself|has its") as raised:
+        IdentityProvider(Issuer(URL, "registry", ROLES), told.__getitem__).refresh()
+    assert "\x1b" not in str(raised.value)
+
+
+def test_a_provider_that_hangs_delays_neither_the_start_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "REFRESH_SECONDS", 0.05)
+    answers, asked = threading.Event(), threading.Event()
+
+    def hang(url: str) -> Any:
+        asked.set()
+        answers.wait()
+
+    def running() -> list[str]:
+        return [each.name for each in threading.enumerate() if each.name.startswith("featurestore-registry")]
+
+    with open_registry(f"sqlite:///{tmp_path / 'registry.db'}") as registry:
+        guard = access.Access(registry, provider=IdentityProvider(Issuer(URL, "registry", ROLES), hang))
+        began_s = time.monotonic()
+        guard.start()
+        assert asked.wait(5)
+        guard.stop()
+        assert time.monotonic() - began_s < 5
+        assert running() == ["featurestore-registry-keys"]  # it waits for the provider, and ends then
+        answers.set()
+        until(lambda: not running())
+        guard.start()
+        assert sorted(running()) == ["featurestore-registry-keys", "featurestore-registry-tokens"]
+        guard.stop()
+        assert running() == []
 
 
 @pytest.fixture

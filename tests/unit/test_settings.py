@@ -393,6 +393,21 @@ def test_a_secret_of_the_identity_provider_is_not_shown_and_a_public_url_is_an_o
         "https://u:p@registry.example",
         "ftp://a",
         "https://",
+        "https://registry.example:x",
+        "https://registry.example:443",  # browsers leave it out, and their forms would be another site's
+        "http://localhost:80",
     ):
         with pytest.raises(SettingsError, match="write it as https://HOST"):
             make_settings({"project": "p", "registry_server": {"public_url": url}})
+    for url in (
+        "https://registry.example",
+        "https://registry.example:8443",
+        "http://localhost:443",
+        "http://[::1]:6570",
+    ):
+        make_settings({"project": "p", "registry_server": {"public_url": url}})
+    for proxy in ("127.0.0.1", "10.0.0.0/8", "::1"):
+        make_settings({"project": "p", "registry_server": {"trusted_proxies": [proxy]}})
+    for proxy in ("10.0.0.0/33", "10.0.0.1/8", "proxy.example", "*", ""):
+        with pytest.raises(SettingsError, match="trusted_proxies"):
+            make_settings({"project": "p", "registry_server": {"trusted_proxies": [proxy]}})
