@@ -222,7 +222,7 @@ def test_a_provider_that_hangs_delays_neither_the_start_nor_the_end(
 
     def hang(url: str) -> Any:
         asked.set()
-        answers.wait()
+        answers.wait(6)
 
     def running() -> list[str]:
         return [each.name for each in threading.enumerate() if each.name.startswith("featurestore-registry")]
