@@ -51,6 +51,10 @@ COMMANDS = {
     "help": "Show help of a command.",
 }
 """Every command and its one-line help, in the order of a first day."""
+_FINISHED_BY_AGAIN = frozenset(
+    {"apply", "rollback", "promote", "materialize", "training-set", "optimize", "repair", "gc", "--allow-destroy"}
+)
+"""What goes on where it was stopped: a login, a question or a teardown that only shows do not."""
 
 
 class _Commands(click.Group):
@@ -116,7 +120,9 @@ def main(args: list[str] | None = None) -> Any:
         if isinstance(error, click.Abort) and not isinstance(error.__cause__, KeyboardInterrupt):  # a "no"
             click.echo("Stopped; nothing more was changed.", err=True)
             sys.exit(EXIT_FAILED)
-        click.echo("Stopped; running the same command again finishes the work.", err=True)
+        is_begun = any(each in _FINISHED_BY_AGAIN for each in given)
+        again = "running the same command again finishes the work" if is_begun else "nothing more was changed"
+        click.echo(f"Stopped; {again}.", err=True)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the pipe has gone: nobody would see a message

@@ -210,7 +210,9 @@ def _run_alone(
             try:
                 result = _attempt(workspace, registered, result, job, lease.check, publishes)
             except BaseException as error:
-                record_end(ledger, project, replace(result, state="failed", error=f"{type(error).__name__}: {error}"))
+                is_stopped = isinstance(error, KeyboardInterrupt)
+                why = "stopped before its end" if is_stopped else f"{type(error).__name__}: {error}"
+                record_end(ledger, project, replace(result, state="failed", error=why))
                 raise
             record_end(ledger, project, result)
     except FeatureStoreError as error:  # no lease, no ledger, or no view any more

@@ -6,18 +6,22 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from featurestore.cli.main import main
 from featurestore.cli.output import show_error
+from featurestore.engine.duck.session import translated
 from featurestore.errors import OfflineStoreError
 
 pytestmark = pytest.mark.uncounted
@@ -169,8 +173,20 @@ def test_an_interrupt_says_how_to_go_on(repo: Path, fs: Run, monkeypatch: pytest
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("featurestore.cli.commands.materialize.materialize_incremental", interrupted)
+    monkeypatch.setattr("featurestore.store.FeatureStore.plan", interrupted)
+    assert "Stopped; nothing more was changed." in fs("plan", expect=130)[1]
+    monkeypatch.setattr("featurestore.materialization.jobs._attempt", interrupted)
     assert "same command again finishes" in fs("materialize", expect=130)[1]
+    assert "failed: stopped before its end" in fs("log")[0]
+
+
+def test_an_interrupt_in_the_engine_is_one() -> None:
+    """DuckDB takes the signal, and raises an error of another type."""
+    query = "SELECT sum(a.range * b.range) FROM range(200000) a, range(200000) b"
+    told = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    told.start()
+    with pytest.raises(KeyboardInterrupt), duckdb.connect() as connection, translated("count"):
+        connection.execute(query).fetchall()
 
 
 COMMANDS = [

@@ -247,6 +247,10 @@ def translated(
     """
     try:
         yield
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":  # DuckDB takes Ctrl-C for itself
+            raise
+        raise KeyboardInterrupt from None
     except duckdb.Error as error:
         raise (
             lack_of_room(error, doing)
