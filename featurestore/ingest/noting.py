@@ -5,19 +5,20 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import secrets
 import threading
-from base64 import b64decode, b64encode
-from collections.abc import Iterator, Mapping
+from base64 import b64encode
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
 from weakref import WeakSet
 
-import numpy as np
 from featurestore_registry.forks import ForkLock
+from featurestore_registry.records import Document
 
 from featurestore.errors import FeatureStoreError
-from featurestore.ledger.journal import PUSHED_ONLINE, catch_up_quietly, is_kept
+from featurestore.ledger.journal import PUSHED_ONLINE, append_in_passing, catch_up_quietly
 from featurestore.offline.interface import TableId
 from featurestore.online.records.codec import CRC_BYTES
 from featurestore.workspace import Workspace
@@ -35,7 +36,7 @@ MOST_WAITING, PER_ENTRY = 200_000, 20_000
 
 @dataclass(slots=True)
 class _Written:
-    """The records of one view that were written online only and are not in the journal yet."""
+    """The records of one view that were written online only since the last look."""
 
     first_us: int
     last_us: int
@@ -49,13 +50,19 @@ class PushNotes:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._lock = ForkLock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._stop = threading.Event()
+        self._is_given_up = False
+        self._thread: threading.Thread | None = None
         self._committed = set[TableId]()
         self._online: dict[TableId, _Written] = {}
-        self._sent: list[_Written] = []
-        """What is being written just now."""
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
-        self._pid = os.getpid()
+        self._entries: list[tuple[str, Document]] = []
+        """What `_online` was at earlier looks. They keep their ids, as an append that failed may be in the journal."""
+        self._room = MOST_WAITING
+        """How many records more may wait."""
 
     def committed(self, table: TableId) -> None:
         """Note that there are commits: the table's log says which."""
@@ -68,9 +75,9 @@ class PushNotes:
             return
         now_us = self._workspace.clock()
         with self._noting():
-            waiting = sum(len(each.crcs) for each in (*self._online.values(), *self._sent)) // CRC_BYTES
             written = self._online.setdefault(table, _Written(now_us, now_us))
-            taken = records[: max(0, MOST_WAITING - waiting)]
+            taken = records[: self._room]
+            self._room -= len(taken)
             written.crcs += b"".join(record[-CRC_BYTES:] for record in taken)
             written.last_us = now_us
             written.dropped += len(records) - len(taken)
@@ -81,18 +88,19 @@ class PushNotes:
         thread = self._thread
         if thread is not None and self._pid == os.getpid():
             thread.join(CLOSE_SECONDS)
+            self._is_given_up = True
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
         with self._lock:
             if self._pid != os.getpid():  # what a parent has to tell is not the child's
-                self._committed, self._online, self._sent, self._thread = set(), {}, [], None
-                self._pid, self._stop = os.getpid(), threading.Event()
+                self._begin()
             yield
             if self._thread is None and not self._stop.is_set():
-                self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
-                with suppress(RuntimeError):  # the interpreter ends
-                    self._thread.start()
+                thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+                with suppress(RuntimeError):  # the interpreter ends, or there are too many: the next push tries again
+                    thread.start()
+                    self._thread = thread
 
     def _run(self) -> None:
         wait_s = PAUSE_SECONDS
@@ -103,59 +111,59 @@ class PushNotes:
             if not is_last:
                 self._stop.wait(wait_s)
             with self._lock:
-                if is_last or not (self._committed or self._online):
+                if is_last or not (self._committed or self._online or self._entries):
                     self._thread = None
                     return
 
     def _write(self) -> bool:
         """Write what waits; where that cannot be done it waits on. Returns whether it was done."""
+        is_done = False
         with self._lock:
-            online, committed = dict(self._online), set(self._committed)
-            self._sent = list(online.values())
-            self._online.clear()
-            self._committed.clear()
+            committed, self._committed = self._committed, set()
+            self._entries += [each for table, written in self._online.items() for each in _entries(table, written)]
+            self._online = {}
         try:
-            journal = self._workspace.registry.journal
-            if online and is_kept(journal):
-                entries = [each for table, written in online.items() for each in _entries(table, written)]
-                journal.append(self._workspace.project, PUSHED_ONLINE, entries)
-                if dropped := sum(written.dropped for written in online.values()):
-                    logger.warning("%d records pushed online only are not in the journal: too many waited", dropped)
-            online.clear()
-            is_done = not committed or catch_up_quietly(self._workspace, sorted(committed, key=str))
+            with self._opened() as workspace:
+                append_in_passing(workspace.registry.journal, workspace.project, PUSHED_ONLINE, self._entries)
+                self._forget_entries()
+                is_done = not committed or catch_up_quietly(workspace, sorted(committed, key=str))
         except FeatureStoreError as error:
             logger.debug("what was pushed online only is not in the journal yet: %s", error)
-            is_done = False
         except Exception:
             logger.exception("pushes are not in the journal")
-            online.clear()
+            self._forget_entries()
             is_done = True  # another try would end alike
         with self._lock:
-            self._sent = []
             self._committed |= set() if is_done else committed
-            for table, written in online.items():
-                later = self._online.setdefault(table, written)
-                if later is not written:
-                    later.first_us, later.crcs = written.first_us, written.crcs + later.crcs
-                    later.dropped += written.dropped
         return is_done
 
+    @contextmanager
+    def _opened(self) -> Iterator[Workspace]:
+        """Give the workspace as it is: one that closes meanwhile would open its registry again, and nobody close it."""
+        self._workspace.open("registry", "offline")
+        workspace = copy(self._workspace)
+        try:
+            yield workspace
+        finally:
+            if self._is_given_up:
+                workspace.registry.close()
 
-def _entries(table: TableId, written: _Written) -> list[tuple[str, Mapping[str, Any]]]:
+    def _forget_entries(self) -> None:
+        if dropped := sum(document["dropped"] for _, document in self._entries):
+            logger.warning("%d records pushed online only are not in the journal: too many waited", dropped)
+        with self._lock:
+            self._room += sum(document["rows"] for _, document in self._entries)
+            self._entries = []
+
+
+def _entries(table: TableId, written: _Written) -> Iterator[tuple[str, Document]]:
     size, dropped = PER_ENTRY * CRC_BYTES, written.dropped
     span = {"generation": table.generation, "first_us": written.first_us, "last_us": written.last_us}
-    entries: list[tuple[str, Mapping[str, Any]]] = []
     for at in range(0, max(1, len(written.crcs)), size):
         part = bytes(written.crcs[at : at + size])
         told = {"rows": len(part) // CRC_BYTES, "dropped": dropped, "crcs": b64encode(part).decode()}
-        entries.append((table.view, {**span, **told}))
+        yield table.view, {"id": secrets.token_hex(8), **span, **told}
         dropped = 0
-    return entries
-
-
-def crcs_in(document: Mapping[str, Any]) -> set[int]:
-    """Return the checksums of the records in an entry, as each record ends with its own."""
-    return set(np.frombuffer(b64decode(document["crcs"]), ">u4").tolist())
 
 
 _all = WeakSet[PushNotes]()

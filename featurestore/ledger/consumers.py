@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from featurestore_registry.interface import Ledger, LedgerReader
+from featurestore_registry.records import known_fields
 
 from featurestore.errors import NotFoundError, did_you_mean
-from featurestore.registered.records import known_fields
 
 KIND = "consumer"
 _GONE = {"gone": True}

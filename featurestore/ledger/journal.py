@@ -1,4 +1,4 @@
-"""The journal's entries of commits, withdrawals and publishes: what became known when, and what was online when.
+"""The journal's entries of commits and publishes: what became known when, and what was online when.
 
 The truth about commits is the log of each table: `catch_up` copies what is new in it, so neither serving nor a push
 waits for the registry (`docs/decisions/journal-of-commits.md`). Instants in entries are those of the machine that did
@@ -11,41 +11,41 @@ import logging
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypedDict
 
-from featurestore_registry.interface import JournalReader
+import msgspec
+from featurestore_registry.interface import Journal, JournalReader
 from featurestore_registry.records import Document, JournalEntry
 
 from featurestore.errors import AuthError, FeatureStoreError
 from featurestore.ledger.commits import ORIGIN, REBUILT, RUN
-from featurestore.ledger.serving import KIND as SERVING
-from featurestore.offline.interface import Commit, OfflineReader, TableId
+from featurestore.offline.interface import MAX_SEQUENCE, Commit, OfflineReader, TableId
+from featurestore.registered.records import understood_or_left
 from featurestore.registered.snapshot import RegisteredView, generation_key
-from featurestore.types.times import EPOCH, MICROSECOND
+from featurestore.types.times import MICROSECOND
 from featurestore.workspace import Workspace
 
 logger = logging.getLogger("featurestore")
 
-COMMIT, PUBLISH, WITHDRAWAL, PUSHED_ONLINE = "commit", "publish", "withdrawal", "pushed_online"
-KINDS = (COMMIT, PUBLISH, WITHDRAWAL, PUSHED_ONLINE)
+COMMIT, PUBLISH, PUSHED_ONLINE = "commit", "publish", "pushed_online"
+KINDS = (COMMIT, PUBLISH, PUSHED_ONLINE)
 """Kinds whose key is the generation's; `PUSHED_ONLINE` has the view's name."""
-AUDIT = "audit"
+SERVING, AUDIT = "serving", "audit"
 
 MOST_COMMITS, PER_ENTRY, PER_CALL = 2_000, 500, 20_000
 """At most so many commits of a table are taken at once, where somebody waits; so many are an entry; so many are sent by
 one call, about 2.5 MB."""
 PAGE = 1_000
 """Entries that are read at once."""
-CLOCKS_APART = timedelta(hours=1)
-"""How far a writer's clock may be ahead of the registry's for `commits_of` to find all its commits."""
 
 
-@dataclass(frozen=True, slots=True)
-class JournaledCommit:
-    """A commit as the journal has it; None where its log entry, of an earlier release, does not say it."""
+class JournaledCommit(msgspec.Struct, frozen=True, array_like=True):
+    """A commit as the journal has it; None where its log entry, of an earlier release, does not say it.
+
+    New fields come last, with a default: what a later version adds is left out.
+    """
 
     version: int
     identity: str
@@ -59,6 +59,27 @@ class JournaledCommit:
     first_sequence: int | None
     """The least ``fs_seq`` of the rows that came, None if none came."""
     last_sequence: int | None
+    withdrawn: int = 0
+    """How many rows left with it."""
+    run: str | None = None
+    """The run that withdrew them, and the span of its rebuild."""
+    rebuilt: tuple[int, int] | None = None
+
+
+class _AtVersion(TypedDict):
+    version: int
+
+
+_Publish = TypedDict(
+    "_Publish", {"publish": str, "started_us": int, "from": _AtVersion | None, "to": _AtVersion | None}
+)
+
+
+class _PushedOnline(TypedDict):
+    id: str
+    generation: int
+    last_us: int
+    rows: int
 
 
 def catch_up(workspace: Workspace, tables: Iterable[TableId], *, most: int = MOST_COMMITS) -> None:
@@ -69,73 +90,66 @@ def catch_up(workspace: Workspace, tables: Iterable[TableId], *, most: int = MOS
     as the registry and the offline store.
     """
     journal, offline = workspace.registry.journal, workspace.offline
-    if not is_kept(journal):
+    if not journal.exists():
         return
     oldest_us = workspace.clock() - workspace.settings.journal.retention // MICROSECOND
     by_key = {generation_key(table.view, table.generation): table for table in tables}
     page = [] if len(by_key) < 2 else journal.newest(workspace.project, COMMIT, limit=2 * len(by_key) + PAGE // 10)
     newest = {entry.key: entry for entry in reversed(page)}
     missing: list[tuple[str, Document]] = []
-    withdrawn: list[tuple[str, Document]] = []
     for key, table in by_key.items():
         last = offline.find_commit(table)
         if last is None:
             continue
         entry = newest.get(key) or next(iter(journal.newest(workspace.project, COMMIT, key=key, limit=1)), None)
-        known = None if entry is None else _identities(entry)[-1]
-        if known == (last.number, last.identity):
-            continue
-        for commits in _runs_of(_lacking(journal, offline, last, table, known, most, oldest_us)):
+        known = None if entry is None else _newest_known(journal, offline, last, table, entry)
+        # Nobody knows how far back a log goes of which the journal has nothing.
+        first = max(0, last.number + 1 - MOST_COMMITS) if known is None else known + 1
+        numbers = range(first, min(last.number + 1, first + most))
+        found = [commit for number in numbers if (commit := offline.find_commit(table, number)) is not None]
+        if known is None:
+            found = [commit for commit in found if commit == last or (commit.at_us or 0) >= oldest_us]
+        for commits in _runs_of(found):
             before = offline.find_commit(table, commits[0].number - 1) if commits[0].number else None
             rows = [_row(commit) for commit in commits]
             missing.append((key, {"after": None if before is None else before.identity, "commits": rows}))
-            withdrawn += [(key, _withdrawal(commit)) for commit in commits if commit.withdrawn]
-    journal.append(workspace.project, WITHDRAWAL, withdrawn)  # first: the commits' entries say how far it is
     for call in _calls(missing):
         journal.append(workspace.project, COMMIT, call)
 
 
-def catch_up_quietly(workspace: Workspace, tables: Iterable[TableId]) -> bool:
+def catch_up_quietly(workspace: Workspace, tables: Iterable[TableId], *, most: int = MOST_COMMITS) -> bool:
     """Do `catch_up`, unless something is in the way: a later one does it. Returns whether it was done."""
     try:
-        catch_up(workspace, tables)
+        catch_up(workspace, tables, most=most)
     except FeatureStoreError as error:
         logger.debug("the journal's entries of commits must wait: %s", error)
         return False
     return True
 
 
-def is_kept(journal: JournalReader) -> bool:
-    """Tell whether to write entries: never so that a registry's file of an earlier version is upgraded by them."""
-    if not journal.exists():
-        logger.debug("the registry has no journal before `fs registry upgrade`: nothing is written into it")
-        return False
-    return True
+def append_in_passing(journal: Journal, project: str, kind: str, entries: Sequence[tuple[str, Document]]) -> None:
+    """Append entries that nobody ordered: never so that a registry's file of an earlier version is upgraded by them."""
+    if entries and journal.exists():
+        journal.append(project, kind, entries)
 
 
-def _lacking(
-    journal: JournalReader,
-    offline: OfflineReader,
-    last: Commit,
-    table: TableId,
-    known: tuple[int, str] | None,
-    most: int,
-    oldest_us: int,
-) -> list[Commit]:
-    """Return the commits up to ``last`` that come after the newest one that the journal has."""
+def _newest_known(
+    journal: JournalReader, offline: OfflineReader, last: Commit, table: TableId, newest: JournalEntry
+) -> int | None:
+    """Return the version of the newest commit that the journal has and the log still or again has; None for none."""
+    for commit in _walk_back(journal, newest):
+        if commit.version > last.number:
+            continue
+        found = last if commit.version == last.number else offline.find_commit(table, commit.version)
+        if found is not None and found.identity == commit.identity:
+            return commit.version
+    return None  # the table was restored, or cleaned by an earlier release
 
-    def is_there(known: tuple[int, str]) -> bool:
-        found = offline.find_commit(table, known[0]) if known[0] <= last.number else None
-        return found is not None and found.identity == known[1]
 
-    if known is not None and not is_there(known):  # the table was restored, or cleaned by an earlier release
-        page = journal.newest(table.project, COMMIT, key=generation_key(table.view, table.generation), limit=PAGE)
-        known = next(filter(is_there, (each for entry in page for each in reversed(_identities(entry)))), None)
-    # Nobody knows how far back a log goes of which the journal has nothing.
-    first = max(0, last.number + 1 - MOST_COMMITS) if known is None else known[0] + 1
-    numbers = range(first, min(last.number + 1, first + most))
-    found = [commit for number in numbers if (commit := offline.find_commit(table, number)) is not None]
-    return found if known is not None else [c for c in found if c == last or (c.at_us or 0) >= oldest_us]
+def _walk_back(journal: JournalReader, newest: JournalEntry) -> Iterator[JournaledCommit]:
+    yield from reversed(_commits_in(newest))
+    for entry in journal.newest(newest.project, COMMIT, key=newest.key, limit=PAGE):
+        yield from reversed(_commits_in(entry))
 
 
 def _runs_of(commits: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
@@ -163,50 +177,33 @@ def _calls(missing: Sequence[tuple[str, Document]]) -> Iterator[Sequence[tuple[s
 def _row(commit: Commit) -> list[Any]:
     origin = "merge" if commit.merges else commit.facts.get(ORIGIN)
     counts = commit.rows, commit.first_sequence, commit.last_sequence
-    return [commit.number, commit.identity, commit.at_us, origin, *counts]
+    # A rebuild withdraws in its span and nothing else.
+    withdrawn = [commit.withdrawn, commit.facts.get(RUN), commit.facts.get(REBUILT)] if commit.withdrawn else []
+    return [commit.number, commit.identity, commit.at_us, origin, *counts, *withdrawn]
 
 
-def _withdrawal(commit: Commit) -> Document:
-    """Return that rows left with a commit; the span is that of the rebuild, which withdraws nothing else."""
-    of, facts = {"version": commit.number, "identity": commit.identity, "at_us": commit.at_us}, commit.facts
-    return {**of, "rows": commit.withdrawn, **{name: facts.get(name) for name in (ORIGIN, RUN, REBUILT)}}
+def _commits_in(entry: JournalEntry) -> list[JournaledCommit]:
+    """Return what an entry tells; what later versions add to a commit comes last."""
+    found: list[JournaledCommit] = []
+    with understood_or_left(entry):
+        after = entry.document["after"]
+        for version, identity, *more in entry.document["commits"]:
+            found.append(msgspec.convert([version, identity, after, *more], JournaledCommit))
+            after = identity
+    return found
 
 
-def _identities(entry: JournalEntry) -> list[tuple[int, str]]:
-    return [(int(row[0]), str(row[1])) for row in entry.document["commits"]]
+def commits_of(journal: JournalReader, registered: RegisteredView) -> Iterator[JournaledCommit]:
+    """Yield the commits of a view's table in the order in which they were written down, each identity once.
 
-
-def _commits_in(entry: JournalEntry) -> Iterator[JournaledCommit]:
-    after = entry.document["after"]
-    for version, identity, *more in entry.document["commits"]:
-        yield JournaledCommit(version, identity, after, *more)
-        after = identity
-
-
-def commits_of(
-    journal: JournalReader, registered: RegisteredView, since_us: int | None = None, until_us: int | None = None
-) -> Iterator[JournaledCommit]:
-    """Yield the commits of a view's table that were made in [since, until), in order, each identity once.
-
-    One without an instant counts as made when it was written down. Raises as the registry.
+    Raises as the registry.
     """
-    since = None if since_us is None else EPOCH + since_us * MICROSECOND - CLOCKS_APART
-    told = set[str]()
-    for entry in _entries(journal, registered.project, COMMIT, registered.ledger_key, since):
-        for commit in _commits_in(entry):
-            written_us = (entry.written_at - EPOCH) // MICROSECOND
-            at_us = written_us if commit.at_us is None else commit.at_us
-            if commit.identity not in told and (since_us or 0) <= at_us < (at_us + 1 if until_us is None else until_us):
+    told, after = set[str](), 0
+    while page := journal.scan(registered.project, COMMIT, key=registered.ledger_key, after=after, limit=PAGE):
+        for commit in (commit for entry in page for commit in _commits_in(entry)):
+            if commit.identity not in told:
                 yield commit
             told.add(commit.identity)
-
-
-def _entries(
-    journal: JournalReader, project: str, kind: str, key: str, since: datetime | None
-) -> Iterator[JournalEntry]:
-    after = 0
-    while page := journal.scan(project, kind, key=key, after=after, since=since, limit=PAGE):
-        yield from page
         after = page[-1].cursor
 
 
@@ -220,7 +217,6 @@ class Publishes:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._ended: list[tuple[str, Document]] = []
-        self._is_kept: bool | None = None
         self.tables = set[TableId]()
         """The tables to which the run may have committed."""
 
@@ -245,21 +241,21 @@ class Publishes:
     def _write(self, begun: list[tuple[str, Document]]) -> None:
         entries, journal = [*self._ended, *begun], self._workspace.registry.journal
         try:
-            if self._is_kept is None:
-                self._is_kept = is_kept(journal)
-            if entries and self._is_kept:
-                journal.append(self._workspace.project, PUBLISH, entries)
+            append_in_passing(journal, self._workspace.project, PUBLISH, entries)
             self._ended.clear()
         except FeatureStoreError as error:
             logger.debug("the journal's entries of publishes must wait: %s", error)
             self._ended = entries
 
 
-def forget_old(workspace: Workspace, *, dry_run: bool) -> tuple[int, list[str]]:
+def forget_old(workspace: Workspace, tables: Iterable[TableId], *, dry_run: bool) -> tuple[int, list[str]]:
     """Remove the entries that are older than the settings say; return how many, and why some stay that should go.
 
-    A dry run counts at most a page of each kind. The registry's clock decides, as it dated them.
+    Before, `catch_up` takes what the logs of these tables still say: it goes on from entries that may go. A dry run
+    counts at most a page of each kind. The registry's clock decides, as it dated them.
     """
+    if not dry_run:
+        catch_up(workspace, tables, most=MAX_SEQUENCE)
     settings, journal, project = workspace.settings.journal, workspace.registry.journal, workspace.project
     kept_for = {**dict.fromkeys((*KINDS, SERVING), settings.retention), AUDIT: settings.audit_retention}
     count, refused = 0, list[str]()
@@ -282,14 +278,15 @@ def newest_events(journal: JournalReader, registered: RegisteredView, limit: int
     project, key, events = registered.project, registered.ledger_key, dict[str, dict[str, Any]]()
     for entry in reversed(journal.newest(project, COMMIT, key=key, limit=limit)):
         for commit in _commits_in(entry):
-            events.setdefault(commit.identity, {"kind": COMMIT, **asdict(commit)})
+            events.setdefault(commit.identity, {"kind": COMMIT, **msgspec.structs.asdict(commit)})
     for entry in reversed(journal.newest(project, PUBLISH, key=key, limit=2 * limit)):
-        document = entry.document
-        events[document["publish"]] = {"kind": PUBLISH, "at_us": document["started_us"], **document}
-    for entry in journal.newest(project, WITHDRAWAL, key=key, limit=limit):
-        events[f"- {entry.document['identity']}"] = {"kind": WITHDRAWAL, **entry.document}
+        with understood_or_left(entry):
+            publish = msgspec.convert(entry.document, _Publish)
+            events[publish["publish"]] = {"kind": PUBLISH, "at_us": publish["started_us"], **entry.document}
     for entry in journal.newest(project, PUSHED_ONLINE, key=registered.view.name, limit=limit):
-        if entry.document["generation"] == registered.generation:
-            told = {name: value for name, value in entry.document.items() if name != "crcs"}
-            events[str(entry.cursor)] = {"kind": PUSHED_ONLINE, "at_us": told["last_us"], **told}
+        with understood_or_left(entry):
+            pushed = msgspec.convert(entry.document, _PushedOnline)
+            if pushed["generation"] == registered.generation:
+                told = {name: value for name, value in entry.document.items() if name != "crcs"}
+                events[pushed["id"]] = {"kind": PUSHED_ONLINE, "at_us": pushed["last_us"], **told}
     return sorted(events.values(), key=lambda event: event["at_us"] or 0, reverse=True)[:limit]

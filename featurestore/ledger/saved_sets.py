@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, overload
 
 from featurestore_registry.interface import Ledger, LedgerReader
-from featurestore_registry.records import LedgerEntry, Record, Revision, canonical_json, record_from
+from featurestore_registry.records import LedgerEntry, Record, Revision, canonical_json, known_fields, record_from
 
 from featurestore.definitions import FeatureView, OnDemandFeatureView
 from featurestore.errors import (
@@ -20,7 +20,7 @@ from featurestore.errors import (
     did_you_mean,
 )
 from featurestore.offline.interface import BlobReader, Blobs, TableId
-from featurestore.registered.records import known_fields, understood, with_dependencies
+from featurestore.registered.records import understood, with_dependencies
 from featurestore.workspace import Readers, Workspace
 
 KIND = "training_set"

@@ -6,16 +6,18 @@ Entries of kind ``serving`` in the registry's journal; the key is the process.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 
+import msgspec
 from featurestore_registry.interface import Journal, RegistryReader
 from featurestore_registry.records import JournalEntry
 
-from featurestore.registered.records import known_fields, understood
+from featurestore.ledger.journal import SERVING, append_in_passing
+from featurestore.registered.records import understood_or_left
 from featurestore.registered.snapshot import Snapshot
 
-KIND = "serving"
+KIND = SERVING
 TOLD_EVERY_US = 300_000_000
 """How often a server repeats what it serves."""
 FORGOTTEN_AFTER = timedelta(minutes=15)
@@ -51,10 +53,10 @@ class Server:
 
 
 def tell(journal: Journal, project: str, server: Server, *, is_stopping: bool = False) -> None:
-    """Write down what a server serves, or that it stops."""
+    """Write down what a server serves, or that it stops; not into a file that earlier versions use too."""
     document = {name: value for name, value in asdict(server).items() if name != "seen_at"}
     more = {"stopped": True} if is_stopping else {}
-    journal.append(project, KIND, [(f"{server.instance}-{server.process}", {**document, **more})])
+    append_in_passing(journal, project, KIND, [(f"{server.instance}-{server.process}", {**document, **more})])
 
 
 def servers_of(registry: RegistryReader, project: str, now: datetime | None = None) -> list[Server]:
@@ -71,7 +73,6 @@ def servers_of(registry: RegistryReader, project: str, now: datetime | None = No
     found = []
     for entry in newest.values():
         if not entry.document.get("stopped"):
-            with understood(f"what the server {entry.key!r} said"):
-                said = known_fields(Server, entry.document)
-                found.append(Server(**{**said, "code": dict(said["code"]), "seen_at": entry.written_at}))
+            with understood_or_left(entry):
+                found.append(replace(msgspec.convert(entry.document, Server), seen_at=entry.written_at))
     return sorted(found, key=lambda server: (server.instance, server.process))

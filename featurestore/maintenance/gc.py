@@ -13,7 +13,7 @@ from featurestore.consistency.remains import pushed_rows_of
 from featurestore.errors import OfflineStoreError, OnlineStoreError
 from featurestore.following.mark import mark_from, read_marks
 from featurestore.ledger.commits import known_commit
-from featurestore.ledger.journal import catch_up, forget_old
+from featurestore.ledger.journal import forget_old
 from featurestore.ledger.leases import holding
 from featurestore.ledger.prepared import Preparations
 from featurestore.ledger.saved_sets import (
@@ -29,7 +29,7 @@ from featurestore.ledger.saved_sets import (
 )
 from featurestore.ledger.watermarks import read_watermark, write_watermark
 from featurestore.maintenance.superseded import read_until
-from featurestore.offline.interface import MAX_SEQUENCE, TableId
+from featurestore.offline.interface import TableId
 from featurestore.online.records.keys import view_prefix
 from featurestore.online.records.marker import MarkerReader
 from featurestore.registered.snapshot import RegisteredView, Snapshot
@@ -115,14 +115,13 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> Garbage:
             parts.append((view, generation))
         elif next(iter(workspace.online.scan(view_prefix(workspace.project, view, generation))), None):
             kept.append(Kept(f"online records of {view} (generation {generation})", why))
-    forgotten, refused = forget_old(workspace, dry_run=dry_run)
+    cleaned = [table for table in tables if table not in left and owned.of_table(table) is None]
+    forgotten, refused = forget_old(workspace, cleaned, dry_run=dry_run)
     kept += [*_kept_sets(workspace), *(Kept("old entries of the journal", why) for why in refused)]
     prefixes = (view_prefix(workspace.project, *part) for part in parts)
     pushed = {table: rows for table in unused if (rows := pushed_rows_of(workspace, table))}
     garbage = Garbage(tuple(unused), tuple(prefixes), tuple(kept), pushed, journal=forgotten)
-    if dry_run:
-        return garbage
-    return _remove(workspace, owned, [each for each in tables if each not in left], garbage, parts, pinned)
+    return garbage if dry_run else _remove(workspace, cleaned, garbage, parts, pinned)
 
 
 def _kept_sets(workspace: Readers) -> list[Kept]:
@@ -165,7 +164,6 @@ def _still_read(until: Mapping[tuple[str, int], int], view: str, generation: int
 
 def _remove(
     workspace: Workspace,
-    owned: Ownership,
     tables: Sequence[TableId],
     garbage: Garbage,
     parts: Sequence[tuple[str, int]],
@@ -173,17 +171,14 @@ def _remove(
 ) -> Garbage:
     """Remove the garbage, and unneeded files of the tables that stay; return it with what went."""
     keep_missing_documents(workspace)
-    # Log entries go now that say when rows became known.
-    catch_up(workspace, [table for table in tables if owned.of_table(table) is None], most=MAX_SEQUENCE)
     files, records = _remove_unnamed_frames(workspace), 0
     views = workspace.snapshot().views
     with step("gc", f"clean up after {workspace.project}", unit="tables") as running:
         for table in tables:
-            if owned.of_table(table) is None:
-                registered = views.get(table.view)
-                live = registered if registered is not None and registered.table == table else None
-                keep = None if table in garbage.tables else kept_versions(workspace, live, pinned.get(table, ()))
-                files += workspace.offline.clean(table, keep=keep, known=known_versions(workspace, live))
+            registered = views.get(table.view)
+            live = registered if registered is not None and registered.table == table else None
+            keep = None if table in garbage.tables else kept_versions(workspace, live, pinned.get(table, ()))
+            files += workspace.offline.clean(table, keep=keep, known=known_versions(workspace, live))
             running.advance()
         for view, generation in parts:
             registered = views.get(view)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from featurestore.consistency.ownership import Ownership
 from featurestore.consistency.remains import find_remains, with_remains
 from featurestore.errors import FeatureStoreError, PlanError
-from featurestore.offline.interface import TableId
+from featurestore.ledger.journal import catch_up_quietly
+from featurestore.offline.interface import MAX_SEQUENCE, TableId
 from featurestore.online.records.keys import view_prefix
 from featurestore.steps import step
 from featurestore.workspace import Readers, Workspace
@@ -25,12 +26,14 @@ def drop_data(workspace: Workspace) -> None:
     owned = Ownership(workspace)
     try:
         with step("teardown", f"delete the data of {workspace.project}"):
+            tables = workspace.offline.tables(workspace.project)
+            tables = [table for table in tables if owned.of_table(table, asked=True) is None]
+            catch_up_quietly(workspace, tables, most=MAX_SEQUENCE)  # their logs go
             for view, generation in owned.parts():
                 if owned.of_part(view, generation, asked=True) is None:
                     workspace.online.delete(view_prefix(workspace.project, view, generation))
-            for table in workspace.offline.tables(workspace.project):
-                if owned.of_table(table, asked=True) is None:
-                    workspace.offline.clean(table, keep=None)
+            for table in tables:
+                workspace.offline.clean(table, keep=None)
     except FeatureStoreError as error:
         raise with_remains(workspace, error, finish=COMMAND) from error
 

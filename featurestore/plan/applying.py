@@ -18,8 +18,9 @@ from featurestore.errors import (
 )
 from featurestore.ledger.commits import last_read
 from featurestore.ledger.generations import remember_generation
+from featurestore.ledger.journal import catch_up_quietly
 from featurestore.ledger.prepared import Preparations, Prepared, mark_of
-from featurestore.offline.interface import TableId
+from featurestore.offline.interface import MAX_SEQUENCE, TableId
 from featurestore.online.records.keys import project_prefix, view_prefix
 from featurestore.plan.changes import Plan, Step
 from featurestore.plan.classes import FLAGS, ChangeClass
@@ -89,6 +90,7 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "", finish: s
             raise RevisionConflictError(error.message, hint=_PLAN_AGAIN) from None
         reached(APPLIED)
     try:
+        catch_up_quietly(workspace, drops, most=MAX_SEQUENCE)  # their logs go
         for table in drops:
             with step("drop", f"delete the data of {table.view} (generation {table.generation})"):
                 workspace.online.delete(view_prefix(table.project, table.view, table.generation))

@@ -217,7 +217,7 @@ class JournalSettings(_Group):
     """How long the registry's journal remembers. `fs gc` removes what is older."""
 
     retention: Duration = timedelta(days=90)
-    """How long it keeps commits, publishes, withdrawals, what was pushed online only, and what servers served."""
+    """How long it keeps commits, publishes, what was pushed online only, and what servers served."""
     audit_retention: Duration | None = None
     """How long it keeps who changed what (`fs audit`); by default for ever. Only `fs gc` on the database itself removes
     it, no token does."""

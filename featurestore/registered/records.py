@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
 
 from featurestore_registry.errors import UPGRADE_HINT
-from featurestore_registry.records import Record, RecordField, fingerprint
+from featurestore_registry.records import JournalEntry, Record, RecordField, fingerprint
 
 from featurestore.definitions import (
     Aggregation,
@@ -30,6 +30,8 @@ from featurestore.project.loader import parts_of
 from featurestore.types import parse_type
 from featurestore.types.times import MICROSECOND
 from featurestore.types.values import from_json, to_json
+
+logger = logging.getLogger("featurestore")
 
 KINDS: dict[str, type[Definition]] = {
     kind.kind: kind
@@ -65,7 +67,7 @@ def understood(what: str) -> Iterator[None]:
     """Raise RegistryFormatError where a document of the registry has another form than this version writes."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, FeatureStoreError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, FeatureStoreError) as error:
         raise RegistryFormatError(
             f"The registry holds {what} in a form that featurestore {version('featurestore')} cannot read "
             f"({type(error).__name__}: {error}).",
@@ -75,9 +77,14 @@ def understood(what: str) -> Iterator[None]:
         ) from None
 
 
-def known_fields(kind: Any, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document's values for a dataclass's fields, without what a newer version added: for display only."""
-    return {each.name: document[each.name] for each in fields(kind) if each.name in document}
+@contextmanager
+def understood_or_left(entry: JournalEntry) -> Iterator[None]:
+    """End the block with a warning where `understood` would raise: no entry of the journal may stop what reads it."""
+    try:
+        with understood(f"entry {entry.cursor} of the journal (kind {entry.kind!r}, key {entry.key!r})"):
+            yield
+    except RegistryFormatError as error:
+        logger.warning("%s It is left out.", error.message)
 
 
 Lookup = Callable[[str, str], Any]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sqlite3
 import threading
+import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -26,24 +30,27 @@ from support.serving import until
 
 from featurestore.errors import AuthError, RegistryUnavailableError
 from featurestore.ingest import noting, push
-from featurestore.ingest.noting import crcs_in, notes_of
+from featurestore.ingest.noting import notes_of
 from featurestore.ledger import journal as journals
 from featurestore.ledger.journal import (
     KINDS,
     PUBLISH,
     PUSHED_ONLINE,
-    WITHDRAWAL,
     JournaledCommit,
     catch_up,
     commits_of,
+    newest_events,
 )
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.maintenance.optimize import optimize
+from featurestore.maintenance.teardown import drop_data
 from featurestore.materialization import materialize, materialize_incremental, republish, succeeded
 from featurestore.offline import groups
 from featurestore.offline.local import archive
 from featurestore.offline.local import store as delta
 from featurestore.online.records.codec import is_record
+from featurestore.plan.applying import apply_plan
+from featurestore.plan.planning import make_plan
 from featurestore.project.loader import collect
 from featurestore.project.settings import make_settings
 from featurestore.store import FeatureStore
@@ -81,8 +88,8 @@ def workspace(again: Open, tmp_path: Path) -> Iterator[Workspace]:
         yield workspace
 
 
-def told(workspace: Workspace, **span: int) -> list[JournaledCommit]:
-    return list(commits_of(workspace.registry.journal, workspace.snapshot().registered(VIEW), **span))
+def told(workspace: Workspace) -> list[JournaledCommit]:
+    return list(commits_of(workspace.registry.journal, workspace.snapshot().registered(VIEW)))
 
 
 def documents(workspace: Workspace, kind: str, key: str = KEY) -> list[Mapping[str, Any]]:
@@ -127,13 +134,9 @@ def test_a_views_life_is_in_the_journal_and_outlasts_its_log(
     pushes = [("push", 1, number, number) for number in (5, 6, 7)]
     assert counted == [("run", 5, 0, 4), *pushes, ("run", 5, 11, 15)]
     assert [commit.at_us for commit in found[:2]] == [NOW, NOW + 86_400_000_000]
-    assert told(workspace, since_us=NOW + 1) == found[1:]
-    assert told(workspace, until_us=NOW + 1) == found[:1]
-
-    (withdrawal,) = documents(workspace, WITHDRAWAL)
-    assert withdrawal["rows"] == 2
-    assert (withdrawal["version"], withdrawal["identity"]) == identities(found)[4]
-    assert (withdrawal["origin"], withdrawal["rebuilt"]) == ("run", [day(0), day(10)])
+    withdrawal = found[4]
+    assert [commit.withdrawn for commit in found] == [0, 0, 0, 0, 2, *([0] * len(found[5:]))]
+    assert withdrawal.rebuilt == (day(0), day(10))
     begun, ended = (
         [each for each in documents(workspace, PUBLISH) if ("finished_us" in each) == is_ended]
         for is_ended in (False, True)
@@ -143,7 +146,7 @@ def test_a_views_life_is_in_the_journal_and_outlasts_its_log(
     first, *_, last = ended
     assert (first["from"], first["to"]["identity"], first["written"]) == (None, found[0].identity, 4)
     assert (last["republish"], last["authoritative"]) == (True, True)
-    assert withdrawal["run"] in {each["run"] for each in ended}
+    assert withdrawal.run in {each["run"] for each in ended}
 
     optimize(workspace)
     collect_garbage(workspace)
@@ -250,10 +253,10 @@ def test_pushes_go_on_while_the_registry_is_away(
         raise RegistryUnavailableError("It is away.")
 
     monkeypatch.setattr(type(workspace.registry.journal), "append", away)
+    monkeypatch.setattr(noting, "MOST_WAITING", 5)
     for number in range(5):
         push_one(workspace, number, "online", f"shop {number}")
     until(lambda: PUSHED_ONLINE in tries)
-    monkeypatch.setattr(noting, "MOST_WAITING", 5)
     push_one(workspace, 8, "online", "one too many")
     push_one(workspace, 7, shop="shop 9")
     answered.set()
@@ -267,18 +270,35 @@ def test_pushes_go_on_while_the_registry_is_away(
     assert "1 records pushed online only are not in the journal" in caplog.text
     pairs = (pair for batch in workspace.online.scan(b"fs:shop:shop_sales") for pair in batch)
     records = [value for key, value in pairs if is_record(value) and b"one too many" not in key]
-    now_online = {int.from_bytes(record[-4:]) for record in records}
-    noted = set().union(*map(crcs_in, found))
-    assert len(noted & now_online) == len(noted) == 5
+    noted = b"".join(b64decode(each["crcs"]) for each in found)
+    assert {noted[at : at + 4] for at in range(0, 20, 4)} <= {record[-4:] for record in records}
+    assert len(noted) == 20
+
+    def cut(*arguments: Any) -> list[int]:
+        monkeypatch.setattr(type(workspace.registry.journal), "append", append)
+        append(*arguments)
+        raise RegistryUnavailableError("It was cut.")
+
+    monkeypatch.setattr(type(workspace.registry.journal), "append", cut)
+    push_one(workspace, 9, "online", "shop 7")
+    count = len(documents(workspace, PUSHED_ONLINE, VIEW))
+    until(lambda: len(documents(workspace, PUSHED_ONLINE, VIEW)) == count + 2)
+    first, second = documents(workspace, PUSHED_ONLINE, VIEW)[-2:]
+    assert first == second
+    events = newest_events(workspace.registry.journal, workspace.snapshot().registered(VIEW), 50)
+    assert sum(event["rows"] for event in events if event["kind"] == PUSHED_ONLINE) == 6
 
 
 def test_closing_writes_what_waits_and_a_run_does_not_fail_for_the_journal(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(noting, "FIRST_SECONDS", 60.0)
-    push_one(workspace, 7, "online")
-    push_one(workspace, 7)
-    workspace.close()
+    append = type(workspace.registry.journal).append
+    with monkeypatch.context() as patch:
+        patch.setattr(type(workspace.registry.journal), "append", lambda *given: time.sleep(0.2) or append(*given))
+        push_one(workspace, 7, "online")
+        push_one(workspace, 7)
+        workspace.close()
     assert [each["rows"] for each in documents(workspace, PUSHED_ONLINE, VIEW)] == [1]
     assert identities(told(workspace)) == in_log(workspace)
 
@@ -294,6 +314,106 @@ def test_closing_writes_what_waits_and_a_run_does_not_fail_for_the_journal(
     assert identities(told(workspace)) == in_log(workspace)
 
 
+def test_notes_are_of_one_process_and_outlive_a_thread_that_does_not_start(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noting, "FIRST_SECONDS", 60.0)
+    table, start = workspace.snapshot().registered(VIEW).table, threading.Thread.start
+    notes = notes_of(workspace)
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        notes.pushed_online(table, [b"0001"])
+    notes.close()  # as `atexit` does
+    notes._stop.clear()
+    notes.pushed_online(table, [b"0002"])
+    if (child := os.fork()) == 0:
+        try:
+            notes_of(workspace).pushed_online(table, [b"0003"])
+            notes_of(workspace).close()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    noted = [b64decode(each["crcs"]) for each in documents(workspace, PUSHED_ONLINE, VIEW)]
+    assert noted == [b"0003"]
+    workspace.close()
+    assert threading.Thread.start is start
+    noted = [b64decode(each["crcs"]) for each in documents(workspace, PUSHED_ONLINE, VIEW)]
+    assert noted == [b"0003", b"00010002"]
+
+
+def test_a_close_that_waited_long_enough_leaves_no_registry_open(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noting, "CLOSE_SECONDS", 0.05)
+    kind, hangs = type(workspace.registry), threading.Event()
+    append, closed = type(workspace.registry.journal).append, list[Any]()
+    monkeypatch.setattr(type(workspace.registry.journal), "append", lambda *given: hangs.wait(10) and append(*given))
+    close = kind.close
+    monkeypatch.setattr(kind, "close", lambda registry: closed.append(registry) or close(registry))
+    push_one(workspace, 7, "online")
+    push_one(workspace, 7)
+    thread = notes_of(workspace)._thread
+    workspace.close()
+    assert len(closed) == 1
+    hangs.set()
+    assert thread is not None
+    thread.join(10)
+    assert workspace.__dict__["registry"] is closed[-1] is not closed[0]  # opened once more, and closed
+
+
+def test_what_nobody_understands_stops_nothing(
+    workspace: Workspace, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    succeeded(materialize_incremental(workspace, day(5)))
+    journal, table = workspace.registry.journal, workspace.snapshot().registered(VIEW)
+    (good,) = documents(workspace, "commit")
+    later = {"after": None, "commits": [[*good["commits"][0], 0, None, None, "what a later version adds"]], "more": 1}
+    wrong = [{}, {"after": None, "commits": []}, {"after": None, "commits": 7}, {"after": None, "commits": [[0]]}]
+    wrong += [{"after": None, "commits": [["0", "x", None, None, None, None, None]]}]
+    wrong += [{"after": None, "commits": [[99, "y", None, None, None, None, None]]}]
+    journal.append("shop", "commit", [(KEY, each) for each in (later, *wrong)])
+    journal.append("shop", PUBLISH, [(KEY, {}), (KEY, {"publish": [], "started_us": None, "from": 3, "to": None})])
+    journal.append("shop", PUSHED_ONLINE, [(VIEW, {}), (VIEW, {"id": 3, "generation": 1, "last_us": "", "rows": 0})])
+    succeeded(materialize_incremental(workspace, day(8)))
+    optimize(workspace)
+    collect_garbage(workspace)
+    assert [each for each in identities(told(workspace)) if each[1] != "y"] == in_log(workspace)
+    kinds = [event["kind"] for event in newest_events(journal, table, 50)]
+    assert (kinds.count("commit"), kinds.count(PUBLISH), kinds.count(PUSHED_ONLINE)) == (4, 2, 0)
+    assert "kind 'commit', key 'shop_sales.1'" in caplog.text
+    assert "It is left out." in caplog.text
+
+
+@pytest.mark.parametrize("how", ["gc", "apply", "teardown"])
+def test_what_is_deleted_is_in_the_journal_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(journals, "MOST_COMMITS", 2)
+    monkeypatch.setitem(journals.catch_up.__kwdefaults__, "most", 2)
+    write_sales(tmp_path / "sales.parquet", SALES)
+    with closing(opened(tmp_path, journal={"retention": "1d"})) as workspace:
+        apply_plan(workspace, make_plan(workspace, collect([sales_view()]), partial=False))
+        succeeded(materialize_incremental(workspace, day(5)))
+        registered = workspace.snapshot().registered(VIEW)
+        workspace.clock.advance(timedelta(days=2))
+        for base in range(5):
+            workspace.offline.commit(registered.table, registered.table_schema, base=base, add=[])
+        expected = in_log(workspace)
+        if how == "gc":
+            assert collect_garbage(workspace).journal == 3
+            del expected[0]
+        else:
+            plan = make_plan(workspace, [], partial=False)
+            if how == "teardown":  # of what an apply left that was killed
+                plan = replace(plan, steps=tuple(replace(step, drops=()) for step in plan.steps))
+            apply_plan(workspace, plan)
+            drop_data(workspace)
+        assert bool(workspace.offline.tables("shop")) == (how == "gc")
+        assert identities(list(commits_of(workspace.registry.journal, registered))) == expected
+
+
 def test_cleaning_forgets_what_is_older_than_the_settings_say(workspace: Workspace, again: Open) -> None:
     succeeded(materialize_incremental(workspace, day(5)))
     push_one(workspace, 7, "online")
@@ -302,7 +422,7 @@ def test_cleaning_forgets_what_is_older_than_the_settings_say(workspace: Workspa
     journal = workspace.registry.journal
     journal.append("shop", "audit", [("apply", {})])
     before = {kind: len(journal.scan("shop", kind)) for kind in (*KINDS, "audit")}
-    assert all(count for kind, count in before.items() if kind != WITHDRAWAL)
+    assert all(before.values())
     assert collect_garbage(workspace).journal == 0
     short = {"journal": {"retention": "0s"}}
     with closing(again(**short)) as other:
@@ -312,10 +432,10 @@ def test_cleaning_forgets_what_is_older_than_the_settings_say(workspace: Workspa
         assert collect_garbage(other).journal == expected
         assert {kind: len(journal.scan("shop", kind)) for kind in (*KINDS, "audit")} == {
             **dict.fromkeys(KINDS, 0),
-            "commit": 1,
             "audit": 1,
         }
         # Of what is forgotten only the newest commit is told again: the next ones follow on it.
+        catch_up(other, [other.snapshot().registered(VIEW).table])
         assert identities(told(other)) == in_log(other)[-1:]
     keep_audit = {"journal": {"retention": "900d", "audit_retention": "0s"}}
     with closing(again(**keep_audit)) as other:

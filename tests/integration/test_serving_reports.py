@@ -6,6 +6,7 @@ import logging
 import socket
 import sqlite3
 import time
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import pytest
 import sqlalchemy
 from alembic import command
 from featurestore_registry.auth import Role, create_token
-from featurestore_registry.errors import RegistryFormatError
 from featurestore_registry.http import access
 from featurestore_registry.http.client import HttpRegistry
 from featurestore_registry.sql import open_registry
@@ -26,6 +26,7 @@ from support.serving import Project, ask_until_ready, serving, serving_here, sma
 
 from featurestore.ledger.serving import KIND, Server, servers_of, tell
 from featurestore.registered.snapshot import Snapshot
+from featurestore.server.read.snapshots import SnapshotKeeper
 from featurestore.server.watch import serving as watch
 from featurestore.server.watch.serving import ServingReport
 from featurestore.types.times import system_clock
@@ -88,7 +89,28 @@ def test_workers_of_one_server_are_one_instance(project: Project) -> None:
     workspace.close()
 
 
-def test_who_is_behind_lacks_code_or_is_gone(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_registry_that_takes_no_writes_holds_up_no_refresh(project: Project) -> None:
+    outcomes: list[str] = []
+    with closing(project.workspace()) as workspace:
+        keeper = SnapshotKeeper(workspace)
+        keeper.on_refresh = outcomes.append
+        keeper.load()
+        with closing(sqlite3.connect(project.registry_file, isolation_level=None)) as writer:
+            writer.execute("BEGIN IMMEDIATE")
+            began_s = time.monotonic()
+            keeper.start()
+            until(lambda: outcomes.count("same") > 3)
+            assert time.monotonic() - began_s < 20  # a write waits for 30 s
+            assert servers_of(workspace.registry, "shop") == []
+            writer.execute("ROLLBACK")
+        until(lambda: servers_of(workspace.registry, "shop"))
+        keeper.stop()
+        assert servers_of(workspace.registry, "shop") == []
+
+
+def test_who_is_behind_lacks_code_or_is_gone(
+    project: Project, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     clock = ManualClock("2024-02-01T00:00:00Z")
     workspace = project.workspace(clock)
     journal, head = workspace.registry.journal, workspace.snapshot().chain.head
@@ -114,16 +136,21 @@ def test_who_is_behind_lacks_code_or_is_gone(project: Project, capsys: pytest.Ca
     clock.set(system_clock())  # the command has the machine's clock
     tell(journal, "shop", found["good", 1])
     tell(journal, "shop", found["older", 3])
-    said = CommandLine(project.root, capsys)("status", "--servers")
+    fs = CommandLine(project.root, capsys)
+    table = fs("status", "--servers")
+    assert ", behind  spending" in table
+    assert "served by" not in table
+    said = fs("status")
     document = journal.newest("shop", KIND, limit=1)[0].document
     assert said.count("Revision 1 is served by 1 server") == 2
     assert "Revision 1 is served by 1 server, behind revision 1." in said
     assert "older lacks the applied code of spending: it answers code_mismatch for it." in said
-    for key, wrong in (("x", {"instance": "x"}), ("y", {**document, "code": "share"})):
-        journal.append("shop", KIND, [(key, wrong)])
-        with pytest.raises(RegistryFormatError, match=f"'{key}'"):
-            servers_of(workspace.registry, "shop")
-        journal.append("shop", KIND, [(key, {"stopped": True})])
+    wrong = ({"instance": "x"}, {**document, "code": "share"}, {**document, "process": "4"})
+    journal.append("shop", KIND, [(f"wrong {place}", each) for place, each in enumerate(wrong)])
+    journal.append("shop", KIND, [("later", {**document, "instance": "later", "more": {}})])
+    assert [each.instance for each in servers_of(workspace.registry, "shop")] == ["good", "later", "older"]
+    assert all(f"key 'wrong {place}'" in caplog.text for place in range(3))
+    assert fs("status").count("is served by") == 2
     workspace.close()
 
 
@@ -151,7 +178,7 @@ def test_it_is_said_every_five_minutes_and_a_refusal_costs_one_warning(
         for is_server in (False, True)
     )
     report = ServingReport(workspace)
-    report.farewell(workspace.registry)  # who never said a thing says no goodbye
+    report.stop()  # who never said a thing says no goodbye
     assert entries() == 4
     with serving_registry(workspace.registry) as url, caplog.at_level(logging.WARNING):
         for token, expected in ((reader, 4), (reader, 4), (server, 4)):
@@ -174,11 +201,11 @@ def test_it_is_said_every_five_minutes_and_a_refusal_costs_one_warning(
         monkeypatch.setattr(watch, "FAREWELL_SECONDS", 0.1)
         with HttpRegistry(f"http://127.0.0.1:{silent.getsockname()[1]}", token=server) as registry:
             began_s = time.monotonic()
-            report.farewell(registry)
+            report.ask(registry, snapshot)
+            report.stop()
             assert time.monotonic() - began_s < 2
     with HttpRegistry(url, token=server) as registry:  # it is away
         report.look(registry, snapshot)
-        report.farewell(registry)
     assert "--server" not in caplog.records[1].message
     workspace.close()
 

@@ -10,7 +10,7 @@ from featurestore.cli.numbers import WholeNumber
 from featurestore.cli.output import Output, repo_command
 from featurestore.cli.plans import applied_document, render_lines
 from featurestore.ingest.group_commit import PUSH
-from featurestore.ledger.journal import COMMIT, PUBLISH, WITHDRAWAL, newest_events
+from featurestore.ledger.journal import COMMIT, PUBLISH, newest_events
 from featurestore.ledger.runs import all_runs
 from featurestore.plan import AppliedRevision
 from featurestore.plan.history import explain_applied
@@ -28,7 +28,7 @@ from featurestore.types.times import to_rfc3339
     help="Lines, newest first.",
 )
 @click.option("--diff", is_flag=True, help="Only applies, each with all that it changed, line by line.")
-@click.option("--commits", metavar="VIEW", help="A view's commits, publishes, withdrawals and online-only pushes.")
+@click.option("--commits", metavar="VIEW", help="A view's commits, publishes and online-only pushes.")
 @repo_command
 def command(store: FeatureStore, output: Output, limit: int, diff: bool, commits: str | None) -> None:
     """Show what was applied and materialized, newest first."""
@@ -85,15 +85,14 @@ def _told(event: dict[str, Any]) -> tuple[str, str, str]:
     if event["kind"] == COMMIT:
         span = "" if event["last_sequence"] is None else f", {event['first_sequence']} to {event['last_sequence']}"
         rows = "" if event["rows"] is None else f"{event['rows']:,} rows{span}"
-        return f"commit {event['version']}", event["origin"] or "", rows
+        lost = f", {event['withdrawn']:,} withdrawn" if event["withdrawn"] else ""
+        return f"commit {event['version']}", event["origin"] or "", rows + lost
     if event["kind"] == PUBLISH:
         begin, end = ("nothing" if event[name] is None else str(event[name]["version"]) for name in ("from", "to"))
         done = "failed" if "finished_us" in event else "did not end"
         if "written" in event:
             done = f"{event['written']:,} written{'' if event['complete'] else ', rows of the future held back'}"
         return f"publish {begin} to {end}", "run", done
-    if event["kind"] == WITHDRAWAL:
-        return f"withdrawal by commit {event['version']}", event["origin"] or "", f"{event['rows']:,} rows"
     return "pushed online only", PUSH, f"{event['rows']:,} records"
 
 

@@ -10,7 +10,7 @@ from featurestore.cli.output import Output, jsonable, repo_command
 from featurestore.consistency.waiting_rows import in_words
 from featurestore.errors import AuthError
 from featurestore.following.lag import Lag
-from featurestore.ledger.serving import Server, servers_of
+from featurestore.ledger.serving import servers_of
 from featurestore.maintenance.status import ViewStatus, status, without_views
 from featurestore.plan.history import SHOWN_HASH
 from featurestore.store import FeatureStore
@@ -91,8 +91,6 @@ def _show_servers(store: FeatureStore, output: Output) -> None:
             "servers": [{**jsonable(each), "behind": behind, "other_code": other} for each, behind, other in judged],
         }
     )
-    for line in _served(store, found):
-        output.say(line)
     rows = [
         (
             each.instance,
@@ -107,14 +105,13 @@ def _show_servers(store: FeatureStore, output: Output) -> None:
     output.table(("server", "process", "serves revision", "lacks the code of", "version", "seen (UTC)"), rows)
 
 
-def _served(store: FeatureStore, found: list[Server] | None = None) -> Iterator[str]:
+def _served(store: FeatureStore) -> Iterator[str]:
     """Yield by how many servers each revision is served, and which of them are not as they should be."""
     snapshot = store.workspace.snapshot()
-    if found is None:
-        try:
-            found = servers_of(store.workspace.registry, store.project)
-        except AuthError:
-            return  # an earlier version serves the registry, and knows of no such entries
+    try:
+        found = servers_of(store.workspace.registry, store.project)
+    except AuthError:
+        return  # an earlier version serves the registry, and knows of no such entries
     for number, head in sorted({(server.revision, server.hash) for server in found}, reverse=True):
         count = len({server.instance for server in found if server.hash == head})
         servers = "1 server" if count == 1 else f"{count} servers"

@@ -143,7 +143,7 @@ class SnapshotKeeper:
                 return
             self._thread = None
         if self._registry is not None:
-            self._report.farewell(self._registry)
+            self._report.stop()
             self._registry.close()
             self._registry = None
 
@@ -156,12 +156,8 @@ class SnapshotKeeper:
                 self._tell()
 
     def _tell(self) -> None:
-        """Tell the registry what is served; never raises."""
-        try:
-            if self._registry is not None:
-                self._report.look(self._registry, self.current.snapshot)
-        except Exception:
-            logger.exception("the registry could not be told what is served")
+        if self._registry is not None:
+            self._report.ask(self._registry, self.current.snapshot)
 
     def _ask(self, known: SavedSnapshot | None = None) -> SavedSnapshot:
         """Return the registry's current state; reads the records only when the revision is not the known one."""

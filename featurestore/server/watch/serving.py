@@ -9,6 +9,7 @@ import socket
 import threading
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 
 from featurestore_registry.interface import Registry
 
@@ -23,13 +24,16 @@ from featurestore.workspace import Readers
 logger = logging.getLogger("featurestore.server")
 
 RETRY_US = 60_000_000
-"""How long to wait after a failure: a writer may wait for half a minute, and the definitions with it."""
+"""How long to wait after a failure."""
 FAREWELL_SECONDS = 2.0
 """A stop waits at most this long for the registry."""
 
 
 class ServingReport:
-    """Tells the registry after a start, with each new revision, and every five minutes; never on a request's path."""
+    """Tells the registry after a start, with each new revision, and every five minutes, and that the server stops.
+
+    In a thread of its own: a write may wait for half a minute, which neither requests nor new definitions do.
+    """
 
     def __init__(self, workspace: Readers) -> None:
         self._workspace = workspace
@@ -40,6 +44,33 @@ class ServingReport:
         self._told: tuple[Snapshot, int] | None = None
         self._retry_us = 0
         self._has_warned = False
+        self._asked: SimpleQueue[tuple[Registry, Snapshot] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def ask(self, registry: Registry, snapshot: Snapshot) -> None:
+        """Let the thread look, and start it if there is none."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="featurestore-report", daemon=True)
+            self._thread.start()
+        if self._asked.empty():
+            self._asked.put((registry, snapshot))
+
+    def stop(self) -> None:
+        """Tell that the server stops, if it ever said that it serves and the registry answers at once."""
+        if self._thread is not None:
+            self._asked.put(None)
+            self._thread.join(FAREWELL_SECONDS)
+            self._thread = None
+
+    def _run(self) -> None:
+        asked = None
+        while (newest := self._asked.get()) is not None:
+            asked = newest
+            self.look(*asked)
+        if asked is not None and self._told is not None:
+            with suppress(Exception):  # a server that says nothing is forgotten soon
+                tell(asked[0].journal, asked[1].project, self._server(self._told[0]), is_stopping=True)
+            self._told = None
 
     def look(self, registry: Registry, snapshot: Snapshot) -> None:
         """Tell what is served if it is time to; a failure costs one warning and is tried again later."""
@@ -49,8 +80,6 @@ class ServingReport:
         if abs(now_us - self._retry_us) < RETRY_US:
             return
         try:
-            if not registry.journal.exists():
-                return  # a file that earlier versions use too: only what somebody orders upgrades it
             tell(registry.journal, snapshot.project, self._server(snapshot))
         except FeatureStoreError as error:
             self._retry_us = now_us
@@ -63,22 +92,11 @@ class ServingReport:
                     hint if isinstance(error, AuthError) else "",
                 )
             self._has_warned = True
+        except Exception:
+            self._retry_us = now_us
+            logger.exception("the registry could not be told what is served")
         else:
             self._told, self._has_warned = (snapshot, now_us), False
-
-    def farewell(self, registry: Registry) -> None:
-        """Tell that the server stops, if it ever said that it serves and the registry answers at once."""
-        if self._told is None:
-            return
-        snapshot, self._told = self._told[0], None
-
-        def say() -> None:
-            with suppress(Exception):  # a server that says nothing is forgotten soon
-                tell(registry.journal, snapshot.project, self._server(snapshot), is_stopping=True)
-
-        thread = threading.Thread(target=say, name="featurestore-farewell", daemon=True)
-        thread.start()
-        thread.join(FAREWELL_SECONDS)
 
     def _server(self, snapshot: Snapshot) -> Server:
         views = (found for found in self._workspace.code if isinstance(found, OnDemandFeatureView))

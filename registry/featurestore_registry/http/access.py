@@ -64,7 +64,7 @@ LEDGER: Mapping[str, Needs] = {
 }
 """By the kind of a ledger's entries. Tokens have routes of their own."""
 JOURNAL: Mapping[str, Needs] = {
-    **dict.fromkeys(("commit", "publish", "withdrawal", "pushed_online"), Needs(Role.VIEWER, Role.OPERATOR)),
+    **dict.fromkeys(("commit", "publish", "pushed_online"), Needs(Role.VIEWER, Role.OPERATOR)),
     "serving": Needs(Role.VIEWER, Role.READER, is_server=True),  # readers' tokens are in many hands
     AUDIT: Needs(Role.ADMIN, None),
 }

@@ -210,10 +210,8 @@ class HttpDefinitions(Definitions):
         check_storable(project)
         _check_limit(limit)
         most = min(limit, wire.MOST_ENTRIES)
-        return [
-            wire.info_from(each)
-            for each in self._connection.get("/history", {"project": project, "limit": most}).json()
-        ]
+        found = self._connection.get("/history", {"project": project, "limit": most}).json()
+        return [wire.made_from(RevisionInfo, each) for each in found]
 
     @override
     def apply(
@@ -303,7 +301,7 @@ class HttpLedger(Ledger):
         path, query = _ledger(project, kind)
         most = None if limit is None else min(limit, wire.MOST_ENTRIES)
         found = self._connection.get(path, {**query, "key": key, "limit": most}).json()
-        return [wire.ledger_entry_from(project, kind, entry) for entry in found]
+        return [wire.made_from(LedgerEntry, entry, project=project, kind=kind) for entry in found]
 
 
 class HttpJournal(Journal):
@@ -358,7 +356,8 @@ class HttpJournal(Journal):
         check_storable(project, kind, str(query["key"] or ""))
         _check_limit(limit)
         asked = {"project": project, "kind": kind, **query, "limit": min(limit, wire.MOST_ENTRIES)}
-        return [wire.journal_entry_from(project, kind, entry) for entry in self._connection.get(path, asked).json()]
+        found = self._connection.get(path, asked).json()
+        return [wire.made_from(JournalEntry, entry, project=project, kind=kind) for entry in found]
 
 
 class HttpGovernance(Governance):
@@ -406,7 +405,7 @@ class HttpRegistry(Registry):
         answer = self._connection.get("/state", {"project": project}, {"if-none-match": tag} if tag else None)
         if answer.status_code == 304 and known is not None:
             return State(known.head, known.number, known.ledger, datetime.fromisoformat(answer.headers["x-now"]))
-        state = wire.state_from(answer.json())
+        state = wire.made_from(State, answer.json())
         self._states[project] = answer.headers["etag"], state
         return state
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,6 +37,8 @@ from featurestore_registry.records import (
     known_fields,
     record_from,
 )
+
+Made = TypeVar("Made", RevisionInfo, State, LedgerEntry, JournalEntry)
 
 MAX_BODY_BYTES = 8 << 20
 """At most so many bytes in a request."""
@@ -379,28 +381,14 @@ def change_from(document: Document) -> Change:
     return Change(document["action"], document["kind"], document["name"], put)
 
 
-def info_from(document: Document) -> RevisionInfo:
-    """Return the apply whose `plain` this is."""
-    changes = tuple(map(change_from, document["changes"]))
-    known = known_fields(RevisionInfo, document)
-    return RevisionInfo(**{**known, "applied_at": datetime.fromisoformat(document["applied_at"]), "changes": changes})
-
-
-def state_from(document: Document) -> State:
-    """Return the state whose `plain` this is."""
-    return State(**{**known_fields(State, document), "now": datetime.fromisoformat(document["now"])})
-
-
-def ledger_entry_from(project: str, kind: str, document: Document) -> LedgerEntry:
-    """Return the entry whose `plain` this is."""
-    known = known_fields(LedgerEntry, {**document, "project": project, "kind": kind})
-    return LedgerEntry(**{**known, "written_at": datetime.fromisoformat(document["written_at"])})
-
-
-def journal_entry_from(project: str, kind: str, document: Document) -> JournalEntry:
-    """Return the entry whose `plain` this is."""
-    known = known_fields(JournalEntry, {**document, "project": project, "kind": kind})
-    return JournalEntry(**{**known, "written_at": datetime.fromisoformat(document["written_at"])})
+def made_from(kind: type[Made], document: Document, /, **more: str) -> Made:
+    """Return the apply, the state or the entry whose `plain`, with the names that a request gives, this is."""
+    known = known_fields(kind, {**document, **more})
+    for name in known.keys() & {"applied_at", "written_at", "now"}:
+        known[name] = datetime.fromisoformat(known[name])
+    if "changes" in known:
+        known["changes"] = tuple(map(change_from, known["changes"]))
+    return kind(**known)
 
 
 def error_document(name: str, message: str, hint: str = "", details: Mapping[str, Any] | None = None) -> dict[str, Any]:
