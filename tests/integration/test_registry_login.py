@@ -808,6 +808,9 @@ def test_the_settings_reach_the_server(issuer: OidcIssuer, tmp_path: Path) -> No
 
 
 def test_fs_login_waits_for_a_browser_elsewhere_and_ends_by_control_c(site: Site, tmp_path: Path) -> None:
+    # A shell's background jobs ignore it, and so would whatever they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    site.stack.callback(signal.signal, signal.SIGINT, before)
     command = [str(Path(sys.executable).parent / "fs"), "login", site.url, "--no-browser"]
     environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path)}
     for is_answered in (True, False):
