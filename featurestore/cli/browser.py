@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import click
-from featurestore_registry.http.flow import CodeFlow, LoginError, bound_nonce, redirect_path
-from featurestore_registry.http.oidc import IdentityProvider, Issuer, printable
+from featurestore_registry.http.flow import CodeFlow, bound_nonce, redirect_path
+from featurestore_registry.http.oidc import IdentityProvider, Issuer, LoginError, printable
 
 WAIT_SECONDS = 300.0
 """So long a login waits for the browser."""
@@ -61,9 +61,9 @@ def id_token(offer: Mapping[str, Any], url: str, *, opens: bool) -> tuple[str, s
     )
     try:
         provider.refresh()
-    except Exception as error:  # whatever an identity provider answers
+    except LoginError as error:
         raise LoginError(
-            f"The identity provider {provider.issuer.url} cannot be used: {printable(error)}.",
+            f"The identity provider {provider.issuer.url} cannot be used: {error.why}.",
             hint="Try again in a minute, or paste a token with `fs login --token`.",
         ) from None
     with _Listener(redirect_path(url)) as listener:

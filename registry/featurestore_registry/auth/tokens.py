@@ -11,13 +11,13 @@ import hmac
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any, Self
 
 from featurestore_registry.errors import AuthError, RecordNotFoundError, RegistryError, did_you_mean
 from featurestore_registry.interface import Ledger, LedgerReader
-from featurestore_registry.records import Clock, Document, system_clock
+from featurestore_registry.records import Clock, Document, known_fields, system_clock
 
 MIN_STATIC_TOKEN_LENGTH = 32
 """At least so many characters for ``FS_SERVER_TOKEN``."""
@@ -79,8 +79,7 @@ class Token:
     @classmethod
     def from_document(cls, document: Document) -> Self:
         """Read what `to_document` wrote; ignores other fields."""
-        known = {each.name: document[each.name] for each in fields(cls) if each.name in document}
-        return cls(**{**known, "role": Role.parse(document["role"])})
+        return cls(**{**known_fields(cls, document), "role": Role.parse(document["role"])})
 
     def require(self, role: Role, project: str | None) -> None:
         """Raise AuthError (403) unless it has a role, or a greater one, and is good for the project asked about.

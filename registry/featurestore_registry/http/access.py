@@ -151,8 +151,9 @@ class Access:
 
         The identity provider has a thread of its own: one that hangs delays neither the start nor a revocation.
         """
-        self._refresh_tokens()
-        for name, refresh in (("tokens", self._refresh_tokens), ("keys", self._refresh_keys)):
+        self._try("tokens", self.refresh)
+        keys = [] if self.provider is None else [("keys", self.provider.refresh)]
+        for name, refresh in (("tokens", self.refresh), *keys):
             stop = threading.Event()
             thread = threading.Thread(
                 target=self._run, args=(stop, name, refresh), name=f"featurestore-registry-{name}", daemon=True
@@ -198,25 +199,17 @@ class Access:
             return []
         return [each for each in map(self.provider.resume, sessions(self._registry.ledger)) if each is not None]
 
-    def _refresh_keys(self) -> None:
+    def _try(self, name: str, refresh: Callable[[], None]) -> None:
         try:
-            if self.provider is not None:
-                self.provider.refresh()
-        except Exception as error:  # whatever an identity provider answers
-            logger.warning("the identity provider's keys could not be fetched: %s", error)
-
-    def _refresh_tokens(self) -> None:
-        try:
-            self.refresh()
-        except RegistryError as error:
-            logger.warning("the tokens could not be read again: %s", error)
-        except Exception:
-            logger.exception("the tokens could not be read again")
+            refresh()
+        except Exception as error:
+            why, is_strange = getattr(error, "why", ""), not isinstance(error, RegistryError)
+            logger.warning("the %s could not be read again: %s %s", name, error, why, exc_info=is_strange)
 
     def _run(self, stop: threading.Event, name: str, refresh: Callable[[], None]) -> None:
         while not stop.is_set():
             began_s = time.monotonic()
-            refresh()
+            self._try(name, refresh)
             if time.monotonic() - began_s > REFRESH_SECONDS:
                 logger.warning("reading the %s took longer than %g seconds", name, REFRESH_SECONDS)
             stop.wait(REFRESH_SECONDS)

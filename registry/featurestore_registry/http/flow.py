@@ -16,16 +16,7 @@ import httpx
 import jwt
 from oauthlib.oauth2 import MismatchingStateError, OAuth2Error, WebApplicationClient
 
-from featurestore_registry.errors import AuthError, RegistryError
-from featurestore_registry.http.oidc import IdentityProvider, ask, printable
-
-
-class LoginError(AuthError):
-    """A login came to nothing; ``why`` is for the log alone."""
-
-    def __init__(self, message: str, *, status: int = 400, why: object = "", hint: str = "") -> None:
-        super().__init__(message, status=status, hint=hint)
-        self.why = printable(why)
+from featurestore_registry.http.oidc import IdentityProvider, LoginError, ask, away, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +38,9 @@ class CodeFlow:
     secret: str = ""
 
     def begin(self, nonce: str = "") -> tuple[str, AuthorizationRequest]:
-        """Return the address at which the provider asks who somebody is, and what to remember meanwhile."""
+        """Return the address at which the provider asks who somebody is, and what to remember; raises LoginError."""
+        if not self.provider.endpoints:
+            self.provider.refresh()
         endpoint = self._endpoint("authorization_endpoint")
         client = WebApplicationClient(self.client_id)
         pending = AuthorizationRequest(
@@ -71,10 +64,8 @@ class CodeFlow:
             return token, self.provider.verify_login(token, self.client_id, pending.nonce)
         except (jwt.PyJWTError, ValueError) as error:
             raise LoginError("The identity provider's token is not for this login.", why=error) from None
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, RegistryError, LookupError, TypeError) as error:
-            if isinstance(error, LoginError):
-                raise
-            raise _away(error) from None
+        except (LookupError, TypeError) as error:
+            raise away(error) from None
 
     def _code(self, query: str, pending: AuthorizationRequest) -> str:
         client, issuer = WebApplicationClient(self.client_id), self.provider.issuer.url
@@ -112,14 +103,14 @@ class CodeFlow:
         auth = (quote(self.client_id, safe=""), quote(self.secret, safe="")) if by_header else None
         answer = ask(self._endpoint("token_endpoint"), body, auth)
         if answer.status_code >= 500:
-            raise _away(f"the token endpoint answers {answer.status_code}")
+            raise away(f"the token endpoint answers {answer.status_code}")
         try:
             found = client.parse_request_body_response(answer.text) if isinstance(answer.json(), dict) else {}
         except OAuth2Error as error:
             why = f"token endpoint: {error.error}: {error.description}"
             raise LoginError("The identity provider did not take the code.", why=why) from None
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise _away(f"the token endpoint's answer: {type(error).__name__}") from None
+            raise away(f"the token endpoint's answer: {type(error).__name__}") from None
         token = found.get("id_token")
         if not isinstance(token, str):
             raise LoginError("The identity provider gave no ID token.", status=502, why="no id_token")
@@ -127,7 +118,7 @@ class CodeFlow:
 
     def _endpoint(self, name: str) -> str:
         if name not in self.provider.endpoints:
-            raise _away(f"no {name} is known of {self.provider.issuer.url}")
+            raise away(f"no {name} is known of {self.provider.issuer.url}")
         return str(self.provider.endpoints[name])
 
 
@@ -148,7 +139,3 @@ def redirect_path(url: str) -> str:
     never reaches a login elsewhere, which would hand it over.
     """
     return f"/{httpx.URL(url).raw_host.decode()}/callback"
-
-
-def _away(why: object) -> LoginError:
-    return LoginError("The identity provider does not answer as it should. Try again in a minute.", status=502, why=why)

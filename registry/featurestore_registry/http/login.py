@@ -119,11 +119,6 @@ def _answered(access: Access, work: Callable[[CodeFlow], Response]) -> Response:
 
 
 def _begun(access: Access, flow: CodeFlow, cookie: str, after: str) -> Response:
-    if not flow.provider.endpoints:
-        try:
-            flow.provider.refresh()
-        except Exception as error:  # whatever an identity provider answers
-            logger.warning("the identity provider does not say what it offers: %s", error)
     address, request = flow.begin()
     answer = RedirectResponse(address, 303, _HEADERS)
     kept = base64.urlsafe_b64encode(json.dumps([*astuple(request), _local(after)]).encode()).decode().rstrip("=")
@@ -136,7 +131,8 @@ def _local(path: str) -> str:
 
 
 def _logged_in(request: Request, access: Access, flow: CodeFlow, kept: bytes | None) -> Response:
-    from featurestore_registry.http.flow import AuthorizationRequest, LoginError
+    from featurestore_registry.http.flow import AuthorizationRequest
+    from featurestore_registry.http.oidc import LoginError
 
     try:
         state, nonce, verifier, after = map(str, json.loads(base64.urlsafe_b64decode((kept or b"") + b"==")))

@@ -19,7 +19,7 @@ import jwt
 
 from featurestore_registry.auth import Person, Role, Session
 from featurestore_registry.auth.sessions import grant_of
-from featurestore_registry.errors import RegistryError
+from featurestore_registry.errors import AuthError, RegistryError
 from featurestore_registry.http.urls import is_private
 
 ALGORITHMS = ("RS256", "ES256")
@@ -45,8 +45,21 @@ Fetch = Callable[[str], Any]
 """Returns the JSON document at a URL."""
 
 
+class LoginError(AuthError):
+    """A login came to nothing; ``why`` is for the log alone."""
+
+    def __init__(self, message: str, *, status: int = 400, why: object = "", hint: str = "") -> None:
+        super().__init__(message, status=status, hint=hint)
+        self.why = printable(why)
+
+
+def away(why: object) -> LoginError:
+    """Return what a login comes to where the provider answers nothing, or nothing that makes sense."""
+    return LoginError("The identity provider does not answer as it should. Try again in a minute.", status=502, why=why)
+
+
 def ask(url: str, form: str | None = None, auth: tuple[str, str] | None = None) -> httpx.Response:
-    """Return the answer to a GET, or to the POST of a form; raises httpx.HTTPError or TimeoutError."""
+    """Return the answer to a GET, or to the POST of a form; raises LoginError where there is none."""
     headers = {"accept": "application/json"} | (
         {} if form is None else {"content-type": "application/x-www-form-urlencoded"}
     )
@@ -62,11 +75,14 @@ def ask(url: str, form: str | None = None, auth: tuple[str, str] | None = None) 
                 auth=auth or httpx.USE_CLIENT_DEFAULT,
             )
 
-    return asyncio.run(asked())
+    try:
+        return asyncio.run(asked())
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+        raise away(f"{type(error).__name__}: {error}") from None
 
 
 def fetch_json(url: str) -> Any:
-    """Return the JSON document at a URL; raises httpx.HTTPError, TimeoutError or ValueError."""
+    """Return the JSON document at a URL; raises LoginError, httpx.HTTPStatusError or ValueError."""
     return ask(url).raise_for_status().json()
 
 
@@ -117,10 +133,7 @@ class IdentityProvider:
         self._is_one_missing = True
 
     def refresh(self) -> None:
-        """Fetch the issuer's keys if they are old, or if one was missing.
-
-        Raises what fetching raises, and RegistryError for a provider that describes itself in another way.
-        """
+        """Fetch the issuer's keys if they are old, or if one was missing; raises LoginError where that fails."""
         with self._lock:
             age_s = time.monotonic() - self._tried_s
             if age_s < REFETCH_SECONDS or (age_s < FRESH_SECONDS and not self._is_one_missing):
@@ -128,18 +141,19 @@ class IdentityProvider:
             self._tried_s, self._is_one_missing = time.monotonic(), True
             try:
                 self._fetch_all()
-            except (TypeError, AttributeError, LookupError, RecursionError) as error:
-                raise RegistryError(f"The issuer {self.issuer.url} describes itself unlike a provider.") from error
+            except LoginError:
+                raise
+            except Exception as error:  # whatever a provider answers
+                raise away(f"{type(error).__name__}: {error}") from error
             self._fetched_s, self._is_one_missing = self._tried_s, False
 
     def _fetch_all(self) -> None:
         found = self._fetch(f"{self.issuer.url.rstrip('/')}{DISCOVERY}")
         if found["issuer"] != self.issuer.url:
-            raise RegistryError(f"The issuer {self.issuer.url} calls itself {found['issuer']!r}.")
+            raise away(f"{self.issuer.url} calls itself {found['issuer']!r}")
         for name in ("jwks_uri", "authorization_endpoint", "token_endpoint"):
             if name in found and not (_URL.fullmatch(found[name]) and is_private(found[name])):
-                at = printable(found[name])
-                raise RegistryError(f"The issuer {self.issuer.url} has its {name} at {at}, without TLS.")
+                raise away(f"{self.issuer.url} has its {name} at {found[name]}, without TLS")
         keys = jwt.PyJWKSet.from_dict(self._fetch(found["jwks_uri"])).keys
         self._keys = {key.key_id: key for key in keys if key.key_id and key.algorithm_name in ALGORITHMS}
         self.endpoints = found
