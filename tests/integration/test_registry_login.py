@@ -154,7 +154,7 @@ def test_somebody_logs_in_and_out_by_browser(site: Site) -> None:
     assert "Logged in as ada@x.example (editor:p)" in home.text
     assert "script" not in home.text
     assert home.headers["content-security-policy"].split("; ")[0] == "default-src 'none'"
-    assert home.headers["cache-control"] == "no-store"
+    assert home.headers["cache-control"] == "private, no-store"
 
     text = browser.session or ""
     stored = json.dumps([entry.document for entry in site.registry.ledger.scan(SESSIONS, KIND)])

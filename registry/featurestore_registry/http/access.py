@@ -175,14 +175,10 @@ class Access:
             for project in {EVERY_PROJECT, SESSIONS, *self._registry.projects_with(TOKEN)}:
                 ledger = self._registry.state(project).ledger
                 if self._seen.get(project) != ledger:
+                    found = self._logged_in() if project == SESSIONS else tokens(self._registry.ledger, project or None)
+                    # Of another project than its own are those of every one, which are read for themselves.
                     self._by_project[project] = tuple(
-                        self._logged_in()
-                        if project == SESSIONS
-                        else (
-                            token
-                            for token in tokens(self._registry.ledger, project or None)
-                            if (token.project or EVERY_PROJECT) == project
-                        )
+                        each for each in found if (each.project or EVERY_PROJECT) == project or project == SESSIONS
                     )
                     self._seen[project] = ledger
             current = tuple(token for found in self._by_project.values() for token in found)

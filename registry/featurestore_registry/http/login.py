@@ -41,9 +41,7 @@ _MOST_PATH = 1000
 """A longer one is none: a browser drops a cookie of more than 4,096 bytes."""
 _HEADERS = {
     "content-security-policy": "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
-    "cache-control": "no-store",
     "referrer-policy": "same-origin",  # with no-referrer browsers would send no Origin along with the form
-    "x-content-type-options": "nosniff",
 }
 
 
