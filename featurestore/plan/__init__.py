@@ -3,7 +3,7 @@
 from featurestore.plan.applying import apply_plan, check_allowed
 from featurestore.plan.changes import Loss, Plan, Step
 from featurestore.plan.classes import ChangeClass, Difference
-from featurestore.plan.history import AppliedRevision, RevisionDiff, compare, read_history, snapshot_at
+from featurestore.plan.history import AppliedRevision, RevisionDiff, compare, proposed, read_history, snapshot_at
 from featurestore.plan.planning import check_readable, make_plan
 from featurestore.plan.promoting import plan_promotion
 from featurestore.plan.rollback import keys_named, plan_rollback
@@ -26,6 +26,7 @@ __all__ = [
     "make_plan",
     "plan_promotion",
     "plan_rollback",
+    "proposed",
     "read_history",
     "snapshot_at",
 ]

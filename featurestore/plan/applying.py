@@ -34,7 +34,7 @@ from featurestore.workspace import Workspace
 APPLIED = crash_point("apply.committed", "the new revision is in the registry; dropped views still have data")
 DROPPED = crash_point("apply.dropped", "one dropped view's data is deleted")
 
-_PLAN_AGAIN = "Run `fs plan` again and look at what changed."
+_PLAN_AGAIN = "Run the same command again, and look at the plan: something changed meanwhile."
 
 
 def check_allowed(plan: Plan, *, allow_breaking: bool, allow_destroy: bool) -> None:

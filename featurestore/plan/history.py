@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from featurestore_registry.interface import DefinitionsReader
-from featurestore_registry.records import Chain, Record, RevisionInfo
+from featurestore_registry.records import Chain, Change, Record, RevisionInfo
 
 from featurestore.definitions import Definition
 from featurestore.errors import InputError, NotFoundError, RegistryFormatError
+from featurestore.ledger.consumers import Consumer, readers_of
 from featurestore.plan.changes import Line, Step, count_steps, explain_step, to_html, to_text
 from featurestore.plan.classes import ChangeClass, Difference, deletion_class, differences
 from featurestore.registered.records import KINDS, from_records, with_dependencies
@@ -141,15 +142,8 @@ def read_history(definitions: DefinitionsReader, project: str, *, limit: int) ->
     before = Snapshot.of(definitions.read(project, infos[0].number - 1))
     found = []
     for info in infos:
-        records = {record.key: record for record in before.records}
-        for change in info.changes:
-            key = f"{change.kind}:{change.name}"
-            if change.record is None:
-                del records[key]
-            else:
-                records[key] = change.record
         chain = Chain((*before.chain.hashes, info.hash))
-        after = Snapshot(project, info.number, tuple(records.values()), chain=chain)
+        after = Snapshot(project, info.number, _changed(before, info.changes), chain=chain)
         found.append(AppliedRevision(info, before, after))
         before = after
     return found[::-1]
@@ -158,7 +152,34 @@ def read_history(definitions: DefinitionsReader, project: str, *, limit: int) ->
 def compare(before: Snapshot, after: Snapshot) -> RevisionDiff:
     """Return what differs between two revisions of a project; each may be the older one."""
     old, new = ({record.key: record for record in snapshot.records} for snapshot in (before, after))
-    keys = [key for key in {**old, **new} if _mark(old.get(key)) != _mark(new.get(key))]
+    return _diff(before, after, [key for key in {**old, **new} if _mark(old.get(key)) != _mark(new.get(key))])
+
+
+def proposed(before: Snapshot, changes: Sequence[Change], consumers: Sequence[Consumer]) -> RevisionDiff:
+    """Return what an apply would change that waits for a second person, and who reads it.
+
+    Its changes may come from a request made by hand: no fingerprint of theirs is believed.
+    """
+    after = Snapshot(before.project, before.revision + 1, _changed(before, changes), chain=before.chain)
+    diff = _diff(before, after, [f"{change.kind}:{change.name}" for change in changes])
+    touched = [(key, *before.users_of(key)) for key in (f"{step.kind}:{step.name}" for step in diff.steps)]
+    steps = [replace(step, consumers=readers_of(consumers, of)) for step, of in zip(diff.steps, touched, strict=True)]
+    return replace(diff, steps=tuple(steps))
+
+
+def _changed(before: Snapshot, changes: Iterable[Change]) -> tuple[Record, ...]:
+    records = {record.key: record for record in before.records}
+    for change in changes:
+        key = f"{change.kind}:{change.name}"
+        if change.record is None:
+            del records[key]
+        else:
+            records[key] = change.record
+    return tuple(records.values())
+
+
+def _diff(before: Snapshot, after: Snapshot, keys: Sequence[str]) -> RevisionDiff:
+    old, new = ({record.key: record for record in snapshot.records} for snapshot in (before, after))
     known = [_readable(keys, records) for records in (old, new)]
     order = {kind: position for position, kind in enumerate(KINDS)}
 

@@ -177,7 +177,10 @@ class Governance(ABC):
 
     @abstractmethod
     def proposals(self, project: str) -> list[Document]:
-        """Return the applies that wait for a second person, newest first: ``plan``, ``by``, ``changes``, …"""
+        """Return the applies that wait for a second person, newest first: ``plan``, ``by``, ``changes``, …
+
+        ``writes`` are the changes whole, none of a proposal that an earlier server took.
+        """
 
     @abstractmethod
     def approve(self, project: str, plan: str) -> Document:

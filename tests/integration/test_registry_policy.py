@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -27,6 +28,7 @@ from support.serving import until
 from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, ParquetSource, PushSource
 from featurestore.cli.main import main
 from featurestore.errors import ApprovalNeededError, AuthError, RegistryError
+from featurestore.plan import proposed
 from featurestore.plan.judging import judge
 from featurestore.registered.records import to_record
 from featurestore.types import Float64, String
@@ -106,11 +108,24 @@ def test_a_second_person_approves_what_the_policy_says(team: Team, told: Callabl
     ) as raised:
         team.apply("ada", view("amount", description="sold"), message="no tax")
     plan = raised.value.details["plan"]
-    assert f"fs approve {plan}" in raised.value.hint
+    assert f"fs approve {plan}`, then the same command again." in raised.value.hint
+    with team.store("bob") as store:
+        before = store.workspace.snapshot()
+        stored = next(record for record in before.records if record.name == "takings")
     assert team.fs("bob", "approve") == 0
     listed = told()
     assert f"{plan} by ada: no tax" in listed
-    assert "put feature_view:takings  breaking" in listed
+    assert re.search(r"~ feature view takings +breaking", listed)
+    assert "feature tax: Float64 -> none" in listed
+    with team.store("bob") as store:
+        (waiting,) = store.workspace.registry.governance.proposals("p")  # type: ignore[union-attr]
+    assert [change.name for change in waiting["writes"]] == ["takings"]
+    told()
+    assert team.fs("bob", "approve", "--json") == 0
+    (shown,) = json.loads(told())
+    assert shown["diff"]["steps"][0]["differences"][0]["what"] == "feature tax"
+    forged = [replace(each, record=replace(each.record, fingerprint=stored.fingerprint)) for each in waiting["writes"]]
+    assert "feature tax" in str(proposed(before, forged, []).steps[0].differences)  # its fingerprint is not believed
     assert team.fs("ada", "approve", plan, "--yes") == 1
     assert "Who proposes an apply does not approve it." in told()
     assert team.fs("eve", "approve", plan, "--yes") == 1
@@ -118,7 +133,7 @@ def test_a_second_person_approves_what_the_policy_says(team: Team, told: Callabl
     with pytest.raises(ApprovalNeededError):
         team.apply("ada", view("amount", description="sold"))
     assert team.fs("bob", "approve", plan[:6], "--yes") == 0
-    assert "ada may run `fs apply` now" in told()
+    assert "ada may run the same command again now" in told()
     with pytest.raises(ApprovalNeededError):
         team.apply("ada", view("tax", description="sold"))  # another plan than the one that was approved
     assert team.apply("ada", view("amount", description="sold"), message="no tax").applied == 3
@@ -263,6 +278,12 @@ def test_a_plan_names_the_consumers_whom_a_change_may_break(team: Team, told: Ca
     assert said.count("read by: churn (cora)") == 2
     assert [step.consumers for step in breaking.steps] == [("churn (cora)",)] * 2
     assert "read by" not in str(compatible)
+    assert team.fs("ops", "policy", "set", "--approve", "breaking") == 0
+    with pytest.raises(ApprovalNeededError):
+        team.apply("ada", view("amount"), FeatureService("model", [view("amount")]))
+    told()
+    assert team.fs("bob", "approve") == 0
+    assert told().count("read by: churn (cora)") == 2
 
 
 def test_a_login_keeps_a_token_that_only_its_user_can_read(

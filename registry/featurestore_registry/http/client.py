@@ -378,7 +378,7 @@ class HttpGovernance(Governance):
     @override
     def proposals(self, project: str) -> list[Document]:
         found: list[Document] = self._connection.get("/proposals", {"project": project}).json()
-        return found
+        return [{**each, "writes": [wire.change_from(change) for change in each.get("writes", ())]} for each in found]
 
     @override
     def approve(self, project: str, plan: str) -> Document:

@@ -7,6 +7,7 @@ approvals are entries of the ledger that only the server writes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from featurestore_registry.auth import Token
@@ -111,7 +112,7 @@ class Policy:
         raise ApprovalNeededError(
             f"The policy of project {project!r} wants a second person for {classes[waiting[0]]} changes: "
             f"{', '.join(waiting)}.",
-            hint=f"Ask another one to run `fs approve {plan}`, then apply again.",
+            hint=f"Ask another one to run `fs approve {plan}`, then the same command again.",
             plan=plan,
         )
 
@@ -161,5 +162,6 @@ class Policy:
                 "expected": self._registry.definitions.chain(project).head,
                 "changes": [f"{change.action} {change.kind}:{change.name}" for change in changes],
                 "classes": dict(classes),
+                "writes": [asdict(change) for change in changes],
             }
             ledger.append(project, PROPOSAL, plan, document)

@@ -314,6 +314,7 @@ class ProposalBody(Body):
     expected: str
     changes: list[str]
     classes: dict[str, str]
+    writes: list[ChangeBody] = Field(default=[], description="The changes whole; an earlier server kept their names.")
 
 
 class StateBody(Body):
