@@ -80,6 +80,13 @@ def _tokens_of(store: FeatureStore, project: str | None) -> list[Token]:
 _of_project = click.option("--project", callback=_project, help="Another project than the repo's.")
 
 
+def _end_us(now_us: int, span: timedelta | None) -> int | None:
+    end_us = None if span is None else now_us + span // MICROSECOND
+    if end_us is not None and end_us > MAX_INSTANT:
+        raise click.UsageError("--expires lies beyond the year 9999: leave it out for a token that never expires.")
+    return end_us
+
+
 @command.command("create")
 @click.option("--role", type=click.Choice([str(role) for role in Role]), required=True, help="What it may do.")
 @_of_project
@@ -118,9 +125,7 @@ def create(
     if project is not None and all_projects:
         raise click.UsageError("Give either --project or --all-projects.")
     now_us = store.workspace.clock()
-    expires_at_us = None if expires is None else now_us + expires // MICROSECOND
-    if expires_at_us is not None and expires_at_us > MAX_INSTANT:
-        raise click.UsageError("--expires lies beyond the year 9999: leave it out for a token that never expires.")
+    expires_at_us = _end_us(now_us, expires)
     if project is not None:
         _check_known(store, project, "no token is made for it", " For a new project run `fs apply` in its repo first.")
     of = None if all_projects else project or store.project

@@ -201,6 +201,10 @@ def add_sessions(api: APIRouter, registry: Registry, access: Access) -> None:
         access.log_out(person, client_of(request))
         return wire.CountBody(count=1)
 
+    _add_everybodys(api, registry, access)
+
+
+def _add_everybodys(api: APIRouter, registry: Registry, access: Access) -> None:
     @api.get("/sessions", summary="Who is logged in: an entry for each person, of the project `.sessions`")
     def scan(
         project: str,
