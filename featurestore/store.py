@@ -135,14 +135,21 @@ class FeatureStore:
 
         wanted = self._wanted(objects)
         is_whole = objects is None
-        return make_plan(
-            self.workspace,
-            wanted,
-            partial=not is_whole,
-            of_repo=is_whole,
-            refresh_schema=refresh_schema,
-            prepare=prepare,
+        return self._governed(
+            make_plan(
+                self.workspace,
+                wanted,
+                partial=not is_whole,
+                of_repo=is_whole,
+                refresh_schema=refresh_schema,
+                prepare=prepare,
+            )
         )
+
+    def _governed(self, plan: Plan) -> Plan:
+        from featurestore.plan import governed
+
+        return governed(self.workspace.registry.governance, self.workspace.snapshot(), plan)
 
     def apply(
         self,
@@ -210,7 +217,7 @@ class FeatureStore:
         from featurestore.plan import plan_rollback
 
         chosen = None if names is None else list(_several(names))
-        return plan_rollback(self.workspace, revision, chosen, prepare=prepare)
+        return self._governed(plan_rollback(self.workspace, revision, chosen, prepare=prepare))
 
     def rollback(
         self,
@@ -255,14 +262,16 @@ class FeatureStore:
         """Return what `promote` would do. Changes nothing."""
         from featurestore.plan import plan_promotion
 
-        return plan_promotion(
-            self.workspace,
-            list(_several(names)),
-            project,
-            at=at,
-            paths=paths,
-            has_servers=has_servers,
-            prepare=prepare,
+        return self._governed(
+            plan_promotion(
+                self.workspace,
+                list(_several(names)),
+                project,
+                at=at,
+                paths=paths,
+                has_servers=has_servers,
+                prepare=prepare,
+            )
         )
 
     def promote(

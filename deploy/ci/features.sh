@@ -11,7 +11,7 @@
 #   FEATURE_REPO         the folder of feature_store.yaml (default: the working directory).
 #   FEATURES_ALLOW       what may happen without a question: --allow-breaking, --allow-destroy, both, or nothing (default).
 #
-# Exit codes: 0 done, or nothing to do; 1 failed; 2 usage; 3 the merge would be refused without a flag; 4 something else
+# Exit codes: 0 done, or nothing to do; 1 failed; 2 usage; 3 the merge would be refused, without a flag or by the policy; 4 something else
 # was applied meanwhile; 5 the project's policy wants a second person.
 set -u
 
@@ -23,7 +23,8 @@ usage() {
     exit 2
 }
 
-refused() { # whether a plan, by its first line in Markdown, needs a flag that is not allowed
+refused() { # whether a plan, by its first lines in Markdown, is refused by the policy or needs a flag that is not allowed
+    sed -n '3{/policy refuses it\.$/p;}' "$1" | grep -q . && return 0
     needs=$(sed -n '1s/^.*; apply needs \(.*\)\.$/\1/p' "$1")
     for flag in --allow-breaking --allow-destroy; do
         case " $needs " in *" $flag "*) case " $allow " in *" $flag "*) ;; *) return 0 ;; esac ;; esac
@@ -71,6 +72,6 @@ case $code in
 *) exit $code ;;
 esac
 if refused "$plan"; then
-    echo "The merge would be refused: set FEATURES_ALLOW to what the plan needs, if that is meant." >&2
+    echo "The merge would be refused: set FEATURES_ALLOW to what the plan needs, if that is meant and the policy allows it." >&2
     exit 3
 fi

@@ -31,7 +31,8 @@ def plan_markdown(plan: Plan) -> str:
     ]
     lines = [("".join(columns_of(line))).rstrip() for line in explain(plan)]
     fence = _fence([*broken, *lines])
-    parts = [f"### Features: {summary(plan)}", "", f"Changes by class: {told}.", ""]
+    refused = " The project's policy refuses it." if plan.is_refused else ""
+    parts = [f"### Features: {summary(plan)}", "", f"Changes by class: {told}.{refused}", ""]
     if broken:
         parts += ["Would break:", fence, *_fitting(broken, MOST_BYTES // 4, "more"), fence, ""]
     used = sum(len(part.encode()) + 1 for part in parts)

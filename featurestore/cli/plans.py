@@ -42,6 +42,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "revision": plan.revision,
         "applied": plan.applied,
         "worst": None if plan.worst is None else plan.worst.name.lower(),
+        "is_refused": plan.is_refused,
         "notices": list(plan.notices),
         "steps": [*map(_step_document, plan.steps)],
     }

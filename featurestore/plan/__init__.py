@@ -3,6 +3,7 @@
 from featurestore.plan.applying import apply_plan, check_allowed
 from featurestore.plan.changes import Loss, Plan, Step
 from featurestore.plan.classes import ChangeClass, Difference
+from featurestore.plan.governed import governed
 from featurestore.plan.history import AppliedRevision, RevisionDiff, compare, proposed, read_history, snapshot_at
 from featurestore.plan.planning import check_readable, make_plan
 from featurestore.plan.promoting import plan_promotion
@@ -22,6 +23,7 @@ __all__ = [
     "check_code",
     "check_readable",
     "compare",
+    "governed",
     "keys_named",
     "make_plan",
     "plan_promotion",

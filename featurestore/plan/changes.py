@@ -93,6 +93,8 @@ class Plan:
     """Whether some server must say that it has it: false where none serves the project yet."""
     commit: str | None = None
     """The git commit that the definitions come from, where it is not the one that is checked out."""
+    is_refused: bool = False
+    """Whether the project's policy refuses it, as far as its planner may read that; the notices say what."""
     prepare: bool = False
     """Whether new generations are filled before they are served; a view that needs a rebuild then gets a new one."""
 

@@ -147,6 +147,12 @@ def test_a_pull_request_is_planned_and_a_merge_applied(
         repo.script("plan", who="plans", expect=3)
         repo.script("plan", who="plans", FEATURES_ALLOW="--allow-breaking")
 
+        with repo.registry("ops") as registry:
+            registry.governance.set_policy("shop", {"refuse": ["breaking"], "approve": [], "groups": {}})
+        said = repo.script("plan", str(comment), who="plans", FEATURES_ALLOW="--allow-breaking", expect=3)
+        assert "refuses breaking changes: feature_view:takings, feature_service:model." in said
+        assert "Changes by class: 2 breaking. The project's policy refuses it.\n" in comment.read_text()
+
         # A second person.
         with repo.registry("ops") as registry:
             registry.governance.set_policy("shop", {"refuse": [], "approve": ["breaking"], "groups": {}})

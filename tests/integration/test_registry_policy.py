@@ -148,6 +148,10 @@ def test_what_a_policy_refuses_no_approval_lets_through(team: Team) -> None:
     assert team.fs("ops", "policy", "set", "--refuse", "breaking", "--refuse", "destructive") == 0
     with pytest.raises(AuthError, match="refuses breaking changes: feature_view:takings"):
         team.apply("ada", view("amount"))
+    with team.store("eve") as store:
+        plan = store.plan(view("amount"))
+        assert (plan.is_refused, store.plan(view(description="sold")).is_refused) == (True, False)
+    assert "The policy of project 'p' refuses breaking changes: feature_view:takings." in plan.notices
     with (
         pytest.raises(AuthError, match="refuses destructive changes: feature_view:takings"),
         team.store("ops") as store,
@@ -163,6 +167,9 @@ def test_owner_groups_are_judged_by_the_stored_record(team: Team) -> None:
         with pytest.raises(AuthError, match="belongs to 'tills', and 'bob' is not of that group") as raised:
             team.apply("bob", stolen)
         assert "Ask one of: ada" in raised.value.hint
+    with team.store("eve") as store:
+        told = str(store.plan(view(description="mine")))
+    assert "Note: feature_view:takings belongs to 'tills': it is changed by ada alone." in told
     assert team.apply("ada", view(owner="bob")).applied == 2
     assert team.apply("bob", view(owner="bob", description="mine")).applied == 3
 
