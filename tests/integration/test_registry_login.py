@@ -383,6 +383,10 @@ def test_a_provider_that_hangs_fails_or_is_away_holds_nobody_up(
         ("did not take the code", 400, lambda: (302, {"location": EVIL}, b"{}")),
     ):
         is_refused(spoilt(answer), status, told)
+    issuer.spoil = lambda path, good: good
+    callback = browser.begin()
+    monkeypatch.setattr(site.provider, "endpoints", {**site.provider.endpoints, "token_endpoint": "https://x:y/"})
+    is_refused(browser.get(callback), 502, "does not answer as it should")
     issuer.spoil = lambda path, good: (200, {"x-slowly": "0.04"}, b"{" + b" " * 20 + b"}")
     with pytest.raises(oidc.LoginError, match="does not answer"):
         oidc.fetch_json(f"{issuer.url}{oidc.DISCOVERY}")

@@ -60,20 +60,15 @@ def away(why: object) -> LoginError:
 
 def ask(url: str, form: str | None = None, auth: tuple[str, str] | None = None) -> httpx.Response:
     """Return the answer to a GET, or to the POST of a form; raises LoginError where there is none."""
-    headers = {"accept": "application/json"} | (
-        {} if form is None else {"content-type": "application/x-www-form-urlencoded"}
-    )
+    method, headers = "GET", {"accept": "application/json"}
+    if form is not None:
+        method, headers["content-type"] = "POST", "application/x-www-form-urlencoded"
 
     async def asked() -> httpx.Response:
-        # httpx itself waits so long for each piece: a whole answer could take forever.
-        async with asyncio.timeout(ANSWER_SECONDS), httpx.AsyncClient(timeout=ANSWER_SECONDS) as client:
-            return await client.request(
-                "GET" if form is None else "POST",
-                url,
-                content=form,
-                headers=headers,
-                auth=auth or httpx.USE_CLIENT_DEFAULT,
-            )
+        # httpx itself would wait so long for each piece: a whole answer could take forever.
+        async with asyncio.timeout(ANSWER_SECONDS), httpx.AsyncClient() as client:
+            sent = httpx.Request(method, url, content=form, headers=headers)
+            return await client.send(sent, auth=auth or httpx.USE_CLIENT_DEFAULT)
 
     try:
         return asyncio.run(asked())
