@@ -217,6 +217,7 @@ class Publishes:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._ended: list[tuple[str, Document]] = []
+        self._is_kept: bool | None = None
         self.tables = set[TableId]()
         """The tables to which the run may have committed."""
 
@@ -241,7 +242,9 @@ class Publishes:
     def _write(self, begun: list[tuple[str, Document]]) -> None:
         entries, journal = [*self._ended, *begun], self._workspace.registry.journal
         try:
-            append_in_passing(journal, self._workspace.project, PUBLISH, entries)
+            self._is_kept = journal.exists() if self._is_kept is None else self._is_kept
+            if self._is_kept:
+                journal.append(self._workspace.project, PUBLISH, entries)
             self._ended.clear()
         except FeatureStoreError as error:
             logger.debug("the journal's entries of publishes must wait: %s", error)

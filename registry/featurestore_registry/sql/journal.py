@@ -15,6 +15,7 @@ from featurestore_registry.sql.schema import version_of_schema
 from featurestore_registry.sql.tables import EARLIER_VERSIONS, journal
 
 _columns = journal.c
+_new_entry = insert(journal)
 
 
 class SqlJournal(Journal):
@@ -38,7 +39,7 @@ class SqlJournal(Journal):
         with self._database.writing(project) as connection:
             now_us = self._database.now_us(connection)
             # One by one: of many rows at once not every database returns the numbers in their order.
-            done = [connection.execute(insert(journal).values(**row, written_at_us=now_us)) for row in rows]
+            done = [connection.execute(_new_entry, {**row, "written_at_us": now_us}) for row in rows]
             return [int(one.inserted_primary_key[0]) for one in done if one.inserted_primary_key is not None]
 
     @override
