@@ -83,7 +83,7 @@ def apply_plan(workspace: Workspace, plan: Plan, *, message: str = "", finish: s
                 plan.base,
                 [planned.change for planned in plan.steps],
                 author=_author(),
-                message=message or plan.message,
+                message=": ".join(filter(None, [plan.message, message])),
                 commit=commit_of(workspace.root) if plan.commit is None else plan.commit,
             )
         except RevisionConflictError as error:

@@ -86,7 +86,7 @@ class Plan:
     applied: int | None = None
     """The revision that the apply made, None while this is only a plan."""
     message: str = ""
-    """What the history says about the apply where nobody says anything else."""
+    """What the history says about the apply before what its author says."""
     code: Mapping[str, str] = field(default_factory=dict)
     """The hash of the code that the project's servers must have first, by on-demand view."""
     has_servers: bool = True

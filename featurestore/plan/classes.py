@@ -186,7 +186,19 @@ def _told(window: Window) -> str:
 def _on_demand(before: OnDemandFeatureView, after: OnDemandFeatureView) -> list[Difference]:
     found = _fields(before.fields, after.fields, removed=ChangeClass.BREAKING)
     found += _attributes(before, after, ChangeClass.REBUILD, "mode", "code")
-    return found + _compare("sources", _inputs(before), _inputs(after), ChangeClass.REBUILD)
+    # The same code would look for what it is no longer given.
+    is_less = before.code == after.code and not _given(before) <= _given(after)
+    change = ChangeClass.BREAKING if is_less else ChangeClass.REBUILD
+    return found + _compare("sources", _inputs(before), _inputs(after), change)
+
+
+def _given(view: OnDemandFeatureView) -> set[tuple[str, str]]:
+    return {
+        (source.name, name)
+        for source in view.inputs
+        if not isinstance(source, RequestSource)
+        for name in input_names(source)
+    }
 
 
 def _inputs(view: OnDemandFeatureView) -> list[str]:

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
 import featurestore
-from featurestore.errors import SettingsError
+from featurestore.errors import RegistryError, SettingsError
 from featurestore.plan.judging import judge
 from featurestore.project.settings import RegistryServerSettings
 from featurestore.server.app import create_app, open_workspace
@@ -127,6 +127,9 @@ def serve_registry(root: Path, *, host: str, port: int, debug: bool, log_format:
                 clock=workspace.clock,
             )
             access.refresh()
+            named = {role.partition(":")[2] for role in settings.oidc_roles.values()} - {""}
+            for unknown in sorted(named - {*registry.definitions.projects()}):
+                logger.warning("registry_server.oidc_roles names project %r, which has never been applied", unknown)
             if provider is None and not access.has_tokens:
                 logger.warning(
                     "nobody can enter: no token is known. Make one with `fs token create --role admin --all-projects`"
@@ -172,7 +175,12 @@ def _identity_provider(settings: RegistryServerSettings) -> IdentityProvider | N
         settings.oidc_cli_client_id,
         tuple(settings.oidc_scopes),
     )
-    return IdentityProvider(issuer)
+    try:
+        return IdentityProvider(issuer)
+    except RegistryError as error:
+        raise SettingsError(
+            f"registry_server, oidc_issuer and oidc_roles: {error.message}", hint=error.hint, key="registry_server"
+        ) from None
 
 
 def _prepare_process(log_format: logs.Format, debug: bool) -> None:

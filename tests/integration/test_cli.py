@@ -829,7 +829,7 @@ def test_another_apply_meanwhile_is_exit_code_4(fs, repo, monkeypatch):
 
     monkeypatch.setattr(FeatureStore, "apply_plan", overtaken)
     fs("apply", "--yes", expect=4)
-    assert "fs plan" in fs.err
+    assert "same command again" in fs.err
 
 
 class TestInit:

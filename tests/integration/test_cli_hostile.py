@@ -76,6 +76,7 @@ TRAINING = ["training-set", "--entities", "data/trips.parquet", "--service", "tr
     ("arguments", "code", "words"),
     [
         (["log", "--limit", "9" * 30], 2, ["--limit"]),
+        (["log", "--diff", "--commits", "driver_stats"], 2, ["give one of them"]),
         (["init", "/proc/nobody/may/write"], 1, ["/proc/nobody/may/write cannot be written", "another folder"]),
         (["init", "x" * 300, "--name", "shop"], 1, ["cannot be written", "name too long"]),
         (["online", "--features", "driver_stats:trips", "--entity", "driver_id=1_001"], 2, ["'1_001'", "Int64"]),

@@ -297,11 +297,11 @@ def test_the_commands_of_history(store, root, capsys):
 
     said = run("rollback", "1", expect=2)
     assert "There is no terminal to ask on" in said
-    said = run("rollback", "1", "--yes")
+    said = run("rollback", "1", "--yes", "--message", "wrong rows")
     assert "Plan for shop: revision 2 -> 3" in said
     assert "Note: The files of the feature repo are not changed: the next `fs apply` would undo this." in said
     assert "shop is at revision 3." in said
-    assert "rollback to revision 1: ~feature_view:delays" in run("log")
+    assert "rollback to revision 1: wrong rows: ~feature_view:delays" in run("log")
     assert "+ WHERE delay > 1" in run("plan")
     assert "nothing to change" in run("rollback", "1", "delays", "--yes")
 
@@ -327,7 +327,7 @@ def test_code_does_not_come_back_and_commits_are_named(store, root, capsys):
     subprocess.run([*git, "commit", "-q", "-a", "-m", "second"], check=True)
     run("apply", "--yes")
     assert store.history(1)[0].info.commit not in ("", commit)
-    said = run("rollback", "1", "--yes")
+    said = run("rollback", "1", "--yes", "--message", "wrong rows")
     assert f"that revision was applied from git commit {commit}." in said
     assert store.history(1)[0].info.commit == commit  # what it has, not what is checked out
     assert "The code of doubled in the feature repo is another than that of revision 1." in said

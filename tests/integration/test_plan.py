@@ -236,7 +236,8 @@ def on_demand(code="def f(inputs): ...", **changes):
     [
         (on_demand("def f(inputs): return {}"), ChangeClass.REBUILD),
         (on_demand(mode="pandas"), ChangeClass.REBUILD),
-        (on_demand(sources=[view()[["n"]]]), ChangeClass.REBUILD),
+        (on_demand(sources=[view()[["n"]]]), ChangeClass.BREAKING),  # the same code would not find the others
+        (on_demand("def f(inputs): return {}", sources=[view()[["n"]]]), ChangeClass.REBUILD),
         (on_demand(schema=[Field("y", Float64)]), ChangeClass.BREAKING),
         (on_demand(schema=[Field("y", Float64), Field("z", Float64), Field("w", Int64)]), ChangeClass.COMPATIBLE),
     ],
@@ -404,7 +405,7 @@ def test_a_plan_made_before_another_apply_is_refused(store, root):
     stale = store.plan([view()])
     with FeatureStore(root) as other:
         other.apply([carrier])
-    with pytest.raises(RevisionConflictError, match="fs plan"):
+    with pytest.raises(RevisionConflictError, match="same command again"):
         store.apply_plan(stale)
     assert store.list("views") == []
 

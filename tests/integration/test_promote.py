@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -190,7 +191,7 @@ def test_definitions_go_from_project_to_project_over_every_registry(anywhere: tu
         prod.promote("model", "staging")
     assert prod.promote("model", "staging", at=1).steps == ()
     assert prod.promote("model", "staging", allow_breaking=True, message="less").applied == 4
-    assert prod.history(1)[0].info.message == "less"
+    assert re.fullmatch(r"promoted model from staging revision 2 \(\w{12}\): less", prod.history(1)[0].info.message)
     assert prod.workspace.snapshot().views["delays"].generation == 2
     prod.rollback(1, "delays")  # and back, as every apply
     assert [field.name for field in prod.get("view", "delays").fields] == ["delay", "count"]

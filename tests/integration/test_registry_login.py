@@ -793,7 +793,8 @@ def test_the_settings_reach_the_server(issuer: OidcIssuer, tmp_path: Path) -> No
     (root := tmp_path / "served").mkdir()
     (root / "feature_store.yaml").write_text(
         f"project: p\nregistry_server:\n  oidc_issuer: {issuer.url}\n  oidc_audience: site\n  oidc_claim: roles\n"
-        "  oidc_client_secret: ${SITE_SECRET}\n  oidc_cli_client_id: terminal\n  oidc_roles: {boss: admin}\n"
+        "  oidc_client_secret: ${SITE_SECRET}\n  oidc_cli_client_id: terminal\n"
+        "  oidc_roles: {boss: admin, crew: 'editor:flightlap'}\n"
         "  oidc_scopes: [openid, roles]\n  session: 1h\n"
     )
     with registry_process(root, environment={"SITE_SECRET": secret}) as url, Browser(url) as browser:
@@ -807,6 +808,7 @@ def test_the_settings_reach_the_server(issuer: OidcIssuer, tmp_path: Path) -> No
         assert bad.status_code == 400
     log = (tmp_path / "served-registry.log").read_text()
     assert "a login failed" in log
+    assert "oidc_roles names project 'flightlap', which has never been applied" in log
     for text in (secret, "SECRETCODE", "eyJ", "Traceback"):
         assert text not in log
 

@@ -160,16 +160,25 @@ def test_what_a_policy_refuses_no_approval_lets_through(team: Team) -> None:
     assert len(team.registry.definitions.history("p")) == 1
 
 
-def test_owner_groups_are_judged_by_the_stored_record(team: Team) -> None:
+def test_owner_groups_are_judged_by_the_stored_record(team: Team, told: Callable[[], str]) -> None:
     team.apply("ada", view(owner="tills"))
+    assert team.fs("ops", "policy", "set", "--refuse", "destructive") == 0
+    assert team.fs("ops", "policy", "set", "--group", "tills=ada,bbo") == 0
+    said = told()
+    assert "what 'tills' owns is changed by: anybody -> ada, bbo\n" in said
+    assert "No token or login has the name 'bbo' so far." in said
+    assert "'ada' so far" not in said
     assert team.fs("ops", "policy", "set", "--group", "tills=ada") == 0
+    policy = {"refuse": ["destructive"], "approve": [], "groups": {"tills": ["ada"]}}
+    with team.store("eve") as store:
+        assert store.workspace.registry.governance.policy("p") == policy  # type: ignore[union-attr]
     for stolen in (view(owner="bob", description="mine"), view(description="mine")):
         with pytest.raises(AuthError, match="belongs to 'tills', and 'bob' is not of that group") as raised:
             team.apply("bob", stolen)
         assert "Ask one of: ada" in raised.value.hint
     with team.store("eve") as store:
-        told = str(store.plan(view(description="mine")))
-    assert "Note: feature_view:takings belongs to 'tills': it is changed by ada alone." in told
+        plan = str(store.plan(view(description="mine")))
+    assert "Note: feature_view:takings belongs to 'tills': it is changed by ada alone." in plan
     assert team.apply("ada", view(owner="bob")).applied == 2
     assert team.apply("bob", view(owner="bob", description="mine")).applied == 3
 

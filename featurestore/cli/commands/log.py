@@ -32,6 +32,8 @@ from featurestore.types.times import to_rfc3339
 @repo_command
 def command(store: FeatureStore, output: Output, limit: int, diff: bool, commits: str | None) -> None:
     """Show what was applied and materialized, newest first."""
+    if diff and commits is not None:
+        raise click.UsageError("--diff shows applies, --commits a view's rows: give one of them.")
     if commits is not None:
         _show_commits(store, output, commits, limit)
         return

@@ -68,7 +68,7 @@ def _check_known(store: FeatureStore, project: str, so: str, hint: str = "") -> 
         )
 
 
-def _tokens_of(store: FeatureStore, project: str | None) -> list[Token]:
+def tokens_of(store: FeatureStore, project: str | None) -> list[Token]:
     """Return the tokens that are good for a project; its own may be older than what is applied to it."""
     name = project or store.project
     found = list(tokens(store.workspace.ledger, name))
@@ -77,6 +77,8 @@ def _tokens_of(store: FeatureStore, project: str | None) -> list[Token]:
     return found
 
 
+_LEAST_ID = 4
+"""A shorter beginning of an id names nothing."""
 _of_project = click.option("--project", callback=_project, help="Another project than the repo's.")
 
 
@@ -166,7 +168,7 @@ def list_(store: FeatureStore, output: Output, project: str | None) -> None:
     And who is logged in, with the address from which, where people log in.
     """
     now_us = store.workspace.clock()
-    found: list[Token | Session] = [*_tokens_of(store, project), *_logins(store, now_us)]
+    found: list[Token | Session] = [*tokens_of(store, project), *logins_of(store, now_us)]
     output.emit([_document(each, now_us) for each in found])
     rows = [(each.id, each.name, _role_of(each), _good_for(each), _end_of(each, now_us)) for each in found]
     if rows:
@@ -181,13 +183,13 @@ def list_(store: FeatureStore, output: Output, project: str | None) -> None:
 @_of_project
 @repo_command
 def revoke(store: FeatureStore, output: Output, id: str | None, person: str | None, project: str | None) -> None:
-    """Revoke the token ID, as `fs token list` shows it, for good, or end the login ID, or those of a person.
+    """Revoke the token ID, or what begins so, for good, or end the login ID, or those of a person.
 
     Somebody who may still log in at the identity provider can do it again: take the role away there first.
     """
     if (id is None) == (person is None):
         raise click.UsageError("Give either an ID or --person.")
-    logins = [each.id for each in _logins(store) if id == each.id or (person and person in (each.name, each.person))]
+    logins = [each.id for each in logins_of(store) if id == each.id or (person and person in (each.name, each.person))]
     if logins or id is None:
         ended = end_sessions(store.workspace.ledger, lambda each: each.id in logins)
         if not ended:
@@ -196,15 +198,17 @@ def revoke(store: FeatureStore, output: Output, id: str | None, person: str | No
         output.say(f"{ended[0].name} is logged out (logins ended: {len(ended)}).")
         return
     ledger, named = store.workspace.ledger, project or store.project
-    found = {token.id: token for token in _tokens_of(store, project)}
-    revoke_token(ledger, found[id].project if id in found else named, id, now_us=store.workspace.clock())
-    output.emit({"id": id, "revoked": True, "left": len(found) - 1})
-    output.say(f"Token {id} is revoked.")
+    found = {token.id: token for token in tokens_of(store, project)}
+    begun = [each for each in found if len(id) >= _LEAST_ID and each.startswith(id)]
+    key = begun[0] if len(begun) == 1 else id
+    revoke_token(ledger, found[key].project if key in found else named, key, now_us=store.workspace.clock())
+    output.emit({"id": key, "revoked": True, "left": len(found) - 1})
+    output.say(f"Token {key} is revoked.")
     if len(found) == 1:
         output.say("It was the last one. A server that has seen it stays closed, until `fs serve --open`.")
 
 
-def _logins(store: FeatureStore, now_us: int = 0) -> list[Session]:
+def logins_of(store: FeatureStore, now_us: int = 0) -> list[Session]:
     """Return who is logged in after an instant; nobody for who administers one project alone.
 
     Nor from a server of an earlier version, which answers 404.
