@@ -354,3 +354,17 @@ def test_an_audit_says_who_did_what_from_where(team: Team, told: Callable[[], st
     assert "name cora" in newest
     assert oldest.split()[2:5] == ["ada", "127.0.0.1", "apply"]
     assert "put feature_view:takings" in oldest
+    team.apply("ada", FeatureService("model", [view()]))
+    assert team.fs("ada", "consumer", "add", "churn", "--service", "model") == 0
+    assert team.fs("bob", "consumer", "remove", "churn") == 0
+    with team.store("eve") as store:
+        store.workspace.ledger.append("p", "training_set", "june", {"deleted": True})
+        store.workspace.ledger.append("p", "run", "r", {})
+    told()
+    assert team.fs("ops", "audit", "-n", "3") == 0
+    lines = [line.split()[2:] for line in told().splitlines()[1:]]
+    assert lines == [
+        ["eve", "127.0.0.1", "delete", "training", "set", "name", "june"],
+        ["bob", "127.0.0.1", "delete", "consumer", "name", "churn"],
+        ["ada", "127.0.0.1", "set", "consumer", "name", "churn"],
+    ]

@@ -17,7 +17,7 @@ _SHOWN_APART = ("action", "by", "token", "from")
 @click.option("--every-project", is_flag=True, help="What was done to no project in particular, such as its tokens.")
 @repo_command
 def command(store: FeatureStore, output: Output, limit: int, every_project: bool) -> None:
-    """Show who changed what, when and from where, newest first: applies, policies, approvals, tokens.
+    """Show who changed what, when and from where, newest first: applies, policies, tokens, consumers, …
 
     The server of a registry writes it down; in a file or database that you open yourself nothing is written. Needs a
     token with the role admin.

@@ -63,6 +63,8 @@ LEDGER: Mapping[str, Needs] = {
     **dict.fromkeys(("generation", "prepared", "consumer"), Needs(Role.VIEWER, Role.EDITOR)),
 }
 """By the kind of a ledger's entries. Tokens have routes of their own."""
+AUDITED = frozenset({"training_set", "consumer"})
+"""Kinds of the ledger's entries that people write and delete by name."""
 JOURNAL: Mapping[str, Needs] = {
     **dict.fromkeys(("commit", "publish", "pushed_online"), Needs(Role.VIEWER, Role.OPERATOR)),
     "serving": Needs(Role.VIEWER, Role.READER, is_server=True),  # readers' tokens are in many hands

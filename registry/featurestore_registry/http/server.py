@@ -26,7 +26,7 @@ from featurestore_registry.auth import Role, Token
 from featurestore_registry.auth.tokens import EVERY_PROJECT, KIND
 from featurestore_registry.errors import AuthError, FeatureStoreError, RegistryFormatError
 from featurestore_registry.http import wire
-from featurestore_registry.http.access import Access, shown
+from featurestore_registry.http.access import AUDITED, Access, shown
 from featurestore_registry.http.login import add_login, add_sessions, client_of
 from featurestore_registry.http.policy import Judge, Policy, name_of
 from featurestore_registry.http.urls import PREFIX
@@ -98,7 +98,7 @@ def create_app(registry: Registry, access: Access, *, judge: Judge, version: str
     routes = APIRouter(prefix=PREFIX, dependencies=[bearer], responses=_REFUSALS)  # the middleware checks it
     _add_definitions(routes, registry, access, policy)
     _add_policy(routes, access, policy)
-    _add_ledger(routes, registry)
+    _add_ledger(routes, registry, access)
     _add_journal(routes, registry, access)
     _add_tokens(routes, registry, access)
     add_sessions(routes, registry, access)
@@ -189,7 +189,7 @@ def _add_policy(api: APIRouter, access: Access, policy: Policy) -> None:
         return wire.ProposalBody(**found)
 
 
-def _add_ledger(api: APIRouter, registry: Registry) -> None:
+def _add_ledger(api: APIRouter, registry: Registry, access: Access) -> None:
     ledger = registry.ledger
 
     @api.get("/ledger", summary="Entries of the ledger, newest first", response_model=list[wire.LedgerEntryBody])
@@ -197,8 +197,11 @@ def _add_ledger(api: APIRouter, registry: Registry) -> None:
         return _json([wire.plain(entry) for entry in ledger.scan(project, kind, key=key, limit=limit)])
 
     @api.post("/ledger", summary="Append an entry to the ledger")
-    def append(project: Project, kind: Kind, body: wire.EntryBody) -> wire.VersionBody:
+    def append(project: Project, kind: Kind, body: wire.EntryBody, request: Request) -> wire.VersionBody:
         made = ledger.append(project, kind, body.key, body.document, if_version=body.if_version)
+        if kind in AUDITED:
+            action = "delete" if body.document in _GONE else "set"
+            _audit(access, request, project, f"{action} {kind.replace('_', ' ')}", {"name": body.key})
         return wire.VersionBody(version=made)
 
 
@@ -279,6 +282,10 @@ def _add_journal(api: APIRouter, registry: Registry, access: Access) -> None:
         count = journal.forget(project, kind, before)
         _audit(access, request, project, "forget", {"kind": kind, "before": before.isoformat(), "count": count})
         return wire.CountBody(count=count)
+
+
+_GONE = ({"deleted": True}, {"gone": True})
+"""How the feature store marks an entry as deleted: the ledger only grows."""
 
 
 def _names(changes: Sequence[Change]) -> list[str]:
