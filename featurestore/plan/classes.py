@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -186,19 +187,15 @@ def _told(window: Window) -> str:
 def _on_demand(before: OnDemandFeatureView, after: OnDemandFeatureView) -> list[Difference]:
     found = _fields(before.fields, after.fields, removed=ChangeClass.BREAKING)
     found += _attributes(before, after, ChangeClass.REBUILD, "mode", "code")
-    # The same code would look for what it is no longer given.
-    is_less = before.code == after.code and not _given(before) <= _given(after)
-    change = ChangeClass.BREAKING if is_less else ChangeClass.REBUILD
+    gone = _given(before) - _given(after)
+    is_missed = any(re.search(rf"\b{re.escape(name)}\b", after.code) for name in gone)  # the code looks for it
+    change = ChangeClass.BREAKING if is_missed else ChangeClass.REBUILD
     return found + _compare("sources", _inputs(before), _inputs(after), change)
 
 
-def _given(view: OnDemandFeatureView) -> set[tuple[str, str]]:
-    return {
-        (source.name, name)
-        for source in view.inputs
-        if not isinstance(source, RequestSource)
-        for name in input_names(source)
-    }
+def _given(view: OnDemandFeatureView) -> set[str]:
+    """Return the names under which a function finds values."""
+    return {name for source in view.inputs for name in input_names(source)}
 
 
 def _inputs(view: OnDemandFeatureView) -> list[str]:

@@ -236,8 +236,9 @@ def on_demand(code="def f(inputs): ...", **changes):
     [
         (on_demand("def f(inputs): return {}"), ChangeClass.REBUILD),
         (on_demand(mode="pandas"), ChangeClass.REBUILD),
-        (on_demand(sources=[view()[["n"]]]), ChangeClass.BREAKING),  # the same code would not find the others
-        (on_demand("def f(inputs): return {}", sources=[view()[["n"]]]), ChangeClass.REBUILD),
+        (on_demand(sources=[view()[["n"]]]), ChangeClass.REBUILD),
+        (on_demand("def f(inputs): return inputs['n']", sources=[view()[["n"]]]), ChangeClass.REBUILD),
+        (on_demand("def f(inputs): return inputs['delay']", sources=[view()[["n"]]]), ChangeClass.BREAKING),
         (on_demand(schema=[Field("y", Float64)]), ChangeClass.BREAKING),
         (on_demand(schema=[Field("y", Float64), Field("z", Float64), Field("w", Int64)]), ChangeClass.COMPATIBLE),
     ],
