@@ -349,14 +349,17 @@ def test_a_close_that_waited_long_enough_leaves_no_registry_open(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(noting, "CLOSE_SECONDS", 0.05)
-    kind, hangs = type(workspace.registry), threading.Event()
+    kind, hangs, begun = type(workspace.registry), threading.Event(), threading.Event()
     append, closed = type(workspace.registry.journal).append, list[Any]()
-    monkeypatch.setattr(type(workspace.registry.journal), "append", lambda *given: hangs.wait(10) and append(*given))
+    monkeypatch.setattr(
+        type(workspace.registry.journal), "append", lambda *given: begun.set() or (hangs.wait(10) and append(*given))
+    )
     close = kind.close
     monkeypatch.setattr(kind, "close", lambda registry: closed.append(registry) or close(registry))
     push_one(workspace, 7, "online")
     push_one(workspace, 7)
     thread = notes_of(workspace)._thread
+    assert begun.wait(10)
     workspace.close()
     assert len(closed) == 1
     hangs.set()
