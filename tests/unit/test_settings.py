@@ -12,7 +12,8 @@ import pytest
 
 from featurestore.backends import local_path, open_offline, open_online, open_registry
 from featurestore.errors import SettingsError
-from featurestore.project.settings import StoreSettings, make_settings, read_settings
+from featurestore.project.settings import RegistryServerSettings, StoreSettings, make_settings, read_settings
+from featurestore.server.run import _identity_provider
 
 
 @pytest.fixture(autouse=True)
@@ -411,3 +412,11 @@ def test_a_secret_of_the_identity_provider_is_not_shown_and_a_public_url_is_an_o
     for proxy in ("10.0.0.0/33", "10.0.0.1/8", "proxy.example", "*", ""):
         with pytest.raises(SettingsError, match="trusted_proxies"):
             make_settings({"project": "p", "registry_server": {"trusted_proxies": [proxy]}})
+
+
+def test_a_role_that_does_not_exist_names_its_setting() -> None:
+    settings = RegistryServerSettings(
+        oidc_issuer="https://id.example.org", oidc_audience="site", oidc_roles={"g": "admn"}
+    )
+    with pytest.raises(SettingsError, match="oidc_roles: There is no role 'admn'"):
+        _identity_provider(settings)
