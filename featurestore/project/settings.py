@@ -20,6 +20,7 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    PlainSerializer,
     PlainValidator,
     SecretStr,
     ValidationError,
@@ -50,7 +51,14 @@ def read_duration(value: Any) -> timedelta:
         raise ValueError("this is too long: time is counted until the year 9999") from None
 
 
-Duration = Annotated[timedelta, BeforeValidator(read_duration)]
+def _duration_text(span: timedelta) -> str:
+    """Return what `read_duration` reads back: dumped settings are settings again."""
+    return f"{span // timedelta(milliseconds=1)}ms"
+
+
+Duration = Annotated[
+    timedelta, BeforeValidator(read_duration), PlainSerializer(_duration_text, return_type=str, when_used="json")
+]
 
 
 def _read_url(value: Any) -> StoreUrl:

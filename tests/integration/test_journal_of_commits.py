@@ -365,7 +365,7 @@ def test_a_close_that_waited_long_enough_leaves_no_registry_open(
     hangs.set()
     assert thread is not None
     thread.join(10)
-    assert workspace.__dict__["registry"] is closed[-1] is not closed[0]  # opened once more, and closed
+    assert workspace.__dict__.get("registry") in (None, closed[-1])  # none that was opened meanwhile is left
 
 
 def test_what_nobody_understands_stops_nothing(

