@@ -6,15 +6,12 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -182,12 +179,11 @@ def test_an_interrupt_says_how_to_go_on(repo: Path, fs: Run, monkeypatch: pytest
 
 
 def test_an_interrupt_in_the_engine_is_one() -> None:
-    """DuckDB takes the signal, and raises an error of another type."""
-    query = "SELECT sum(a.range * b.range) FROM range(200000) a, range(200000) b"
-    told = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    told.start()
-    with pytest.raises(KeyboardInterrupt), duckdb.connect() as connection, translated("count"):
-        connection.execute(query).fetchall()
+    """DuckDB takes the signal, where it looks for one, and raises an error of another type."""
+    with pytest.raises(KeyboardInterrupt), translated("count"):
+        raise RuntimeError("Query interrupted")
+    with pytest.raises(RuntimeError, match="another"), translated("count"):
+        raise RuntimeError("another")
 
 
 COMMANDS = [
