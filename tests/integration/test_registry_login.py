@@ -724,6 +724,7 @@ def test_fs_login_and_logout(
     site.issuer.person["groups"] = ["ranking"]
     kept = tmp_path / "config" / "featurestore" / "credentials.json"
     visiting(monkeypatch)
+    assert "https://registry.example" in fs("login", "registry.example", code=1)
     said = fs("login", site.url)
     assert "as ada (editor:p)" in said
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from featurestore_registry.auth.sessions import PREFIX
@@ -25,17 +25,15 @@ def registry_of(store: FeatureStore, url: str | None) -> StoreSettings:
     """Return the registry at a URL, by default the repo's; raises SettingsError where it is not behind HTTP."""
     registry: StoreSettings = StoreSettings.model_validate({"url": url}) if url else store.settings.registry
     if not registry.url.startswith(("https://", "http://")):
-        raise SettingsError(
-            "registry: this one is not behind HTTP, and asks for no token.",
-            hint="Set `registry` to the URL of a registry's server first.",
-            key="registry",
-        )
+        hint = "Set `registry` to the URL of a registry's server first."
+        if url:
+            hint = f"Write the whole URL of a registry's server: https://{url.rpartition('//')[2]}"
+        raise SettingsError("registry: this one is not behind HTTP, and asks for no token.", hint=hint, key="registry")
     return registry
 
 
 def _opened(store: FeatureStore, registry: StoreSettings, token: str | None = None) -> HttpRegistry:
-    found: Any = open_registry(registry, store.root, token=token)
-    return found  # type: ignore[no-any-return]
+    return cast("HttpRegistry", open_registry(registry, store.root, token=token))  # `registry_of` saw to that
 
 
 @click.command("login")
