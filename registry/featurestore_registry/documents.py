@@ -13,6 +13,9 @@ from typing import Literal
 
 WATERMARK, RUN_START, RUN = "watermark", "run_start", "run"
 """Kinds of entries. The key of a watermark is ``{view}.{generation}``, of a run the view."""
+STATISTICS, EDGES = "statistics", "edges"
+"""Kinds of entries. The key of both is ``{view}.{generation}``; that of a saved training set's statistics is
+``training_set:{name}``. An on-demand feature view has generation 0."""
 
 Interval = tuple[int, int]
 """[start, end) of event time, UTC microseconds."""
@@ -114,3 +117,86 @@ class RunDocument:
     """Events among ``unchanged`` and ``duplicates`` that differ from the one of their id that counts."""
     conflicts_in_source: int = 0
     """Those of which the source holds the id with other values, too: a rebuild does not end them."""
+
+
+Scalar = bool | int | float | str | None
+"""A value as JSON: instants RFC 3339 with microseconds, dates ISO, decimals as text, bytes in base64."""
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+"""Of which `ColumnStatistics.quantiles` holds the values."""
+
+
+@dataclass(frozen=True, slots=True)
+class BinsDocument:
+    """The bins in which one column is counted, wherever it is counted. Bins of another version are another array."""
+
+    version: int = 1
+    """Grows when too many values had come to lie outside, and the bins were made again."""
+    points: tuple[Scalar, ...] = ()
+    """Values with a bin of their own, sorted: those of over 5 % of the rows; of texts and bools the most frequent."""
+    edges: tuple[float, ...] = ()
+    """Ascending. Between two of them lies a bin, with its lower edge; the last bin with both. Numbers and times (these
+    in UTC microseconds) only."""
+    rows: int = 0
+    """The rows that they were made from."""
+    made_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EdgesDocument:
+    """The bins of the columns of a view's generation: of its stored columns, and of its windowed features."""
+
+    columns: Mapping[str, BinsDocument] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnStatistics:
+    """One column of the rows that a run appended, or of a training set. Shares are left to the reader."""
+
+    name: str
+    type: str
+    role: Literal["key", "feature", "input"] = "feature"
+    """A key shows none of its values. An input is a column that windowed features are computed from."""
+    rows: int = 0
+    nulls: int = 0
+    not_finite: int = 0
+    """NaN and infinities: in no other figure than this and the number of rows."""
+    distinct: int | None = None
+    """Approximate, within a few percent; exact where there are few. None where the type has none, such as arrays."""
+    minimum: Scalar = None
+    maximum: Scalar = None
+    mean: float | None = None
+    deviation: float | None = None
+    """Standard deviation of the rows, not of a population that they are drawn from."""
+    quantiles: tuple[Scalar, ...] = ()
+    """At each of `QUANTILES`, from the sample; empty where the type has no order that helps."""
+    top: tuple[tuple[Scalar, int], ...] = ()
+    """The most frequent values with their rows in the sample, most frequent first; empty where values may not show."""
+    is_hidden: bool = False
+    """Whether no value shows, because the column is a key or tagged ``personal``."""
+    bins: int | None = None
+    """The version of the column's `BinsDocument`; None where it is not counted in bins."""
+    at_points: tuple[int, ...] = ()
+    """Rows of the sample with each value of its ``points``."""
+    in_bins: tuple[int, ...] = ()
+    """Rows of the sample below the first edge, in each bin, above the last edge: one more than there are edges."""
+    elsewhere: int = 0
+    """Rows of the sample with a value that no point and no bin holds: a text that is not among the points."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsDocument:
+    """What a run appended to a view, or what a saved training set holds, column by column."""
+
+    made_us: int
+    rows: int
+    sampled: int
+    """Rows that quantiles, top values and bins were counted from: a sample by a hash, or all of them."""
+    columns: tuple[ColumnStatistics, ...]
+    run_id: str = ""
+    """The run that appended the rows; empty for a training set."""
+    revision: str = ""
+    """The hash of the definitions' revision."""
+    code_hash: str = ""
+    """Of the code that on-demand features of a training set were computed with; of a view's SQL."""
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """For each source the files that the run read."""
