@@ -31,6 +31,7 @@ test: .venv/.installed-test
 	@$(MAKE) --no-print-directory --jobs 2 lint collect
 	@sh tools/redis.sh
 	@sh tools/postgres.sh $(BIN)/python
+	@sh tools/chromium.sh $(BIN)/python
 	@rm -f .coverage .coverage.*
 	@scratch=$$(sh tools/scratch.sh); trap 'rm -rf "$$scratch"' EXIT INT TERM HUP; \
 		$(PYTEST) $${scratch:+--basetemp="$$scratch"} --cov --cov-report=term:skip-covered --durations=25

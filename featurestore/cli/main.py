@@ -31,6 +31,7 @@ COMMANDS = {
     "peek": "Show the newest rows of a feature view.",
     "serve": "Serve features over HTTP.",
     "token": "Create, list and revoke tokens of servers.",
+    "catalog": "Show the catalog in a browser.",
     "list": "List what is registered.",
     "show": "Show one definition.",
     "status": "Show freshness, watermarks, rows and runs.",

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
+import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -144,6 +145,31 @@ def serve_registry(root: Path, *, host: str, port: int, debug: bool, log_format:
             check()
             proxies = workspace.settings.registry_server.trusted_proxies
             uvicorn.Server(server_config(app, trusted_proxies=proxies)).run(sockets=[listening])
+
+
+def serve_catalog(root: Path, *, port: int, opens: bool, debug: bool) -> None:
+    """Show the catalog of a repo's registry on loopback until SIGTERM or SIGINT, in a browser if one ``opens``.
+
+    Nobody shows a token: who reaches the port sees what the settings' registry lets this process read. Raises
+    SettingsError for a port that is taken, and what opening the registry raises.
+    """
+    from featurestore_registry.catalog.addresses import project_address
+    from featurestore_registry.catalog.app import Catalog
+
+    _prepare_process("text", debug)
+    with suppress(_Stopped), _stopping_by_signals() as check, closing(open_workspace(root)) as workspace:
+        registry = workspace.registry
+        registry.definitions.head(workspace.project)  # says now why it cannot be read
+        with bind("127.0.0.1", port) as listening:
+            bound = listening.getsockname()[1]
+            app = Catalog(registry, is_local=True, hosts=[f"127.0.0.1:{bound}", f"localhost:{bound}"])
+            address = f"{url_of(listening)}{project_address(workspace.project)}"
+            sys.stdout.write(f"The catalog is at {address} until you press Ctrl-C.\n")
+            sys.stdout.flush()
+            if opens:
+                webbrowser.open(address)
+            check()
+            uvicorn.Server(server_config(app)).run(sockets=[listening])
 
 
 def _identity_provider(settings: RegistryServerSettings) -> IdentityProvider | None:

@@ -30,7 +30,8 @@ class Verifier(Protocol):
 class AuthMiddleware:
     """An ASGI app that lets a request through to ``app`` only with a token whose role is enough.
 
-    - ``open_paths`` never need a token; they are compared with the whole ``scope["path"]``.
+    - ``open_paths`` never need a token; they are compared with the whole ``scope["path"]``. ``open_below`` are
+      beginnings of such paths: what answers there checks the token itself.
     - ``permit(scope, token)`` raises AuthError where a token is not enough for any other request, of any method; see
       `Token.require`.
 
@@ -51,12 +52,14 @@ class AuthMiddleware:
         open_paths: frozenset[str],
         permit: Callable[[Scope, Token], None],
         cookie: str = "",
+        open_below: tuple[str, ...] = (),
     ) -> None:
         self._app = app
         self._verifier = verifier
         self._open_paths = open_paths
         self._permit = permit
         self._cookie = cookie
+        self._open_below = open_below
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -74,7 +77,7 @@ class AuthMiddleware:
         try:
             scope.setdefault("state", {})["token"] = self._admit(scope)
         except AuthError as error:
-            if scope["path"] not in self._open_paths:
+            if scope["path"] not in self._open_paths and not scope["path"].startswith(self._open_below):
                 await self._refuse(scope, send, error)
                 return
         await self._app(scope, receive, send)

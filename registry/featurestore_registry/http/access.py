@@ -38,6 +38,8 @@ logger = logging.getLogger("featurestore.registry")
 
 SESSION_PATH = f"{PREFIX}/session"
 OPEN_PATHS = frozenset({"/health", "/ready", "/", "/login", "/login/callback", "/logout", f"{PREFIX}/login"})
+OPEN_BELOW = ("/p/", "/static/")
+"""Pages of the catalog: they answer those without a token how to log in, and check roles themselves."""
 REFRESH_SECONDS = 2.0
 """How long a revoked token may go on at most, and a new one of another process wait."""
 SESSION_SECONDS = 12 * 3600.0
@@ -104,7 +106,14 @@ class Access:
 
     def guard(self, app: ASGIApp) -> ASGIApp:
         """Return an app that lets only those through who may."""
-        return AuthMiddleware(app, verifier=self, open_paths=OPEN_PATHS, permit=permit, cookie=self.cookie)
+        return AuthMiddleware(
+            app,
+            verifier=self,
+            open_paths=OPEN_PATHS,
+            permit=permit,
+            cookie=self.cookie,
+            open_below=OPEN_BELOW,
+        )
 
     def cookie_named(self, name: str) -> str:
         """Return the whole name: over TLS one that only this host can have set, for all of its paths (RFC 6265bis)."""
@@ -218,13 +227,13 @@ def permit(scope: Scope, token: Token) -> None:
     query = QueryParams(scope["query_string"])
     path, method = scope["path"], scope["method"]
     project = _one(query, "project")
-    if path in ("/", SESSION_PATH):
+    if path == SESSION_PATH:
         return  # only about oneself
     if isinstance(token, Person) and not token.roles:
         raise AuthError("Your groups have no role here: ask an admin for one.", status=403)
     if isinstance(token, Person) and token.nonce is not None:
         raise AuthError("This token is for a login alone: run `fs login`.", status=403)
-    if path == f"{PREFIX}/projects":
+    if path in ("/", f"{PREFIX}/projects") or path.startswith(OPEN_BELOW):
         return  # of those that the token sees
     if path == f"{PREFIX}/apply":
         token.require(Role.EDITOR, project)

@@ -10,16 +10,17 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import astuple
 from datetime import UTC, datetime
-from html import escape
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.responses import RedirectResponse, Response
 
 from featurestore_registry.auth import Person, Session
 from featurestore_registry.auth.middleware import cookie_of
 from featurestore_registry.auth.sessions import KIND, SESSIONS, document_of, sessions_of
 from featurestore_registry.auth.tokens import EVERY_PROJECT
+from featurestore_registry.catalog.app import said
+from featurestore_registry.catalog.frame import HEADERS
 from featurestore_registry.errors import AuthError, RecordNotFoundError, RegistryError, RegistryUnavailableError
 from featurestore_registry.http import wire
 from featurestore_registry.http.access import Access
@@ -39,40 +40,19 @@ _PATH = re.compile(r"/(?!/)[\x21-\x5b\x5d-\x7e]*")
 """A path of this server: printable ASCII without a backslash, which browsers take for a slash."""
 _MOST_PATH = 1000
 """A longer one is none: a browser drops a cookie of more than 4,096 bytes."""
-_HEADERS = {
-    "content-security-policy": "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
-    "referrer-policy": "same-origin",  # with no-referrer browsers would send no Origin along with the form
-}
-
-
-def page(title: str, body: str = "", *, status: int = 200) -> HTMLResponse:
-    """Return a page; ``body`` is HTML, ``title`` any text."""
-    text = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><h1>{escape(title)}</h1>'
-    )
-    return HTMLResponse(text + body, status, _HEADERS)
 
 
 def add_login(api: FastAPI, access: Access) -> None:
     """Add what browsers ask for, and the one route of the API that wants no token."""
     begun = access.cookie_named("fs_login")
 
-    @api.get("/", include_in_schema=False)
-    def home(request: Request) -> Response:
-        token = request.scope["state"].get("token")
-        if not isinstance(token, Person):
-            return page("Feature registry", '<p>Nobody is logged in. <a href="/login">Log in</a>')
-        roles = escape(", ".join(role for _, role in token.roles))
-        button = '<form method="post" action="/logout"><button>Log out</button></form>'
-        return page("Feature registry", f"<p>Logged in as {escape(token.name)} ({roles}).{button}")
-
     @api.post("/logout", include_in_schema=False)
     def logout(request: Request) -> Response:
         told = request.headers.getlist("origin")
         if told != [access.public_url] and (told or request.headers.getlist("sec-fetch-site") != ["same-origin"]):
-            return page("Another site asked for this", "<p>Nobody was logged out.", status=403)
+            return said("Another site asked for this", "Nobody was logged out.", status=403)
         _end(request, access)
-        answer = RedirectResponse("/", 303, _HEADERS)
+        answer = RedirectResponse("/", 303, HEADERS)
         _set_cookie(answer, access, access.cookie, "", 0)
         return answer
 
@@ -101,13 +81,13 @@ def add_login(api: FastAPI, access: Access) -> None:
 
 def _answered(access: Access, work: Callable[[CodeFlow], Response]) -> Response:
     if access.provider is None or not access.public_url:
-        return page("Nobody logs in here by browser", status=404)
+        return said("Nobody logs in here by browser", status=404)
     from featurestore_registry.http.flow import CodeFlow
 
     issuer = access.provider.issuer
     flow = CodeFlow(access.provider, issuer.audience, f"{access.public_url}/login/callback", issuer.secret)
     if not _waiting.acquire(blocking=False):
-        return page("Too many people log in at this moment. Try again.", status=503)
+        return said("Too many people log in at this moment", "Try again.", status=503)
     try:
         return work(flow)
     except RegistryError as error:
@@ -118,7 +98,7 @@ def _answered(access: Access, work: Callable[[CodeFlow], Response]) -> Response:
 
 def _begun(access: Access, flow: CodeFlow, cookie: str, after: str) -> Response:
     address, request = flow.begin()
-    answer = RedirectResponse(address, 303, _HEADERS)
+    answer = RedirectResponse(address, 303, HEADERS)
     kept = base64.urlsafe_b64encode(json.dumps([*astuple(request), _local(after)]).encode()).decode().rstrip("=")
     _set_cookie(answer, access, cookie, kept, LOGIN_SECONDS)
     return answer
@@ -139,7 +119,7 @@ def _logged_in(request: Request, access: Access, flow: CodeFlow, kept: bytes | N
     _, claims = flow.finish(request.url.query, AuthorizationRequest(state, nonce, verifier))
     text, _ = access.log_in(flow.provider.person(claims), "browser", client_of(request))
     _end(request, access)
-    answer = RedirectResponse(_local(after), 303, _HEADERS)
+    answer = RedirectResponse(_local(after), 303, HEADERS)
     _set_cookie(answer, access, access.cookie, text, access.session_seconds)
     return answer
 
@@ -159,7 +139,7 @@ def _failed(error: RegistryError) -> Response:
         told, status = "The registry's database does not answer. Try again.", 503
     else:
         told, status = "The registry could not keep the login. Try again; the server's log tells more.", 503
-    return page("The login failed", f'<p>{escape(told)}<p><a href="/login">Log in</a>', status=status)
+    return said("The login failed", told, link=("/login", "Log in"), status=status)
 
 
 def _set_cookie(answer: Response, access: Access, name: str, value: str, seconds: float) -> None:

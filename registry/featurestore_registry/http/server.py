@@ -20,10 +20,12 @@ from fastapi.security import HTTPBearer
 from pydantic import Field
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featurestore_registry.auth import Role, Token
 from featurestore_registry.auth.tokens import EVERY_PROJECT, KIND
+from featurestore_registry.catalog.app import Catalog
 from featurestore_registry.errors import AuthError, FeatureStoreError, RegistryFormatError
 from featurestore_registry.http import wire
 from featurestore_registry.http.access import AUDITED, Access, shown
@@ -92,6 +94,8 @@ def create_app(registry: Registry, access: Access, *, judge: Judge, version: str
     api.add_exception_handler(HTTPException, _http_error)
     _add_health(api, registry)
     add_login(api, access)
+    catalog = Catalog(registry, logs_in=lambda: access.provider is not None and bool(access.public_url))
+    api.routes.extend(Route(path, catalog) for path in ("/", "/p/{rest:path}", "/static/{name}"))
     bearer = Security(
         HTTPBearer(auto_error=False, description="A token of `fs token create`, or of the identity provider.")
     )

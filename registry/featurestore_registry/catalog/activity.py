@@ -1,0 +1,168 @@
+"""What the ledger says about a project's views: how fresh each is, and how its last run went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from featurestore_registry.catalog.project import VIEW, Project
+from featurestore_registry.catalog.reading import read, read_all
+from featurestore_registry.catalog.words import age, ago, duration
+from featurestore_registry.documents import RUN, RUN_START, WATERMARK, RunDocument, WatermarkDocument
+from featurestore_registry.interface import LedgerReader
+from featurestore_registry.records import Document
+
+LEASE = "lease"
+_LEASE_LEEWAY_US = 10_000_000
+
+State = Literal["failed", "stale", "empty", "running", "fresh", "offline"]
+"""The worst first: a list that is sorted by it begins with what wants attention."""
+STATES: tuple[State, ...] = ("failed", "stale", "empty", "running", "fresh", "offline")
+LABELS: Mapping[State, str] = {
+    "failed": "failed",
+    "stale": "stale",
+    "empty": "no data",
+    "running": "running",
+    "fresh": "fresh",
+    "offline": "has data",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ViewActivity:
+    """One view's data at a moment, from its newest entries."""
+
+    view: str
+    generation: int
+    ttl_us: int | None
+    watermark: WatermarkDocument | None = None
+    last: RunDocument | None = None
+    """The newest run that ended, of the served generation."""
+    begun: RunDocument | None = None
+    """A run that began after it and has not ended."""
+    is_alive: bool = False
+    """Whether that run seems to be under way: it holds the view's lease."""
+
+    @property
+    def newest_us(self) -> int | None:
+        """The greatest event time that is committed."""
+        return None if self.watermark is None else self.watermark.greatest_event_us
+
+    @property
+    def rows(self) -> int:
+        """Rows in the offline table."""
+        return 0 if self.watermark is None else self.watermark.offline_rows
+
+    def state(self, now_us: int) -> State:
+        """Tell how the view is, at an instant: a failure first, then what is stale."""
+        if (self.last is not None and self.last.state in ("failed", "killed")) or (
+            self.begun is not None and not self.is_alive
+        ):
+            return "failed"
+        if self.newest_us is None:
+            return "running" if self.is_alive else "empty"
+        if self.ttl_us is not None and now_us - self.newest_us > self.ttl_us:
+            return "stale"
+        if self.is_alive:
+            return "running"
+        return "offline" if self.ttl_us is None else "fresh"
+
+    def says(self, now_us: int) -> str:
+        """Return its state as a sentence."""
+        state = self.state(now_us)
+        if state == "failed":
+            if self.begun is not None and not self.is_alive:
+                return f"a run began {ago(self.begun.started_us, now_us)} and never ended: its process was killed"
+            assert self.last is not None
+            return f"the last run failed: {self.last.error or 'it says no reason'}"
+        if state == "empty":
+            return "nothing was materialized yet"
+        if state == "stale":
+            assert self.newest_us is not None
+            return (
+                f"its newest event is {age(now_us - self.newest_us)} old; values expire after {duration(self.ttl_us)}"
+            )
+        if state == "running":
+            return "a run is under way"
+        return f"newest event {ago(self.newest_us, now_us)}"
+
+
+def activity_of(ledger: LedgerReader, project: Project, now_us: int) -> dict[str, ViewActivity]:
+    """Return how each view is, by name: four reads of the ledger, whatever the number of views."""
+    name = project.name
+    watermarks = read_all(ledger.scan(name, WATERMARK), WatermarkDocument)
+    runs = read_all(ledger.scan(name, RUN), RunDocument)
+    starts = read_all(ledger.scan(name, RUN_START), RunDocument)
+    leases = {entry.key: entry.document for entry in ledger.scan(name, LEASE)}
+    found = {}
+    for record in project.of_kind(VIEW):
+        generation = generation_of(record.document)
+        found[record.name] = _activity(
+            record.name,
+            record.document,
+            watermarks.get(f"{record.name}.{generation}"),
+            runs.get(record.name),
+            starts.get(record.name),
+            leases.get(record.name),
+            now_us,
+        )
+    return found
+
+
+def activity_of_view(ledger: LedgerReader, project: str, view: str, document: Document, now_us: int) -> ViewActivity:
+    """Return how one view is, from its own entries alone."""
+    key = f"{view}.{generation_of(document)}"
+    lease = ledger.latest(project, LEASE, view)
+    return _activity(
+        view,
+        document,
+        read(ledger.latest(project, WATERMARK, key), WatermarkDocument),
+        read(ledger.latest(project, RUN, view), RunDocument),
+        read(ledger.latest(project, RUN_START, view), RunDocument),
+        None if lease is None else lease.document,
+        now_us,
+    )
+
+
+def runs_of_view(ledger: LedgerReader, project: str, view: str, limit: int) -> list[RunDocument]:
+    """Return the newest runs that ended, newest first."""
+    found = (read(entry, RunDocument) for entry in ledger.scan(project, RUN, key=view, limit=limit))
+    return [run for run in found if run is not None]
+
+
+def generation_of(document: Document) -> int:
+    """Return a view's generation."""
+    found = document.get("generation")
+    return found if isinstance(found, int) else 1
+
+
+def _activity(
+    view: str,
+    document: Document,
+    watermark: WatermarkDocument | None,
+    run: RunDocument | None,
+    start: RunDocument | None,
+    lease: Document | None,
+    now_us: int,
+) -> ViewActivity:
+    generation, ttl = generation_of(document), document.get("ttl_us")
+    last = run if run is not None and run.generation == generation and not run.dry_run else None
+    begun = start if start is not None and start.generation == generation and not start.dry_run else None
+    if begun is not None and run is not None and (run.run_id == begun.run_id or run.started_us > begun.started_us):
+        begun = None
+    return ViewActivity(
+        view,
+        generation,
+        ttl if isinstance(ttl, int) else None,
+        watermark,
+        last,
+        begun,
+        begun is not None and lease is not None and _holds(lease, begun.run_id, now_us),
+    )
+
+
+def _holds(lease: Mapping[str, Any], run_id: str, now_us: int) -> bool:
+    expires = lease.get("expires_us")
+    is_live = isinstance(expires, int) and now_us < expires + _LEASE_LEEWAY_US
+    return is_live and lease.get("holder") == run_id and not lease.get("released")

@@ -1,0 +1,47 @@
+"""Documents of ledger and journal, read as far as this version understands them: none may stop a page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import msgspec
+
+from featurestore_registry.records import Document, JournalEntry, LedgerEntry
+
+logger = logging.getLogger("featurestore.registry")
+
+Made = TypeVar("Made")
+Answer = TypeVar("Answer")
+
+
+def read(entry: LedgerEntry | JournalEntry | None, kind: type[Made]) -> Made | None:
+    """Return an entry's document; None, with a line in the log, where it has another form."""
+    if entry is None:
+        return None
+    try:
+        return msgspec.convert(entry.document, kind)
+    except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as error:
+        logger.info("the catalog leaves out %s %r of project %r: %s", entry.kind, entry.key, entry.project, error)
+        return None
+
+
+def read_all(entries: Iterable[LedgerEntry], kind: type[Made]) -> dict[str, Made]:
+    """Return the documents of entries by their keys, those that have the form."""
+    return {entry.key: made for entry in entries if (made := read(entry, kind)) is not None}
+
+
+def facts(document: Document, make: Callable[[Document], Answer]) -> Answer | None:
+    """Return what ``make`` finds in a record's document; None where a version wrote it that writes otherwise."""
+    try:
+        return make(document)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def mapping(value: Any) -> Document:
+    """Return a JSON object; raises TypeError for anything else."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is no object")
+    return value

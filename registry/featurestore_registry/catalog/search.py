@@ -1,0 +1,172 @@
+"""Search over a project's definitions and features: in memory, on the server."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+from featurestore_registry.catalog.project import OFFERS_FEATURES, ORDER, Project
+from featurestore_registry.records import Record, RecordField
+
+PER_PAGE = 50
+MOST_TERMS = 8
+MOST_FACETS = 12
+"""Values of a facet that are offered, the most frequent."""
+FACETS = ("kind", "owner", "type", "tag")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something that can be found."""
+
+    kind: str
+    name: str
+    view: str
+    """The view of a feature; empty for a definition."""
+    view_kind: str
+    description: str
+    owner: str
+    types: tuple[str, ...]
+    tags: tuple[str, ...]
+    """As ``name=value``."""
+    columns: tuple[str, ...]
+    """What it is computed from."""
+
+    @property
+    def target(self) -> tuple[str, ...]:
+        """The address of its page, below the project."""
+        return ("feature", self.view_kind, self.view, self.name) if self.view else (self.kind, self.name)
+
+    def facet(self, name: str) -> tuple[str, ...]:
+        """Return its values of a facet."""
+        if name == "type":
+            return self.types
+        if name == "tag":
+            return self.tags
+        value = self.kind if name == "kind" else self.owner
+        return (value,) if value else ()
+
+
+class Found(NamedTuple):
+    """A page of what was found, best first."""
+
+    total: int
+    entries: Sequence[Entry]
+    facets: Mapping[str, Sequence[tuple[str, int]]]
+    terms: tuple[str, ...]
+
+
+class Index:
+    """The entries of one revision. To search reads texts that were put together once."""
+
+    def __init__(self, project: Project) -> None:
+        entries = [entry for record in _ordered(project) for entry in _entries(record)]
+        entries.sort(key=lambda entry: bool(entry.view))  # definitions first, each in the order of their lists
+        self._entries = entries
+        self._names = [entry.name.casefold() for entry in entries]
+        self._texts = [_text(entry) for entry in entries]
+
+    def search(self, query: str, wanted: Mapping[str, str], page: int = 1) -> Found:
+        """Return a page of the entries that hold every word of a query and have the wanted values of facets."""
+        terms = tuple(dict.fromkeys(query.casefold().split()))[:MOST_TERMS]
+        found: Iterable[int] = range(len(self._entries))
+        for term in terms:
+            found = [at for at in found if term in self._texts[at]]
+        for facet, value in wanted.items():
+            if value:
+                found = [at for at in found if value in self._entries[at].facet(facet)]
+        found = list(found)
+        if terms:
+            names, whole = self._names, " ".join(terms)
+            first, is_one = terms[0], len(terms) == 1
+            exact = [at for at in found if names[at] == whole]
+            begins = [at for at in found if names[at].startswith(first) and names[at] != whole]
+            holds = [at for at in found if first in names[at] and not names[at].startswith(first)]
+            rest = [at for at in found if first not in names[at]]
+            if not is_one:  # names that hold every word come before those that hold one
+                holds.sort(key=lambda at: not all(term in names[at] for term in terms))
+            found = [*exact, *begins, *holds, *rest]
+        shown = [self._entries[at] for at in found[(page - 1) * PER_PAGE : page * PER_PAGE]]
+        return Found(len(found), shown, self._facets(found), terms)
+
+    def _facets(self, found: Sequence[int]) -> dict[str, Sequence[tuple[str, int]]]:
+        entries = [self._entries[at] for at in found]
+        counts = {
+            "kind": Counter([entry.kind for entry in entries]),
+            "owner": Counter([entry.owner for entry in entries if entry.owner]),
+            "type": Counter(chain.from_iterable([entry.types for entry in entries])),
+            "tag": Counter(chain.from_iterable([entry.tags for entry in entries])),
+        }
+        return {
+            name: sorted(count.most_common(MOST_FACETS), key=lambda each: (-each[1], each[0]))
+            for name, count in counts.items()
+        }
+
+
+def marked(text: str, terms: Sequence[str]) -> list[tuple[str, bool]]:
+    """Return a text in pieces, each with whether it is one of the words that were searched for."""
+    if not terms:
+        return [(text, False)]
+    pattern = re.compile("|".join(re.escape(term) for term in sorted(terms, key=len, reverse=True)), re.IGNORECASE)
+    pieces, end = list[tuple[str, bool]](), 0
+    for hit in pattern.finditer(text):
+        pieces += [(text[end : hit.start()], False), (hit[0], True)]
+        end = hit.end()
+    return [piece for piece in [*pieces, (text[end:], False)] if piece[0]]
+
+
+def _ordered(project: Project) -> list[Record]:
+    order = {kind: position for position, kind in enumerate(ORDER)}
+    return sorted(project.records.values(), key=lambda record: (order.get(record.kind, len(order)), record.key))
+
+
+def _entries(record: Record) -> list[Entry]:
+    own = Entry(
+        record.kind,
+        record.name,
+        "",
+        "",
+        record.description,
+        record.owner,
+        (),
+        _tags(record.tags),
+        tuple(field.name for field in record.fields),
+    )
+    offered = record.fields if record.kind in OFFERS_FEATURES else ()
+    return [own, *(_feature(record, field) for field in offered)]
+
+
+def _feature(record: Record, field: RecordField) -> Entry:
+    return Entry(
+        "feature",
+        field.name,
+        record.name,
+        record.kind,
+        field.description,
+        record.owner,
+        (field.type,),
+        _tags(field.tags),
+        field.inputs,
+    )
+
+
+def _tags(tags: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(f"{name}={value}" for name, value in tags.items())
+
+
+def _text(entry: Entry) -> str:
+    parts = (
+        entry.name,
+        f"{entry.view}:{entry.name}" if entry.view else "",
+        entry.description,
+        entry.owner,
+        entry.kind.replace("_", " "),
+        *entry.types,
+        *entry.tags,
+        *entry.columns,
+    )
+    return "\n".join(parts).casefold()

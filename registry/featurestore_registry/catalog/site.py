@@ -1,0 +1,106 @@
+"""What the pages of one registry are made from: its reader, and what of it is kept in memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Generic, NamedTuple, TypeVar
+
+from featurestore_registry.catalog.activity import ViewActivity, activity_of
+from featurestore_registry.catalog.history import History, read_history
+from featurestore_registry.catalog.project import Project
+from featurestore_registry.catalog.search import Index
+from featurestore_registry.catalog.words import to_us
+from featurestore_registry.interface import RegistryReader
+from featurestore_registry.records import State
+
+MOST_PROJECTS = 16
+"""Projects whose definitions stay in memory; 500 views are about 15 MB."""
+
+MOST_SUMMARIES = 256
+
+Kept = TypeVar("Kept")
+
+
+class Newest(Generic[Kept]):
+    """The last thing that was made for each project, until it is made for another state; safe for threads."""
+
+    def __init__(self, most: int = MOST_PROJECTS) -> None:
+        self._most = most
+        self._kept: OrderedDict[str, tuple[object, Kept]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, project: str, state: object, make: Callable[[Kept | None], Kept]) -> Kept:
+        """Return what was made for a state; ``make`` gets what was made for the one before."""
+        with self._lock:
+            before = self._kept.get(project)
+            if before is None or before[0] != state:
+                self._kept[project] = (state, make(None if before is None else before[1]))
+            self._kept.move_to_end(project)
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+            return self._kept[project][1]
+
+
+class Summary(NamedTuple):
+    """One project in the list of all."""
+
+    kinds: Mapping[str, int]
+    by: str = ""
+    message: str = ""
+    applied_us: int | None = None
+
+
+class Site:
+    """A registry as the catalog reads it. Nothing here can write."""
+
+    def __init__(self, registry: RegistryReader) -> None:
+        self.registry = registry
+        self._projects = Newest[Project]()
+        self._indexes = Newest[Index]()
+        self._histories = Newest[History]()
+        self._activities = Newest[Mapping[str, ViewActivity]]()
+        self._summaries = Newest[Summary](most=MOST_SUMMARIES)
+
+    def summary(self, name: str) -> tuple[Summary, State] | None:
+        """Return what a project holds, without keeping more of it; None where nothing was ever applied."""
+        state = self.registry.state(name)
+        if not state.head:
+            return None
+
+        def make(_: Summary | None) -> Summary:
+            latest = self.registry.definitions.history(name, limit=1)
+            kinds = Project(self.registry.definitions.read(name)).kinds
+            return Summary(kinds, *(latest[0].author, latest[0].message, to_us(latest[0].applied_at)) if latest else ())
+
+        return self._summaries.get(name, state.head, make), state
+
+    def project(self, name: str) -> tuple[Project, State] | None:
+        """Return a project's definitions and how far it is; None where nothing was ever applied."""
+        state = self.registry.state(name)
+        if not state.head:
+            return None
+        made = self._projects.get(name, state.head, lambda _: Project(self.registry.definitions.read(name)))
+        return made, state
+
+    def index(self, project: Project) -> Index:
+        """Return what a search looks through."""
+        return self._indexes.get(project.name, project.head, lambda _: Index(project))
+
+    def history(self, project: Project) -> History:
+        """Return the project's history."""
+        return self._histories.get(
+            project.name,
+            project.head,
+            lambda known: read_history(self.registry.definitions, project.name, project.chain.hashes, known),
+        )
+
+    def activity(self, project: Project, state: State) -> Mapping[str, ViewActivity]:
+        """Return how each view is, by name."""
+        # Whether a lease is held depends on the time, too: but its holder writes every 20 seconds.
+        return self._activities.get(
+            project.name,
+            (project.head, state.ledger),
+            lambda _: activity_of(self.registry.ledger, project, to_us(state.now)),
+        )
