@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from featurestore.definitions import Definition, FeatureSelection, FeatureView, PushSource
+from featurestore.definitions import Definition, FeatureSelection, FeatureService, FeatureView, PushSource
 from featurestore.definitions.base import check_object_name
 from featurestore.errors import InputError
 from featurestore.project.loader import collect, load_definitions
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from featurestore.plan import AppliedRevision, Plan, RevisionDiff
     from featurestore.request.features import FeaturesArgument
     from featurestore.serving import OnlineResponse
+    from featurestore.statistics.profile import Profile, Profiles
     from featurestore.training import TrainingSet
 
 Definitions = Definition | Iterable[Definition] | None
@@ -331,6 +332,21 @@ class FeatureStore:
         look = peek_dropped if dropped else peek
         return look(self.workspace, self.workspace.snapshot().registered(name), rows)
 
+    def profile(self, what: str | FeatureView | FeatureService | Path, *, source: bool = False) -> Profile | Profiles:
+        """Return what the columns of a view, service, file or query hold: counts, quantiles, frequent values, drawn.
+
+        A view is profiled as its offline table has it, every version of a row; with ``source`` the rows that a first
+        run of it would bring, by the definition in the feature repo or the object: nothing need be applied. A service
+        gives a profile for each of its views. A path or pattern names Parquet files, and a SELECT reads views and
+        sources by name. Raises NotFoundError, InputError, SourceError, EntityFrameError.
+        """
+        from featurestore.maintenance.profile import profile_named
+
+        if isinstance(what, Definition) and not source:
+            check_as_applied(self.workspace.snapshot(), what)
+        snapshot = self._as_if_applied([what]) if source else self.workspace.snapshot()
+        return profile_named(self.workspace, what, snapshot, source=source)
+
     def list(self, kind: str | type[Definition] | None = None) -> Sequence[Definition]:
         """Return the applied definitions, or those of one kind: ``feature_view``, ``entities``, or the class."""
         return self.workspace.snapshot().list(None if kind is None else kind_named(kind))
@@ -422,18 +438,11 @@ class FeatureStore:
             direct=direct,
         )
 
-    def _as_if_applied(self, features: FeaturesArgument) -> Snapshot:
+    def _as_if_applied(self, features: Any) -> Snapshot:
         """Return the snapshot that an apply of the requested definitions would make; changes nothing."""
-        from featurestore.plan import make_plan
+        from featurestore.plan import as_if_applied
 
-        asked = list(_several(features)) if features is not None else []
-        names = {each.partition(":")[0] for each in asked if isinstance(each, str)}
-        wanted: list[Any] = [found for found in self.workspace.code if found.name in names]
-        wanted += [each.view if isinstance(each, FeatureSelection) else each for each in asked]
-        definitions = collect([each for each in wanted if isinstance(each, Definition)])
-        applied = self.workspace.snapshot()
-        planned = make_plan(self.workspace, definitions, partial=True).result(applied)
-        return planned.with_code([*self.workspace.code, *definitions])
+        return as_if_applied(self.workspace, [] if features is None else list(_several(features)))
 
     def get_training_set(self, name: str) -> TrainingSet:
         """Build a saved training set again from its pinned versions, identical; TrainingSetChangedError otherwise."""

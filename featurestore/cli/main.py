@@ -29,6 +29,7 @@ COMMANDS = {
     "online": "Read features from the online store.",
     "push": "Push rows into the stores as they happen.",
     "peek": "Show the newest rows of a feature view.",
+    "profile": "Show what columns hold, drawn.",
     "serve": "Serve features over HTTP.",
     "token": "Create, list and revoke tokens of servers.",
     "catalog": "Show the catalog in a browser.",

@@ -1,11 +1,12 @@
 """The engine: everything that touches many rows, as abilities of a few methods each.
 
 `Sources` reads what users' files hold, `Log` writes and reads a view's offline table, `Joins` makes training sets,
-`Queries` runs SQL. Each ability raises SourceSchemaError and SourceFileError for what is wrong with a source,
-DamagedFileError for a file of the offline store, DiskFullError, and EngineError for the rest; a driver's own errors
-never leave it. It changes no store: it writes files into folders that the caller names, and a commit of the offline
-store takes them over. Memory stays within the configured limit: what does not fit is spilled to disk. User SQL sees the
-given sources and views and nothing else: no files, no network. Not safe across threads: open an engine for each.
+`Queries` runs SQL, `Profiles` counts what columns hold. Each ability raises SourceSchemaError and SourceFileError for
+what is wrong with a source, DamagedFileError for a file of the offline store, DiskFullError, and EngineError for the
+rest; a driver's own errors never leave it. It changes no store: it writes files into folders that the caller names, and
+a commit of the offline store takes them over. Memory stays within the configured limit: what does not fit is spilled to
+disk. User SQL sees the given sources and views and nothing else: no files, no network. Not safe across threads: open an
+engine for each.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from featurestore.definitions import FeatureView, ParquetSource
+from featurestore.engine.profiles import Profiles
 from featurestore.types import ValueType
 
 if TYPE_CHECKING:
@@ -399,8 +401,10 @@ class Queries(ABC):
         sql: str,
         sources: Mapping[str, ParquetSource],
         views: Mapping[str, tuple[FeatureView, Sequence[str]]],
+        *,
+        what: str = "the entity frame",
     ) -> pa.Table:
-        """Return the result of one SELECT over sources and views by name.
+        """Return the result of one SELECT over sources and views by name; messages call it the SQL of ``what``.
 
         A view (with its table's files) has join keys, ``event_ts`` and stored fields, and only the last correction of
         each row. Raises EntityFrameError with the engine's message for SQL that does not run, and SourceFileError and
@@ -422,6 +426,7 @@ class Engine:
     log: Log
     joins: Joins
     queries: Queries
+    profiles: Profiles
     capabilities: EngineCapabilities
     prepare: Callable[[], None]
     """Prepares the next call in the background, next to the caller's other work; may do nothing."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 from featurestore.consistency.belonging import compare_table
 from featurestore.errors import InputError
 from featurestore.offline.interface import DataFile, TableReader
-from featurestore.offline.reading import opened
+from featurestore.offline.reading import opened, read_groups
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.types.arrow import arrow_type
 from featurestore.types.columns import CREATED, EVENT, SEQUENCE
@@ -59,12 +59,5 @@ def _end_of(offline: TableReader, file: DataFile, rows: int, schema: pa.Schema) 
             found += parquet.metadata.row_group(group).num_rows
             if found >= rows:
                 break
-        table = parquet.read_row_groups(sorted(groups)) if groups else parquet.schema_arrow.empty_table()
-    table = table.slice(max(0, table.num_rows - rows))
-    columns = {
-        field.name: table[field.name].cast(field.type)
-        if field.name in table.schema.names
-        else pa.nulls(table.num_rows, field.type)
-        for field in schema
-    }
-    return pa.table({**columns, SEQUENCE: table[SEQUENCE]})
+        table = read_groups(parquet, sorted(groups), schema.append(pa.field(SEQUENCE, pa.int64())))
+    return table.slice(max(0, table.num_rows - rows))

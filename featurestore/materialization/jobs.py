@@ -25,6 +25,7 @@ from featurestore.ledger.watermarks import Watermark
 from featurestore.materialization.run import Confirm, Rebuild, ViewRun
 from featurestore.materialization.spans import SpansToRead, spans_within, unread_spans
 from featurestore.registered.snapshot import RegisteredView
+from featurestore.statistics import profile_run
 from featurestore.steps import step
 from featurestore.types.times import to_rfc3339
 from featurestore.workspace import Readers, Workspace
@@ -240,4 +241,6 @@ def _attempt(
         result = replace(run.result, state="done")
     except FeatureStoreError as error:
         result = replace(result if run is None else run.result, state="failed", error=str(error))
+    if run is not None and run.added is not None:  # rows that are committed are counted, published or not
+        profile_run(workspace, run.registered, run.added, result.run_id)
     return replace(result, duration_ms=round((time.perf_counter() - begun) * 1000))

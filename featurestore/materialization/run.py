@@ -43,6 +43,7 @@ from featurestore.offline.interface import DataFile, TableVersion
 from featurestore.offline.merge import due, merge_quietly
 from featurestore.online.records.marker import Marker
 from featurestore.registered.snapshot import RegisteredView
+from featurestore.statistics import Added
 from featurestore.steps import crash_point, reached, step
 from featurestore.workspace import Workspace
 
@@ -132,6 +133,8 @@ class ViewRun:
         self._check = check
         """Raises when the view's lease is lost."""
         self._publishes = publishes
+        self.added: Added | None = None
+        """What came into the log, if anything did."""
         self.watermark = read_watermark(workspace.ledger, registered)
 
     def bring(self, choose: ChooseSpans, rebuild: Rebuild | None = None) -> None:
@@ -308,10 +311,12 @@ class ViewRun:
                     _ask(self.registered.view.name, rebuild, ready, agreed)
                 reached(STAGED)
                 if ready.changes_table:
+                    before = version
                     try:
                         version = self._commit_files(version, ready, to_read, rebuild)
                     except ConcurrentCommitError:
                         continue
+                    self.added = _added(before, version, ready)
                 self.result = _counted(self.result, ready, version)
                 return ready.staged, version
         finally:
@@ -417,6 +422,13 @@ class ViewRun:
         if watermark != self.watermark:
             self._check()
             self.watermark = write_watermark(self.workspace.ledger, self.registered, watermark)
+
+
+def _added(before: TableVersion | None, version: TableVersion, ready: _Prepared) -> Added | None:
+    """Return what a commit added of the source; files that a rebuild wrote again hold rows with earlier numbers."""
+    known = set() if before is None else {file.path for file in before.files}
+    files = [f for f in version.files if f.path not in known and f.max_sequence >= ready.first_sequence]
+    return Added(version, tuple(files)) if files else None
 
 
 def _complete(note: dict[str, Any], done: Publication) -> None:

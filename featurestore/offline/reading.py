@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,21 @@ from featurestore.errors import DamagedFileError
 from featurestore.offline.interface import DataFile, TableReader
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
+
+
+def read_groups(parquet: pq.ParquetFile, groups: Sequence[int], schema: pa.Schema) -> pa.Table:
+    """Return row groups of a table's file in the columns of a schema; one that the file lacks is null."""
+    import pyarrow as pa
+
+    there = set(parquet.schema_arrow.names)
+    table = parquet.read_row_groups(groups, columns=[name for name in schema.names if name in there])
+    columns = [
+        table.column(field.name).cast(field.type) if field.name in there else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from featurestore.plan.changes import Loss, Plan, Step
 from featurestore.plan.classes import ChangeClass, Difference
 from featurestore.plan.governed import governed
 from featurestore.plan.history import AppliedRevision, RevisionDiff, compare, proposed, read_history, snapshot_at
-from featurestore.plan.planning import check_readable, make_plan
+from featurestore.plan.planning import as_if_applied, check_readable, make_plan
 from featurestore.plan.promoting import plan_promotion
 from featurestore.plan.rollback import keys_named, plan_rollback
 from featurestore.plan.server_code import check_code
@@ -19,6 +19,7 @@ __all__ = [
     "RevisionDiff",
     "Step",
     "apply_plan",
+    "as_if_applied",
     "check_allowed",
     "check_code",
     "check_readable",

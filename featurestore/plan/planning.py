@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from featurestore.consistency.belonging import compare_table, part_mismatch
 from featurestore.consistency.online_rows import count_online
 from featurestore.consistency.remains import pushed_rows_of, rows_of
-from featurestore.definitions import Definition, FeatureView
+from featurestore.definitions import Definition, FeatureSelection, FeatureView
 from featurestore.errors import DefinitionError, OnlineStoreUnavailableError, RegistryFormatError, did_you_mean
 from featurestore.following.held import held_layouts, not_held
 from featurestore.ledger.commits import Remembered, last_read
@@ -27,12 +28,24 @@ from featurestore.plan.remedies import commands_after, read_by
 from featurestore.plan.schemas import pin_schemas
 from featurestore.plan.server_code import code_of, lack_of_code
 from featurestore.plan.version_control import lacks
+from featurestore.project.loader import collect
 from featurestore.registered.records import KINDS, from_records, to_record, with_dependencies
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.windows.layout import Layout
-from featurestore.workspace import Readers
+from featurestore.workspace import Readers, Workspace
 
 SHOWN_COMMIT = 12
+
+
+def as_if_applied(workspace: Workspace, asked: Sequence[Any]) -> Snapshot:
+    """Return the snapshot that an apply of what is asked for would make, by name or as objects; changes nothing."""
+    names = {each.partition(":")[0] for each in asked if isinstance(each, str)}
+    wanted: list[Any] = [found for found in workspace.code if found.name in names]
+    wanted += [each.view if isinstance(each, FeatureSelection) else each for each in asked]
+    definitions = collect([each for each in wanted if isinstance(each, Definition)])
+    applied = workspace.snapshot()
+    planned = make_plan(workspace, definitions, partial=True).result(applied)
+    return planned.with_code([*workspace.code, *definitions])
 
 
 def make_plan(

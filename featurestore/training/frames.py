@@ -6,17 +6,13 @@ position.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore.definitions import FeatureView, ParquetSource, PushSource
-from featurestore.definitions.sql import read_tables
 from featurestore.errors import (
-    DefinitionError,
     EntityFrameError,
     EntityKeyError,
     ValueTypeError,
@@ -25,6 +21,7 @@ from featurestore.errors import (
 from featurestore.registered.snapshot import Snapshot
 from featurestore.request.conversion import to_frame
 from featurestore.request.features import FeatureRequest
+from featurestore.request.select import is_sql, select
 from featurestore.tables import Form, as_arrow, read_parquet, read_table
 from featurestore.types.arrow import cast_column, one_array
 from featurestore.types.times import instants_from_arrow
@@ -178,8 +175,8 @@ def own_columns(entity_df: Any, workspace: Readers, snapshot: Snapshot) -> OwnCo
     import pyarrow as pa
 
     path = None
-    if isinstance(entity_df, str) and _SQL.match(entity_df):
-        entity_df = _selected(entity_df, workspace, snapshot)
+    if isinstance(entity_df, str) and is_sql(entity_df):
+        entity_df = select(entity_df, workspace, snapshot, "the entity frame")
     elif isinstance(entity_df, str | Path):
         path = Path(entity_df).absolute()  # the working directory may be another when the set is written
         entity_df = read_parquet(entity_df, "The entity frame", EntityFrameError)
@@ -201,43 +198,3 @@ def _typed(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
         return as_arrow(values)
     except ValueError as error:
         raise EntityFrameError(f"Column {name!r} of the entity frame mixes types: {error}.", column=name) from None
-
-
-_SQL = re.compile(r"(?:\s|\(|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*(?:select|with|from)\s+\S", re.IGNORECASE)
-"""How a query begins: comments and parentheses may come first."""
-
-
-def _selected(sql: str, workspace: Readers, snapshot: Snapshot) -> pa.Table:
-    """Return the result of one SELECT over a project's sources and views by name; it sees nothing else.
-
-    Raises EntityFrameError for anything else or an unknown name.
-    """
-    try:
-        tables = read_tables(sql)
-    except DefinitionError as error:
-        raise EntityFrameError(f"The entity frame: {error.message}", hint=error.hint) from None
-    if not workspace.engine.capabilities.reads_sql:
-        raise EntityFrameError("This engine takes no SQL as an entity frame.", hint="Pass a table.")
-    known: dict[str, ParquetSource | FeatureView] = {}
-    for definition in snapshot.definitions.values():
-        if isinstance(definition, ParquetSource | PushSource):
-            known.setdefault(definition.name, definition.batch_source)
-    known |= {name: registered.view for name, registered in snapshot.views.items()}
-    for table in tables:
-        if table not in known:
-            raise EntityFrameError(
-                f"The SQL of the entity frame reads {table!r}, which is not a source or view of the project.",
-                hint=did_you_mean(table, known),
-                table=table,
-            )
-    sources, views = dict[str, ParquetSource](), dict[str, tuple[FeatureView, list[str]]]()
-    for table in tables:
-        found = known[table]
-        if isinstance(found, ParquetSource):
-            sources[table] = found
-        else:
-            version = workspace.offline.current(snapshot.views[table].table)
-            files = () if version is None else version.files
-            workspace.offline.verify(files)
-            views[table] = found, [file.path for file in files]
-    return workspace.engine.queries.query(sql, sources, views)

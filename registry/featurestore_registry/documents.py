@@ -132,13 +132,17 @@ class BinsDocument:
     version: int = 1
     """Grows when too many values had come to lie outside, and the bins were made again."""
     points: tuple[Scalar, ...] = ()
-    """Values with a bin of their own, sorted: those of over 5 % of the rows; of texts and bools the most frequent."""
+    """Values with a bin of their own, sorted: those of over 5 % of the rows; all where there are few; of texts and
+    bools the most frequent."""
     edges: tuple[float, ...] = ()
-    """Ascending. Between two of them lies a bin, with its lower edge; the last bin with both. Numbers and times (these
-    in UTC microseconds) only."""
+    """Ascending, at least two or none. Between two of them lies a bin, with its lower edge; the last bin with both.
+    Numbers and times (these in UTC microseconds) only. Bins hold about as many rows each and differ in width: a drawing
+    shows rows by width."""
     rows: int = 0
-    """The rows that they were made from."""
+    """The rows of the log when they were made from a sample of it; below 10,000 they are provisional."""
     made_us: int = 0
+    outside: float = 0.0
+    """The share of those rows that lay in no bin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +159,7 @@ class ColumnStatistics:
     name: str
     type: str
     role: Literal["key", "feature", "input"] = "feature"
-    """A key shows none of its values. An input is a column that windowed features are computed from."""
+    """Of keys no value shows. An input is a column that windowed features are computed from."""
     rows: int = 0
     nulls: int = 0
     not_finite: int = 0
@@ -163,14 +167,18 @@ class ColumnStatistics:
     distinct: int | None = None
     """Approximate, within a few percent; exact where there are few. None where the type has none, such as arrays."""
     minimum: Scalar = None
+    """A text of more than 109 characters is cut to 100, and 8 digits of its MD5 tell it apart, here and below."""
     maximum: Scalar = None
     mean: float | None = None
+    """Of numbers only, as the deviation."""
     deviation: float | None = None
     """Standard deviation of the rows, not of a population that they are drawn from."""
     quantiles: tuple[Scalar, ...] = ()
-    """At each of `QUANTILES`, from the sample; empty where the type has no order that helps."""
+    """At each of `QUANTILES`, from the sample: the least value that this share of rows is not above; empty where the
+    type has no order that helps."""
     top: tuple[tuple[Scalar, int], ...] = ()
-    """The most frequent values with their rows in the sample, most frequent first; empty where values may not show."""
+    """At most ten of the most frequent values with their rows in the sample, most frequent first; empty where values
+    may not show, and of columns with more than 100 different ones unless the view asks for them."""
     is_hidden: bool = False
     """Whether no value shows, because the column is a key or tagged ``personal``."""
     bins: int | None = None
@@ -178,9 +186,10 @@ class ColumnStatistics:
     at_points: tuple[int, ...] = ()
     """Rows of the sample with each value of its ``points``."""
     in_bins: tuple[int, ...] = ()
-    """Rows of the sample below the first edge, in each bin, above the last edge: one more than there are edges."""
+    """Rows of the sample below the first edge, in each bin, above the last edge: one more than there are edges; empty
+    without edges."""
     elsewhere: int = 0
-    """Rows of the sample with a value that no point and no bin holds: a text that is not among the points."""
+    """Rows of the sample with a value that no point holds, of a column without edges, such as texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,4 +208,4 @@ class StatisticsDocument:
     code_hash: str = ""
     """Of the code that on-demand features of a training set were computed with; of a view's SQL."""
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """For each source the files that the run read."""
+    """For each source its files when the run read them, at most 100."""

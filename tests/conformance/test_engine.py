@@ -6,12 +6,13 @@ import pytest
 from support.engines import open_duck
 
 from featurestore.definitions import Aggregation
-from featurestore.engine.duck import windowed
+from featurestore.engine.duck import profile, windowed
 from featurestore.testing.engine_dropped import DroppedRowsConformance
 from featurestore.testing.engine_events import EngineEventsConformance
 from featurestore.testing.engine_folders import EngineFoldersConformance
 from featurestore.testing.engine_joins import EngineJoinsConformance
 from featurestore.testing.engine_log import EngineLogConformance
+from featurestore.testing.engine_profiles import EngineProfilesConformance
 from featurestore.testing.engine_project import EngineProject, OpenEngine
 from featurestore.testing.engine_queries import EngineQueriesConformance, EngineSqlConformance
 from featurestore.testing.engine_source_types import EngineSourceTypesConformance
@@ -74,6 +75,14 @@ class TestDuckDroppedRows(Duck, DroppedRowsConformance):
 
 class TestDuckEvents(Duck, EngineEventsConformance):
     pass
+
+
+class TestDuckProfiles(Duck, EngineProfilesConformance):
+    @pytest.fixture(autouse=True)
+    def in_groups(self, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+        """Some of the cases as with thousands of columns: a few at a time."""
+        if "files" in request.node.name:
+            monkeypatch.setattr(profile, "CELLS_AT_ONCE", 700)
 
 
 class TestDuckWindows(Duck, EngineWindowsConformance):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from featurestore.engine.duck.join import DuckJoins
 from featurestore.engine.duck.log import DuckLog
+from featurestore.engine.duck.profile import DuckProfiles
 from featurestore.engine.duck.query import DuckQueries
 from featurestore.engine.duck.session import EngineSettings, Session
 from featurestore.engine.duck.sources import DuckSources
@@ -20,6 +21,7 @@ def open_engine(root: Path, settings: EngineSettings | None = None) -> Engine:
         log=DuckLog(session),
         joins=DuckJoins(session),
         queries=DuckQueries(session),
+        profiles=DuckProfiles(session),
         capabilities=EngineCapabilities(reads_sql=True, lists_dropped_rows=True),
         prepare=session.prepare,
     )

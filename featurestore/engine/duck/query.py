@@ -35,6 +35,8 @@ class DuckQueries(Queries):
         sql: str,
         sources: Mapping[str, ParquetSource],
         views: Mapping[str, tuple[FeatureView, Sequence[str]]],
+        *,
+        what: str = "the entity frame",
     ) -> pa.Table:
         tables = {name: open_source(self._session, source) for name, source in sources.items()}
         source_files = [path for table in tables.values() for path in table.paths]
@@ -57,7 +59,7 @@ class DuckQueries(Queries):
                     if is_fault_of_data(error):
                         raise
                     reason = str(error).strip()
-                    raise EntityFrameError(f"The SQL of the entity frame fails: {reason}", hint="Correct it.") from None
+                    raise EntityFrameError(f"The SQL of {what} fails: {reason}", hint="Correct it.") from None
 
     @override
     def span(

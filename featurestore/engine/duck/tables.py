@@ -278,8 +278,8 @@ class Reader:
             selects.append(_select(columns, paths) + (f" WHERE {bounds}" if bounds else ""))
         return "\nUNION ALL\n".join(selects)
 
-    def presented(self) -> str:
-        """Return a SELECT of every column as users' SQL sees it.
+    def presented(self, *, placed: bool = False) -> str:
+        """Return a SELECT of every column as users' SQL sees it; if ``placed``, of `POSITION` and `FILE`, too.
 
         Types are the files' own, but timestamps in nanoseconds become microseconds (the source's times are
         ceiled, others floored), and if files disagree the column has the wider type.
@@ -287,6 +287,7 @@ class Reader:
         selects = []
         for group in self._groups:
             columns = [f"{self._presented(group, c)} AS {quote(c.name)}" for c in self._table.columns]
+            columns += self._place(group.files) if placed else []
             paths = [self._table.footers[number].path for number in group.files]
             selects.append(_select(columns, paths))
         return "\nUNION ALL\n".join(selects)

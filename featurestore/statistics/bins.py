@@ -1,0 +1,116 @@
+"""Bins in which a column is counted, wherever it is counted: points with a bin of their own, and edges between others.
+
+Bins are made from the rows of a view's log and kept for its generation, so that counts of different runs compare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from featurestore_registry.documents import BinsDocument
+
+from featurestore.statistics.counting import Counted
+
+BINS = 20
+"""How many bins lie between edges, and how many texts are points, at most."""
+POINT_SHARE = 0.05
+"""A value with more of the rows is a point."""
+SHOWN_VALUES = 100
+"""Of a text column with more different values only those with `POINT_SHARE` of the rows are points."""
+PINNED_ROWS = 10_000
+"""Bins of fewer rows are provisional: they are made again when the log has twice as many."""
+OUTSIDE_SHARE, LEAST_VALUES = 0.2, 50
+"""If more of a run's values lie outside than when the bins were made, by this share, they are made again; so few values
+say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class BinCounts:
+    """How many rows lie where, as `ColumnStatistics` has it."""
+
+    at_points: tuple[int, ...]
+    in_bins: tuple[int, ...]
+    elsewhere: int
+
+    @property
+    def outside(self) -> int:
+        """Rows in no bin."""
+        return self.elsewhere + (self.in_bins[0] + self.in_bins[-1] if self.in_bins else 0)
+
+
+def make_bins(counted: Counted, *, rows: int, made_us: int, version: int = 1, shows_all: bool = False) -> BinsDocument:
+    """Return bins for values like these, which stand for so many rows; ``shows_all`` texts may be points."""
+    points = np.sort(_points(counted, shows_all=shows_all))
+    edges = _edges(counted, points)
+    if len(edges) == 1:  # one value is left
+        rest = np.setdiff1d(np.flatnonzero(counted.counts), points)
+        points, edges = np.sort(np.append(points, rest)), edges[:0]
+    scalars = [counted.scalar(place) for place in points]
+    if counted.keys is None:
+        scalars.sort(key=str)
+    made = BinsDocument(version, tuple(scalars), tuple(map(float, edges)), rows=rows, made_us=made_us)
+    held = counted.held
+    return replace(made, outside=count_in(counted, made).outside / held if held else 0.0)
+
+
+def _points(counted: Counted, *, shows_all: bool) -> npt.NDArray[np.int64]:
+    """Return the places of the values that get a bin of their own."""
+    often = np.flatnonzero(counted.counts > POINT_SHARE * counted.held)
+    few = len(counted.counts) <= (BINS if counted.keys is not None else SHOWN_VALUES) or (
+        counted.keys is None and shows_all
+    )
+    if not few:
+        return often
+    return counted.most_frequent(BINS)
+
+
+def _edges(counted: Counted, points: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return edges between which the values that are no points are shared out evenly."""
+    if counted.keys is None:
+        return np.zeros(0)
+    rest = np.ones(len(counted.counts), bool)
+    rest[points] = False
+    keys, counts = counted.keys[rest], counted.counts[rest]
+    if not len(keys):
+        return np.zeros(0)
+    total = np.cumsum(counts)
+    ranks = np.maximum(np.ceil(np.arange(BINS + 1) / BINS * total[-1]), 1)
+    return np.unique(keys[np.searchsorted(total, ranks)].astype(np.float64))
+
+
+def widened(bins: BinsDocument, counted: Counted) -> BinsDocument:
+    """Return bins whose edges hold all of these values, too: they may be too few to be in the sample that made them."""
+    if counted.keys is None or not bins.edges or not len(counted.keys):
+        return bins
+    least, greatest = float(counted.keys[0]), float(counted.keys[-1])
+    return replace(bins, edges=(min(bins.edges[0], least), *bins.edges[1:-1], max(bins.edges[-1], greatest)))
+
+
+def count_in(counted: Counted, bins: BinsDocument) -> BinCounts:
+    """Count values in bins."""
+    places = counted.places(bins.points)
+    at_points = np.bincount(places[places >= 0], counted.counts[places >= 0], len(bins.points))
+    rest, counts = places < 0, counted.counts[places < 0]
+    if counted.keys is None or not bins.edges:
+        return BinCounts(_whole(at_points), (), int(counts.sum()))
+    edges = np.asarray(bins.edges)
+    keys = counted.keys[rest].astype(np.float64)
+    found = np.searchsorted(edges, keys, side="right")
+    found[keys == edges[-1]] = len(edges) - 1
+    return BinCounts(_whole(at_points), _whole(np.bincount(found, counts, len(edges) + 1)), 0)
+
+
+def must_be_made(bins: BinsDocument | None, counts: BinCounts | None, held: int, log_rows: int) -> bool:
+    """Tell whether a column of a log needs other bins after a run with so many values."""
+    if bins is None or counts is None:
+        return True
+    if bins.rows < PINNED_ROWS:
+        return log_rows >= 2 * bins.rows
+    return held >= LEAST_VALUES and counts.outside / held > bins.outside + OUTSIDE_SHARE
+
+
+def _whole(counts: npt.NDArray[Any]) -> tuple[int, ...]:
+    return tuple(int(each) for each in counts)

@@ -1,0 +1,202 @@
+"""A profile: the statistics of any table, drawn in a terminal and a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from featurestore_registry.documents import ColumnStatistics, Scalar
+
+from featurestore.engine.interface import Engine
+from featurestore.engine.profiles import ProfiledColumns
+from featurestore.statistics.columns import Column, statistics_of
+from featurestore.statistics.counting import Counted, count
+from featurestore.types import Bool
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from featurestore.definitions import ParquetSource
+
+BARS = 24
+"""How many bars a drawing has at most."""
+FEW_VALUES = 12
+"""A column of numbers with at most so many different ones is drawn value by value."""
+HEADS = ("column", "type", "nulls", "distinct", "least", "median", "greatest", "mean", "values")
+RIGHT = ("nulls", "distinct", "mean")
+_BLOCKS, _PLAIN_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
+_MEDIAN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ProfiledColumn(ColumnStatistics):
+    """The statistics of one column, and its drawing."""
+
+    bars: tuple[int, ...] = ()
+    """Rows of the sample in intervals of equal width between the 1 % and the 99 % quantile; for few different numbers
+    those of each; of texts none, whose frequent values are in ``top``."""
+    sampled: int = 0
+    """Rows of the sample that have a value that counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a table holds, column by column. A notebook draws it; `fs profile` prints the same."""
+
+    name: str
+    rows: int
+    sampled: int
+    """Rows of the sample that quantiles, frequent values and drawings were counted from."""
+    columns: tuple[ProfiledColumn, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Columns of types that are not profiled, and what the types are called."""
+
+    def __getitem__(self, name: str) -> ProfiledColumn:
+        """Return one column's statistics; raises KeyError."""
+        return {column.name: column for column in self.columns}[name]
+
+    def __repr__(self) -> str:
+        return f"Profile({self.name}: {self.rows:,} rows, {len(self.columns)} columns)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return asdict(self)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a row for each column."""
+        import pandas as pd
+
+        rows = [{**asdict(column), "quantiles": column.quantiles, "top": column.top} for column in self.columns]
+        return pd.DataFrame(rows).set_index("name") if rows else pd.DataFrame()
+
+    def cells(self, *, blocks: bool = True) -> Iterator[tuple[str, ...]]:
+        """Yield the texts of each column's line, in the order of `HEADS`; without ``blocks`` in ASCII."""
+        for column in self.columns:
+            yield (*_texts(column), _line(column, _BLOCKS if blocks else _PLAIN_BLOCKS))
+
+    def title(self) -> str:
+        """Return what was profiled, in words."""
+        part = "" if self.sampled >= self.rows else f"; quantiles and frequent values from {self.sampled:,} of them"
+        return f"{self.name}: {self.rows:,} rows{part}"
+
+    def _repr_html_(self) -> str:
+        heads = "".join(f"<th style='text-align:left'>{escape(name)}</th>" for name in HEADS)
+        rows = "".join(
+            "<tr>"
+            + "".join(f"<td style='text-align:left'>{escape(text)}</td>" for text in _texts(column))
+            + f"<td style='text-align:left'>{_svg(column)}</td></tr>"
+            for column in self.columns
+        )
+        out = "".join(f"<p>{escape(f'{name}: {kind} is not profiled')}</p>" for name, kind in self.left_out.items())
+        return f"<p>{escape(self.title())}</p><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{out}"
+
+
+class Profiles(list[Profile]):
+    """Profiles of several tables; a notebook draws them below one another."""
+
+    def _repr_html_(self) -> str:
+        return "".join(each._repr_html_() for each in self)
+
+
+def profile(
+    engine: Engine,
+    name: str,
+    rows: Sequence[str] | ParquetSource | pa.Table,
+    columns: Sequence[Column],
+    *,
+    left_out: Mapping[str, str] | None = None,
+) -> Profile:
+    """Profile columns of files, of a source or of a table."""
+    wanted, found, total, sampled = {column.name: column for column in columns}, list[ProfiledColumn](), 0, 0
+    kinds = {column.name: column.kind for column in columns}
+    hidden = [column.name for column in columns if column.is_hidden]
+    for profiled in engine.profiles.profile(rows, kinds, hidden=hidden):
+        total, sampled = profiled.rows, max(sampled, profiled.sample.num_rows)
+        found += [_column(wanted[each], profiled) for each in names_of(profiled)]
+    return Profile(name, total, sampled, tuple(found), dict(left_out or {}))
+
+
+def names_of(profiled: ProfiledColumns) -> Iterable[str]:
+    """Return the columns that a part of a profile is about."""
+    return profiled.sample.column_names if profiled.totals is None else profiled.totals
+
+
+def _column(column: Column, profiled: ProfiledColumns) -> ProfiledColumn:
+    there = column.name in profiled.sample.column_names
+    counted = count(column.kind, profiled.sample.column(column.name)) if there else None
+    totals = None if profiled.totals is None else profiled.totals[column.name]
+    made = statistics_of(column, profiled.rows, counted, totals)
+    bars = () if counted is None or column.is_hidden else _bars(counted)
+    values = {name: getattr(made, name) for name in ColumnStatistics.__slots__}
+    return ProfiledColumn(**values, bars=bars, sampled=0 if counted is None else counted.held)
+
+
+def _bars(counted: Counted) -> tuple[int, ...]:
+    keys = counted.keys
+    if keys is None or not len(keys):
+        return ()
+    if len(keys) <= FEW_VALUES:
+        return tuple(map(int, counted.counts))
+    cumulated = np.cumsum(counted.counts)
+    low, high = (float(keys[np.searchsorted(cumulated, share * counted.held)]) for share in (0.01, 0.99))
+    if not np.isfinite(high - low) or high <= low:
+        low, high = float(keys[0]), float(keys[-1])
+    found, _ = np.histogram(keys.astype(np.float64), BARS, (low, high), weights=counted.counts)
+    return tuple(map(int, found))
+
+
+def _texts(column: ColumnStatistics) -> tuple[str, ...]:
+    nulls = "" if not column.nulls else _share(column.nulls, column.rows)
+    distinct = "" if column.distinct is None else f"{column.distinct:,}"
+    median = column.quantiles[_MEDIAN] if column.quantiles else None
+    shown = (column.minimum, median, column.maximum, column.mean)
+    return (column.name, column.type, nulls, distinct, *map(_short, shown))
+
+
+def _share(part: int, whole: int) -> str:
+    share = part / max(whole, 1)
+    return "< 0.1 %" if share < 0.001 else f"{share:.1%}".replace("%", " %")
+
+
+def _short(value: Scalar) -> str:
+    """Return a value in few characters."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    text = str(value)
+    return text if len(text) <= 20 else f"{text[:19]}\u2026"
+
+
+def _line(column: ProfiledColumn, blocks: str) -> str:
+    """Return a column's values as a person sees them in one line."""
+    if column.is_hidden:
+        return "hidden"
+    if column.bars and column.type != str(Bool):
+        top = max(column.bars)
+        return "".join(blocks[-(-count * (len(blocks) - 1) // top)] for count in column.bars)
+    held = max(column.sampled, 1)
+    return ", ".join(f"{_short(value)} {_share(count, held)}" for value, count in column.top[:3])
+
+
+def _svg(column: ProfiledColumn) -> str:
+    """Return a column's drawing as an image that needs no script; texts as their frequent values."""
+    if not column.bars or column.is_hidden or column.type == str(Bool):
+        return escape(_line(column, _BLOCKS))
+    top, width = max(column.bars), 5
+    bars = "".join(
+        f"<rect x='{place * width}' y='{30 - height:.1f}' width='{width - 1}' height='{height:.1f}'/>"
+        for place, count in enumerate(column.bars)
+        if (height := 30 * count / top)
+    )
+    label = escape(f"histogram of {column.name}", quote=True)
+    return (
+        f"<svg role='img' aria-label='{label}' width='{len(column.bars) * width}' height='30' fill='currentColor'>"
+        f"{bars}</svg>"
+    )

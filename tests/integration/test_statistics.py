@@ -1,0 +1,166 @@
+"""Statistics of runs beside plain loops over what they appended, and the bins that runs share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from featurestore_registry.documents import QUANTILES, BinsDocument, ColumnStatistics, StatisticsDocument
+from support.materialized import Sale, day, sales_view, write_sales
+from support.projects import make_workspace
+
+from featurestore import Field
+from featurestore.errors import RegistryUnavailableError
+from featurestore.ledger.statistics import newest_statistics, read_edges, recent_statistics
+from featurestore.materialization import materialize, materialize_incremental, succeeded
+from featurestore.types import Int64, String
+from featurestore.workspace import Workspace
+
+NOW, KEY = day(400), "shop_sales.1"
+
+
+def sale(number: int, amount: int | None, note: str | None = None) -> Sale:
+    return Sale(f"shop {number % 7}", day(1) + number * 1_000_000, None, amount, note)
+
+
+def ran(workspace: Workspace, sales: Sequence[Sale]) -> StatisticsDocument:
+    """Run over the source with these rows and return the statistics of the run."""
+    write_sales(workspace.root / "sales.parquet", sales)
+    (run,) = succeeded(materialize_incremental(workspace))
+    found = newest_statistics(workspace.ledger, workspace.project, KEY)
+    assert found is not None
+    assert found.run_id == run.run_id
+    return found
+
+
+def bins_of(workspace: Workspace, name: str = "amount") -> BinsDocument:
+    edges, _ = read_edges(workspace.ledger, workspace.project, KEY)
+    return edges.columns[name]
+
+
+def column(found: StatisticsDocument, name: str) -> ColumnStatistics:
+    return next(each for each in found.columns if each.name == name)
+
+
+def counted_by_hand(bins: BinsDocument, values: Sequence[int]) -> tuple[list[int], list[int], int]:
+    """Count values in bins by a loop."""
+    points, between, elsewhere = [0] * len(bins.points), [0] * (len(bins.edges) + 1) if bins.edges else [], 0
+    for value in values:
+        if value in bins.points:
+            points[bins.points.index(value)] += 1
+        elif not bins.edges:
+            elsewhere += 1
+        else:
+            place = sum(edge <= value for edge in bins.edges)
+            between[place - (value == bins.edges[-1])] += 1
+    return points, between, elsewhere
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return make_workspace(tmp_path, [sales_view(created=False)], now_us=NOW)
+
+
+def test_a_run_leaves_statistics_of_what_it_appended(workspace: Workspace) -> None:
+    amounts = [None if n % 10 == 0 else 0 if n % 3 == 0 else n * n for n in range(900)]
+    with closing(workspace):
+        found = ran(workspace, [sale(n, amount, "ab"[n % 2]) for n, amount in enumerate(amounts)])
+        key, amount, note = found.columns
+        assert (found.rows, found.sampled, found.revision) == (900, 900, workspace.snapshot().chain.head)
+        assert found.files == {"sales": ("sales.parquet",)}
+        assert (key.role, key.is_hidden, key.rows, key.nulls, key.distinct) == ("key", True, 900, 0, 7)
+        assert key.minimum is key.maximum is key.mean is None
+        assert key.top == key.quantiles == key.in_bins == key.at_points == ()
+        values = sorted(value for value in amounts if value is not None)
+        assert (amount.nulls, amount.minimum, amount.maximum) == (90, 0, values[-1])
+        assert amount.distinct == len(set(values))
+        mean = sum(values) / len(values)
+        assert amount.mean == pytest.approx(mean)
+        squares = sum((value - mean) ** 2 for value in values) / len(values)
+        assert amount.deviation == pytest.approx(squares**0.5)
+        ranks = [max(0, -(-round(share * len(values) * 10_000) // 10_000) - 1) for share in QUANTILES]
+        assert list(amount.quantiles) == [values[rank] for rank in ranks]
+        assert amount.top == ()  # more than 100 different ones
+        bins = bins_of(workspace)
+        assert bins.points == (0,)
+        assert len(bins.edges) == 21
+        assert (amount.bins, bins.version, bins.rows) == (1, 1, 900)
+        wanted = counted_by_hand(bins, values)
+        assert [[*amount.at_points], [*amount.in_bins], amount.elsewhere] == [*wanted]
+        assert amount.in_bins[0] == amount.in_bins[-1] == 0
+        assert max(amount.in_bins[1:-1]) - min(amount.in_bins[1:-1]) <= 2
+        assert (note.top, note.quantiles, note.minimum) == ((("a", 450), ("b", 450)), (), "a")
+        assert (bins_of(workspace, "note").points, note.at_points) == (("a", "b"), (450, 450))
+
+
+def test_runs_share_bins_until_too_many_values_lie_outside(workspace: Workspace) -> None:
+    with closing(workspace):
+        sales = [sale(n, n % 1_000, "x") for n in range(10_000)]
+        ran(workspace, sales)
+        first = bins_of(workspace)
+        more = [sale(10_000 + n, n + (500 if n % 10 == 0 else 0)) for n in range(800)]  # one in ten lies outside
+        found = column(ran(workspace, [*sales, *more]), "amount")
+        assert bins_of(workspace) == first
+        assert [*found.in_bins] == counted_by_hand(first, [each.amount or 0 for each in more])[1]
+        assert found.in_bins[-1] == 30
+        far = [sale(20_000 + n, 5_000 + n) for n in range(100)]
+        found = column(ran(workspace, [*sales, *more, *far]), "amount")
+        second = bins_of(workspace)
+        assert (found.bins, second.version, second.rows) == (2, 2, 10_900)
+        assert second.edges[-1] >= 5_099
+        assert second.edges[9] < 1_000  # from the log, of which this run is a hundredth
+        assert sum(found.in_bins[1:-1]) == 100
+        assert bins_of(workspace, "note").version == 1
+
+
+def test_bins_of_few_rows_are_provisional(workspace: Workspace) -> None:
+    with closing(workspace):
+        sales, versions = list[Sale](), []
+        for until in (3, 5, 6, 12, 13, 23, 100, 10_000, 21_000):
+            sales = [sale(n, n % 50) for n in range(until)]
+            ran(workspace, sales)
+            versions.append((bins_of(workspace, "amount").version, bins_of(workspace, "amount").rows))
+        assert versions == [
+            (1, 3), (1, 3), (2, 6), (3, 12), (3, 12), (3, 12), (4, 100), (5, 10_000), (5, 10_000),
+        ]  # fmt: skip
+
+
+def test_nothing_shows_of_personal_fields(tmp_path: Path) -> None:
+    fields = [Field("amount", Int64, tags={"personal": "yes"}), Field("note", String, tags={"personal": "false"})]
+    view = sales_view(created=False).model_copy(update={"fields": tuple(fields)})
+    with closing(make_workspace(tmp_path, [view], now_us=NOW)) as workspace:
+        found = ran(workspace, [sale(n, n % 5, "x") for n in range(50)])
+        assert column(found, "amount") == ColumnStatistics("amount", "Int64", rows=50, distinct=5, is_hidden=True)
+        assert column(found, "note").top == (("x", 50),)
+        edges, _ = read_edges(workspace.ledger, workspace.project, KEY)
+        assert set(edges.columns) == {"note"}
+
+
+def test_a_run_that_appends_nothing_writes_none(workspace: Workspace) -> None:
+    with closing(workspace):
+        sales = [sale(n, n) for n in range(9)]
+        ran(workspace, sales)
+        succeeded(materialize(workspace, day(0), day(2)))
+        assert len(recent_statistics(workspace.ledger, workspace.project, KEY, limit=9)) == 1
+
+
+def test_no_run_fails_for_its_statistics(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(workspace):
+        write_sales(workspace.root / "sales.parquet", [sale(n, n) for n in range(9)])
+        real = type(workspace.ledger).append
+
+        def refused(self: object, project: str, kind: str, *rest: object, **more: object) -> int:
+            if kind in ("statistics", "edges"):
+                raise RegistryUnavailableError("The registry is away.")
+            return real(self, project, kind, *rest, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(type(workspace.ledger), "append", refused)
+        with caplog.at_level(logging.WARNING, "featurestore"):
+            (run,) = succeeded(materialize_incremental(workspace))
+        assert run.appended == 9
+        assert f"run {run.run_id} of shop_sales has no statistics: The registry is away." in caplog.text
