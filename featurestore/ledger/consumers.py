@@ -8,24 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from featurestore_registry.documents import CONSUMER as KIND
+from featurestore_registry.documents import DELETED, ConsumerDocument
 from featurestore_registry.interface import Ledger, LedgerReader
 from featurestore_registry.records import known_fields
 
 from featurestore.errors import NotFoundError, did_you_mean
 
-KIND = "consumer"
-_GONE = {"gone": True}
+_GONE = DELETED[1]
 
 
 @dataclass(frozen=True, slots=True)
-class Consumer:
+class Consumer(ConsumerDocument):
     """A model or program that reads features."""
-
-    name: str
-    services: tuple[str, ...]
-    """The feature services that it reads."""
-    owner: str = ""
-    description: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.owner})" if self.owner else self.name

@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any, TypedDict
 
 import msgspec
+from featurestore_registry.documents import AUDIT, SERVING
 from featurestore_registry.interface import Journal, JournalReader
 from featurestore_registry.records import Document, JournalEntry
 
@@ -32,7 +33,6 @@ logger = logging.getLogger("featurestore")
 COMMIT, PUBLISH, PUSHED_ONLINE = "commit", "publish", "pushed_online"
 KINDS = (COMMIT, PUBLISH, PUSHED_ONLINE)
 """Kinds whose key is the generation's; `PUSHED_ONLINE` has the view's name."""
-SERVING, AUDIT = "serving", "audit"
 
 MOST_COMMITS, PER_ENTRY, PER_CALL = 2_000, 500, 20_000
 """At most so many commits of a table are taken at once, where somebody waits; so many are an entry; so many are sent by

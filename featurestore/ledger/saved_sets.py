@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
+from featurestore_registry.documents import DELETED, SavedFrame, SavedRead, SavedSetDocument
+from featurestore_registry.documents import TRAINING_SET as KIND
 from featurestore_registry.interface import Ledger, LedgerReader
 from featurestore_registry.records import LedgerEntry, Record, Revision, canonical_json, known_fields, record_from
 
@@ -23,54 +25,18 @@ from featurestore.offline.interface import BlobReader, Blobs, TableId
 from featurestore.registered.records import understood, with_dependencies
 from featurestore.workspace import Readers, Workspace
 
-KIND = "training_set"
 FRAME_KIND = "training_set_frame"
 """The ledger's note about an entity frame, by its file, before it gets its name: it identifies leftovers."""
 FRAME = ".arrow"
 """The ending of the names of frames' blobs."""
 _BLOBS = "training_sets"
-_DELETED = {"deleted": True}
-"""The ledger's document for a deleted set, because the ledger only grows. The set's name is free again."""
+_DELETED = DELETED[0]
+"""The ledger's document for a deleted set. The set's name is free again."""
 
 
 @dataclass(frozen=True, slots=True)
-class SavedRead:
-    """One read of a saved set: the view under its name there, and the table version that it is pinned to."""
-
-    name: str
-    view: str
-    generation: int
-    version: int | None
-    """None if nothing was committed when the set was saved."""
-    as_of: str
-
-
-@dataclass(frozen=True, slots=True)
-class SavedFrame:
-    """The kept entity frame."""
-
-    form: str
-    """The form of the original: ``pandas``, ``arrow`` or ``polars``."""
-    file: str
-    """The path below the offline store's folder."""
-    sha256: str
-    timestamp_column: str
-
-
-@dataclass(frozen=True, slots=True)
-class SavedSet:
+class SavedSet(SavedSetDocument):
     """A saved training set."""
-
-    name: str
-    registry_revision: int
-    references: tuple[Mapping[str, Any], ...]
-    """The request, as `FeatureRequest.references`."""
-    full_feature_names: bool
-    reads: tuple[SavedRead, ...]
-    frame: SavedFrame
-    fingerprint: str
-    """The hash of the feature columns."""
-    certificate: Mapping[str, Any]
 
     def to_document(self) -> dict[str, Any]:
         """Return the set as the ledger keeps it."""

@@ -5,15 +5,15 @@ Entries of kind ``serving`` in the registry's journal; the key is the process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 
 import msgspec
+from featurestore_registry.documents import SERVING, ServerDocument
 from featurestore_registry.interface import Journal, RegistryReader
 from featurestore_registry.records import JournalEntry
 
-from featurestore.ledger.journal import SERVING, append_in_passing
+from featurestore.ledger.journal import append_in_passing
 from featurestore.registered.records import understood_or_left
 from featurestore.registered.snapshot import Snapshot
 
@@ -26,20 +26,9 @@ _PAGE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class Server(ServerDocument):
     """One process of a feature server, by its own words."""
 
-    instance: str
-    """Its host, and what the processes of one `fs serve` share."""
-    process: int
-    host: str
-    version: str
-    """Of featurestore."""
-    revision: int
-    hash: str
-    """The hash of that revision: after a restored backup the same number may be another one."""
-    code: Mapping[str, str]
-    """The hash of each on-demand function that it has loaded, by its view; views that are not applied yet, too."""
     seen_at: datetime | None = None
     """When it said so, by the registry's clock."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from featurestore_registry.documents import CertificateDocument, ViewCertificate
 
 from featurestore.definitions.view import not_shown
 from featurestore.engine.interface import REASONS, JoinFacts
@@ -32,57 +33,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class ViewCertificate:
-    """What a certificate states about one view."""
-
-    name: str
-    """The name under which this set reads it."""
-    view: str
-    generation: int
-    table_version: int | None
-    """None where nothing was committed, and in direct sets."""
-    as_of: str
-    availability: str
-    """Whether the time at which values became known counts, and by which column."""
-    rests_on: str
-    """What the promise depends on besides the rows; empty if nothing."""
-    features: tuple[str, ...]
-    nulls: Mapping[str, int]
-    """How many rows have no answer, by the first reason that applies."""
-    null_values: Mapping[str, int]
-    """How many rows have null as their answer, by feature."""
-    greatest_age_us: int | None
-    from_future: int | None
-    """How many answers have an event time or availability after their row's time; None for windows, which nobody counts
-    so: plain loops compute samples again, of the events that their rows can see."""
-    not_covered: int
-    """How many rows look past the committed spans."""
-    windows: int = 0
-    """How many of the features are windows over events; then a row always has an answer, unless its key is null."""
-    own_events: int = 0
-    """How many rows count an event of their very instant, which at serving time may not be known yet."""
-    held_back: int = 0
-    """In how many rows events have happened, and none is available."""
-    overflowed: Mapping[str, int] = field(default_factory=dict)
-    """How many rows are null because 64 bits do not hold the sum, by feature."""
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
+class Certificate(CertificateDocument):
     """Facts about a training set at its pinned versions."""
-
-    project: str
-    registry_revision: int
-    rows: int
-    features: tuple[str, ...]
-    views: tuple[ViewCertificate, ...]
-    on_demand: Mapping[str, str]
-    """Hash of the code of each on-demand view."""
-    rows_after_now: int
-    recomputed_rows: int
-    """How many rows plain loops over the files answered again, with the same values."""
-    certified_at: str
-    """RFC 3339."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the certificate as JSON."""

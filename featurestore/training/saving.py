@@ -7,6 +7,8 @@ import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from featurestore_registry.documents import SavedFrame, SavedRead
+
 from featurestore.definitions.base import check_object_name
 from featurestore.errors import (
     InputError,
@@ -15,8 +17,6 @@ from featurestore.errors import (
 )
 from featurestore.ledger.saved_sets import (
     FRAME,
-    SavedFrame,
-    SavedRead,
     SavedSet,
     add_set,
     blob_of,

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 WATERMARK, RUN_START, RUN = "watermark", "run_start", "run"
 """Kinds of entries. The key of a watermark is ``{view}.{generation}``, of a run the view."""
 STATISTICS, EDGES = "statistics", "edges"
 """Kinds of entries. The key of both is ``{view}.{generation}``; that of a saved training set's statistics is
 ``training_set:{name}``. An on-demand feature view has generation 0."""
+CONSUMER, TRAINING_SET = "consumer", "training_set"
+"""Kinds of entries. The key of both is the name; a deleted one's newest document is one of `DELETED`."""
+DELETED: tuple[Mapping[str, bool], ...] = ({"deleted": True}, {"gone": True})
+"""How the feature store marks an entry as deleted: the ledger only grows."""
+AUDIT, SERVING = "audit", "serving"
+"""Kinds of entries of the journal: who changed what, and what feature servers say about themselves."""
 
 Interval = tuple[int, int]
 """[start, end) of event time, UTC microseconds."""
@@ -209,3 +215,125 @@ class StatisticsDocument:
     """Of the code that on-demand features of a training set were computed with; of a view's SQL."""
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """For each source its files when the run read them, at most 100."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerDocument:
+    """A model or program that reads features."""
+
+    name: str
+    services: tuple[str, ...]
+    """The feature services that it reads."""
+    owner: str = ""
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ViewCertificate:
+    """What a certificate states about one view."""
+
+    name: str
+    """The name under which this set reads it."""
+    view: str
+    generation: int
+    table_version: int | None
+    """None where nothing was committed, and in direct sets."""
+    as_of: str
+    availability: str
+    """Whether the time at which values became known counts, and by which column."""
+    rests_on: str
+    """What the promise depends on besides the rows; empty if nothing."""
+    features: tuple[str, ...]
+    nulls: Mapping[str, int]
+    """How many rows have no answer, by the first reason that applies."""
+    null_values: Mapping[str, int]
+    """How many rows have null as their answer, by feature."""
+    greatest_age_us: int | None
+    from_future: int | None
+    """How many answers have an event time or availability after their row's time; None for windows, which nobody counts
+    so: plain loops compute samples again, of the events that their rows can see."""
+    not_covered: int
+    """How many rows look past the committed spans."""
+    windows: int = 0
+    """How many of the features are windows over events; then a row always has an answer, unless its key is null."""
+    own_events: int = 0
+    """How many rows count an event of their very instant, which at serving time may not be known yet."""
+    held_back: int = 0
+    """In how many rows events have happened, and none is available."""
+    overflowed: Mapping[str, int] = field(default_factory=dict)
+    """How many rows are null because 64 bits do not hold the sum, by feature."""
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateDocument:
+    """Facts about a training set at its pinned versions."""
+
+    project: str
+    registry_revision: int
+    rows: int
+    features: tuple[str, ...]
+    views: tuple[ViewCertificate, ...]
+    on_demand: Mapping[str, str]
+    """Hash of the code of each on-demand view."""
+    rows_after_now: int
+    recomputed_rows: int
+    """How many rows plain loops over the files answered again, with the same values."""
+    certified_at: str
+    """RFC 3339."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRead:
+    """One read of a saved set: the view under its name there, and the table version that it is pinned to."""
+
+    name: str
+    view: str
+    generation: int
+    version: int | None
+    """None if nothing was committed when the set was saved."""
+    as_of: str
+
+
+@dataclass(frozen=True, slots=True)
+class SavedFrame:
+    """The kept entity frame."""
+
+    form: str
+    """The form of the original: ``pandas``, ``arrow`` or ``polars``."""
+    file: str
+    """The path below the offline store's folder."""
+    sha256: str
+    timestamp_column: str
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSetDocument:
+    """A saved training set."""
+
+    name: str
+    registry_revision: int
+    references: tuple[Mapping[str, Any], ...]
+    """The request, as `FeatureRequest.references`."""
+    full_feature_names: bool
+    reads: tuple[SavedRead, ...]
+    frame: SavedFrame
+    fingerprint: str
+    """The hash of the feature columns."""
+    certificate: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerDocument:
+    """One process of a feature server, by its own words. The journal's key is the process."""
+
+    instance: str
+    """Its host, and what the processes of one `fs serve` share."""
+    process: int
+    host: str
+    version: str
+    """Of featurestore."""
+    revision: int
+    hash: str
+    """The hash of that revision: after a restored backup the same number may be another one."""
+    code: Mapping[str, str]
+    """The hash of each on-demand function that it has loaded, by its view; views that are not applied yet, too."""

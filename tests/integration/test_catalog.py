@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -28,7 +27,7 @@ HTMX = "d6fdc75f204e6bdefa99b69bf1e6d4ac69b8a364f77929f45c13476b4000f717"
 class Parsed(HTMLParser):
     """What a browser would find in a page: tags, attributes, texts."""
 
-    VOID = ("meta", "link", "img", "input", "br", "path", "rect", "line", "circle")
+    VOID = ("meta", "link", "img", "input", "br")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -132,7 +131,7 @@ def test_no_text_of_a_registry_is_obeyed(local: httpx.Client) -> None:
         assert [given for tag, given in parsed.tags if tag == "img" and given.get("src") == "x"] == [], path
         assert [given for tag, given in parsed.tags if tag == "script" and not given.get("src")] == [], path
         assert "\u202e" not in page.text
-        assert "49" not in re.findall(r"\{\{.*?\}\}|49", page.text), path
+        assert "47569433" not in page.text, path  # the template in it
     assert "&lt;img src=x onerror=alert(1)&gt;" in pages[f"/p/{HOSTILE}"].text
 
 
@@ -209,7 +208,7 @@ def test_a_page_says_what_there_is(local: httpx.Client) -> None:
         assert told in home, told
     view = local.get(f"/p/{PROJECT}/feature_view/driver_stats").text
     for told in (
-        "store.get_online_features([&#34;driver_stats:*&#34;], [{&#34;driver_id&#34;: 1}])",
+        "[&#34;driver_stats:*&#34;],\n    [{&#34;driver_id&#34;: 1}],",
         "fs online --features &#39;driver_stats:*&#39; --entity driver_id=1",
         "avg(rating) AS last_rating",
         "stars of the last trip",

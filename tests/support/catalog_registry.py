@@ -19,6 +19,8 @@ from featurestore_registry.documents import (
     EdgesDocument,
     PublishedDocument,
     RunDocument,
+    SavedFrame,
+    SavedRead,
     StatisticsDocument,
     WatermarkDocument,
 )
@@ -38,7 +40,7 @@ from featurestore import (
 )
 from featurestore.definitions import Definition
 from featurestore.ledger.consumers import Consumer, add_consumer
-from featurestore.ledger.saved_sets import SavedFrame, SavedRead, SavedSet, add_set
+from featurestore.ledger.saved_sets import SavedSet, add_set
 from featurestore.registered.records import to_record
 from featurestore.types import Float64, Int64, String
 from support.clock import ManualClock
@@ -47,7 +49,7 @@ PROJECT, OTHER, HOSTILE = "rides", "payments", "hostile"
 NOW = "2026-03-02T12:00:00Z"
 HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
 OWNER = "mobility"
-HTML = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'&{{7*7}}'; DROP TABLE registry_record;--\u202egnp"
+HTML = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'&{{7919*6007}}'; DROP TABLE registry_record;--\u202egnp"
 """What no page may obey."""
 
 driver = Entity("driver", join_keys={"driver_id": Int64}, description="Whoever drives", owner=OWNER)
@@ -293,7 +295,7 @@ def fill_hostile(registry: Registry) -> None:
     fields = (RecordField(HTML, HTML, HTML, tags, (f"{HTML}.{HTML}",)),)
     documents = {
         "feature_view": {
-            "entities": [HTML], "sources": [["parquet_source", HTML]], "sql": HTML, "ttl_us": 1, "online": True,
+            "entities": [HTML], "sources": [["source", HTML]], "sql": HTML, "ttl_us": 1, "online": True,
             "schema": [{"name": HTML, "type": HTML, "description": HTML, "tags": tags, "default": HTML,
                         "deprecated": HTML}],
             "aggregations": [{"name": HTML, "column": HTML, "function": HTML, "windows_us": [1, None],
@@ -304,7 +306,7 @@ def fill_hostile(registry: Registry) -> None:
                                    "code_hash": HTML},
         "feature_service": {"features": [{"view": HTML, "features": [HTML], "name": HTML, "join_keys": {HTML: HTML}}]},
         "entity": {"join_keys": [[HTML, HTML]]},
-        "parquet_source": {"format": HTML, "path": HTML, "timestamp_field": HTML, "created_timestamp_field": HTML,
+        "source": {"format": HTML, "path": HTML, "timestamp_field": HTML, "created_timestamp_field": HTML,
                            "allowed_lateness_us": 0},
         "push_source": {"batch_source": HTML},
         "request_source": {"schema": [{"name": HTML, "type": HTML, "description": HTML, "tags": {}, "default": None}]},

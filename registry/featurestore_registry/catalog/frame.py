@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from featurestore_registry.catalog import words
+from featurestore_registry.catalog import drawing, words
 from featurestore_registry.catalog.activity import LABELS
 from featurestore_registry.catalog.addresses import address, project_address
 from featurestore_registry.catalog.navigation import nav_links
@@ -83,6 +83,7 @@ def _environment() -> jinja2.Environment:
     names = ("age", "ago", "counted", "duration", "instant", "kind_name", "number", "share", "took")
     made.filters.update({name: getattr(words, name) for name in names})
     made.filters.update(us=words.to_us, pretty=_pretty, dedent=_dedented)
+    made.filters["value"] = drawing.value
     made.globals.update(labels=LABELS, nav_links=nav_links)
     return made
 

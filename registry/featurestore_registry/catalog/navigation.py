@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from featurestore_registry.auth import Role
 from featurestore_registry.catalog.asking import Ask
-from featurestore_registry.catalog.project import ORDER
 from featurestore_registry.catalog.words import kind_name
 
 
@@ -26,11 +26,13 @@ def nav_links(ask: Ask) -> list[list[Link]]:
         return Link(label, ask.at(*segments), number, here == segments)
 
     kinds = ask.project.kinds
+    features = len(ask.project.features)
     return [
         [link("Home")],
         [
-            link(kind_name(kind, 2).capitalize(), kind, number=kinds[kind])
-            for kind in (*ORDER, *(kind for kind in kinds if kind not in ORDER))
-            if kind in kinds
+            *([link("All features", "features", number=features)] if features else []),
+            *(link(kind_name(kind, 2).capitalize(), kind, number=kinds[kind]) for kind in kinds),
         ],
+        [link("Training sets", "training_set"), link("Consumers", "consumer")],
+        [link("Revisions", "revisions"), *([link("Audit log", "audit")] if ask.may(Role.ADMIN) else [])],
     ]

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from featurestore_registry.records import Chain, Record, RecordField, Revision
 
 VIEW, ON_DEMAND, SERVICE, ENTITY = "feature_view", "on_demand_feature_view", "feature_service", "entity"
-SOURCES = ("parquet_source", "push_source", "request_source")
+SOURCES = ("source", "push_source", "request_source")
 OFFERS_FEATURES = (VIEW, ON_DEMAND)
 """Kinds whose fields are features. Those of a service are features of its views."""
 ORDER = (VIEW, ON_DEMAND, SERVICE, ENTITY, *SOURCES)

@@ -16,12 +16,12 @@ Made = TypeVar("Made")
 Answer = TypeVar("Answer")
 
 
-def read(entry: LedgerEntry | JournalEntry | None, kind: type[Made]) -> Made | None:
-    """Return an entry's document; None, with a line in the log, where it has another form."""
+def read(entry: LedgerEntry | JournalEntry | None, kind: type[Made], part: Document | None = None) -> Made | None:
+    """Return an entry's document, or a part of it; None, with a line in the log, where it has another form."""
     if entry is None:
         return None
     try:
-        return msgspec.convert(entry.document, kind)
+        return msgspec.convert(entry.document if part is None else part, kind)
     except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as error:
         logger.info("the catalog leaves out %s %r of project %r: %s", entry.kind, entry.key, entry.project, error)
         return None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from featurestore_registry.auth import Role
 from featurestore_registry.catalog.asking import Ask
 from featurestore_registry.catalog.frame import Page
-from featurestore_registry.catalog.pages import definitions, home, searching
+from featurestore_registry.catalog.pages import changes, definitions, features, home, ledgered, listing, searching
 
 
 class Route(NamedTuple):
@@ -31,7 +31,17 @@ class Route(NamedTuple):
 ROUTES: tuple[Route, ...] = (
     Route("", home.home),
     Route("search", searching.search),
-    Route("feature/*/*/*", definitions.feature),
+    Route("features", listing.features),
+    Route("feature/*/*/*", features.feature),
+    Route("training_set", ledgered.training_set_list),
+    Route("training_set/*", ledgered.training_set),
+    Route("consumer", ledgered.consumer_list),
+    Route("consumer/*", ledgered.consumer),
+    Route("revisions", changes.revisions),
+    Route("revision/*", changes.revision),
+    Route("compare/*/*", changes.compared),
+    Route("history/*/*", changes.history),
+    Route("audit", listing.audit, Role.ADMIN),
     Route("*/*", definitions.definition),
     Route("*", definitions.kind),
 )

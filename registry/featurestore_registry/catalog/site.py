@@ -11,6 +11,7 @@ from featurestore_registry.catalog.activity import ViewActivity, activity_of
 from featurestore_registry.catalog.history import History, read_history
 from featurestore_registry.catalog.project import Project
 from featurestore_registry.catalog.search import Index
+from featurestore_registry.catalog.statistics import Shares, all_shares
 from featurestore_registry.catalog.words import to_us
 from featurestore_registry.interface import RegistryReader
 from featurestore_registry.records import State
@@ -61,6 +62,7 @@ class Site:
         self._indexes = Newest[Index]()
         self._histories = Newest[History]()
         self._activities = Newest[Mapping[str, ViewActivity]]()
+        self._shares = Newest[Mapping[tuple[str, str], Shares]](most=4)
         self._summaries = Newest[Summary](most=MOST_SUMMARIES)
 
     def summary(self, name: str) -> tuple[Summary, State] | None:
@@ -104,3 +106,7 @@ class Site:
             (project.head, state.ledger),
             lambda _: activity_of(self.registry.ledger, project, to_us(state.now)),
         )
+
+    def shares(self, project: Project, state: State) -> Mapping[tuple[str, str], Shares]:
+        """Return the figures of all features, for who may read statistics."""
+        return self._shares.get(project.name, state.ledger, lambda _: all_shares(self.registry.ledger, project.name))

@@ -18,7 +18,7 @@ _KINDS = {
     "on_demand_feature_view": ("on-demand view", "on-demand views"),
     "feature_service": ("feature service", "feature services"),
     "entity": ("entity", "entities"),
-    "parquet_source": ("source", "sources"),
+    "source": ("source", "sources"),
     "push_source": ("push source", "push sources"),
     "request_source": ("request source", "request sources"),
     "training_set": ("training set", "training sets"),

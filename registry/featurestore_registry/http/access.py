@@ -25,6 +25,7 @@ from featurestore_registry.auth import (
 from featurestore_registry.auth.sessions import SESSIONS, begin_session
 from featurestore_registry.auth.tokens import EVERY_PROJECT
 from featurestore_registry.auth.tokens import KIND as TOKEN
+from featurestore_registry.documents import AUDIT, SERVING
 from featurestore_registry.errors import AuthError, RegistryError
 from featurestore_registry.http.policy import name_of
 from featurestore_registry.http.urls import PREFIX, is_private
@@ -44,7 +45,6 @@ REFRESH_SECONDS = 2.0
 """How long a revoked token may go on at most, and a new one of another process wait."""
 SESSION_SECONDS = 12 * 3600.0
 """How long somebody who logged in stays so."""
-AUDIT = "audit"
 
 
 class Needs(NamedTuple):
@@ -70,7 +70,7 @@ AUDITED = frozenset({"training_set", "consumer"})
 """Kinds of the ledger's entries that people write and delete by name."""
 JOURNAL: Mapping[str, Needs] = {
     **dict.fromkeys(("commit", "publish", "pushed_online"), Needs(Role.VIEWER, Role.OPERATOR)),
-    "serving": Needs(Role.VIEWER, Role.READER, is_server=True),  # readers' tokens are in many hands
+    SERVING: Needs(Role.VIEWER, Role.READER, is_server=True),  # readers' tokens are in many hands
     AUDIT: Needs(Role.ADMIN, None),
 }
 """By the kind of a journal's entries."""

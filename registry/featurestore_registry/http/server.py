@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from featurestore_registry.auth import Role, Token
 from featurestore_registry.auth.tokens import EVERY_PROJECT, KIND
 from featurestore_registry.catalog.app import Catalog
+from featurestore_registry.documents import DELETED
 from featurestore_registry.errors import AuthError, FeatureStoreError, RegistryFormatError
 from featurestore_registry.http import wire
 from featurestore_registry.http.access import AUDITED, Access, shown
@@ -204,7 +205,7 @@ def _add_ledger(api: APIRouter, registry: Registry, access: Access) -> None:
     def append(project: Project, kind: Kind, body: wire.EntryBody, request: Request) -> wire.VersionBody:
         made = ledger.append(project, kind, body.key, body.document, if_version=body.if_version)
         if kind in AUDITED:
-            action = "delete" if body.document in _GONE else "set"
+            action = "delete" if body.document in DELETED else "set"
             _audit(access, request, project, f"{action} {kind.replace('_', ' ')}", {"name": body.key})
         return wire.VersionBody(version=made)
 
@@ -286,10 +287,6 @@ def _add_journal(api: APIRouter, registry: Registry, access: Access) -> None:
         count = journal.forget(project, kind, before)
         _audit(access, request, project, "forget", {"kind": kind, "before": before.isoformat(), "count": count})
         return wire.CountBody(count=count)
-
-
-_GONE = ({"deleted": True}, {"gone": True})
-"""How the feature store marks an entry as deleted: the ledger only grows."""
 
 
 def _names(changes: Sequence[Change]) -> list[str]:

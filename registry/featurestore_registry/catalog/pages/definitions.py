@@ -6,12 +6,19 @@ from collections.abc import Callable
 
 from featurestore_registry.catalog.asking import Ask, NotThere
 from featurestore_registry.catalog.frame import Page
-from featurestore_registry.catalog.pages import views
-from featurestore_registry.catalog.project import VIEW
+from featurestore_registry.catalog.pages import data, services, views
+from featurestore_registry.catalog.pages.shared import about
+from featurestore_registry.catalog.project import ENTITY, ON_DEMAND, SERVICE, SOURCES, VIEW
 from featurestore_registry.catalog.words import kind_name
 from featurestore_registry.records import Record
 
-_OF_KIND: dict[str, Callable[[Ask, Record], Page]] = {VIEW: views.view}
+_OF_KIND: dict[str, Callable[[Ask, Record], Page]] = {
+    VIEW: views.view,
+    ON_DEMAND: services.on_demand,
+    SERVICE: services.service,
+    ENTITY: data.entity,
+    **dict.fromkeys(SOURCES, data.source),
+}
 """The kinds that have a page of their own; `anything` shows the others."""
 PER_PAGE = 100
 
@@ -26,25 +33,9 @@ def definition(ask: Ask, kind: str, name: str) -> Page:
     return _OF_KIND.get(kind, anything)(ask, record)
 
 
-def feature(ask: Ask, kind: str, view: str, name: str) -> Page:
-    """Return the page of a feature."""
-    page = definition(ask, kind, view)
-    return page
-
-
 def anything(ask: Ask, record: Record) -> Page:
     """Return the page of a record of which this version knows nothing more than that it is one."""
-    return Page("definition.html", {"record": record, **about(ask, record)})
-
-
-def about(ask: Ask, record: Record) -> dict[str, object]:
-    """Return what the pages of all definitions show."""
-    needed = [(key, ask.project.records.get(key)) for key in record.depends_on]
-    return {
-        "needs": [found for _, found in needed if found is not None],
-        "users": ask.project.users(record.key),
-        "touches": ask.history.of(record.key),
-    }
+    return Page("definition.html", about(ask, record))
 
 
 def kind(ask: Ask, kind: str) -> Page:

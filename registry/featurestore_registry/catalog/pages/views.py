@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from featurestore_registry.catalog.activity import activity_of_view, runs_of_view
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from featurestore_registry.auth import Role
+from featurestore_registry.catalog.activity import activity_of_view, generation_of, runs_of_view
 from featurestore_registry.catalog.asking import Ask
+from featurestore_registry.catalog.drawing import Bars, histogram, run_bars
 from featurestore_registry.catalog.frame import Page
-from featurestore_registry.catalog.project import ENTITY, features_of
-from featurestore_registry.catalog.reading import facts
+from featurestore_registry.catalog.pages.shared import about, join_keys
+from featurestore_registry.catalog.project import Feature, features_of
+from featurestore_registry.catalog.statistics import InSet, Profile, in_training_sets, profile_of
 from featurestore_registry.catalog.usage import usage
+from featurestore_registry.catalog.windows import windows_of
+from featurestore_registry.catalog.words import counted, instant, took
+from featurestore_registry.documents import ColumnStatistics, RunDocument
 from featurestore_registry.records import Record
 
 RUNS = 40
 """So many of the newest runs are drawn."""
+PER_PAGE = 50
+_SMALL = {"width": 96, "height": 22}
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRow:
+    """A feature in the table of its view."""
+
+    feature: Feature
+    column: ColumnStatistics | None
+    bars: Bars | None
 
 
 def view(ask: Ask, record: Record) -> Page:
@@ -20,26 +40,52 @@ def view(ask: Ask, record: Record) -> Page:
     keys = join_keys(ask, record)
     features = features_of(record)
     references = [features[0].reference] if len(features) == 1 else [f"{record.name}:*"]
+    page, runs = ask.page_number(), runs_of_view(ask.ledger, ask.project.name, record.name, RUNS)
+    shown = features[(page - 1) * PER_PAGE : page * PER_PAGE]
+    rows, ticks = windows_of(record)
+    profile = None
+    if ask.may(Role.READER):
+        key = f"{record.name}.{generation_of(document)}"
+        profile = profile_of(ask.ledger, ask.project.name, key, columns=len(features))
     return Page(
         "view.html",
         {
-            "record": record,
-            "features": features,
+            **about(ask, record),
+            "features": feature_rows(ask, record, profile, shown),
+            "count": len(features),
+            "page": page,
+            "pages": -(-len(features) // PER_PAGE),
+            "profile": profile,
             "keys": keys,
             "usage": usage(references, "", keys),
             "ttl_us": document.get("ttl_us"),
             "sql": document.get("sql"),
             "activity": activity_of_view(ask.ledger, ask.project.name, record.name, document, now_us),
-            "runs": runs_of_view(ask.ledger, ask.project.name, record.name, RUNS),
-            "needs": [found for key in record.depends_on if (found := ask.project.records.get(key))],
-            "users": ask.project.users(record.key),
-            "touches": ask.history.of(record.key),
+            "runs": runs,
+            "run_bars": run_bars([_told(run) for run in reversed(runs)], width=720, height=64),
+            "windows": [row for row in rows if row.field.name in {feature.name for feature in shown}],
+            "ticks": ticks,
         },
     )
 
 
-def join_keys(ask: Ask, record: Record) -> dict[str, str]:
-    """Return the columns by which a view is read, and their types."""
-    names = facts(record.document, lambda told: [str(name) for name in told["entities"]]) or []
-    entities = [entity for name in names if (entity := ask.project.find(ENTITY, name)) is not None]
-    return {field.name: field.type for entity in entities for field in entity.fields}
+def feature_rows(ask: Ask, record: Record, profile: Profile | None, shown: Sequence[Feature]) -> list[FeatureRow]:
+    """Return features with their statistics: of the newest run, or of a training set that holds them."""
+    made, sets = [], dict[str, InSet]()
+    if profile is not None and any(profile.column(feature.name) is None for feature in shown):
+        sets = in_training_sets(ask.ledger, ask.project.name, record.name, [feature.name for feature in shown])
+    for feature in shown:
+        column = None if profile is None else profile.column(feature.name)
+        bars = None
+        if column is None and feature.name in sets:
+            column = sets[feature.name].column
+        if column is not None and profile is not None:
+            bars = histogram(column, profile.bins.get((feature.name, column.bins or 0)), **_SMALL)
+        made.append(FeatureRow(feature, column, bars))
+    return made
+
+
+def _told(run: RunDocument) -> tuple[int, str, str]:
+    how = f"{run.kind}: {run.state}, {counted(run.appended, 'row')}, {took(run.duration_ms)}"
+    text = f"{instant(run.started_us)} UTC, {how}"
+    return run.appended, "fresh" if run.state == "done" else "failed", text

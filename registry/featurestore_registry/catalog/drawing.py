@@ -1,0 +1,242 @@
+"""What pages draw: shapes as SVG paths, each with the sentence that says the same. Numbers only, no markup."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+
+from featurestore_registry.catalog.words import DAY, HOUR, MINUTE, duration, instant, number
+from featurestore_registry.documents import QUANTILES, BinsDocument, ColumnStatistics, Scalar
+
+BARS = 24
+_TIMES = ("Timestamp", "Date")
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """A histogram in a box of ``width`` by ``height``."""
+
+    width: int
+    height: int
+    path: str
+    points: str
+    """Values with a bin of their own, in another colour."""
+    low: str
+    high: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line over runs, oldest first, in a box of ``width`` by ``height``."""
+
+    width: int
+    height: int
+    path: str
+    dots: tuple[tuple[float, float, str], ...]
+    low: str
+    high: str
+    text: str
+
+
+def histogram(column: ColumnStatistics, bins: BinsDocument | None, *, width: int, height: int) -> Bars | None:
+    """Return how the values lie; None where nothing was counted or nothing may show.
+
+    Bins hold about as many rows each and differ in width, so their rows are spread over bars of equal width: between
+    the first and the last percentile, so that a few outliers do not press all others into one bar.
+    """
+    if bins is None or column.is_hidden or column.bins != bins.version:
+        return None
+    if len(bins.edges) < 2 or len(column.in_bins) != len(bins.edges) + 1:
+        return _named_bars(column, bins, width, height)
+    places = [value for value in map(_place, bins.points) if value is not None]
+    low, high = _range(column, bins, places)
+    step = (high - low) / BARS
+    spread, points = [0.0] * BARS, [0.0] * BARS
+    for (start, end), count in zip(pairwise(bins.edges), column.in_bins[1:-1], strict=True):
+        for at in range(BARS):
+            overlap = min(end, low + (at + 1) * step) - max(start, low + at * step)
+            if overlap > 0 and end > start:
+                spread[at] += count * overlap / (end - start)
+    if len(places) == len(column.at_points):
+        for place, count in zip(places, column.at_points, strict=True):
+            if low <= place <= high:
+                points[min(int((place - low) / step), BARS - 1)] += count
+    most = max(a + b for a, b in zip(spread, points, strict=True)) or 1.0
+    show = _as_time if column.type in _TIMES else number
+    return Bars(
+        width,
+        height,
+        _bars(spread, [0.0] * BARS, most, width, height),
+        _bars(points, spread, most, width, height),
+        show(low),
+        show(high),
+        f"Histogram of {column.name} from {show(low)} to {show(high)}. {_middle(column)}",
+    )
+
+
+def _named_bars(column: ColumnStatistics, bins: BinsDocument, width: int, height: int) -> Bars | None:
+    """Return a bar for each value with a bin of its own, the most frequent first, and one for the others."""
+    counts = sorted(column.at_points, reverse=True)
+    if not counts or len(counts) != len(bins.points):
+        return None
+    others = [*[0] * len(counts), column.elsewhere] if column.elsewhere else [0] * len(counts)
+    named = [*counts, 0] if column.elsewhere else counts
+    most = max(*named, *others, 1)
+    return Bars(
+        width,
+        height,
+        _bars(others, [0.0] * len(others), most, width, height),
+        _bars(named, [0.0] * len(named), most, width, height),
+        "",
+        "",
+        f"The {len(counts)} most frequent values of {column.name}, and all others.",
+    )
+
+
+def _range(column: ColumnStatistics, bins: BinsDocument, places: Sequence[float]) -> tuple[float, float]:
+    low, high = min(bins.edges[0], *places, bins.edges[-1]), max(bins.edges[-1], *places, bins.edges[0])
+    found = [_place(value) for value in column.quantiles]
+    if len(found) == len(QUANTILES) and found[0] is not None and found[-1] is not None and found[0] < found[-1]:
+        low, high = max(low, found[0]), min(high, found[-1])
+    return (low, high) if low < high else (bins.edges[0], bins.edges[-1] + (bins.edges[0] == bins.edges[-1]))
+
+
+def _middle(column: ColumnStatistics) -> str:
+    if len(column.quantiles) != len(QUANTILES):
+        return ""
+    return f"Half of the values lie from {value(column.quantiles[2])} to {value(column.quantiles[4])}."
+
+
+def _bars(heights: Sequence[float], floors: Sequence[float], most: float, width: int, height: int) -> str:
+    step = width / len(heights)
+    parts = []
+    for at, (count, floor) in enumerate(zip(heights, floors, strict=True)):
+        if count > 0:
+            tall, wide = max(count / most * height, 1.0), max(step - 1, 0.5)
+            top = max(height - floor / most * height - tall, 0)
+            parts.append(f"M{at * step:.1f} {top:.1f}h{wide:.1f}v{tall:.1f}h{-wide:.1f}z")
+    return "".join(parts)
+
+
+def line(
+    values: Sequence[float | None], labels: Sequence[str], *, name: str, width: int, height: int, is_share: bool = False
+) -> Line | None:
+    """Return a line over values, oldest first; a gap where one is missing. None for fewer than two."""
+    known = [each for each in values if each is not None and math.isfinite(each)]
+    if len(known) < 2:
+        return None
+    low, high = min(known), max(known)
+    if is_share:
+        low, high = 0.0, max(high, 0.05)
+    room, step = (high - low) or 1.0, (width - 8) / (len(values) - 1)
+    places: list[tuple[float, float] | None] = []
+    for at, each in enumerate(values):
+        is_known = each is not None and math.isfinite(each)
+        rise = (each - low) / room if is_known and each is not None else 0
+        places.append((4 + at * step, height - 4 - rise * (height - 8)) if is_known else None)
+    path, is_down = "", False
+    for place in places:
+        if place is None:
+            is_down = False
+            continue
+        path += f"{'L' if is_down else 'M'}{place[0]:.1f} {place[1]:.1f}"
+        is_down = True
+    say = _percent if is_share else number
+    dots = tuple(
+        (round(place[0], 1), round(place[1], 1), f"{label}: {say(each)}")
+        for place, each, label in zip(places, values, labels, strict=True)
+        if place is not None and each is not None
+    )
+    told = f"{say(known[0])} first, {say(known[-1])} last, {say(min(known))} at least, {say(max(known))} at most"
+    text = f"{name} over {len(values)} runs: {told}."
+    return Line(width, height, path, dots, say(low), say(high), text)
+
+
+@dataclass(frozen=True, slots=True)
+class RunBar:
+    """A run as a bar."""
+
+    x: float
+    y: float
+    height: float
+    state: str
+    text: str
+
+
+def run_bars(counts: Sequence[tuple[int, str, str]], *, width: int, height: int) -> tuple[RunBar, ...]:
+    """Return a bar for each run (rows, state, text), oldest first: its height is the logarithm of its rows."""
+    most = math.log1p(max((rows for rows, _, _ in counts), default=0)) or 1.0
+    step = min(width / max(len(counts), 1), 18.0)
+    made = []
+    for at, (rows, state, text) in enumerate(counts):
+        tall = max(math.log1p(max(rows, 0)) / most * (height - 4), 3.0)
+        made.append(RunBar(round(at * step, 1), round(height - tall, 1), round(tall, 1), state, text))
+    return tuple(made)
+
+
+_TICKS = (
+    (MINUTE, "1 min"), (10 * MINUTE, "10 min"), (HOUR, "1 h"), (6 * HOUR, "6 h"), (DAY, "1 d"), (7 * DAY, "7 d"),
+    (30 * DAY, "30 d"), (365 * DAY, "1 y"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A window on an axis whose right end is now: longer ones reach further to the left, by the logarithm."""
+
+    x: float
+    width: float
+    is_endless: bool
+    text: str
+
+
+def spans(lengths_us: Sequence[int | None], *, width: int) -> tuple[list[Span], list[tuple[float, str]]]:
+    """Return the windows, and the axis: places of its ticks and their labels."""
+    known = [length for length in lengths_us if length]
+    greatest, least = max(known, default=DAY) * 1.6, min(known, default=DAY) / 6
+
+    def place(length: float) -> float:
+        return width * (1 - math.log(max(length / least, 1)) / math.log(greatest / least))
+
+    made = [
+        Span(0.0, width, True, "all of history")
+        if not length
+        else Span(round(place(length), 1), round(width - place(length), 1), False, f"the last {duration(length)}")
+        for length in lengths_us
+    ]
+    ticks = [(round(place(length), 1), label) for length, label in _TICKS if least < length < greatest]
+    return made, ticks
+
+
+def value(scalar: Scalar) -> str:
+    """Return a value of a column as a page shows it."""
+    return number(scalar)
+
+
+def _place(scalar: Scalar) -> float | None:
+    """Return where a value lies on an axis: a number, or an instant in UTC microseconds."""
+    if isinstance(scalar, bool) or scalar is None:
+        return None
+    if isinstance(scalar, int | float):
+        return float(scalar) if math.isfinite(scalar) else None
+    try:
+        return float(scalar)  # a decimal
+    except ValueError:
+        pass
+    try:
+        found = datetime.fromisoformat(scalar)
+    except ValueError:
+        return None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1_000_000
+
+
+def _as_time(us: float) -> str:
+    return instant(int(us))
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2g} %"

@@ -1,0 +1,54 @@
+"""The pages of entities and sources: what features are about, and what they are made from."""
+
+from __future__ import annotations
+
+from featurestore_registry.catalog.asking import Ask
+from featurestore_registry.catalog.frame import Page
+from featurestore_registry.catalog.pages.shared import about
+from featurestore_registry.catalog.project import OFFERS_FEATURES, VIEW, Feature
+from featurestore_registry.catalog.words import duration
+from featurestore_registry.records import Record
+
+_MOST = 200
+
+
+def entity(ask: Ask, record: Record) -> Page:
+    """Return the page of an entity."""
+    views = [each for each in ask.project.used_by.get(record.key, ()) if each.kind == VIEW]
+    return Page(
+        "entity.html",
+        {
+            **about(ask, record),
+            "views": views[:_MOST],
+            "activity": ask.activity,
+            "count": sum(ask.project.feature_counts.get(view.key, 0) for view in views),
+        },
+    )
+
+
+def source(ask: Ask, record: Record) -> Page:
+    """Return the page of a source, of any kind."""
+    known = {
+        "path": "Path",
+        "format": "Format",
+        "timestamp_field": "Event time",
+        "created_timestamp_field": "Became known",
+        "batch_source": "Batch source",
+    }
+    document = record.document
+    told = [(label, str(document[name])) for name, label in known.items() if document.get(name)]
+    lateness = document.get("allowed_lateness_us")
+    if isinstance(lateness, int) and lateness:
+        told.append(("Rows may be late by", duration(lateness)))
+    made = [
+        (feature, columns)
+        for feature in ask.project.features
+        if feature.view.kind in OFFERS_FEATURES and (columns := _columns(feature, record.name))
+    ]
+    return Page("source.html", {**about(ask, record), "told": told, "made": made[:_MOST], "count": len(made)})
+
+
+def _columns(feature: Feature, source: str) -> list[str]:
+    """Return the columns of a source that a feature comes from; ``*`` where its SQL decides."""
+    prefix = f"{source}."
+    return [found.removeprefix(prefix) for found in feature.field.inputs if found.startswith(prefix)]

@@ -1,0 +1,100 @@
+"""The page of one feature."""
+
+from __future__ import annotations
+
+from featurestore_registry.auth import Role
+from featurestore_registry.catalog.activity import generation_of
+from featurestore_registry.catalog.asking import Ask, NotThere
+from featurestore_registry.catalog.drawing import Line, histogram, line
+from featurestore_registry.catalog.frame import Page
+from featurestore_registry.catalog.pages.shared import about, join_keys
+from featurestore_registry.catalog.project import ON_DEMAND, SERVICE, features_of
+from featurestore_registry.catalog.reading import facts
+from featurestore_registry.catalog.statistics import MOST_RUNS, Profile, column_of, in_training_sets, profile_of
+from featurestore_registry.catalog.usage import usage
+from featurestore_registry.catalog.windows import windows_of
+from featurestore_registry.catalog.words import instant, kind_name
+from featurestore_registry.documents import QUANTILES
+from featurestore_registry.records import Document, Record
+
+_WIDTH, _HEIGHT = 460, 84
+"""Of a drawing."""
+
+
+def feature(ask: Ask, kind: str, view: str, name: str) -> Page:
+    """Return the page."""
+    record = ask.project.find(kind, view)
+    if record is None:
+        raise NotThere(kind_name(kind), view, [each.name for each in ask.project.of_kind(kind)], (ask.at(), "Home"))
+    features = features_of(record)
+    found = next((each for each in features if each.name == name), None)
+    if found is None:
+        raise NotThere("feature", name, [each.name for each in features], (ask.at(kind, view), view))
+    keys = join_keys(ask, record)
+    windows, ticks = windows_of(record)
+    return Page(
+        "feature.html",
+        {
+            **about(ask, record),
+            "feature": found,
+            "usage": usage([found.reference], "", keys),
+            "window": next((row for row in windows if row.field.name == name), None),
+            "ticks": ticks,
+            "services": [each for each in ask.project.of_kind(SERVICE) if _reads(each, record, name)],
+            "quantile_names": [f"{100 * share:g} %" for share in QUANTILES],
+            **(_statistics(ask, record, name, len(features)) if ask.may(Role.READER) else {"profile": None}),
+        },
+    )
+
+
+def _statistics(ask: Ask, record: Record, name: str, columns: int) -> dict[str, object]:
+    generation = 0 if record.kind == ON_DEMAND else generation_of(record.document)
+    key = f"{record.name}.{generation}"
+    profile = profile_of(ask.ledger, ask.project.name, key, columns=columns, runs=MOST_RUNS)
+    column, document, training_set = profile.column(name), profile.newest, ""
+    if column is None:
+        other = in_training_sets(ask.ledger, ask.project.name, record.name, [name]).get(name)
+        if other is not None:
+            column, document, training_set = other.column, other.document, other.training_set
+    bins = None if column is None else profile.bins.get((name, column.bins or 0))
+    return {
+        "profile": profile,
+        "column": column,
+        "document": document,
+        "training_set": training_set,
+        "bars": None if column is None else histogram(column, bins, width=_WIDTH, height=_HEIGHT),
+        "lines": _lines(profile, name),
+    }
+
+
+def _lines(profile: Profile, name: str) -> list[tuple[str, Line]]:
+    """Return lines over the last runs that appended rows."""
+    found = [
+        (document, column)
+        for document in reversed(profile.documents)
+        if document.rows and (column := column_of(document, name)) is not None
+    ]
+    labels = [f"{instant(document.made_us)} UTC" for document, _ in found]
+    nulls = [column.nulls / column.rows if column.rows else None for _, column in found]
+    means = [None if column.is_hidden else column.mean for _, column in found]
+    distinct = [None if column.distinct is None else float(column.distinct) for _, column in found]
+    made = (
+        ("Share of nulls", line(nulls, labels, name="Share of nulls", width=_WIDTH, height=_HEIGHT, is_share=True)),
+        ("Mean", line(means, labels, name="Mean", width=_WIDTH, height=_HEIGHT)),
+        ("Distinct values", line(distinct, labels, name="Distinct values", width=_WIDTH, height=_HEIGHT)),
+    )
+    return [(title, drawn) for title, drawn in made if drawn is not None]
+
+
+def _reads(service: Record, view: Record, name: str) -> bool:
+    """Tell whether a service holds a feature."""
+
+    def look(document: Document) -> bool:
+        for part in document["features"]:
+            if view.kind == ON_DEMAND and part.get("on_demand") == view.name:
+                return True
+            if part.get("view") == view.name and name in part["features"]:
+                return True
+        return False
+
+    return bool(facts(service.document, look))

@@ -1,0 +1,127 @@
+"""What people wrote into the ledger by name: saved training sets, and consumers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+from featurestore_registry.auth import Role
+from featurestore_registry.catalog.asking import Ask, NotThere
+from featurestore_registry.catalog.frame import Page
+from featurestore_registry.catalog.project import SERVICE
+from featurestore_registry.catalog.reading import read
+from featurestore_registry.catalog.statistics import profile_of
+from featurestore_registry.documents import (
+    CONSUMER,
+    DELETED,
+    TRAINING_SET,
+    CertificateDocument,
+    ConsumerDocument,
+    SavedSetDocument,
+)
+from featurestore_registry.records import LedgerEntry
+
+PER_PAGE = 50
+REASONS = {
+    "null_key": "null key",
+    "no_entity": "no such entity",
+    "nothing_before": "nothing before",
+    "not_yet_available": "not yet available",
+    "expired": "expired",
+}
+"""Why rows have no answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSet:
+    """A saved training set, as far as this version understands it."""
+
+    name: str
+    saved_at: datetime
+    document: SavedSetDocument
+    certificate: CertificateDocument | None
+
+
+def saved_sets(ask: Ask) -> list[SavedSet]:
+    """Return the saved sets, the newest first."""
+    found = [_saved(entry) for entry in ask.ledger.scan(ask.project.name, TRAINING_SET)]
+    return [each for each in found if each is not None]
+
+
+def _saved(entry: LedgerEntry | None) -> SavedSet | None:
+    if entry is None or entry.document in DELETED:
+        return None
+    document = read(entry, SavedSetDocument)
+    if document is None:
+        return None
+    return SavedSet(entry.key, entry.written_at, document, read(entry, CertificateDocument, document.certificate))
+
+
+def training_sets_of(ask: Ask, keys: Collection[str]) -> list[SavedSet]:
+    """Return the sets that read one of some definitions (``kind:name``)."""
+    names = {key.partition(":")[2] for key in keys}
+    return [found for found in saved_sets(ask) if any(each.view in names for each in found.document.reads)]
+
+
+def consumers(ask: Ask) -> list[ConsumerDocument]:
+    """Return the consumers by name."""
+    entries = (entry for entry in ask.ledger.scan(ask.project.name, CONSUMER) if entry.document not in DELETED)
+    found = (read(entry, ConsumerDocument) for entry in entries)
+    return sorted((each for each in found if each is not None), key=lambda each: each.name)
+
+
+def consumers_of(ask: Ask, *services: str) -> list[ConsumerDocument]:
+    """Return the consumers that read one of some services."""
+    return [each for each in consumers(ask) if {*services} & {*each.services}]
+
+
+def training_set_list(ask: Ask) -> Page:
+    """Return the list of saved training sets."""
+    found, page = saved_sets(ask), ask.page_number()
+    shown = found[(page - 1) * PER_PAGE : page * PER_PAGE]
+    return Page(
+        "training_sets.html", {"sets": shown, "total": len(found), "page": page, "pages": -(-len(found) // PER_PAGE)}
+    )
+
+
+def training_set(ask: Ask, name: str) -> Page:
+    """Return the page of a saved training set."""
+    found = _saved(ask.ledger.latest(ask.project.name, TRAINING_SET, name))
+    if found is None:
+        known = [each.name for each in saved_sets(ask)]
+        raise NotThere("training set", name, known, (ask.at("training_set"), "All training sets"))
+    profile = None
+    if ask.may(Role.READER):
+        profile = profile_of(ask.ledger, ask.project.name, f"{TRAINING_SET}:{name}")
+    page = ask.page_number()
+    columns = [] if profile is None or profile.newest is None else list(profile.newest.columns)
+    shown = columns[(page - 1) * PER_PAGE : page * PER_PAGE]
+    return Page(
+        "training_set.html",
+        {
+            "found": found,
+            "revision": min(found.document.registry_revision, ask.project.number),
+            "reasons": REASONS,
+            "profile": profile,
+            "columns": shown,
+            "total": len(columns),
+            "page": page,
+            "pages": -(-len(columns) // PER_PAGE),
+        },
+    )
+
+
+def consumer_list(ask: Ask) -> Page:
+    """Return the list of consumers."""
+    return Page("consumers.html", {"consumers": consumers(ask)})
+
+
+def consumer(ask: Ask, name: str) -> Page:
+    """Return the page of a consumer."""
+    found = consumers(ask)
+    one = next((each for each in found if each.name == name), None)
+    if one is None:
+        raise NotThere("consumer", name, [each.name for each in found], (ask.at(CONSUMER), "All consumers"))
+    services = [(service, ask.project.find(SERVICE, service)) for service in one.services]
+    return Page("consumer.html", {"consumer": one, "services": services})

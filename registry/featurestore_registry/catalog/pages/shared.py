@@ -1,0 +1,83 @@
+"""What the pages of several kinds of definitions show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from featurestore_registry.catalog.asking import Ask
+from featurestore_registry.catalog.pages.changes import changed_by
+from featurestore_registry.catalog.project import ENTITY, ON_DEMAND, VIEW
+from featurestore_registry.catalog.reading import facts
+from featurestore_registry.records import Document, Record
+
+SHOWN_CHANGES = 3
+"""Of a definition's changes the newest are on its page."""
+
+
+def about(ask: Ask, record: Record) -> dict[str, object]:
+    """Return what the pages of all definitions show."""
+    return {
+        "record": record,
+        "needs": [found for key in record.depends_on if (found := ask.project.records.get(key)) is not None],
+        "users": ask.project.users(record.key),
+        "touches": (touches := ask.history.of(record.key)),
+        "history": changed_by(touches[:SHOWN_CHANGES]),
+    }
+
+
+def join_keys(ask: Ask, record: Record) -> dict[str, str]:
+    """Return the columns by which a view is read, and their types."""
+    names = facts(record.document, lambda told: [str(name) for name in told["entities"]]) or []
+    entities = [entity for name in names if (entity := ask.project.find(ENTITY, name)) is not None]
+    return {field.name: field.type for entity in entities for field in entity.fields}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a service or an on-demand view reads of one view."""
+
+    record: Record | None
+    """None where the registry has no such definition."""
+    name: str
+    """Under which it is read."""
+    view: str
+    features: tuple[str, ...]
+    keys: Mapping[str, str]
+    """The view's join keys, and the columns that hold them here."""
+
+
+def parts_read(ask: Ask, document: Document, field: str) -> list[Part]:
+    """Return what a definition reads: ``field`` is ``features`` of a service, ``inputs`` of an on-demand view."""
+
+    def part(told: Mapping[str, Any]) -> Part:
+        if "view" in told:
+            features = tuple(str(name) for name in told["features"])
+            record = ask.project.find(VIEW, told["view"])
+            keys = {key: key for key in (join_keys(ask, record) if record else ())}
+            keys |= {str(key): str(column) for key, column in dict(told["join_keys"]).items()}
+            return Part(record, str(told["name"]), str(told["view"]), features, keys)
+        kind, name = (ON_DEMAND, told["on_demand"]) if "on_demand" in told else ("request_source", told["request"])
+        record = ask.project.find(kind, name)
+        names = tuple(column.name for column in record.fields) if record else ()
+        return Part(record, str(name), str(name), names, {})
+
+    return facts(document, lambda told: [part(each) for each in told[field]]) or []
+
+
+def columns_of(ask: Ask, parts: list[Part]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the columns by which some parts are read, and those that a caller brings, with their types."""
+    keys, brought = dict[str, str](), dict[str, str]()
+    for part in parts:
+        if part.record is None:
+            continue
+        if part.record.kind == VIEW:
+            types = join_keys(ask, part.record)
+            keys.update({part.keys.get(key, key): kind for key, kind in types.items()})
+        elif part.record.kind == ON_DEMAND:
+            more_keys, more = columns_of(ask, parts_read(ask, part.record.document, "inputs"))
+            keys, brought = {**more_keys, **keys}, {**brought, **more}
+        else:
+            brought.update({column.name: column.type for column in part.record.fields})
+    return keys, brought

@@ -1,0 +1,118 @@
+"""Statistics of columns, as runs and saved training sets left them in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from featurestore_registry.catalog.reading import read, read_all
+from featurestore_registry.documents import (
+    EDGES,
+    STATISTICS,
+    TRAINING_SET,
+    BinsDocument,
+    ColumnStatistics,
+    EdgesDocument,
+    SavedSetDocument,
+    StatisticsDocument,
+)
+from featurestore_registry.interface import LedgerReader
+
+MOST_RUNS = 30
+"""At most so many of the newest runs make a line."""
+_MOST_COLUMNS = 6_000
+"""At most about so many statistics of columns are read for one page."""
+_MOST_EDGES = 3
+"""Versions of a view's bins that are looked through."""
+_MOST_SETS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What is known of the columns of one view or training set, newest first."""
+
+    documents: Sequence[StatisticsDocument]
+    bins: Mapping[tuple[str, int], BinsDocument]
+    """By column and version."""
+
+    @property
+    def newest(self) -> StatisticsDocument | None:
+        """The newest statistics of rows: a run that appended none tells nothing."""
+        return next((found for found in self.documents if found.rows), next(iter(self.documents), None))
+
+    def column(self, name: str) -> ColumnStatistics | None:
+        """Return the newest statistics of a column."""
+        return None if self.newest is None else column_of(self.newest, name)
+
+    def bins_of(self, column: ColumnStatistics) -> BinsDocument | None:
+        """Return the bins that a column was counted in."""
+        return None if column.bins is None else self.bins.get((column.name, column.bins))
+
+
+def column_of(document: StatisticsDocument, name: str) -> ColumnStatistics | None:
+    """Return a column's statistics."""
+    return next((column for column in document.columns if column.name == name), None)
+
+
+def profile_of(ledger: LedgerReader, project: str, key: str, *, columns: int = 1, runs: int = 1) -> Profile:
+    """Return the statistics under a key (``{view}.{generation}``), of at most so many runs."""
+    most = max(min(runs, MOST_RUNS, _MOST_COLUMNS // max(columns, 1)), 1)
+    found = (read(entry, StatisticsDocument) for entry in ledger.scan(project, STATISTICS, key=key, limit=most))
+    documents = [document for document in found if document is not None]
+    return Profile(documents, _bins(ledger, project, key))
+
+
+def _bins(ledger: LedgerReader, project: str, key: str) -> dict[tuple[str, int], BinsDocument]:
+    made: dict[tuple[str, int], BinsDocument] = {}
+    for entry in ledger.scan(project, EDGES, key=key, limit=_MOST_EDGES):
+        document = read(entry, EdgesDocument)
+        for name, bins in (document.columns if document else {}).items():
+            made.setdefault((name, bins.version), bins)
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class InSet:
+    """The statistics of a feature in a saved training set: of windowed and on-demand ones there are no others."""
+
+    training_set: str
+    document: StatisticsDocument
+    column: ColumnStatistics
+
+
+def in_training_sets(ledger: LedgerReader, project: str, view: str, names: Sequence[str]) -> dict[str, InSet]:
+    """Return, by feature of a view, its statistics in the newest saved set that read it."""
+    sets = [(entry, read(entry, SavedSetDocument)) for entry in ledger.scan(project, TRAINING_SET)]
+    made: dict[str, InSet] = {}
+    for entry, saved in sets[:_MOST_SETS]:
+        if saved is None:
+            continue
+        prefixes = [found.name for found in saved.reads if found.view == view] or [view]
+        document = read(ledger.latest(project, STATISTICS, f"{TRAINING_SET}:{entry.key}"), StatisticsDocument)
+        columns = {column.name: column for column in (document.columns if document else ())}
+        for name in names:
+            for column in (f"{prefix}__{name}" for prefix in prefixes):
+                if document is not None and name not in made and column in columns:
+                    made[name] = InSet(entry.key, document, columns[column])
+            is_plain = not saved.full_feature_names and any(found.view == view for found in saved.reads)
+            if document is not None and name not in made and is_plain and name in columns:
+                made[name] = InSet(entry.key, document, columns[name])
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The figures of one feature that lists show."""
+
+    rows: int
+    nulls: int
+    distinct: int | None
+
+
+def all_shares(ledger: LedgerReader, project: str) -> dict[tuple[str, str], Shares]:
+    """Return the newest figures by key (``{view}.{generation}``) and feature, of a whole project: one read."""
+    return {
+        (key, column.name): Shares(column.rows, column.nulls, column.distinct)
+        for key, document in read_all(ledger.scan(project, STATISTICS), StatisticsDocument).items()
+        for column in document.columns
+    }
