@@ -24,6 +24,7 @@ from featurestore.workspace import Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from featurestore_registry.lineage.graph import Lineage
 
     from featurestore.engine.interface import AsOf
     from featurestore.ingest import PushResult
@@ -136,16 +137,8 @@ class FeatureStore:
 
         wanted = self._wanted(objects)
         is_whole = objects is None
-        return self._governed(
-            make_plan(
-                self.workspace,
-                wanted,
-                partial=not is_whole,
-                of_repo=is_whole,
-                refresh_schema=refresh_schema,
-                prepare=prepare,
-            )
-        )
+        how = {"refresh_schema": refresh_schema, "prepare": prepare}
+        return self._governed(make_plan(self.workspace, wanted, partial=not is_whole, of_repo=is_whole, **how))
 
     def _governed(self, plan: Plan) -> Plan:
         from featurestore.plan import governed
@@ -354,6 +347,16 @@ class FeatureStore:
     def get(self, kind: str | type[Definition], name: str) -> Definition:
         """Return one applied definition; raises NotFoundError with the closest name."""
         return self.workspace.snapshot().get(KINDS[kind_named(kind)], name)
+
+    def lineage(self, name: str, *, up: int | None = None, down: int | None = None, columns: bool = False) -> Lineage:
+        """Return what something comes from (``up`` so many steps; None: all) and who uses it, to columns if wanted.
+
+        ``name`` is ``view``, ``view:feature``, ``source``, ``source.column``, another name or ``kind:name``. Raises
+        NotFoundError with the closest name.
+        """
+        from featurestore.maintenance.lineage import lineage_of
+
+        return lineage_of(self.workspace, name, up=up, down=down, columns=columns)
 
     def materialize(
         self,

@@ -35,6 +35,7 @@ COMMANDS = {
     "catalog": "Show the catalog in a browser.",
     "list": "List what is registered.",
     "show": "Show one definition.",
+    "lineage": "Show where features come from, and who uses them.",
     "status": "Show freshness, watermarks, rows and runs.",
     "log": "Show what was applied and materialized.",
     "diff": "Show what differs between revisions.",

@@ -5,7 +5,19 @@ from __future__ import annotations
 import codecs
 import sys
 
-_PLAIN = {"→": "->", "…": "...", "–": "-", "—": "-", "─": "-", "│": "|", "•": "*", "≥": ">=", "≤": "<="}
+_PLAIN = {
+    "→": "->",
+    "…": "...",
+    "–": "-",
+    "—": "-",
+    "─": "-",
+    "│": "|",
+    "├": "|",
+    "└": "`",
+    "•": "*",
+    "≥": ">=",
+    "≤": "<=",
+}
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:

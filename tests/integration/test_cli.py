@@ -25,7 +25,7 @@ from support.disks import small_files
 
 from featurestore import FeatureStore
 from featurestore.cli.main import COMMANDS, main
-from featurestore.errors import TableVersionError
+from featurestore.errors import InputError, TableVersionError
 from featurestore.maintenance.doctor import script_flaws
 from featurestore.maintenance.gc import collect_garbage
 from featurestore.types.times import system_clock
@@ -234,6 +234,24 @@ def test_plan_apply_list_show(fs, repo):
     check_page("show_on_demand", fs("show", "on_demand_feature_view:per_seat"), repo)
 
 
+def test_lineage_of_one_column_and_in_one_direction(fs, applied):
+    page = fs("lineage", "flights.seats", "--downstream")
+    assert "comes from" not in page
+    assert "`- carrier_delays:seats" in page or "─ carrier_delays:seats  feature, copied" in page
+    document = fs.json("lineage", "carrier_delays:seats", "--upstream", "--depth", "1")
+    assert document["of"] == ["feature_view:carrier_delays.seats"]
+    assert document["edges"] == [
+        {"from": source, "to": "feature_view:carrier_delays.seats", "kind": kind, "is_sure": True}
+        for source, kind in (("source:flights.seats", "copied"), ("feature_view:carrier_delays", "part"))
+    ]
+    with FeatureStore(applied) as store:
+        assert store.lineage("carrier_delays:seats", up=1, down=0).to_dict() == document
+        with pytest.raises(InputError, match="cannot be negative"):
+            store.lineage("carrier_delays", up=-1)
+    fs("lineage", "carrier_delais", expect=1)
+    assert "Did you mean 'carrier_delays'?" in fs.err
+
+
 def test_durations_are_shown_as_people_read_them(fs, repo):
     (repo / "features.py").write_text(FEATURES.replace('owner="ops"', "ttl=timedelta(days=2, hours=3)"))
     fs("apply", "--yes")
@@ -413,6 +431,8 @@ def test_saved_training_sets_are_listed_and_deleted(fs, materialized):
     check_page("training_sets", fs("training-sets"), materialized)
     (listed,) = fs.json("training-sets")
     assert (listed["name"], listed["registry_revision"]) == ("spring", 1)
+    fs("consumer", "add", "scorer", "--service", "delay_model_v1", "--owner", "ml")
+    check_page("lineage", fs("lineage", "carrier_delays", "--columns"), materialized)
     fs("training-sets", "--delete", "spring", expect=2)
     assert "pass --yes" in fs.err
     fs("training-sets", "--delete", "sprong", "--yes", expect=1)
