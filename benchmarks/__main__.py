@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from benchmarks import (
+    catalog,
     cluster,
     feast,
     growth,
@@ -43,6 +44,7 @@ BENCHMARKS: dict[str, Callable[[Context], Iterator[report.Section]]] = {
     "cluster": cluster.run,
     "http": http.run,
     "registry": registry.run,
+    "catalog": catalog.run,
     "windows": windows.run,
     "windows-hot": windows_hot.run,
     "training-set-10x": training_set.run_large,

@@ -11,7 +11,8 @@ from featurestore_registry.catalog.app import Catalog
 from featurestore_registry.interface import RegistryReader
 
 from featurestore.server.run import bind, url_of
-from support.serving import until
+
+from .serving import until
 
 
 @contextmanager

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from featurestore_registry.catalog.words import duration
+from featurestore_registry.catalog.words import brief, duration
 from featurestore_registry.records import Record
 
-MOST_LINES = 200
-"""Lines of a text's difference that are shown."""
+MOST_LINES, MOST_LENGTH = 120, 500
+"""Lines of a text's difference that are shown, and characters of a value."""
 _OF_NAMES = {
     "schema": "feature",
     "features": "reads",
@@ -71,7 +71,8 @@ def _compare(what: str, before: Any, after: Any, name: str = "") -> Iterator[Dif
         return
     one, other = (None if side is _MISSING else _text(name, side) for side in (before, after))
     is_long = "\n" in (one or "") + (other or "")
-    yield Difference(what, one, other, tuple(_lines(one or "", other or "")) if is_long else ())
+    lines = tuple(_lines(one or "", other or "")) if is_long else ()
+    yield Difference(what, one and brief(one, MOST_LENGTH), other and brief(other, MOST_LENGTH), lines)
 
 
 def _parts(value: Any) -> Mapping[str, Any] | None:
@@ -119,4 +120,4 @@ def _lines(before: str, after: str) -> Iterator[Line]:
         if number > MOST_LINES:
             yield Line("@", "…")
             return
-        yield Line("@", "…") if line.startswith("@@") else Line(line[0], line[1:])
+        yield Line("@", "…") if line.startswith("@@") else Line(line[0], brief(line[1:], MOST_LENGTH))

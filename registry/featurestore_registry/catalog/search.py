@@ -66,19 +66,19 @@ class Index:
     def __init__(self, project: Project) -> None:
         entries = [entry for record in _ordered(project) for entry in _entries(record)]
         entries.sort(key=lambda entry: bool(entry.view))  # definitions first, each in the order of their lists
-        self._entries = entries
+        self.entries = entries
         self._names = [entry.name.casefold() for entry in entries]
         self._texts = [_text(entry) for entry in entries]
 
     def search(self, query: str, wanted: Mapping[str, str], page: int = 1) -> Found:
         """Return a page of the entries that hold every word of a query and have the wanted values of facets."""
         terms = tuple(dict.fromkeys(query.casefold().split()))[:MOST_TERMS]
-        found: Iterable[int] = range(len(self._entries))
+        found: Iterable[int] = range(len(self.entries))
         for term in terms:
             found = [at for at in found if term in self._texts[at]]
         for facet, value in wanted.items():
             if value:
-                found = [at for at in found if value in self._entries[at].facet(facet)]
+                found = [at for at in found if value in self.entries[at].facet(facet)]
         found = list(found)
         if terms:
             names, whole = self._names, " ".join(terms)
@@ -90,11 +90,11 @@ class Index:
             if not is_one:  # names that hold every word come before those that hold one
                 holds.sort(key=lambda at: not all(term in names[at] for term in terms))
             found = [*exact, *begins, *holds, *rest]
-        shown = [self._entries[at] for at in found[(page - 1) * PER_PAGE : page * PER_PAGE]]
+        shown = [self.entries[at] for at in found[(page - 1) * PER_PAGE : page * PER_PAGE]]
         return Found(len(found), shown, self._facets(found), terms)
 
     def _facets(self, found: Sequence[int]) -> dict[str, Sequence[tuple[str, int]]]:
-        entries = [self._entries[at] for at in found]
+        entries = [self.entries[at] for at in found]
         counts = {
             "kind": Counter([entry.kind for entry in entries]),
             "owner": Counter([entry.owner for entry in entries if entry.owner]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from featurestore_registry.catalog.activity import ViewActivity, activity_of
@@ -59,6 +60,7 @@ class Site:
     def __init__(self, registry: RegistryReader) -> None:
         self.registry = registry
         self._projects = Newest[Project]()
+        self._past = Newest[Project](most=4)
         self._indexes = Newest[Index]()
         self._histories = Newest[History]()
         self._activities = Newest[Mapping[str, ViewActivity]]()
@@ -85,6 +87,11 @@ class Site:
             return None
         made = self._projects.get(name, state.head, lambda _: Project(self.registry.definitions.read(name)))
         return made, state
+
+    def past(self, project: Project, number: int) -> Project:
+        """Return an earlier revision of a project: the last few that were asked for stay in memory."""
+        make = partial(self.registry.definitions.read, project.name, number)
+        return self._past.get(f"{number}.{project.name}", project.chain.hashes[number - 1], lambda _: Project(make()))
 
     def index(self, project: Project) -> Index:
         """Return what a search looks through."""

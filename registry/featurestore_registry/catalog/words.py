@@ -34,6 +34,11 @@ def seen(value: Any) -> Any:
     return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
 
 
+def brief(text: str, most: int = 240) -> str:
+    """Return a text, or how it begins: nobody's description fills a list."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def kind_name(kind: str, count: int = 1) -> str:
     """Return what people call a kind of records; one that this version does not know by its own name."""
     one, many = _KINDS.get(kind, (kind.replace("_", " "), f"{kind.replace('_', ' ')}s"))
@@ -120,12 +125,12 @@ def number(value: Any) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """Return a share in percent; something is never 0 %, and not everything never 100 %."""
+    """Return a share in percent, on one line: something is never 0 %, and not everything never 100 %."""
     if not whole:
         return "–"
     found = 100 * part / whole
     if 0 < found < 0.1:
-        return "< 0.1 %"
+        return "<\u00a00.1\u00a0%"
     if 99.9 < found < 100:
-        return "> 99.9 %"
-    return f"{found:.0f} %" if found in (0, 100) else f"{found:.1f} %"
+        return ">\u00a099.9\u00a0%"
+    return f"{found:.0f}\u00a0%" if found in (0, 100) else f"{found:.1f}\u00a0%"

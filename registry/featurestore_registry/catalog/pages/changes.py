@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from featurestore_registry.catalog.asking import Ask, NotThere
@@ -10,11 +10,13 @@ from featurestore_registry.catalog.diffs import Difference, differences
 from featurestore_registry.catalog.frame import Page
 from featurestore_registry.catalog.history import Touch
 from featurestore_registry.catalog.words import kind_name
-from featurestore_registry.records import Record, Revision
+from featurestore_registry.records import Record
 
-PER_PAGE = 50
-MOST_CHANGED = 40
+PER_PAGE = 20
+MOST_CHANGED = 60
 """At most so many definitions are compared on a page; the others are named."""
+MOST_TEXT = 40_000
+"""About so many characters of differences are on a page; what comes after them is only named."""
 MOST_DIFFERENCES = 40
 """Differences of one definition that are shown."""
 _MOST_DIGITS = 9
@@ -31,17 +33,36 @@ class Changed:
     left_out: int = 0
 
 
-def changed(kind: str, name: str, what: str, before: Record | None, after: Record | None) -> Changed:
+class Room:
+    """How much text a page still takes."""
+
+    def __init__(self) -> None:
+        self.left = MOST_TEXT
+
+    def take(self, found: list[Difference]) -> list[Difference]:
+        """Return the differences that there is room for."""
+        taken = []
+        for each in found:
+            if self.left > 0:
+                taken.append(each)
+                self.left -= sum(len(line.text) + 40 for line in each.lines) or 80 + len(each.before or "")
+                self.left -= 0 if each.lines else len(each.after or "")
+        return taken
+
+
+def changed(room: Room, kind: str, name: str, what: str, before: Record | None, after: Record | None) -> Changed:
     """Return the differences; of a definition that came or went only that it did."""
     if what != "changed" or before is None or after is None:
         return Changed(kind, name, what)
     found = differences(before, after)
-    return Changed(kind, name, what, found[:MOST_DIFFERENCES], max(len(found) - MOST_DIFFERENCES, 0))
+    taken = room.take(found[:MOST_DIFFERENCES])
+    return Changed(kind, name, what, taken, len(found) - len(taken))
 
 
 def changed_by(touches: Iterable[Touch]) -> list[tuple[Touch, Changed]]:
     """Return what applies did to definitions, with the differences."""
-    return [(touch, changed(touch.kind, touch.name, touch.what, touch.before, touch.after)) for touch in touches]
+    room = Room()
+    return [(touch, changed(room, touch.kind, touch.name, touch.what, touch.before, touch.after)) for touch in touches]
 
 
 def history(ask: Ask, kind: str, name: str) -> Page:
@@ -98,7 +119,7 @@ def revision(ask: Ask, number: str) -> Page:
 
 def compared(ask: Ask, before: str, after: str) -> Page:
     """Return what differs between two revisions."""
-    old, new = (_records(ask, _read(ask, number)) for number in (before, after))
+    old, new = _records(ask, before), _records(ask, after)
     found = []
     for key in sorted({*old, *new}):
         one, other = old.get(key), new.get(key)
@@ -106,7 +127,8 @@ def compared(ask: Ask, before: str, after: str) -> Page:
         if record is not None and one != other:
             what = "created" if one is None else "deleted" if other is None else "changed"
             found.append((record, what, one, other))
-    made = [changed(record.kind, record.name, what, one, other) for record, what, one, other in found[:MOST_CHANGED]]
+    room, first = Room(), found[:MOST_CHANGED]
+    made = [changed(room, record.kind, record.name, what, one, other) for record, what, one, other in first]
     return Page(
         "compare.html",
         {
@@ -118,17 +140,13 @@ def compared(ask: Ask, before: str, after: str) -> Page:
     )
 
 
-def _records(ask: Ask, revision: Revision) -> dict[str, Record]:
-    return {record.key: record for record in revision.records}
-
-
-def _read(ask: Ask, number: str) -> Revision:
+def _records(ask: Ask, number: str) -> Mapping[str, Record]:
     is_number = number.isascii() and number.isdigit() and len(number) <= _MOST_DIGITS
     if not is_number or int(number) > ask.project.number:
         raise _no_revision(ask, number)
-    if int(number) == 0:
-        return Revision(ask.project.name, 0, ())
-    return ask.site.registry.definitions.read(ask.project.name, int(number))
+    if int(number) in (0, ask.project.number):
+        return ask.project.records if int(number) else {}
+    return ask.site.past(ask.project, int(number)).records
 
 
 def _no_revision(ask: Ask, number: str) -> NotThere:

@@ -9,17 +9,21 @@ from featurestore_registry.catalog.project import OFFERS_FEATURES, VIEW, Feature
 from featurestore_registry.catalog.words import duration
 from featurestore_registry.records import Record
 
-_MOST = 200
+PER_PAGE = 100
 
 
 def entity(ask: Ask, record: Record) -> Page:
     """Return the page of an entity."""
+    page = ask.page_number()
     views = [each for each in ask.project.used_by.get(record.key, ()) if each.kind == VIEW]
     return Page(
         "entity.html",
         {
             **about(ask, record),
-            "views": views[:_MOST],
+            "views": views[(page - 1) * PER_PAGE : page * PER_PAGE],
+            "total": len(views),
+            "page": page,
+            "pages": -(-len(views) // PER_PAGE),
             "activity": ask.activity,
             "count": sum(ask.project.feature_counts.get(view.key, 0) for view in views),
         },
@@ -45,7 +49,18 @@ def source(ask: Ask, record: Record) -> Page:
         for feature in ask.project.features
         if feature.view.kind in OFFERS_FEATURES and (columns := _columns(feature, record.name))
     ]
-    return Page("source.html", {**about(ask, record), "told": told, "made": made[:_MOST], "count": len(made)})
+    page = ask.page_number()
+    return Page(
+        "source.html",
+        {
+            **about(ask, record),
+            "told": told,
+            "made": made[(page - 1) * PER_PAGE : page * PER_PAGE],
+            "count": len(made),
+            "page": page,
+            "pages": -(-len(made) // PER_PAGE),
+        },
+    )
 
 
 def _columns(feature: Feature, source: str) -> list[str]:

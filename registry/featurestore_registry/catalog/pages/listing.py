@@ -18,7 +18,7 @@ PER_PAGE = 100
 SORTS = ("name", "view", "type", "owner", "newest", "nulls", "distinct")
 NUMBERS = frozenset({"newest", "nulls", "distinct"})
 MOST_AUDIT = 1_000
-AUDIT_PER_PAGE = 100
+AUDIT_PER_PAGE = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def audit(ask: Ask) -> Page:
 
 def _about(document: Mapping[str, Any]) -> str:
     rest = {name: told for name, told in document.items() if name not in ("by", "from", "action", "token")}
-    return ", ".join(f"{name} {_text(told)}" for name, told in rest.items())[:2_000]
+    return ", ".join(f"{name} {_text(told)}" for name, told in rest.items())[:600]
 
 
 def _text(told: Any) -> str:

@@ -20,19 +20,27 @@ from featurestore_registry.records import JournalEntry, Record
 _HEARD = timedelta(minutes=15)
 """A server that has said nothing for so long is gone."""
 _MOST_SERVERS = 500
-PER_PAGE = 100
+PER_PAGE = 50
+PARTS_PER_PAGE, MOST_NAMES = 40, 300
+"""At most so many views of a service are on a page, with about so many names of features."""
 
 
 def service(ask: Ask, record: Record) -> Page:
     """Return the page of a feature service."""
     parts = parts_read(ask, record.document, "features")
     keys, brought = columns_of(ask, parts)
+    page = ask.page_number()
+    shown = parts[(page - 1) * PARTS_PER_PAGE : page * PARTS_PER_PAGE]
     views = {part.record.key for part in parts if part.record is not None}
     return Page(
         "service.html",
         {
             **about(ask, record),
-            "read_parts": parts,
+            "read_parts": shown,
+            "total": len(parts),
+            "names": max(MOST_NAMES // max(len(shown), 1), 4),
+            "page": page,
+            "pages": -(-len(parts) // PARTS_PER_PAGE),
             "keys": keys,
             "brought": brought,
             "count": sum(len(part.features) for part in parts),
