@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from featurestore_registry.http.oidc import IdentityProvider, Issuer
+from featurestore_registry.interface import Registry
+from featurestore_registry.records import Change
 from featurestore_registry.sql import open_registry
-from playwright.sync_api import Browser, Page
-from support.catalog_registry import PROJECT, fill
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+from support.catalog_registry import HOSTILE, HTML, OTHER, PROJECT, fill
 from support.catalog_server import serving_catalog
 from support.chromium import chromium
 from support.clock import ManualClock
+from support.oidc_issuer import OidcIssuer, oidc_issuer
+from support.registry_server import serving_registry
 
 WIDE, NARROW = 1280, 390
 """Pixels: a desktop and a phone."""
@@ -24,13 +32,18 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     clock = ManualClock(0)
     path = tmp_path_factory.mktemp("catalog") / "registry.db"
     with open_registry(f"sqlite:///{path}", clock=clock) as registry:
         fill(registry, clock)
-        with serving_catalog(registry) as url:
-            yield url
+        yield registry
+
+
+@pytest.fixture(scope="module")
+def url(registry: Registry) -> Iterator[str]:
+    with serving_catalog(registry) as url:
+        yield url
 
 
 Open = Callable[..., Page]
@@ -40,15 +53,17 @@ Open = Callable[..., Page]
 def opened(browser: Browser, url: str) -> Iterator[Open]:
     """Open pages that must say nothing on the console, and ask no other host."""
     wrong: list[str] = []
-    contexts = []
+    contexts: list[BrowserContext] = []
 
-    def open_page(path: str, width: int = WIDE, **options: object) -> Page:
-        context = browser.new_context(base_url=url, viewport={"width": width, "height": 900}, **options)
+    def open_page(path: str, width: int = WIDE, base: str = url, **options: Any) -> Page:
+        context = browser.new_context(base_url=base, viewport={"width": width, "height": 900}, **options)
+        context.set_default_timeout(15_000)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: wrong.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-        page.on("request", lambda request: request.url.startswith(f"{url}/") or wrong.append(request.url))
+        page.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}") or dialog.dismiss())
+        page.on("request", lambda request: request.url.startswith(f"{base}/") or wrong.append(request.url))
         page.goto(path)
         return page
 
@@ -88,3 +103,163 @@ def test_every_page_is_for_everybody(opened: Open) -> None:
             assert found.violations_count == 0, f"{path}\n{found.generate_report()}"
             over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             assert over == 0, path
+
+
+def test_a_search_follows_what_is_typed(opened: Open) -> None:
+    page = opened(f"/p/{PROJECT}/feature_view")
+    page.keyboard.press("/")
+    page.keyboard.type("ratin")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Results for “ratin”")
+    expect(page.get_by_role("status")).to_have_text("6 results")
+    assert page.url.endswith(f"/p/{PROJECT}/search?q=ratin")
+    page.keyboard.type("g_by")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Results for “rating_by”")
+    expect(page.locator(".hits li")).to_have_count(2)  # the feature, and the view that offers it
+    expect(page.locator("#find")).to_be_focused()
+    page.get_by_role("link", name="ride_facts:rating_by_km").click()
+    assert page.url.endswith("/feature/on_demand_feature_view/ride_facts/rating_by_km")
+    page.go_back()
+    expect(page.locator(".hits li")).to_have_count(2)
+    page.go_back()  # however much was typed, it is one step
+    expect(page.get_by_role("heading", level=1)).to_have_text("Feature views")
+
+
+def test_facets_narrow_a_search_and_every_address_can_be_sent(opened: Open) -> None:
+    page = opened(f"/p/{PROJECT}/search")
+    page.get_by_role("complementary").get_by_role("link", name="feature views").click()
+    expect(page.locator(".hits li")).to_have_count(4)
+    page.get_by_role("complementary").get_by_role("link", name="growth").click()
+    expect(page.locator(".hits li")).to_have_count(1)
+    other = opened(page.url)
+    expect(other.locator(".hits li")).to_have_count(1)
+    other.get_by_role("link", name="kind feature views").click()
+    assert "kind=" not in other.url
+    assert other.locator(".hits li").count() > 1
+
+
+def test_from_home_to_a_diff_by_links(opened: Open) -> None:
+    page = opened("/")
+    page.get_by_role("link", name=PROJECT).click()
+    page.get_by_role("main").get_by_role("link", name="driver_stats").first.click()
+    page.get_by_role("link", name="revision 2").click()
+    expect(page.locator(".diff .minus")).to_have_text(re.compile("rating AS last_rating"))
+    expect(page.locator(".diff .plus")).to_have_text(re.compile(r"avg\(rating\) AS last_rating"))
+    expect(page.get_by_text("2 days")).to_be_visible()
+    page.get_by_role("link", name="Compare with the newest").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("From revision 2 to 3")
+    expect(page.get_by_role("main")).to_contain_text("legacy_scores")
+
+
+def test_what_is_shown_first_can_be_copied(opened: Open) -> None:
+    page = opened(f"/p/{PROJECT}/feature_service/ride_eta_v1", permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy: In a terminal").click()
+    expect(page.get_by_role("button", name="Copy: In a terminal")).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == "fs online --service ride_eta_v1 --entity driver_id=1"
+
+
+def test_everything_works_without_script(opened: Open) -> None:
+    page = opened(f"/p/{PROJECT}", NARROW, java_script_enabled=False)
+    page.get_by_role("searchbox").fill("rating_by")
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator(".hits li")).to_have_count(2)
+    page.get_by_role("link", name="All features").click()
+    page.get_by_role("link", name="Nulls").click()
+    page.get_by_role("link", name="Nulls").click()
+    expect(page.locator("tbody th").first).to_have_text("city")
+    assert page.get_by_role("button", name="Copy").count() == 0
+
+
+def test_the_keyboard_is_enough(opened: Open) -> None:
+    page = opened(f"/p/{PROJECT}")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    first = page.get_by_role("main").get_by_role("link").first
+    expect(first).to_be_focused()
+    assert first.evaluate("element => getComputedStyle(element).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("/feature_view/"))
+    # Everything that can be reached by Tab shows that it is, and nothing holds the focus.
+    seen = set()
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        here = page.evaluate("document.activeElement === document.body ? '' : document.activeElement.outerHTML")
+        if not here or (here in seen and "Skip to" in here):
+            break
+        seen.add(here)
+    targets = page.locator("a[href], button, input, [tabindex='0']").count()
+    assert len(seen) > targets * 0.8
+
+
+def test_nothing_that_is_planted_runs(opened: Open, registry: Registry) -> None:
+    page = opened(f"/p/{HOSTILE}")
+    links = page.locator(f"a[href^='/p/{HOSTILE}/']").evaluate_all("all => all.map(each => each.getAttribute('href'))")
+    assert len(links) > 10
+    for link in dict.fromkeys(links):
+        page.goto(link)
+        assert page.locator("img[src=x]").count() == 0
+        assert "\u202e" not in page.content()
+    page.get_by_role("searchbox").fill(HTML)
+    expect(page.get_by_role("heading", level=1)).to_contain_text("<script>alert(2)</script>")
+    assert registry.definitions.projects() == [HOSTILE, OTHER, PROJECT]
+
+
+def test_two_tabs_while_things_change(opened: Open, registry: Registry) -> None:
+    one = opened(f"/p/{OTHER}")
+    other = one.context.new_page()
+    other.goto(f"/p/{OTHER}/entity/customer")
+    head = registry.definitions.chain(OTHER)
+    record = registry.definitions.read(OTHER).records[0]
+    registry.definitions.apply(
+        OTHER, head.head, [Change("delete", "entity", "customer")], author="bob", message="gone", commit=""
+    )
+    one.reload()
+    expect(one.get_by_role("main")).to_contain_text("Nothing is defined here any more")
+    with other.expect_response(lambda answer: answer.status == 404):
+        pass_over = other.goto(f"/p/{OTHER}/entity/customer")
+    assert pass_over is not None
+    registry.definitions.apply(
+        OTHER,
+        registry.definitions.chain(OTHER).head,
+        [Change("put", "entity", "customer", record)],
+        author="bob",
+        message="back",
+        commit="",
+    )
+    other.reload()
+    expect(other.get_by_role("heading", level=1)).to_have_text("customer")
+    expect(other.get_by_role("main")).to_contain_text("Deleted by revision 2")
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[OidcIssuer]:
+    with oidc_issuer() as issuer:
+        yield issuer
+
+
+def test_somebody_logs_in_sees_what_the_role_shows_and_logs_out(
+    browser: Browser, registry: Registry, issuer: OidcIssuer
+) -> None:
+    roles = {"viewers": f"viewer:{PROJECT}", "readers": f"reader:{PROJECT}", "ops": "admin"}
+    provider = IdentityProvider(Issuer(issuer.url, "registry", roles))
+    with ThreadPoolExecutor(1) as other:  # this thread runs the loop of Playwright
+        other.submit(provider.refresh).result()
+    view, wide = f"/p/{PROJECT}/feature_view/driver_stats", {"viewport": {"width": WIDE, "height": 900}}
+    with serving_registry(registry, provider=provider) as url:
+        for group, statistics, audit in (("viewers", 0, 0), ("readers", 1, 0), ("ops", 1, 1)):
+            issuer.person = {"sub": group, "groups": [group], "email": f"{group}@x.example", "email_verified": True}
+            context = browser.new_context(base_url=url, **wide)
+            page = context.new_page()
+            page.goto(view)
+            page.get_by_role("link", name="Log in").click()
+            page.wait_for_url(f"{url}{view}")  # where they wanted to go
+            assert page.get_by_role("columnheader", name="Distribution").count() == statistics
+            assert page.get_by_text("they want the role").count() == 1 - statistics
+            assert page.get_by_role("link", name="Audit log").count() == audit
+            assert page.request.get(f"{url}/p/{PROJECT}/audit").status == (200 if audit else 403)
+            assert page.request.get(f"{url}/p/{OTHER}").status == (200 if audit else 404)
+            page.get_by_role("button", name="Log out").click()
+            expect(page.get_by_role("heading", level=1)).to_have_text("Log in to see the catalog")
+            assert page.request.get(f"{url}{view}").status == 401
+            context.close()

@@ -61,50 +61,55 @@ class Found(NamedTuple):
 
 
 class Index:
-    """The entries of one revision. To search reads texts that were put together once."""
+    """Entries, and the texts that a search reads, put together once."""
 
-    def __init__(self, project: Project) -> None:
-        entries = [entry for record in _ordered(project) for entry in _entries(record)]
-        entries.sort(key=lambda entry: bool(entry.view))  # definitions first, each in the order of their lists
-        self.entries = entries
-        self._names = [entry.name.casefold() for entry in entries]
-        self._texts = [_text(entry) for entry in entries]
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.entries = sorted(entries, key=lambda entry: bool(entry.view))  # definitions before their features
+        self._names = [entry.name.casefold() for entry in self.entries]
+        self._texts = [_text(entry) for entry in self.entries]
 
-    def search(self, query: str, wanted: Mapping[str, str], page: int = 1) -> Found:
-        """Return a page of the entries that hold every word of a query and have the wanted values of facets."""
-        terms = tuple(dict.fromkeys(query.casefold().split()))[:MOST_TERMS]
+    def ranked(self, terms: Sequence[str], wanted: Mapping[str, str]) -> tuple[Sequence[Entry], ...]:
+        """Return the entries that hold every term and have the wanted values of facets.
+
+        First the one of that name, then names that begin with the first term, that hold it, and the others.
+        """
         found: Iterable[int] = range(len(self.entries))
         for term in terms:
             found = [at for at in found if term in self._texts[at]]
         for facet, value in wanted.items():
             if value:
                 found = [at for at in found if value in self.entries[at].facet(facet)]
-        found = list(found)
-        if terms:
-            names, whole = self._names, " ".join(terms)
-            first, is_one = terms[0], len(terms) == 1
-            exact = [at for at in found if names[at] == whole]
-            begins = [at for at in found if names[at].startswith(first) and names[at] != whole]
-            holds = [at for at in found if first in names[at] and not names[at].startswith(first)]
-            rest = [at for at in found if first not in names[at]]
-            if not is_one:  # names that hold every word come before those that hold one
-                holds.sort(key=lambda at: not all(term in names[at] for term in terms))
-            found = [*exact, *begins, *holds, *rest]
-        shown = [self.entries[at] for at in found[(page - 1) * PER_PAGE : page * PER_PAGE]]
-        return Found(len(found), shown, self._facets(found), terms)
+        if not terms:
+            return [self.entries[at] for at in found], (), (), ()
+        found, names, whole, first = list(found), self._names, " ".join(terms), terms[0]
+        exact = [at for at in found if names[at] == whole]
+        begins = [at for at in found if names[at].startswith(first) and names[at] != whole]
+        holds = [at for at in found if first in names[at] and not names[at].startswith(first)]
+        rest = [at for at in found if first not in names[at]]
+        if len(terms) > 1:  # names that hold every term come before those that hold one
+            holds.sort(key=lambda at: not all(term in names[at] for term in terms))
+        return tuple([self.entries[at] for at in part] for part in (exact, begins, holds, rest))
 
-    def _facets(self, found: Sequence[int]) -> dict[str, Sequence[tuple[str, int]]]:
-        entries = [self.entries[at] for at in found]
-        counts = {
-            "kind": Counter([entry.kind for entry in entries]),
-            "owner": Counter([entry.owner for entry in entries if entry.owner]),
-            "type": Counter(chain.from_iterable([entry.types for entry in entries])),
-            "tag": Counter(chain.from_iterable([entry.tags for entry in entries])),
-        }
-        return {
-            name: sorted(count.most_common(MOST_FACETS), key=lambda each: (-each[1], each[0]))
-            for name, count in counts.items()
-        }
+
+def search(indexes: Iterable[Index], query: str, wanted: Mapping[str, str], page: int = 1) -> Found:
+    """Return a page of what some indexes hold, the best of all first."""
+    terms = tuple(dict.fromkeys(query.casefold().split()))[:MOST_TERMS]
+    parts = [index.ranked(terms, wanted) for index in indexes]
+    found = [entry for ranks in zip(*parts, strict=True) for rank in ranks for entry in rank]
+    return Found(len(found), found[(page - 1) * PER_PAGE : page * PER_PAGE], _facets(found), terms)
+
+
+def _facets(found: Sequence[Entry]) -> dict[str, Sequence[tuple[str, int]]]:
+    counts = {
+        "kind": Counter([entry.kind for entry in found]),
+        "owner": Counter([entry.owner for entry in found if entry.owner]),
+        "type": Counter(chain.from_iterable([entry.types for entry in found])),
+        "tag": Counter(chain.from_iterable([entry.tags for entry in found])),
+    }
+    return {
+        name: sorted(count.most_common(MOST_FACETS), key=lambda each: (-each[1], each[0]))
+        for name, count in counts.items()
+    }
 
 
 def marked(text: str, terms: Sequence[str]) -> list[tuple[str, bool]]:
@@ -119,9 +124,16 @@ def marked(text: str, terms: Sequence[str]) -> list[tuple[str, bool]]:
     return [piece for piece in [*pieces, (text[end:], False)] if piece[0]]
 
 
-def _ordered(project: Project) -> list[Record]:
+def entries_of(project: Project) -> list[Entry]:
+    """Return what can be found of a project's definitions: themselves, and their features."""
     order = {kind: position for position, kind in enumerate(ORDER)}
-    return sorted(project.records.values(), key=lambda record: (order.get(record.kind, len(order)), record.key))
+    records = sorted(project.records.values(), key=lambda record: (order.get(record.kind, len(order)), record.key))
+    return [entry for record in records for entry in _entries(record)]
+
+
+def entry_of(kind: str, name: str, description: str, owner: str, columns: Sequence[str]) -> Entry:
+    """Return what can be found of something that is no definition."""
+    return Entry(kind, name, "", "", description, owner, (), (), tuple(columns))
 
 
 def _entries(record: Record) -> list[Entry]:

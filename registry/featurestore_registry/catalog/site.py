@@ -10,8 +10,9 @@ from typing import Generic, NamedTuple, TypeVar
 
 from featurestore_registry.catalog.activity import ViewActivity, activity_of
 from featurestore_registry.catalog.history import History, read_history
+from featurestore_registry.catalog.named import Named, read_named
 from featurestore_registry.catalog.project import Project
-from featurestore_registry.catalog.search import Index
+from featurestore_registry.catalog.search import Index, entries_of
 from featurestore_registry.catalog.statistics import Shares, all_shares
 from featurestore_registry.catalog.words import to_us
 from featurestore_registry.interface import RegistryReader
@@ -64,6 +65,7 @@ class Site:
         self._indexes = Newest[Index]()
         self._histories = Newest[History]()
         self._activities = Newest[Mapping[str, ViewActivity]]()
+        self._named = Newest[Named](most=4)
         self._shares = Newest[Mapping[tuple[str, str], Shares]](most=4)
         self._summaries = Newest[Summary](most=MOST_SUMMARIES)
 
@@ -95,7 +97,7 @@ class Site:
 
     def index(self, project: Project) -> Index:
         """Return what a search looks through."""
-        return self._indexes.get(project.name, project.head, lambda _: Index(project))
+        return self._indexes.get(project.name, project.head, lambda _: Index(entries_of(project)))
 
     def history(self, project: Project) -> History:
         """Return the project's history."""
@@ -113,6 +115,10 @@ class Site:
             (project.head, state.ledger),
             lambda _: activity_of(self.registry.ledger, project, to_us(state.now)),
         )
+
+    def named(self, project: Project, state: State) -> Named:
+        """Return the saved training sets and the consumers."""
+        return self._named.get(project.name, state.ledger, lambda _: read_named(self.registry.ledger, project.name))
 
     def shares(self, project: Project, state: State) -> Mapping[tuple[str, str], Shares]:
         """Return the figures of all features, for who may read statistics."""

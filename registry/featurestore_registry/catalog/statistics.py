@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from featurestore_registry.catalog.named import SavedSet
 from featurestore_registry.catalog.reading import read, read_all
 from featurestore_registry.documents import (
     EDGES,
@@ -13,7 +14,6 @@ from featurestore_registry.documents import (
     BinsDocument,
     ColumnStatistics,
     EdgesDocument,
-    SavedSetDocument,
     StatisticsDocument,
 )
 from featurestore_registry.interface import LedgerReader
@@ -80,23 +80,26 @@ class InSet:
     column: ColumnStatistics
 
 
-def in_training_sets(ledger: LedgerReader, project: str, view: str, names: Sequence[str]) -> dict[str, InSet]:
-    """Return, by feature of a view, its statistics in the newest saved set that read it."""
-    sets = [(entry, read(entry, SavedSetDocument)) for entry in ledger.scan(project, TRAINING_SET)]
+def in_training_sets(
+    ledger: LedgerReader, project: str, sets: Sequence[SavedSet], view: str, names: Sequence[str]
+) -> dict[str, InSet]:
+    """Return, by feature of a view, its statistics in the newest of some saved sets that holds it."""
     made: dict[str, InSet] = {}
-    for entry, saved in sets[:_MOST_SETS]:
-        if saved is None:
+    for saved in sets[:_MOST_SETS]:
+        prefixes = [found.name for found in saved.document.reads if found.view == view] or [view]
+        on_demand = saved.certificate.on_demand if saved.certificate else {}
+        if view not in on_demand and all(found.view != view for found in saved.document.reads):
             continue
-        prefixes = [found.name for found in saved.reads if found.view == view] or [view]
-        document = read(ledger.latest(project, STATISTICS, f"{TRAINING_SET}:{entry.key}"), StatisticsDocument)
-        columns = {column.name: column for column in (document.columns if document else ())}
+        document = read(ledger.latest(project, STATISTICS, f"{TRAINING_SET}:{saved.name}"), StatisticsDocument)
+        if document is None:
+            continue
+        columns = {column.name: column for column in document.columns}
         for name in names:
-            for column in (f"{prefix}__{name}" for prefix in prefixes):
-                if document is not None and name not in made and column in columns:
-                    made[name] = InSet(entry.key, document, columns[column])
-            is_plain = not saved.full_feature_names and any(found.view == view for found in saved.reads)
-            if document is not None and name not in made and is_plain and name in columns:
-                made[name] = InSet(entry.key, document, columns[name])
+            called = [f"{prefix}__{name}" for prefix in prefixes]
+            called += [] if saved.document.full_feature_names else [name]
+            found = next((columns[each] for each in called if each in columns), None)
+            if name not in made and found is not None:
+                made[name] = InSet(saved.name, document, found)
     return made
 
 

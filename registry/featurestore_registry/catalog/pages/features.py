@@ -53,7 +53,8 @@ def _statistics(ask: Ask, record: Record, name: str, columns: int) -> dict[str, 
     profile = profile_of(ask.ledger, ask.project.name, key, columns=columns, runs=MOST_RUNS)
     column, document, training_set = profile.column(name), profile.newest, ""
     if column is None:
-        other = in_training_sets(ask.ledger, ask.project.name, record.name, [name]).get(name)
+        saved = ask.site.named(ask.project, ask.state).sets
+        other = in_training_sets(ask.ledger, ask.project.name, saved, record.name, [name]).get(name)
         if other is not None:
             column, document, training_set = other.column, other.document, other.training_set
     bins = None if column is None else profile.bins.get((name, column.bins or 0))

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Collection, Sequence
 
 from featurestore_registry.auth import Role
 from featurestore_registry.catalog.asking import Ask, NotThere
 from featurestore_registry.catalog.frame import Page
+from featurestore_registry.catalog.named import SavedSet
 from featurestore_registry.catalog.project import SERVICE
-from featurestore_registry.catalog.reading import read
 from featurestore_registry.catalog.statistics import profile_of
-from featurestore_registry.documents import (
-    CONSUMER,
-    DELETED,
-    TRAINING_SET,
-    CertificateDocument,
-    ConsumerDocument,
-    SavedSetDocument,
-)
-from featurestore_registry.records import LedgerEntry
+from featurestore_registry.documents import CONSUMER, TRAINING_SET, ConsumerDocument
 
 PER_PAGE = 50
 REASONS = {
@@ -33,29 +23,9 @@ REASONS = {
 """Why rows have no answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class SavedSet:
-    """A saved training set, as far as this version understands it."""
-
-    name: str
-    saved_at: datetime
-    document: SavedSetDocument
-    certificate: CertificateDocument | None
-
-
-def saved_sets(ask: Ask) -> list[SavedSet]:
+def saved_sets(ask: Ask) -> Sequence[SavedSet]:
     """Return the saved sets, the newest first."""
-    found = [_saved(entry) for entry in ask.ledger.scan(ask.project.name, TRAINING_SET)]
-    return [each for each in found if each is not None]
-
-
-def _saved(entry: LedgerEntry | None) -> SavedSet | None:
-    if entry is None or entry.document in DELETED:
-        return None
-    document = read(entry, SavedSetDocument)
-    if document is None:
-        return None
-    return SavedSet(entry.key, entry.written_at, document, read(entry, CertificateDocument, document.certificate))
+    return ask.site.named(ask.project, ask.state).sets
 
 
 def training_sets_of(ask: Ask, keys: Collection[str]) -> list[SavedSet]:
@@ -64,11 +34,9 @@ def training_sets_of(ask: Ask, keys: Collection[str]) -> list[SavedSet]:
     return [found for found in saved_sets(ask) if any(each.view in names for each in found.document.reads)]
 
 
-def consumers(ask: Ask) -> list[ConsumerDocument]:
+def consumers(ask: Ask) -> Sequence[ConsumerDocument]:
     """Return the consumers by name."""
-    entries = (entry for entry in ask.ledger.scan(ask.project.name, CONSUMER) if entry.document not in DELETED)
-    found = (read(entry, ConsumerDocument) for entry in entries)
-    return sorted((each for each in found if each is not None), key=lambda each: each.name)
+    return ask.site.named(ask.project, ask.state).consumers
 
 
 def consumers_of(ask: Ask, *services: str) -> list[ConsumerDocument]:
@@ -87,9 +55,10 @@ def training_set_list(ask: Ask) -> Page:
 
 def training_set(ask: Ask, name: str) -> Page:
     """Return the page of a saved training set."""
-    found = _saved(ask.ledger.latest(ask.project.name, TRAINING_SET, name))
+    sets = saved_sets(ask)
+    found = next((each for each in sets if each.name == name), None)
     if found is None:
-        known = [each.name for each in saved_sets(ask)]
+        known = [each.name for each in sets]
         raise NotThere("training set", name, known, (ask.at("training_set"), "All training sets"))
     profile = None
     if ask.may(Role.READER):

@@ -8,13 +8,15 @@ from functools import partial
 from featurestore_registry.catalog.asking import Ask
 from featurestore_registry.catalog.frame import Page
 from featurestore_registry.catalog.search import FACETS, PER_PAGE, marked
+from featurestore_registry.catalog.search import search as look
 
 
 def search(ask: Ask) -> Page:
     """Return the page."""
     query, page = ask.text("q"), ask.page_number()
     wanted = {name: ask.text(name) for name in FACETS}
-    found = ask.site.index(ask.project).search(query, wanted, page)
+    indexes = (ask.site.index(ask.project), ask.site.named(ask.project, ask.state).index)
+    found = look(indexes, query, wanted, page)
     return Page(
         "search.html",
         {

@@ -73,7 +73,8 @@ def feature_rows(ask: Ask, record: Record, profile: Profile | None, shown: Seque
     """Return features with their statistics: of the newest run, or of a training set that holds them."""
     made, sets = [], dict[str, InSet]()
     if profile is not None and any(profile.column(feature.name) is None for feature in shown):
-        sets = in_training_sets(ask.ledger, ask.project.name, record.name, [feature.name for feature in shown])
+        saved = ask.site.named(ask.project, ask.state).sets
+        sets = in_training_sets(ask.ledger, ask.project.name, saved, record.name, [feature.name for feature in shown])
     for feature in shown:
         column = None if profile is None else profile.column(feature.name)
         bars = None
