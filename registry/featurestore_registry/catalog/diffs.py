@@ -103,9 +103,10 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(
-            f"{name} {_text(name, part)}" for name, part in value.items() if part not in (None, "", {}, [])
-        )
+        parts = {part: _text(part, told) for part, told in value.items() if told not in (None, "", {}, [])}
+        parts.pop("name", None)  # it is in what the part is called
+        first = [parts.pop("type")] if "type" in parts else []
+        return ", ".join([*first, *(f"{_said(part)} {told}" for part, told in parts.items())])
     if isinstance(value, list | tuple):
         return ", ".join(_text("", part) for part in value)
     return "none" if value is None else str(value)

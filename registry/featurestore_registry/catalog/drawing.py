@@ -50,7 +50,11 @@ def histogram(column: ColumnStatistics, bins: BinsDocument | None, *, width: int
     """
     if bins is None or column.is_hidden or column.bins != bins.version:
         return None
-    if len(bins.edges) < 2 or len(column.in_bins) != len(bins.edges) + 1:
+    if not all(map(math.isfinite, bins.edges)):
+        return None
+    if bins.edges and len(column.in_bins) != len(bins.edges) + 1:
+        return None
+    if len(bins.edges) < 2:
         return _named_bars(column, bins, width, height)
     places = [value for value in map(_place, bins.points) if value is not None]
     low, high = _range(column, bins, places)

@@ -74,16 +74,18 @@ def duration(us: int | None) -> str:
     """Return a length of time exactly: ``7 days``, ``1 h 30 min``; ``no limit`` for None."""
     if us is None:
         return "no limit"
+    if us < 0:
+        return f"-{duration(-us)}"
     if us and us % DAY == 0:
         return counted(us // DAY, "day")
-    parts, left = [], abs(us)
+    parts, left = [], us
     for unit, name in _UNITS:
         count, left = divmod(left, unit)
         if count:
             parts.append(f"{count} {name}")
     if left or not parts:
         parts.append(f"{left / 1000:g} ms")
-    return ("-" if us < 0 else "") + " ".join(parts)
+    return " ".join(parts)
 
 
 def took(ms: int | None) -> str:
