@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import click
-from featurestore_registry.lineage.graph import Edge, Lineage, Node
+from featurestore_registry.lineage.graph import LineageEdge, Lineage, LineageNode
 
 from featurestore.cli.output import Output, repo_command
 from featurestore.store import FeatureStore
@@ -35,7 +35,7 @@ def command(
         _Tree(output, found, is_up=False).show("is used by", "nothing")
 
 
-def _kind(node: Node) -> str:
+def _kind(node: LineageNode) -> str:
     return node.kind.replace("_", " ").replace("on demand", "on-demand")
 
 
@@ -46,7 +46,7 @@ class _Tree:
         self._output = output
         self._nodes = {node.id: node for node in found.nodes}
         self._start = found.of[0].id
-        self._next: dict[str, dict[str, list[Edge]]] = {}
+        self._next: dict[str, dict[str, list[LineageEdge]]] = {}
         for edge in found.edges:
             here, there = (edge.target, edge.source) if is_up else (edge.source, edge.target)
             self._next.setdefault(here, {}).setdefault(there, []).append(edge)
@@ -80,5 +80,5 @@ class _Tree:
                 self._show(other, indent + ("   " if is_last else "│  "))
 
     @staticmethod
-    def _word(edge: Edge) -> str:
+    def _word(edge: LineageEdge) -> str:
         return _WORDS[edge.kind] + ("" if edge.is_sure else " (or another reading of the SQL)")

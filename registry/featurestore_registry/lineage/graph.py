@@ -22,7 +22,7 @@ Direction = Literal["upstream", "downstream"]
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class LineageNode:
     """An object, or a column of one."""
 
     id: str
@@ -34,7 +34,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Edge:
+class LineageEdge:
     """A step from one node to the next."""
 
     source: str
@@ -51,11 +51,11 @@ class Edge:
 class Lineage:
     """What is before and after some nodes of a graph."""
 
-    of: tuple[Node, ...]
+    of: tuple[LineageNode, ...]
     """What was asked for."""
-    nodes: tuple[Node, ...]
+    nodes: tuple[LineageNode, ...]
     """All nodes, ``of`` first, then by their distance."""
-    edges: tuple[Edge, ...]
+    edges: tuple[LineageEdge, ...]
     """From what comes first."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,8 +82,8 @@ class Graph:
     ) -> None:
         """``training_sets`` are the references of each by its name, ``consumers`` the services that each reads."""
         self._definitions = Definitions(records, training_sets or {}, consumers or {})
-        self._into: dict[str, list[Edge]] = {}
-        self._out_of: dict[str, dict[str, list[Edge]]] = {}
+        self._into: dict[str, list[LineageEdge]] = {}
+        self._out_of: dict[str, dict[str, list[LineageEdge]]] = {}
 
     @classmethod
     def read(cls, records: Iterable[Record], ledger: LedgerReader, project: str) -> Graph:
@@ -95,16 +95,16 @@ class Graph:
 
         return cls(records, training_sets=kept(TRAINING_SET, "references"), consumers=kept(CONSUMER, "services"))
 
-    def node(self, key: str) -> Node:
+    def node(self, key: str) -> LineageNode:
         """Return the node of an id."""
         owner, column = _split(key)
         kind, _, name = owner.partition(":")
         if not column:
-            return Node(key, kind, name)
+            return LineageNode(key, kind, name)
         shown = self._definitions.spelled(owner, column)
         if kind in ("feature_view", "on_demand_feature_view"):
-            return Node(key, "feature", f"{name}:{shown}")
-        return Node(key, "column", f"{name}.{shown}")
+            return LineageNode(key, "feature", f"{name}:{shown}")
+        return LineageNode(key, "column", f"{name}.{shown}")
 
     def find(self, name: str) -> str:
         """Return the id of what people call so; raises RecordNotFoundError with the closest name.
@@ -143,7 +143,7 @@ class Graph:
         if columns:
             begin += [f"{key}.{column}" for key in given for column in self._definitions.columns(key)]
         distance = dict.fromkeys(begin, 0)
-        edges: dict[Edge, None] = {}
+        edges: dict[LineageEdge, None] = {}
         for limit, step in ((up, self.before), (down, self.after)):
             self._walk(begin, limit, step, columns, distance, edges)
         nodes = tuple(self.node(key) for key in sorted(distance, key=distance.__getitem__))
@@ -153,10 +153,10 @@ class Graph:
         self,
         begin: Sequence[str],
         limit: int | None,
-        step: Callable[[str, bool], Iterable[Edge]],
+        step: Callable[[str, bool], Iterable[LineageEdge]],
         columns: bool,
         distance: dict[str, int],
-        edges: dict[Edge, None],
+        edges: dict[LineageEdge, None],
     ) -> None:
         wave, seen, steps = list(begin), set(begin), 0
         while wave and (limit is None or steps < limit):
@@ -173,40 +173,42 @@ class Graph:
                 distance.setdefault(key, steps)
             wave = list(found)
 
-    def before(self, key: str, columns: bool = True) -> list[Edge]:
+    def before(self, key: str, columns: bool = True) -> list[LineageEdge]:
         """Return the edges that lead to a node."""
         owner, column = _split(key)
         if column:
-            part = [Edge(owner, key, "part")] if self._definitions.is_view(owner) else []
+            part = [LineageEdge(owner, key, "part")] if self._definitions.is_view(owner) else []
             return [*(edge for edge in self._edges_into(owner) if edge.target == key), *part]
-        made = [Edge(other, key, "reads") for other in self._definitions.needs(owner)]
+        made = [LineageEdge(other, key, "reads") for other in self._definitions.needs(owner)]
         return made + ([edge for edge in self._edges_into(owner) if edge.target == key] if columns else [])
 
-    def after(self, key: str, columns: bool = True) -> list[Edge]:
+    def after(self, key: str, columns: bool = True) -> list[LineageEdge]:
         """Return the edges that lead from a node."""
         owner, column = _split(key)
         if not column:
-            made = [Edge(key, other, "reads") for other in self._definitions.users(owner)]
+            made = [LineageEdge(key, other, "reads") for other in self._definitions.users(owner)]
             if columns and self._definitions.is_view(owner):
-                made += [Edge(key, f"{key}.{each}", "part") for each in self._definitions.columns(owner)]
+                made += [LineageEdge(key, f"{key}.{each}", "part") for each in self._definitions.columns(owner)]
             return made
         out = self._edges_out_of(owner)
         found = list(out.get(key, ()))
         if column != ALL:
             sure = {edge.target for edge in found}
             anything = (edge for edge in out.get(f"{owner}.{ALL}", ()) if edge.target not in sure)
-            found += [Edge(key, edge.target, edge.kind, is_sure=False) for edge in anything]
+            found += [LineageEdge(key, edge.target, edge.kind, is_sure=False) for edge in anything]
         return found
 
-    def _edges_into(self, owner: str) -> list[Edge]:
+    def _edges_into(self, owner: str) -> list[LineageEdge]:
         if owner not in self._into:
-            made = (Edge(_key(c.source), _key(c.target), c.kind, c.is_sure) for c in self._definitions.made_of(owner))
+            made = (
+                LineageEdge(_key(c.source), _key(c.target), c.kind, c.is_sure) for c in self._definitions.made_of(owner)
+            )
             self._into[owner] = list(dict.fromkeys(made))
         return self._into[owner]
 
-    def _edges_out_of(self, owner: str) -> dict[str, list[Edge]]:
+    def _edges_out_of(self, owner: str) -> dict[str, list[LineageEdge]]:
         if owner not in self._out_of:
-            found: dict[str, list[Edge]] = {}
+            found: dict[str, list[LineageEdge]] = {}
             for user in self._definitions.users(owner):
                 for edge in self._edges_into(user):
                     if _split(edge.source)[0] == owner:
