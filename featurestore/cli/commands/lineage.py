@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import click
-from featurestore_registry.lineage.graph import LineageEdge, Lineage, LineageNode
+from featurestore_registry.lineage.graph import Lineage, LineageEdge, LineageNode
 
 from featurestore.cli.output import Output, repo_command
 from featurestore.store import FeatureStore
