@@ -100,7 +100,8 @@ def _log(rng: np.random.Generator, keys: int, events: int) -> tuple[np.ndarray, 
     return key[recorded], event[recorded], created[recorded]
 
 
-def _write(made: WorkloadView, columns: dict[str, Column], keys: int, events: int, seed: int) -> None:
+def write_view(made: WorkloadView, columns: dict[str, Column], keys: int, events: int, seed: int) -> None:
+    """Write a view's source and table."""
     key, event, created = _log(np.random.default_rng(seed), keys, events)
 
     def batch(start: int) -> pa.RecordBatch:
@@ -140,7 +141,7 @@ def make(folder: Path, scale: float = 1) -> Workload:
         paths = folder / f"{name}.table.parquet", folder / f"{name}.source.parquet"
         views.append(WorkloadView(name, key, ttl_us, tuple(columns), *paths))
         if not done.exists():
-            _write(views[-1], columns, keys, events, seed)
+            write_view(views[-1], columns, keys, events, seed)
     if not done.exists():
         rng = np.random.default_rng(3)
         frame = {

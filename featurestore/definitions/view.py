@@ -41,6 +41,9 @@ class FeatureView(Definition):
     instant asked for: such a view has no ``ttl``, and its schema is of the columns that the aggregations read.
     ``event_id`` is the column that tells two events of an entity apart: one that comes again within a day counts once.
     Pushes need it.
+
+    With ``statistics=False`` runs keep no statistics of the view. A list names the columns whose most frequent values
+    show even where there are more than 100 different ones.
     """
 
     kind: ClassVar[str] = "feature_view"
@@ -55,6 +58,7 @@ class FeatureView(Definition):
     event_id: str | None = None
     ttl: timedelta | None = None
     online: bool = True
+    statistics: bool | tuple[str, ...] = True
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class FeatureView(Definition):
         event_id: str | None = None,
         ttl: timedelta | None = None,
         online: bool = True,
+        statistics: bool | Sequence[str] = True,
         description: str = "",
         owner: str = "",
         tags: Mapping[str, str] | None = None,
@@ -90,6 +95,7 @@ class FeatureView(Definition):
             event_id=event_id,
             ttl=ttl,
             online=online,
+            statistics=statistics if isinstance(statistics, bool) else as_tuple(statistics) or True,
             description=description,
             owner=owner,
             tags=as_dict(tags),
@@ -132,7 +138,16 @@ class FeatureView(Definition):
                 raise ValueError("schema: needs at least one Field, or leave it out")
             check_unique_columns([*self.join_keys, *(field.name for field in self.fields)])
         self._check_events()
+        self._check_statistics()
         return self
+
+    def _check_statistics(self) -> None:
+        if self.fields is None or isinstance(self.statistics, bool):
+            return
+        known = [field.name for field in self.fields]
+        for name in self.statistics:
+            if name not in known:
+                raise ValueError(f"statistics: {name!r} is not in the schema. {did_you_mean(name, known)}".rstrip())
 
     def _check_events(self) -> None:
         if self.events is None:

@@ -66,7 +66,9 @@ class ColumnTotals:
     not_finite: int = 0
     """NaN and infinities, which are in nothing below."""
     distinct: int | None = None
-    """Within a few percent; None of lists."""
+    """Mostly within five percent; None of lists, and where ``distinct_within`` is known, which costs nothing."""
+    distinct_within: tuple[int, int] | None = None
+    """Between how many there are, of a column with few values; the sample tells it better."""
     minimum: Any = None
     """None as the maximum of lists, bytes, hidden columns, and where there is no value."""
     maximum: Any = None
@@ -100,7 +102,7 @@ class Profiles(ABC):
     ) -> Iterator[ProfiledColumns]:
         """Yield the columns of a table's files, of a source or of a table, in groups whose samples memory holds.
 
-        A column that a file lacks is null there; each is cast to its type. Of ``hidden`` ones only nulls and distinct
-        values are counted, and a sample has them only without totals. Equal rows give an equal sample; the last digits
-        of means may differ. Raises as `Queries.query`.
+        A column that a file lacks is null there; each is cast to its type. Of ``hidden`` ones the totals are only nulls
+        and distinct values. Equal rows give an equal sample, without lists; the last digits of means may differ. Raises
+        as `Queries.query`.
         """

@@ -33,7 +33,7 @@ class ChangeClass(IntEnum):
     """How much a change demands from its users; a greater class demands more."""
 
     METADATA = 0
-    """Descriptions, owners, tags, what is deprecated."""
+    """Descriptions, owners, tags, what is deprecated, statistics."""
     COMPATIBLE = 1
     """Everything that worked keeps working, with the same values."""
     REBUILD = 2
@@ -131,6 +131,7 @@ def _view(before: FeatureView, after: FeatureView, held: tuple[Layout, ...] = ()
     is_same_data = [s.batch_source.name for s in before.sources] == [s.batch_source.name for s in after.sources]
     found += _compare("source", *sources, ChangeClass.COMPATIBLE if is_same_data else ChangeClass.REBUILD)
     found += _attributes(before, after, ChangeClass.REBUILD, "sql")
+    found += _attributes(before, after, ChangeClass.METADATA, "statistics")
     longer = before.ttl is not None and (after.ttl is None or after.ttl > before.ttl)
     # A longer ttl brings back rows whose records may already have expired physically.
     found += _attributes(before, after, ChangeClass.REBUILD if longer else ChangeClass.COMPATIBLE, "ttl")

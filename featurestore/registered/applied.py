@@ -13,15 +13,15 @@ from featurestore.registered.snapshot import Snapshot
 _WORDS = {"ttl_us": "ttl", "allowed_lateness_us": "allowed_lateness", "code_hash": "code"}
 _TEXTS = frozenset({"description", "tags", "deprecated"})
 """Parts of a field that no value depends on."""
-_OTHERS = frozenset({"generation", "deprecated"})
+_OTHERS = frozenset({"generation", "deprecated", "statistics"})
 """Parts of a document that may differ."""
 
 
 def check_as_applied(snapshot: Snapshot, given: Definition | FeatureSelection) -> None:
     """Raise InputError where an object, or a part of it, differs from what is applied under its name.
 
-    Descriptions, owners, tags and what is deprecated may differ; a schema that is left out is the applied one. An
-    object that is not applied at all passes: looking it up raises an error later.
+    Descriptions, owners, tags, statistics and what is deprecated may differ; a schema that is left out is the applied
+    one. An object that is not applied at all passes: looking it up raises an error later.
     """
     whole = given.view if isinstance(given, FeatureSelection) else given
     if snapshot.definitions.get((whole.kind, whole.name)) == whole:

@@ -255,6 +255,8 @@ def _write_view(view: FeatureView) -> Written:
     if view.aggregations:
         document["aggregations"] = [*map(_aggregation_document, view.aggregations)]
         document["event_id"] = view.event_id
+    if view.statistics is not True:
+        document["statistics"] = view.statistics if view.statistics is False else list(view.statistics)
     sources = [source.name for source in view.sources]
     made_of = {field.name: view.made_of(field.name) if view.sql is None else ("*",) for field in view.features}
     fields = [
@@ -361,6 +363,7 @@ def _read_view(name: str, document: Mapping[str, Any], lookup: Lookup, common: d
         event_id=document.get("event_id"),
         ttl=None if ttl_us is None else ttl_us * MICROSECOND,
         online=document["online"],
+        statistics=document.get("statistics", True),
         **common,
     )
 

@@ -91,16 +91,19 @@ def widened(bins: BinsDocument, counted: Counted) -> BinsDocument:
 
 def count_in(counted: Counted, bins: BinsDocument) -> BinCounts:
     """Count values in bins."""
-    places = counted.places(bins.points)
-    at_points = np.bincount(places[places >= 0], counted.counts[places >= 0], len(bins.points))
-    rest, counts = places < 0, counted.counts[places < 0]
-    if counted.keys is None or not bins.edges:
+    places, counts, keys = counted.places(bins.points), counted.counts, counted.keys
+    at = places >= 0
+    at_points = np.bincount(places[at], counts[at], len(bins.points)) if at.any() else np.zeros(len(bins.points))
+    if at.any():
+        counts, keys = counts[~at], None if keys is None else keys[~at]
+    if keys is None or not bins.edges:
         return BinCounts(_whole(at_points), (), int(counts.sum()))
     edges = np.asarray(bins.edges)
-    keys = counted.keys[rest].astype(np.float64)
-    found = np.searchsorted(edges, keys, side="right")
-    found[keys == edges[-1]] = len(edges) - 1
-    return BinCounts(_whole(at_points), _whole(np.bincount(found, counts, len(edges) + 1)), 0)
+    # The values are in order: edges are looked up among them. The last bin has its upper edge, too.
+    keys = keys.astype(np.float64, copy=False)
+    begins = np.append(np.searchsorted(keys, edges[:-1], "left"), np.searchsorted(keys, edges[-1:], "right"))
+    below = np.concatenate(([0], np.cumsum(counts)))
+    return BinCounts(_whole(at_points), _whole(np.diff(below[begins], prepend=0, append=below[-1])), 0)
 
 
 def must_be_made(bins: BinsDocument | None, counts: BinCounts | None, held: int, log_rows: int) -> bool:

@@ -53,7 +53,8 @@ def of_view(view: FeatureView) -> tuple[Column, ...]:
     """Return what is profiled of a view's rows: join keys, then what is stored."""
     keys = [Column(name, kind, "key", is_hidden=True) for name, kind in view.join_keys.items()]
     role: Literal["feature", "input"] = "input" if view.aggregations else "feature"
-    fields = [of_field(field, role) for field in view.stored]
+    shown = () if isinstance(view.statistics, bool) else view.statistics
+    fields = [of_field(field, role, shown) for field in view.stored]
     return (*keys, *(replace(each, is_hidden=True) if each.name == view.event_id else each for each in fields))
 
 
@@ -108,14 +109,22 @@ def _scalar(kind: ValueType, value: Any) -> Any:
 
 
 def _distinct(totals: ColumnTotals, counted: Counted | None, rows: int) -> int | None:
-    """Return how many different values there are, better than approximately where the sample has all of them.
-
-    A sample in which each value comes at least twice has missed hardly any.
-    """
-    if totals.distinct is None or counted is None or not len(counted.counts):
-        return totals.distinct
+    """Return how many different values there are, from the sample where it tells them better than the totals do."""
+    least, most = totals.distinct_within or (0, rows - totals.nulls - totals.not_finite)
+    if counted is None or not counted.held or counted.kind.item is not None:
+        return totals.distinct if totals.distinct_within is None else least
     seen = len(counted.counts)
-    return seen if counted.counts.min() > 1 or counted.rows >= rows else max(seen, totals.distinct)
+    once, twice, thrice = (int((counted.counts == times).sum()) for times in (1, 2, 3))
+    found = totals.distinct or 0
+    if not once or counted.rows >= rows:
+        found = seen
+    elif totals.distinct is None or (once < seen / 10 and twice):  # nearly all were seen: Chao's estimate of the others
+        found = seen + once * (once - 1) // (2 * (twice + 1))
+    else:
+        share = counted.held / most
+        if thrice <= 1 and twice < (share * share * most / 100) ** 2:  # hardly one is there thrice: Goodman's, to 1 %
+            found = round(once / share - twice * (1 - 2 * share) / share**2) + seen - once - twice
+    return min(max(found, seen, least), most)
 
 
 def _top(counted: Counted) -> tuple[tuple[Any, int], ...]:
@@ -124,22 +133,21 @@ def _top(counted: Counted) -> tuple[tuple[Any, int], ...]:
 
 def totals_of(counted: Counted) -> ColumnTotals:
     """Return the totals of rows that were all counted; extremes as the documents have them."""
-    held = counted.held
-    distinct = None if counted.kind.item is not None else len(counted.counts)
-    if not held or distinct is None or counted.kind == Bytes:
-        return ColumnTotals(counted.nulls, counted.not_finite, distinct)
+    held, kind = counted.held, counted.kind
+    totals = ColumnTotals(counted.nulls, counted.not_finite, None if kind.item is not None else len(counted.counts))
+    if not held or kind.item is not None or kind == Bytes:
+        return totals
     least, greatest = _extremes(counted)
-    if counted.keys is None or not is_number(counted.kind):
-        return ColumnTotals(counted.nulls, counted.not_finite, distinct, least, greatest)
+    totals = replace(totals, minimum=least, maximum=greatest)
+    if not is_number(kind):
+        return totals
     middle, near = _distances(counted)
     width = float(np.max(np.abs(near))) or 1.0
     scaled = near / width
     offset = float(np.dot(scaled, counted.counts)) / held
     squares = float(np.dot(scaled * scaled, counted.counts)) / held
     deviation = max(squares - offset * offset, 0.0) ** 0.5 * width
-    return ColumnTotals(
-        counted.nulls, counted.not_finite, distinct, least, greatest, float(middle) + offset * width, deviation
-    )
+    return replace(totals, mean=float(middle) + offset * width, deviation=deviation)
 
 
 def _distances(counted: Counted) -> tuple[Any, npt.NDArray[np.float64]]:

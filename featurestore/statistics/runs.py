@@ -18,7 +18,7 @@ from featurestore.ledger.statistics import read_edges, write_edges, write_statis
 from featurestore.offline.interface import DataFile, TableVersion
 from featurestore.offline.reading import opened, read_groups
 from featurestore.registered.snapshot import RegisteredView
-from featurestore.statistics.bins import count_in, make_bins, must_be_made, widened
+from featurestore.statistics.bins import BinCounts, count_in, make_bins, must_be_made, widened
 from featurestore.statistics.columns import Column, of_view, statistics_of
 from featurestore.statistics.counting import Counted, count
 from featurestore.steps import crash_point, reached, step
@@ -52,6 +52,8 @@ class Added:
 
 def profile_run(workspace: Workspace, registered: RegisteredView, added: Added, run_id: str) -> None:
     """Write statistics of what a run added into the ledger; without them no run fails."""
+    if registered.view.statistics is False:
+        return
     try:
         with step("profile", f"profile {registered.view.name}"):
             _profile(workspace, registered, added, run_id)
@@ -114,24 +116,23 @@ class _Counting:
         names = profiled.sample.column_names if profiled.totals is None else list(profiled.totals)
         drawn = set(profiled.sample.column_names)
         counted = {name: count(columns[name].kind, profiled.sample.column(name)) for name in names if name in drawn}
-        self._make([columns[name] for name in counted if not columns[name].is_hidden], counted)
+        counts = self._count([columns[name] for name in counted if not columns[name].is_hidden], counted)
         for name in names:
-            own, bins = counted.get(name), self.bins.get(name)
-            counts = None if own is None or bins is None or columns[name].is_hidden else count_in(own, bins)
             totals = None if profiled.totals is None else profiled.totals[name]
-            yield statistics_of(columns[name], profiled.rows, own, totals, bins, counts)
+            yield statistics_of(
+                columns[name], profiled.rows, counted.get(name), totals, self.bins.get(name), counts.get(name)
+            )
 
-    def _make(self, columns: Sequence[Column], counted: Mapping[str, Counted]) -> None:
-        """Make bins for those columns that have none, or too few values in them."""
-        rows, wanted = self.version.rows, list[Column]()
+    def _count(self, columns: Sequence[Column], counted: Mapping[str, Counted]) -> dict[str, BinCounts]:
+        """Count columns in their bins, in new ones where there are none or too few values lie in them."""
+        rows, counts, wanted = self.version.rows, dict[str, BinCounts](), list[Column]()
         for column in columns:
             bins, own = self.bins.get(column.name), counted[column.name]
-            counts = None if bins is None else count_in(own, bins)
-            if own.kind.item is None and own.held and must_be_made(bins, counts, own.held, rows):
+            if bins is not None:
+                counts[column.name] = count_in(own, bins)
+            if own.held and must_be_made(bins, counts.get(column.name), own.held, rows):
                 wanted.append(column)
-        if not wanted:
-            return
-        log = None if self.is_first else _some_rows(self.workspace, self.version, wanted)
+        log = _some_rows(self.workspace, self.version, wanted) if wanted and not self.is_first else None
         for column in wanted:
             own, before = counted[column.name], self.bins.get(column.name)
             seen = own if log is None else count(column.kind, log.column(column.name))
@@ -141,6 +142,8 @@ class _Counting:
             )
             self.bins[column.name] = widened(made, own)
             self.made.add(column.name)
+            counts[column.name] = count_in(own, self.bins[column.name])
+        return counts
 
 
 def _some_rows(workspace: Workspace, version: TableVersion, columns: Sequence[Column]) -> pa.Table:

@@ -65,7 +65,9 @@ def one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Return a column in one piece."""
     import pyarrow as pa
 
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies
 
 
 def value_type_of(kind: pa.DataType) -> ValueType | None:

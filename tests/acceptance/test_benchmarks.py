@@ -38,6 +38,14 @@ def rows_of(page: str, title: str) -> dict[str, list[str]]:
     return {cells[0]: cells[1:] for cells in rows[1:]}
 
 
+@pytest.mark.slow(5)
+def test_statistics_are_measured_beside_runs_without_them(tmp_path: Path) -> None:
+    rows = rows_of(run_benchmarks(tmp_path, "statistics"), "Statistics of runs")
+    assert set(rows) == {
+        f"{what}, {where}" for what in ("a first run", "its CPU time") for where in ("LMDB", "offline only")
+    }
+
+
 @pytest.mark.slow(12)
 def test_start_training_sets_and_publishing_are_measured_beside_their_floors(tmp_path: Path) -> None:
     page = run_benchmarks(tmp_path, "startup", "training-set", "publish")

@@ -119,7 +119,8 @@ def test_definitions_come_back_as_they_were(store):
         code="def f(): ...",
     )
     pushed = FeatureView("pushed", entities=[carrier], source=PushSource("push", flights), schema=BASE, online=False)
-    given = [described, replace_view(service, described), request, on_demand, pushed]
+    silent, talkative = view(statistics=False).replaced(name="silent"), view(statistics=["n"]).replaced(name="talks")
+    given = [described, replace_view(service, described), request, on_demand, pushed, silent, talkative]
     store.apply(given)
     for definition in given:
         assert store.get(definition.kind, definition.name) == definition
@@ -135,6 +136,8 @@ CHANGES = {
     "owner": (view(owner="x"), ChangeClass.METADATA, 1),
     "tags": (view(tags={"a": "b"}), ChangeClass.METADATA, 1),
     "feature description": (view(schema=[Field("delay", Float32, description="x"), BASE[1]]), ChangeClass.METADATA, 1),
+    "statistics": (view(statistics=False), ChangeClass.METADATA, 1),
+    "values shown": (view(statistics=["n"]), ChangeClass.METADATA, 1),
     "default": (view(schema=[Field("delay", Float32, default=0.0), BASE[1]]), ChangeClass.COMPATIBLE, 1),
     "new feature": (view(schema=[*BASE, Field("more", Float64)]), ChangeClass.COMPATIBLE, 1),
     "order": (view(schema=BASE[::-1]), ChangeClass.COMPATIBLE, 1),

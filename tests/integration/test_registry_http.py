@@ -112,6 +112,15 @@ def routes() -> list[tuple[str, str, Role | None, Any]]:
     return found
 
 
+def test_statistics_show_values_and_want_a_reader(served: Served) -> None:
+    for kind in ("statistics", "edges"):
+        url, entry = f"/api/v1/ledger?project=p&kind={kind}", {"key": "view.1", "document": {"rows": 1}}
+        assert served.ask(served.by_role[Role.READER], "POST", url, json=entry).status_code == 403
+        assert served.ask(served.by_role[Role.OPERATOR], "POST", url, json=entry).status_code == 200
+        assert served.ask(served.by_role[Role.VIEWER], "GET", url).status_code == 403
+        assert "view.1" in served.ask(served.by_role[Role.READER], "GET", url).text
+
+
 def test_each_role_does_what_it_may_and_no_more(served: Served) -> None:
     before = served.registry.definitions.projects()
     for method, path, least, body in routes():

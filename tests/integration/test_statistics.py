@@ -139,6 +139,26 @@ def test_nothing_shows_of_personal_fields(tmp_path: Path) -> None:
         assert set(edges.columns) == {"note"}
 
 
+def test_a_view_says_what_is_kept_of_it(tmp_path: Path) -> None:
+    views = [
+        sales_view(created=False).replaced(name=name, statistics=told)
+        for name, told in (("silent", False), ("talks", ("note",)), ("usual", True))
+    ]
+    with closing(make_workspace(tmp_path, views, now_us=NOW)) as workspace:
+        write_sales(tmp_path / "sales.parquet", [sale(n, n, f"n{n % 120:03}") for n in range(1_000)])
+        succeeded(materialize_incremental(workspace))
+        silent, talks, usual = (
+            newest_statistics(workspace.ledger, workspace.project, f"{view.name}.1") for view in views
+        )
+        assert silent is None
+        assert talks is not None
+        assert usual is not None
+        few, many = column(usual, "note"), column(talks, "note")
+        assert (few.distinct, few.top, few.minimum, few.at_points, few.elsewhere) == (120, (), None, (), 1_000)
+        assert many.top[:2] == (("n000", 9), ("n001", 9))
+        assert (many.minimum, many.maximum, len(many.at_points)) == ("n000", "n119", 20)
+
+
 def test_a_run_that_appends_nothing_writes_none(workspace: Workspace) -> None:
     with closing(workspace):
         sales = [sale(n, n) for n in range(9)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -48,6 +48,11 @@ _KEPT_BYTES, _MOST_BYTES = KEPT_CHARACTERS // 4 * 3, MOST_CHARACTERS // 4 * 3
 READ_WHOLE_FILES = 100
 _ROW, DOING = "fs_profiled_row", "profile columns"
 NO_VALUES = (None, None)
+_CUT_BYTES = 64
+"""Some writers cut the extremes of texts in footers to so many bytes."""
+_NEAR, _WIDE, _LARGER = 4, 1e100, 10**6
+"""How many times larger than they are apart values may be to be summed up as they are; how far apart they may be
+without a scale; and how many times larger they may be without losing digits as floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ class DuckProfiles(Profiles):
         if isinstance(rows, ParquetSource):
             table = open_source(self._session, rows)
             with (
-                self._session.open(reads=table.paths) as connection,
+                self._session.open(reads=table.paths, aside=True) as connection,
                 translated(DOING, source_files=table.paths),
             ):
                 query = Reader(connection, table).presented(placed=True)
@@ -108,13 +113,13 @@ class DuckProfiles(Profiles):
                 count = sum(footer.rows for footer in table.footers)
                 yield _Relation(connection, f"({query})", POSITION, cast, count)
         elif isinstance(rows, Sequence):
-            with self._session.open(reads=rows) as connection, translated(DOING, table_files=rows):
+            with self._session.open(reads=rows, aside=True) as connection, translated(DOING, table_files=rows):
                 yield _files(connection, rows, columns)
         else:
             import numpy as np
             import pyarrow as pa
 
-            with self._session.open() as connection, translated(DOING):
+            with self._session.open(aside=True) as connection, translated(DOING):
                 numbered = rows.select(list(columns)).append_column(_ROW, pa.array(np.arange(rows.num_rows)))
                 connection.register("profiled", numbered)
                 cast = {name: f"{quote(name)}::{duckdb_type(kind)}" for name, kind in columns.items()}
@@ -141,6 +146,8 @@ class _Extremes:
     least: Any
     greatest: Any
     not_finite: int = 0
+    distinct: tuple[int, int] | None = None
+    """As `ColumnTotals.distinct_within`."""
 
 
 class _Pass:
@@ -169,7 +176,7 @@ class _Pass:
         return ProfiledColumns(self._relation.rows, sample, totals)
 
     def _footers(self) -> dict[str, _Extremes]:
-        """Return the extremes of numbers as far as every footer says them."""
+        """Return the extremes of columns as far as every footer says them."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -183,14 +190,17 @@ class _Pass:
         groups = [footer.row_group(number) for footer in footers for number in range(footer.num_row_groups)]
         places = [{name: place for place, name in enumerate(footer.schema.names)} for footer in footers]
         at = [place for footer, place in zip(footers, places, strict=True) for _ in range(footer.num_row_groups)]
-        for name in self._numbers:
-            chunks = [group.column(place[name]) for group, place in zip(groups, at, strict=True) if name in place]
-            bounds = [_bounds(chunk.statistics) for chunk in chunks]
-            held = [each for each in bounds if each is not None and each != NO_VALUES]
-            if None in bounds or not all(math.isfinite(value) for each in held for value in each):
-                continue
-            least, greatest = (min(each[0] for each in held), max(each[1] for each in held)) if held else NO_VALUES
-            found[name] = _Extremes(least, greatest)
+        for name, kind in self._shown.items():
+            chunks = (group.column(place[name]) for group, place in zip(groups, at, strict=True) if name in place)
+            told = [chunk.statistics for chunk in chunks]
+            bounds = [_bounds(kind, each) for each in told]
+            if None not in bounds:
+                held = [each for each in bounds if each is not None and each != NO_VALUES]
+                least = min((each[0] for each in held), default=None)
+                greatest = max((each[1] for each in held), default=None)
+                distinct = [each.distinct_count for each in told if each.has_distinct_count]
+                within = (max(distinct, default=0), sum(distinct)) if len(distinct) == len(told) else None
+                found[name] = _Extremes(least, greatest, distinct=within)
         return found
 
     def _scanned(self, names: Collection[str]) -> dict[str, _Extremes]:
@@ -224,7 +234,7 @@ class _Pass:
             for what, expression in self._counts(name, kind, found.get(name)).items():
                 selected.append(expression)
                 names.append((name, what))
-        drawn = {} if share is None else {name: kind for name, kind in columns.items() if name in self._shown}
+        drawn = {} if share is None else {name: kind for name, kind in columns.items() if kind.item is None}
         if drawn:
             fields = (
                 f"v{place} := {_short(self._relation.columns[name], kind)}"
@@ -256,16 +266,12 @@ class _Pass:
             return counts
         if extremes is not None and extremes.not_finite:
             column = f"CASE WHEN isfinite({column}) THEN {column} END"
-        counts["distinct"] = f"approx_count_distinct({column})"
-        if extremes is not None and extremes.least is not None:
-            middle, scale = _scale(kind, extremes)
-            if kind.name in _FLOATS:
-                near = f"({column}::DOUBLE - {_double(middle)})"
-            else:
-                near = f"({column} - '{middle}'::{duckdb_type(kind)})::DOUBLE"
-            scaled = f"({near} * {_double(scale)})"
-            counts |= {"sum": f"sum({scaled})", "squares": f"sum({scaled} * {scaled})"}
-        elif name in self._shown and name not in self._numbers and kind != Bytes:
+        if extremes is None or extremes.distinct is None:
+            counts["distinct"] = f"approx_count_distinct({column})"
+        if extremes is not None and extremes.least is not None and name in self._numbers:
+            near = _distance(kind, column, extremes)
+            counts |= {"sum": f"sum({near})", "squares": f"sum({near} * {near})"}
+        elif extremes is None and name in self._shown and kind != Bytes:
             value = f"epoch_us({column})" if kind in (Timestamp, Date) else column
             counts |= {"least": _short(f"min({value})", kind), "greatest": _short(f"max({value})", kind)}
         return counts
@@ -321,44 +327,73 @@ def _read(path: str, schema: pa.Schema) -> pa.Table | None:
     return pa.table(columns, schema=schema)
 
 
-def _bounds(statistics: Any) -> tuple[Any, Any] | None:
+def _bounds(kind: ValueType, statistics: Any) -> tuple[Any, Any] | None:
     """Return the extremes of a column in a row group, `NO_VALUES` of nulls alone, None where its footer lacks them."""
-    if statistics is None or not statistics.has_null_count:
+    if kind == Bytes or statistics is None or not statistics.has_null_count:
         return None
     if not statistics.num_values:
         return NO_VALUES
-    return (statistics.min, statistics.max) if statistics.has_min_max else None
+    try:
+        found = (statistics.min, statistics.max) if statistics.has_min_max else None
+    except (ValueError, OverflowError):  # an instant that Python does not have
+        return None
+    if found is None or (kind.name in _FLOATS and not all(map(math.isfinite, found))):
+        return None
+    if kind == String and max(len(each.encode()) for each in found) >= _CUT_BYTES:
+        return None
+    return found
 
 
-def _scale(kind: ValueType, extremes: _Extremes) -> tuple[Any, float]:
-    """Return the middle of the values and a factor that brings each one's distance from it to about 1.
+def _middle(kind: ValueType, extremes: _Extremes) -> tuple[Any, float]:
+    """Return the middle of the values, and the factor that keeps squares of distances from it within a float.
 
-    With sums of such distances neither squares overflow nor does their difference lose its digits.
+    Sums of such distances and of their squares lose no digits, as both ends are among the values.
     """
     least, greatest = extremes.least, extremes.greatest
+    if max(abs(least), abs(greatest)) <= _NEAR * (greatest - least) < _WIDE:
+        return 0, 1.0  # which is nearly as good, and costs no subtraction
     if kind.name not in _FLOATS:
-        return middle_of(kind, least, greatest), 1.0 / (float(greatest - least) or 1.0)
+        return middle_of(kind, least, greatest), 1.0 if greatest - least < _WIDE else 1.0 / float(greatest - least)
     width = greatest - least
     if math.isinf(width):
         return 0.0, 1.0 / max(abs(least), abs(greatest))
-    return least / 2 + greatest / 2, 1.0 / width if width > 1e-300 else 1.0
+    return least / 2 + greatest / 2, 1.0 if 1 / _WIDE < width < _WIDE or not width > 1e-300 else 1.0 / width
+
+
+def _distance(kind: ValueType, column: str, extremes: _Extremes) -> str:
+    """Return the expression of the distance from the middle, as a float."""
+    middle, scale = _middle(kind, extremes)
+    most, width = max(abs(extremes.least), abs(extremes.greatest)), extremes.greatest - extremes.least
+    if middle == 0 and scale == 1.0:
+        return f"{column}::DOUBLE"
+    if kind.name in _FLOATS or most < width * _LARGER:
+        distance = f"({column}::DOUBLE - {_double(float(middle))})"
+    else:  # a float would have no digit in which they differ
+        distance = f"({column} - '{middle}'::{duckdb_type(kind)})::DOUBLE"
+    return distance if scale == 1.0 else f"({distance} * {_double(scale)})"
 
 
 def _totals(rows: int, kind: ValueType, counted: Mapping[str, Any], extremes: _Extremes | None) -> ColumnTotals:
     count = counted["count"]
-    not_finite = 0 if extremes is None else extremes.not_finite
-    distinct = None if counted.get("distinct") is None else min(counted["distinct"], count - not_finite)
-    if extremes is None or extremes.least is None:
-        bounds = [_value(kind, counted.get(name)) for name in ("least", "greatest")]
-        return ColumnTotals(rows - count, not_finite, distinct, *bounds)
-    held, (middle, scale) = count - not_finite, _scale(kind, extremes)
+    found = extremes or _Extremes(*(_value(kind, counted.get(name)) for name in ("least", "greatest")))
+    held = count - found.not_finite
+    totals = ColumnTotals(
+        nulls=rows - count,
+        not_finite=found.not_finite,
+        distinct=None if counted.get("distinct") is None else min(counted["distinct"], held),
+        distinct_within=found.distinct,
+        minimum=found.least,
+        maximum=found.greatest,
+    )
+    if "sum" not in counted:
+        return totals
+    middle, scale = _middle(kind, found)
     offset = counted["sum"] / held
-    mean = min(max(float(middle) + offset / scale, float(extremes.least)), float(extremes.greatest))
+    mean = min(max(float(middle) + offset / scale, float(found.least)), float(found.greatest))
     deviation = math.sqrt(max(counted["squares"] / held - offset * offset, 0.0)) / scale
-    least, greatest = extremes.least, extremes.greatest
-    if kind.name in _FLOATS:
-        least, greatest = least + 0.0, greatest + 0.0  # a zero has no sign here
-    return ColumnTotals(rows - count, not_finite, distinct, least, greatest, mean, deviation)
+    if kind.name in _FLOATS:  # a zero has no sign here
+        totals = replace(totals, minimum=found.least + 0.0, maximum=found.greatest + 0.0)
+    return replace(totals, mean=mean, deviation=deviation)
 
 
 def _value(kind: ValueType, found: Any) -> Any:

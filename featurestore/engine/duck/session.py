@@ -76,13 +76,19 @@ class Session:
             starter.shutdown(wait=False)
 
     def connect(
-        self, *, reads: Iterable[str | Path] = (), writes: Path | None = None, in_order: bool = False
+        self,
+        *,
+        reads: Iterable[str | Path] = (),
+        writes: Path | None = None,
+        in_order: bool = False,
+        aside: bool = False,
     ) -> duckdb.DuckDBPyConnection:
         """Return a connection to a database of its own, locked: it reads ``reads`` and writes below ``writes``.
 
         Everything runs in UTC, nothing is downloaded, SQL cannot read Python variables. With ``in_order`` one thread
         does everything: rows always come in the order of files and rows, so that results that depend on it repeat.
-        The caller closes it; `open` does so by itself.
+        What is done ``aside`` takes half of the threads: two on one core cost more than they save. The caller closes
+        it; `open` does so by itself.
         """
         prepared, self._prepared = self._prepared, None
         connection = self._start() if prepared is None else prepared.result()
@@ -90,6 +96,9 @@ class Session:
             connection.execute("SET TimeZone = 'UTC'")
             if in_order:
                 connection.execute("SET threads = 1")
+            elif aside:
+                ((threads,),) = connection.execute("SELECT current_setting('threads')").fetchall()
+                connection.execute(f"SET threads = {max(1, int(threads) // 2)}")
             # A progress bar would write into the caller's output. In a notebook without ipywidgets there is no bar, and
             # DuckDB refuses to turn it off.
             if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
@@ -126,10 +135,15 @@ class Session:
 
     @contextmanager
     def open(
-        self, *, reads: Iterable[str | Path] = (), writes: Path | None = None, in_order: bool = False
+        self,
+        *,
+        reads: Iterable[str | Path] = (),
+        writes: Path | None = None,
+        in_order: bool = False,
+        aside: bool = False,
     ) -> Iterator[duckdb.DuckDBPyConnection]:
         """Make a connection as `connect` does and close it at the end of the block."""
-        connection = self.connect(reads=reads, writes=writes, in_order=in_order)
+        connection = self.connect(reads=reads, writes=writes, in_order=in_order, aside=aside)
         try:
             yield connection
         finally:
