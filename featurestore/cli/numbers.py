@@ -1,4 +1,4 @@
-"""Numbers on the command line: plain ones only.
+"""Numbers on the command line: those that are given are plain ones only.
 
 Python would also take underscores, spaces and the digits of other scripts. A typing mistake would then become another
 value: here the key of another entity.
@@ -13,6 +13,7 @@ import click
 
 PLAIN_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)")
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 _NOT_FINITE = frozenset({"nan", "inf", "-inf"})
 
 
@@ -28,6 +29,15 @@ def number(text: str) -> float:
     if PLAIN_NUMBER.fullmatch(text) is None and text.lower() not in _NOT_FINITE:
         raise ValueError(f"{text!r} is no plain number, such as 1.5")
     return float(text)
+
+
+def age(age_us: int | None) -> str:
+    """Return how long ago something was, in one unit; empty for None."""
+    if age_us is None:
+        return ""
+    seconds = age_us // 1_000_000
+    length, unit = next((found for found in _UNITS if seconds >= found[0]), _UNITS[-1])
+    return f"{seconds // length} {unit}"
 
 
 class WholeNumber(click.IntRange):

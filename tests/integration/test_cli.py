@@ -432,6 +432,7 @@ def test_saved_training_sets_are_listed_and_deleted(fs, materialized):
     (listed,) = fs.json("training-sets")
     assert (listed["name"], listed["registry_revision"]) == ("spring", 1)
     fs("consumer", "add", "scorer", "--service", "delay_model_v1", "--owner", "ml")
+    check_page("list_features", re.sub(r"\d+ d(?= )", "N d", fs("list", "features")), materialized)
     check_page("lineage", fs("lineage", "carrier_delays", "--columns"), materialized)
     fs("training-sets", "--delete", "spring", expect=2)
     assert "pass --yes" in fs.err

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from featurestore.cli.numbers import age
 from featurestore.cli.output import Output, described, repo_command
 from featurestore.definitions import Definition, Entity, FeatureService, FeatureView, OnDemandFeatureView
+from featurestore.maintenance.features import list_features
 from featurestore.store import FeatureStore
 
 
@@ -13,7 +15,10 @@ from featurestore.store import FeatureStore
 @click.argument("kind", required=False)
 @repo_command
 def command(store: FeatureStore, output: Output, kind: str | None) -> None:
-    """List what is registered, or one KIND of it: entities, sources, feature-views, feature-services, …"""
+    """List what is registered, or one KIND of it: features, feature-views, feature-services, entities, sources, …"""
+    if kind is not None and kind.lower() in ("feature", "features"):
+        _list_features(store, output)
+        return
     found = store.list(kind)
     rows = [
         (each.kind, each.name, _about(each), each.owner, described(each.description, each.deprecated)) for each in found
@@ -24,6 +29,31 @@ def command(store: FeatureStore, output: Output, kind: str | None) -> None:
         output.table(names, rows)
     else:
         output.say("Nothing is registered yet: run `fs apply`.")
+
+
+def _list_features(store: FeatureStore, output: Output) -> None:
+    found = list_features(store.workspace)
+    output.emit(found)
+    if not found:
+        output.say("No feature is registered yet: run `fs apply`.")
+        return
+    now_us = store.workspace.clock()
+    rows = [
+        (
+            each.name,
+            each.type,
+            described(each.description, each.deprecated),
+            each.owner,
+            ", ".join(f"{key}={value}" for key, value in each.tags.items()),
+            "" if each.null_share is None else f"{100 * each.null_share:.1f} %",
+            "never" if each.newest_event_us is None else age(now_us - each.newest_event_us),
+            "yes" if each.online else "no",
+            ", ".join(each.services),
+        )
+        for each in found
+    ]
+    heads = ("feature", "type", "description", "owner", "tags", "nulls", "age", "online", "services")
+    output.table(heads, rows, right=("nulls", "age"), droppable=("tags", "owner", "services"))
 
 
 def _about(found: Definition) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import click
 
+from featurestore.cli.numbers import age
 from featurestore.cli.output import Output, jsonable, repo_command
 from featurestore.consistency.waiting_rows import in_words
 from featurestore.errors import AuthError
@@ -38,7 +39,7 @@ def command(store: FeatureStore, output: Output, servers: bool) -> None:
         (
             view.view,
             _instant(view.greatest_event_us),
-            _age(view.age_us),
+            age(view.age_us),
             _instant(view.committed_until_us),
             "" if view.entities is None else f"{view.entities:,}",
             f"{view.offline_rows:,}",
@@ -135,14 +136,3 @@ def _windows(view: str, lag: Lag) -> str:
     waiting = f"{events} of its log not online yet, the first since {_instant(lag.since_us)}"
     state = waiting if lag.events else "every event of its log is online"
     return f"{view}: windows are covered until {_instant(lag.covered_us)} (version {lag.version}); {state}."
-
-
-_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
-
-
-def _age(age_us: int | None) -> str:
-    if age_us is None:
-        return ""
-    seconds = age_us // 1_000_000
-    length, unit = next((found for found in _UNITS if seconds >= found[0]), _UNITS[-1])
-    return f"{seconds // length} {unit}"
