@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from pydantic import model_validator
@@ -297,6 +298,7 @@ class Aggregation(FrozenModel):
                 yield name, getattr(self, name)
 
 
+@lru_cache(maxsize=1_000)
 def window_text(window: timedelta | None) -> str:
     """Return a window as names have it: ``1d``, ``90min``, ``all``."""
     if window is None:
@@ -324,6 +326,7 @@ def _named(what: str, check: Any, value: str) -> None:
         raise ValueError(f"{what}: {error} (got {value!r})") from None
 
 
+@lru_cache(maxsize=1_000)
 def _resolution(window: timedelta, given: timedelta | None) -> timedelta:
     """Return the resolution of a window; raises ValueError for one that does not fit, or where there is none."""
     if given is not None:

@@ -9,6 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from typing_extensions import override
 
 from featurestore.errors import DefinitionError, ValueTypeError
 from featurestore.tables import html_table
@@ -111,6 +112,13 @@ class FrozenModel(BaseModel):
             value = getattr(self, name)
             if name not in _NOT_SHOWN and value != field.get_default(call_default_factory=True):
                 yield _ARGUMENTS.get(name, name), _by_name(value)
+
+    @override
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copied = super().model_copy(update=update, deep=deep)
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():  # computed of the old values
+            del copied.__dict__[name]
+        return copied
 
     def replaced(self, **values: Any) -> Self:
         """Return a copy with other values, validated again."""

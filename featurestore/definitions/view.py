@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, ClassVar
 
 import pydantic
@@ -169,12 +170,12 @@ class FeatureView(Definition):
         """Every join key of the entities and its type, as declared."""
         return {key: kind for entity in self.entities for key, kind in entity.join_keys.items()}
 
-    @property
+    @cached_property
     def features(self) -> tuple[Field, ...]:
         """What may be asked for; raises DefinitionError while no schema is declared or pinned."""
         return self.stored if self.events is None else self.events.features(self.stored)
 
-    @property
+    @cached_property
     def events(self) -> EventColumns | None:
         """What a view with aggregations reads of its events; None for any other view."""
         if not self.aggregations:
@@ -188,7 +189,7 @@ class FeatureView(Definition):
         is_pushed = any(isinstance(source, PushSource) for source in self.sources)
         return bool(self.aggregations) and self.sql is None and is_pushed
 
-    @property
+    @cached_property
     def windows(self) -> tuple[Window, ...]:
         """What the features of a view with aggregations are, in their order."""
         return () if self.events is None else self.events.windows

@@ -342,3 +342,10 @@ def test_rows_that_become_events_are_a_new_generation() -> None:
     assert found[0].what == "features are"
     assert (found[0].change_class, found[0].new_generation) == (ChangeClass.BREAKING, True)
     assert differences(BEFORE, plain)[0].new_generation
+
+
+def test_features_are_computed_once_and_anew_for_a_copy() -> None:
+    assert BEFORE.features is BEFORE.features
+    copied = BEFORE.model_copy(update={"aggregations": ALL[:1]})
+    assert [field.name for field in copied.features] == [window.name for window in copied.windows] == names(ALL[0])
+    assert BEFORE.model_copy() == BEFORE == view(*ALL, event_id="id", schema=FIELDS)
