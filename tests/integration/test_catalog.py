@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import httpx
 import pytest
 from featurestore_registry.auth import Role, create_token
 from featurestore_registry.catalog import frame
+from featurestore_registry.errors import RegistryUnavailableError
+from featurestore_registry.http.client import open_registry as open_http
 from featurestore_registry.interface import Registry
 from featurestore_registry.records import Change
 from featurestore_registry.sql import open_registry
@@ -235,3 +239,107 @@ def test_a_page_follows_what_is_applied_and_run(tmp_path: Path) -> None:
         after = httpx.get(f"{url}/p/{PROJECT}").text
         assert ("<s>idle</s>" in before, "<s>idle</s>" in after) == (False, True)
         assert HTML not in after
+
+
+def crawled(served: Served, role: Role) -> dict[str, httpx.Response]:
+    headers = {"authorization": f"Bearer {served.tokens[role, PROJECT]}"}
+    with httpx.Client(base_url=served.url, headers=headers) as client:
+        return crawl(client, f"/p/{PROJECT}")
+
+
+def test_values_of_the_data_are_for_readers_and_the_audit_for_admins(served: Served) -> None:
+    pages = {role: crawled(served, role) for role in (Role.VIEWER, Role.READER, Role.ADMIN)}
+    for role, found in pages.items():
+        # The fixture's runs count this city, and it is nowhere else.
+        assert any("Berlin" in page.text for page in found.values()) == (role >= Role.READER), role
+        assert any('class="bars' in page.text for page in found.values()) == (role >= Role.READER), role
+        assert (f"/p/{PROJECT}/audit" in found) == (role >= Role.ADMIN), role
+        assert {page.status_code for page in found.values()} == {200}
+    refused = served.ask(Role.READER, PROJECT, f"/p/{PROJECT}/audit")
+    assert (refused.status_code, "this needs admin" in refused.text) == (403, True)
+    # Which logins and tokens there were is for an admin of every project.
+    for project, is_told in ((PROJECT, False), (None, True)):
+        page = served.ask(Role.ADMIN, project, f"/p/{PROJECT}/audit?of=registry").text
+        assert ("What was done to no project in particular" in page) == is_told
+
+
+def test_keys_and_personal_values_do_not_show(local: httpx.Client) -> None:
+    page = local.get(f"/p/{PROJECT}/training_set/january").text
+    (row,) = [each for each in re.findall("<tr>.*?</tr>", page, re.DOTALL) if "driver_id" in each]
+    assert "hidden" in row
+
+
+@pytest.mark.parametrize("role", [Role.ADMIN, Role.VIEWER])
+def test_another_registrys_catalog_shows_the_same_as_far_as_the_token_goes(
+    served: Served, local: httpx.Client, role: Role
+) -> None:
+    mine = crawl(local, f"/p/{PROJECT}")
+    token = served.tokens[role, None if role is Role.ADMIN else PROJECT]
+    with ExitStack() as stack:
+        remote = stack.enter_context(open_http(served.url, token=token))
+        client = stack.enter_context(httpx.Client(base_url=stack.enter_context(serving_catalog(remote))))
+        if role is Role.VIEWER:
+            assert client.get("/").headers["location"] == f"/p/{PROJECT}"
+            view = client.get(f"/p/{PROJECT}/feature_view/driver_stats")
+            assert (view.status_code, "they want the role" in view.text, "Berlin" in view.text) == (
+                200,
+                True,
+                False,
+            )
+            audit = client.get(f"/p/{PROJECT}/audit")
+            assert (audit.status_code, "this needs admin" in audit.text) == (403, True)
+            return
+        found = {path: client.get(path) for path in mine}
+    assert {path for path in mine if mine[path].text != found[path].text} == set()
+
+
+def test_a_registry_in_postgresql_makes_the_same_pages(local: httpx.Client, postgres_url: str) -> None:
+    clock = ManualClock(0)
+    with open_registry(postgres_url, clock=clock) as registry:
+        fill(registry, clock)
+        with serving_catalog(registry) as url, httpx.Client(base_url=url) as client:
+            for path, page in crawl(local, f"/p/{PROJECT}").items():
+                assert client.get(path).text == page.text, path
+
+
+def test_a_registry_that_is_away_is_said_plainly(registry: Registry) -> None:
+    with serving_registry(registry) as gone:
+        pass
+    with open_http(gone, token="t" * 40) as remote, serving_catalog(remote) as url:
+        answer = httpx.get(f"{url}/p/{PROJECT}")
+    assert (answer.status_code, "The registry cannot be read" in answer.text) == (503, True)
+    assert "Traceback" not in answer.text
+    assert RegistryUnavailableError("x").message == "x"
+
+
+KINDS = ("run", "run_start", "watermark", "lease", "statistics", "edges", "consumer", "training_set")
+
+
+def test_documents_of_another_version_stop_no_page(tmp_path: Path) -> None:
+    """Whatever stands in ledger and journal, pages say what can be said."""
+    clock = ManualClock(0)
+    with open_registry(f"sqlite:///{tmp_path}/registry.db", clock=clock) as registry:
+        fill(registry, clock)
+        odd: list[dict[str, Any]] = [{}, {"view": 7}, {"columns": "x", "rows": []}, {"released": []}]
+        with serving_catalog(registry) as url, httpx.Client(base_url=url) as client:
+            paths = list(crawl(client, f"/p/{PROJECT}"))
+            for document in odd:
+                for kind in (
+                    "run",
+                    "run_start",
+                    "watermark",
+                    "lease",
+                    "statistics",
+                    "edges",
+                    "consumer",
+                    "training_set",
+                ):
+                    for entry in registry.ledger.scan(PROJECT, kind) or []:
+                        registry.ledger.append(PROJECT, kind, entry.key, document)
+                registry.journal.append(PROJECT, "serving", [("web-1", document)])
+                registry.journal.append(PROJECT, "audit", [("x", document)])
+                found = {path: client.get(path).status_code for path in paths}
+                assert {*found.values()} <= {200, 404}
+                assert [path for path, code in found.items() if code == 404 and "training_set" not in path] == [
+                    path for path in found if "/consumer/" in path
+                ]

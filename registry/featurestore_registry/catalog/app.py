@@ -120,7 +120,9 @@ class Catalog:
             if segments[0] != "p":
                 raise NotThere("page", address(*segments), link=("/", "All projects"))
             known = [name for name in self._site.registry.definitions.projects() if visitor.sees(name)]
-            raise NotThere("project", segments[1] if len(segments) > 1 else "", known, ("/", "All projects"))
+            first = "Nothing was applied yet. In a feature repo, run `fs apply`, and load this page again."
+            link = ("/", "All projects")
+            raise NotThere("project", segments[1] if len(segments) > 1 else "", known, link, "" if known else first)
         ask = Ask(self._site, visitor, *found, segments[2:], _query(query))
         more["nav"] = ask
         route = find(segments[2:])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from featurestore_registry.auth import Role
 from featurestore_registry.catalog.activity import ViewActivity
@@ -13,9 +14,11 @@ from featurestore_registry.catalog.project import Project
 from featurestore_registry.catalog.site import Site
 from featurestore_registry.catalog.visitor import Visitor
 from featurestore_registry.catalog.words import to_us
-from featurestore_registry.errors import did_you_mean
+from featurestore_registry.errors import AuthError, did_you_mean
 from featurestore_registry.interface import JournalReader, LedgerReader
 from featurestore_registry.records import State
+
+Made = TypeVar("Made")
 
 MOST_TEXT = 200
 """Characters of a query's value that are looked at."""
@@ -25,9 +28,11 @@ MOST_PAGES = 10_000
 class NotThere(Exception):
     """There is nothing by this name, or nothing that this visitor may know of."""
 
-    def __init__(self, what: str, name: str, known: Sequence[str] = (), link: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self, what: str, name: str, known: Sequence[str] = (), link: tuple[str, str] | None = None, hint: str = ""
+    ) -> None:
         super().__init__(f"There is no {what} {name!r}.")
-        self.hint = did_you_mean(name, known)
+        self.hint = hint or did_you_mean(name, known)
         self.link = link
 
 
@@ -71,6 +76,15 @@ class Ask:
     def may(self, role: Role) -> bool:
         """Tell whether the visitor has a role here."""
         return self.visitor.can(role, self.project.name)
+
+    def if_may(self, role: Role, make: Callable[[], Made]) -> Made | None:
+        """Return what ``make`` reads; None for a visitor without the role, here or at the registry that is asked."""
+        if not self.may(role):
+            return None
+        try:
+            return make()
+        except AuthError:
+            return None
 
     def text(self, name: str) -> str:
         """Return a value of the query, without space around it; empty where it is not there."""

@@ -42,7 +42,7 @@ def feature(ask: Ask, kind: str, view: str, name: str) -> Page:
             "ticks": ticks,
             "services": [each for each in ask.project.of_kind(SERVICE) if _reads(each, record, name)],
             "quantile_names": [f"{100 * share:g} %" for share in QUANTILES],
-            **(_statistics(ask, record, name, len(features)) if ask.may(Role.READER) else {"profile": None}),
+            **(ask.if_may(Role.READER, lambda: _statistics(ask, record, name, len(features))) or {"profile": None}),
         },
     )
 

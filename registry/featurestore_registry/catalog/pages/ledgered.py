@@ -60,9 +60,7 @@ def training_set(ask: Ask, name: str) -> Page:
     if found is None:
         known = [each.name for each in sets]
         raise NotThere("training set", name, known, (ask.at("training_set"), "All training sets"))
-    profile = None
-    if ask.may(Role.READER):
-        profile = profile_of(ask.ledger, ask.project.name, f"{TRAINING_SET}:{name}")
+    profile = ask.if_may(Role.READER, lambda: profile_of(ask.ledger, ask.project.name, f"{TRAINING_SET}:{name}"))
     page = ask.page_number()
     columns = [] if profile is None or profile.newest is None else list(profile.newest.columns)
     shown = columns[(page - 1) * PER_PAGE : page * PER_PAGE]

@@ -32,12 +32,11 @@ class Row:
 
 def features(ask: Ask) -> Page:
     """Return the list of all features."""
-    may_read = ask.may(Role.READER)
     sort, page = ask.choice("sort", SORTS), ask.page_number()
     is_down = ask.text("order") == "desc"
-    shares = ask.site.shares(ask.project, ask.state) if may_read else {}
+    shares = ask.if_may(Role.READER, lambda: ask.site.shares(ask.project, ask.state))
     activity = ask.activity
-    rows = [_row(feature, activity, shares) for feature in ask.project.features]
+    rows = [_row(feature, activity, shares or {}) for feature in ask.project.features]
     key = _KEYS[sort]
     known = [row for row in rows if key(row) is not None]
     missing = [row for row in rows if key(row) is None]
@@ -59,7 +58,7 @@ def features(ask: Ask) -> Page:
             "sort": sort,
             "is_down": is_down,
             "sorted_by": sorted_by,
-            "may_read": may_read,
+            "may_read": shares is not None,
             "number_page": lambda number: ask.at(
                 "features", sort="" if sort == SORTS[0] else sort, order="desc" if is_down else "", page=number
             ),

@@ -60,7 +60,7 @@ def on_demand(ask: Ask, record: Record) -> Page:
     features = features_of(record)
     page = ask.page_number()
     shown = features[(page - 1) * PER_PAGE : page * PER_PAGE]
-    profile = profile_of(ask.ledger, ask.project.name, f"{record.name}.0") if ask.may(Role.READER) else None
+    profile = ask.if_may(Role.READER, lambda: profile_of(ask.ledger, ask.project.name, f"{record.name}.0"))
     references = [features[0].reference] if len(features) == 1 else [f"{record.name}:*"]
     return Page(
         "on_demand.html",

@@ -43,10 +43,8 @@ def view(ask: Ask, record: Record) -> Page:
     page, runs = ask.page_number(), runs_of_view(ask.ledger, ask.project.name, record.name, RUNS)
     shown = features[(page - 1) * PER_PAGE : page * PER_PAGE]
     rows, ticks = windows_of(record)
-    profile = None
-    if ask.may(Role.READER):
-        key = f"{record.name}.{generation_of(document)}"
-        profile = profile_of(ask.ledger, ask.project.name, key, columns=len(features))
+    key = f"{record.name}.{generation_of(document)}"
+    profile = ask.if_may(Role.READER, lambda: profile_of(ask.ledger, ask.project.name, key, columns=len(features)))
     return Page(
         "view.html",
         {
