@@ -80,6 +80,7 @@ def main() -> None:
     show_windows(landed)
     console.print()
     say(f"Done in {time.monotonic() - started:.0f} seconds. Look around with: {show(FS, '--repo', REPO, 'status')}")
+    say(f"In a browser, at http://127.0.0.1:6571/p/nyc_flights, with: {show(FS, '--repo', REPO, 'catalog')}")
 
 
 def say(text: str) -> None:

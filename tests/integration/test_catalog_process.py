@@ -80,10 +80,10 @@ def test_what_is_copied_from_a_page_works(
         answer = variables["answer"].to_dict()  # type: ignore[attr-defined]
     assert {name: answer[name][0] for name in expected} == expected
     variables["store"].close()  # type: ignore[attr-defined]
-    assert "get_historical_features(frame, " in found["training"]
+    assert "get_historical_features(" in found["training"]
     assert "event_timestamp" in found["training"]
 
-    command, *arguments = shlex.split(found["cli"])
+    command, *arguments = shlex.split(found["cli"].replace("\\\n", " "))
     assert command == "fs"
     told = CommandLine(project.root, capsys).json(*arguments)["features"]
     assert {name: told[name][0] for name in expected} == expected

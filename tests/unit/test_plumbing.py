@@ -154,6 +154,36 @@ def test_a_postgresql_is_installed_where_that_can_be(
     assert said.count("Installing") + said.count("There is no") == len(told)
 
 
+def test_a_chromium_that_is_there_is_taken_as_it_is(machine: Callable[..., Path]) -> None:
+    called = "#!/bin/sh\necho called\n"
+    done = run("chromium.sh", "python", path=machine(user=0, apt_get=called, python=called, chromium=called))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("user", "apt", "download", "told"),
+    [
+        (0, 0, 1, ["Installing chromium"]),
+        (0, 1, 0, ["Installing chromium", "by Playwright"]),
+        (1000, 0, 0, ["by Playwright"]),
+        (1000, 0, 1, ["by Playwright", "There is no Chromium for the tests"]),
+    ],
+)
+def test_a_chromium_is_installed_where_that_can_be(
+    machine: Callable[..., Path], tmp_path: Path, user: int, apt: int, download: int, told: list[str]
+) -> None:
+    path = machine(
+        user=user,
+        apt_get=f'#!/bin/sh\ncase "$1" in install) exit {apt} ;; esac\n',
+        python=f'#!/bin/sh\ncase "$*" in *playwright*) exit {download} ;; esac\n',
+    )
+    done = run("chromium.sh", "python", path=path, POLICY=str(tmp_path / "policy-rc.d"))
+    said = done.stdout + done.stderr
+    assert [part for part in told if part not in said] == []
+    assert done.returncode == int("There is no" in said), said
+    assert said.count("Installing") + said.count("There is no") == len(told)
+
+
 @pytest.mark.parametrize(("free_kb", "is_made"), [(4_194_304, True), (4_194_303, False)])
 def test_what_the_tests_write_lies_in_memory_where_there_is_room(tmp_path: Path, free_kb: int, is_made: bool) -> None:
     disk, df = tmp_path / "disk", tmp_path / "df"

@@ -47,8 +47,8 @@ def usage(
         **({"request_data": {name: [value] for name, value in brought.items()}} if brought else {}),
     }
     wanted = f"--service {shlex.quote(service)}" if service else f"--features {shlex.quote(','.join(references))}"
-    pairs = (f"{name}={_plain(value)}" for name, value in {**values, **brought}.items())
-    given = " ".join(f"--entity {shlex.quote(pair)}" for pair in pairs)
+    pairs = [f"--entity {shlex.quote(f'{name}={_plain(value)}')}" for name, value in {**values, **brought}.items()]
+    between = " \\\n  " if len(pairs) > 1 else " "
     return Usage(
         python=(
             'from featurestore import FeatureStore\n\nstore = FeatureStore(".")\n'
@@ -57,7 +57,7 @@ def usage(
         training=(
             f"# a row for each example: {', '.join([*values, *brought, 'event_timestamp'])}\n"
             "frame = ...\n"
-            f"training = store.get_historical_features(frame, {asked})\ntraining.to_pandas()"
+            f"training = store.get_historical_features(\n    frame,\n    {asked},\n)\ntraining.to_pandas()"
         ),
         curl=(
             "curl http://localhost:6566/v1/online-features \\\n"
@@ -65,7 +65,7 @@ def usage(
             '  -H "Content-Type: application/json" \\\n'
             f"  -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
         ),
-        cli=f"fs online {wanted} {given}".strip(),
+        cli=between.join([f"fs online {wanted}", *pairs]),
     )
 
 
