@@ -129,6 +129,11 @@ def document_of(frame: str) -> str:
     return f"{frame.removesuffix(FRAME)}.json"
 
 
+def sample_of(frame: str) -> str:
+    """Return the blob that holds a set's sampled rows, from the blob of its frame."""
+    return f"{frame.removesuffix(FRAME)}.sample"
+
+
 def note_frame(ledger: Ledger, project: str, file: str) -> None:
     """Note, durably, that an entity frame is about to get its name."""
     ledger.append(project, FRAME_KIND, file, {}, if_version=0)

@@ -26,6 +26,7 @@ from featurestore.ledger.saved_sets import (
     list_sets,
     lost_pins,
     pins,
+    sample_of,
 )
 from featurestore.ledger.watermarks import read_watermark, write_watermark
 from featurestore.maintenance.superseded import read_until
@@ -200,7 +201,7 @@ def _remove_unnamed_frames(workspace: Workspace) -> int:
     # What was cut off never became part of a set.
     unnamed = [blob.name for blob in old if frame_file(project, blob.name) in given_up or not blob.is_whole]
     for frame in unnamed:
-        for name in (document_of(frame), frame):
+        for name in (sample_of(frame), document_of(frame), frame):
             blobs.delete(name, what)
     return len(unnamed)
 

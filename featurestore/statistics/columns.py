@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from decimal import localcontext
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from featurestore_registry.documents import QUANTILES, BinsDocument, ColumnStatistics
 
 from featurestore.definitions import FeatureView, Field
-from featurestore.engine.profiles import ColumnTotals, is_number, middle_of
+from featurestore.engine.profiles import ColumnTotals, ProfiledColumns
 from featurestore.statistics.bins import SHOWN_VALUES, BinCounts
 from featurestore.statistics.counting import Counted, plain
-from featurestore.types import Bool, Bytes, String, ValueType
+from featurestore.statistics.totals import Totals
+from featurestore.types import String, ValueType
 
 TOP = 10
 """The most frequent values that are kept."""
-FLOAT_DIGITS = 15
-"""How many digits of a decimal a float holds."""
 PERSONAL = "personal"
 """The tag of a field of which no value may show, unless it is "false"."""
 
@@ -62,14 +57,11 @@ def statistics_of(
     column: Column,
     rows: int,
     counted: Counted | None,
-    totals: ColumnTotals | None,
+    totals: ColumnTotals,
     bins: BinsDocument | None = None,
     counts: BinCounts | None = None,
 ) -> ColumnStatistics:
-    """Return a column's statistics; without ``totals`` the sample is all rows."""
-    if totals is None:
-        assert counted is not None
-        totals = totals_of(counted)
+    """Return a column's statistics."""
     distinct = _distinct(totals, counted, rows)
     basic = ColumnStatistics(
         column.name,
@@ -104,6 +96,21 @@ def statistics_of(
     return replace(basic, quantiles=counted.at_share(QUANTILES), top=top)
 
 
+def without_bins(column: ColumnStatistics) -> ColumnStatistics:
+    """Return statistics that are not counted in bins."""
+    return replace(column, bins=None, at_points=(), in_bins=(), elsewhere=0)
+
+
+def totals_in(profiled: ProfiledColumns, column: Column, counted: Counted | None) -> ColumnTotals:
+    """Return a column's totals; from the sample where that is all rows."""
+    if profiled.totals is not None:
+        return profiled.totals[column.name]
+    totals = Totals(column.kind)
+    for chunk in profiled.sample.column(column.name).chunks:
+        totals.see(chunk)
+    return totals.found(None if counted is None or column.kind.item is not None else len(counted.counts))
+
+
 def _scalar(kind: ValueType, value: Any) -> Any:
     return None if value is None else plain(kind, value)
 
@@ -115,63 +122,17 @@ def _distinct(totals: ColumnTotals, counted: Counted | None, rows: int) -> int |
         return totals.distinct if totals.distinct_within is None else least
     seen = len(counted.counts)
     once, twice, thrice = (int((counted.counts == times).sum()) for times in (1, 2, 3))
-    found = totals.distinct or 0
+    share = counted.held / most
     if not once or counted.rows >= rows:
         found = seen
+    elif thrice <= 1 and twice < (share * share * most / 100) ** 2:  # hardly one is there thrice: Goodman's, to 1 %
+        found = round(once / share - twice * (1 - 2 * share) / share**2) + seen - once - twice
     elif totals.distinct is None or (once < seen / 10 and twice):  # nearly all were seen: Chao's estimate of the others
         found = seen + once * (once - 1) // (2 * (twice + 1))
     else:
-        share = counted.held / most
-        if thrice <= 1 and twice < (share * share * most / 100) ** 2:  # hardly one is there thrice: Goodman's, to 1 %
-            found = round(once / share - twice * (1 - 2 * share) / share**2) + seen - once - twice
+        found = totals.distinct
     return min(max(found, seen, least), most)
 
 
 def _top(counted: Counted) -> tuple[tuple[Any, int], ...]:
     return tuple((counted.scalar(place), int(counted.counts[place])) for place in counted.most_frequent(TOP))
-
-
-def totals_of(counted: Counted) -> ColumnTotals:
-    """Return the totals of rows that were all counted; extremes as the documents have them."""
-    held, kind = counted.held, counted.kind
-    totals = ColumnTotals(counted.nulls, counted.not_finite, None if kind.item is not None else len(counted.counts))
-    if not held or kind.item is not None or kind == Bytes:
-        return totals
-    least, greatest = _extremes(counted)
-    totals = replace(totals, minimum=least, maximum=greatest)
-    if not is_number(kind):
-        return totals
-    middle, near = _distances(counted)
-    width = float(np.max(np.abs(near))) or 1.0
-    scaled = near / width
-    offset = float(np.dot(scaled, counted.counts)) / held
-    squares = float(np.dot(scaled * scaled, counted.counts)) / held
-    deviation = max(squares - offset * offset, 0.0) ** 0.5 * width
-    return replace(totals, mean=float(middle) + offset * width, deviation=deviation)
-
-
-def _distances(counted: Counted) -> tuple[Any, npt.NDArray[np.float64]]:
-    """Return the middle of the values, and how far each is from it."""
-    keys, kind = counted.keys, counted.kind
-    assert keys is not None
-    if kind.precision is not None and kind.precision > FLOAT_DIGITS:
-        values = counted.values.to_pylist()
-        middle = middle_of(kind, values[0], values[-1])
-        with localcontext(prec=100):
-            return middle, np.array([float(value - middle) for value in values])
-    if np.issubdtype(keys.dtype, np.integer):
-        middle = middle_of(kind, int(keys[0]), int(keys[-1]))
-        return middle, (keys.astype(np.int64) - middle).astype(np.float64)
-    middle = float(keys[0] / 2 + keys[-1] / 2)
-    return middle, keys - middle
-
-
-def _extremes(counted: Counted) -> tuple[Any, Any]:
-    if counted.kind in (String, Bool):
-        import pyarrow.compute as pc
-
-        found = pc.min_max(counted.values)
-        return found["min"].as_py(), found["max"].as_py()
-    with suppress(ValueError, OverflowError):  # an instant outside the years 1 to 9999
-        return counted.values[0].as_py(), counted.values[-1].as_py()
-    return None, None

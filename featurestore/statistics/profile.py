@@ -12,7 +12,7 @@ from featurestore_registry.documents import ColumnStatistics, Scalar
 
 from featurestore.engine.interface import Engine
 from featurestore.engine.profiles import ProfiledColumns
-from featurestore.statistics.columns import Column, statistics_of
+from featurestore.statistics.columns import Column, statistics_of, totals_in
 from featurestore.statistics.counting import Counted, count
 from featurestore.types import Bool
 
@@ -128,8 +128,7 @@ def names_of(profiled: ProfiledColumns) -> Iterable[str]:
 def _column(column: Column, profiled: ProfiledColumns) -> ProfiledColumn:
     there = column.name in profiled.sample.column_names
     counted = count(column.kind, profiled.sample.column(column.name)) if there else None
-    totals = None if profiled.totals is None else profiled.totals[column.name]
-    made = statistics_of(column, profiled.rows, counted, totals)
+    made = statistics_of(column, profiled.rows, counted, totals_in(profiled, column, counted))
     bars = () if counted is None or column.is_hidden else _bars(counted)
     values = {name: getattr(made, name) for name in ColumnStatistics.__slots__}
     return ProfiledColumn(**values, bars=bars, sampled=0 if counted is None else counted.held)

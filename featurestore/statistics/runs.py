@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from featurestore.offline.interface import DataFile, TableVersion
 from featurestore.offline.reading import opened, read_groups
 from featurestore.registered.snapshot import RegisteredView
 from featurestore.statistics.bins import BinCounts, count_in, make_bins, must_be_made, widened
-from featurestore.statistics.columns import Column, of_view, statistics_of
+from featurestore.statistics.columns import Column, of_view, statistics_of, totals_in, without_bins
 from featurestore.statistics.counting import Counted, count
 from featurestore.steps import crash_point, reached, step
 from featurestore.types.arrow import arrow_schema
@@ -80,7 +80,7 @@ def _profile(workspace: Workspace, registered: RegisteredView, added: Added, run
         try:
             write_edges(ledger, registered.project, key, EdgesDocument(counting.bins), if_version=entry)
         except LedgerConflictError:  # a training set made some: what was counted in ours is in none
-            found = [_without_bins(each) if each.name in counting.made else each for each in found]
+            found = [without_bins(each) if each.name in counting.made else each for each in found]
         reached(BINS_KEPT)
     document = StatisticsDocument(
         made_us,
@@ -118,10 +118,9 @@ class _Counting:
         counted = {name: count(columns[name].kind, profiled.sample.column(name)) for name in names if name in drawn}
         counts = self._count([columns[name] for name in counted if not columns[name].is_hidden], counted)
         for name in names:
-            totals = None if profiled.totals is None else profiled.totals[name]
-            yield statistics_of(
-                columns[name], profiled.rows, counted.get(name), totals, self.bins.get(name), counts.get(name)
-            )
+            own, column = counted.get(name), columns[name]
+            totals = totals_in(profiled, column, own)
+            yield statistics_of(column, profiled.rows, own, totals, self.bins.get(name), counts.get(name))
 
     def _count(self, columns: Sequence[Column], counted: Mapping[str, Counted]) -> dict[str, BinCounts]:
         """Count columns in their bins, in new ones where there are none or too few values lie in them."""
@@ -167,10 +166,6 @@ def _spread(parts: Sequence[Part], rows: int) -> Sequence[Part]:
     """Return parts at equal distances that have about `LOG_ROWS` rows, at least `LOG_PARTS` of them."""
     wanted = max(LOG_PARTS, -(-LOG_ROWS * len(parts) // max(rows, 1)))
     return parts if wanted >= len(parts) else [parts[(2 * n + 1) * len(parts) // (2 * wanted)] for n in range(wanted)]
-
-
-def _without_bins(column: ColumnStatistics) -> ColumnStatistics:
-    return replace(column, bins=None, at_points=(), in_bins=(), elsewhere=0)
 
 
 def _files(workspace: Workspace, registered: RegisteredView) -> dict[str, tuple[str, ...]]:

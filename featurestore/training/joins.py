@@ -14,38 +14,24 @@ from featurestore.errors import EngineError, TableVersionError
 from featurestore.offline.interface import DataFile, TableReader, TableVersion
 from featurestore.request.features import FeatureRequest, OutputColumn, ViewRead
 from featurestore.request.on_demand import OnDemandFunction
+from featurestore.statistics.sets import sampled_rows
 from featurestore.training.frames import TIME, EntityFrame, engine_column, no_columns
 from featurestore.types import Timestamp
 from featurestore.types.arrow import arrow_schema
 from featurestore.types.columns import EVENT
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import pyarrow as pa
 
 BATCH_ROWS = 131_072
 SAMPLE_ROWS = 1_000
-_SEED = 0x9E3779B97F4A7C15
-
-
-def sampled_rows(count: int) -> npt.NDArray[np.int64]:
-    """Return `SAMPLE_ROWS` of ``count`` row numbers in order, chosen by a seeded hash; all if there are fewer."""
-    import numpy as np
-
-    rows = np.arange(count, dtype=np.uint64)
-    if count > SAMPLE_ROWS:
-        mixed = (rows + np.uint64(1)) * np.uint64(_SEED)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        rows = np.sort(np.argpartition(mixed ^ (mixed >> np.uint64(27)), SAMPLE_ROWS)[:SAMPLE_ROWS])
-    return rows.astype(np.int64)
 
 
 class Observed:
     """Observations of a join as its batches pass: nulls, and the values of some rows."""
 
     def __init__(self, count: int) -> None:
-        self.rows = sampled_rows(count)
+        self.rows = sampled_rows(count, SAMPLE_ROWS)
         self.nulls: Counter[tuple[str, str]] = Counter()
         """For each read and feature the rows without a value."""
         self._values: dict[str, list[pa.RecordBatch]] = {}

@@ -28,12 +28,15 @@ from featurestore.ledger.saved_sets import (
     note_frame,
     read_set,
     remove_set,
+    sample_of,
 )
+from featurestore.statistics.sets import SetProfile, forget_statistics
 from featurestore.steps import crash_point, reached
 from featurestore.tables import Form
 from featurestore.training.certificate import Certificate
 from featurestore.training.frames import OwnColumns
 from featurestore.training.joins import JoinedRows
+from featurestore.training.profiling import keep_profile, lacks_profile
 from featurestore.workspace import Readers, Workspace
 
 if TYPE_CHECKING:
@@ -46,8 +49,13 @@ DOCUMENT_KEPT = crash_point("training_set.document_kept", "the set's document is
 DELETED = crash_point("training_set.deleted", "no set names the entity frame any more, but it still exists")
 
 
-def save(workspace: Workspace, rows: JoinedRows, name: str, content: Callable[[], tuple[str, Certificate]]) -> None:
-    """Register a set under a name; see `TrainingSet.save`. ``content`` gives its fingerprint and certificate."""
+def save(
+    workspace: Workspace, rows: JoinedRows, name: str, content: Callable[[], tuple[str, Certificate, SetProfile]]
+) -> None:
+    """Register a set under a name; see `TrainingSet.save`.
+
+    ``content`` gives its fingerprint and certificate, and what was counted of it.
+    """
     try:
         check_object_name(name)
     except ValueError as error:
@@ -57,7 +65,7 @@ def save(workspace: Workspace, rows: JoinedRows, name: str, content: Callable[[]
             "A direct training set cannot be saved: nothing keeps the rows that it was made from.",
             hint="Run `fs materialize` and make it again without direct=True.",
         )
-    fingerprint, certificate = content()
+    fingerprint, certificate, profile = content()
     table = to_kept(rows.frame.own)
     existing = find_set(workspace.ledger, workspace.project, name)
     if existing is None:
@@ -71,6 +79,7 @@ def save(workspace: Workspace, rows: JoinedRows, name: str, content: Callable[[]
             reached(SAVED)
             keep_document(workspace, saved)
             reached(DOCUMENT_KEPT)
+            keep_profile(workspace, rows, saved, profile)
             return
     wanted = _describe(rows, name, fingerprint, certificate, existing.frame)
     kept, given = (OwnColumns("arrow", found) for found in (read_frame(workspace, existing), table))
@@ -79,6 +88,8 @@ def save(workspace: Workspace, rows: JoinedRows, name: str, content: Callable[[]
         raise TrainingSetError(
             f"There is another training set called {name!r}.", hint="Save this one under a name of its own.", name=name
         )
+    if lacks_profile(workspace, existing):
+        keep_profile(workspace, rows, existing, profile)
 
 
 def delete_training_set(workspace: Workspace, name: str) -> None:
@@ -88,8 +99,9 @@ def delete_training_set(workspace: Workspace, name: str) -> None:
     """
     saved = remove_set(workspace.ledger, workspace.project, name)
     reached(DELETED)
+    forget_statistics(workspace, name)
     blobs, frame = kept_blobs(workspace), blob_of(saved.frame)
-    for blob in (document_of(frame), frame):
+    for blob in (sample_of(frame), document_of(frame), frame):
         blobs.delete(blob, _frame_of(name))
 
 

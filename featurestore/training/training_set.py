@@ -23,6 +23,7 @@ from featurestore.errors import (
     TrainingSetError,
 )
 from featurestore.ledger.saved_sets import SavedSet, not_to_be_built
+from featurestore.statistics.sets import SetProfile, statistics_of_set
 from featurestore.tables import html_table, import_polars
 from featurestore.training.certificate import Certificate, certify
 from featurestore.training.coverage import Gap, gaps_text, held_back, own_events, warn
@@ -30,6 +31,7 @@ from featurestore.training.fingerprints import TableFingerprint, fingerprint
 from featurestore.training.frames import EntityFrame, OwnColumns, no_columns
 from featurestore.training.joins import BATCH_ROWS, JoinedRows, Observed, SpanRows, is_gone, repinned
 from featurestore.training.outputs import check_output
+from featurestore.training.profiling import columns_of, profile_of, read_sample
 from featurestore.training.saving import save
 from featurestore.training.sql_text import join_sql
 from featurestore.types.arrow import one_array
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
     import pyarrow as pa
+    from featurestore_registry.documents import StatisticsDocument
 
+    from featurestore.statistics.profile import Profile
 
 T = TypeVar("T")
 
@@ -216,16 +220,57 @@ class TrainingSet:
 
         Saving the same set under its name again changes nothing. Raises InputError for an ill-formed name,
         TrainingSetError for a name that holds another set and for a direct set.
+
+        The set's `statistics` and a `sample` of its rows are kept with it.
         """
         rows = self.joined("cannot be saved")
-        save(self._workspace, rows, name, lambda: (self.fingerprint(), self.certificate))
+
+        def content() -> tuple[str, Certificate, SetProfile]:
+            profile: SetProfile | None = None
+
+            def counted(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+                nonlocal profile
+                profile = profile_of(rows)
+                return profile.seeing(batches)
+
+            text = self._fingerprint(counted)
+            assert profile is not None
+            return text, self.certificate, profile
+
+        save(self._workspace, rows, name, content)
         return self
+
+    @property
+    def statistics(self) -> StatisticsDocument | None:
+        """What a saved set holds, feature by feature; None of one that is not saved, or by an earlier release."""
+        return None if self._saved is None else statistics_of_set(self._workspace, self._saved.name)
+
+    def sample(self) -> pa.Table:
+        """Return at most 20,000 rows of a saved set as they were saved, without building it.
+
+        Columns: the join keys, hashed, ``event_timestamp``, and the features that are not tagged ``personal``. Raises
+        TrainingSetError for a set that is not saved.
+        """
+        if self._saved is None:
+            raise TrainingSetError("Only a saved set has a sample.", hint="Save it, and ask `get_training_set(name)`.")
+        return read_sample(self._workspace, self._saved)
+
+    def profile(self) -> Profile:
+        """Return what the features hold: counts, quantiles, frequent values, drawn in a notebook."""
+        from featurestore.statistics.profile import profile
+
+        columns = [each.column for each in columns_of(self._rows.request)]
+        table = self._features().select([column.name for column in columns])
+        return profile(self._workspace.engine, "the training set", table, columns)
 
     def fingerprint(self) -> str:
         """Return the hash of the feature columns: every value, its type and its place count."""
+        return self._fingerprint(lambda batches: batches)
 
+    def _fingerprint(self, seen: Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]) -> str:
         def work() -> str:
-            return fingerprint(self._rows.schema, self._batches() if self._table is None else self._table.to_batches())
+            batches = self._batches() if self._table is None else iter(self._table.to_batches())
+            return fingerprint(self._rows.schema, seen(batches))
 
         return self._with_reopening(work)
 

@@ -196,6 +196,9 @@ class ColumnStatistics:
     without edges."""
     elsewhere: int = 0
     """Rows of the sample with a value that no point holds, of a column without edges, such as texts."""
+    feature: str = ""
+    """Of a training set, whose columns may have other names: the feature as ``{view}.{generation}:{name}``, under which
+    its bins are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,11 @@ from featurestore.definitions import Entity, FeatureView, Field, ParquetSource
 from featurestore.engine.duck.join import DuckJoin
 from featurestore.engine.interface import JoinFacts
 from featurestore.errors import CertificateError
+from featurestore.statistics.sets import sampled_rows
 from featurestore.training import certificate, get_historical_features
 from featurestore.training.certificate import Certificate
 from featurestore.training.coverage import TrainingSetWarning
-from featurestore.training.joins import SAMPLE_ROWS, Observed, sampled_rows
+from featurestore.training.joins import SAMPLE_ROWS, Observed
 from featurestore.types import Array, Float64, Int64, String
 from featurestore.workspace import Workspace
 
@@ -286,9 +287,9 @@ def test_the_loops_read_many_files_composite_keys_and_features_that_came_later(t
 
 
 def test_the_sample_is_the_same_each_time_and_spread_over_all_rows() -> None:
-    assert sampled_rows(3).tolist() == [0, 1, 2]
-    chosen = sampled_rows(1_000_000)
-    assert chosen.tolist() == sampled_rows(1_000_000).tolist()
+    assert sampled_rows(3, SAMPLE_ROWS).tolist() == [0, 1, 2]
+    chosen = sampled_rows(1_000_000, SAMPLE_ROWS)
+    assert chosen.tolist() == sampled_rows(1_000_000, SAMPLE_ROWS).tolist()
     assert len(set(chosen.tolist())) == SAMPLE_ROWS
     assert sorted(chosen.tolist()) == chosen.tolist()
     for tenth in range(10):

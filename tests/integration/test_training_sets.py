@@ -800,7 +800,7 @@ def test_a_deleted_set_is_gone_and_its_name_free(workspace: Workspace) -> None:
     get_historical_features(workspace, frame(), carrier_profile).save("second")
     delete_training_set(workspace, "first")
     assert [saved.name for saved in list_sets(workspace.ledger, "shop")] == ["second"]
-    assert [blob.name.partition("-")[0] for blob in kept_blobs(workspace).list()] == ["second", "second"]
+    assert [blob.name.partition("-")[0] for blob in kept_blobs(workspace).list()] == ["second"] * 3
     for name in ("first", "frist"):
         with pytest.raises(NotFoundError, match=rf"no saved training set '{name}'"):
             get_training_set(workspace, name)
@@ -820,7 +820,7 @@ def test_a_deleted_set_is_gone_and_its_name_free(workspace: Workspace) -> None:
 def test_frames_that_no_set_names_go_when_they_are_old(workspace: Workspace) -> None:
     get_historical_features(workspace, frame(), carrier_profile).save("first")
     folder = workspace.root / "data/offline/shop/_training_sets"
-    kept, document = sorted(folder.iterdir())
+    kept, document, sample = sorted(folder.iterdir())
     being_saved, left, unknown = (kept.with_name(f"{name}-0.arrow") for name in ("new", "left", "unknown"))
     partial, earlier = left.with_name("cut.arrow-partial"), left.with_suffix(".partial")
     cut_off = document.with_name(f"{document.name}-partial")
@@ -829,10 +829,10 @@ def test_frames_that_no_set_names_go_when_they_are_old(workspace: Workspace) -> 
     for path in (being_saved, left):
         note_frame(workspace.ledger, "shop", f"shop/_training_sets/{path.name}")
     hours_ago = (workspace.clock() - 2 * BEING_SAVED_US) // 1_000_000
-    for path in (kept, document, left, unknown, partial, earlier, cut_off):
+    for path in (kept, document, sample, left, unknown, partial, earlier, cut_off):
         os.utime(path, (hours_ago, hours_ago))
     assert collect_garbage(workspace).files == 4
-    assert set(folder.iterdir()) == {kept, document, being_saved, unknown}
+    assert set(folder.iterdir()) == {kept, document, sample, being_saved, unknown}
     assert len(get_training_set(workspace, "first")) == 7
 
 
