@@ -21,6 +21,8 @@ from support.clock import ManualClock
 from support.oidc_issuer import OidcIssuer, oidc_issuer
 from support.registry_server import serving_registry
 
+pytestmark = pytest.mark.uncounted
+
 WIDE, NARROW = 1280, 390
 """Pixels: a desktop and a phone."""
 
@@ -91,6 +93,7 @@ PAGES = (
 """One of each kind."""
 
 
+@pytest.mark.slow(25)
 def test_every_page_is_for_everybody(opened: Open) -> None:
     axe = Axe()
     wide, narrow = opened("/"), opened("/", NARROW, color_scheme="dark")

@@ -19,7 +19,7 @@ def home(ask: Ask) -> Page:
         ask.history.touches(), key=lambda touch: (-touch.apply.number, order.get(touch.kind, len(order)), touch.name)
     )
     runs = sorted((view.last for view in activity.values() if view.last), key=lambda run: -run.started_us)
-    new = [touch for touch in touches if touch.what == "created"]
+    new = [touch for touch in touches if touch.what == "created" and touch.key in ask.project.records]
     changed = [touch for touch in touches if touch.what != "created"]
     return Page(
         "home.html",
