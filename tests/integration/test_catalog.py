@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -206,10 +207,19 @@ def test_a_page_says_what_there_is(local: httpx.Client) -> None:
         "driver_stats</a> <span class=\"says\">its newest event is 3 days old; values expire after 1 day",
         "The column &#39;segment&#39; of data/trips.parquet is gone.",
         "nothing was materialized yet",
+        "a run began 9 hours ago and never ended: its process was killed",
         "ride_eta_v2",
         "<s>legacy_scores</s>",
     ):  # fmt: skip
         assert told in home, told
+    assert "a run is under way" in local.get(f"/p/{PROJECT}/feature_view/driver_recent").text
+    service = html.unescape(local.get(f"/p/{PROJECT}/feature_service/ride_eta_v2").text)
+    for told in (
+        '[{"driver_id": 1, "rider_id": 1, "distance": 1.5}]',
+        '"entities": {"driver_id": [1], "rider_id": [1]}, "request_data": {"distance": [1.5]}',
+        "--service ride_eta_v2 \\\n  --entity driver_id=1 \\\n  --entity rider_id=1 \\\n  --entity distance=1.5",
+    ):
+        assert told in service, told
     view = local.get(f"/p/{PROJECT}/feature_view/driver_stats").text
     for told in (
         "[&#34;driver_stats:*&#34;],\n    [{&#34;driver_id&#34;: 1}],",

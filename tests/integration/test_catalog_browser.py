@@ -117,12 +117,12 @@ def test_a_search_follows_what_is_typed(opened: Open) -> None:
     assert page.url.endswith(f"/p/{PROJECT}/search?q=ratin")
     page.keyboard.type("g_by")
     expect(page.get_by_role("heading", level=1)).to_have_text("Results for “rating_by”")
-    expect(page.locator(".hits li")).to_have_count(2)  # the feature, and the view that offers it
+    expect(page.locator(".hits li")).to_have_count(3)  # the feature, its view, the service that reads it
     expect(page.locator("#find")).to_be_focused()
     page.get_by_role("link", name="ride_facts:rating_by_km").click()
     assert page.url.endswith("/feature/on_demand_feature_view/ride_facts/rating_by_km")
     page.go_back()
-    expect(page.locator(".hits li")).to_have_count(2)
+    expect(page.locator(".hits li")).to_have_count(3)
     page.go_back()  # however much was typed, it is one step
     expect(page.get_by_role("heading", level=1)).to_have_text("Feature views")
 
@@ -130,7 +130,7 @@ def test_a_search_follows_what_is_typed(opened: Open) -> None:
 def test_facets_narrow_a_search_and_every_address_can_be_sent(opened: Open) -> None:
     page = opened(f"/p/{PROJECT}/search")
     page.get_by_role("complementary").get_by_role("link", name="feature views").click()
-    expect(page.locator(".hits li")).to_have_count(4)
+    expect(page.locator(".hits li")).to_have_count(5)
     page.get_by_role("complementary").get_by_role("link", name="growth").click()
     expect(page.locator(".hits li")).to_have_count(1)
     other = opened(page.url)
@@ -164,7 +164,7 @@ def test_everything_works_without_script(opened: Open) -> None:
     page = opened(f"/p/{PROJECT}", NARROW, java_script_enabled=False)
     page.get_by_role("searchbox").fill("rating_by")
     page.get_by_role("button", name="Search").click()
-    expect(page.locator(".hits li")).to_have_count(2)
+    expect(page.locator(".hits li")).to_have_count(3)
     page.get_by_role("link", name="All features").click()
     page.get_by_role("link", name="Nulls").click()
     page.get_by_role("link", name="Nulls").click()

@@ -115,6 +115,7 @@ customer_profile = FeatureView(
     owner="growth",
 )
 idle = FeatureView("idle", entities=[customer], source=trips, schema=[Field("unused", Int64)])
+nightly = FeatureView("nightly", entities=[driver], source=trips, schema=[Field("night_trips", Int64)], owner=OWNER)
 legacy = FeatureView("legacy_scores", entities=[driver], source=trips, schema=[Field("score", Float64)], owner=OWNER)
 STATS = driver_stats(ttl=timedelta(days=2))
 CHANGED_STATS = driver_stats(
@@ -142,6 +143,19 @@ def services(stats: FeatureView, names: Sequence[str]) -> list[Definition]:
     ]
 
 
+rider_eta = FeatureService(
+    "ride_eta_v2",
+    features=[
+        CHANGED_STATS,
+        driver_recent,
+        customer_profile.with_name("rider").with_join_keys({"customer_id": "rider_id"}),
+        ride_facts,
+    ],
+    description="Minutes until the ride ends",
+    owner=OWNER,
+)
+
+
 def put(project: str, *definitions: Definition) -> list[Change]:
     records = [to_record(project, each) for each in definitions]
     return [Change("put", record.kind, record.name, record) for record in records]
@@ -153,7 +167,7 @@ def fill(registry: Registry, clock: ManualClock) -> None:
     now_us = clock()
     definitions = registry.definitions
     clock.advance(-timedelta(days=40))
-    common = (driver, customer, trips, trips_live, ride, driver_recent, customer_profile, idle)
+    common = (driver, customer, trips, trips_live, ride, driver_recent, customer_profile, idle, nightly)
     chain = definitions.apply(
         PROJECT,
         "",
@@ -175,7 +189,7 @@ def fill(registry: Registry, clock: ManualClock) -> None:
     definitions.apply(
         PROJECT,
         chain.head,
-        [Change("delete", "feature_view", "legacy_scores"), *put(PROJECT, *services(CHANGED_STATS, ["ride_eta_v2"]))],
+        [Change("delete", "feature_view", "legacy_scores"), *put(PROJECT, rider_eta)],
         author="ada@example.com",
         message="",
         commit="",
@@ -235,6 +249,11 @@ def _runs(registry: Registry, now_us: int) -> None:
     })))  # fmt: skip
     ended(run("driver_recent", 1, now_us - HOUR_US))
     committed("driver_recent", now_us - HOUR_US // 2, 52_000)
+    for view, begun_us in (("driver_recent", now_us - 5_000_000), ("nightly", now_us - 9 * HOUR_US)):
+        begun = run(view, 9, begun_us, state="running", duration_ms=None)
+        ledger.append(PROJECT, RUN_START, view, asdict(begun))  # one is under way, the other's process was killed
+    lease = {"holder": "driver_recent-9", "expires_us": now_us + 30_000_000, "released": False}
+    ledger.append(PROJECT, "lease", "driver_recent", lease)
     ended(run("customer_profile", 1, now_us - 2 * DAY_US))
     committed("customer_profile", now_us - 2 * DAY_US, 4_000)
     failed = "The column 'segment' of data/trips.parquet is gone."

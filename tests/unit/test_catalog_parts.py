@@ -14,7 +14,8 @@ from featurestore_registry.catalog.activity import ViewActivity
 from featurestore_registry.catalog.addresses import project_address
 from featurestore_registry.catalog.diffs import differences
 from featurestore_registry.catalog.drawing import BARS, histogram, line, spans
-from featurestore_registry.catalog.history import History, read_history
+from featurestore_registry.catalog.history import History, Touch, read_history
+from featurestore_registry.catalog.pages.changes import MOST_TEXT, changed_by
 from featurestore_registry.catalog.routes import ROUTES, find
 from featurestore_registry.catalog.search import PER_PAGE, Entry, Index, marked, search
 from featurestore_registry.catalog.words import age, ago, duration, number, seen, share
@@ -298,3 +299,17 @@ def test_fields_of_a_record_are_told_where_nothing_else_names_them() -> None:
     assert [each.what for each in differences(one, replace(one, fields=(RecordField("f", "String"),)))] == [
         "field f type"
     ]
+
+
+def test_a_page_of_differences_has_an_end() -> None:
+    def version(number: int) -> Record:
+        lines = "\n".join(f"SELECT {number} + {at}" for at in range(400))
+        return Record("view", "p", "v", {"sql": lines, "note": "x" * 9_000 + str(number)}, "")
+
+    info: Any = None
+    touches = [Touch(info, "view", f"v{at}", version(0), version(1), False) for at in range(50)]
+    found = [changed for _, changed in changed_by(touches)]
+    assert all(len(each.differences) + each.left_out == 2 for each in found)
+    texts = [len(line.text) for each in found for part in each.differences for line in part.lines]
+    assert 5_000 < sum(texts) < MOST_TEXT
+    assert found[0].left_out == 0 < found[-1].left_out == 2

@@ -22,7 +22,7 @@ def read(entry: LedgerEntry | JournalEntry | None, kind: type[Made], part: Docum
         return None
     try:
         return msgspec.convert(entry.document if part is None else part, kind)
-    except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         logger.info("the catalog leaves out %s %r of project %r: %s", entry.kind, entry.key, entry.project, error)
         return None
 
