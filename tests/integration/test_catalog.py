@@ -273,10 +273,25 @@ def test_values_of_the_data_are_for_readers_and_the_audit_for_admins(served: Ser
         assert ("What was done to no project in particular" in page) == is_told
 
 
-def test_keys_and_personal_values_do_not_show(local: httpx.Client) -> None:
-    page = local.get(f"/p/{PROJECT}/training_set/january").text
-    (row,) = [each for each in re.findall("<tr>.*?</tr>", page, re.DOTALL) if "driver_id" in each]
-    assert "hidden" in row
+def test_what_is_computed_when_it_is_read_is_counted_in_training_sets(local: httpx.Client) -> None:
+    for path, name in (
+        ("feature_view/driver_recent", "fare_mean_1h"),
+        ("on_demand_feature_view/ride_facts", "rating_by_km"),
+    ):
+        (row,) = [
+            each for each in rows_of(local, path) if f'/{name}"' in each and "<th" in each and "share" not in each
+        ]
+        assert 'class="bars small"' in row
+        page = local.get(f"/p/{PROJECT}/feature/{path}/{name}").text
+        assert f'of the training set <a href="/p/{PROJECT}/training_set/january">' in page
+        assert 'class="bars' in page
+    for name in ("last_rating", "city", "fare_mean_1h", "rating_by_km"):
+        (row,) = [each for each in rows_of(local, "training_set/january") if f"<code>{name}</code></a>" in each]
+        assert 'class="bars small"' in row
+
+
+def rows_of(local: httpx.Client, path: str) -> list[str]:
+    return re.findall("<tr>.*?</tr>", local.get(f"/p/{PROJECT}/{path}").text, re.DOTALL)
 
 
 @pytest.mark.parametrize("role", [Role.ADMIN, Role.VIEWER])

@@ -201,9 +201,7 @@ def fill(registry: Registry, clock: ManualClock) -> None:
         registry.ledger, PROJECT, Consumer("eta_model", ("ride_eta_v1",), owner="ada@example.com", description="ETA")
     )
     add_set(registry.ledger, PROJECT, saved_set("january"))
-    registry.ledger.append(
-        PROJECT, STATISTICS, "training_set:january", asdict(statistics("", now_us, 12_000, city_nulls=40))
-    )
+    registry.ledger.append(PROJECT, STATISTICS, "training_set:january", asdict(set_statistics(now_us)))
     registry.journal.append(PROJECT, "audit", [("apply", {"action": "apply", "by": "ada@example.com", "revision": 3})])
     registry.journal.append(PROJECT, "serving", [("web-1", {
         "instance": "web", "process": 1, "host": "web-1.example", "version": "0.1.0", "revision": 3,
@@ -243,8 +241,11 @@ def _runs(registry: Registry, now_us: int) -> None:
             found = statistics(f"driver_stats-{number}", at_us, 900 + number, city_nulls=10 * number)
             ledger.append(PROJECT, STATISTICS, "driver_stats.1", asdict(found))
     committed("driver_stats", now_us - 3 * DAY_US, 10_840)
+    stars = BinsDocument(points=(5.0,), edges=(1.0, 2.0, 3.0, 4.0, 5.0), rows=900, made_us=now_us)
+    ledger.append(PROJECT, EDGES, "driver_recent.1", asdict(EdgesDocument({"fare_mean_1h": stars})))
+    ledger.append(PROJECT, EDGES, "ride_facts.0", asdict(EdgesDocument({"rating_by_km": stars})))
     ledger.append(PROJECT, EDGES, "driver_stats.1", asdict(EdgesDocument({
-        "last_rating": BinsDocument(points=(5.0,), edges=(1.0, 2.0, 3.0, 4.0, 5.0), rows=900, made_us=now_us),
+        "last_rating": stars,
         "city": BinsDocument(points=("Berlin", "Lima"), rows=900, made_us=now_us),
     })))  # fmt: skip
     ended(run("driver_recent", 1, now_us - HOUR_US))
@@ -283,6 +284,16 @@ def statistics(run_id: str, made_us: int, rows: int, *, city_nulls: int) -> Stat
     )  # fmt: skip
 
 
+def set_statistics(made_us: int) -> StatisticsDocument:
+    """Of a training set, with a windowed feature and one that is computed on demand."""
+    found = statistics("", made_us, 12_000, city_nulls=40)
+    (rating,) = [column for column in found.columns if column.name == "last_rating"]
+    names = {"fare_mean_1h": "driver_recent.1", "rating_by_km": "ride_facts.0"}
+    more = [replace(rating, name=name, feature=f"{key}:{name}") for name, key in names.items()]
+    own = [replace(column, feature=f"driver_stats.1:{column.name}") for column in found.columns if column.role != "key"]
+    return replace(found, columns=(*own, *more))
+
+
 def saved_set(name: str) -> SavedSet:
     view = {
         "name": "driver_stats", "view": "driver_stats", "generation": 1, "table_version": 12, "as_of": "available",
@@ -293,7 +304,7 @@ def saved_set(name: str) -> SavedSet:
     }  # fmt: skip
     certificate = {
         "project": PROJECT, "registry_revision": 2, "rows": 12_000, "features": ["last_rating", "city"],
-        "views": [view], "on_demand": {}, "rows_after_now": 0, "recomputed_rows": 1_000,
+        "views": [view], "on_demand": {"ride_facts": "ee" * 16}, "rows_after_now": 0, "recomputed_rows": 1_000,
         "certified_at": "2026-02-24T09:30:00Z",
     }  # fmt: skip
     return SavedSet(
@@ -301,7 +312,7 @@ def saved_set(name: str) -> SavedSet:
         2,
         ({"view": "driver_stats", "features": ["last_rating", "city"]},),
         False,
-        (SavedRead("driver_stats", "driver_stats", 1, 12, "available"),),
+        tuple(SavedRead(view, view, 1, 12, "available") for view in ("driver_stats", "driver_recent")),
         SavedFrame("pandas", f"{PROJECT}/_training_sets/ab12.arrow", "ab" * 32, "event_timestamp"),
         "cd" * 32,
         certificate,

@@ -12,6 +12,8 @@ from featurestore_registry.catalog.words import DAY, HOUR, MINUTE, duration, ins
 from featurestore_registry.documents import QUANTILES, BinsDocument, ColumnStatistics, Scalar
 
 BARS = 24
+SMALL = {"width": 96, "height": 22}
+"""Of a histogram in a table."""
 _TIMES = ("Timestamp", "Date")
 
 

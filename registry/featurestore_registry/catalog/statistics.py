@@ -44,10 +44,6 @@ class Profile:
         """Return the newest statistics of a column."""
         return None if self.newest is None else column_of(self.newest, name)
 
-    def bins_of(self, column: ColumnStatistics) -> BinsDocument | None:
-        """Return the bins that a column was counted in."""
-        return None if column.bins is None else self.bins.get((column.name, column.bins))
-
 
 def column_of(document: StatisticsDocument, name: str) -> ColumnStatistics | None:
     """Return a column's statistics."""
@@ -59,10 +55,11 @@ def profile_of(ledger: LedgerReader, project: str, key: str, *, columns: int = 1
     most = max(min(runs, MOST_RUNS, _MOST_COLUMNS // max(columns, 1)), 1)
     found = (read(entry, StatisticsDocument) for entry in ledger.scan(project, STATISTICS, key=key, limit=most))
     documents = [document for document in found if document is not None]
-    return Profile(documents, _bins(ledger, project, key))
+    return Profile(documents, bins_of(ledger, project, key))
 
 
-def _bins(ledger: LedgerReader, project: str, key: str) -> dict[tuple[str, int], BinsDocument]:
+def bins_of(ledger: LedgerReader, project: str, key: str) -> dict[tuple[str, int], BinsDocument]:
+    """Return the bins of the columns under a key, by column and version: those of the newest versions."""
     made: dict[tuple[str, int], BinsDocument] = {}
     for entry in ledger.scan(project, EDGES, key=key, limit=_MOST_EDGES):
         document = read(entry, EdgesDocument)
@@ -81,26 +78,28 @@ class InSet:
 
 
 def in_training_sets(
-    ledger: LedgerReader, project: str, sets: Sequence[SavedSet], view: str, names: Sequence[str]
+    ledger: LedgerReader, project: str, sets: Sequence[SavedSet], key: str, names: Sequence[str]
 ) -> dict[str, InSet]:
-    """Return, by feature of a view, its statistics in the newest of some saved sets that holds it."""
+    """Return, by feature of a view's generation (``key``), its statistics in the newest of some sets that holds it."""
     made: dict[str, InSet] = {}
+    view = key.rpartition(".")[0]
     for saved in sets[:_MOST_SETS]:
-        prefixes = [found.name for found in saved.document.reads if found.view == view] or [view]
         on_demand = saved.certificate.on_demand if saved.certificate else {}
         if view not in on_demand and all(found.view != view for found in saved.document.reads):
             continue
         document = read(ledger.latest(project, STATISTICS, f"{TRAINING_SET}:{saved.name}"), StatisticsDocument)
-        if document is None:
-            continue
-        columns = {column.name: column for column in document.columns}
+        columns = {column.feature: column for column in (document.columns if document else ())}
         for name in names:
-            called = [f"{prefix}__{name}" for prefix in prefixes]
-            called += [] if saved.document.full_feature_names else [name]
-            found = next((columns[each] for each in called if each in columns), None)
-            if name not in made and found is not None:
+            found = columns.get(f"{key}:{name}")
+            if document is not None and found is not None and name not in made:
                 made[name] = InSet(saved.name, document, found)
     return made
+
+
+def feature_of(column: ColumnStatistics) -> tuple[str, str]:
+    """Return the key of a view's generation, and the feature of it, that a column of a training set holds."""
+    key, _, name = column.feature.rpartition(":")
+    return key, name
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def _statistics(ask: Ask, record: Record, name: str, columns: int) -> dict[str, 
     column, document, training_set = profile.column(name), profile.newest, ""
     if column is None:
         saved = ask.site.named(ask.project, ask.state).sets
-        other = in_training_sets(ask.ledger, ask.project.name, saved, record.name, [name]).get(name)
+        other = in_training_sets(ask.ledger, ask.project.name, saved, key, [name]).get(name)
         if other is not None:
             column, document, training_set = other.column, other.document, other.training_set
     bins = None if column is None else profile.bins.get((name, column.bins or 0))

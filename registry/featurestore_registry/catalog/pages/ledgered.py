@@ -6,11 +6,12 @@ from collections.abc import Collection, Sequence
 
 from featurestore_registry.auth import Role
 from featurestore_registry.catalog.asking import Ask, NotThere
+from featurestore_registry.catalog.drawing import SMALL, Bars, histogram
 from featurestore_registry.catalog.frame import Page
 from featurestore_registry.catalog.named import SavedSet
-from featurestore_registry.catalog.project import SERVICE
-from featurestore_registry.catalog.statistics import profile_of
-from featurestore_registry.documents import CONSUMER, TRAINING_SET, ConsumerDocument
+from featurestore_registry.catalog.project import ON_DEMAND, SERVICE, VIEW
+from featurestore_registry.catalog.statistics import bins_of, feature_of, profile_of
+from featurestore_registry.documents import CONSUMER, TRAINING_SET, ColumnStatistics, ConsumerDocument
 
 PER_PAGE = 50
 REASONS = {
@@ -71,12 +72,31 @@ def training_set(ask: Ask, name: str) -> Page:
             "revision": min(found.document.registry_revision, ask.project.number),
             "reasons": REASONS,
             "profile": profile,
-            "columns": shown,
+            "columns": _drawn(ask, shown),
             "total": len(columns),
             "page": page,
             "pages": -(-len(columns) // PER_PAGE),
         },
     )
+
+
+def _drawn(ask: Ask, columns: Sequence[ColumnStatistics]) -> list[tuple[ColumnStatistics, Bars | None, str]]:
+    """Return columns with their histograms, and the address of the page of each one's feature."""
+    bins = {
+        key: bins_of(ask.ledger, ask.project.name, key) for key in {feature_of(column)[0] for column in columns} if key
+    }
+    made = []
+    for column in columns:
+        key, name = feature_of(column)
+        view, _, generation = key.rpartition(".")
+        kind = ON_DEMAND if generation == "0" else VIEW
+        record = ask.project.find(kind, view)
+        is_there = record is not None and any(field.name == name for field in record.fields)
+        found = bins.get(key, {}).get((name, column.bins or 0))
+        made.append(
+            (column, histogram(column, found, **SMALL), ask.at("feature", kind, view, name) if is_there else "")
+        )
+    return made
 
 
 def consumer_list(ask: Ask) -> Page:

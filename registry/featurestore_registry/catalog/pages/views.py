@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from featurestore_registry.auth import Role
 from featurestore_registry.catalog.activity import activity_of_view, generation_of, runs_of_view
 from featurestore_registry.catalog.asking import Ask
-from featurestore_registry.catalog.drawing import Bars, histogram, run_bars
+from featurestore_registry.catalog.drawing import SMALL, Bars, histogram, run_bars
 from featurestore_registry.catalog.frame import Page
 from featurestore_registry.catalog.pages.shared import about, join_keys
-from featurestore_registry.catalog.project import Feature, features_of
+from featurestore_registry.catalog.project import VIEW, Feature, features_of
 from featurestore_registry.catalog.statistics import InSet, Profile, in_training_sets, profile_of
 from featurestore_registry.catalog.usage import usage
 from featurestore_registry.catalog.windows import windows_of
@@ -22,7 +22,6 @@ from featurestore_registry.records import Record
 RUNS = 40
 """So many of the newest runs are drawn."""
 PER_PAGE = 50
-_SMALL = {"width": 96, "height": 22}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +71,15 @@ def feature_rows(ask: Ask, record: Record, profile: Profile | None, shown: Seque
     made, sets = [], dict[str, InSet]()
     if profile is not None and any(profile.column(feature.name) is None for feature in shown):
         saved = ask.site.named(ask.project, ask.state).sets
-        sets = in_training_sets(ask.ledger, ask.project.name, saved, record.name, [feature.name for feature in shown])
+        key = f"{record.name}.{generation_of(record.document) if record.kind == VIEW else 0}"
+        sets = in_training_sets(ask.ledger, ask.project.name, saved, key, [feature.name for feature in shown])
     for feature in shown:
         column = None if profile is None else profile.column(feature.name)
         bars = None
         if column is None and feature.name in sets:
             column = sets[feature.name].column
         if column is not None and profile is not None:
-            bars = histogram(column, profile.bins.get((feature.name, column.bins or 0)), **_SMALL)
+            bars = histogram(column, profile.bins.get((feature.name, column.bins or 0)), **SMALL)
         made.append(FeatureRow(feature, column, bars))
     return made
 
