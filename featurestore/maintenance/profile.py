@@ -9,14 +9,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from featurestore.definitions import (
+    Definition,
     FeatureSelection,
     FeatureService,
     FeatureView,
     OnDemandFeatureView,
     ParquetSource,
+    PushSource,
 )
 from featurestore.engine.interface import Span, StageRequest
-from featurestore.errors import InputError, NotFoundError, did_you_mean
+from featurestore.errors import FeatureStoreError, InputError, NotFoundError, did_you_mean
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.request.select import is_sql, select
 from featurestore.statistics.columns import Column, of_view
@@ -49,14 +51,26 @@ def profile_named(
         return Profiles(look(views[each]) for each in read)
     if isinstance(what, Path) or _FILE.search(name) or Path(name).exists():
         return profile_file(workspace, name)
-    if name in snapshot.on_demand:
-        raise InputError(
-            f"{name!r} computes its features when they are asked for: nothing holds them.",
-            hint="Profile a training set that has them: `.profile()`.",
-        )
-    raise NotFoundError(
+    others = {found.name: found for found in (*workspace.code, *snapshot.definitions.values())}
+    if isinstance(other := others.get(name), ParquetSource | PushSource):
+        return _profile_files(workspace, name, other.batch_source)
+    raise _not_to_profile(name, other, [*views, *services])
+
+
+def _not_to_profile(name: str, other: Definition | None, known: Sequence[str]) -> FeatureStoreError:
+    """Return the error for what no columns are stored of."""
+    if isinstance(other, FeatureView | FeatureService):
+        hint = f"Run `fs apply`, or profile what its sources hold: `fs profile {name} --source`."
+        return NotFoundError(f"{name!r} is not applied yet.", hint=hint, name=name)
+    if isinstance(other, OnDemandFeatureView):
+        hint = "Profile a training set that has them: `.profile()`."
+        return InputError(f"{name!r} computes its features when they are asked for: nothing holds them.", hint=hint)
+    if other is not None:
+        hint = "Pass a feature view, a service, a source, a path of a Parquet file, or a SELECT."
+        return InputError(f"{name!r} is of kind {other.kind}, which has no rows.", hint=hint)
+    return NotFoundError(
         f"There is no feature view, service or file {name!r}.",
-        hint=did_you_mean(name, [*views, *services]) or "Pass a name, a path of a Parquet file, or a SELECT.",
+        hint=did_you_mean(name, known) or "Pass a name, a path of a Parquet file, or a SELECT.",
         name=name,
     )
 
@@ -99,10 +113,13 @@ def profile_source(workspace: Readers, registered: RegisteredView) -> Profile:
 
 def profile_file(workspace: Readers, path: str) -> Profile:
     """Profile a Parquet file, a folder or a pattern of them; raises SourceFileError."""
-    source = ParquetSource("file", str(Path(path).absolute()), "event_timestamp")
+    return _profile_files(workspace, path, ParquetSource("file", str(Path(path).absolute()), "event_timestamp"))
+
+
+def _profile_files(workspace: Readers, name: str, source: ParquetSource) -> Profile:
     columns = workspace.engine.sources.columns(source)
     known, unknown = _columns({c.name: c.value_type for c in columns}, {c.name: c.native_type for c in columns})
-    return profile(workspace.engine, path, source, known, left_out=unknown)
+    return profile(workspace.engine, name, source, known, left_out=unknown)
 
 
 def profile_sql(workspace: Readers, sql: str, snapshot: Snapshot) -> Profile:

@@ -14,7 +14,6 @@ from featurestore.engine.interface import Engine
 from featurestore.engine.profiles import ProfiledColumns
 from featurestore.statistics.columns import Column, statistics_of, totals_in
 from featurestore.statistics.counting import Counted, count
-from featurestore.types import Bool
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 BARS = 24
 """How many bars a drawing has at most."""
-FEW_VALUES = 12
+FEW_VALUES = 24
 """A column of numbers with at most so many different ones is drawn value by value."""
 HEADS = ("column", "type", "nulls", "distinct", "least", "median", "greatest", "mean", "values")
 RIGHT = ("nulls", "distinct", "mean")
@@ -33,14 +32,14 @@ _MEDIAN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class ProfiledColumn(ColumnStatistics):
-    """The statistics of one column, and its drawing."""
+class Drawing:
+    """The drawing of one column."""
 
+    rows: int
+    """Rows of the sample that have a value that counts."""
     bars: tuple[int, ...] = ()
     """Rows of the sample in intervals of equal width between the 1 % and the 99 % quantile; for few different numbers
-    those of each; of texts none, whose frequent values are in ``top``."""
-    sampled: int = 0
-    """Rows of the sample that have a value that counts."""
+    those of each; of texts and bools none, whose frequent values are in ``top``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +50,13 @@ class Profile:
     rows: int
     sampled: int
     """Rows of the sample that quantiles, frequent values and drawings were counted from."""
-    columns: tuple[ProfiledColumn, ...]
+    columns: tuple[ColumnStatistics, ...]
+    drawings: Mapping[str, Drawing]
+    """By column."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Columns of types that are not profiled, and what the types are called."""
 
-    def __getitem__(self, name: str) -> ProfiledColumn:
+    def __getitem__(self, name: str) -> ColumnStatistics:
         """Return one column's statistics; raises KeyError."""
         return {column.name: column for column in self.columns}[name]
 
@@ -70,13 +71,15 @@ class Profile:
         """Return a row for each column."""
         import pandas as pd
 
-        rows = [{**asdict(column), "quantiles": column.quantiles, "top": column.top} for column in self.columns]
-        return pd.DataFrame(rows).set_index("name") if rows else pd.DataFrame()
+        values = {name: [getattr(each, name) for each in self.columns] for name in ColumnStatistics.__slots__}
+        mixed = ("minimum", "maximum", "quantiles", "top", "at_points", "in_bins")
+        columns = {name: pd.Series(held, dtype=object if name in mixed else None) for name, held in values.items()}
+        return pd.DataFrame(columns).set_index("name")
 
     def cells(self, *, blocks: bool = True) -> Iterator[tuple[str, ...]]:
         """Yield the texts of each column's line, in the order of `HEADS`; without ``blocks`` in ASCII."""
         for column in self.columns:
-            yield (*_texts(column), _line(column, _BLOCKS if blocks else _PLAIN_BLOCKS))
+            yield (*_texts(column), _line(column, self.drawings[column.name], _BLOCKS if blocks else _PLAIN_BLOCKS))
 
     def title(self) -> str:
         """Return what was profiled, in words."""
@@ -88,7 +91,7 @@ class Profile:
         rows = "".join(
             "<tr>"
             + "".join(f"<td style='text-align:left'>{escape(text)}</td>" for text in _texts(column))
-            + f"<td style='text-align:left'>{_svg(column)}</td></tr>"
+            + f"<td style='text-align:left'>{_svg(column, self.drawings[column.name])}</td></tr>"
             for column in self.columns
         )
         out = "".join(f"<p>{escape(f'{name}: {kind} is not profiled')}</p>" for name, kind in self.left_out.items())
@@ -111,13 +114,16 @@ def profile(
     left_out: Mapping[str, str] | None = None,
 ) -> Profile:
     """Profile columns of files, of a source or of a table."""
-    wanted, found, total, sampled = {column.name: column for column in columns}, list[ProfiledColumn](), 0, 0
+    wanted, found, total, sampled = {column.name: column for column in columns}, list[ColumnStatistics](), 0, 0
+    drawings = dict[str, Drawing]()
     kinds = {column.name: column.kind for column in columns}
     hidden = [column.name for column in columns if column.is_hidden]
     for profiled in engine.profiles.profile(rows, kinds, hidden=hidden):
         total, sampled = profiled.rows, max(sampled, profiled.sample.num_rows)
-        found += [_column(wanted[each], profiled) for each in names_of(profiled)]
-    return Profile(name, total, sampled, tuple(found), dict(left_out or {}))
+        for each in names_of(profiled):
+            made, drawings[each] = _column(wanted[each], profiled)
+            found.append(made)
+    return Profile(name, total, sampled, tuple(found), drawings, dict(left_out or {}))
 
 
 def names_of(profiled: ProfiledColumns) -> Iterable[str]:
@@ -125,13 +131,13 @@ def names_of(profiled: ProfiledColumns) -> Iterable[str]:
     return profiled.sample.column_names if profiled.totals is None else profiled.totals
 
 
-def _column(column: Column, profiled: ProfiledColumns) -> ProfiledColumn:
+def _column(column: Column, profiled: ProfiledColumns) -> tuple[ColumnStatistics, Drawing]:
     there = column.name in profiled.sample.column_names
     counted = count(column.kind, profiled.sample.column(column.name)) if there else None
     made = statistics_of(column, profiled.rows, counted, totals_in(profiled, column, counted))
-    bars = () if counted is None or column.is_hidden else _bars(counted)
-    values = {name: getattr(made, name) for name in ColumnStatistics.__slots__}
-    return ProfiledColumn(**values, bars=bars, sampled=0 if counted is None else counted.held)
+    if counted is None or column.is_hidden:
+        return made, Drawing(0)
+    return made, Drawing(counted.held, _bars(counted))
 
 
 def _bars(counted: Counted) -> tuple[int, ...]:
@@ -173,29 +179,28 @@ def _short(value: Scalar) -> str:
     return text if len(text) <= 20 else f"{text[:19]}\u2026"
 
 
-def _line(column: ProfiledColumn, blocks: str) -> str:
+def _line(column: ColumnStatistics, drawing: Drawing, blocks: str) -> str:
     """Return a column's values as a person sees them in one line."""
     if column.is_hidden:
         return "hidden"
-    if column.bars and column.type != str(Bool):
-        top = max(column.bars)
-        return "".join(blocks[-(-count * (len(blocks) - 1) // top)] for count in column.bars)
-    held = max(column.sampled, 1)
-    return ", ".join(f"{_short(value)} {_share(count, held)}" for value, count in column.top[:3])
+    if drawing.bars:
+        top = max(drawing.bars)
+        return "".join(blocks[-(-count * (len(blocks) - 1) // top)] for count in drawing.bars)
+    return ", ".join(f"{_short(value)} {_share(count, drawing.rows)}" for value, count in column.top[:3])
 
 
-def _svg(column: ProfiledColumn) -> str:
+def _svg(column: ColumnStatistics, drawing: Drawing) -> str:
     """Return a column's drawing as an image that needs no script; texts as their frequent values."""
-    if not column.bars or column.is_hidden or column.type == str(Bool):
-        return escape(_line(column, _BLOCKS))
-    top, width = max(column.bars), 5
+    if not drawing.bars:
+        return escape(_line(column, drawing, _BLOCKS))
+    top, width = max(drawing.bars), 5
     bars = "".join(
         f"<rect x='{place * width}' y='{30 - height:.1f}' width='{width - 1}' height='{height:.1f}'/>"
-        for place, count in enumerate(column.bars)
+        for place, count in enumerate(drawing.bars)
         if (height := 30 * count / top)
     )
     label = escape(f"histogram of {column.name}", quote=True)
     return (
-        f"<svg role='img' aria-label='{label}' width='{len(column.bars) * width}' height='30' fill='currentColor'>"
+        f"<svg role='img' aria-label='{label}' width='{len(drawing.bars) * width}' height='30' fill='currentColor'>"
         f"{bars}</svg>"
     )

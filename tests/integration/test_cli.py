@@ -291,6 +291,8 @@ def test_materialize_status_log_peek(fs, applied):
     check_page("materialize", fs("materialize"), applied)
     check_page("materialize_again", fs("materialize", "2013-06-01", "2013-06-02T00:00:00Z"), applied)
     check_page("peek", fs("peek", "carrier_delays", "-n", "2"), applied)
+    check_page("profile", fs("profile", "carrier_delays"), applied)
+    assert fs.json("profile", "delay_model_v1")[0] == fs.json("profile", "carrier_delays")
     page = fs("log")
     assert "apply revision 1" in page
     assert "4 rows appended, 2 published" in page

@@ -1,0 +1,169 @@
+"""Profiles of views, sources, files and queries: what `fs profile` prints and a notebook draws."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from featurestore import FeatureStore, FeatureView, Field
+from featurestore.cli.main import main
+from featurestore.errors import EntityFrameError, InputError, NotFoundError, SourceFileError
+from featurestore.statistics.profile import Profile, Profiles
+from featurestore.types import Float64, Int64
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repo as `fs init` makes it, of which nothing is applied."""
+    folder = tmp_path_factory.mktemp("profile")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with pytest.raises(SystemExit):
+            main(["init", "tour"])
+    return folder / "tour"
+
+
+@pytest.fixture(scope="module")
+def store(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeatureStore]:
+    """The same repo, materialized."""
+    copy = tmp_path_factory.mktemp("materialized") / "tour"
+    with FeatureStore(shutil.copytree(root, copy)) as made:
+        made.apply()
+        made.materialize_incremental()
+        yield made
+
+
+def one(found: Profile | Profiles) -> Profile:
+    assert isinstance(found, Profile)
+    return found
+
+
+def test_what_is_not_applied_is_profiled_by_what_its_sources_hold(root: Path, tmp_path: Path) -> None:
+    store = FeatureStore(shutil.copytree(root, tmp_path / "tour"))
+    source = pd.read_parquet(root / "data" / "driver_stats.parquet").dropna(subset=["hour", "driver_id"])
+    with pytest.raises(NotFoundError, match="'driver_stats' is not applied yet") as caught:
+        store.profile("driver_stats")
+    assert "`fs profile driver_stats --source`" in (caught.value.hint or "")
+    found = one(store.profile("driver_stats", source=True))
+    assert (found.name, found.rows, found.sampled) == ("the source of driver_stats", len(source), len(source))
+    assert [column.name for column in found.columns] == ["driver_id", "trips", "rating"]
+    assert (found["driver_id"].is_hidden, found["driver_id"].distinct) == (True, source["driver_id"].nunique())
+    assert found.drawings["trips"].bars == tuple(source["trips"].value_counts().sort_index())
+    assert found["rating"].mean == pytest.approx(source["rating"].mean())
+    assert sum(found.drawings["rating"].bars) >= 0.98 * source["rating"].notna().sum()
+    assert one(store.profile("driver_stats_source")).drawings["trips"] == found.drawings["trips"]
+    tried = FeatureView(
+        "tried",
+        entities=[next(each for each in store.workspace.code if each.name == "driver")],  # type: ignore[list-item]
+        source=next(each for each in store.workspace.code if each.name == "driver_stats_source"),  # type: ignore[arg-type]
+        sql="SELECT driver_id, hour, created, trips * 2 AS doubled FROM driver_stats_source",
+        ttl=timedelta(days=1),
+    )
+    assert one(store.profile(tried, source=True))["doubled"].maximum == 2 * source["trips"].max()
+    assert store.list() == []
+    store.apply()
+    with pytest.raises(InputError, match="Nothing of view 'driver_stats' is materialized yet"):
+        store.profile("driver_stats")
+    store.close()
+
+
+def test_what_is_materialized_is_profiled(store: FeatureStore) -> None:
+    found = one(store.profile("driver_stats"))
+    assert repr(found) == f"Profile(driver_stats: {found.rows:,} rows, 3 columns)"
+    assert found.columns == one(store.profile("driver_stats", source=True)).columns
+    windowed = one(store.profile("driver_recent"))
+    assert [(column.name, column.role) for column in windowed.columns] == [("driver_id", "key"), ("trips", "input")]
+    both = store.profile("trip_model_v1")
+    assert isinstance(both, Profiles)
+    assert [each.name for each in both] == ["driver_stats"]
+    service = store.get("feature_service", "trip_model_v1")
+    assert [each.columns for each in store.profile(service)] == [found.columns]  # type: ignore[arg-type, union-attr]
+    counted = one(store.profile("SELECT driver_id, count(*) AS n, now() - now() AS took FROM driver_stats GROUP BY 1"))
+    assert (counted.rows, counted["driver_id"].is_hidden) == (found["driver_id"].distinct, False)
+    assert list(counted.left_out) == ["took"]
+    view = store.get("feature_view", "driver_stats")
+    assert isinstance(view, FeatureView)
+    with pytest.raises(InputError, match="differs from what is applied"):
+        store.profile(view.replaced(fields=(Field("trips", Int64), Field("rating", Float64, default=1.0))))
+
+
+def test_files_are_profiled_as_sources_read_them(store: FeatureStore, tmp_path: Path) -> None:
+    for day in (1, 2):
+        folder = tmp_path / f"day={day}"
+        folder.mkdir()
+        pq.write_table(pa.table({"v": pa.array([day, None], pa.int32()), "<b>": ["x", None]}), folder / "part.parquet")
+    found = one(store.profile(tmp_path))
+    assert (found.rows, found["v"].nulls, found["<b>"].top) == (4, 2, (("x", 2),))
+    assert found["day"].top == (("1", 2), ("2", 2))
+    assert one(store.profile(str(tmp_path / "*" / "part.parquet"))).rows == 4
+    page = found._repr_html_()
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "words"),
+    [
+        ("driver_stat", NotFoundError, "'driver_stat'"),
+        ("gone.parquet", SourceFileError, "gone.parquet"),
+        ("features.py", SourceFileError, "features.py"),
+        ("driver", InputError, "'driver' is of kind entity"),
+        ("trip_length", InputError, "'trip_length' computes its features"),
+        ("SELECT gone FROM driver_stats_source", EntityFrameError, "The SQL of the profile fails: .*gone"),
+        ("SELECT * FROM elsewhere", EntityFrameError, "'elsewhere'"),
+        ("SELECT * FROM read_parquet('x.parquet')", EntityFrameError, "The profile"),
+    ],
+)
+def test_what_cannot_be_profiled_is_told(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, what: str, error: type[Exception], words: str
+) -> None:
+    monkeypatch.chdir(store.root)
+    with pytest.raises(error, match=f"(?s){words}"):
+        store.profile(what)
+
+
+def test_a_notebook_draws_it_without_scripts(store: FeatureStore) -> None:
+    found = one(store.profile("driver_stats_source"))
+    page = found._repr_html_()
+    assert not re.search(r"<script|javascript:|\bon\w+=", page)
+    tree = ElementTree.fromstring(f"<div>{page}</div>")
+    drawings = {svg.get("aria-label"): svg for svg in tree.iter("svg")}
+    bars = [float(bar.get("height", "")) for bar in drawings["histogram of trips"]]
+    counts = found.drawings["trips"].bars
+    assert bars == pytest.approx([30 * count / max(counts) for count in counts], abs=0.06)
+    table = found.to_pandas()
+    assert list(table.index) == [column.name for column in found.columns]
+    assert table.loc["trips", "maximum"] == found["trips"].maximum
+    assert found.to_dict()["columns"][0]["name"] == found.columns[0].name
+    assert Profiles([found, found])._repr_html_() == page * 2
+
+
+def test_lines_say_what_a_column_holds(tmp_path: Path, store: FeatureStore) -> None:
+    columns = {
+        "flat": pa.array([1.0] * 4, pa.float64()),
+        "rise": pa.array([1, 2, 2, 3], pa.int64()),
+        "word": pa.array(["a\x1b[31m", "b", "b", None]),
+        "nothing": pa.array([None] * 4, pa.float64()),
+        "flag": pa.array([True, True, True, False]),
+        "list": pa.array([[1], None, [], [2]]),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "some.parquet")
+    lines = {cells[0]: cells for cells in one(store.profile(tmp_path / "some.parquet")).cells()}
+    assert lines["flat"] == ("flat", "Float64", "", "1", "1", "1", "1", "1", "█")
+    assert lines["rise"][-1] == "▄█▄"
+    assert lines["word"][2:4] == ("25.0 %", "2")
+    assert lines["word"][-1] == "b 66.7 %, a\x1b[31m 33.3 %"
+    assert lines["nothing"][2:] == ("100.0 %", "0", "", "", "", "", "")
+    assert lines["flag"][-1] == "true 75.0 %, false 25.0 %"
+    assert lines["list"] == ("list", "Array(Int64)", "25.0 %", "", "", "", "", "", "")
+    plain = [cells[-1] for cells in one(store.profile(tmp_path / "some.parquet")).cells(blocks=False)]
+    assert plain[:2] == ["@", "=@="]
