@@ -24,7 +24,7 @@ from featurestore_registry.errors import (
 )
 from featurestore_registry.forks import ForkLock
 from featurestore_registry.http import wire
-from featurestore_registry.http.urls import PREFIX, is_private
+from featurestore_registry.http.urls import PREFIX, is_private, tls_of
 from featurestore_registry.interface import Definitions, Governance, Journal, Ledger, Registry
 from featurestore_registry.records import (
     Chain,
@@ -131,7 +131,9 @@ class Connection:
         with self._lock:
             if self._client is None or self._pid != os.getpid():
                 timeouts = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
-                self._client = httpx.Client(base_url=self.name, headers=self._headers, timeout=timeouts)
+                self._client = httpx.Client(
+                    base_url=self.name, headers=self._headers, timeout=timeouts, verify=tls_of(self.name)
+                )
                 self._pid = os.getpid()
             return self._client
 

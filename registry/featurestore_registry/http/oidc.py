@@ -20,7 +20,7 @@ import jwt
 from featurestore_registry.auth import Person, Role, Session
 from featurestore_registry.auth.sessions import grant_of
 from featurestore_registry.errors import AuthError, RegistryError
-from featurestore_registry.http.urls import is_private
+from featurestore_registry.http.urls import is_private, tls_of
 
 ALGORITHMS = ("RS256", "ES256")
 LEEWAY_SECONDS = 30.0
@@ -66,7 +66,7 @@ def ask(url: str, form: str | None = None, auth: tuple[str, str] | None = None) 
 
     async def asked() -> httpx.Response:
         # httpx itself would wait so long for each piece: a whole answer could take forever.
-        async with asyncio.timeout(ANSWER_SECONDS), httpx.AsyncClient() as client:
+        async with asyncio.timeout(ANSWER_SECONDS), httpx.AsyncClient(verify=tls_of(url)) as client:
             sent = httpx.Request(method, url, content=form, headers=headers)
             return await client.send(sent, auth=auth or httpx.USE_CLIENT_DEFAULT)
 
