@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+import shutil
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,10 @@ from featurestore_registry.http.access import Needs
 from featurestore_registry.http.client import HttpRegistry
 from featurestore_registry.sql import open_registry
 from featurestore_registry.testing import RegistryConformance
+from support.forked_fs import forked_fs
+from support.processes import plain_environment
 from support.registry_server import serving_registry
+from support.serving import until
 
 
 @pytest.fixture
@@ -48,19 +54,30 @@ class EveryKind(dict):
 EVERY_KIND = EveryKind()
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """One server for `TestHttp`: its URL, a token, its registry's folder with the file and an empty copy of it."""
+    folder = tmp_path_factory.mktemp("served")
+    with pytest.MonkeyPatch.context() as patch, open_registry(f"sqlite:///{folder / 'registry.db'}") as registry:
+        patch.setattr(access, "LEDGER", EVERY_KIND)
+        patch.setattr(access, "JOURNAL", EVERY_KIND)
+        token, _ = create_token(registry.ledger, None, Role.ADMIN, expires_at_us=None, now_us=0, name="ada")
+        shutil.copy(folder / "registry.db", folder / "empty.db")
+        with serving_registry(registry) as url:
+            yield url, token, folder
+
+
 class TestHttp(RegistryConformance):
     """Over SQLite, by an admin who may read and write entries of every kind, those of the suite too."""
 
     author = "ada"
 
     @pytest.fixture
-    def reopen(self, sqlite_url, monkeypatch):
-        monkeypatch.setattr(access, "LEDGER", EVERY_KIND)
-        monkeypatch.setattr(access, "JOURNAL", EVERY_KIND)
-        with open_registry(sqlite_url) as registry:
-            token, _ = create_token(registry.ledger, None, Role.ADMIN, expires_at_us=None, now_us=0, name="ada")
-            with serving_registry(registry) as url:
-                yield lambda: HttpRegistry(url, token=token)
+    def reopen(self, served):
+        url, token, folder = served
+        shutil.copy(folder / "empty.db", folder / "new.db")
+        (folder / "new.db").replace(folder / "registry.db")
+        return lambda: HttpRegistry(url, token=token)
 
 
 def test_no_test_of_the_suite_hides_another():
@@ -68,55 +85,28 @@ def test_no_test_of_the_suite_hides_another():
     assert len(names) == len(set(names)) > 30
 
 
-PRELUDE = '''
-import json, os, signal, sys, time
+PRELUDE = """
+import json, os, time, warnings
 from pathlib import Path
 from featurestore_registry.errors import RevisionConflictError
 from featurestore_registry.records import Change, Record
 from featurestore_registry.sql import open_registry
 
-url, start, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+warnings.simplefilter("error")
+url, number, count = os.environ["URL"], int(os.environ["NUMBER"]), int(os.environ["COUNT"])
 
 def put(name, value):
     return Change("put", "view", name, Record("view", "p", name, {"value": value}, "f"))
 
-def wait_for_start():
-    (start.parent / f"ready-{number}").touch()
-    while not start.exists():
-        time.sleep(0.001)
-
-def one_of_many():
-    """Return the number of this fork; the parent waits for them and kills all when told to, or when one fails."""
-    children = []
-
-    def kill_all(*_):
-        for child in children:
-            os.kill(child, signal.SIGKILL)
-
-    signal.signal(signal.SIGTERM, kill_all)
-    for number in range(count):
-        child = os.fork()
-        if not child:
-            os.dup2(os.open(start.parent / f"output-{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-            return number
-        children.append(child)
-    has_failed = False
-    while children:
-        child, status = os.wait()
-        children.remove(child)
-        if status and not has_failed:
-            has_failed = True
-            kill_all()
-    sys.exit(has_failed)
-
-number = one_of_many()
-'''
+Path(f"ready-{number}").touch()
+while len(list(Path().glob("ready-*"))) < count:
+    time.sleep(0.001)
+"""
 
 APPLY = """
-wait_for_start()
 won, lost = [], 0
 with open_registry(url) as registry:
-    while len(won) < 20:
+    while len(won) < 10:
         head = registry.definitions.chain("p").head
         try:
             changes = [put("shared", f"{number}.{len(won)}"), put(f"own-{number}", len(won))]
@@ -127,7 +117,6 @@ print(json.dumps([won, lost]))
 """
 
 FOREVER = """
-wait_for_start()
 with open_registry(url) as registry:
     while True:
         chain = registry.definitions.chain("p")
@@ -142,59 +131,42 @@ with open_registry(url) as registry:
 """
 
 
-class Processes:
-    """Processes that run one piece of code, started together and gone when the block ends.
-
-    They are forks of one that has imported everything and has opened nothing.
-    """
-
-    def __init__(self, folder: Path, url: str, count: int, code: str) -> None:
-        self.folder = folder
-        self.start = folder / "start"
-        self.command = [sys.executable, "-W", "error", "-c", PRELUDE + code, url, str(self.start), str(count)]
-        self.count = count
-
-    def __enter__(self):
-        for left in [*self.folder.glob("ready-*"), *self.folder.glob("start")]:
-            left.unlink()
-        self.parent = subprocess.Popen(self.command, stderr=subprocess.PIPE, text=True)
-        try:
-            while len(list(self.folder.glob("ready-*"))) < self.count:
-                self.assert_alive()
-                time.sleep(0.005)
-        except BaseException:
-            self.kill()
-            raise
-        self.start.touch()
-        return self
-
-    def __exit__(self, *_):
-        self.kill()
-
-    def assert_alive(self) -> None:
-        assert self.parent.poll() is None, self.kill()
-
-    def kill(self) -> str:
-        """Kill all and return what they told on standard error."""
-        self.parent.terminate()
-        return self.parent.communicate()[1]
-
-    def output(self) -> list[str]:
-        _, errors = self.parent.communicate(timeout=120)
-        assert self.parent.returncode == 0, errors
-        return [(self.folder / f"output-{number}").read_text() for number in range(self.count)]
+def numbered(url: str, count: int) -> list[dict[str, str]]:
+    """Return the environments of processes that begin together."""
+    return [{"URL": url, "NUMBER": str(number), "COUNT": str(count)} for number in range(count)]
 
 
-def test_eight_processes_apply_twenty_times_each_to_a_new_registry(tmp_path, url):
+def at_once(folder: Path, url: str, count: int, code: str) -> list[str]:
+    """Run code in processes that begin together, and return what each printed."""
+    ended = forked_fs().run_code(PRELUDE + code, folder, numbered(url, count))
+    assert [status for status, _ in ended] == [0] * count, ended
+    return [printed for _, printed in ended]
+
+
+@contextmanager
+def two_that_are_killed(folder: Path, url: str, code: str) -> Iterator[None]:
+    """Run code in two processes that begin together, and kill them at the end of the block."""
+    folder.mkdir()
+    given = [{**plain_environment(), **each} for each in numbered(url, 2)]
+    running = [forked_fs().start(PRELUDE + code, None, folder, each, "") for each in given]
+    try:
+        yield
+    finally:
+        for each in running:
+            os.kill(each.pid, signal.SIGKILL)
+        printed = [each.stdout.read() for each in running]
+        assert [each.wait() for each in running] == [-signal.SIGKILL] * 2, printed
+
+
+def test_eight_processes_apply_ten_times_each_to_a_new_registry(tmp_path, url):
     """They also create and migrate the file, all at once."""
-    with Processes(tmp_path, url, 8, APPLY) as processes:
-        results = [json.loads(line) for line in processes.output()]
-    assert sorted(number for won, _ in results for number in won) == list(range(1, 161))
+    results = [json.loads(line) for line in at_once(tmp_path, url, 8, APPLY)]
+    assert sorted(number for won, _ in results for number in won) == list(range(1, 81))
     assert sum(lost for _, lost in results) > 0, "there was no contention: the test proves nothing"
     author_of = {number: str(writer) for writer, (won, _) in enumerate(results) for number in won}
     with open_registry(url, create=False) as registry:
         history = registry.definitions.history("p", limit=1000)
-        assert [info.number for info in history] == list(range(160, 0, -1))
+        assert [info.number for info in history] == list(range(80, 0, -1))
         for info in history:
             assert info.author == author_of[info.number]
             # All of an apply is of one process: never a mix.
@@ -202,11 +174,10 @@ def test_eight_processes_apply_twenty_times_each_to_a_new_registry(tmp_path, url
             shared = {r.name: r.document["value"] for r in registry.definitions.read("p", info.number).records}
             assert shared["shared"].startswith(f"{info.author}.")
         final = {r.name: r.document["value"] for r in registry.definitions.read("p").records}
-        assert {final[f"own-{number}"] for number in range(8)} == {19}
+        assert {final[f"own-{number}"] for number in range(8)} == {9}
 
 
 OPEN = """
-wait_for_start()
 with open_registry(url) as registry:
     assert registry.definitions.head("p") == 0
     registry.ledger.append("p", "opened", str(number), {})
@@ -214,8 +185,7 @@ with open_registry(url) as registry:
 
 
 def test_eight_processes_open_a_new_registry_at_once(tmp_path, url):
-    with Processes(tmp_path, url, 8, OPEN) as processes:
-        processes.output()
+    at_once(tmp_path, url, 8, OPEN)
     with open_registry(url, create=False) as registry:
         assert {entry.key for entry in registry.ledger.scan("p", "opened")} == {str(n) for n in range(8)}
 
@@ -224,13 +194,10 @@ def test_eight_processes_open_a_new_registry_at_once(tmp_path, url):
 def test_a_killed_writer_leaves_whole_revisions(tmp_path, url, turn):
     """SIGKILL while two processes write as fast as they can, then two more: all or nothing, and it goes on."""
     reached = 0
-    for _ in range(2):
-        with Processes(tmp_path, url, 2, FOREVER) as writers, open_registry(url) as watch:
-            while watch.definitions.head("p") < reached + 3:
-                writers.assert_alive()
-                time.sleep(0.01)
+    for turns in range(2):
+        with two_that_are_killed(tmp_path / f"{turns}", url, FOREVER), open_registry(url) as watch:
+            until(lambda: watch.definitions.head("p") >= reached + 3)  # noqa: B023 - it is called here
             time.sleep(0.011 * turn)
-            writers.assert_alive()
         with open_registry(url) as registry:
             head = registry.definitions.head("p")
             assert head >= reached

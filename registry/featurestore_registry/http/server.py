@@ -107,7 +107,7 @@ def create_app(registry: Registry, access: Access, *, judge: Judge, version: str
     _add_journal(routes, registry, access)
     _add_tokens(routes, registry, access)
     add_sessions(routes, registry, access)
-    api.include_router(routes)
+    api.routes.extend(routes.routes)  # included they would be made a second time, at the first request
     return _Bounded(access.guard(api))
 
 
