@@ -173,6 +173,7 @@ def test_an_unknown_name_is_told_apart_and_the_nearest_named(local: httpx.Client
         f"/p/{PROJECT}/feature_view/driver_stat": "Did you mean &#39;driver_stats&#39;?",
         "/p/ride": "Did you mean &#39;rides&#39;?",
         f"/p/{PROJECT}/feature_wiew": "Did you mean &#39;feature_view&#39;?",
+        "/p/ride%00": "There is no project",
         f"/p/{PROJECT}/a/b/c/d": "All projects",
         "/nowhere": "All projects",
     }.items():

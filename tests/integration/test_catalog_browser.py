@@ -248,7 +248,7 @@ def test_somebody_logs_in_sees_what_the_role_shows_and_logs_out(
     provider = IdentityProvider(Issuer(issuer.url, "registry", roles))
     with ThreadPoolExecutor(1) as other:  # this thread runs the loop of Playwright
         other.submit(provider.refresh).result()
-    view, wide = f"/p/{PROJECT}/feature_view/driver_stats", {"viewport": {"width": WIDE, "height": 900}}
+    view, wide = f"/p/{PROJECT}/feature_view/driver_stats?page=1", {"viewport": {"width": WIDE, "height": 900}}
     with serving_registry(registry, provider=provider) as url:
         for group, statistics, audit in (("viewers", 0, 0), ("readers", 1, 0), ("ops", 1, 1)):
             issuer.person = {"sub": group, "groups": [group], "email": f"{group}@x.example", "email_verified": True}

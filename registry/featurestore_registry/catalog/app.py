@@ -75,7 +75,9 @@ class Catalog:
             return _static(segments)
         token = scope.get("state", {}).get("token")
         try:
-            return self._answer(segments, scope["query_string"], token if isinstance(token, Token) else None)
+            query: bytes = scope["query_string"]
+            here = f"{path}{'?' if query else ''}{query.decode('ascii', 'replace')}"
+            return self._answer(segments, query, token if isinstance(token, Token) else None, here)
         except Exception:
             logger.exception("the catalog's page %s could not be made", path)
             told = "This page could not be made. The server's log tells more."
@@ -85,11 +87,10 @@ class Catalog:
         found = [value for name, value in scope["headers"] if name == b"host"]
         return found[0].decode("latin-1").lower() if len(found) == 1 else ""
 
-    def _answer(self, segments: tuple[str, ...], query: bytes, token: Token | None) -> Response:
+    def _answer(self, segments: tuple[str, ...], query: bytes, token: Token | None, here: str) -> Response:
         visitor = Visitor(token)
         more = {**_NOBODY, "visitor": visitor, "here": segments}
         if token is None and not self._is_local:
-            here = address(*segments)
             return _html(self._who_are_you(here), more)
         try:
             page = self._page(segments, query, visitor, more)

@@ -84,7 +84,10 @@ class Site:
 
     def project(self, name: str) -> tuple[Project, State] | None:
         """Return a project's definitions and how far it is; None where nothing was ever applied."""
-        state = self.registry.state(name)
+        try:
+            state = self.registry.state(name)
+        except ValueError:  # no registry keeps such a name
+            return None
         if not state.head:
             return None
         made = self._projects.get(name, state.head, lambda _: Project(self.registry.definitions.read(name)))

@@ -45,6 +45,11 @@ def consumers_of(ask: Ask, *services: str) -> list[ConsumerDocument]:
     return [each for each in consumers(ask) if {*services} & {*each.services}]
 
 
+def readers_of(ask: Ask, services: Sequence[str], keys: Collection[str]) -> dict[str, object]:
+    """Return who reads some services, and which sets hold some definitions: what `readers.html` shows."""
+    return {"services": services, "consumers": consumers_of(ask, *services), "sets": training_sets_of(ask, keys)}
+
+
 def training_set_list(ask: Ask) -> Page:
     """Return the list of saved training sets."""
     found, page = saved_sets(ask), ask.page_number()

@@ -7,7 +7,7 @@ from datetime import timedelta
 from featurestore_registry.auth import Role
 from featurestore_registry.catalog.asking import Ask
 from featurestore_registry.catalog.frame import Page
-from featurestore_registry.catalog.pages.ledgered import consumers_of, training_sets_of
+from featurestore_registry.catalog.pages.ledgered import readers_of
 from featurestore_registry.catalog.pages.shared import about, columns_of, parts_read
 from featurestore_registry.catalog.pages.views import feature_rows
 from featurestore_registry.catalog.project import features_of
@@ -46,8 +46,7 @@ def service(ask: Ask, record: Record) -> Page:
             "count": sum(len(part.features) for part in parts),
             "usage": usage([], record.name, keys, brought),
             "activity": ask.activity,
-            "consumers": consumers_of(ask, record.name),
-            "sets": training_sets_of(ask, views),
+            **readers_of(ask, [record.name], views),
             "servers": servers(ask),
         },
     )

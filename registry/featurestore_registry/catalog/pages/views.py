@@ -10,8 +10,9 @@ from featurestore_registry.catalog.activity import activity_of_view, generation_
 from featurestore_registry.catalog.asking import Ask
 from featurestore_registry.catalog.drawing import SMALL, Bars, histogram, run_bars
 from featurestore_registry.catalog.frame import Page
+from featurestore_registry.catalog.pages.ledgered import readers_of
 from featurestore_registry.catalog.pages.shared import about, join_keys
-from featurestore_registry.catalog.project import VIEW, Feature, features_of
+from featurestore_registry.catalog.project import SERVICE, VIEW, Feature, features_of
 from featurestore_registry.catalog.statistics import InSet, Profile, in_training_sets, profile_of
 from featurestore_registry.catalog.usage import usage
 from featurestore_registry.catalog.windows import windows_of
@@ -42,12 +43,14 @@ def view(ask: Ask, record: Record) -> Page:
     page, runs = ask.page_number(), runs_of_view(ask.ledger, ask.project.name, record.name, RUNS)
     shown = features[(page - 1) * PER_PAGE : page * PER_PAGE]
     rows, ticks = windows_of(record)
+    services = [each.name for each in ask.project.users(record.key) if each.kind == SERVICE]
     key = f"{record.name}.{generation_of(document)}"
     profile = ask.if_may(Role.READER, lambda: profile_of(ask.ledger, ask.project.name, key, columns=len(features)))
     return Page(
         "view.html",
         {
             **about(ask, record),
+            **readers_of(ask, services, [record.key]),
             "features": feature_rows(ask, record, profile, shown),
             "count": len(features),
             "page": page,
