@@ -136,3 +136,17 @@ SELECT t.k, count(*) n FROM t, u GROUP BY t.k HAVING count(*) > (SELECT min(e) F
 SELECT k, a FROM t OFFSET (SELECT min(e) FROM u);
 SELECT k, sum(a) FILTER (b > 1) x FROM t GROUP BY k;
 SELECT k, a AS "X.y", "X.y" + 1 AS z FROM t;
+SELECT x FROM (SELECT k, b AS m, a AS x FROM t) NATURAL JOIN (SELECT e AS m, d FROM u);
+SELECT DISTINCT c, b % 2 AS x FROM t;
+SELECT k % 2 AS g, c, sum(a) AS s FROM t GROUP BY ALL;
+SELECT k % 2 AS g, a, b FROM t ORDER BY ALL LIMIT 2;
+SELECT k % 2 AS g, sum(a) AS s FROM t GROUP BY g, c;
+SELECT k, a, b FROM t UNION ALL SELECT d, e, a FROM u ORDER BY 2 LIMIT 3;
+SELECT n, v FROM t UNPIVOT (v FOR n IN (a, b));
+WITH p AS (PIVOT t ON c USING sum(a) GROUP BY k) SELECT k, "7" AS x FROM p;
+SELECT k, regexp_split_to_table(unit, 'a') AS x FROM t;
+SELECT k, (SELECT a FROM u WHERE u.k = t.k LIMIT 1) AS x FROM t;
+SELECT k, (WITH w AS (SELECT d, e FROM u WHERE u.k = t.k) SELECT max(d) FROM w WHERE e > b) AS x FROM t;
+SELECT k, x FROM (SELECT k, a FROM t) AS z(k, x) WHERE x > 15;
+SELECT k, count(*) AS n FROM (t JOIN u USING (k)) GROUP BY k;
+SELECT t.k, z.d FROM t LEFT JOIN (u AS z JOIN t AS y ON z.e = y.b) ON t.k = y.k;

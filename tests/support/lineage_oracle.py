@@ -21,6 +21,8 @@ class Oracle:
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         self.versions = len(next(iter(next(iter(tables.values())).values()))[1])
+        self._found: dict[tuple[str, frozenset[tuple[str, str]], int], Rows] = {}
+        self._views: dict[str, str] = {}
         self._connection = duckdb.connect()
         self._connection.execute("SET threads = 1")
         for name, columns in tables.items():
@@ -36,12 +38,18 @@ class Oracle:
 
     def rows(self, sql: str, changed: Iterable[tuple[str, str]] = (), version: int = 0) -> Rows:
         """Return the rows of a query, values as text; raises duckdb.Error for what does not run."""
-        wanted = {*changed}
+        wanted = frozenset(changed) if version else frozenset()
+        if (sql, wanted, version) not in self._found:
+            self._found[sql, wanted, version] = self._run(sql, wanted, version)
+        return self._found[sql, wanted, version]
+
+    def _run(self, sql: str, wanted: frozenset[tuple[str, str]], version: int) -> Rows:
         for name, columns in self.tables.items():
             chosen = [f'"{each} {version if (name, each.lower()) in wanted else 0}" AS "{each}"' for each in columns]
-            self._connection.execute(
-                f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {', '.join(chosen)} FROM {name}_all"
-            )
+            view = f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {', '.join(chosen)} FROM {name}_all"
+            if self._views.get(name) != view:
+                self._connection.execute(view)
+                self._views[name] = view
         cursor = self._connection.execute(f"SELECT * FROM ({sql}\n)")
         names = [column[0].lower() for column in cursor.description]
         return [dict(zip(names, map(repr, row), strict=True)) for row in cursor.fetchall()]

@@ -234,6 +234,34 @@ def test_documents_of_other_versions_have_no_columns_and_stop_nothing():
     assert told("joined", graph) == told("joined") - {"joined reads june", "model reads app"}
 
 
+@pytest.mark.parametrize(
+    ("sql", "column", "expected"),
+    [
+        ("SELECT c AS a, a + 1 AS y FROM t", "y", "~t.a"),  # DuckDB takes the column before the alias
+        ("SELECT b AS x, x + 1 AS y FROM t", "y", "~t.b? ~t.x?"),
+        ("SELECT -b AS a FROM t GROUP BY ALL", "a", "~t.b"),
+        ("SELECT k FROM t FULL JOIN u USING (k)", "k", "=t.k =u.k"),
+        ("SELECT z FROM t JOIN u ON t.a = u.k", "z", "=t.z? =u.z?"),
+        ("SELECT k FROM t", "absent", "~t.* ~u.*"),
+        ("SELECT a, a FROM t", "a", "=t.a"),
+        ("SELECT a AS q, b AS q FROM t", "q", "=t.a"),  # the first of two, as DuckDB names the other one q_1
+        ("SELECT x FROM (SELECT b AS x FROM t) UNION ALL SELECT z FROM u", "x", "=t.b =u.z"),
+        ("SELECT z AS x FROM u UNION ALL SELECT b FROM t UNION ALL SELECT z FROM t, u", "x", "=t.b =t.z? =u.z"),
+        ("SELECT b AS x FROM t UNION ALL SELECT 0", "x", "~t.b"),
+        ("SELECT b AS x FROM t UNION ALL SELECT NULL", "x", "=t.b"),
+        ("SELECT * FROM t", "Any Name", "=t.Any Name"),
+        ("SELECT 'not", "k", "~t.* ~u.*"),
+        (f"SELECT {'(' * 3000}a{')' * 3000} AS x FROM t", "x", "~t.* ~u.*"),
+        ("SELECT 1 AS x", "x", ""),
+    ],
+)
+def test_columns_exactly(sql: str, column: str, expected: str):
+    known = (("t", frozenset({"k", "a", "b", "c"})), ("u", frozenset({"d"})))
+    origins = trace(sql, known, (column,)).columns[column]
+    signs = {"copied": "=", "influences": "~"}
+    assert " ".join(f"{signs[o.kind]}{o.source}.{o.column}{'' if o.is_sure else '?'}" for o in origins) == expected
+
+
 def test_sql_is_read_once():
     before = trace.cache_info().misses
     for _ in range(3):

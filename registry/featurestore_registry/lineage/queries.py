@@ -85,8 +85,6 @@ class Tables:
 def relation_of(query: exp.Expr, tables: Tables, outer: Scope | None, *, is_whole: bool = False) -> Relation:
     """Return a query as a table; ``outer`` is the scope that it may be correlated with."""
     tables = tables.within(query, outer)
-    if query.args.get("pivots"):
-        return Opaque(tables.collected(query, outer))
     if isinstance(query, exp.Select):
         return Select(query, tables, outer, is_whole=is_whole)
     if isinstance(query, exp.SetOperation):
@@ -387,7 +385,7 @@ class Select(Relation):
             return scope.reference(parts_of(value))
         named = [scope.influences(window) for window in self._query.args.get("windows") or ()]
         windows = named if any(window.alias for window in value.find_all(exp.Window)) else []
-        return Origins.all_of([scope.influences(value), *windows]).influencing()
+        return Origins.all_of([scope.influences(value), *windows])
 
     def find(self, name: str) -> Found:
         """Return the column of a name, whichever part of the list gives it."""
@@ -450,16 +448,10 @@ class Select(Relation):
         query = self._query
         scope = self._scope.seeing(lambda name: self._aliased(name, len(self._items)), prefers_columns=False)
         cut = any(query.args.get(part) is not None for part in ("limit", "offset", "distinct"))
-        parts = [
-            "where",
-            "group",
-            "having",
-            "qualify",
-            "limit",
-            "offset",
-            *(["order"] if cut or not self._is_whole else []),
-        ]
+        parts = ("where", "group", "having", "qualify", "limit", "offset", "order")
         clauses = [found for part in parts if (found := query.args.get(part)) is not None]
+        if self._is_whole and not cut:
+            clauses = [clause for clause in clauses if not isinstance(clause, exp.Order)]
         read = [scope.influences(clause) for clause in clauses]
         read += [self.at(place) for clause in clauses for place in places(clause)]
         if any(clause.find(exp.Window) is not None for clause in clauses):
