@@ -35,8 +35,13 @@ def canonical_json(document: Any) -> str:
 def check_storable(*texts: str) -> None:
     """Raise ValueError for a name or text that not every database keeps: one with U+0000 or half a surrogate pair."""
     for text in texts:
-        if "\0" in text or (not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text)):
+        if not is_storable(text):
             raise ValueError(f"{text!r} holds U+0000 or half a surrogate pair, which a registry cannot keep")
+
+
+def is_storable(text: str) -> bool:
+    """Tell whether every database keeps a name or text."""
+    return "\0" not in text and (text.isascii() or not any("\ud800" <= each <= "\udfff" for each in text))
 
 
 def fingerprint(document: Any) -> str:

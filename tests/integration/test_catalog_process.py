@@ -113,6 +113,25 @@ def test_it_follows_and_answers_to_its_own_name_alone(project: Project, address:
     project.apply()
 
 
+@pytest.mark.parametrize(
+    ("path", "current", "told"),
+    [
+        ("/p/%E2%82%AC", "http://[", "/p/%E2%82%AC?"),
+        ("/p/a%0d%0aX-Planted:%20yes", "", "/p/a%0d%0aX-Planted:%20yes?"),
+        ("/p/a%00b?q=1", "", "/p/a%00b?q=1"),
+    ],
+    ids=["no latin-1", "a line's end", "U+0000"],
+)
+def test_addresses_that_no_header_or_database_holds_are_not_found(
+    address: str, path: str, current: str, told: str
+) -> None:
+    answer = httpx.get(
+        f"http://127.0.0.1:{httpx.URL(address).port}{path}", headers={"hx-request": "true", "hx-current-url": current}
+    )
+    assert (answer.status_code, answer.headers["hx-push-url"]) == (404, told)
+    assert "x-planted" not in answer.headers
+
+
 def test_before_the_first_apply_it_says_what_to_run(tmp_path: Path) -> None:
     (tmp_path / "feature_store.yaml").write_text("project: new\n")
     with fs_catalog(tmp_path) as address:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
@@ -20,6 +20,7 @@ from featurestore_registry.catalog.site import Site
 from featurestore_registry.catalog.visitor import Visitor
 from featurestore_registry.errors import AuthError, RegistryError
 from featurestore_registry.interface import RegistryReader
+from featurestore_registry.records import is_storable
 
 logger = logging.getLogger("featurestore.registry")
 
@@ -66,8 +67,7 @@ class Catalog:
             return Response("This server answers under its own address alone.", 421, HEADERS, "text/plain")
         if scope["method"] not in ("GET", "HEAD"):
             return Response("The catalog is only read.", 405, {**HEADERS, "allow": "GET, HEAD"}, "text/plain")
-        # Not the decoded path: a name may hold a slash.
-        path = (scope.get("raw_path") or scope["path"].encode()).decode("ascii", "replace").partition("?")[0]
+        path = _path(scope)
         segments = tuple(unquote(part, errors="replace") for part in path.strip("/").split("/") if part)
         if len(path) > _MOST_PATH:
             segments = ("",)
@@ -115,7 +115,7 @@ class Catalog:
                 return RedirectResponse(project_address(seen[0]), 303, HEADERS)
             return projects(self._site, seen)
         found = None
-        if segments[0] == "p" and len(segments) > 1 and visitor.sees(segments[1]):
+        if segments[0] == "p" and len(segments) > 1 and is_storable(segments[1]) and visitor.sees(segments[1]):
             found = self._site.project(segments[1])
         if found is None:
             if segments[0] != "p":
@@ -154,9 +154,17 @@ def _as_typed(scope: Scope) -> dict[str, str]:
     sent = {name: value.decode("latin-1") for name, value in scope["headers"] if name.startswith(b"hx-")}
     if b"hx-request" not in sent:
         return {}
-    query = scope["query_string"].decode("ascii", "replace")
-    is_same = urlsplit(sent.get(b"hx-current-url", "")).path == scope["path"]
-    return {"hx-replace-url" if is_same else "hx-push-url": f"{scope['path']}?{query}"}
+    path, query = _path(scope), scope["query_string"].decode("ascii", "ignore")
+    try:
+        is_same = urlsplit(sent.get(b"hx-current-url", "")).path == path
+    except ValueError:  # no address
+        is_same = False
+    return {"hx-replace-url" if is_same else "hx-push-url": f"{path}?{query}"}
+
+
+def _path(scope: Scope) -> str:
+    """Return the path as it was asked for, with its escapes: a name may hold a slash, and no header a line's end."""
+    return str((scope.get("raw_path") or quote(scope["path"]).encode()).decode("ascii", "ignore").partition("?")[0])
 
 
 def _query(text: bytes) -> dict[str, list[str]]:
