@@ -59,6 +59,13 @@ def test_start_training_sets_and_publishing_are_measured_beside_their_floors(tmp
     assert len(rows_of(page, "Publish to Redis")) == 3
 
 
+@pytest.mark.slow(6)
+def test_the_catalogs_pages_and_its_search_are_measured(tmp_path: Path) -> None:
+    page = run_benchmarks(tmp_path, "catalog")
+    assert len(rows_of(page, "The catalog, search")) == 4
+    assert {"home", "/features", "/feature_view/wide", "/compare/1/21"} <= rows_of(page, "The catalog, pages").keys()
+
+
 @pytest.mark.slow(11)
 def test_growth_is_measured_beside_the_compacted_table(tmp_path: Path) -> None:
     page = run_benchmarks(tmp_path, "growth", "growth-events")

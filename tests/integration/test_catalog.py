@@ -341,6 +341,18 @@ def test_a_registry_that_is_away_is_said_plainly(registry: Registry) -> None:
 KINDS = ("run", "run_start", "watermark", "lease", "statistics", "edges", "consumer", "training_set")
 
 
+def test_a_page_that_cannot_be_made_says_so_and_no_more(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("featurestore_registry.catalog.site.activity_of", lambda *_: 1 // 0)
+    with serving_catalog(registry) as url:
+        answer = httpx.get(f"{url}/p/{PROJECT}")
+        assert httpx.get(f"{url}/p/{PROJECT}/revisions").status_code == 200
+    assert (answer.status_code, "could not be made" in answer.text) == (500, True)
+    assert "ZeroDivisionError" not in answer.text
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_documents_of_another_version_stop_no_page(tmp_path: Path) -> None:
     """Whatever stands in ledger and journal, pages say what can be said."""
     clock = ManualClock(0)
