@@ -16,6 +16,7 @@ from featurestore import Field
 from featurestore.errors import RegistryUnavailableError
 from featurestore.ledger.statistics import newest_statistics, read_edges, recent_statistics
 from featurestore.materialization import materialize, materialize_incremental, succeeded
+from featurestore.statistics import runs
 from featurestore.types import Int64, String
 from featurestore.workspace import Workspace
 
@@ -114,6 +115,31 @@ def test_runs_share_bins_until_too_many_values_lie_outside(workspace: Workspace)
         assert second.edges[9] < 1_000  # from the log, of which this run is a hundredth
         assert sum(found.in_bins[1:-1]) == 100
         assert bins_of(workspace, "note").version == 1
+
+
+def test_new_bins_hold_what_called_for_them(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "LOG_ROWS", 100)
+    monkeypatch.setattr(runs, "LOG_PARTS", 1)  # of three files the second, which has none of the new rows
+    with closing(workspace):
+        sales = [sale(n, n % 1_000) for n in range(10_100)]
+        ran(workspace, sales[:10_000])
+        ran(workspace, sales)
+        found = column(ran(workspace, [*sales, *(sale(20_000 + n, -n) for n in range(1, 101))]), "amount")
+        bins = bins_of(workspace)
+        assert (bins.version, bins.edges[0], len(bins.edges)) == (2, -100, 21)
+        assert (found.in_bins[0], found.in_bins[1]) == (0, 100)
+
+
+def test_rows_that_a_rebuild_writes_again_are_not_counted(workspace: Workspace) -> None:
+    with closing(workspace):
+        sales = [sale(n, n) for n in range(50)]
+        ran(workspace, sales)
+        write_sales(workspace.root / "sales.parquet", [*sales[:20], sale(99, 7), *sales[21:]])
+        (run,) = succeeded(materialize(workspace, day(0), day(2), rebuild=True, confirm=lambda *_: True))
+        assert (run.withdrawn, run.appended) == (1, 1)
+        found = newest_statistics(workspace.ledger, workspace.project, KEY)
+        assert found is not None
+        assert (found.run_id, found.rows, column(found, "amount").maximum) == (run.run_id, 1, 7)
 
 
 def test_bins_of_few_rows_are_provisional(workspace: Workspace) -> None:
