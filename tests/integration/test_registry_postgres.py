@@ -114,9 +114,13 @@ def test_a_registry_of_a_released_schema_is_upgraded_by_the_command(postgres_url
     assert upgrade_registry(postgres_url) == (tables.SCHEMA_VERSION, tables.SCHEMA_VERSION)
 
 
-def test_the_tables_are_what_the_migrations_make(postgres_url: str) -> None:
-    assert upgrade_registry(postgres_url) == (None, tables.SCHEMA_VERSION)
+@pytest.mark.parametrize("is_migrated", [False, True])
+def test_the_tables_are_what_the_migrations_make(postgres_url: str, is_migrated: bool) -> None:
     engine = sqlalchemy.create_engine(postgres_url.replace("postgresql:", "postgresql+psycopg:"))
+    if is_migrated:
+        with engine.begin() as connection:
+            command.upgrade(alembic_config(connection), "head")
+    assert upgrade_registry(postgres_url) == (tables.SCHEMA_VERSION if is_migrated else None, tables.SCHEMA_VERSION)
     with engine.connect() as connection:
         context = MigrationContext.configure(
             connection, opts={"version_table": tables.VERSION_TABLE, "compare_type": True}

@@ -1,20 +1,20 @@
-"""Bring a database to the schema of this version, or refuse it. Alembic is loaded only when there is work."""
+"""Bring a database to the schema of this version, or refuse it. Alembic is loaded only to upgrade an older one."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, column, inspect, select, table
+from sqlalchemy import Connection, inspect, select
 
 from featurestore_registry.errors import UPGRADE_HINT, RegistryFormatError, RegistryUnavailableError
-from featurestore_registry.sql.tables import EARLIER_VERSIONS, SCHEMA_VERSION, VERSION_TABLE
+from featurestore_registry.sql.tables import EARLIER_VERSIONS, SCHEMA_VERSION, VERSION_TABLE, create_all, stamp
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
     from featurestore_registry.sql.database import Database
 
-version_of_schema = select(table(VERSION_TABLE, column("version_num")).c.version_num)
+version_of_schema = select(stamp.c.version_num)
 
 
 def ensure_schema(database: Database, *, create: bool, upgrade: bool | None = None) -> None:
@@ -56,14 +56,18 @@ def alembic_config(connection: Connection) -> Config:
 
 
 def _upgrade(connection: Connection, database: Database, *, may_upgrade: bool) -> None:
+    # Read again under the lock: another process may have done the work meanwhile.
+    version = _schema_version(connection, database)
+    if version is None:
+        create_all(connection)
+    if version in (None, SCHEMA_VERSION):
+        return
     from alembic import command
     from alembic.script import ScriptDirectory
 
     config = alembic_config(connection)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    # Read again under the lock: another process may have done the work meanwhile.
-    version = _schema_version(connection, database)
-    if version is not None and version not in known:
+    if version not in known:
         raise RegistryFormatError(
             f"The registry {database.name} has the schema {version!r} of a newer version; "
             f"this one knows schemas up to {SCHEMA_VERSION!r}.",
@@ -72,7 +76,7 @@ def _upgrade(connection: Connection, database: Database, *, may_upgrade: bool) -
             schema=version,
             known=sorted(known),
         )
-    if version not in (None, SCHEMA_VERSION) and not may_upgrade:
+    if not may_upgrade:
         raise RegistryFormatError(
             f"The registry {database.name} has the schema {version!r}; this version needs {SCHEMA_VERSION!r}.",
             hint="Run `fs registry upgrade` with this version; programs of older versions then stop using it.",

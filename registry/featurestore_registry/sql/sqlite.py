@@ -19,7 +19,7 @@ from featurestore_registry.forks import ForkLock
 from featurestore_registry.records import Clock, system_clock
 from featurestore_registry.sql.database import Database
 from featurestore_registry.sql.schema import ensure_schema, missing, schema_of, version_of_schema
-from featurestore_registry.sql.tables import EARLIER_VERSIONS, SCHEMA_VERSION, VERSION_TABLE, metadata
+from featurestore_registry.sql.tables import EARLIER_VERSIONS, SCHEMA_VERSION, create_all
 
 _DAMAGED = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_FORMAT", "SQLITE_ERROR", "SQLITE_MISMATCH", "SQLITE_SCHEMA")
 """Codes about the file's content (SQLITE_ERROR: a table or column is missing)."""
@@ -70,8 +70,7 @@ def _filled(script: str) -> sqlite3.Connection:
 def _empty_script() -> str:
     """Return the SQL that makes `an_empty_registry`: SQLAlchemy takes ten times as long, at each read."""
     with _connected(partial(sqlite3.connect, ":memory:")) as connection:
-        metadata.create_all(connection)
-        connection.exec_driver_sql(f"CREATE TABLE {VERSION_TABLE} AS SELECT '{SCHEMA_VERSION}' AS version_num")
+        create_all(connection)
         made = connection.connection.driver_connection
         assert made is not None
         return "\n".join(made.iterdump())

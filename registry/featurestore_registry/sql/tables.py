@@ -5,10 +5,22 @@ Documents are canonical JSON text, so that every database returns exactly what w
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 SCHEMA_VERSION = "0002"
-"""The newest migration. A database stamped with it is opened without loading Alembic."""
+"""The newest migration. A new database is stamped with it, and one that is gets opened without loading Alembic."""
 
 EARLIER_VERSIONS = frozenset({"0001"})
 """Schemas that this version works on as they are, without a journal: a file that earlier programs use, too, is upgraded
@@ -110,3 +122,17 @@ journal = Table(
     Index("registry_journal_of_key", "project", "kind", "key", "sequence"),
     sqlite_autoincrement=True,  # a cursor is never given twice, whatever was forgotten
 )
+
+stamp = Table(
+    VERSION_TABLE,
+    MetaData(),  # Alembic's own
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"),
+)
+
+
+def create_all(connection: Connection) -> None:
+    """Make the tables and the stamp in an empty database, as all migrations would."""
+    metadata.create_all(connection, checkfirst=False)
+    stamp.create(connection)
+    connection.execute(stamp.insert().values(version_num=SCHEMA_VERSION))
