@@ -25,8 +25,8 @@ def newest_statistics(ledger: LedgerReader, project: str, key: str) -> Statistic
 
 def recent_statistics(ledger: LedgerReader, project: str, key: str, *, limit: int) -> list[StatisticsDocument]:
     """Return the statistics under a key, newest first."""
+    entries = ledger.scan(project, STATISTICS, key=key, limit=limit)
     with understood("statistics"):
-        entries = ledger.scan(project, STATISTICS, key=key, limit=limit)
         return [msgspec.convert(entry.document, StatisticsDocument) for entry in entries]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from featurestore_registry.documents import BinsDocument, ColumnStatistics, EdgesDocument, StatisticsDocument
 
 from featurestore.engine.profiles import Sample
-from featurestore.errors import LedgerConflictError
+from featurestore.errors import AuthError, LedgerConflictError
 from featurestore.ledger.statistics import newest_statistics, read_edges, write_edges, write_statistics
 from featurestore.statistics.bins import count_in, make_bins, must_be_made
 from featurestore.statistics.columns import Column, statistics_of, without_bins
@@ -175,8 +176,9 @@ def keep_statistics(
 
 def forget_statistics(workspace: Workspace, name: str) -> None:
     """Leave no statistics to a later set of a deleted one's name."""
-    if newest_statistics(workspace.ledger, workspace.project, set_key(name)) is not None:
-        write_statistics(workspace.ledger, workspace.project, set_key(name), StatisticsDocument(0, 0, 0, ()))
+    with suppress(AuthError):  # a registry's server of an earlier release keeps none
+        if newest_statistics(workspace.ledger, workspace.project, set_key(name)) is not None:
+            write_statistics(workspace.ledger, workspace.project, set_key(name), StatisticsDocument(0, 0, 0, ()))
 
 
 def statistics_of_set(workspace: Readers, name: str) -> StatisticsDocument | None:

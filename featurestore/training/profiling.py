@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from featurestore.definitions import FeatureView, Field
-from featurestore.errors import DamagedFileError, FeatureStoreError, TrainingSetError
+from featurestore.errors import AuthError, DamagedFileError, FeatureStoreError, TrainingSetError
 from featurestore.ledger.saved_sets import SavedSet, blob_of, kept_blobs, sample_of
 from featurestore.request.features import FeatureRequest, OutputColumn
 from featurestore.statistics.columns import PERSONAL, Column, is_personal
@@ -93,7 +93,10 @@ def keep_profile(workspace: Workspace, rows: JoinedRows, saved: SavedSet, profil
 def lacks_profile(workspace: Readers, saved: SavedSet) -> bool:
     """Tell whether a set has no statistics or no sample: an earlier release saved it, or the save was cut off."""
     kept = {blob.name for blob in kept_blobs(workspace).list() if blob.is_whole}
-    return sample_of(blob_of(saved.frame)) not in kept or statistics_of_set(workspace, saved.name) is None
+    try:
+        return sample_of(blob_of(saved.frame)) not in kept or statistics_of_set(workspace, saved.name) is None
+    except AuthError:  # a registry's server of an earlier release keeps none
+        return False
 
 
 def _code_hash(request: FeatureRequest) -> str:

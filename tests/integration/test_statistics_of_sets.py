@@ -13,12 +13,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from featurestore_registry.documents import ColumnStatistics
+from featurestore_registry.auth import Role, create_token
+from featurestore_registry.documents import EDGES, STATISTICS, ColumnStatistics
+from featurestore_registry.http import access
 from support.clock import ManualClock
 from support.materialized import INSTANT, day
+from support.registry_server import serving_registry
 
 from featurestore import Aggregation, Entity, FeatureStore, FeatureView, Field, ParquetSource, on_demand_feature_view
-from featurestore.errors import NotFoundError, TrainingSetError
+from featurestore.errors import AuthError, NotFoundError, TrainingSetError
 from featurestore.ledger.saved_sets import blob_of, kept_blobs, read_set, sample_of
 from featurestore.ledger.statistics import read_edges
 from featurestore.statistics import sets
@@ -204,6 +207,26 @@ def test_a_set_that_cannot_be_counted_is_saved_all_the_same(
         store.get_historical_features(frame(), FEATURES).save(name)
         assert f"training set {name} has no statistics: no more" in caplog.text
         assert store.get_training_set(name).to_arrow().num_rows == 300
+
+
+def test_a_server_of_an_earlier_release_that_keeps_no_statistics_stops_nothing(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        access, "LEDGER", {kind: needs for kind, needs in access.LEDGER.items() if kind not in (STATISTICS, EDGES)}
+    )
+    token, _ = create_token(store.workspace.ledger, None, Role.OPERATOR, expires_at_us=None, now_us=0)
+    with serving_registry(store.workspace.registry) as url:
+        monkeypatch.setenv("FS_REGISTRY", url)
+        monkeypatch.setenv("FS_REGISTRY_TOKEN", token)
+        with FeatureStore(store.root, clock=ManualClock(day(30))) as far:
+            for _ in range(2):
+                far.get_historical_features(frame(), FEATURES).save("first")
+            assert "Its server may be of an earlier version than this program" in caplog.text
+            with pytest.raises(AuthError, match="no entries of kind 'statistics'"):
+                _ = far.get_training_set("first").statistics
+            far.delete_training_set("first")
+    assert kept_blobs(store.workspace).list() == []
 
 
 def test_any_set_is_profiled(store: FeatureStore) -> None:
