@@ -283,12 +283,24 @@ def test_what_is_computed_when_it_is_read_is_counted_in_training_sets(local: htt
             each for each in rows_of(local, path) if f'/{name}"' in each and "<th" in each and "share" not in each
         ]
         assert 'class="bars small"' in row
+        (listed,) = [each for each in rows_of(local, "features") if f'/{name}"' in each]
+        assert '<td class="number">–' not in listed
         page = local.get(f"/p/{PROJECT}/feature/{path}/{name}").text
         assert f'of the training set <a href="/p/{PROJECT}/training_set/january">' in page
         assert 'class="bars' in page
     for name in ("last_rating", "city", "fare_mean_1h", "rating_by_km"):
         (row,) = [each for each in rows_of(local, "training_set/january") if f"<code>{name}</code></a>" in each]
         assert 'class="bars small"' in row
+
+
+def test_of_a_view_without_statistics_none_are_promised(local: httpx.Client) -> None:
+    for path, is_promised in (
+        ("feature_view/idle", False),
+        ("feature/feature_view/idle/unused", False),
+        ("feature_view/nightly", True),
+    ):
+        page = local.get(f"/p/{PROJECT}/{path}").text
+        assert ("left statistics" in page, "statistics=False" in page) == (is_promised, not is_promised)
 
 
 def rows_of(local: httpx.Client, path: str) -> list[str]:

@@ -67,6 +67,7 @@ def snippets(page: str) -> dict[str, str]:
         ("feature_service/plain", {"clicks": 7, "score": 0.5, "miles": 2475}),
         ("feature_service/model_v1", {"clicks": 7, "miles": 2475, "amount_per_click": 1.5 / 7}),
         ("on_demand_feature_view/spending", {"amount_per_click": 1.5 / 7}),
+        ("feature/on_demand_feature_view/spending/amount_per_click", {"amount_per_click": 1.5 / 7}),
     ],
 )
 def test_what_is_copied_from_a_page_works(
@@ -80,8 +81,11 @@ def test_what_is_copied_from_a_page_works(
         answer = variables["answer"].to_dict()  # type: ignore[attr-defined]
     assert {name: answer[name][0] for name in expected} == expected
     variables["store"].close()  # type: ignore[attr-defined]
-    assert "get_historical_features(" in found["training"]
-    assert "event_timestamp" in found["training"]
+    # Each is copied alone: the frame is all that somebody adds.
+    started, columns, last = re.split(r"# a row for each example: (.*), event_timestamp\n", found["training"])
+    assert found["python"].startswith(started)
+    assert all(f'"{column}": ' in found["python"] for column in columns.split(", "))
+    assert last.startswith("frame = ...\ntraining = store.get_historical_features(")
 
     command, *arguments = shlex.split(found["cli"].replace("\\\n", " "))
     assert command == "fs"

@@ -114,7 +114,7 @@ customer_profile = FeatureView(
     description="Who rides",
     owner="growth",
 )
-idle = FeatureView("idle", entities=[customer], source=trips, schema=[Field("unused", Int64)])
+idle = FeatureView("idle", entities=[customer], source=trips, schema=[Field("unused", Int64)], statistics=False)
 nightly = FeatureView("nightly", entities=[driver], source=trips, schema=[Field("night_trips", Int64)], owner=OWNER)
 legacy = FeatureView("legacy_scores", entities=[driver], source=trips, schema=[Field("score", Float64)], owner=OWNER)
 STATS = driver_stats(ttl=timedelta(days=2))

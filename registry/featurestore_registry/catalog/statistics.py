@@ -112,9 +112,17 @@ class Shares:
 
 
 def all_shares(ledger: LedgerReader, project: str) -> dict[tuple[str, str], Shares]:
-    """Return the newest figures by key (``{view}.{generation}``) and feature, of a whole project: one read."""
-    return {
-        (key, column.name): Shares(column.rows, column.nulls, column.distinct)
-        for key, document in read_all(ledger.scan(project, STATISTICS), StatisticsDocument).items()
-        for column in document.columns
-    }
+    """Return the newest figures by key (``{view}.{generation}``) and feature, of a whole project: one read.
+
+    Of features that no run counts, windowed and on-demand ones, those of the newest training set that holds them.
+    """
+    of_runs, of_sets = dict[tuple[str, str], Shares](), dict[tuple[str, str], Shares]()
+    documents = read_all(ledger.scan(project, STATISTICS), StatisticsDocument)
+    for key, document in sorted(documents.items(), key=lambda each: each[1].made_us):
+        for column in document.columns:
+            shares = Shares(column.rows, column.nulls, column.distinct)
+            if key.startswith(f"{TRAINING_SET}:"):
+                of_sets[feature_of(column)] = shares
+            else:
+                of_runs[key, column.name] = shares
+    return of_sets | of_runs

@@ -48,14 +48,12 @@ def usage(
     }
     wanted = f"--service {shlex.quote(service)}" if service else f"--features {shlex.quote(','.join(references))}"
     pairs = [f"--entity {shlex.quote(f'{name}={_plain(value)}')}" for name, value in {**values, **brought}.items()]
+    opened = 'from featurestore import FeatureStore\n\nstore = FeatureStore(".")\n'
     between = " \\\n  " if len(pairs) > 1 else " "
     return Usage(
-        python=(
-            'from featurestore import FeatureStore\n\nstore = FeatureStore(".")\n'
-            f"answer = store.get_online_features(\n    {asked},\n    [{{{row}}}],\n)\nanswer.to_dict()"
-        ),
+        python=f"{opened}answer = store.get_online_features(\n    {asked},\n    [{{{row}}}],\n)\nanswer.to_dict()",
         training=(
-            f"# a row for each example: {', '.join([*values, *brought, 'event_timestamp'])}\n"
+            f"{opened}# a row for each example: {', '.join([*values, *brought, 'event_timestamp'])}\n"
             "frame = ...\n"
             f"training = store.get_historical_features(\n    frame,\n    {asked},\n)\ntraining.to_pandas()"
         ),

@@ -7,7 +7,7 @@ from featurestore_registry.catalog.activity import generation_of
 from featurestore_registry.catalog.asking import Ask, NotThere
 from featurestore_registry.catalog.drawing import Line, histogram, line
 from featurestore_registry.catalog.frame import Page
-from featurestore_registry.catalog.pages.shared import about, join_keys
+from featurestore_registry.catalog.pages.shared import about, columns_of, join_keys, parts_read
 from featurestore_registry.catalog.project import ON_DEMAND, SERVICE, features_of
 from featurestore_registry.catalog.reading import facts
 from featurestore_registry.catalog.statistics import MOST_RUNS, Profile, column_of, in_training_sets, profile_of
@@ -30,14 +30,16 @@ def feature(ask: Ask, kind: str, view: str, name: str) -> Page:
     found = next((each for each in features if each.name == name), None)
     if found is None:
         raise NotThere("feature", name, [each.name for each in features], (ask.at(kind, view), view))
-    keys = join_keys(ask, record)
+    keys, brought = join_keys(ask, record), dict[str, str]()
+    if record.kind == ON_DEMAND:
+        keys, brought = columns_of(ask, parts_read(ask, record.document, "inputs"))
     windows, ticks = windows_of(record)
     return Page(
         "feature.html",
         {
             **about(ask, record),
             "feature": found,
-            "usage": usage([found.reference], "", keys),
+            "usage": usage([found.reference], "", keys, brought),
             "window": next((row for row in windows if row.field.name == name), None),
             "ticks": ticks,
             "services": [each for each in ask.project.of_kind(SERVICE) if _reads(each, record, name)],
