@@ -8,7 +8,16 @@ from typing import NamedTuple
 from featurestore_registry.auth import Role
 from featurestore_registry.catalog.asking import Ask
 from featurestore_registry.catalog.frame import Page
-from featurestore_registry.catalog.pages import changes, definitions, features, home, ledgered, listing, searching
+from featurestore_registry.catalog.pages import (
+    changes,
+    definitions,
+    features,
+    home,
+    ledgered,
+    lineage,
+    listing,
+    searching,
+)
 
 
 class Route(NamedTuple):
@@ -33,6 +42,7 @@ ROUTES: tuple[Route, ...] = (
     Route("search", searching.search),
     Route("features", listing.features),
     Route("feature/*/*/*", features.feature),
+    Route("lineage", lineage.lineage),
     Route("training_set", ledgered.training_set_list),
     Route("training_set/*", ledgered.training_set),
     Route("consumer", ledgered.consumer_list),

@@ -16,6 +16,7 @@ from featurestore_registry.catalog.search import Index, entries_of
 from featurestore_registry.catalog.statistics import Shares, all_shares
 from featurestore_registry.catalog.words import to_us
 from featurestore_registry.interface import RegistryReader
+from featurestore_registry.lineage.graph import Graph
 from featurestore_registry.records import State
 
 MOST_PROJECTS = 16
@@ -66,6 +67,7 @@ class Site:
         self._histories = Newest[History]()
         self._activities = Newest[Mapping[str, ViewActivity]]()
         self._named = Newest[Named](most=4)
+        self._lineages = Newest[Graph](most=4)
         self._shares = Newest[Mapping[tuple[str, str], Shares]](most=4)
         self._summaries = Newest[Summary](most=MOST_SUMMARIES)
 
@@ -122,6 +124,19 @@ class Site:
     def named(self, project: Project, state: State) -> Named:
         """Return the saved training sets and the consumers."""
         return self._named.get(project.name, state.ledger, lambda _: read_named(self.registry.ledger, project.name))
+
+    def lineage(self, project: Project, state: State) -> Graph:
+        """Return what everything comes from, and who uses it."""
+
+        def make(_: Graph | None) -> Graph:
+            named = self.named(project, state)
+            return Graph(
+                project.records.values(),
+                training_sets={found.name: found.document.references for found in named.sets},
+                consumers={consumer.name: consumer.services for consumer in named.consumers},
+            )
+
+        return self._lineages.get(project.name, (project.head, state.ledger), make)
 
     def shares(self, project: Project, state: State) -> Mapping[tuple[str, str], Shares]:
         """Return the figures of all features, for who may read statistics."""

@@ -24,6 +24,7 @@ _KINDS = {
     "training_set": ("training set", "training sets"),
     "consumer": ("consumer", "consumers"),
     "feature": ("feature", "features"),
+    "column": ("column", "columns"),
 }
 
 

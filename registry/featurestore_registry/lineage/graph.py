@@ -7,6 +7,7 @@ rows the view has, or their keys and times, and so may change any of its feature
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -82,6 +83,7 @@ class Graph:
     ) -> None:
         """``training_sets`` are the references of each by its name, ``consumers`` the services that each reads."""
         self._definitions = Definitions(records, training_sets or {}, consumers or {})
+        self._lock = threading.RLock()  # what is looked at is kept
         self._into: dict[str, list[LineageEdge]] = {}
         self._out_of: dict[str, dict[str, list[LineageEdge]]] = {}
 
@@ -112,6 +114,10 @@ class Graph:
         ``view``, ``view:feature`` or ``view.feature``, ``source``, ``source.column``, a service, an entity, and where
         several kinds share a name ``kind:name``, such as ``training_set:NAME``.
         """
+        with self._lock:
+            return self._find(name)
+
+    def _find(self, name: str) -> str:
         known = self._definitions
         if (found := known.objects_called(name)) and len(found) == 1:
             return found[0]
@@ -137,7 +143,10 @@ class Graph:
 
         With ``columns`` the columns of objects, too; where a column is asked for they always are.
         """
-        given = list(dict.fromkeys(starts))
+        with self._lock:
+            return self._lineage(list(dict.fromkeys(starts)), up, down, columns)
+
+    def _lineage(self, given: list[str], up: int | None, down: int | None, columns: bool) -> Lineage:
         columns = columns or any(_split(key)[1] for key in given)
         begin = list(given)
         if columns:

@@ -77,7 +77,8 @@ class Definitions:
                     features = reference.get("features") or self.columns(key)
                 else:
                     key, features = f"{VIEW}:{reference['view']}", reference["features"]
-                    called = f"{reference['name']} {sorted(reference['join_keys'].items())}"
+                    keys = sorted(dict(reference.get("join_keys") or {}).items())
+                    called = f"{reference.get('name', reference['view'])} {keys}"
                 found.append((key, tuple(str(each).lower() for each in features), called))
             except _UNREADABLE:
                 continue
