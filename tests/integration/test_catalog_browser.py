@@ -85,7 +85,7 @@ PAGES = (
             "source/trips", "push_source/trips_live", "feature/feature_view/driver_stats/last_rating",
             "feature/feature_view/driver_stats/city", "training_set", "training_set/january", "consumer",
             "consumer/eta_model", "revisions", "revision/2", "compare/1/3", "history/feature_view/driver_stats",
-            "audit",
+            "audit", "lineage", "lineage?of=driver_stats", "lineage?of=trips&down=9&columns=1",
         )
     ),
     "/",
@@ -151,6 +151,36 @@ def test_from_home_to_a_diff_by_links(opened: Open) -> None:
     page.get_by_role("link", name="Compare with the newest").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("From revision 2 to 3")
     expect(page.get_by_role("main")).to_contain_text("legacy_scores")
+
+
+def test_lineage_is_followed_step_by_step_by_keyboard_and_by_mouse(opened: Open) -> None:
+    page = opened(f"/p/{PROJECT}/feature_view/driver_stats")
+    page.get_by_role("main").get_by_role("link", name="Lineage").click()
+    drawing = page.locator("svg.lineage").first
+    boxes = drawing.locator("a text:not(.under)")
+    expect(boxes).to_have_text(
+        ["driver", "trips", "driver_stats", "ride_facts", "ride_eta_v1", "ride_eta_v2", "january"]
+    )
+    page.get_by_role("link", name="more downstream").click()
+    expect(boxes).to_have_count(8)
+    expect(boxes.last).to_have_text("eta_model")
+    expect(page.get_by_text("Nothing more downstream")).to_be_visible()
+    page.get_by_role("link", name="Show columns").click()
+    expect(drawing.locator("a", has_text="last_rating").first).to_be_visible()
+    assert drawing.locator("path.copied").count() >= 1
+    assert drawing.locator("path.influences").count() >= 1
+    assert drawing.locator("path.rows").count() >= 1
+    # The table says what the drawing shows.
+    expect(page.locator("tr", has_text="trips.city")).to_contain_text("is copied to")
+    expect(page.locator("tr", has_text="trips.rating").first).to_contain_text("influences")
+    drawing.locator("a").first.focus()
+    page.keyboard.press("Tab")
+    focused = page.locator("svg.lineage a:focus")
+    expect(focused).to_have_count(1)
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(r"/lineage\?of=[^&]*$"))
+    page.locator("svg.lineage a.here").click()
+    expect(page.locator("svg.lineage")).to_have_count(0)  # what is asked for leads to its own page
 
 
 def test_what_is_shown_first_can_be_copied(opened: Open) -> None:
