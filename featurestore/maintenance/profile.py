@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from featurestore_registry.lineage.columns import trace
 
 from featurestore.definitions import (
     Definition,
@@ -17,18 +22,25 @@ from featurestore.definitions import (
     ParquetSource,
     PushSource,
 )
+from featurestore.definitions.sql import read_tables
 from featurestore.engine.interface import Span, StageRequest
-from featurestore.errors import FeatureStoreError, InputError, NotFoundError, did_you_mean
+from featurestore.errors import FeatureStoreError, InputError, NotFoundError, SourceFileError, did_you_mean
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.request.select import is_sql, select
-from featurestore.statistics.columns import Column, of_view
+from featurestore.statistics.columns import Column, is_personal, of_view
 from featurestore.statistics.profile import Profile, Profiles, profile
+from featurestore.tables import as_arrow, read_table
 from featurestore.types import ValueType
 from featurestore.types.arrow import value_type_of
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT
 from featurestore.workspace import Readers
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _FILE = re.compile(r"[/\\*?\[]|\.parquet$")
+_NOT_PARQUET = {".csv": "csv", ".json": "json", ".feather": "feather", ".orc": "orc", ".xlsx": "excel"}
+"""Endings of files that pandas reads, and the name that it has for each."""
 
 
 def profile_named(
@@ -49,12 +61,16 @@ def profile_named(
     if name in services and not isinstance(what, Path | FeatureView):
         read = dict.fromkeys(found for found in _views(services[name]))
         return Profiles(look(views[each]) for each in read)
-    if isinstance(what, Path) or _FILE.search(name) or Path(name).exists():
+    if isinstance(what, Path) or _FILE.search(name) or _is_there(name):
         return profile_file(workspace, name)
     others = {found.name: found for found in (*workspace.code, *snapshot.definitions.values())}
     if isinstance(other := others.get(name), ParquetSource | PushSource):
         return _profile_files(workspace, name, other.batch_source)
     raise _not_to_profile(name, other, [*views, *services])
+
+
+def _is_there(name: str) -> bool:
+    return bool(name) and os.path.exists(name)  # noqa: PTH110 - a path raises for a name that is too long
 
 
 def _not_to_profile(name: str, other: Definition | None, known: Sequence[str]) -> FeatureStoreError:
@@ -111,8 +127,27 @@ def profile_source(workspace: Readers, registered: RegisteredView) -> Profile:
         return profile(workspace.engine, f"the source of {view.name}", [*map(str, staged.paths)], of_view(view))
 
 
+def profile_frame(workspace: Readers, frame: Any) -> Profile:
+    """Profile a table of pandas, polars, Arrow or Python; raises InputError for anything else."""
+    import pyarrow as pa
+
+    columns = dict[str, pa.Array | pa.ChunkedArray]()
+    for name, values in read_table(frame, "what").columns.items():
+        try:
+            columns[str(name)] = as_arrow(values)
+        except ValueError as error:
+            raise InputError(f"Column {str(name)!r} of the frame mixes types: {error}.") from None
+    return _profile_table(workspace, "the frame", pa.table(columns))
+
+
 def profile_file(workspace: Readers, path: str) -> Profile:
     """Profile a Parquet file, a folder or a pattern of them; raises SourceFileError."""
+    reader = _NOT_PARQUET.get(Path(path).suffix.lower())
+    if reader is not None and not Path(path).is_dir():
+        raise SourceFileError(
+            f"{path} is no Parquet file.",
+            hint=f"Write it as one, or pass a frame in Python: `store.profile(pandas.read_{reader}({path!r}))`.",
+        )
     return _profile_files(workspace, path, ParquetSource("file", str(Path(path).absolute()), "event_timestamp"))
 
 
@@ -123,11 +158,31 @@ def _profile_files(workspace: Readers, name: str, source: ParquetSource) -> Prof
 
 
 def profile_sql(workspace: Readers, sql: str, snapshot: Snapshot) -> Profile:
-    """Profile the result of a SELECT over sources and views, as an entity frame takes it; raises EntityFrameError."""
+    """Profile the result of a SELECT over sources and views, as an entity frame takes it; raises EntityFrameError.
+
+    What it makes of a view's personal fields is hidden as they are.
+    """
     table = select(sql, workspace, snapshot, "the profile")
+    read = [snapshot.views[name].view for name in read_tables(sql) if name in snapshot.views]
+    personal = {(view.name, field.name.lower()) for view in read for field in view.stored if is_personal(field)}
+    hidden = set[str]()
+    if personal:
+        known = tuple((view.name, frozenset(field.name.lower() for field in view.stored)) for view in read)
+        traced = trace(sql, known, tuple(table.column_names)).columns
+        among = {view for view, _ in personal}
+        for name, origins in traced.items():
+            if any(
+                (o.source, o.column.lower()) in personal or (o.column == "*" and o.source in among) for o in origins
+            ):
+                hidden.add(name)
+    return _profile_table(workspace, "the query", table, hidden)
+
+
+def _profile_table(workspace: Readers, name: str, table: pa.Table, hidden: Collection[str] = ()) -> Profile:
     kinds = {field.name: value_type_of(field.type) for field in table.schema}
     known, unknown = _columns(kinds, {field.name: str(field.type) for field in table.schema})
-    return profile(workspace.engine, "the query", table, known, left_out=unknown)
+    columns = [replace(column, is_hidden=column.name in hidden) for column in known]
+    return profile(workspace.engine, name, table, columns, left_out=unknown)
 
 
 def _columns(

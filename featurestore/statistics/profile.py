@@ -36,7 +36,7 @@ class Drawing:
     """The drawing of one column."""
 
     rows: int
-    """Rows of the sample that have a value that counts."""
+    """Rows of the sample, with those that have no value."""
     bars: tuple[int, ...] = ()
     """Rows of the sample in intervals of equal width between the 1 % and the 99 % quantile; for few different numbers
     those of each; of texts and bools none, whose frequent values are in ``top``."""
@@ -137,7 +137,7 @@ def _column(column: Column, profiled: ProfiledColumns) -> tuple[ColumnStatistics
     made = statistics_of(column, profiled.rows, counted, totals_in(profiled, column, counted))
     if counted is None or column.is_hidden:
         return made, Drawing(0)
-    return made, Drawing(counted.held, _bars(counted))
+    return made, Drawing(profiled.sample.num_rows, _bars(counted))
 
 
 def _bars(counted: Counted) -> tuple[int, ...]:
@@ -156,6 +156,8 @@ def _bars(counted: Counted) -> tuple[int, ...]:
 
 def _texts(column: ColumnStatistics) -> tuple[str, ...]:
     nulls = "" if not column.nulls else _share(column.nulls, column.rows)
+    if column.not_finite:
+        nulls = ", ".join(filter(None, (nulls, f"{_share(column.not_finite, column.rows)} NaN/inf")))
     distinct = "" if column.distinct is None else f"{column.distinct:,}"
     median = column.quantiles[_MEDIAN] if column.quantiles else None
     shown = (column.minimum, median, column.maximum, column.mean)

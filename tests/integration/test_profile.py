@@ -116,6 +116,10 @@ def test_files_are_profiled_as_sources_read_them(store: FeatureStore, tmp_path: 
         ("driver_stat", NotFoundError, "'driver_stat'"),
         ("gone.parquet", SourceFileError, "gone.parquet"),
         ("features.py", SourceFileError, "features.py"),
+        ("", NotFoundError, "''"),
+        ("a" * 300, NotFoundError, "aaa"),
+        ("data/" + "a" * 300 + ".parquet", SourceFileError, "aaa"),
+        ("data/trips.csv", SourceFileError, "data/trips.csv is no Parquet file"),
         ("driver", InputError, "'driver' is of kind entity"),
         ("trip_length", InputError, "'trip_length' computes its features"),
         ("SELECT gone FROM driver_stats_source", EntityFrameError, "The SQL of the profile fails: .*gone"),
@@ -129,6 +133,39 @@ def test_what_cannot_be_profiled_is_told(
     monkeypatch.chdir(store.root)
     with pytest.raises(error, match=f"(?s){words}"):
         store.profile(what)
+
+
+def test_frames_are_profiled(store: FeatureStore) -> None:
+    frame = pd.DataFrame({"v": [1.0, None, 3.0], 7: ["x", "x", None]})
+    for given in (frame, pa.table({"v": frame["v"], "7": frame[7]}), {"v": [1.0, None, 3.0], "7": ["x", "x", None]}):
+        found = one(store.profile(given))
+        assert (found.name, found.rows, found["v"].nulls, found["v"].mean) == ("the frame", 3, 1, 2.0)
+        assert found["7"].top == (("x", 2),)
+    for wrong in (None, 5, pd.DataFrame({"v": [1, "x"]}, dtype=object)):
+        with pytest.raises(InputError):
+            store.profile(wrong)
+
+
+def test_a_query_hides_what_it_makes_of_personal_fields(store: FeatureStore, root: Path, tmp_path: Path) -> None:
+    with FeatureStore(shutil.copytree(root, tmp_path / "tour")) as made:
+        text = (made.root / "features.py").read_text()
+        told = 'Field("rating", Float64, tags={"personal": "true"}, '
+        (made.root / "features.py").write_text(text.replace('Field("rating", Float64, ', told))
+    with FeatureStore(made.root) as made:
+        made.apply()
+        made.materialize_incremental()
+        for sql, hidden in (
+            ("SELECT * FROM driver_stats", {"rating"}),
+            ("SELECT 2 * RATING AS doubled, trips FROM driver_stats AS d", {"doubled"}),
+            (
+                "WITH d AS (SELECT max(rating) AS m, trips FROM driver_stats GROUP BY trips) SELECT m, trips FROM d",
+                {"m"},
+            ),
+            ("SELECT rating, trips FROM driver_stats_source", set()),
+        ):
+            found = one(made.profile(sql))
+            assert {column.name for column in found.columns if column.is_hidden} == hidden
+            assert all(found[name].minimum is None and not found[name].top for name in hidden)
 
 
 def test_a_notebook_draws_it_without_scripts(store: FeatureStore) -> None:
@@ -154,6 +191,7 @@ def test_lines_say_what_a_column_holds(tmp_path: Path, store: FeatureStore) -> N
         "word": pa.array(["a\x1b[31m", "b", "b", None]),
         "nothing": pa.array([None] * 4, pa.float64()),
         "flag": pa.array([True, True, True, False]),
+        "hole": pa.array([None, float("nan"), float("inf"), 1.0]),
         "list": pa.array([[1], None, [], [2]]),
     }
     pq.write_table(pa.table(columns), tmp_path / "some.parquet")
@@ -161,7 +199,8 @@ def test_lines_say_what_a_column_holds(tmp_path: Path, store: FeatureStore) -> N
     assert lines["flat"] == ("flat", "Float64", "", "1", "1", "1", "1", "1", "█")
     assert lines["rise"][-1] == "▄█▄"
     assert lines["word"][2:4] == ("25.0 %", "2")
-    assert lines["word"][-1] == "b 66.7 %, a\x1b[31m 33.3 %"
+    assert lines["word"][-1] == "b 50.0 %, a\x1b[31m 25.0 %"  # as the catalog says it: of all rows
+    assert lines["hole"][2:4] == ("25.0 %, 50.0 % NaN/inf", "1")
     assert lines["nothing"][2:] == ("100.0 %", "0", "", "", "", "", "")
     assert lines["flag"][-1] == "true 75.0 %, false 25.0 %"
     assert lines["list"] == ("list", "Array(Int64)", "25.0 %", "", "", "", "", "", "")

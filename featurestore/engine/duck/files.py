@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
@@ -24,13 +25,12 @@ def find_files(root: Path, source: ParquetSource) -> tuple[SourceFile, ...]:
         raise SourceError(
             f"Source {source.name!r}: {source.path} is not a local path.", hint="Object stores cannot be read yet."
         )
-    path = root / source.path
-    if path.is_file():
-        found = [path]
-    else:
-        base, pattern = _place(root, source)
-        names = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-        found = [base / name for name in names if not _is_hidden(name, pattern) and (base / name).is_file()]
+    try:
+        found = _found(root, source)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        found = []
     if not found:
         raise SourceFileError(
             f"Source {source.name!r}: {source.path} matches no Parquet file below {root}.",
@@ -39,6 +39,15 @@ def find_files(root: Path, source: ParquetSource) -> tuple[SourceFile, ...]:
             path=source.path,
         )
     return tuple(sorted((_source_file(root, path) for path in found), key=lambda file: file.path))
+
+
+def _found(root: Path, source: ParquetSource) -> list[Path]:
+    path = root / source.path
+    if path.is_file():
+        return [path]
+    base, pattern = _place(root, source)
+    names = glob.glob(pattern, root_dir=base, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    return [base / name for name in names if not _is_hidden(name, pattern) and (base / name).is_file()]
 
 
 def would_read(root: Path, source: ParquetSource, path: Path) -> bool:
