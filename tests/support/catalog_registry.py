@@ -367,6 +367,9 @@ def fill_hostile(registry: Registry) -> None:
     ledger.append(HOSTILE, WATERMARK, f"{HTML}.1", {"intervals": HTML})
     column = ColumnStatistics(HTML, HTML, rows=3, distinct=1, minimum=HTML, maximum=HTML, top=((HTML, 3),))
     ledger.append(HOSTILE, STATISTICS, f"{HTML}.1", asdict(StatisticsDocument(1, 3, 3, (column,), HTML, HTML, HTML)))
+    told = StatisticsDocument(1, 3, 3, (replace(column, distinct=10**400, mean=1.0),))
+    ledger.append(HOSTILE, STATISTICS, f"{HTML}.1", asdict(told))  # what no float holds
+    ledger.append(HOSTILE, RUN, HTML, asdict(replace(run(HTML, 2, 1), appended=10**400)))
     add_consumer(ledger, HOSTILE, Consumer(HTML, (HTML,), HTML, HTML))
     made = saved_set(HTML)
     certificate = {**made.certificate, "features": [HTML], "on_demand": {HTML: HTML}, "certified_at": HTML}

@@ -20,9 +20,11 @@ def read(entry: LedgerEntry | JournalEntry | None, kind: type[Made], part: Docum
     """Return an entry's document, or a part of it; None, with a line in the log, where it has another form."""
     if entry is None:
         return None
+    found = entry.document if part is None else part
     try:
-        return msgspec.convert(entry.document if part is None else part, kind)
-    except (TypeError, ValueError, RecursionError) as error:
+        msgspec.msgpack.encode(found)  # fails for integers of more than 64 bits, which no float holds on a page
+        return msgspec.convert(found, kind)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         logger.info("the catalog leaves out %s %r of project %r: %s", entry.kind, entry.key, entry.project, error)
         return None
 
