@@ -190,6 +190,17 @@ def test_a_histogram_shows_rows_by_width_and_single_values_where_they_are() -> N
     assert histogram(column, None, width=24, height=10) is None
 
 
+def test_a_histogram_of_few_values_that_are_all_known_spreads_none() -> None:
+    bins = BinsDocument(points=(0.0,), edges=(3.0, 50.0, 500.0), rows=1)
+    column = ColumnStatistics(
+        "c", "Float64", rows=500, distinct=2, bins=1, at_points=(250,), in_bins=(0, 0, 250, 0),
+        quantiles=(0.0,) * 4 + (500.0,) * 3, top=((0.0, 250), (500.0, 250)),
+    )  # fmt: skip
+    drawn = histogram(column, bins, width=BARS, height=100)
+    assert drawn is not None
+    assert (drawn.path, areas(drawn.points)) == ("", [(0.0, 100.0), (BARS - 1.0, 100.0)])
+
+
 @pytest.mark.parametrize(
     ("points", "edges", "quantiles"),
     [

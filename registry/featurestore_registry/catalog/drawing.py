@@ -58,19 +58,21 @@ def histogram(column: ColumnStatistics, bins: BinsDocument | None, *, width: int
         return None
     if len(bins.edges) < 2:
         return _named_bars(column, bins, width, height)
-    places = [value for value in map(_place, bins.points) if value is not None]
-    low, high = _range(column, bins, places)
+    pairs = zip(bins.points, column.at_points, strict=True) if len(bins.points) == len(column.at_points) else ()
+    single, in_bins = [(place, count) for each, count in pairs if (place := _place(each)) is not None], column.in_bins
+    if column.distinct is not None and 1 < column.distinct <= len(column.top):  # all are known: none is spread
+        single, in_bins = [(place, count) for each, count in column.top if (place := _place(each)) is not None], ()
+    low, high = _range(column, bins, [place for place, _ in single])
     step = (high - low) / BARS
     spread, points = [0.0] * BARS, [0.0] * BARS
-    for (start, end), count in zip(pairwise(bins.edges), column.in_bins[1:-1], strict=True):
+    for (start, end), count in zip(pairwise(bins.edges), in_bins[1:-1], strict=False):
         for at in range(BARS):
             overlap = min(end, low + (at + 1) * step) - max(start, low + at * step)
             if overlap > 0 and end > start:
                 spread[at] += count * overlap / (end - start)
-    if len(places) == len(column.at_points):
-        for place, count in zip(places, column.at_points, strict=True):
-            if low <= place <= high:
-                points[min(int((place - low) / step), BARS - 1)] += count
+    for place, count in single:
+        if low <= place <= high:
+            points[min(int((place - low) / step), BARS - 1)] += count
     most = max(a + b for a, b in zip(spread, points, strict=True)) or 1.0
     show = _as_time if column.type in _TIMES else number
     return Bars(
