@@ -62,9 +62,23 @@ def _widths(heads: Sequence[str], cells: Cells, available: int | None) -> list[i
 def _print_table(
     console: Console, heads: Sequence[str], cells: Cells, widths: Sequence[int], right: Sequence[str]
 ) -> None:
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
+    if all(
+        cell_len(cell) <= width and "\n" not in cell
+        for row in (heads, *cells)
+        for cell, width in zip(row, widths, strict=True)
+    ):
+        # Nothing to wrap, and thousands of rows may follow: a table of rich takes a millisecond for each.
+        lines = [
+            _line(row, [width - cell_len(cell) for cell, width in zip(row, widths, strict=True)], heads, right)
+            for row in (heads, *cells)
+        ]
+        console.print(Text(lines[0], style="bold"), soft_wrap=True)
+        console.out("\n".join(lines[1:]), highlight=False)
+        return
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name, width in zip(heads, widths, strict=True):
         made.add_column(name, justify="right" if name in right else "left", width=width)
@@ -73,6 +87,12 @@ def _print_table(
     if not console.is_terminal:
         console.width = max(console.width, sum(widths) + _GAP * len(widths))
     console.print(made)
+
+
+def _line(row: Sequence[str], blanks: Sequence[int], heads: Sequence[str], right: Sequence[str]) -> str:
+    parts = zip(row, blanks, heads, strict=True)
+    padded = (" " * count + cell if head in right else cell + " " * count for cell, count, head in parts)
+    return (" " * _GAP).join(padded).rstrip()
 
 
 def _print_stacked(console: Console, heads: Sequence[str], cells: Cells) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from featurestore_registry.documents import DELETED, STATISTICS, TRAINING_SET, WATERMARK
+from featurestore_registry.documents import STATISTICS, TRAINING_SET, WATERMARK
 
 from featurestore.definitions import FeatureView, OnDemandFeatureView
 from featurestore.errors import AuthError
@@ -50,9 +50,8 @@ def list_features(workspace: Readers) -> list[ListedFeature]:
     documents: dict[str, Mapping[str, Any]] = {}
     with suppress(AuthError):  # statistics are not for every role
         documents = {entry.key: entry.document for entry in ledger.scan(project, STATISTICS)}
-    sets = {entry.key: entry.document for entry in ledger.scan(project, TRAINING_SET) if entry.document not in DELETED}
     with understood("statistics"):
-        shares, in_sets = _shares(documents), _in_training_sets(documents, sets)
+        shares, in_sets = _shares(documents), _in_training_sets(documents)
     fresh = {name: newest_us.get(view.ledger_key) for name, view in snapshot.views.items()}
     readers = _readers(snapshot)
     found = []
@@ -60,7 +59,7 @@ def list_features(workspace: Readers) -> list[ListedFeature]:
     for view in (*views, *snapshot.on_demand.values()):
         is_online, newest, key = _state(snapshot, view, fresh)
         for field in view.features:
-            share = shares.get((key, field.name), in_sets.get((view.name, field.name)))
+            share = shares.get((key, field.name), in_sets.get((key, field.name)))
             found.append(
                 ListedFeature(
                     f"{view.name}:{field.name}",
@@ -112,17 +111,13 @@ def _shares(documents: Mapping[str, Mapping[str, Any]]) -> Shares:
     }
 
 
-def _in_training_sets(documents: Mapping[str, Mapping[str, Any]], sets: Mapping[str, Mapping[str, Any]]) -> Shares:
-    """Return the shares in the newest saved training set that has a feature, by view and feature."""
+def _in_training_sets(documents: Mapping[str, Mapping[str, Any]]) -> Shares:
+    """Return the shares in the newest saved training set that has a feature, under whatever name."""
+    sets = [document for key, document in documents.items() if key.startswith(f"{TRAINING_SET}:")]
     found: Shares = {}
-    made = ((documents.get(f"{TRAINING_SET}:{name}"), saved) for name, saved in sets.items())
-    known = [(document, saved) for document, saved in made if document is not None]
-    for document, saved in sorted(known, key=lambda pair: int(pair[0]["made_us"])):
-        columns = {name: share for (_, name), share in _shares({"": document}).items()}
-        for reference in saved["references"]:
-            view = reference.get("view") or reference["on_demand"]
-            for feature in reference["features"]:
-                for output in (feature, f"{reference.get('name', view)}__{feature}"):
-                    if output in columns:
-                        found[view, feature] = columns[output]
+    for document in sorted(sets, key=lambda document: int(document["made_us"])):
+        for column in document["columns"]:
+            key, _, name = column.get("feature", "").rpartition(":")
+            if column["rows"]:
+                found[key, name] = column["nulls"] / column["rows"]
     return found

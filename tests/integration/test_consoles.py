@@ -43,6 +43,11 @@ RUNS = [
     ["plan"],
     ["materialize"],
     ["list"],
+    ["list", "features"],
+    ["lineage", "stats", "--columns"],
+    ["lineage", NAMES],
+    ["profile", "rides.parquet"],
+    ["catalog", "--port", NAMES],
     ["show", "driver"],
     ["show", "stats"],
     ["show", NAMES],
@@ -139,9 +144,9 @@ def test_json_is_the_same_on_every_console(repo: Path, run: Run, encoding: str) 
 
 
 def expected_code(arguments: list[str]) -> int:
-    if arguments == [NAMES] or f"{NAMES}=1" in arguments:
+    if arguments == [NAMES] or f"{NAMES}=1" in arguments or arguments[0] == "catalog":
         return 2
-    is_unknown = arguments[0] in ("show", "peek", "push", "promote") and arguments[1] == NAMES
+    is_unknown = arguments[0] in ("show", "lineage", "peek", "push", "promote") and arguments[1] == NAMES
     needs_more = arguments[0] in ("serve", "teardown", "policy", *NEED_A_SERVER)
     return 1 if is_unknown or needs_more or f"{NAMES}/x.parquet" in arguments else 0
 

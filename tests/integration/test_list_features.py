@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from featurestore_registry.documents import ColumnStatistics, StatisticsDocument
-from support.small_project import carrier_profile, origin_weather, small_project
+from support.small_project import carrier_profile, small_project
 
-from featurestore.ledger.saved_sets import SavedFrame, SavedSet, add_set
 from featurestore.ledger.watermarks import Watermark, write_watermark
 from featurestore.maintenance.features import list_features
-from featurestore.registered.records import selection_document
 
 
 def statistics(made_us: int, **nulls: int) -> dict[str, Any]:
@@ -28,14 +26,14 @@ def test_what_runs_and_training_sets_tell(tmp_path: Path) -> None:
     ledger.append("shop", "statistics", "carrier_profile.1", statistics(2, last_delay=2, flights=0))
     ledger.append("shop", "statistics", "airport_weather.2", statistics(3, temp=4))  # of another generation
     for name, made_us, nulls in (("b", 5, 6), ("a", 4, 1)):
-        references = (
-            selection_document(origin_weather),
-            {"on_demand": "delay_now", "features": ["scaled_delay", "hour"]},
-        )
-        frame = SavedFrame("pandas", "f", "s", "event_timestamp")
-        add_set(ledger, "shop", SavedSet(name, 1, references, True, (), frame, "", {}))
-        columns = {"origin_weather__temp": nulls, "delay_now__hour": nulls}
-        ledger.append("shop", "statistics", f"training_set:{name}", statistics(made_us, **columns))
+        read = {
+            "origin_weather__temp": "airport_weather.1:temp",
+            "hour": "delay_now.0:hour",
+            "old": "route_stats.7:distance",
+        }
+        document = statistics(made_us, **dict.fromkeys(read, nulls))
+        document["columns"] = [{**column, "feature": read[column["name"]]} for column in document["columns"]]
+        ledger.append("shop", "statistics", f"training_set:{name}", document)
     registered = workspace.snapshot().registered("carrier_profile")
     write_watermark(ledger, registered, Watermark(greatest_event_us=7_000_000))
 
@@ -69,4 +67,4 @@ def test_the_registry_is_read_once_for_all_views(tmp_path: Path) -> None:
 
     workspace.ledger.scan = noted  # type: ignore[method-assign]
     list_features(workspace)
-    assert sorted(read) == ["statistics", "training_set", "watermark"]
+    assert sorted(read) == ["statistics", "watermark"]

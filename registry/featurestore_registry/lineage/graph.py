@@ -133,7 +133,9 @@ class Graph:
         if owner:
             hint = did_you_mean(column, known.columns_of(owner))
             raise RecordNotFoundError(f"{owner!r} has no column or feature {column!r}.", hint=hint, name=name)
-        hint = did_you_mean(name, known.features_called(name) or known.names())
+        hint, features = did_you_mean(name, known.names()), known.features_like(name)
+        if features and not hint.startswith("Did"):
+            hint = f"Did you mean {' or '.join(map(repr, features[:3]))}?"
         raise RecordNotFoundError(f"Nothing is called {name!r}.", hint=hint, name=name)
 
     def lineage(

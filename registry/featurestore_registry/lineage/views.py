@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -153,15 +154,18 @@ class Definitions:
         known = self.columns(key)
         return column.lower() in known or ("*" in known and key.partition(":")[0] in (SOURCE, PUSH))
 
-    def features_called(self, name: str) -> list[str]:
-        """Return the features of a name, each with its view."""
-        views = (key for key in self._objects if self.is_view(key) and name.lower() in self.columns(key))
-        return [f"{key.partition(':')[2]}:{name}" for key in views]
-
     def names(self) -> list[str]:
-        """Return the names of all objects and features."""
-        views = (key for key in self._objects if self.is_view(key))
-        return [*self._by_name, *(self.spelled(key, column) for key in views for column in self.columns(key))]
+        """Return the names of all objects."""
+        return list(self._by_name)
+
+    def features_like(self, name: str) -> list[str]:
+        """Return the features of a name, or of the closest, each with its view."""
+        found: dict[str, list[str]] = {}
+        for key in self._objects:
+            for column in self.columns(key) if self.is_view(key) else ():
+                found.setdefault(column, []).append(f"{key.partition(':')[2]}:{self.spelled(key, column)}")
+        close = [name.lower()] if name.lower() in found else get_close_matches(name.lower(), found, n=1)
+        return [feature for column in close for feature in found[column]]
 
     def columns_of(self, name: str) -> list[str]:
         """Return what the columns of the objects of a name are called."""
