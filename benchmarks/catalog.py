@@ -172,7 +172,7 @@ def _pages(registry: Registry, views: int, requests: int) -> Section:
             "", f"/search?q={QUERY}", "/search", "/features", "/features?sort=nulls&order=desc&page=7", "/feature_view",
             f"/feature_view/{first}", f"/feature/feature_view/{first}/{WORDS[0]}_0_0", "/feature_view/wide",
             "/feature/feature_view/wide/w7", "/feature_service/model_0", "/entity/driver", "/source/trips",
-            "/revisions",
+            "/lineage?of=source:trips&down=3", "/lineage?of=model_0&up=3&columns=1", "/revisions",
             "/revision/21", "/compare/1/21", f"/history/feature_view/{first}", "/training_set", "/consumer", "/audit",
         ):  # fmt: skip
             answer = client.get(path)
