@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from featurestore.definitions import Definition, FeatureSelection, FeatureService, FeatureView, PushSource
+from featurestore.definitions import Definition, FeatureSelection, FeatureView, PushSource
 from featurestore.definitions.base import check_object_name
 from featurestore.errors import InputError
 from featurestore.project.loader import collect, load_definitions
@@ -325,21 +325,16 @@ class FeatureStore:
         look = peek_dropped if dropped else peek
         return look(self.workspace, self.workspace.snapshot().registered(name), rows)
 
-    def profile(
-        self, what: str | FeatureView | FeatureService | Path | Any, *, source: bool = False
-    ) -> Profile | Profiles:
+    def profile(self, what: Any, *, source: bool = False) -> Profile | Profiles:
         """Return what the columns of a view, service, file, query or frame hold, drawn: counts, quantiles, values.
 
         A view is profiled as its offline table has it, every version of a row; with ``source`` the rows that a first
         run of it would bring, by the definition in the feature repo or the object: nothing need be applied. A service
         gives a profile for each of its views. A path or pattern names Parquet files, and a SELECT reads views and
-        sources by name; a frame is one of pandas, polars or Arrow. Raises NotFoundError, InputError, SourceError,
-        EntityFrameError.
+        sources by name; a frame is one of pandas, polars or Arrow. Raises NotFoundError, InputError, SourceError.
         """
-        from featurestore.maintenance.profile import profile_frame, profile_named
+        from featurestore.maintenance.profile import profile_named
 
-        if not isinstance(what, str | Path | Definition):
-            return profile_frame(self.workspace, what)
         if isinstance(what, Definition) and not source:
             check_as_applied(self.workspace.snapshot(), what)
         snapshot = self._as_if_applied([what]) if source else self.workspace.snapshot()

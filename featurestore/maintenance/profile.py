@@ -43,13 +43,13 @@ _NOT_PARQUET = {".csv": "csv", ".json": "json", ".feather": "feather", ".orc": "
 """Endings of files that pandas reads, and the name that it has for each."""
 
 
-def profile_named(
-    workspace: Readers, what: str | Path | FeatureView | FeatureService, snapshot: Snapshot, *, source: bool
-) -> Profile | Profiles:
-    """Profile a query, a view or a service of a snapshot, or files; with ``source`` what a first run would bring.
+def profile_named(workspace: Readers, what: Any, snapshot: Snapshot, *, source: bool) -> Profile | Profiles:
+    """Profile a query, a view or service of a snapshot, files or a frame; with ``source`` what a first run would bring.
 
     Raises NotFoundError with the closest name.
     """
+    if not isinstance(what, str | Path | Definition):
+        return profile_frame(workspace, what)
     if isinstance(what, str) and is_sql(what):
         return profile_sql(workspace, what, snapshot)
     name = what.name if isinstance(what, FeatureView | FeatureService) else str(what)
