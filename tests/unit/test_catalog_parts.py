@@ -130,6 +130,27 @@ def test_a_history_that_grows_is_the_one_that_is_read_whole(tmp_path: Any) -> No
                 assert all(t.before == u.after for n in told for t, u in pairs(known.of(f"view:{n}")))
 
 
+def test_a_history_keeps_few_fields_of_large_definitions_and_reads_no_more(tmp_path: Any) -> None:
+    fields = tuple(RecordField(f"f{number}", "Int64") for number in range(2_000))
+    with open_registry(f"sqlite:///{tmp_path}/registry.db") as registry:
+        head = ""
+        for number in range(30):
+            record = Record("feature_view", "p", "wide", {"n": number}, str(number), fields)
+            head = registry.definitions.apply(
+                "p", head, [Change("put", record.kind, record.name, record)], author="", message="", commit=""
+            ).head
+        asked, read = list[int](), registry.definitions.history
+
+        class Counting:
+            def history(self, project: str, *, limit: int) -> list[Any]:
+                asked.append(limit)
+                return read(project, limit=limit)
+
+        made = read_history(Counting(), "p", registry.definitions.chain("p").hashes, None)  # type: ignore[arg-type]
+    assert [apply.number for apply in made.applies] == [*range(30, 21, -1)]
+    assert (made.is_whole, len(made.of("feature_view:wide")), asked) == (False, 9, [10])
+
+
 def pairs(touches: Any) -> Any:
     return pairwise(touches)
 

@@ -12,8 +12,8 @@ from featurestore_registry.records import Record, RevisionInfo
 
 MOST_REVISIONS = 500
 """At most so many of the newest applies are kept."""
-MOST_CHANGES = 20_000
-"""At most so many changes are kept with the definitions that they wrote; one apply is always whole."""
+MOST_FIELDS = 20_000
+"""At most about so many fields of definitions that applies wrote are kept, 25 MB; one apply is always whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,8 @@ class History:
 
     def __init__(self, applies: Sequence[RevisionInfo]) -> None:
         """``applies`` are the newest first, one for each revision without a gap."""
-        kept, changes = list[RevisionInfo](), 0
-        for info in applies[:MOST_REVISIONS]:
-            changes += len(info.changes)
-            if kept and changes > MOST_CHANGES:
-                break
-            kept.append(info)
-        self.applies = tuple(kept)
-        self.is_whole = bool(kept) and kept[-1].number == 1
+        self.applies = tuple(_bounded(applies))
+        self.is_whole = bool(self.applies) and self.applies[-1].number == 1
         """Whether it reaches back to the first revision."""
         self._touches: dict[str, list[Touch]] = {}
         last: dict[str, Record | None] = {}
@@ -93,7 +87,20 @@ def read_history(definitions: DefinitionsReader, project: str, hashes: Sequence[
         old, missing = (), MOST_REVISIONS
     if missing == 0 and known is not None:
         return known
-    new = [
-        info for info in definitions.history(project, limit=min(missing, MOST_REVISIONS)) if info.number <= len(hashes)
-    ]
-    return History([*new, *old] if len(new) == missing else new)
+    new, limit = list[RevisionInfo](), min(missing, MOST_REVISIONS, 10)
+    while True:  # a few first: all at once may be far more than is kept
+        found = definitions.history(project, limit=limit)
+        new = [info for info in found if info.number <= len(hashes)]
+        if limit >= min(missing, MOST_REVISIONS) or len(found) < limit or len(_bounded(new)) < len(new):
+            return History([*new, *old] if len(new) == missing else new)
+        limit = min(missing, MOST_REVISIONS, 7 * limit)
+
+
+def _bounded(applies: Sequence[RevisionInfo]) -> Sequence[RevisionInfo]:
+    """Return the newest applies that are kept."""
+    fields = 0
+    for number, info in enumerate(applies[:MOST_REVISIONS]):
+        fields += sum(1 + (len(change.record.fields) if change.record else 0) for change in info.changes)
+        if number and fields > MOST_FIELDS:
+            return applies[:number]
+    return applies[:MOST_REVISIONS]
