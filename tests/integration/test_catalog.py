@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from featurestore_registry.auth import Role, create_token
-from featurestore_registry.catalog import frame
+from featurestore_registry.catalog import frame, history
 from featurestore_registry.errors import RegistryUnavailableError
 from featurestore_registry.http.client import open_registry as open_http
 from featurestore_registry.interface import Registry
@@ -126,6 +126,17 @@ def test_every_page_that_a_link_leads_to_is_there_and_holds_the_rules(local: htt
         assert [tag for tag, _ in parsed.tags].count("h1") == 1, path
         ids = [given["id"] for _, given in parsed.tags if "id" in given]
         assert len(ids) == len(set(ids)), path
+
+
+def test_an_apply_that_is_not_kept_leads_to_the_page_that_compares_it(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "MOST_REVISIONS", 1)
+    with serving_catalog(registry) as url:
+        answer = httpx.get(f"{url}/p/{PROJECT}/revision/2")
+        assert (answer.status_code, "older than the applies that are kept" in answer.text) == (404, True)
+        assert f"/p/{PROJECT}/compare/1/2" in Parsed(answer.text).links()
+        assert httpx.get(f"{url}/p/{PROJECT}/compare/1/2").status_code == 200
 
 
 def test_no_text_of_a_registry_is_obeyed(local: httpx.Client) -> None:

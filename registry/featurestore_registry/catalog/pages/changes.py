@@ -150,5 +150,9 @@ def _records(ask: Ask, number: str) -> Mapping[str, Record]:
 
 
 def _no_revision(ask: Ask, number: str) -> NotThere:
+    if number in map(str, range(2, ask.project.number + 1)):
+        before = str(int(number) - 1)
+        link, hint = ask.at("compare", before, number), "It is older than the applies that are kept at hand."
+        return NotThere("page of revision", number, [], (link, f"Compare it with revision {before}"), hint)
     known = f"revisions 1 to {ask.project.number}"
     return NotThere("revision", number, [], (ask.at("revisions"), f"All {known}"))
