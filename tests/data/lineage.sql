@@ -150,3 +150,15 @@ SELECT k, (WITH w AS (SELECT d, e FROM u WHERE u.k = t.k) SELECT max(d) FROM w W
 SELECT k, x FROM (SELECT k, a FROM t) AS z(k, x) WHERE x > 15;
 SELECT k, count(*) AS n FROM (t JOIN u USING (k)) GROUP BY k;
 SELECT t.k, z.d FROM t LEFT JOIN (u AS z JOIN t AS y ON z.e = y.b) ON t.k = y.k;
+SELECT k, d FROM ((SELECT k, a FROM t) x JOIN (SELECT k, d FROM u) y USING (k));
+SELECT p.k, p.d FROM ((SELECT k, a FROM t) x JOIN (SELECT k, d FROM u) y USING (k)) AS p;
+SELECT k, e FROM ((t JOIN (SELECT k, d FROM u) y USING (k)) JOIN (SELECT k, e FROM u) z USING (k));
+SELECT k, c AS x FROM ((SELECT a AS c, b AS q FROM t) AS z(n, m) JOIN (SELECT k, a, c FROM t) t ON z.n = t.a);
+SELECT * EXCLUDE (t.a) FROM t JOIN (SELECT k, a FROM u) u USING (k);
+SELECT t.* EXCLUDE (t.a), u.a FROM t JOIN (SELECT k, a FROM u) u USING (k);
+SELECT * FROM (SELECT k, a FROM t) NATURAL FULL JOIN (SELECT k, d FROM u);
+SELECT k, t AS x FROM (SELECT k, a FROM t) t;
+SELECT p, q FROM (SELECT * REPLACE ((SELECT max(d) FROM u) AS a) FROM t) z(p, q);
+SELECT p, q FROM (SELECT t.* REPLACE ((SELECT max(d) FROM u) AS a) FROM t) z(p, q);
+SELECT t.* RENAME (a AS z), z + 1 AS y FROM t LEFT JOIN (SELECT k FROM u) u USING (k);
+SELECT k, EXISTS (SELECT 1 FROM (SELECT d FROM u) t WHERE t.b * 5 < d) AS x FROM t;

@@ -123,7 +123,11 @@ class Renamed(Relation):
         """Return the column at the place of the name; the others keep theirs."""
         if name in self._names:
             return self._inner.at(self._names.index(name)), Has.YES
-        return self._inner.find(name)
+        found, has = self._inner.find(name)
+        place = self._inner.place(name)
+        if place is None:  # it may be one of the first
+            return found, min(has, Has.MAYBE)
+        return (NOTHING, Has.NO) if place < len(self._names) else (found, has)
 
     def everything(self) -> Origins:
         """Return the origins of all columns together."""
@@ -161,16 +165,56 @@ class WithRows(Relation):
         return self._inner.place(name)
 
 
+class SetOf(Relation):
+    """UNION, EXCEPT or INTERSECT of two queries."""
+
+    def __init__(self, left: Relation, right: Relation, *, is_union: bool, is_set: bool, by_name: bool) -> None:
+        """Of a set (``is_set``) all columns decide which rows are there once."""
+        self._left, self._right = left, right
+        self._is_union, self._by_name = is_union, by_name
+        rows = [left.rows, right.rows]
+        if is_set:
+            rows += [left.everything(), right.everything()]
+        self.rows = Origins.all_of(rows).influencing()
+
+    def find(self, name: str) -> Found:
+        """Return the column of either side: by its place, or with BY NAME by its name."""
+        found, has = self._left.find(name)
+        if self._by_name:
+            other, has_other = self._right.find(name)
+            pieces = [piece for piece, each in ((found, has), (other, has_other)) if each is not Has.NO]
+            return Origins.all_of(pieces), max(has, has_other)
+        if not self._is_union:
+            return found, has
+        place = self._left.place(name)
+        other = self._right.everything().influencing() if place is None else self._right.at(place)
+        return Origins.all_of([found, other]), has
+
+    def everything(self) -> Origins:
+        """Return the origins of all columns together."""
+        return Origins.all_of([self._left.everything(), self._right.everything()])
+
+    def at(self, place: int) -> Origins:
+        """Return the origins of a column by its place."""
+        if self._by_name:
+            return self.everything().influencing()
+        return Origins.all_of([self._left.at(place), self._right.at(place)]) if self._is_union else self._left.at(place)
+
+    def place(self, name: str) -> int | None:
+        """Return the place of a column."""
+        return None if self._by_name else self._left.place(name)
+
+
 def first_of(name: str) -> str:
     """Return the name of which this may be the second, such as ``x`` of ``x_1``; empty for any other."""
     repeated = _REPEATED.fullmatch(name)
     return repeated[1] if repeated else ""
 
 
-def of_star(tables: Sequence[Relation], name: str, merged: frozenset[str]) -> Found:
-    """Return the column that a star over tables gives a name; ``merged`` are the columns of USING.
+def of_star(tables: Sequence[Relation], name: str, *, is_merged: bool) -> Found:
+    """Return the column that a star over tables gives a name; if it ``is_merged`` USING may make one of several.
 
-    The first table that has it: DuckDB renames those of later ones.
+    Else the first table that has it: DuckDB renames those of later ones.
     """
     pieces, has = [], Has.NO
     for table in tables:
@@ -178,7 +222,7 @@ def of_star(tables: Sequence[Relation], name: str, merged: frozenset[str]) -> Fo
         if here is not Has.NO:
             pieces.append(found)
             has = max(has, here)
-        if here is Has.YES and name not in merged:
+        if here is Has.YES and not is_merged:
             break
     if (first := first_of(name)) and len(tables) > 1 and has is not Has.YES:
         twice = [found for found, here in (table.find(first) for table in tables) if here is not Has.NO]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +19,7 @@ from featurestore_registry.lineage.origins import (
     Origins,
     Relation,
     Renamed,
+    SetOf,
     Source,
     WithRows,
     first_of,
@@ -28,6 +29,7 @@ from featurestore_registry.lineage.syntax import (
     aggregates,
     bound,
     dotted,
+    holds_tables,
     is_by_all,
     is_starred,
     is_wild,
@@ -88,8 +90,12 @@ def relation_of(query: exp.Expr, tables: Tables, outer: Scope | None, *, is_whol
     if isinstance(query, exp.Select):
         return Select(query, tables, outer, is_whole=is_whole)
     if isinstance(query, exp.SetOperation):
-        return _cut(SetOf(query, tables, outer), query, tables, outer)
-    if isinstance(query, exp.Subquery) and isinstance(query.this, exp.Table):
+        left, right = (relation_of(side, tables, outer) for side in (query.this, query.expression))
+        is_set = not isinstance(query, exp.Union) or query.args.get("distinct") is not False
+        by_name = bool(query.args.get("by_name"))
+        relation = SetOf(left, right, is_union=isinstance(query, exp.Union), is_set=is_set, by_name=by_name)
+        return _cut(relation, query, tables, outer)
+    if holds_tables(query):
         return Joined(Scope(tables, outer).reading(query.this))
     if isinstance(query, exp.Subquery):
         return _cut(relation_of(query.this, tables, outer), query, tables, outer)
@@ -121,6 +127,7 @@ class Scope:
         self._tables: tuple[tuple[str, Relation], ...] = ()
         self._hidden: tuple[tuple[str, Relation], ...] = ()
         self._merged: frozenset[str] = frozenset()
+        self._is_natural = False
         self._rows: tuple[Origins, ...] = ()
         self._aliases: Aliases | None = None
         self._prefers_columns = True
@@ -134,7 +141,7 @@ class Scope:
     def reading(self, node: exp.Expr) -> Scope:
         """Add what stands in a FROM, and the joins within it."""
         alias = node.alias_or_name.lower()
-        if isinstance(node, exp.Subquery) and isinstance(node.this, exp.Table) and not alias:
+        if holds_tables(node) and not alias:
             self.reading(node.this)
         else:
             self.with_table(alias, self._opened(node))
@@ -171,6 +178,7 @@ class Scope:
             self._tables = visible
         if join.args.get("method") == "NATURAL":
             self._rows += (everything.everything(),)
+            self._is_natural = self._is_natural or kind not in _HIDDEN
         for column in join.args.get("using") or ():
             name = column.name.lower()
             self._rows += tuple(relation.find(name)[0] for _, relation in everything._tables)
@@ -197,17 +205,27 @@ class Scope:
         """Return the origins of all columns, those of the queries around it included."""
         return self.everything() if self._outer is None else Origins.all_of([self.everything(), self._outer.whole()])
 
-    def table(self, alias: str) -> Relation | None:
-        """Return the table of an alias, here or further out."""
-        for name, relation in (*self._tables, *self._hidden):
-            if name == alias:
-                return relation
-        return None if self._outer is None else self._outer.table(alias)
+    def tables(self, alias: str) -> Iterator[Relation]:
+        """Yield the tables of an alias, here and further out: one further out may have what the nearest lacks."""
+        yield from (relation for name, relation in (*self._tables, *self._hidden) if name == alias)
+        if self._outer is not None:
+            yield from self._outer.tables(alias)
 
-    def star(self, name: str, alias: str = "") -> Found:
-        """Return the column that ``*``, or ``alias.*``, gives a name."""
+    def table(self, alias: str) -> Relation | None:
+        """Return the nearest table of an alias."""
+        return next(self.tables(alias), None)
+
+    def _is_merged(self, name: str) -> bool:
+        """Tell whether a name may be one column of several tables."""
+        return self._is_natural or name in self._merged
+
+    def star(self, name: str, alias: str = "", without: Collection[str] = ()) -> Found:
+        """Return the column that ``*``, or ``alias.*``, gives a name; ``without`` names tables that do not give it."""
+        if alias in without:
+            return NOTHING, Has.NO
         if not alias:
-            return of_star([relation for _, relation in self._tables], name, self._merged)
+            tables = [relation for called, relation in self._tables if called not in without]
+            return of_star(tables, name, is_merged=self._is_merged(name))
         table = self.table(alias)
         return (self.column(alias).influencing(), Has.MAYBE) if table is None else table.find(name)
 
@@ -219,7 +237,8 @@ class Scope:
             return found
         readings = [] if has is Has.NO else [found]
         readings += [] if named is None else [named]
-        readings += [table.everything() for alias, table in self._tables if alias == name and has is not Has.YES]
+        rows = [table.everything() for alias, table in self._tables if alias == name and has is not Has.YES]
+        readings += [row.influencing() for row in rows]
         if self._outer is not None and has is not Has.YES:
             readings.append(self._outer.column(name))
         if not readings:
@@ -232,7 +251,7 @@ class Scope:
         """Return the column of the tables; two that have it would be an error, if USING does not merge them."""
         hits = [hit for _, table in self._tables if (hit := table.find(name))[1] is not Has.NO]
         has = max((has for _, has in hits), default=Has.NO)
-        least = Has.MAYBE if name in self._merged else has
+        least = Has.MAYBE if self._is_merged(name) else has
         pieces = [found for found, has in hits if has >= least]
         if len(pieces) > 1 and has is not Has.YES:
             pieces = [piece.unsure() for piece in pieces]
@@ -241,15 +260,24 @@ class Scope:
     def reference(self, parts: list[str]) -> Origins:
         """Return the origins of a name with dots: of a table's column, or of a field of a column."""
         for place in range(len(parts) - 1):
-            if (table := self.table(parts[place])) is None:
+            if (found := self._of_table(parts[place], parts[place + 1])) is None:
                 continue
-            found, has = table.find(parts[place + 1])
-            if has is Has.NO:
-                found = table.everything().unsure()
             if place:  # a schema before the table, or a column with fields
                 found = Origins.all_of([found.unsure(), self.column(parts[0]).unsure()])
             return found if place + 2 == len(parts) else found.influencing()
         return self.column(parts[0]) if len(parts) == 1 else self.column(parts[0]).influencing()
+
+    def _of_table(self, alias: str, name: str) -> Origins | None:
+        """Return the origins of a table's column, None where no table has the alias."""
+        tables, pieces = list(self.tables(alias)), list[Origins]()
+        for table in tables:
+            found, has = table.find(name)
+            pieces += [] if has is Has.NO else [found]
+            if has is Has.YES:
+                break
+        if len(pieces) == 1:
+            return pieces[0]
+        return Origins.all_of(each.unsure() for each in pieces or map(Relation.everything, tables)) if tables else None
 
     def influences(self, tree: exp.Expr) -> Origins:
         """Return all that an expression reads."""
@@ -262,11 +290,8 @@ class Scope:
             yield relation.rows
             if not isinstance(node.parent, exp.Exists):
                 yield relation.everything()
-        elif isinstance(node, exp.Star | exp.Columns | exp.PositionalColumn):
-            if not isinstance(node.parent, exp.Count):
-                yield self.everything()
-        elif is_starred(node):
-            yield self._starred(parts_of(node)[-2])
+        elif isinstance(node, exp.Star | exp.Columns | exp.PositionalColumn) or is_starred(node):
+            yield from self._read_star(node, hidden)
         elif isinstance(node, exp.Column):
             if (parts := parts_of(node))[0] not in hidden:
                 yield self.reference(parts)
@@ -282,9 +307,16 @@ class Scope:
             for name in taken_for_bound(node):
                 yield self.column(name)
 
-    def _starred(self, alias: str) -> Origins:
-        table = self.table(alias)
-        return self.column(alias) if table is None else table.everything()
+    def _read_star(self, node: exp.Expr, hidden: frozenset[str]) -> Iterator[Origins]:
+        """Go through what may be several columns, and what is computed in the place of some."""
+        if is_starred(node):
+            alias = parts_of(node)[-2]
+            table = self.table(alias)
+            yield self.column(alias) if table is None else table.everything()
+        elif not isinstance(node.parent, exp.Count):
+            yield self.everything()
+        for replacing in (node.this if is_starred(node) else node).args.get("replace") or ():
+            yield from self._read(replacing, hidden)
 
     def _may_be_column(self, node: exp.Expr) -> bool:
         """Tell whether the parser may have taken a column for a word, such as the unit of ``date_trunc``."""
@@ -308,45 +340,6 @@ class Joined(Relation):
     def everything(self) -> Origins:
         """Return the origins of all columns together."""
         return self._scope.everything()
-
-
-class SetOf(Relation):
-    """UNION, EXCEPT or INTERSECT of two queries."""
-
-    def __init__(self, query: exp.SetOperation, tables: Tables, outer: Scope | None) -> None:
-        self._left, self._right = (relation_of(side, tables, outer) for side in (query.this, query.expression))
-        self._is_union, self._by_name = isinstance(query, exp.Union), bool(query.args.get("by_name"))
-        rows = [self._left.rows, self._right.rows]
-        if not self._is_union or query.args.get("distinct") is not False:
-            rows += [self._left.everything(), self._right.everything()]
-        self.rows = Origins.all_of(rows).influencing()
-
-    def find(self, name: str) -> Found:
-        """Return the column of either side: by its place, or with BY NAME by its name."""
-        found, has = self._left.find(name)
-        if self._by_name:
-            other, has_other = self._right.find(name)
-            pieces = [piece for piece, each in ((found, has), (other, has_other)) if each is not Has.NO]
-            return Origins.all_of(pieces), max(has, has_other)
-        if not self._is_union:
-            return found, has
-        place = self._left.place(name)
-        other = self._right.everything().influencing() if place is None else self._right.at(place)
-        return Origins.all_of([found, other]), has
-
-    def everything(self) -> Origins:
-        """Return the origins of all columns together."""
-        return Origins.all_of([self._left.everything(), self._right.everything()])
-
-    def at(self, place: int) -> Origins:
-        """Return the origins of a column by its place."""
-        if self._by_name:
-            return self.everything().influencing()
-        return Origins.all_of([self._left.at(place), self._right.at(place)]) if self._is_union else self._left.at(place)
-
-    def place(self, name: str) -> int | None:
-        """Return the place of a column."""
-        return None if self._by_name else self._left.place(name)
 
 
 class Select(Relation):
@@ -373,6 +366,8 @@ class Select(Relation):
 
     def _aliased(self, name: str, before: int) -> Origins | None:
         values = [self._value(place) for place in range(before) if self._names[place] == name]
+        stars = [star for item in self._items[:before] if (star := star_in(item)) is not None]
+        values += [found for star in stars if (found := _renamed_by(star, self._scope, name)) is not None]
         return Origins.all_of(values) if values else None
 
     def _origins(self, item: exp.Expr, scope: Scope) -> Origins:
@@ -469,17 +464,28 @@ def _star_of(item: exp.Expr, scope: Scope, name: str) -> Found:
     """Return the column that a star in a list gives a name."""
     star = star_in(item)
     assert star is not None
-    alias = "" if isinstance(star, exp.Star) else parts_of(star)[-2]
-    words = star if isinstance(star, exp.Star) else star.this
+    alias, words = _words_of(star)
     for replacing in words.args.get("replace") or ():
         if replacing.alias.lower() == name:
             return scope.influences(replacing.this), Has.YES
-    for renaming in words.args.get("rename") or ():
-        if renaming.alias.lower() == name:
-            return scope.star(renaming.this.name.lower(), alias)[0], Has.YES
+    if (renamed := _renamed_by(star, scope, name)) is not None:
+        return renamed, Has.YES
     left_out = [*(words.args.get("except_") or words.args.get("except") or ())]
     left_out += [renaming.this for renaming in words.args.get("rename") or ()]
-    if any(each.name.lower() == name and not each.args.get("table") for each in left_out):
+    tables = [each.text("table").lower() for each in left_out if each.name.lower() == name]
+    if "" in tables:
         return NOTHING, Has.NO
-    found, has = scope.star(name, alias)
+    found, has = scope.star(name, alias, tables)
     return found, has if item is star else min(has, Has.MAYBE)
+
+
+def _words_of(star: exp.Expr) -> tuple[str, exp.Expr]:
+    """Return the table of a star, empty for all, and what stands behind it."""
+    return ("", star) if isinstance(star, exp.Star) else (parts_of(star)[-2], star.this)
+
+
+def _renamed_by(star: exp.Expr, scope: Scope, name: str) -> Origins | None:
+    """Return the column to which a star's RENAME gives a name."""
+    alias, words = _words_of(star)
+    found = (each for each in words.args.get("rename") or () if each.alias.lower() == name)
+    return next((scope.star(each.this.name.lower(), alias)[0] for each in found), None)

@@ -20,6 +20,14 @@ def is_starred(node: exp.Expr | None) -> bool:
     return isinstance(node, exp.Column) and isinstance(node.this, exp.Star)
 
 
+def holds_tables(node: exp.Expr) -> bool:
+    """Tell whether parentheses stand around tables, such as ``(t JOIN u ON …)``, not around a query."""
+    inner = node.this if isinstance(node, exp.Subquery) else None
+    return isinstance(inner, exp.Table) or (
+        isinstance(inner, exp.Subquery) and bool(inner.args.get("joins") or inner.args.get("alias"))
+    )
+
+
 def parts_of(column: exp.Expr) -> list[str]:
     """Return the parts of a name with dots, in lower case."""
     parts = [column.args.get(part) for part in ("catalog", "db", "table", "this")]
