@@ -117,21 +117,27 @@ def _scalar(kind: ValueType, value: Any) -> Any:
 
 def _distinct(totals: ColumnTotals, counted: Counted | None, rows: int) -> int | None:
     """Return how many different values there are, from the sample where it tells them better than the totals do."""
-    least, most = totals.distinct_within or (0, rows - totals.nulls - totals.not_finite)
+    held = rows - totals.nulls - totals.not_finite
+    least, most = totals.distinct_within or (0, held)
     if counted is None or not counted.held or counted.kind.item is not None:
         return totals.distinct if totals.distinct_within is None else least
     seen = len(counted.counts)
     once, twice, thrice = (int((counted.counts == times).sum()) for times in (1, 2, 3))
-    share = counted.held / most
+    share = counted.held / held
     if not once or counted.rows >= rows:
         found = seen
-    elif thrice <= 1 and twice < (share * share * most / 100) ** 2:  # hardly one is there thrice: Goodman's, to 1 %
+    elif thrice <= 1 and _is_precise(counted.held, once, twice, share):  # hardly one is there thrice: Goodman's
         found = round(once / share - twice * (1 - 2 * share) / share**2) + seen - once - twice
     elif totals.distinct is None or (once < seen / 10 and twice):  # nearly all were seen: Chao's estimate of the others
         found = seen + once * (once - 1) // (2 * (twice + 1))
     else:
         found = totals.distinct
     return min(max(found, seen, least), most)
+
+
+def _is_precise(held: int, once: int, twice: int, share: float) -> bool:
+    """Tell whether Goodman's estimate is good to a few percent: so far may chance take what is there once or twice."""
+    return twice < (share * held / 100) ** 2 and held - once < once * held / 1_000
 
 
 def _top(counted: Counted) -> tuple[tuple[Any, int], ...]:

@@ -241,3 +241,44 @@ class EngineProfilesConformance(EngineSuite):
         ]
         assert part.totals is not None
         assert part.totals["t"].minimum == shortened(f"0{'x' * 3_000_000}")
+
+    def test_files_of_equal_rows_are_drawn_from_independently(self, project: EngineProject) -> None:
+        files = 8
+        numbers = [range(2_000 * file, 2_000 * (file + 1)) for file in range(files)]
+        paths = [str(project.write(f"log/{n}.parquet", pa.table({"n": rows}))) for n, rows in enumerate(numbers)]
+        profiled = project.engine.profiles.profile(paths, {"n": Int64}, sample=Sample(share=0.2, least=10))
+        drawn = [number for part in profiled for number in part.sample.column("n").to_pylist()]
+        rows = [{number % 2_000 for number in drawn if number // 2_000 == file} for file in range(files)]
+        for first in range(files):
+            for second in range(first):  # by chance 80 of some 400
+                assert 40 < len(rows[first] & rows[second]) < 120
+
+    @pytest.mark.parametrize("name", ["file_index", "File_Row_Number", "fs_position", "fs_file", "fs_profiled_row"])
+    @pytest.mark.parametrize("form", ["source", "table"])
+    def test_no_name_of_a_column_changes_the_sample(self, project: EngineProject, form: str, name: str) -> None:
+        table = pa.table({name: [3] * 2_000, "row": range(2_000), "at": pa.array([DAY] * 2_000)})
+        project.write("named.parquet", table)
+        rows = ParquetSource("source", "named.parquet", "at") if form == "source" else table
+        kinds = {name: Int64, "row": Int64}
+        first, again = (
+            [part.sample for part in project.engine.profiles.profile(rows, kinds, sample=Sample(0.2, 10))]
+            for _ in range(2)
+        )
+        drawn = [row for part in first for row in part.column("row").to_pylist()]
+        assert 300 < len(set(drawn)) == len(drawn) < 500
+        assert sorted(drawn) == sorted(row for part in again for row in part.column("row").to_pylist())
+
+    def test_a_column_may_be_called_as_the_elements_of_a_list_are(self, project: EngineProject) -> None:
+        kinds = {"element": Int64, "item": Int64, "items": Array(Int64)}
+        values = [range(500), range(500), [[-7, 5_000]] * 500]
+        path = project.write("log/1.parquet", pa.table(values, schema=arrow_schema(kinds)))
+        (part,) = project.engine.profiles.profile([str(path)], kinds, sample=Sample(0.2, 10))
+        assert part.totals is not None
+        for name in ("element", "item"):
+            assert (part.totals[name].minimum, part.totals[name].maximum) == (0, 499)
+
+    def test_floats_that_are_nearly_zero_have_a_deviation(self, project: EngineProject) -> None:
+        path = project.write("log/1.parquet", pa.table({"x": [row * 1e-200 for row in range(500)]}))
+        (part,) = project.engine.profiles.profile([str(path)], {"x": Float64}, sample=Sample(0.2, 10))
+        assert part.totals is not None
+        assert part.totals["x"].deviation == pytest.approx(1e-200 * math.sqrt((500**2 - 1) / 12), rel=1e-9, abs=0)

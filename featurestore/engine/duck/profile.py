@@ -17,7 +17,7 @@ from typing_extensions import override
 from featurestore.definitions import ParquetSource
 from featurestore.engine.duck.offline_sql import log
 from featurestore.engine.duck.session import Session, quote, translated
-from featurestore.engine.duck.tables import POSITION, Reader, open_source
+from featurestore.engine.duck.tables import FILE, POSITION, Reader, open_source
 from featurestore.engine.profiles import (
     KEPT_CHARACTERS,
     MOST_CHARACTERS,
@@ -48,6 +48,8 @@ _KEPT_BYTES, _MOST_BYTES = KEPT_CHARACTERS // 4 * 3, MOST_CHARACTERS // 4 * 3
 READ_WHOLE_FILES = 100
 _ROW, DOING = "fs_profiled_row", "profile columns"
 NO_VALUES = (None, None)
+FEW_DISTINCT, _NEARLY = 100, 1.02
+"""Of so few values in any row group a sample sees each that matters; bounds so near to each other are an answer."""
 _CUT_BYTES = 64
 """Some writers cut the extremes of texts in footers to so many bytes."""
 _NEAR, _WIDE, _LARGER = 4, 1e100, 10**6
@@ -108,10 +110,16 @@ class DuckProfiles(Profiles):
                 self._session.open(reads=table.paths, aside=True) as connection,
                 translated(DOING, source_files=table.paths),
             ):
-                query = Reader(connection, table).presented(placed=True)
+                names = {column.name.lower() for column in table.columns}
+                reader, place = Reader(connection, table), POSITION
+                if names.isdisjoint((FILE_NUMBER, FILE_ROW, POSITION, FILE)):
+                    query = reader.presented(placed=True)
+                else:  # they hide where a row is
+                    place = _free(_ROW, names)
+                    query = f"SELECT *, row_number() OVER () AS {place} FROM ({reader.presented()})"
                 cast = {name: f"{quote(name)}::{duckdb_type(kind)}" for name, kind in columns.items()}
                 count = sum(footer.rows for footer in table.footers)
-                yield _Relation(connection, f"({query})", POSITION, cast, count)
+                yield _Relation(connection, f"({query})", place, cast, count)
         elif isinstance(rows, Sequence):
             with self._session.open(reads=rows, aside=True) as connection, translated(DOING, table_files=rows):
                 yield _files(connection, rows, columns)
@@ -120,10 +128,18 @@ class DuckProfiles(Profiles):
             import pyarrow as pa
 
             with self._session.open(aside=True) as connection, translated(DOING):
-                numbered = rows.select(list(columns)).append_column(_ROW, pa.array(np.arange(rows.num_rows)))
+                place = _free(_ROW, {name.lower() for name in columns})
+                numbered = rows.select(list(columns)).append_column(place, pa.array(np.arange(rows.num_rows)))
                 connection.register("profiled", numbered)
                 cast = {name: f"{quote(name)}::{duckdb_type(kind)}" for name, kind in columns.items()}
-                yield _Relation(connection, "profiled", _ROW, cast, rows.num_rows)
+                yield _Relation(connection, "profiled", place, cast, rows.num_rows)
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """Return a name that no column has."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _files(connection: duckdb.DuckDBPyConnection, files: Sequence[str], columns: Mapping[str, ValueType]) -> _Relation:
@@ -135,7 +151,8 @@ def _files(connection: duckdb.DuckDBPyConnection, files: Sequence[str], columns:
         same = found.get(name) == {"TIMESTAMPTZ": "TIMESTAMP WITH TIME ZONE"}.get(wanted, wanted)
         expressions[name] = quote(name) if same else f"{quote(name) if name in found else 'NULL'}::{wanted}"
     ((count,),) = connection.execute(f"SELECT count(*) FROM {log(files)}").fetchall()
-    place = FILE_ROW if len(files) == 1 else f"{FILE_ROW}, {FILE_NUMBER}"
+    # One number: a hash of two draws the same rows of some files, and of others those that it leaves out there.
+    place = FILE_ROW if len(files) == 1 else f"{FILE_NUMBER} * {1 << 40} + {FILE_ROW}"
     return _Relation(connection, log(files), place, expressions, int(count), files)
 
 
@@ -188,7 +205,7 @@ class _Pass:
         except (OSError, pa.ArrowException):
             return found
         groups = [footer.row_group(number) for footer in footers for number in range(footer.num_row_groups)]
-        places = [{name: place for place, name in enumerate(footer.schema.names)} for footer in footers]
+        places = [{schema.column(n).path: n for n in range(len(schema))} for schema in (f.schema for f in footers)]
         at = [place for footer, place in zip(footers, places, strict=True) for _ in range(footer.num_row_groups)]
         for name, kind in self._shown.items():
             chunks = (group.column(place[name]) for group, place in zip(groups, at, strict=True) if name in place)
@@ -211,12 +228,9 @@ class _Pass:
         for name in names:
             column = self._relation.columns[name]
             if self._columns[name].name in _FLOATS:
-                only = f"FILTER (isfinite({column}))"
-                selected += [
-                    f"min({column}) {only}",
-                    f"max({column}) {only}",
-                    f"count(*) FILTER (NOT isfinite({column}))",
-                ]
+                # Not FILTER: for each one DuckDB goes through the columns of all.
+                finite = f"CASE WHEN isfinite({column}) THEN {column} END"
+                selected += [f"min({finite})", f"max({finite})", f"count({column}) - count({finite})"]
             else:
                 selected += [f"min({column})", f"max({column})", "0"]
         query = f"SELECT {', '.join(selected)} FROM {self._relation.source}"
@@ -266,7 +280,7 @@ class _Pass:
             return counts
         if extremes is not None and extremes.not_finite:
             column = f"CASE WHEN isfinite({column}) THEN {column} END"
-        if extremes is None or extremes.distinct is None:
+        if extremes is None or not _tells(extremes.distinct):
             counts["distinct"] = f"approx_count_distinct({column})"
         if extremes is not None and extremes.least is not None and name in self._numbers:
             near = _distance(kind, column, extremes)
@@ -350,7 +364,7 @@ def _middle(kind: ValueType, extremes: _Extremes) -> tuple[Any, float]:
     Sums of such distances and of their squares lose no digits, as both ends are among the values.
     """
     least, greatest = extremes.least, extremes.greatest
-    if max(abs(least), abs(greatest)) <= _NEAR * (greatest - least) < _WIDE:
+    if max(abs(least), abs(greatest)) <= _NEAR * (greatest - least) < _WIDE and greatest - least > 1 / _WIDE:
         return 0, 1.0  # which is nearly as good, and costs no subtraction
     if kind.name not in _FLOATS:
         return middle_of(kind, least, greatest), 1.0 if greatest - least < _WIDE else 1.0 / float(greatest - least)
@@ -394,6 +408,11 @@ def _totals(rows: int, kind: ValueType, counted: Mapping[str, Any], extremes: _E
     if kind.name in _FLOATS:  # a zero has no sign here
         totals = replace(totals, minimum=found.least + 0.0, maximum=found.greatest + 0.0)
     return replace(totals, mean=mean, deviation=deviation)
+
+
+def _tells(distinct: tuple[int, int] | None) -> bool:
+    """Tell whether a sample finds out how many values there are between these bounds: few, or nearly that many."""
+    return distinct is not None and (distinct[0] <= FEW_DISTINCT or distinct[1] <= distinct[0] * _NEARLY)
 
 
 def _value(kind: ValueType, found: Any) -> Any:
