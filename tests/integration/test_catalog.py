@@ -225,6 +225,7 @@ def test_a_page_says_what_there_is(local: httpx.Client) -> None:
         "<s>legacy_scores</s>",
     ):  # fmt: skip
         assert told in home, told
+    assert "<code>rating</code>" in local.get(f"/p/{PROJECT}/source/trips").text  # its name in the SQL of driver_stats
     assert "a run is under way" in local.get(f"/p/{PROJECT}/feature_view/driver_recent").text
     service = html.unescape(local.get(f"/p/{PROJECT}/feature_service/ride_eta_v2").text)
     for told in (

@@ -9,7 +9,7 @@ import pytest
 from featurestore_registry.errors import RecordNotFoundError
 from featurestore_registry.lineage.columns import trace
 from featurestore_registry.lineage.graph import Graph
-from featurestore_registry.records import Record
+from featurestore_registry.records import Record, RecordField
 
 from featurestore import (
     Aggregation,
@@ -254,6 +254,9 @@ def test_documents_of_other_versions_have_no_columns_and_stop_nothing():
         ("SELECT 'not", "k", "~t.* ~u.*"),
         (f"SELECT {'(' * 3000}a{')' * 3000} AS x FROM t", "x", "~t.* ~u.*"),
         ("SELECT 1 AS x", "x", ""),
+        ("SELECT * RENAME ORDER (a AS z) FROM t", "z", "~t.* ~u.*"),  # the parser makes a tree of it
+        (f"SELECT a AS x FROM t -- {'.' * 100_000}", "x", "~t.* ~u.*"),
+        ("", "x", "~t.* ~u.*"),
     ],
 )
 def test_columns_exactly(sql: str, column: str, expected: str):
@@ -261,6 +264,13 @@ def test_columns_exactly(sql: str, column: str, expected: str):
     origins = trace(sql, known, (column,)).columns[column]
     signs = {"copied": "=", "influences": "~"}
     assert " ".join(f"{signs[o.kind]}{o.source}.{o.column}{'' if o.is_sure else '?'}" for o in origins) == expected
+
+
+def test_a_view_of_another_version_may_come_from_anything_that_it_needs():
+    fields = (RecordField("new", "Float64"),)
+    later = Record("feature_view", "p", "later", {"sources": "?"}, "f", fields, ("source:sales", "entity:shop"))
+    found = told("later:new", Graph([*RECORDS, later]), up=1)
+    assert found == {"sales.* influences? later:new", "later part later:new"}
 
 
 def test_sql_is_read_once():

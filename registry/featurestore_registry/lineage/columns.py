@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from featurestore_registry.lineage.origins import ALL, Has, Opaque, Origins, Relation, Source
+from featurestore_registry.lineage.origins import ALL, Has, Origins, Source
 
+MOST_SQL = 100_000
+"""Characters. What is longer is not read."""
 Kind = Literal["copied", "influences"]
 
 
@@ -42,7 +44,7 @@ class Traced:
 def trace(sql: str, sources: tuple[tuple[str, frozenset[str]], ...], wanted: tuple[str, ...]) -> Traced:
     """Return where the ``wanted`` columns of a SELECT come from; ``sources`` are each with the columns known of it.
 
-    Known columns are in lower case. SQL that cannot be read comes from all columns.
+    Known columns are in lower case. The columns of SQL that cannot be read come from all columns.
     """
     import sqlglot
     from sqlglot import exp
@@ -52,15 +54,15 @@ def trace(sql: str, sources: tuple[tuple[str, frozenset[str]], ...], wanted: tup
     tables = Tables({name.lower(): Source(name.lower(), known) for name, known in sources}, {}, sql.lower())
     anything = Origins({(name, ALL): True for name in tables.sources})
     spelled: dict[str, str] = {}
-    relation: Relation = Opaque(anything)
     try:
-        tree = sqlglot.parse_one(sql, dialect="duckdb")
+        tree = sqlglot.parse_one(sql if len(sql) <= MOST_SQL else "", dialect="duckdb")
         for identifier in tree.find_all(exp.Identifier):
             spelled.setdefault(identifier.name.lower(), identifier.name)
         relation = relation_of(tree, tables, None, is_whole=True)
         found = {name: relation.find(name.lower()) for name in wanted}
         rows = relation.rows
-    except (sqlglot.errors.SqlglotError, RecursionError):
+    except (sqlglot.errors.SqlglotError, RecursionError, AttributeError, TypeError, ValueError, LookupError):
+        # Also a tree of a form that no version of the parser made so far: to name all columns is never wrong.
         found, rows = dict.fromkeys(wanted, (anything, Has.MAYBE)), anything
     names = {name.lower(): name for name, _ in sources}
 

@@ -184,6 +184,16 @@ class Graph:
                 distance.setdefault(key, steps)
             wave = list(found)
 
+    def columns_read(self, owner: str) -> dict[str, list[str]]:
+        """Return, by the id of each column that is made of columns of an object, the names of these, as `lineage`."""
+        found: dict[str, list[str]] = {}
+        with self._lock:
+            for source, edges in self._edges_out_of(owner).items():
+                for edge in edges:
+                    if edge.kind in ("copied", "influences"):
+                        found.setdefault(edge.target, []).append(self._definitions.spelled(*_split(source)))
+        return found
+
     def before(self, key: str, columns: bool = True) -> list[LineageEdge]:
         """Return the edges that lead to a node."""
         owner, column = _split(key)

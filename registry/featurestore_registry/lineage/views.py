@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple
 
 from featurestore_registry.documents import CONSUMER, TRAINING_SET
 from featurestore_registry.lineage.columns import Origin, Traced, trace
+from featurestore_registry.lineage.origins import ALL
 from featurestore_registry.records import Record
 
 EdgeKind = Literal["copied", "influences", "rows", "reads", "part"]
@@ -22,7 +22,7 @@ VIEW, ON_DEMAND, SERVICE = "feature_view", "on_demand_feature_view", "feature_se
 SOURCE, PUSH, REQUEST = "source", "push_source", "request_source"
 _SHORT = {"view": VIEW, "service": SERVICE, "on_demand_view": ON_DEMAND}
 _UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
-"""What is raised where a document has another form than this version knows; nothing is told of its columns then."""
+"""What is raised where a document has another form than this version knows."""
 
 
 class Made(NamedTuple):
@@ -177,9 +177,19 @@ class Definitions:
         """Return what an object's columns come from, and which columns decide its rows."""
         if key not in self._made:
             self._made[key] = ()
-            with suppress(*_UNREADABLE):
+            try:
                 self._made[key] = tuple(self._columns_of(key))
+            except _UNREADABLE:
+                self._made[key] = tuple(self._perhaps(key))
         return self._made[key]
+
+    def _perhaps(self, key: str) -> Iterator[Made]:
+        """Return what the columns of a view may come from whose document cannot be read: anything that it needs."""
+        own = [(key, column) for column in self.columns(key)] if self.is_view(key) else []
+        for other in self.needs(key) if own else ():
+            if other.partition(":")[0] in (SOURCE, PUSH, REQUEST, VIEW, ON_DEMAND):
+                columns = [ALL] if other.startswith((SOURCE, PUSH)) else self.columns(other)
+                yield from (Made((other, column), target, "influences", False) for column in columns for target in own)
 
     def _columns_of(self, key: str) -> Iterator[Made]:
         record = self._records.get(key)

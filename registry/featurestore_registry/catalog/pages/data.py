@@ -5,7 +5,7 @@ from __future__ import annotations
 from featurestore_registry.catalog.asking import Ask
 from featurestore_registry.catalog.frame import Page
 from featurestore_registry.catalog.pages.shared import about
-from featurestore_registry.catalog.project import OFFERS_FEATURES, VIEW, Feature
+from featurestore_registry.catalog.project import VIEW, Feature
 from featurestore_registry.catalog.words import duration
 from featurestore_registry.records import Record
 
@@ -44,11 +44,8 @@ def source(ask: Ask, record: Record) -> Page:
     lateness = document.get("allowed_lateness_us")
     if isinstance(lateness, int) and lateness:
         told.append(("Rows may be late by", duration(lateness)))
-    made = [
-        (feature, columns)
-        for feature in ask.project.features
-        if feature.view.kind in OFFERS_FEATURES and (columns := _columns(feature, record.name))
-    ]
+    read = ask.site.lineage(ask.project, ask.state).columns_read(record.key)
+    made = [(feature, columns) for feature in ask.project.features if (columns := read.get(_id_of(feature)))]
     page = ask.page_number()
     return Page(
         "source.html",
@@ -63,7 +60,6 @@ def source(ask: Ask, record: Record) -> Page:
     )
 
 
-def _columns(feature: Feature, source: str) -> list[str]:
-    """Return the columns of a source that a feature comes from; ``*`` where its SQL decides."""
-    prefix = f"{source}."
-    return [found.removeprefix(prefix) for found in feature.field.inputs if found.startswith(prefix)]
+def _id_of(feature: Feature) -> str:
+    """Return a feature's id in the graph of lineage."""
+    return f"{feature.view.key}.{feature.name.lower()}"
