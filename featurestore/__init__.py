@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         RequestSource,
         on_demand_feature_view,
     )
+    from featurestore.maintenance.profile import profile
     from featurestore.store import FeatureStore
     from featurestore.training import TrainingSetWarning
 
@@ -39,6 +40,7 @@ _HOMES = {
     "RequestSource": "featurestore.definitions",
     "TrainingSetWarning": "featurestore.training.coverage",
     "on_demand_feature_view": "featurestore.definitions",
+    "profile": "featurestore.maintenance.profile",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "RequestSource",
     "TrainingSetWarning",
     "on_demand_feature_view",
+    "profile",
 ]
 
 

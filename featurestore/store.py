@@ -328,17 +328,17 @@ class FeatureStore:
     def profile(self, what: Any, *, source: bool = False) -> Profile | Profiles:
         """Return what the columns of a view, service, file, query or frame hold, drawn: counts, quantiles, values.
 
-        A view is profiled as its offline table has it, every version of a row; with ``source`` the rows that a first
-        run of it would bring, by the definition in the feature repo or the object: nothing need be applied. A service
-        gives a profile for each of its views. A path or pattern names Parquet files, and a SELECT reads views and
-        sources by name; a frame is one of pandas, polars or Arrow. Raises NotFoundError, InputError, SourceError.
+        Of a view every row version in its offline table; with ``source`` the rows that a first run would bring, by the
+        code or the object: nothing need be applied. A service gives a profile for each view, a path or pattern names
+        Parquet files, a SELECT reads views and sources. Raises NotFoundError, InputError, SourceError.
         """
-        from featurestore.maintenance.profile import profile_named
+        from featurestore.maintenance.profile import profile_alone, profile_named
 
         if isinstance(what, Definition) and not source:
             check_as_applied(self.workspace.snapshot(), what)
-        snapshot = self._as_if_applied([what]) if source else self.workspace.snapshot()
-        return profile_named(self.workspace, what, snapshot, source=source)
+        return profile_alone(self.workspace, what, source=source) or profile_named(
+            self.workspace, what, self._as_if_applied([what]) if source else self.workspace.snapshot(), source=source
+        )
 
     def list(self, kind: str | type[Definition] | None = None) -> Sequence[Definition]:
         """Return the applied definitions, or those of one kind: ``feature_view``, ``entities``, or the class."""

@@ -131,10 +131,16 @@ def described(description: str, deprecated: str) -> str:
     return ". ".join(filter(None, [told, description]))
 
 
-def repo_command(function: Callable[..., Any]) -> Callable[..., Any]:
+def _has_registry(values: Mapping[str, Any]) -> bool:
+    return bool(values.get("registry_url"))
+
+
+def repo_command(
+    function: Callable[..., Any], *, is_anywhere: Callable[[Mapping[str, Any]], bool] = _has_registry
+) -> Callable[..., Any]:
     """Give a command ``--repo``, ``--json`` and ``--debug``; it receives ``store`` and ``output``.
 
-    One that is given a ``registry_url`` needs no repo.
+    ``is_anywhere`` tells whether it needs no repo for its values, as one with a ``registry_url`` does not.
     """
 
     @shared_options()
@@ -143,8 +149,8 @@ def repo_command(function: Callable[..., Any]) -> Callable[..., Any]:
         from featurestore.cli.progress import showing_progress
         from featurestore.store import FeatureStore
 
-        is_anywhere, as_json = bool(values.get("registry_url")), bool(given("as_json"))
-        repo = {"project": "none"} if is_anywhere else given("repo") or Path()
+        as_json = bool(given("as_json"))
+        repo = {"project": "none"} if is_anywhere(values) else given("repo") or Path()
         own = {name: value for name, value in values.items() if name not in ("repo", "as_json", "debug")}
         with (
             _logging(debug=bool(given("debug"))),

@@ -25,15 +25,17 @@ from featurestore.definitions import (
 from featurestore.definitions.sql import read_tables
 from featurestore.engine.interface import Span, StageRequest
 from featurestore.errors import FeatureStoreError, InputError, NotFoundError, SourceFileError, did_you_mean
+from featurestore.project.settings import make_settings, repo_folder
 from featurestore.registered.snapshot import RegisteredView, Snapshot
 from featurestore.request.select import is_sql, select
 from featurestore.statistics.columns import Column, is_personal, of_view
-from featurestore.statistics.profile import Profile, Profiles, profile
+from featurestore.statistics.profile import Profile, Profiles
+from featurestore.statistics.profile import profile as profile_rows
 from featurestore.tables import as_arrow, read_table
 from featurestore.types import ValueType
 from featurestore.types.arrow import value_type_of
 from featurestore.types.times import MAX_INSTANT, MIN_INSTANT
-from featurestore.workspace import Readers
+from featurestore.workspace import Readers, Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,25 +45,65 @@ _NOT_PARQUET = {".csv": "csv", ".json": "json", ".feather": "feather", ".orc": "
 """Endings of files that pandas reads, and the name that it has for each."""
 
 
-def profile_named(workspace: Readers, what: Any, snapshot: Snapshot, *, source: bool) -> Profile | Profiles:
-    """Profile a query, a view or service of a snapshot, files or a frame; with ``source`` what a first run would bring.
+def profile(what: str | Path | Any) -> Profile:
+    """Return what the columns of Parquet files or of a frame hold, drawn; no project is needed.
+
+    ``what`` is a path, a folder or a pattern, or a table of pandas, polars or Arrow; a view, a service or a query needs
+    `FeatureStore.profile`. Raises InputError, SourceError.
+    """
+    workspace = Workspace(repo_folder("."), make_settings({"project": "none"}))
+    try:
+        found = profile_alone(workspace, what, source=False)
+        if found is not None:
+            return found
+        if isinstance(what, str) and is_there(what):
+            return profile_file(workspace, what)
+    finally:
+        workspace.close()
+    raise InputError(
+        f"{what!r} is no path of Parquet files and no frame.",
+        hint="Views, services, sources and queries are of a project: `FeatureStore(repo).profile(...)`.",
+    )
+
+
+def is_path(what: Any) -> bool:
+    """Tell whether something can only mean files, by how it is written."""
+    return isinstance(what, Path) or (isinstance(what, str) and not is_sql(what) and bool(_FILE.search(what)))
+
+
+def profile_alone(workspace: Readers, what: Any, *, source: bool) -> Profile | None:
+    """Profile files or a frame, of which no project knows; None for anything else."""
+    if not (is_path(what) or not isinstance(what, str | Definition)):
+        return None
+    if source:
+        shown = "a frame" if not isinstance(what, str | Path) else repr(str(what))
+        raise InputError(f"Only a view or a service has a source, not {shown}.", hint="Leave `source` out.")
+    return profile_file(workspace, str(what)) if isinstance(what, str | Path) else profile_frame(workspace, what)
+
+
+def profile_named(
+    workspace: Readers, what: str | FeatureView | FeatureService, snapshot: Snapshot, *, source: bool
+) -> Profile | Profiles:
+    """Profile a query, a view or a service of a snapshot, or a file; with ``source`` what a first run would bring.
 
     Raises NotFoundError with the closest name.
     """
-    if not isinstance(what, str | Path | Definition):
-        return profile_frame(workspace, what)
     if isinstance(what, str) and is_sql(what):
         return profile_sql(workspace, what, snapshot)
     name = what.name if isinstance(what, FeatureView | FeatureService) else str(what)
     views = snapshot.views
     look = partial(profile_source if source else profile_log, workspace)
-    if name in views and not isinstance(what, Path | FeatureService):
+    if name in views and not isinstance(what, FeatureService):
         return look(views[name])
     services = {found.name: found for found in snapshot.services.values()}
-    if name in services and not isinstance(what, Path | FeatureView):
+    if name in services and not isinstance(what, FeatureView):
         read = dict.fromkeys(found for found in _views(services[name]))
         return Profiles(look(views[each]) for each in read)
-    if isinstance(what, Path) or _FILE.search(name) or _is_there(name):
+    if is_there(name):
+        if source:
+            raise InputError(
+                f"{name!r} is a file, and only a view or a service has a source.", hint="Leave `source` out."
+            )
         return profile_file(workspace, name)
     others = {found.name: found for found in (*workspace.code, *snapshot.definitions.values())}
     if isinstance(other := others.get(name), ParquetSource | PushSource):
@@ -69,7 +111,8 @@ def profile_named(workspace: Readers, what: Any, snapshot: Snapshot, *, source: 
     raise _not_to_profile(name, other, [*views, *services])
 
 
-def _is_there(name: str) -> bool:
+def is_there(name: str) -> bool:
+    """Tell whether a file or a folder has this name."""
     return bool(name) and os.path.exists(name)  # noqa: PTH110 - a path raises for a name that is too long
 
 
@@ -108,7 +151,7 @@ def profile_log(workspace: Readers, registered: RegisteredView) -> Profile:
             hint=f"Run `fs materialize --view {name}`, or profile its source: `fs profile {name} --source`.",
         )
     workspace.offline.verify(version.files)
-    return profile(workspace.engine, name, [file.path for file in version.files], of_view(registered.view))
+    return profile_rows(workspace.engine, name, [file.path for file in version.files], of_view(registered.view))
 
 
 def profile_source(workspace: Readers, registered: RegisteredView) -> Profile:
@@ -124,7 +167,7 @@ def profile_source(workspace: Readers, registered: RegisteredView) -> Profile:
             folder=Path(folder),
         )
         staged = workspace.engine.log.stage(request)
-        return profile(workspace.engine, f"the source of {view.name}", [*map(str, staged.paths)], of_view(view))
+        return profile_rows(workspace.engine, f"the source of {view.name}", [*map(str, staged.paths)], of_view(view))
 
 
 def profile_frame(workspace: Readers, frame: Any) -> Profile:
@@ -154,7 +197,7 @@ def profile_file(workspace: Readers, path: str) -> Profile:
 def _profile_files(workspace: Readers, name: str, source: ParquetSource) -> Profile:
     columns = workspace.engine.sources.columns(source)
     known, unknown = _columns({c.name: c.value_type for c in columns}, {c.name: c.native_type for c in columns})
-    return profile(workspace.engine, name, source, known, left_out=unknown)
+    return profile_rows(workspace.engine, name, source, known, left_out=unknown)
 
 
 def profile_sql(workspace: Readers, sql: str, snapshot: Snapshot) -> Profile:
@@ -182,7 +225,7 @@ def _profile_table(workspace: Readers, name: str, table: pa.Table, hidden: Colle
     kinds = {field.name: value_type_of(field.type) for field in table.schema}
     known, unknown = _columns(kinds, {field.name: str(field.type) for field in table.schema})
     columns = [replace(column, is_hidden=column.name in hidden) for column in known]
-    return profile(workspace.engine, name, table, columns, left_out=unknown)
+    return profile_rows(workspace.engine, name, table, columns, left_out=unknown)
 
 
 def _columns(

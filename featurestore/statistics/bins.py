@@ -18,6 +18,9 @@ BINS = 20
 """How many bins lie between edges, and how many texts are points, at most."""
 POINT_SHARE = 0.05
 """A value with more of the rows is a point."""
+SPIKE_SHARE, SPIKE_TIMES, NEIGHBOURS = 0.01, 10, 5
+"""So is a number with this share that is so many times as frequent as the median of its next ones, so many on each
+side: a sentinel as -999, or the zeros of amounts. A bin between edges would smear it over real values."""
 SHOWN_VALUES = 100
 """Of a text column with more different values only those with `POINT_SHARE` of the rows are points."""
 PINNED_ROWS = 10_000
@@ -62,9 +65,31 @@ def _points(counted: Counted, *, shows_all: bool) -> npt.NDArray[np.int64]:
     few = len(counted.counts) <= (BINS if counted.keys is not None else SHOWN_VALUES) or (
         counted.keys is None and shows_all
     )
-    if not few:
-        return often
-    return counted.most_frequent(BINS)
+    if few:
+        return counted.most_frequent(BINS)
+    points = np.union1d(often, _spikes(counted))
+    if len(points) > BINS:
+        points = np.intersect1d(points, counted.most_frequent(BINS))
+    return points.astype(np.int64)
+
+
+def _spikes(counted: Counted) -> npt.NDArray[np.int64]:
+    """Return the places of numbers that are far more frequent than those next to them."""
+    if counted.keys is None:
+        return np.zeros(0, np.int64)
+    counts = counted.counts
+    found = [
+        place
+        for place in np.flatnonzero(counts >= SPIKE_SHARE * counted.held)
+        if counts[place] >= SPIKE_TIMES * max(1.0, _typical(counts, int(place)))
+    ]
+    return np.asarray(found, np.int64)
+
+
+def _typical(counts: npt.NDArray[np.int64], place: int) -> float:
+    """Return the median count of a value's neighbours."""
+    below, above = counts[max(place - NEIGHBOURS, 0) : place], counts[place + 1 : place + 1 + NEIGHBOURS]
+    return float(np.median(np.concatenate((below, above))))
 
 
 def _edges(counted: Counted, points: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

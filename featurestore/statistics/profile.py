@@ -14,6 +14,7 @@ from featurestore.engine.interface import Engine
 from featurestore.engine.profiles import ProfiledColumns
 from featurestore.statistics.columns import Column, statistics_of, totals_in
 from featurestore.statistics.counting import Counted, count
+from featurestore.tables import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,6 +64,19 @@ class Profile:
     def __repr__(self) -> str:
         return f"Profile({self.name}: {self.rows:,} rows, {len(self.columns)} columns)"
 
+    def __str__(self) -> str:
+        rows = [HEADS, *(tuple(map(visible, cells)) for cells in self.cells())]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if head in RIGHT else cell.ljust(width)
+                for cell, width, head in zip(row, widths, HEADS, strict=True)
+            ).rstrip()
+            for row in rows
+        ]
+        out = [f"{name}: {kind} is not profiled" for name, kind in self.left_out.items()]
+        return "\n".join([visible(self.title()), *lines, *map(visible, out)])
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
         return asdict(self)
@@ -84,7 +98,7 @@ class Profile:
     def title(self) -> str:
         """Return what was profiled, in words."""
         part = "" if self.sampled >= self.rows else f"; quantiles and frequent values from {self.sampled:,} of them"
-        return f"{self.name}: {self.rows:,} rows{part}"
+        return f"{self.name}: {self.rows:,} {'row' if self.rows == 1 else 'rows'}{part}"
 
     def _repr_html_(self) -> str:
         heads = "".join(f"<th style='text-align:left'>{escape(name)}</th>" for name in HEADS)
@@ -100,6 +114,9 @@ class Profile:
 
 class Profiles(list[Profile]):
     """Profiles of several tables; a notebook draws them below one another."""
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self))
 
     def _repr_html_(self) -> str:
         return "".join(each._repr_html_() for each in self)

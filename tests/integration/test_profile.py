@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from featurestore import FeatureStore, FeatureView, Field
+from featurestore import FeatureStore, FeatureView, Field, profile
 from featurestore.cli.main import main
 from featurestore.errors import EntityFrameError, InputError, NotFoundError, SourceFileError
 from featurestore.statistics.profile import Profile, Profiles
@@ -108,6 +108,38 @@ def test_files_are_profiled_as_sources_read_them(store: FeatureStore, tmp_path: 
     page = found._repr_html_()
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
+
+
+def test_files_and_frames_need_no_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pa.table({"v": pa.array([1, 1, None], pa.int64())}), tmp_path / "retail.parquet")
+    for what in ("retail.parquet", tmp_path / "retail.parquet", "*.parquet", ".", {"v": [1, 1, None]}):
+        found = profile(what)
+        assert (found.rows, found["v"].nulls, found["v"].top) == (3, 1, ((1, 2),))
+    with pytest.raises(InputError, match="'retail' is no path"):
+        profile("retail")
+    with pytest.raises(InputError, match="'SELECT 1 FROM x' is no path"):
+        profile("SELECT 1 FROM x")
+    for what in ("retail.parquet", "*.parquet", "."):
+        with pytest.raises(SystemExit) as ended:
+            main(["profile", what])
+        printed = capsys.readouterr()
+        assert (ended.value.code, printed.err) == (0, "")
+        assert printed.out.rstrip("\n") == str(profile(what))
+        assert printed.out.splitlines()[0] == f"{what}: 3 rows"
+    for arguments, words in (
+        (["retail"], "There is no feature_store.yaml"),
+        (["retail.parquet", "--repo", str(tmp_path)], "There is no feature_store.yaml"),
+        (["retail.parquet", "--source"], "Only a view or a service has a source, not 'retail.parquet'"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["profile", *arguments])
+        assert ended.value.code == 1
+        assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["retail.parquet"]
+    assert profile({"v": [1]}).title() == "the frame: 1 row"
 
 
 @pytest.mark.parametrize(

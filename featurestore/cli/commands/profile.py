@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import click
 
 from featurestore.cli.output import Output, repo_command
+from featurestore.cli.shared import given
 from featurestore.cli.streams import is_unicode
 from featurestore.store import FeatureStore
+
+
+def _needs_no_repo(values: Mapping[str, Any]) -> bool:
+    """Tell whether files are asked for where no project is: they are profiled before anything is defined."""
+    from featurestore.maintenance.profile import is_path, is_there
+    from featurestore.project.settings import FILE_NAME
+
+    what = values["what"]
+    return given("repo") is None and not Path(FILE_NAME).exists() and (is_path(what) or is_there(what))
 
 
 @click.command("profile")
 @click.argument("what")
 @click.option("--source", is_flag=True, help="The rows that a first run of a view would bring.")
-@repo_command
+@partial(repo_command, is_anywhere=_needs_no_repo)
 def command(store: FeatureStore, output: Output, what: str, source: bool) -> None:
     """Show what the columns of WHAT hold: a feature view or service, a Parquet file or pattern, or a SELECT."""
     from featurestore.statistics.profile import HEADS, RIGHT, Profiles
