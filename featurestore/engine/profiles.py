@@ -43,7 +43,7 @@ def middle_of(kind: ValueType, least: Any, greatest: Any) -> Any:
         return ((least + greatest) / 2).quantize(Decimal(1).scaleb(-(kind.scale or 0)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sample:
     """How many rows a profile draws, by a hash of each row's place: a share, within bounds."""
 
@@ -51,6 +51,11 @@ class Sample:
     least: int = 50_000
     """Fewer rows are taken whole."""
     most: int = 1_000_000
+
+    @classmethod
+    def within(cls, columns: int) -> Sample:
+        """Return the sample for so many columns: fewer rows where there are hundreds, since sorting them costs most."""
+        return cls(least=min(cls.least, max(10_000, 5_000_000 // max(columns, 1))))
 
     def of(self, rows: int) -> float:
         """Return the share of so many rows; a hash draws a little more or less than it."""

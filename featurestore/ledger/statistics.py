@@ -5,7 +5,6 @@ The documents are `featurestore_registry.documents`'; a newer version may have w
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TypeVar
 
 import msgspec
@@ -32,7 +31,7 @@ def recent_statistics(ledger: LedgerReader, project: str, key: str, *, limit: in
 
 def write_statistics(ledger: Ledger, project: str, key: str, document: StatisticsDocument) -> None:
     """Append statistics."""
-    ledger.append(project, STATISTICS, key, asdict(document))
+    ledger.append(project, STATISTICS, key, msgspec.to_builtins(document))
 
 
 def read_edges(ledger: LedgerReader, project: str, key: str) -> tuple[EdgesDocument, int]:
@@ -46,4 +45,4 @@ def read_edges(ledger: LedgerReader, project: str, key: str) -> tuple[EdgesDocum
 
 def write_edges(ledger: Ledger, project: str, key: str, document: EdgesDocument, *, if_version: int) -> None:
     """Append bins; raises LedgerConflictError where others were written since those of a version were read."""
-    ledger.append(project, EDGES, key, asdict(document), if_version=if_version)
+    ledger.append(project, EDGES, key, msgspec.to_builtins(document), if_version=if_version)

@@ -55,8 +55,9 @@ def make_bins(counted: Counted, *, rows: int, made_us: int, version: int = 1, sh
     if counted.keys is None:
         scalars.sort(key=str)
     made = BinsDocument(version, tuple(scalars), tuple(map(float, edges)), rows=rows, made_us=made_us)
-    held = counted.held
-    return replace(made, outside=count_in(counted, made).outside / held if held else 0.0)
+    if counted.keys is not None or not counted.held:  # edges leave none of these values out
+        return made
+    return replace(made, outside=count_in(counted, made).outside / counted.held)
 
 
 def _points(counted: Counted, *, shows_all: bool) -> npt.NDArray[np.int64]:

@@ -11,7 +11,7 @@ import numpy as np
 from featurestore_registry.documents import ColumnStatistics, Scalar
 
 from featurestore.engine.interface import Engine
-from featurestore.engine.profiles import ProfiledColumns
+from featurestore.engine.profiles import ProfiledColumns, Sample
 from featurestore.statistics.columns import Column, statistics_of, totals_in
 from featurestore.statistics.counting import Counted, count
 from featurestore.tables import visible
@@ -135,10 +135,11 @@ def profile(
     drawings = dict[str, Drawing]()
     kinds = {column.name: column.kind for column in columns}
     hidden = [column.name for column in columns if column.is_hidden]
-    for profiled in engine.profiles.profile(rows, kinds, hidden=hidden):
+    for profiled in engine.profiles.profile(rows, kinds, hidden=hidden, sample=Sample.within(len(kinds))):
         total, sampled = profiled.rows, max(sampled, profiled.sample.num_rows)
+        drawn = dict(zip(profiled.sample.column_names, profiled.sample.columns, strict=True))
         for each in names_of(profiled):
-            made, drawings[each] = _column(wanted[each], profiled)
+            made, drawings[each] = _column(wanted[each], profiled, drawn.get(each))
             found.append(made)
     return Profile(name, total, sampled, tuple(found), drawings, dict(left_out or {}))
 
@@ -148,9 +149,10 @@ def names_of(profiled: ProfiledColumns) -> Iterable[str]:
     return profiled.sample.column_names if profiled.totals is None else profiled.totals
 
 
-def _column(column: Column, profiled: ProfiledColumns) -> tuple[ColumnStatistics, Drawing]:
-    there = column.name in profiled.sample.column_names
-    counted = count(column.kind, profiled.sample.column(column.name)) if there else None
+def _column(
+    column: Column, profiled: ProfiledColumns, drawn: pa.ChunkedArray | None
+) -> tuple[ColumnStatistics, Drawing]:
+    counted = None if drawn is None else count(column.kind, drawn)
     made = statistics_of(column, profiled.rows, counted, totals_in(profiled, column, counted))
     if counted is None or column.is_hidden:
         return made, Drawing(0)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from featurestore_registry.documents import BinsDocument, ColumnStatistics, EdgesDocument, StatisticsDocument
 
-from featurestore.engine.profiles import ProfiledColumns
+from featurestore.engine.profiles import ProfiledColumns, Sample
 from featurestore.errors import FeatureStoreError, LedgerConflictError
 from featurestore.ledger.statistics import read_edges, write_edges, write_statistics
 from featurestore.offline.interface import DataFile, TableVersion
@@ -73,6 +73,7 @@ def _profile(workspace: Workspace, registered: RegisteredView, added: Added, run
         [file.path for file in added.files],
         {column.name: column.kind for column in columns.values()},
         hidden=[column.name for column in columns.values() if column.is_hidden],
+        sample=Sample.within(len(columns)),
     ):
         sampled = max(sampled, profiled.sample.num_rows)
         found += counting.statistics(profiled, columns)

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 KEPT_ROWS = 20_000
 """How many rows of a saved set are kept as a sample, at most."""
-MOST_CELLS = 20_000_000
-"""How many values are sampled from a set, at most."""
 SALT = b"featurestore_salt"
 """In the metadata of a kept sample: the key of the hashes of its join keys."""
 TIMES = "event_timestamp"
@@ -73,8 +71,7 @@ class SetProfile:
 
     def __init__(self, columns: Sequence[SetColumn], rows: int) -> None:
         self.columns, self.rows = columns, rows
-        sample, most = Sample(), MOST_CELLS // max(1, len(columns))
-        self.places = sampled_rows(rows, min(round(sample.of(rows) * rows), max(most, 1)))
+        self.places = sampled_rows(rows, round(Sample.within(len(columns)).of(rows) * rows))
         """The numbers of the rows in ``sample``."""
         self._totals = [Totals(each.column.kind) for each in columns]
         self._taken: list[pa.RecordBatch] = []

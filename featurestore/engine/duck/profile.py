@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 CELLS_AT_ONCE = 2_000_000
 """How many values of a sample are held at a time."""
-READ_WHOLE_BYTES = 32 << 20
+READ_WHOLE_BYTES = 128 << 20
 """Up to this size, decompressed, files that are drawn whole are read without a query: a database starts slowly."""
 _FLOATS = ("Float32", "Float64")
 _KEPT_BYTES, _MOST_BYTES = KEPT_CHARACTERS // 4 * 3, MOST_CHARACTERS // 4 * 3
